@@ -1,0 +1,129 @@
+package runtime
+
+import (
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+)
+
+// Defaults for what a schema leaves open. They are the ones that raylink/options/v1 documents.
+const (
+	DefaultMaxConcurrency = 1
+	DefaultMaxPending     = 16384
+	DefaultMaxStreams     = 1024
+)
+
+// ServiceConfig is what the schema's options say of a service's nodes. Generated code fills it in; zero fields mean the defaults.
+type ServiceConfig struct {
+	// Type is the node type's name, unique in a binary: `learner` in `learner-0`.
+	Type string
+	// NewConfig makes an empty configuration message. Nil for a type that takes none.
+	NewConfig func() proto.Message
+	// MaxConcurrency is how many turns the mailbox gives out at once.
+	MaxConcurrency int
+	// MaxPending is how many calls may wait in the mailbox.
+	MaxPending int
+	// MaxStreams bounds the concurrent methods and streams that run beside the turns, together.
+	MaxStreams int
+}
+
+// Service is one service's method table, made once by generated code. The host's dispatcher, the HTTP handler, the local
+// stub and the tunnel adapters all work from it. It is immutable.
+type Service struct {
+	name    string
+	desc    protoreflect.ServiceDescriptor
+	config  ServiceConfig
+	methods []*Method
+	byProc  map[string]*Method
+}
+
+// NewService makes a service's method table. It is for generated code, and panics where that does not fit its schema.
+func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods ...MethodTable) *Service {
+	s := &Service{
+		name:   string(desc.FullName()),
+		desc:   desc,
+		config: config,
+		byProc: make(map[string]*Method, len(methods)),
+	}
+	if s.config.MaxConcurrency == 0 {
+		s.config.MaxConcurrency = DefaultMaxConcurrency
+	}
+	if s.config.MaxPending == 0 {
+		s.config.MaxPending = DefaultMaxPending
+	}
+	if s.config.MaxStreams == 0 {
+		s.config.MaxStreams = DefaultMaxStreams
+	}
+	for _, table := range methods {
+		m := table.method()
+		md := desc.Methods().ByName(protoreflect.Name(m.name))
+		if md == nil {
+			panic(fmt.Sprintf("raylink: service %s has no method %s: generated code and schema differ; run `buf generate`", s.name, m.name))
+		}
+		m.service = s
+		m.spec = connect.Spec{
+			StreamType:       streamTypeOf(md),
+			IdempotencyLevel: idempotencyOf(md),
+			Schema:           md,
+			Procedure:        "/" + s.name + "/" + m.name,
+		}
+		if m.spec.StreamType != m.shape {
+			panic(fmt.Sprintf("raylink: method %s is %v in the schema and %v in generated code; run `buf generate`",
+				m.spec.Procedure, m.spec.StreamType, m.shape))
+		}
+		s.methods = append(s.methods, m)
+		s.byProc[m.spec.Procedure] = m
+	}
+	return s
+}
+
+// Name is the service's full name, `package.Service`.
+func (s *Service) Name() string { return s.name }
+
+// Type is the node type's name.
+func (s *Service) Type() string { return s.config.Type }
+
+// Descriptor is the service's schema.
+func (s *Service) Descriptor() protoreflect.ServiceDescriptor { return s.desc }
+
+// Config is what the schema's options say, defaults filled in.
+func (s *Service) Config() ServiceConfig { return s.config }
+
+// methodNames lists the methods, for errors that say what exists.
+func (s *Service) methodNames() string {
+	names := make([]string, len(s.methods))
+	for i, m := range s.methods {
+		names[i] = m.name
+	}
+	return strings.Join(names, ", ")
+}
+
+func streamTypeOf(md protoreflect.MethodDescriptor) connect.StreamType {
+	t := connect.StreamTypeUnary
+	if md.IsStreamingClient() {
+		t |= connect.StreamTypeClient
+	}
+	if md.IsStreamingServer() {
+		t |= connect.StreamTypeServer
+	}
+	return t
+}
+
+func idempotencyOf(md protoreflect.MethodDescriptor) connect.IdempotencyLevel {
+	opts, ok := md.Options().(*descriptorpb.MethodOptions)
+	if !ok {
+		return connect.IdempotencyUnknown
+	}
+	switch opts.GetIdempotencyLevel() {
+	case descriptorpb.MethodOptions_NO_SIDE_EFFECTS:
+		return connect.IdempotencyNoSideEffects
+	case descriptorpb.MethodOptions_IDEMPOTENT:
+		return connect.IdempotencyIdempotent
+	case descriptorpb.MethodOptions_IDEMPOTENCY_UNKNOWN:
+	}
+	return connect.IdempotencyUnknown
+}

@@ -1,0 +1,129 @@
+package runtime
+
+import (
+	"errors"
+	"io"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// The stream types below are interfaces, so that a test can pass a fake. One goroutine may send and another receive at the
+// same time; two sends, or two receives, may not overlap. A message handed to Send belongs to nobody from then on.
+type (
+	// ServerStreamingServer is what a server-streaming method sends its responses on.
+	ServerStreamingServer[Res proto.Message] interface {
+		// Send sends the next response. It blocks while the receiver is behind, until the call's context ends.
+		Send(res Res) error
+	}
+
+	// ClientStreamingServer is what a client-streaming method reads its requests from.
+	ClientStreamingServer[Req proto.Message] interface {
+		// Receive waits for the next request. After the last one it returns io.EOF.
+		Receive() (Req, error)
+	}
+
+	// BidiStreamingServer is both.
+	BidiStreamingServer[Req, Res proto.Message] interface {
+		// Receive is as in ClientStreamingServer.
+		Receive() (Req, error)
+		// Send is as in ServerStreamingServer.
+		Send(res Res) error
+	}
+
+	// ServerStreamingClient is what a caller reads a server-streaming method's responses from.
+	ServerStreamingClient[Res proto.Message] interface {
+		// Receive waits for the next response. After the last one it returns io.EOF; any other error is the call's.
+		Receive() (Res, error)
+		// Close abandons the stream and frees what it holds. It may be called at any time, from any goroutine, more than once;
+		// it is not needed after Receive has returned an error.
+		Close() error
+	}
+
+	// ClientStreamingClient is what a caller sends a client-streaming method's requests on.
+	ClientStreamingClient[Req, Res proto.Message] interface {
+		// Send sends the next request. After the node has ended the call it returns io.EOF; CloseAndReceive tells why.
+		Send(req Req) error
+		// CloseAndReceive ends the requests and waits for the response.
+		CloseAndReceive() (Res, error)
+		// Close abandons the stream, as in ServerStreamingClient.
+		Close() error
+	}
+
+	// BidiStreamingClient is both.
+	BidiStreamingClient[Req, Res proto.Message] interface {
+		// Send is as in ClientStreamingClient.
+		Send(req Req) error
+		// CloseSend ends the requests; responses may still come.
+		CloseSend() error
+		// Receive is as in ServerStreamingClient.
+		Receive() (Res, error)
+		// Close is as in ServerStreamingClient.
+		Close() error
+	}
+)
+
+// handover is implemented by streams inside one process: they hand the message itself over, without a copy.
+type handover interface {
+	receiveMessage() (proto.Message, error)
+}
+
+// receiver is the half of connect's streams that both sides share.
+type receiver interface{ Receive(msg any) error }
+
+func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
+	var none P
+	if local, ok := stream.(handover); ok {
+		msg, err := local.receiveMessage()
+		if err != nil {
+			return none, err
+		}
+		if typed, ok := msg.(P); ok {
+			return typed, nil
+		}
+		return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
+	}
+	msg := fresh()
+	if err := stream.Receive(msg); err != nil {
+		if errors.Is(err, io.EOF) {
+			return none, io.EOF
+		}
+		return none, err
+	}
+	return msg, nil
+}
+
+// serverStream is the node's side of every streaming shape; the interfaces above show the part that fits.
+type serverStream[Req, Res proto.Message] struct {
+	stream connect.ServerStream
+	fresh  func() Req
+}
+
+func (s *serverStream[Req, Res]) Receive() (Req, error) { return receive(s.stream, s.fresh) }
+func (s *serverStream[Req, Res]) Send(res Res) error    { return s.stream.Send(res) }
+
+// clientStream is the caller's side of every streaming shape.
+type clientStream[Req, Res proto.Message] struct {
+	stream connect.ClientStream
+	fresh  func() Res
+}
+
+func (c *clientStream[Req, Res]) Receive() (Res, error) { return receive(c.stream, c.fresh) }
+func (c *clientStream[Req, Res]) Send(req Req) error    { return c.stream.Send(req) }
+func (c *clientStream[Req, Res]) CloseSend() error      { return c.stream.CloseSend() }
+func (c *clientStream[Req, Res]) Close() error          { return c.stream.Close() }
+
+func (c *clientStream[Req, Res]) CloseAndReceive() (Res, error) {
+	var none Res
+	if err := c.stream.CloseSend(); err != nil {
+		return none, err
+	}
+	res, err := c.Receive()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			return none, connect.NewError(connect.CodeInternal, "the call ended without a response")
+		}
+		return none, err
+	}
+	return res, c.stream.Close()
+}
