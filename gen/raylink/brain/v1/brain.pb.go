@@ -163,7 +163,10 @@ type RegisterRequest struct {
 	// The host that launches the nodes and answers for them until they have one of their own.
 	Launcher *v1.HostInfo `protobuf:"bytes,7,opt,name=launcher,proto3" json:"launcher,omitempty"`
 	// Makes a retried request harmless: the same id gives the same nodes. A UUID.
-	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The launcher starts the nodes again when they die: a death leaves their records in the tree, dead, until the next
+	// incarnation begins or they are removed.
+	Restarts      bool `protobuf:"varint,9,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +257,13 @@ func (x *RegisterRequest) GetRequestId() string {
 	return ""
 }
 
+func (x *RegisterRequest) GetRestarts() bool {
+	if x != nil {
+		return x.Restarts
+	}
+	return false
+}
+
 type RegisterResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*v1.NodeRecord       `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
@@ -302,7 +312,8 @@ func (x *RegisterResponse) GetNodes() []*v1.NodeRecord {
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nid   string                 `protobuf:"bytes,1,opt,name=nid,proto3" json:"nid,omitempty"`
-	// The incarnation it is meant for: a change for an earlier life is refused.
+	// The incarnation it is meant for, never 0: a change for an earlier life is refused. One more than the present one begins
+	// the next life of a node that restarts, with the state starting; whatever was below it is gone.
 	Incarnation      uint64               `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	State            v1.NodeState         `protobuf:"varint,3,opt,name=state,proto3,enum=raylink.node.v1.NodeState" json:"state,omitempty"`
 	Host             *v1.HostInfo         `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
@@ -581,7 +592,7 @@ func (x *RemoveResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
-// Where names a node: an absolute path, an alias or a nid. Brain itself is `BRAIN`.
+// Where names a node that lives: an absolute path, an alias or a nid. Brain itself is `BRAIN`.
 type Where struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to By:
@@ -841,7 +852,7 @@ func (x *ListRequest) GetChildren() bool {
 
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Parents before children, siblings in the order of their creation.
+	// Parents before children, siblings in the order of their creation; the wanted root first, Brain itself never.
 	Nodes         []*v1.NodeRecord `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1004,7 +1015,7 @@ func (x *AttachResponse) GetUnknown() []string {
 
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Nids to follow from now on. Each is answered with its record as it stands.
+	// Nids to follow from now on. Each is answered with its record as it stands; one that Brain doesn't know, with a dead one.
 	Add []string `protobuf:"bytes,1,rep,name=add,proto3" json:"add,omitempty"`
 	// Nids to follow no longer.
 	Remove []string `protobuf:"bytes,2,rep,name=remove,proto3" json:"remove,omitempty"`
@@ -1123,7 +1134,7 @@ type ReportHostRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The dead host.
 	HostId string `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
-	// How it died, e.g. `killed by signal 9 (killed)`.
+	// How it died, to be read after `died: `, e.g. `killed by signal 9 (killed)`.
 	Cause         string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1223,7 +1234,7 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x19\n" +
 	"\bbrain_id\x18\x02 \x01(\tR\abrainId\x12,\n" +
 	"\x04root\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04root\x12/\n" +
-	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\x83\x03\n" +
+	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05lease\"\x9f\x03\n" +
 	"\x0fRegisterRequest\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\tR\x06parent\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -1235,7 +1246,8 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"attributes\x125\n" +
 	"\blauncher\x18\a \x01(\v2\x19.raylink.node.v1.HostInfoR\blauncher\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\b \x01(\tR\trequestId\x1aU\n" +
+	"request_id\x18\b \x01(\tR\trequestId\x12\x1a\n" +
+	"\brestarts\x18\t \x01(\bR\brestarts\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"E\n" +

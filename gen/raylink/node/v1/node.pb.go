@@ -485,7 +485,9 @@ type NodeRecord struct {
 	// Brain's revision at the record's last change; grows with every change of any record.
 	Revision uint64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
 	// For a dead node: how it died, in a sentence.
-	Cause         string `protobuf:"bytes,15,opt,name=cause,proto3" json:"cause,omitempty"`
+	Cause string `protobuf:"bytes,15,opt,name=cause,proto3" json:"cause,omitempty"`
+	// It is started again after a death, as its next incarnation.
+	Restarts      bool `protobuf:"varint,16,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +625,13 @@ func (x *NodeRecord) GetCause() string {
 		return x.Cause
 	}
 	return ""
+}
+
+func (x *NodeRecord) GetRestarts() bool {
+	if x != nil {
+		return x.Restarts
+	}
+	return false
 }
 
 // TunnelInfo is what a process needs to reach a node over a connection of its own. It carries addresses, never credentials.
@@ -1618,7 +1627,7 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x12-\n" +
-	"\x04host\x18\x05 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\"\xc7\x04\n" +
+	"\x04host\x18\x05 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\"\xe3\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12\x12\n" +
@@ -1638,7 +1647,8 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"attributes\x124\n" +
 	"\acreated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1a\n" +
 	"\brevision\x18\x0e \x01(\x04R\brevision\x12\x14\n" +
-	"\x05cause\x18\x0f \x01(\tR\x05cause\x1aU\n" +
+	"\x05cause\x18\x0f \x01(\tR\x05cause\x12\x1a\n" +
+	"\brestarts\x18\x10 \x01(\bR\brestarts\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"L\n" +

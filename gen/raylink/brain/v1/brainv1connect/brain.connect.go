@@ -121,7 +121,8 @@ type BrainServiceClient interface {
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
 	// Remove takes nodes, and all below them, out of the tree.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
-	// Lookup finds one node.
+	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
+	// the error's detail.
 	Lookup(context.Context, *v1.LookupRequest) (*v1.LookupResponse, error)
 	// List gives a subtree.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
@@ -221,7 +222,8 @@ type BrainServiceHandler interface {
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
 	// Remove takes nodes, and all below them, out of the tree.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
-	// Lookup finds one node.
+	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
+	// the error's detail.
 	Lookup(context.Context, *v1.LookupRequest) (*v1.LookupResponse, error)
 	// List gives a subtree.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
