@@ -1,0 +1,110 @@
+# `make help` lists what there is. Go and make are enough for everything but `ci`'s test-clients; each tool is pinned in
+# tools/go.mod, and built from source once for each state of that file.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GO    ?= go
+BIN   := $(CURDIR)/bin
+TOOLS := $(CURDIR)/.cache/tools/$(shell { cat tools/go.mod tools/go.sum; $(GO) env GOVERSION; } | cksum | cut -d' ' -f1)
+FRESH := $(CURDIR)/.cache/generated
+
+# Modules of their own, beside the one of this directory.
+MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod))
+# What `buf generate` is told: the project's own schemas, and each example's.
+TEMPLATES := $(wildcard buf.gen*.yaml examples/*/buf.gen*.yaml)
+# Where the drivers in other languages are.
+CLIENTS := $(wildcard clients/test)
+
+# Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull.
+SEEDS  ?=
+ABLATE ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the commands and examples into bin/
+	@mkdir -p $(BIN)
+	$(GO) build ./...
+	$(GO) build -o $(BIN)/ ./cmd/... ./examples/...
+
+.PHONY: test
+test: ## vet and run all tests that need only Go; with the race detector where a C compiler is found
+	$(GO) vet ./...
+	@if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then \
+	  echo "$(GO) test -race ./..."; $(GO) test -race -timeout=15m ./...; \
+	else \
+	  echo "No C compiler that works with cgo was found (CC=$$($(GO) env CC)): testing WITHOUT the race detector."; \
+	  echo "$(GO) test ./..."; $(GO) test -timeout=15m ./...; \
+	fi
+	@for m in $(MODULES); do echo "$(GO) -C $$m test ./..."; $(GO) -C $$m vet ./...; $(GO) -C $$m test -timeout=15m ./...; done
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
+	$(TOOLS)/buf lint
+	$(TOOLS)/golangci-lint run ./...
+	@for m in $(MODULES); do echo "golangci-lint in $$m"; (cd $$m && $(TOOLS)/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); done
+
+# Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
+.PHONY: fresh
+fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go
+	@rm -rf $(FRESH) && mkdir -p $(BIN) $(FRESH)
+	@if [ -d cmd/protoc-gen-raylink ]; then $(GO) build -o $(BIN)/ ./cmd/protoc-gen-raylink; fi
+	@for t in $(TEMPLATES); do echo "buf generate --template $$t"; \
+	  PATH="$(BIN):$(TOOLS):$$PATH" $(TOOLS)/buf generate --template $$t -o $(FRESH); done
+
+.PHONY: generate
+generate: fresh ## make the code of all schemas anew
+	@(cd $(FRESH) && find . -type d -name gen -prune) | while read -r d; do rm -rf "$$d"; mkdir -p "$$(dirname "$$d")"; cp -R "$(FRESH)/$$d" "$$d"; done
+
+.PHONY: check-generate
+check-generate: fresh ## fail where generated code is not what its schemas make today
+	@stale=0; for d in $$(cd $(FRESH) && find . -type d -name gen -prune); do diff -rq "$$d" "$(FRESH)/$$d" || stale=1; done; \
+	if [ $$stale = 1 ]; then echo "Generated code is stale: run 'make generate' and commit what changes."; exit 1; fi
+
+.PHONY: cross
+cross: ## build and vet for the platforms that this one is not
+	@for p in darwin/arm64 linux/arm64; do echo "build and vet for $$p"; \
+	  export CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/}; $(GO) build ./...; $(GO) vet ./...; done
+
+.PHONY: test-clients
+test-clients: build ## drive a node from curl, Python, TypeScript and grpc-go
+	@if [ -z "$(CLIENTS)" ]; then echo "clients/test is not there"; exit 1; fi
+	$(CLIENTS)
+
+.PHONY: ci
+ci: ## everything that has to be green before anything lands
+	@$(MAKE) --no-print-directory check-generate
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory cross
+	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
+	@$(MAKE) --no-print-directory test
+
+.PHONY: demo
+demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, ABLATE=pull and ABLATE=replay must fail
+	$(BIN)/cartpole $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(ABLATE),--ablate=$(ABLATE))
+
+.PHONY: bench
+bench: ## run the benchmarks, and those of the bench module, side by side with the peers
+	$(GO) test -run='^$$' -bench=. -benchmem ./...
+	@for m in $(filter bench,$(MODULES)); do $(GO) -C $$m test -run='^$$' -bench=. -benchmem ./...; done
+
+.PHONY: tools
+tools: $(addprefix $(TOOLS)/,buf protoc-gen-go protoc-gen-connect-go golangci-lint) ## build the pinned tools
+
+.PHONY: clean
+clean: ## remove what was built, tools included
+	rm -rf $(BIN) .cache
+
+$(TOOLS)/buf: PACKAGE = github.com/bufbuild/buf/cmd/buf
+$(TOOLS)/protoc-gen-go: PACKAGE = google.golang.org/protobuf/cmd/protoc-gen-go
+$(TOOLS)/protoc-gen-connect-go: PACKAGE = connectrpc.com/connect/v2/cmd/protoc-gen-connect-go
+$(TOOLS)/golangci-lint: PACKAGE = github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+$(TOOLS)/%: tools/go.mod
+	@mkdir -p $(@D)
+	@echo "building $* (once; a minute or two)"
+	@GOOS= GOARCH= $(GO) -C tools build -o $@ $(PACKAGE) && touch $@
