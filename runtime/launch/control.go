@@ -1,0 +1,169 @@
+package launch
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// The control channel is two pipes, one each way. Both carry frames:
+//
+//	length  4 bytes, big endian: of kind and body together
+//	kind    1 byte
+//	body    length-1 bytes
+//
+// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one ready or one failed, and lines at
+// any time after hello. Start and hello begin with the version of all this, in 2 bytes. The end of file, from the parent, is its
+// death. Both ends are the same build (hello sees to that), so that a version never needs to be negotiated: it is there for
+// one thing, an error that says what is wrong when an executable was replaced while it ran.
+const controlVersion = 1
+
+type kind uint8
+
+const (
+	kindStart  kind = 1 // parent: version, payload
+	kindStop   kind = 2 // parent: empty
+	kindHello  kind = 3 // child: version, build
+	kindReady  kind = 4 // child: payload
+	kindFailed kind = 5 // child: payload
+	kindLine   kind = 6 // child: stream, 1 byte; length of path, 2 bytes; path; text
+)
+
+const (
+	frameHeader = 5
+	maxPayload  = 64 << 20
+	maxBuild    = 1 << 10
+	maxPath     = 4 << 10
+	versionSize = 2
+	lineHeader  = 3
+)
+
+// limit is the largest body that a frame of the kind may have, or -1 if there is no such kind.
+func (k kind) limit() int {
+	switch k {
+	case kindStart:
+		return versionSize + maxPayload
+	case kindStop:
+		return 0
+	case kindHello:
+		return versionSize + maxBuild
+	case kindReady, kindFailed:
+		return maxPayload
+	case kindLine:
+		return lineHeader + maxPath + MaxLine
+	}
+	return -1
+}
+
+func (k kind) String() string {
+	switch k {
+	case kindStart:
+		return "start"
+	case kindStop:
+		return "stop"
+	case kindHello:
+		return "hello"
+	case kindReady:
+		return "ready"
+	case kindFailed:
+		return "failed"
+	case kindLine:
+		return "line"
+	}
+	return fmt.Sprintf("frame of unknown kind %d", uint8(k))
+}
+
+// protocolError is what the other end did wrong.
+type protocolError struct{ text string }
+
+func (e *protocolError) Error() string { return e.text }
+
+func protocolErrorf(format string, args ...any) error {
+	return &protocolError{text: fmt.Sprintf(format, args...)}
+}
+
+// writeFrame writes one frame with one Write.
+func writeFrame(w io.Writer, k kind, body []byte) error {
+	if len(body) > k.limit() {
+		return fmt.Errorf("launch: %s of %d bytes is over the limit of %d", k, len(body), k.limit())
+	}
+	frame := make([]byte, frameHeader, frameHeader+len(body))
+	binary.BigEndian.PutUint32(frame, uint32(1+len(body))) //nolint:gosec // within limit
+	frame[4] = byte(k)
+	if _, err := w.Write(append(frame, body...)); err != nil {
+		return fmt.Errorf("launch: sending %s: %w", k, err)
+	}
+	return nil
+}
+
+// readFrame reads one frame. It returns io.EOF, as it is, only between frames. No more memory is taken than bytes arrive for.
+func readFrame(r io.Reader) (kind, []byte, error) {
+	var header [frameHeader]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return 0, nil, protocolErrorf("the channel ended within a frame's header")
+		}
+		return 0, nil, err //nolint:wrapcheck // the caller compares it with io.EOF
+	}
+	k, length := kind(header[4]), int64(binary.BigEndian.Uint32(header[:]))
+	limit := k.limit()
+	if limit < 0 {
+		return 0, nil, protocolErrorf("got a %s", k)
+	}
+	if length < 1 || length-1 > int64(limit) {
+		return 0, nil, protocolErrorf("got a %s with a length of %d, which should be 1 to %d", k, length, limit+1)
+	}
+	var body bytes.Buffer
+	if n, err := io.CopyN(&body, r, length-1); err != nil {
+		if errors.Is(err, io.EOF) {
+			return 0, nil, protocolErrorf("the channel ended %d bytes into a %s of %d", n, k, length-1)
+		}
+		return 0, nil, err //nolint:wrapcheck // the caller tells a closed or overdue pipe from a broken one
+	}
+	return k, body.Bytes(), nil
+}
+
+// versioned puts the version before a body.
+func versioned(body []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(make([]byte, 0, versionSize+len(body)), controlVersion), body...)
+}
+
+// unversioned takes it off again, if it is ours.
+func unversioned(k kind, body []byte) ([]byte, error) {
+	if len(body) < versionSize {
+		return nil, protocolErrorf("got a %s without a version", k)
+	}
+	if v := binary.BigEndian.Uint16(body); v != controlVersion {
+		return nil, protocolErrorf("got a %s of control version %d, but this end speaks version %d: is the executable another one?", k, v, controlVersion)
+	}
+	return body[versionSize:], nil
+}
+
+// encodeLine makes a line's body. What is too long is cut: that a line arrives matters more than all of it.
+func encodeLine(line Line) []byte {
+	path, text := line.Path, line.Text
+	path, text = path[:min(len(path), maxPath)], text[:min(len(text), MaxLine)]
+	body := make([]byte, 0, lineHeader+len(path)+len(text))
+	body = append(body, byte(line.Stream))
+	body = binary.BigEndian.AppendUint16(body, uint16(len(path))) //nolint:gosec // at most maxPath
+	return append(append(body, path...), text...)
+}
+
+func decodeLine(body []byte) (Line, error) {
+	if len(body) < lineHeader {
+		return Line{}, protocolErrorf("got a line of %d bytes, which is shorter than its header", len(body))
+	}
+	stream, length := Stream(body[0]), int(binary.BigEndian.Uint16(body[1:]))
+	body = body[lineHeader:]
+	switch {
+	case stream != Stdout && stream != Stderr:
+		return Line{}, protocolErrorf("got a line of %s", stream)
+	case length > maxPath || length > len(body):
+		return Line{}, protocolErrorf("got a line whose path has %d bytes, of %d that are there", length, len(body))
+	case len(body)-length > MaxLine:
+		return Line{}, protocolErrorf("got a line of %d bytes, over the limit of %d", len(body)-length, MaxLine)
+	}
+	return Line{Path: string(body[:length]), Stream: stream, Text: string(body[length:])}, nil
+}

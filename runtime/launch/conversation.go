@@ -1,0 +1,54 @@
+package launch
+
+// conversation is the parent's view of what the child has said so far: what may come next, and what it means. It knows nothing
+// of processes and pipes, so that it can be tested and fuzzed without them.
+type conversation struct {
+	// build is what the child must be.
+	build string
+
+	greeted bool
+	settled bool // ready or failed has been said
+	failed  bool
+	payload []byte
+}
+
+// hear takes the child's next frame. An error means that the child has broken the protocol and can't be kept. For a line it
+// returns the line.
+func (c *conversation) hear(k kind, body []byte) (*Line, error) {
+	if !c.greeted && k != kindHello {
+		return nil, protocolErrorf("it sent a %s before hello", k)
+	}
+	switch k {
+	case kindHello:
+		if c.greeted {
+			return nil, protocolErrorf("it said hello twice")
+		}
+		return nil, c.greet(body)
+	case kindReady, kindFailed:
+		if c.settled {
+			return nil, protocolErrorf("it sent a %s after it had already said how its set-up went", k)
+		}
+		c.settled, c.failed, c.payload = true, k == kindFailed, body
+		return nil, nil //nolint:nilnil // no line, no error
+	case kindLine:
+		line, err := decodeLine(body)
+		if err != nil {
+			return nil, err
+		}
+		return &line, nil
+	case kindStart, kindStop:
+	}
+	return nil, protocolErrorf("it sent a %s, which only a parent may send", k)
+}
+
+func (c *conversation) greet(body []byte) error {
+	build, err := unversioned(kindHello, body)
+	if err != nil {
+		return err
+	}
+	if string(build) != c.build {
+		return protocolErrorf("it is another build: this process is %s, it is %s", c.build, build)
+	}
+	c.greeted = true
+	return nil
+}

@@ -1,0 +1,77 @@
+package launch
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+)
+
+// Exit is how a process ended.
+type Exit struct {
+	// Code is the exit code, or -1 if a signal ended it.
+	Code int
+	// Signal is the signal that ended it, or 0.
+	Signal syscall.Signal
+	// Reason is why its parent killed it, if its parent did.
+	Reason string
+	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's first lines come first.
+	Lines []Line
+
+	ended  bool
+	dumped bool
+}
+
+func exitOf(state *os.ProcessState, reason string, lines []Line) Exit {
+	exit := Exit{Code: -1, Lines: lines, ended: true}
+	if state == nil {
+		return exit
+	}
+	exit.Code = state.ExitCode()
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		exit.Signal, exit.dumped = status.Signal(), status.CoreDump()
+		if exit.Signal == syscall.SIGKILL { // else something else came first
+			exit.Reason = reason
+		}
+	}
+	return exit
+}
+
+// Success says whether the process ended by itself with exit code 0.
+func (e Exit) Success() bool { return e.ended && e.Code == 0 && e.Signal == 0 }
+
+// String says how it ended, without what it printed: "exited with code 1", "killed by signal 9 (killed)".
+func (e Exit) String() string {
+	var text string
+	switch {
+	case !e.ended:
+		return "still running"
+	case e.Signal != 0:
+		text = fmt.Sprintf("killed by signal %d (%s)", int(e.Signal), e.Signal)
+		if e.dumped {
+			text += ", core dumped"
+		}
+	case e.Code < 0:
+		text = "ended in an unknown way"
+	default:
+		text = fmt.Sprintf("exited with code %d", e.Code)
+	}
+	if e.Reason != "" {
+		text += ": its parent ended it, as " + e.Reason
+	}
+	return text
+}
+
+// output is the lines that it printed last as a paragraph of an error's text.
+func (e Exit) output() string {
+	if len(e.Lines) == 0 {
+		return "; it printed nothing"
+	}
+	var text strings.Builder
+	text.WriteString("; it printed last:")
+	for _, line := range e.Lines {
+		text.WriteString("\n  | ")
+		text.WriteString(line.Text)
+	}
+	return text.String()
+}

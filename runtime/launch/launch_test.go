@@ -1,0 +1,313 @@
+package launch
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestChildIsSetUpAndStops(t *testing.T) {
+	p, printed := begin(t, "ok:here I am")
+	payload, err := p.Ready(within(t))
+	require.NoError(t, err)
+	assert.Equal(t, "here I am", string(payload))
+	assert.NotEqual(t, os.Getpid(), p.PID())
+	assert.Equal(t, "still running", p.Exit().String())
+
+	require.NoError(t, p.Stop(within(t)))
+	assert.True(t, p.Exit().Success(), p.Exit())
+	assert.Equal(t, "exited with code 0", p.Exit().String())
+	assert.Equal(t, []string{"hello on stdout"}, printed.texts(Stdout))
+	assert.Equal(t, []string{"hello on stderr"}, printed.texts(Stderr))
+
+	again, err := p.Ready(within(t))
+	require.NoError(t, err, "what it said once stays said")
+	assert.Equal(t, payload, again)
+	require.NoError(t, p.Stop(within(t)), "stopping twice is no error")
+	require.NoError(t, p.Kill(), "nor is killing what has ended")
+	assert.True(t, p.Exit().Success(), "and doesn't change how it ended")
+}
+
+func TestChildIsThisProgramOnceMore(t *testing.T) {
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	t.Chdir(t.TempDir()) // which a child doesn't see: it goes there by itself if it runs the same program
+	t.Setenv("LAUNCH_TEST", "yes")
+	p, _ := begin(t, "describes itself")
+	payload, err := p.Ready(within(t))
+	require.NoError(t, err)
+	assert.Equal(t, fmt.Sprintf("args=[] marked=false dir=%s stdin=0,EOF own group=true", here), string(payload))
+}
+
+func TestFailedSetUpArrivesWithItsReason(t *testing.T) {
+	for _, life := range []string{"fails set-up", "fails set-up and stays"} {
+		t.Run(life, func(t *testing.T) {
+			launcher := Self()
+			if life == "fails set-up and stays" {
+				launcher = tuned(func(o *options) { o.exitGrace = 100 * time.Millisecond })
+			}
+			p, _ := beginWith(t, launcher, life+":\x00\x01 any bytes")
+			_, err := p.Ready(within(t))
+			var failed *FailedError
+			require.ErrorAs(t, err, &failed)
+			assert.Equal(t, "\x00\x01 any bytes", string(failed.Payload))
+			requireGone(t, p)
+			if life == "fails set-up" {
+				assert.True(t, failed.Exit.Success(), failed.Exit)
+				assert.ErrorContains(t, err, "tester-0: set-up failed; it printed last:\n  | it won't do")
+			} else {
+				assert.Equal(t, syscall.SIGKILL, failed.Exit.Signal)
+			}
+		})
+	}
+}
+
+func TestDeathBeforeHelloIsTold(t *testing.T) {
+	t.Setenv(early, "exit")
+	p, _ := begin(t, "ok")
+	_, err := p.Ready(within(t))
+	var died *DiedError
+	require.ErrorAs(t, err, &died)
+	assert.False(t, died.Greeted)
+	assert.Equal(t, 3, died.Exit.Code)
+	assert.Equal(t, fmt.Sprintf("launch: tester-0 (process %d) ended before it shook hands: exited with code 3; it printed last:\n  | no hello from me", p.PID()), err.Error())
+	requireGone(t, p)
+}
+
+func TestDeathAfterHelloIsTold(t *testing.T) {
+	p, _ := begin(t, "dies after hello")
+	_, err := p.Ready(within(t))
+	var died *DiedError
+	require.ErrorAs(t, err, &died)
+	assert.True(t, died.Greeted)
+	assert.Equal(t, 7, died.Exit.Code)
+	assert.ErrorContains(t, err, "ended during its set-up: exited with code 7; it printed last:\n  | oh dear")
+	requireGone(t, p)
+}
+
+func TestDeathBySignalIsTold(t *testing.T) {
+	p, _ := begin(t, "kills itself")
+	_, err := p.Ready(within(t))
+	assert.ErrorContains(t, err, "ended during its set-up: killed by signal 9 (killed); it printed nothing")
+}
+
+func TestCrashIsToldByItsFirstLines(t *testing.T) {
+	t.Setenv("GOTRACEBACK", "all")
+	p, _ := begin(t, "crashes among a crowd")
+	_, err := p.Ready(within(t))
+	require.ErrorContains(t, err, "exited with code 2; it printed last:\n  | panic: the sky is falling\n")
+	assert.ErrorContains(t, err, "lines more ...\n")
+}
+
+func TestSilentChildIsKilled(t *testing.T) {
+	t.Setenv(early, "hang")
+	p, printed := beginWith(t, Self(WithHelloTimeout(2*time.Second)), "ok")
+	_, err := p.Ready(within(t))
+	var refused *HandshakeError
+	require.ErrorAs(t, err, &refused)
+	assert.ErrorContains(t, err, "it did not say hello within 2s")
+	requireGone(t, p)
+	assert.Equal(t, "killed by signal 9 (killed): its parent ended it, as "+refused.Reason, p.Exit().String())
+	if lines := printed.texts(Stdout); len(lines) > 0 { // it may have been too slow even for that
+		assert.ErrorContains(t, err, "it printed last:\n  | thinking")
+	}
+}
+
+func TestAnotherBuildIsRefused(t *testing.T) {
+	p, _ := begin(t, "another build")
+	_, err := p.Ready(within(t))
+	var refused *HandshakeError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, "it is another build: this process is "+Build()+", it is an older one", refused.Reason)
+	requireGone(t, p)
+}
+
+func TestNonsenseIsRefused(t *testing.T) {
+	p, _ := begin(t, "talks nonsense")
+	_, err := p.Ready(within(t))
+	var refused *HandshakeError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, "got a frame of unknown kind 47", refused.Reason)
+	requireGone(t, p)
+}
+
+func TestChildThatHangsUpIsKilled(t *testing.T) {
+	p, _ := beginWith(t, tuned(func(o *options) { o.exitGrace = 100 * time.Millisecond }), "hangs up")
+	_, err := p.Ready(within(t))
+	var refused *HandshakeError
+	require.ErrorAs(t, err, &refused)
+	assert.Contains(t, refused.Reason, "closed its control channel")
+	requireGone(t, p)
+}
+
+func TestSetUpEndsWithItsContext(t *testing.T) {
+	p, _ := begin(t, "hangs in set-up")
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err := p.Ready(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	requireGone(t, p)
+	assert.Contains(t, p.Exit().String(), "it was not set up in time (context deadline exceeded)")
+
+	_, err = p.Ready(within(t))
+	var died *DiedError
+	require.ErrorAs(t, err, &died, "a second waiter is told, too")
+}
+
+func TestChildThatIgnoresStopIsKilled(t *testing.T) {
+	p, _ := begin(t, "ignores stop")
+	_, err := p.Ready(within(t))
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	err = p.Stop(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.ErrorContains(t, err, "tester-0 did not stop in good order, and was killed")
+	requireGone(t, p)
+	assert.Equal(t, syscall.SIGKILL, p.Exit().Signal)
+}
+
+func TestLaunchIsRefusedWhenItsContextHasEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := Self().Launch(ctx, Spec{Name: "tester-0"})
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestHostThatNeverLookedDoesNotLaunchItselfOverAndOver(t *testing.T) {
+	t.Setenv(marker, "3,4")
+	_, err := Self().Launch(within(t), Spec{Name: "tester-0"})
+	require.ErrorContains(t, err, "start itself over and over")
+}
+
+func TestInheritedRefusesWhatNoLauncherSet(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "no pipe"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, file.Close()) }()
+	for _, value := range []string{"", "3", "a,b", "-1,-1", "0,1", "99999,99998", fmt.Sprintf("%d,%d", file.Fd(), file.Fd())} {
+		t.Setenv(marker, value)
+		_, err := Inherited()
+		require.ErrorContains(t, err, marker, value)
+		_, still := os.LookupEnv(marker)
+		require.False(t, still, "it is gone in any case")
+	}
+}
+
+func TestLogOfAProcess(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "tester-0.log")
+	require.NoError(t, os.WriteFile(log, []byte("an earlier life\n"), 0o600))
+	p, _ := begin(t, "prints:one\ntwo", func(s *Spec) { s.Log, s.Output = log, nil })
+	awaitDone(t, p)
+	text, err := os.ReadFile(log)
+	require.NoError(t, err)
+	assert.Equal(t, "an earlier life\none\ntwo\n", string(text))
+
+	_, err = Self().Launch(within(t), Spec{Name: "tester-0", Log: filepath.Join(log, "not a folder")})
+	require.ErrorIs(t, err, syscall.ENOTDIR)
+}
+
+func TestLogThatFailsIsGivenUpWithAWord(t *testing.T) {
+	if _, err := os.Stat("/dev/full"); err != nil {
+		t.Skip("there is no /dev/full here")
+	}
+	p, printed := begin(t, "prints:one\ntwo\n", func(s *Spec) { s.Log = "/dev/full" })
+	awaitDone(t, p)
+	assert.Equal(t, []string{"one", "two"}, printed.texts(Stdout))
+	said := printed.texts(Stderr)
+	require.Len(t, said, 1)
+	assert.Contains(t, said[0], "no space left on device")
+}
+
+func TestLinesArriveWhole(t *testing.T) {
+	long := strings.Repeat("é", MaxLine) // twice as many bytes, an odd number of them before each cut
+	p, printed := begin(t, "prints:first\r\n\nx"+long+"\nlast, without an end")
+	awaitDone(t, p)
+	lines := printed.texts(Stdout)
+	require.GreaterOrEqual(t, len(lines), 5)
+	assert.Equal(t, "first", lines[0])
+	assert.Empty(t, lines[1])
+	assert.Equal(t, "last, without an end", lines[len(lines)-1])
+	pieces := lines[2 : len(lines)-1]
+	assert.Equal(t, "x"+long, strings.Join(pieces, ""))
+	for _, piece := range pieces {
+		assert.LessOrEqual(t, len(piece), MaxLine)
+		assert.NotContains(t, piece, "\uFFFD")
+	}
+}
+
+func TestFloodMakesThePrinterWait(t *testing.T) {
+	gate, plenty := make(chan struct{}), make(chan struct{})
+	seen := 0
+	p, _ := begin(t, "floods", func(s *Spec) {
+		s.Output = func(line Line) {
+			<-gate
+			assert.Equal(t, fmt.Sprintf("line %d", seen), line.Text, "no line is lost")
+			if seen++; seen == 50_000 { // more than fits into pipes and buffers
+				close(plenty)
+			}
+		}
+	})
+	_, err := p.Ready(within(t))
+	require.NoError(t, err, "a receiver that is stuck doesn't keep it from being set up")
+	close(gate)
+	select {
+	case <-plenty:
+	case <-within(t).Done():
+		require.FailNow(t, "the flood ebbed")
+	}
+	require.NoError(t, p.Stop(within(t)))
+	assert.Len(t, p.Exit().Lines, tailLines)
+}
+
+func TestStuckReceiverDoesNotHideDeath(t *testing.T) {
+	gate := make(chan struct{})
+	p, _ := begin(t, "floods", func(s *Spec) { s.Output = func(Line) { <-gate } })
+	defer close(gate)
+	_, err := p.Ready(within(t))
+	require.NoError(t, err)
+	require.NoError(t, p.Kill())
+	awaitDone(t, p)
+	assert.Equal(t, syscall.SIGKILL, p.Exit().Signal)
+}
+
+func TestHolderOfStdoutDoesNotHoldTheParentUp(t *testing.T) {
+	p, printed := begin(t, "leaves a stdout holder")
+	payload, err := p.Ready(within(t))
+	require.NoError(t, err)
+	sleeper, err := strconv.Atoi(string(payload))
+	require.NoError(t, err)
+	holder, err := os.FindProcess(sleeper)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, holder.Kill(), "it was still there") }()
+	awaitDone(t, p)
+	assert.True(t, p.Exit().Success())
+	assert.Equal(t, []string{"my last words"}, printed.texts(Stdout))
+}
+
+func TestGrandchildsLinesComeUpUnderItsOwnName(t *testing.T) {
+	p, printed := begin(t, "has a child:prints:from below\n")
+	_, err := p.Ready(within(t))
+	require.NoError(t, err)
+	require.NoError(t, p.Stop(within(t)))
+	assert.Contains(t, printed.lines, Line{Path: "parent-0/leaf-0", Stream: Stdout, Text: "from below"})
+	assert.Empty(t, p.Exit().Lines, "what it printed itself was nothing")
+}
+
+func requireGone(t *testing.T, p Process) {
+	t.Helper()
+	select {
+	case <-p.Done():
+	default:
+		require.Fail(t, "the process should be gone")
+	}
+	require.ErrorIs(t, syscall.Kill(p.PID(), 0), syscall.ESRCH, "it should have been reaped")
+}

@@ -1,0 +1,330 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+// early is the environment variable that makes a launched process misbehave before it looks whether it was launched.
+const early = "LAUNCH_TEST_EARLY"
+
+// patience bounds what the tests wait for. It isn't an assertion of speed.
+const patience = 60 * time.Second
+
+// TestMain makes this binary its own children: a launched one lives as its payload says.
+func TestMain(m *testing.M) {
+	if _, launched := os.LookupEnv(marker); launched {
+		switch os.Getenv(early) {
+		case "exit":
+			fmt.Println("no hello from me")
+			os.Exit(3)
+		case "hang":
+			fmt.Println("thinking")
+			select {}
+		}
+	}
+	child, err := Inherited()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	AllowInTests()
+	if child != nil {
+		mode, arg, _ := strings.Cut(string(child.Payload()), ":")
+		live, known := lives[mode]
+		if !known {
+			live = func(*Child, string) error { return fmt.Errorf("no life called %q", mode) }
+		}
+		if err := live(child, arg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// lives are what a launched process may do.
+var lives = map[string]func(child *Child, arg string) error{
+	// Sets itself up, answering with its argument, and stops when asked to.
+	"ok": func(child *Child, arg string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		fmt.Println("hello on stdout")
+		fmt.Fprintln(os.Stderr, "hello on stderr")
+		if err := child.Ready([]byte(arg)); err != nil {
+			return err
+		}
+		await(child)
+		return nil
+	},
+	"fails set-up": func(child *Child, arg string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		fmt.Println("it won't do")
+		return child.Failed([]byte(arg))
+	},
+	"fails set-up and stays": func(child *Child, arg string) error {
+		if err := errors.Join(child.Hello(Build()), child.Failed([]byte(arg))); err != nil {
+			return err
+		}
+		select {}
+	},
+	"dies after hello": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "oh dear")
+		os.Exit(7)
+		return nil
+	},
+	"kills itself": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	},
+	"crashes among a crowd": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		for range 200 {
+			go func() { select {} }()
+		}
+		panic("the sky is falling")
+	},
+	"another build": func(child *Child, _ string) error {
+		if err := child.Hello("an older one"); err != nil {
+			return err
+		}
+		select {}
+	},
+	"hangs in set-up": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		select {}
+	},
+	"hangs up": func(child *Child, _ string) error {
+		if err := errors.Join(greet(child), child.Close()); err != nil {
+			return err
+		}
+		select {}
+	},
+	"talks nonsense": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		if _, err := child.to.WriteString("GET / HTTP/1.1\r\n\r\n"); err != nil {
+			return err
+		}
+		select {}
+	},
+	"ignores stop": func(child *Child, _ string) error {
+		signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
+		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
+			return err
+		}
+		select {}
+	},
+	// Prints lines until it is stopped.
+	"floods": func(child *Child, _ string) error {
+		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
+			return err
+		}
+		for n := 0; ; n++ {
+			select {
+			case <-child.Stop():
+				return nil
+			default:
+				fmt.Println("line", n)
+			}
+		}
+	},
+	// Prints what it is told and ends, without a line's end.
+	"prints": func(child *Child, arg string) error {
+		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
+			return err
+		}
+		_, err := os.Stdout.WriteString(arg)
+		return err
+	},
+	// Launches a child of its own, passes its lines on, and answers with the child's id.
+	"has a child": func(child *Child, arg string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		p, err := Self().Launch(context.Background(), Spec{
+			Name:    "parent-0/leaf-0",
+			Payload: []byte(arg),
+			Output:  func(line Line) { _ = child.Forward(line) },
+		})
+		if err != nil {
+			return err
+		}
+		if _, err := p.Ready(context.Background()); err != nil {
+			return err
+		}
+		if err := child.Ready(fmt.Append(nil, p.PID())); err != nil {
+			return err
+		}
+		await(child)
+		return p.Stop(context.Background())
+	},
+	// Leaves a note in a file when it is orphaned, although nobody reads what it prints before that.
+	"notes its parent's death": func(child *Child, path string) error {
+		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
+			return err
+		}
+		select {
+		case <-child.Stop():
+			return os.WriteFile(path, []byte("stopped"), 0o600)
+		case <-child.Orphaned():
+		}
+		_, outErr := fmt.Println("is anybody there?")
+		_, errErr := fmt.Fprintln(os.Stderr, "is anybody there?")
+		return os.WriteFile(path, fmt.Appendf(nil, "orphaned, stdout: %v, stderr: %v", errors.Is(outErr, syscall.EPIPE), errors.Is(errErr, syscall.EPIPE)), 0o600)
+	},
+	// Ends while a process that it started still holds its stdout.
+	"leaves a stdout holder": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		sleeper := exec.Command("sleep", "1000")
+		sleeper.Stdout, sleeper.Stderr = os.Stdout, os.Stderr
+		if err := sleeper.Start(); err != nil {
+			return err
+		}
+		fmt.Println("my last words")
+		return child.Ready(fmt.Append(nil, sleeper.Process.Pid))
+	},
+	// Says what it was given.
+	"describes itself": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		_, marked := os.LookupEnv(marker)
+		dir, err := os.Getwd()
+		if err != nil {
+			return err
+		}
+		stdin, err := os.Stdin.Read(make([]byte, 1))
+		group, groupErr := syscall.Getpgid(0)
+		return errors.Join(groupErr, child.Ready(fmt.Appendf(nil, "args=%q marked=%v dir=%s stdin=%d,%v own group=%v",
+			os.Args[1:], marked, dir, stdin, err, group == os.Getpid())))
+	},
+}
+
+func greet(child *Child) error { return child.Hello(Build()) }
+
+// await returns when the child may end.
+func await(child *Child) {
+	select {
+	case <-child.Stop():
+	case <-child.Orphaned():
+	}
+}
+
+// transcript collects a process's lines.
+type transcript struct {
+	mu    sync.Mutex
+	lines []Line
+	inUse bool
+	bad   bool
+}
+
+func (s *transcript) add(line Line) {
+	s.enter(true)
+	s.mu.Lock()
+	s.lines = append(s.lines, line)
+	s.mu.Unlock()
+	s.enter(false)
+}
+
+// enter notices when two goroutines are in add at once.
+func (s *transcript) enter(in bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if in && s.inUse {
+		s.bad = true
+	}
+	s.inUse = in
+}
+
+func (s *transcript) texts(stream Stream) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var texts []string
+	for _, line := range s.lines {
+		if line.Stream == stream {
+			texts = append(texts, line.Text)
+		}
+	}
+	return texts
+}
+
+// begin launches a child that lives as told, and sees to it that nothing of it remains after the test.
+func begin(t *testing.T, life string, change ...func(*Spec)) (Process, *transcript) {
+	t.Helper()
+	return beginWith(t, Self(), life, change...)
+}
+
+func beginWith(t *testing.T, launcher Launcher, life string, change ...func(*Spec)) (Process, *transcript) {
+	t.Helper()
+	printed := &transcript{}
+	spec := Spec{Name: "tester-0", Payload: []byte(life), Output: printed.add}
+	for _, f := range change {
+		f(&spec)
+	}
+	before := goleak.IgnoreCurrent()
+	p, err := launcher.Launch(within(t), spec)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, p.Kill())
+		awaitDone(t, p)
+		require.False(t, printed.bad, "lines were delivered by two goroutines at once")
+		goleak.VerifyNone(t, before)
+	})
+	return p, printed
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func awaitDone(t *testing.T, p Process) {
+	t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(patience):
+		require.FailNow(t, "the process did not end")
+	}
+}
+
+// tuned is Self with shorter patience.
+func tuned(change func(*options)) Launcher {
+	launcher, ok := Self().(*self)
+	if !ok {
+		panic("Self is something else now")
+	}
+	change(&launcher.options)
+	return launcher
+}
