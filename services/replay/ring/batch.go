@@ -1,0 +1,146 @@
+package ring
+
+import (
+	"fmt"
+	"unsafe"
+)
+
+// Batch is some rows outside the ring, column by column: what is appended, and what is read. A batch belongs to who made it,
+// and is used by one goroutine at a time.
+type Batch struct {
+	layout    Layout
+	sizes     []uint64
+	rows      int
+	columns   [][]byte
+	sequences []uint64
+}
+
+// NewBatch makes a batch of n zeroed rows of a layout. Its capacity does not matter.
+func NewBatch(layout Layout, n int) (*Batch, error) {
+	layout = layout.clone()
+	layout.Capacity = max(layout.Capacity, 1)
+	sizes, err := layout.sizes()
+	if err != nil {
+		return nil, err
+	}
+	b := &Batch{layout: layout, sizes: sizes, columns: make([][]byte, len(sizes))}
+	return b, b.Resize(n)
+}
+
+// Resize makes the batch n rows long. Rows that it had stay, new ones are zero. What the batch was read from or written as
+// is forgotten.
+func (b *Batch) Resize(n int) error {
+	if n < 0 {
+		return fmt.Errorf("%w: a batch of %d rows", ErrBatch, n)
+	}
+	for i, size := range b.sizes {
+		if uint64(n) > maxFile/size {
+			return fmt.Errorf("%w: a batch of %d rows", ErrBatch, n)
+		}
+		b.columns[i] = resized(b.columns[i], n*int(size)) //nolint:gosec // at most maxFile
+	}
+	b.rows = n
+	b.sequences = b.sequences[:0]
+	return nil
+}
+
+// resized makes a column n bytes long, aligned for every element type.
+func resized(column []byte, n int) []byte {
+	if n <= cap(column) {
+		old := len(column)
+		column = column[:n]
+		if n > old {
+			clear(column[old:])
+		}
+		return column
+	}
+	words := make([]uint64, (n+7)/8)
+	grown := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 8*len(words))
+	copy(grown, column)
+	return grown[:n]
+}
+
+// Layout is what a row is. It must not be changed.
+func (b *Batch) Layout() Layout { return b.layout }
+
+// Rows is how many rows the batch has.
+func (b *Batch) Rows() int { return b.rows }
+
+// Bytes is a column of all rows, little-endian. Writing to it changes the batch; [Batch.Resize] may move it.
+func (b *Batch) Bytes(column int) []byte { return b.columns[column] }
+
+// Sequences are the sequence numbers of the rows, after they were read or appended: one for each row that was.
+func (b *Batch) Sequences() []uint64 { return b.sequences }
+
+// row is one row's part of a column.
+func (b *Batch) row(column, i int) []byte {
+	size := int(b.sizes[column]) //nolint:gosec // at most maxRow
+	return b.columns[column][i*size : (i+1)*size]
+}
+
+// Rows is what has typed columns: a [Batch], or a [Span] of an area.
+type Rows interface {
+	// Layout is what a row is.
+	Layout() Layout
+	// Bytes is a column of all rows.
+	Bytes(column int) []byte
+}
+
+// Element is a Go type that a column's elements can be seen as.
+type Element interface {
+	uint8 | int8 | int16 | int32 | int64 | float32 | float64
+}
+
+// Values is the column with a name as a slice of its elements, row after row, without a copy.
+func Values[T Element](rows Rows, name string) ([]T, error) {
+	layout := rows.Layout()
+	i, ok := layout.Index(name)
+	if !ok {
+		return nil, fmt.Errorf("%w: no column %q among %v", ErrLayout, name, layout.names())
+	}
+	if dtype := layout.Columns[i].DType; !isOf[T](dtype) {
+		var zero T
+		return nil, fmt.Errorf("%w: column %q is of %v, not %T", ErrLayout, name, dtype, zero)
+	}
+	return view[T](rows.Bytes(i)), nil
+}
+
+func isOf[T Element](dtype DType) bool {
+	var zero T
+	switch any(zero).(type) {
+	case uint8:
+		return dtype == Uint8 || dtype == Bool
+	case int8:
+		return dtype == Int8
+	case int16:
+		return dtype == Int16
+	case int32:
+		return dtype == Int32
+	case int64:
+		return dtype == Int64
+	case float32:
+		return dtype == Float32
+	case float64:
+		return dtype == Float64
+	}
+	return false
+}
+
+// view sees bytes as elements. Columns are aligned for all types, in a batch and in the file.
+func view[T Element](b []byte) []T {
+	var zero T
+	n := len(b) / int(unsafe.Sizeof(zero))
+	if n == 0 {
+		return nil
+	}
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
+}
+
+// names are the columns' names, for errors that say what exists.
+func (l Layout) names() []string {
+	names := make([]string, len(l.Columns))
+	for i, c := range l.Columns {
+		names[i] = c.Name
+	}
+	return names
+}

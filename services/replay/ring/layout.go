@@ -1,0 +1,173 @@
+package ring
+
+import (
+	"fmt"
+	"math/bits"
+	"unicode/utf8"
+)
+
+// DType is the type of one element of a column. The numbers are those of raylink.tensor.v1.DataType, and part of the file's format.
+type DType uint8
+
+// The element types.
+const (
+	// Bool is one byte, 0 or 1. It is read and written as uint8, for a byte that comes from another process may be neither.
+	Bool DType = iota + 1
+	Uint8
+	Int8
+	Int16
+	Int32
+	Int64
+	Float32
+	Float64
+)
+
+// Size is the size of an element in bytes, or 0 for what is no element type.
+func (d DType) Size() int {
+	switch d {
+	case Bool, Uint8, Int8:
+		return 1
+	case Int16:
+		return 2
+	case Int32, Float32:
+		return 4
+	case Int64, Float64:
+		return 8
+	default:
+		return 0
+	}
+}
+
+// String is the type's name.
+func (d DType) String() string {
+	names := [...]string{"invalid", "bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"}
+	if int(d) < len(names) {
+		return names[d]
+	}
+	return fmt.Sprintf("dtype(%d)", uint8(d))
+}
+
+// Column is one named field of a row: the same element type and shape in every row.
+type Column struct {
+	Name  string
+	DType DType
+	// Shape is empty for a scalar.
+	Shape []uint64
+}
+
+// Layout is what a row consists of, and how many of them there is room for.
+type Layout struct {
+	Columns  []Column
+	Capacity uint64
+}
+
+// Bounds of a layout. They are generous for data and tight for nonsense: a file's header is checked against them.
+const (
+	maxColumns = 256
+	maxName    = 128
+	maxRank    = 8
+	// maxRow is the size of a row in bytes.
+	maxRow = 1 << 32
+	// maxFile is the size of a ring in bytes.
+	maxFile = 1 << 46
+)
+
+// Index is the position of the column with a name.
+func (l Layout) Index(name string) (int, bool) {
+	for i, c := range l.Columns {
+		if c.Name == name {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// Validate says what is wrong with a layout.
+func (l Layout) Validate() error {
+	_, err := l.sizes()
+	return err
+}
+
+// sizes are the columns' sizes in bytes, in one row. It validates on the way.
+func (l Layout) sizes() ([]uint64, error) {
+	switch {
+	case l.Capacity == 0:
+		return nil, fmt.Errorf("%w: a capacity of no rows", ErrLayout)
+	case l.Capacity > maxFile:
+		return nil, fmt.Errorf("%w: a capacity of %d rows", ErrLayout, l.Capacity)
+	case len(l.Columns) == 0:
+		return nil, fmt.Errorf("%w: no columns", ErrLayout)
+	case len(l.Columns) > maxColumns:
+		return nil, fmt.Errorf("%w: %d columns, and at most %d are possible", ErrLayout, len(l.Columns), maxColumns)
+	}
+	names := make(map[string]bool, len(l.Columns))
+	sizes := make([]uint64, len(l.Columns))
+	var row uint64
+	for i, c := range l.Columns {
+		switch {
+		case c.Name == "":
+			return nil, fmt.Errorf("%w: column %d has no name", ErrLayout, i)
+		case len(c.Name) > maxName || !utf8.ValidString(c.Name):
+			return nil, fmt.Errorf("%w: column %d's name is not UTF-8 of at most %d bytes", ErrLayout, i, maxName)
+		case names[c.Name]:
+			return nil, fmt.Errorf("%w: two columns named %q", ErrLayout, c.Name)
+		}
+		names[c.Name] = true
+		size, err := c.size()
+		if err != nil {
+			return nil, err
+		}
+		sizes[i] = size
+		if row += size; row > maxRow {
+			return nil, fmt.Errorf("%w: a row of more than %d bytes", ErrLayout, uint64(maxRow))
+		}
+	}
+	return sizes, nil
+}
+
+// size is the column's size in bytes, in one row.
+func (c Column) size() (uint64, error) {
+	if c.DType.Size() == 0 {
+		return 0, fmt.Errorf("%w: column %q has no such element type: %v", ErrLayout, c.Name, c.DType)
+	}
+	if len(c.Shape) > maxRank {
+		return 0, fmt.Errorf("%w: column %q has %d dimensions, and at most %d are possible", ErrLayout, c.Name, len(c.Shape), maxRank)
+	}
+	size := uint64(c.DType.Size()) //nolint:gosec // 1 to 8
+	for _, n := range c.Shape {
+		over, product := bits.Mul64(size, n)
+		if over != 0 || product == 0 || product > maxRow {
+			return 0, fmt.Errorf("%w: column %q has the shape %v", ErrLayout, c.Name, c.Shape)
+		}
+		size = product
+	}
+	return size, nil
+}
+
+// equal compares what a row is; capacities may differ.
+func (l Layout) equal(other Layout) bool {
+	if len(l.Columns) != len(other.Columns) {
+		return false
+	}
+	for i, c := range l.Columns {
+		o := other.Columns[i]
+		if c.Name != o.Name || c.DType != o.DType || len(c.Shape) != len(o.Shape) {
+			return false
+		}
+		for j := range c.Shape {
+			if c.Shape[j] != o.Shape[j] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// clone is a copy that shares nothing.
+func (l Layout) clone() Layout {
+	columns := make([]Column, len(l.Columns))
+	for i, c := range l.Columns {
+		columns[i] = Column{Name: c.Name, DType: c.DType, Shape: append([]uint64(nil), c.Shape...)}
+	}
+	return Layout{Columns: columns, Capacity: l.Capacity}
+}

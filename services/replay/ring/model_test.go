@@ -1,0 +1,232 @@
+//go:build !unguarded
+
+package ring
+
+import (
+	"maps"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+// model is a ring as one would describe it: rows by their place, and places that are held.
+type model struct {
+	capacity uint64
+	head     uint64
+	// rows are the sequence numbers by place; values are what was written under them.
+	rows   map[uint64]uint64
+	values map[uint64]int64
+	areas  []*modelArea
+}
+
+type modelArea struct {
+	area      *Area
+	sequences []uint64
+	// places are what writers go around: the rows, and where those lie in many pieces, some of what is between.
+	places []uint64
+}
+
+func (m *model) held() map[uint64]bool {
+	held := make(map[uint64]bool)
+	for _, a := range m.areas {
+		for _, p := range a.places {
+			held[p] = true
+		}
+	}
+	return held
+}
+
+// newest are the sequence numbers of the newest n rows.
+func (m *model) newest(n int) []uint64 {
+	var all []uint64
+	for _, s := range m.rows {
+		all = append(all, s)
+	}
+	slices.Sort(all)
+	return all[max(0, len(all)-n):]
+}
+
+func (m *model) append(values []int64) ([]uint64, bool) {
+	held := m.held()
+	if len(held) > 0 && len(held)+len(values) > int(m.capacity) {
+		return nil, false
+	}
+	var sequences []uint64
+	for _, v := range values {
+		for held[m.head%m.capacity] {
+			m.head++
+		}
+		m.rows[m.head%m.capacity], m.values[m.head] = m.head, v
+		sequences = append(sequences, m.head)
+		m.head++
+	}
+	return sequences, true
+}
+
+func TestRingBehavesLikeItsModel(t *testing.T) {
+	newRing(t, testLayout(1)) // where there are rings at all
+	layout := Layout{Columns: []Column{{Name: "value", DType: Int64}, {Name: "twice", DType: Int64, Shape: []uint64{2}}}}
+	directory := t.TempDir()
+	count := 0
+	rapid.Check(t, func(t *rapid.T) {
+		count++
+		layout.Capacity = rapid.Uint64Range(1, 12).Draw(t, "capacity")
+		first, err := Create(filepath.Join(directory, string(rune('a'+count%26))+rapid.StringMatching(`[a-z]{8}`).Draw(t, "name")), layout)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, first.Remove()) }()
+		second, err := Open(first.Path(), first.ID())
+		require.NoError(t, err)
+		run(t, []*Ring{first, second})
+		require.NoError(t, second.Close())
+		require.NoError(t, first.Close())
+	})
+}
+
+// run does random things by two mappings of a ring, and compares with the model.
+func run(t *rapid.T, rings []*Ring) {
+	m := &model{capacity: rings[0].Layout().Capacity, rows: map[uint64]uint64{}, values: map[uint64]int64{}}
+	var writers []*WriteHead
+	var readers []*ReadHead
+	for _, r := range rings {
+		w, err := r.Writer()
+		require.NoError(t, err)
+		h, err := r.Reader()
+		require.NoError(t, err)
+		writers, readers = append(writers, w), append(readers, h)
+	}
+	which := rapid.IntRange(0, 1)
+	batch, err := NewBatch(rings[0].Layout(), 0)
+	require.NoError(t, err)
+
+	t.Repeat(map[string]func(*rapid.T){
+		"append": func(t *rapid.T) {
+			values := rapid.SliceOfN(rapid.Int64(), 0, int(m.capacity)).Draw(t, "values")
+			require.NoError(t, batch.Resize(len(values)))
+			value, err := Values[int64](batch, "value")
+			require.NoError(t, err)
+			twice, err := Values[int64](batch, "twice")
+			require.NoError(t, err)
+			for i, v := range values {
+				value[i], twice[2*i], twice[2*i+1] = v, v, v
+			}
+			n, err := writers[which.Draw(t, "writer")].Append(batch)
+			sequences, ok := m.append(values)
+			if !ok {
+				require.ErrorIs(t, err, ErrNoRoom)
+				require.Zero(t, n)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, len(values), n)
+			require.Equal(t, len(sequences), len(batch.Sequences()))
+			if len(sequences) > 0 {
+				require.Equal(t, sequences, batch.Sequences())
+			}
+		},
+		"sample": func(t *rapid.T) {
+			err := readers[which.Draw(t, "reader")].Sample(seeded(), 5, batch)
+			if len(m.rows) == 0 {
+				require.ErrorIs(t, err, ErrEmpty)
+				return
+			}
+			require.NoError(t, err)
+			for _, s := range batch.Sequences() {
+				require.Equal(t, m.rows[s%m.capacity], s)
+			}
+			check(t, m, batch, batch.Sequences())
+		},
+		"newest": func(t *rapid.T) {
+			n := rapid.IntRange(1, int(m.capacity)+2).Draw(t, "n")
+			err := readers[which.Draw(t, "reader")].Newest(n, batch)
+			want := m.newest(n)
+			if len(want) == 0 {
+				require.ErrorIs(t, err, ErrEmpty)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, want, batch.Sequences())
+			check(t, m, batch, want)
+		},
+		"hold": func(t *rapid.T) {
+			n := rapid.IntRange(1, int(m.capacity)+2).Draw(t, "n")
+			area, err := readers[which.Draw(t, "reader")].Hold(n)
+			want := m.newest(n)
+			switch {
+			case len(want) == 0:
+				require.ErrorIs(t, err, ErrEmpty)
+			case err == nil:
+				m.areas = append(m.areas, &modelArea{area: area, sequences: want, places: placesOf(t, m, area, want)})
+			default:
+				require.ErrorIs(t, err, ErrTooManyAreas)
+				require.GreaterOrEqual(t, len(m.areas), maxAreas/maxPieces)
+			}
+		},
+		"release": func(t *rapid.T) {
+			if len(m.areas) == 0 {
+				t.Skip("no area")
+			}
+			i := rapid.IntRange(0, len(m.areas)-1).Draw(t, "area")
+			require.NoError(t, m.areas[i].area.Release())
+			m.areas = slices.Delete(m.areas, i, i+1)
+		},
+		"": func(t *rapid.T) {
+			for _, a := range m.areas {
+				var sequences []uint64
+				for _, span := range a.area.Spans() {
+					var here []uint64
+					for i := range span.Rows() {
+						here = append(here, span.First()+uint64(i))
+					}
+					check(t, m, span, here)
+					sequences = append(sequences, here...)
+				}
+				require.Equal(t, a.sequences, sequences)
+			}
+			s, err := rings[which.Draw(t, "ring")].Stats()
+			require.NoError(t, err)
+			require.Equal(t, uint64(len(m.values)), s.Written)
+			require.Equal(t, uint64(len(m.rows)), s.Readable)
+			require.Equal(t, uint64(len(m.held())), s.Held)
+		},
+	})
+	for _, a := range m.areas {
+		require.NoError(t, a.area.Release())
+	}
+}
+
+// check compares rows with what was written.
+func check(t *rapid.T, m *model, rows Rows, sequences []uint64) {
+	value, err := Values[int64](rows, "value")
+	require.NoError(t, err)
+	twice, err := Values[int64](rows, "twice")
+	require.NoError(t, err)
+	require.Len(t, value, len(sequences))
+	for i, s := range sequences {
+		require.Equal(t, m.values[s], value[i])
+		require.Equal(t, []int64{value[i], value[i]}, twice[2*i:2*i+2])
+	}
+}
+
+// placesOf are the places that an area holds.
+func placesOf(t *rapid.T, m *model, area *Area, sequences []uint64) []uint64 {
+	held := make(map[uint64]bool)
+	for _, entry := range area.entries {
+		for i := range area.ring.areaCount(entry).Load() {
+			held[(area.ring.areaFirst(entry).Load()+i)%m.capacity] = true
+		}
+	}
+	pieces := 1
+	for i, s := range sequences {
+		require.True(t, held[s%m.capacity])
+		if i > 0 && s != sequences[i-1]+1 {
+			pieces++
+		}
+	}
+	if pieces <= maxPieces && len(area.entries) == pieces {
+		require.Len(t, held, len(sequences))
+	}
+	return slices.Collect(maps.Keys(held))
+}

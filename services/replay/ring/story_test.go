@@ -1,0 +1,209 @@
+//go:build !unguarded
+
+package ring
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) } //nolint:gosec // a test
+
+// write appends n checksummed rows in this process.
+func write(t *testing.T, r *Ring, n int) {
+	t.Helper()
+	o, err := writeRows(r, part{Rows: n, Batch: 1})
+	require.NoError(t, err)
+	require.Equal(t, n, o.Rows)
+}
+
+func readable(t *testing.T, r *Ring) uint64 {
+	t.Helper()
+	s, err := r.Stats()
+	require.NoError(t, err)
+	return s.Readable
+}
+
+func TestNoTornRowComesOutOfManyProcesses(t *testing.T) {
+	r := newRing(t, testLayout(50))
+	write(t, r, 50)
+	for _, o := range torture(t, r, 4000) {
+		require.Zero(t, o.Torn)
+	}
+	s, err := r.Stats()
+	require.NoError(t, err)
+	require.Equal(t, uint64(50+2*4000), s.Written)
+	require.Equal(t, uint64(50), s.Readable)
+	require.Zero(t, s.Held)
+	require.Zero(t, s.Refused)
+}
+
+func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 15)
+	writer := start(t, r, part{Name: "stop in a row", Seed: 7})
+	require.True(t, writer.next().Ready)
+	writer.kill()
+
+	require.Equal(t, uint64(9), readable(t, r), "the row that it was in can't be read")
+	h, err := r.Reader()
+	require.NoError(t, err)
+	b, err := NewBatch(r.Layout(), 0)
+	require.NoError(t, err)
+	require.NoError(t, h.Sample(seeded(), 500, b))
+	require.Zero(t, torn(b))
+	require.NoError(t, h.Newest(10, b))
+	require.Zero(t, torn(b))
+	require.Equal(t, []uint64{6, 7, 8, 9, 10, 11, 12, 13, 14}, b.Sequences())
+
+	write(t, r, 10)
+	require.Equal(t, uint64(10), readable(t, r), "the next writer that came around took the row over")
+	s, err := r.Stats()
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), s.TakenOver)
+	require.NoError(t, h.Newest(10, b))
+	require.Equal(t, []uint64{16, 17, 18, 19, 20, 21, 22, 23, 24, 25}, b.Sequences())
+	require.Zero(t, torn(b))
+}
+
+func TestDeadWritersIndexIsGivenOutAgainWithoutItsRow(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	for range 3 {
+		writer := start(t, r, part{Name: "stop in a row"})
+		require.True(t, writer.next().Ready)
+		writer.kill()
+	}
+	// The next participant gets the same index as the three, and must not be taken for the owner of what they left.
+	other, err := Open(r.Path(), r.ID())
+	require.NoError(t, err)
+	write(t, other, 17)
+	require.Equal(t, uint64(10), readable(t, r))
+	require.NoError(t, other.Close())
+}
+
+func TestWritersPassByOneThatIsStoppedMidRow(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	writer := start(t, r, part{Name: "stop in a row"})
+	require.True(t, writer.next().Ready)
+	require.NoError(t, writer.cmd.Process.Signal(unix.SIGSTOP))
+
+	write(t, r, 45)
+	require.Equal(t, uint64(9), readable(t, r), "nobody took its row")
+
+	require.NoError(t, writer.cmd.Process.Signal(unix.SIGCONT))
+	_, err := writer.in.Write([]byte("\n"))
+	require.NoError(t, err)
+	require.Equal(t, 1, writer.end().Rows)
+	require.Equal(t, uint64(10), readable(t, r))
+	h, err := r.Reader()
+	require.NoError(t, err)
+	b, err := NewBatch(r.Layout(), 0)
+	require.NoError(t, err)
+	require.NoError(t, h.Sample(seeded(), 200, b))
+	require.Zero(t, torn(b))
+	require.Contains(t, b.Sequences(), uint64(0), "what it wrote is whole, if old")
+	require.NoError(t, h.Newest(9, b))
+	require.NotContains(t, b.Sequences(), uint64(0), "and not among the newest")
+}
+
+func TestAreaOfAKilledReaderIsTakenBack(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 10)
+	reader := start(t, r, part{Name: "stop with areas", Rows: 3, Batch: 10})
+	require.True(t, reader.next().Ready)
+
+	w, err := r.Writer()
+	require.NoError(t, err)
+	b, err := NewBatch(r.Layout(), 1)
+	require.NoError(t, err)
+	_, err = w.Append(b)
+	var refused *NoRoomError
+	require.ErrorAs(t, err, &refused)
+	require.ErrorIs(t, err, ErrNoRoom)
+	require.Equal(t, uint64(10), refused.Held)
+	require.Equal(t, []int{reader.cmd.Process.Pid}, refused.Holders)
+
+	reader.kill()
+	write(t, r, 10)
+	s, err := r.Stats()
+	require.NoError(t, err)
+	require.Zero(t, s.Areas)
+	require.Equal(t, uint64(1), s.Refused)
+}
+
+func TestAreasOfTheDeadMakeRoomForOthers(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 10)
+	reader := start(t, r, part{Name: "stop with areas", Rows: maxAreas, Batch: 1})
+	require.True(t, reader.next().Ready)
+	h, err := r.Reader()
+	require.NoError(t, err)
+	_, err = h.Hold(1)
+	require.ErrorIs(t, err, ErrTooManyAreas)
+	reader.kill()
+	area, err := h.Hold(1)
+	require.NoError(t, err)
+	require.NoError(t, area.Release())
+}
+
+func TestRefusedWriteLeavesNothingLocked(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 10)
+	h, err := r.Reader()
+	require.NoError(t, err)
+	area, err := h.Hold(10)
+	require.NoError(t, err)
+	w, err := r.Writer()
+	require.NoError(t, err)
+	b, err := NewBatch(r.Layout(), 1)
+	require.NoError(t, err)
+	for range 3 {
+		n, err := w.Append(b)
+		require.ErrorIs(t, err, ErrNoRoom)
+		require.Zero(t, n)
+	}
+	require.Equal(t, uint64(10), readable(t, r))
+	require.NoError(t, area.Release())
+	require.NoError(t, area.Release(), "a second time does nothing")
+	write(t, r, 3)
+	require.Equal(t, uint64(10), readable(t, r))
+}
+
+func TestWriterThatHadItsPlaceBeforeTheAreaBacksOut(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	write(t, r, 10)
+	w, err := r.Writer()
+	require.NoError(t, err)
+	places := w.places(1)
+	require.True(t, places.take(1))
+	before := r.wordAt(r.all, 0).Load()
+
+	h, err := r.Reader()
+	require.NoError(t, err)
+	area, err := h.Hold(10)
+	require.NoError(t, err)
+	require.False(t, w.claim(places.from), "it had looked for areas when there were none")
+	require.Equal(t, before, r.wordAt(r.all, 0).Load(), "the row is what it was")
+	require.Equal(t, 10, area.Rows())
+	require.NoError(t, area.Release())
+	require.True(t, w.claim(places.from))
+}
+
+func TestRingIsOrphanedWhenItsCreatorIsGone(t *testing.T) {
+	r := newRing(t, testLayout(10))
+	other, err := Open(r.Path(), r.ID())
+	require.NoError(t, err)
+	orphaned, err := other.Orphaned()
+	require.NoError(t, err)
+	require.False(t, orphaned)
+	write(t, other, 1)
+	require.NoError(t, r.Close())
+	orphaned, err = other.Orphaned()
+	require.NoError(t, err)
+	require.True(t, orphaned)
+	write(t, other, 1)
+	require.NoError(t, other.Close())
+}
