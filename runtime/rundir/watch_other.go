@@ -1,0 +1,8 @@
+//go:build !linux
+
+package rundir
+
+import "errors"
+
+// watchFile can't watch: no other system announces that a file is closed.
+func watchFile(string) (watch, error) { return nil, errors.ErrUnsupported }
