@@ -1,0 +1,123 @@
+package generator
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+)
+
+// comment writes text as a Go comment that is nothing but a comment. A directive (`//go:embed`) has no space after the slashes, so each
+// line gets one; characters that the Go compiler takes in no place go.
+func comment(text string) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	text = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\x00", "", "\uFEFF", "").Replace(text)
+	text = strings.TrimRight(text, "\n")
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		line = strings.TrimRight(line, " \t\v\f")
+		switch {
+		case line == "":
+			lines[i] = "//"
+		case line[0] == ' ' || line[0] == '\t':
+			lines[i] = "//" + line
+		default:
+			lines[i] = "// " + line
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// header writes text as a comment above the package clause, where build constraints are looked for.
+func header(text string) string {
+	lines := strings.Split(comment(text), "\n")
+	for i, line := range lines {
+		if words := strings.TrimSpace(strings.TrimPrefix(line, "//")); strings.HasPrefix(words, "+build") {
+			lines[i] = "// (" + words + ")"
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// doc is the documentation of one symbol: paragraphs, empty ones left out.
+type doc []string
+
+// text is the paragraphs before they become a comment.
+func (d doc) text() string {
+	var paragraphs []string
+	for _, p := range d {
+		if p = strings.Trim(p, "\n"); strings.TrimSpace(p) != "" {
+			paragraphs = append(paragraphs, p)
+		}
+	}
+	return strings.Join(paragraphs, "\n\n")
+}
+
+// String is the comment; empty where there are no paragraphs.
+func (d doc) String() string {
+	if text := d.text(); text != "" {
+		return comment(text)
+	}
+	return ""
+}
+
+// lineLength is how long lines of the plugin's own sentences get.
+const lineLength = 120
+
+// sentence breaks a sentence of the plugin's own into lines. The schema's words stand as they were written.
+func sentence(format string, args ...any) string {
+	var b strings.Builder
+	length := 0
+	for word := range strings.FieldsSeq(fmt.Sprintf(format, args...)) {
+		switch {
+		case length == 0:
+		case length+1+len(word) > lineLength-len("// "):
+			b.WriteByte('\n')
+			length = 0
+		default:
+			b.WriteByte(' ')
+			length++
+		}
+		b.WriteString(word)
+		length += len(word)
+	}
+	return b.String()
+}
+
+// schemaDoc is what the schema says of a service or method: the comment before it, then the one behind it.
+func schemaDoc(comments protogen.CommentSet) doc {
+	return doc{string(comments.Leading), string(comments.Trailing)}
+}
+
+var deprecatedParagraph = regexp.MustCompile(`(?m)(\A|\n[ \t]*\n)[ \t]*Deprecated: `)
+
+// deprecation is the paragraph by which Go's tools know that something is deprecated; empty where it isn't, or where the
+// schema's own words already hold such a paragraph.
+func deprecation(file *protogen.File, d protoreflect.Descriptor, comments protogen.CommentSet) string {
+	if !isDeprecated(file, d) {
+		return ""
+	}
+	for _, text := range []protogen.Comments{comments.Leading, comments.Trailing} {
+		if deprecatedParagraph.MatchString(string(text)) {
+			return ""
+		}
+	}
+	return sentence("Deprecated: marked as deprecated in %s.", file.Desc.Path())
+}
+
+// isDeprecated says whether a service or method, or what it stands in, is marked as deprecated.
+func isDeprecated(file *protogen.File, d protoreflect.Descriptor) bool {
+	if file.Proto.GetOptions().GetDeprecated() {
+		return true
+	}
+	switch options := d.Options().(type) {
+	case *descriptorpb.ServiceOptions:
+		return options.GetDeprecated()
+	case *descriptorpb.MethodOptions:
+		return options.GetDeprecated()
+	}
+	return false
+}

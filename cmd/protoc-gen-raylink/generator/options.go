@@ -1,0 +1,309 @@
+package generator
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/pluginpb"
+
+	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
+)
+
+const (
+	nodeOptionName   = "raylink.options.v1.node"
+	methodOptionName = "raylink.options.v1.method"
+
+	// Fields of NodeOptions and MethodOptions.
+	nodeTypeField           = 1
+	nodeConfigField         = 2
+	nodeMaxConcurrencyField = 3
+	nodeMaxPendingField     = 4
+	nodeMaxStreamsField     = 5
+	methodConcurrentField   = 1
+
+	// Where options stand in a service and a method, in descriptor.proto.
+	serviceOptionsField = 3
+	methodOptionsField  = 4
+)
+
+// nodeOptions are a service's options, checked, with the type's default filled in. A bound of 0 stands for the runtime's default.
+type nodeOptions struct {
+	typeName                               string
+	config                                 *protogen.Message // nil for none
+	maxConcurrency, maxPending, maxStreams uint32
+	concurrent                             map[protoreflect.Name]bool // of unary methods
+}
+
+// extensions says which of the plugin's options the request's own schemas define. Only these are read: the extension's number is one of
+// those that anybody may use, and on a service that never heard of RayLink it means something else.
+type extensions struct {
+	node, method extension
+}
+
+type extension struct {
+	known  bool
+	file   string
+	number int32
+}
+
+// findExtensions looks through all files of the request, also those that protogen leaves out because they are imported for their options alone.
+func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
+	var found extensions
+	for _, file := range request.GetProtoFile() {
+		for _, field := range file.GetExtension() {
+			ext := extension{known: true, file: file.GetName(), number: field.GetNumber()}
+			switch file.GetPackage() + "." + field.GetName() {
+			case nodeOptionName:
+				found.node = ext
+			case methodOptionName:
+				found.method = ext
+			}
+		}
+	}
+	return found
+}
+
+// optionPath is where a field of the node option stands.
+func optionPath(at protogen.Location, fields ...int32) protoreflect.SourcePath {
+	number := int32(optionsv1.E_Node.TypeDescriptor().Number())
+	return slices.Concat(at.Path, protoreflect.SourcePath{serviceOptionsField, number}, fields)
+}
+
+// methodOptionPath is where a field of the method option stands.
+func methodOptionPath(at protogen.Location, fields ...int32) protoreflect.SourcePath {
+	number := int32(optionsv1.E_Method.TypeDescriptor().Number())
+	return slices.Concat(at.Path, protoreflect.SourcePath{methodOptionsField, number}, fields)
+}
+
+// optionsReader reads and checks the options of one file's services.
+type optionsReader struct {
+	plugin     *protogen.Plugin
+	file       *protogen.File
+	extensions extensions
+	problems   problems
+}
+
+// node reads a service's options, and those of its methods.
+func (r *optionsReader) node(service *protogen.Service) nodeOptions {
+	read := nodeOptions{typeName: defaultType(string(service.Desc.Name())), concurrent: make(map[protoreflect.Name]bool)}
+	for _, method := range service.Methods {
+		r.method(method, read.concurrent)
+	}
+	if !r.extensions.node.known {
+		return read
+	}
+	options := &optionsv1.NodeOptions{}
+	if err := readOption(service.Desc.Options(), optionsv1.E_Node, r.extensions.node, options); err != nil {
+		r.problems.add(r.file, optionPath(service.Location), "service %s: option (%s): %v", service.Desc.Name(), nodeOptionName, err)
+		return read
+	}
+	if options.Type != nil {
+		read.typeName = options.GetType()
+		if reason := badType(read.typeName); reason != "" {
+			r.problems.add(r.file, optionPath(service.Location, nodeTypeField), "service %s: type %q: %s",
+				service.Desc.Name(), read.typeName, reason)
+		}
+	}
+	if options.Config != nil {
+		read.config = r.config(service, options.GetConfig())
+	}
+	read.maxConcurrency = r.bound(service, "max_concurrency", nodeMaxConcurrencyField, options.MaxConcurrency)
+	read.maxPending = r.bound(service, "max_pending", nodeMaxPendingField, options.MaxPending)
+	read.maxStreams = r.bound(service, "max_streams", nodeMaxStreamsField, options.MaxStreams)
+	return read
+}
+
+func (r *optionsReader) method(method *protogen.Method, concurrent map[protoreflect.Name]bool) {
+	if !r.extensions.method.known {
+		return
+	}
+	options := &optionsv1.MethodOptions{}
+	if err := readOption(method.Desc.Options(), optionsv1.E_Method, r.extensions.method, options); err != nil {
+		r.problems.add(r.file, methodOptionPath(method.Location), "method %s: option (%s): %v", method.Desc.FullName(), methodOptionName, err)
+		return
+	}
+	if isStreaming(method) {
+		if options.Concurrent != nil && !options.GetConcurrent() {
+			r.problems.add(r.file, methodOptionPath(method.Location, methodConcurrentField),
+				"method %s: a stream can't take turns; leave `concurrent` out, and take turns inside the method with Node.Do",
+				method.Desc.FullName())
+		}
+		return
+	}
+	concurrent[method.Desc.Name()] = options.GetConcurrent()
+}
+
+// readOption reads one option from a descriptor's options into target, which stays empty where the option is not set.
+// What the plugin doesn't know is an error: to leave it out would change what the schema means.
+func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType, ext extension, target proto.Message) error {
+	if number := int32(xt.TypeDescriptor().Number()); ext.number != number {
+		return fmt.Errorf("%s gives it the number %d, and this plugin knows it as %d; write that file anew with protoc-gen-raylink --export",
+			ext.file, ext.number, number)
+	}
+	// Decoded anew: what protogen made of it depends on which extensions the request and this program have in common.
+	raw, err := proto.Marshal(options)
+	if err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	decoded := options.ProtoReflect().New().Interface()
+	if err := (proto.UnmarshalOptions{Resolver: protoregistry.GlobalTypes, AllowPartial: true}).Unmarshal(raw, decoded); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	if value, ok := proto.GetExtension(decoded, xt).(proto.Message); ok {
+		proto.Merge(target, value)
+	}
+	if unknown := target.ProtoReflect().GetUnknown(); len(unknown) > 0 {
+		number, _, _ := protowire.ConsumeTag(unknown)
+		return fmt.Errorf("field %d is not known to this version of the plugin; "+
+			"run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink@latest", number)
+	}
+	return nil
+}
+
+// config finds the message that configures a service's nodes.
+func (r *optionsReader) config(service *protogen.Service, name string) *protogen.Message {
+	bad := func(format string, args ...any) *protogen.Message {
+		r.problems.add(r.file, optionPath(service.Location, nodeConfigField), "service %s: config %q: %s",
+			service.Desc.Name(), name, fmt.Sprintf(format, args...))
+		return nil
+	}
+	if !protoreflect.FullName(name).IsValid() {
+		return bad("not the full name of a message, such as %q", r.file.Desc.Package().Append("Config"))
+	}
+	for _, file := range r.plugin.Files {
+		message := findMessage(file.Messages, protoreflect.FullName(name))
+		switch {
+		case message == nil:
+			continue
+		case message.Desc.IsMapEntry():
+			return bad("the entry of a map is not a message of its own in Go")
+		case !isVisible(r.file.Desc, file.Desc.Path()):
+			return bad("the message is in %s, which this file doesn't import", file.Desc.Path())
+		}
+		return message
+	}
+	if full := r.file.Desc.Package().Append(protoreflect.Name(name)); r.find(full) {
+		return bad("there is no such message; give its full name, %q", full)
+	}
+	return bad("there is no such message in this file or those that it imports")
+}
+
+// find says whether a message has this full name.
+func (r *optionsReader) find(name protoreflect.FullName) bool {
+	return slices.ContainsFunc(r.plugin.Files, func(file *protogen.File) bool { return findMessage(file.Messages, name) != nil })
+}
+
+func findMessage(messages []*protogen.Message, name protoreflect.FullName) *protogen.Message {
+	for _, message := range messages {
+		if message.Desc.FullName() == name {
+			return message
+		}
+		if found := findMessage(message.Messages, name); found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+// isVisible says whether file can use what path declares: its own declarations, those of its imports, and of what these import publicly.
+func isVisible(file protoreflect.FileDescriptor, path string) bool {
+	if file.Path() == path {
+		return true
+	}
+	var publicly func(file protoreflect.FileDescriptor) bool
+	publicly = func(file protoreflect.FileDescriptor) bool {
+		if file.Path() == path {
+			return true
+		}
+		for i := range file.Imports().Len() {
+			if imported := file.Imports().Get(i); imported.IsPublic && publicly(imported.FileDescriptor) {
+				return true
+			}
+		}
+		return false
+	}
+	for i := range file.Imports().Len() {
+		if publicly(file.Imports().Get(i).FileDescriptor) {
+			return true
+		}
+	}
+	return false
+}
+
+// bound checks one of the limits; nil gives 0.
+func (r *optionsReader) bound(service *protogen.Service, name string, field int32, value *uint32) uint32 {
+	if value == nil {
+		return 0
+	}
+	switch {
+	case *value == 0:
+		r.problems.add(r.file, optionPath(service.Location, field), "service %s: %s must be at least 1; leave it out for the default",
+			service.Desc.Name(), name)
+	case *value > math.MaxInt32:
+		r.problems.add(r.file, optionPath(service.Location, field), "service %s: %s is %d, more than an int of 32 bits can hold",
+			service.Desc.Name(), name, *value)
+	}
+	return *value
+}
+
+var (
+	typeForm  = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
+	typeIndex = regexp.MustCompile(`-[0-9]*$`)
+)
+
+// badType says what is wrong with the name of a node type, or "".
+func badType(name string) string {
+	switch {
+	case !typeForm.MatchString(name):
+		return "a type is lower-case letters, digits and hyphens, beginning with a letter"
+	case typeIndex.MatchString(name):
+		return "a type may not end in a hyphen and digits, for a node's name is its type, a hyphen and its index"
+	}
+	return ""
+}
+
+// defaultType is a service's name in kebab case: parameter-server for ParameterServer, http-server for HTTPServer. Every
+// service name gives a valid type; a digit never follows a hyphen.
+func defaultType(name string) string {
+	var b strings.Builder
+	gap := false // a hyphen is due before the next letter
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c == '_':
+			gap = b.Len() > 0
+			continue
+		case isUpper(c):
+			// A capital begins a word after a small letter or a digit, and as the last of several capitals before a small letter.
+			afterSmall := i > 0 && !isUpper(name[i-1])
+			beforeSmall := i > 0 && i+1 < len(name) && isLower(name[i+1])
+			gap = gap || (b.Len() > 0 && (afterSmall || beforeSmall))
+			c += 'a' - 'A'
+		case !isLower(c): // a digit
+			gap = false
+			if b.Len() == 0 {
+				b.WriteByte('x') // as protoc-gen-go spells a name that begins with an underscore
+			}
+		}
+		if gap {
+			b.WriteByte('-')
+			gap = false
+		}
+		b.WriteByte(c)
+	}
+	if b.Len() == 0 {
+		return "x"
+	}
+	return b.String()
+}
+
+func isUpper(c byte) bool { return 'A' <= c && c <= 'Z' }
+func isLower(c byte) bool { return 'a' <= c && c <= 'z' }

@@ -1,0 +1,106 @@
+// Protoc-gen-raylink is a plugin of buf and protoc that turns services into nodes: see package generator for what it writes.
+//
+// Called by buf or protoc it reads a request on standard input and writes its response to standard output. People call it
+// with --export, --version or --help.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+
+	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator"
+	"github.com/raylink/raylink/proto"
+)
+
+const usage = `protoc-gen-raylink turns the services of .proto files into RayLink nodes, in Go. Buf and protoc run it:
+
+    # buf.gen.yaml
+    version: v2
+    plugins:
+      - local: protoc-gen-go
+        out: gen
+        opt: paths=source_relative
+      - local: protoc-gen-raylink
+        out: gen
+        opt: paths=source_relative
+
+Give it the same options as protoc-gen-go: paths=import or paths=source_relative, module=PREFIX, M<file>=<import path>,
+annotate_code.
+
+Run by hand it takes one of these:
+
+    --export DIR   write the schemas that yours import (raylink/options/v1/options.proto, ...) below DIR; with buf, make DIR a
+                   module of its own in buf.yaml, and generate from the module of your schemas alone
+    --version      print the version
+    --help         print this
+`
+
+func main() {
+	if len(os.Args) == 1 {
+		generator.Options().Run(generator.Generate)
+		return
+	}
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintf(os.Stderr, "protoc-gen-raylink: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// run does what a person asked for on the command line.
+func run(args []string, out io.Writer) error {
+	switch name, value, hasValue := strings.Cut(args[0], "="); {
+	case (name == "--help" || name == "-h") && len(args) == 1:
+		_, err := io.WriteString(out, usage)
+		return err
+	case name == "--version" && len(args) == 1:
+		_, err := fmt.Fprintln(out, "protoc-gen-raylink", version())
+		return err
+	case name == "--export" && hasValue && len(args) == 1:
+		return export(value, out)
+	case name == "--export" && !hasValue && len(args) == 2:
+		return export(args[1], out)
+	case name == "--export":
+		return errors.New("--export takes one directory")
+	}
+	return fmt.Errorf("unknown arguments %q; see --help", args)
+}
+
+// version is that of the module this program was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}
+
+// export writes the schemas that users import below dir, and says which files it wrote.
+func export(dir string, out io.Writer) error {
+	if dir == "" {
+		return errors.New("--export takes one directory")
+	}
+	return fs.WalkDir(proto.Schemas, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := fs.ReadFile(proto.Schemas, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(dir, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil { //nolint:gosec // schemas are there to be read
+			return fmt.Errorf("export: %w", err)
+		}
+		if err := os.WriteFile(target, content, 0o644); err != nil { //nolint:gosec // schemas are there to be read
+			return fmt.Errorf("export: %w", err)
+		}
+		_, err = fmt.Fprintln(out, target)
+		return err
+	})
+}
