@@ -1,0 +1,124 @@
+package brain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/raylink/raylink/brain/internal/tree"
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+)
+
+// received is one message from a stream, or how it ended.
+type received[M any] struct {
+	msg M
+	err error
+}
+
+// receiving turns a stream's Receive, which only the stream's end interrupts, into a channel. The goroutine ends with the stream,
+// which ends when the handler returns.
+func receiving[M any](ctx context.Context, receive func() (M, error)) <-chan received[M] {
+	messages := make(chan received[M])
+	go func() {
+		for {
+			msg, err := receive()
+			select {
+			case messages <- received[M]{msg, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return messages
+}
+
+// Attach holds a host's lease.
+func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainServiceAttachServerStream) error {
+	b := s.brain
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	first, err := stream.Receive()
+	if err != nil {
+		return streamEnd(err)
+	}
+	host := first.GetHost()
+	if err := tree.CheckHost("host", host); err != nil {
+		return err
+	}
+	session, err := b.leases.Attach(ctx, host)
+	if err != nil {
+		return err
+	}
+	// A stream that ends in any way but by a goodbye has broken.
+	defer session.Broken()
+
+	var unknown []string
+	if err := b.change(ctx, func(x *tree.Txn) error {
+		unknown = x.HostBack(host, first.GetNodes())
+		return nil
+	}); err != nil {
+		return err
+	}
+	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown))
+	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown}
+	if err := stream.Send(answer); err != nil {
+		return streamEnd(err)
+	}
+	if first.GetGoodbye() {
+		return b.goodbye(ctx, session, first)
+	}
+
+	messages := receiving(ctx, stream.Receive)
+	for {
+		select {
+		case in := <-messages:
+			if in.err != nil {
+				return streamEnd(in.err)
+			}
+			if in.msg.GetGoodbye() {
+				in.msg.Host = host
+				return b.goodbye(ctx, session, in.msg)
+			}
+			session.Renew()
+			if err := stream.Send(&brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease)}); err != nil {
+				return streamEnd(err)
+			}
+		case <-session.Over():
+			return session.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("hold a lease: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// goodbye ends a host in good order.
+func (b *Brain) goodbye(ctx context.Context, session interface{ Goodbye() }, last *brainv1.AttachRequest) error {
+	// Who says goodbye need not wait for the answer.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.opts.Lease)
+	defer cancel()
+	err := b.change(ctx, func(x *tree.Txn) error {
+		x.HostEnded(last.GetHost())
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	session.Goodbye()
+	return nil
+}
+
+// streamEnd is what a handler returns when its stream has ended: nothing where the other side just closed it.
+func streamEnd(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return connect.NewError(connect.CodeOf(err), "the stream has broken").WithCause(err)
+}

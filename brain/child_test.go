@@ -1,0 +1,3 @@
+package brain_test
+
+func runChild() {}

@@ -1,0 +1,120 @@
+package brain
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/brain/internal/tree"
+)
+
+// maxGroup is how many changes one sync may carry.
+const maxGroup = 1024
+
+// change is one request that changes the tree.
+type change struct {
+	run  func(*tree.Txn) error
+	done chan error // buffered: whoever asked may have gone
+}
+
+// change has a change made, and waits until it is on disk. What run leaves behind may be read when change has returned nil; when
+// the context ends first, the change may still be made.
+func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
+	c := &change{run: run, done: make(chan error, 1)}
+	select {
+	case <-b.closing: // before the next select, which would choose by chance
+		return errClosing()
+	default:
+	}
+	select {
+	case b.changes <- c:
+	case <-b.closing:
+		return errClosing()
+	case <-ctx.Done():
+		return fmt.Errorf("wait for Brain to take a change: %w", context.Cause(ctx))
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-b.stopped:
+		select {
+		case err := <-c.done:
+			return err
+		default:
+			return errClosing()
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a change to be on disk: %w", context.Cause(ctx))
+	}
+}
+
+// commitLoop is the one goroutine that changes the tree. While it waits for the disk, changes gather; they share the next sync.
+func (b *Brain) commitLoop() {
+	defer close(b.stopped)
+	group := make([]*change, 0, maxGroup)
+	for {
+		select {
+		case first := <-b.changes:
+			group = append(group[:0], first)
+		case <-b.closing:
+			return
+		}
+		for len(group) < maxGroup {
+			select {
+			case next := <-b.changes:
+				group = append(group, next)
+				continue
+			default:
+			}
+			break
+		}
+		b.commit(group)
+		clear(group)
+	}
+}
+
+// commit makes a group of changes. Each is made or refused by itself, in view of those before it; nobody is told before all that
+// is made is on disk, the refused ones neither, for they may have been refused on account of the others.
+func (b *Brain) commit(group []*change) {
+	// Reading the tree needs no lock here: nobody else writes.
+	x := b.tree.Begin(time.Now())
+	results := make([]error, len(group))
+	for i, c := range group {
+		inner := x.Begin()
+		if results[i] = c.run(inner); results[i] == nil {
+			inner.Merge()
+		}
+	}
+	x.Expire()
+	if err := b.keep(x); err != nil {
+		select {
+		case <-b.failed:
+		default:
+			b.opts.Logger.Error("Brain can't write its directory and refuses changes from now on", "error", err)
+			close(b.failed)
+		}
+		for _, c := range group {
+			c.done <- connect.NewError(connect.CodeUnavailable,
+				"Brain could not keep the change, and takes no more until it is started again: "+err.Error()).WithCause(err)
+		}
+		return
+	}
+	b.mu.Lock()
+	changed := x.Changed()
+	x.Merge()
+	b.hub.Publish(changed)
+	b.mu.Unlock()
+	for i, c := range group {
+		c.done <- results[i]
+	}
+}
+
+func (b *Brain) keep(x *tree.Txn) error {
+	writes, err := x.Writes()
+	if err != nil {
+		return fmt.Errorf("write down a change: %w", err)
+	}
+	return b.store.Commit(writes)
+}

@@ -1,0 +1,41 @@
+package brain
+
+import (
+	"net/http"
+
+	"github.com/raylink/raylink/brain/internal/gateway"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Gateway makes the handler for Brain's listener, which reaches every node: `/<path, alias or nid>/<package.Service>/<Method>`,
+// or `/<package.Service>/<Method>` with the header `raylink-node`, goes to the node's host. local gets
+//
+//   - requests that name no node, as they came;
+//   - those for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
+//   - those for nodes of this process's own host, the one given to [Brain.SetHost], as `/<nid>/<package.Service>/<Method>`.
+//
+// Who may call is for whoever wraps the handler to decide; the Authorization header goes on to the host.
+func (b *Brain) Gateway(local http.Handler) http.Handler {
+	g := gateway.New(gateway.Options{
+		ID:      b.id,
+		Resolve: b.Resolve,
+		Local:   local,
+		IsLocal: b.isLocal,
+		Cause:   b.causeOfDeath,
+		Dial:    b.opts.Dial,
+		Silence: b.opts.Lease / 2,
+		Logger:  b.opts.Logger,
+	})
+	b.gatewaysMu.Lock()
+	defer b.gatewaysMu.Unlock()
+	b.gateways = append(b.gateways, g)
+	return g
+}
+
+// isLocal says whether a host is this process.
+func (b *Brain) isLocal(host *nodev1.HostInfo) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	own := b.tree.Root().GetHost().GetId()
+	return own != "" && host.GetId() == own
+}

@@ -1,0 +1,249 @@
+// Package gateway makes every node reachable at one address: a streaming reverse proxy from Brain's listener to the nodes' hosts.
+//
+// A request names its node in front of the service and the method, `/<path, alias or nid>/<package.Service>/<Method>`, or, as
+// gRPC clients can't choose their paths, by the header `raylink-node`. The gateway finds the node, and passes the request on to
+// its host as `/<nid>/<package.Service>/<Method>`, so that the host needs to know neither paths nor aliases.
+//
+// Nothing is decoded: bodies stream both ways, flushed as they come; headers, with deadlines and authorization among them, and
+// trailers pass; a caller that goes away cancels the call. HTTP/2 goes on as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so that
+// a host sees what its caller can do.
+//
+// What the gateway itself has to say, that a node doesn't exist, is starting, or can't be reached, it says in the caller's own
+// protocol. Where a host breaks off in the middle of a response, the caller is told how it died, if the protocol leaves room
+// for that; else the stream is reset.
+//
+// Start with [Gateway.ServeHTTP].
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+const (
+	// NodeHeader names the node where the path doesn't.
+	NodeHeader = "Raylink-Node"
+	// viaHeader carries the id of the gateway that passed a request on: a request that comes back is going round in circles.
+	viaHeader = "Raylink-Gateway"
+)
+
+// Options configures a gateway.
+type Options struct {
+	// ID is the gateway's own id, the same for all gateways that share a Brain.
+	ID string
+	// Resolve finds the node that a path, an alias or an nid names. Its errors go to the caller.
+	Resolve func(ctx context.Context, where string) (*nodev1.NodeRecord, error)
+	// Local serves requests that name no node, with their path as it came; those for Brain itself, with the path
+	// `/<package.Service>/<Method>`; and those for nodes of the process's own host, with the path
+	// `/<nid>/<package.Service>/<Method>`.
+	Local http.Handler
+	// IsLocal says whether a node's host is this process.
+	IsLocal func(host *nodev1.HostInfo) bool
+	// Cause says how a node's host died, or ”. It is asked when a connection to it has failed; it may wait a moment for the news.
+	Cause func(ctx context.Context, nid string) string
+	// Dial bounds the time to connect to a host.
+	Dial time.Duration
+	// Silence is after how long without a frame a host is pinged, and again how long it has to answer; HTTP/2 only.
+	Silence time.Duration
+	// Logger gets what can't be told to a caller. Not nil.
+	Logger *slog.Logger
+}
+
+// Gateway is the proxy, an http.Handler.
+type Gateway struct {
+	opts   Options
+	one    *http.Transport // HTTP/1.1
+	two    *http.Transport // HTTP/2 without TLS
+	proxy  *httputil.ReverseProxy
+	errors *connecthttp.ErrorWriter
+}
+
+// New makes a gateway. Close frees its idle connections.
+func New(opts Options) *Gateway {
+	g := &Gateway{opts: opts, errors: connecthttp.NewErrorWriter()}
+	g.one = g.transport(false)
+	g.two = g.transport(true)
+	g.proxy = &httputil.ReverseProxy{
+		Rewrite:        rewrite,
+		Transport:      roundTripper(g.roundTrip),
+		FlushInterval:  -1, // streams are not to be kept waiting, and unary responses come in one piece
+		ModifyResponse: g.watchEnding,
+		ErrorHandler:   g.unreachable,
+		ErrorLog:       slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
+	}
+	return g
+}
+
+func (g *Gateway) transport(two bool) *http.Transport {
+	var protocols http.Protocols
+	protocols.SetHTTP1(!two)
+	protocols.SetUnencryptedHTTP2(two)
+	dialer := net.Dialer{Timeout: g.opts.Dial}
+	return &http.Transport{
+		Protocols:           &protocols,
+		DialContext:         dialer.DialContext,
+		DisableCompression:  true, // what the caller asked for is between it and the host
+		MaxIdleConnsPerHost: 16,
+		IdleConnTimeout:     90 * time.Second,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: g.opts.Silence,
+			PingTimeout:     g.opts.Silence,
+		},
+	}
+}
+
+// Close frees connections that nobody uses. Requests under way go on; the server ends them.
+func (g *Gateway) Close() {
+	g.one.CloseIdleConnections()
+	g.two.CloseIdleConnections()
+}
+
+// route is where a request goes.
+type route struct {
+	node   *nodev1.NodeRecord
+	method string // `/<package.Service>/<Method>`
+}
+
+type routeKey struct{}
+
+func routeOf(ctx context.Context) *route {
+	r, _ := ctx.Value(routeKey{}).(*route)
+	return r
+}
+
+// ServeHTTP implements http.Handler.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	where, method, ok := split(r)
+	if !ok {
+		g.opts.Local.ServeHTTP(w, r)
+		return
+	}
+	rec, err := g.opts.Resolve(r.Context(), where)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	switch {
+	case rec.GetPath() == rootPath:
+		g.local(w, r, method)
+		return
+	case g.opts.IsLocal(rec.GetHost()):
+		g.local(w, r, "/"+rec.GetNid()+method)
+		return
+	case rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD:
+		err = connect.Errorf(connect.CodeUnavailable, "the node %s is dead: %s", rec.GetPath(), rec.GetCause())
+	case rec.GetHost() == nil:
+		err = connect.Errorf(connect.CodeUnavailable, "the node %s is starting: it has no host yet", rec.GetPath())
+	case rec.GetHost().GetAddress() == "":
+		err = connect.Errorf(connect.CodeUnavailable, "the node %s can't be reached from here: its host has no address", rec.GetPath())
+	case r.Header.Get(viaHeader) == g.opts.ID:
+		err = connect.Errorf(connect.CodeInternal, "the request for %s has come round in a circle: at %s, its host's address, there is a gateway",
+			rec.GetPath(), rec.GetHost().GetAddress())
+	}
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	ctx := context.WithValue(r.Context(), routeKey{}, &route{node: rec, method: method})
+	r = r.WithContext(ctx)
+	r.Header.Set(viaHeader, g.opts.ID)
+	g.proxy.ServeHTTP(w, r)
+}
+
+const rootPath = "BRAIN"
+
+// split takes the node's name off a request. It is not ok where the request names none.
+func split(r *http.Request) (where, method string, ok bool) {
+	path := r.URL.Path
+	i := strings.LastIndexByte(path, '/')
+	if i <= 0 {
+		return "", "", false
+	}
+	j := strings.LastIndexByte(path[:i], '/')
+	switch {
+	case j > 0:
+		return path[1:j], path[j:], true
+	case j == 0:
+		if where = r.Header.Get(NodeHeader); where != "" {
+			return where, path, true
+		}
+	}
+	return "", "", false
+}
+
+// local serves a request in this process, under another path.
+func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
+	inner := r.Clone(r.Context())
+	inner.URL = &url.URL{Path: path, RawQuery: r.URL.RawQuery}
+	inner.RequestURI = inner.URL.RequestURI()
+	inner.Header.Del(NodeHeader)
+	g.opts.Local.ServeHTTP(w, inner)
+}
+
+// rewrite sends a request to the node's host.
+func rewrite(pr *httputil.ProxyRequest) {
+	to := routeOf(pr.In.Context())
+	pr.Out.URL = &url.URL{
+		Scheme: "http", Host: to.node.GetHost().GetAddress(),
+		Path: "/" + to.node.GetNid() + to.method, RawQuery: pr.In.URL.RawQuery,
+	}
+	pr.Out.Host = ""
+	pr.Out.Header.Del(NodeHeader)
+	// Who asked is for the host's log; the gateway is who it trusts or not.
+	pr.SetXForwarded()
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
+	if r.ProtoMajor < 2 { // the clone has the caller's version
+		return g.one.RoundTrip(r)
+	}
+	return g.two.RoundTrip(r)
+}
+
+// unreachable answers where there was no response.
+func (g *Gateway) unreachable(w http.ResponseWriter, r *http.Request, err error) {
+	g.refuse(w, r, g.explain(r.Context(), err))
+}
+
+// explain makes an error for the caller of why a node's host can't be reached, or has gone.
+func (g *Gateway) explain(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return connect.NewError(connect.CodeDeadlineExceeded, "the call's deadline has passed").WithCause(err)
+	case ctx.Err() != nil:
+		return connect.NewError(connect.CodeCanceled, "the caller has gone").WithCause(err)
+	}
+	var tooBig *http.MaxBytesError
+	if errors.As(err, &tooBig) {
+		return connect.Errorf(connect.CodeResourceExhausted, "the request is larger than %d bytes", tooBig.Limit).WithCause(err)
+	}
+	to := routeOf(ctx)
+	if cause := g.opts.Cause(ctx, to.node.GetNid()); cause != "" {
+		return connect.Errorf(connect.CodeUnavailable, "the node %s is dead: %s", to.node.GetPath(), cause).WithCause(err)
+	}
+	return connect.Errorf(connect.CodeUnavailable, "no answer for %s from its host at %s: %v",
+		to.node.GetPath(), to.node.GetHost().GetAddress(), err).WithCause(err)
+}
+
+// refuse answers with an error, in the caller's protocol.
+func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if writeErr := g.errors.Write(w, r, err); writeErr != nil {
+		g.opts.Logger.Debug("gateway: an error could not be written", "error", err, "cause", writeErr)
+	}
+}

@@ -1,0 +1,41 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockError tells a directory that is in use from one that can't be locked at all, and asks the system who uses it.
+func lockError(dir string, err error) error {
+	var failed *fs.PathError
+	switch {
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) && !errors.As(err, &failed):
+		return &InUseError{Dir: dir, PID: lockHolder(dir), err: err}
+	case errors.As(err, &failed) || errors.As(err, new(unix.Errno)):
+		return fmt.Errorf("lock the directory %s: %w", dir, err)
+	default:
+		// Pebble's own list of what this process has locked. The file must not be looked at then: closing it would drop the
+		// lock, for POSIX record locks belong to the process and not to the open file.
+		return &InUseError{Dir: dir, PID: os.Getpid(), err: err}
+	}
+}
+
+// lockHolder is the process that holds Pebble's lock file, or 0.
+func lockHolder(dir string) int {
+	file, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR, 0)
+	if err != nil {
+		return 0
+	}
+	defer file.Close() //nolint:errcheck // nothing was written
+	who := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(file.Fd(), unix.F_GETLK, &who); err != nil || who.Type == unix.F_UNLCK {
+		return 0
+	}
+	return int(who.Pid)
+}

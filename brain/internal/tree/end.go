@@ -1,0 +1,198 @@
+package tree
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// ending is the end of one node, and of all below it.
+type ending struct {
+	nid   string
+	cause string
+	// final ends nodes that restart, too.
+	final bool
+}
+
+// manner is how nodes end: what those below are told.
+type manner bool
+
+const (
+	died    manner = false
+	orderly manner = true
+)
+
+// Remove takes nodes, and all below them, out of the tree: children before parents. What is gone already is not asked for
+// again, so that a retry is harmless.
+func (x *Txn) Remove(nids []string, cause string) ([]*nodev1.NodeRecord, error) {
+	if len(nids) > maxChanges {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d nodes at once are too many; the bound is %d", len(nids), maxChanges)
+	}
+	ends := make([]ending, 0, len(nids))
+	for _, nid := range nids {
+		if nid == x.rootNid() || nid == "" {
+			return nil, connect.NewError(connect.CodeInvalidArgument, "the root can't be removed: stop Brain instead")
+		}
+		if _, err := x.find(nid); err != nil {
+			if x.tomb(nid) != nil {
+				continue
+			}
+			return nil, err
+		}
+		ends = append(ends, ending{nid: nid, cause: cmp.Or(cause, "removed"), final: true})
+	}
+	return x.end(ends, orderly), nil
+}
+
+// HostEnded ends what a host still had, after it has said goodbye.
+func (x *Txn) HostEnded(host *nodev1.HostInfo) []*nodev1.NodeRecord {
+	return x.end(x.endingsOf(host.GetId(), "ended"), orderly)
+}
+
+// HostDied ends what a host had, after its death: the nodes that lived there or were about to, and all below them.
+func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord {
+	cause = clipTo(cause, maxCauseBytes/2)
+	h := &deadHost{id: host.GetId(), cause: cause}
+	x.hosts[h.id] = h
+	x.hostList = append(x.hostList, h)
+	return x.end(x.endingsOf(host.GetId(), "died: "+cause), died)
+}
+
+// endingsOf gives what ends with a host. how goes on a sentence: `died: killed by signal 9`.
+func (x *Txn) endingsOf(host, how string) []ending {
+	var ends []ending
+	for nid := range x.onHost(host) {
+		n := x.node(nid)
+		owner := n.owner()
+		switch {
+		case owner.GetId() == host:
+			// Who restarts does so only while somebody is left to start it.
+			final := n.rec.GetRestarts() && n.launcher.GetId() == host
+			ends = append(ends, ending{nid: nid, cause: "its " + Describe(owner) + " " + how, final: final})
+		case n.rec.GetRestarts():
+			ends = append(ends, ending{nid: nid, cause: "its launcher, the " + Describe(n.launcher) + ", " + how, final: true})
+		}
+	}
+	return ends
+}
+
+// HostBack admits a host, also one that was declared dead, and tells which of its nodes are no longer its own.
+func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown []string) {
+	if x.deadHost(host.GetId()) != nil {
+		x.hosts[host.GetId()] = nil
+	}
+	for _, ref := range nodes {
+		n := x.node(ref.GetNid())
+		if n == nil || n.rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || n.rec.GetIncarnation() != ref.GetIncarnation() ||
+			n.rec.GetHost() != nil && n.rec.GetHost().GetId() != host.GetId() {
+			unknown = append(unknown, ref.GetNid())
+		}
+	}
+	return unknown
+}
+
+// end ends nodes and all below them, children before parents. Those that have an ending of their own keep its cause.
+func (x *Txn) end(ends []ending, how manner) []*nodev1.NodeRecord {
+	// The topmost first, so that a node which is below several of them is told of the nearest to the root.
+	slices.SortFunc(ends, func(a, b ending) int {
+		return cmp.Or(cmp.Compare(depth(x.node(a.nid)), depth(x.node(b.nid))), cmp.Compare(a.nid, b.nid))
+	})
+	own := make(map[string]*ending, len(ends))
+	for i := range ends {
+		if own[ends[i].nid] == nil {
+			own[ends[i].nid] = &ends[i]
+		}
+	}
+	all := make(map[string]ending)
+	for _, e := range ends {
+		top := x.node(e.nid)
+		if _, told := all[e.nid]; !told {
+			all[e.nid] = e
+		}
+		for _, n := range below(x, e.nid) {
+			nid := n.rec.GetNid()
+			if _, told := all[nid]; told {
+				continue
+			}
+			ended := ending{nid: nid, cause: e.cause, final: true}
+			if how == died {
+				kinship := "ancestor "
+				if n.rec.GetParent() == e.nid {
+					kinship = "parent "
+				}
+				ended.cause = kinship + top.rec.GetPath() + " died: " + e.cause
+			}
+			if mine := own[nid]; mine != nil {
+				ended.cause = mine.cause
+			}
+			all[nid] = ended
+		}
+	}
+	order := make([]*node, 0, len(all))
+	for nid := range all {
+		order = append(order, x.node(nid))
+	}
+	slices.SortFunc(order, func(a, b *node) int {
+		return cmp.Or(cmp.Compare(depth(b), depth(a)), cmp.Compare(b.born, a.born))
+	})
+	records := make([]*nodev1.NodeRecord, 0, len(order))
+	for _, n := range order {
+		e := all[n.rec.GetNid()]
+		if n.rec.GetRestarts() && !e.final {
+			if n.rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD {
+				records = append(records, x.edit(n, func(rec *nodev1.NodeRecord) {
+					rec.State = nodev1.NodeState_NODE_STATE_DEAD
+					rec.Cause = clipTo(e.cause, maxCauseBytes)
+				}))
+			}
+			continue
+		}
+		records = append(records, x.remove(n, e.cause))
+	}
+	return records
+}
+
+func depth(n *node) int { return strings.Count(n.rec.GetPath(), "/") }
+
+// Describe names a host in a sentence.
+func Describe(host *nodev1.HostInfo) string {
+	switch {
+	case host.GetPid() != 0 && host.GetMachine() != "":
+		return fmt.Sprintf("host (pid %d on %s)", host.GetPid(), clip(host.GetMachine()))
+	case host.GetPid() != 0:
+		return fmt.Sprintf("host (pid %d)", host.GetPid())
+	default:
+		return fmt.Sprintf("host (%s)", clip(host.GetId()))
+	}
+}
+
+// CheckHost refuses what doesn't say which host it is.
+func CheckHost(role string, host *nodev1.HostInfo) error {
+	if !IsUUID(host.GetId()) {
+		return connect.Errorf(connect.CodeInvalidArgument, "the %s's id %q is not a UUID", role, clip(host.GetId()))
+	}
+	if size := proto.Size(host); size > maxHostBytes {
+		return connect.Errorf(connect.CodeInvalidArgument, "what describes the %s has %d bytes; the bound is %d", role, size, maxHostBytes)
+	}
+	return nil
+}
+
+// checkHost refuses a host that is none, or was declared dead. Nil is fine: none is named.
+func (x *Txn) checkHost(role string, host *nodev1.HostInfo) error {
+	if host == nil {
+		return nil
+	}
+	if err := CheckHost(role, host); err != nil {
+		return err
+	}
+	if h := x.deadHost(host.GetId()); h != nil {
+		return connect.Errorf(connect.CodeFailedPrecondition, "the %s was declared dead: %s; it must attach again first", Describe(host), h.cause)
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package tree
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// This file writes the errors of those who ask for what isn't there. Each names what was asked, and what there is.
+
+const (
+	// shown is how many names an error lists.
+	shown = 8
+	// searched is how many names are compared with a misspelled one: an error must not cost more than what it is about.
+	searched = 4096
+)
+
+func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
+	if path == RootPath {
+		return t.root, nil
+	}
+	if len(path) > t.limits.MaxDepth*(maxTypeBytes+20) {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the path %q has %d bytes", clip(path), len(path))
+	}
+	above := (*nodev1.NodeRecord)(nil)
+	nid := ""
+	for name := range strings.SplitSeq(path, "/") {
+		if name == "" || name == "." || name == ".." {
+			return nil, connect.Errorf(connect.CodeInvalidArgument,
+				"%q is not an absolute path, names with single slashes between them; relative ones are for who has a place in the tree", clip(path))
+		}
+		nid = t.kids[nid][name]
+		n := t.nodes[nid]
+		if n == nil {
+			if d := t.tombPaths[path]; d != nil {
+				return nil, deadError(d.rec)
+			}
+			return nil, t.unknownPath(path, above, name)
+		}
+		above = n.rec
+	}
+	return above, nil
+}
+
+// unknownPath tells of a path whose first missing name is below above (nil: the root).
+func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string) error {
+	place, parent := RootPath, ""
+	if above != nil {
+		place, parent = above.GetPath(), above.GetNid()
+	}
+	var names []string
+	for _, n := range inOrder(t, parent) {
+		names = append(names, n.rec.GetName())
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "there is no node at the path %q", clip(path))
+	// A gone ancestor explains more than what is left around it.
+	for p := path; ; {
+		i := strings.LastIndexByte(p, '/')
+		if i < 0 {
+			break
+		}
+		p = p[:i]
+		if d := t.tombPaths[p]; d != nil {
+			fmt.Fprintf(&text, "; %s is dead: %s", p, d.rec.GetCause())
+			return notFound(text.String())
+		}
+	}
+	if len(names) == 0 {
+		fmt.Fprintf(&text, "; %s has no children", place)
+	} else {
+		fmt.Fprintf(&text, "; %s has %s", place, some(names))
+	}
+	if near := similar(missing, slices.Values(names)); len(near) > 0 {
+		prefix := ""
+		if above != nil {
+			prefix = above.GetPath() + "/"
+		}
+		for i := range near {
+			near[i] = prefix + near[i]
+		}
+		fmt.Fprintf(&text, "; similar: %s", some(near))
+	}
+	return notFound(text.String())
+}
+
+func (t *Tree) unknownAlias(alias string) error {
+	var text strings.Builder
+	fmt.Fprintf(&text, "there is no node with the alias %q", clip(alias))
+	near := similar(alias, func(yield func(string) bool) {
+		for a := range t.aliases {
+			if !yield(a) {
+				return
+			}
+		}
+	})
+	switch {
+	case len(near) > 0:
+		fmt.Fprintf(&text, "; similar: %s", some(near))
+	case len(t.aliases) == 0:
+		text.WriteString("; no node has an alias")
+	default:
+		// The first ones in the alphabet, without sorting a million.
+		var all []string
+		for a := range t.aliases {
+			if all = append(all, a); len(all) == searched {
+				break
+			}
+		}
+		slices.Sort(all)
+		fmt.Fprintf(&text, "; aliases: %s", some(all))
+		if len(t.aliases) > len(all) {
+			text.WriteString(", ...")
+		}
+	}
+	// A type is the likeliest thing to be taken for an alias.
+	var names []string
+	for _, n := range inOrder(t, "") {
+		if n.rec.GetType() == alias {
+			names = append(names, n.rec.GetPath())
+		}
+	}
+	if len(names) > 0 {
+		fmt.Fprintf(&text, "; of the type %s there is %s", clip(alias), some(names))
+	}
+	return notFound(text.String())
+}
+
+func (t *Tree) unknownNid(nid string) error { return unknown(t, nid) }
+
+// unknown tells of an nid that no living node has.
+func unknown(v view, nid string) error {
+	if d := v.tomb(nid); d != nil {
+		return deadError(d.rec)
+	}
+	if !IsUUID(nid) {
+		return connect.Errorf(connect.CodeInvalidArgument, "%q is not an nid, which is a UUID", clip(nid))
+	}
+	return notFound(fmt.Sprintf("there is no node with the nid %s; the tree has %d nodes", nid, v.size()))
+}
+
+// deadError tells how a node died. Its detail is the last record, for those who decide by it.
+func deadError(rec *nodev1.NodeRecord) error {
+	err := connect.Errorf(connect.CodeNotFound, "the node %s (%s) is dead: %s", rec.GetPath(), rec.GetNid(), rec.GetCause())
+	detail, marshalErr := connectproto.NewErrorDetail(rec)
+	if marshalErr != nil {
+		return err.WithCause(marshalErr)
+	}
+	return err.WithDetail(detail)
+}
+
+func notFound(text string) error { return connect.NewError(connect.CodeNotFound, text) }
+
+// some lists the first few names.
+func some(names []string) string {
+	if len(names) <= shown {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
+}
+
+// similar gives the names that are one or two slips away from what was asked, nearest first.
+func similar(asked string, names func(func(string) bool)) []string {
+	if len(asked) > maxAliasBytes {
+		return nil
+	}
+	var near [3][]string
+	count := 0
+	for name := range names {
+		if count++; count > searched {
+			break
+		}
+		if d := slips(asked, name); d < len(near) && (d < len(asked) && d < len(name)) {
+			near[d] = append(near[d], name)
+		}
+	}
+	slices.Sort(near[0])
+	slices.Sort(near[1])
+	slices.Sort(near[2])
+	return slices.Concat(near[0], near[1], near[2])
+}
+
+// slips is the Levenshtein distance of two strings, upper and lower case being equal, or 3 for any greater one.
+func slips(a, b string) int {
+	const far = 3
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	if len(a)-len(b) >= far || len(b)-len(a) >= far {
+		return far
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		least := row[0]
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
+			least = min(least, row[j+1])
+		}
+		if least >= far {
+			return far
+		}
+	}
+	return min(row[len(b)], far)
+}

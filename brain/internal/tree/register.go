@@ -1,0 +1,171 @@
+package tree
+
+import (
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// maxKinds bounds the types below one parent: each costs a counter for as long as the parent lives.
+const maxKinds = 4096
+
+// Register names new nodes: starting, in their first incarnation, all or none. A request id that was used before gives the
+// nodes of that time, as they stand now.
+func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
+	parent, kind, alias := req.GetParent(), req.GetType(), req.GetAlias()
+	if parent == x.rootNid() {
+		parent = ""
+	}
+	count := max(int(req.GetCount()), 1)
+	asked := fmt.Sprintf("%q %q %q %d %q %t", parent, kind, req.GetService(), count, alias, req.GetRestarts())
+	if id := req.GetRequestId(); id != "" {
+		if !IsUUID(id) {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id %q is not a UUID", clip(id))
+		}
+		if done := x.request(id); done != nil {
+			return x.again(done, asked)
+		}
+	}
+	if err := x.checkRegister(req, count); err != nil {
+		return nil, err
+	}
+	above, err := x.living(parent)
+	if err != nil {
+		return nil, err
+	}
+	prefix := ""
+	if above != nil {
+		prefix = above.GetPath() + "/"
+		if depth := strings.Count(prefix, "/") + 1; depth > x.limits.MaxDepth {
+			return nil, connect.Errorf(connect.CodeResourceExhausted, "a child of %s would be %d names deep; the bound is %d",
+				clip(above.GetPath()), depth, x.limits.MaxDepth)
+		}
+	}
+	if x.count+count > x.limits.MaxNodes {
+		return nil, connect.Errorf(connect.CodeResourceExhausted, "%d more nodes are too many: the tree has %d, and the bound is %d",
+			count, x.count, x.limits.MaxNodes)
+	}
+	index := x.next(parent, kind)
+	if index == 0 && len(x.counters(parent)) >= maxKinds {
+		return nil, connect.Errorf(connect.CodeResourceExhausted, "there have been nodes of %d types below this parent, which is the bound", maxKinds)
+	}
+
+	records := make([]*nodev1.NodeRecord, 0, count)
+	nids := make([]string, 0, count)
+	first := x.revision + 1
+	for range count {
+		x.revision++
+		name := nameOf(kind, index)
+		rec := &nodev1.NodeRecord{
+			Nid: NewUUID(), Name: name, Path: prefix + name, Type: kind, Index: index, Parent: parent,
+			Service: req.GetService(), Alias: alias, Incarnation: 1, State: nodev1.NodeState_NODE_STATE_STARTING,
+			Attributes: cloneValues(req.GetAttributes()), Created: timestamppb.New(x.now), Revision: x.revision,
+			Restarts: req.GetRestarts(),
+		}
+		x.put(&node{rec: rec, born: x.revision, launcher: proto.CloneOf(req.GetLauncher())})
+		records = append(records, rec)
+		nids = append(nids, rec.GetNid())
+		index++
+	}
+	putNested(x.indices, parent, kind, index)
+	if id := req.GetRequestId(); id != "" {
+		done := &request{id: id, asked: asked, nids: nids, done: x.now, seq: first}
+		x.requests[id] = done
+		x.reqList = append(x.reqList, done)
+	}
+	return records, nil
+}
+
+// again answers a retried registration.
+func (x *Txn) again(done *request, asked string) ([]*nodev1.NodeRecord, error) {
+	if done.asked != asked {
+		return nil, connect.Errorf(connect.CodeInvalidArgument,
+			"the request id %s was used for another registration: a new request needs a new id", done.id)
+	}
+	records := make([]*nodev1.NodeRecord, 0, len(done.nids))
+	for _, nid := range done.nids {
+		n, err := x.find(nid)
+		switch {
+		case err == nil:
+			records = append(records, n.rec)
+		case x.tomb(nid) != nil:
+			records = append(records, x.tomb(nid).rec)
+		default:
+			return nil, connect.Errorf(connect.CodeNotFound, "the request %s was done, and what it registered has been gone for long", done.id)
+		}
+	}
+	return records, nil
+}
+
+func (x *Txn) checkRegister(req *brainv1.RegisterRequest, count int) error {
+	if err := checkType(req.GetType()); err != nil {
+		return err
+	}
+	if len(req.GetService()) > maxServiceBytes {
+		return connect.Errorf(connect.CodeInvalidArgument, "the service's name has %d bytes; the bound is %d", len(req.GetService()), maxServiceBytes)
+	}
+	if uint64(req.GetCount()) > uint64(x.limits.MaxCount) { //nolint:gosec // the limit is positive
+		return connect.Errorf(connect.CodeInvalidArgument, "%d nodes at once are too many; the bound is %d", req.GetCount(), x.limits.MaxCount)
+	}
+	if alias := req.GetAlias(); alias != "" {
+		if count > 1 {
+			return connect.Errorf(connect.CodeInvalidArgument, "%d nodes can't share the alias %q", count, clip(alias))
+		}
+		if err := CheckAlias(alias); err != nil {
+			return err
+		}
+		if holder := x.node(x.alias(alias)); holder != nil {
+			return connect.Errorf(connect.CodeAlreadyExists, "the alias %q is taken by %s (%s)", alias, holder.rec.GetPath(), holder.rec.GetNid())
+		}
+	}
+	if err := x.checkValues(req.GetAttributes()); err != nil {
+		return err
+	}
+	return x.checkHost("launcher", req.GetLauncher())
+}
+
+// living finds the parent of a new node: nil for the root.
+func (x *Txn) living(parent string) (*nodev1.NodeRecord, error) {
+	if parent == "" {
+		return nil, nil //nolint:nilnil // the root has no record of this kind
+	}
+	n, err := x.find(parent)
+	if err != nil {
+		if d := x.tomb(parent); d != nil {
+			return nil, connect.Errorf(connect.CodeFailedPrecondition, "the parent %s (%s) is dead: %s", d.rec.GetPath(), parent, d.rec.GetCause())
+		}
+		return nil, err
+	}
+	switch n.rec.GetState() {
+	case nodev1.NodeState_NODE_STATE_DEAD:
+		return nil, connect.Errorf(connect.CodeFailedPrecondition, "the parent %s (%s) is dead: %s", n.rec.GetPath(), parent, n.rec.GetCause())
+	case nodev1.NodeState_NODE_STATE_STOPPING:
+		return nil, connect.Errorf(connect.CodeFailedPrecondition, "the parent %s (%s) is stopping", n.rec.GetPath(), parent)
+	case nodev1.NodeState_NODE_STATE_UNSPECIFIED, nodev1.NodeState_NODE_STATE_STARTING, nodev1.NodeState_NODE_STATE_RUNNING:
+	}
+	return n.rec, nil
+}
+
+// find gives a node of the tree, or the error that tells what became of it.
+func (x *Txn) find(nid string) (*node, error) {
+	if n := x.node(nid); n != nil {
+		return n, nil
+	}
+	return nil, unknown(x, nid)
+}
+
+func (x *Txn) rootNid() string {
+	switch base := x.base.(type) {
+	case *Txn:
+		return base.rootNid()
+	case *Tree:
+		return base.root.GetNid()
+	}
+	return ""
+}

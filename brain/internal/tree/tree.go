@@ -1,0 +1,317 @@
+// Package tree is the registry's memory: every node's record, and the rules by which records come, change and go.
+//
+// It is pure: no clock, no goroutine, no disk. A [Tree] is what has been acknowledged. Changes are made in a [Txn], which sees
+// the tree through what it has staged itself, and which leaves no trace when it is dropped; nested ones make each request all
+// or nothing inside a group of requests that is committed together. Before a transaction is merged into the tree, its owner
+// writes what [Txn.Writes] says to the disk, and [Load] makes the same tree of it again.
+//
+// Promises: an index, and so a name and a path, is never given twice, not after a restart either. A record that was handed out
+// never changes; a changed node has a new record. Whoever asks for a node that is gone is told how it died, for a while.
+//
+// A Tree may be read by many goroutines at once, but not while a Txn is merged into it; the owner's lock sees to that.
+// Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
+package tree
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Limits bounds what a tree takes and keeps. The zero value of a field means its default.
+type Limits struct {
+	// MaxNodes is how many nodes may live at once. Default 1,048,576.
+	MaxNodes int
+	// MaxCount is how many nodes one registration may make. Default 10,000.
+	MaxCount int
+	// MaxDepth is how many names a path may have. Default 64.
+	MaxDepth int
+	// MaxAttributes is how many attributes a node may have. Default 64.
+	MaxAttributes int
+	// MaxAttributeBytes bounds a node's attributes, keys and values together. Default 16 KiB.
+	MaxAttributeBytes int
+	// Tombstones is how many dead nodes are remembered, the latest ones. Default 4,096.
+	Tombstones int
+	// TombstoneAge is how long. Default one hour.
+	TombstoneAge time.Duration
+	// Requests is how many registrations are remembered, so that a retry is harmless. Default 16,384.
+	Requests int
+	// RequestAge is how long. Default ten minutes.
+	RequestAge time.Duration
+	// DeadHosts is how many dead hosts are remembered; what they still ask for is refused. Default 4,096.
+	DeadHosts int
+}
+
+func (l Limits) withDefaults() Limits {
+	l.MaxNodes = cmp.Or(l.MaxNodes, 1<<20)
+	l.MaxCount = cmp.Or(l.MaxCount, 10_000)
+	l.MaxDepth = cmp.Or(l.MaxDepth, 64)
+	l.MaxAttributes = cmp.Or(l.MaxAttributes, 64)
+	l.MaxAttributeBytes = cmp.Or(l.MaxAttributeBytes, 16<<10)
+	l.Tombstones = cmp.Or(l.Tombstones, 4096)
+	l.TombstoneAge = cmp.Or(l.TombstoneAge, time.Hour)
+	l.Requests = cmp.Or(l.Requests, 16384)
+	l.RequestAge = cmp.Or(l.RequestAge, 10*time.Minute)
+	l.DeadHosts = cmp.Or(l.DeadHosts, 4096)
+	return l
+}
+
+// node is one life in the tree. It is immutable: a change makes a new one.
+type node struct {
+	rec *nodev1.NodeRecord
+	// born is the revision at registration: the order among siblings.
+	born     uint64
+	launcher *nodev1.HostInfo
+}
+
+// owner is the host that answers for the node: its own, or until it has one its launcher. Nil where nobody does, as for a dead
+// node that waits to be started again.
+func (n *node) owner() *nodev1.HostInfo {
+	if n.rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
+		return nil
+	}
+	if n.rec.GetHost() != nil {
+		return n.rec.GetHost()
+	}
+	return n.launcher
+}
+
+// mentions yields the ids of the hosts whose death concerns the node.
+func (n *node) mentions() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		host, launcher := n.owner().GetId(), n.launcher.GetId()
+		if host != "" && !yield(host) {
+			return
+		}
+		if launcher != "" && launcher != host {
+			yield(launcher)
+		}
+	}
+}
+
+// tombstone is the last record of a node that is gone, with the state dead and a cause.
+type tombstone struct {
+	rec  *nodev1.NodeRecord
+	died time.Time
+}
+
+// request is a registration that was done.
+type request struct {
+	id    string
+	asked string
+	nids  []string
+	done  time.Time
+	// seq is the revision of its first node, under which it is stored.
+	seq uint64
+}
+
+// deadHost is a host that was declared dead.
+type deadHost struct {
+	id    string
+	cause string
+}
+
+// view is what a transaction sees: the tree itself, or the tree through another transaction.
+type view interface {
+	node(nid string) *node
+	child(parent, name string) string
+	children(parent string) map[string]string
+	alias(alias string) string
+	counters(parent string) map[string]uint64
+	next(parent, kind string) uint64
+	tomb(nid string) *tombstone
+	request(id string) *request
+	deadHost(id string) *deadHost
+	onHost(host string) map[string]struct{}
+	rev() uint64
+	size() int
+}
+
+// Tree is what has been acknowledged.
+type Tree struct {
+	limits   Limits
+	root     *nodev1.NodeRecord
+	revision uint64
+
+	nodes   map[string]*node
+	kids    map[string]map[string]string // parent's nid -> name -> nid
+	aliases map[string]string
+	indices map[string]map[string]uint64   // parent's nid -> type -> the next index
+	hosts   map[string]map[string]struct{} // host id -> nids of the nodes that its death concerns
+
+	tombs       map[string]*tombstone
+	tombQueue   []*tombstone // oldest first
+	tombPaths   map[string]*tombstone
+	tombAliases map[string]*tombstone // the latest holder
+
+	requests     map[string]*request
+	requestQueue []*request // oldest first
+
+	deadHosts     map[string]*deadHost
+	deadHostQueue []*deadHost // oldest first
+}
+
+// New makes an empty tree below a root: Brain's own record.
+func New(root *nodev1.NodeRecord, limits Limits) *Tree {
+	return &Tree{
+		limits:      limits.withDefaults(),
+		root:        root,
+		nodes:       make(map[string]*node),
+		kids:        make(map[string]map[string]string),
+		aliases:     make(map[string]string),
+		indices:     make(map[string]map[string]uint64),
+		hosts:       make(map[string]map[string]struct{}),
+		tombs:       make(map[string]*tombstone),
+		tombPaths:   make(map[string]*tombstone),
+		tombAliases: make(map[string]*tombstone),
+		requests:    make(map[string]*request),
+		deadHosts:   make(map[string]*deadHost),
+	}
+}
+
+// Revision is the revision of the latest change.
+func (t *Tree) Revision() uint64 { return t.revision }
+
+// Len is how many nodes live.
+func (t *Tree) Len() int { return len(t.nodes) }
+
+// Root is Brain's own record.
+func (t *Tree) Root() *nodev1.NodeRecord { return t.root }
+
+// SetRoot replaces Brain's own record, when it learns its own address.
+func (t *Tree) SetRoot(root *nodev1.NodeRecord) { t.root = root }
+
+// Owners are the hosts that answer for some node, once each: those whose leases matter.
+func (t *Tree) Owners() []*nodev1.HostInfo {
+	owners := make(map[string]*nodev1.HostInfo)
+	for _, n := range t.nodes {
+		if owner := n.owner(); owner != nil {
+			owners[owner.GetId()] = owner
+		}
+		if n.launcher != nil {
+			owners[n.launcher.GetId()] = n.launcher
+		}
+	}
+	return slices.Collect(maps.Values(owners))
+}
+
+// Record gives a node's record as it stands; that of a node which is gone, if it is still remembered, has the state dead.
+// It returns nil for an nid that the tree doesn't know.
+func (t *Tree) Record(nid string) *nodev1.NodeRecord {
+	if n := t.nodes[nid]; n != nil {
+		return n.rec
+	}
+	if d := t.tombs[nid]; d != nil {
+		return d.rec
+	}
+	if nid == t.root.GetNid() {
+		return t.root
+	}
+	return nil
+}
+
+// List gives the subtree of a node, itself first, or of the root (also for an empty nid), itself not; parents before children,
+// siblings in the order of their creation. With direct it gives the children alone.
+func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
+	var list []*nodev1.NodeRecord
+	if root == t.root.GetNid() {
+		root = ""
+	}
+	if root != "" {
+		n := t.nodes[root]
+		if n == nil {
+			return nil, t.unknownNid(root)
+		}
+		if !direct {
+			list = append(list, n.rec)
+		}
+	}
+	if direct {
+		for _, n := range inOrder(t, root) {
+			list = append(list, n.rec)
+		}
+		return list, nil
+	}
+	for _, n := range below(t, root) {
+		list = append(list, n.rec)
+	}
+	return list, nil
+}
+
+// inOrder gives a node's children in the order of their creation.
+func inOrder(v view, parent string) []*node {
+	kids := v.children(parent)
+	list := make([]*node, 0, len(kids))
+	for _, nid := range kids {
+		list = append(list, v.node(nid))
+	}
+	slices.SortFunc(list, func(a, b *node) int { return cmp.Compare(a.born, b.born) })
+	return list
+}
+
+// below gives all below a node, parents before children. It does not recurse: depth comes from the wire.
+func below(v view, root string) []*node {
+	var list []*node
+	stack := inOrder(v, root)
+	slices.Reverse(stack)
+	for len(stack) > 0 {
+		n := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		list = append(list, n)
+		kids := inOrder(v, n.rec.GetNid())
+		slices.Reverse(kids)
+		stack = append(stack, kids...)
+	}
+	return list
+}
+
+// Lookup finds a node that lives; `BRAIN` finds the root. For any other it fails with NotFound, and says how the node died, or
+// what there is instead.
+func (t *Tree) Lookup(by By, where string) (*nodev1.NodeRecord, error) {
+	if by == ByAny {
+		by = formOf(where)
+	}
+	switch by {
+	case ByPath:
+		return t.lookupPath(where)
+	case ByAlias:
+		if n := t.nodes[t.aliases[where]]; n != nil {
+			return n.rec, nil
+		}
+		if d := t.tombAliases[where]; d != nil {
+			return nil, deadError(d.rec)
+		}
+		return nil, t.unknownAlias(where)
+	case ByNID:
+		where = strings.ToLower(where)
+		if n := t.nodes[where]; n != nil {
+			return n.rec, nil
+		}
+		if where == t.root.GetNid() {
+			return t.root, nil
+		}
+		return nil, t.unknownNid(where)
+	case ByAny:
+	}
+	return nil, connect.Errorf(connect.CodeInvalidArgument, "%q is not asked for by path, alias or nid", clip(where))
+}
+
+func (t *Tree) node(nid string) *node                    { return t.nodes[nid] }
+func (t *Tree) child(parent, name string) string         { return t.kids[parent][name] }
+func (t *Tree) children(parent string) map[string]string { return t.kids[parent] }
+func (t *Tree) alias(alias string) string                { return t.aliases[alias] }
+func (t *Tree) counters(parent string) map[string]uint64 { return t.indices[parent] }
+func (t *Tree) next(parent, kind string) uint64          { return t.indices[parent][kind] }
+func (t *Tree) tomb(nid string) *tombstone               { return t.tombs[nid] }
+func (t *Tree) request(id string) *request               { return t.requests[id] }
+func (t *Tree) deadHost(id string) *deadHost             { return t.deadHosts[id] }
+func (t *Tree) onHost(host string) map[string]struct{}   { return t.hosts[host] }
+func (t *Tree) rev() uint64                              { return t.revision }
+func (t *Tree) size() int                                { return len(t.nodes) }

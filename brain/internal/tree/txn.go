@@ -1,0 +1,389 @@
+package tree
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Txn stages changes. It sees what it has staged, and nobody else does before it is merged. It belongs to one goroutine.
+type Txn struct {
+	base   view
+	limits *Limits
+	now    time.Time
+
+	revision uint64
+	count    int
+	nodes    map[string]*node             // nil: removed
+	kids     map[string]map[string]string // parent -> name -> nid; "": removed
+	aliases  map[string]string            // "": freed
+	indices  map[string]map[string]uint64 // parent -> type -> next; 0: dropped with its parent
+	tombs    map[string]*tombstone
+	tombList []*tombstone
+	requests map[string]*request
+	reqList  []*request
+	hosts    map[string]*deadHost // nil: back
+	hostList []*deadHost
+	changed  []*nodev1.NodeRecord
+	// The oldest tombstones and requests, which go when the transaction is merged into the tree.
+	dropTombs, dropRequests int
+}
+
+// Begin starts a transaction on the tree. While it is open no other may be merged.
+func (t *Tree) Begin(now time.Time) *Txn { return newTxn(t, &t.limits, now) }
+
+// Begin starts a transaction inside this one.
+func (x *Txn) Begin() *Txn { return newTxn(x, x.limits, x.now) }
+
+func newTxn(base view, limits *Limits, now time.Time) *Txn {
+	return &Txn{
+		base: base, limits: limits, now: now,
+		revision: base.rev(), count: base.size(),
+		nodes:    make(map[string]*node),
+		kids:     make(map[string]map[string]string),
+		aliases:  make(map[string]string),
+		indices:  make(map[string]map[string]uint64),
+		tombs:    make(map[string]*tombstone),
+		requests: make(map[string]*request),
+		hosts:    make(map[string]*deadHost),
+	}
+}
+
+// Changed gives the records that the transaction changes, as they will stand, each node once.
+func (x *Txn) Changed() []*nodev1.NodeRecord {
+	latest := make(map[string]struct{}, len(x.changed))
+	list := make([]*nodev1.NodeRecord, 0, len(x.changed))
+	for _, rec := range slices.Backward(x.changed) {
+		if _, ok := latest[rec.GetNid()]; !ok {
+			latest[rec.GetNid()] = struct{}{}
+			list = append(list, rec)
+		}
+	}
+	slices.Reverse(list)
+	return list
+}
+
+// Merge hands what was staged on: to the transaction that this one was begun in, or to the tree. The transaction is over then.
+func (x *Txn) Merge() {
+	switch base := x.base.(type) {
+	case *Txn:
+		base.take(x)
+	case *Tree:
+		base.take(x)
+	}
+	x.base = nil
+}
+
+func (x *Txn) take(inner *Txn) {
+	x.revision, x.count = inner.revision, inner.count
+	maps.Copy(x.nodes, inner.nodes)
+	mergeNested(x.kids, inner.kids)
+	maps.Copy(x.aliases, inner.aliases)
+	mergeNested(x.indices, inner.indices)
+	maps.Copy(x.tombs, inner.tombs)
+	x.tombList = append(x.tombList, inner.tombList...)
+	maps.Copy(x.requests, inner.requests)
+	x.reqList = append(x.reqList, inner.reqList...)
+	maps.Copy(x.hosts, inner.hosts)
+	x.hostList = append(x.hostList, inner.hostList...)
+	x.changed = append(x.changed, inner.changed...)
+}
+
+func mergeNested[V any](to, from map[string]map[string]V) {
+	for parent, entries := range from {
+		if to[parent] == nil {
+			to[parent] = entries
+			continue
+		}
+		maps.Copy(to[parent], entries)
+	}
+}
+
+func (t *Tree) take(x *Txn) {
+	t.revision = x.revision
+	for nid, n := range x.nodes {
+		if old := t.nodes[nid]; old != nil {
+			for host := range old.mentions() {
+				dropNested(t.hosts, host, nid)
+			}
+		}
+		if n == nil {
+			delete(t.nodes, nid)
+			continue
+		}
+		t.nodes[nid] = n
+		for host := range n.mentions() {
+			putNested(t.hosts, host, nid, struct{}{})
+		}
+	}
+	for parent, names := range x.kids {
+		for name, nid := range names {
+			if nid == "" {
+				dropNested(t.kids, parent, name)
+			} else {
+				putNested(t.kids, parent, name, nid)
+			}
+		}
+	}
+	for alias, nid := range x.aliases {
+		if nid == "" {
+			delete(t.aliases, alias)
+		} else {
+			t.aliases[alias] = nid
+		}
+	}
+	for parent, kinds := range x.indices {
+		for kind, next := range kinds {
+			if next == 0 {
+				dropNested(t.indices, parent, kind)
+			} else {
+				putNested(t.indices, parent, kind, next)
+			}
+		}
+	}
+	for _, d := range x.tombList {
+		t.bury(d)
+	}
+	for range x.dropTombs {
+		t.forgetOldestTomb()
+	}
+	for _, r := range x.reqList {
+		t.requests[r.id] = r
+		t.requestQueue = append(t.requestQueue, r)
+	}
+	for range x.dropRequests {
+		delete(t.requests, t.requestQueue[0].id)
+		t.requestQueue = t.requestQueue[1:]
+	}
+	for id, h := range x.hosts {
+		if h == nil {
+			delete(t.deadHosts, id)
+		} else {
+			t.deadHosts[id] = h
+		}
+	}
+	for _, h := range x.hostList {
+		if t.deadHosts[h.id] == h {
+			t.deadHostQueue = append(t.deadHostQueue, h)
+		}
+	}
+	for len(t.deadHostQueue) > t.limits.DeadHosts {
+		oldest := t.deadHostQueue[0]
+		t.deadHostQueue = t.deadHostQueue[1:]
+		if t.deadHosts[oldest.id] == oldest {
+			delete(t.deadHosts, oldest.id)
+		}
+	}
+}
+
+func putNested[V any](m map[string]map[string]V, outer, inner string, value V) {
+	if m[outer] == nil {
+		m[outer] = make(map[string]V)
+	}
+	m[outer][inner] = value
+}
+
+func dropNested[V any](m map[string]map[string]V, outer, inner string) {
+	delete(m[outer], inner)
+	if len(m[outer]) == 0 {
+		delete(m, outer)
+	}
+}
+
+func (t *Tree) bury(d *tombstone) {
+	t.tombs[d.rec.GetNid()] = d
+	t.tombPaths[d.rec.GetPath()] = d
+	if alias := d.rec.GetAlias(); alias != "" {
+		t.tombAliases[alias] = d
+	}
+	t.tombQueue = append(t.tombQueue, d)
+}
+
+func (t *Tree) forgetOldestTomb() {
+	d := t.tombQueue[0]
+	t.tombQueue[0] = nil
+	t.tombQueue = t.tombQueue[1:]
+	delete(t.tombs, d.rec.GetNid())
+	delete(t.tombPaths, d.rec.GetPath())
+	if alias := d.rec.GetAlias(); t.tombAliases[alias] == d {
+		delete(t.tombAliases, alias)
+	}
+}
+
+// Expire lets go of tombstones and requests that are too many or too old. It is called once, last, on the transaction that will
+// be merged into the tree.
+func (x *Txn) Expire() {
+	t, ok := x.base.(*Tree)
+	if !ok {
+		return
+	}
+	tombs := len(t.tombQueue) + len(x.tombList)
+	for x.dropTombs < tombs && (tombs-x.dropTombs > x.limits.Tombstones ||
+		x.now.Sub(nth(t.tombQueue, x.tombList, x.dropTombs).died) > x.limits.TombstoneAge) {
+		x.dropTombs++
+	}
+	requests := len(t.requestQueue) + len(x.reqList)
+	for x.dropRequests < requests && (requests-x.dropRequests > x.limits.Requests ||
+		x.now.Sub(nth(t.requestQueue, x.reqList, x.dropRequests).done) > x.limits.RequestAge) {
+		x.dropRequests++
+	}
+}
+
+// nth is an element of two slices seen as one.
+func nth[E any](a, b []E, i int) E {
+	if i < len(a) {
+		return a[i]
+	}
+	return b[i-len(a)]
+}
+
+// put stages a record: a new one, or one in place of the node's present one.
+func (x *Txn) put(n *node) {
+	nid := n.rec.GetNid()
+	if x.node(nid) == nil {
+		x.count++
+		putNested(x.kids, n.rec.GetParent(), n.rec.GetName(), nid)
+		if alias := n.rec.GetAlias(); alias != "" {
+			x.aliases[alias] = nid
+		}
+	}
+	x.nodes[nid] = n
+	x.changed = append(x.changed, n.rec)
+}
+
+// edit stages a changed copy of a node's record.
+func (x *Txn) edit(n *node, change func(rec *nodev1.NodeRecord)) *nodev1.NodeRecord {
+	rec := proto.CloneOf(n.rec)
+	change(rec)
+	x.revision++
+	rec.Revision = x.revision
+	x.put(&node{rec: rec, born: n.born, launcher: n.launcher})
+	return rec
+}
+
+// remove stages a node's removal; nothing may be below it any more.
+func (x *Txn) remove(n *node, cause string) *nodev1.NodeRecord {
+	rec := proto.CloneOf(n.rec)
+	x.revision++
+	rec.Revision = x.revision
+	rec.State = nodev1.NodeState_NODE_STATE_DEAD
+	rec.Cause = clipTo(cause, maxCauseBytes)
+	nid := rec.GetNid()
+	for kind := range x.counters(nid) {
+		putNested(x.indices, nid, kind, 0)
+	}
+	x.count--
+	x.nodes[nid] = nil
+	putNested(x.kids, rec.GetParent(), rec.GetName(), "")
+	if alias := rec.GetAlias(); alias != "" {
+		x.aliases[alias] = ""
+	}
+	d := &tombstone{rec: rec, died: x.now}
+	x.tombs[nid] = d
+	x.tombList = append(x.tombList, d)
+	x.changed = append(x.changed, rec)
+	return rec
+}
+
+func (x *Txn) node(nid string) *node {
+	if n, ok := x.nodes[nid]; ok {
+		return n
+	}
+	return x.base.node(nid)
+}
+
+func (x *Txn) child(parent, name string) string {
+	if nid, ok := x.kids[parent][name]; ok {
+		return nid
+	}
+	return x.base.child(parent, name)
+}
+
+func (x *Txn) children(parent string) map[string]string {
+	return overlaid(x.base.children(parent), x.kids[parent])
+}
+
+func (x *Txn) counters(parent string) map[string]uint64 {
+	return overlaid(x.base.counters(parent), x.indices[parent])
+}
+
+// overlaid is a map seen through a staged one, in which zero values are what is gone.
+func overlaid[V comparable](base, staged map[string]V) map[string]V {
+	if len(staged) == 0 {
+		return base
+	}
+	seen := maps.Clone(base)
+	if seen == nil {
+		seen = make(map[string]V, len(staged))
+	}
+	var gone V
+	for name, value := range staged {
+		if value == gone {
+			delete(seen, name)
+		} else {
+			seen[name] = value
+		}
+	}
+	return seen
+}
+
+func (x *Txn) alias(alias string) string {
+	if nid, ok := x.aliases[alias]; ok {
+		return nid
+	}
+	return x.base.alias(alias)
+}
+
+func (x *Txn) next(parent, kind string) uint64 {
+	if next, ok := x.indices[parent][kind]; ok {
+		return next
+	}
+	return x.base.next(parent, kind)
+}
+
+func (x *Txn) tomb(nid string) *tombstone {
+	if d, ok := x.tombs[nid]; ok {
+		return d
+	}
+	return x.base.tomb(nid)
+}
+
+func (x *Txn) request(id string) *request {
+	if r, ok := x.requests[id]; ok {
+		return r
+	}
+	return x.base.request(id)
+}
+
+func (x *Txn) deadHost(id string) *deadHost {
+	if h, ok := x.hosts[id]; ok {
+		return h
+	}
+	return x.base.deadHost(id)
+}
+
+func (x *Txn) onHost(host string) map[string]struct{} {
+	seen := maps.Clone(x.base.onHost(host))
+	for nid, n := range x.nodes {
+		delete(seen, nid)
+		if n == nil {
+			continue
+		}
+		for mentioned := range n.mentions() {
+			if mentioned == host {
+				if seen == nil {
+					seen = make(map[string]struct{})
+				}
+				seen[nid] = struct{}{}
+			}
+		}
+	}
+	return seen
+}
+
+func (x *Txn) rev() uint64 { return x.revision }
+func (x *Txn) size() int   { return x.count }
