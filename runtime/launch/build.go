@@ -36,7 +36,7 @@ var thisBuild = sync.OnceValue(func() string {
 })
 
 func buildOf(path string) (string, error) {
-	file, err := os.Open(path) //nolint:gosec // our own executable
+	file, err := os.Open(path)
 	if err != nil {
 		return "", fmt.Errorf("launch: reading the executable's build: %w", err)
 	}

@@ -74,7 +74,7 @@ func inheritedPipes(value string) (from, to *os.File, err error) {
 	if err := errors.Join(fromErr, toErr); err != nil {
 		return nil, nil, err
 	}
-	return os.NewFile(uintptr(fromFD), "control channel from the parent"), os.NewFile(uintptr(toFD), "control channel to the parent"), nil //nolint:gosec // checked
+	return os.NewFile(uintptr(fromFD), "control channel from the parent"), os.NewFile(uintptr(toFD), "control channel to the parent"), nil
 }
 
 // pipeFD is the number of an inherited pipe, now close-on-exec and ready for the poller.
@@ -112,7 +112,7 @@ func (c *Child) start(frames *bufio.Reader) error {
 	if c.payload, err = unversioned(k, body); err != nil {
 		return err
 	}
-	return c.from.SetReadDeadline(time.Time{}) //nolint:wrapcheck // wrapped above
+	return c.from.SetReadDeadline(time.Time{})
 }
 
 // listen waits for what the parent has to say, and for its death.

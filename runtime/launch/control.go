@@ -105,7 +105,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return 0, nil, protocolErrorf("the channel ended within a frame's header")
 		}
-		return 0, nil, err //nolint:wrapcheck // the caller compares it with io.EOF
+		return 0, nil, err // as it is: the caller compares it with io.EOF
 	}
 	k, length := kind(header[4]), int64(binary.BigEndian.Uint32(header[:]))
 	limit := k.limit()
@@ -120,7 +120,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 		if errors.Is(err, io.EOF) {
 			return 0, nil, protocolErrorf("the channel ended %d bytes into a %s of %d", n, k, length-1)
 		}
-		return 0, nil, err //nolint:wrapcheck // the caller tells a closed or overdue pipe from a broken one
+		return 0, nil, err
 	}
 	return k, body.Bytes(), nil
 }
@@ -136,7 +136,8 @@ func unversioned(k kind, body []byte) ([]byte, error) {
 		return nil, protocolErrorf("got a %s without a version", k)
 	}
 	if v := binary.BigEndian.Uint16(body); v != controlVersion {
-		return nil, protocolErrorf("got a %s of control version %d, but this end speaks version %d: is the executable another one?", k, v, controlVersion)
+		return nil, protocolErrorf("got a %s of control version %d, but this end speaks version %d: is it another executable?",
+			k, v, controlVersion)
 	}
 	return body[versionSize:], nil
 }

@@ -46,7 +46,7 @@ func (c *conversation) greet(body []byte) error {
 	if err != nil {
 		return err
 	}
-	if string(build) != c.build {
+	if guarded && string(build) != c.build {
 		return protocolErrorf("it is another build: this process is %s, it is %s", c.build, build)
 	}
 	c.greeted = true

@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
-	"testing"
+	"testing" //nolint:depguard // to know whether this is a test binary; it registers no flags
 )
 
 // ErrInTests says that nothing is launched, because the program is a test binary that would run its tests again instead of

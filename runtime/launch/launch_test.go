@@ -1,3 +1,5 @@
+//go:build !unguarded
+
 package launch
 
 import (
@@ -7,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -63,7 +66,7 @@ func TestFailedSetUpArrivesWithItsReason(t *testing.T) {
 			requireGone(t, p)
 			if life == "fails set-up" {
 				assert.True(t, failed.Exit.Success(), failed.Exit)
-				assert.ErrorContains(t, err, "tester-0: set-up failed; it printed last:\n  | it won't do")
+				require.ErrorContains(t, err, "tester-0: set-up failed; it printed last:\n  | it won't do")
 			} else {
 				assert.Equal(t, syscall.SIGKILL, failed.Exit.Signal)
 			}
@@ -79,7 +82,8 @@ func TestDeathBeforeHelloIsTold(t *testing.T) {
 	require.ErrorAs(t, err, &died)
 	assert.False(t, died.Greeted)
 	assert.Equal(t, 3, died.Exit.Code)
-	assert.Equal(t, fmt.Sprintf("launch: tester-0 (process %d) ended before it shook hands: exited with code 3; it printed last:\n  | no hello from me", p.PID()), err.Error())
+	assert.Equal(t, fmt.Sprintf("launch: tester-0 (process %d) ended before it shook hands: exited with code 3; "+
+		"it printed last:\n  | no hello from me", p.PID()), err.Error())
 	requireGone(t, p)
 }
 
@@ -90,14 +94,14 @@ func TestDeathAfterHelloIsTold(t *testing.T) {
 	require.ErrorAs(t, err, &died)
 	assert.True(t, died.Greeted)
 	assert.Equal(t, 7, died.Exit.Code)
-	assert.ErrorContains(t, err, "ended during its set-up: exited with code 7; it printed last:\n  | oh dear")
+	require.ErrorContains(t, err, "ended during its set-up: exited with code 7; it printed last:\n  | oh dear")
 	requireGone(t, p)
 }
 
 func TestDeathBySignalIsTold(t *testing.T) {
 	p, _ := begin(t, "kills itself")
 	_, err := p.Ready(within(t))
-	assert.ErrorContains(t, err, "ended during its set-up: killed by signal 9 (killed); it printed nothing")
+	require.ErrorContains(t, err, "ended during its set-up: killed by signal 9 (killed); it printed nothing")
 }
 
 func TestCrashIsToldByItsFirstLines(t *testing.T) {
@@ -105,7 +109,7 @@ func TestCrashIsToldByItsFirstLines(t *testing.T) {
 	p, _ := begin(t, "crashes among a crowd")
 	_, err := p.Ready(within(t))
 	require.ErrorContains(t, err, "exited with code 2; it printed last:\n  | panic: the sky is falling\n")
-	assert.ErrorContains(t, err, "lines more ...\n")
+	require.ErrorContains(t, err, "lines more ...\n")
 }
 
 func TestSilentChildIsKilled(t *testing.T) {
@@ -114,11 +118,11 @@ func TestSilentChildIsKilled(t *testing.T) {
 	_, err := p.Ready(within(t))
 	var refused *HandshakeError
 	require.ErrorAs(t, err, &refused)
-	assert.ErrorContains(t, err, "it did not say hello within 2s")
+	require.ErrorContains(t, err, "it did not say hello within 2s")
 	requireGone(t, p)
 	assert.Equal(t, "killed by signal 9 (killed): its parent ended it, as "+refused.Reason, p.Exit().String())
 	if lines := printed.texts(Stdout); len(lines) > 0 { // it may have been too slow even for that
-		assert.ErrorContains(t, err, "it printed last:\n  | thinking")
+		require.ErrorContains(t, err, "it printed last:\n  | thinking")
 	}
 }
 
@@ -171,7 +175,7 @@ func TestChildThatIgnoresStopIsKilled(t *testing.T) {
 	defer cancel()
 	err = p.Stop(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	assert.ErrorContains(t, err, "tester-0 did not stop in good order, and was killed")
+	require.ErrorContains(t, err, "tester-0 did not stop in good order, and was killed")
 	requireGone(t, p)
 	assert.Equal(t, syscall.SIGKILL, p.Exit().Signal)
 }
@@ -300,6 +304,53 @@ func TestGrandchildsLinesComeUpUnderItsOwnName(t *testing.T) {
 	require.NoError(t, p.Stop(within(t)))
 	assert.Contains(t, printed.lines, Line{Path: "parent-0/leaf-0", Stream: Stdout, Text: "from below"})
 	assert.Empty(t, p.Exit().Lines, "what it printed itself was nothing")
+}
+
+func TestPayloadsMayBeLarge(t *testing.T) {
+	large := strings.Repeat("0123456789abcdef", 1<<20)
+	p, _ := begin(t, "echoes:"+large)
+	payload, err := p.Ready(within(t))
+	require.NoError(t, err)
+	require.Len(t, payload, len(large))
+	require.True(t, large == string(payload), "it is as large, but not the same") //nolint:testifylint // Equal would print both
+
+	_, err = Self().Launch(within(t), Spec{Name: "tester-0", Payload: make([]byte, maxPayload+1)})
+	require.ErrorContains(t, err, "over the limit")
+}
+
+func TestLargePayloadThatIsNeverReadHoldsNothingUp(t *testing.T) {
+	t.Setenv(early, "hang")
+	p, _ := begin(t, "echoes:"+strings.Repeat("x", 1<<20))
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, p.Stop(ctx), context.DeadlineExceeded)
+	requireGone(t, p)
+}
+
+func TestManyAtOnce(t *testing.T) {
+	var all sync.WaitGroup
+	for n := range 12 {
+		p, _ := begin(t, fmt.Sprint("ok:", n))
+		all.Go(func() {
+			payload, err := p.Ready(within(t))
+			if err != nil {
+				t.Error(err)
+			}
+			assert.Equal(t, strconv.Itoa(n), string(payload))
+			assert.NoError(t, p.Stop(within(t)))
+		})
+	}
+	all.Wait()
+}
+
+func TestControlChannelIsNotInheritedFurther(t *testing.T) {
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		t.Skip("this system doesn't show a process's files")
+	}
+	p, _ := begin(t, "has a curious child")
+	payload, err := p.Ready(within(t))
+	require.NoError(t, err)
+	assert.Equal(t, "exit status 1", string(payload))
 }
 
 func requireGone(t *testing.T, p Process) {

@@ -20,6 +20,9 @@ import (
 // early is the environment variable that makes a launched process misbehave before it looks whether it was launched.
 const early = "LAUNCH_TEST_EARLY"
 
+// program is the environment variable that makes this binary another program than one that tests.
+const program = "LAUNCH_TEST_PROGRAM"
+
 // patience bounds what the tests wait for. It isn't an assertion of speed.
 const patience = 60 * time.Second
 
@@ -28,10 +31,10 @@ func TestMain(m *testing.M) {
 	if _, launched := os.LookupEnv(marker); launched {
 		switch os.Getenv(early) {
 		case "exit":
-			fmt.Println("no hello from me")
+			say("no hello from me")
 			os.Exit(3)
 		case "hang":
-			fmt.Println("thinking")
+			say("thinking")
 			select {}
 		}
 	}
@@ -40,7 +43,19 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	if os.Getenv(program) == "is not prepared" {
+		_, err := Self().Launch(context.Background(), Spec{Name: "x-0"})
+		say(fmt.Sprint("refused: ", err))
+		os.Exit(0)
+	}
 	AllowInTests()
+	if child == nil && os.Getenv(program) == "removes its file" {
+		if err := launchWithoutFile(); err != nil {
+			say(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if child != nil {
 		mode, arg, _ := strings.Cut(string(child.Payload()), ":")
 		live, known := lives[mode]
@@ -53,6 +68,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	// A program with the race detector in it sleeps for a second when it exits, so that late races are reported.
+	if err := os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -63,7 +83,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		if err := greet(child); err != nil {
 			return err
 		}
-		fmt.Println("hello on stdout")
+		say("hello on stdout")
 		fmt.Fprintln(os.Stderr, "hello on stderr")
 		if err := child.Ready([]byte(arg)); err != nil {
 			return err
@@ -75,7 +95,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		if err := greet(child); err != nil {
 			return err
 		}
-		fmt.Println("it won't do")
+		say("it won't do")
 		return child.Failed([]byte(arg))
 	},
 	"fails set-up and stays": func(child *Child, arg string) error {
@@ -152,7 +172,7 @@ var lives = map[string]func(child *Child, arg string) error{
 			case <-child.Stop():
 				return nil
 			default:
-				fmt.Println("line", n)
+				say(fmt.Sprint("line ", n))
 			}
 		}
 	},
@@ -196,9 +216,10 @@ var lives = map[string]func(child *Child, arg string) error{
 			return os.WriteFile(path, []byte("stopped"), 0o600)
 		case <-child.Orphaned():
 		}
-		_, outErr := fmt.Println("is anybody there?")
-		_, errErr := fmt.Fprintln(os.Stderr, "is anybody there?")
-		return os.WriteFile(path, fmt.Appendf(nil, "orphaned, stdout: %v, stderr: %v", errors.Is(outErr, syscall.EPIPE), errors.Is(errErr, syscall.EPIPE)), 0o600)
+		_, outErr := os.Stdout.WriteString("is anybody there?")
+		_, errErr := os.Stderr.WriteString("is anybody there?")
+		note := fmt.Appendf(nil, "orphaned, stdout: %v, stderr: %v", errors.Is(outErr, syscall.EPIPE), errors.Is(errErr, syscall.EPIPE))
+		return os.WriteFile(path, note, 0o600)
 	},
 	// Ends while a process that it started still holds its stdout.
 	"leaves a stdout holder": func(child *Child, _ string) error {
@@ -210,8 +231,21 @@ var lives = map[string]func(child *Child, arg string) error{
 		if err := sleeper.Start(); err != nil {
 			return err
 		}
-		fmt.Println("my last words")
+		say("my last words")
 		return child.Ready(fmt.Append(nil, sleeper.Process.Pid))
+	},
+	// Answers with what a child of its own sees as its fourth file, which is the control channel here.
+	"has a curious child": func(child *Child, _ string) error {
+		out, err := exec.Command("readlink", "/proc/self/fd/3").CombinedOutput()
+		return errors.Join(greet(child), child.Ready(fmt.Appendf(nil, "%s%v", out, err)))
+	},
+	// Answers with as much as it was given.
+	"echoes": func(child *Child, arg string) error {
+		if err := errors.Join(greet(child), child.Ready([]byte(arg))); err != nil {
+			return err
+		}
+		await(child)
+		return nil
 	},
 	// Says what it was given.
 	"describes itself": func(child *Child, _ string) error {
@@ -229,6 +263,29 @@ var lives = map[string]func(child *Child, arg string) error{
 			os.Args[1:], marked, dir, stdin, err, group == os.Getpid())))
 	},
 }
+
+// launchWithoutFile launches this program when its file is not there any more.
+func launchWithoutFile() error {
+	file, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(file); err != nil {
+		return err
+	}
+	p, err := Self().Launch(context.Background(), Spec{Name: "x-0", Payload: []byte("ok:launched without a file")})
+	if err != nil {
+		return err
+	}
+	payload, err := p.Ready(context.Background())
+	if err != nil {
+		return err
+	}
+	say(string(payload))
+	return p.Stop(context.Background())
+}
+
+func say(line string) { _, _ = os.Stdout.WriteString(line + "\n") }
 
 func greet(child *Child) error { return child.Hello(Build()) }
 

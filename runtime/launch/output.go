@@ -111,8 +111,9 @@ func (t *tail) lines() []Line {
 	var kept []Line
 	if t.crashed > 0 && t.crashAt < first {
 		kept = append(kept, t.crash[:t.crashed]...)
-		first = max(first+t.crashed, t.crashAt+t.crashed)
-		if skipped := first - t.crashAt - t.crashed; skipped > 0 {
+		after := t.crashAt + t.crashed
+		first = max(first, after)
+		if skipped := first - after; skipped > 0 {
 			kept = append(kept, Line{Path: kept[0].Path, Stream: Stderr, Text: fmt.Sprintf("... %d lines more ...", skipped)})
 		}
 	}
@@ -184,7 +185,7 @@ func (o *output) close() ([]Line, error) {
 	if log == nil {
 		return o.tail.lines(), nil
 	}
-	return o.tail.lines(), log.Close() //nolint:wrapcheck // names the file
+	return o.tail.lines(), log.Close()
 }
 
 // copy hands over what comes from r, until its end or its deadline, and closes it.
@@ -222,7 +223,7 @@ func drain(r *os.File, buf []byte, take func([]byte)) {
 		var n int
 		var readErr error
 		err := raw.Read(func(fd uintptr) bool {
-			n, readErr = unix.Read(int(fd), buf) //nolint:gosec // a file descriptor is a small number
+			n, readErr = unix.Read(int(fd), buf)
 			return true
 		})
 		if err != nil || readErr != nil || n <= 0 {

@@ -115,8 +115,8 @@ func (p *process) Exit() Exit {
 // Kill implements [Process].
 func (p *process) Kill() error { return p.kill("it was told to") }
 
-// kill kills the process. os.Process holds a pidfd where there are any, and its own lock where not, so that no other process that has got the
-// same id can be hit.
+// kill kills the process. os.Process holds a pidfd where there are any, and its own lock where not, so that no other process
+// that has got the same id can be hit.
 func (p *process) kill(reason string) error {
 	p.mu.Lock()
 	if p.reason == "" {
@@ -153,7 +153,8 @@ func (p *process) end(reason string) error {
 	case <-p.done:
 		return nil
 	case <-limit.C:
-		return fmt.Errorf("launch: %s: process %d was killed, but has not ended within %v: it is stuck in the kernel", p.spec.Name, p.PID(), p.options.reapLimit)
+		return fmt.Errorf("launch: %s: process %d was killed, but has not ended within %v: it is stuck in the kernel",
+			p.spec.Name, p.PID(), p.options.reapLimit)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,15 +45,18 @@ func WithHelloTimeout(limit time.Duration) Option {
 // directory, say, must find itself where it was started when it runs once more.
 //
 //nolint:gochecknoglobals // there is one past to remember
-var start = func() (s struct {
+var start = lookAtStart()
+
+type beginnings struct {
 	args   []string
 	dir    string
 	dirErr error
-}) {
-	s.args = append(s.args, os.Args...)
-	s.dir, s.dirErr = os.Getwd()
-	return s
-}()
+}
+
+func lookAtStart() beginnings {
+	dir, err := os.Getwd()
+	return beginnings{args: slices.Clone(os.Args), dir: dir, dirErr: err}
+}
 
 // self launches this program again.
 type self struct{ options options }
@@ -90,8 +94,8 @@ func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
 		return nil, context.Cause(ctx)
 	}
 	if _, ok := os.LookupEnv(marker); ok {
-		return nil, errors.New("this process was itself launched as a host, but has not looked whether it was (launch.Inherited, which raylink.Init calls). " +
-			"It would start itself over and over")
+		return nil, errors.New("this process was itself launched as a host, but has not looked whether it was (launch.Inherited, " +
+			"which raylink.Init calls): it would start itself over and over")
 	}
 	if err := allowedInTestBinary(); err != nil {
 		return nil, err

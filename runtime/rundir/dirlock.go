@@ -95,11 +95,15 @@ func birth(parent string, newName func() string, mode lockMode, fill func(path s
 			return path, lock, nil
 		}
 		// A sweeper took it for a dead one, or, once in a trillion, the name was taken.
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) && !errors.Is(err, ErrLocked) && !errors.Is(err, unix.ENOTEMPTY) {
+		if !lostRace(err) {
 			break
 		}
 	}
 	return "", dirLock{}, err
+}
+
+func lostRace(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, ErrLocked) || errors.Is(err, unix.ENOTEMPTY)
 }
 
 func tryBirth(parent, name string, mode lockMode, fill func(path string) error) (string, dirLock, error) {

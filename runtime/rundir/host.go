@@ -71,7 +71,8 @@ func newHost(runtimeDir string) (*Host, error) {
 		return nil, err
 	}
 	if !fits(runtimeDir) {
-		return nil, fmt.Errorf("the path %s is too long for a Unix socket in it (%d bytes at most in all); set %s to a short one", runtimeDir, maxSocketPath, RuntimeEnv)
+		return nil, fmt.Errorf("the path %s is too long for a Unix socket in it (%d bytes at most in all); set %s to a short one",
+			runtimeDir, maxSocketPath, RuntimeEnv)
 	}
 	var random [32]byte
 	_, _ = rand.Read(random[:]) // never fails

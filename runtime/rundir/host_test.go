@@ -1,3 +1,5 @@
+//go:build !unguarded
+
 package rundir
 
 import (
@@ -47,7 +49,7 @@ func TestRuntimeDir(t *testing.T) {
 	xdg := shortDir(t)
 	t.Setenv("XDG_RUNTIME_DIR", xdg)
 	assert.Equal(t, filepath.Join(xdg, "raylink"), RuntimeDir())
-	require.NoError(t, os.Chmod(xdg, 0o755)) //nolint:gosec // that is what it is about
+	require.NoError(t, os.Chmod(xdg, 0o755))
 	assert.Equal(t, ours, RuntimeDir(), "others can read it")
 
 	long := filepath.Join(xdg, strings.Repeat("long", 20))
@@ -70,9 +72,9 @@ func TestHostIsNotMadeInAHostilePlace(t *testing.T) {
 	require.NoError(t, os.Symlink(place("target"), place("link")))
 	require.NoError(t, os.WriteFile(place("file"), nil, 0o600))
 	require.NoError(t, os.Mkdir(place("open"), 0o700))
-	require.NoError(t, os.Chmod(place("open"), 0o770)) //nolint:gosec // that is what it is about
+	require.NoError(t, os.Chmod(place("open"), 0o770))
 	require.NoError(t, os.Mkdir(place("shared"), 0o700))
-	require.NoError(t, os.Chmod(place("shared"), 0o777)) //nolint:gosec // that is what it is about
+	require.NoError(t, os.Chmod(place("shared"), 0o777))
 	for base, reason := range map[string]string{
 		place("link"):        "a symbolic link",
 		place("file"):        "a file",
@@ -133,8 +135,8 @@ func TestHostsAreMadeClosedAndSweptByManyAtOnce(t *testing.T) {
 	base := shortDir(t)
 	bystander := begin(t, "host "+base)
 	path := bystander.line()
-	var churners []*another
-	for range 4 {
+	churners := make([]*another, 0, 4)
+	for range cap(churners) {
 		churners = append(churners, begin(t, "churn "+base))
 	}
 	for _, p := range churners {
@@ -203,7 +205,7 @@ func TestNonceProvesASharedFileSystem(t *testing.T) {
 
 func TestHostileDirectoriesProveNothing(t *testing.T) {
 	nonce := strings.Repeat("n", minNonce)
-	for name, make := range map[string]func(dir, file string) error{
+	for name, place := range map[string]func(dir, file string) error{
 		"empty":           func(_, _ string) error { return nil },
 		"a symbolic link": func(dir, file string) error { return os.Symlink(filepath.Join(dir, "..", "real"), file) },
 		"a named pipe":    func(_, file string) error { return syscall.Mkfifo(file, 0o600) },
@@ -220,7 +222,7 @@ func TestHostileDirectoriesProveNothing(t *testing.T) {
 			if err := os.WriteFile(file, []byte(nonce), 0o600); err != nil {
 				return err
 			}
-			return os.Chmod(dir, 0o755) //nolint:gosec // that is what it is about
+			return os.Chmod(dir, 0o755)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,7 +230,7 @@ func TestHostileDirectoriesProveNothing(t *testing.T) {
 			dir := filepath.Join(base, "host")
 			require.NoError(t, os.WriteFile(filepath.Join(base, "real"), []byte(nonce), 0o600))
 			require.NoError(t, os.Mkdir(dir, 0o700))
-			require.NoError(t, make(dir, filepath.Join(dir, nonceFile)))
+			require.NoError(t, place(dir, filepath.Join(dir, nonceFile)))
 			assert.False(t, Proves(dir, nonce))
 		})
 	}

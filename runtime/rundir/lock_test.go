@@ -56,7 +56,8 @@ func TestLockIsHeldByOneAtATime(t *testing.T) {
 		all.Go(func() {
 			for range 20 {
 				lock, err := AcquireLock(within(t), path)
-				if !assert.NoError(t, err) {
+				if err != nil {
+					t.Error(err)
 					return
 				}
 				assert.EqualValues(t, 1, holders.Add(1))
@@ -97,7 +98,8 @@ func TestLockOnARemovedFileCountsForNothing(t *testing.T) {
 	for range 4 {
 		waiters.Go(func() {
 			lock, err := AcquireLock(within(t), path)
-			if !assert.NoError(t, err) {
+			if err != nil {
+				t.Error(err)
 				return
 			}
 			assert.EqualValues(t, 1, holders.Add(1))
@@ -107,7 +109,7 @@ func TestLockOnARemovedFileCountsForNothing(t *testing.T) {
 		})
 	}
 	require.NoError(t, os.Remove(path)) // which nobody should do
-	waiters.Wait() // they see that their file is gone, although somebody still holds its lock
+	waiters.Wait()                      // they see that their file is gone, although somebody still holds its lock
 	require.NoError(t, old.Release())
 }
 

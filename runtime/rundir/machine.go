@@ -18,7 +18,8 @@ const maxMachine = 64
 func Machine() (string, error) {
 	if name := os.Getenv(MachineEnv); name != "" {
 		if len(name) > maxMachine || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" {
-			return "", fmt.Errorf("rundir: %s is %q: a machine's name consists of up to %d letters, digits, dots, dashes and underscores", MachineEnv, name, maxMachine)
+			return "", fmt.Errorf("rundir: %s is %q: a machine's name consists of up to %d letters, digits, dots, dashes and underscores",
+				MachineEnv, name, maxMachine)
 		}
 		return name, nil
 	}

@@ -25,7 +25,7 @@ const patience = 60 * time.Second
 func TestMain(m *testing.M) {
 	if what, ok := os.LookupEnv(role); ok {
 		if err := play(what); err != nil {
-			fmt.Println("failed:", err)
+			say("failed: " + err.Error())
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -42,7 +42,7 @@ func play(what string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println(host.Path())
+		say(host.Path())
 	case "run":
 		run, err := NewRun(arg)
 		if err != nil {
@@ -51,13 +51,13 @@ func play(what string) error {
 		if err := os.WriteFile(run.Mapped()+"/ring", []byte("samples"), privateFile); err != nil {
 			return err
 		}
-		fmt.Println(run.Path())
+		say(run.Path())
 	case "lock":
 		lock, err := AcquireLock(context.Background(), arg)
 		if err != nil {
 			return err
 		}
-		fmt.Println("locked", lock.Path())
+		say("locked " + lock.Path())
 	case "churn": // makes, closes and abandons hosts and sweeps, for as long as it is told to
 		for i := range 60 {
 			host, err := NewHost(arg)
@@ -79,13 +79,15 @@ func play(what string) error {
 				return err
 			}
 		}
-		fmt.Println("churned")
+		say("churned")
 	default:
 		return fmt.Errorf("no such role: %q", what)
 	}
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
 }
+
+func say(line string) { _, _ = os.Stdout.WriteString(line + "\n") }
 
 // another is another process, in its role.
 type another struct {
@@ -132,7 +134,7 @@ func (p *another) kill() {
 // shortDir is a directory for the test whose path is short, as those of sockets need to be.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "rd")
+	dir, err := os.MkdirTemp("/tmp", "rd") //nolint:usetesting // t.TempDir is too long
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir

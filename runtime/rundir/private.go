@@ -31,7 +31,7 @@ func makePrivate(dir string) error {
 
 // checkPrivate refuses what isn't a directory of the user's that nobody else can use. A symbolic link isn't one.
 func checkPrivate(dir string) error {
-	info, err := os.Lstat(dir)
+	info, err := os.Lstat(dir) //nolint:gosec // only looked at: the path may be from the wire, see Proves
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,8 @@ func checkOurs(dir string) error {
 		return fmt.Errorf("%s is %w: it belongs to user %d, not to %d", dir, ErrNotPrivate, uid, os.Geteuid())
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return fmt.Errorf("%s is %w: its mode is %#o, so that others can change what is in it; run: chmod go-w %s", dir, ErrNotPrivate, mode, dir)
+		return fmt.Errorf("%s is %w: its mode is %#o, so that others can change what is in it; run: chmod go-w %s",
+			dir, ErrNotPrivate, mode, dir)
 	}
 	return nil
 }
@@ -72,7 +73,8 @@ func checkParent(dir string) error {
 		return fmt.Errorf("%s is %w: it belongs to user %d", dir, ErrNotPrivate, uid)
 	}
 	if info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-		return fmt.Errorf("%s is %w: others can rename what is in it (mode %#o without the sticky bit)", dir, ErrNotPrivate, info.Mode().Perm())
+		return fmt.Errorf("%s is %w: others can rename what is in it (mode %#o without the sticky bit)",
+			dir, ErrNotPrivate, info.Mode().Perm())
 	}
 	return nil
 }
@@ -85,10 +87,10 @@ func ownerOf(info fs.FileInfo) int {
 }
 
 func describe(mode fs.FileMode) string {
-	switch mode.Type() {
-	case fs.ModeSymlink:
+	switch {
+	case mode.Type() == fs.ModeSymlink:
 		return "a symbolic link"
-	case 0:
+	case mode.IsRegular():
 		return "a file"
 	}
 	return "something else (" + mode.Type().String() + ")"

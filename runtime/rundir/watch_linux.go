@@ -18,7 +18,8 @@ func watchFile(path string) (watch, error) {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
 	w := inotify{file: os.NewFile(uintptr(fd), "inotify")}
-	const events = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE | unix.IN_ATTRIB | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF | unix.IN_DONT_FOLLOW
+	const events = unix.IN_CLOSE_WRITE | unix.IN_CLOSE_NOWRITE | unix.IN_ATTRIB | unix.IN_MOVE_SELF |
+		unix.IN_DELETE_SELF | unix.IN_DONT_FOLLOW
 	if _, err := unix.InotifyAddWatch(fd, path, events); err != nil {
 		_ = w.close() // never used
 		return nil, os.NewSyscallError("inotify_add_watch", err)

@@ -1,0 +1,5 @@
+//go:build unguarded
+
+package launch
+
+const guarded = false
