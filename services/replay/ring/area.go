@@ -31,7 +31,7 @@ func newAreaMark(stamp uint64, participant int) areaMark {
 	return areaMark(stamp<<8 | uint64(participant)) //nolint:gosec // a participant is a byte
 }
 
-func (m areaMark) participant() int { return int(m & 0xff) } //nolint:gosec // a byte
+func (m areaMark) participant() int { return int(m & 0xff) }
 
 func (r *Ring) areaOffset(i int) uint64 {
 	return r.head.geometry.areas + uint64(i)*areaSize //nolint:gosec // 0 to 63

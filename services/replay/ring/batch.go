@@ -2,7 +2,7 @@ package ring
 
 import (
 	"fmt"
-	"unsafe"
+	"unsafe" //nolint:depguard // aligned bytes without pointers are seen as numbers, in place: see view
 )
 
 // Batch is some rows outside the ring, column by column: what is appended, and what is read. A batch belongs to who made it,
@@ -55,7 +55,7 @@ func resized(column []byte, n int) []byte {
 		return column
 	}
 	words := make([]uint64, (n+7)/8)
-	grown := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 8*len(words))
+	grown := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 8*len(words)) //nolint:gosec // the same memory, in bytes
 	copy(grown, column)
 	return grown[:n]
 }
@@ -133,7 +133,7 @@ func view[T Element](b []byte) []T {
 	if n == 0 {
 		return nil
 	}
-	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n)
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n) //nolint:gosec // n elements fit, and are aligned
 }
 
 // names are the columns' names, for errors that say what exists.

@@ -3,6 +3,8 @@ package ring
 import (
 	"errors"
 	"fmt"
+
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // What a caller may decide by. They come wrapped: compare with [errors.Is].
@@ -16,7 +18,7 @@ var (
 	// ErrOtherMachine is a ring that was made by another machine, or before this one was last started.
 	ErrOtherMachine = errors.New("the ring was made on another machine, or before this one was last started: its memory can't be shared")
 	// ErrUnsupported is a ring on a system that lacks what it needs.
-	ErrUnsupported = errors.New("memory-mapped rings need Linux on a little-endian, 64-bit machine")
+	ErrUnsupported = mapfile.ErrUnsupported
 	// ErrClosed is the use of what was closed.
 	ErrClosed = errors.New("the ring is closed")
 	// ErrEnded is the use of a ring whose creator has ended it.

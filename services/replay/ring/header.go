@@ -48,7 +48,7 @@ func headerLength(layout Layout) uint64 {
 	for _, c := range layout.Columns {
 		n += fixedColumn + 8*len(c.Shape) + len(c.Name)
 	}
-	return uint64(n) //nolint:gosec // at most maxHeader
+	return uint64(n)
 }
 
 func (h *header) encode() []byte {
@@ -65,8 +65,8 @@ func (h *header) encode() []byte {
 	b = le.AppendUint64(b, h.geometry.size)
 	b = le.AppendUint64(b, h.geometry.words)
 	for _, c := range h.layout.Columns {
-		b = append(b, byte(c.DType), byte(len(c.Shape)))
-		b = le.AppendUint16(b, uint16(len(c.Name))) //nolint:gosec // at most maxName
+		b = append(b, byte(c.DType), byte(len(c.Shape))) //nolint:gosec // at most maxRank
+		b = le.AppendUint16(b, uint16(len(c.Name)))      //nolint:gosec // at most maxName
 		for _, n := range c.Shape {
 			b = le.AppendUint64(b, n)
 		}

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 func FuzzParseHeader(f *testing.F) {
@@ -93,9 +95,9 @@ func TestFilesThatAreNotTheUsersAloneAreRefused(t *testing.T) {
 	_, err = Open(filepath.Dir(r.Path()), r.ID())
 	require.Error(t, err)
 
-	require.NoError(t, os.Chmod(r.Path(), 0o644)) //nolint:gosec // that is the point
+	require.NoError(t, os.Chmod(r.Path(), 0o644))
 	_, err = Open(r.Path(), r.ID())
-	require.ErrorIs(t, err, ErrFormat)
+	require.ErrorIs(t, err, mapfile.ErrForeign)
 	require.NoError(t, os.Chmod(r.Path(), 0o600))
 }
 

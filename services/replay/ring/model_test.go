@@ -41,7 +41,7 @@ func (m *model) held() map[uint64]bool {
 
 // newest are the sequence numbers of the newest n rows.
 func (m *model) newest(n int) []uint64 {
-	var all []uint64
+	all := make([]uint64, 0, len(m.rows))
 	for _, s := range m.rows {
 		all = append(all, s)
 	}
@@ -88,14 +88,13 @@ func TestRingBehavesLikeItsModel(t *testing.T) {
 // run does random things by two mappings of a ring, and compares with the model.
 func run(t *rapid.T, rings []*Ring) {
 	m := &model{capacity: rings[0].Layout().Capacity, rows: map[uint64]uint64{}, values: map[uint64]int64{}}
-	var writers []*WriteHead
-	var readers []*ReadHead
-	for _, r := range rings {
+	writers, readers := make([]*WriteHead, len(rings)), make([]*ReadHead, len(rings))
+	for i, r := range rings {
 		w, err := r.Writer()
 		require.NoError(t, err)
 		h, err := r.Reader()
 		require.NoError(t, err)
-		writers, readers = append(writers, w), append(readers, h)
+		writers[i], readers[i] = w, h
 	}
 	which := rapid.IntRange(0, 1)
 	batch, err := NewBatch(rings[0].Layout(), 0)
@@ -121,7 +120,7 @@ func run(t *rapid.T, rings []*Ring) {
 			}
 			require.NoError(t, err)
 			require.Equal(t, len(values), n)
-			require.Equal(t, len(sequences), len(batch.Sequences()))
+			require.Len(t, batch.Sequences(), len(sequences))
 			if len(sequences) > 0 {
 				require.Equal(t, sequences, batch.Sequences())
 			}

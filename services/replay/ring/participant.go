@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
+
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // A participant is a mapping of the ring that writes or holds areas. It has an index, which stands in the words of the rows
@@ -45,7 +47,7 @@ func (r *Ring) participate() error {
 		switch err := r.enrol(index); {
 		case err == nil:
 			return nil
-		case !isLocked(err):
+		case !errors.Is(err, mapfile.ErrLocked):
 			return err
 		}
 	}
@@ -54,13 +56,13 @@ func (r *Ring) participate() error {
 
 // enrol takes an index, and puts away what its last holder may have left.
 func (r *Ring) enrol(index int) error {
-	if err := lockByte(r.file, r.participantOffset(index)); err != nil {
+	if err := mapfile.Lock(r.file, r.participantOffset(index)); err != nil {
 		return err
 	}
 	state := r.participantState(index)
 	if state.Load() != 0 {
 		if err := r.putAway(index); err != nil {
-			return errors.Join(err, unlockByte(r.file, r.participantOffset(index)))
+			return errors.Join(err, mapfile.Unlock(r.file, r.participantOffset(index)))
 		}
 	}
 	state.Store(uint64(os.Getpid())) //nolint:gosec // positive
@@ -76,7 +78,7 @@ func (r *Ring) leave() error {
 	r.participantState(r.self).Store(0)
 	index := r.self
 	r.self = none
-	return unlockByte(r.file, r.participantOffset(index))
+	return mapfile.Unlock(r.file, r.participantOffset(index))
 }
 
 // alive says whether a participant is there.
@@ -87,7 +89,7 @@ func (r *Ring) alive(index int) (bool, error) {
 	if index == none {
 		return false, nil
 	}
-	return byteLocked(r.file, r.participantOffset(index))
+	return mapfile.Locked(r.file, r.participantOffset(index))
 }
 
 // dead is alive for those who must not go on where it is not certain.

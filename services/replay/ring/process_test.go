@@ -25,21 +25,23 @@ const partVariable = "RING_TEST_PART"
 
 // part is what a process is to do. It says on its standard output, a line of JSON each, what came of it.
 type part struct {
-	Name string
-	Path string
-	ID   string
-	Seed uint64
+	Name string `json:"name"`
+	Path string `json:"path"`
+	ID   string `json:"id"`
+	Seed uint64 `json:"seed"`
 	// Rows is how many rows to write or read altogether, in batches of Batch.
-	Rows, Batch int
+	Rows  int `json:"rows"`
+	Batch int `json:"batch"`
 }
 
 // outcome is what a process says.
 type outcome struct {
 	// Ready is said by a process that now waits, and is killed or told to go on by a line on its standard input.
-	Ready bool
+	Ready bool `json:"ready"`
 	// Rows is how many rows were written or read; Torn is how many of those read were not as they had been written.
-	Rows, Torn int
-	Error      string
+	Rows  int    `json:"rows"`
+	Torn  int    `json:"torn"`
+	Error string `json:"error"`
 }
 
 func TestMain(m *testing.M) {
@@ -100,9 +102,9 @@ func testLayout(capacity uint64) Layout {
 // testRows fills a batch with rows.
 func testRows(b *Batch, rng *rand.Rand) {
 	text := b.Bytes(0)
-	fill := byte(rng.Uint32()) //nolint:gosec // any will do
+	fill := byte(rng.Uint32())
 	for i := range text {
-		text[i] = fill + byte(i/2000) //nolint:gosec // any will do
+		text[i] = fill + byte(i/2000)
 	}
 	for i := range b.Rows() {
 		binary.LittleEndian.PutUint32(b.Bytes(1)[4*i:], rng.Uint32())
@@ -135,7 +137,7 @@ func writeRows(r *Ring, p part) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	rng := rand.New(rand.NewPCG(p.Seed, 0)) //nolint:gosec // a test
+	rng := rand.New(rand.NewPCG(p.Seed, 0))
 	var o outcome
 	for o.Rows < p.Rows {
 		testRows(b, rng)
@@ -149,7 +151,7 @@ func writeRows(r *Ring, p part) (outcome, error) {
 }
 
 func sampleRows(r *Ring, p part) (outcome, error) {
-	rng := rand.New(rand.NewPCG(p.Seed, 0)) //nolint:gosec // a test
+	rng := rand.New(rand.NewPCG(p.Seed, 0))
 	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Sample(rng, p.Batch, b) })
 }
 
@@ -214,7 +216,7 @@ func stopInRow(r *Ring, p part) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	testRows(b, rand.New(rand.NewPCG(p.Seed, 0))) //nolint:gosec // a test
+	testRows(b, rand.New(rand.NewPCG(p.Seed, 0)))
 	places := w.places(1)
 	sequence, ok := places.next(1)
 	if !ok {
@@ -265,7 +267,7 @@ func start(t *testing.T, r *Ring, p part) *process {
 	p.Path, p.ID = r.Path(), r.ID().String()
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
-	cmd := exec.CommandContext(t.Context(), os.Args[0]) //nolint:gosec // this binary
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), partVariable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

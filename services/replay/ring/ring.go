@@ -24,7 +24,9 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"unsafe"
+	"unsafe" //nolint:depguard // words of mapped memory, aligned by the geometry, are used atomically: see at
+
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // ID is a ring's own id. It stands in the file's header, so that whoever was told of a ring can see that he mapped that one.
@@ -73,10 +75,10 @@ func Create(path string, layout Layout) (*Ring, error) {
 	if _, err := rand.Read(head.id[:]); err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, err)
 	}
-	if head.boot, err = bootID(); err != nil {
+	if head.boot, err = mapfile.BootID(); err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, err)
 	}
-	file, err := createFile(path, head.geometry.size)
+	file, err := mapfile.Create(path, head.geometry.size)
 	if err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, err)
 	}
@@ -105,7 +107,7 @@ func (r *Ring) found() error {
 // not a whole ring; with [ErrWrongRing] where it is another one than the caller was told of; and with [ErrOtherMachine] where
 // its memory can't be shared.
 func Open(path string, id ID) (*Ring, error) {
-	file, size, err := openFile(path)
+	file, size, err := mapfile.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open ring %s: %w", path, err)
 	}
@@ -128,7 +130,7 @@ func (r *Ring) join(id ID, size int64) error {
 	if head.id != id {
 		return fmt.Errorf("%w: it holds %v, not %v", ErrWrongRing, head.id, id)
 	}
-	boot, err := bootID()
+	boot, err := mapfile.BootID()
 	if err != nil {
 		return err
 	}
@@ -272,5 +274,5 @@ func (r *Ring) counter(c counter) *atomic.Uint64 {
 
 // at is the 64-bit word at an offset of a mapping. Offsets come from the geometry, which keeps them aligned and inside.
 func at(mapping []byte, offset uint64) *atomic.Uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&mapping[offset]))
+	return (*atomic.Uint64)(unsafe.Pointer(&mapping[offset])) //nolint:gosec // see above
 }

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) } //nolint:gosec // a test
+func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 // write appends n checksummed rows in this process.
 func write(t *testing.T, r *Ring, n int) {

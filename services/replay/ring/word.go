@@ -57,7 +57,7 @@ func (w word) begun() uint64 { return uint64(w >> sequenceShift) }
 
 func (w word) sequence() uint64 { return w.begun() - 1 }
 
-func (w word) participant() int { return int(w>>1) & 0xff } //nolint:gosec // a byte
+func (w word) participant() int { return int(w>>1) & 0xff }
 
 // holds says whether the row is whole and is the one with this sequence number.
 func (w word) holds(sequence uint64) bool { return w.readable() && w.begun() == sequence+1 }

@@ -1,11 +1,13 @@
 //go:build linux && (amd64 || arm64 || loong64 || mips64le || ppc64le || riscv64)
 
-package ring
+package mapfile
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 
@@ -19,9 +21,9 @@ const (
 	reserveTries = 1000
 )
 
-// createFile makes a new file of a size and reserves its space: to touch a page that the file system has no room for would
-// end the process with SIGBUS.
-func createFile(path string, size uint64) (*os.File, error) {
+// Create makes a new file of a size, the user's alone, and reserves its space: to touch a mapped page that the file system has
+// no room for would end the process with SIGBUS. Where there is not enough, the error says how much there is, and no file stays.
+func Create(path string, size uint64) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // says all; the caller adds what was being done
@@ -39,9 +41,9 @@ func reserve(file *os.File, path string, size uint64) error {
 	}
 	for from := uint64(0); from < size; from += reserveStep {
 		length := min(reserveStep, size-from)
-		err := unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length)) //nolint:gosec // at most maxFile
+		err := unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length))
 		for try := 0; errors.Is(err, unix.EINTR) && try < reserveTries; try++ {
-			err = unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length)) //nolint:gosec // at most maxFile
+			err = unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length))
 		}
 		if err != nil {
 			return reserveError(err, path, size)
@@ -74,7 +76,8 @@ func spaceHint(path string, tmpfs bool, total uint64) string {
 	const containerDefault = 64 << 20
 	switch {
 	case tmpfs && strings.HasPrefix(path, "/dev/shm/") && total == containerDefault:
-		return "the 64 MiB that a container gets for /dev/shm by default (docker run --shm-size=..., or a memory-backed volume on Kubernetes, makes it larger)"
+		return "the 64 MiB that a container gets for /dev/shm by default (more by docker run --shm-size=..., " +
+			"or by a memory-backed volume on Kubernetes)"
 	case tmpfs:
 		return fmt.Sprintf("the tmpfs of %d bytes at %s", total, parent(path))
 	default:
@@ -91,86 +94,77 @@ func parent(path string) string {
 	return "."
 }
 
-// openFile opens a file that belongs to the user alone, and gives its size.
-func openFile(path string) (*os.File, int64, error) {
+// Open opens a file to be read and written, and gives its size. A file that is not the user's alone is refused with [ErrForeign].
+func Open(path string) (*os.File, int64, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, 0, err //nolint:wrapcheck // says all; the caller adds what was being done
 	}
-	size, err := checkFile(file)
+	size, err := check(file)
 	if err != nil {
 		return nil, 0, errors.Join(err, file.Close())
 	}
 	return file, size, nil
 }
 
-func checkFile(file *os.File) (int64, error) {
+func check(file *os.File) (int64, error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
 		return 0, fmt.Errorf("stat: %w", err)
 	}
 	switch {
 	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
-		return 0, fmt.Errorf("%w: it is not a regular file", ErrFormat)
+		return 0, fmt.Errorf("%w: it is not a regular file", ErrForeign)
 	case int(stat.Uid) != os.Geteuid() || stat.Mode&0o077 != 0:
-		return 0, fmt.Errorf("%w: it is not the user's alone (owner %d, mode %04o)", ErrFormat, stat.Uid, stat.Mode&0o7777)
+		return 0, fmt.Errorf("%w: it has owner %d and mode %04o", ErrForeign, stat.Uid, stat.Mode&0o7777)
 	}
 	return stat.Size, nil
 }
 
-// mapFile maps the whole file to be read, and its control part to be written.
-func (r *Ring) mapFile() error {
-	var err error
-	if r.all, err = r.mmap(r.head.geometry.size, unix.PROT_READ); err != nil {
-		return err
+// Map maps the beginning of a file, which others may map as well.
+func Map(file *os.File, size uint64, access Access) ([]byte, error) {
+	protection := unix.PROT_READ
+	if access == ReadWrite {
+		protection |= unix.PROT_WRITE
 	}
-	r.control, err = r.mmap(r.head.geometry.words, unix.PROT_READ|unix.PROT_WRITE)
-	return err
-}
-
-func (r *Ring) mmap(size uint64, access int) ([]byte, error) {
-	mapping, err := unix.Mmap(int(r.file.Fd()), 0, int(size), access, unix.MAP_SHARED) //nolint:gosec // at most maxFile and MaxInt
+	if size == 0 || size > math.MaxInt {
+		return nil, fmt.Errorf("map %d bytes: %w", size, unix.EINVAL)
+	}
+	mapping, err := unix.Mmap(int(file.Fd()), 0, int(size), protection, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}
 	return mapping, nil
 }
 
-// mapRows maps the whole file to be written. It wants r.life held for writing.
-func (r *Ring) mapRows() error {
-	if r.rows != nil {
+// Unmap ends a mapping. Nothing may use it any more. A nil mapping is none.
+func Unmap(mapping []byte) error {
+	if mapping == nil {
 		return nil
 	}
-	var err error
-	r.rows, err = r.mmap(r.head.geometry.size, unix.PROT_READ|unix.PROT_WRITE)
-	return err
-}
-
-// unmapFile gives everything back. It wants r.life held for writing.
-func (r *Ring) unmapFile() error {
-	errs := []error{r.leave()}
-	for _, mapping := range []*[]byte{&r.all, &r.control, &r.rows} {
-		if *mapping != nil {
-			errs = append(errs, unix.Munmap(*mapping))
-			*mapping = nil
-		}
+	if err := unix.Munmap(mapping); err != nil {
+		return fmt.Errorf("unmap: %w", err)
 	}
-	return errors.Join(append(errs, r.file.Close())...)
+	return nil
 }
 
-// lockByte locks one byte of a file for this opening of it, if nobody else has. isLocked tells that somebody has.
-func lockByte(file *os.File, offset uint64) error {
+// Lock locks one byte of a file for this opening of it, or says with [ErrLocked] that another has. The kernel ends the lock
+// when the file is closed and unmapped, which it is when the process has ended, in whatever way.
+func Lock(file *os.File, offset uint64) error {
 	lock := byteLock(unix.F_WRLCK, offset)
 	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
-	if err != nil && !isLocked(err) {
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return ErrLocked
+	case err != nil:
 		return fmt.Errorf("lock byte %d: %w", offset, err)
+	default:
+		return nil
 	}
-	return err
 }
 
-func isLocked(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
-
-func unlockByte(file *os.File, offset uint64) error {
+// Unlock ends a lock.
+func Unlock(file *os.File, offset uint64) error {
 	lock := byteLock(unix.F_UNLCK, offset)
 	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
 		return fmt.Errorf("unlock byte %d: %w", offset, err)
@@ -178,8 +172,8 @@ func unlockByte(file *os.File, offset uint64) error {
 	return nil
 }
 
-// byteLocked says whether another opening of the file has locked a byte.
-func byteLocked(file *os.File, offset uint64) (bool, error) {
+// Locked says whether another opening of the file has locked a byte.
+func Locked(file *os.File, offset uint64) (bool, error) {
 	lock := byteLock(unix.F_WRLCK, offset)
 	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
 		return false, fmt.Errorf("look for a lock on byte %d: %w", offset, err)
@@ -188,18 +182,18 @@ func byteLocked(file *os.File, offset uint64) (bool, error) {
 }
 
 func byteLock(kind int16, offset uint64) unix.Flock_t {
-	return unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: int64(offset), Len: 1} //nolint:gosec // at most maxFile
+	return unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: int64(offset), Len: 1} //nolint:gosec // a file's size
 }
 
-// bootID names this start of this machine's kernel: who has the same one shares its memory, containers included.
-func bootID() ([16]byte, error) {
+// BootID names this start of this machine's kernel: who has the same one shares its memory, containers included.
+func BootID() ([16]byte, error) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return [16]byte{}, fmt.Errorf("read the machine's boot id: %w", err)
 	}
-	id, err := ParseID(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
-	if err != nil {
+	digits, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
+	if err != nil || len(digits) != 16 {
 		return [16]byte{}, fmt.Errorf("read the machine's boot id: %q is none", text)
 	}
-	return id, nil
+	return [16]byte(digits), nil
 }
