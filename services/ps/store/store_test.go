@@ -1,0 +1,346 @@
+//go:build !unguarded
+
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/services/internal/mapfile"
+)
+
+func mustPut(t *testing.T, s *Store, id uint64) {
+	t.Helper()
+	stored, err := put(s, id, 10000)
+	require.NoError(t, err)
+	require.True(t, stored)
+}
+
+func reader(t *testing.T, s *Store, name string) *Reader {
+	t.Helper()
+	r, err := NewReader(s.Directory(), name)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
+}
+
+func TestReadersInOtherProcessesSeeWholeVersionsInOrder(t *testing.T) {
+	s := newStore(t, Options{})
+	const versions = 200
+	followers := make([]*process, 3)
+	for i := range followers {
+		followers[i] = start(t, part{Name: "reader", Directory: s.Directory(), Until: versions})
+	}
+	for id := uint64(1); id <= versions; id++ {
+		stored, err := put(s, id, 50_000)
+		require.NoError(t, err)
+		require.True(t, stored)
+		stored, err = put(s, id/2, 50_000+1)
+		if id > 1 {
+			require.NoError(t, err)
+		}
+		require.False(t, stored)
+	}
+	for _, f := range followers {
+		o := f.end()
+		require.Positive(t, o.Pulled)
+		require.Zero(t, o.Torn)
+		require.Zero(t, o.Back)
+	}
+}
+
+func TestReaderSlowerThanManyPushesKeepsItsBytes(t *testing.T) {
+	s := newStore(t, Options{Held: 1})
+	mustPut(t, s, 1)
+	slow := start(t, part{Name: "slow reader", Directory: s.Directory()})
+	require.True(t, slow.next().Ready)
+	for id := uint64(2); id < 20; id++ {
+		mustPut(t, s, id)
+	}
+	_, err := slow.in.Write([]byte("\n"))
+	require.NoError(t, err)
+	require.Zero(t, slow.end().Torn)
+}
+
+func TestLateOlderVersionNeverReplacesANewer(t *testing.T) {
+	s := newStore(t, Options{})
+	mustPut(t, s, 5)
+	for _, id := range []uint64{5, 4, 1} {
+		stored, err := put(s, id, 3)
+		require.NoError(t, err)
+		require.False(t, stored)
+	}
+	p, err := reader(t, s, "w").Pull()
+	require.NoError(t, err)
+	require.Equal(t, uint64(5), p.Version().GetId())
+	require.Equal(t, weights(5, 10000), p.Bytes())
+	require.NoError(t, p.Release())
+	require.NoError(t, p.Release())
+}
+
+func TestOnlyAFewFilesAreKept(t *testing.T) {
+	s := newStore(t, Options{Held: 2})
+	for id := uint64(1); id < 10; id++ {
+		mustPut(t, s, id)
+	}
+	files, err := filepath.Glob(filepath.Join(s.Directory(), "*", "*"+versionSuffix))
+	require.NoError(t, err)
+	require.Len(t, files, 3)
+}
+
+func TestANewOfficerTakesOverWhatADeadOneHadAcknowledged(t *testing.T) {
+	directory := filepath.Join(t.TempDir(), "parameters")
+	newStore(t, Options{}) // where there are stores at all
+	officer := start(t, part{Name: "officer", Directory: directory, Until: 7, Size: 5000})
+	require.True(t, officer.next().Ready)
+	r, err := NewReader(directory, "w")
+	require.NoError(t, err)
+	served, err := r.Served()
+	require.NoError(t, err)
+	require.True(t, served)
+	_, err = Open(directory, Options{})
+	require.ErrorIs(t, err, ErrTaken)
+
+	require.NoError(t, officer.cmd.Process.Kill())
+	require.Error(t, officer.cmd.Wait())
+	served, err = r.Served()
+	require.NoError(t, err)
+	require.False(t, served, "its readers can know that it is gone")
+	id, err := r.ID()
+	require.NoError(t, err)
+	require.Equal(t, uint64(7), id)
+
+	// What it had begun is no version.
+	tagDirectory := tagPath(directory, "w")
+	require.NoError(t, os.WriteFile(versionPath(tagDirectory, 8)+begunSuffix, []byte("half"), 0o600))
+	require.NoError(t, os.WriteFile(versionPath(tagDirectory, 9), []byte("half"), 0o600))
+	s, err := Open(directory, Options{})
+	require.NoError(t, err)
+	require.Equal(t, uint64(7), s.Newest("w").GetId())
+	stored, err := put(s, 7, 5)
+	require.NoError(t, err)
+	require.False(t, stored)
+	mustPut(t, s, 8)
+	p, err := r.Pull()
+	require.NoError(t, err)
+	require.Equal(t, uint64(8), p.Version().GetId(), "readers that had mapped the index follow the new officer")
+	require.NoError(t, p.Release())
+	require.NoError(t, r.Close())
+	require.NoError(t, s.Close())
+}
+
+func TestAcknowledgedVersionWhoseFileIsGoneIsNotForgotten(t *testing.T) {
+	s := newStore(t, Options{})
+	mustPut(t, s, 4)
+	require.NoError(t, s.Close())
+	require.NoError(t, os.Remove(versionPath(tagPath(s.Directory(), "w"), 4)))
+	again, err := Open(s.Directory(), Options{})
+	require.NoError(t, err)
+	require.Nil(t, again.Newest("w"))
+	stored, err := put(again, 3, 5)
+	require.NoError(t, err)
+	require.False(t, stored)
+	_, err = reader(t, again, "w").Pull()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	mustPut(t, again, 5)
+	require.NoError(t, again.Close())
+}
+
+func TestStoreBehavesLikeItsModel(t *testing.T) {
+	newStore(t, Options{}) // where there are stores at all
+	directory := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		require.NoError(t, os.RemoveAll(directory))
+		s, err := Open(directory, Options{Held: 1, MaxTags: 3, MaxBytes: 50})
+		require.NoError(t, err)
+		names := rapid.SampledFrom([]string{"w", "..", "a/b", "%", "ö"})
+		newest := map[string]*psv1.Version{}
+		content := map[string][]byte{}
+		readers := map[string]*Reader{}
+		for _, name := range []string{"w", "..", "a/b", "%", "ö"} {
+			readers[name], err = NewReader(directory, name)
+			require.NoError(t, err)
+		}
+		t.Repeat(map[string]func(*rapid.T){
+			"put": func(t *rapid.T) {
+				name := names.Draw(t, "tag")
+				v := &psv1.Version{Tag: name, Id: rapid.Uint64Range(1, 20).Draw(t, "id"), Info: map[string]string{"n": name}}
+				bytes := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "parameters")
+				stored, err := s.Put(v, bytes)
+				if _, known := newest[name]; len(bytes) > 50 || !known && len(newest) == 3 {
+					require.ErrorIs(t, err, ErrVersion)
+					return
+				}
+				require.NoError(t, err)
+				require.Equal(t, v.GetId() > newest[name].GetId(), stored)
+				v.Info["n"] = "changed after it was handed over"
+				if stored {
+					newest[name], content[name] = v, bytes
+				}
+			},
+			"restart": func(t *rapid.T) {
+				require.NoError(t, s.Close())
+				s, err = Open(directory, Options{Held: 1, MaxTags: 3, MaxBytes: 50})
+				require.NoError(t, err)
+			},
+			"": func(t *rapid.T) {
+				require.Len(t, s.Versions(), len(newest))
+				name := names.Draw(t, "read")
+				id, err := readers[name].ID()
+				require.NoError(t, err)
+				require.Equal(t, newest[name].GetId(), id)
+				require.Equal(t, newest[name].GetId(), s.Newest(name).GetId())
+				p, err := readers[name].Pull()
+				if newest[name] == nil {
+					require.ErrorIs(t, err, ErrNoVersion)
+					return
+				}
+				require.NoError(t, err)
+				require.Equal(t, append([]byte{}, content[name]...), append([]byte{}, p.Bytes()...))
+				require.Equal(t, map[string]string{"n": name}, p.Version().GetInfo())
+				require.NoError(t, p.Verify())
+				require.NoError(t, p.Release())
+			},
+		})
+		for _, r := range readers {
+			require.NoError(t, r.Close())
+		}
+		require.NoError(t, s.Close())
+	})
+}
+
+func TestImpossibleVersionsAreRefused(t *testing.T) {
+	s := newStore(t, Options{MaxBytes: 10})
+	long := make([]byte, maxDescription)
+	for i := range long {
+		long[i] = 'x'
+	}
+	for name, v := range map[string]*psv1.Version{
+		"no id":          {Tag: "w"},
+		"no tag":         {Id: 1},
+		"long tag":       {Id: 1, Tag: string(long[:MaxTag+1])},
+		"control":        {Id: 1, Tag: "a\x00b"},
+		"wrong size":     {Id: 1, Tag: "w", Size: 9},
+		"wrong checksum": {Id: 1, Tag: "w", Checksum: 9},
+		"long info":      {Id: 1, Tag: "w", Info: map[string]string{"x": string(long)}},
+	} {
+		_, err := s.Put(v, []byte("12345"))
+		require.ErrorIs(t, err, ErrVersion, name)
+	}
+	_, err := s.Put(&psv1.Version{Id: 1, Tag: "w"}, make([]byte, 11))
+	require.ErrorIs(t, err, ErrVersion)
+	require.Empty(t, s.Versions())
+	_, err = NewReader(s.Directory(), "")
+	require.ErrorIs(t, err, ErrVersion)
+}
+
+func TestClosedStoresAndReadersSaySo(t *testing.T) {
+	s := newStore(t, Options{})
+	mustPut(t, s, 1)
+	r := reader(t, s, "w")
+	p, err := r.Pull()
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	require.NoError(t, r.Close())
+	require.False(t, torn(p), "what was pulled stays")
+	require.NoError(t, p.Release())
+	_, err = r.Pull()
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = r.ID()
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = r.Served()
+	require.ErrorIs(t, err, ErrClosed)
+	require.NoError(t, s.Close())
+	_, err = put(s, 2, 1)
+	require.ErrorIs(t, err, ErrClosed)
+	require.NoError(t, s.Remove())
+	require.NoDirExists(t, s.Directory())
+}
+
+func TestDamagedIndexesAreRefusedByReadersAndMadeAnewByOfficers(t *testing.T) {
+	for name, damage := range map[string]func([]byte) []byte{
+		"cut short":       func(b []byte) []byte { return b[:100] },
+		"another magic":   func(b []byte) []byte { b[0]++; return b },
+		"another version": func(b []byte) []byte { b[8]++; return b },
+		"another machine": func(b []byte) []byte { b[indexBootAt]++; return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t, Options{})
+			mustPut(t, s, 3)
+			require.NoError(t, s.Close())
+			path := filepath.Join(tagPath(s.Directory(), "w"), indexName)
+			content, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(path, damage(content), 0o600))
+			_, err = reader(t, s, "w").ID()
+			if name == "another machine" {
+				require.ErrorIs(t, err, ErrOtherMachine)
+			} else {
+				require.ErrorIs(t, err, ErrFormat)
+			}
+			again, err := Open(s.Directory(), Options{})
+			require.NoError(t, err)
+			id, err := reader(t, s, "w").ID()
+			require.NoError(t, err)
+			require.Equal(t, uint64(3), id)
+			require.NoError(t, again.Close())
+		})
+	}
+}
+
+func TestAStoreBelongsToTheUserAlone(t *testing.T) {
+	s := newStore(t, Options{})
+	mustPut(t, s, 1)
+	require.NoError(t, filepath.Walk(s.Directory(), func(path string, info os.FileInfo, err error) error {
+		require.NoError(t, err)
+		if path != s.Directory() {
+			require.Zero(t, info.Mode().Perm()&0o077, path)
+		}
+		return nil
+	}))
+	require.NoError(t, os.Chmod(versionPath(tagPath(s.Directory(), "w"), 1), 0o644))
+	_, err := reader(t, s, "w").Pull()
+	require.ErrorIs(t, err, mapfile.ErrForeign)
+}
+
+func FuzzParseVersion(f *testing.F) {
+	directory := f.TempDir()
+	for _, v := range []*psv1.Version{{Tag: "w", Id: 1}, {Tag: "w", Id: 2, Size: 3, Info: map[string]string{"a": "b"}}} {
+		if err := writeVersion(directory, v, make([]byte, v.GetSize())); err != nil {
+			f.Skip(err)
+		}
+		b, err := os.ReadFile(versionPath(directory, v.GetId()))
+		require.NoError(f, err)
+		f.Add(b, uint64(len(b)))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, size uint64) {
+		version, offset, err := parseVersion(b, size)
+		if err != nil {
+			require.ErrorIs(t, err, ErrFormat)
+			return
+		}
+		require.Equal(t, size, offset+version.GetSize())
+		require.GreaterOrEqual(t, size, offset)
+	})
+}
+
+func BenchmarkID(b *testing.B) {
+	s, err := Open(b.TempDir(), Options{})
+	require.NoError(b, err)
+	_, err = put(s, 1, 10)
+	require.NoError(b, err)
+	r, err := NewReader(s.Directory(), "w")
+	require.NoError(b, err)
+	for b.Loop() {
+		if _, err := r.ID(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	require.NoError(b, r.Close())
+	require.NoError(b, s.Close())
+}

@@ -1,0 +1,5 @@
+//go:build unguarded
+
+package store
+
+const guarded = false

@@ -1,0 +1,132 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"google.golang.org/protobuf/proto"
+
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/services/internal/mapfile"
+)
+
+// A version's file, little-endian:
+//
+//	 0  magic, 8 bytes
+//	 8  version of the format, uint32
+//	12  length of the description, uint32
+//	16  CRC-32C of the description, uint32
+//	20  0, uint32
+//	24  the description: a raylink.ps.v1.Version
+//	    the parameters, from the next page on, as many bytes as the description says
+const (
+	versionMagic  = "RLPARAM\n"
+	formatVersion = 1
+	fixedHeader   = 24
+	page          = 4096
+	// maxDescription bounds a version's tag and info.
+	maxDescription = 64 << 10
+)
+
+func parametersOffset(description int) uint64 {
+	return (fixedHeader + uint64(description) + page - 1) / page * page //nolint:gosec // at most maxDescription
+}
+
+// writeVersion writes a version's file under another name, and moves it to its place when it is whole.
+func writeVersion(directory string, version *psv1.Version, parameters []byte) error {
+	description, err := proto.Marshal(version)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrVersion, err)
+	}
+	path := versionPath(directory, version.GetId())
+	begun := path + begunSuffix
+	if !guarded {
+		begun = path
+	}
+	offset := parametersOffset(len(description))
+	file, err := mapfile.Create(begun, offset+uint64(len(parameters)))
+	if err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	header := make([]byte, 0, fixedHeader+len(description))
+	header = append(header, versionMagic...)
+	header = le.AppendUint32(header, formatVersion)
+	header = le.AppendUint32(header, uint32(len(description))) //nolint:gosec // at most maxDescription
+	header = le.AppendUint32(header, Checksum(description))
+	header = le.AppendUint32(header, 0)
+	header = append(header, description...)
+	_, headErr := file.WriteAt(header, 0)
+	_, bodyErr := file.WriteAt(parameters, int64(offset)) //nolint:gosec // at most maxDescription
+	if err := errors.Join(headErr, bodyErr, file.Close()); err != nil {
+		return errors.Join(err, os.Remove(begun))
+	}
+	return os.Rename(begun, path)
+}
+
+// parseVersion reads the header of a version's file, and says where the parameters begin. It trusts nothing: the parameters
+// are inside a file of the given size.
+func parseVersion(b []byte, fileSize uint64) (*psv1.Version, uint64, error) {
+	le := binary.LittleEndian
+	if len(b) < fixedHeader || string(b[:8]) != versionMagic {
+		return nil, 0, fmt.Errorf("%w: it does not begin like one", ErrFormat)
+	}
+	if v := le.Uint32(b[8:]); v != formatVersion {
+		return nil, 0, fmt.Errorf("%w: it has version %d of the format, and this program knows version %d", ErrFormat, v, formatVersion)
+	}
+	length := le.Uint32(b[12:])
+	if length > maxDescription || int(length) > len(b)-fixedHeader {
+		return nil, 0, fmt.Errorf("%w: its description is said to have %d bytes", ErrFormat, length)
+	}
+	description := b[fixedHeader : fixedHeader+length]
+	if Checksum(description) != le.Uint32(b[16:]) {
+		return nil, 0, fmt.Errorf("%w: its description is damaged", ErrFormat)
+	}
+	version := new(psv1.Version)
+	if err := proto.Unmarshal(description, version); err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	offset := parametersOffset(int(length))
+	if fileSize < offset || version.GetSize() != fileSize-offset {
+		return nil, 0, fmt.Errorf("%w: the file has %d bytes, and should have %d for the header and %d for the parameters",
+			ErrFormat, fileSize, offset, version.GetSize())
+	}
+	return version, offset, nil
+}
+
+// mapVersion maps a version's file.
+func mapVersion(directory, name string, id uint64) (*mapped, error) {
+	file, size, err := mapfile.Open(versionPath(directory, id))
+	if err != nil {
+		return nil, err
+	}
+	if size < fixedHeader {
+		return nil, errors.Join(fmt.Errorf("%w: it has %d bytes", ErrFormat, size), file.Close())
+	}
+	all, err := mapfile.Map(file, uint64(size), mapfile.ReadOnly)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	version, offset, err := parseVersion(all, uint64(len(all)))
+	if err == nil && (version.GetTag() != name || version.GetId() != id) {
+		err = fmt.Errorf("%w: it is version %d of tag %q", ErrFormat, version.GetId(), version.GetTag())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("version %d: %w", id, err), mapfile.Unmap(all))
+	}
+	return &mapped{version: version, all: all, parameters: all[offset:len(all):len(all)], uses: 1}, nil
+}
+
+// verified reads a version's file and checks its parameters.
+func verified(directory, name string, id uint64) (*psv1.Version, error) {
+	m, err := mapVersion(directory, name, id)
+	if err != nil {
+		return nil, err
+	}
+	if Checksum(m.parameters) != m.version.GetChecksum() {
+		err = fmt.Errorf("%w: the parameters of version %d are damaged", ErrFormat, id)
+	}
+	return m.version, errors.Join(err, mapfile.Unmap(m.all))
+}
