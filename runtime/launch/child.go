@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strconv"
@@ -103,6 +104,9 @@ func (c *Child) start(frames *bufio.Reader) error {
 		return fmt.Errorf("setting a deadline: %w", err)
 	}
 	k, body, err := readFrame(frames)
+	if errors.Is(err, io.EOF) {
+		return errors.New("the parent has died")
+	}
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,11 @@ func (k kind) String() string {
 }
 
 // protocolError is what the other end did wrong.
-type protocolError struct{ text string }
+type protocolError struct {
+	text string
+	// cut says that the channel ended within a frame, as it does when a process is killed while it writes.
+	cut bool
+}
 
 func (e *protocolError) Error() string { return e.text }
 
@@ -103,7 +107,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return 0, nil, protocolErrorf("the channel ended within a frame's header")
+			return 0, nil, &protocolError{text: "the channel ended within a frame's header", cut: true}
 		}
 		return 0, nil, err // as it is: the caller compares it with io.EOF
 	}
@@ -118,7 +122,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	var body bytes.Buffer
 	if n, err := io.CopyN(&body, r, length-1); err != nil {
 		if errors.Is(err, io.EOF) {
-			return 0, nil, protocolErrorf("the channel ended %d bytes into a %s of %d", n, k, length-1)
+			return 0, nil, &protocolError{text: fmt.Sprintf("the channel ended %d bytes into a %s of %d", n, k, length-1), cut: true}
 		}
 		return 0, nil, err
 	}

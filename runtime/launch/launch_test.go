@@ -153,6 +153,19 @@ func TestChildThatHangsUpIsKilled(t *testing.T) {
 	requireGone(t, p)
 }
 
+func TestDeathInTheMiddleOfAWordIsADeath(t *testing.T) {
+	p, _ := begin(t, "dies in the middle of a word")
+	_, err := p.Ready(within(t))
+	var died *DiedError
+	require.ErrorAs(t, err, &died)
+
+	p, _ = beginWith(t, tuned(func(o *options) { o.exitGrace = 100 * time.Millisecond }), "stops in the middle of a word")
+	_, err = p.Ready(within(t))
+	var refused *HandshakeError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, "the channel ended 4 bytes into a ready of 254", refused.Reason)
+}
+
 func TestSetUpEndsWithItsContext(t *testing.T) {
 	p, _ := begin(t, "hangs in set-up")
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)

@@ -155,6 +155,25 @@ var lives = map[string]func(child *Child, arg string) error{
 		}
 		select {}
 	},
+	"dies in the middle of a word": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		_, err := child.to.WriteString("\x00\x00\x00\xff\x04half")
+		return err
+	},
+	"stops in the middle of a word": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		if _, err := child.to.WriteString("\x00\x00\x00\xff\x04half"); err != nil {
+			return err
+		}
+		if err := child.Close(); err != nil {
+			return err
+		}
+		select {}
+	},
 	"ignores stop": func(child *Child, _ string) error {
 		signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
 		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {

@@ -241,7 +241,7 @@ func (p *process) listen(r *os.File) {
 		switch {
 		case err == nil:
 		case errors.As(err, &broken):
-			if !p.hasExited() { // a process that is killed in the middle of a frame has done nothing wrong
+			if !broken.cut || !p.exits(p.options.exitGrace) {
 				p.refuse(broken.text)
 			}
 			_, _ = io.Copy(io.Discard, r) // it isn't to block, should it be stopped while it writes
@@ -283,18 +283,14 @@ func (p *process) hungUp() {
 		return
 	default:
 	}
-	patience := time.NewTimer(p.options.exitGrace)
-	defer patience.Stop()
-	select {
-	case <-p.exited:
-	case <-patience.C:
+	if !p.exits(p.options.exitGrace) {
 		p.refuse("it closed its control channel without saying how its set-up went")
 	}
 }
 
-func (p *process) hasExited() bool {
-	// The end of its pipes comes before its exit status, so that a short wait tells the two apart.
-	patience := time.NewTimer(p.options.outputGrace)
+// exits waits until the process has ended, but not longer than limit. The end of its pipes comes before that.
+func (p *process) exits(limit time.Duration) bool {
+	patience := time.NewTimer(limit)
 	defer patience.Stop()
 	select {
 	case <-p.exited:

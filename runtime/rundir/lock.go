@@ -43,7 +43,7 @@ const (
 // On Linux it is woken by the kernel when the holder closes the file or dies; elsewhere, or if the user has too many watches, it looks
 // four times a second. Among several who wait, any one gets it.
 func AcquireLock(ctx context.Context, path string) (*Lock, error) {
-	lock, err := acquire(ctx, path)
+	lock, err := acquire(ctx, path, watchFile)
 	if err != nil {
 		return nil, fmt.Errorf("rundir: waiting for the lock on %s: %w", path, err)
 	}
@@ -57,7 +57,7 @@ type watch interface {
 	close() error
 }
 
-func acquire(ctx context.Context, path string) (*Lock, error) {
+func acquire(ctx context.Context, path string, watcher func(path string) (watch, error)) (*Lock, error) {
 	for {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -66,7 +66,7 @@ func acquire(ctx context.Context, path string) (*Lock, error) {
 		if err != nil {
 			return nil, err
 		}
-		switch err := await(ctx, path, fd); {
+		switch err := await(ctx, path, fd, watcher); {
 		case err != nil:
 			return nil, errors.Join(err, unix.Close(fd))
 		case sameFile(fd, path):
@@ -80,14 +80,14 @@ func acquire(ctx context.Context, path string) (*Lock, error) {
 }
 
 // await waits until the lock on fd, the file at path, is ours, or the file isn't there any more.
-func await(ctx context.Context, path string, fd int) error {
+func await(ctx context.Context, path string, fd int, watcher func(path string) (watch, error)) error {
 	if err := flock(fd, unix.LOCK_EX); !errors.Is(err, ErrLocked) {
 		return err
 	}
 	// Watched from here on, so that whatever happens after the next try is seen.
 	var watched watch = timer{}
 	poll := pollUnwatched
-	if w, err := watchFile(path); err == nil {
+	if w, err := watcher(path); err == nil {
 		watched, poll = w, pollWatched
 	}
 	defer func() { _ = watched.close() }() // only listened

@@ -71,6 +71,27 @@ func TestLockIsHeldByOneAtATime(t *testing.T) {
 	assert.EqualValues(t, 160, turns.Load())
 }
 
+func TestLockIsTakenOverWhereFilesCannotBeWatched(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	lock, err := TryLock(path)
+	require.NoError(t, err)
+	waiting := make(chan struct{})
+	got := make(chan error)
+	go func() {
+		lock, err := acquire(within(t), path, func(string) (watch, error) {
+			close(waiting)
+			return nil, syscall.EMFILE
+		})
+		if err == nil {
+			err = lock.Release()
+		}
+		got <- err
+	}()
+	<-waiting
+	require.NoError(t, lock.Release())
+	require.NoError(t, <-got)
+}
+
 func TestWaitingForALockEndsWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	lock, err := TryLock(path)
