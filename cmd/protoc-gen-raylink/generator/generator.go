@@ -130,7 +130,7 @@ func (g *generator) checkNames(pkg *goPackage) {
 func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	for _, other := range g.plugin.Files {
 		if cleanImportPath(other.GoImportPath) == pkg.importPath {
-			g.problems.add(file, goPackagePath, "its nodes would go into the Go package %q, which is that of the messages of %s; "+
+			g.problems.add(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
 				"give one of the two another go_package", pkg.importPath, other.Desc.Path())
 		}
 	}

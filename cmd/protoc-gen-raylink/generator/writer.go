@@ -155,9 +155,20 @@ func (w *writer) print() error {
 	return nil
 }
 
-// formatGo is gofmt. Code that doesn't parse is a fault of this package, and its error shows the code with line numbers.
+// maxFormats bounds how often formatGo runs gofmt; twice has been seen to be needed.
+const maxFormats = 16
+
+// formatGo is gofmt, until it changes nothing: lists and code in comments can take it more than once, and a generated file
+// should please whoever checks it. Code that doesn't parse is a fault of this package, and its error shows it with line numbers.
 func formatGo(name string, source []byte) ([]byte, error) {
 	formatted, err := format.Source(source)
+	for range maxFormats {
+		if err != nil || bytes.Equal(formatted, source) {
+			break
+		}
+		source = formatted
+		formatted, err = format.Source(source)
+	}
 	if err == nil {
 		return formatted, nil
 	}

@@ -1,0 +1,117 @@
+package generator
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/pluginpb"
+	"pgregory.net/rapid"
+)
+
+// TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in two files in any order, and
+// checks that no identifier is declared twice, that the schema's names stand, and that order changes nothing.
+func TestNamesNeverMeet(t *testing.T) {
+	words := []string{"A", "B", "N", "Node", "Unimplemented", "Type", "Create", "Find", "From", "NewLocal", "New", "Tunnel", "Register", "Name", "Async",
+		"Ref", "Service", "ServerStream", "ClientStream", "_", "a", "1"}
+	word := rapid.Custom(func(t *rapid.T) string {
+		return "A" + strings.Join(rapid.SliceOfN(rapid.SampledFrom(words), 0, 3).Draw(t, "words"), "")
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		services := rapid.Custom(func(t *rapid.T) *descriptorpb.ServiceDescriptorProto {
+			service := &descriptorpb.ServiceDescriptorProto{Name: proto.String(word.Draw(t, "service"))}
+			for _, name := range rapid.SliceOfNDistinct(word, 0, 3, rapid.ID).Draw(t, "methods") {
+				service.Method = append(service.Method, &descriptorpb.MethodDescriptorProto{
+					Name: proto.String(name), InputType: proto.String(".x.M"), OutputType: proto.String(".x.M"),
+					ServerStreaming: proto.Bool(rapid.Bool().Draw(t, "stream")),
+				})
+			}
+			return service
+		})
+		drawn := rapid.SliceOfNDistinct(services, 1, 6, func(s *descriptorpb.ServiceDescriptorProto) string { return s.GetName() }).Draw(t, "services")
+		half := rapid.IntRange(0, len(drawn)).Draw(t, "half")
+		first := packageOf(t, drawn[:half], drawn[half:])
+		if first == nil {
+			t.Skip("two names of the schema are one in Go")
+		}
+		declared := map[string]int{}
+		for _, service := range first.services {
+			own := first.names.services[service.Desc.FullName()]
+			require.Equal(t, service.GoName, own.handle)
+			inHandle := map[string]int{own.ref: 1}
+			for _, name := range []string{own.handle, own.table} {
+				declared[name]++
+			}
+			for _, kind := range ownNames() {
+				declared[*kind.field(own)]++
+			}
+			for _, method := range service.Methods {
+				m := own.methods[method.Desc.Name()]
+				require.Equal(t, method.GoName, m.method)
+				inHandle[m.method]++
+				declared[m.table]++
+				if isStreaming(method) {
+					declared[m.serverStream]++
+					declared[m.clientStream]++
+				} else {
+					inHandle[m.async]++
+				}
+			}
+			for name, times := range inHandle {
+				require.Equal(t, 1, times, "%s.%s", own.handle, name)
+			}
+		}
+		for name, times := range declared {
+			require.Equal(t, 1, times, name)
+			require.True(t, first.names.taken[name], name)
+		}
+		slices.Reverse(drawn)
+		require.Equal(t, first.names, packageOf(t, drawn).names)
+	})
+}
+
+// packageOf is the package of services that stand in several files; nil where two of the schema's own names are one in Go.
+func packageOf(t *rapid.T, files ...[]*descriptorpb.ServiceDescriptorProto) *goPackage {
+	req := &pluginpb.CodeGeneratorRequest{}
+	for i, services := range files {
+		file := &descriptorpb.FileDescriptorProto{
+			Name: proto.String(fmt.Sprintf("%d.proto", i)), Package: proto.String("x"), Syntax: proto.String("proto3"),
+			Options: &descriptorpb.FileOptions{GoPackage: proto.String("example.com/x")}, Service: services,
+		}
+		if i == 0 {
+			file.MessageType = []*descriptorpb.DescriptorProto{{Name: proto.String("M")}}
+		} else {
+			file.Dependency = []string{"0.proto"}
+		}
+		req.ProtoFile = append(req.ProtoFile, file)
+		req.FileToGenerate = append(req.FileToGenerate, file.GetName())
+	}
+	plugin, err := protogen.Options{}.New(req)
+	require.NoError(t, err)
+	g := &generator{plugin: plugin, packages: goPackages(plugin)}
+	require.Len(t, g.packages, 1)
+	g.checkNames(g.packages[0])
+	if len(g.problems) > 0 {
+		return nil
+	}
+	return g.packages[0]
+}
+
+// TestEveryServiceNameGivesAType checks the promise that any service is a node as it stands.
+func TestEveryServiceNameGivesAType(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringMatching(`[A-Za-z_][A-Za-z0-9_]{0,12}`).Draw(t, "name")
+		require.Empty(t, badType(defaultType(name)), "%s gives %s", name, defaultType(name))
+	})
+	for name, want := range map[string]string{
+		"Learner": "learner", "ParameterServer": "parameter-server", "HTTPServer": "http-server", "KVStore2Go": "kv-store2-go",
+		"Learner_2": "learner2", "snake_case": "snake-case", "V2": "v2", "__1": "x1", "_": "x", "A": "a", "AB": "ab", "aB": "a-b",
+	} {
+		require.Equal(t, want, defaultType(name))
+	}
+}
