@@ -29,7 +29,7 @@ const (
 type NodeOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The type's name, as it stands in a node's name (`learner` in `learner-0`): lower-case letters, digits
-	// and hyphens, beginning with a letter and not ending in a hyphen and digits. Unique in a binary.
+	// and hyphens, beginning with a letter and not ending in a hyphen, with or without digits behind it. Unique in a binary.
 	// By default the service's name in kebab case.
 	Type *string `protobuf:"bytes,1,opt,name=type,proto3,oneof" json:"type,omitempty"`
 	// The full name of the message that configures a node when it is created (`demo.v1.LearnerConfig`).
