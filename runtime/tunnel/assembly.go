@@ -1,0 +1,71 @@
+package tunnel
+
+import "connectrpc.com/connect/v2"
+
+// assembly is a message of several fragments in the making. It belongs to the reading goroutine.
+type assembly struct {
+	buf   *buffer
+	total int
+	got   int
+	// discard: the message is not wanted any more, its fragments are counted and thrown away.
+	discard bool
+}
+
+// firstClaim is how much is allocated for a message on the word of its first fragment.
+const firstClaim = 1 << 20
+
+func newAssembly(total int, discard bool) *assembly {
+	a := &assembly{total: total, discard: discard}
+	if !discard {
+		a.buf = newBuffer(min(total, firstClaim))
+	}
+	return a
+}
+
+// room makes place for the next n bytes.
+func (a *assembly) room(n int) ([]byte, error) {
+	if n > a.total-a.got {
+		return nil, violation("a fragment of %d bytes where %d of %d are due", n, a.total-a.got, a.total)
+	}
+	a.got += n
+	return a.buf.extend(n, a.total), nil
+}
+
+// add takes the next fragment. It reports whether the message is complete.
+func (a *assembly) add(fragment []byte) (bool, error) {
+	if a.discard {
+		if len(fragment) > a.total-a.got {
+			return false, violation("a fragment of %d bytes where %d of %d are due", len(fragment), a.total-a.got, a.total)
+		}
+		a.got += len(fragment)
+		return a.complete(), nil
+	}
+	dst, err := a.room(len(fragment))
+	if err != nil {
+		return false, err
+	}
+	copy(dst, fragment)
+	return a.complete(), nil
+}
+
+func (a *assembly) complete() bool { return a.got == a.total }
+
+// sized reads the total that stands before the first of several fragments. A message that fits one frame is not announced so.
+func (p *parser) sized() int {
+	total := p.int()
+	if p.err == nil && total <= len(p.rest) {
+		p.fail("a message of %d bytes in fragments, the first of %d", total, len(p.rest))
+	}
+	return total
+}
+
+// partialReply is what a REPLY said beside its message.
+type partialReply struct {
+	assembly
+	fault           error
+	header, trailer Header
+}
+
+func responseTooLarge(procedure string, size, limit int) *connect.Error {
+	return tooLarge("the response of "+procedure, size, limit, "the receiver's")
+}

@@ -1,0 +1,62 @@
+package tunnel
+
+import (
+	"math/bits"
+	"sync"
+)
+
+// Buffers come from pools by size class, powers of two from 512 bytes to 1 MiB. Larger ones are made and left to the collector.
+const (
+	smallestClass = 9
+	largestClass  = 20
+)
+
+type buffer struct {
+	b []byte
+}
+
+//nolint:gochecknoglobals // the pools are the process's: connections come and go, their buffers stay useful
+var pools [largestClass - smallestClass + 1]sync.Pool
+
+func classOf(n int) int {
+	return max(bits.Len(uint(max(n, 1)-1)), smallestClass) - smallestClass //nolint:gosec // not negative
+}
+
+// newBuffer returns an empty buffer with room for n bytes.
+func newBuffer(n int) *buffer {
+	class := classOf(n)
+	if class >= len(pools) {
+		return &buffer{b: make([]byte, 0, n)}
+	}
+	if got, ok := pools[class].Get().(*buffer); ok {
+		return got
+	}
+	return &buffer{b: make([]byte, 0, 1<<(class+smallestClass))}
+}
+
+// free gives the buffer back. Nobody may use it from then on. A nil buffer is none.
+func (b *buffer) free() {
+	if b == nil {
+		return
+	}
+	class := classOf(cap(b.b))
+	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its class promises.
+	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {
+		b.b = b.b[:0]
+		pools[class].Put(b)
+	}
+}
+
+// extend makes room for n more bytes and returns them, uninitialised, as part of the buffer.
+// It grows by doubling up to whole, so that a size that a peer merely claims is not allocated before its bytes come.
+func (b *buffer) extend(n, whole int) []byte {
+	old := len(b.b)
+	if need := old + n; need > cap(b.b) {
+		larger := newBuffer(min(max(need, 2*cap(b.b)), max(whole, need)))
+		larger.b = append(larger.b, b.b...)
+		b.b, larger.b = larger.b, b.b
+		larger.free()
+	}
+	b.b = b.b[:old+n]
+	return b.b[old:]
+}

@@ -1,0 +1,243 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call again until it is done.
+type Call struct {
+	// Target is whom the call is for, Caller who makes it, Procedure which method, as "/package.Service/Method".
+	Target, Caller, Procedure string
+	// Header goes with the request; nil for none. It may not be changed any more.
+	Header Header
+	// Chain is opaque to the tunnel; nil for none.
+	Chain []byte
+	// Request is the message to send; nil is the empty one. It may not be changed any more.
+	Request proto.Message
+	// Response is filled with the answer by the reading goroutine. nil throws the answer away.
+	Response proto.Message
+	// Done is called exactly once when the call is over, by the connection's reading goroutine or by whoever ended the call or
+	// the connection. It must not block.
+	Done func(*Call)
+
+	// Err is set before Done: nil, or a [connect.Error].
+	Err error
+	// ResponseHeader and ResponseTrailer are set before Done.
+	ResponseHeader, ResponseTrailer Header
+	// ResponseBytes is the encoded size of the response.
+	ResponseBytes int
+
+	conn   *Conn
+	id     uint32
+	parcel *parcel
+	// raw keeps the answer encoded, for its waiter to decode.
+	raw  bool
+	body *buffer
+}
+
+// slot is what the dialling side knows of an open call. A call that was cancelled keeps its slot, empty, until the peer's reply.
+type slot struct {
+	busy   bool
+	call   *Call
+	stream *clientStream
+	cost   int
+	// reply is a response of several fragments in the making, with what came before its message.
+	reply *partialReply
+}
+
+// Start sends a call. It blocks only while the connection's window is full, until there is room, ctx ends or the connection
+// does. ctx's remaining time goes with the call as its deadline, but ctx is not watched once Start has returned: a caller that stops
+// waiting says so by [Call.Cancel]. Calls that one goroutine starts reach the other side in that order.
+//
+// After an error Done is never called. All of Start's errors match [ErrNotRun].
+func (c *Conn) Start(ctx context.Context, call *Call) error {
+	size := 0
+	if call.Request != nil {
+		size = proto.Size(call.Request)
+	}
+	if size > c.peer.maxMessage {
+		return notRun(tooLarge("the request of "+call.Procedure, size, c.peer.maxMessage, "the receiver's"))
+	}
+	meta := metaSize(call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
+	if meta > c.peer.maxHeader {
+		return notRun(tooLarge("what goes with the request of "+call.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
+	}
+	if err := ctx.Err(); err != nil {
+		return notRun(contextError(err, ""))
+	}
+	var body *buffer
+	if size > inlineBytes {
+		var err error
+		if body, err = encode(call.Request, size); err != nil {
+			return notRun(cannotEncode(call.Procedure, err))
+		}
+		size = len(body.b)
+	}
+	cost := callCost + meta + size
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.enter(ctx, cost); err != nil {
+		body.free()
+		return err
+	}
+	id := c.claim(slot{call: call, cost: cost})
+	call.conn, call.id, call.parcel = c, id, nil
+	if err := c.sendCall(ctx, call, body, size); err != nil {
+		c.vacate(id)
+		return notRun(cannotEncode(call.Procedure, err))
+	}
+	c.calls.Add(1)
+	c.watch()
+	c.kick()
+	return nil
+}
+
+// sendCall queues the CALL frame.
+func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, size int) error {
+	o := &c.out
+	o.buf = c.interner.define(o.buf, call.Target, &c.peer)
+	o.buf = c.interner.define(o.buf, call.Caller, &c.peer)
+	o.buf = c.interner.define(o.buf, call.Procedure, &c.peer)
+	if body == nil && len(o.requests) > 0 {
+		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
+			// An earlier request of the same order is still on its way: go after it.
+			var err error
+			if body, err = encode(call.Request, size); err != nil {
+				return err
+			}
+		}
+	}
+	if body != nil {
+		flags, meta := c.appendCall(nil, ctx, connect.StreamTypeUnary, call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
+		call.parcel = &parcel{
+			id: call.id, kind: kindCall, flags: flags, meta: meta, body: body, key: laneKey{call.Target, call.Caller},
+		}
+		o.pushRequest(call.parcel)
+		return nil
+	}
+	start := len(o.buf)
+	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	flags, b := c.appendCall(o.buf, ctx, connect.StreamTypeUnary, call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
+	b, err := appendMessage(b, call.Request)
+	if err != nil {
+		o.buf = b[:start]
+		return err
+	}
+	binary.LittleEndian.PutUint64(b[start:], uint64(makeHeader(kindCall, flags, call.id, len(b)-start-headerBytes)))
+	o.buf = b
+	return nil
+}
+
+// appendCall writes a CALL's body up to the message.
+func (c *Conn) appendCall(
+	b []byte, ctx context.Context, shape connect.StreamType, target, caller, procedure string, header Header, chain []byte,
+) (uint8, []byte) {
+	flags := uint8(shape) & callShape
+	b = c.interner.append(b, target)
+	b = c.interner.append(b, caller)
+	b = c.interner.append(b, procedure)
+	if deadline, ok := ctx.Deadline(); ok {
+		flags |= callDeadline
+		remaining := max(time.Until(deadline).Microseconds(), 1)
+		b = binary.AppendUvarint(b, uint64(remaining)) //nolint:gosec // positive
+	}
+	if len(chain) > 0 {
+		flags |= callChain
+		b = appendBytes(b, chain)
+	}
+	if len(header) > 0 {
+		flags |= callHeader
+		b = header.append(b)
+	}
+	return flags, b
+}
+
+// metaSize is the most that appendCall writes.
+func metaSize(target, caller, procedure string, header Header, chain []byte) int {
+	n := 3*(1+varintBytes) + len(target) + len(caller) + len(procedure) + binary.MaxVarintLen64
+	if len(chain) > 0 {
+		n += varintBytes + len(chain)
+	}
+	if len(header) > 0 {
+		n += header.size()
+	}
+	return n
+}
+
+// Cancel ends the call at once with err, and tells the peer. It does nothing if the call is over already. A Call whose Start
+// failed must not be cancelled.
+func (call *Call) Cancel(err error) {
+	c := call.conn
+	c.mu.Lock()
+	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call {
+		c.mu.Unlock()
+		return
+	}
+	c.slots[call.id].call = nil
+	p := call.parcel
+	c.out.drop(p)
+	if p != nil && !p.started {
+		c.vacate(call.id) // the peer never heard of it
+	} else {
+		c.out.frame(kindCancel, 0, call.id, nil)
+	}
+	c.kick()
+	c.mu.Unlock()
+	if err == nil {
+		err = context.Canceled
+	}
+	call.finish(authored(err))
+}
+
+func (call *Call) finish(err error) {
+	call.Err = err
+	call.parcel = nil
+	if call.Done != nil {
+		call.Done(call)
+	}
+}
+
+// complete is the reading goroutine's end of a call that was answered.
+func (call *Call) complete(r *partialReply, body []byte) {
+	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
+	var err error
+	switch {
+	case r.fault != nil:
+		err = r.fault
+	case call.raw:
+		call.body = newBuffer(len(body))
+		call.body.b = append(call.body.b, body...)
+	case call.Response != nil:
+		if wrong := proto.Unmarshal(body, call.Response); wrong != nil {
+			err = cannotDecode("the response of "+call.Procedure, connect.CodeInternal, wrong)
+		}
+	}
+	call.finish(err)
+}
+
+// claim takes a free id. The gate has made sure that there is one.
+func (c *Conn) claim(s slot) uint32 {
+	s.busy = true
+	if n := len(c.free); n > 0 {
+		id := c.free[n-1]
+		c.free = c.free[:n-1]
+		c.slots[id] = s
+		return id
+	}
+	c.slots = append(c.slots, s)
+	return uint32(len(c.slots) - 1) //nolint:gosec // at most maxCallID
+}
+
+// vacate gives an id back, once the peer has said its last word on it.
+func (c *Conn) vacate(id uint32) {
+	cost := c.slots[id].cost
+	c.slots[id] = slot{}
+	c.free = append(c.free, id)
+	c.gate.give(cost)
+	c.checkQuiet()
+}

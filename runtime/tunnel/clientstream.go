@@ -1,0 +1,227 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// StreamRequest says which call a stream is to be.
+type StreamRequest struct {
+	// Target is whom the call is for, Caller who makes it, Procedure which method, as "/package.Service/Method".
+	Target, Caller, Procedure string
+	// StreamType is the call's shape.
+	StreamType connect.StreamType
+	// Header goes with the call, before what the context's [connect.CallInfo] has; nil for none.
+	Header Header
+	// Chain is opaque to the tunnel; nil for none.
+	Chain []byte
+}
+
+// Stream makes a stream for a call of any shape. The call begins with the first Send, Receive or SendHeaders, and lives as long as
+// ctx. A [connect.CallInfo] in ctx gives the request's header and gets the response's header and trailer.
+func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStream, error) {
+	c.mu.Lock()
+	err := c.refusing()
+	c.mu.Unlock()
+	if err == nil && ctx.Err() != nil {
+		err = notRun(contextError(ctx.Err(), ""))
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, _ := connect.CallInfoForClientContext(ctx)
+	if info != nil {
+		describe(info, c.nc.RemoteAddr().String())
+	}
+	if req.StreamType == connect.StreamTypeUnary {
+		return newUnaryStream(ctx, c, req, info), nil
+	}
+	return &clientStream{conn: c, ctx: ctx, req: req, info: info}, nil
+}
+
+// ProtocolName is the tunnel's name in a [connect.CallInfo].
+const ProtocolName = "raylink"
+
+func describe(info *connect.CallInfo, peer string) {
+	info.PeerAddr, info.Protocol, info.Codec = peer, ProtocolName, connect.CodecNameProto
+	info.RequestEncoding, info.ResponseEncoding = connect.CompressionNameIdentity, connect.CompressionNameIdentity
+}
+
+// clientStream is the calling side of a call that is not unary.
+type clientStream struct {
+	conn *Conn
+	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
+	req  StreamRequest
+	info *connect.CallInfo
+
+	begin  sync.Mutex // held while the call begins; guards what follows
+	begun  bool
+	failed error
+	closed bool
+
+	id     uint32
+	inbox  inbox
+	lane   lane
+	detach func() bool
+}
+
+var _ connect.ClientStream = (*clientStream)(nil)
+
+// SendHeaders begins the call.
+func (s *clientStream) SendHeaders() error {
+	s.begin.Lock()
+	defer s.begin.Unlock()
+	switch {
+	case s.begun:
+		return s.failed
+	case s.closed:
+		return contextError(context.Canceled, "the stream was closed")
+	}
+	s.begun = true
+	s.failed = s.open()
+	return s.failed
+}
+
+func (s *clientStream) open() error {
+	c, req := s.conn, &s.req
+	header := req.Header
+	if s.info != nil && s.info.RequestHeader().Len() > 0 {
+		header = append(append(Header{}, header...), HeaderFrom(s.info.RequestHeader())...)
+	}
+	if meta := metaSize(req.Target, req.Caller, req.Procedure, header, req.Chain); meta > c.peer.maxHeader {
+		return notRun(tooLarge("what goes with the call of "+req.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.enter(s.ctx, 0); err != nil {
+		return err
+	}
+	s.id = c.claim(slot{stream: s})
+	s.inbox.open(c, s.id, req.Procedure)
+	s.lane = lane{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
+	o := &c.out
+	for _, name := range []string{req.Target, req.Caller, req.Procedure} {
+		o.buf = c.interner.define(o.buf, name, &c.peer)
+	}
+	start := len(o.buf)
+	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	flags, b := c.appendCall(o.buf, s.ctx, req.StreamType, req.Target, req.Caller, req.Procedure, header, req.Chain)
+	binary.LittleEndian.PutUint64(b[start:], uint64(makeHeader(kindCall, flags, s.id, len(b)-start-headerBytes)))
+	o.buf = b
+	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
+	c.calls.Add(1)
+	c.watch()
+	c.kick()
+	return nil
+}
+
+// Send sends the next request message. After the server has ended the call it returns io.EOF, and Receive says why.
+func (s *clientStream) Send(msg any) error {
+	m, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if err := s.SendHeaders(); err != nil {
+		return err
+	}
+	size, err := s.conn.sendMessage(&s.lane, s.id, s.req.Procedure, m)
+	if errors.Is(err, errOver) {
+		return io.EOF
+	}
+	if err == nil && s.info != nil {
+		s.info.SendStats = connect.MessageStats{Size: size}
+	}
+	return err
+}
+
+// CloseSend ends the request side.
+func (s *clientStream) CloseSend() error {
+	if err := s.SendHeaders(); err != nil {
+		return err
+	}
+	c := s.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.lane.over == nil {
+		s.lane.over = connect.NewError(connect.CodeInternal, "Send after CloseSend")
+		c.out.frame(kindCloseSend, 0, s.id, nil)
+		c.kick()
+	}
+	return nil
+}
+
+// Receive reads the next response message, and at the end of the stream returns io.EOF or the call's error.
+func (s *clientStream) Receive(msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if err := s.SendHeaders(); err != nil {
+		return err
+	}
+	body, err := s.inbox.receive()
+	s.inform()
+	if err != nil {
+		s.detach()
+		return err
+	}
+	defer body.free()
+	if s.info != nil {
+		s.info.ReceiveStats = connect.MessageStats{Size: len(body.b)}
+	}
+	if to == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(body.b, to); err != nil {
+		wrong := cannotDecode("a message of "+s.req.Procedure, connect.CodeInternal, err)
+		s.abort(wrong)
+		return wrong
+	}
+	return nil
+}
+
+// inform hands the metadata that has come to the caller, on the caller's goroutine.
+func (s *clientStream) inform() {
+	if s.info == nil {
+		return
+	}
+	s.inbox.mu.Lock()
+	header, trailer := s.inbox.header, s.inbox.trailer
+	s.inbox.header, s.inbox.trailer = nil, nil
+	s.inbox.mu.Unlock()
+	header.CopyTo(s.info.ResponseHeader())
+	trailer.CopyTo(s.info.ResponseTrailer())
+}
+
+// Close gives the stream up if it is not over.
+func (s *clientStream) Close() error {
+	s.begin.Lock()
+	s.closed = true
+	begun := s.begun && s.failed == nil
+	s.begin.Unlock()
+	if begun {
+		s.detach()
+		s.abort(contextError(context.Canceled, "the stream was closed"))
+	}
+	return nil
+}
+
+// abort ends the stream from this side.
+func (s *clientStream) abort(err error) {
+	c := s.conn
+	c.mu.Lock()
+	if slot := c.slotOf(s.id); slot != nil && slot.stream == s {
+		slot.stream = nil
+		c.out.close(&s.lane, err)
+		c.out.frame(kindCancel, 0, s.id, nil)
+		c.kick()
+	}
+	c.mu.Unlock()
+	s.inbox.close(err, true)
+}

@@ -1,0 +1,103 @@
+package tunnel
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Config bounds what a connection may take and how long it waits. The zero value of a field means its default. What a side
+// is ready to receive it tells the other in the handshake, and the other's [Conn] keeps to it, so the two need not be equal.
+type Config struct {
+	// MaxMessageBytes is the largest message, encoded, that this side receives. A larger one fails its own call with
+	// ResourceExhausted and disturbs nothing else. Default 64 MiB, at most 1 GiB.
+	MaxMessageBytes int
+	// MaxHeaderBytes bounds all that goes with a call beside its messages: names, headers, chain; and its trailers and error.
+	// Default 64 KiB, at most 1 MiB.
+	MaxHeaderBytes int
+	// Window is how many bytes of unary requests may be on their way or being served: sent, but not answered. When it is full,
+	// [Conn.Start] blocks. A single request that is larger goes when nothing else is out. It is also how many bytes of
+	// unary responses that are too large for one frame may be on their way at once. Default 16 MiB.
+	Window int
+	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. Default 1 MiB, at least 64 KiB.
+	StreamWindow int
+	// MaxCalls bounds the calls of every shape that are open on the connection. When it is reached, [Conn.Start] blocks.
+	// Default 65,536, at most 2^24 - 1.
+	MaxCalls int
+	// MaxStreams bounds how many of the open calls are streams. One more is refused with ResourceExhausted. Default 4,096.
+	MaxStreams int
+	// MaxBacklog bounds the bytes of responses that wait to be written to a peer that does not read, or not as fast as they are made.
+	// A response that would go past it is replaced by ResourceExhausted.
+	// Default four times MaxMessageBytes.
+	MaxBacklog int
+	// Keepalive is how long a connection with open calls may be silent before it is pinged. If the peer is silent for
+	// as long again, the connection fails with "no answer for ...". Default 5 s; negative means never.
+	Keepalive time.Duration
+	// HandshakeTimeout bounds the handshake. Default 10 s.
+	HandshakeTimeout time.Duration
+	// Logger gets what no caller is told: a handler's panic, a peer that breaks the protocol. Default [slog.Default].
+	Logger *slog.Logger
+}
+
+const (
+	defaultMaxMessage       = 64 << 20
+	defaultMaxHeader        = 64 << 10
+	defaultWindow           = 16 << 20
+	defaultStreamWindow     = 1 << 20
+	defaultMaxCalls         = 1 << 16
+	defaultMaxStreams       = 1 << 12
+	defaultKeepalive        = 5 * time.Second
+	defaultHandshakeTimeout = 10 * time.Second
+
+	ceilingMaxMessage = 1 << 30
+	ceilingMaxHeader  = 1 << 20
+	floorMaxHeader    = 1 << 10
+	floorStreamWindow = 64 << 10
+)
+
+// WithDefaults returns the configuration with its zero fields filled in and the others brought within their bounds.
+func (c Config) WithDefaults() Config {
+	c.MaxMessageBytes = within(c.MaxMessageBytes, defaultMaxMessage, 1, ceilingMaxMessage)
+	c.MaxHeaderBytes = within(c.MaxHeaderBytes, defaultMaxHeader, floorMaxHeader, ceilingMaxHeader)
+	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
+	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
+	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
+	c.MaxStreams = within(c.MaxStreams, defaultMaxStreams, 1, maxCallID)
+	c.MaxBacklog = within(c.MaxBacklog, 4*c.MaxMessageBytes, 1, 4*ceilingMaxMessage)
+	if c.Keepalive == 0 {
+		c.Keepalive = defaultKeepalive
+	}
+	if c.HandshakeTimeout <= 0 {
+		c.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+// String is the configuration in one line, for logs.
+func (c Config) String() string {
+	return fmt.Sprintf("message=%d header=%d window=%d stream-window=%d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v",
+		c.MaxMessageBytes, c.MaxHeaderBytes, c.Window, c.StreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
+		c.Keepalive, c.HandshakeTimeout)
+}
+
+func within(value, standard, low, high int) int {
+	if value == 0 {
+		value = standard
+	}
+	return min(max(value, low), high)
+}
+
+// limits are what one side is ready to receive; the handshake carries them.
+type limits struct {
+	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameBytes int
+}
+
+func (c Config) limits() limits {
+	return limits{
+		maxMessage: c.MaxMessageBytes, maxHeader: c.MaxHeaderBytes, window: c.Window, streamWindow: c.StreamWindow,
+		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameBytes: maxNamesBytes,
+	}
+}

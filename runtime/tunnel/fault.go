@@ -1,0 +1,111 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"connectrpc.com/connect/v2"
+)
+
+// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler, so that they may be tried
+// elsewhere whatever they do.
+var ErrNotRun = errors.New("tunnel: the call was not run")
+
+// ErrClosed is matched by the errors of a connection that ended in good order: by [Conn.Close] or [Conn.Shutdown] on either side.
+var ErrClosed = errors.New("tunnel: connection closed")
+
+// ErrProtocol is matched by the errors of a connection that ended because one side broke the protocol.
+var ErrProtocol = errors.New("tunnel: protocol violation")
+
+// violation is what a peer did that no well-behaved one does. The connection ends with it.
+func violation(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, args...))
+}
+
+// unavailable is what the connection's end is to a call. cause has the reason.
+func unavailable(cause error) *connect.Error {
+	return connect.NewError(connect.CodeUnavailable, cause.Error()).WithCause(cause)
+}
+
+func notRun(err *connect.Error) *connect.Error { return err.WithCause(ErrNotRun) }
+
+// contextError is what the end of a context is to a call. doing says what it was waiting for.
+func contextError(err error, doing string) *connect.Error {
+	code := connect.CodeCanceled
+	if errors.Is(err, context.DeadlineExceeded) {
+		code = connect.CodeDeadlineExceeded
+	}
+	text := err.Error()
+	if doing != "" {
+		text = doing + ": " + text
+	}
+	return connect.NewError(code, text).WithCause(err)
+}
+
+// authored is the error that a caller is told of for err, which is not nil. An error that somebody has authored is told as
+// it is; others by their text.
+func authored(err error) *connect.Error {
+	var known *connect.Error
+	switch {
+	case errors.As(err, &known) && known != nil:
+		return known
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return contextError(err, "")
+	default:
+		return connect.NewError(connect.CodeUnknown, err.Error()).WithCause(err)
+	}
+}
+
+// appendFault writes an error block of no more than limit bytes: details go first if it does not fit, then the message's end.
+func appendFault(b []byte, err *connect.Error, limit int) []byte {
+	message, details := err.Message(), err.Details()
+	size := 3*varintBytes + len(message)
+	for _, d := range details {
+		size += 2*varintBytes + len(d.Type) + len(d.Value)
+	}
+	if size > limit {
+		const note = "... (the error was too large, its details are left out)"
+		details = nil
+		if room := max(limit-len(note)-3*varintBytes, 0); len(message) > room {
+			message = message[:room]
+			for !utf8.ValidString(message) && len(message) > 0 && len(message) > room-utf8.UTFMax {
+				message = message[:len(message)-1]
+			}
+		}
+		message += note
+	}
+	b = appendInt(b, int(err.Code()))
+	b = appendString(b, message)
+	b = appendInt(b, len(details))
+	for _, d := range details {
+		b = appendString(b, d.Type)
+		b = appendBytes(b, d.Value)
+	}
+	return b
+}
+
+// fault reads an error block. The error is marked as the peer's.
+func (p *parser) fault() *connect.Error {
+	code := connect.Code(p.int()) //nolint:gosec // bounded by int
+	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
+		code = connect.CodeUnknown
+	}
+	err := connect.NewError(code, p.string())
+	count := p.int()
+	if count > len(p.rest)/2 {
+		p.fail("%d error details in %d bytes", count, len(p.rest))
+		return err
+	}
+	for range count {
+		detail := &connect.ErrorDetail{Type: p.string()}
+		detail.Value = append([]byte{}, p.bytes()...)
+		err = err.WithDetail(detail)
+	}
+	return err.WithRemote()
+}
+
+func tooLarge(what string, size, limit int, where string) *connect.Error {
+	return connect.Errorf(connect.CodeResourceExhausted, "%s is %d bytes, %s limit is %d", what, size, where, limit)
+}

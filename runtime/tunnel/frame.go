@@ -1,0 +1,181 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// A frame is a header of eight bytes and a body. The header is one little-endian 64-bit number: the body's length in the
+// lowest 24 bits, then 8 bits of kind, 8 bits of flags, and 24 bits of call id. docs/tunnel.md has every kind's body.
+type frameHeader uint64
+
+const (
+	headerBytes = 8
+	// fragmentBytes is the most of one message that a frame carries. It is what one large message may delay the others by,
+	// and large enough that a frame's cost does not count beside it.
+	fragmentBytes = 64 << 10
+	maxCallID     = 1<<24 - 1
+
+	maxHandshakeBytes = 16 << 10
+	maxGoAwayBytes    = 4 << 10
+	pingBytes         = 8
+	// maxNames and maxNamesBytes bound a connection's table of interned names; further names travel in full.
+	maxNames      = 16 << 10
+	maxNamesBytes = 1 << 20
+	maxNameBytes  = 1 << 10
+	// messageCost stands for what a message costs its receiver beyond its bytes, so that empty ones are not free.
+	messageCost = 32
+	// callCost is the same for a whole call.
+	callCost = 256
+)
+
+type kind uint8
+
+const (
+	kindHello   kind = 0x01
+	kindWelcome kind = 0x02
+	kindRefuse  kind = 0x03
+
+	kindName      kind = 0x10
+	kindCall      kind = 0x11
+	kindData      kind = 0x12
+	kindCloseSend kind = 0x13
+	kindCancel    kind = 0x14
+	kindHead      kind = 0x15
+	kindReply     kind = 0x16
+	kindCredit    kind = 0x17
+
+	kindPing   kind = 0x20
+	kindPong   kind = 0x21
+	kindGoAway kind = 0x22
+)
+
+// Flags. flagSized is shared by the three kinds that carry a message: the frame is the first of several, and the message's
+// whole size stands before its first fragment.
+const (
+	flagSized uint8 = 0x20
+
+	callShape    uint8 = 0x03
+	callDeadline uint8 = 0x04
+	callHeader   uint8 = 0x08
+	callChain    uint8 = 0x10
+
+	replyError   uint8 = 0x01
+	replyHeader  uint8 = 0x02
+	replyTrailer uint8 = 0x04
+	replyMessage uint8 = 0x08
+	replyNotRun  uint8 = 0x10
+
+	goAwayFatal uint8 = 0x01
+)
+
+func makeHeader(k kind, flags uint8, id uint32, length int) frameHeader {
+	return frameHeader(uint64(length)&0xffffff | uint64(k)<<24 | uint64(flags)<<32 | uint64(id)<<40)
+}
+
+func (h frameHeader) length() int  { return int(h & 0xffffff) }
+func (h frameHeader) kind() kind   { return kind(h >> 24) }
+func (h frameHeader) flags() uint8 { return uint8(h >> 32) }
+func (h frameHeader) id() uint32   { return uint32(h >> 40) }
+
+func (h frameHeader) append(b []byte) []byte {
+	return binary.LittleEndian.AppendUint64(b, uint64(h))
+}
+
+func readHeader(b []byte) frameHeader { return frameHeader(binary.LittleEndian.Uint64(b)) }
+
+func (k kind) String() string {
+	switch k {
+	case kindHello:
+		return "HELLO"
+	case kindWelcome:
+		return "WELCOME"
+	case kindRefuse:
+		return "REFUSE"
+	case kindName:
+		return "NAME"
+	case kindCall:
+		return "CALL"
+	case kindData:
+		return "DATA"
+	case kindCloseSend:
+		return "CLOSE_SEND"
+	case kindCancel:
+		return "CANCEL"
+	case kindHead:
+		return "HEAD"
+	case kindReply:
+		return "REPLY"
+	case kindCredit:
+		return "CREDIT"
+	case kindPing:
+		return "PING"
+	case kindPong:
+		return "PONG"
+	case kindGoAway:
+		return "GOAWAY"
+	}
+	return fmt.Sprintf("0x%02x", uint8(k))
+}
+
+// rule is what a frame of a kind may look like, whatever the state of its call.
+type rule struct {
+	known   bool
+	flags   uint8
+	min     int
+	max     int
+	ofCall  bool
+	ofConn  bool
+	dialler bool
+	accept  bool
+}
+
+// ruleOf says how a frame of kind k has to look, on a connection where headers are bounded by maxHeader.
+func ruleOf(k kind, maxHeader int) rule {
+	switch k {
+	case kindName:
+		return rule{known: true, max: maxNameBytes, ofCall: true, dialler: true}
+	case kindCall:
+		return rule{
+			known: true, flags: callShape | callDeadline | callHeader | callChain | flagSized, min: 3,
+			max: maxHeader + fragmentBytes, ofCall: true, dialler: true,
+		}
+	case kindData:
+		return rule{known: true, flags: flagSized, max: fragmentBytes + binary.MaxVarintLen32, ofCall: true, dialler: true, accept: true}
+	case kindCloseSend, kindCancel:
+		return rule{known: true, ofCall: true, dialler: true}
+	case kindHead:
+		return rule{known: true, max: maxHeader, ofCall: true, accept: true}
+	case kindReply:
+		return rule{
+			known: true, flags: replyError | replyHeader | replyTrailer | replyMessage | replyNotRun | flagSized,
+			max: maxHeader + fragmentBytes, ofCall: true, accept: true,
+		}
+	case kindCredit:
+		return rule{known: true, min: 1, max: binary.MaxVarintLen32, ofCall: true, ofConn: true, dialler: true, accept: true}
+	case kindPing, kindPong:
+		return rule{known: true, min: pingBytes, max: pingBytes, ofConn: true, dialler: true, accept: true}
+	case kindGoAway:
+		return rule{known: true, flags: goAwayFatal, max: maxGoAwayBytes, ofConn: true, dialler: true, accept: true}
+	case kindHello, kindWelcome, kindRefuse:
+	}
+	return rule{}
+}
+
+// check refuses a frame header that no well-behaved peer sends, before its body is read.
+func (h frameHeader) check(fromDialler bool, maxHeader int) error {
+	r := ruleOf(h.kind(), maxHeader)
+	switch {
+	case !r.known:
+		return violation("a frame of unknown kind %v", h.kind())
+	case fromDialler && !r.dialler, !fromDialler && !r.accept:
+		return violation("a %v frame from the wrong side", h.kind())
+	case h.length() < r.min || h.length() > r.max:
+		return violation("a %v frame of %d bytes, allowed are %d to %d", h.kind(), h.length(), r.min, r.max)
+	case h.flags()&^r.flags != 0:
+		return violation("a %v frame with unknown flags 0x%02x", h.kind(), h.flags())
+	case h.id() == 0 && !r.ofConn, h.id() != 0 && !r.ofCall:
+		return violation("a %v frame with id %d", h.kind(), h.id())
+	}
+	return nil
+}

@@ -1,0 +1,270 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// Preface is what both sides of a tunnel connection send first. No HTTP/1 request, HTTP/2 preface or TLS record starts with
+// its first byte.
+const Preface = "\x8dRAYLINK"
+
+// The versions of the protocol that this package speaks.
+const (
+	MinVersion = 1
+	MaxVersion = 1
+)
+
+// Hello is what a dialler says first.
+type Hello struct {
+	// Token is the secret that admits the dialler; empty where none is asked for.
+	Token string
+	// Host is the id of the host that the dialler expects. A server that is another refuses. Empty means any.
+	Host string
+	// Client is the id of the caller's host.
+	Client string
+	// Tag names an extra tunnel to one node; empty for the common connection of two hosts.
+	Tag string
+	// Target is, for a tagged tunnel, the node it leads to.
+	Target string
+	// Build is the build of the dialler's executable.
+	Build string
+}
+
+// Welcome is what the accepting side answers.
+type Welcome struct {
+	// Host is the accepting host's id.
+	Host string
+	// Build is the build of its executable.
+	Build string
+}
+
+// HandshakeFault says why a handshake failed.
+type HandshakeFault int
+
+// What can go wrong in a handshake.
+const (
+	// FaultLost: the connection ended, or nothing came in time.
+	FaultLost HandshakeFault = iota + 1
+	// FaultNotAPeer: what came was not a tunnel's.
+	FaultNotAPeer
+	// FaultVersion: the two sides speak no common version.
+	FaultVersion
+	// FaultWrongHost: the server is another host than the expected one.
+	FaultWrongHost
+	// FaultRefused: the server did not admit the dialler, for the reason that the code and the text say.
+	FaultRefused
+)
+
+// HandshakeError is why a connection did not come to be. It unwraps to a [connect.Error] with its code.
+type HandshakeError struct {
+	Fault HandshakeFault
+	// Code is what the failure is to a caller.
+	Code connect.Code
+	// Message says what happened.
+	Message string
+	// Remote says that it is the other side's verdict.
+	Remote bool
+	cause  error
+}
+
+// Error is the message, with its code.
+func (e *HandshakeError) Error() string {
+	return "tunnel handshake: " + e.Code.String() + ": " + e.Message
+}
+
+// Unwrap is the same as an error that connect's inspectors understand.
+func (e *HandshakeError) Unwrap() error {
+	return notRun(connect.NewError(e.Code, "tunnel handshake: "+e.Message).WithCause(e.cause))
+}
+
+func handshakeError(fault HandshakeFault, code connect.Code, cause error, format string, args ...any) *HandshakeError {
+	return &HandshakeError{Fault: fault, Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
+}
+
+// The handshake's bodies are protobuf messages; docs/tunnel.md has their schema. Unknown fields are skipped, so that fields can be added.
+const (
+	fieldMinVersion = iota + 1
+	fieldVersion
+	fieldToken
+	fieldHost
+	fieldClient
+	fieldTag
+	fieldTarget
+	fieldBuild
+	fieldMaxMessage
+	fieldMaxHeader
+	fieldWindow
+	fieldStreamWindow
+	fieldMaxCalls
+	fieldMaxStreams
+	fieldMaxNames
+	fieldMaxNameBytes
+	fieldCode
+	fieldMessage
+	fieldFault
+)
+
+// greeting is the union of the three bodies' fields.
+type greeting struct {
+	text    map[protowire.Number]string
+	numbers map[protowire.Number]uint64
+}
+
+func newGreeting() greeting {
+	return greeting{text: make(map[protowire.Number]string), numbers: make(map[protowire.Number]uint64)}
+}
+
+func (g greeting) setLimits(l limits) {
+	for field, value := range l.fields() {
+		g.numbers[field] = uint64(*value) //nolint:gosec // limits are positive
+	}
+}
+
+func (l *limits) fields() map[protowire.Number]*int {
+	return map[protowire.Number]*int{
+		fieldMaxMessage: &l.maxMessage, fieldMaxHeader: &l.maxHeader, fieldWindow: &l.window, fieldStreamWindow: &l.streamWindow,
+		fieldMaxCalls: &l.maxCalls, fieldMaxStreams: &l.maxStreams, fieldMaxNames: &l.maxNames, fieldMaxNameBytes: &l.maxNameBytes,
+	}
+}
+
+// limits are what the peer receives, brought within what this package ever sends. A limit that is missing is nothing.
+func (g greeting) limits() (limits, error) {
+	var l limits
+	for field, value := range l.fields() {
+		*value = int(min(g.numbers[field], ceilingMaxMessage)) //nolint:gosec // bounded
+	}
+	l.maxHeader = min(l.maxHeader, ceilingMaxHeader)
+	l.maxCalls = min(l.maxCalls, maxCallID)
+	if l.maxHeader < floorMaxHeader || l.streamWindow < floorStreamWindow || l.maxCalls == 0 {
+		return l, violation("limits too small to work with: header %d, stream window %d, calls %d", l.maxHeader, l.streamWindow, l.maxCalls)
+	}
+	return l, nil
+}
+
+// append writes the fields in the order of their numbers.
+func (g greeting) append(b []byte) []byte {
+	for field := protowire.Number(fieldMinVersion); field <= fieldFault; field++ {
+		if n := g.numbers[field]; n != 0 {
+			b = protowire.AppendTag(b, field, protowire.VarintType)
+			b = protowire.AppendVarint(b, n)
+		}
+		if s := g.text[field]; s != "" {
+			b = protowire.AppendTag(b, field, protowire.BytesType)
+			b = protowire.AppendString(b, s)
+		}
+	}
+	return b
+}
+
+func parseGreeting(b []byte) (greeting, error) {
+	g := newGreeting()
+	for len(b) > 0 {
+		field, wire, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return g, violation("handshake: %v", protowire.ParseError(n))
+		}
+		b = b[n:]
+		switch wire {
+		case protowire.VarintType:
+			g.numbers[field], n = protowire.ConsumeVarint(b)
+		case protowire.BytesType:
+			g.text[field], n = protowire.ConsumeString(b)
+		default:
+			n = protowire.ConsumeFieldValue(field, wire, b)
+		}
+		if n < 0 {
+			return g, violation("handshake: %v", protowire.ParseError(n))
+		}
+		b = b[n:]
+	}
+	return g, nil
+}
+
+// guarded runs a handshake within the configured time and ctx; what it reads and writes ends with either.
+func guarded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
+	deadline := time.Now().Add(cfg.HandshakeTimeout)
+	if err := nc.SetDeadline(deadline); err != nil {
+		return handshakeError(FaultLost, connect.CodeUnavailable, err, "setting a deadline: %v", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // fails only when the connection is closed
+	err := run()
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	var typed *HandshakeError
+	switch {
+	case err == nil:
+		if err = nc.SetDeadline(time.Time{}); err == nil {
+			return nil
+		}
+	case errors.As(err, &typed):
+		return err
+	case ctx.Err() != nil:
+		ended := contextError(ctx.Err(), "")
+		return handshakeError(FaultLost, ended.Code(), ended, "%v", ctx.Err())
+	case errors.Is(err, ErrProtocol):
+		return handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, err, "%v", err)
+	}
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return handshakeError(FaultLost, connect.CodeUnavailable, err, "no answer from %v within %v", nc.RemoteAddr(), cfg.HandshakeTimeout)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v closed the connection", nc.RemoteAddr())
+	}
+	return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v", err)
+}
+
+// readPreface reads the peer's first bytes. One wrong byte is enough to know that this is not a peer: it may send no more.
+func readPreface(in *frameReader) error {
+	for i := 1; i <= len(Preface); i++ {
+		b, err := in.peek(i)
+		if err != nil {
+			return err
+		}
+		if string(b) != Preface[:i] {
+			return handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, ErrProtocol,
+				"the other side is not a tunnel, it began with %q", in.buffered(32))
+		}
+	}
+	in.skip(len(Preface))
+	return nil
+}
+
+func readHandshakeFrame(in *frameReader) (kind, greeting, error) {
+	b, err := in.peek(headerBytes)
+	if err != nil {
+		return 0, greeting{}, err
+	}
+	h := readHeader(b)
+	switch {
+	case h.kind() != kindHello && h.kind() != kindWelcome && h.kind() != kindRefuse, h.flags() != 0, h.id() != 0:
+		return 0, greeting{}, violation("a %v frame in the handshake", h.kind())
+	case h.length() > maxHandshakeBytes:
+		return 0, greeting{}, violation("a handshake of %d bytes, the limit is %d", h.length(), maxHandshakeBytes)
+	}
+	if b, err = in.peek(headerBytes + h.length()); err != nil {
+		return 0, greeting{}, err
+	}
+	g, err := parseGreeting(b[headerBytes:])
+	in.skip(headerBytes + h.length())
+	return h.kind(), g, err
+}
+
+func writeHandshakeFrame(nc net.Conn, k kind, g greeting) error {
+	body := g.append(nil)
+	if len(body) > maxHandshakeBytes {
+		return handshakeError(FaultRefused, connect.CodeInvalidArgument, nil, "a %v of %d bytes, the limit is %d", k, len(body), maxHandshakeBytes)
+	}
+	b := append([]byte(Preface), makeHeader(k, 0, 0, len(body)).append(nil)...)
+	_, err := nc.Write(append(b, body...))
+	return err
+}

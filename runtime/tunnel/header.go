@@ -1,0 +1,134 @@
+package tunnel
+
+import (
+	"iter"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+)
+
+// Field is one key with one value.
+type Field struct {
+	// Key is in lower case.
+	Key string
+	// Value is any octets.
+	Value string
+}
+
+// Header is what travels with a call beside its messages: keys in lower case, each with any number of values, in the order
+// they were added. nil is the empty one. A header that was given to a call is not changed from then on.
+type Header []Field
+
+// Get is the key's first value, or "".
+func (h Header) Get(key string) string {
+	key = strings.ToLower(key)
+	for _, f := range h {
+		if f.Key == key {
+			return f.Value
+		}
+	}
+	return ""
+}
+
+// Values are all of the key's values.
+func (h Header) Values(key string) []string {
+	key = strings.ToLower(key)
+	var values []string
+	for _, f := range h {
+		if f.Key == key {
+			values = append(values, f.Value)
+		}
+	}
+	return values
+}
+
+// Add appends a value to the key's.
+func (h *Header) Add(key, value string) {
+	*h = append(*h, Field{Key: strings.ToLower(key), Value: value})
+}
+
+// Set replaces the key's values by one.
+func (h *Header) Set(key, value string) {
+	h.Del(key)
+	h.Add(key, value)
+}
+
+// Del removes the key's values.
+func (h *Header) Del(key string) {
+	key = strings.ToLower(key)
+	kept := (*h)[:0]
+	for _, f := range *h {
+		if f.Key != key {
+			kept = append(kept, f)
+		}
+	}
+	*h = kept
+}
+
+// All yields every key and value in order.
+func (h Header) All() iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for _, f := range h {
+			if !yield(f.Key, f.Value) {
+				return
+			}
+		}
+	}
+}
+
+// HeaderFrom copies a connect header. It is nil where that is empty.
+func HeaderFrom(from *connect.Header) Header {
+	if from.Len() == 0 {
+		return nil
+	}
+	h := make(Header, 0, from.Len())
+	for key, values := range from.All() {
+		for _, value := range values {
+			h.Add(key, value)
+		}
+	}
+	return h
+}
+
+// CopyTo adds all fields to a connect header.
+func (h Header) CopyTo(to *connect.Header) {
+	for _, f := range h {
+		to.Add(f.Key, f.Value)
+	}
+}
+
+// size is what append will write at most.
+func (h Header) size() int {
+	n := varintBytes
+	for _, f := range h {
+		n += 2*varintBytes + len(f.Key) + len(f.Value)
+	}
+	return n
+}
+
+func (h Header) append(b []byte) []byte {
+	b = appendInt(b, len(h))
+	for _, f := range h {
+		b = appendString(b, f.Key)
+		b = appendString(b, f.Value)
+	}
+	return b
+}
+
+func (p *parser) header() Header {
+	count := p.int()
+	// A field takes two bytes at least, so the body's length bounds what is allocated.
+	if count > len(p.rest)/2 {
+		p.fail("a header of %d fields in %d bytes", count, len(p.rest))
+		return nil
+	}
+	if count == 0 {
+		return nil
+	}
+	h := make(Header, 0, count)
+	for range count {
+		key, value := p.string(), p.string()
+		h = append(h, Field{Key: strings.ToLower(key), Value: value})
+	}
+	return h
+}

@@ -1,0 +1,205 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// Handler serves what comes in over a connection.
+type Handler interface {
+	// ServeUnary gets each unary call, complete, on the connection's reading goroutine and in the order in which they came. It must
+	// not block. The call is answered by [Incoming.Reply], then or later.
+	ServeUnary(call *Incoming)
+	// ServeStream runs a call of the other shapes on a goroutine of its own. What it returns is the stream's outcome.
+	ServeStream(ctx context.Context, call *Incoming, stream connect.ServerStream) error
+}
+
+// Incoming is a call on the serving side.
+type Incoming struct {
+	// Target is whom the call is for, Caller who makes it, Procedure which method. They are whatever the caller sent.
+	Target, Caller, Procedure string
+	// Header came with the request; nil for none. Nobody changes it.
+	Header Header
+	// Chain is what the caller put there; nil for none.
+	Chain []byte
+	// StreamType is the call's shape.
+	StreamType connect.StreamType
+	// Client is the caller's host, as it said in the handshake.
+	Client string
+	// Deadline is when the caller stops waiting; zero for never.
+	Deadline time.Time
+	// RequestBytes is the encoded size of a unary request.
+	RequestBytes int
+	// ResponseHeader and ResponseTrailer go back with the response. They are set before Reply; on streams, the header before
+	// the first Send and the trailer before ServeStream returns.
+	ResponseHeader, ResponseTrailer Header
+
+	conn     *Conn
+	id       uint32
+	cost     int
+	ctx      callContext
+	body     []byte
+	assembly *assembly
+	parcel   *parcel
+	stream   *serverStream
+	replied  atomic.Bool
+}
+
+// Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it has been answered. It carries no
+// values. Asking for it is cheap: timers and channels are made when somebody waits.
+func (in *Incoming) Context() context.Context { return &in.ctx }
+
+// PeerAddr is the network address of the caller's end.
+func (in *Incoming) PeerAddr() string { return in.conn.nc.RemoteAddr().String() }
+
+// Decode reads the request into msg. The request is there until ServeUnary returns, and not for streams.
+func (in *Incoming) Decode(msg proto.Message) error {
+	if err := proto.Unmarshal(in.body, msg); err != nil {
+		return cannotDecode("the request of "+in.Procedure, connect.CodeInvalidArgument, err)
+	}
+	return nil
+}
+
+// Reply answers a unary call, with res (nil is the empty message) or an error. It may be called from any goroutine and does not
+// block; res may not be changed any more. A second Reply does nothing.
+func (in *Incoming) Reply(res proto.Message, err error) {
+	if !in.replied.CompareAndSwap(false, true) {
+		return
+	}
+	header, trailer := in.ResponseHeader, in.ResponseTrailer
+	if in.stream != nil && in.stream.headSent.Load() {
+		header = nil
+	}
+	in.conn.reply(in, header, trailer, res, err)
+	in.ctx.end(context.Canceled)
+}
+
+// refuse ends a call that the handler may still be busy with: what it has prepared is not touched.
+func (in *Incoming) refuse(err error) {
+	if in.replied.CompareAndSwap(false, true) {
+		in.conn.reply(in, nil, nil, nil, err)
+		in.ctx.end(context.Canceled)
+	}
+}
+
+// abandon ends a call whose connection is gone.
+func (in *Incoming) abandon(reason error) {
+	if in.stream != nil {
+		in.stream.inbox.close(reason, false)
+	}
+	in.ctx.end(context.Canceled)
+}
+
+// reply queues the REPLY to a call of any shape.
+func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
+	size := 0
+	if failure == nil && res != nil {
+		if size = proto.Size(res); size > c.peer.maxMessage {
+			failure = tooLarge("the response of "+in.Procedure, size, c.peer.maxMessage, "the receiver's")
+		}
+	}
+	var body *buffer
+	if failure == nil && size > inlineBytes {
+		var err error
+		if body, err = encode(res, size); err != nil {
+			failure = cannotEncode(in.Procedure, err)
+		} else {
+			size = len(body.b)
+		}
+	}
+	if meta := metaSize("", "", "", header, nil) + trailer.size(); meta > c.peer.maxHeader {
+		failure = tooLarge("the header and trailer of "+in.Procedure, meta, c.peer.maxHeader, "the receiver's header")
+		header, trailer = nil, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.servedAt(in.id) != in {
+		body.free()
+		return // the connection is gone, or the call was ended before
+	}
+	c.retire(in)
+	if failure == nil && c.out.replyBytes+len(c.out.buf)+size > c.cfg.MaxBacklog {
+		failure = connect.Errorf(connect.CodeResourceExhausted,
+			"%d bytes of responses wait for %s to read them; with the %d of %s they would pass the limit of %d",
+			c.out.replyBytes+len(c.out.buf), c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
+	}
+	if failure != nil {
+		body.free()
+		body = nil
+	}
+	c.queueReply(in, header, trailer, res, body, failure)
+	c.kick()
+	c.checkQuiet()
+}
+
+func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, body *buffer, failure error) {
+	o := &c.out
+	if in.stream != nil {
+		o.close(&in.stream.lane, errOver)
+	}
+	if body != nil {
+		flags, meta := appendReplyMeta(nil, header, trailer)
+		p := &parcel{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
+		in.parcel = p
+		if p.rest() > fragmentBytes {
+			c.trackReply(in)
+		}
+		o.pushReply(p, c.peer.window)
+		return
+	}
+	start := len(o.buf)
+	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	if failure == nil {
+		flags, b := appendReplyMeta(o.buf, header, trailer)
+		if in.stream == nil {
+			flags |= replyMessage
+			var err error
+			if b, err = appendMessage(b, res); err != nil {
+				failure = cannotEncode(in.Procedure, err)
+			}
+		}
+		if failure == nil {
+			o.buf = b
+			o.patch(start, kindReply, flags, in.id)
+			return
+		}
+	}
+	o.buf = o.buf[:start+headerBytes]
+	c.appendFailure(in.id, start, header, trailer, failure)
+}
+
+// appendFailure finishes a REPLY that carries an error, of which the frame header stands at start.
+func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failure error) {
+	o := &c.out
+	flags := replyError
+	var refusal *notRunError
+	if errors.As(failure, &refusal) {
+		flags |= replyNotRun
+	}
+	room := c.peer.maxHeader - header.size() - trailer.size()
+	o.buf = appendFault(o.buf, authored(failure), room)
+	more, b := appendReplyMeta(o.buf, header, trailer)
+	o.buf = b
+	o.patch(start, kindReply, flags|more, id)
+}
+
+func appendReplyMeta(b []byte, header, trailer Header) (uint8, []byte) {
+	var flags uint8
+	if len(header) > 0 {
+		flags |= replyHeader
+		b = header.append(b)
+	}
+	if len(trailer) > 0 {
+		flags |= replyTrailer
+		b = trailer.append(b)
+	}
+	return flags, b
+}
+
+func stack() string { return string(debug.Stack()) }

@@ -1,0 +1,226 @@
+package tunnel
+
+// outbox is what a connection has still to write. Small frames are encoded straight into one buffer, in order. A message that
+// is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, one from each lane in
+// turn. Within a lane parcels go one after the other. It is guarded by the connection's lock.
+type outbox struct {
+	buf   []byte
+	spare []byte
+	// ring has the lanes of which a fragment may be sent now.
+	ring []*lane
+	// requests are the lanes of unary requests that have parcels.
+	requests map[laneKey]*lane
+	// replyBytes is the size of the unary responses among the parcels that has not been taken yet.
+	replyBytes int
+	// replyWindow is what the large responses on their way take of the peer's window; replies wait for it in order.
+	replyWindow int
+	replies     []*parcel
+
+	// writing says that a goroutine is at it. corked says that the reading goroutine is in the middle of what it has read and
+	// will see to the writing afterwards, so that the answers to one read go out in one write.
+	writing bool
+	corked  bool
+}
+
+const (
+	// inlineBytes is the largest message that is encoded into the common buffer; copying it costs less than another buffer.
+	inlineBytes = 8 << 10
+	// roomBytes is how much the common buffer may hold before a stream's Send waits for the writer.
+	roomBytes = 256 << 10
+	// batchBytes is how much of the parcels one write takes.
+	batchBytes = 256 << 10
+)
+
+// laneKey names the order that unary requests keep.
+type laneKey struct{ target, caller string }
+
+// lane is a sequence of parcels that go one after the other.
+type lane struct {
+	parcels []*parcel
+	ringed  bool
+	// The rest is for a stream's lane.
+	stream bool
+	credit int
+	window int
+	// over is set when nothing more can be sent, and says why.
+	over error
+}
+
+// parcel is one outgoing message on its way.
+type parcel struct {
+	id    uint32
+	kind  kind
+	flags uint8
+	// meta stands before the message in its first frame.
+	meta []byte
+	body *buffer
+	off  int
+	lane *lane
+	key  laneKey
+	// reply marks a unary response; reserved, that it has its part of the peer's window.
+	reply    bool
+	reserved bool
+	started  bool
+	// finished: all of it was taken by the writer, or it was dropped.
+	finished bool
+	dropped  bool
+	// borrowed: the writer has a fragment in hand, so it frees the body.
+	borrowed bool
+	// sent, where there is one, is closed when the parcel is finished.
+	sent chan struct{}
+}
+
+func (p *parcel) rest() int { return len(p.body.b) - p.off }
+
+func (p *parcel) finish() {
+	p.finished = true
+	if p.sent != nil {
+		close(p.sent)
+	}
+}
+
+// ready says that something of the lane may be sent now.
+func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room() >= 0 }
+
+// room is how many bytes of the first parcel may go now, or -1 for none (an empty message needs none).
+func (l *lane) room() int {
+	p := l.parcels[0]
+	rest := min(p.rest(), fragmentBytes)
+	if !l.stream {
+		return rest
+	}
+	if p.started {
+		if l.credit <= 0 {
+			return -1
+		}
+		return min(rest, l.credit)
+	}
+	cost := p.rest() + messageCost
+	switch {
+	case p.rest() <= fragmentBytes && cost <= l.credit:
+		return rest
+	case cost <= l.window/2:
+		// The receiver gives back credit by the quarter of its window at the latest, so enough will come to send it whole.
+		if cost+varintBytes > l.credit {
+			return -1
+		}
+	}
+	if room := min(rest, l.credit-messageCost-varintBytes); room > 0 {
+		return room
+	}
+	return -1
+}
+
+func (o *outbox) frame(k kind, flags uint8, id uint32, body []byte) {
+	o.buf = makeHeader(k, flags, id, len(body)).append(o.buf)
+	o.buf = append(o.buf, body...)
+}
+
+// push appends a parcel to a lane.
+func (o *outbox) push(l *lane, p *parcel) {
+	p.lane = l
+	l.parcels = append(l.parcels, p)
+	o.wake(l)
+}
+
+// wake puts a lane into the ring if it may send.
+func (o *outbox) wake(l *lane) {
+	if !l.ringed && l.ready() {
+		l.ringed = true
+		o.ring = append(o.ring, l)
+	}
+}
+
+// pushRequest appends a unary request to the lane of its order.
+func (o *outbox) pushRequest(p *parcel) {
+	l := o.requests[p.key]
+	if l == nil {
+		l = &lane{}
+		if o.requests == nil {
+			o.requests = make(map[laneKey]*lane)
+		}
+		o.requests[p.key] = l
+	}
+	o.push(l, p)
+}
+
+// pushReply appends a unary response. Those of more than one fragment wait for their part of the peer's window, so that it
+// holds few unfinished ones, and always room to finish them.
+func (o *outbox) pushReply(p *parcel, window int) {
+	p.reply = true
+	o.replyBytes += p.rest()
+	if p.rest() <= fragmentBytes {
+		o.push(&lane{}, p)
+		return
+	}
+	o.replies = append(o.replies, p)
+	o.admitReplies(window)
+}
+
+func (o *outbox) admitReplies(window int) {
+	for len(o.replies) > 0 {
+		p := o.replies[0]
+		if o.replyWindow > 0 && o.replyWindow+p.rest() > window {
+			return
+		}
+		o.replyWindow += p.rest()
+		p.reserved = true
+		o.replies[0] = nil
+		o.replies = o.replies[1:]
+		o.push(&lane{}, p)
+	}
+}
+
+// drop takes back what has not been sent of a parcel.
+func (o *outbox) drop(p *parcel) {
+	if p == nil || p.finished {
+		return
+	}
+	if p.reply {
+		o.replyBytes -= p.rest()
+		if p.reserved && !p.started {
+			o.replyWindow -= p.rest()
+		}
+	}
+	if p.lane == nil {
+		o.replies = without(o.replies, p)
+	} else {
+		p.lane.parcels = without(p.lane.parcels, p)
+		o.settle(p)
+		o.wake(p.lane)
+	}
+	p.dropped = true
+	p.finish()
+	if !p.borrowed {
+		p.body.free()
+		p.body = nil
+	}
+}
+
+// close drops all of a lane, and refuses what comes later.
+func (o *outbox) close(l *lane, why error) {
+	if l.over == nil {
+		l.over = why
+	}
+	for len(l.parcels) > 0 {
+		o.drop(l.parcels[0])
+	}
+}
+
+// settle forgets the lane of a unary request when it is empty.
+func (o *outbox) settle(p *parcel) {
+	if p.kind == kindCall && len(p.lane.parcels) == 0 {
+		delete(o.requests, p.key)
+	}
+}
+
+func without(list []*parcel, p *parcel) []*parcel {
+	for i := range list {
+		if list[i] == p {
+			copy(list[i:], list[i+1:])
+			list[len(list)-1] = nil
+			return list[:len(list)-1]
+		}
+	}
+	return list
+}

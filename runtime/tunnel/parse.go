@@ -1,0 +1,68 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// varintBytes is the most that a number in a body takes: all of them are below 2^32 but for the deadline.
+const varintBytes = binary.MaxVarintLen32
+
+func appendInt(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)) } //nolint:gosec // lengths and counts are never negative
+
+func appendString(b []byte, s string) []byte { return append(appendInt(b, len(s)), s...) }
+
+func appendBytes(b, s []byte) []byte { return append(appendInt(b, len(s)), s...) }
+
+// parser takes a frame's body apart. After the first fault it yields zeros, and err says what the fault was.
+type parser struct {
+	rest []byte
+	err  error
+}
+
+func (p *parser) fail(format string, args ...any) {
+	if p.err == nil {
+		p.err = violation(format, args...)
+	}
+	p.rest = nil
+}
+
+func (p *parser) uint64() uint64 {
+	n, used := binary.Uvarint(p.rest)
+	if used <= 0 {
+		p.fail("a number that does not end")
+		return 0
+	}
+	p.rest = p.rest[used:]
+	return n
+}
+
+// int reads a size or a count, which fits 31 bits.
+func (p *parser) int() int {
+	n := p.uint64()
+	if n > math.MaxInt32 {
+		p.fail("the size %d", n)
+		return 0
+	}
+	return int(n)
+}
+
+// bytes reads a length and that many bytes, which stay part of the body.
+func (p *parser) bytes() []byte {
+	n := p.int()
+	if n > len(p.rest) {
+		p.fail("%d bytes where %d are left", n, len(p.rest))
+		return nil
+	}
+	b := p.rest[:n:n]
+	p.rest = p.rest[n:]
+	return b
+}
+
+func (p *parser) string() string { return string(p.bytes()) }
+
+func (p *parser) end() {
+	if len(p.rest) != 0 {
+		p.fail("%d bytes too many", len(p.rest))
+	}
+}

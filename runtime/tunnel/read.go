@@ -1,0 +1,260 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect/v2"
+)
+
+// read is the reading goroutine: it reads frames until the connection ends, and does what each asks for. It never blocks but in
+// reading.
+func (c *Conn) read() {
+	err := c.readFrames()
+	c.mu.Lock()
+	c.out.corked = false
+	c.mu.Unlock()
+	if errors.Is(err, ErrProtocol) {
+		c.cfg.Logger.Error("tunnel: the peer broke the protocol", "peer", c.peerName(), "error", err)
+		c.tell(err)
+		c.fail(err)
+		return
+	}
+	c.fail(err)
+}
+
+// tell lets the peer know why the connection is about to end, if it can be told within a moment.
+func (c *Conn) tell(reason error) {
+	const moment = 100 * time.Millisecond
+	c.mu.Lock()
+	busy := c.out.writing || c.err != nil
+	c.out.writing = true // nobody else writes any more
+	c.mu.Unlock()
+	if busy {
+		return
+	}
+	if err := c.nc.SetWriteDeadline(time.Now().Add(moment)); err != nil {
+		return
+	}
+	body := appendFault(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
+	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) //nolint:errcheck // it ends either way
+}
+
+// beforeRead lets what was queued meanwhile be written, since the next read may wait.
+func (c *Conn) beforeRead() {
+	c.mu.Lock()
+	c.out.corked = false
+	c.kick()
+	c.mu.Unlock()
+}
+
+func (c *Conn) afterRead(n int) {
+	c.now = time.Now()
+	if n > 0 {
+		c.heard.Store(true)
+		c.received.Add(uint64(n))
+	}
+	c.mu.Lock()
+	c.out.corked = true
+	c.mu.Unlock()
+}
+
+func (c *Conn) readFrames() error {
+	for {
+		b, err := c.in.peek(headerBytes)
+		if err != nil {
+			return lost(err)
+		}
+		h := readHeader(b)
+		if err := h.check(!c.dialled, c.own.maxHeader); err != nil {
+			return err
+		}
+		if h.kind() == kindData && h.flags() == 0 && h.length() > c.in.end-c.in.begin-headerBytes {
+			done, err := c.readFragment(h)
+			if err != nil {
+				return err
+			}
+			if done {
+				continue
+			}
+		}
+		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
+			return lost(err)
+		}
+		if err := c.handle(h, b[headerBytes:]); err != nil {
+			return err
+		}
+		c.in.skip(headerBytes + h.length())
+	}
+}
+
+// readFragment reads the fragment of a large message, of which not all is here yet, straight into its place. It reports
+// false if the fragment is to be read like any other frame.
+func (c *Conn) readFragment(h frameHeader) (bool, error) {
+	t := c.assembling(h.id())
+	if t.assembly == nil || t.assembly.discard {
+		return false, nil
+	}
+	if t.inbox != nil {
+		if err := t.inbox.charge(h.length()); err != nil {
+			return false, err
+		}
+	}
+	dst, err := t.assembly.room(h.length())
+	if err != nil {
+		return false, err
+	}
+	c.in.skip(headerBytes)
+	if err := c.in.readFull(dst); err != nil {
+		return false, lost(err)
+	}
+	return true, c.assembled(h.id(), t)
+}
+
+// target is where the next fragment for an id goes.
+type target struct {
+	assembly *assembly
+	inbox    *inbox
+	incoming *Incoming
+}
+
+func (c *Conn) assembling(id uint32) target {
+	if c.dialled {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s := c.slotOf(id)
+		switch {
+		case s == nil:
+			return target{}
+		case s.stream != nil:
+			return target{assembly: s.stream.inbox.assembly, inbox: &s.stream.inbox}
+		case s.reply != nil:
+			return target{assembly: &s.reply.assembly}
+		}
+		return target{}
+	}
+	in := c.servedBy(id)
+	switch {
+	case in == nil:
+		return target{}
+	case in.stream != nil:
+		return target{assembly: in.stream.inbox.assembly, inbox: &in.stream.inbox, incoming: in}
+	}
+	return target{assembly: in.assembly, incoming: in}
+}
+
+// assembled hands a message on if its last fragment has come.
+func (c *Conn) assembled(id uint32, t target) error {
+	switch {
+	case t.inbox != nil:
+		t.inbox.assembled()
+	case !t.assembly.complete():
+	case c.dialled:
+		c.replyComplete(id)
+	default:
+		c.requestComplete(t.incoming)
+	}
+	return nil
+}
+
+func (c *Conn) handle(h frameHeader, body []byte) error {
+	switch h.kind() {
+	case kindName:
+		return c.names.add(h.id(), body)
+	case kindCall:
+		return c.onCall(h, body)
+	case kindData:
+		return c.onData(h, body)
+	case kindCloseSend:
+		c.onCloseSend(h.id())
+	case kindCancel:
+		c.onCancel(h.id())
+	case kindHead:
+		return c.onHead(h.id(), body)
+	case kindReply:
+		return c.onReply(h, body)
+	case kindCredit:
+		return c.onCredit(h.id(), body)
+	case kindPing:
+		c.mu.Lock()
+		c.out.frame(kindPong, 0, 0, body)
+		c.mu.Unlock()
+	case kindPong:
+	case kindGoAway:
+		return c.onGoAway(h, body)
+	case kindHello, kindWelcome, kindRefuse:
+		return violation("a second handshake")
+	}
+	return nil
+}
+
+func (c *Conn) onData(h frameHeader, body []byte) error {
+	t := c.assembling(h.id())
+	if t.inbox != nil {
+		return c.onStreamData(h, body, t)
+	}
+	if t.assembly == nil {
+		if !c.dialled || c.known(h.id()) {
+			return nil // the rest of something that is over: the two crossed
+		}
+		return violation("DATA for call %d, which is not open", h.id())
+	}
+	if h.flags()&flagSized != 0 {
+		return violation("a second message for the unary call %d", h.id())
+	}
+	if _, err := t.assembly.add(body); err != nil {
+		return err
+	}
+	return c.assembled(h.id(), t)
+}
+
+func (c *Conn) onCredit(id uint32, body []byte) error {
+	n, used := binary.Uvarint(body)
+	if used != len(body) || n == 0 || n > ceilingMaxMessage {
+		return violation("a CREDIT of %x", body)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id == 0 {
+		if c.dialled || int(n) > c.out.replyWindow { //nolint:gosec // bounded
+			return violation("CREDIT of %d for responses, %d are out", n, c.out.replyWindow)
+		}
+		c.out.replyWindow -= int(n) //nolint:gosec // bounded
+		c.out.admitReplies(c.peer.window)
+		return nil
+	}
+	var l *lane
+	if c.dialled {
+		if s := c.slotOf(id); s != nil && s.stream != nil {
+			l = &s.stream.lane
+		}
+	} else if in := c.servedAt(id); in != nil && in.stream != nil {
+		l = &in.stream.lane
+	}
+	if l == nil {
+		return nil
+	}
+	if l.credit += int(n); l.credit > 2*ceilingMaxMessage { //nolint:gosec // bounded
+		return violation("more CREDIT than a stream can use")
+	}
+	c.out.wake(l)
+	return nil
+}
+
+// grant gives the peer credit. The inbox that grants it counts it before.
+func (c *Conn) grant(id uint32, n int) {
+	if n <= 0 {
+		return
+	}
+	c.mu.Lock()
+	c.out.frame(kindCredit, 0, id, appendInt(nil, n))
+	c.kick()
+	c.mu.Unlock()
+}
+
+func (c *Conn) recovered(what string, value any) *connect.Error {
+	c.cfg.Logger.Error("tunnel: a handler panicked", "call", what, "panic", value, "stack", stack())
+	return connect.NewError(connect.CodeInternal, fmt.Sprintf("%s panicked", what))
+}

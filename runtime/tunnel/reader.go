@@ -1,0 +1,120 @@
+package tunnel
+
+import (
+	"errors"
+	"io"
+	"net"
+)
+
+const (
+	smallRead = 4 << 10
+	largeRead = 64 << 10
+)
+
+// frameReader reads frames. A frame is handed out in place, so it is valid until the next call. It belongs to one goroutine.
+//
+// Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has been mostly empty for a while,
+// so that an idle connection holds little. The fragments of large messages are read straight to where they are needed.
+type frameReader struct {
+	nc    net.Conn
+	buf   []byte
+	begin int
+	end   int
+	limit int
+	quiet int
+	// before and after surround every read that may block.
+	before func()
+	after  func(n int)
+}
+
+func newFrameReader(nc net.Conn) frameReader {
+	return frameReader{nc: nc, limit: smallRead}
+}
+
+// buffered is up to n bytes that have been read and not yet skipped.
+func (r *frameReader) buffered(n int) []byte { return r.buf[r.begin:min(r.begin+n, r.end)] }
+
+func (r *frameReader) skip(n int) { r.begin += n }
+
+// peek waits for n bytes and returns them without skipping them.
+func (r *frameReader) peek(n int) ([]byte, error) {
+	for r.end-r.begin < n {
+		if err := r.fill(n); err != nil {
+			if errors.Is(err, io.EOF) && r.end > r.begin {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+	return r.buf[r.begin : r.begin+n], nil
+}
+
+// fill reads once, after making room for n bytes in all.
+func (r *frameReader) fill(n int) error {
+	have := r.end - r.begin
+	if size := max(r.limit, n); size > len(r.buf) || (have == 0 && len(r.buf) > size) {
+		larger := make([]byte, size)
+		copy(larger, r.buf[r.begin:r.end])
+		r.buf, r.begin, r.end = larger, 0, have
+	} else if r.begin > 0 {
+		copy(r.buf, r.buf[r.begin:r.end])
+		r.begin, r.end = 0, have
+	}
+	got, err := r.read(r.buf[r.end:])
+	r.end += got
+	r.adapt(got)
+	if got > 0 {
+		return nil
+	}
+	return err
+}
+
+// adapt chooses how much is asked for from now on.
+func (r *frameReader) adapt(got int) {
+	const patience = 64
+	switch {
+	case r.end == len(r.buf) && r.limit < largeRead && len(r.buf) <= r.limit:
+		r.limit *= 2
+		r.quiet = 0
+	case got > r.limit/8:
+		r.quiet = 0
+	case r.limit > smallRead:
+		if r.quiet++; r.quiet > patience {
+			r.limit, r.quiet = r.limit/2, 0
+		}
+	}
+}
+
+// readFull takes len(dst) bytes: first what is buffered, the rest straight from the connection.
+func (r *frameReader) readFull(dst []byte) error {
+	n := copy(dst, r.buf[r.begin:r.end])
+	r.begin += n
+	if n < len(dst) {
+		r.limit = smallRead // large messages are coming: what is read ahead is copied once more
+	}
+	for n < len(dst) {
+		got, err := r.read(dst[n:])
+		n += got
+		if got == 0 && err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *frameReader) read(dst []byte) (int, error) {
+	if r.before != nil {
+		r.before()
+	}
+	n, err := r.nc.Read(dst)
+	if r.after != nil {
+		r.after(n)
+	}
+	if n == 0 && err == nil {
+		err = io.ErrNoProgress
+	}
+	return n, err
+}

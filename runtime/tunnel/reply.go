@@ -1,0 +1,159 @@
+package tunnel
+
+// What the dialling side does with the answers to its calls. All of it runs on the reading goroutine.
+
+// slotOf is the slot of an open call, or nil. Callers hold the lock.
+func (c *Conn) slotOf(id uint32) *slot {
+	if int(id) >= len(c.slots) || !c.slots[id].busy {
+		return nil
+	}
+	return &c.slots[id]
+}
+
+func (c *Conn) known(id uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int(id) < len(c.slots)
+}
+
+func (c *Conn) onReply(h frameHeader, body []byte) error {
+	r, p := &partialReply{}, parser{rest: body}
+	flags := h.flags()
+	if flags&replyError != 0 {
+		fault := p.fault()
+		if flags&replyNotRun != 0 {
+			fault = notRun(fault)
+		}
+		r.fault = fault
+	}
+	if flags&replyHeader != 0 {
+		r.header = p.header()
+	}
+	if flags&replyTrailer != 0 {
+		r.trailer = p.header()
+	}
+	total := 0
+	if flags&flagSized != 0 {
+		total = p.sized()
+	}
+	if flags&replyMessage == 0 {
+		p.end()
+	}
+	if p.err == nil && (flags&flagSized != 0 && flags&replyMessage == 0 || flags&replyMessage != 0 && r.fault != nil) {
+		p.fail("a REPLY with flags 0x%02x", flags)
+	}
+	if p.err != nil {
+		return p.err
+	}
+	c.mu.Lock()
+	s := c.slotOf(h.id())
+	if s == nil {
+		c.mu.Unlock()
+		if c.Err() != nil {
+			return nil
+		}
+		return violation("REPLY for call %d, which is not open", h.id())
+	}
+	if s.stream != nil {
+		stream := s.stream
+		c.out.close(&stream.lane, errOver)
+		c.vacate(h.id())
+		c.mu.Unlock()
+		if flags&replyMessage != 0 {
+			return violation("a REPLY with a message for the stream %d", h.id())
+		}
+		stream.inbox.reply(r)
+		return nil
+	}
+	if s.reply != nil { // replaced: the peer stopped in the middle of a message
+		c.credited(s.reply)
+		s.reply = nil
+	}
+	if s.call != nil { // a peer may answer before it has all of the request
+		c.out.drop(s.call.parcel)
+	}
+	if flags&flagSized != 0 {
+		defer c.mu.Unlock()
+		return c.beginReply(s, r, total, p.rest)
+	}
+	call := s.call
+	c.vacate(h.id())
+	c.mu.Unlock()
+	if call != nil {
+		if r.fault == nil && len(p.rest) > c.own.maxMessage {
+			r.fault = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
+		}
+		call.complete(r, p.rest)
+	}
+	return nil
+}
+
+// beginReply takes the first fragment of a large response.
+func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) error {
+	r.assembly = assembly{total: total, discard: s.call == nil}
+	if c.replyBytes > 0 && c.replyBytes+total > c.own.window {
+		return violation("responses of %d bytes at once, the window is %d", c.replyBytes+total, c.own.window)
+	}
+	c.replyBytes += total
+	s.reply = r
+	if total > c.own.maxMessage {
+		// The peer was told the limit; this one call fails, and what still comes of it is thrown away.
+		r.fault = responseTooLarge("the call", total, c.own.maxMessage)
+		r.discard = true
+	}
+	if !r.discard {
+		r.buf = newBuffer(min(total, firstClaim))
+	}
+	_, err := r.add(first)
+	return err
+}
+
+// replyComplete ends a call whose response came in several fragments.
+func (c *Conn) replyComplete(id uint32) {
+	c.mu.Lock()
+	s := &c.slots[id]
+	if !s.busy || s.reply == nil {
+		c.mu.Unlock()
+		return
+	}
+	r, call := s.reply, s.call
+	c.credited(r)
+	c.vacate(id)
+	c.mu.Unlock()
+	if call != nil {
+		var body []byte
+		if r.buf != nil {
+			body = r.buf.b
+		}
+		call.complete(r, body)
+	}
+	r.buf.free()
+}
+
+// credited gives the peer back what a large response took of the window.
+func (c *Conn) credited(r *partialReply) {
+	c.replyBytes -= r.total
+	c.out.frame(kindCredit, 0, 0, appendInt(nil, r.total))
+	c.kick()
+}
+
+func (c *Conn) onHead(id uint32, body []byte) error {
+	p := parser{rest: body}
+	header := p.header()
+	if p.end(); p.err != nil {
+		return p.err
+	}
+	c.mu.Lock()
+	s := c.slotOf(id)
+	if s == nil || s.stream == nil {
+		busy := s != nil
+		c.mu.Unlock()
+		if busy || c.Err() != nil {
+			return nil
+		}
+		return violation("HEAD for call %d, which is not open", id)
+	}
+	stream := s.stream
+	c.mu.Unlock()
+	return stream.inbox.head(header)
+}

@@ -1,0 +1,75 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// errOver is why nothing can be sent on a stream whose other side has said its last word.
+var errOver = errors.New("tunnel: the call is over")
+
+// sendMessage sends one message of a stream: it waits for credit, and for the writer where much is queued already. It returns
+// the lane's reason when that is closed, before or meanwhile.
+func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Message) (int, error) {
+	size := 0
+	if msg != nil {
+		size = proto.Size(msg)
+	}
+	if size > c.peer.maxMessage {
+		return 0, tooLarge("a message of "+procedure, size, c.peer.maxMessage, "the receiver's")
+	}
+	var body *buffer
+	var err error
+	if size > inlineBytes {
+		if body, err = encode(msg, size); err != nil {
+			return 0, cannotEncode(procedure, err)
+		}
+		size = len(body.b)
+	}
+	c.mu.Lock()
+	if l.over != nil {
+		defer c.mu.Unlock()
+		body.free()
+		return 0, l.over
+	}
+	o := &c.out
+	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
+		defer c.mu.Unlock()
+		start := len(o.buf)
+		b, err := appendMessage(append(o.buf, make([]byte, headerBytes)...), msg)
+		if err != nil {
+			o.buf = b[:start]
+			return 0, cannotEncode(procedure, err)
+		}
+		o.buf = b
+		l.credit -= len(b) - start - headerBytes + messageCost
+		o.patch(start, kindData, 0, id)
+		c.kick()
+		return size, nil
+	}
+	if body == nil {
+		if body, err = encode(msg, size); err != nil {
+			c.mu.Unlock()
+			return 0, cannotEncode(procedure, err)
+		}
+	}
+	p := &parcel{id: id, kind: kindData, body: body, sent: make(chan struct{})}
+	o.push(l, p)
+	c.kick()
+	c.mu.Unlock()
+	// Whatever ends the stream drops its parcels, so this wait ends with the call's context, deadline and connection.
+	<-p.sent
+	if p.dropped {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return 0, l.over
+	}
+	return size, nil
+}
+
+// patch fills in the header of the frame that was begun at start.
+func (o *outbox) patch(start int, k kind, flags uint8, id uint32) {
+	binary.LittleEndian.PutUint64(o.buf[start:], uint64(makeHeader(k, flags, id, len(o.buf)-start-headerBytes)))
+}

@@ -1,0 +1,248 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"connectrpc.com/connect/v2"
+)
+
+// What the accepting side does with the calls that come in. All but the handlers runs on the reading goroutine.
+
+// notRunError refuses a call before it has reached the handler.
+type notRunError struct{ reason *connect.Error }
+
+// Error is the reason's.
+func (e *notRunError) Error() string { return e.reason.Error() }
+
+// Unwrap is the error that the caller is told of.
+func (e *notRunError) Unwrap() error { return e.reason }
+
+// servedAt is the open call of an id, or nil. Callers hold the lock.
+func (c *Conn) servedAt(id uint32) *Incoming {
+	if int(id) >= len(c.served) {
+		return nil
+	}
+	return c.served[id]
+}
+
+func (c *Conn) servedBy(id uint32) *Incoming {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.servedAt(id)
+}
+
+// retire takes a call off the table: its id may come again. Callers hold the lock.
+func (c *Conn) retire(in *Incoming) {
+	c.served[in.id] = nil
+	c.serving--
+	c.requestBytes -= in.cost
+	if in.stream != nil {
+		c.streams--
+	}
+}
+
+func (c *Conn) onCall(h frameHeader, body []byte) error {
+	in := &Incoming{conn: c, id: h.id(), StreamType: connect.StreamType(h.flags() & callShape), Client: c.hello.Client}
+	p := parser{rest: body}
+	in.Target, in.Caller, in.Procedure = c.names.read(&p), c.names.read(&p), c.names.read(&p)
+	if h.flags()&callDeadline != 0 {
+		// A deadline that is further away than a duration can say is none.
+		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
+			in.Deadline = c.now.Add(time.Duration(remaining) * time.Microsecond) //nolint:gosec // bounded
+		}
+	}
+	if h.flags()&callChain != 0 {
+		in.Chain = append([]byte{}, p.bytes()...)
+	}
+	if h.flags()&callHeader != 0 {
+		in.Header = p.header()
+	}
+	total := 0
+	if h.flags()&flagSized != 0 {
+		total = p.sized()
+	} else {
+		total = len(p.rest)
+	}
+	unary := in.StreamType == connect.StreamTypeUnary
+	if !unary && (total > 0 || h.flags()&flagSized != 0) {
+		p.fail("a CALL of a stream with a message")
+	}
+	if p.err != nil {
+		return p.err
+	}
+	in.ctx.deadline = in.Deadline
+	in.RequestBytes = total
+	if unary {
+		in.cost = callCost + len(body) - len(p.rest) + total
+	}
+	if err := c.take(in); err != nil {
+		var refusal *notRunError
+		if errors.As(err, &refusal) {
+			return nil
+		}
+		return err
+	}
+	c.calls.Add(1)
+	switch {
+	case !unary:
+		go c.serveStream(in)
+	case h.flags()&flagSized != 0:
+		in.assembly = newAssembly(total, false)
+		_, err := in.assembly.add(p.rest)
+		return err
+	default:
+		in.body = p.rest
+		c.serveUnary(in)
+	}
+	return nil
+}
+
+const maxDeadline = 100 * 365 * 24 * time.Hour
+
+// take puts a call on the table, if it may be there. One that the peer should not have sent ends the connection; one that
+// cannot be served right now is refused, and the refusal returned.
+func (c *Conn) take(in *Incoming) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	switch {
+	case int(in.id) > c.own.maxCalls:
+		return violation("call id %d, the limit is %d", in.id, c.own.maxCalls)
+	case c.servedAt(in.id) != nil:
+		return violation("call id %d is open already", in.id)
+	case c.peerDrained:
+		return violation("a call after GOAWAY")
+	}
+	var refusal *connect.Error
+	stream := in.StreamType != connect.StreamTypeUnary
+	switch {
+	case c.draining != nil:
+		refusal = connect.Errorf(connect.CodeUnavailable, "the server is shutting down, %s was not run", in.Procedure)
+	case in.RequestBytes > c.own.maxMessage:
+		refusal = tooLarge("the request of "+in.Procedure, in.RequestBytes, c.own.maxMessage, "the receiver's")
+	case stream && c.streams >= c.own.maxStreams:
+		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
+	}
+	if refusal != nil {
+		start := len(c.out.buf)
+		c.out.buf = append(c.out.buf, make([]byte, headerBytes)...)
+		err := &notRunError{refusal}
+		c.appendFailure(in.id, start, nil, nil, err)
+		return err
+	}
+	if c.requestBytes > 0 && in.cost > 0 && c.requestBytes+in.cost > c.own.window {
+		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+in.cost, c.own.window)
+	}
+	c.requestBytes += in.cost
+	for len(c.served) <= int(in.id) {
+		c.served = append(c.served, nil)
+	}
+	c.served[in.id] = in
+	c.serving++
+	if stream {
+		c.streams++
+		in.stream = newServerStream(in)
+	}
+	c.watch()
+	return nil
+}
+
+func (c *Conn) serveUnary(in *Incoming) {
+	defer func() {
+		in.body = nil
+		if value := recover(); value != nil {
+			in.Reply(nil, c.recovered(in.Procedure, value))
+		}
+	}()
+	c.handler.ServeUnary(in)
+}
+
+func (c *Conn) serveStream(in *Incoming) {
+	var err error
+	defer func() {
+		if value := recover(); value != nil {
+			err = c.recovered(in.Procedure, value)
+		}
+		in.stream.finish(err)
+	}()
+	in.stream.watch()
+	err = c.handler.ServeStream(in.Context(), in, in.stream)
+}
+
+// requestComplete hands on a unary call whose request came in several fragments.
+func (c *Conn) requestComplete(in *Incoming) {
+	a := in.assembly
+	in.assembly = nil
+	if a.buf != nil {
+		in.body = a.buf.b
+	}
+	if in.ctx.Err() != nil {
+		in.body = nil
+		in.refuse(in.ctx.Err())
+	} else {
+		c.serveUnary(in)
+	}
+	a.buf.free()
+}
+
+func (c *Conn) onCancel(id uint32) {
+	c.mu.Lock()
+	in := c.servedAt(id)
+	var p *parcel
+	if in == nil {
+		p = c.cancelReply(id)
+	}
+	c.mu.Unlock()
+	if in == nil || p != nil {
+		return // answered already: the two crossed
+	}
+	in.ctx.end(context.Canceled)
+	switch {
+	case in.stream != nil:
+		c.mu.Lock()
+		c.out.close(&in.stream.lane, context.Canceled)
+		c.mu.Unlock()
+		in.stream.inbox.close(contextError(context.Canceled, "the caller cancelled the call"), true)
+	case in.assembly != nil: // it never ran, and will not
+		in.assembly = nil
+		in.refuse(context.Canceled)
+	}
+}
+
+// trackReply remembers a large response that is on its way, so that a CANCEL can stop it. Callers hold the lock.
+func (c *Conn) trackReply(in *Incoming) {
+	if c.leaving == nil {
+		c.leaving = make(map[uint32]*parcel)
+	}
+	c.leaving[in.id] = in.parcel
+	for id, p := range c.leaving {
+		if p.finished {
+			delete(c.leaving, id)
+		}
+	}
+}
+
+// cancelReply stops a large response in the middle. A REPLY that replaces it is the last word. Callers hold the lock.
+func (c *Conn) cancelReply(id uint32) *parcel {
+	p := c.leaving[id]
+	delete(c.leaving, id)
+	if p == nil || p.finished {
+		return nil
+	}
+	c.out.drop(p)
+	start := len(c.out.buf)
+	c.out.buf = append(c.out.buf, make([]byte, headerBytes)...)
+	c.appendFailure(id, start, nil, nil, context.Canceled)
+	c.out.admitReplies(c.peer.window)
+	return p
+}
+
+func (c *Conn) onCloseSend(id uint32) {
+	if in := c.servedBy(id); in != nil && in.stream != nil {
+		in.stream.inbox.closeSend()
+	}
+}

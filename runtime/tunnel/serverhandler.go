@@ -1,0 +1,132 @@
+package tunnel
+
+import (
+	"context"
+	"io"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// ServerHandler serves the methods that are registered on a connect server, whatever the call's target. Every call runs on a
+// goroutine of its own. An error that is not a [connect.Error] reaches the caller as Unknown with its text, and the end of a context as
+// Canceled or DeadlineExceeded; an error that came from another node goes on with its code, text and details.
+func ServerHandler(server *connect.Server) Handler { return &serverHandler{server: server} }
+
+type serverHandler struct{ server *connect.Server }
+
+// ServeUnary runs the method on a goroutine of its own, with a copy of the request.
+func (h *serverHandler) ServeUnary(in *Incoming) {
+	body := newBuffer(len(in.body))
+	body.b = append(body.b, in.body...)
+	go h.unary(in, body)
+}
+
+func (h *serverHandler) unary(in *Incoming, body *buffer) {
+	defer func() {
+		if value := recover(); value != nil {
+			in.Reply(nil, in.conn.recovered(in.Procedure, value))
+		}
+	}()
+	info := serverInfo(in)
+	stream := &unaryServer{in: in, info: info, body: body}
+	err := h.server.Call(in.Context(), in.Procedure, info, stream)
+	if err == nil && !stream.answered {
+		err = connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
+	}
+	in.ResponseHeader, in.ResponseTrailer = HeaderFrom(info.ResponseHeader()), HeaderFrom(info.ResponseTrailer())
+	in.Reply(stream.response, err)
+	stream.body.free()
+}
+
+// ServeStream runs the method.
+func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream connect.ServerStream) error {
+	info := serverInfo(in)
+	err := h.server.Call(ctx, in.Procedure, info, &informedStream{in: in, info: info, stream: stream})
+	in.ResponseTrailer = HeaderFrom(info.ResponseTrailer())
+	if in.ResponseHeader == nil {
+		in.ResponseHeader = HeaderFrom(info.ResponseHeader())
+	}
+	return err
+}
+
+func serverInfo(in *Incoming) *connect.CallInfo {
+	info := &connect.CallInfo{}
+	info.Spec = connect.Spec{Procedure: in.Procedure, StreamType: in.StreamType}
+	describe(info, in.PeerAddr())
+	in.Header.CopyTo(info.RequestHeader())
+	return info
+}
+
+// unaryServer is a unary call as a connect handler sees it.
+type unaryServer struct {
+	in       *Incoming
+	info     *connect.CallInfo
+	body     *buffer
+	read     bool
+	answered bool
+	response proto.Message
+}
+
+func (s *unaryServer) Receive(msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if s.read {
+		return io.EOF
+	}
+	s.read = true
+	s.info.ReceiveStats = connect.MessageStats{Size: len(s.body.b)}
+	if to == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(s.body.b, to); err != nil {
+		return cannotDecode("the request of "+s.in.Procedure, connect.CodeInvalidArgument, err)
+	}
+	return nil
+}
+
+func (*unaryServer) SendHeaders() error { return nil }
+
+func (s *unaryServer) Send(msg any) error {
+	m, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if s.answered {
+		return connect.NewError(connect.CodeInternal, "a second response of a unary call")
+	}
+	s.answered, s.response = true, m
+	if m != nil {
+		s.info.SendStats = connect.MessageStats{Size: proto.Size(m)}
+	}
+	return nil
+}
+
+// informedStream puts the call info's response header where the tunnel's stream looks for it.
+type informedStream struct {
+	in     *Incoming
+	info   *connect.CallInfo
+	stream connect.ServerStream
+	begun  bool
+}
+
+func (s *informedStream) Receive(msg any) error { return s.stream.Receive(msg) }
+
+func (s *informedStream) SendHeaders() error {
+	s.head()
+	return s.stream.SendHeaders()
+}
+
+func (s *informedStream) Send(msg any) error {
+	s.head()
+	return s.stream.Send(msg)
+}
+
+func (s *informedStream) head() {
+	if !s.begun {
+		s.begun = true
+		s.in.ResponseHeader = HeaderFrom(s.info.ResponseHeader())
+	}
+}

@@ -1,0 +1,147 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// serverStream is the serving side of a call that is not unary.
+type serverStream struct {
+	in       *Incoming
+	inbox    inbox
+	lane     lane
+	headSent atomic.Bool
+	unwatch  func() bool
+	received int
+	sent     int
+}
+
+var _ connect.ServerStream = (*serverStream)(nil)
+
+func newServerStream(in *Incoming) *serverStream {
+	s := &serverStream{in: in}
+	s.inbox.open(in.conn, in.id, in.Procedure)
+	s.lane = lane{stream: true, credit: in.conn.peer.streamWindow, window: in.conn.peer.streamWindow}
+	return s
+}
+
+// watch makes the end of the call's context end what the handler waits for.
+func (s *serverStream) watch() {
+	s.unwatch = s.in.ctx.AfterFunc(func() {
+		err := contextError(s.in.ctx.Err(), "")
+		s.shut(err)
+		s.inbox.close(err, true)
+	})
+}
+
+func (s *serverStream) shut(err error) {
+	c := s.in.conn
+	c.mu.Lock()
+	c.out.close(&s.lane, err)
+	c.mu.Unlock()
+}
+
+// finish says the last word.
+func (s *serverStream) finish(err error) {
+	s.unwatch()
+	s.in.Reply(nil, err)
+	s.inbox.close(errOver, true)
+}
+
+// Receive reads the next request message.
+func (s *serverStream) Receive(msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	body, err := s.inbox.receive()
+	if err != nil {
+		return err
+	}
+	defer body.free()
+	s.received = len(body.b)
+	if to == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(body.b, to); err != nil {
+		return cannotDecode("a message of "+s.in.Procedure, connect.CodeInvalidArgument, err)
+	}
+	return nil
+}
+
+// SendHeaders sends the response header now.
+func (s *serverStream) SendHeaders() error {
+	if s.headSent.Swap(true) {
+		return nil
+	}
+	c, header := s.in.conn, s.in.ResponseHeader
+	if size := header.size(); size > c.peer.maxHeader {
+		return tooLarge("the header of "+s.in.Procedure, size, c.peer.maxHeader, "the receiver's header")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.lane.over != nil {
+		return s.over(s.lane.over)
+	}
+	c.out.frame(kindHead, 0, s.in.id, header.append(nil))
+	c.kick()
+	return nil
+}
+
+// Send sends the next response message.
+func (s *serverStream) Send(msg any) error {
+	m, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if !s.headSent.Load() {
+		if len(s.in.ResponseHeader) == 0 {
+			s.headSent.Store(true)
+		} else if err := s.SendHeaders(); err != nil {
+			return err
+		}
+	}
+	s.sent, err = s.in.conn.sendMessage(&s.lane, s.in.id, s.in.Procedure, m)
+	return s.over(err)
+}
+
+// over says what the end of the call is to a handler that still sends.
+func (s *serverStream) over(err error) error {
+	if err == nil || !errors.Is(err, errOver) {
+		return err
+	}
+	if ended := s.in.ctx.Err(); ended != nil {
+		return contextError(ended, "")
+	}
+	return contextError(context.Canceled, "")
+}
+
+// onStreamData takes a fragment of a stream's message.
+func (c *Conn) onStreamData(h frameHeader, body []byte, t target) error {
+	tooMuch, err := t.inbox.push(h.flags()&flagSized != 0, body, c.own.maxMessage)
+	if err != nil || tooMuch == nil {
+		return err
+	}
+	// The peer was told the limit. The stream ends, and the rest of the message is thrown away.
+	if t.incoming != nil {
+		s := t.incoming.stream
+		s.inbox.close(tooMuch, true)
+		t.incoming.refuse(tooMuch)
+		return nil
+	}
+	c.mu.Lock()
+	slot := c.slotOf(h.id())
+	var s *clientStream
+	if slot != nil {
+		s = slot.stream
+	}
+	c.mu.Unlock()
+	if s != nil {
+		s.abort(tooMuch)
+	}
+	return nil
+}

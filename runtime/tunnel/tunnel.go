@@ -1,0 +1,265 @@
+// Package tunnel carries typed calls between two processes over one connection.
+//
+// A tunnel is a multiplexed connection over any [net.Conn] (TCP, a Unix socket, or memnet's in tests): the side that dialled
+// calls, the side that accepted serves. It knows nothing of nodes; targets and callers are opaque strings. It promises:
+//
+//   - All RPC shapes, with deadlines, cancellation, headers, trailers, and errors with code, message and details.
+//   - Unary calls from one goroutine reach the handler in the order they were started.
+//   - A slow reader of one stream, or one large message, holds up nobody else: streams have windows of their own, large
+//     messages go in fragments that take turns.
+//   - Every size that comes from the wire has a limit, and whatever a side buffers for the other has a bound. See [Config].
+//   - When the connection ends, every open call ends with Unavailable and the reason. A peer that is silent while calls are
+//     open is pinged, and found out.
+//
+// Start with [Dial] and [Accept]. [Conn.Start] makes unary calls without a goroutine for each, [Conn.Stream] makes the
+// others, and [Conn.Transport] is the same for connect's generated clients. A [Handler] serves; [ServerHandler] makes one
+// from a connect server. docs/tunnel.md specifies the wire.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+)
+
+// Conn is one end of a tunnel. Its methods may be called from any goroutine.
+type Conn struct {
+	cfg     Config
+	nc      net.Conn
+	dialled bool
+	version int
+	hello   Hello
+	welcome Welcome
+	own     limits
+	peer    limits
+	handler Handler
+
+	// in, and what it has read, belong to the reading goroutine.
+	in    frameReader
+	names nameTable
+	now   time.Time
+
+	heard                 atomic.Bool
+	calls, sent, received atomic.Uint64
+
+	done    chan struct{}
+	refused chan struct{}
+
+	mu sync.Mutex // guards what follows
+	// err is why the connection ended.
+	err error
+	// draining is why no new calls are taken.
+	draining error
+	// peerDrained says that the peer will begin no more calls.
+	peerDrained bool
+	quiet       chan struct{}
+	out         outbox
+	pulse       pulse
+	extra       extraBudget
+
+	// A dialling side's calls.
+	gate     gate
+	interner interner
+	slots    []slot
+	free     []uint32
+	// replyBytes is the size of the large responses on their way.
+	replyBytes int
+
+	// An accepting side's calls, by id.
+	served       []*Incoming
+	serving      int
+	streams      int
+	requestBytes int
+	// leaving are the large responses on their way.
+	leaving map[uint32]*parcel
+}
+
+// Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also when it fails. It returns after
+// the handshake; a failure is a [*HandshakeError].
+func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
+	c := newConn(nc, cfg)
+	c.dialled, c.hello = true, hello
+	if err := guarded(ctx, nc, c.cfg, c.greet); err != nil {
+		return nil, errors.Join(err, closeQuietly(nc))
+	}
+	c.hello.Token = ""
+	c.gate = gate{window: c.peer.window, maxOpen: c.peer.maxCalls}
+	c.slots = make([]slot, 1) // id 0 is the connection
+	c.run()
+	return c, nil
+}
+
+// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also when it fails. admit is asked
+// once the dialler has said who it is and before anything else is read; its error refuses the dialler, with the code that connect
+// finds in it.
+func Accept(ctx context.Context, nc net.Conn, cfg Config, admit func(Hello) (Welcome, Handler, error)) (*Conn, error) {
+	c := newConn(nc, cfg)
+	if err := guarded(ctx, nc, c.cfg, func() error { return c.answer(admit) }); err != nil {
+		return nil, errors.Join(err, closeQuietly(nc))
+	}
+	c.run()
+	return c, nil
+}
+
+func newConn(nc net.Conn, cfg Config) *Conn {
+	c := &Conn{
+		cfg: cfg.WithDefaults(), nc: nc, in: newFrameReader(nc),
+		done: make(chan struct{}), refused: make(chan struct{}),
+	}
+	c.own = c.cfg.limits()
+	return c
+}
+
+func (c *Conn) run() {
+	c.in.before, c.in.after = c.beforeRead, c.afterRead
+	go c.read()
+}
+
+// closeQuietly closes a connection of which the failure is known already.
+func closeQuietly(nc net.Conn) error {
+	if err := nc.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Hello is what the dialler said, without the token.
+func (c *Conn) Hello() Hello { return c.hello }
+
+// Welcome is what the accepting side answered.
+func (c *Conn) Welcome() Welcome { return c.welcome }
+
+// Version is the version of the protocol that the two sides agreed on.
+func (c *Conn) Version() int { return c.version }
+
+// Done is closed when the connection has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err is nil until the connection has ended, and then says why.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Stats counts what went over a connection.
+type Stats struct {
+	// Calls is how many calls of every shape were begun.
+	Calls uint64
+	// BytesSent and BytesReceived count all that was written and read, framing included, the handshake excluded.
+	BytesSent, BytesReceived uint64
+}
+
+// Stats returns the counts up to now.
+func (c *Conn) Stats() Stats {
+	return Stats{Calls: c.calls.Load(), BytesSent: c.sent.Load(), BytesReceived: c.received.Load()}
+}
+
+// Pending is how many calls are open.
+func (c *Conn) Pending() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending()
+}
+
+func (c *Conn) pending() int { return c.gate.open + c.serving }
+
+func (c *Conn) peerName() string {
+	host := c.hello.Client
+	if c.dialled {
+		host = c.welcome.Host
+	}
+	if host == "" {
+		return c.nc.RemoteAddr().String()
+	}
+	return fmt.Sprintf("%s (%v)", host, c.nc.RemoteAddr())
+}
+
+// lost is the end of a connection that nobody wanted.
+func lost(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the peer closed the connection: %w", err)
+	}
+	return fmt.Errorf("the connection was lost: %w", err)
+}
+
+// fail ends the connection: all that is open ends with the reason.
+func (c *Conn) fail(reason error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	if c.peerDrained && !errors.Is(reason, ErrClosed) && errors.Is(reason, io.EOF) {
+		reason = fmt.Errorf("the peer shut down: %w", ErrClosed)
+	}
+	c.err = reason
+	if c.draining == nil {
+		close(c.refused)
+	}
+	c.pulse.stop()
+	var calls []*Call
+	var clients []*clientStream
+	for i := range c.slots {
+		s := &c.slots[i]
+		switch {
+		case s.call != nil:
+			c.out.drop(s.call.parcel)
+			calls = append(calls, s.call)
+		case s.stream != nil:
+			c.out.close(&s.stream.lane, unavailable(reason))
+			clients = append(clients, s.stream)
+		}
+		*s = slot{}
+	}
+	served := c.served
+	c.served, c.serving, c.streams = nil, 0, 0
+	for _, in := range served {
+		if in != nil && in.stream != nil {
+			c.out.close(&in.stream.lane, unavailable(reason))
+		}
+	}
+	c.checkQuiet()
+	c.mu.Unlock()
+
+	_ = c.nc.Close() //nolint:errcheck // whatever it says, the connection is over
+	text := unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), reason))
+	for _, call := range calls {
+		call.finish(text)
+	}
+	for _, s := range clients {
+		s.inbox.close(text, false)
+	}
+	for _, in := range served {
+		if in != nil {
+			in.abandon(text)
+		}
+	}
+	close(c.done)
+}
+
+// Close ends the connection at once. Open calls fail with Unavailable.
+func (c *Conn) Close() error {
+	c.fail(fmt.Errorf("this side closed it: %w", ErrClosed))
+	return nil
+}
+
+// refusing is the error of a call that cannot begin any more.
+func (c *Conn) refusing() error {
+	switch {
+	case c.err != nil:
+		return notRun(unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), c.err)))
+	case c.draining != nil:
+		return notRun(unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), c.draining)))
+	}
+	return nil
+}
+
+var _ connect.Transport = (*transport)(nil)

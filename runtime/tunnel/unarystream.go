@@ -1,0 +1,165 @@
+package tunnel
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// unaryStream drives a [Call] the way connect's clients drive streams.
+type unaryStream struct {
+	conn *Conn
+	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
+	info *connect.CallInfo
+	call Call
+	over chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	started bool
+	taken   bool
+	closed  bool
+	failed  error
+}
+
+var _ connect.ClientStream = (*unaryStream)(nil)
+
+func newUnaryStream(ctx context.Context, c *Conn, req StreamRequest, info *connect.CallInfo) *unaryStream {
+	s := &unaryStream{conn: c, ctx: ctx, info: info, over: make(chan struct{})}
+	s.call = Call{
+		Target: req.Target, Caller: req.Caller, Procedure: req.Procedure, Header: req.Header, Chain: req.Chain,
+		raw: true, Done: func(*Call) { close(s.over) },
+	}
+	return s
+}
+
+// SendHeaders does nothing yet: a unary call goes out as a whole.
+func (s *unaryStream) SendHeaders() error { return nil }
+
+// Send sends the request.
+func (s *unaryStream) Send(msg any) error {
+	m, err := message(msg)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return contextError(context.Canceled, "the stream was closed")
+	case s.started:
+		return connect.NewError(connect.CodeInternal, "a second request on a unary call")
+	}
+	return s.start(m)
+}
+
+func (s *unaryStream) start(m proto.Message) error {
+	s.started = true
+	s.call.Request = m
+	if s.info != nil && s.info.RequestHeader().Len() > 0 {
+		s.call.Header = append(append(Header{}, s.call.Header...), HeaderFrom(s.info.RequestHeader())...)
+	}
+	if s.info != nil && m != nil {
+		s.info.SendStats = connect.MessageStats{Size: proto.Size(m)}
+	}
+	s.failed = s.conn.Start(s.ctx, &s.call)
+	return s.failed
+}
+
+// CloseSend sends the empty request if there was none.
+func (s *unaryStream) CloseSend() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.closed {
+		return nil
+	}
+	return s.start(nil)
+}
+
+// Receive waits for the response.
+func (s *unaryStream) Receive(msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	failed, closed := s.failed, s.closed && !s.started
+	s.mu.Unlock()
+	switch {
+	case failed != nil:
+		return failed
+	case closed:
+		return contextError(context.Canceled, "the stream was closed")
+	}
+	select {
+	case <-s.over:
+	case <-s.ctx.Done():
+		s.call.Cancel(contextError(s.ctx.Err(), ""))
+		<-s.over // by Cancel, or by the reader that was faster
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		if s.call.Err != nil {
+			return s.call.Err
+		}
+		return io.EOF
+	}
+	s.taken = true
+	if s.info != nil {
+		s.call.ResponseHeader.CopyTo(s.info.ResponseHeader())
+		s.call.ResponseTrailer.CopyTo(s.info.ResponseTrailer())
+		s.info.ReceiveStats = connect.MessageStats{Size: s.call.ResponseBytes}
+	}
+	if s.call.Err != nil {
+		return s.call.Err
+	}
+	body := s.call.body
+	s.call.body = nil
+	if body == nil {
+		return nil
+	}
+	defer body.free()
+	if to == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(body.b, to); err != nil {
+		return cannotDecode("the response of "+s.call.Procedure, connect.CodeInternal, err)
+	}
+	return nil
+}
+
+// Close gives the call up if it is not over.
+func (s *unaryStream) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	open := s.started && s.failed == nil
+	s.mu.Unlock()
+	if open {
+		s.call.Cancel(contextError(context.Canceled, "the stream was closed"))
+	}
+	return nil
+}
+
+// transport makes connect's clients call through a connection.
+type transport struct {
+	conn           *Conn
+	target, caller string
+}
+
+// Transport is the connection for connect's generated clients, whose calls go to target and come from caller.
+func (c *Conn) Transport(target, caller string) connect.Transport {
+	return &transport{conn: c, target: target, caller: caller}
+}
+
+// NewClientStream opens a stream for spec.
+func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	return t.conn.Stream(ctx, StreamRequest{
+		Target: t.target, Caller: t.caller, Procedure: spec.Procedure, StreamType: spec.StreamType,
+	})
+}

@@ -1,0 +1,174 @@
+package tunnel
+
+import (
+	"net"
+)
+
+// batch is what one write takes: the common buffer, into which the heads of fragments were put as well, and the fragments, which
+// are written from where they are.
+type batch struct {
+	buf   []byte
+	cuts  []cut
+	taken []*parcel
+	iov   net.Buffers
+}
+
+// cut says that a fragment goes where the buffer has reached at.
+type cut struct {
+	at       int
+	fragment []byte
+}
+
+// collect takes the next batch. It reports whether there is one.
+func (o *outbox) collect(b *batch) bool {
+	if len(o.buf) == 0 && len(o.ring) == 0 {
+		return false
+	}
+	b.buf, o.buf, o.spare = o.buf, o.spare[:0], nil
+	for total := 0; total < batchBytes && len(o.ring) > 0; {
+		l := o.ring[0]
+		copy(o.ring, o.ring[1:])
+		o.ring[len(o.ring)-1] = nil
+		o.ring = o.ring[:len(o.ring)-1]
+		l.ringed = false
+		if l.ready() { // credit and parcels may have gone since it was put there
+			total += o.take(l, b)
+			o.wake(l)
+		}
+	}
+	if len(b.buf) == 0 {
+		o.spare, b.buf = b.buf, nil
+		return false
+	}
+	return true
+}
+
+// take puts the next fragment of a lane into the batch.
+func (o *outbox) take(l *lane, b *batch) int {
+	p, n := l.parcels[0], l.room()
+	k, flags, length := kindData, uint8(0), n
+	var size []byte
+	if !p.started {
+		k, flags = p.kind, p.flags
+		if n < p.rest() {
+			flags |= flagSized
+			size = appendInt(size, p.rest())
+		}
+		length += len(p.meta) + len(size)
+		if l.stream {
+			l.credit -= messageCost
+		}
+		p.started = true
+	}
+	if l.stream {
+		l.credit -= n + len(size)
+	}
+	b.buf = makeHeader(k, flags, p.id, length).append(b.buf)
+	if k != kindData || flags&flagSized != 0 {
+		b.buf = append(b.buf, p.meta...)
+		b.buf = append(b.buf, size...)
+	}
+	if n > 0 {
+		b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: p.body.b[p.off : p.off+n]})
+	}
+	if !p.borrowed {
+		p.borrowed = true
+		b.taken = append(b.taken, p)
+	}
+	p.off += n
+	if p.reply {
+		o.replyBytes -= n
+	}
+	if p.rest() == 0 {
+		l.parcels[0] = nil
+		l.parcels = l.parcels[1:]
+		o.settle(p)
+		p.finish()
+	}
+	return n + headerBytes
+}
+
+// vectors lines the batch up for writing.
+func (b *batch) vectors() net.Buffers {
+	b.iov = b.iov[:0]
+	from := 0
+	for _, c := range b.cuts {
+		if c.at > from {
+			b.iov = append(b.iov, b.buf[from:c.at])
+		}
+		b.iov = append(b.iov, c.fragment)
+		from = c.at
+	}
+	if from < len(b.buf) {
+		b.iov = append(b.iov, b.buf[from:])
+	}
+	return b.iov
+}
+
+// keptBytes is how large a buffer a connection keeps between two writes.
+const keptBytes = 64 << 10
+
+// release gives back what the batch borrowed, under the connection's lock.
+func (o *outbox) release(b *batch) {
+	for i, p := range b.taken {
+		p.borrowed = false
+		if p.finished && p.body != nil {
+			p.body.free()
+			p.body = nil
+		}
+		b.taken[i] = nil
+	}
+	b.taken = b.taken[:0]
+	clear(b.cuts)
+	b.cuts = b.cuts[:0]
+	if cap(b.buf) <= keptBytes {
+		o.spare = b.buf[:0]
+	}
+	b.buf = nil
+}
+
+// kick starts the writing goroutine if there is something to write and none is at it. Callers hold the lock.
+func (c *Conn) kick() {
+	if c.out.writing || c.out.corked || c.err != nil || (len(c.out.buf) == 0 && len(c.out.ring) == 0) {
+		return
+	}
+	c.out.writing = true
+	go c.write()
+}
+
+// write writes until there is nothing left. What is queued while a write is in flight goes with the next: there is no timer,
+// and the busier the connection is the more goes at once.
+func (c *Conn) write() {
+	var b batch
+	c.mu.Lock()
+	for c.err == nil && c.out.collect(&b) {
+		c.mu.Unlock()
+		n, err := b.writeTo(c.nc)
+		c.sent.Add(uint64(n)) //nolint:gosec // not negative
+		c.mu.Lock()
+		c.out.release(&b)
+		if err != nil {
+			c.mu.Unlock()
+			c.fail(lost(err))
+			c.mu.Lock()
+		}
+	}
+	c.out.writing = false
+	if cap(c.out.spare) > smallRead {
+		c.out.spare = nil // idle connections hold little
+	}
+	if cap(c.out.buf) > smallRead && len(c.out.buf) == 0 {
+		c.out.buf = nil
+	}
+	c.checkQuiet()
+	c.mu.Unlock()
+}
+
+func (b *batch) writeTo(nc net.Conn) (int64, error) {
+	if len(b.cuts) == 0 {
+		n, err := nc.Write(b.buf)
+		return int64(n), err
+	}
+	iov := b.vectors()
+	return iov.WriteTo(nc)
+}
