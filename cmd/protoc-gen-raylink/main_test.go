@@ -44,9 +44,9 @@ func TestPluginAnswersARequest(t *testing.T) {
 	req, err := proto.Marshal(&pluginpb.CodeGeneratorRequest{
 		FileToGenerate: []string{"x.proto"},
 		ProtoFile: []*descriptorpb.FileDescriptorProto{{
-			Name: proto.String("x.proto"), Syntax: proto.String("proto3"),
-			Options: &descriptorpb.FileOptions{GoPackage: proto.String("example.com/x")},
-			Service: []*descriptorpb.ServiceDescriptorProto{{Name: proto.String("S")}},
+			Name: new("x.proto"), Syntax: new("proto3"),
+			Options: &descriptorpb.FileOptions{GoPackage: new("example.com/x")},
+			Service: []*descriptorpb.ServiceDescriptorProto{{Name: new("S")}},
 		}},
 	})
 	require.NoError(t, err)
@@ -94,7 +94,9 @@ func TestVersionAndHelp(t *testing.T) {
 }
 
 func TestArgumentsThatNobodyKnows(t *testing.T) {
-	for _, args := range [][]string{{"--exprot", "x"}, {"--export"}, {"--export="}, {"--export", "a", "b"}, {"--version", "x"}, {"x.proto"}} {
+	for _, args := range [][]string{
+		{"--exprot", "x"}, {"--export"}, {"--export="}, {"--export", "a", "b"}, {"--version", "x"}, {"x.proto"},
+	} {
 		stdout, stderr, err := plugin(t, nil, args...)
 		require.Error(t, err, args)
 		assert.Empty(t, stdout)

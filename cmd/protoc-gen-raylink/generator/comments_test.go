@@ -17,7 +17,10 @@ import (
 
 // FuzzComment checks that a comment of a schema stays a comment, whatever stands in it.
 func FuzzComment(f *testing.F) {
-	for _, seed := range []string{"", " words\n", "go:embed *\n", "*/ func main() {} /*", "\r\nline x.go:1\n", "\x00\uFEFF\xff", " - a\n   - b\n\n\t code", "# H\n#H"} {
+	for _, seed := range []string{
+		"", " words\n", "go:embed *\n", "*/ func main() {} /*",
+		"\r\nline x.go:1\n", "\x00\uFEFF\xff", " - a\n   - b\n\n\t code", "# H\n#H",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -45,7 +48,7 @@ func FuzzComment(f *testing.F) {
 func TestCodeThatDoesNotParseIsShownWithLineNumbers(t *testing.T) {
 	_, err := formatGo("x.raylink.go", []byte("package x\n\nfunc {\n}\n"))
 	require.Error(t, err)
-	assert.True(t, strings.HasPrefix(err.Error(), "x.raylink.go: the generated code is not valid Go, which is a fault of protoc-gen-raylink: 3:6:"), err)
+	require.ErrorContains(t, err, "x.raylink.go: the generated code is not valid Go, which is a fault of protoc-gen-raylink: 3:6: ")
 	assert.Contains(t, err.Error(), "\n    3\tfunc {\n    4\t}\n")
 }
 

@@ -83,9 +83,10 @@ func (g *generator) check() {
 				g.options[service.Desc.FullName()] = options
 			}
 			if other, ok := types[options.typeName]; ok && (file.Generate || pkg.fileOf[other].Generate) {
-				g.problems.add(file, optionPath(service.Location, nodeTypeField),
+				g.problems.addf(file, optionPath(service.Location, nodeTypeField),
 					"service %s: its type %q is also that of %s in %s; types are unique in a binary: give one of the two another `type` "+
-						"in option (%s)", service.Desc.Name(), options.typeName, other.Desc.Name(), pkg.fileOf[other].Desc.Path(), nodeOptionName)
+						"in option (%s)", service.Desc.Name(), options.typeName, other.Desc.Name(), pkg.fileOf[other].Desc.Path(),
+					nodeOptionName)
 			}
 			types[options.typeName] = service
 		}
@@ -93,7 +94,7 @@ func (g *generator) check() {
 			if file.Generate {
 				g.checkImports(pkg, file)
 				if other, ok := outputs[pkg.filename(file)]; ok {
-					g.problems.add(file, nil, "its generated file would be %s, which is also that of %s; rename one of the two",
+					g.problems.addf(file, nil, "its generated file would be %s, which is also that of %s; rename one of the two",
 						pkg.filename(file), other.Desc.Path())
 				}
 				outputs[pkg.filename(file)] = file
@@ -108,7 +109,7 @@ func (g *generator) checkNames(pkg *goPackage) {
 	for _, service := range pkg.services {
 		file := pkg.fileOf[service]
 		if other, ok := services[service.GoName]; ok && (file.Generate || pkg.fileOf[other].Generate) {
-			g.problems.add(file, service.Location.Path, "service %s: its name in Go is %s, which is also that of service %s in %s; "+
+			g.problems.addf(file, service.Location.Path, "service %s: its name in Go is %s, which is also that of service %s in %s; "+
 				"rename one of the two", service.Desc.Name(), service.GoName, other.Desc.Name(), pkg.fileOf[other].Desc.Path())
 		}
 		services[service.GoName] = service
@@ -118,7 +119,7 @@ func (g *generator) checkNames(pkg *goPackage) {
 		methods := make(map[string]*protogen.Method)
 		for _, method := range service.Methods {
 			if other, ok := methods[method.GoName]; ok {
-				g.problems.add(file, method.Location.Path, "method %s: its name in Go is %s, which is also that of method %s; "+
+				g.problems.addf(file, method.Location.Path, "method %s: its name in Go is %s, which is also that of method %s; "+
 					"rename one of the two", method.Desc.FullName(), method.GoName, other.Desc.Name())
 			}
 			methods[method.GoName] = method
@@ -130,12 +131,12 @@ func (g *generator) checkNames(pkg *goPackage) {
 func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	for _, other := range g.plugin.Files {
 		if cleanImportPath(other.GoImportPath) == pkg.importPath {
-			g.problems.add(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
+			g.problems.addf(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
 				"give one of the two another go_package", pkg.importPath, other.Desc.Path())
 		}
 	}
 	if reason := notImportable(file); reason != "" {
-		g.problems.add(file, goPackagePath, "%s", reason)
+		g.problems.addf(file, goPackagePath, "%s", reason)
 		return
 	}
 	for _, service := range file.Services {
@@ -156,7 +157,7 @@ func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePa
 		return
 	}
 	if reason := notImportable(home); reason != "" {
-		g.problems.add(file, where, "%s can't be used, for in %s %s", message.Desc.FullName(), home.Desc.Path(), reason)
+		g.problems.addf(file, where, "%s can't be used, for in %s %s", message.Desc.FullName(), home.Desc.Path(), reason)
 	}
 }
 

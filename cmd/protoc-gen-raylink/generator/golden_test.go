@@ -121,10 +121,11 @@ func TestOutputDoesNotDependOnOrder(t *testing.T) {
 
 // shuffle puts the files to generate in another order, and those that don't import each other too.
 func shuffle(req *pluginpb.CodeGeneratorRequest) {
-	rand.Shuffle(len(req.FileToGenerate), func(i, j int) {
-		req.FileToGenerate[i], req.FileToGenerate[j] = req.FileToGenerate[j], req.FileToGenerate[i]
+	names := req.GetFileToGenerate()
+	rand.Shuffle(len(names), func(i, j int) {
+		names[i], names[j] = names[j], names[i]
 	})
-	left := slices.Clone(req.ProtoFile)
+	left := slices.Clone(req.GetProtoFile())
 	rand.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] })
 	req.ProtoFile = nil
 	done := map[string]bool{}
@@ -158,9 +159,6 @@ func TestFilesWithoutServicesGiveNoOutput(t *testing.T) {
 }
 
 func TestDeclarationOrderChangesNoName(t *testing.T) {
-	schema := func(parts ...string) sources {
-		return sources{"x.proto": "syntax = \"proto3\";\npackage x;\noption go_package = \"example.com/x\";\nmessage M {}\n" + strings.Join(parts, "\n")}
-	}
 	parts := []string{
 		"service Learner { rpc Foo(M) returns (M); rpc FooAsync(M) returns (M); rpc Name(M) returns (stream M); }",
 		"service LearnerN {}",
@@ -173,10 +171,10 @@ func TestDeclarationOrderChangesNoName(t *testing.T) {
 		require.NotEmpty(t, content)
 		return slices.Sorted(slices.Values(strings.Split(content, "\n")))
 	}
-	want := symbols(schema(parts...))
+	want := symbols(schema(strings.Join(parts, "\n")))
 	for range 5 {
 		rand.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
-		assert.Equal(t, want, symbols(schema(parts...)))
+		assert.Equal(t, want, symbols(schema(strings.Join(parts, "\n"))))
 	}
 }
 

@@ -89,7 +89,8 @@ func (s *serviceWriter) constructors() {
 		config = jen.Id("cfg")
 	}
 
-	s.document(s.doc(sentence("%s creates a node of the type %q below parent, and waits until it is set up.", s.create, s.options.typeName)))
+	s.document(s.doc(sentence("%s creates a node of the type %q below parent, and waits until it is set up.",
+		s.create, s.options.typeName)))
 	s.fromRef(s.create, "ref", append(append([]jen.Code{ctx, parent}, cfg...), opts),
 		rt("Create").Call(jen.Id("ctx"), jen.Id("parent"), jen.Id(s.table), config, jen.Id("opts").Op("...")))
 

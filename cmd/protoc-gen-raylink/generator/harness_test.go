@@ -2,6 +2,7 @@ package generator_test
 
 import (
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -52,9 +53,7 @@ func request(t *testing.T, files sources, parameter string, names ...string) *pl
 		all[name] = string(content)
 		return err
 	}))
-	for name, content := range files {
-		all[name] = content
-	}
+	maps.Copy(all, files)
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{Accessor: protocompile.SourceAccessorFromMap(all)}),
 		SourceInfoMode: protocompile.SourceInfoStandard,
@@ -62,7 +61,7 @@ func request(t *testing.T, files sources, parameter string, names ...string) *pl
 	linked, err := compiler.Compile(t.Context(), names...)
 	require.NoError(t, err)
 
-	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: names, Parameter: proto.String(parameter)}
+	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: names, Parameter: new(parameter)}
 	seen := map[string]bool{}
 	var add func(protoreflect.FileDescriptor)
 	add = func(file protoreflect.FileDescriptor) {

@@ -24,8 +24,8 @@ const (
 // localNames are the parameters and variables of generated functions, which an import's name must not meet.
 func localNames() []string {
 	return []string{
-		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs", "req", "server",
-		"setup", "stream", "where",
+		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
+		"req", "server", "setup", "stream", "where",
 	}
 }
 
@@ -64,8 +64,8 @@ func importNames(taken map[string]bool, messages map[protogen.GoImportPath]proto
 // tellImports tells jennifer the names, and which of them to write out: those that the path doesn't end in.
 func tellImports(file *jen.File, named map[string]string, messages map[protogen.GoImportPath]protogen.GoPackageName) {
 	for importPath, name := range named {
-		real, isMessages := messages[protogen.GoImportPath(importPath)]
-		if path.Base(importPath) == name && (!isMessages || string(real) == name) {
+		declared, isMessages := messages[protogen.GoImportPath(importPath)]
+		if path.Base(importPath) == name && (!isMessages || string(declared) == name) {
 			file.ImportName(importPath, name)
 		} else {
 			file.ImportAlias(importPath, name)

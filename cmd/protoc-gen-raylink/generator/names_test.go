@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/compiler/protogen"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 	"pgregory.net/rapid"
@@ -17,23 +16,23 @@ import (
 // TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in two files in any order, and
 // checks that no identifier is declared twice, that the schema's names stand, and that order changes nothing.
 func TestNamesNeverMeet(t *testing.T) {
-	words := []string{"A", "B", "N", "Node", "Unimplemented", "Type", "Create", "Find", "From", "NewLocal", "New", "Tunnel", "Register", "Name", "Async",
-		"Ref", "Service", "ServerStream", "ClientStream", "_", "a", "1"}
+	words := strings.Fields("A B N Node Unimplemented Type Create Find From NewLocal New Tunnel Register Name Async Ref Service " +
+		"ServerStream ClientStream _ a 1")
 	word := rapid.Custom(func(t *rapid.T) string {
 		return "A" + strings.Join(rapid.SliceOfN(rapid.SampledFrom(words), 0, 3).Draw(t, "words"), "")
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		services := rapid.Custom(func(t *rapid.T) *descriptorpb.ServiceDescriptorProto {
-			service := &descriptorpb.ServiceDescriptorProto{Name: proto.String(word.Draw(t, "service"))}
+			service := &descriptorpb.ServiceDescriptorProto{Name: new(word.Draw(t, "service"))}
 			for _, name := range rapid.SliceOfNDistinct(word, 0, 3, rapid.ID).Draw(t, "methods") {
 				service.Method = append(service.Method, &descriptorpb.MethodDescriptorProto{
-					Name: proto.String(name), InputType: proto.String(".x.M"), OutputType: proto.String(".x.M"),
-					ServerStreaming: proto.Bool(rapid.Bool().Draw(t, "stream")),
+					Name: new(name), InputType: new(".x.M"), OutputType: new(".x.M"),
+					ServerStreaming: new(rapid.Bool().Draw(t, "stream")),
 				})
 			}
 			return service
 		})
-		drawn := rapid.SliceOfNDistinct(services, 1, 6, func(s *descriptorpb.ServiceDescriptorProto) string { return s.GetName() }).Draw(t, "services")
+		drawn := rapid.SliceOfNDistinct(services, 1, 6, (*descriptorpb.ServiceDescriptorProto).GetName).Draw(t, "services")
 		half := rapid.IntRange(0, len(drawn)).Draw(t, "half")
 		first := packageOf(t, drawn[:half], drawn[half:])
 		if first == nil {
@@ -80,11 +79,11 @@ func packageOf(t *rapid.T, files ...[]*descriptorpb.ServiceDescriptorProto) *goP
 	req := &pluginpb.CodeGeneratorRequest{}
 	for i, services := range files {
 		file := &descriptorpb.FileDescriptorProto{
-			Name: proto.String(fmt.Sprintf("%d.proto", i)), Package: proto.String("x"), Syntax: proto.String("proto3"),
-			Options: &descriptorpb.FileOptions{GoPackage: proto.String("example.com/x")}, Service: services,
+			Name: new(fmt.Sprintf("%d.proto", i)), Package: new("x"), Syntax: new("proto3"),
+			Options: &descriptorpb.FileOptions{GoPackage: new("example.com/x")}, Service: services,
 		}
 		if i == 0 {
-			file.MessageType = []*descriptorpb.DescriptorProto{{Name: proto.String("M")}}
+			file.MessageType = []*descriptorpb.DescriptorProto{{Name: new("M")}}
 		} else {
 			file.Dependency = []string{"0.proto"}
 		}

@@ -54,7 +54,8 @@ type extension struct {
 	number int32
 }
 
-// findExtensions looks through all files of the request, also those that protogen leaves out because they are imported for their options alone.
+// findExtensions looks through all files of the request, also those that protogen leaves out because they are imported for
+// their options alone.
 func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
 	var found extensions
 	for _, file := range request.GetProtoFile() {
@@ -102,13 +103,13 @@ func (r *optionsReader) node(service *protogen.Service) nodeOptions {
 	}
 	options := &optionsv1.NodeOptions{}
 	if err := readOption(service.Desc.Options(), optionsv1.E_Node, r.extensions.node, options); err != nil {
-		r.problems.add(r.file, optionPath(service.Location), "service %s: option (%s): %v", service.Desc.Name(), nodeOptionName, err)
+		r.problems.addf(r.file, optionPath(service.Location), "service %s: option (%s): %v", service.Desc.Name(), nodeOptionName, err)
 		return read
 	}
 	if options.Type != nil {
 		read.typeName = options.GetType()
 		if reason := badType(read.typeName); reason != "" {
-			r.problems.add(r.file, optionPath(service.Location, nodeTypeField), "service %s: type %q: %s",
+			r.problems.addf(r.file, optionPath(service.Location, nodeTypeField), "service %s: type %q: %s",
 				service.Desc.Name(), read.typeName, reason)
 		}
 	}
@@ -127,12 +128,13 @@ func (r *optionsReader) method(method *protogen.Method, concurrent map[protorefl
 	}
 	options := &optionsv1.MethodOptions{}
 	if err := readOption(method.Desc.Options(), optionsv1.E_Method, r.extensions.method, options); err != nil {
-		r.problems.add(r.file, methodOptionPath(method.Location), "method %s: option (%s): %v", method.Desc.FullName(), methodOptionName, err)
+		r.problems.addf(r.file, methodOptionPath(method.Location), "method %s: option (%s): %v",
+			method.Desc.FullName(), methodOptionName, err)
 		return
 	}
 	if isStreaming(method) {
 		if options.Concurrent != nil && !options.GetConcurrent() {
-			r.problems.add(r.file, methodOptionPath(method.Location, methodConcurrentField),
+			r.problems.addf(r.file, methodOptionPath(method.Location, methodConcurrentField),
 				"method %s: a stream can't take turns; leave `concurrent` out, and take turns inside the method with Node.Do",
 				method.Desc.FullName())
 		}
@@ -145,7 +147,8 @@ func (r *optionsReader) method(method *protogen.Method, concurrent map[protorefl
 // What the plugin doesn't know is an error: to leave it out would change what the schema means.
 func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType, ext extension, target proto.Message) error {
 	if number := int32(xt.TypeDescriptor().Number()); ext.number != number {
-		return fmt.Errorf("%s gives it the number %d, and this plugin knows it as %d; write that file anew with protoc-gen-raylink --export",
+		return fmt.Errorf("%s gives it the number %d, and this plugin knows it as %d; "+
+			"write that file anew with protoc-gen-raylink --export",
 			ext.file, ext.number, number)
 	}
 	// Decoded anew: what protogen made of it depends on which extensions the request and this program have in common.
@@ -171,7 +174,7 @@ func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType
 // config finds the message that configures a service's nodes.
 func (r *optionsReader) config(service *protogen.Service, name string) *protogen.Message {
 	bad := func(format string, args ...any) *protogen.Message {
-		r.problems.add(r.file, optionPath(service.Location, nodeConfigField), "service %s: config %q: %s",
+		r.problems.addf(r.file, optionPath(service.Location, nodeConfigField), "service %s: config %q: %s",
 			service.Desc.Name(), name, fmt.Sprintf(format, args...))
 		return nil
 	}
@@ -245,10 +248,10 @@ func (r *optionsReader) bound(service *protogen.Service, name string, field int3
 	}
 	switch {
 	case *value == 0:
-		r.problems.add(r.file, optionPath(service.Location, field), "service %s: %s must be at least 1; leave it out for the default",
+		r.problems.addf(r.file, optionPath(service.Location, field), "service %s: %s must be at least 1; leave it out for the default",
 			service.Desc.Name(), name)
 	case *value > math.MaxInt32:
-		r.problems.add(r.file, optionPath(service.Location, field), "service %s: %s is %d, more than an int of 32 bits can hold",
+		r.problems.addf(r.file, optionPath(service.Location, field), "service %s: %s is %d, more than an int of 32 bits can hold",
 			service.Desc.Name(), name, *value)
 	}
 	return *value

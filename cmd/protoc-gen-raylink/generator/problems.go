@@ -31,8 +31,8 @@ func (p problem) String() string {
 // problems are all that was found, in whatever order.
 type problems []problem
 
-// add adds a problem with what stands at path in file.
-func (ps *problems) add(file *protogen.File, path protoreflect.SourcePath, format string, args ...any) {
+// addf adds a problem with what stands at path in file.
+func (ps *problems) addf(file *protogen.File, path protoreflect.SourcePath, format string, args ...any) {
 	p := problem{file: file.Desc.Path(), text: fmt.Sprintf(format, args...)}
 	p.line, p.column = position(file, path)
 	*ps = append(*ps, p)
@@ -50,11 +50,11 @@ func position(file *protogen.File, path protoreflect.SourcePath) (line, column i
 }
 
 // err is all problems in the order of their places, or nil.
-func (ps problems) err() error {
-	if len(ps) == 0 {
+func (ps *problems) err() error {
+	if len(*ps) == 0 {
 		return nil
 	}
-	sorted := slices.SortedFunc(slices.Values(ps), func(a, b problem) int {
+	sorted := slices.SortedFunc(slices.Values(*ps), func(a, b problem) int {
 		return cmp.Or(strings.Compare(a.file, b.file), a.line-b.line, a.column-b.column, strings.Compare(a.text, b.text))
 	})
 	lines := make([]string, 0, len(sorted))

@@ -15,6 +15,10 @@ func schema(service string) sources {
 		`option go_package = "example.com/x"; message M { map<string, M> m = 1; message Inner {} }` + "\n" + service}
 }
 
+// options begins an options.proto of another version.
+const options = `syntax = "proto3"; package raylink.options.v1; import "google/protobuf/descriptor.proto"; ` +
+	`option go_package = "example.com/o";`
+
 // TestRefusals has one case for everything that the plugin refuses: what the error says, and where.
 func TestRefusals(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -68,7 +72,8 @@ func TestRefusals(t *testing.T) {
 		},
 		"config out of reach": {
 			files: sources{
-				"x.proto":      schema("import \"middle.proto\";\nservice S {\n  option (raylink.options.v1.node).config = \"y.Y\";\n}")["x.proto"],
+				"x.proto": schema("import \"middle.proto\";\nservice S {\n" +
+					"  option (raylink.options.v1.node).config = \"y.Y\";\n}")["x.proto"],
 				"middle.proto": `syntax = "proto3"; import "y.proto"; option go_package = "example.com/x"; message Middle { y.Y y = 1; }`,
 				"y.proto":      `syntax = "proto3"; package y; option go_package = "example.com/y"; message Y {}`,
 			},
@@ -83,13 +88,15 @@ func TestRefusals(t *testing.T) {
 			want:  `x.proto:3:3: service S: max_pending is 2147483648, more than an int of 32 bits can hold`,
 		},
 		"a stream that takes turns": {
-			files: schema("service S {\n  rpc Do(M) returns (stream M) {\n    option (raylink.options.v1.method).concurrent = false;\n  }\n}"),
+			files: schema("service S {\n  rpc Do(M) returns (stream M) {\n" +
+				"    option (raylink.options.v1.method).concurrent = false;\n  }\n}"),
 			want: "x.proto:4:5: method x.S.Do: a stream can't take turns; leave `concurrent` out, and take turns inside the method " +
 				"with Node.Do",
 		},
 		"two services of one Go name": {
 			files: schema("service FooBar {}\nservice foo_bar { option (raylink.options.v1.node).type = \"other\"; }"),
-			want:  `x.proto:3:1: service foo_bar: its name in Go is FooBar, which is also that of service FooBar in x.proto; rename one of the two`,
+			want: `x.proto:3:1: service foo_bar: its name in Go is FooBar, which is also that of service FooBar in x.proto; ` +
+				`rename one of the two`,
 		},
 		"two methods of one Go name": {
 			files: schema("service S {\n  rpc GetIt(M) returns (M);\n  rpc get_it(M) returns (M);\n}"),
@@ -128,21 +135,21 @@ func TestRefusals(t *testing.T) {
 				"x.proto": schema("import \"y.proto\";\nservice S {\n  rpc Do(y.Y) returns (M);\n}")["x.proto"],
 				"y.proto": "syntax = \"proto3\"; package y; option go_package = \"example.com/x/xraylink\"; message Y {}",
 			},
-			want: `x.proto:1:74: its nodes would go into the Go package "example.com/x/xraylink", which is that of the messages of y.proto; ` +
-				`give one of the two another go_package`,
+			want: `x.proto:1:74: its nodes would go into the Go package "example.com/x/xraylink", which is that of the messages ` +
+				`of y.proto; give one of the two another go_package`,
 		},
 		"two files of one name": {
 			files: sources{
 				"x.proto":   "syntax = \"proto3\"; option go_package = \"example.com/x\"; service S {}",
 				"y/x.proto": "syntax = \"proto3\"; option go_package = \"example.com/x\"; service T {}",
 			},
-			want: `y/x.proto: its generated file would be example.com/x/xraylink/x.raylink.go, which is also that of x.proto; rename one of the two`,
+			want: `y/x.proto: its generated file would be example.com/x/xraylink/x.raylink.go, which is also that of x.proto; ` +
+				`rename one of the two`,
 		},
 		"an option file of another number": {
 			files: sources{
-				"x.proto": schema("service S {\n  option (raylink.options.v1.node) = {};\n}")["x.proto"],
-				"raylink/options/v1/options.proto": `syntax = "proto3"; package raylink.options.v1; import "google/protobuf/descriptor.proto";` +
-					` option go_package = "example.com/o"; message N {} extend google.protobuf.ServiceOptions { N node = 50000; }`,
+				"x.proto":                          schema("service S {\n  option (raylink.options.v1.node) = {};\n}")["x.proto"],
+				"raylink/options/v1/options.proto": options + ` message N {} extend google.protobuf.ServiceOptions { N node = 50000; }`,
 			},
 			want: `x.proto:3:3: service S: option (raylink.options.v1.node): raylink/options/v1/options.proto gives it the number 50000, ` +
 				`and this plugin knows it as 61410; write that file anew with protoc-gen-raylink --export`,
@@ -150,8 +157,8 @@ func TestRefusals(t *testing.T) {
 		"an option of the future": {
 			files: sources{
 				"x.proto": schema("service S {\n  option (raylink.options.v1.node) = {durable: true};\n}")["x.proto"],
-				"raylink/options/v1/options.proto": `syntax = "proto3"; package raylink.options.v1; import "google/protobuf/descriptor.proto";` +
-					` option go_package = "example.com/o"; message N { bool durable = 99; } extend google.protobuf.ServiceOptions { N node = 61410; }`,
+				"raylink/options/v1/options.proto": options + ` message N { bool durable = 99; } ` +
+					`extend google.protobuf.ServiceOptions { N node = 61410; }`,
 			},
 			want: `x.proto:3:3: service S: option (raylink.options.v1.node): field 99 is not known to this version of the plugin; ` +
 				`run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink@latest`,
@@ -176,7 +183,8 @@ x.proto:6:3: service A: max_streams must be at least 1; leave it out for the def
 // Whoever only imports a file with faults is not to blame for them.
 func TestFaultsOfImportedFilesAreTheirOwn(t *testing.T) {
 	files := schema("service S { option (raylink.options.v1.node).max_pending = 0; }")
-	files["z.proto"] = "syntax = \"proto3\"; import \"x.proto\"; option go_package = \"example.com/z\"; service Z { rpc Do(x.M) returns (x.M); }"
+	files["z.proto"] = "syntax = \"proto3\"; import \"x.proto\"; option go_package = \"example.com/z\"; " +
+		"service Z { rpc Do(x.M) returns (x.M); }"
 	assert.Empty(t, generate(t, request(t, files, "", "z.proto")).GetError())
 }
 

@@ -10,10 +10,10 @@ import (
 // serviceWriter writes what one service becomes.
 type serviceWriter struct {
 	*writer
+	*serviceNames
 
 	service *protogen.Service
 	options nodeOptions
-	*serviceNames
 }
 
 // service writes one service: its method table, the node's side, then the caller's.
@@ -55,7 +55,7 @@ func (s *serviceWriter) nameConst() {
 
 // methodTable writes the variables that everything else works with.
 func (s *serviceWriter) methodTable() {
-	var defs []jen.Code
+	defs := make([]jen.Code, 0, len(s.service.Methods)+1)
 	for _, method := range s.service.Methods {
 		args := []jen.Code{jen.Lit(string(method.Desc.Name())), jen.Id(s.node).Dot(method.GoName)}
 		if s.options.concurrent[method.Desc.Name()] {
@@ -81,10 +81,11 @@ func (s *serviceWriter) methodTable() {
 			config = append(config, jen.Id(bound.field).Op(":").Lit(int(bound.value)))
 		}
 	}
-	args := []jen.Code{
+	args := make([]jen.Code, 0, len(s.service.Methods)+2)
+	args = append(args,
 		qual(s.src.GoDescriptorIdent).Dot("Services").Call().Dot("ByName").Call(jen.Lit(string(s.service.Desc.Name()))),
 		rt("ServiceConfig").Custom(multiline("{", "}"), config...),
-	}
+	)
 	for _, method := range s.service.Methods {
 		args = append(args, jen.Id(s.methods[method.Desc.Name()].table))
 	}
