@@ -1,0 +1,5 @@
+//go:build unguarded
+
+package generator
+
+const guarded = false
