@@ -1,0 +1,57 @@
+package dqn
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+)
+
+// ErrBatch is the error of a batch that can't be learned from.
+var ErrBatch = errors.New("the batch's columns do not fit together")
+
+// Batch is a number of transitions, column by column, as a replay gives them.
+type Batch struct {
+	// Observations and Next hold [pole.Features] numbers a row, the other columns one.
+	Observations []float32
+	Actions      []int32
+	Returns      []float32
+	Next         []float32
+	Discounts    []float32
+}
+
+// Rows is how many transitions there are.
+func (b *Batch) Rows() int { return len(b.Actions) }
+
+// Append adds a transition as the last row.
+func (b *Batch) Append(t Transition) {
+	b.Observations = append(b.Observations, t.Observation[:]...)
+	b.Actions = append(b.Actions, t.Action)
+	b.Returns = append(b.Returns, t.Return)
+	b.Next = append(b.Next, t.Next[:]...)
+	b.Discounts = append(b.Discounts, t.Discount)
+}
+
+// Clear removes all rows and keeps their room.
+func (b *Batch) Clear() {
+	b.Observations, b.Actions, b.Returns = b.Observations[:0], b.Actions[:0], b.Returns[:0]
+	b.Next, b.Discounts = b.Next[:0], b.Discounts[:0]
+}
+
+func (b *Batch) check() error {
+	rows := b.Rows()
+	if rows == 0 {
+		return fmt.Errorf("%w: it is empty", ErrBatch)
+	}
+	if len(b.Returns) != rows || len(b.Discounts) != rows ||
+		len(b.Observations) != rows*pole.Features || len(b.Next) != rows*pole.Features {
+		return fmt.Errorf("%w: %d actions, %d returns, %d discounts, %d and %d numbers of observations",
+			ErrBatch, rows, len(b.Returns), len(b.Discounts), len(b.Observations), len(b.Next))
+	}
+	for i, action := range b.Actions {
+		if action < 0 || action >= pole.Actions {
+			return fmt.Errorf("%w: row %d has action %d", ErrBatch, i, action)
+		}
+	}
+	return nil
+}

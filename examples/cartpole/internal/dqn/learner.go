@@ -1,0 +1,115 @@
+package dqn
+
+import (
+	"errors"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+)
+
+// ErrDiverged is the error of a learner whose loss is not a finite number any more.
+var ErrDiverged = errors.New("the loss is not a finite number")
+
+// Config is how a learner learns. The zero value of a field means the default that its comment ends with.
+type Config struct {
+	// Hidden are the widths of the hidden layers: 64, 64.
+	Hidden []int
+	// Rate is Adam's: 2e-3.
+	Rate float64
+	// Average is how much of the newest parameters goes into the target network at each step: 0.01.
+	Average float64
+	// MaxNorm is the greatest length of a gradient: 10.
+	MaxNorm float64
+}
+
+func (c Config) withDefaults() Config {
+	if len(c.Hidden) == 0 {
+		c.Hidden = []int{64, 64}
+	}
+	if c.Rate == 0 {
+		c.Rate = 2e-3
+	}
+	if c.Average == 0 {
+		c.Average = 0.01
+	}
+	if c.MaxNorm == 0 {
+		c.MaxNorm = 10
+	}
+	return c
+}
+
+// Learner improves a network batch by batch. It is not for several goroutines at once.
+type Learner struct {
+	config    Config
+	online    *Network
+	target    *Network
+	gradient  *Network
+	optimiser *adam
+
+	// The passes of one step, kept for their room.
+	now, ahead, judged, scratch activations
+	input, byOutput             []float32
+}
+
+// NewLearner makes a learner with random first weights.
+func NewLearner(config Config, rng *rand.Rand) (*Learner, error) {
+	config = config.withDefaults()
+	online, err := NewNetwork(rng, slices.Concat([]int{pole.Features}, config.Hidden, []int{pole.Actions})...)
+	if err != nil {
+		return nil, err
+	}
+	return &Learner{
+		config: config, online: online, target: online.Clone(), gradient: online.Clone(),
+		optimiser: newAdam(config.Rate, len(online.params)),
+	}, nil
+}
+
+// Network is a copy of what was learned so far.
+func (l *Learner) Network() *Network { return l.online.Clone() }
+
+// Learn takes one step against the batch's gradient, and returns the mean loss before it.
+func (l *Learner) Learn(batch *Batch) (float64, error) {
+	if err := batch.check(); err != nil {
+		return 0, err
+	}
+	// The online network chooses the next action and the target network judges it, lest one network's errors choose and praise
+	// themselves: H. van Hasselt, A. Guez and D. Silver, "Deep reinforcement learning with double Q-learning" (2016).
+	l.input = appendFeatures(l.input[:0], batch.Next)
+	choices := l.online.forward(&l.ahead, l.input)
+	values := l.target.forward(&l.judged, l.input)
+	l.input = appendFeatures(l.input[:0], batch.Observations)
+	now := l.online.forward(&l.now, l.input)
+
+	l.byOutput = slices.Grow(l.byOutput[:0], len(now))[:len(now)]
+	clear(l.byOutput)
+	loss, rows := 0.0, batch.Rows()
+	for i := range rows {
+		row := i * pole.Actions
+		next := values[row+argmax(choices[row:row+pole.Actions])]
+		taken := row + int(batch.Actions[i])
+		off := now[taken] - (batch.Returns[i] + batch.Discounts[i]*next)
+		loss += huber(off) / float64(rows)
+		l.byOutput[taken] = max(-1, min(1, off)) / float32(rows)
+	}
+	if math.IsNaN(loss) || math.IsInf(loss, 0) {
+		return loss, ErrDiverged
+	}
+	l.online.backward(&l.now, &l.scratch, l.byOutput, l.gradient)
+	clip(l.gradient.params, l.config.MaxNorm)
+	l.optimiser.step(l.online.params, l.gradient.params)
+	for i, v := range l.online.params {
+		l.target.params[i] += float32(l.config.Average) * (v - l.target.params[i])
+	}
+	return loss, nil
+}
+
+// huber is quadratic near zero and linear beyond, so that one surprise does not outweigh the rest of a batch.
+func huber(off float32) float64 {
+	size := math.Abs(float64(off))
+	if size <= 1 {
+		return size * size / 2
+	}
+	return size - 0.5
+}

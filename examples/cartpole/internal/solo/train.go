@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
+	"github.com/raylink/raylink/examples/cartpole/internal/play"
+	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+	"github.com/raylink/raylink/examples/cartpole/internal/seed"
+)
+
+// config is what a run is made of. The pipeline has the same figures as flags; solo is where they were found.
+type config struct {
+	learner  dqn.Config
+	exam     play.Exam
+	workers  int
+	lookout  int     // steps that a transition looks ahead
+	discount float32 // of a step's reward against the one before
+	capacity int     // rows in the replay
+	warmup   int     // rows before the first learner step
+	batch    int     // rows in a learner step
+	explore  int     // steps of a worker until its exploration has come down
+	stale    int     // learner steps between two pulls: how old the workers' parameters get
+	examine  int     // learner steps between two exams
+	limit    int     // learner steps before it gives up
+}
+
+func defaultConfig() config {
+	return config{
+		exam: play.DefaultExam(), workers: 2, lookout: 3, discount: 0.995, capacity: 50_000, warmup: 500, batch: 64,
+		explore: 2_000, stale: 20, examine: 500, limit: 40_000,
+	}
+}
+
+// result is how a run went.
+type result struct {
+	// first and last are the mean returns of 100 greedy episodes, before training and with the parameters that passed the exam.
+	first, last  float64
+	learnerSteps int
+	took         time.Duration
+	passed       bool
+}
+
+// worker plays and gathers what it saw.
+type worker struct {
+	env       *pole.Environment
+	seen      pole.Observation
+	explorer  *dqn.Explorer
+	policy    *dqn.Policy
+	assembler *dqn.Assembler
+}
+
+func (w *worker) step(done []dqn.Transition) ([]dqn.Transition, error) {
+	action := w.explorer.Act(w.policy, w.seen)
+	out, err := w.env.Step(action)
+	if err != nil {
+		return nil, err
+	}
+	done = w.assembler.Add(done, w.seen, action, out)
+	w.seen = out.Observation
+	if out.Over() {
+		w.seen = w.env.Reset()
+	}
+	return done, nil
+}
+
+// ring holds the newest transitions.
+type ring struct {
+	rows     []dqn.Transition
+	capacity int
+	oldest   int
+}
+
+func (r *ring) add(rows []dqn.Transition) {
+	for _, t := range rows {
+		if len(r.rows) < r.capacity {
+			r.rows = append(r.rows, t)
+			continue
+		}
+		r.rows[r.oldest] = t
+		r.oldest = (r.oldest + 1) % r.capacity
+	}
+}
+
+func (r *ring) sample(batch *dqn.Batch, rows int, rng *rand.Rand) {
+	batch.Clear()
+	for range rows {
+		batch.Append(r.rows[rng.IntN(len(r.rows))])
+	}
+}
+
+// train runs one seed: each worker takes a step to each of the learner's, and acts with parameters that are a little old.
+func train(ctx context.Context, c config, run uint64) (result, error) {
+	learner, err := dqn.NewLearner(c.learner, seed.Stream(run, "learner", 0))
+	if err != nil {
+		return result{}, err
+	}
+	var res result
+	if res.first, err = score(ctx, learner, seed.Stream(run, "first", 0)); err != nil {
+		return result{}, err
+	}
+	began := time.Now()
+	workers := make([]*worker, c.workers)
+	for i := range workers {
+		workers[i] = &worker{
+			env:       pole.New(seed.Stream(run, "environment", i)),
+			explorer:  dqn.NewExplorer(dqn.NewExploration(i, c.workers, c.explore), seed.Stream(run, "explorer", i)),
+			assembler: dqn.NewAssembler(c.lookout, c.discount),
+		}
+		workers[i].seen = workers[i].env.Reset()
+	}
+	if err := pull(learner, workers); err != nil {
+		return result{}, err
+	}
+	replay := &ring{capacity: c.capacity}
+	sampler, examiner := seed.Stream(run, "sampler", 0), seed.Stream(run, "examiner", 0)
+	var batch dqn.Batch
+	for res.learnerSteps < c.limit && !res.passed {
+		if err := act(workers, replay); err != nil {
+			return result{}, err
+		}
+		if len(replay.rows) < c.warmup {
+			continue
+		}
+		replay.sample(&batch, c.batch, sampler)
+		if _, err := learner.Learn(&batch); err != nil {
+			return result{}, err
+		}
+		res.learnerSteps++
+		if res.learnerSteps%c.stale == 0 {
+			if err := pull(learner, workers); err != nil {
+				return result{}, err
+			}
+		}
+		if res.learnerSteps%c.examine == 0 {
+			if res.passed, err = examine(ctx, c.exam, learner, examiner); err != nil {
+				return result{}, err
+			}
+		}
+	}
+	res.took = time.Since(began)
+	res.last, err = score(ctx, learner, seed.Stream(run, "last", 0))
+	return res, err
+}
+
+func act(workers []*worker, replay *ring) error {
+	var done []dqn.Transition
+	for _, w := range workers {
+		var err error
+		if done, err = w.step(done); err != nil {
+			return fmt.Errorf("acting: %w", err)
+		}
+	}
+	replay.add(done)
+	return nil
+}
+
+// pull gives every worker the newest parameters.
+func pull(learner *dqn.Learner, workers []*worker) error {
+	network := learner.Network()
+	for _, w := range workers {
+		policy, err := dqn.NewPolicy(network)
+		if err != nil {
+			return err
+		}
+		w.policy = policy
+	}
+	return nil
+}
+
+func examine(ctx context.Context, exam play.Exam, learner *dqn.Learner, rng *rand.Rand) (passed bool, err error) {
+	policy, err := dqn.NewPolicy(learner.Network())
+	if err != nil {
+		return false, err
+	}
+	result, err := exam.Take(ctx, policy, rng)
+	return result.Passed, err
+}
+
+func score(ctx context.Context, learner *dqn.Learner, rng *rand.Rand) (mean float64, err error) {
+	policy, err := dqn.NewPolicy(learner.Network())
+	if err != nil {
+		return 0, err
+	}
+	returns, err := play.Episodes(ctx, policy, 100, rng)
+	return play.Mean(returns), err
+}
