@@ -14,7 +14,7 @@ FRESH := $(CURDIR)/.cache/generated
 # Modules of their own, beside the one of this directory.
 MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod))
 # What `buf generate` is told: the project's own schemas, and each example's.
-TEMPLATES := $(wildcard buf.gen*.yaml examples/*/buf.gen*.yaml)
+TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.gen*.yaml)
 # Where the drivers in other languages are.
 CLIENTS := $(wildcard clients/test)
 

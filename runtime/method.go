@@ -32,6 +32,9 @@ type Method struct {
 // Name is the method's name in its service.
 func (m *Method) Name() string { return m.name }
 
+// fullName is the method's name with its service's, `package.Service/Method`.
+func (m *Method) fullName() string { return m.spec.Procedure[1:] }
+
 // Service is the service that the method belongs to.
 func (m *Method) Service() *Service { return m.service }
 

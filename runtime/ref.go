@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"maps"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -9,66 +11,215 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Ref is the untyped half of a handle: which node it is, and what can be asked of any node. It is small; copy it freely.
-// The zero Ref reaches no node, and its calls say so.
-type Ref struct{}
+// Ref is the untyped half of a handle: which node it is, and what can be asked of any node. It is small; copy it freely. What its methods
+// without a context return is what this process knows, at no cost: the node's record as it was last told. The zero Ref reaches no node, and
+// its calls say so.
+type Ref struct{ t *target }
 
-// Parent is where a new node goes: the runtime itself (a child of the root that lives as long as this process), the node
-// that asks, or a handle's Ref.
-type Parent interface{ parentOf() }
+// IsZero says whether the Ref reaches no node.
+func (r Ref) IsZero() bool { return r.t == nil }
+
+// record is the node's record as this process knows it; never nil.
+func (r Ref) record() *nodev1.NodeRecord {
+	switch {
+	case r.t == nil:
+	case r.t.node != nil:
+		return r.t.node.snapshot()
+	case r.t.remote != nil:
+		return r.t.remote.record()
+	}
+	return &nodev1.NodeRecord{}
+}
+
+// NID is the node's id; empty for a stub outside any system.
+func (r Ref) NID() string { return r.record().GetNid() }
+
+// Path is the node's path.
+func (r Ref) Path() string { return r.record().GetPath() }
+
+// Name is the last part of the path.
+func (r Ref) Name() string { return r.record().GetName() }
+
+// Alias is the node's alias, or "".
+func (r Ref) Alias() string { return r.record().GetAlias() }
+
+// State is where the node is in its life, as far as this process was told.
+func (r Ref) State() nodev1.NodeState { return r.record().GetState() }
+
+// Incarnation is how often the node was started under its nid.
+func (r Ref) Incarnation() uint64 { return r.record().GetIncarnation() }
+
+// Service is the full name of the node's service.
+func (r Ref) Service() string {
+	if s := r.record().GetService(); s != "" || r.t == nil {
+		return s
+	}
+	return r.t.service.name
+}
+
+// Attributes are the node's attributes. The map is the caller's.
+func (r Ref) Attributes() map[string]*nodev1.Value { return maps.Clone(r.record().GetAttributes()) }
+
+// NodeRef is what to put into a message, for others to make a handle of.
+func (r Ref) NodeRef() *nodev1.NodeRef {
+	rec := r.record()
+	return &nodev1.NodeRef{Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost()}
+}
+
+// Record is a copy of the node's record as this process knows it.
+func (r Ref) Record() *nodev1.NodeRecord { return proto.CloneOf(r.record()) }
+
+// String is the path, for a person to read.
+func (r Ref) String() string {
+	if p := r.Path(); p != "" {
+		return p
+	}
+	return "no node"
+}
+
+// Tagged returns a Ref to the same node whose calls go over the tunnel of that tag, a connection of its own. The node must have made it with
+// CreateTunnel. Calls over one tunnel are not ordered with those over another.
+func (r Ref) Tagged(tag string) Ref {
+	if r.t == nil || r.t.remote == nil {
+		return r
+	}
+	t := *r.t
+	t.tag = tag
+	return Ref{t: &t}
+}
+
+func (r Ref) parentOf() parentOf {
+	if r.t == nil {
+		return parentOf{}
+	}
+	return parentOf{host: r.t.host, ref: r, node: r.t.node}
+}
+
+// Parent is where a new node goes: the runtime itself (a child of the root that lives as long as this process), the node that asks, or the Ref
+// of a handle.
+type Parent interface{ parentOf() parentOf }
+
+// parentOf says who a parent is. node is set where it lives here, ref where there is a node at all.
+type parentOf struct {
+	host *Host
+	node *Node
+	ref  Ref
+}
 
 // Finder is who asks for a node: the runtime, or a node, to which relative paths are relative.
-type Finder interface{ finder() }
-
-// Where names a node: [Path], [Alias] or [NID].
-type Where struct{}
-
-// CreateOption says how a node is created.
-type CreateOption interface{}
-
-// Node is a node as its own code sees it.
-type Node struct{}
-
-// NodeType is a type of node that this process can host: a service, and how one is set up.
-type NodeType struct{}
-
-// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.
-func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
-	panic("not yet")
+type Finder interface {
+	finder() (host *Host, base string)
 }
 
-// Create creates a node. It is for generated code.
-func Create(ctx context.Context, parent Parent, service *Service, config proto.Message, opts ...CreateOption) (Ref, error) {
-	panic("not yet")
+func (n *Node) parentOf() parentOf { return parentOf{host: n.host, node: n, ref: n.ref()} }
+
+func (n *Node) finder() (*Host, string) { return n.host, n.path }
+
+// AttributeValue is what an attribute can be.
+type AttributeValue interface {
+	int64 | int | float64 | bool | string | []byte
 }
 
-// CreateN creates n nodes at once, all or none. It is for generated code.
-func CreateN(ctx context.Context, parent Parent, service *Service, n int, config proto.Message, opts ...CreateOption) ([]Ref, error) {
-	panic("not yet")
+// valueOf makes the message of an attribute.
+func valueOf[T AttributeValue](v T) *nodev1.Value {
+	switch v := any(v).(type) {
+	case int64:
+		return &nodev1.Value{Kind: &nodev1.Value_Int64Value{Int64Value: v}}
+	case int:
+		return &nodev1.Value{Kind: &nodev1.Value_Int64Value{Int64Value: int64(v)}}
+	case float64:
+		return &nodev1.Value{Kind: &nodev1.Value_DoubleValue{DoubleValue: v}}
+	case bool:
+		return &nodev1.Value{Kind: &nodev1.Value_BoolValue{BoolValue: v}}
+	case string:
+		return &nodev1.Value{Kind: &nodev1.Value_StringValue{StringValue: v}}
+	case []byte:
+		return &nodev1.Value{Kind: &nodev1.Value_BytesValue{BytesValue: v}}
+	}
+	return nil
 }
 
-// Find looks a node up. It is for generated code.
-func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
-	panic("not yet")
+// Attribute reads an attribute from a reference, without asking anybody. It returns false where the node has none of that name and type.
+func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
+	var out T
+	v, ok := ref.record().GetAttributes()[key]
+	if !ok {
+		return out, false
+	}
+	switch p := any(&out).(type) {
+	case *int64:
+		_, ok = v.GetKind().(*nodev1.Value_Int64Value)
+		*p = v.GetInt64Value()
+	case *int:
+		_, ok = v.GetKind().(*nodev1.Value_Int64Value)
+		*p = int(v.GetInt64Value())
+	case *float64:
+		_, ok = v.GetKind().(*nodev1.Value_DoubleValue)
+		*p = v.GetDoubleValue()
+	case *bool:
+		_, ok = v.GetKind().(*nodev1.Value_BoolValue)
+		*p = v.GetBoolValue()
+	case *string:
+		_, ok = v.GetKind().(*nodev1.Value_StringValue)
+		*p = v.GetStringValue()
+	case *[]byte:
+		_, ok = v.GetKind().(*nodev1.Value_BytesValue)
+		*p = v.GetBytesValue()
+	}
+	return out, ok
 }
 
-// RefFrom makes a reference from what travelled in a message, without asking anybody. It is for generated code.
-func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
-	panic("not yet")
+// SetAttribute publishes an attribute of the node. When it returns, Brain has it; those who hold handles are told soon after.
+func SetAttribute[T AttributeValue](ctx context.Context, n *Node, key string, v T) error {
+	if n.host == nil {
+		return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no attributes")
+	}
+	return n.host.setAttribute(ctx, n, key, valueOf(v))
 }
 
-// NewLocal puts a node's implementation behind a mailbox, in this process and outside any system. It needs no Close.
-// It is for generated code.
-func NewLocal(service *Service, node any) Ref {
-	panic("not yet")
+// Where names a node.
+type Where struct {
+	kind  whereKind
+	value string
 }
 
-// RegisterTunnel registers a node's implementation, behind a mailbox, on a connect server. It is for generated code.
-func RegisterTunnel(server *connect.Server, service *Service, node any) {
-	panic("not yet")
-}
+type whereKind int
 
-// NewTunnel makes a reference to the node that a connect client reaches. It is for generated code.
-func NewTunnel(service *Service, client *connect.Client) Ref {
-	panic("not yet")
+const (
+	wherePath whereKind = iota + 1
+	whereAlias
+	whereNID
+)
+
+// Path names a node by its path: absolute, or relative to the node that asks (`./child`, `../sibling`).
+func Path(path string) Where { return Where{wherePath, path} }
+
+// Alias names a node by its alias.
+func Alias(alias string) Where { return Where{whereAlias, alias} }
+
+// NID names a node by its id.
+func NID(nid string) Where { return Where{whereNID, nid} }
+
+// absolute makes a path absolute. base is the path of the node that asks, "" outside nodes.
+func absolute(path, base string) (string, error) {
+	if !strings.HasPrefix(path, "./") && !strings.HasPrefix(path, "../") && path != "." && path != ".." {
+		return path, nil
+	}
+	if base == "" {
+		return "", connect.Errorf(connect.CodeInvalidArgument, "the path %q is relative, and who asks is no node: only nodes have something to be relative to", path)
+	}
+	at := strings.Split(base, "/")
+	for _, part := range strings.Split(path, "/") {
+		switch part {
+		case ".", "":
+		case "..":
+			if len(at) == 0 {
+				return "", connect.Errorf(connect.CodeInvalidArgument, "the path %q leads above the root from %s", path, base)
+			}
+			at = at[:len(at)-1]
+		default:
+			at = append(at, part)
+		}
+	}
+	return strings.Join(at, "/"), nil
 }

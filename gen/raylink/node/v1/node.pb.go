@@ -956,6 +956,51 @@ func (x *ErrorTrace) GetHops() []*Hop {
 	return nil
 }
 
+// NotHere is the detail of an error that a host gives to a call for a node, or a life of it, that it does not host. The call did not begin.
+type NotHere struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nid           string                 `protobuf:"bytes,1,opt,name=nid,proto3" json:"nid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotHere) Reset() {
+	*x = NotHere{}
+	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotHere) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotHere) ProtoMessage() {}
+
+func (x *NotHere) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotHere.ProtoReflect.Descriptor instead.
+func (*NotHere) Descriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *NotHere) GetNid() string {
+	if x != nil {
+		return x.Nid
+	}
+	return ""
+}
+
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -964,7 +1009,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1021,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[9]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1034,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 type PingResponse struct {
@@ -1001,7 +1046,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1058,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[10]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1071,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PingResponse) GetTime() *timestamppb.Timestamp {
@@ -1044,7 +1089,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1101,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[11]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1114,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 type InfoResponse struct {
@@ -1081,7 +1126,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1138,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[12]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1151,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InfoResponse) GetInfo() *NodeInfo {
@@ -1124,7 +1169,7 @@ type ChildrenRequest struct {
 
 func (x *ChildrenRequest) Reset() {
 	*x = ChildrenRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1181,7 @@ func (x *ChildrenRequest) String() string {
 func (*ChildrenRequest) ProtoMessage() {}
 
 func (x *ChildrenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[13]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1194,7 @@ func (x *ChildrenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildrenRequest.ProtoReflect.Descriptor instead.
 func (*ChildrenRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 type ChildrenResponse struct {
@@ -1162,7 +1207,7 @@ type ChildrenResponse struct {
 
 func (x *ChildrenResponse) Reset() {
 	*x = ChildrenResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1219,7 @@ func (x *ChildrenResponse) String() string {
 func (*ChildrenResponse) ProtoMessage() {}
 
 func (x *ChildrenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[14]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1232,7 @@ func (x *ChildrenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChildrenResponse.ProtoReflect.Descriptor instead.
 func (*ChildrenResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ChildrenResponse) GetChildren() []*NodeRecord {
@@ -1218,7 +1263,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1275,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[15]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1288,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateRequest) GetType() string {
@@ -1304,7 +1349,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1361,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[16]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1374,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateResponse) GetNodes() []*NodeRecord {
@@ -1348,7 +1393,7 @@ type CreateTunnelRequest struct {
 
 func (x *CreateTunnelRequest) Reset() {
 	*x = CreateTunnelRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1405,7 @@ func (x *CreateTunnelRequest) String() string {
 func (*CreateTunnelRequest) ProtoMessage() {}
 
 func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[17]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1418,7 @@ func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelRequest.ProtoReflect.Descriptor instead.
 func (*CreateTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateTunnelRequest) GetTag() string {
@@ -1392,7 +1437,7 @@ type CreateTunnelResponse struct {
 
 func (x *CreateTunnelResponse) Reset() {
 	*x = CreateTunnelResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1449,7 @@ func (x *CreateTunnelResponse) String() string {
 func (*CreateTunnelResponse) ProtoMessage() {}
 
 func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1462,7 @@ func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelResponse.ProtoReflect.Descriptor instead.
 func (*CreateTunnelResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateTunnelResponse) GetTunnel() *TunnelInfo {
@@ -1437,7 +1482,7 @@ type TunnelStatsRequest struct {
 
 func (x *TunnelStatsRequest) Reset() {
 	*x = TunnelStatsRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1494,7 @@ func (x *TunnelStatsRequest) String() string {
 func (*TunnelStatsRequest) ProtoMessage() {}
 
 func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1507,7 @@ func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelStatsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TunnelStatsRequest) GetTag() string {
@@ -1482,7 +1527,7 @@ type TunnelStatsResponse struct {
 
 func (x *TunnelStatsResponse) Reset() {
 	*x = TunnelStatsResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1539,7 @@ func (x *TunnelStatsResponse) String() string {
 func (*TunnelStatsResponse) ProtoMessage() {}
 
 func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1552,7 @@ func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsResponse.ProtoReflect.Descriptor instead.
 func (*TunnelStatsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TunnelStatsResponse) GetTunnels() []*TunnelStats {
@@ -1527,7 +1572,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1584,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1597,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopRequest) GetDrain() *durationpb.Duration {
@@ -1570,7 +1615,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1627,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1640,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 var File_raylink_node_v1_node_proto protoreflect.FileDescriptor
@@ -1675,7 +1720,9 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x06method\x18\x02 \x01(\tR\x06method\"6\n" +
 	"\n" +
 	"ErrorTrace\x12(\n" +
-	"\x04hops\x18\x01 \x03(\v2\x14.raylink.node.v1.HopR\x04hops\"\r\n" +
+	"\x04hops\x18\x01 \x03(\v2\x14.raylink.node.v1.HopR\x04hops\"\x1b\n" +
+	"\aNotHere\x12\x10\n" +
+	"\x03nid\x18\x01 \x01(\tR\x03nid\"\r\n" +
 	"\vPingRequest\">\n" +
 	"\fPingResponse\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\r\n" +
@@ -1743,7 +1790,7 @@ func file_raylink_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_raylink_node_v1_node_proto_goTypes = []any{
 	(NodeState)(0),                // 0: raylink.node.v1.NodeState
 	(Placement)(0),                // 1: raylink.node.v1.Placement
@@ -1756,62 +1803,63 @@ var file_raylink_node_v1_node_proto_goTypes = []any{
 	(*NodeInfo)(nil),              // 8: raylink.node.v1.NodeInfo
 	(*Hop)(nil),                   // 9: raylink.node.v1.Hop
 	(*ErrorTrace)(nil),            // 10: raylink.node.v1.ErrorTrace
-	(*PingRequest)(nil),           // 11: raylink.node.v1.PingRequest
-	(*PingResponse)(nil),          // 12: raylink.node.v1.PingResponse
-	(*InfoRequest)(nil),           // 13: raylink.node.v1.InfoRequest
-	(*InfoResponse)(nil),          // 14: raylink.node.v1.InfoResponse
-	(*ChildrenRequest)(nil),       // 15: raylink.node.v1.ChildrenRequest
-	(*ChildrenResponse)(nil),      // 16: raylink.node.v1.ChildrenResponse
-	(*CreateRequest)(nil),         // 17: raylink.node.v1.CreateRequest
-	(*CreateResponse)(nil),        // 18: raylink.node.v1.CreateResponse
-	(*CreateTunnelRequest)(nil),   // 19: raylink.node.v1.CreateTunnelRequest
-	(*CreateTunnelResponse)(nil),  // 20: raylink.node.v1.CreateTunnelResponse
-	(*TunnelStatsRequest)(nil),    // 21: raylink.node.v1.TunnelStatsRequest
-	(*TunnelStatsResponse)(nil),   // 22: raylink.node.v1.TunnelStatsResponse
-	(*StopRequest)(nil),           // 23: raylink.node.v1.StopRequest
-	(*StopResponse)(nil),          // 24: raylink.node.v1.StopResponse
-	nil,                           // 25: raylink.node.v1.NodeRecord.AttributesEntry
-	nil,                           // 26: raylink.node.v1.CreateRequest.AttributesEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*anypb.Any)(nil),             // 29: google.protobuf.Any
+	(*NotHere)(nil),               // 11: raylink.node.v1.NotHere
+	(*PingRequest)(nil),           // 12: raylink.node.v1.PingRequest
+	(*PingResponse)(nil),          // 13: raylink.node.v1.PingResponse
+	(*InfoRequest)(nil),           // 14: raylink.node.v1.InfoRequest
+	(*InfoResponse)(nil),          // 15: raylink.node.v1.InfoResponse
+	(*ChildrenRequest)(nil),       // 16: raylink.node.v1.ChildrenRequest
+	(*ChildrenResponse)(nil),      // 17: raylink.node.v1.ChildrenResponse
+	(*CreateRequest)(nil),         // 18: raylink.node.v1.CreateRequest
+	(*CreateResponse)(nil),        // 19: raylink.node.v1.CreateResponse
+	(*CreateTunnelRequest)(nil),   // 20: raylink.node.v1.CreateTunnelRequest
+	(*CreateTunnelResponse)(nil),  // 21: raylink.node.v1.CreateTunnelResponse
+	(*TunnelStatsRequest)(nil),    // 22: raylink.node.v1.TunnelStatsRequest
+	(*TunnelStatsResponse)(nil),   // 23: raylink.node.v1.TunnelStatsResponse
+	(*StopRequest)(nil),           // 24: raylink.node.v1.StopRequest
+	(*StopResponse)(nil),          // 25: raylink.node.v1.StopResponse
+	nil,                           // 26: raylink.node.v1.NodeRecord.AttributesEntry
+	nil,                           // 27: raylink.node.v1.CreateRequest.AttributesEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*anypb.Any)(nil),             // 30: google.protobuf.Any
 }
 var file_raylink_node_v1_node_proto_depIdxs = []int32{
 	3,  // 0: raylink.node.v1.NodeRef.host:type_name -> raylink.node.v1.HostInfo
 	0,  // 1: raylink.node.v1.NodeRecord.state:type_name -> raylink.node.v1.NodeState
 	3,  // 2: raylink.node.v1.NodeRecord.host:type_name -> raylink.node.v1.HostInfo
-	25, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
-	27, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
+	26, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
+	28, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
 	4,  // 5: raylink.node.v1.TunnelInfo.node:type_name -> raylink.node.v1.NodeRef
 	5,  // 6: raylink.node.v1.NodeInfo.record:type_name -> raylink.node.v1.NodeRecord
-	28, // 7: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
+	29, // 7: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
 	9,  // 8: raylink.node.v1.ErrorTrace.hops:type_name -> raylink.node.v1.Hop
-	27, // 9: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
+	28, // 9: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
 	8,  // 10: raylink.node.v1.InfoResponse.info:type_name -> raylink.node.v1.NodeInfo
 	5,  // 11: raylink.node.v1.ChildrenResponse.children:type_name -> raylink.node.v1.NodeRecord
-	29, // 12: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
+	30, // 12: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
 	1,  // 13: raylink.node.v1.CreateRequest.placement:type_name -> raylink.node.v1.Placement
-	26, // 14: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
+	27, // 14: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
 	5,  // 15: raylink.node.v1.CreateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
 	6,  // 16: raylink.node.v1.CreateTunnelResponse.tunnel:type_name -> raylink.node.v1.TunnelInfo
 	7,  // 17: raylink.node.v1.TunnelStatsResponse.tunnels:type_name -> raylink.node.v1.TunnelStats
-	28, // 18: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
+	29, // 18: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
 	2,  // 19: raylink.node.v1.NodeRecord.AttributesEntry.value:type_name -> raylink.node.v1.Value
 	2,  // 20: raylink.node.v1.CreateRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	11, // 21: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
-	13, // 22: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
-	15, // 23: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
-	17, // 24: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
-	19, // 25: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
-	21, // 26: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
-	23, // 27: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
-	12, // 28: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
-	14, // 29: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
-	16, // 30: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
-	18, // 31: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
-	20, // 32: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
-	22, // 33: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
-	24, // 34: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
+	12, // 21: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
+	14, // 22: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
+	16, // 23: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
+	18, // 24: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
+	20, // 25: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
+	22, // 26: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
+	24, // 27: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
+	13, // 28: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
+	15, // 29: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
+	17, // 30: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
+	19, // 31: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
+	21, // 32: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
+	23, // 33: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
+	25, // 34: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
 	28, // [28:35] is the sub-list for method output_type
 	21, // [21:28] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
@@ -1837,7 +1885,7 @@ func file_raylink_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_node_v1_node_proto_rawDesc), len(file_raylink_node_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,183 @@
+// Package assemble makes a system, or a part in one, of its pieces. It is what the two front doors share: raylink, which can embed a Brain, and
+// join, which can't and so links neither Brain nor its store.
+package assemble
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/rundir"
+)
+
+// Brain is an embedded Brain.
+type Brain interface {
+	runtime.EmbeddedBrain
+
+	// Close ends it, when its host has ended.
+	Close() error
+}
+
+// Embed makes a Brain in this process and says what node types the system has of its own, and furnish creates those nodes.
+type Embed struct {
+	Open    func(options runtime.Options) (Brain, error)
+	Furnish func(ctx context.Context, h *runtime.Host) error
+}
+
+// Runtime is this process's part in a system: it creates, finds and hosts nodes.
+type Runtime struct {
+	*runtime.Host
+
+	brain    Brain
+	run      *rundir.Run
+	signals  chan os.Signal
+	only     bool
+	close    sync.Once
+	closeErr error
+}
+
+// inited says that this process called Init: a process is one host of one system.
+var inited atomic.Bool //nolint:gochecknoglobals // a process is one
+
+// Init makes this process a driver, or, if it was launched as the host of a node, serves that node and never returns. embed is nil for a
+// process that only joins.
+func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
+	if !inited.CompareAndSwap(false, true) {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which is a part of one system: keep what it returned, or use Start for further systems")
+	}
+	child, err := launch.Inherited()
+	if err != nil {
+		return nil, fmt.Errorf("starting as a node's host: %w", err)
+	}
+	options := runtime.NewOptions(opts...)
+	if child != nil {
+		os.Exit(serve(child, options)) //nolint:revive // a node's host is not the program that main goes on with
+	}
+	launch.AllowInTests()
+	rt, err := start(ctx, embed, options)
+	if err != nil {
+		inited.Store(false)
+		return nil, err
+	}
+	rt.only = true
+	rt.handleSignals()
+	return rt, nil
+}
+
+// serve is the life of a node's host; it returns the process's exit code.
+func serve(child *launch.Child, options runtime.Options) int {
+	err := runtime.ServeChild(child, options)
+	_ = child.Close()
+	if err != nil {
+		options.Logger.Error("a node's process ends", slog.Any("error", err))
+		return 1
+	}
+	return 0
+}
+
+// Start makes a system, or joins one, without any claim on the process: as often as wanted. Nodes are created in this process unless an
+// option of their creation says otherwise.
+func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
+	return start(ctx, embed, runtime.NewOptions(append([]runtime.Option{runtime.WithInProcess()}, opts...)...))
+}
+
+func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
+	rt := &Runtime{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, rt.cleanUp())
+		}
+	}()
+	data := options.Data
+	if data == "" {
+		if data, err = rundir.DataDir(); err != nil {
+			return nil, err
+		}
+	}
+	// What earlier runs could not remove, because they were killed, is removed now; if that fails it is tried again next time.
+	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts(rundir.RuntimeDir())); serr != nil {
+		options.Logger.Debug("sweeping what dead processes left", slog.Any("error", serr))
+	}
+	if rt.run, err = rundir.NewRun(data); err != nil {
+		return nil, fmt.Errorf("making the run directory: %w", err)
+	}
+	parts := runtime.Parts{Run: rt.run}
+	if options.Brain == "" {
+		if embed == nil {
+			return nil, connect.NewError(connect.CodeFailedPrecondition,
+				"no Brain to join: give its address with WithBrain or RAYLINK_BRAIN (start one with `raylink brain`), or use the package raylink, which can embed one")
+		}
+		if rt.brain, err = embed.Open(options); err != nil {
+			return nil, fmt.Errorf("opening the embedded Brain: %w", err)
+		}
+		parts.Brain = rt.brain
+	}
+	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
+		return nil, err
+	}
+	if rt.brain != nil && embed.Furnish != nil {
+		if err := embed.Furnish(ctx, rt.Host); err != nil {
+			return nil, fmt.Errorf("creating the system's own nodes: %w", err)
+		}
+	}
+	return rt, nil
+}
+
+// handleSignals closes the runtime when the process is interrupted or terminated, and then ends the process as the signal would have.
+func (rt *Runtime) handleSignals() {
+	rt.signals = make(chan os.Signal, 1)
+	signal.Notify(rt.signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		s, ok := <-rt.signals
+		if !ok {
+			return
+		}
+		// A second signal ends the process at once.
+		signal.Stop(rt.signals)
+		_ = rt.Close()
+		if p, err := os.FindProcess(os.Getpid()); err == nil {
+			signal.Reset(s)
+			_ = p.Signal(s)
+		}
+	}()
+}
+
+// Close ends the runtime: its nodes, children before parents, each drained; then its connections and, where it is embedded, Brain. It returns
+// when no process, socket, goroutine or mapped file of it is left. Further calls wait for the first and return its error.
+func (rt *Runtime) Close() error {
+	rt.close.Do(func() { rt.closeErr = rt.cleanUp() })
+	return rt.closeErr
+}
+
+func (rt *Runtime) cleanUp() error {
+	var errs []error
+	if rt.Host != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
+		defer cancel()
+		errs = append(errs, rt.Host.Close(ctx))
+	}
+	if rt.brain != nil {
+		errs = append(errs, rt.brain.Close())
+	}
+	if rt.run != nil {
+		errs = append(errs, rt.run.Close())
+	}
+	if rt.signals != nil {
+		signal.Stop(rt.signals)
+		close(rt.signals)
+	}
+	if rt.only {
+		inited.Store(false)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,504 @@
+package contract
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	raylink "github.com/raylink/raylink/runtime"
+)
+
+// Way is one way that calls can go.
+type Way struct {
+	// Name is what [raylink.CallFrom] says of a call.
+	Name raylink.Way
+	// Local says that caller and node share a process, so that errors keep their identity.
+	Local bool
+	// Open makes a fresh probe, which ends with the test.
+	Open func(t *testing.T) *contractv1raylink.Probe
+	// Second makes one more in the same system; nil where there is no system.
+	Second func(t *testing.T) *contractv1raylink.Probe
+}
+
+// Patience bounds every wait; reaching it is a failure, not a time that anybody should take.
+const Patience = 20 * time.Second
+
+// Run checks all that a call promises, over one way.
+func Run(t *testing.T, way Way) {
+	t.Helper()
+	tests := []struct {
+		name string
+		run  func(t *testing.T, way Way, p *contractv1raylink.Probe)
+	}{
+		{"calls change the node's state one after the other", testAdd},
+		{"async calls run in the order in which they were made", testAsyncOrder},
+		{"a sync call follows the async calls before it", testSyncAfterAsync},
+		{"nil is the empty message", testNil},
+		{"large messages arrive whole", testLarge},
+		{"errors keep code, message and details", testErrors},
+		{"a plain error is unknown with its text", testPlainError},
+		{"a panic is the caller's error and the node lives on", testPanic},
+		{"a method that ends its goroutine fails its caller", testGoexit},
+		{"a deadline that passes ends the wait and the method's context", testDeadline},
+		{"a call that is canceled ends at once", testCancel},
+		{"a call that waits in line and is canceled never runs", testCancelQueued},
+		{"a full mailbox refuses and says what is the matter", testFull},
+		{"concurrent methods run beside a turn", testConcurrent},
+		{"metadata reaches the node, and what it sends back its caller", testMetadata},
+		{"metadata of one call is not the next one's", testNoLeak},
+		{"futures can be asked often, and by many", testFuture},
+		{"wait and gather", testGather},
+		{"a server stream brings all and then its end", testCount},
+		{"a server stream's error comes after its messages", testCountFails},
+		{"a server stream can be abandoned", testAbandon},
+		{"a client stream sums up", testSum},
+		{"a client stream's refusal reaches its sender", testSumFails},
+		{"a bidi stream talks", testChat},
+		{"a bidi stream's context ends it on both sides", testChatCancel},
+		{"a canceled context calls nothing", testCanceledBefore},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t)) })
+	}
+	if way.Second == nil {
+		return
+	}
+	hops := []struct {
+		name string
+		run  func(t *testing.T, a, b *contractv1raylink.Probe)
+	}{
+		{"a node calls another, which knows who calls", testHop},
+		{"an error that is passed on keeps all and gains a hop", testHopError},
+		{"a deadline travels along", testHopDeadline},
+		{"a direct circle is refused at once, with the chain", testCircle},
+		{"a call to oneself is refused, waiting for it too", testSelf},
+	}
+	for _, test := range hops {
+		t.Run(test.name, func(t *testing.T) { test.run(t, way.Open(t), way.Second(t)) })
+	}
+}
+
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually waits for a condition of the node's.
+func eventually(t *testing.T, p *contractv1raylink.Probe, what string, is func(*contractv1.LogResponse) bool) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		log, err := p.Log(t.Context(), nil)
+		return err == nil && is(log)
+	}, Patience, 2*time.Millisecond, what)
+}
+
+func blocked(name string) func(*contractv1.LogResponse) bool {
+	return func(l *contractv1.LogResponse) bool { return contains(l.GetBlocked(), name) }
+}
+
+func cancelled(name string) func(*contractv1.LogResponse) bool {
+	return func(l *contractv1.LogResponse) bool { return contains(l.GetCancelled(), name) }
+}
+
+func contains(list []string, s string) bool {
+	for _, x := range list {
+		if x == s {
+			return true
+		}
+	}
+	return false
+}
+
+func testAdd(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	for i := range int64(10) {
+		res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+		require.NoError(t, err)
+		require.Equal(t, i+1, res.GetSum())
+	}
+}
+
+func testAsyncOrder(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	const n = 50
+	futures := make([]*raylink.Future[*contractv1.AddResponse], n)
+	for i := range futures {
+		futures[i] = p.AddAsync(ctx, &contractv1.AddRequest{By: int64(i)})
+	}
+	_, err := raylink.Gather(ctx, futures...)
+	require.NoError(t, err)
+	log, err := p.Log(ctx, nil)
+	require.NoError(t, err)
+	for i, by := range log.GetAdded() {
+		require.Equal(t, int64(i), by, "call %d ran out of order", i)
+	}
+	require.Len(t, log.GetAdded(), n)
+}
+
+func testSyncAfterAsync(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	for i := range int64(20) {
+		f := p.AddAsync(ctx, &contractv1.AddRequest{By: 1})
+		res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+		require.NoError(t, err)
+		require.Equal(t, 2*i+2, res.GetSum(), "the sync call overtook")
+		_, err = f.Get(ctx)
+		require.NoError(t, err)
+	}
+}
+
+func testNil(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	res, err := p.Add(ctx, nil)
+	require.NoError(t, err)
+	assert.Zero(t, res.GetSum())
+	fail, err := p.Fail(ctx, &contractv1.FailRequest{Nothing: true})
+	require.NoError(t, err)
+	assert.NotNil(t, fail)
+	empty, err := p.Nothing(ctx, &emptypb.Empty{})
+	require.NoError(t, err)
+	assert.NotNil(t, empty)
+	got, err := p.AddAsync(ctx, nil).Get(ctx)
+	require.NoError(t, err)
+	assert.NotNil(t, got)
+}
+
+func testLarge(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	payload := make([]byte, 5<<20) // more than the 4 MiB that connect allows by itself
+	for i := range payload {
+		payload[i] = byte(i * 7)
+	}
+	res, err := p.Echo(patient(t), &contractv1.EchoRequest{Payload: payload})
+	require.NoError(t, err)
+	assert.Equal(t, payload, res.GetPayload())
+}
+
+func testErrors(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	for code := connect.CodeCanceled; code <= connect.CodeUnauthenticated; code++ {
+		_, err := p.Fail(ctx, &contractv1.FailRequest{Code: uint32(code), Message: "no: " + code.String(), Detail: "more of it"})
+		require.Error(t, err)
+		e, ok := errors.AsType[*connect.Error](err)
+		require.True(t, ok, "%v", err)
+		require.Equal(t, code, e.Code(), "%v", err)
+		require.Equal(t, "no: "+code.String(), e.Message())
+		require.Len(t, e.Details(), 1)
+		d, err := connectproto.UnmarshalErrorDetail(e.Details()[0])
+		require.NoError(t, err)
+		require.Equal(t, "more of it", d.(*contractv1.Detail).GetText()) //nolint:errcheck,forcetypeassert // a failure is a failure
+	}
+}
+
+func testPlainError(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	_, err := p.Fail(patient(t), &contractv1.FailRequest{Message: "out of paper"})
+	require.Error(t, err)
+	assert.Equal(t, connect.CodeUnknown, connect.CodeOf(err))
+	assert.Contains(t, err.Error(), "out of paper: a plain error")
+	// Where ways may differ: only inside one process can the error itself be found.
+	assert.Equal(t, way.Local, errors.Is(err, ErrPlain))
+}
+
+func testPanic(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	_, err := p.Fail(ctx, &contractv1.FailRequest{Panic: true, Message: "the disk is on fire"})
+	require.Error(t, err)
+	assert.Equal(t, connect.CodeInternal, connect.CodeOf(err))
+	assert.Contains(t, err.Error(), "the disk is on fire")
+	res, err := p.Add(ctx, &contractv1.AddRequest{By: 3})
+	require.NoError(t, err)
+	assert.Equal(t, int64(3), res.GetSum())
+}
+
+func testGoexit(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	if way.Local {
+		// A sync call to an idle node runs on this goroutine, which would end.
+		_, err := p.FailAsync(ctx, &contractv1.FailRequest{Goexit: true}).Get(ctx)
+		require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%v", err)
+	} else {
+		_, err := p.Fail(ctx, &contractv1.FailRequest{Goexit: true})
+		require.Error(t, err)
+	}
+	res, err := p.Add(ctx, &contractv1.AddRequest{By: 3})
+	require.NoError(t, err)
+	assert.Equal(t, int64(3), res.GetSum())
+}
+
+func testDeadline(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := p.Block(ctx, &contractv1.BlockRequest{Name: "for ever"})
+	require.Error(t, err)
+	assert.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+	assert.ErrorIs(t, err, context.DeadlineExceeded)
+	eventually(t, p, "the method's context did not end", cancelled("for ever"))
+}
+
+func testCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx, cancel := context.WithCancel(patient(t))
+	f := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "a"})
+	eventually(t, p, "it did not begin", blocked("a"))
+	cancel()
+	_, err := f.Get(patient(t))
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	assert.ErrorIs(t, err, context.Canceled)
+	eventually(t, p, "the method's context did not end", cancelled("a"))
+
+	f = p.BlockAsync(patient(t), &contractv1.BlockRequest{Name: "b"})
+	eventually(t, p, "it did not begin", blocked("b"))
+	f.Cancel()
+	_, err = f.Get(patient(t))
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	eventually(t, p, "the method's context did not end", cancelled("b"))
+}
+
+func testCancelQueued(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	holder := p.BlockBesideAsync(ctx, &contractv1.BlockRequest{Name: "unused"})
+	holder.Cancel()
+	turn := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "turn"})
+	eventually(t, p, "it did not begin", blocked("turn"))
+	queued, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+	defer cancel()
+	_, err := p.Add(queued, &contractv1.AddRequest{By: 1000})
+	require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+	f := p.AddAsync(ctx, &contractv1.AddRequest{By: 1000})
+	f.Cancel()
+	_, err = f.Get(ctx)
+	require.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	_, err = p.Release(ctx, &contractv1.ReleaseRequest{Name: "turn"})
+	require.NoError(t, err)
+	_, err = turn.Get(ctx)
+	require.NoError(t, err)
+	res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+	require.NoError(t, err)
+	assert.Equal(t, int64(1), res.GetSum(), "a call that was taken back ran")
+}
+
+func testFull(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	turn := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "turn"})
+	eventually(t, p, "it did not begin", blocked("turn"))
+	// 64 is the schema's max_pending. One more goroutine each, for ways that can't pipeline.
+	errs := make(chan error, 80)
+	for range 80 {
+		go func() {
+			_, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+			errs <- err
+		}()
+	}
+	for range 16 {
+		err := <-errs
+		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err), "%v", err)
+		require.Contains(t, err.Error(), "64 calls wait")
+		require.Contains(t, err.Error(), "the oldest is Add")
+	}
+	_, err := p.Release(ctx, &contractv1.ReleaseRequest{Name: "turn"})
+	require.NoError(t, err)
+	for range 64 {
+		require.NoError(t, <-errs)
+	}
+	_, err = turn.Get(ctx)
+	require.NoError(t, err)
+}
+
+func testConcurrent(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	turn := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "turn"})
+	eventually(t, p, "it did not begin", blocked("turn"))
+	res, err := p.Echo(ctx, &contractv1.EchoRequest{Payload: []byte("x")})
+	require.NoError(t, err)
+	assert.Equal(t, "x", string(res.GetPayload()))
+	beside := p.BlockBesideAsync(ctx, &contractv1.BlockRequest{Name: "beside"})
+	if _, err := p.Release(ctx, &contractv1.ReleaseRequest{Name: "beside"}); err != nil {
+		require.NoError(t, err)
+	}
+	_, err = beside.Get(ctx)
+	require.NoError(t, err)
+	_, err = p.Release(ctx, &contractv1.ReleaseRequest{Name: "turn"})
+	require.NoError(t, err)
+	_, err = turn.Get(ctx)
+	require.NoError(t, err)
+}
+
+func testMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	ctx, info := connect.NewClientContext(raylink.WithMetadata(raylink.WithMetadata(patient(t), "Tenant", "a"), "tenant", "b"))
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	res, err := p.Who(ctx, &contractv1.WhoRequest{Key: "TENANT", Header: "h", Trailer: "t"})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"a", "b"}, res.GetMetadata())
+	assert.Equal(t, string(way.Name), res.GetWay())
+	assert.Empty(t, res.GetCallerPath(), "a test is no node")
+	assert.True(t, res.GetHasDeadline())
+	assert.Greater(t, res.GetRemaining().AsDuration(), time.Second)
+	assert.LessOrEqual(t, res.GetRemaining().AsDuration(), time.Minute)
+	assert.Equal(t, "h", info.ResponseHeader().Get("probe-header"))
+	assert.Equal(t, "t", info.ResponseTrailer().Get("probe-trailer"))
+}
+
+func testNoLeak(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	_, err := p.Who(raylink.WithMetadata(ctx, "tenant", "a"), &contractv1.WhoRequest{Key: "tenant"})
+	require.NoError(t, err)
+	res, err := p.Who(ctx, &contractv1.WhoRequest{Key: "tenant"})
+	require.NoError(t, err)
+	assert.Empty(t, res.GetMetadata())
+}
+
+func testFuture(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	f := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
+	impatient, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	_, err := f.Get(impatient)
+	require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err))
+	_, err = p.Release(ctx, &contractv1.ReleaseRequest{Name: "x"})
+	require.NoError(t, err)
+	for range 3 {
+		_, err = f.Get(ctx)
+		require.NoError(t, err, "Get that gave up must not take the call back")
+	}
+	<-f.Done()
+}
+
+func testGather(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	slow := p.BlockBesideAsync(ctx, &contractv1.BlockRequest{Name: "slow"})
+	_, err := p.EchoAsync(ctx, nil).Get(ctx)
+	if err != nil {
+		// A way that can't pipeline sends the second after the first.
+		require.NoError(t, err)
+	}
+	_, err = p.Release(ctx, &contractv1.ReleaseRequest{Name: "slow"})
+	require.NoError(t, err)
+	_, err = slow.Get(ctx)
+	require.NoError(t, err)
+
+	good := p.AddAsync(ctx, &contractv1.AddRequest{By: 1})
+	bad := p.AddAsync(ctx, &contractv1.AddRequest{By: 1})
+	results, err := raylink.Gather(ctx, good, bad)
+	require.NoError(t, err)
+	assert.Equal(t, int64(2), results[1].GetSum())
+	done, pending, err := raylink.Wait(ctx, 5, good, bad)
+	require.NoError(t, err)
+	assert.Len(t, done, 2)
+	assert.Empty(t, pending)
+	fails := p.FailAsync(ctx, &contractv1.FailRequest{Code: uint32(connect.CodeAborted), Message: "m"})
+	_, err = raylink.Gather(ctx, fails)
+	assert.Equal(t, connect.CodeAborted, connect.CodeOf(err))
+}
+
+func testCount(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 1000, Payload: 1024})
+	require.NoError(t, err)
+	for i := range uint32(1000) {
+		res, err := stream.Receive()
+		require.NoError(t, err)
+		require.Equal(t, i+1, res.GetNumber())
+		require.Len(t, res.GetPayload(), 1024)
+	}
+	_, err = stream.Receive()
+	require.ErrorIs(t, err, io.EOF)
+	require.NoError(t, stream.Close())
+}
+
+func testCountFails(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 3, Fail: "ran dry"})
+	require.NoError(t, err)
+	for range 3 {
+		_, err := stream.Receive()
+		require.NoError(t, err)
+	}
+	_, err = stream.Receive()
+	assert.Equal(t, connect.CodeDataLoss, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, fmt.Sprint(err), "ran dry")
+}
+
+func testAbandon(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 1 << 30, Payload: 4096})
+	require.NoError(t, err)
+	_, err = stream.Receive()
+	require.NoError(t, err)
+	_ = stream.Close() // that it was cut short is no failure
+	eventually(t, p, "the node went on sending", cancelled("count"))
+}
+
+func testSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Sum(patient(t))
+	require.NoError(t, err)
+	for i := range int64(500) {
+		require.NoError(t, stream.Send(&contractv1.SumRequest{Number: i}))
+	}
+	res, err := stream.CloseAndReceive()
+	require.NoError(t, err)
+	assert.Equal(t, int64(499*500/2), res.GetSum())
+}
+
+func testSumFails(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Sum(patient(t))
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: -1}))
+	require.Eventually(t, func() bool {
+		err := stream.Send(&contractv1.SumRequest{Number: 1})
+		if err != nil {
+			assert.ErrorIs(t, err, io.EOF)
+		}
+		return err != nil
+	}, Patience, time.Millisecond)
+	_, err = stream.CloseAndReceive()
+	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+}
+
+func testChat(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Chat(patient(t))
+	require.NoError(t, err)
+	for i := range 20 {
+		text := fmt.Sprint("hello ", i)
+		require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: text}))
+		res, err := stream.Receive()
+		require.NoError(t, err)
+		require.Equal(t, "you said "+text, res.GetText())
+	}
+	require.NoError(t, stream.CloseSend())
+	_, err = stream.Receive()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx, cancel := context.WithCancel(patient(t))
+	stream, err := p.Chat(ctx)
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "x"}))
+	_, err = stream.Receive()
+	require.NoError(t, err)
+	cancel()
+	_, err = stream.Receive()
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	eventually(t, p, "the node was not told", cancelled("chat"))
+}
+
+func testCanceledBefore(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx, cancel := context.WithCancel(patient(t))
+	cancel()
+	_, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+	require.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	_, err = p.AddAsync(ctx, &contractv1.AddRequest{By: 1}).Get(patient(t))
+	require.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	log, err := p.Log(patient(t), nil)
+	require.NoError(t, err)
+	assert.Empty(t, log.GetAdded())
+}

@@ -1,0 +1,314 @@
+// Package contract is the one test of what a call does, run over every way that a call can go: see [Run].
+package contract
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	raylink "github.com/raylink/raylink/runtime"
+)
+
+// Probe is the node under test. It does what it is told.
+type Probe struct {
+	node *raylink.Node
+
+	// sum is guarded by the node's turns; everything below by mu.
+	sum int64
+
+	mu        sync.Mutex
+	added     []int64
+	blocked   []string
+	cancelled []string
+	releases  map[string]chan struct{}
+}
+
+var _ contractv1raylink.ProbeNode = (*Probe)(nil)
+
+// ErrPlain is a plain error that a local caller can look for.
+var ErrPlain = errors.New("a plain error")
+
+// NewProbe makes a probe for a stub outside any system.
+func NewProbe() *Probe { return &Probe{releases: make(map[string]chan struct{})} }
+
+// Types are the node types of the contract test.
+func Types() []raylink.Option {
+	return []raylink.Option{contractv1raylink.ProbeType(setUpProbe), contractv1raylink.OtherType(setUpOther)}
+}
+
+func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
+	p := NewProbe()
+	p.node = node
+	p.sum = config.GetStart()
+	if config.GetPrint() != "" {
+		fmt.Println(config.GetPrint())
+	}
+	if config.GetExit() {
+		fmt.Fprintln(os.Stderr, "the probe leaves")
+		os.Exit(7)
+	}
+	if config.GetWait() != nil {
+		t := time.NewTimer(config.GetWait().AsDuration())
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	for range config.GetChildren() {
+		if _, err := contractv1raylink.CreateProbe(ctx, node, &contractv1.ProbeConfig{}); err != nil {
+			return nil, err
+		}
+	}
+	if config.GetFail() != "" {
+		return nil, errors.New(config.GetFail())
+	}
+	return p, nil
+}
+
+// Add implements the node.
+func (p *Probe) Add(_ context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	p.sum += req.GetBy()
+	p.mu.Lock()
+	p.added = append(p.added, req.GetBy())
+	p.mu.Unlock()
+	return &contractv1.AddResponse{Sum: p.sum}, nil
+}
+
+// Echo implements the node.
+func (p *Probe) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
+	return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil
+}
+
+// Fail implements the node.
+func (p *Probe) Fail(_ context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
+	switch {
+	case req.GetPanic():
+		panic(req.GetMessage())
+	case req.GetGoexit():
+		runtime.Goexit()
+	case req.GetNothing():
+		return nil, nil //nolint:nilnil // what happens then is what is tested
+	case req.GetCode() == 0:
+		return nil, fmt.Errorf("%s: %w", req.GetMessage(), ErrPlain)
+	}
+	err := connect.NewError(connect.Code(req.GetCode()), req.GetMessage())
+	if req.GetDetail() != "" {
+		d, derr := connectproto.NewErrorDetail(&contractv1.Detail{Text: req.GetDetail()})
+		if derr != nil {
+			return nil, derr
+		}
+		err = err.WithDetail(d)
+	}
+	return nil, err
+}
+
+func (p *Probe) release(name string) chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.releases[name] == nil {
+		p.releases[name] = make(chan struct{})
+	}
+	return p.releases[name]
+}
+
+// Block implements the node.
+func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
+	released := p.release(req.GetName())
+	p.mu.Lock()
+	p.blocked = append(p.blocked, req.GetName())
+	p.mu.Unlock()
+	select {
+	case <-released:
+		return &contractv1.BlockResponse{}, nil
+	case <-ctx.Done():
+		p.mu.Lock()
+		p.cancelled = append(p.cancelled, req.GetName())
+		p.mu.Unlock()
+		return nil, ctx.Err()
+	}
+}
+
+// BlockBeside implements the node.
+func (p *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
+	return p.Block(ctx, req)
+}
+
+// Release implements the node.
+func (p *Probe) Release(_ context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
+	close(p.release(req.GetName()))
+	return &contractv1.ReleaseResponse{}, nil
+}
+
+// Who implements the node.
+func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
+	call := raylink.CallFrom(ctx)
+	if req.GetHeader() != "" {
+		call.SetHeader("probe-header", req.GetHeader())
+	}
+	if req.GetTrailer() != "" {
+		call.SetTrailer("probe-trailer", req.GetTrailer())
+	}
+	res := &contractv1.WhoResponse{
+		CallerPath: call.Caller().Path, CallerNid: call.Caller().NID, Metadata: call.Metadata().Values(req.GetKey()), Way: string(call.Way()),
+		Pid: int64(os.Getpid()),
+	}
+	if p.node != nil {
+		res.Path = p.node.Path()
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		res.HasDeadline = true
+		res.Remaining = durationpb.New(time.Until(deadline))
+	}
+	return res, nil
+}
+
+// Nothing implements the node.
+func (p *Probe) Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
+	return nil, nil //nolint:nilnil // nil means the empty message
+}
+
+// Count implements the node.
+func (p *Probe) Count(_ context.Context, req *contractv1.CountRequest, stream contractv1raylink.ProbeCountServerStream) error {
+	for i := range req.GetTo() {
+		if err := stream.Send(&contractv1.CountResponse{Number: i + 1, Payload: make([]byte, req.GetPayload())}); err != nil {
+			p.mu.Lock()
+			p.cancelled = append(p.cancelled, "count")
+			p.mu.Unlock()
+			return err
+		}
+	}
+	if req.GetFail() != "" {
+		return connect.NewError(connect.CodeDataLoss, req.GetFail())
+	}
+	return nil
+}
+
+// Sum implements the node.
+func (p *Probe) Sum(_ context.Context, stream contractv1raylink.ProbeSumServerStream) (*contractv1.SumResponse, error) {
+	var sum int64
+	for {
+		req, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return &contractv1.SumResponse{Sum: sum}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if req.GetNumber() < 0 {
+			return nil, connect.NewError(connect.CodeInvalidArgument, "a negative number")
+		}
+		sum += req.GetNumber()
+	}
+}
+
+// Chat implements the node.
+func (p *Probe) Chat(_ context.Context, stream contractv1raylink.ProbeChatServerStream) error {
+	for {
+		req, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			p.mu.Lock()
+			p.cancelled = append(p.cancelled, "chat")
+			p.mu.Unlock()
+			return err
+		}
+		if req.GetText() == "bye" {
+			return nil
+		}
+		if err := stream.Send(&contractv1.ChatResponse{Text: "you said " + req.GetText()}); err != nil {
+			return err
+		}
+	}
+}
+
+// Log implements the node.
+func (p *Probe) Log(context.Context, *contractv1.LogRequest) (*contractv1.LogResponse, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return &contractv1.LogResponse{Added: slices.Clone(p.added), Blocked: slices.Clone(p.blocked), Cancelled: slices.Clone(p.cancelled)}, nil
+}
+
+// Relay implements the node.
+func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
+	if p.node == nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "a stub reaches no other node")
+	}
+	next, err := contractv1raylink.ProbeFrom(p.node, req.GetNext())
+	if err != nil {
+		return nil, err
+	}
+	switch req.GetWhat() {
+	case "add":
+		if req.GetAsync() {
+			res, err := next.AddAsync(ctx, &contractv1.AddRequest{By: 1}).Get(ctx)
+			return &contractv1.RelayResponse{Sum: res.GetSum()}, err
+		}
+		res, err := next.Add(ctx, &contractv1.AddRequest{By: 1})
+		return &contractv1.RelayResponse{Sum: res.GetSum()}, err
+	case "fail":
+		_, err := next.Fail(ctx, req.GetFail())
+		return nil, err
+	case "wrap":
+		_, err := next.Fail(ctx, req.GetFail())
+		return nil, fmt.Errorf("the relay could not: %w", err)
+	case "who":
+		res, err := next.Who(ctx, &contractv1.WhoRequest{Key: "tenant"})
+		return &contractv1.RelayResponse{Who: res}, err
+	case "back":
+		res, err := next.Relay(ctx, &contractv1.RelayRequest{Next: req.GetBack(), What: "add"})
+		return res, err
+	}
+	return nil, connect.Errorf(connect.CodeInvalidArgument, "what is %q?", req.GetWhat())
+}
+
+// Spawn implements the node.
+func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
+	if p.node == nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "a stub has no children")
+	}
+	opts := []raylink.CreateOption{raylink.OwnProcess()}
+	if req.GetInProcess() {
+		opts[0] = raylink.ParentProcess()
+	}
+	children, err := contractv1raylink.CreateProbeN(ctx, p.node, int(max(1, req.GetCount())), req.GetConfig(), opts...)
+	if err != nil {
+		return nil, err
+	}
+	var refs []*nodev1.NodeRef
+	for _, c := range children {
+		refs = append(refs, c.Ref().NodeRef())
+	}
+	return &contractv1.SpawnResponse{Children: refs}, nil
+}
+
+// Crash implements the node.
+func (p *Probe) Crash(_ context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
+	if req.GetTask() != "" && p.node != nil {
+		p.node.Go(func(context.Context) error { return errors.New(req.GetTask()) })
+		return &contractv1.CrashResponse{}, nil
+	}
+	os.Exit(3)
+	return &contractv1.CrashResponse{}, nil
+}
+
+type other struct{ contractv1raylink.UnimplementedOtherNode }
+
+func setUpOther(context.Context, *raylink.Node) (contractv1raylink.OtherNode, error) { return other{}, nil }

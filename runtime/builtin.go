@@ -1,0 +1,192 @@
+package runtime
+
+import (
+	"context"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// The methods that every node answers beside its own. They run beside the turns and outside the mailbox: a node answers them also while it is
+// busy, draining or still being set up.
+type builtinMethods struct {
+	ping         *Unary[*nodev1.PingRequest, *nodev1.PingResponse]
+	info         *Unary[*nodev1.InfoRequest, *nodev1.InfoResponse]
+	children     *Unary[*nodev1.ChildrenRequest, *nodev1.ChildrenResponse]
+	create       *Unary[*nodev1.CreateRequest, *nodev1.CreateResponse]
+	createTunnel *Unary[*nodev1.CreateTunnelRequest, *nodev1.CreateTunnelResponse]
+	tunnelStats  *Unary[*nodev1.TunnelStatsRequest, *nodev1.TunnelStatsResponse]
+	stop         *Unary[*nodev1.StopRequest, *nodev1.StopResponse]
+	service      *Service
+}
+
+// builtins is made when first needed, for its methods refer to what uses it.
+var builtins = sync.OnceValue(func() *builtinMethods {
+	b := &builtinMethods{
+		ping:         UnaryMethod("Ping", (*Node).servePing, Concurrent()),
+		info:         UnaryMethod("Info", (*Node).serveInfo, Concurrent()),
+		children:     UnaryMethod("Children", (*Node).serveChildren, Concurrent()),
+		create:       UnaryMethod("Create", (*Node).serveCreate, Concurrent()),
+		createTunnel: UnaryMethod("CreateTunnel", (*Node).serveCreateTunnel, Concurrent()),
+		tunnelStats:  UnaryMethod("TunnelStats", (*Node).serveTunnelStats, Concurrent()),
+		stop:         UnaryMethod("Stop", (*Node).serveStop, Concurrent()),
+	}
+	b.service = NewService(nodev1.File_raylink_node_v1_node_proto.Services().ByName("NodeService"), ServiceConfig{Type: "node"},
+		b.ping, b.info, b.children, b.create, b.createTunnel, b.tunnelStats, b.stop)
+	return b
+})
+
+// builtin says whether the method is one that every node answers.
+func (m *Method) builtin() bool { return m.service == builtins().service }
+
+// lookupMethod finds a procedure among the node's own methods and the built-in ones.
+func (n *Node) lookupMethod(procedure string) (*Method, error) {
+	if m := n.service.byProc[procedure]; m != nil {
+		return m, nil
+	}
+	if m := builtins().service.byProc[procedure]; m != nil {
+		return m, nil
+	}
+	return nil, n.noMethod(procedure)
+}
+
+// noMethod says what there is instead.
+func (n *Node) noMethod(procedure string) error {
+	return connect.Errorf(connect.CodeUnimplemented, "%s is a node of %s, which has no method %s; it has %s",
+		n.path, n.service.name, strings.TrimPrefix(procedure, "/"), n.service.methodNames())
+}
+
+func (n *Node) servePing(context.Context, *nodev1.PingRequest) (*nodev1.PingResponse, error) {
+	return &nodev1.PingResponse{Time: timestamppb.Now()}, nil
+}
+
+func (n *Node) serveInfo(context.Context, *nodev1.InfoRequest) (*nodev1.InfoResponse, error) {
+	rec := n.snapshot()
+	stats := n.mailbox.Stats()
+	ip, _, err := net.SplitHostPort(rec.GetHost().GetAddress())
+	if err != nil {
+		// A node outside any system has no address.
+		ip = ""
+	}
+	return &nodev1.InfoResponse{Info: &nodev1.NodeInfo{
+		Record:        proto.CloneOf(rec),
+		Ip:            ip,
+		PendingCalls:  uint64(stats.Waiting + stats.Running), //nolint:gosec // counts are not negative
+		FinishedCalls: stats.Finished,
+		Uptime:        durationpb.New(time.Since(n.born)),
+	}}, nil
+}
+
+func (n *Node) serveChildren(ctx context.Context, _ *nodev1.ChildrenRequest) (*nodev1.ChildrenResponse, error) {
+	if n.host == nil {
+		return &nodev1.ChildrenResponse{}, nil
+	}
+	root := n.nid
+	if n == n.host.root {
+		root = ""
+	}
+	res, err := n.host.brain.List(ctx, &brainv1.ListRequest{Root: root, Children: true})
+	if err != nil {
+		return nil, err
+	}
+	return &nodev1.ChildrenResponse{Children: res.GetNodes()}, nil
+}
+
+func (n *Node) serveCreate(ctx context.Context, req *nodev1.CreateRequest) (*nodev1.CreateResponse, error) {
+	if n.host == nil {
+		return nil, errNoSystem()
+	}
+	parent := n
+	if n == n.host.root {
+		parent = nil
+	}
+	records, err := n.host.create(ctx, parent, req)
+	if err != nil {
+		return nil, err
+	}
+	return &nodev1.CreateResponse{Nodes: records}, nil
+}
+
+func (n *Node) serveCreateTunnel(_ context.Context, req *nodev1.CreateTunnelRequest) (*nodev1.CreateTunnelResponse, error) {
+	info, err := n.CreateTunnel(req.GetTag())
+	if err != nil {
+		return nil, err
+	}
+	return &nodev1.CreateTunnelResponse{Tunnel: info}, nil
+}
+
+func (n *Node) serveTunnelStats(_ context.Context, req *nodev1.TunnelStatsRequest) (*nodev1.TunnelStatsResponse, error) {
+	stats, err := n.TunnelStats(req.GetTag())
+	if err != nil {
+		return nil, err
+	}
+	return &nodev1.TunnelStatsResponse{Tunnels: stats}, nil
+}
+
+func (n *Node) serveStop(ctx context.Context, req *nodev1.StopRequest) (*nodev1.StopResponse, error) {
+	if n.host == nil {
+		return nil, errNoSystem()
+	}
+	if n == n.host.root {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "Brain ends with its process: interrupt that")
+	}
+	drain := n.host.options.Drain
+	if req.GetDrain() != nil {
+		drain = max(0, req.GetDrain().AsDuration())
+	}
+	if err := n.host.stopNode(ctx, n, drain, "stopped"); err != nil {
+		return nil, err
+	}
+	return &nodev1.StopResponse{}, nil
+}
+
+func errNoSystem() error {
+	return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no children, no tunnels and no end")
+}
+
+// Ping asks the node for a sign of life, and returns how long it took. A busy node answers too.
+func (r Ref) Ping(ctx context.Context) (time.Duration, error) {
+	start := time.Now()
+	_, err := builtins().ping.Call(ctx, r, nil)
+	return time.Since(start), err
+}
+
+// Info asks the node who and where it is, and what it is doing.
+func (r Ref) Info(ctx context.Context) (*nodev1.NodeInfo, error) {
+	res, err := builtins().info.Call(ctx, r, nil)
+	return res.GetInfo(), err
+}
+
+// Children asks for the records of the node's living children, in the order of their creation.
+func (r Ref) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
+	res, err := builtins().children.Call(ctx, r, nil)
+	return res.GetChildren(), err
+}
+
+// CreateTunnel opens an extra way to the node, see [Node.CreateTunnel].
+func (r Ref) CreateTunnel(ctx context.Context, tag string) (*nodev1.TunnelInfo, error) {
+	res, err := builtins().createTunnel.Call(ctx, r, &nodev1.CreateTunnelRequest{Tag: tag})
+	return res.GetTunnel(), err
+}
+
+// TunnelStats asks what went over the node's extra tunnels; an empty tag asks for all.
+func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats, error) {
+	res, err := builtins().tunnelStats.Call(ctx, r, &nodev1.TunnelStatsRequest{Tag: tag})
+	return res.GetTunnels(), err
+}
+
+// Stop ends the node and returns when it is gone: its children first, then the calls that run or wait, then the node. The calls get as long as
+// the node's process allows, ten seconds by default.
+func (r Ref) Stop(ctx context.Context) error {
+	_, err := builtins().stop.Call(ctx, r, nil)
+	return err
+}

@@ -1,0 +1,86 @@
+package runtime
+
+import (
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+)
+
+// chain is who waits for a call: each link is a turn held while its method waits for the next. It is a list from the innermost
+// caller outwards, shared between calls and never changed.
+//
+// A call whose target holds, somewhere in the chain, all the turns it has can never run: that is a direct circle, and it is refused
+// at once. Circles across several chains are not seen here.
+type chain struct {
+	nid    string
+	path   string
+	method string
+	outer  *chain
+}
+
+// maxChain bounds what is accepted from the wire, and so how deep calls may nest.
+const maxChain = 256
+
+// circle refuses a call to the node if the chain holds every one of its turns.
+func (c *chain) circle(nid, path, method string, turns int) error {
+	held := 0
+	for link := c; link != nil; link = link.outer {
+		if link.nid == nid {
+			held++
+		}
+	}
+	if held < turns {
+		return nil
+	}
+	return connect.Errorf(connect.CodeFailedPrecondition,
+		"the call would wait for itself: %s -> %s %s, whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
+		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
+}
+
+// String writes the chain as a person reads it, outermost first.
+func (c *chain) String() string {
+	if c == nil {
+		return ""
+	}
+	own := fmt.Sprintf("%s %s", c.path, c.method)
+	if c.outer == nil {
+		return own
+	}
+	return c.outer.String() + " -> " + own
+}
+
+// appendTo encodes the chain for the wire: for each link, innermost first, three length-prefixed strings.
+func (c *chain) appendTo(b []byte) []byte {
+	for link := c; link != nil; link = link.outer {
+		for _, s := range [...]string{link.nid, link.path, link.method} {
+			b = appendString(b, s)
+		}
+	}
+	return b
+}
+
+// parseChain reads what appendTo wrote.
+func parseChain(b []byte) (*chain, error) {
+	var links []*chain
+	for len(b) > 0 {
+		if len(links) == maxChain {
+			return nil, connect.Errorf(connect.CodeResourceExhausted, "calls are nested more than %d deep", maxChain)
+		}
+		link := &chain{}
+		for _, s := range [...]*string{&link.nid, &link.path, &link.method} {
+			var ok bool
+			if *s, b, ok = cutString(b); !ok {
+				return nil, connect.NewError(connect.CodeInvalidArgument, "the chain of calls is malformed")
+			}
+		}
+		links = append(links, link)
+	}
+	for i := range len(links) - 1 {
+		links[i].outer = links[i+1]
+	}
+	if len(links) == 0 {
+		return nil, nil //nolint:nilnil // an empty chain is nil
+	}
+	return links[0], nil
+}

@@ -1,0 +1,229 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/rundir"
+)
+
+// launchPayload is what a new node's process is told, over its inherited pipe. Both ends are the same build, so its form may change freely.
+type launchPayload struct {
+	Record []byte // a NodeRecord
+	Type   string
+	Config []byte // an Any; empty for none
+	// What the process has in common with the one that launched it.
+	Brain, Token, Listen, Advertise, Data, Run string
+	Origins                                    []string
+	Insecure, HideErrors, InProcess            bool
+	Drain                                      time.Duration
+	MaxMessage                                 int
+}
+
+func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
+	o := h.options
+	p := launchPayload{
+		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Data: o.Data, Origins: o.Origins, Insecure: o.Insecure,
+		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, MaxMessage: o.MaxMessage,
+	}
+	if p.Brain == "" {
+		p.Brain = h.front.advertised
+	}
+	if h.run != nil {
+		p.Run = h.run.Path()
+	}
+	var err error
+	if p.Record, err = proto.Marshal(rec); err != nil {
+		return nil, fmt.Errorf("encoding a node's record: %w", err)
+	}
+	if config != nil {
+		if p.Config, err = proto.Marshal(config); err != nil {
+			return nil, fmt.Errorf("encoding a node's configuration: %w", err)
+		}
+	}
+	return json.Marshal(p)
+}
+
+// onFreePort keeps an address's host: every process needs a port of its own.
+func onFreePort(address string) string {
+	if address == "" {
+		return ""
+	}
+	return net.JoinHostPort(hostOf(address), "0")
+}
+
+// ServeChild makes this process the host of the one node that it was launched for, and returns when that has ended: with nil after an end in good
+// order, also one that its parent's death brought about.
+func ServeChild(child *launch.Child, options Options) error {
+	if err := child.Hello(launch.Build()); err != nil {
+		return fmt.Errorf("greeting the parent: %w", err)
+	}
+	h, n, err := startChild(child, options)
+	if err != nil {
+		payload := encodeError(err)
+		if ferr := child.Failed(payload); ferr != nil {
+			return errors.Join(err, ferr)
+		}
+		return err
+	}
+	rec, err := proto.Marshal(n.snapshot())
+	if err == nil {
+		err = child.Ready(rec)
+	}
+	if err != nil {
+		h.log.Error("telling the parent that the node is set up", slog.Any("error", err))
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	select {
+	case <-child.Stop():
+	case <-child.Orphaned():
+	case <-signals:
+	case <-n.stopped:
+	}
+	n.mu.Lock()
+	failure := n.failure
+	n.mu.Unlock()
+	// Stopping gets its time to drain and as much again for what is below, no more: a process must not be left behind.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*h.options.Drain)
+	defer cancel()
+	return errors.Join(failure, h.Close(ctx))
+}
+
+// startChild joins the system and sets the node up.
+func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
+	var p launchPayload
+	rec := &nodev1.NodeRecord{}
+	if err := json.Unmarshal(child.Payload(), &p); err != nil {
+		return nil, nil, fmt.Errorf("reading what to launch: %w", err)
+	}
+	if err := proto.Unmarshal(p.Record, rec); err != nil {
+		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
+	}
+	o.Brain, o.Token, o.Listen, o.Advertise, o.Data, o.Origins = p.Brain, p.Token, p.Listen, p.Advertise, p.Data, p.Origins
+	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.MaxMessage
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-child.Stop():
+			cancel(errors.New("the parent gave up waiting"))
+		case <-child.Orphaned():
+			cancel(errors.New("the parent died"))
+		case <-over:
+		}
+	}()
+	parts := Parts{Output: func(l launch.Line) {
+		// The parent is gone when this fails, and so are we soon.
+		_ = child.Forward(l)
+	}}
+	if p.Run != "" {
+		run, err := rundir.OpenRun(p.Run)
+		if err != nil {
+			return nil, nil, err
+		}
+		parts.Run = run
+	}
+	h, err := Start(ctx, o, parts)
+	if err != nil {
+		return nil, nil, err
+	}
+	n, err := h.adopt(ctx, rec, p)
+	if err != nil {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Drain)
+		defer cancel()
+		return nil, nil, errors.Join(err, h.Close(cctx))
+	}
+	return h, n, nil
+}
+
+// adopt sets up the node that the process was launched for.
+func (h *Host) adopt(ctx context.Context, rec *nodev1.NodeRecord, p launchPayload) (*Node, error) {
+	t, ok := h.types[p.Type]
+	if !ok {
+		return nil, connect.Errorf(connect.CodeNotFound, "the launched process has no node type %q, though its parent has: give Init the same types in every process; it has %s",
+			p.Type, h.typeNames())
+	}
+	var raw *anypb.Any
+	if len(p.Config) > 0 {
+		raw = &anypb.Any{}
+		if err := proto.Unmarshal(p.Config, raw); err != nil {
+			return nil, fmt.Errorf("reading the configuration of what to launch: %w", err)
+		}
+	}
+	config, err := t.decodeConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	k, _, err := h.setUp(ctx, rec, t, config)
+	if err != nil {
+		return nil, err
+	}
+	return k.node, nil
+}
+
+// wireError is an error on its way up a pipe.
+type wireError struct {
+	Code    connect.Code
+	Message string
+	Details []connect.ErrorDetail
+}
+
+func encodeError(err error) []byte {
+	w := wireError{Code: connect.CodeOf(err), Message: messageOf(err)}
+	if e, ok := errors.AsType[*connect.Error](err); ok {
+		for _, d := range e.Details() {
+			w.Details = append(w.Details, *d)
+		}
+	}
+	b, merr := json.Marshal(w)
+	if merr != nil {
+		return []byte(`{"Code":"internal","Message":"an error could not be encoded"}`)
+	}
+	return b
+}
+
+func decodeError(b []byte) error {
+	var w wireError
+	if err := json.Unmarshal(b, &w); err != nil {
+		return connect.Errorf(connect.CodeInternal, "the launched process failed, and its error is unreadable: %q", b)
+	}
+	e := connect.NewError(w.Code, w.Message)
+	for i := range w.Details {
+		e = e.WithDetail(&w.Details[i])
+	}
+	return e
+}
+
+// printing keeps lines whole that several processes print at once.
+var printing sync.Mutex //nolint:gochecknoglobals // standard error is global too
+
+// print is what becomes of a node's output where no option says otherwise.
+func (o *Options) print(l launch.Line) {
+	if o.Output != nil {
+		o.Output(l.Path, l.Text)
+		return
+	}
+	printing.Lock()
+	defer printing.Unlock()
+	_, _ = io.WriteString(os.Stderr, l.Path+" | "+l.Text+"\n") // there is nowhere to tell of a failure
+}

@@ -1,0 +1,228 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/internal/mailbox"
+)
+
+// Way is how a call came to its node.
+type Way string
+
+// The ways a call can go.
+const (
+	// WayLocal is a call inside one process.
+	WayLocal Way = "local"
+	// WayTunnel is a call through a tunnel.
+	WayTunnel Way = "tunnel"
+	// WayHTTP is a call by a Connect, gRPC or gRPC-Web client, direct or through the gateway.
+	WayHTTP Way = "http"
+)
+
+// Call is what a node's code can know of the call it is serving, the same whatever way the call came. See [CallFrom].
+type Call struct {
+	method   *Method
+	way      Way
+	caller   Caller
+	metadata Metadata
+	reply    reply
+}
+
+// Caller says who calls.
+type Caller struct {
+	// NID is the calling node's id; empty where the call comes from outside nodes.
+	NID string
+	// Path is the calling node's path; empty where the call comes from outside nodes.
+	Path string
+}
+
+// reply takes what a node's code says beside its response.
+type reply struct {
+	mu              sync.Mutex
+	header, trailer Metadata
+}
+
+// CallFrom returns the call that ctx belongs to: the one a node's method was given. It returns nil outside of calls.
+func CallFrom(ctx context.Context) *Call {
+	c, _ := ctx.Value(callKey{}).(*callContext)
+	if c == nil || c.call.method == nil {
+		return nil
+	}
+	return &c.call
+}
+
+// Method is the method that was called.
+func (c *Call) Method() *Method { return c.method }
+
+// Way is how the call came.
+func (c *Call) Way() Way { return c.way }
+
+// Caller says who calls.
+func (c *Call) Caller() Caller { return c.caller }
+
+// Metadata is what the caller sent beside the request. It must not be changed.
+func (c *Call) Metadata() Metadata { return c.metadata }
+
+// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first message.
+// Safe for concurrent use.
+func (c *Call) SetHeader(key, value string) {
+	c.reply.mu.Lock()
+	c.reply.header = c.reply.header.With(key, value)
+	c.reply.mu.Unlock()
+}
+
+// SetTrailer adds to the metadata that goes out after the response. Safe for concurrent use.
+func (c *Call) SetTrailer(key, value string) {
+	c.reply.mu.Lock()
+	c.reply.trailer = c.reply.trailer.With(key, value)
+	c.reply.mu.Unlock()
+}
+
+// sent returns what the node's code has said so far.
+func (c *Call) sent() (header, trailer Metadata) {
+	c.reply.mu.Lock()
+	defer c.reply.mu.Unlock()
+	return c.reply.header, c.reply.trailer
+}
+
+// deliver tells the caller in this process, who made the call with ctx, what the node's code said.
+func (c *Call) deliver(ctx context.Context) {
+	header, trailer := c.sent()
+	deliver(ctx, header, trailer)
+}
+
+type callKey struct{}
+
+// callContext is the context of one run of a node's method. It ends with the caller's context and with the node's life; its values are
+// the node's alone, so that nothing of a local caller's context leaks in that a remote caller's could not.
+//
+// It is one allocation. Only a method that waits on Done pays for joining the two ends.
+type callContext struct {
+	call Call
+	// node is the node that serves, nil for a stub outside any system.
+	node *Node
+	// life carries the node's values and ends with it.
+	life context.Context //nolint:containedctx // it is what a context is made of
+	// caller ends with the call.
+	caller context.Context //nolint:containedctx // as above
+	// turn is the one that the method holds, or nil.
+	turn *mailbox.Turn
+	// ownTurn is that one where the caller's own goroutine runs the method.
+	ownTurn mailbox.Turn
+	// chain is who waits for this call, see chain.go.
+	chain *chain
+
+	mu     sync.Mutex
+	joined context.Context //nolint:containedctx // as above
+	cancel context.CancelCauseFunc
+	unlink func() bool
+	// ended says that the method has returned; aborted, why the call was taken back before.
+	ended   bool
+	aborted error
+}
+
+var _ context.Context = (*callContext)(nil)
+
+// Deadline implements context.Context.
+func (c *callContext) Deadline() (time.Time, bool) { return c.caller.Deadline() }
+
+// Done implements context.Context.
+func (c *callContext) Done() <-chan struct{} { return c.join().Done() }
+
+// Err implements context.Context.
+func (c *callContext) Err() error {
+	c.mu.Lock()
+	joined := c.joined
+	ended := c.ended || c.aborted != nil
+	c.mu.Unlock()
+	if joined != nil {
+		return joined.Err()
+	}
+	if ended {
+		return context.Canceled
+	}
+	if err := c.caller.Err(); err != nil {
+		return err
+	}
+	return c.life.Err()
+}
+
+// Value implements context.Context.
+func (c *callContext) Value(key any) any {
+	if _, ok := key.(callKey); ok {
+		return c
+	}
+	return c.life.Value(key)
+}
+
+// AfterFunc makes contexts derived from this one cheap: see [context.AfterFunc].
+func (c *callContext) AfterFunc(f func()) func() bool { return context.AfterFunc(c.join(), f) }
+
+func (c *callContext) join() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.joined == nil {
+		c.joined, c.cancel = context.WithCancelCause(c.caller)
+		c.unlink = context.AfterFunc(c.life, func() { c.cancel(context.Cause(c.life)) })
+		if c.ended || c.aborted != nil {
+			c.cancel(c.aborted)
+		}
+	}
+	return c.joined
+}
+
+// end frees what join took; the context is canceled from then on.
+func (c *callContext) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	if c.joined != nil {
+		c.unlink()
+		c.cancel(context.Canceled)
+	}
+}
+
+// abort ends the context while the method may be running.
+func (c *callContext) abort(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.aborted = cause
+	if c.joined != nil {
+		c.cancel(cause)
+	}
+}
+
+// callContextOf returns the call context that ctx belongs to, or nil.
+func callContextOf(ctx context.Context) *callContext {
+	c, _ := ctx.Value(callKey{}).(*callContext)
+	return c
+}
+
+// causeOf is the end of a context as a call's error.
+func causeOf(ctx context.Context) error { return takenBack(ctx.Err(), context.Cause(ctx)) }
+
+// takenBack is the error of a call that ended because its caller's context did. Its causes are for errors.Is.
+func takenBack(causes ...error) error {
+	code := connect.CodeCanceled
+	text := context.Canceled.Error()
+	for _, cause := range causes {
+		if errors.Is(cause, context.DeadlineExceeded) {
+			code, text = connect.CodeDeadlineExceeded, context.DeadlineExceeded.Error()
+		}
+	}
+	out := connect.NewError(code, text)
+	if last := causes[len(causes)-1]; last != nil && last.Error() != text {
+		out = connect.NewError(code, text+": "+last.Error())
+	}
+	for i, cause := range causes {
+		if i == 0 || !errors.Is(causes[0], cause) {
+			out = out.WithCause(cause)
+		}
+	}
+	return out
+}

@@ -1,0 +1,152 @@
+package runtime
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// dispatcher takes what comes through one tunnel to the node it is for.
+type dispatcher struct {
+	host *Host
+	// client is the host at the other end.
+	client string
+	// only and tag are set for a tunnel of one node's.
+	only *Node
+	tag  *tunnelTag
+}
+
+var _ tunnel.Handler = (*dispatcher)(nil)
+
+// targetOf names one life of a node on the wire: `nid` or `nid@incarnation`. The empty target is the host itself.
+func targetOf(nid string, incarnation uint64) string {
+	if incarnation == 0 {
+		return nid
+	}
+	return nid + "@" + strconv.FormatUint(incarnation, 10)
+}
+
+// callerName names a caller on the wire, and parseCaller reads it.
+func (c Caller) wire() string {
+	if c.NID == "" {
+		return ""
+	}
+	return c.NID + " " + c.Path
+}
+
+func parseCaller(s string) Caller {
+	nid, path, _ := strings.Cut(s, " ")
+	return Caller{NID: nid, Path: path}
+}
+
+// find is the node that a target names, if that life of it is lived here.
+func (d *dispatcher) find(target string) (*Node, error) {
+	nid, life, _ := strings.Cut(target, "@")
+	n := d.only
+	if n == nil {
+		n = d.host.localNode(nid)
+	}
+	if n == nil || n.nid != nid {
+		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", nid, d.host.id), nid)
+	}
+	if rec := n.snapshot(); life != "" && life != strconv.FormatUint(rec.GetIncarnation(), 10) {
+		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "%s was started again: the handle is for its life number %s, this is number %d",
+			n.path, life, rec.GetIncarnation()), nid)
+	}
+	return n, nil
+}
+
+// notHere marks an error as one of a call that did not begin because its node is elsewhere: the caller may look again.
+func notHere(err *connect.Error, nid string) error {
+	if d, derr := connectproto.NewErrorDetail(&nodev1.NotHere{Nid: nid}); derr == nil {
+		return err.WithDetail(d)
+	}
+	return err
+}
+
+// resolve finds the node and the method, and describes the call.
+func (d *dispatcher) resolve(ctx context.Context, in *tunnel.Incoming) (*Node, *callContext, error) {
+	n, err := d.find(in.Target)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := n.lookupMethod(in.Procedure)
+	if err != nil {
+		return nil, nil, err
+	}
+	if m.shape != in.StreamType {
+		return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
+			m.fullName(), m.shape, in.StreamType)
+	}
+	cc := newCall(ctx, m, WayTunnel)
+	cc.call.caller = parseCaller(in.Caller)
+	cc.call.metadata = Metadata{header: in.Header}
+	if len(in.Chain) > 0 {
+		if cc.chain, err = parseChain(in.Chain); err != nil {
+			return nil, nil, err
+		}
+	}
+	if d.tag != nil {
+		d.tag.calls.Add(1)
+	}
+	return n, cc, nil
+}
+
+// ServeUnary implements tunnel.Handler: it only puts the call in line.
+func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
+	if in.Target == "" && d.only == nil {
+		d.host.front.own.ServeUnary(in)
+		return
+	}
+	n, cc, err := d.resolve(in.Context(), in)
+	if err != nil {
+		in.Reply(nil, err)
+		return
+	}
+	req := cc.call.method.newRequest()
+	if err := in.Decode(req); err != nil {
+		in.Reply(nil, err)
+		return
+	}
+	finish := func(j *job) {
+		header, trailer := j.cc.call.sent()
+		in.ResponseHeader, in.ResponseTrailer = header.header, trailer.header
+		in.Reply(j.res, j.err)
+	}
+	j, err := n.submit(cc, req, in.RequestBytes, finish)
+	if err != nil {
+		in.Reply(nil, err)
+		return
+	}
+	if j.waits {
+		context.AfterFunc(cc.caller, func() {
+			if n.mailbox.Remove(&j.entry) {
+				in.Reply(nil, causeOf(cc.caller))
+			}
+		})
+	}
+}
+
+// ServeStream implements tunnel.Handler.
+func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
+	if in.Target == "" && d.only == nil {
+		return d.host.front.own.ServeStream(ctx, in, stream)
+	}
+	n, cc, err := d.resolve(ctx, in)
+	if err != nil {
+		return err
+	}
+	err = n.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
+		header, _ := cc.call.sent()
+		in.ResponseHeader = header.header
+	}})
+	_, trailer := cc.call.sent()
+	in.ResponseTrailer = trailer.header
+	return err
+}

@@ -1,0 +1,122 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/proto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// author makes of a method's error what callers get, by every way:
+//
+//   - a node's own *connect.Error is kept;
+//   - one that came from another node keeps code, message and details, and gains a hop of trace;
+//   - the end of a context becomes Canceled or DeadlineExceeded;
+//   - any other error becomes Unknown with its text, unless the process hides texts.
+//
+// A caller in the same process can still find the original with errors.Is and errors.As.
+func (n *Node) author(m *Method, err error) error {
+	if e, ok := errors.AsType[*connect.Error](err); ok && e != nil {
+		if e.IsRemote() {
+			return n.passOn(m, e, err)
+		}
+		if same, _ := err.(*connect.Error); same == e { //nolint:errorlint // only the very value needs no wrapping
+			return e
+		}
+		// The node wrapped it: its own words go along, code and details stay.
+		out := connect.NewError(e.Code(), textOf(err, e)).WithCause(err)
+		for _, d := range e.Details() {
+			out = out.WithDetail(d)
+		}
+		return out
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.NewError(connect.CodeDeadlineExceeded, err.Error()).WithCause(err)
+	case errors.Is(err, context.Canceled):
+		return connect.NewError(connect.CodeCanceled, err.Error()).WithCause(err)
+	}
+	text := err.Error()
+	if n.hideErrors() {
+		n.logger().Error("a method failed; its caller is told no more than that", slog.String("node", n.path),
+			slog.String("method", m.fullName()), slog.Any("error", err))
+		text = fmt.Sprintf("%s failed in %s", n.path, m.name)
+	}
+	return connect.NewError(connect.CodeUnknown, text).WithCause(err)
+}
+
+// passOn adds this node's hop to a remote error's trace.
+func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
+	trace := &nodev1.ErrorTrace{}
+	name := string(trace.ProtoReflect().Descriptor().FullName())
+	out := connect.NewError(e.Code(), textOf(err, e)).WithCause(err)
+	for _, d := range e.Details() {
+		if d.Type != name {
+			out = out.WithDetail(d)
+			continue
+		}
+		// A trace that can't be read is no reason to lose the error.
+		if proto.Unmarshal(d.Value, trace) != nil {
+			trace.Reset()
+		}
+	}
+	trace.Hops = append(trace.Hops, &nodev1.Hop{Node: n.path, Method: m.fullName()})
+	if d, derr := connectproto.NewErrorDetail(trace); derr == nil {
+		out = out.WithDetail(d)
+	}
+	return out
+}
+
+// fromPeer marks an error as the verdict of the node that was called, which is what it is to the caller.
+func fromPeer(err error) error {
+	if e, ok := err.(*connect.Error); ok && !e.IsRemote() { //nolint:errorlint // an authored error is this very type
+		return e.WithRemote()
+	}
+	return err
+}
+
+// textOf is the message of an error that holds e somewhere: a wrapper's own words count, without connect's code in front of e's.
+func textOf(err error, e *connect.Error) string {
+	if err.Error() == e.Error() {
+		return e.Message()
+	}
+	return err.Error()
+}
+
+// Trace returns the way that an error came: for each node that passed it on its path and the method, the first to do so first. It is nil for
+// an error that came straight from the node that was called.
+func Trace(err error) []*nodev1.Hop {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return nil
+	}
+	for _, d := range e.Details() {
+		msg, uerr := connectproto.UnmarshalErrorDetail(d)
+		if trace, ok := msg.(*nodev1.ErrorTrace); uerr == nil && ok {
+			return trace.GetHops()
+		}
+	}
+	return nil
+}
+
+// panicked makes a panic of a method an error for its caller and a log line, with the stack, for its owner.
+func (n *Node) panicked(m *Method, value any) error {
+	n.logger().Error("a method panicked", slog.String("node", n.path), slog.String("method", m.fullName()),
+		slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
+	if n.hideErrors() {
+		return connect.Errorf(connect.CodeInternal, "%s panicked in %s", n.path, m.name)
+	}
+	return connect.Errorf(connect.CodeInternal, "%s panicked in %s: %v", n.path, m.name, value)
+}
+
+// closedError is the one that calls to a node which no longer takes any get.
+func closedError(path, how string) *connect.Error {
+	return connect.Errorf(connect.CodeUnavailable, "%s %s", path, how)
+}

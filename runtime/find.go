@@ -1,0 +1,119 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Find looks a node up with Brain. The error is NotFound, and names what there is, where no such node lives; FailedPrecondition where it is
+// of another service. It is for generated code.
+func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
+	host, base := from.finder()
+	if host == nil {
+		return Ref{}, errNoSystem()
+	}
+	rec, err := host.lookup(ctx, where, base)
+	if err != nil {
+		return Ref{}, err
+	}
+	if rec.GetService() != service.name {
+		return Ref{}, connect.Errorf(connect.CodeFailedPrecondition, "%s is a node of %s, not of %s", rec.GetPath(), rec.GetService(), service.name)
+	}
+	return host.refTo(service, rec), nil
+}
+
+// FindAny looks a node up whatever its service is. Of its handle there is only the Ref.
+func FindAny(ctx context.Context, from Finder, where Where) (Ref, error) {
+	host, base := from.finder()
+	if host == nil {
+		return Ref{}, errNoSystem()
+	}
+	rec, err := host.lookup(ctx, where, base)
+	if err != nil {
+		return Ref{}, err
+	}
+	return host.refTo(builtins().service, rec), nil
+}
+
+func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.NodeRecord, error) {
+	w := &brainv1.Where{}
+	switch where.kind {
+	case wherePath:
+		path, err := absolute(where.value, base)
+		if err != nil {
+			return nil, err
+		}
+		w.By = &brainv1.Where_Path{Path: path}
+	case whereAlias:
+		w.By = &brainv1.Where_Alias{Alias: where.value}
+	case whereNID:
+		w.By = &brainv1.Where_Nid{Nid: where.value}
+	default:
+		return nil, connect.NewError(connect.CodeInvalidArgument, "the zero Where names no node: use Path, Alias or NID")
+	}
+	res, err := h.brain.Lookup(ctx, &brainv1.LookupRequest{Where: w})
+	if err != nil {
+		return nil, fmt.Errorf("looking a node up: %w", err)
+	}
+	return res.GetNode(), nil
+}
+
+// RefFrom makes a reference from what travelled in a message, without asking anybody. It is for generated code.
+func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
+	host, _ := from.finder()
+	if host == nil {
+		return Ref{}, errNoSystem()
+	}
+	if _, err := uuid.Parse(ref.GetNid()); err != nil {
+		return Ref{}, connect.Errorf(connect.CodeInvalidArgument, "the NodeRef's nid, %q, is no UUID", ref.GetNid())
+	}
+	if ref.GetService() != service.name {
+		return Ref{}, connect.Errorf(connect.CodeFailedPrecondition, "the NodeRef is for %s, a node of %s, not of %s", ref.GetPath(), ref.GetService(), service.name)
+	}
+	state := nodev1.NodeState_NODE_STATE_RUNNING
+	if ref.GetHost() == nil {
+		state = nodev1.NodeState_NODE_STATE_STARTING
+	}
+	return host.refTo(service, &nodev1.NodeRecord{
+		Nid: ref.GetNid(), Path: ref.GetPath(), Name: lastPart(ref.GetPath()), Service: ref.GetService(), Incarnation: ref.GetIncarnation(), State: state,
+		Host: proto.CloneOf(ref.GetHost()),
+	}), nil
+}
+
+func lastPart(path string) string {
+	for i := len(path) - 1; i >= 0; i-- {
+		if path[i] == '/' {
+			return path[i+1:]
+		}
+	}
+	return path
+}
+
+// refTo makes a reference to a node that a record describes: to itself where it lives here.
+func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
+	if n := h.localNode(rec.GetNid()); n != nil {
+		return Ref{t: &target{service: service, host: h, node: n, nid: n.nid}}
+	}
+	r := h.remote(rec.GetNid())
+	r.update(rec)
+	return Ref{t: &target{service: service, host: h, nid: rec.GetNid(), remote: r}}
+}
+
+// setAttribute publishes an attribute of a node that lives here.
+func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.Value) error {
+	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
+		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), SetAttributes: map[string]*nodev1.Value{key: v},
+	}}})
+	if err != nil {
+		return fmt.Errorf("publishing the attribute %q of %s: %w", key, n.path, err)
+	}
+	n.setRecord(res.GetNodes()[0])
+	return nil
+}

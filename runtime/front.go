@@ -1,0 +1,357 @@
+package runtime
+
+import (
+	"bufio"
+	"context"
+	"crypto/subtle"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// firstBytes is how long a new connection may take to say what it is.
+const firstBytes = 10 * time.Second
+
+// front is where a host is reached: one TCP listener and, for processes that share the file system, a Unix socket, each of which takes tunnels
+// and HTTP alike. A tunnel is told by its preface.
+type front struct {
+	host       *Host
+	advertised string
+	socket     string
+	loopback   bool
+	tcp        net.Listener
+	unix       net.Listener
+	web        *http.Server
+	webConns   *handedConns
+	errors     *connecthttp.ErrorWriter
+	// own serves tunnel calls that are for the host itself.
+	own tunnel.Handler
+
+	mu      sync.Mutex // guards tunnels
+	tunnels map[*tunnel.Conn]struct{}
+	closed  bool
+}
+
+// openFront binds the listeners and begins to serve.
+func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
+	o := h.options
+	f := &front{host: h, tunnels: make(map[*tunnel.Conn]struct{}), errors: connecthttp.NewErrorWriter(), own: tunnel.ServerHandler(h.server)}
+	host, _, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the address to listen on, %q, is not of the form HOST:PORT", o.Listen)
+	}
+	f.loopback = isLoopback(host)
+	if !f.loopback && (o.Token == "" || !o.Insecure) {
+		return nil, connect.Errorf(connect.CodeFailedPrecondition,
+			"listening on %s, beyond loopback, needs a token (RAYLINK_TOKEN) and --insecure (RAYLINK_INSECURE=1): nothing is encrypted yet", o.Listen)
+	}
+	if f.tcp, err = new(net.ListenConfig).Listen(h.life, "tcp", o.Listen); err != nil {
+		return nil, connect.Errorf(connect.CodeUnavailable, "listening on %s: %v", o.Listen, err)
+	}
+	f.advertised = f.tcp.Addr().String()
+	if o.Advertise != "" {
+		f.advertised = o.Advertise
+	} else if ip := net.ParseIP(hostOf(f.advertised)); ip != nil && ip.IsUnspecified() {
+		_ = f.tcp.Close()
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "listening on %s, which is no address to be reached by: say which with --advertise (RAYLINK_ADVERTISE)", o.Listen)
+	}
+	f.socket = h.dir.Socket()
+	if f.unix, err = new(net.ListenConfig).Listen(h.life, "unix", f.socket); err != nil {
+		// The socket only saves time: TCP does all that it does.
+		h.log.Warn("no Unix socket", slog.Any("error", err))
+		f.socket = ""
+	} else if err := os.Chmod(f.socket, 0o600); err != nil {
+		_ = f.tcp.Close()
+		_ = f.unix.Close()
+		return nil, connect.Errorf(connect.CodeInternal, "keeping the socket to this user: %v", err)
+	}
+	handler := newNodeHandler(h)
+	if brain != nil {
+		handler = brain.Gateway(handler)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	f.webConns = newHandedConns(f.tcp.Addr())
+	f.web = &http.Server{
+		Handler: f.guard(handler), Protocols: protocols, ReadHeaderTimeout: firstBytes,
+		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+	}
+	h.goBackground(func(context.Context) {
+		if err := f.web.Serve(f.webConns); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			h.log.Error("the HTTP server ended", slog.Any("error", err))
+		}
+	})
+	for _, l := range []net.Listener{f.tcp, f.unix} {
+		if l != nil {
+			h.goBackground(func(ctx context.Context) { f.accept(ctx, l) })
+		}
+	}
+	return f, nil
+}
+
+func (f *front) accept(ctx context.Context, l net.Listener) {
+	for try := 0; ; {
+		nc, err := l.Accept()
+		switch {
+		case err == nil:
+			try = 0
+			f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc) })
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		default:
+			// Out of file descriptors, most likely: wait for some to be given back.
+			f.host.log.Warn("accepting a connection", slog.Any("error", err))
+			if try++; !backoff(ctx, try) {
+				return
+			}
+		}
+	}
+}
+
+// greet finds out what a new connection is, and hands it on.
+func (f *front) greet(ctx context.Context, nc net.Conn) {
+	in := bufio.NewReader(nc)
+	if err := nc.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
+		_ = nc.Close()
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetReadDeadline(time.Unix(1, 0)) })
+	isTunnel := true
+	for i := range len(tunnel.Preface) {
+		head, err := in.Peek(i + 1)
+		if err != nil {
+			stop()
+			_ = nc.Close()
+			return
+		}
+		if head[i] != tunnel.Preface[i] {
+			isTunnel = false
+			break
+		}
+	}
+	if !stop() {
+		_ = nc.Close()
+		return
+	}
+	if err := nc.SetReadDeadline(time.Time{}); err != nil {
+		_ = nc.Close()
+		return
+	}
+	peeked := &peekedConn{Conn: nc, in: in}
+	if !isTunnel {
+		f.webConns.hand(peeked)
+		return
+	}
+	var tag *tunnelTag
+	conn, err := tunnel.Accept(ctx, peeked, f.host.tunnelConfig(), func(hello tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+		welcome, d, err := f.admit(hello)
+		if err != nil {
+			return welcome, nil, err
+		}
+		tag = d.tag
+		return welcome, d, nil
+	})
+	if err != nil {
+		f.host.log.Debug("a tunnel was refused", slog.Any("error", err))
+		return
+	}
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		_ = conn.Close()
+		return
+	}
+	f.tunnels[conn] = struct{}{}
+	f.mu.Unlock()
+	if tag != nil {
+		tag.carry(conn)
+	}
+	<-conn.Done()
+	f.mu.Lock()
+	delete(f.tunnels, conn)
+	f.mu.Unlock()
+}
+
+// admit checks who a dialler is and whom it expects.
+func (f *front) admit(hello tunnel.Hello) (tunnel.Welcome, *dispatcher, error) {
+	h := f.host
+	if !f.tokenFits(hello.Token) {
+		return tunnel.Welcome{}, nil, connect.NewError(connect.CodeUnauthenticated, wrongToken)
+	}
+	if hello.Host != "" && hello.Host != h.id {
+		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeNotFound, "this is host %s, not %s", h.id, hello.Host)
+	}
+	welcome := tunnel.Welcome{Host: h.id, Build: launch.Build()}
+	if hello.Tag == "" {
+		return welcome, &dispatcher{host: h, client: hello.Client}, nil
+	}
+	n := h.localNode(hello.Target)
+	if n == nil {
+		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeNotFound, "no node %s lives on host %s", hello.Target, h.id)
+	}
+	tag, err := n.tunnelTag(hello.Tag)
+	if err != nil {
+		return tunnel.Welcome{}, nil, err
+	}
+	return welcome, &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, nil
+}
+
+const wrongToken = "the token is missing or wrong (RAYLINK_TOKEN, --token, or the header `Authorization: Bearer ...`)" //nolint:gosec // no secret
+
+// tokenFits compares in constant time.
+func (f *front) tokenFits(token string) bool {
+	want := f.host.options.Token
+	return want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) == 1
+}
+
+// guard lets no HTTP request pass that has no business here: nothing of its body is read before.
+func (f *front) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := f.refuse(r); err != nil {
+			if werr := f.errors.Write(w, r, err); werr != nil {
+				f.host.log.Debug("writing a refusal", slog.Any("error", werr))
+			}
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (f *front) refuse(r *http.Request) error {
+	// A page in a browser can be made to send requests to loopback: by a name that the attacker lets point here, or straight from its own
+	// origin. Neither gets an answer.
+	if f.loopback && !isLoopback(hostOf(r.Host)) {
+		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
+	}
+	if origin := r.Header.Get("Origin"); origin != "" && !slices.Contains(f.host.options.Origins, origin) {
+		return connect.Errorf(connect.CodePermissionDenied, "requests from the browser origin %q are not allowed", origin)
+	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !f.tokenFits(token) {
+		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
+	}
+	return nil
+}
+
+// shutdown takes no more and lets what runs come to its end, until ctx ends.
+func (f *front) shutdown(ctx context.Context) error {
+	_ = f.tcp.Close()
+	if f.unix != nil {
+		_ = f.unix.Close()
+	}
+	var errs []error
+	for _, c := range f.openTunnels() {
+		errs = append(errs, c.Shutdown(ctx))
+	}
+	if err := f.web.Shutdown(ctx); err != nil && ctx.Err() == nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// close ends everything now.
+func (f *front) close() {
+	_ = f.tcp.Close()
+	if f.unix != nil {
+		_ = f.unix.Close()
+	}
+	_ = f.web.Close()
+	_ = f.webConns.Close()
+	for _, c := range f.openTunnels() {
+		_ = c.Close()
+	}
+}
+
+func (f *front) openTunnels() []*tunnel.Conn {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	conns := make([]*tunnel.Conn, 0, len(f.tunnels))
+	for c := range f.tunnels {
+		conns = append(conns, c)
+	}
+	return conns
+}
+
+// peekedConn gives back first what was peeked at.
+type peekedConn struct {
+	net.Conn
+
+	in *bufio.Reader
+}
+
+func (c *peekedConn) Read(p []byte) (int, error) {
+	if c.in.Buffered() > 0 {
+		return c.in.Read(p)
+	}
+	return c.Conn.Read(p)
+}
+
+// handedConns is a listener of connections that somebody else has accepted.
+type handedConns struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newHandedConns(addr net.Addr) *handedConns {
+	return &handedConns{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *handedConns) hand(nc net.Conn) {
+	select {
+	case l.conns <- nc:
+	case <-l.closed:
+		_ = nc.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (l *handedConns) Accept() (net.Conn, error) {
+	select {
+	case nc := <-l.conns:
+		return nc, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *handedConns) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l *handedConns) Addr() net.Addr { return l.addr }
+
+// hostOf is the host of HOST:PORT or of a bare host.
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return strings.Trim(address, "[]")
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
+
+// baseURL is where HTTP clients reach the host.
+func (f *front) baseURL() string { return (&url.URL{Scheme: "http", Host: f.advertised}).String() }

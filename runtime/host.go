@@ -1,0 +1,310 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+	"weak"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/rundir"
+)
+
+// Host is a process's part in a system: it hosts nodes, reaches those of other hosts, and holds its lease with Brain. The front door makes
+// it, one for each process; a test may have as many as it wants.
+type Host struct {
+	options Options
+	log     *slog.Logger
+	id      string
+	machine string
+	// life ends when the host is closed; every node's life descends from it.
+	life context.Context //nolint:containedctx // the host's life is this context
+	kill context.CancelCauseFunc
+	// background are the host's own goroutines; all end with life.
+	background sync.WaitGroup
+
+	types    map[string]NodeType // by type name
+	dir      *rundir.Host
+	run      *rundir.Run
+	launcher launch.Launcher
+	output   func(launch.Line)
+	front    *front
+	links    *links
+	server   *connect.Server
+	brain    brainv1connect.BrainServiceClient
+	registry *registry
+
+	mu sync.Mutex // guards all below
+	// nodes are those that live here, by nid.
+	nodes map[string]*Node
+	// root is Brain as a node, where it lives here: it answers what every node answers.
+	root *Node
+	// kids are the children that this host launched, in order, by their parent's nid ("" for the root).
+	kids    map[string][]*kid
+	remotes map[string]weak.Pointer[remote]
+	closing bool
+}
+
+// RootPath names Brain itself, the root of all paths.
+const RootPath = "BRAIN"
+
+// kid is a child as its parent's host sees it: one of node and process is set.
+type kid struct {
+	nid     string
+	path    string
+	node    *Node
+	process launch.Process
+	// host is the id of the host in the process.
+	host string
+}
+
+// Parts are what a host is assembled of beside its options: the front door's choice.
+type Parts struct {
+	// Brain is the one that lives in this process; nil for a process that joins one elsewhere.
+	Brain EmbeddedBrain
+	// Run is the run directory.
+	Run *rundir.Run
+	// Launcher is where the processes of new nodes come from; nil for this executable's own.
+	Launcher launch.Launcher
+	// Output gets the lines that nodes' processes print; nil for what the options say.
+	Output func(launch.Line)
+}
+
+// EmbeddedBrain is a Brain in the host's own process: the host's listener is Brain's, and the gateway to every node.
+type EmbeddedBrain interface {
+	// Register mounts Brain's service.
+	Register(server *connect.Server)
+	// Gateway wraps the HTTP handler of the host's own nodes.
+	Gateway(local http.Handler) http.Handler
+	// SetHost says where Brain is reached.
+	SetHost(ctx context.Context, host *nodev1.HostInfo) error
+	// Root is Brain's own record.
+	Root() *nodev1.NodeRecord
+}
+
+// Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close it.
+func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
+	h := &Host{
+		options:  options,
+		log:      options.Logger,
+		id:       uuid.NewString(),
+		run:      parts.Run,
+		launcher: parts.Launcher,
+		types:    make(map[string]NodeType),
+		nodes:    make(map[string]*Node),
+		kids:     make(map[string][]*kid),
+		remotes:  make(map[string]weak.Pointer[remote]),
+	}
+	if h.launcher == nil {
+		h.launcher = launch.Self()
+	}
+	if h.output = parts.Output; h.output == nil {
+		h.output = options.print
+	}
+	h.life, h.kill = context.WithCancelCause(context.Background())
+	defer func() {
+		if err != nil {
+			h.release(err)
+		}
+	}()
+	if err := h.addTypes(options.Types); err != nil {
+		return nil, err
+	}
+	if h.dir, err = rundir.NewHost(rundir.RuntimeDir()); err != nil {
+		return nil, fmt.Errorf("making the host's runtime directory: %w", err)
+	}
+	if h.machine, err = rundir.Machine(); err != nil {
+		return nil, fmt.Errorf("finding out which machine this is: %w", err)
+	}
+	h.server = newHostServer(h, parts.Brain)
+	h.links = newLinks(h)
+	if h.front, err = openFront(h, parts.Brain); err != nil {
+		return nil, err
+	}
+	if parts.Brain != nil {
+		if err := parts.Brain.SetHost(ctx, h.Info()); err != nil {
+			return nil, fmt.Errorf("telling Brain where it is reached: %w", err)
+		}
+		h.mu.Lock()
+		h.root = newNode(h, &Service{name: "raylink.brain.v1.BrainService"}, parts.Brain.Root())
+		h.mu.Unlock()
+		h.root.serveWith(nil)
+	}
+	if err := h.join(ctx, parts.Brain != nil); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// addTypes checks what the process can host.
+func (h *Host) addTypes(types []NodeType) error {
+	services := make(map[string]string)
+	for _, t := range types {
+		if t.service == nil {
+			return connect.NewError(connect.CodeInvalidArgument, "a zero NodeType was given: use the generated ...Type function")
+		}
+		name := t.service.Type()
+		if other, ok := h.types[name]; ok {
+			return connect.Errorf(connect.CodeAlreadyExists, "two node types are called %q, that of %s and that of %s: set the `type` option of one of the services",
+				name, other.service.name, t.service.name)
+		}
+		if other, ok := services[t.service.name]; ok {
+			return connect.Errorf(connect.CodeAlreadyExists, "the service %s is given twice, as type %q and as type %q", t.service.name, other, name)
+		}
+		h.types[name] = t
+		services[t.service.name] = name
+	}
+	return nil
+}
+
+// Info is how others find this host.
+func (h *Host) Info() *nodev1.HostInfo {
+	return &nodev1.HostInfo{
+		Id:        h.id,
+		Address:   h.front.advertised,
+		Socket:    h.front.socket,
+		Machine:   h.machine,
+		Pid:       int32(os.Getpid()), //nolint:gosec // process ids fit
+		Build:     launch.Build(),
+		Directory: h.dir.Path(),
+		Nonce:     h.dir.Nonce(),
+	}
+}
+
+// ID is the host's id, new with each process.
+func (h *Host) ID() string { return h.id }
+
+// Address is where the host listens: for HTTP clients and tunnels alike.
+func (h *Host) Address() string { return h.front.advertised }
+
+// RunDirectory is where this run keeps its logs, models, variables and mapped files.
+func (h *Host) RunDirectory() *rundir.Run { return h.run }
+
+// RunDirectory is where this run keeps its logs, models, variables and mapped files; nil for a stub outside any system.
+func (n *Node) RunDirectory() *rundir.Run {
+	if n.host == nil {
+		return nil
+	}
+	return n.host.run
+}
+
+func (h *Host) parentOf() parentOf { return parentOf{host: h} }
+
+func (h *Host) finder() (*Host, string) { return h, "" }
+
+// Close ends the host: its nodes and those below them, children first, each drained; then its connections. What is not done when ctx ends is
+// ended the hard way. Close returns when nothing of the host is left.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	if h.closing {
+		h.mu.Unlock()
+		<-h.life.Done()
+		h.background.Wait()
+		return nil
+	}
+	h.closing = true
+	h.mu.Unlock()
+	errs := []error{h.stopKids(ctx, "")}
+	// A node whose parent lives in another process goes last of all.
+	for _, n := range h.localNodes() {
+		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
+	}
+	if h.registry != nil {
+		h.registry.goodbye(ctx)
+	}
+	if h.front != nil {
+		errs = append(errs, h.front.shutdown(ctx))
+	}
+	h.release(errHostClosed)
+	return errors.Join(errs...)
+}
+
+var errHostClosed = errors.New("the runtime was closed")
+
+// release ends what is left, without regard.
+func (h *Host) release(cause error) {
+	h.kill(cause)
+	if h.front != nil {
+		h.front.close()
+	}
+	if h.links != nil {
+		h.links.close(cause)
+	}
+	h.background.Wait()
+	if h.dir != nil {
+		if err := h.dir.Close(); err != nil {
+			h.log.Warn("the host's runtime directory was not removed", slog.Any("error", err))
+		}
+	}
+}
+
+func (h *Host) localNodes() []*Node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	nodes := make([]*Node, 0, len(h.nodes))
+	for _, n := range h.nodes {
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// localNode is the node of that id if it lives here.
+func (h *Host) localNode(nid string) *Node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.root != nil && h.root.nid == nid {
+		return h.root
+	}
+	return h.nodes[nid]
+}
+
+// localNamed is the node of that path, alias or nid if it lives here.
+func (h *Host) localNamed(name string) *Node {
+	if n := h.localNode(name); n != nil {
+		return n
+	}
+	if h.root != nil && name == RootPath {
+		return h.root
+	}
+	for _, n := range h.localNodes() {
+		if rec := n.snapshot(); rec.GetPath() == name || rec.GetAlias() == name && name != "" {
+			return n
+		}
+	}
+	return nil
+}
+
+// goBackground runs fn until it returns; fn must return soon after ctx ends.
+func (h *Host) goBackground(fn func(ctx context.Context)) {
+	h.background.Add(1)
+	go func() {
+		defer h.background.Done()
+		fn(h.life)
+	}()
+}
+
+// backoff waits before the next try, longer each time; it returns false when ctx ends.
+func backoff(ctx context.Context, try int) bool {
+	const first, most = 20 * time.Millisecond, 2 * time.Second
+	t := time.NewTimer(min(first<<min(try, 10), most))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Options are what the host was made with, defaults filled in.
+func (h *Host) Options() Options { return h.options }

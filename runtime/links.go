@@ -1,0 +1,229 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// dialTimeout bounds one try to reach a host.
+const dialTimeout = 5 * time.Second
+
+// links are this host's connections to others: one for each host, and one for each tagged tunnel. A connection is made when it is first needed and
+// again, after a pause that grows, when it was lost.
+type links struct {
+	host *Host
+
+	mu     sync.Mutex // guards all below
+	open   map[linkKey]*link
+	closed error
+}
+
+// linkKey names a connection: to a host, or for a tag to one of its nodes.
+type linkKey struct {
+	host, nid, tag string
+	// address is set where the host's id isn't known: Brain's.
+	address string
+}
+
+// link is one connection and its history.
+type link struct {
+	links *links
+	key   linkKey
+
+	mu   sync.Mutex // guards all below
+	conn *tunnel.Conn
+	// dialing is closed when the try under way has ended.
+	dialing chan struct{}
+	// after a failure no new try is made before the time next; err is told meanwhile.
+	failures int
+	next     time.Time
+	err      error
+}
+
+func newLinks(h *Host) *links { return &links{host: h, open: make(map[linkKey]*link)} }
+
+// get is the connection to a node's host.
+func (l *links) get(ctx context.Context, rec *nodev1.NodeRecord, tag string) (*tunnel.Conn, error) {
+	key := linkKey{host: rec.GetHost().GetId()}
+	if tag != "" {
+		key.nid, key.tag = rec.GetNid(), tag
+	}
+	k, err := l.link(key)
+	if err != nil {
+		return nil, err
+	}
+	return k.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) { return l.dialHost(ctx, rec.GetHost(), key) })
+}
+
+func (l *links) link(key linkKey) (*link, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed != nil {
+		return nil, connect.Errorf(connect.CodeUnavailable, "this process's runtime has ended: %v", l.closed)
+	}
+	k := l.open[key]
+	if k == nil {
+		k = &link{links: l, key: key}
+		l.open[key] = k
+	}
+	return k, nil
+}
+
+// get returns the open connection, or makes one. Those who come while one is being made wait for that one.
+func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) (*tunnel.Conn, error) {
+	for {
+		k.mu.Lock()
+		if k.conn != nil {
+			select {
+			case <-k.conn.Done():
+				k.conn = nil
+			default:
+				conn := k.conn
+				k.mu.Unlock()
+				return conn, nil
+			}
+		}
+		if k.dialing == nil {
+			if k.err != nil && time.Now().Before(k.next) {
+				err := k.err
+				k.mu.Unlock()
+				return nil, err
+			}
+			k.dialing = make(chan struct{})
+			k.links.host.goBackground(func(ctx context.Context) { k.dial(ctx, dial) })
+		}
+		dialing := k.dialing
+		k.mu.Unlock()
+		select {
+		case <-dialing:
+		case <-ctx.Done():
+			return nil, causeOf(ctx)
+		}
+		k.mu.Lock()
+		err := k.err
+		k.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// dial makes one try, for all who wait.
+func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, err := dial(ctx)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	close(k.dialing)
+	k.dialing = nil
+	if err != nil {
+		k.failures++
+		k.err = err
+		k.next = time.Now().Add(min(5*time.Millisecond<<min(k.failures, 10), 2*time.Second))
+		return
+	}
+	k.conn, k.err, k.failures = conn, nil, 0
+	k.links.host.goBackground(func(context.Context) {
+		<-conn.Done()
+		k.links.forget(k, conn)
+	})
+}
+
+// forget drops a link whose connection has ended, so that hosts which are gone cost nothing.
+func (l *links) forget(k *link, conn *tunnel.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.conn == conn && k.dialing == nil && l.open[k.key] == k {
+		delete(l.open, k.key)
+	}
+}
+
+// dialHost opens a connection to a host: by its Unix socket where this process can open that and it is the host's indeed, else by TCP.
+func (l *links) dialHost(ctx context.Context, info *nodev1.HostInfo, key linkKey) (*tunnel.Conn, error) {
+	hello := l.hello()
+	hello.Host = info.GetId()
+	hello.Tag, hello.Target = key.tag, key.nid
+	var d net.Dialer
+	if info.GetSocket() != "" {
+		if nc, err := d.DialContext(ctx, "unix", info.GetSocket()); err == nil {
+			conn, err := tunnel.Dial(ctx, nc, hello, l.host.tunnelConfig())
+			if err == nil {
+				return conn, nil
+			}
+			l.host.log.Debug("the Unix socket is not the host's; going by TCP", "socket", info.GetSocket(), "error", err)
+		}
+	}
+	return dialTCP(ctx, info.GetAddress(), hello, l.host.tunnelConfig())
+}
+
+func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tunnel.Config) (*tunnel.Conn, error) {
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeUnavailable, "nobody answers at %s: %v", address, err).WithCause(err)
+	}
+	conn, err := tunnel.Dial(ctx, nc, hello, config)
+	if err != nil {
+		return nil, fmt.Errorf("opening a tunnel to %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+func (l *links) hello() tunnel.Hello {
+	return tunnel.Hello{Token: l.host.options.Token, Client: l.host.id, Build: launch.Build()}
+}
+
+func (h *Host) tunnelConfig() tunnel.Config {
+	return tunnel.Config{MaxMessageBytes: h.options.MaxMessage, Logger: h.log}
+}
+
+// brain is a transport to Brain's host that finds its connection anew for each call.
+func (l *links) brain(address string) connect.Transport {
+	return transportFunc(func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+		k, err := l.link(linkKey{address: address})
+		if err != nil {
+			return nil, err
+		}
+		conn, err := k.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) {
+			return dialTCP(ctx, address, l.hello(), l.host.tunnelConfig())
+		})
+		if err != nil {
+			return nil, err
+		}
+		return conn.Transport("", "").NewClientStream(ctx, spec)
+	})
+}
+
+type transportFunc func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error)
+
+// NewClientStream implements connect.Transport.
+func (f transportFunc) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	return f(ctx, spec)
+}
+
+func (l *links) close(cause error) {
+	l.mu.Lock()
+	l.closed = cause
+	open := l.open
+	l.open = nil
+	l.mu.Unlock()
+	for _, k := range open {
+		k.mu.Lock()
+		if k.conn != nil {
+			_ = k.conn.Close()
+		}
+		k.mu.Unlock()
+	}
+}

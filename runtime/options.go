@@ -1,0 +1,203 @@
+package runtime
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Options are all that can be said of a runtime. An Option sets a field; a field that no option sets is read from the environment, where
+// one is named; else the default holds.
+type Options struct {
+	// Types are the node types that this process can host. Their names must differ.
+	Types []NodeType
+	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN. By default none: then the front door embeds one, or, on a lean
+	// join, refuses.
+	Brain string
+	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default 127.0.0.1:0, a free port on loopback.
+	Listen string
+	// Advertise is the address that others reach the listener by, where it can't know that itself. RAYLINK_ADVERTISE.
+	Advertise string
+	// Token is the secret that every connection must show. RAYLINK_TOKEN. By default none is asked for, which is possible on loopback only.
+	Token string
+	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1. It needs a token.
+	Insecure bool
+	// Origins are the browser origins whose requests are answered; by default none.
+	Origins []string
+	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder in the user's state directory.
+	Data string
+	// Logger gets what the runtime has to say. By default warnings and errors go to standard error.
+	Logger *slog.Logger
+	// Output gets each line that a node's process writes to its standard output or error. By default it is written to this process's
+	// standard error, after the node's path. It is called from one goroutine at a time for each node.
+	Output func(path, line string)
+	// Interceptors wrap the serving of every call, the first outermost.
+	Interceptors []Interceptor
+	// HideErrors keeps the texts of plain errors and panics from callers: they are logged here instead.
+	HideErrors bool
+	// InProcess creates nodes in their parent's process where no option of the creation says otherwise.
+	InProcess bool
+	// Drain bounds how long stopping waits for calls that run. By default ten seconds.
+	Drain time.Duration
+	// MaxMessage bounds one message, in bytes. By default 64 MiB.
+	MaxMessage int
+}
+
+// Option sets what [Options] describe. A [NodeType] is one.
+type Option interface{ ApplyRuntime(o *Options) }
+
+type optionFunc func(*Options)
+
+// ApplyRuntime implements Option.
+func (f optionFunc) ApplyRuntime(o *Options) { f(o) }
+
+// WithBrain joins the Brain at an address, see [Options].Brain.
+func WithBrain(address string) Option { return optionFunc(func(o *Options) { o.Brain = address }) }
+
+// WithListen binds an address, see [Options].Listen.
+func WithListen(address string) Option { return optionFunc(func(o *Options) { o.Listen = address }) }
+
+// WithAdvertise tells others an address, see [Options].Advertise.
+func WithAdvertise(address string) Option {
+	return optionFunc(func(o *Options) { o.Advertise = address })
+}
+
+// WithToken asks for a token, see [Options].Token.
+func WithToken(token string) Option { return optionFunc(func(o *Options) { o.Token = token }) }
+
+// WithInsecure allows plain connections beyond loopback, see [Options].Insecure.
+func WithInsecure() Option { return optionFunc(func(o *Options) { o.Insecure = true }) }
+
+// WithOrigins answers browsers, see [Options].Origins.
+func WithOrigins(origins ...string) Option {
+	return optionFunc(func(o *Options) { o.Origins = append(o.Origins, origins...) })
+}
+
+// WithData keeps run directories in a directory, see [Options].Data.
+func WithData(directory string) Option { return optionFunc(func(o *Options) { o.Data = directory }) }
+
+// WithLogger logs elsewhere, see [Options].Logger.
+func WithLogger(logger *slog.Logger) Option {
+	return optionFunc(func(o *Options) { o.Logger = logger })
+}
+
+// WithOutput takes what the nodes' processes write, see [Options].Output.
+func WithOutput(output func(path, line string)) Option {
+	return optionFunc(func(o *Options) { o.Output = output })
+}
+
+// WithInterceptor wraps the serving of every call, see [Options].Interceptors.
+func WithInterceptor(interceptors ...Interceptor) Option {
+	return optionFunc(func(o *Options) { o.Interceptors = append(o.Interceptors, interceptors...) })
+}
+
+// WithHiddenErrors keeps the texts of plain errors here, see [Options].HideErrors.
+func WithHiddenErrors() Option { return optionFunc(func(o *Options) { o.HideErrors = true }) }
+
+// WithInProcess creates nodes in their parent's process, see [Options].InProcess.
+func WithInProcess() Option { return optionFunc(func(o *Options) { o.InProcess = true }) }
+
+// WithDrain bounds how long stopping takes, see [Options].Drain.
+func WithDrain(d time.Duration) Option { return optionFunc(func(o *Options) { o.Drain = d }) }
+
+// WithMaxMessage bounds one message, see [Options].MaxMessage.
+func WithMaxMessage(bytes int) Option { return optionFunc(func(o *Options) { o.MaxMessage = bytes }) }
+
+// NewOptions applies options, then the environment, then the defaults.
+func NewOptions(opts ...Option) Options {
+	var o Options
+	for _, opt := range opts {
+		opt.ApplyRuntime(&o)
+	}
+	for name, field := range map[string]*string{
+		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
+	} {
+		if *field == "" {
+			*field = os.Getenv(name)
+		}
+	}
+	o.Insecure = o.Insecure || os.Getenv("RAYLINK_INSECURE") == "1"
+	if o.Listen == "" {
+		o.Listen = "127.0.0.1:0"
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	if o.Drain == 0 {
+		o.Drain = 10 * time.Second
+	}
+	if o.MaxMessage == 0 {
+		o.MaxMessage = 64 << 20
+	}
+	return o
+}
+
+// String shows the options that matter to a person, secrets left out.
+func (o *Options) String() string {
+	var b strings.Builder
+	for _, f := range [...][2]string{{"brain", o.Brain}, {"listen", o.Listen}, {"advertise", o.Advertise}, {"data", o.Data}} {
+		if f[1] != "" {
+			b.WriteString(f[0] + "=" + f[1] + " ")
+		}
+	}
+	if o.Token != "" {
+		b.WriteString("token=(set) ")
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// NodeType is a type of node that this process can host: a service, and how one is set up. It is an [Option].
+type NodeType struct {
+	service *Service
+	setup   func(ctx context.Context, node *Node, config proto.Message) (any, error)
+}
+
+// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.
+func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
+	return NodeType{service: service, setup: setup}
+}
+
+// Service is the type's service.
+func (t NodeType) Service() *Service { return t.service }
+
+// ApplyRuntime implements Option.
+func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
+
+// CreateOption says how a node is created.
+type CreateOption func(*nodev1.CreateRequest)
+
+// WithAlias gives the node an extra name, unique in the system.
+func WithAlias(alias string) CreateOption {
+	return func(r *nodev1.CreateRequest) { r.Alias = alias }
+}
+
+// OwnProcess gives the node a process of its own. It is the default.
+func OwnProcess() CreateOption {
+	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_OWN_PROCESS }
+}
+
+// ParentProcess puts the node into its parent's process.
+func ParentProcess() CreateOption {
+	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
+}
+
+// NoWait makes the creation return as soon as the node has its name, before it is set up. Calls wait for the set-up, and fail if it does.
+func NoWait() CreateOption {
+	return func(r *nodev1.CreateRequest) { r.NoWait = true }
+}
+
+// WithAttribute gives the node an attribute from the beginning.
+func WithAttribute[T AttributeValue](key string, v T) CreateOption {
+	return func(r *nodev1.CreateRequest) {
+		if r.Attributes == nil {
+			r.Attributes = make(map[string]*nodev1.Value)
+		}
+		r.Attributes[key] = valueOf(v)
+	}
+}

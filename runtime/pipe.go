@@ -1,0 +1,167 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+)
+
+// pipeWindow is how many messages one direction of a stream inside a process holds before its sender waits.
+const pipeWindow = 16
+
+// pipe is a stream inside one process: messages are handed over, not copied.
+type pipe struct {
+	ctx      context.Context //nolint:containedctx // a stream lives as long as its call's context
+	cancel   context.CancelCauseFunc
+	requests chan proto.Message
+	replies  chan proto.Message
+
+	sendOnce sync.Once
+	// ended is closed when the method has returned err.
+	ended chan struct{}
+	err   error
+	// header and trailer are set when ended is closed.
+	header, trailer Metadata
+}
+
+var (
+	errStreamClosed = errors.New("the stream was closed by its caller")
+	// errStreamEnded ends the context of a call that is over.
+	errStreamEnded = errors.New("the call is over")
+)
+
+// openPipe runs a streaming method of a node in this process.
+func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, error) {
+	if ctx.Err() != nil {
+		return nil, causeOf(ctx)
+	}
+	p := &pipe{requests: make(chan proto.Message, pipeWindow), replies: make(chan proto.Message, pipeWindow), ended: make(chan struct{})}
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
+	cc := localCall(ctx, m)
+	cc.caller = p.ctx
+	go func() {
+		returned := false
+		defer func() {
+			if !returned {
+				p.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
+			}
+			p.header, p.trailer = cc.call.sent()
+			close(p.ended)
+			p.cancel(errStreamEnded)
+		}()
+		p.err = n.runStream(cc, pipeServer{p})
+		returned = true
+	}()
+	return pipeClient{p: p, ctx: ctx}, nil
+}
+
+// pipeServer is the node's end.
+type pipeServer struct{ p *pipe }
+
+func (s pipeServer) SendHeaders() error { return nil }
+
+func (s pipeServer) Send(msg any) error { return s.p.send(s.p.replies, msg) }
+
+func (s pipeServer) Receive(msg any) error { return receiveInto(s, msg) }
+
+func (s pipeServer) receiveMessage() (proto.Message, error) {
+	select {
+	case msg, ok := <-s.p.requests:
+		if !ok {
+			return nil, io.EOF
+		}
+		return msg, nil
+	case <-s.p.ctx.Done():
+		return nil, causeOf(s.p.ctx)
+	}
+}
+
+// send hands msg over, or says why not.
+func (p *pipe) send(to chan proto.Message, msg any) error {
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return connect.Errorf(connect.CodeInternal, "%T is not a message", msg)
+	}
+	if p.ctx.Err() != nil {
+		return causeOf(p.ctx)
+	}
+	select {
+	case to <- m:
+		return nil
+	case <-p.ctx.Done():
+		return causeOf(p.ctx)
+	}
+}
+
+// pipeClient is the caller's end. ctx is the caller's own, which outlives the pipe's.
+type pipeClient struct {
+	p   *pipe
+	ctx context.Context //nolint:containedctx // as in pipe
+}
+
+func (c pipeClient) SendHeaders() error { return nil }
+
+func (c pipeClient) Send(msg any) error {
+	select {
+	case <-c.p.ended:
+		return io.EOF
+	default:
+	}
+	err := c.p.send(c.p.requests, msg)
+	if err != nil && errors.Is(context.Cause(c.p.ctx), errStreamEnded) {
+		return io.EOF
+	}
+	return err
+}
+
+func (c pipeClient) CloseSend() error {
+	c.p.sendOnce.Do(func() { close(c.p.requests) })
+	return nil
+}
+
+func (c pipeClient) Receive(msg any) error { return receiveInto(c, msg) }
+
+func (c pipeClient) receiveMessage() (proto.Message, error) {
+	select {
+	case msg := <-c.p.replies:
+		return msg, nil
+	case <-c.p.ended:
+	case <-c.ctx.Done():
+		return nil, causeOf(c.ctx)
+	}
+	// The method has returned: what it sent before comes first.
+	select {
+	case msg := <-c.p.replies:
+		return msg, nil
+	default:
+	}
+	deliver(c.ctx, c.p.header, c.p.trailer)
+	if c.p.err != nil {
+		return nil, fromPeer(c.p.err)
+	}
+	return nil, io.EOF
+}
+
+func (c pipeClient) Close() error {
+	c.p.cancel(errStreamClosed)
+	return nil
+}
+
+// receiveInto is for callers that bring a message of their own: interceptors' wrappers, and connect's.
+func receiveInto(h handover, into any) error {
+	msg, err := h.receiveMessage()
+	if err != nil {
+		return err
+	}
+	dst, ok := into.(proto.Message)
+	if !ok {
+		return connect.Errorf(connect.CodeInternal, "%T is not a message", into)
+	}
+	proto.Reset(dst)
+	proto.Merge(dst, msg)
+	return nil
+}

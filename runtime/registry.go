@@ -1,0 +1,299 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+	"weak"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectinprocess"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// The versions of Brain's protocol that this runtime speaks.
+const (
+	minBrainVersion = 1
+	maxBrainVersion = 1
+)
+
+// registry is a host's line to Brain: its lease, and the watch on the nodes it knows. Both are streams that are opened again, with backoff,
+// whenever they end: a host goes on serving without Brain.
+type registry struct {
+	host  *Host
+	hello *brainv1.HelloResponse
+
+	mu sync.Mutex // guards all below
+	// watched are the nids to follow; changed wakes the sender.
+	watched map[string]struct{}
+	added   []string
+	removed []string
+	changed chan struct{}
+	// leaving is closed when the host says goodbye, left when it has.
+	leaving chan struct{}
+	left    chan struct{}
+}
+
+// join finds Brain and makes this host known to it.
+func (h *Host) join(ctx context.Context, embedded bool) error {
+	var transport connect.Transport
+	where := h.options.Brain
+	if embedded {
+		transport, where = connectinprocess.New(h.server), "embedded"
+	} else {
+		if where == "" {
+			return connect.NewError(connect.CodeFailedPrecondition, "no Brain to join: give its address with --brain or RAYLINK_BRAIN, or start one with `raylink brain`")
+		}
+		transport = h.links.brain(where)
+	}
+	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(transport))
+	hello, err := h.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
+	if err != nil {
+		return fmt.Errorf("joining Brain at %s: %w", where, err)
+	}
+	h.registry = &registry{
+		host: h, hello: hello, watched: make(map[string]struct{}), changed: make(chan struct{}, 1),
+		leaving: make(chan struct{}), left: make(chan struct{}),
+	}
+	attached := make(chan struct{})
+	h.goBackground(func(ctx context.Context) { h.registry.attach(ctx, attached) })
+	h.goBackground(h.registry.watch)
+	select {
+	case <-attached:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for a lease of Brain at %s: %w", where, causeOf(ctx))
+	}
+}
+
+// attach holds the host's lease until ctx ends. first is closed when it has it for the first time.
+func (r *registry) attach(ctx context.Context, first chan struct{}) {
+	defer close(r.left)
+	once := sync.OnceFunc(func() { close(first) })
+	for try := 0; ; try++ {
+		held, err := r.holdLease(ctx, once)
+		if ctx.Err() != nil || err == nil {
+			return
+		}
+		if held {
+			try = 0
+		}
+		r.host.log.Debug("the lease stream ended", slog.Any("error", err))
+		select {
+		case <-r.leaving:
+			return
+		default:
+		}
+		if !backoff(ctx, try) {
+			return
+		}
+	}
+}
+
+// holdLease runs one lease stream. It returns nil only after a goodbye.
+func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := r.host.brain.Attach(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = stream.Close() }()
+	if err := stream.Send(&brainv1.AttachRequest{Host: r.host.Info(), Nodes: r.host.nodeRefs()}); err != nil {
+		return false, endOf(stream, err)
+	}
+	res, err := stream.Receive()
+	if err != nil {
+		return false, err
+	}
+	for _, nid := range res.GetUnknown() {
+		if n := r.host.localNode(nid); n != nil {
+			r.host.log.Warn("Brain no longer knows a node that lives here: it was declared dead, and goes on serving those who hold a handle",
+				slog.String("node", n.path))
+		}
+	}
+	attached()
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := stream.Receive(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	lease := res.GetLease().AsDuration()
+	sign := time.NewTicker(max(lease/4, 10*time.Millisecond))
+	defer sign.Stop()
+	for {
+		select {
+		case <-sign.C:
+			if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
+				return true, endOf(stream, err)
+			}
+		case err := <-ended:
+			return true, err
+		case <-r.leaving:
+			if err := stream.Send(&brainv1.AttachRequest{Goodbye: true}); err != nil {
+				return true, err
+			}
+			if err := stream.CloseSend(); err != nil {
+				return true, err
+			}
+			select {
+			case <-ended:
+			case <-ctx.Done():
+			}
+			return true, nil
+		}
+	}
+}
+
+// endOf is why a stream ended on which a Send failed: the receiving side knows.
+func endOf(stream interface {
+	Receive() (*brainv1.AttachResponse, error)
+}, sendErr error,
+) error {
+	for {
+		if _, err := stream.Receive(); err != nil {
+			return errors.Join(err, sendErr)
+		}
+	}
+}
+
+// goodbye gives the lease back in good order.
+func (r *registry) goodbye(ctx context.Context) {
+	close(r.leaving)
+	select {
+	case <-r.left:
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+		// Brain is not there to say goodbye to; it will notice.
+	}
+}
+
+// watch follows the nodes that this process knows until ctx ends.
+func (r *registry) watch(ctx context.Context) {
+	for try := 0; ctx.Err() == nil; try++ {
+		if r.follow(ctx) {
+			try = 0
+		}
+		if !backoff(ctx, try) {
+			return
+		}
+	}
+}
+
+// follow runs one watch stream. It returns whether anything came.
+func (r *registry) follow(ctx context.Context) (worked bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := r.host.brain.Watch(ctx)
+	if err != nil {
+		return false
+	}
+	var sending sync.WaitGroup
+	sending.Add(1)
+	r.mu.Lock()
+	// A new stream knows nothing: it is told of all.
+	r.added, r.removed = r.added[:0], r.removed[:0]
+	for nid := range r.watched {
+		r.added = append(r.added, nid)
+	}
+	r.mu.Unlock()
+	go func() {
+		defer sending.Done()
+		for {
+			r.mu.Lock()
+			req := &brainv1.WatchRequest{Add: r.added, Remove: r.removed}
+			r.added, r.removed = nil, nil
+			r.mu.Unlock()
+			if len(req.GetAdd())+len(req.GetRemove()) > 0 || !worked {
+				if err := stream.Send(req); err != nil {
+					return
+				}
+			}
+			select {
+			case <-r.changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	defer sending.Wait()
+	defer cancel()
+	for {
+		res, err := stream.Receive()
+		if err != nil {
+			return worked
+		}
+		for _, rec := range res.GetNodes() {
+			r.host.told(rec)
+		}
+	}
+}
+
+// add follows a node from now on; remove ends that.
+func (r *registry) add(nid string) {
+	r.mu.Lock()
+	if _, ok := r.watched[nid]; !ok {
+		r.watched[nid] = struct{}{}
+		r.added = append(r.added, nid)
+	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *registry) remove(nid string) {
+	r.mu.Lock()
+	if _, ok := r.watched[nid]; ok {
+		delete(r.watched, nid)
+		r.removed = append(r.removed, nid)
+	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *registry) wake() {
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
+}
+
+// told passes a record on to those in this process who hold handles of the node.
+func (h *Host) told(rec *nodev1.NodeRecord) {
+	h.mu.Lock()
+	r := h.remotes[rec.GetNid()].Value()
+	h.mu.Unlock()
+	if r != nil {
+		r.update(rec)
+	}
+}
+
+// nodeRefs are the nodes that live here, for Brain.
+func (h *Host) nodeRefs() []*nodev1.NodeRef {
+	var refs []*nodev1.NodeRef
+	for _, n := range h.localNodes() {
+		refs = append(refs, n.Ref().NodeRef())
+	}
+	return refs
+}
+
+// remote is the one remote of a nid, which all handles of this process share. It is followed for as long as a handle lives.
+func (h *Host) remote(nid string) *remote {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r := h.remotes[nid].Value(); r != nil {
+		return r
+	}
+	r := newRemote(h, nid)
+	h.remotes[nid] = weak.Make(r)
+	return r
+}

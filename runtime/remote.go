@@ -1,0 +1,339 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// obituary is how long a call whose connection was lost waits for Brain to say how the node died. Process death is noticed within a
+// second.
+const obituary = time.Second
+
+// remote is a node that lives in another process, as this process knows it.
+type remote struct {
+	host *Host
+	nid  string
+
+	mu sync.Mutex // guards all below
+	// known is the record as last told; changed is closed when it is replaced.
+	known   *nodev1.NodeRecord
+	changed chan struct{}
+	watched bool
+}
+
+func newRemote(h *Host, nid string) *remote {
+	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{})}
+	runtime.AddCleanup(r, func(nid string) {
+		h.mu.Lock()
+		if h.remotes[nid].Value() == nil {
+			delete(h.remotes, nid)
+		}
+		h.mu.Unlock()
+		h.registry.remove(nid)
+	}, nid)
+	return r
+}
+
+// record is the node's record as last told.
+func (r *remote) record() *nodev1.NodeRecord {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known
+}
+
+func (r *remote) path() string {
+	if p := r.record().GetPath(); p != "" {
+		return p
+	}
+	return r.nid
+}
+
+// update takes a record that is newer than the one known.
+func (r *remote) update(rec *nodev1.NodeRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rec.GetRevision() < r.known.GetRevision() {
+		return
+	}
+	if rec.GetPath() == "" {
+		// Brain never heard of it, or has forgotten: what the handle knew stays readable.
+		rec = mergeUnknown(rec, r.known)
+	}
+	r.known = rec
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// mergeUnknown is known with rec's end.
+func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
+	out := proto.CloneOf(known)
+	out.State, out.Cause = rec.GetState(), rec.GetCause()
+	return out
+}
+
+// follow makes Brain tell of the node's changes.
+func (r *remote) follow() {
+	r.mu.Lock()
+	watched := r.watched
+	r.watched = true
+	r.mu.Unlock()
+	if !watched {
+		r.host.registry.add(r.nid)
+	}
+}
+
+// locate waits until the node has a home, and returns its record.
+func (r *remote) locate(ctx context.Context) (*nodev1.NodeRecord, error) {
+	r.follow()
+	for {
+		r.mu.Lock()
+		rec, changed := r.known, r.changed
+		r.mu.Unlock()
+		switch {
+		case rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts():
+			return nil, deadError(rec)
+		case rec.GetHost() != nil && rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD:
+			return rec, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err := causeOf(ctx)
+			return nil, connect.Errorf(connect.CodeOf(err), "%s was still starting: %v", r.path(), context.Cause(ctx)).WithCause(err)
+		}
+	}
+}
+
+// deadError says that and how a node died.
+func deadError(rec *nodev1.NodeRecord) *connect.Error {
+	name := rec.GetPath()
+	if name == "" {
+		name = "node " + rec.GetNid()
+	}
+	if rec.GetCause() == "" {
+		return connect.Errorf(connect.CodeUnavailable, "%s is dead", name)
+	}
+	return connect.Errorf(connect.CodeUnavailable, "%s is dead: %s", name, rec.GetCause())
+}
+
+// conn is the connection to the node's host, and the node's name on it.
+func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, error) {
+	rec, err := r.locate(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	conn, err := r.host.links.get(ctx, rec, tag)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, "", causeOf(ctx)
+		}
+		return nil, "", r.explain(ctx, err)
+	}
+	return conn, targetOf(r.nid, rec.GetIncarnation()), nil
+}
+
+// explain adds to the loss of a connection what Brain knows of the node's end.
+func (r *remote) explain(ctx context.Context, err error) error {
+	r.follow()
+	ctx, cancel := context.WithTimeout(ctx, obituary)
+	defer cancel()
+	for {
+		r.mu.Lock()
+		rec, changed := r.known, r.changed
+		r.mu.Unlock()
+		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
+			return deadError(rec).WithCause(err)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return connect.Errorf(connect.CodeUnavailable, "%s did not answer: %s", r.path(), messageOf(err)).WithCause(err)
+		}
+	}
+}
+
+// messageOf is an error's text without connect's code in front.
+func messageOf(err error) string {
+	if e, ok := errors.AsType[*connect.Error](err); ok {
+		return textOf(err, e)
+	}
+	return err.Error()
+}
+
+// isNotHere says whether the call did not begin because the node is elsewhere.
+func isNotHere(err error) bool {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return false
+	}
+	for _, d := range e.Details() {
+		if d.Type == "raylink.node.v1.NotHere" {
+			return true
+		}
+	}
+	return false
+}
+
+// isLost says whether the connection was lost under the call, as against an answer from the node.
+func isLost(err error) bool {
+	e, ok := errors.AsType[*connect.Error](err)
+	return ok && e.Code() == connect.CodeUnavailable && !e.IsRemote()
+}
+
+// refresh asks Brain where the node is now.
+func (r *remote) refresh(ctx context.Context) error {
+	res, err := r.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: r.nid}}})
+	if err != nil {
+		return fmt.Errorf("looking for %s: %w", r.path(), err)
+	}
+	r.update(res.GetNode())
+	return nil
+}
+
+// remoteCall is a unary call on its way.
+type remoteCall struct {
+	tunnel.Call
+
+	done chan struct{}
+}
+
+// newCall prepares the call for the wire.
+func (r *remote) newCall(ctx context.Context, target string, m *Method, req proto.Message, waits bool) *remoteCall {
+	c := &remoteCall{Call: tunnel.Call{Target: target, Procedure: m.spec.Procedure, Request: req, Response: m.newResponse()}}
+	c.Header = outgoingAll(ctx).header
+	if cc := callContextOf(ctx); cc != nil {
+		c.Caller = cc.identity().wire()
+		if waits {
+			c.Chain = chainOf(ctx).appendTo(nil)
+		}
+	}
+	return c
+}
+
+// invoke makes a unary call and waits. A call that did not begin, because the node had moved, is made once more.
+func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message) (proto.Message, error) {
+	res, err := r.invokeOnce(ctx, tag, m, req)
+	if err == nil || ctx.Err() != nil {
+		return res, err
+	}
+	if isNotHere(err) {
+		if rerr := r.refresh(ctx); rerr != nil {
+			return nil, r.explain(ctx, err)
+		}
+		return r.invokeOnce(ctx, tag, m, req)
+	}
+	if isLost(err) {
+		return nil, r.explain(ctx, err)
+	}
+	return nil, err
+}
+
+func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message) (proto.Message, error) {
+	conn, target, err := r.conn(ctx, tag)
+	if err != nil {
+		return nil, err
+	}
+	c := r.newCall(ctx, target, m, req, true)
+	c.done = make(chan struct{})
+	c.Done = func(*tunnel.Call) { close(c.done) }
+	if err := conn.Start(ctx, &c.Call); err != nil {
+		return nil, err
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		c.Cancel(causeOf(ctx))
+		<-c.done
+	}
+	deliver(ctx, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
+	if c.Err != nil {
+		return nil, c.Err
+	}
+	return c.Response, nil
+}
+
+// submit makes a unary call and returns when it is on its way. Its outcome completes the future, on the connection's reading goroutine.
+func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future) error {
+	conn, target, err := r.conn(ctx, tag)
+	if err != nil {
+		return err
+	}
+	c := r.newCall(ctx, target, m, req, false)
+	c.Done = func(*tunnel.Call) {
+		if c.Err == nil {
+			f.complete(c.Response, nil)
+			return
+		}
+		if !isLost(c.Err) && !isNotHere(c.Err) {
+			f.complete(nil, c.Err)
+			return
+		}
+		// Asking what became of the node takes a while, and the reader must not wait.
+		go func() {
+			err := c.Err
+			if isNotHere(err) {
+				_ = r.refresh(ctx) // explain waits for news, whoever brings it
+			}
+			f.complete(nil, r.explain(ctx, err))
+		}()
+	}
+	if err := conn.Start(ctx, &c.Call); err != nil {
+		if ctx.Err() != nil {
+			return causeOf(ctx)
+		}
+		return r.explain(ctx, err)
+	}
+	f.watch(ctx, func(cause error) { c.Cancel(takenBack(cause)) })
+	return nil
+}
+
+// stream begins a streaming call.
+func (r *remote) stream(ctx context.Context, tag string, m *Method) (connect.ClientStream, error) {
+	conn, target, err := r.conn(ctx, tag)
+	if err != nil {
+		return nil, err
+	}
+	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: outgoingAll(ctx).header}
+	if cc := callContextOf(ctx); cc != nil {
+		req.Caller = cc.identity().wire()
+		req.Chain = chainOf(ctx).appendTo(nil)
+	}
+	stream, err := conn.Stream(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return &remoteStream{ClientStream: stream, ctx: ctx, remote: r}, nil
+}
+
+// remoteStream explains the loss of its connection.
+type remoteStream struct {
+	connect.ClientStream
+
+	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
+	remote *remote
+}
+
+func (s *remoteStream) Receive(msg any) error {
+	err := s.ClientStream.Receive(msg)
+	if err == nil {
+		return nil
+	}
+	if s.ctx.Err() != nil {
+		return causeOf(s.ctx)
+	}
+	if isLost(err) {
+		return s.remote.explain(s.ctx, err)
+	}
+	return err
+}

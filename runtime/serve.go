@@ -1,0 +1,246 @@
+package runtime
+
+import (
+	"context"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/internal/mailbox"
+)
+
+// newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end and deadline count, its values don't.
+func newCall(ctx context.Context, m *Method, way Way) *callContext {
+	return &callContext{call: Call{method: m, way: way}, caller: ctx}
+}
+
+// adopt makes the call one of the node's.
+func (n *Node) adopt(cc *callContext) {
+	cc.node = n
+	cc.life = n.life
+}
+
+// invoke runs a unary method for a caller that waits in this process. When the node is idle, and for concurrent methods, that is on the
+// caller's own goroutine: there is nobody to hand over to, and nobody to wake. Such a call can't return before its method does, so it
+// may overrun its deadline by as long as the method takes to notice (docs/turns.md has the figures behind this choice).
+func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error) {
+	ctx := cc.caller
+	if ctx.Err() != nil {
+		return nil, causeOf(ctx)
+	}
+	n.adopt(cc)
+	if cc.call.method.Concurrent() {
+		if err := n.enterBeside(cc); err != nil {
+			return nil, err
+		}
+		defer n.leaveBeside(cc)
+		return n.run(cc, req)
+	}
+	if err := n.refuseCircle(cc); err != nil {
+		return nil, err
+	}
+	if n.mailbox.TryTurn(&cc.ownTurn) {
+		cc.turn = &cc.ownTurn
+		defer cc.ownTurn.Release()
+		return n.run(cc, req)
+	}
+	j := &job{cc: cc, req: req, size: proto.Size(req), done: make(chan struct{})}
+	if err := n.enqueue(j); err != nil {
+		return nil, err
+	}
+	select {
+	case <-j.done:
+		return j.res, j.err
+	case <-ctx.Done():
+		n.mailbox.Remove(&j.entry)
+		return nil, causeOf(ctx)
+	}
+}
+
+// submit puts a unary call in line, or starts it beside the turns, and returns. finish is called once, on a goroutine of the node's; after an
+// error it is never called.
+func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(*job)) (*job, error) {
+	n.adopt(cc)
+	j := &job{cc: cc, req: req, size: size, finish: finish}
+	if cc.call.method.Concurrent() {
+		go func() {
+			if err := n.enterBeside(cc); err != nil {
+				j.Refuse(err)
+				return
+			}
+			defer n.leaveBeside(cc)
+			j.Run(nil)
+		}()
+		return j, nil
+	}
+	if err := n.refuseCircle(cc); err != nil {
+		return nil, err
+	}
+	return j, n.enqueue(j)
+}
+
+// cancel takes a submitted call back. It returns true where the call had not begun and never will: then finish is not called.
+func (n *Node) cancel(j *job, cause error) bool {
+	if n.mailbox.Remove(&j.entry) {
+		return true
+	}
+	j.cc.abort(cause)
+	return false
+}
+
+func (n *Node) enqueue(j *job) error {
+	j.entry.Work = j
+	j.entry.Label = j.cc.call.method.name
+	j.entry.Bytes = int64(j.size)
+	waits, err := n.mailbox.Enqueue(&j.entry)
+	j.waits = waits
+	return err
+}
+
+// enterBeside begins a call that runs beside the turns. It waits until the node is set up. Built-in methods are always answered, and not
+// counted: not least the one that drains the node.
+func (n *Node) enterBeside(cc *callContext) error {
+	if cc.call.method.builtin() {
+		return nil
+	}
+	if err := n.refuseUnready(cc); err != nil {
+		return err
+	}
+	select {
+	case <-n.ready:
+	case <-cc.Done():
+		return causeOf(cc)
+	}
+	return n.mailbox.Enter(cc.call.method.name)
+}
+
+func (n *Node) leaveBeside(cc *callContext) {
+	if !cc.call.method.builtin() {
+		n.mailbox.Leave()
+	}
+}
+
+// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for a child, and the child, in its own, calls
+// the node.
+func (n *Node) refuseUnready(cc *callContext) error {
+	select {
+	case <-n.ready:
+		return nil
+	default:
+	}
+	if n.creating.Load() > 0 && strings.HasPrefix(cc.call.caller.Path, n.path+"/") {
+		return connect.Errorf(connect.CodeFailedPrecondition,
+			"%s is being set up and waits for a child, so %s can't call it yet: create the child in a method of %s, or with NoWait", n.path, cc.call.caller.Path, n.path)
+	}
+	return nil
+}
+
+func (n *Node) refuseCircle(cc *callContext) error {
+	if err := n.refuseUnready(cc); err != nil {
+		return err
+	}
+	return cc.chain.circle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
+}
+
+// job is a unary call in line.
+type job struct {
+	entry mailbox.Entry
+	cc    *callContext
+	req   proto.Message
+	size  int
+	// waits says that it had to wait for others when it was put in line.
+	waits bool
+
+	// done is closed, and finish called, when res and err are set; each may be nil.
+	done   chan struct{}
+	finish func(*job)
+	res    proto.Message
+	err    error
+}
+
+// Run implements mailbox.Work.
+func (j *job) Run(turn *mailbox.Turn) {
+	n := j.cc.node
+	j.cc.turn = turn
+	ended := false
+	defer func() {
+		if !ended {
+			// The method ended its goroutine (runtime.Goexit): its caller must not wait for ever.
+			j.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, j.cc.call.method.name)
+			j.end()
+		}
+	}()
+	if j.cc.caller.Err() != nil {
+		j.err = causeOf(j.cc.caller)
+	} else {
+		j.res, j.err = n.run(j.cc, j.req)
+	}
+	ended = true
+	j.end()
+}
+
+// Refuse implements mailbox.Work.
+func (j *job) Refuse(err error) {
+	j.err = err
+	j.end()
+}
+
+func (j *job) end() {
+	if j.done != nil {
+		close(j.done)
+	}
+	if j.finish != nil {
+		j.finish(j)
+	}
+}
+
+// run runs a unary method, and authors its error.
+func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err error) {
+	defer func() {
+		cc.end()
+		if r := recover(); r != nil {
+			res, err = nil, n.panicked(cc.call.method, r)
+		}
+	}()
+	if cc.call.method.builtin() {
+		res, err = cc.call.method.unary(n, cc, req)
+	} else if in := n.intercept; in == nil {
+		res, err = cc.call.method.unary(n.impl, cc, req)
+	} else {
+		inv := &Invocation{Node: n.ref(), Method: cc.call.method, Request: req}
+		err = in(cc, inv)
+		if res = inv.Response; res == nil && err == nil {
+			res = cc.call.method.newResponse()
+		}
+	}
+	if err != nil {
+		return nil, n.author(cc.call.method, err)
+	}
+	return res, nil
+}
+
+// runStream runs a streaming method beside the turns, and authors its error.
+func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err error) {
+	n.adopt(cc)
+	m := cc.call.method
+	if err := n.enterBeside(cc); err != nil {
+		return err
+	}
+	defer func() {
+		cc.end()
+		n.leaveBeside(cc)
+		if r := recover(); r != nil {
+			err = n.panicked(m, r)
+		}
+	}()
+	if n.intercept == nil {
+		err = m.stream(n.impl, cc, stream)
+	} else {
+		err = n.intercept(cc, &Invocation{Node: n.ref(), Method: m, Stream: stream})
+	}
+	if err != nil {
+		return n.author(m, err)
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// stopNode ends a node that lives here: children first, then its calls, then itself. All who ask wait for the one end, and get its error.
+func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause string) error {
+	if n.beginStop() {
+		// The end goes on when who asked for it is gone.
+		h.goBackground(func(context.Context) {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), drain)
+			defer cancel()
+			n.endStop(h.stopNow(ctx, n, cause))
+		})
+	}
+	select {
+	case <-n.stopped:
+		return n.stopErr
+	case <-ctx.Done():
+		return connect.Errorf(connect.CodeOf(causeOf(ctx)), "%s is still stopping: %s", n.path, messageOf(causeOf(ctx))).WithCause(causeOf(ctx))
+	}
+}
+
+func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
+	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
+	n.mailbox.Close(closedError(n.path, "is stopping"))
+	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
+	// The record goes whatever became of the rest; a moment is left for that also when the time is up.
+	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	h.removeRecords(rctx, []string{n.nid}, cause)
+	h.drop(n)
+	return errors.Join(errs...)
+}
+
+// tellState tells Brain of a node's state. That Brain is away is no reason to wait.
+func (h *Host) tellState(ctx context.Context, n *Node, state nodev1.NodeState) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state}}})
+	if err != nil {
+		h.log.Debug("telling Brain of a node's state", slog.String("node", n.path), slog.Any("error", err))
+		return
+	}
+	n.setRecord(res.GetNodes()[0])
+}
+
+// stopKids ends the children that this host launched for a parent, all at once.
+func (h *Host) stopKids(ctx context.Context, parent string) error {
+	h.mu.Lock()
+	kids := h.kids[parent]
+	delete(h.kids, parent)
+	h.mu.Unlock()
+	errs := make([]error, len(kids))
+	var all sync.WaitGroup
+	for i, k := range kids {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			errs[i] = h.stopKid(ctx, k)
+		}()
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// stopKid ends one child and all below it.
+func (h *Host) stopKid(ctx context.Context, k *kid) error {
+	if k.node != nil {
+		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), "stopped")
+	}
+	if err := k.process.Stop(ctx); err != nil {
+		h.removeRecords(context.WithoutCancel(ctx), []string{k.nid}, "did not stop in time and was killed")
+		return fmt.Errorf("stopping %s: %w", k.path, err)
+	}
+	return nil
+}
+
+func remaining(ctx context.Context, most time.Duration) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return max(0, min(most, time.Until(deadline)))
+	}
+	return most
+}
+
+// watchProcess waits for the end of a child's process, and tells Brain if it was no good one.
+func (h *Host) watchProcess(parent string, k *kid) {
+	<-k.process.Done()
+	h.mu.Lock()
+	h.kids[parent] = slices.DeleteFunc(h.kids[parent], func(other *kid) bool { return other == k })
+	if len(h.kids[parent]) == 0 {
+		delete(h.kids, parent)
+	}
+	h.mu.Unlock()
+	exit := k.process.Exit()
+	if exit.Success() {
+		return
+	}
+	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", exit.String()))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), 5*time.Second)
+	defer cancel()
+	// Its host may have held more nodes than the one that it was launched for: all of them died with it.
+	if _, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: exit.String()}); err != nil && connect.CodeOf(err) != connect.CodeNotFound {
+		h.log.Warn("the death of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
+	}
+}
+
+// nodeFailed ends a node of this process because of its own failure.
+func (h *Host) nodeFailed(n *Node, err error) {
+	h.goBackground(func(ctx context.Context) {
+		if serr := h.stopNode(ctx, n, h.options.Drain, "failed: "+err.Error()); serr != nil {
+			h.log.Warn("a failed node did not stop in good order", slog.String("node", n.path), slog.Any("error", serr))
+		}
+	})
+}
+
+// drop forgets a node that is gone.
+func (h *Host) drop(n *Node) {
+	h.mu.Lock()
+	delete(h.nodes, n.nid)
+	for parent, kids := range h.kids {
+		h.kids[parent] = slices.DeleteFunc(kids, func(k *kid) bool { return k.node == n })
+		if len(h.kids[parent]) == 0 {
+			delete(h.kids, parent)
+		}
+	}
+	h.mu.Unlock()
+	n.kill(errHostClosed)
+}
+
+// beginStop returns true to the first who asks.
+func (n *Node) beginStop() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first := !n.stopping
+	n.stopping = true
+	return first
+}
+
+func (n *Node) endStop(err error) {
+	n.mu.Lock()
+	n.stopErr = err
+	n.mu.Unlock()
+	close(n.stopped)
+}
+
+func (n *Node) isStopping() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.stopping
+}
+
+// setRecord takes what Brain acknowledged.
+func (n *Node) setRecord(rec *nodev1.NodeRecord) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if rec.GetRevision() >= n.record.GetRevision() {
+		n.record = rec
+	}
+}

@@ -1,0 +1,144 @@
+package runtime
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"connectrpc.com/connect/v2"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// maxTunnels bounds the extra tunnels of one node.
+const maxTunnels = 1024
+
+// tunnelTag is an extra tunnel of a node's: who names its tag gets a connection of its own.
+type tunnelTag struct {
+	tag   string
+	calls atomic.Uint64
+
+	mu sync.Mutex // guards all below
+	// open are the connections now; past counts what went over those that have ended.
+	open  map[*tunnel.Conn]struct{}
+	total uint64
+	past  tunnel.Stats
+}
+
+// CreateTunnel opens an extra way to the node. Any process can dial what it returns, see [DialTunnel] and [Ref.Tagged], and gets a connection
+// that carries nothing else. The tag must be new for this node.
+func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
+	if n.host == nil {
+		return nil, errNoSystem()
+	}
+	if tag == "" || len(tag) > 128 {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "a tunnel's tag has 1 to 128 bytes, not %d", len(tag))
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.tunnels[tag]; ok {
+		return nil, connect.Errorf(connect.CodeAlreadyExists, "%s has a tunnel %q already", n.path, tag)
+	}
+	if len(n.tunnels) >= maxTunnels {
+		return nil, connect.Errorf(connect.CodeResourceExhausted, "%s has %d tunnels, the most it may", n.path, len(n.tunnels))
+	}
+	n.tunnels[tag] = &tunnelTag{tag: tag, open: make(map[*tunnel.Conn]struct{})}
+	return &nodev1.TunnelInfo{Node: refOf(n.record), Tag: tag}, nil
+}
+
+// TunnelStats counts what went over the node's extra tunnels, sorted by tag; an empty tag means all.
+func (n *Node) TunnelStats(tag string) ([]*nodev1.TunnelStats, error) {
+	n.mu.Lock()
+	var tags []*tunnelTag
+	for name, t := range n.tunnels {
+		if tag == "" || tag == name {
+			tags = append(tags, t)
+		}
+	}
+	n.mu.Unlock()
+	if tag != "" && len(tags) == 0 {
+		return nil, n.noTunnel(tag)
+	}
+	slices.SortFunc(tags, func(a, b *tunnelTag) int { return cmp.Compare(a.tag, b.tag) })
+	out := make([]*nodev1.TunnelStats, len(tags))
+	for i, t := range tags {
+		out[i] = t.stats()
+	}
+	return out, nil
+}
+
+func (n *Node) noTunnel(tag string) error {
+	return connect.Errorf(connect.CodeNotFound, "%s has no tunnel %q: make one with CreateTunnel", n.path, tag)
+}
+
+// tunnelTag finds a tunnel by its tag.
+func (n *Node) tunnelTag(tag string) (*tunnelTag, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if t := n.tunnels[tag]; t != nil {
+		return t, nil
+	}
+	return nil, n.noTunnel(tag)
+}
+
+// carry counts a connection until it ends.
+func (t *tunnelTag) carry(c *tunnel.Conn) {
+	t.mu.Lock()
+	t.total++
+	t.open[c] = struct{}{}
+	t.mu.Unlock()
+	<-c.Done()
+	t.mu.Lock()
+	delete(t.open, c)
+	s := c.Stats()
+	t.past.BytesReceived += s.BytesReceived
+	t.past.BytesSent += s.BytesSent
+	t.mu.Unlock()
+}
+
+func (t *tunnelTag) stats() *nodev1.TunnelStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := &nodev1.TunnelStats{
+		Tag: t.tag, ConnectionsOpen: uint64(len(t.open)), ConnectionsTotal: t.total, Calls: t.calls.Load(),
+		BytesReceived: t.past.BytesReceived, BytesSent: t.past.BytesSent,
+	}
+	for c := range t.open {
+		s := c.Stats()
+		out.BytesReceived += s.BytesReceived
+		out.BytesSent += s.BytesSent
+	}
+	return out
+}
+
+// refOf makes a reference of a record.
+func refOf(rec *nodev1.NodeRecord) *nodev1.NodeRef {
+	return &nodev1.NodeRef{Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost()}
+}
+
+// Tunnel is a connection to one node that this process has dialled by its TunnelInfo.
+type Tunnel struct {
+	conn   *tunnel.Conn
+	target string
+}
+
+// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in this process. token is the system's, or
+// empty where it has none. The caller must Close the tunnel.
+func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {
+	ref := info.GetNode()
+	hello := tunnel.Hello{Token: token, Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}
+	conn, err := dialTCP(ctx, ref.GetHost().GetAddress(), hello, tunnel.Config{})
+	if err != nil {
+		return nil, err
+	}
+	return &Tunnel{conn: conn, target: targetOf(ref.GetNid(), ref.GetIncarnation())}, nil
+}
+
+// Client is what generated `New...Tunnel` functions take.
+func (t *Tunnel) Client() *connect.Client { return connect.NewClient(t.conn.Transport(t.target, "")) }
+
+// Close ends the connection; calls in flight fail as Unavailable.
+func (t *Tunnel) Close() error { return t.conn.Close() }

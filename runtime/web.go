@@ -1,0 +1,134 @@
+package runtime
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/grpcreflect/v2"
+)
+
+// NodeHeader names the node of a request whose URL can't: gRPC clients send it.
+const NodeHeader = "raylink-node"
+
+// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or any URL whose last two segments are service and method with
+// the node in [NodeHeader]. Without a node it is the host itself that answers: reflection, health, and Brain where it lives here.
+type nodeHandler struct {
+	host *Host
+	// methods serves all methods of all types, and own what the host itself answers; both by the URL's last two segments.
+	methods http.Handler
+	own     http.Handler
+	errors  *connecthttp.ErrorWriter
+}
+
+type webNodeKey struct{}
+
+// newNodeHandler builds the routes once: connect's own registration is for set-up only.
+func newNodeHandler(h *Host) http.Handler {
+	limit := connecthttp.WithReadMaxBytes(h.options.MaxMessage)
+	server := connect.NewServer()
+	services := []*Service{builtins().service}
+	for _, t := range h.types {
+		services = append(services, t.service)
+	}
+	for _, s := range services {
+		for _, m := range s.methods {
+			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m)})
+		}
+	}
+	methods, own := http.NewServeMux(), http.NewServeMux()
+	connecthttp.Mount(methods, server, limit)
+	connecthttp.Mount(own, h.server, limit)
+	return &nodeHandler{host: h, methods: methods, own: own, errors: connecthttp.NewErrorWriter()}
+}
+
+// serveWeb serves a method on the node that the request's context names.
+func serveWeb(m *Method) connect.ServerFunc {
+	return func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+		n, ok := ctx.Value(webNodeKey{}).(*Node)
+		if !ok {
+			return connect.Errorf(connect.CodeInvalidArgument, "%s is a node's method: name the node in the URL or in the header %s", m.fullName(), NodeHeader)
+		}
+		if m.service != n.service && !m.builtin() {
+			return n.noMethod(m.spec.Procedure)
+		}
+		return n.serveConnect(ctx, m, stream)
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	name, procedure := SplitURL(r)
+	if procedure == "" {
+		http.Error(rw, "a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>", http.StatusNotFound)
+		return
+	}
+	r = r.Clone(r.Context())
+	r.URL.Path, r.URL.RawPath = procedure, ""
+	if name == "" || isHostService(procedure) || name == RootPath && !strings.HasPrefix(procedure, "/"+builtins().service.name+"/") {
+		w.own.ServeHTTP(rw, r)
+		return
+	}
+	n := w.host.localNamed(name)
+	if n == nil {
+		w.refuse(rw, r, connect.Errorf(connect.CodeNotFound, "no node %q lives on this host; Brain's address reaches every node", name))
+		return
+	}
+	if _, err := n.lookupMethod(procedure); err != nil {
+		w.refuse(rw, r, err)
+		return
+	}
+	w.methods.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)))
+}
+
+func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error) {
+	if werr := w.errors.Write(rw, r, err); werr != nil {
+		w.host.log.Debug("writing a refusal", slog.Any("error", werr))
+	}
+}
+
+// isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL ask there for schema and health.
+func isHostService(procedure string) bool {
+	return strings.HasPrefix(procedure, "/grpc.reflection.") || strings.HasPrefix(procedure, "/grpc.health.")
+}
+
+// SplitURL finds the node and the procedure (`/package.Service/Method`) that a request names; procedure is empty where the URL is no call's.
+func SplitURL(r *http.Request) (node, procedure string) {
+	path := strings.Trim(r.URL.Path, "/")
+	i := strings.LastIndexByte(path, '/')
+	if i < 0 {
+		return "", ""
+	}
+	j := strings.LastIndexByte(path[:i], '/')
+	node, procedure = "", "/"+path[j+1:]
+	if j > 0 {
+		node = path[:j]
+	}
+	if header := r.Header.Get(NodeHeader); node == "" && header != "" {
+		node = strings.Trim(header, "/")
+	}
+	return node, procedure
+}
+
+// newHostServer makes what the host itself answers, over HTTP and tunnels alike.
+func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
+	server := connect.NewServer()
+	if brain != nil {
+		brain.Register(server)
+	}
+	mountHealth(server, h)
+	names := []string{builtins().service.name, healthService}
+	for _, t := range h.types {
+		names = append(names, t.service.name)
+	}
+	for spec := range server.Specs() {
+		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && service != healthService {
+			names = append(names, service)
+		}
+	}
+	grpcreflect.Register(server, grpcreflect.WithNamer(grpcreflect.NamerFunc(func() []string { return names })))
+	return server
+}
