@@ -10,7 +10,6 @@ import (
 
 	"github.com/raylink/raylink"
 	"github.com/raylink/raylink/internal/contract"
-	"github.com/raylink/raylink/runtime"
 )
 
 // driver is the system that Init made for this test binary: its nodes get processes of their own.
@@ -24,14 +23,21 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	data, err := os.MkdirTemp("", "raylink-test")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	// A node's process is this binary once more: it finds the driver's directory there.
+	if os.Getenv("RAYLINK_DATA") == "" {
+		data, err := os.MkdirTemp("", "raylink-test")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer func() { _ = os.RemoveAll(data) }()
+		if err := os.Setenv("RAYLINK_DATA", data); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
-	defer func() { _ = os.RemoveAll(data) }()
-	opts := append(contract.Types(), raylink.WithData(data))
-	driver, err = raylink.Init(context.Background(), append([]runtime.Option{}, opts...)...)
+	var err error
+	driver, err = raylink.Init(context.Background(), contract.Types()...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "Init:", err)
 		return 1

@@ -139,5 +139,5 @@ func clientError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	return err
+	return overdue(ctx, err)
 }

@@ -226,3 +226,15 @@ func takenBack(causes ...error) error {
 	}
 	return out
 }
+
+// overdue makes errors.Is find the deadline in an error that the node's side was the first to notice it by.
+func overdue(ctx context.Context, err error) error {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok || e.Code() != connect.CodeDeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		return err
+	}
+	return e.WithCause(context.DeadlineExceeded)
+}

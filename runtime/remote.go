@@ -258,7 +258,7 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	}
 	deliver(ctx, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
 	if c.Err != nil {
-		return nil, c.Err
+		return nil, overdue(ctx, c.Err)
 	}
 	return c.Response, nil
 }
@@ -276,7 +276,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			return
 		}
 		if !isLost(c.Err) && !isNotHere(c.Err) {
-			f.complete(nil, c.Err)
+			f.complete(nil, overdue(ctx, c.Err))
 			return
 		}
 		// Asking what became of the node takes a while, and the reader must not wait.

@@ -309,6 +309,10 @@ func (p *Probe) Crash(_ context.Context, req *contractv1.CrashRequest) (*contrac
 	return &contractv1.CrashResponse{}, nil
 }
 
-type other struct{ contractv1raylink.UnimplementedOtherNode }
+type other struct {
+	contractv1raylink.UnimplementedOtherNode
+}
 
-func setUpOther(context.Context, *raylink.Node) (contractv1raylink.OtherNode, error) { return other{}, nil }
+func setUpOther(context.Context, *raylink.Node) (contractv1raylink.OtherNode, error) {
+	return other{}, nil
+}
