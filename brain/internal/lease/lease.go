@@ -253,7 +253,7 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 		switch {
 		case h.buried != nil:
 		case absent && h.session == nil:
-			h.deadline = later(h.deadline, now.Add(w.opts.Grace))
+			h.deadline = latest(h.deadline, now.Add(w.opts.Grace))
 		case absent:
 			h.deadline = now.Add(w.opts.Lease)
 		case now.After(h.deadline):
@@ -262,7 +262,7 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 	}
 }
 
-func later(a, b time.Time) time.Time {
+func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
 	}

@@ -182,7 +182,8 @@ func similar(asked string, names func(func(string) bool)) []string {
 	slices.Sort(near[0])
 	slices.Sort(near[1])
 	slices.Sort(near[2])
-	return slices.Concat(near[0], near[1], near[2])
+	nearest := slices.Concat(near[0], near[1], near[2])
+	return nearest[:min(len(nearest), 3)]
 }
 
 // slips is the Levenshtein distance of two strings, upper and lower case being equal, or 3 for any greater one.

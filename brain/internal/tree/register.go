@@ -48,7 +48,7 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 		}
 	}
 	if x.count+count > x.limits.MaxNodes {
-		return nil, connect.Errorf(connect.CodeResourceExhausted, "%d more nodes are too many: the tree has %d, and the bound is %d",
+		return nil, connect.Errorf(connect.CodeResourceExhausted, "there is no room for so many new nodes (%d): the tree has %d, and the bound is %d",
 			count, x.count, x.limits.MaxNodes)
 	}
 	index := x.next(parent, kind)

@@ -1,0 +1,239 @@
+package lease
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+const (
+	lease = 10 * time.Second
+	grace = 750 * time.Millisecond
+	// tick is by how much a death may be noticed late.
+	tick = grace / 4
+)
+
+// deaths collects what a watch declares.
+type deaths struct {
+	mu   sync.Mutex
+	list []death
+	// hold, where it is set, keeps a burial from being done.
+	hold chan struct{}
+}
+
+type death struct {
+	id, cause string
+	after     time.Duration
+}
+
+func watching(t *testing.T) (*Watch, *deaths) {
+	t.Helper()
+	d, start := &deaths{}, time.Now()
+	w := New(Options{Lease: lease, Grace: grace, Died: func(ctx context.Context, host *nodev1.HostInfo, cause string) {
+		d.mu.Lock()
+		d.list = append(d.list, death{host.GetId(), cause, time.Since(start)})
+		hold := d.hold
+		d.mu.Unlock()
+		if hold != nil {
+			select {
+			case <-hold:
+			case <-ctx.Done():
+			}
+		}
+	}})
+	t.Cleanup(w.Close)
+	return w, d
+}
+
+func (d *deaths) of(id string) (death, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, one := range d.list {
+		if one.id == id {
+			return one, true
+		}
+	}
+	return death{}, false
+}
+
+func (d *deaths) all() []death {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.list)
+}
+
+func info(id string) *nodev1.HostInfo { return &nodev1.HostInfo{Id: id} }
+
+// later lets time pass.
+func later(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func attach(t *testing.T, w *Watch, id string) *Session {
+	t.Helper()
+	s, err := w.Attach(t.Context(), info(id))
+	require.NoError(t, err)
+	return s
+}
+
+func TestHostThatGivesSignsOfLifeLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		s := attach(t, w, "a")
+		for range 20 {
+			later(lease - time.Millisecond)
+			s.Renew()
+		}
+		require.Empty(t, d.all())
+	})
+}
+
+func TestSilentHostDiesWhenItsLeaseRunsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		s := attach(t, w, "a")
+		later(lease - tick)
+		require.Empty(t, d.all())
+		later(3 * tick)
+		one, dead := d.of("a")
+		require.True(t, dead)
+		require.Equal(t, "no sign of life for 10s", one.cause)
+		<-s.Over()
+		require.Equal(t, connect.CodeAborted, connect.CodeOf(s.Err()))
+		s.Renew() // too late, and harmless
+		later(time.Minute)
+		require.Len(t, d.all(), 1)
+	})
+}
+
+func TestBrokenConnectionIsForgivenWithinTheGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		attach(t, w, "a").Broken()
+		later(grace - time.Millisecond)
+		s := attach(t, w, "a")
+		later(5 * time.Second)
+		require.Empty(t, d.all())
+		s.Broken()
+		later(grace + 2*tick)
+		one, dead := d.of("a")
+		require.True(t, dead)
+		require.Equal(t, "connection closed", one.cause)
+	})
+}
+
+func TestDeathOfAProcessIsNoticedWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		s := attach(t, w, "a")
+		later(1234 * time.Millisecond)
+		s.Broken()
+		later(time.Second)
+		_, dead := d.of("a")
+		require.True(t, dead)
+	})
+}
+
+func TestOldStreamBreakingDoesNotHurtTheNewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		first := attach(t, w, "a")
+		second := attach(t, w, "a")
+		<-first.Over()
+		require.ErrorContains(t, first.Err(), "attached again")
+		first.Broken()
+		first.Goodbye()
+		later(5 * time.Second)
+		require.Empty(t, d.all())
+		second.Goodbye()
+		later(time.Minute)
+		require.Empty(t, d.all(), "who said goodbye does not die")
+	})
+}
+
+func TestHostThatIsOnlySpokenOfHasOneLeaseToAttach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		w.Expect(info("never"))
+		w.Expect(info("in time"))
+		w.Expect(nil)
+		later(lease / 2)
+		s := attach(t, w, "in time")
+		w.Expect(info("in time"))
+		later(lease/2 + 2*tick)
+		one, dead := d.of("never")
+		require.True(t, dead)
+		require.Contains(t, one.cause, "did not attach")
+		require.Len(t, d.all(), 1)
+		s.Goodbye()
+	})
+}
+
+func TestReportedHostIsDeadAtOnceAndBackOnlyAfterItsBurial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		d.hold = make(chan struct{})
+		s := attach(t, w, "a")
+		go func() {
+			if err := w.Report(t.Context(), "a", "killed by signal 9"); err != nil {
+				t.Error(err)
+			}
+			if err := w.Report(t.Context(), "a", "and again"); err != nil {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait()
+		<-s.Over()
+		one, dead := d.of("a")
+		require.True(t, dead)
+		require.Equal(t, "killed by signal 9", one.cause)
+		require.Zero(t, one.after)
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := w.Attach(ctx, info("a"))
+		require.ErrorIs(t, err, context.DeadlineExceeded, "it is still being buried")
+		close(d.hold)
+		synctest.Wait()
+		attach(t, w, "a").Goodbye()
+	})
+}
+
+func TestClosingKillsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		s := attach(t, w, "a")
+		w.Expect(info("b"))
+		w.Close()
+		<-s.Over()
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(s.Err()))
+		s.Broken()
+		_, err := w.Attach(t.Context(), info("a"))
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.Error(t, w.Report(t.Context(), "a", "killed"))
+		later(time.Minute)
+		require.Empty(t, d.all())
+	})
+}
+
+// absent plays a watcher that was stopped and goes on: the next sweep comes much too late.
+func absent(t *testing.T) *deaths {
+	t.Helper()
+	w, d := watching(t)
+	attach(t, w, "attached")
+	attach(t, w, "broken").Broken()
+	w.Expect(info("expected"))
+	last := time.Now()
+	w.sweep(last.Add(time.Minute), &last)
+	synctest.Wait()
+	return d
+}
