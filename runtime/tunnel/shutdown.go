@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect/v2"
 )
@@ -25,11 +26,29 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	var err error
 	select {
 	case <-quiet:
+		err = c.parted(ctx)
 	case <-ctx.Done():
 		err = fmt.Errorf("shutting down the tunnel to %s with %d calls open: %w", c.peerName(), c.Pending(), ctx.Err())
 	}
 	c.fail(fmt.Errorf("this side shut down: %w", ErrClosed))
 	return err
+}
+
+// parted waits until the dialler has closed the connection: it alone knows that it has read everything. One that does not close
+// in time is not waited for.
+func (c *Conn) parted(ctx context.Context) error {
+	if c.dialled {
+		return nil
+	}
+	timer := time.NewTimer(c.cfg.HandshakeTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+	case <-timer.C:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for %s to close the tunnel: %w", c.peerName(), ctx.Err())
+	}
+	return nil
 }
 
 // drain refuses new calls from now on and says so to the peer. Callers hold the lock.
@@ -44,19 +63,29 @@ func (c *Conn) drain(reason error) {
 	c.kick()
 }
 
-// checkQuiet wakes Shutdown when nothing is left to wait for. Callers hold the lock.
+// checkQuiet wakes Shutdown when nothing is left to wait for. A dialler whose peer is shutting down closes the connection then.
+// Callers hold the lock.
 func (c *Conn) checkQuiet() {
-	if c.quiet == nil {
+	leaving := c.dialled && c.peerDrained
+	if c.quiet == nil && !leaving {
 		return
 	}
 	over := c.err != nil
 	idle := c.pending() == 0 && !c.out.writing && len(c.out.buf) == 0 && len(c.out.ring) == 0 && len(c.out.replies) == 0
 	// An accepting side waits until the dialler knows, so that no call that was already on its way is lost without an answer.
-	if over || (idle && (c.dialled || c.peerDrained)) {
+	if !over && (!idle || !c.dialled && !c.peerDrained) {
+		return
+	}
+	if c.quiet != nil {
 		close(c.quiet)
 		c.quiet = nil
 	}
+	if leaving && !over {
+		go c.fail(errPeerShutDown)
+	}
 }
+
+var errPeerShutDown = fmt.Errorf("the peer shut down: %w", ErrClosed)
 
 func (c *Conn) onGoAway(h frameHeader, body []byte) error {
 	p := parser{rest: body}

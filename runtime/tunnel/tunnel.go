@@ -197,8 +197,8 @@ func (c *Conn) fail(reason error) {
 		c.mu.Unlock()
 		return
 	}
-	if c.peerDrained && !errors.Is(reason, ErrClosed) && errors.Is(reason, io.EOF) {
-		reason = fmt.Errorf("the peer shut down: %w", ErrClosed)
+	if c.peerDrained && errors.Is(reason, io.EOF) {
+		reason = errPeerShutDown
 	}
 	c.err = reason
 	if c.draining == nil {

@@ -1,0 +1,282 @@
+package tunnel_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+// never is a handler that does not answer.
+func never() handlers {
+	return handlers{
+		unary: func(*tunnel.Incoming) {},
+		stream: func(ctx context.Context, _ *tunnel.Incoming, _ connect.ServerStream) error {
+			<-ctx.Done()
+			return ctx.Err()
+		},
+	}
+}
+
+func TestLostConnectionFailsWhatIsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var held *tunnel.Incoming
+		h := never()
+		h.unary = func(in *tunnel.Incoming) { held = in }
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		stream := bidi(t.Context(), t, s.client)
+		sent := make(chan error, 1)
+		go func() { sent <- stream.Send(wrapperspb.Bytes(make([]byte, 2<<20))) }()
+		synctest.Wait()
+		s.link.Cut()
+		err = <-done
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorIs(t, err, memnet.ErrCut)
+		require.ErrorContains(t, err, "tunnel to server (far)")
+		require.NotErrorIs(t, err, tunnel.ErrNotRun)
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(stream.Receive(&wrapperspb.BytesValue{})))
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(<-sent))
+		<-s.client.Done()
+		require.ErrorIs(t, s.client.Err(), memnet.ErrCut)
+		synctest.Wait()
+		require.ErrorIs(t, held.Context().Err(), context.Canceled)
+		held.Reply(nil, nil) // too late, and harmless
+		_, _, err = start(t.Context(), s.client, "/p/P", 1)
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorIs(t, err, tunnel.ErrNotRun)
+		_, err = s.client.Stream(t.Context(), tunnel.StreamRequest{StreamType: connect.StreamTypeBidi})
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+	})
+}
+
+func TestSilentPeerIsFoundOutOnlyWhileCallsAreOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{Keepalive: time.Second}, tunnel.Config{Keepalive: time.Second}, echo())
+		roundTrip(t, s.client, 1)
+		s.link.Stall()
+		time.Sleep(time.Hour)
+		require.NoError(t, s.client.Err(), "nobody waits for anything")
+		begin := time.Now()
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		err = <-done
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorContains(t, err, "no answer for 2s")
+		require.LessOrEqual(t, time.Since(begin), 3*time.Second)
+	})
+}
+
+func TestSlowHandlerIsNotASilentPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := tunnel.Config{Keepalive: time.Second}
+		s := overMemory(t, cfg, cfg, handlers{unary: func(in *tunnel.Incoming) {
+			time.AfterFunc(time.Hour, func() { in.Reply(nil, nil) })
+		}})
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		require.NoError(t, <-done)
+	})
+}
+
+func TestShutdownOfTheServerWaitsForWhatIsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var held *tunnel.Incoming
+		h := echo()
+		h.unary = func(in *tunnel.Incoming) { held = in }
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		stream := bidi(t.Context(), t, s.client)
+		require.NoError(t, stream.Send(wrapperspb.Bytes(nil)))
+		synctest.Wait()
+		ended := make(chan error, 1)
+		go func() { ended <- s.server.Shutdown(context.Background()) }()
+		synctest.Wait()
+		require.Empty(t, ended)
+		_, _, err = start(t.Context(), s.client, "/p/P", 1)
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorIs(t, err, tunnel.ErrNotRun)
+		require.ErrorContains(t, err, "shutting down")
+		held.Reply(wrapperspb.Bytes(make([]byte, 3<<20)), nil)
+		require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+		require.NoError(t, stream.CloseSend())
+		require.ErrorIs(t, stream.Receive(&wrapperspb.BytesValue{}), io.EOF)
+		require.NoError(t, <-done)
+		require.NoError(t, <-ended)
+		<-s.client.Done()
+		require.ErrorIs(t, s.client.Err(), tunnel.ErrClosed)
+	})
+}
+
+func TestCallsThatCrossAShutdownAreRefusedAsNotRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, echo())
+		roundTrip(t, s.client, 1)
+		s.link.Stall()
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		stream := bidi(t.Context(), t, s.client)
+		require.NoError(t, stream.Send(wrapperspb.Bytes(nil)))
+		ended := make(chan error, 1)
+		go func() { ended <- s.server.Shutdown(context.Background()) }()
+		synctest.Wait()
+		s.link.Resume()
+		err = <-done
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorIs(t, err, tunnel.ErrNotRun)
+		require.ErrorIs(t, stream.Receive(&wrapperspb.BytesValue{}), tunnel.ErrNotRun)
+		require.NoError(t, <-ended)
+	})
+}
+
+func TestShutdownOfTheClientWaitsForWhatIsOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
+			time.AfterFunc(time.Minute, func() { in.Reply(nil, nil) })
+		}})
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		begin := time.Now()
+		require.NoError(t, s.client.Shutdown(t.Context()))
+		require.Equal(t, time.Minute, time.Since(begin))
+		require.NoError(t, <-done)
+		<-s.server.Done()
+		require.ErrorIs(t, s.server.Err(), tunnel.ErrClosed)
+	})
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, never())
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = s.server.Shutdown(ctx)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "with 1 calls open")
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(<-done))
+	})
+}
+
+func handshake(t *testing.T, hello tunnel.Hello, cfg tunnel.Config, admit func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error)) (client, server error) {
+	t.Helper()
+	near, far := memnet.Pipe()
+	ch := make(chan error, 1)
+	go func() {
+		_, err := tunnel.Accept(context.Background(), far, cfg, admit)
+		ch <- err
+	}()
+	c, err := tunnel.Dial(t.Context(), near, hello, cfg)
+	if err == nil {
+		t.Cleanup(func() { require.NoError(t, c.Close()) })
+	}
+	return err, <-ch
+}
+
+func TestRefusalsSayWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refuse := func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+			return tunnel.Welcome{}, nil, connect.NewError(connect.CodeUnauthenticated, "the token is wrong")
+		}
+		client, server := handshake(t, tunnel.Hello{Token: "x"}, tunnel.Config{}, refuse)
+		for _, err := range []error{client, server} {
+			var failed *tunnel.HandshakeError
+			require.ErrorAs(t, err, &failed)
+			require.Equal(t, tunnel.FaultRefused, failed.Fault)
+			require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err))
+			require.ErrorIs(t, err, tunnel.ErrNotRun)
+			require.ErrorContains(t, err, "the token is wrong")
+		}
+		client, server = handshake(t, tunnel.Hello{Host: "other"}, tunnel.Config{}, admit(echo()))
+		for _, err := range []error{client, server} {
+			var failed *tunnel.HandshakeError
+			require.ErrorAs(t, err, &failed)
+			require.Equal(t, tunnel.FaultWrongHost, failed.Fault)
+			require.ErrorContains(t, err, "expected host other, this is server")
+		}
+	})
+}
+
+func TestHandshakeWithSomethingElse(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer string
+		fault  tunnel.HandshakeFault
+		text   string
+	}{
+		"a web server":      {"HTTP/1.1 400 Bad Request\r\n\r\n", tunnel.FaultNotAPeer, `it began with "HTTP/1.1 400 Bad Request`},
+		"nothing":           {"", tunnel.FaultLost, "no answer from far within 10s"},
+		"another version":   {tunnel.Preface + "\x02\x00\x00\x02\x00\x00\x00\x00\x10\x09", tunnel.FaultVersion, "the server chose version 9"},
+		"half a handshake":  {tunnel.Preface + "\x02\x00\x00\x02", tunnel.FaultLost, "no answer"},
+		"an endless answer": {tunnel.Preface + "\xff\xff\xff\x02\x00\x00\x00\x00", tunnel.FaultNotAPeer, "the limit is 16384"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := memnet.Pipe()
+				if test.answer != "" {
+					_, err := far.Write([]byte(test.answer))
+					require.NoError(t, err)
+				}
+				_, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, tunnel.Config{})
+				var failed *tunnel.HandshakeError
+				require.ErrorAs(t, err, &failed)
+				require.Equal(t, test.fault, failed.Fault, err)
+				require.ErrorContains(t, err, test.text)
+				_, err = near.Read(make([]byte, 1))
+				require.ErrorIs(t, err, net.ErrClosed)
+			})
+		})
+	}
+}
+
+func TestGarbageAtTheAcceptingSide(t *testing.T) {
+	for name, test := range map[string]struct {
+		said  string
+		fault tunnel.HandshakeFault
+		text  string
+	}{
+		"a web client": {"GET / HTTP/1.1\r\n\r\n", tunnel.FaultNotAPeer, `"GET / HTTP/1.1`},
+		"nothing":      {"", tunnel.FaultLost, "within 10s"},
+		"old":          {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x07\x10\x09", tunnel.FaultVersion, "the dialler speaks 7 to 9, this side 1 to 1"},
+		"no limits":    {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x01\x10\x01", tunnel.FaultNotAPeer, "limits too small"},
+		"a call first": {tunnel.Preface + "\x00\x00\x00\x11\x00\x01\x00\x00", tunnel.FaultNotAPeer, "a CALL frame in the handshake"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				near, far := memnet.Pipe()
+				if test.said != "" {
+					_, err := near.Write([]byte(test.said))
+					require.NoError(t, err)
+				}
+				_, err := tunnel.Accept(t.Context(), far, tunnel.Config{}, admit(echo()))
+				var failed *tunnel.HandshakeError
+				require.ErrorAs(t, err, &failed)
+				require.Equal(t, test.fault, failed.Fault, err)
+				require.ErrorContains(t, err, test.text)
+			})
+		})
+	}
+}
+
+func TestHandshakeEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, _ := memnet.Pipe()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := tunnel.Dial(ctx, near, tunnel.Hello{}, tunnel.Config{})
+		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	})
+}

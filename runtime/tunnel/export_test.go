@@ -1,0 +1,44 @@
+package tunnel
+
+import "fmt"
+
+// HeaderBytes is the size of a frame's header.
+const HeaderBytes = headerBytes
+
+// Bounds of one connection's state, for tests that look at them.
+const (
+	FragmentBytes = fragmentBytes
+)
+
+// FrameBytes is the whole size of the frame that begins b, which has a header at least.
+func FrameBytes(b []byte) int { return headerBytes + readHeader(b).length() }
+
+// DescribeFrame is a frame in words.
+func DescribeFrame(b []byte) string {
+	h := readHeader(b)
+	return fmt.Sprintf("%v id=%d flags=0x%02x length=%d", h.kind(), h.id(), h.flags(), h.length())
+}
+
+// Leaks says what a connection without open calls still holds, "" for nothing.
+func Leaks(c *Conn) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return ""
+	}
+	if n := len(c.out.requests) + len(c.out.replies) + len(c.out.ring) + c.out.replyBytes; n > 0 {
+		return fmt.Sprintf("outbox: %d requests, %d replies, %d lanes, %d bytes",
+			len(c.out.requests), len(c.out.replies), len(c.out.ring), c.out.replyBytes)
+	}
+	if c.out.replyWindow != 0 || c.replyBytes != 0 {
+		return fmt.Sprintf("response window: %d out, %d in", c.out.replyWindow, c.replyBytes)
+	}
+	if c.extra.used != 0 || len(c.extra.waiting) != 0 {
+		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.extra.used, len(c.extra.waiting))
+	}
+	if c.requestBytes != 0 || c.gate.used != 0 || c.pending() != 0 || c.streams != 0 || len(c.gate.waiters) != 0 {
+		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
+			c.requestBytes, c.gate.used, c.pending(), c.streams, len(c.gate.waiters))
+	}
+	return ""
+}

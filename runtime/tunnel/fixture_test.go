@@ -1,0 +1,157 @@
+package tunnel_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// handlers makes a handler of two functions.
+type handlers struct {
+	unary  func(*tunnel.Incoming)
+	stream func(context.Context, *tunnel.Incoming, connect.ServerStream) error
+}
+
+func (h handlers) ServeUnary(in *tunnel.Incoming) { h.unary(in) }
+
+func (h handlers) ServeStream(ctx context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
+	return h.stream(ctx, in, s)
+}
+
+// echo answers unary calls with their request, and streams with every message they send.
+func echo() handlers { return handlers{unary: echoUnary, stream: echoStream} }
+
+func echoUnary(in *tunnel.Incoming) {
+	req := &wrapperspb.BytesValue{}
+	if err := in.Decode(req); err != nil {
+		in.Reply(nil, err)
+		return
+	}
+	in.ResponseHeader, in.ResponseTrailer = in.Header, in.Header
+	in.Reply(req, nil)
+}
+
+func echoStream(_ context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
+	in.ResponseHeader = in.Header
+	for {
+		req := &wrapperspb.BytesValue{}
+		if err := stream.Receive(req); err != nil {
+			if errors.Is(err, io.EOF) {
+				in.ResponseTrailer = in.Header
+				return nil
+			}
+			return err
+		}
+		if err := stream.Send(req); err != nil {
+			return err
+		}
+	}
+}
+
+// setup is two ends of a tunnel and what is between them.
+type setup struct {
+	client, server *tunnel.Conn
+	link           *memnet.Link
+}
+
+func admit(h tunnel.Handler) func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+	return func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+		return tunnel.Welcome{Host: "server"}, h, nil
+	}
+}
+
+// join makes a tunnel of two ends of a connection. The caller closes it.
+func join(t require.TestingT, near, far net.Conn, clientCfg, serverCfg tunnel.Config, h tunnel.Handler) (client, server *tunnel.Conn) {
+	type accepted struct {
+		conn *tunnel.Conn
+		err  error
+	}
+	ch := make(chan accepted, 1)
+	go func() {
+		conn, err := tunnel.Accept(context.Background(), far, serverCfg, admit(h))
+		ch <- accepted{conn, err}
+	}()
+	client, err := tunnel.Dial(context.Background(), near, tunnel.Hello{Client: "client", Host: "server"}, clientCfg)
+	require.NoError(t, err)
+	a := <-ch
+	require.NoError(t, a.err)
+	return client, a.conn
+}
+
+// overMemory makes a tunnel over memnet.
+func overMemory(t testing.TB, clientCfg, serverCfg tunnel.Config, h tunnel.Handler) setup {
+	t.Helper()
+	near, far := memnet.Pipe()
+	client, server := join(t, near, far, clientCfg, serverCfg, h)
+	t.Cleanup(func() {
+		require.NoError(t, client.Close())
+		require.NoError(t, server.Close())
+	})
+	return setup{client: client, server: server, link: near.Link()}
+}
+
+// overTCP makes a tunnel over a real socket.
+func overTCP(t testing.TB, cfg tunnel.Config, h tunnel.Handler) (client, server *tunnel.Conn) {
+	t.Helper()
+	near, far := sockets(t)
+	client, server = join(t, near, far, cfg, cfg, h)
+	t.Cleanup(func() {
+		require.NoError(t, client.Close())
+		require.NoError(t, server.Close())
+	})
+	return client, server
+}
+
+func sockets(t testing.TB) (near, far net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, l.Close()) }()
+	type accepted struct {
+		nc  net.Conn
+		err error
+	}
+	ch := make(chan accepted, 1)
+	go func() {
+		nc, err := l.Accept()
+		ch <- accepted{nc, err}
+	}()
+	near, err = net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	a := <-ch
+	require.NoError(t, a.err)
+	return near, a.nc
+}
+
+// start starts an echo of size bytes, and returns a channel with its outcome.
+func start(ctx context.Context, c *tunnel.Conn, procedure string, size int) (*tunnel.Call, <-chan error, error) {
+	done := make(chan error, 1)
+	call := &tunnel.Call{
+		Target: "target", Caller: "caller", Procedure: procedure,
+		Request: wrapperspb.Bytes(make([]byte, size)), Response: &wrapperspb.BytesValue{},
+		Done: func(c *tunnel.Call) { done <- c.Err },
+	}
+	return call, done, c.Start(ctx, call)
+}
+
+func roundTrip(t testing.TB, c *tunnel.Conn, size int) {
+	t.Helper()
+	call, done, err := start(t.Context(), c, "/echo/Echo", size)
+	require.NoError(t, err)
+	require.NoError(t, <-done)
+	res, ok := call.Response.(*wrapperspb.BytesValue)
+	require.True(t, ok)
+	require.Len(t, res.GetValue(), size)
+}

@@ -1,0 +1,190 @@
+package memnet
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// bufferBytes is how much may be on its way in one direction, as in a socket's buffers.
+const bufferBytes = 256 << 10
+
+// flow is one direction of a connection.
+type flow struct {
+	mu      sync.Mutex // guards what follows
+	changed *sync.Cond
+	chunks  []chunk
+	size    int
+	delay   time.Duration
+	stalled bool
+	// broken is set when the link was cut.
+	broken bool
+	// ended: the writing end was closed. deaf: the reading end was.
+	ended, deaf      bool
+	reading, writing deadline
+}
+
+type chunk struct {
+	data []byte
+	due  time.Time
+}
+
+// deadline wakes the flow when it passes.
+type deadline struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+func newFlow() *flow {
+	f := &flow{}
+	f.changed = sync.NewCond(&f.mu)
+	return f
+}
+
+func (f *flow) wake() {
+	f.mu.Lock()
+	f.changed.Broadcast()
+	f.mu.Unlock()
+}
+
+func (d *deadline) set(f *flow, t time.Time) {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	d.at = t
+	if wait := time.Until(t); !t.IsZero() && wait > 0 {
+		d.timer = time.AfterFunc(wait, f.wake)
+	}
+	f.changed.Broadcast()
+}
+
+func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+
+func (f *flow) setReadDeadline(t time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reading.set(f, t)
+}
+
+func (f *flow) setWriteDeadline(t time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.writing.set(f, t)
+}
+
+func (f *flow) read(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.deaf:
+			return 0, net.ErrClosed
+		case f.broken:
+			return 0, ErrCut
+		case f.reading.passed():
+			return 0, os.ErrDeadlineExceeded
+		case len(b) == 0:
+			return 0, nil
+		}
+		var timer *time.Timer
+		if len(f.chunks) > 0 && !f.stalled {
+			wait := time.Until(f.chunks[0].due)
+			if wait <= 0 {
+				return f.take(b), nil
+			}
+			timer = time.AfterFunc(wait, f.wake)
+		} else if f.ended && !f.stalled {
+			return 0, io.EOF
+		}
+		f.changed.Wait()
+		if timer != nil {
+			timer.Stop()
+		}
+	}
+}
+
+// take copies what is due.
+func (f *flow) take(b []byte) int {
+	n := 0
+	for n < len(b) && len(f.chunks) > 0 && time.Until(f.chunks[0].due) <= 0 {
+		head := &f.chunks[0]
+		got := copy(b[n:], head.data)
+		n += got
+		if head.data = head.data[got:]; len(head.data) == 0 {
+			f.chunks = f.chunks[1:]
+		}
+	}
+	f.size -= n
+	f.changed.Broadcast()
+	return n
+}
+
+func (f *flow) write(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for {
+		switch {
+		case f.ended:
+			return n, net.ErrClosed
+		case f.broken:
+			return n, ErrCut
+		case f.deaf:
+			return n, io.ErrClosedPipe
+		case f.writing.passed():
+			return n, os.ErrDeadlineExceeded
+		case n == len(b):
+			return n, nil
+		}
+		if room := bufferBytes - f.size; room > 0 {
+			part := append([]byte(nil), b[n:min(n+room, len(b))]...)
+			f.chunks = append(f.chunks, chunk{data: part, due: time.Now().Add(f.delay)})
+			f.size += len(part)
+			n += len(part)
+			f.changed.Broadcast()
+			continue
+		}
+		f.changed.Wait()
+	}
+}
+
+// closeReading reports whether the end was still open.
+func (f *flow) closeReading() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	open := !f.deaf
+	f.deaf = true
+	f.reading.set(f, time.Time{})
+	return open
+}
+
+func (f *flow) closeWriting() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = true
+	f.writing.set(f, time.Time{})
+}
+
+func (f *flow) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = true
+	f.chunks, f.size = nil, 0
+	f.changed.Broadcast()
+}
+
+func (f *flow) setDelay(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.delay = d
+}
+
+func (f *flow) setStalled(stalled bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stalled = stalled
+	f.changed.Broadcast()
+}

@@ -1,0 +1,125 @@
+package memnet_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+func TestDialReachesWhoListens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		_, err := n.Dial(t.Context(), "a")
+		require.ErrorContains(t, err, "refused")
+		l, err := n.Listen("a")
+		require.NoError(t, err)
+		_, err = n.Listen("a")
+		require.ErrorContains(t, err, "in use")
+		go func() {
+			c, err := n.Dial(context.Background(), "a")
+			if err == nil {
+				_, err = c.Write([]byte("hello"))
+			}
+			if err == nil {
+				err = c.Close()
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		c, err := l.Accept()
+		require.NoError(t, err)
+		got, err := io.ReadAll(c)
+		require.NoError(t, err)
+		require.Equal(t, "hello", string(got))
+		require.NoError(t, c.Close())
+		require.ErrorIs(t, c.Close(), net.ErrClosed)
+		require.NoError(t, l.Close())
+		_, err = l.Accept()
+		require.ErrorIs(t, err, net.ErrClosed)
+	})
+}
+
+func TestDeadlinesEndWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := memnet.Pipe()
+		require.NoError(t, a.SetDeadline(time.Now().Add(time.Second)))
+		begin := time.Now()
+		_, err := a.Read(make([]byte, 1))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		var timeout net.Error
+		require.ErrorAs(t, err, &timeout)
+		require.True(t, timeout.Timeout())
+		require.Equal(t, time.Second, time.Since(begin))
+		_, err = a.Write(make([]byte, 1))
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.NoError(t, a.SetDeadline(time.Time{}))
+		go func() { _, _ = a.Write([]byte("x")) }()
+		_, err = b.Read(make([]byte, 1))
+		require.NoError(t, err)
+	})
+}
+
+func TestLinkDelaysStallsAndCuts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := memnet.Pipe()
+		read := func() (string, time.Duration) {
+			begin, buf := time.Now(), make([]byte, 10)
+			n, err := b.Read(buf)
+			require.NoError(t, err)
+			return string(buf[:n]), time.Since(begin)
+		}
+		a.Link().Delay(time.Second)
+		_, err := a.Write([]byte("late"))
+		require.NoError(t, err)
+		text, took := read()
+		require.Equal(t, "late", text)
+		require.Equal(t, time.Second, took)
+
+		a.Link().Delay(0)
+		a.Link().Stall()
+		_, err = a.Write([]byte("held"))
+		require.NoError(t, err)
+		time.AfterFunc(time.Minute, a.Link().Resume)
+		text, took = read()
+		require.Equal(t, "held", text)
+		require.Equal(t, time.Minute, took)
+
+		_, err = a.Write([]byte("lost"))
+		require.NoError(t, err)
+		a.Link().Cut()
+		_, err = b.Read(make([]byte, 1))
+		require.ErrorIs(t, err, memnet.ErrCut)
+		_, err = a.Write([]byte("x"))
+		require.ErrorIs(t, err, memnet.ErrCut)
+	})
+}
+
+func TestWriterWaitsForItsReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := memnet.Pipe()
+		written := false
+		go func() {
+			if _, err := a.Write(make([]byte, 1<<20)); err != nil {
+				t.Error(err)
+			}
+			written = true
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		synctest.Wait()
+		require.False(t, written)
+		got, err := io.ReadAll(b)
+		require.NoError(t, err)
+		require.Len(t, got, 1<<20)
+	})
+}

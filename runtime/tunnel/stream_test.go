@@ -1,0 +1,199 @@
+package tunnel_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+func bidi(ctx context.Context, t *testing.T, c *tunnel.Conn) connect.ClientStream {
+	t.Helper()
+	stream, err := c.Stream(ctx, tunnel.StreamRequest{
+		Target: "t", Caller: "c", Procedure: "/echo/Stream", StreamType: connect.StreamTypeBidi,
+	})
+	require.NoError(t, err)
+	return stream
+}
+
+// flood sends until the stream ends, and counts what went out.
+func flood(send func(any) error, size int, count *int) {
+	for send(wrapperspb.Bytes(make([]byte, size))) == nil {
+		*count++
+	}
+}
+
+func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		h := echo()
+		h.stream = func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
+			if in.Procedure == "/echo/Stream" {
+				<-release
+				return nil
+			}
+			return echoStream(t.Context(), in, s)
+		}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		var counts [3]int
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for i, size := range []int{10, 10 << 10, 3 << 20} {
+			stream := bidi(ctx, t, s.client)
+			go flood(stream.Send, size, &counts[i])
+		}
+		synctest.Wait()
+		require.InDelta(t, (1<<20)/45, counts[0], 1000, "a window of small messages went out")
+		require.InDelta(t, 100, counts[1], 5)
+		require.Zero(t, counts[2], "a message larger than the window waits for its reader")
+		for range 100 {
+			roundTrip(t, s.client, 1000)
+		}
+		roundTrip(t, s.client, 5<<20)
+		stream, err := s.client.Stream(ctx, tunnel.StreamRequest{Procedure: "/echo/Other", StreamType: connect.StreamTypeBidi})
+		require.NoError(t, err)
+		for range 5 {
+			require.NoError(t, stream.Send(wrapperspb.Bytes(make([]byte, 3<<20))))
+			require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+		}
+		require.NoError(t, stream.Close())
+		cancel()
+		close(release)
+		synctest.Wait()
+		require.Zero(t, s.client.Pending())
+		require.Zero(t, s.server.Pending())
+	})
+}
+
+func TestCallerThatDoesNotReadHoldsUpNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var counts [2]int
+		sizes := map[string]int{"small": 100, "large": 2 << 20}
+		h := echo()
+		h.stream = func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
+			if in.Target == "small" {
+				flood(s.Send, sizes[in.Target], &counts[0])
+			} else {
+				flood(s.Send, sizes[in.Target], &counts[1])
+			}
+			return nil
+		}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for target := range sizes {
+			stream, err := s.client.Stream(ctx, tunnel.StreamRequest{Target: target, Procedure: "/p/P", StreamType: connect.StreamTypeServer})
+			require.NoError(t, err)
+			require.NoError(t, stream.CloseSend())
+		}
+		synctest.Wait()
+		require.Greater(t, counts[0], 5000)
+		require.Zero(t, counts[1])
+		roundTrip(t, s.client, 5<<20)
+		cancel()
+		synctest.Wait()
+		require.Zero(t, s.client.Pending())
+		require.Zero(t, s.server.Pending())
+	})
+}
+
+func TestStreamsEndWithTheirContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var there error
+		h := handlers{stream: func(ctx context.Context, _ *tunnel.Incoming, s connect.ServerStream) error {
+			there = s.Receive(&wrapperspb.BytesValue{})
+			<-ctx.Done()
+			return there
+		}}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := bidi(ctx, t, s.client).Receive(&wrapperspb.BytesValue{})
+		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err))
+		synctest.Wait()
+		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(there))
+
+		ctx, stop := context.WithCancel(t.Context())
+		stream := bidi(ctx, t, s.client)
+		require.NoError(t, stream.(interface{ SendHeaders() error }).SendHeaders())
+		stop()
+		err = stream.Receive(&wrapperspb.BytesValue{})
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(stream.Send(&wrapperspb.BytesValue{})))
+		synctest.Wait()
+		require.ErrorIs(t, there, context.Canceled)
+
+		stream = bidi(t.Context(), t, s.client)
+		go func() { _ = stream.Close() }()
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(stream.Receive(&wrapperspb.BytesValue{})))
+		synctest.Wait()
+		require.Zero(t, s.client.Pending())
+	})
+}
+
+func TestHandlersErrorEndsTheStreamAfterWhatItSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := handlers{stream: func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
+			in.ResponseHeader.Add("h", "1")
+			if err := s.Send(wrapperspb.Bytes([]byte("x"))); err != nil {
+				return err
+			}
+			in.ResponseTrailer.Add("t", "2")
+			return connect.NewError(connect.CodeAborted, "enough")
+		}}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		ctx, info := connect.NewClientContext(t.Context())
+		stream := bidi(ctx, t, s.client)
+		require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+		require.Equal(t, "1", info.ResponseHeader().Get("h"))
+		err := stream.Receive(&wrapperspb.BytesValue{})
+		require.Equal(t, connect.CodeAborted, connect.CodeOf(err))
+		require.Equal(t, "2", info.ResponseTrailer().Get("t"))
+		require.ErrorIs(t, stream.Send(&wrapperspb.BytesValue{}), io.EOF)
+		require.NoError(t, stream.Close())
+	})
+}
+
+func TestPanicIsAnErrorForTheCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quiet := tunnel.Config{Logger: silent()}
+		s := overMemory(t, quiet, quiet, handlers{
+			unary:  func(*tunnel.Incoming) { panic("unary") },
+			stream: func(context.Context, *tunnel.Incoming, connect.ServerStream) error { panic("stream") },
+		})
+		_, done, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		require.Equal(t, connect.CodeInternal, connect.CodeOf(<-done))
+		err = bidi(t.Context(), t, s.client).Receive(&wrapperspb.BytesValue{})
+		require.Equal(t, connect.CodeInternal, connect.CodeOf(err))
+		require.NoError(t, s.client.Err())
+	})
+}
+
+func TestOneStreamTooManyIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{MaxStreams: 2}, echo())
+		streams := []connect.ClientStream{bidi(t.Context(), t, s.client), bidi(t.Context(), t, s.client)}
+		for _, stream := range streams {
+			require.NoError(t, stream.Send(wrapperspb.Bytes(nil)))
+			require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+		}
+		err := bidi(t.Context(), t, s.client).Receive(&wrapperspb.BytesValue{})
+		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
+		require.ErrorIs(t, err, tunnel.ErrNotRun)
+		require.NoError(t, streams[0].CloseSend())
+		require.ErrorIs(t, streams[0].Receive(&wrapperspb.BytesValue{}), io.EOF)
+		again := bidi(t.Context(), t, s.client)
+		require.NoError(t, again.Send(wrapperspb.Bytes(nil)))
+		require.NoError(t, again.Receive(&wrapperspb.BytesValue{}))
+		require.NoError(t, errors.Join(again.Close(), streams[1].Close()))
+	})
+}
