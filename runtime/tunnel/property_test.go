@@ -360,7 +360,7 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 	}
 	w.link.Resume()
 	w.run.Wait()
-	time.Sleep(time.Second) // what the handlers put off
+	time.Sleep(time.Minute) // what handlers put off, and what is delayed
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
