@@ -52,9 +52,10 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
 # Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
 .PHONY: fresh
 fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go
-	@rm -rf $(FRESH) && mkdir -p $(FRESH)
+	@rm -rf $(FRESH) && mkdir -p $(BIN) $(FRESH)
+	$(GO) build -o $(BIN)/ ./cmd/protoc-gen-raylink
 	@for t in $(TEMPLATES); do echo "buf generate --template $$t"; \
-	  PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate --template $$t -o $(FRESH); done
+	  PATH="$(BIN):$(TOOLS):$$PATH" $(TOOLS)/buf generate --template $$t -o $(FRESH); done
 
 .PHONY: generate
 generate: fresh ## make the code of all schemas anew
