@@ -96,7 +96,7 @@ func TestGeneratedCodeIsCalled(t *testing.T) {
 			t.Run("unimplemented", func(t *testing.T) {
 				_, err := echo.Now(t.Context(), &shapesv1.EchoRequest{})
 				assert.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err))
-				assert.ErrorContains(t, err, "shapes.v1.Echo/Now is not implemented")
+				require.ErrorContains(t, err, "shapes.v1.Echo/Now is not implemented")
 			})
 			t.Run("server stream", func(t *testing.T) {
 				stream, err := echo.Repeat(t.Context(), &shapesv1.EchoRequest{Text: "abc"})
@@ -107,7 +107,7 @@ func TestGeneratedCodeIsCalled(t *testing.T) {
 					assert.Equal(t, want, res.GetText())
 				}
 				_, err = stream.Receive()
-				assert.ErrorIs(t, err, io.EOF)
+				require.ErrorIs(t, err, io.EOF)
 				require.NoError(t, stream.Close())
 			})
 			t.Run("client stream", func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestGeneratedCodeIsCalled(t *testing.T) {
 				}
 				require.NoError(t, stream.CloseSend())
 				_, err = stream.Receive()
-				assert.ErrorIs(t, err, io.EOF)
+				require.ErrorIs(t, err, io.EOF)
 			})
 		})
 	}
