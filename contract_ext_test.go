@@ -35,6 +35,16 @@ func joined(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Runtim
 	return other
 }
 
+// joinBare is as joined, by a binary that knows no node types.
+func joinBare(t *testing.T, rt *raylink.Runtime) (*join.Runtime, error) {
+	t.Helper()
+	other, err := join.Start(t.Context(), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()))
+	if err == nil {
+		t.Cleanup(func() { require.NoError(t, other.Close()) })
+	}
+	return other, err
+}
+
 func create(t *testing.T, parent runtime.Parent, opts ...runtime.CreateOption) *contractv1raylink.Probe {
 	t.Helper()
 	p, err := contractv1raylink.CreateProbe(t.Context(), parent, nil, opts...)

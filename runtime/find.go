@@ -117,3 +117,12 @@ func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.
 	n.setRecord(res.GetNodes()[0])
 	return nil
 }
+
+// Children are the records of the nodes at the root of the tree, in the order of their creation.
+func (h *Host) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
+	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
+	if err != nil {
+		return nil, fmt.Errorf("listing the root's children: %w", err)
+	}
+	return res.GetNodes(), nil
+}

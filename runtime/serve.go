@@ -19,6 +19,10 @@ func newCall(ctx context.Context, m *Method, way Way) *callContext {
 func (n *Node) adopt(cc *callContext) {
 	cc.node = n
 	cc.life = n.life
+	if cc.call.method.builtin() && n.host != nil {
+		// They outlive the node: not least the one that ends it.
+		cc.life = n.host.life
+	}
 }
 
 // invoke runs a unary method for a caller that waits in this process. When the node is idle, and for concurrent methods, that is on the

@@ -60,10 +60,10 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 		return nil, fmt.Errorf("starting as a node's host: %w", err)
 	}
 	options := runtime.NewOptions(opts...)
+	launch.AllowInTests()
 	if child != nil {
 		os.Exit(serve(child, options)) //nolint:revive // a node's host is not the program that main goes on with
 	}
-	launch.AllowInTests()
 	rt, err := start(ctx, embed, options)
 	if err != nil {
 		inited.Store(false)

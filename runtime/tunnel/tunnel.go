@@ -182,10 +182,14 @@ func (c *Conn) peerName() string {
 	return fmt.Sprintf("%s (%v)", host, c.nc.RemoteAddr())
 }
 
+// errPeerClosed is the end of a connection that the peer closed, or whose process ended.
+var errPeerClosed = errors.New("the peer closed the connection")
+
 // lost is the end of a connection that nobody wanted.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("the peer closed the connection: %w", err)
+		// Not io.EOF itself: to who reads a stream that means a good end.
+		return errPeerClosed
 	}
 	return fmt.Errorf("the connection was lost: %w", err)
 }
@@ -197,7 +201,7 @@ func (c *Conn) fail(reason error) {
 		c.mu.Unlock()
 		return
 	}
-	if c.peerDrained && errors.Is(reason, io.EOF) {
+	if c.peerDrained && errors.Is(reason, errPeerClosed) {
 		reason = errPeerShutDown
 	}
 	c.err = reason

@@ -1,0 +1,396 @@
+package raylink_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/contract"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/runtime"
+)
+
+const patience = contract.Patience
+
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// alive says whether a process is there.
+func alive(pid int64) bool { return syscall.Kill(int(pid), 0) == nil }
+
+func pidOf(t *testing.T, p *contractv1raylink.Probe) int64 {
+	t.Helper()
+	res, err := p.Who(patient(t), nil)
+	require.NoError(t, err)
+	return res.GetPid()
+}
+
+func gone(t *testing.T, pids ...int64) {
+	t.Helper()
+	for _, pid := range pids {
+		require.Eventually(t, func() bool { return !alive(pid) }, patience, 5*time.Millisecond, "process %d is still there", pid)
+	}
+}
+
+func TestKilledNodeIsMissedAtOnceAndItsCallersAreToldHow(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	pid := pidOf(t, p)
+	call := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
+	stream, err := p.Chat(ctx)
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "hello"}))
+	_, err = stream.Receive()
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGKILL))
+	_, err = call.Get(ctx)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), p.Ref().Path())
+	assert.Contains(t, err.Error(), "signal 9")
+	_, err = stream.Receive()
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "signal 9")
+	_, err = p.Add(ctx, nil)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "signal 9")
+	_, err = contractv1raylink.FindProbe(ctx, driver, runtime.Path(p.Ref().Path()))
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "signal 9")
+	assert.Equal(t, nodev1.NodeState_NODE_STATE_DEAD, p.Ref().State())
+	gone(t, pid)
+}
+
+func TestKilledParentTakesItsChildrenAlong(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	res, err := p.Spawn(ctx, &contractv1.SpawnRequest{Count: 2})
+	require.NoError(t, err)
+	pids := []int64{pidOf(t, p)}
+	var child *contractv1raylink.Probe
+	for _, ref := range res.GetChildren() {
+		child, err = contractv1raylink.ProbeFrom(driver, ref)
+		require.NoError(t, err)
+		pids = append(pids, pidOf(t, child))
+	}
+	require.NoError(t, syscall.Kill(int(pids[0]), syscall.SIGKILL))
+	gone(t, pids...)
+	_, err = child.Add(ctx, nil)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+}
+
+func TestNodeThatExitsIsMissed(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	_, err := p.Crash(ctx, nil)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "code 3")
+}
+
+func TestTaskThatFailsEndsItsNode(t *testing.T) {
+	t.Parallel()
+	rt := system(t)
+	for _, placed := range []runtime.CreateOption{runtime.ParentProcess(), runtime.OwnProcess()} {
+		ctx := patient(t)
+		var parent runtime.Parent = rt
+		if placed != nil {
+			parent = driver
+		}
+		p := create(t, parent, placed)
+		_, err := p.Crash(ctx, &contractv1.CrashRequest{Task: "the well ran dry"})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			_, err = p.Add(ctx, nil)
+			return err != nil
+		}, patience, time.Millisecond)
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+		require.Eventually(t, func() bool {
+			_, err = contractv1raylink.FindProbe(ctx, driver, runtime.NID(p.Ref().NID()))
+			return connect.CodeOf(err) == connect.CodeNotFound
+		}, patience, 5*time.Millisecond)
+		assert.Contains(t, err.Error(), "the well ran dry")
+	}
+}
+
+func TestSetUpThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	before, err := driver.Children(patient(t))
+	require.NoError(t, err)
+	known := make(map[string]bool)
+	for _, rec := range before {
+		known[rec.GetNid()] = true
+	}
+	tests := []struct {
+		name   string
+		config *contractv1.ProbeConfig
+		limit  time.Duration
+		code   connect.Code
+		says   string
+	}{
+		{"by an error", &contractv1.ProbeConfig{Fail: "no paper"}, patience, connect.CodeUnknown, "no paper"},
+		{"by its process's end", &contractv1.ProbeConfig{Exit: true}, patience, connect.CodeUnavailable, "the probe leaves"},
+		{"by taking too long", &contractv1.ProbeConfig{Wait: durationpb.New(time.Hour)}, 2 * time.Second, connect.CodeDeadlineExceeded, "setting up probe-"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), test.limit)
+			defer cancel()
+			alias := strings.ReplaceAll("failing "+test.name, " ", "_")
+			_, err := contractv1raylink.CreateProbe(ctx, driver, test.config, runtime.WithAlias(alias))
+			require.Equal(t, test.code, connect.CodeOf(err), "%v", err)
+			require.Contains(t, err.Error(), test.says)
+			_, err = contractv1raylink.FindProbe(patient(t), driver, runtime.Alias(alias))
+			require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+		})
+	}
+}
+
+func TestManyAreCreatedAllOrNone(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	all, err := contractv1raylink.CreateProbeN(ctx, rt, 50, nil)
+	require.NoError(t, err)
+	for i, p := range all {
+		assert.Equal(t, fmt.Sprintf("probe-%d", i), p.Ref().Path())
+	}
+	_, err = contractv1raylink.CreateProbeN(ctx, rt, 10, &contractv1.ProbeConfig{Fail: "none of us"})
+	require.Error(t, err)
+	assert.Contains(t, err.Error(), "none of us")
+	children, err := rt.Children(ctx)
+	require.NoError(t, err)
+	probes := 0
+	for _, rec := range children {
+		if rec.GetType() == "probe" {
+			probes++
+		}
+	}
+	assert.Equal(t, 50, probes)
+	// Indices are never used again.
+	next := create(t, rt)
+	assert.Equal(t, "probe-60", next.Ref().Path())
+}
+
+func TestChildCallsItsParentWhileThatWaitsForIt(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	// The child's own children call nobody; the parent's turn is lent while it waits, so Add gets through meanwhile.
+	spawn := p.SpawnAsync(ctx, &contractv1.SpawnRequest{Config: &contractv1.ProbeConfig{Wait: durationpb.New(300 * time.Millisecond), Children: 1}})
+	var during int
+	for {
+		_, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+		require.NoError(t, err)
+		select {
+		case <-spawn.Done():
+		default:
+			during++
+			continue
+		}
+		break
+	}
+	res, err := spawn.Get(ctx)
+	require.NoError(t, err)
+	assert.Positive(t, during, "the parent's mailbox did not serve while it waited")
+	child, err := contractv1raylink.ProbeFrom(driver, res.GetChildren()[0])
+	require.NoError(t, err)
+	children, err := child.Ref().Children(ctx)
+	require.NoError(t, err)
+	require.Len(t, children, 1)
+	assert.Equal(t, child.Ref().Path()+"/probe-0", children[0].GetPath())
+}
+
+func TestHandleIsAParentToo(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	child, err := contractv1raylink.CreateProbe(ctx, p.Ref(), &contractv1.ProbeConfig{Start: 40})
+	require.NoError(t, err)
+	assert.Equal(t, p.Ref().Path()+"/probe-0", child.Ref().Path())
+	sum, err := child.Add(ctx, &contractv1.AddRequest{By: 2})
+	require.NoError(t, err)
+	assert.Equal(t, int64(42), sum.GetSum())
+	assert.NotEqual(t, pidOf(t, p), pidOf(t, child))
+	pids := []int64{pidOf(t, p), pidOf(t, child)}
+	require.NoError(t, p.Ref().Stop(ctx))
+	gone(t, pids...)
+	_, err = contractv1raylink.FindProbe(ctx, driver, runtime.Path(child.Ref().Path()))
+	assert.Equal(t, connect.CodeNotFound, connect.CodeOf(err))
+	_, err = contractv1raylink.CreateProbe(ctx, p.Ref(), nil)
+	assert.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), p.Ref().Path())
+}
+
+func TestStopDrains(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	held := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
+	waiting := p.AddAsync(ctx, &contractv1.AddRequest{By: 1})
+	require.Eventually(t, func() bool {
+		log, err := p.Log(ctx, nil)
+		return err == nil && len(log.GetBlocked()) == 1
+	}, patience, time.Millisecond)
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.Ref().Stop(ctx) }()
+	require.Eventually(t, func() bool { return p.Ref().State() == nodev1.NodeState_NODE_STATE_STOPPING }, patience, time.Millisecond)
+	_, err := p.Add(ctx, nil)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "is stopping")
+	// Release is a method too, and no longer taken: the call's own context ends it.
+	held.Cancel()
+	res, err := waiting.Get(ctx)
+	require.NoError(t, err, "a call that waited was not drained")
+	assert.Equal(t, int64(1), res.GetSum())
+	require.NoError(t, <-stopped)
+}
+
+func TestAttributesAreReadWithoutACall(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	other := joined(t, rt)
+	p, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.WithAttribute("colour", "red"), runtime.WithAlias("the_one"))
+	require.NoError(t, err)
+	far, err := contractv1raylink.FindProbe(ctx, other, runtime.Alias("the_one"))
+	require.NoError(t, err)
+	colour, ok := runtime.Attribute[string](far.Ref(), "colour")
+	assert.True(t, ok)
+	assert.Equal(t, "red", colour)
+	_, ok = runtime.Attribute[int](far.Ref(), "colour")
+	assert.False(t, ok, "a string is no int")
+	assert.Equal(t, "the_one", p.Ref().Alias())
+}
+
+func TestRelativePaths(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	_, err := p.Spawn(ctx, &contractv1.SpawnRequest{InProcess: true})
+	require.NoError(t, err)
+	_, err = contractv1raylink.FindProbe(ctx, driver, runtime.Path("./probe-0"))
+	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+	found, err := contractv1raylink.FindProbe(ctx, driver, runtime.Path(p.Ref().Path()+"/probe-0"))
+	require.NoError(t, err)
+	assert.Equal(t, pidOf(t, p), pidOf(t, found))
+}
+
+func TestBadInputGetsOneClearError(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	lean := joined(t, rt)
+	p, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.WithAlias("taken"))
+	require.NoError(t, err)
+	tests := []struct {
+		name string
+		do   func() error
+		code connect.Code
+		says []string
+	}{
+		{"unknown path", func() error {
+			_, err := contractv1raylink.FindProbe(ctx, lean, runtime.Path("probe-0/learner-9"))
+			return err
+		}, connect.CodeNotFound, []string{"probe-0/learner-9"}},
+		{"unknown alias", func() error {
+			_, err := contractv1raylink.FindProbe(ctx, lean, runtime.Alias("tken"))
+			return err
+		}, connect.CodeNotFound, []string{"tken", "taken"}},
+		{"unknown nid", func() error {
+			_, err := contractv1raylink.FindProbe(ctx, lean, runtime.NID("5a8f5f9e-0000-4000-8000-000000000000"))
+			return err
+		}, connect.CodeNotFound, []string{"5a8f5f9e"}},
+		{"zero where", func() error {
+			_, err := contractv1raylink.FindProbe(ctx, lean, runtime.Where{})
+			return err
+		}, connect.CodeInvalidArgument, []string{"Path, Alias or NID"}},
+		{"duplicate alias", func() error {
+			_, err := contractv1raylink.CreateProbe(ctx, lean, nil, runtime.WithAlias("taken"))
+			return err
+		}, connect.CodeAlreadyExists, []string{"taken", "probe-0"}},
+		{"alias of many", func() error {
+			_, err := contractv1raylink.CreateProbeN(ctx, lean, 2, nil, runtime.WithAlias("both"))
+			return err
+		}, connect.CodeInvalidArgument, []string{"both"}},
+		{"alias that looks like a name", func() error {
+			_, err := contractv1raylink.CreateProbe(ctx, lean, nil, runtime.WithAlias("probe-7"))
+			return err
+		}, connect.CodeInvalidArgument, []string{"probe-7"}},
+		{"wrong service", func() error {
+			_, err := contractv1raylink.FindOther(ctx, lean, runtime.Alias("taken"))
+			return err
+		}, connect.CodeFailedPrecondition, []string{"contract.v1.Probe", "contract.v1.Other"}},
+		{"zero handle", func() error {
+			_, err := (&contractv1raylink.Probe{}).Add(ctx, nil)
+			return err
+		}, connect.CodeFailedPrecondition, []string{"zero value"}},
+		{"message over the limit", func() error {
+			far, err := contractv1raylink.ProbeFrom(lean, p.Ref().NodeRef())
+			require.NoError(t, err)
+			_, err = far.Echo(ctx, &contractv1.EchoRequest{Payload: make([]byte, 65<<20)})
+			return err
+		}, connect.CodeResourceExhausted, []string{"67108864"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			err := test.do()
+			require.Equal(t, test.code, connect.CodeOf(err), "%v", err)
+			for _, part := range test.says {
+				assert.Contains(t, err.Error(), part)
+			}
+		})
+	}
+	// None of it disturbed anything.
+	res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
+	require.NoError(t, err)
+	assert.Equal(t, int64(1), res.GetSum())
+}
+
+func TestTypeThatTheBinaryLacks(t *testing.T) {
+	t.Parallel()
+	rt := system(t)
+	bare, err := joinBare(t, rt)
+	require.NoError(t, err)
+	_, err = contractv1raylink.CreateProbe(patient(t), bare, nil)
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), `"probe"`)
+}
+
+func TestOutputAppearsUnderTheNodesPath(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	var mu sync.Mutex
+	var lines []string
+	rt := system(t, runtime.WithOutput(func(path, line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		lines = append(lines, path+" | "+line)
+	}))
+	p := create(t, rt, runtime.OwnProcess())
+	_, err := p.Spawn(ctx, &contractv1.SpawnRequest{Config: &contractv1.ProbeConfig{Print: "hello from below"}})
+	require.NoError(t, err)
+	want := p.Ref().Path() + "/probe-0 | hello from below"
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Contains(strings.Join(lines, "\n"), want)
+	}, patience, 5*time.Millisecond)
+}
