@@ -42,6 +42,12 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "Init:", err)
 		return 1
 	}
+	if os.Getenv(driverMode) != "" {
+		if err := runDriver(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "driver:", err)
+		}
+		return 1
+	}
 	code := m.Run()
 	if err := driver.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "Close:", err)

@@ -104,7 +104,21 @@ func ServeChild(child *launch.Child, options Options) error {
 	// Stopping gets its time to drain and as much again for what is below, no more: a process must not be left behind.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*h.options.Drain)
 	defer cancel()
-	return errors.Join(failure, h.Close(ctx))
+	err = errors.Join(failure, h.Close(ctx))
+	select {
+	case <-child.Orphaned():
+		// The parent was killed: nobody else removes what it could not.
+		sweep(h.log, h.options.Data)
+	default:
+	}
+	return err
+}
+
+// sweep removes what processes left that were killed. What can't be removed now is tried again by the next who sweeps.
+func sweep(log *slog.Logger, data string) {
+	if err := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); err != nil {
+		log.Debug("sweeping what dead processes left", slog.Any("error", err))
+	}
 }
 
 // startChild joins the system and sets the node up.
