@@ -49,6 +49,10 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
 	$(TOOLS)/golangci-lint run ./...
 	@for m in $(MODULES); do echo "golangci-lint in $$m"; (cd $$m && $(TOOLS)/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); done
 
+.PHONY: fix
+fix: $(TOOLS)/golangci-lint ## format, and let the linters mend what they can
+	$(TOOLS)/golangci-lint run --fix ./...
+
 # Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
 .PHONY: fresh
 fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go
