@@ -394,3 +394,45 @@ func TestOutputAppearsUnderTheNodesPath(t *testing.T) {
 		return strings.Contains(strings.Join(lines, "\n"), want)
 	}, patience, 5*time.Millisecond)
 }
+
+// TestStoppedProcess freezes a node's process, and lets it go on when everybody has given it up.
+func TestStoppedProcess(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t, runtime.WithLease(600*time.Millisecond))
+	p := create(t, rt, runtime.OwnProcess())
+	pid := pidOf(t, p)
+	brief := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
+	_, err := brief.Get(ctx)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	require.Eventually(t, func() bool {
+		_, err = contractv1raylink.FindProbe(ctx, rt, runtime.NID(p.Ref().NID()))
+		return connect.CodeOf(err) == connect.CodeNotFound
+	}, patience, 5*time.Millisecond, "nobody noticed the silence")
+	assert.Contains(t, err.Error(), p.Ref().Path())
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGCONT))
+	// It learns that it was declared dead, and ends.
+	gone(t, pid)
+	next := create(t, rt)
+	_, err = next.Add(ctx, nil)
+	require.NoError(t, err)
+}
+
+// TestBriefStopIsBorne freezes a process for less than the lease.
+func TestBriefStopIsBorne(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	pid := pidOf(t, p)
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
+	call := p.AddAsync(ctx, &contractv1.AddRequest{By: 2})
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err := p.Add(short, nil)
+	require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGCONT))
+	res, err := call.Get(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, int64(2), res.GetSum())
+}

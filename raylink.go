@@ -50,6 +50,7 @@ var (
 	WithHiddenErrors = runtime.WithHiddenErrors //nolint:gochecknoglobals // as above
 	WithInProcess    = runtime.WithInProcess    //nolint:gochecknoglobals // as above
 	WithDrain        = runtime.WithDrain        //nolint:gochecknoglobals // as above
+	WithLease        = runtime.WithLease        //nolint:gochecknoglobals // as above
 	WithMaxMessage   = runtime.WithMaxMessage   //nolint:gochecknoglobals // as above
 )
 
@@ -71,7 +72,7 @@ func Start(ctx context.Context, opts ...Option) (*Runtime, error) {
 func embedded() *assemble.Embed {
 	return &assemble.Embed{
 		Open: func(o runtime.Options) (assemble.Brain, error) {
-			b, err := brain.Open(brain.Options{Logger: o.Logger.With(slog.String("part", "brain"))})
+			b, err := brain.Open(brain.Options{Lease: o.Lease, Logger: o.Logger.With(slog.String("part", "brain"))})
 			if err != nil {
 				return nil, err
 			}

@@ -32,7 +32,7 @@ type launchPayload struct {
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
 	Insecure, HideErrors, InProcess            bool
-	Drain                                      time.Duration
+	Drain, Lease                               time.Duration
 	MaxMessage                                 int
 }
 
@@ -40,7 +40,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 	o := h.options
 	p := launchPayload{
 		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Data: o.Data, Origins: o.Origins, Insecure: o.Insecure,
-		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, MaxMessage: o.MaxMessage,
+		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
 	}
 	if p.Brain == "" {
 		p.Brain = h.front.advertised
@@ -132,7 +132,7 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
 	}
 	o.Brain, o.Token, o.Listen, o.Advertise, o.Data, o.Origins = p.Brain, p.Token, p.Listen, p.Advertise, p.Data, p.Origins
-	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.MaxMessage
+	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.Lease, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.Lease, p.MaxMessage
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	over := make(chan struct{})

@@ -45,6 +45,9 @@ type Options struct {
 	InProcess bool
 	// Drain bounds how long stopping waits for calls that run. By default ten seconds.
 	Drain time.Duration
+	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it declares it dead, and how long a call waits for
+	// one of the node's host. By default ten seconds.
+	Lease time.Duration
 	// MaxMessage bounds one message, in bytes. By default 64 MiB.
 	MaxMessage int
 }
@@ -106,6 +109,9 @@ func WithInProcess() Option { return optionFunc(func(o *Options) { o.InProcess =
 // WithDrain bounds how long stopping takes, see [Options].Drain.
 func WithDrain(d time.Duration) Option { return optionFunc(func(o *Options) { o.Drain = d }) }
 
+// WithLease says how long silence is borne, see [Options].Lease.
+func WithLease(d time.Duration) Option { return optionFunc(func(o *Options) { o.Lease = d }) }
+
 // WithMaxMessage bounds one message, see [Options].MaxMessage.
 func WithMaxMessage(bytes int) Option { return optionFunc(func(o *Options) { o.MaxMessage = bytes }) }
 
@@ -131,6 +137,9 @@ func NewOptions(opts ...Option) Options {
 	}
 	if o.Drain == 0 {
 		o.Drain = 10 * time.Second
+	}
+	if o.Lease == 0 {
+		o.Lease = 10 * time.Second
 	}
 	if o.MaxMessage == 0 {
 		o.MaxMessage = 64 << 20

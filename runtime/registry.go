@@ -112,12 +112,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 	if err != nil {
 		return false, err
 	}
-	for _, nid := range res.GetUnknown() {
-		if n := r.host.localNode(nid); n != nil {
-			r.host.log.Warn("Brain no longer knows a node that lives here: it was declared dead, and goes on serving those who hold a handle",
-				slog.String("node", n.path))
-		}
-	}
+	r.reconcile(ctx, res.GetUnknown())
 	attached()
 	ended := make(chan error, 1)
 	go func() {
@@ -151,6 +146,27 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 			case <-ctx.Done():
 			}
 			return true, nil
+		}
+	}
+}
+
+// reconcile ends the nodes that Brain has declared dead while their host could not be reached: whoever asked Brain was told that they are dead,
+// and may have made others in their place. Another Brain than the one that was joined knows nothing of them, and decides nothing.
+func (r *registry) reconcile(ctx context.Context, unknown []string) {
+	if len(unknown) == 0 {
+		return
+	}
+	hello, err := r.host.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
+	if err != nil {
+		return // the stream will end too, and be tried again
+	}
+	if hello.GetBrainId() != r.hello.GetBrainId() {
+		r.host.log.Error("another Brain answers at the address of the one that was joined; the nodes here go on serving those who hold a handle")
+		return
+	}
+	for _, nid := range unknown {
+		if n := r.host.localNode(nid); n != nil && !n.isStopping() {
+			n.fail(errors.New("its host could not be reached, and it was declared dead"))
 		}
 	}
 }
