@@ -1,0 +1,43 @@
+// Counter is RayLink's smallest program: one node, called in every way there is.
+//
+// Read the schema first (proto/counter/v1/counter.proto), then counter.go, which implements it; tour.go calls it. The code in gen is made
+// by `make generate`.
+//
+//	counter          shows what can be done with a node
+//	counter serve    keeps one running for other programs, and prints where it is
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/raylink/raylink"
+	"github.com/raylink/raylink/examples/counter/gen/counter/v1/counterv1raylink"
+)
+
+func main() {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "counter:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	// A node's process is this program once more: there, Init serves the node and never returns.
+	rt, err := raylink.Init(ctx, counterv1raylink.CounterType(newCounter))
+	if err != nil {
+		return err
+	}
+	// Closing ends the nodes, and their processes.
+	defer func() { err = errors.Join(err, rt.Close()) }()
+
+	switch {
+	case len(args) == 0:
+		return tour(ctx, rt, os.Stdout)
+	case len(args) == 1 && args[0] == "serve":
+		return serve(ctx, rt, os.Stdout)
+	}
+	return fmt.Errorf("unknown arguments %q: say nothing, or `serve`", args)
+}

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+
+	"github.com/raylink/raylink"
+	counterv1 "github.com/raylink/raylink/examples/counter/gen/counter/v1"
+	"github.com/raylink/raylink/examples/counter/gen/counter/v1/counterv1raylink"
+)
+
+// whereabouts is how a program in another language finds the counter: `http://<gateway or host>/<path or nid>/counter.v1.Counter/Add`.
+type whereabouts struct {
+	// Gateway is Brain's address, which reaches every node.
+	Gateway string `json:"gateway"`
+	// Host is the address of the node's own process.
+	Host string `json:"host"`
+	Path string `json:"path"`
+	NID  string `json:"nid"`
+}
+
+// serve keeps a counter running, and prints its whereabouts as one line of JSON.
+func serve(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
+	counter, err := counterv1raylink.CreateCounter(ctx, rt, &counterv1.CounterConfig{Min: -1000, Max: 1000})
+	if err != nil {
+		return err
+	}
+	ref := counter.Ref()
+	err = json.NewEncoder(out).Encode(whereabouts{
+		Gateway: rt.Address(), Host: ref.NodeRef().GetHost().GetAddress(), Path: ref.Path(), NID: ref.NID(),
+	})
+	if err != nil {
+		return err
+	}
+	// Interrupted or terminated, the runtime closes itself and ends the process.
+	select {}
+}
