@@ -11,15 +11,15 @@ type assembly struct {
 	discard bool
 }
 
-// firstClaim is how much is allocated for a message on the word of its first fragment.
-const firstClaim = 1 << 20
+// How much is allocated for a message on the word of its first frame, before its bytes come. The sizes of unary messages that are
+// announced are bounded together, by the window; those of streams are not.
+const (
+	claimOfUnary  = 4 << 20
+	claimOfStream = 64 << 10
+)
 
-func newAssembly(total int, discard bool) *assembly {
-	a := &assembly{total: total, discard: discard}
-	if !discard {
-		a.buf = newBuffer(min(total, firstClaim))
-	}
-	return a
+func newAssembly(total, claim int) *assembly {
+	return &assembly{total: total, buf: newBuffer(min(total, claim))}
 }
 
 // room makes place for the next n bytes.
@@ -59,11 +59,16 @@ func (p *parser) sized() int {
 	return total
 }
 
-// partialReply is what a REPLY said beside its message.
-type partialReply struct {
-	assembly
+// outcome is what a REPLY said beside its message.
+type outcome struct {
 	fault           error
 	header, trailer Header
+}
+
+// partialReply is a response of several frames in the making.
+type partialReply struct {
+	assembly
+	outcome
 }
 
 func responseTooLarge(procedure string, size, limit int) *connect.Error {

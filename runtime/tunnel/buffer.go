@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// Buffers come from pools by size class, powers of two from 512 bytes to 1 MiB. Larger ones are made and left to the collector.
+// Buffers come from pools by size class, powers of two from 512 bytes to 4 MiB. Larger ones are made and left to the collector.
 const (
 	smallestClass = 9
-	largestClass  = 20
+	largestClass  = 22
 )
 
 type buffer struct {
@@ -44,6 +44,16 @@ func (b *buffer) free() {
 	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {
 		b.b = b.b[:0]
 		pools[class].Put(b)
+	}
+}
+
+// lend is an empty slice of a pool with room for n bytes. It may grow, and recycle takes it back whatever became of it.
+func lend(n int) []byte { return newBuffer(n).b }
+
+// recycle takes a slice for the pools, if it is of a size that they have.
+func recycle(b []byte) {
+	if cap(b) >= 1<<smallestClass {
+		(&buffer{b: b}).free()
 	}
 }
 

@@ -70,35 +70,48 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	if err := ctx.Err(); err != nil {
 		return notRun(contextError(err, ""))
 	}
-	var body *buffer
-	if size > inlineBytes {
-		var err error
-		if body, err = encode(call.Request, size); err != nil {
-			return notRun(cannotEncode(call.Procedure, err))
-		}
-		size = len(body.b)
-	}
 	cost := callCost + meta + size
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.enter(ctx, cost); err != nil {
-		body.free()
 		return err
+	}
+	var body *buffer
+	if size > inlineBytes {
+		// Only now, so that those who wait hold nothing; and without the lock, since it may take a while.
+		var err error
+		c.mu.Unlock()
+		body, err = encode(call.Request, size)
+		c.mu.Lock()
+		if err != nil {
+			err = notRun(cannotEncode(call.Procedure, err))
+		} else {
+			err = c.refusing()
+		}
+		if err != nil {
+			c.gate.give(cost)
+			body.free()
+			return err
+		}
 	}
 	id := c.claim(slot{call: call, cost: cost})
 	call.conn, call.id, call.parcel = c, id, nil
-	if err := c.sendCall(ctx, call, body, size); err != nil {
+	if err := c.sendCall(ctx, call, body, meta, size); err != nil {
 		c.vacate(id)
 		return notRun(cannotEncode(call.Procedure, err))
 	}
 	c.calls.Add(1)
 	c.watch()
-	c.kick()
+	if c.gate.open == 1 {
+		c.flush() // a caller that is alone has nobody to share a write with
+	} else {
+		c.kick()
+	}
 	return nil
 }
 
 // sendCall queues the CALL frame.
-func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, size int) error {
+func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, size int) error {
 	o := &c.out
 	o.buf = c.interner.define(o.buf, call.Target, &c.peer)
 	o.buf = c.interner.define(o.buf, call.Caller, &c.peer)
@@ -120,16 +133,15 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, size int)
 		o.pushRequest(call.parcel)
 		return nil
 	}
-	start := len(o.buf)
-	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	start := o.begin(meta + size)
 	flags, b := c.appendCall(o.buf, ctx, connect.StreamTypeUnary, call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
 	b, err := appendMessage(b, call.Request)
 	if err != nil {
-		o.buf = b[:start]
+		o.buf = o.buf[:start]
 		return err
 	}
-	binary.LittleEndian.PutUint64(b[start:], uint64(makeHeader(kindCall, flags, call.id, len(b)-start-headerBytes)))
 	o.buf = b
+	o.patch(start, kindCall, flags, call.id)
 	return nil
 }
 
@@ -203,7 +215,7 @@ func (call *Call) finish(err error) {
 }
 
 // complete is the reading goroutine's end of a call that was answered.
-func (call *Call) complete(r *partialReply, body []byte) {
+func (call *Call) complete(r *outcome, body []byte) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error
 	switch {

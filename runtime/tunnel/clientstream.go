@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"sync"
@@ -94,7 +93,8 @@ func (s *clientStream) open() error {
 	if s.info != nil && s.info.RequestHeader().Len() > 0 {
 		header = append(append(Header{}, header...), HeaderFrom(s.info.RequestHeader())...)
 	}
-	if meta := metaSize(req.Target, req.Caller, req.Procedure, header, req.Chain); meta > c.peer.maxHeader {
+	meta := metaSize(req.Target, req.Caller, req.Procedure, header, req.Chain)
+	if meta > c.peer.maxHeader {
 		return notRun(tooLarge("what goes with the call of "+req.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
 	}
 	c.mu.Lock()
@@ -109,11 +109,10 @@ func (s *clientStream) open() error {
 	for _, name := range []string{req.Target, req.Caller, req.Procedure} {
 		o.buf = c.interner.define(o.buf, name, &c.peer)
 	}
-	start := len(o.buf)
-	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	start := o.begin(meta)
 	flags, b := c.appendCall(o.buf, s.ctx, req.StreamType, req.Target, req.Caller, req.Procedure, header, req.Chain)
-	binary.LittleEndian.PutUint64(b[start:], uint64(makeHeader(kindCall, flags, s.id, len(b)-start-headerBytes)))
 	o.buf = b
+	o.patch(start, kindCall, flags, s.id)
 	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
 	c.calls.Add(1)
 	c.watch()

@@ -12,9 +12,12 @@ type frameHeader uint64
 const (
 	headerBytes = 8
 	// fragmentBytes is the most of one message that a frame carries. It is what one large message may delay the others by,
-	// and large enough that a frame's cost does not count beside it.
-	fragmentBytes = 64 << 10
-	maxCallID     = 1<<24 - 1
+	// and large enough that a frame's cost does not count beside it. A round 64 KiB with what encodes it goes in one.
+	fragmentBytes = 65 << 10
+	// wholeBytes is the largest message that goes in one frame. Of larger ones the first frame tells the size alone, so that the
+	// receiver can read the fragments straight into place.
+	wholeBytes = 32 << 10
+	maxCallID  = 1<<24 - 1
 
 	maxHandshakeBytes = 16 << 10
 	maxGoAwayBytes    = 4 << 10

@@ -102,7 +102,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	if total > limit {
 		return tooLarge("a message of "+b.what, total, limit, "the receiver's"), nil
 	}
-	b.assembly = newAssembly(total, false)
+	b.assembly = newAssembly(total, claimOfStream)
 	if _, err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (b *inbox) close(err error, drop bool) {
 func (b *inbox) closeSend() { b.close(io.EOF, false) }
 
 // reply is the end of a client's stream.
-func (b *inbox) reply(r *partialReply) {
+func (b *inbox) reply(r *outcome) {
 	b.mu.Lock()
 	if r.header != nil {
 		b.header = r.header

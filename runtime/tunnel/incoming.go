@@ -106,6 +106,11 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	}
 	var body *buffer
 	if failure == nil && size > inlineBytes {
+		if failure = c.backlogged(in, size); failure != nil {
+			size = 0
+		}
+	}
+	if failure == nil && size > inlineBytes {
 		var err error
 		if body, err = encode(res, size); err != nil {
 			failure = cannotEncode(in.Procedure, err)
@@ -124,21 +129,41 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		return // the connection is gone, or the call was ended before
 	}
 	c.retire(in)
-	if failure == nil && c.out.replyBytes+len(c.out.buf)+size > c.cfg.MaxBacklog {
-		failure = connect.Errorf(connect.CodeResourceExhausted,
-			"%d bytes of responses wait for %s to read them; with the %d of %s they would pass the limit of %d",
-			c.out.replyBytes+len(c.out.buf), c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
+	if failure == nil {
+		failure = c.overflow(in, size)
 	}
 	if failure != nil {
 		body.free()
 		body = nil
 	}
-	c.queueReply(in, header, trailer, res, body, failure)
-	c.kick()
+	c.queueReply(in, header, trailer, res, size, body, failure)
+	if c.serving == 0 {
+		c.flush()
+	} else {
+		c.kick()
+	}
 	c.checkQuiet()
 }
 
-func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, body *buffer, failure error) {
+// backlogged is overflow before the response is encoded.
+func (c *Conn) backlogged(in *Incoming, size int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.overflow(in, size)
+}
+
+// overflow refuses a response that would be one too many of those that wait. Callers hold the lock.
+func (c *Conn) overflow(in *Incoming, size int) error {
+	waiting := c.out.replyBytes + len(c.out.buf)
+	if waiting+size <= c.cfg.MaxBacklog {
+		return nil
+	}
+	return connect.Errorf(connect.CodeResourceExhausted,
+		"%d bytes of responses wait for %s to read them; with the %d of %s they would pass the limit of %d",
+		waiting, c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
+}
+
+func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, size int, body *buffer, failure error) {
 	o := &c.out
 	if in.stream != nil {
 		o.close(&in.stream.lane, errOver)
@@ -147,14 +172,13 @@ func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Messag
 		flags, meta := appendReplyMeta(nil, header, trailer)
 		p := &parcel{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
 		in.parcel = p
-		if p.rest() > fragmentBytes {
+		if p.rest() > wholeBytes {
 			c.trackReply(in)
 		}
 		o.pushReply(p, c.peer.window)
 		return
 	}
-	start := len(o.buf)
-	o.buf = append(o.buf, make([]byte, headerBytes)...)
+	start := o.begin(header.size() + trailer.size() + size)
 	if failure == nil {
 		flags, b := appendReplyMeta(o.buf, header, trailer)
 		if in.stream == nil {

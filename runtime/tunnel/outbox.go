@@ -1,11 +1,15 @@
 package tunnel
 
+import "encoding/binary"
+
 // outbox is what a connection has still to write. Small frames are encoded straight into one buffer, in order. A message that
 // is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, one from each lane in
 // turn. Within a lane parcels go one after the other. It is guarded by the connection's lock.
 type outbox struct {
 	buf   []byte
 	spare []byte
+	// batch is what the writing goroutine has in hand.
+	batch batch
 	// ring has the lanes of which a fragment may be sent now.
 	ring []*lane
 	// requests are the lanes of unary requests that have parcels.
@@ -82,38 +86,63 @@ func (p *parcel) finish() {
 // ready says that something of the lane may be sent now.
 func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room() >= 0 }
 
-// room is how many bytes of the first parcel may go now, or -1 for none (an empty message needs none).
+// room is how many bytes of the first parcel may go now, or -1 if not even its first frame may.
 func (l *lane) room() int {
 	p := l.parcels[0]
-	rest := min(p.rest(), fragmentBytes)
-	if !l.stream {
-		return rest
-	}
-	if p.started {
-		if l.credit <= 0 {
-			return -1
-		}
-		return min(rest, l.credit)
-	}
-	cost := p.rest() + messageCost
+	rest := p.rest()
 	switch {
-	case p.rest() <= fragmentBytes && cost <= l.credit:
-		return rest
-	case cost <= l.window/2:
-		// The receiver gives back credit by the quarter of its window at the latest, so enough will come to send it whole.
-		if cost+varintBytes > l.credit {
+	case p.started:
+		if l.stream && l.credit <= 0 {
 			return -1
 		}
+	case rest > wholeBytes:
+		// The first frame has the size alone. Of a message that fits the window it waits until all of it can follow: the receiver
+		// gives credit back by the quarter of its window at the latest.
+		if need := rest + messageCost + varintBytes; l.stream && l.credit < min(need, l.window/2) {
+			return -1
+		}
+		return 0
+	default:
+		if l.stream && l.credit < rest+messageCost {
+			return -1
+		}
+		return rest
 	}
-	if room := min(rest, l.credit-messageCost-varintBytes); room > 0 {
-		return room
+	if rest = min(rest, fragmentBytes); l.stream {
+		rest = min(rest, l.credit)
 	}
-	return -1
+	return rest
 }
 
+// frame appends a whole frame.
 func (o *outbox) frame(k kind, flags uint8, id uint32, body []byte) {
+	o.reserve(len(body))
 	o.buf = makeHeader(k, flags, id, len(body)).append(o.buf)
 	o.buf = append(o.buf, body...)
+}
+
+// reserve makes room in the common buffer for a frame of n bytes.
+func (o *outbox) reserve(n int) {
+	need := len(o.buf) + headerBytes + n
+	if need <= cap(o.buf) {
+		return
+	}
+	larger := append(lend(max(need, 2*cap(o.buf))), o.buf...)
+	recycle(o.buf)
+	o.buf = larger
+}
+
+// begin begins a frame of about n bytes, and returns where. patch completes it.
+func (o *outbox) begin(n int) int {
+	o.reserve(n)
+	start := len(o.buf)
+	o.buf = append(o.buf, 0, 0, 0, 0, 0, 0, 0, 0)
+	return start
+}
+
+// patch fills in the header of the frame that was begun at start.
+func (o *outbox) patch(start int, k kind, flags uint8, id uint32) {
+	binary.LittleEndian.PutUint64(o.buf[start:], uint64(makeHeader(k, flags, id, len(o.buf)-start-headerBytes)))
 }
 
 // push appends a parcel to a lane.
@@ -144,12 +173,12 @@ func (o *outbox) pushRequest(p *parcel) {
 	o.push(l, p)
 }
 
-// pushReply appends a unary response. Those of more than one fragment wait for their part of the peer's window, so that it
+// pushReply appends a unary response. Those of more than one frame wait for their part of the peer's window, so that it
 // holds few unfinished ones, and always room to finish them.
 func (o *outbox) pushReply(p *parcel, window int) {
 	p.reply = true
 	o.replyBytes += p.rest()
-	if p.rest() <= fragmentBytes {
+	if p.rest() <= wholeBytes {
 		o.push(&lane{}, p)
 		return
 	}

@@ -42,11 +42,11 @@ func (c *Conn) tell(reason error) {
 	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) //nolint:errcheck // it ends either way
 }
 
-// beforeRead lets what was queued meanwhile be written, since the next read may wait.
+// beforeRead writes what was queued meanwhile, since the next read may wait.
 func (c *Conn) beforeRead() {
 	c.mu.Lock()
 	c.out.corked = false
-	c.kick()
+	c.flush()
 	c.mu.Unlock()
 }
 

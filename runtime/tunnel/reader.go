@@ -20,8 +20,10 @@ type frameReader struct {
 	buf   []byte
 	begin int
 	end   int
-	limit int
-	quiet int
+	// limit is how much is asked for; quiet, how often in a row little came; shrink, that the buffer is to be a smaller one.
+	limit  int
+	quiet  int
+	shrink bool
 	// before and after surround every read that may block.
 	before func()
 	after  func(n int)
@@ -52,17 +54,21 @@ func (r *frameReader) peek(n int) ([]byte, error) {
 // fill reads once, after making room for n bytes in all.
 func (r *frameReader) fill(n int) error {
 	have := r.end - r.begin
-	if size := max(r.limit, n); size > len(r.buf) || (have == 0 && len(r.buf) > size) {
-		larger := make([]byte, size)
+	want := max(r.limit, n)
+	switch {
+	case want > len(r.buf), have == 0 && r.shrink:
+		larger := lend(want)
+		larger = larger[:cap(larger)]
 		copy(larger, r.buf[r.begin:r.end])
-		r.buf, r.begin, r.end = larger, 0, have
-	} else if r.begin > 0 {
+		recycle(r.buf)
+		r.buf, r.begin, r.end, r.shrink = larger, 0, have, false
+	case r.begin > 0:
 		copy(r.buf, r.buf[r.begin:r.end])
 		r.begin, r.end = 0, have
 	}
-	got, err := r.read(r.buf[r.end:])
+	got, err := r.read(r.buf[have:want])
 	r.end += got
-	r.adapt(got)
+	r.adapt(got, want-have)
 	if got > 0 {
 		return nil
 	}
@@ -70,17 +76,16 @@ func (r *frameReader) fill(n int) error {
 }
 
 // adapt chooses how much is asked for from now on.
-func (r *frameReader) adapt(got int) {
+func (r *frameReader) adapt(got, asked int) {
 	const patience = 64
 	switch {
-	case r.end == len(r.buf) && r.limit < largeRead && len(r.buf) <= r.limit:
-		r.limit *= 2
-		r.quiet = 0
+	case got == asked && r.limit < largeRead:
+		r.limit, r.quiet = 2*r.limit, 0
 	case got > r.limit/8:
 		r.quiet = 0
-	case r.limit > smallRead:
+	case r.limit > smallRead || len(r.buf) > smallRead:
 		if r.quiet++; r.quiet > patience {
-			r.limit, r.quiet = r.limit/2, 0
+			r.limit, r.quiet, r.shrink = max(r.limit/2, smallRead), 0, true
 		}
 	}
 }

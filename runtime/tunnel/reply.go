@@ -17,7 +17,8 @@ func (c *Conn) known(id uint32) bool {
 }
 
 func (c *Conn) onReply(h frameHeader, body []byte) error {
-	r, p := &partialReply{}, parser{rest: body}
+	var r outcome
+	p := parser{rest: body}
 	flags := h.flags()
 	if flags&replyError != 0 {
 		fault := p.fault()
@@ -62,7 +63,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		if flags&replyMessage != 0 {
 			return violation("a REPLY with a message for the stream %d", h.id())
 		}
-		stream.inbox.reply(r)
+		stream.inbox.reply(&r)
 		return nil
 	}
 	if s.reply != nil { // replaced: the peer stopped in the middle of a message
@@ -74,7 +75,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	}
 	if flags&flagSized != 0 {
 		defer c.mu.Unlock()
-		return c.beginReply(s, r, total, p.rest)
+		return c.beginReply(s, &partialReply{outcome: r}, total, p.rest)
 	}
 	call := s.call
 	c.vacate(h.id())
@@ -83,7 +84,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		if r.fault == nil && len(p.rest) > c.own.maxMessage {
 			r.fault = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
-		call.complete(r, p.rest)
+		call.complete(&r, p.rest)
 	}
 	return nil
 }
@@ -102,7 +103,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 		r.discard = true
 	}
 	if !r.discard {
-		r.buf = newBuffer(min(total, firstClaim))
+		r.buf = newBuffer(min(total, claimOfUnary))
 	}
 	_, err := r.add(first)
 	return err
@@ -125,7 +126,7 @@ func (c *Conn) replyComplete(id uint32) {
 		if r.buf != nil {
 			body = r.buf.b
 		}
-		call.complete(r, body)
+		call.complete(&r.outcome, body)
 	}
 	r.buf.free()
 }

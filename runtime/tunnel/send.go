@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"errors"
 
 	"google.golang.org/protobuf/proto"
@@ -37,10 +36,10 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	o := &c.out
 	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
 		defer c.mu.Unlock()
-		start := len(o.buf)
-		b, err := appendMessage(append(o.buf, make([]byte, headerBytes)...), msg)
+		start := o.begin(size)
+		b, err := appendMessage(o.buf, msg)
 		if err != nil {
-			o.buf = b[:start]
+			o.buf = o.buf[:start]
 			return 0, cannotEncode(procedure, err)
 		}
 		o.buf = b
@@ -67,9 +66,4 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 		return 0, l.over
 	}
 	return size, nil
-}
-
-// patch fills in the header of the frame that was begun at start.
-func (o *outbox) patch(start int, k kind, flags uint8, id uint32) {
-	binary.LittleEndian.PutUint64(o.buf[start:], uint64(makeHeader(k, flags, id, len(o.buf)-start-headerBytes)))
 }

@@ -89,7 +89,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	case !unary:
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
-		in.assembly = newAssembly(total, false)
+		in.assembly = newAssembly(total, claimOfUnary)
 		_, err := in.assembly.add(p.rest)
 		return err
 	default:
@@ -128,8 +128,7 @@ func (c *Conn) take(in *Incoming) error {
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
 	}
 	if refusal != nil {
-		start := len(c.out.buf)
-		c.out.buf = append(c.out.buf, make([]byte, headerBytes)...)
+		start := c.out.begin(0)
 		err := &notRunError{refusal}
 		c.appendFailure(in.id, start, nil, nil, err)
 		return err
@@ -234,8 +233,7 @@ func (c *Conn) cancelReply(id uint32) *parcel {
 		return nil
 	}
 	c.out.drop(p)
-	start := len(c.out.buf)
-	c.out.buf = append(c.out.buf, make([]byte, headerBytes)...)
+	start := c.out.begin(0)
 	c.appendFailure(id, start, nil, nil, context.Canceled)
 	c.out.admitReplies(c.peer.window)
 	return p

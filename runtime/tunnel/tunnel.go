@@ -46,6 +46,10 @@ type Conn struct {
 	names nameTable
 	now   time.Time
 
+	// writing is write, kept so that starting it costs nothing.
+	writing func()
+	attempt attempt
+
 	heard                 atomic.Bool
 	calls, sent, received atomic.Uint64
 
@@ -114,6 +118,8 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
+	c.writing = c.write
+	c.attempt.init(nc)
 	return c
 }
 

@@ -11,6 +11,9 @@ type batch struct {
 	cuts  []cut
 	taken []*parcel
 	iov   net.Buffers
+	// begun says that the batch was collected by somebody who could write only the first done bytes of it.
+	begun bool
+	done  int
 }
 
 // cut says that a fragment goes where the buffer has reached at.
@@ -105,9 +108,6 @@ func (b *batch) vectors() net.Buffers {
 	return b.iov
 }
 
-// keptBytes is how large a buffer a connection keeps between two writes.
-const keptBytes = 64 << 10
-
 // release gives back what the batch borrowed, under the connection's lock.
 func (o *outbox) release(b *batch) {
 	for i, p := range b.taken {
@@ -121,54 +121,73 @@ func (o *outbox) release(b *batch) {
 	b.taken = b.taken[:0]
 	clear(b.cuts)
 	b.cuts = b.cuts[:0]
-	if cap(b.buf) <= keptBytes {
-		o.spare = b.buf[:0]
+	o.spare, b.buf = b.buf[:0], nil
+	b.begun, b.done = false, 0
+}
+
+// rest gives large buffers back when there is nothing to write, so that an idle connection holds little.
+func (o *outbox) rest() {
+	if cap(o.spare) > smallRead {
+		recycle(o.spare)
+		o.spare = nil
 	}
-	b.buf = nil
+	if cap(o.buf) > smallRead && len(o.buf) == 0 {
+		recycle(o.buf)
+		o.buf = nil
+	}
 }
 
 // kick starts the writing goroutine if there is something to write and none is at it. Callers hold the lock.
 func (c *Conn) kick() {
+	if c.startWriting() {
+		go c.writing()
+	}
+}
+
+func (c *Conn) startWriting() bool {
 	if c.out.writing || c.out.corked || c.err != nil || (len(c.out.buf) == 0 && len(c.out.ring) == 0) {
-		return
+		return false
 	}
 	c.out.writing = true
-	go c.write()
+	return true
 }
 
 // write writes until there is nothing left. What is queued while a write is in flight goes with the next: there is no timer,
 // and the busier the connection is the more goes at once.
 func (c *Conn) write() {
-	var b batch
+	b := &c.out.batch
 	c.mu.Lock()
-	for c.err == nil && c.out.collect(&b) {
+	for c.err == nil && (b.begun || c.out.collect(b)) {
 		c.mu.Unlock()
 		n, err := b.writeTo(c.nc)
 		c.sent.Add(uint64(n)) //nolint:gosec // not negative
 		c.mu.Lock()
-		c.out.release(&b)
+		c.out.release(b)
 		if err != nil {
 			c.mu.Unlock()
 			c.fail(lost(err))
 			c.mu.Lock()
 		}
 	}
-	c.out.writing = false
-	if cap(c.out.spare) > smallRead {
-		c.out.spare = nil // idle connections hold little
-	}
-	if cap(c.out.buf) > smallRead && len(c.out.buf) == 0 {
-		c.out.buf = nil
-	}
-	c.checkQuiet()
+	c.stopWriting()
 	c.mu.Unlock()
 }
 
+func (c *Conn) stopWriting() {
+	c.out.writing = false
+	c.out.rest()
+	c.checkQuiet()
+}
+
+// writeTo writes the batch, but for what has been written of it already.
 func (b *batch) writeTo(nc net.Conn) (int64, error) {
 	if len(b.cuts) == 0 {
-		n, err := nc.Write(b.buf)
+		n, err := nc.Write(b.buf[b.done:])
 		return int64(n), err
 	}
-	iov := b.vectors()
-	return iov.WriteTo(nc)
+	b.iov = b.vectors()
+	iov := b.iov
+	n, err := iov.WriteTo(nc)
+	clear(b.iov)
+	return n, err
 }

@@ -1,0 +1,94 @@
+package tunnel
+
+import (
+	"errors"
+	"net"
+	"syscall"
+)
+
+// attempt writes to a socket as much as it takes without waiting, so that whoever has something to write can do it at once
+// instead of waking a goroutine. Connections that are no sockets have none. It belongs to whoever is writing.
+type attempt struct {
+	raw syscall.RawConn
+	try func(fd uintptr) bool
+	buf []byte
+	n   int
+	err error
+}
+
+// attemptBytes is the most that is written so. What is larger would keep the reader or the caller from its work.
+const attemptBytes = 64 << 10
+
+func (a *attempt) init(nc net.Conn) {
+	switch nc.(type) {
+	case *net.TCPConn, *net.UnixConn:
+	default:
+		return
+	}
+	socket, ok := nc.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return // the ordinary way will say what is wrong
+	}
+	a.raw = raw
+	a.try = func(fd uintptr) bool {
+		a.n, a.err = syscall.Write(int(fd), a.buf) //nolint:gosec // a descriptor is an int
+		return true                                // never wait
+	}
+}
+
+// write reports how much was written. A socket that takes nothing right now is no error.
+func (a *attempt) write(b []byte) (int, error) {
+	a.buf, a.n, a.err = b, 0, nil
+	err := a.raw.Write(a.try)
+	a.buf = nil
+	if err == nil {
+		err = a.err
+	}
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+		err = nil
+	}
+	return max(a.n, 0), err
+}
+
+// flush writes what is queued, here and now if it is little and the socket takes it, and else by the writing goroutine. It is called
+// with the lock and returns with it, but may let go of it meanwhile.
+func (c *Conn) flush() {
+	if !c.startWriting() {
+		return
+	}
+	if c.attempt.raw == nil || len(c.out.ring) > 0 || len(c.out.buf) > attemptBytes {
+		go c.writing()
+		return
+	}
+	b := &c.out.batch
+	if !c.out.collect(b) {
+		c.stopWriting()
+		return
+	}
+	c.mu.Unlock()
+	n, err := c.attempt.write(b.buf)
+	c.sent.Add(uint64(n)) //nolint:gosec // not negative
+	c.mu.Lock()
+	switch {
+	case err != nil:
+		c.out.release(b)
+		c.mu.Unlock()
+		c.fail(lost(err))
+		c.mu.Lock()
+		c.stopWriting()
+	case n < len(b.buf):
+		b.begun, b.done = true, n
+		go c.writing()
+	default:
+		c.out.release(b)
+		if len(c.out.buf) > 0 || len(c.out.ring) > 0 {
+			go c.writing()
+		} else {
+			c.stopWriting()
+		}
+	}
+}
