@@ -113,9 +113,8 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 // sendCall queues the CALL frame.
 func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, size int) error {
 	o := &c.out
-	o.buf = c.interner.define(o.buf, call.Target, &c.peer)
-	o.buf = c.interner.define(o.buf, call.Caller, &c.peer)
-	o.buf = c.interner.define(o.buf, call.Procedure, &c.peer)
+	names := [3]string{call.Target, call.Caller, call.Procedure}
+	numbers := c.interner.refer(o, names, &c.peer)
 	if body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still on its way: go after it.
@@ -126,7 +125,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 		}
 	}
 	if body != nil {
-		flags, meta := c.appendCall(nil, ctx, connect.StreamTypeUnary, call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
+		flags, meta := appendCall(numbers.append(nil, names), ctx, connect.StreamTypeUnary, call.Header, call.Chain)
 		call.parcel = &parcel{
 			id: call.id, kind: kindCall, flags: flags, meta: meta, body: body, key: laneKey{call.Target, call.Caller},
 		}
@@ -134,7 +133,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 		return nil
 	}
 	start := o.begin(meta + size)
-	flags, b := c.appendCall(o.buf, ctx, connect.StreamTypeUnary, call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
+	flags, b := appendCall(numbers.append(o.buf, names), ctx, connect.StreamTypeUnary, call.Header, call.Chain)
 	b, err := appendMessage(b, call.Request)
 	if err != nil {
 		o.buf = o.buf[:start]
@@ -145,14 +144,9 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 	return nil
 }
 
-// appendCall writes a CALL's body up to the message.
-func (c *Conn) appendCall(
-	b []byte, ctx context.Context, shape connect.StreamType, target, caller, procedure string, header Header, chain []byte,
-) (uint8, []byte) {
+// appendCall writes a CALL's body after the names and up to the message.
+func appendCall(b []byte, ctx context.Context, shape connect.StreamType, header Header, chain []byte) (uint8, []byte) {
 	flags := uint8(shape) & callShape
-	b = c.interner.append(b, target)
-	b = c.interner.append(b, caller)
-	b = c.interner.append(b, procedure)
 	if deadline, ok := ctx.Deadline(); ok {
 		flags |= callDeadline
 		remaining := max(time.Until(deadline).Microseconds(), 1)
@@ -169,7 +163,7 @@ func (c *Conn) appendCall(
 	return flags, b
 }
 
-// metaSize is the most that appendCall writes.
+// metaSize is the most that stands before a CALL's message.
 func metaSize(target, caller, procedure string, header Header, chain []byte) int {
 	n := 3*(1+varintBytes) + len(target) + len(caller) + len(procedure) + binary.MaxVarintLen64
 	if len(chain) > 0 {

@@ -106,11 +106,10 @@ func (s *clientStream) open() error {
 	s.inbox.open(c, s.id, req.Procedure)
 	s.lane = lane{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
 	o := &c.out
-	for _, name := range []string{req.Target, req.Caller, req.Procedure} {
-		o.buf = c.interner.define(o.buf, name, &c.peer)
-	}
+	names := [3]string{req.Target, req.Caller, req.Procedure}
+	numbers := c.interner.refer(o, names, &c.peer)
 	start := o.begin(meta)
-	flags, b := c.appendCall(o.buf, s.ctx, req.StreamType, req.Target, req.Caller, req.Procedure, header, req.Chain)
+	flags, b := appendCall(numbers.append(o.buf, names), s.ctx, req.StreamType, header, req.Chain)
 	o.buf = b
 	o.patch(start, kindCall, flags, s.id)
 	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })

@@ -7,15 +7,30 @@ package tunnel
 type interner struct {
 	numbers map[string]uint32
 	bytes   int
+	// last are the names that the last call had, as most have the same.
+	last  [3]string
+	known [3]uint32
 }
 
-// define appends the NAME frame for a name that is new and still fits.
-func (t *interner) define(b []byte, name string, peer *limits) []byte {
-	if _, known := t.numbers[name]; known {
-		return b
+// refs are the numbers of a call's names, 0 for one that travels in full.
+type refs [3]uint32
+
+// refer looks a call's names up, and appends the NAME frames for those that are new and still fit the table.
+func (t *interner) refer(o *outbox, names [3]string, peer *limits) refs {
+	for i, name := range names {
+		if t.known[i] == 0 || t.last[i] != name {
+			t.last[i], t.known[i] = name, t.number(o, name, peer)
+		}
+	}
+	return t.known
+}
+
+func (t *interner) number(o *outbox, name string, peer *limits) uint32 {
+	if number, known := t.numbers[name]; known {
+		return number
 	}
 	if len(t.numbers) >= peer.maxNames || t.bytes+len(name) > peer.maxNameBytes || len(name) > maxNameBytes {
-		return b
+		return 0
 	}
 	if t.numbers == nil {
 		t.numbers = make(map[string]uint32)
@@ -23,16 +38,21 @@ func (t *interner) define(b []byte, name string, peer *limits) []byte {
 	number := uint32(len(t.numbers) + 1) //nolint:gosec // bounded by maxNames
 	t.numbers[name] = number
 	t.bytes += len(name)
-	b = makeHeader(kindName, 0, number, len(name)).append(b)
-	return append(b, name...)
+	start := o.begin(len(name))
+	o.buf = append(o.buf, name...)
+	o.patch(start, kindName, 0, number)
+	return number
 }
 
-// append writes a reference to the name.
-func (t *interner) append(b []byte, name string) []byte {
-	if number, known := t.numbers[name]; known {
-		return appendInt(b, int(number))
+// append writes the references.
+func (r refs) append(b []byte, names [3]string) []byte {
+	for i, number := range r {
+		b = appendInt(b, int(number))
+		if number == 0 {
+			b = appendString(b, names[i])
+		}
 	}
-	return appendString(append(b, 0), name)
+	return b
 }
 
 // nameTable is the receiving half. It belongs to the reading goroutine.
