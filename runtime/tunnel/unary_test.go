@@ -262,6 +262,7 @@ func TestDeadlineReachesTheHandlersContext(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(<-done))
 		require.Equal(t, 3*time.Second, time.Since(begin))
+		<-ctx.Done()
 		_, _, err = start(ctx, s.client, "/p/P", 1)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	})
