@@ -8,7 +8,7 @@ type Work interface {
 	Refuse(err error)
 }
 
-// Entry is a place in line. It may be used again only after its work has ended or was removed.
+// Entry is a place in line. It is for one piece of work: only one that was refused or removed may be put in line again.
 type Entry struct {
 	// Work is what is to be run.
 	Work Work
@@ -19,8 +19,8 @@ type Entry struct {
 
 	// granted is set where the turn is to be handed over to a goroutine that waits, instead of Work being run.
 	granted chan error
-	// resumed marks one that lent its turn.
-	resumed bool
+	// resumes is the turn that was lent, where it is wanted back.
+	resumes *Turn
 
 	// turn is the one that Work runs with.
 	turn Turn

@@ -8,12 +8,11 @@
 //
 // Methods that run beside the turns are only counted and bounded ([Mailbox.Enter]).
 //
-// Start reading at [Mailbox].
+// Start reading at [Mailbox]. The build tag `invariants` makes it check its books at every step.
 package mailbox
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"connectrpc.com/connect/v2"
@@ -35,39 +34,46 @@ type Limits struct {
 type Mailbox struct {
 	owner  func() string
 	limits Limits
+	// idle is closed with over.
+	idle chan struct{}
 
 	mu sync.Mutex // guards all below
-	// free is how many turns nobody holds. While anything waits it is zero, or about to be.
-	free int
-	// resuming come before line: they had their turn and lent it ([Turn.Suspend]).
+	// open says that turns are given out: each is free or held.
+	open          bool
+	free, holding int
+	// starting of the held turns belong to goroutines that have not looked for their work yet.
+	starting int
+	// lent counts work that had its turn and lent it ([Turn.Suspend]); resuming are those of it that want it back. They come before line.
+	lent     int
 	resuming list
 	line     list
 	bytes    int64
 	// beside is how many run beside the turns.
 	beside int
-	// running is how many hold a turn, or had one and lent it.
-	running int
 	// finished counts what ended.
 	finished uint64
-	// refusal is what new work is told once the mailbox is closed to it.
+	// refusal is what new work is told once the mailbox is closed to it; cut says that nobody gets a turn any more.
 	refusal error
-	// idle is closed when nothing runs or waits any more; nil while nobody waits for that.
-	idle chan struct{}
+	cut     bool
+	// over says that the mailbox is closed and nothing runs or waits any more.
+	over bool
 }
 
 // New makes a mailbox. owner names the node, for errors. It gives out no turns before [Mailbox.Open]: work waits.
 func New(owner func() string, limits Limits) *Mailbox {
-	return &Mailbox{owner: owner, limits: limits}
+	return &Mailbox{owner: owner, limits: limits, idle: make(chan struct{})}
 }
 
 // Open begins to give out turns.
 func (m *Mailbox) Open() {
 	m.mu.Lock()
+	m.open = true
 	m.free = m.limits.Turns
-	var start int
-	for m.line.len+m.resuming.len > start && m.takeIdleTurn() {
+	start := 0
+	for m.takeForLine() {
 		start++
 	}
+	m.step()
 	m.mu.Unlock()
 	for range start {
 		go m.drain()
@@ -82,17 +88,16 @@ func (m *Mailbox) Turns() int { return m.limits.Turns }
 // the work has to wait for others.
 func (m *Mailbox) Enqueue(e *Entry) (waits bool, err error) {
 	m.mu.Lock()
-	if err := m.admit(e); err != nil {
+	if err := m.refusal; err != nil {
 		m.mu.Unlock()
 		return false, err
 	}
-	m.push(e)
-	start := m.takeIdleTurn()
+	start, err := m.push(e)
 	m.mu.Unlock()
 	if start {
 		go m.drain()
 	}
-	return !start, nil
+	return !start, err
 }
 
 // Remove takes work out of the line. It returns false where the work has begun, has ended or was never there.
@@ -102,11 +107,10 @@ func (m *Mailbox) Remove(e *Entry) bool {
 	if e.list == nil {
 		return false
 	}
-	if e.list == &m.line {
-		m.bytes -= e.Bytes
-	}
+	m.bytes -= e.Bytes
 	e.list.remove(e)
-	m.signalIdle()
+	m.settle()
+	m.step()
 	return true
 }
 
@@ -114,51 +118,60 @@ func (m *Mailbox) Remove(e *Entry) bool {
 // defer, on any way out.
 func (m *Mailbox) TryTurn(t *Turn) bool {
 	m.mu.Lock()
-	ok := m.free > 0 && m.line.len == 0 && m.resuming.len == 0 && m.refusal == nil
-	if ok {
-		m.free--
-		m.running++
-	}
+	ok := m.refusal == nil && m.take(t)
 	m.mu.Unlock()
-	if ok {
-		t.mailbox = m
-		t.hold(true)
-	}
 	return ok
 }
 
-// Acquire waits in line for a turn. An error is ctx's, or says why the wait was refused.
+// Acquire waits in line for a turn. It is for what a node's own code does: a closed mailbox still gives it turns, until it is over or cut,
+// so that what runs can come to its end. An error is ctx's, or says why the wait was refused.
 func (m *Mailbox) Acquire(ctx context.Context, t *Turn, label string) error {
-	if m.TryTurn(t) {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	m.mu.Lock()
+	if m.over || m.cut {
+		defer m.mu.Unlock()
+		return m.refusal
+	}
+	if m.take(t) {
+		m.mu.Unlock()
 		return nil
 	}
 	e := &Entry{Label: label, granted: make(chan error, 1)}
-	if _, err := m.Enqueue(e); err != nil {
+	start, err := m.push(e)
+	m.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	if err := m.await(ctx, e); err != nil {
-		return err
+	if start {
+		go m.drain()
 	}
-	t.mailbox = m
-	t.hold(true)
-	return nil
-}
-
-// await waits until a turn is handed to e.
-func (m *Mailbox) await(ctx context.Context, e *Entry) error {
 	select {
 	case err := <-e.granted:
-		return err
-	case <-ctx.Done():
-		if m.Remove(e) {
-			return context.Cause(ctx)
-		}
-		// The turn was being handed over just then: take it, and give it back.
-		if err := <-e.granted; err != nil {
+		if err != nil {
 			return err
 		}
-		m.release()
+		*t = Turn{mailbox: m, held: 1}
+		return nil
+	case <-ctx.Done():
+		m.giveUp(e)
 		return context.Cause(ctx)
+	}
+}
+
+// giveUp ends the wait for a turn.
+func (m *Mailbox) giveUp(e *Entry) {
+	if m.Remove(e) || <-e.granted != nil {
+		return
+	}
+	// It was being handed over just then, to nobody now.
+	m.mu.Lock()
+	next := m.next()
+	m.step()
+	m.mu.Unlock()
+	if next != nil {
+		go m.drainFrom(next)
 	}
 }
 
@@ -182,7 +195,8 @@ func (m *Mailbox) Leave() {
 	m.mu.Lock()
 	m.beside--
 	m.finished++
-	m.signalIdle()
+	m.settle()
+	m.step()
 	m.mu.Unlock()
 }
 
@@ -198,171 +212,95 @@ type Stats struct {
 func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Stats{Waiting: m.line.len + m.resuming.len, Running: m.running + m.beside, Finished: m.finished}
+	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.lent + m.beside, Finished: m.finished}
 }
 
 // Close refuses new work with err from now on. What waits still runs.
 func (m *Mailbox) Close(err error) {
 	m.mu.Lock()
-	if m.refusal == nil {
-		m.refusal = err
-	}
+	m.close(err)
+	m.step()
 	m.mu.Unlock()
 }
 
-// Drain waits until nothing waits or runs. Close the mailbox first. The error is ctx's.
+// Drain waits until a closed mailbox is over: nothing waits or runs. The error is ctx's.
 func (m *Mailbox) Drain(ctx context.Context) error {
-	m.mu.Lock()
-	if m.idle == nil {
-		m.idle = make(chan struct{})
-		m.signalIdle()
-	}
-	idle := m.idle
-	m.mu.Unlock()
 	select {
-	case <-idle:
+	case <-m.idle:
+		return nil
+	default:
+	}
+	select {
+	case <-m.idle:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// Abandon refuses with err what waits in line. What runs goes on.
+// Abandon closes the mailbox and refuses with err what waits in line, and whoever wants a turn from then on. What runs goes on.
 func (m *Mailbox) Abandon(err error) {
 	m.mu.Lock()
+	m.cut = true
 	var out []*Entry
 	for e := m.line.pop(); e != nil; e = m.line.pop() {
 		out = append(out, e)
 	}
 	m.bytes = 0
-	m.signalIdle()
+	m.close(err)
+	m.step()
 	m.mu.Unlock()
 	for _, e := range out {
 		e.refuse(err)
 	}
 }
 
-// admit says whether e may wait. The lock is held.
-func (m *Mailbox) admit(e *Entry) error {
-	if m.refusal != nil {
-		return m.refusal
+// close refuses what is new; the first reason stays. The lock is held.
+func (m *Mailbox) close(err error) {
+	if m.refusal == nil {
+		m.refusal = err
 	}
-	if m.free > 0 {
-		return nil
-	}
-	oldest := "nothing"
-	if m.line.head != nil {
-		oldest = m.line.head.Label
-	}
-	if m.line.len >= m.limits.Pending {
-		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",
-			m.owner(), m.line.len, oldest)
-	}
-	// One message larger than the bound is taken when it is alone: the bound is on what piles up.
-	if m.line.len > 0 && m.bytes+e.Bytes > m.limits.Bytes {
-		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: the calls that wait take %d bytes, and %s with %d more would pass its bound of %d; the oldest is %s",
-			m.owner(), m.bytes, e.Label, e.Bytes, m.limits.Bytes, oldest)
-	}
-	return nil
+	m.settle()
 }
 
-func (m *Mailbox) push(e *Entry) {
-	m.line.push(e)
-	m.bytes += e.Bytes
-}
-
-// takeIdleTurn takes a turn for a draining goroutine, if one is free. The lock is held.
-func (m *Mailbox) takeIdleTurn() bool {
-	if m.free == 0 || m.line.len+m.resuming.len == 0 {
+// take gives out a turn to a goroutine that is there already, if nobody waits for one. The lock is held.
+func (m *Mailbox) take(t *Turn) bool {
+	if m.free == 0 || m.line.len > 0 || m.resuming.len > 0 {
 		return false
 	}
 	m.free--
-	m.running++
+	m.holding++
+	*t = Turn{mailbox: m, held: 1}
+	m.step()
 	return true
 }
 
-// next hands the turn that the caller holds to whoever is first: it returns work for the caller to run with that turn, or nil when
-// the turn went elsewhere or is free again. The lock is held.
-func (m *Mailbox) next() *Entry {
-	for {
-		e := m.resuming.pop()
-		if e == nil {
-			if e = m.line.pop(); e == nil {
-				m.free++
-				m.running--
-				m.signalIdle()
-				return nil
-			}
-			m.bytes -= e.Bytes
-		}
-		if e.granted == nil {
-			return e
-		}
-		if e.resumed {
-			// It was counted as running all the while that it had lent its turn.
-			m.running--
-		}
-		e.granted <- nil
+// push puts e at the end of the line, or says why not. start says that the caller must start a goroutine to drain it. The lock is held.
+func (m *Mailbox) push(e *Entry) (start bool, err error) {
+	if err := m.full(e); err != nil {
+		return false, err
+	}
+	m.line.push(e)
+	m.bytes += e.Bytes
+	start = m.takeForLine()
+	m.step()
+	return start, nil
+}
+
+// full says why e may not wait. The lock is held.
+func (m *Mailbox) full(e *Entry) error {
+	if m.free > 0 || m.line.len == 0 {
+		// It does not wait, or it is alone: the bounds are on what piles up, so one message larger than they are is taken.
 		return nil
 	}
-}
-
-// release gives a turn back, or to the next in line.
-func (m *Mailbox) release() {
-	m.mu.Lock()
-	m.finished++
-	e := m.next()
-	m.mu.Unlock()
-	if e != nil {
-		go m.drainFrom(e)
+	if m.line.len >= m.limits.Pending {
+		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",
+			m.owner(), m.line.len, m.line.head.Label)
 	}
-}
-
-func (m *Mailbox) drain() {
-	m.mu.Lock()
-	e := m.next()
-	m.mu.Unlock()
-	m.drainFrom(e)
-}
-
-// drainFrom runs e and what waits behind it, with the turn that the goroutine holds.
-func (m *Mailbox) drainFrom(e *Entry) {
-	for e != nil {
-		m.run(e)
-		m.mu.Lock()
-		m.finished++
-		e = m.next()
-		m.mu.Unlock()
+	if m.bytes+e.Bytes > m.limits.Bytes {
+		return connect.Errorf(connect.CodeResourceExhausted,
+			"the mailbox of %s is full: the calls that wait take %d bytes, and %s with %d more would pass its bound of %d; the oldest is %s",
+			m.owner(), m.bytes, e.Label, e.Bytes, m.limits.Bytes, m.line.head.Label)
 	}
-}
-
-// run runs one piece of work. One that ends its goroutine (runtime.Goexit) must not take the turn with it.
-func (m *Mailbox) run(e *Entry) {
-	done := false
-	defer func() {
-		if !done {
-			m.release()
-		}
-	}()
-	e.turn = Turn{mailbox: m, held: 1, drained: true}
-	e.Work.Run(&e.turn)
-	done = true
-}
-
-// signalIdle tells Drain that nothing is left. The lock is held.
-func (m *Mailbox) signalIdle() {
-	if m.idle == nil || m.running+m.beside+m.line.len+m.resuming.len > 0 {
-		return
-	}
-	select {
-	case <-m.idle:
-	default:
-		close(m.idle)
-	}
-}
-
-// String describes the mailbox for a person.
-func (m *Mailbox) String() string {
-	s := m.Stats()
-	return fmt.Sprintf("mailbox of %s: %d running, %d waiting, %d finished", m.owner(), s.Running, s.Waiting, s.Finished)
+	return nil
 }

@@ -1,9 +1,6 @@
 package mailbox
 
-import (
-	"context"
-	"sync/atomic"
-)
+import "sync/atomic"
 
 // Turn is a hold on a mailbox. The zero Turn holds nothing.
 type Turn struct {
@@ -13,15 +10,34 @@ type Turn struct {
 	held uint32
 	// drained turns belong to a goroutine of the mailbox, which gives them back itself.
 	drained bool
+	// over says that the work which had the turn has ended. The mailbox's lock guards it, and loan.
+	over bool
+	loan *loan
+}
+
+// loan is a turn that others have for a while.
+type loan struct {
+	// users are those who lent the turn and don't want it back yet.
+	users int
+	// entry waits for the turn once they all do.
+	entry Entry
+	// back is closed when the turn is there again, or its work has ended without.
+	back chan struct{}
 }
 
 // Release gives the turn of a [Mailbox.TryTurn] or [Mailbox.Acquire] back. A second call does nothing.
 func (t *Turn) Release() {
-	if t.drained || !t.Held() {
+	m := t.mailbox
+	if m == nil || t.drained {
 		return
 	}
-	t.hold(false)
-	t.mailbox.release()
+	m.mu.Lock()
+	e := m.end(t)
+	m.step()
+	m.mu.Unlock()
+	if e != nil {
+		go m.drainFrom(e)
+	}
 }
 
 // Held says whether the turn is held just now.
@@ -35,42 +51,100 @@ func (t *Turn) hold(held bool) {
 	atomic.StoreUint32(&t.held, v)
 }
 
-// Suspend lends the turn to the next in line while its holder waits for something that may need the node itself. Only the
-// holder may call it; nothing happens if the turn is not held. It ends with [Turn.Resume].
+// Suspend lends the turn to the next in line while its holder waits for something that may need the node itself. It ends with
+// [Turn.Resume]. Several goroutines of one method may lend its turn: it is back when all of them want it back. A turn that is over can't be
+// lent: then both do nothing.
 func (t *Turn) Suspend() {
-	if !t.Held() {
+	m := t.mailbox
+	if m == nil {
 		return
 	}
-	t.hold(false)
-	m := t.mailbox
 	m.mu.Lock()
-	// next counts the turn's end; the holder itself goes on being counted as running.
-	m.running++
-	e := m.next()
+	e := m.lend(t)
+	m.step()
 	m.mu.Unlock()
 	if e != nil {
 		go m.drainFrom(e)
 	}
 }
 
-// Resume waits for the turn again, ahead of all that waits in line. It can't be refused: the work had begun.
+// Resume waits for the turn again, ahead of all that waits in line. It can't be refused, for the work had begun; it waits as long as those
+// who have the turn now.
 func (t *Turn) Resume() {
-	if t.mailbox == nil || t.Held() {
-		return
-	}
 	m := t.mailbox
-	m.mu.Lock()
-	if m.free > 0 {
-		m.free--
-		m.mu.Unlock()
-		t.hold(true)
+	if m == nil {
 		return
 	}
-	e := &Entry{Label: "a method that waited", granted: make(chan error, 1), resumed: true}
-	m.resuming.push(e)
-	m.mu.Unlock()
-	// The turn comes when whoever holds one is done with it, as any turn does: no context, for the work can't go on without.
-	if err := m.await(context.Background(), e); err == nil {
-		t.hold(true)
+	m.mu.Lock()
+	l := t.loan
+	if l == nil {
+		m.mu.Unlock()
+		return
 	}
+	if l.users--; l.users == 0 {
+		m.reclaim(t)
+	}
+	m.step()
+	m.mu.Unlock()
+	<-l.back
+}
+
+// lend gives the turn to the next, and returns work for a new goroutine to run with it. The lock is held.
+func (m *Mailbox) lend(t *Turn) *Entry {
+	if t.over && guarded {
+		return nil
+	}
+	if l := t.loan; l != nil {
+		if l.users++; l.entry.list != nil {
+			// It was wanted back already; now it isn't.
+			l.entry.list.remove(&l.entry)
+		}
+		return nil
+	}
+	t.loan = &loan{users: 1, back: make(chan struct{})}
+	t.loan.entry.resumes = t
+	t.hold(false)
+	m.lent++
+	return m.next()
+}
+
+// reclaim gets a lent turn back, now or when one is free. The lock is held.
+func (m *Mailbox) reclaim(t *Turn) {
+	if m.free == 0 {
+		m.resuming.push(&t.loan.entry)
+		return
+	}
+	m.free--
+	m.holding++
+	m.restore(t)
+}
+
+// restore makes t held again. The lock is held, and the turn counted as given out.
+func (m *Mailbox) restore(t *Turn) {
+	m.lent--
+	t.hold(true)
+	close(t.loan.back)
+	t.loan = nil
+}
+
+// end ends the work that had the turn, and returns work for the caller to run with it. The lock is held.
+func (m *Mailbox) end(t *Turn) *Entry {
+	if t.over {
+		return nil
+	}
+	t.over = true
+	m.finished++
+	if l := t.loan; l != nil {
+		// A goroutine that the method left behind has lent the turn: it is not there to be passed on.
+		if l.entry.list != nil {
+			l.entry.list.remove(&l.entry)
+		}
+		m.lent--
+		close(l.back)
+		t.loan = nil
+		m.settle()
+		return nil
+	}
+	t.hold(false)
+	return m.next()
 }

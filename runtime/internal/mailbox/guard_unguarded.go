@@ -1,0 +1,5 @@
+//go:build unguarded
+
+package mailbox
+
+const guarded = false

@@ -1,0 +1,192 @@
+package mailbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestMailboxIsItsModel plays random scripts.
+func TestMailboxIsItsModel(t *testing.T) {
+	steps := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
+		// Things that end a story are rarer than those that it is made of.
+		do := action(rapid.IntRange(0, int(actions)-1).Draw(t, "do"))
+		if do >= closed && rapid.IntRange(0, 5).Draw(t, "really") > 0 {
+			do = enqueue
+		}
+		return step{do: do, pick: rapid.IntRange(0, 49).Draw(t, "pick")}
+	}), 1, 60)
+	if !guarded {
+		t.Skip("the guard that this would notice is gone: see unguarded_test.go")
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		limits := modelLimits
+		limits.Turns = rapid.IntRange(1, 3).Draw(rt, "turns")
+		script := steps.Draw(rt, "script")
+		if rapid.IntRange(0, 3).Draw(rt, "opens late") > 0 {
+			script = append([]step{{do: open}}, script...)
+		}
+		var err error
+		synctest.Test(t, func(*testing.T) { err = tell(limits, script) })
+		if err != nil {
+			rt.Fatal(err)
+		}
+	})
+}
+
+// One caller's calls keep their order while others come, lend their turn, give up or end their goroutines, all at once.
+func TestOrderUnderLoad(t *testing.T) {
+	const callers, calls = 8, 300
+	m := New(func() string { return "m" }, Limits{Turns: 1, Pending: 1 << 20, Bytes: 1 << 40, Beside: 1})
+	m.Open()
+	var inside atomic.Int32
+	var last [callers]int // guarded by the turn
+	var all sync.WaitGroup
+	serve := func(turn *Turn, caller, call int) {
+		assert.Equal(t, int32(1), inside.Add(1), "two hold the one turn")
+		assert.Less(t, last[caller], call, "a later call came first")
+		last[caller] = call
+		inside.Add(-1)
+		if call%7 == 0 {
+			turn.Suspend()
+			runtime.Gosched()
+			turn.Resume()
+			assert.True(t, turn.Held())
+			assert.Equal(t, int32(1), inside.Add(1), "two hold the one turn")
+			inside.Add(-1)
+		}
+	}
+	for caller := range callers {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			for call := 1; call <= calls; call++ {
+				switch call % 4 {
+				case 0:
+					ctx, cancel := context.WithCancel(t.Context())
+					go cancel()
+					var turn Turn
+					if m.Acquire(ctx, &turn, "acquire") == nil {
+						serve(&turn, caller, call)
+						turn.Release()
+					}
+				case 1:
+					var turn Turn
+					if m.TryTurn(&turn) {
+						serve(&turn, caller, call)
+						turn.Release()
+						continue
+					}
+					fallthrough
+				default:
+					all.Add(1)
+					w := &work{run: func(turn *Turn) {
+						defer all.Done()
+						serve(turn, caller, call)
+						if call%5 == 0 {
+							runtime.Goexit()
+						}
+					}}
+					w.entry.Work = w
+					_, err := m.Enqueue(&w.entry)
+					assert.NoError(t, err)
+					if call%11 == 0 && m.Remove(&w.entry) {
+						all.Done()
+					}
+				}
+			}
+		}()
+	}
+	all.Wait()
+	m.Close(errClosed)
+	require.NoError(t, m.Drain(t.Context()))
+	require.Zero(t, m.Stats().Running+m.Stats().Waiting)
+}
+
+type work struct {
+	entry Entry
+	run   func(*Turn)
+}
+
+func (w *work) Run(turn *Turn) { w.run(turn) }
+func (w *work) Refuse(error)   {}
+
+// A turn that was lent stays away until all the goroutines that lent it want it back, and those that come back first wait for the others.
+func TestTurnLentTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(func() string { return "m" }, modelLimits)
+		m.Open()
+		var turn, other Turn
+		require.True(t, m.TryTurn(&turn))
+		turn.Suspend()
+		turn.Suspend()
+		var back atomic.Int32
+		for range 2 {
+			require.True(t, m.TryTurn(&other), "the turn was not lent")
+			go func() {
+				turn.Resume()
+				back.Add(1)
+			}()
+			synctest.Wait()
+			require.Zero(t, back.Load())
+			other.Release()
+			synctest.Wait()
+		}
+		require.Equal(t, int32(2), back.Load())
+		require.True(t, turn.Held())
+		turn.Release()
+		require.True(t, m.TryTurn(&other), "the turn is gone")
+		other.Release()
+	})
+}
+
+// The errors of full mailboxes name the node, the bound and the oldest call.
+func TestFullMailboxSaysWhy(t *testing.T) {
+	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Beside: 1})
+	put := func(label string, bytes int64) error {
+		_, err := m.Enqueue(&Entry{Work: &player{}, Label: label, Bytes: bytes})
+		return err
+	}
+	if err := put("Add", 1000); err != nil {
+		t.Fatal("one alone is taken, however large:", err)
+	}
+	want := "the mailbox of counter-0 is full: the calls that wait take 1000 bytes, and Mul with 7 more would pass its bound of 100; the oldest is Add"
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+		t.Fatal(err)
+	}
+	m = New(m.owner, m.limits)
+	if err := errors.Join(put("Add", 1), put("Mul", 1)); err != nil {
+		t.Fatal(err)
+	}
+	want = "the mailbox of counter-0 is full: 2 calls wait, the most it takes (max_pending); the oldest is Add"
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+		t.Fatal(err)
+	}
+	if err := m.Enter("Watch"); err != nil {
+		t.Fatal(err)
+	}
+	want = "counter-0 runs 1 concurrent methods and streams, the most it may (max_streams): Watch is refused"
+	if err := m.Enter("Watch"); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+		t.Fatal(err)
+	}
+}
+
+func messageOf(err error) string {
+	if e, ok := errors.AsType[*connect.Error](err); ok {
+		return e.Message()
+	}
+	return fmt.Sprint(err)
+}

@@ -1,0 +1,437 @@
+package mailbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing/synctest"
+)
+
+// step is one thing that happens to a mailbox. pick chooses whom it happens to, among those it can happen to.
+type step struct {
+	do   action
+	pick int
+}
+
+type action int
+
+const (
+	enqueue action = iota
+	try
+	acquire
+	finish
+	goexit
+	suspend
+	suspendLate
+	resume
+	giveUp
+	remove
+	enter
+	leave
+	open
+	closed
+	abandon
+	actions
+)
+
+var modelLimits = Limits{Turns: 1, Pending: 3, Bytes: 40, Beside: 2}
+
+var errClosed, errCut = errors.New("closed"), errors.New("cut off")
+
+// player is a piece of work, in the mailbox and in the model of it.
+type player struct {
+	name string
+	// What the mailbox says.
+	entry     Entry
+	turn      *Turn
+	cancel    context.CancelFunc
+	end       chan bool // true to end the goroutine
+	started   bool
+	refused   error
+	ended     bool
+	wantsBack atomic.Int32 // goroutines in Resume
+	// What the model says.
+	is    state
+	users int
+	kind  action
+}
+
+type state int
+
+const (
+	waits state = iota
+	runs
+	lends
+	wants
+	gone
+	rejected
+)
+
+func (s state) String() string {
+	return [...]string{"waits", "runs", "has lent its turn", "wants its turn back", "is gone", "was refused"}[s]
+}
+
+// Run implements Work.
+func (p *player) Run(turn *Turn) {
+	p.turn, p.started = turn, true
+	defer func() { p.ended = true }()
+	if <-p.end {
+		runtime.Goexit()
+	}
+}
+
+// Refuse implements Work.
+func (p *player) Refuse(err error) { p.refused = err }
+
+// world plays a script on a mailbox, and on a model of it that is simple enough to be believed.
+type world struct {
+	m       *Mailbox
+	limits  Limits
+	players []*player
+	// The model: those in line, those who want back, and the rest of the state.
+	line, resuming []*player
+	opened, over   bool
+	beside         int
+	finished       uint64
+	closedWith     error
+	cut            bool
+	drained        bool
+	stopDrain      context.CancelFunc
+}
+
+// tell plays a script, and returns what the mailbox did otherwise than the model. It must be called in a bubble.
+func tell(limits Limits, script []step) (err error) {
+	w := &world{limits: limits, m: New(func() string { return "m" }, limits)}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stopDrain = cancel
+	go func() { w.drained = w.m.Drain(ctx) == nil }()
+	defer w.tidy()
+	for i, s := range script {
+		what := w.play(s)
+		synctest.Wait()
+		if what == "" {
+			continue
+		}
+		if err := w.compare(); err != nil {
+			return fmt.Errorf("step %d, %s: %w", i, what, err)
+		}
+	}
+	return nil
+}
+
+// tidy ends whatever is left, so that the bubble can end.
+func (w *world) tidy() {
+	w.stopDrain()
+	w.m.Abandon(errCut)
+	synctest.Wait()
+	for _, p := range w.players {
+		if p.kind == enqueue && p.started && !p.ended {
+			p.end <- false
+		}
+		if p.kind != enqueue && p.turn != nil {
+			p.turn.Release()
+		}
+	}
+	synctest.Wait()
+}
+
+func (w *world) among(pick int, ok func(*player) bool) *player {
+	var list []*player
+	for _, p := range w.players {
+		if ok(p) {
+			list = append(list, p)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	return list[pick%len(list)]
+}
+
+func (w *world) join(kind action) *player {
+	p := &player{name: fmt.Sprintf("p%d", len(w.players)), end: make(chan bool), kind: kind}
+	w.players = append(w.players, p)
+	return p
+}
+
+func (w *world) count(s state) int {
+	n := 0
+	for _, p := range w.players {
+		if p.is == s {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) free() int {
+	if !w.opened {
+		return 0
+	}
+	return w.limits.Turns - w.count(runs)
+}
+
+func (w *world) bytes() (sum int64) {
+	for _, p := range w.line {
+		sum += p.entry.Bytes
+	}
+	return sum
+}
+
+// admit is what the model does with newcomers; inner ones come from what runs already.
+func (w *world) admit(p *player, inner bool) {
+	switch {
+	case w.over || w.cut || w.closedWith != nil && !inner:
+		p.is = rejected
+	case w.free() > 0:
+		p.is = runs
+	case len(w.line) >= w.limits.Pending, len(w.line) > 0 && w.bytes()+p.entry.Bytes > w.limits.Bytes:
+		p.is = rejected
+	default:
+		p.is = waits
+		w.line = append(w.line, p)
+	}
+}
+
+// settle hands turns on.
+func (w *world) settle() {
+	for w.free() > 0 {
+		switch {
+		case len(w.resuming) > 0:
+			w.resuming[0].is, w.resuming = runs, w.resuming[1:]
+		case len(w.line) > 0:
+			w.line[0].is, w.line = runs, w.line[1:]
+		default:
+			w.end()
+			return
+		}
+	}
+	w.end()
+}
+
+func (w *world) end() {
+	if w.closedWith != nil && w.count(runs)+w.count(lends)+w.count(wants)+w.beside+len(w.line) == 0 {
+		w.over = true
+	}
+}
+
+func without(list []*player, p *player) []*player {
+	return slices.DeleteFunc(slices.Clone(list), func(q *player) bool { return q == p })
+}
+
+// play does one step to both, and says what it was; nothing if it can't be done now.
+func (w *world) play(s step) string {
+	switch s.do {
+	case enqueue:
+		p := w.join(enqueue)
+		p.entry = Entry{Work: p, Label: p.name, Bytes: int64(s.pick % 50)}
+		w.admit(p, false)
+		if _, err := w.m.Enqueue(&p.entry); err != nil {
+			p.refused = err
+		}
+		return p.name + " comes"
+	case try:
+		p := w.join(try)
+		p.turn = &Turn{}
+		p.is = rejected
+		if w.free() > 0 && w.closedWith == nil {
+			p.is = runs
+		}
+		if p.started = w.m.TryTurn(p.turn); !p.started {
+			p.refused = errors.New("no turn is free")
+		}
+		return p.name + " tries"
+	case acquire:
+		w.acquire(w.join(acquire))
+		return "a goroutine wants a turn"
+	case finish, goexit:
+		return w.finish(s)
+	case suspend, suspendLate, resume:
+		return w.lend(s)
+	case giveUp, remove:
+		return w.leaveLine(s)
+	case enter, leave:
+		return w.goBeside(s)
+	case open:
+		if w.opened {
+			return ""
+		}
+		w.opened = true
+		w.settle()
+		w.m.Open()
+		return "it opens"
+	case closed:
+		if w.closedWith == nil {
+			w.closedWith = errClosed
+		}
+		w.end()
+		w.m.Close(errClosed)
+		return "it closes"
+	case abandon:
+		if w.closedWith == nil {
+			w.closedWith = errCut
+		}
+		w.cut = true
+		for _, p := range w.line {
+			p.is = rejected
+		}
+		w.line = nil
+		w.end()
+		w.m.Abandon(errCut)
+		return "it is abandoned"
+	}
+	return ""
+}
+
+func (w *world) acquire(p *player) {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel = cancel
+	w.admit(p, true)
+	go func() {
+		t := &Turn{}
+		if err := w.m.Acquire(ctx, t, p.name); err != nil {
+			p.refused = err
+			return
+		}
+		p.turn, p.started = t, true
+	}()
+}
+
+func (w *world) finish(s step) string {
+	p := w.among(s.pick, func(p *player) bool { return p.is == runs || p.is == lends || p.is == wants })
+	if p == nil || !p.started {
+		return ""
+	}
+	w.resuming = without(w.resuming, p)
+	p.is = gone
+	w.finished++
+	w.settle()
+	if p.kind == enqueue {
+		p.end <- s.do == goexit
+	} else {
+		p.turn.Release()
+		p.turn.Release()
+		p.ended = true
+	}
+	return p.name + " ends"
+}
+
+func (w *world) lend(s step) string {
+	p := w.among(s.pick, func(p *player) bool {
+		switch s.do {
+		case suspendLate:
+			return p.is == gone && p.turn != nil
+		case resume:
+			return p.is == lends
+		default:
+			return p.is == runs || p.is == lends || p.is == wants
+		}
+	})
+	if p == nil || p.turn == nil {
+		return ""
+	}
+	switch s.do {
+	case suspendLate:
+		p.turn.Suspend()
+		return p.name + " lends a turn that it no longer has"
+	case resume:
+		if p.users--; p.users == 0 {
+			p.is = wants
+			w.resuming = append(w.resuming, p)
+			w.settle()
+		}
+		p.wantsBack.Add(1)
+		go func() {
+			p.turn.Resume()
+			p.wantsBack.Add(-1)
+		}()
+		return p.name + " wants its turn back"
+	default:
+		p.users++
+		w.resuming = without(w.resuming, p)
+		p.is = lends
+		w.settle()
+		p.turn.Suspend()
+		return p.name + " lends its turn"
+	}
+}
+
+func (w *world) leaveLine(s step) string {
+	kind := enqueue
+	if s.do == giveUp {
+		kind = acquire
+	}
+	p := w.among(s.pick, func(p *player) bool { return p.kind == kind && p.is == waits })
+	if p == nil {
+		return ""
+	}
+	w.line = without(w.line, p)
+	p.is = rejected
+	w.end()
+	if kind == acquire {
+		p.cancel()
+		return p.name + " gives up"
+	}
+	p.refused = errors.New("it was not removed")
+	if w.m.Remove(&p.entry) && !w.m.Remove(&p.entry) {
+		p.refused = errors.New("removed")
+	}
+	return p.name + " is taken out"
+}
+
+func (w *world) goBeside(s step) string {
+	if s.do == leave {
+		if w.beside == 0 {
+			return ""
+		}
+		w.beside--
+		w.finished++
+		w.end()
+		w.m.Leave()
+		return "one leaves"
+	}
+	fits := w.closedWith == nil && w.beside < w.limits.Beside
+	if fits {
+		w.beside++
+	}
+	if err := w.m.Enter("beside"); (err == nil) != fits {
+		w.beside += 100 // the comparison says the rest
+	}
+	return "one enters"
+}
+
+// compare says where mailbox and model differ.
+func (w *world) compare() error {
+	w.m.mu.Lock()
+	err := w.m.audit()
+	w.m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, p := range w.players {
+		begun := p.is == runs || p.is == lends || p.is == wants || p.is == gone
+		switch {
+		case begun != p.started:
+			return fmt.Errorf("%s %s, and has begun: %v", p.name, p.is, p.started)
+		case (p.is == gone) != p.ended:
+			return fmt.Errorf("%s %s, and has ended: %v", p.name, p.is, p.ended)
+		case (p.is == rejected) != (p.refused != nil):
+			return fmt.Errorf("%s %s, and got the error %w", p.name, p.is, p.refused)
+		case p.turn != nil && p.turn.Held() != (p.is == runs):
+			return fmt.Errorf("%s %s, and holds a turn: %v", p.name, p.is, p.turn.Held())
+		case (p.is == runs || p.is == gone) && p.wantsBack.Load() > 0:
+			return fmt.Errorf("%s %s, and waits for its turn still", p.name, p.is)
+		}
+	}
+	want := Stats{Waiting: len(w.line), Running: w.count(runs) + w.count(lends) + w.count(wants) + w.beside, Finished: w.finished}
+	if got := w.m.Stats(); got != want {
+		return fmt.Errorf("it counts %+v where there is %+v", got, want)
+	}
+	if w.drained != w.over {
+		return fmt.Errorf("it is over: %v, and whoever waited for that knows: %v", w.over, w.drained)
+	}
+	return nil
+}
