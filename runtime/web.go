@@ -68,7 +68,11 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	r = r.Clone(r.Context())
 	r.URL.Path, r.URL.RawPath = procedure, ""
-	if name == "" || isHostService(procedure) || name == RootPath && !strings.HasPrefix(procedure, "/"+builtins().service.name+"/") {
+	atRoot := name == "" || name == RootPath
+	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
+		// Brain, where it lives here, answers what every node answers.
+		name = RootPath
+	} else if atRoot || isHostService(procedure) {
 		w.own.ServeHTTP(rw, r)
 		return
 	}
