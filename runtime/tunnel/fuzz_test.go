@@ -1,0 +1,143 @@
+package tunnel_test
+
+import (
+	"io"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+// fuzzConfig has limits so small that a fuzzer reaches them.
+var fuzzConfig = tunnel.Config{
+	Logger: silent(), MaxMessageBytes: 256 << 10, MaxHeaderBytes: 1 << 10, Window: 128 << 10, MaxCalls: 100, MaxStreams: 3,
+	Keepalive: time.Second, HandshakeTimeout: time.Second,
+}
+
+// spoken is what one side says in the transcripts, the handshake and what follows it apart.
+func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
+	f.Helper()
+	paths, err := filepath.Glob("testdata/transcripts/v1/*.txt")
+	require.NoError(f, err)
+	const largest = 4 << 10 // a fuzzer makes little of more
+	t := &testing.T{}
+	for _, path := range paths {
+		var all []byte
+		for _, b := range parseTranscript(t, path).blocks {
+			var said []byte
+			for _, line := range b.lines {
+				if line[:1] == direction {
+					said = append(said, unpacked(t, line[2:])...)
+				}
+			}
+			if len(b.commands) > 0 && b.commands[0] == "dial" {
+				greeting = said
+				continue
+			}
+			all = append(all, said...)
+			if len(said) < largest {
+				rest = append(rest, said)
+			}
+		}
+		if len(all) < largest {
+			rest = append(rest, all)
+		}
+	}
+	return greeting, rest
+}
+
+// FuzzAccept lets an accepting side hear anything, before and after the handshake. It must neither panic, nor hang, nor hold
+// anything once the connection is gone.
+func FuzzAccept(f *testing.F) {
+	greeting, seeds := spoken(f, ">")
+	for _, seed := range seeds {
+		f.Add(true, seed)
+	}
+	f.Add(false, greeting)
+	f.Add(false, []byte("GET / HTTP/1.1\r\n\r\n"))
+	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			near, far := memnet.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, near) }()
+			go func() {
+				if greeted {
+					_, _ = near.Write(greeting)
+				}
+				_, _ = near.Write(said)
+				time.Sleep(10 * time.Second)
+				_ = near.Close()
+			}()
+			conn, err := tunnel.Accept(t.Context(), far, fuzzConfig, admit(&scripted{}))
+			if err != nil {
+				var failed *tunnel.HandshakeError
+				require.ErrorAs(t, err, &failed)
+			} else {
+				<-conn.Done()
+				require.Error(t, conn.Err())
+			}
+			time.Sleep(time.Minute) // until all is gone
+		})
+	})
+}
+
+// FuzzDial lets a dialling side, which has calls open, hear anything. Every call ends.
+func FuzzDial(f *testing.F) {
+	greeting, seeds := spoken(f, "<")
+	for _, seed := range seeds {
+		f.Add(true, seed)
+	}
+	f.Add(false, greeting)
+	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
+		synctest.Test(t, func(t *testing.T) {
+			near, far := memnet.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			if greeted {
+				_, err := far.Write(greeting)
+				require.NoError(t, err)
+			} else {
+				go func() { _, _ = far.Write(said) }()
+			}
+			time.AfterFunc(10*time.Second, func() { _ = far.Close() })
+			conn, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, fuzzConfig)
+			if err != nil {
+				var failed *tunnel.HandshakeError
+				require.ErrorAs(t, err, &failed)
+				_ = far.Close()
+				return
+			}
+			ends := make(chan error, 3)
+			for range 2 {
+				require.NoError(t, conn.Start(t.Context(), &tunnel.Call{
+					Procedure: "/p/P", Response: &wrapperspb.BytesValue{}, Done: func(c *tunnel.Call) { ends <- c.Err },
+				}))
+			}
+			stream, err := conn.Stream(t.Context(), tunnel.StreamRequest{Procedure: "/p/P", StreamType: connect.StreamTypeBidi})
+			require.NoError(t, err)
+			require.NoError(t, stream.Send(nil))
+			go func() {
+				for {
+					if err := stream.Receive(&wrapperspb.BytesValue{}); err != nil {
+						ends <- err
+						return
+					}
+				}
+			}()
+			if greeted {
+				_, _ = far.Write(said)
+			}
+			for range 3 {
+				<-ends
+			}
+			require.NoError(t, conn.Close())
+			_ = far.Close()
+			time.Sleep(time.Minute) // until all is gone
+		})
+	})
+}
