@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -15,7 +16,10 @@ import (
 func NewLocal(service *Service, impl any) Ref { return newStub(service, impl).ref() }
 
 func newStub(service *Service, impl any) *Node {
-	n := newNode(nil, service, &nodev1.NodeRecord{Path: service.Type(), Name: service.Type(), Type: service.Type(), Service: service.name})
+	n := newNode(nil, service, &nodev1.NodeRecord{
+		Nid:  uuid.NewString(), // its own: circles of calls are found by it
+		Path: service.Type(), Name: service.Type(), Type: service.Type(), Service: service.name,
+	})
 	n.serveWith(impl)
 	return n
 }
