@@ -672,7 +672,7 @@ func (x *GetIDResponse) GetId() uint64 {
 type IncrRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// By how much: an int64 or a double, as the stored value is; unset means int64 1.
+	// By how much: an int64 or a double, as the stored value is; unset means one, of the type of the stored or the initial value.
 	By *Value `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	// What a missing key counts as before the step; unset means zero.
 	Initial       *Value `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`

@@ -1,0 +1,175 @@
+package storage
+
+import (
+	"context"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+)
+
+const (
+	defaultMaxKeys  = 1 << 20
+	defaultMaxBytes = 1 << 30
+	// maxKey is the length of the longest key.
+	maxKey = 4096
+	// entryOverhead is what an entry is counted for beside its key and value.
+	entryOverhead = 64
+
+	defaultLimit = 1000
+	// maxList bounds one answer of List, in bytes; at least one entry comes.
+	maxList = 4 << 20
+)
+
+// node is a storage. Its methods run in turns, so it needs no lock. Values are never changed, only replaced: what a request
+// brought is kept, and what is kept is given out, without a copy.
+type node struct {
+	storagev1raylink.UnimplementedStorageNode
+
+	maxKeys, maxBytes uint64
+
+	entries map[string]*storagev1.Entry
+	keys    *keyList
+	bytes   uint64
+	lastID  uint64
+}
+
+func newNode(config *storagev1.StorageConfig) *node {
+	n := &node{
+		maxKeys: config.GetMaxKeys(), maxBytes: config.GetMaxBytes(),
+		entries: make(map[string]*storagev1.Entry), keys: newKeyList(),
+	}
+	if n.maxKeys == 0 {
+		n.maxKeys = defaultMaxKeys
+	}
+	if n.maxBytes == 0 {
+		n.maxBytes = defaultMaxBytes
+	}
+	return n
+}
+
+func sizeOf(key string, value *storagev1.Value) uint64 {
+	return uint64(len(key)) + uint64(proto.Size(value)) + entryOverhead //nolint:gosec // not negative
+}
+
+// store puts a value under a key, or refuses it and changes nothing.
+func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
+	before, replaces := n.entries[key]
+	bytes := n.bytes + sizeOf(key, value)
+	if replaces {
+		bytes -= sizeOf(key, before.GetValue())
+	}
+	if bytes > n.maxBytes && bytes > n.bytes {
+		return 0, connect.Errorf(connect.CodeResourceExhausted,
+			"storing %q: the storage may take %d bytes, and would take %d", key, n.maxBytes, bytes)
+	}
+	if !replaces {
+		if uint64(len(n.entries)) >= n.maxKeys {
+			return 0, connect.Errorf(connect.CodeResourceExhausted, "storing %q: the storage has its %d keys", key, n.maxKeys)
+		}
+		n.keys.insert(key)
+	}
+	n.lastID++
+	n.bytes = bytes
+	n.entries[key] = &storagev1.Entry{Key: key, Value: value, Id: n.lastID}
+	return n.lastID, nil
+}
+
+func checkKey(key string) error {
+	if key == "" || len(key) > maxKey {
+		return connect.Errorf(connect.CodeInvalidArgument, "a key has 1 to %d bytes, and %.40q has %d", maxKey, key, len(key))
+	}
+	return nil
+}
+
+// Put stores a value, whatever was there before.
+func (n *node) Put(_ context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
+	if err := checkKey(req.GetKey()); err != nil {
+		return nil, err
+	}
+	if kindOf(req.GetValue()) == noKind {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "storing %q: there is no value", req.GetKey())
+	}
+	id, err := n.store(req.GetKey(), req.GetValue())
+	return &storagev1.PutResponse{Id: id}, err
+}
+
+// Get reads a value.
+func (n *node) Get(_ context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
+	if e, ok := n.entries[req.GetKey()]; ok {
+		return &storagev1.GetResponse{Value: e.GetValue(), Id: e.GetId()}, nil
+	}
+	if req.GetDefault() == nil {
+		return nil, connect.Errorf(connect.CodeNotFound, "nothing is stored under %q", req.GetKey())
+	}
+	return &storagev1.GetResponse{Value: req.GetDefault()}, nil
+}
+
+// Has says whether a key is there.
+func (n *node) Has(_ context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
+	_, ok := n.entries[req.GetKey()]
+	return &storagev1.HasResponse{Has: ok}, nil
+}
+
+// GetID says whether a value has changed.
+func (n *node) GetID(_ context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
+	return &storagev1.GetIDResponse{Id: n.entries[req.GetKey()].GetId()}, nil
+}
+
+// Incr adds to a number.
+func (n *node) Incr(_ context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
+	value, id, err := n.step(req.GetKey(), req.GetBy(), req.GetInitial(), false)
+	return &storagev1.IncrResponse{Value: value, Id: id}, err
+}
+
+// Decr subtracts from a number.
+func (n *node) Decr(_ context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
+	value, id, err := n.step(req.GetKey(), req.GetBy(), req.GetInitial(), true)
+	return &storagev1.DecrResponse{Value: value, Id: id}, err
+}
+
+// step changes a number.
+func (n *node) step(key string, by, initial *storagev1.Value, down bool) (*storagev1.Value, uint64, error) {
+	if err := checkKey(key); err != nil {
+		return nil, 0, err
+	}
+	value, err := stepped(key, n.entries[key].GetValue(), by, initial, down)
+	if err != nil {
+		return nil, 0, err
+	}
+	id, err := n.store(key, value)
+	return value, id, err
+}
+
+// Delete removes a key.
+func (n *node) Delete(_ context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
+	e, ok := n.entries[req.GetKey()]
+	if ok {
+		delete(n.entries, req.GetKey())
+		n.keys.remove(req.GetKey())
+		n.bytes -= sizeOf(req.GetKey(), e.GetValue())
+	}
+	return &storagev1.DeleteResponse{Deleted: ok}, nil
+}
+
+// List reads what is stored under a prefix.
+func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
+	limit := int(req.GetLimit())
+	if limit == 0 {
+		limit = defaultLimit
+	}
+	res := new(storagev1.ListResponse)
+	size := uint64(0)
+	for key := range n.keys.from(req.GetPrefix(), req.GetAfter()) {
+		e := n.entries[key]
+		size += sizeOf(key, e.GetValue())
+		if len(res.GetEntries()) == limit || size > maxList && len(res.GetEntries()) > 0 {
+			res.More = true
+			break
+		}
+		res.Entries = append(res.Entries, e)
+	}
+	return res, nil
+}

@@ -1,0 +1,296 @@
+package storage
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newClient(config *storagev1.StorageConfig) *Client {
+	return New(storagev1raylink.NewLocalStorage(newNode(config)))
+}
+
+func requireCode(t require.TestingT, code connect.Code, err error, texts ...string) {
+	require.Error(t, err)
+	require.Equal(t, code, connect.CodeOf(err), "%v", err)
+	for _, text := range texts {
+		require.ErrorContains(t, err, text)
+	}
+}
+
+func TestValuesComeBackAsTheyWereStored(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	roundTrip(t, c, int64(math.MinInt64), int64(7))
+	roundTrip(t, c, -1, 7)
+	roundTrip(t, c, math.Inf(1), 0.5)
+	roundTrip(t, c, true, false)
+	roundTrip(t, c, "", "other")
+	roundTrip(t, c, []byte{0, 255}, []byte{})
+
+	_, err := PutMessage(ctx, c, "m", &storagev1.PutRequest{Key: "x"})
+	require.NoError(t, err)
+	var read storagev1.PutRequest
+	require.NoError(t, GetMessage(ctx, c, "m", &read))
+	require.Equal(t, "x", read.GetKey())
+	var wrong *TypeError
+	require.ErrorAs(t, GetMessage(ctx, c, "m", new(storagev1.GetRequest)), &wrong)
+	require.Equal(t, "raylink.storage.v1.PutRequest", wrong.Has)
+}
+
+func roundTrip[T Value](t *testing.T, c *Client, value, other T) {
+	t.Helper()
+	ctx, key := t.Context(), fmt.Sprintf("%T", value)
+	got, err := GetOr(ctx, c, key, other)
+	require.NoError(t, err)
+	require.Equal(t, other, got)
+	_, err = Get[T](ctx, c, key)
+	requireCode(t, connect.CodeNotFound, err, key)
+
+	id, err := Put(ctx, c, key, value)
+	require.NoError(t, err)
+	require.Positive(t, id)
+	got, err = GetOr(ctx, c, key, other)
+	require.NoError(t, err)
+	require.Equal(t, value, got)
+	again, err := c.ID(ctx, key)
+	require.NoError(t, err)
+	require.Equal(t, id, again)
+
+	if key != "string" {
+		_, err = Get[string](ctx, c, key)
+		var wrong *TypeError
+		require.ErrorAs(t, err, &wrong)
+		require.Equal(t, "string", wrong.Want)
+	}
+	deleted, err := c.Delete(ctx, key)
+	require.NoError(t, err)
+	require.True(t, deleted)
+	deleted, err = c.Delete(ctx, key)
+	require.NoError(t, err)
+	require.False(t, deleted)
+	has, err := c.Has(ctx, key)
+	require.NoError(t, err)
+	require.False(t, has)
+}
+
+func TestCountingStaysInItsTypeAndItsRange(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	n, err := Add(ctx, c, "n", 5)
+	require.NoError(t, err)
+	require.Equal(t, 5, n)
+	n, err = AddFrom(ctx, c, "m", 10, -3)
+	require.NoError(t, err)
+	require.Equal(t, 7, n)
+	x, err := Add(ctx, c, "x", 0.5)
+	require.NoError(t, err)
+	require.InDelta(t, 0.5, x, 0)
+
+	_, err = Add(ctx, c, "n", 0.5)
+	requireCode(t, connect.CodeFailedPrecondition, err, "int64", "double")
+	_, err = Put(ctx, c, "s", "text")
+	require.NoError(t, err)
+	_, err = Add(ctx, c, "s", 1)
+	requireCode(t, connect.CodeFailedPrecondition, err, "string", `"s"`)
+	_, err = c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "new", By: valueOf(1), Initial: valueOf(1.5)})
+	requireCode(t, connect.CodeInvalidArgument, err)
+	_, err = c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "new", By: valueOf("1")})
+	requireCode(t, connect.CodeInvalidArgument, err, "string")
+	_, err = c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "new", By: &storagev1.Value{}})
+	requireCode(t, connect.CodeInvalidArgument, err)
+	has, err := c.Has(ctx, "new")
+	require.NoError(t, err)
+	require.False(t, has)
+
+	res, err := c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "x"})
+	require.NoError(t, err)
+	require.InDelta(t, 1.5, res.GetValue().GetDoubleValue(), 0, "without a step, by one of the stored type")
+
+	_, err = Put(ctx, c, "n", int64(math.MaxInt64))
+	require.NoError(t, err)
+	id, err := c.ID(ctx, "n")
+	require.NoError(t, err)
+	_, err = Add(ctx, c, "n", 1)
+	requireCode(t, connect.CodeOutOfRange, err)
+	unchanged, err := c.ID(ctx, "n")
+	require.NoError(t, err)
+	require.Equal(t, id, unchanged)
+	_, err = Put(ctx, c, "x", math.MaxFloat64)
+	require.NoError(t, err)
+	_, err = Add(ctx, c, "x", math.MaxFloat64)
+	requireCode(t, connect.CodeOutOfRange, err)
+	_, err = c.Handle().Decr(ctx, &storagev1.DecrRequest{Key: "low", Initial: valueOf(int64(math.MinInt64))})
+	requireCode(t, connect.CodeOutOfRange, err)
+}
+
+func TestStepsAreExactAtTheEdges(t *testing.T) {
+	edge := rapid.OneOf(rapid.Int64(),
+		rapid.SampledFrom([]int64{math.MinInt64, math.MinInt64 + 1, -1, 0, 1, math.MaxInt64 - 1, math.MaxInt64}))
+	rapid.Check(t, func(t *rapid.T) {
+		from, by, down := edge.Draw(t, "from"), edge.Draw(t, "by"), rapid.Bool().Draw(t, "down")
+		got, err := steppedInt64("k", int64Value(from), int64Value(by), down)
+		want := new(big.Int).Add(big.NewInt(from), big.NewInt(by))
+		if down {
+			want.Sub(big.NewInt(from), big.NewInt(by))
+		}
+		if !want.IsInt64() {
+			requireCode(t, connect.CodeOutOfRange, err)
+			return
+		}
+		require.NoError(t, err)
+		require.Equal(t, want.Int64(), got.GetInt64Value())
+	})
+}
+
+func TestBoundsAreNamedAndARefusedWriteChangesNothing(t *testing.T) {
+	ctx := t.Context()
+	c := newClient(&storagev1.StorageConfig{MaxKeys: 2, MaxBytes: 1000})
+	for _, key := range []string{"a", "b"} {
+		_, err := Put(ctx, c, key, 1)
+		require.NoError(t, err)
+	}
+	_, err := Put(ctx, c, "c", 1)
+	requireCode(t, connect.CodeResourceExhausted, err, "2 keys")
+	_, err = Put(ctx, c, "a", strings.Repeat("x", 1000))
+	requireCode(t, connect.CodeResourceExhausted, err, "1000 bytes")
+	got, err := Get[int](ctx, c, "a")
+	require.NoError(t, err)
+	require.Equal(t, 1, got)
+	_, err = Put(ctx, c, "a", strings.Repeat("x", 700))
+	require.NoError(t, err)
+	_, err = Put(ctx, c, "a", "short")
+	require.NoError(t, err)
+	_, err = Put(ctx, c, "", 1)
+	requireCode(t, connect.CodeInvalidArgument, err)
+	_, err = Put(ctx, c, strings.Repeat("k", maxKey+1), 1)
+	requireCode(t, connect.CodeInvalidArgument, err)
+	_, err = c.Handle().Put(ctx, &storagev1.PutRequest{Key: "a", Value: &storagev1.Value{}})
+	requireCode(t, connect.CodeInvalidArgument, err)
+	_, err = c.Handle().Put(ctx, nil)
+	requireCode(t, connect.CodeInvalidArgument, err)
+}
+
+func TestAListOfLargeValuesComesInPages(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	for i := range 9 {
+		_, err := Put(ctx, c, fmt.Sprintf("big/%d", i), make([]byte, maxList/3))
+		require.NoError(t, err)
+	}
+	res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "big/"})
+	require.NoError(t, err)
+	require.True(t, res.GetMore())
+	require.Len(t, res.GetEntries(), 2)
+	n := 0
+	for e, err := range c.All(ctx, "big/") {
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintf("big/%d", n), e.GetKey())
+		n++
+	}
+	require.Equal(t, 9, n)
+}
+
+// model is a storage as one would describe it.
+type model struct {
+	entries map[string]*storagev1.Entry
+	lastID  uint64
+}
+
+func (m *model) list(prefix string) []*storagev1.Entry {
+	var entries []*storagev1.Entry
+	for key, e := range m.entries {
+		if strings.HasPrefix(key, prefix) {
+			entries = append(entries, e)
+		}
+	}
+	slices.SortFunc(entries, func(a, b *storagev1.Entry) int { return strings.Compare(a.GetKey(), b.GetKey()) })
+	return entries
+}
+
+func (m *model) put(key string, v *storagev1.Value) uint64 {
+	m.lastID++
+	m.entries[key] = &storagev1.Entry{Key: key, Value: v, Id: m.lastID}
+	return m.lastID
+}
+
+func TestStorageBehavesLikeItsModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ctx := context.Background()
+		c := newClient(nil)
+		h := c.Handle()
+		m := &model{entries: map[string]*storagev1.Entry{}}
+		keys := rapid.StringMatching(`[ab]{1,3}`)
+		values := rapid.OneOf(
+			rapid.Map(rapid.Int64(), valueOf[int64]), rapid.Map(rapid.Bool(), valueOf[bool]),
+			rapid.Map(rapid.Float64(), valueOf[float64]), rapid.Map(rapid.String(), valueOf[string]))
+		t.Repeat(map[string]func(*rapid.T){
+			"put": func(t *rapid.T) {
+				key, v := keys.Draw(t, "key"), values.Draw(t, "value")
+				res, err := h.Put(ctx, &storagev1.PutRequest{Key: key, Value: v})
+				require.NoError(t, err)
+				require.Equal(t, m.put(key, v), res.GetId())
+			},
+			"delete": func(t *rapid.T) {
+				key := keys.Draw(t, "key")
+				deleted, err := c.Delete(ctx, key)
+				require.NoError(t, err)
+				require.Equal(t, m.entries[key] != nil, deleted)
+				delete(m.entries, key)
+			},
+			"count": func(t *rapid.T) {
+				key, by := keys.Draw(t, "key"), rapid.Int64Range(-5, 5).Draw(t, "by")
+				n, err := Add(ctx, c, key, by)
+				stored := m.entries[key]
+				switch {
+				case stored != nil && kindOf(stored.GetValue()) != int64Kind:
+					requireCode(t, connect.CodeFailedPrecondition, err)
+				case err != nil:
+					requireCode(t, connect.CodeOutOfRange, err)
+				default:
+					require.Equal(t, stored.GetValue().GetInt64Value()+by, n)
+					m.put(key, int64Value(n))
+				}
+			},
+			"get": func(t *rapid.T) {
+				key := keys.Draw(t, "key")
+				res, err := h.Get(ctx, &storagev1.GetRequest{Key: key})
+				if m.entries[key] == nil {
+					requireCode(t, connect.CodeNotFound, err)
+					return
+				}
+				require.NoError(t, err)
+				require.True(t, proto.Equal(m.entries[key].GetValue(), res.GetValue()))
+				require.Equal(t, m.entries[key].GetId(), res.GetId())
+			},
+			"list": func(t *rapid.T) {
+				prefix, after := rapid.StringMatching(`[ab]{0,2}`).Draw(t, "prefix"), rapid.StringMatching(`[ab]{0,3}`).Draw(t, "after")
+				limit := rapid.Uint32Range(0, 5).Draw(t, "limit")
+				res, err := h.List(ctx, &storagev1.ListRequest{Prefix: prefix, After: after, Limit: limit})
+				require.NoError(t, err)
+				want := slices.DeleteFunc(m.list(prefix), func(e *storagev1.Entry) bool { return e.GetKey() <= after })
+				more := limit > 0 && len(want) > int(limit)
+				if more {
+					want = want[:limit]
+				}
+				require.Equal(t, more, res.GetMore())
+				require.Len(t, res.GetEntries(), len(want))
+				for i, e := range want {
+					require.True(t, proto.Equal(e, res.GetEntries()[i]))
+				}
+			},
+		})
+	})
+}
