@@ -2,6 +2,8 @@ package ring
 
 import (
 	"fmt"
+	"math/bits"
+	"slices"
 	"unsafe" //nolint:depguard // aligned bytes without pointers are seen as numbers, in place: see view
 )
 
@@ -27,6 +29,85 @@ func NewBatch(layout Layout, n int) (*Batch, error) {
 	return b, b.Resize(n)
 }
 
+// BatchOf makes a batch of rows that came from elsewhere, and which is not trusted to be right. It shares the columns' memory
+// where that is aligned as their elements need. The sequence numbers may be missing.
+func BatchOf(layout Layout, rows uint64, columns [][]byte, sequences []uint64) (*Batch, error) {
+	b, err := NewBatch(layout, 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(columns) != len(b.sizes) {
+		return nil, fmt.Errorf("%w: it has %d columns, and should have %d", ErrBatch, len(columns), len(b.sizes))
+	}
+	if len(sequences) != 0 && uint64(len(sequences)) != rows {
+		return nil, fmt.Errorf("%w: it has %d rows and %d sequence numbers", ErrBatch, rows, len(sequences))
+	}
+	for i, column := range columns {
+		if over, bytes := bits.Mul64(rows, b.sizes[i]); over != 0 || bytes != uint64(len(column)) {
+			return nil, fmt.Errorf("%w: column %q has %d bytes, and should have %d times %d",
+				ErrBatch, layout.Columns[i].Name, len(column), rows, b.sizes[i])
+		}
+		b.columns[i] = aligned(column, layout.Columns[i].DType.Size())
+	}
+	b.rows, b.sequences = int(rows), slices.Clone(sequences) //nolint:gosec // a column has that many rows
+	return b, nil
+}
+
+// aligned is a column in memory that suits its elements.
+func aligned(column []byte, size int) []byte {
+	if uintptr(unsafe.Pointer(unsafe.SliceData(column)))%uintptr(size) == 0 { //nolint:gosec // only looked at
+		return slices.Clip(column)
+	}
+	return append(resized(nil, len(column))[:0], column...)
+}
+
+// Slice is a batch of some of the rows. It shares their memory, and their sequence numbers are left out.
+func (b *Batch) Slice(from, to int) (*Batch, error) {
+	if from < 0 || to < from || to > b.rows {
+		return nil, fmt.Errorf("%w: the rows from %d to %d of %d", ErrBatch, from, to, b.rows)
+	}
+	part := &Batch{layout: b.layout, sizes: b.sizes, rows: to - from, columns: make([][]byte, len(b.columns))}
+	for i, column := range b.columns {
+		size := int(b.sizes[i]) //nolint:gosec // at most maxRow
+		part.columns[i] = column[from*size : to*size : to*size]
+	}
+	return part, nil
+}
+
+// Clone is a batch that shares nothing with this one.
+func (b *Batch) Clone() *Batch {
+	clone := &Batch{layout: b.layout, sizes: b.sizes, columns: make([][]byte, len(b.columns))}
+	clone.add(b)
+	return clone
+}
+
+// AppendRows adds the rows of another batch. Where both have them, sequence numbers are added as well.
+func (b *Batch) AppendRows(other *Batch) error {
+	if !b.layout.SameRows(other.layout) {
+		return fmt.Errorf("%w: its columns are %v, and should be %v", ErrBatch, other.layout.Columns, b.layout.Columns)
+	}
+	b.add(other)
+	return nil
+}
+
+func (b *Batch) add(other *Batch) {
+	numbered := len(b.sequences) == b.rows && len(other.sequences) == other.rows
+	for i, column := range other.columns {
+		old := len(b.columns[i])
+		b.columns[i] = grown(b.columns[i], old+len(column))
+		copy(b.columns[i][old:], column)
+	}
+	b.rows += other.rows
+	if numbered {
+		b.sequences = append(b.sequences, other.sequences...)
+	} else {
+		b.sequences = b.sequences[:0]
+	}
+}
+
+// Number gives the rows the sequence numbers that they have got: for those who write them by other ways than [WriteHead].
+func (b *Batch) Number(sequences []uint64) { b.sequences = append(b.sequences[:0], sequences...) }
+
 // Resize makes the batch n rows long. Rows that it had stay, new ones are zero. What the batch was read from or written as
 // is forgotten.
 func (b *Batch) Resize(n int) error {
@@ -42,6 +123,14 @@ func (b *Batch) Resize(n int) error {
 	b.rows = n
 	b.sequences = b.sequences[:0]
 	return nil
+}
+
+// grown makes a column n bytes long, with room for more where it has to move.
+func grown(column []byte, n int) []byte {
+	if n <= cap(column) {
+		return column[:n]
+	}
+	return resized(column, n+len(column))[:n]
 }
 
 // resized makes a column n bytes long, aligned for every element type.

@@ -144,8 +144,8 @@ func (c Column) size() (uint64, error) {
 	return size, nil
 }
 
-// equal compares what a row is; capacities may differ.
-func (l Layout) equal(other Layout) bool {
+// SameRows says whether another layout has the same columns. Capacities may differ.
+func (l Layout) SameRows(other Layout) bool {
 	if len(l.Columns) != len(other.Columns) {
 		return false
 	}

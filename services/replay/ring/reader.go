@@ -129,7 +129,7 @@ func (h *ReadHead) check(n int, into *Batch) error {
 	if h.ring.ended() {
 		return ErrEnded
 	}
-	if !h.ring.head.layout.equal(into.layout) {
+	if !h.ring.head.layout.SameRows(into.layout) {
 		return fmt.Errorf("%w: its columns are %v, the ring's %v", ErrBatch, into.layout.Columns, h.ring.head.layout.Columns)
 	}
 	return into.Resize(n)

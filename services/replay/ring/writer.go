@@ -43,7 +43,7 @@ func (w *WriteHead) Append(b *Batch) (int, error) {
 	if r.ended() {
 		return 0, ErrEnded
 	}
-	if !r.head.layout.equal(b.layout) {
+	if !r.head.layout.SameRows(b.layout) {
 		return 0, fmt.Errorf("%w: its columns are %v, the ring's %v", ErrBatch, b.layout.Columns, r.head.layout.Columns)
 	}
 	if uint64(b.rows) > r.head.layout.Capacity { //nolint:gosec // not negative

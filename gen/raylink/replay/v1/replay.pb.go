@@ -424,6 +424,85 @@ func (x *WriteResponse) GetSequence() []uint64 {
 	return nil
 }
 
+// NoRoom is the detail of a refused write (ResourceExhausted): areas that readers hold, or other writers, left no place.
+type NoRoom struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many rows were to be written, and how many of them were: the first ones.
+	Rows     uint64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Written  uint64 `protobuf:"varint,2,opt,name=written,proto3" json:"written,omitempty"`
+	Capacity uint64 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
+	// How many of the ring's rows are in areas, and the processes that hold those.
+	Held          uint64  `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
+	Holders       []int64 `protobuf:"varint,5,rep,packed,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoRoom) Reset() {
+	*x = NoRoom{}
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoRoom) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoRoom) ProtoMessage() {}
+
+func (x *NoRoom) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoRoom.ProtoReflect.Descriptor instead.
+func (*NoRoom) Descriptor() ([]byte, []int) {
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NoRoom) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *NoRoom) GetWritten() uint64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+func (x *NoRoom) GetCapacity() uint64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
+func (x *NoRoom) GetHeld() uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *NoRoom) GetHolders() []int64 {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
 type SampleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many rows, drawn uniformly with replacement.
@@ -436,7 +515,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +527,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[7]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +540,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{7}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SampleRequest) GetRows() uint32 {
@@ -479,15 +558,16 @@ func (x *SampleRequest) GetSeed() uint64 {
 }
 
 type SampleResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Batch         *Batch                 `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without rows where there is nothing to draw from.
+	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +579,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[8]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +592,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{8}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SampleResponse) GetBatch() *Batch {
@@ -532,7 +612,7 @@ type NewestRequest struct {
 
 func (x *NewestRequest) Reset() {
 	*x = NewestRequest{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +624,7 @@ func (x *NewestRequest) String() string {
 func (*NewestRequest) ProtoMessage() {}
 
 func (x *NewestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[9]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +637,7 @@ func (x *NewestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestRequest.ProtoReflect.Descriptor instead.
 func (*NewestRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{9}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NewestRequest) GetRows() uint32 {
@@ -569,7 +649,7 @@ func (x *NewestRequest) GetRows() uint32 {
 
 type NewestResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of writing.
+	// In the order of writing; without rows where there are none.
 	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -577,7 +657,7 @@ type NewestResponse struct {
 
 func (x *NewestResponse) Reset() {
 	*x = NewestResponse{}
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +669,7 @@ func (x *NewestResponse) String() string {
 func (*NewestResponse) ProtoMessage() {}
 
 func (x *NewestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_replay_v1_replay_proto_msgTypes[10]
+	mi := &file_raylink_replay_v1_replay_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +682,7 @@ func (x *NewestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NewestResponse.ProtoReflect.Descriptor instead.
 func (*NewestResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{10}
+	return file_raylink_replay_v1_replay_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NewestResponse) GetBatch() *Batch {
@@ -640,7 +720,13 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\fWriteRequest\x12.\n" +
 	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch\"+\n" +
 	"\rWriteResponse\x12\x1a\n" +
-	"\bsequence\x18\x01 \x03(\x04R\bsequence\"7\n" +
+	"\bsequence\x18\x01 \x03(\x04R\bsequence\"\x80\x01\n" +
+	"\x06NoRoom\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x18\n" +
+	"\awritten\x18\x02 \x01(\x04R\awritten\x12\x1a\n" +
+	"\bcapacity\x18\x03 \x01(\x04R\bcapacity\x12\x12\n" +
+	"\x04held\x18\x04 \x01(\x04R\x04held\x12\x18\n" +
+	"\aholders\x18\x05 \x03(\x03R\aholders\"7\n" +
 	"\rSampleRequest\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
 	"\x04seed\x18\x02 \x01(\x04R\x04seed\"@\n" +
@@ -669,7 +755,7 @@ func file_raylink_replay_v1_replay_proto_rawDescGZIP() []byte {
 	return file_raylink_replay_v1_replay_proto_rawDescData
 }
 
-var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_raylink_replay_v1_replay_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*Column)(nil),           // 0: raylink.replay.v1.Column
 	(*ReplayConfig)(nil),     // 1: raylink.replay.v1.ReplayConfig
@@ -678,29 +764,30 @@ var file_raylink_replay_v1_replay_proto_goTypes = []any{
 	(*Batch)(nil),            // 4: raylink.replay.v1.Batch
 	(*WriteRequest)(nil),     // 5: raylink.replay.v1.WriteRequest
 	(*WriteResponse)(nil),    // 6: raylink.replay.v1.WriteResponse
-	(*SampleRequest)(nil),    // 7: raylink.replay.v1.SampleRequest
-	(*SampleResponse)(nil),   // 8: raylink.replay.v1.SampleResponse
-	(*NewestRequest)(nil),    // 9: raylink.replay.v1.NewestRequest
-	(*NewestResponse)(nil),   // 10: raylink.replay.v1.NewestResponse
-	(v1.DataType)(0),         // 11: raylink.tensor.v1.DataType
-	(*v1.Tensor)(nil),        // 12: raylink.tensor.v1.Tensor
+	(*NoRoom)(nil),           // 7: raylink.replay.v1.NoRoom
+	(*SampleRequest)(nil),    // 8: raylink.replay.v1.SampleRequest
+	(*SampleResponse)(nil),   // 9: raylink.replay.v1.SampleResponse
+	(*NewestRequest)(nil),    // 10: raylink.replay.v1.NewestRequest
+	(*NewestResponse)(nil),   // 11: raylink.replay.v1.NewestResponse
+	(v1.DataType)(0),         // 12: raylink.tensor.v1.DataType
+	(*v1.Tensor)(nil),        // 13: raylink.tensor.v1.Tensor
 }
 var file_raylink_replay_v1_replay_proto_depIdxs = []int32{
-	11, // 0: raylink.replay.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
+	12, // 0: raylink.replay.v1.Column.dtype:type_name -> raylink.tensor.v1.DataType
 	0,  // 1: raylink.replay.v1.ReplayConfig.columns:type_name -> raylink.replay.v1.Column
 	0,  // 2: raylink.replay.v1.DescribeResponse.columns:type_name -> raylink.replay.v1.Column
-	12, // 3: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
+	13, // 3: raylink.replay.v1.Batch.columns:type_name -> raylink.tensor.v1.Tensor
 	4,  // 4: raylink.replay.v1.WriteRequest.batch:type_name -> raylink.replay.v1.Batch
 	4,  // 5: raylink.replay.v1.SampleResponse.batch:type_name -> raylink.replay.v1.Batch
 	4,  // 6: raylink.replay.v1.NewestResponse.batch:type_name -> raylink.replay.v1.Batch
 	2,  // 7: raylink.replay.v1.Replay.Describe:input_type -> raylink.replay.v1.DescribeRequest
 	5,  // 8: raylink.replay.v1.Replay.Write:input_type -> raylink.replay.v1.WriteRequest
-	7,  // 9: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
-	9,  // 10: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
+	8,  // 9: raylink.replay.v1.Replay.Sample:input_type -> raylink.replay.v1.SampleRequest
+	10, // 10: raylink.replay.v1.Replay.Newest:input_type -> raylink.replay.v1.NewestRequest
 	3,  // 11: raylink.replay.v1.Replay.Describe:output_type -> raylink.replay.v1.DescribeResponse
 	6,  // 12: raylink.replay.v1.Replay.Write:output_type -> raylink.replay.v1.WriteResponse
-	8,  // 13: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
-	10, // 14: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
+	9,  // 13: raylink.replay.v1.Replay.Sample:output_type -> raylink.replay.v1.SampleResponse
+	11, // 14: raylink.replay.v1.Replay.Newest:output_type -> raylink.replay.v1.NewestResponse
 	11, // [11:15] is the sub-list for method output_type
 	7,  // [7:11] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
@@ -719,7 +806,7 @@ func file_raylink_replay_v1_replay_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_replay_v1_replay_proto_rawDesc), len(file_raylink_replay_v1_replay_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
