@@ -61,7 +61,8 @@ type Options struct {
 	MaxTags int
 }
 
-func (o Options) filled() Options {
+// Filled are the options with the defaults filled in.
+func (o Options) Filled() Options {
 	if o.Held <= 0 {
 		o.Held = 2
 	}
@@ -105,7 +106,7 @@ const lockName = "officer.lock"
 // Open makes a store in a directory, or takes over what is there: what a dead officer had acknowledged is still the
 // newest. [ErrTaken] says that there is a living one.
 func Open(directory string, options Options) (*Store, error) {
-	s := &Store{directory: directory, options: options.filled(), tags: make(map[string]*tag)}
+	s := &Store{directory: directory, options: options.Filled(), tags: make(map[string]*tag)}
 	if err := os.MkdirAll(directory, 0o700); err != nil {
 		return nil, fmt.Errorf("open parameter store: %w", err)
 	}
@@ -248,8 +249,8 @@ func (s *Store) completed(version *psv1.Version, parameters []byte) (*psv1.Versi
 	}
 	version = proto.CloneOf(version)
 	version.Size, version.Checksum = size, sum
-	if n := proto.Size(version); n > maxDescription {
-		return nil, fmt.Errorf("%w: its info has more than %d bytes", ErrVersion, maxDescription)
+	if n := proto.Size(version); n > MaxDescription {
+		return nil, fmt.Errorf("%w: its info has more than %d bytes", ErrVersion, MaxDescription)
 	}
 	return version, nil
 }
@@ -314,6 +315,19 @@ func (s *Store) Newest(name string) *psv1.Version {
 		return t.newest
 	}
 	return nil
+}
+
+// Last is the id that a tag's next version must be above.
+func (s *Store) Last(name string) uint64 {
+	s.mu.Lock()
+	t, ok := s.tags[name]
+	s.mu.Unlock()
+	if !ok {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last
 }
 
 // Versions are the newest versions of all tags, sorted by tag. They must not be changed.

@@ -216,7 +216,7 @@ func TestStoreBehavesLikeItsModel(t *testing.T) {
 
 func TestImpossibleVersionsAreRefused(t *testing.T) {
 	s := newStore(t, Options{MaxBytes: 10})
-	long := make([]byte, maxDescription)
+	long := make([]byte, MaxDescription)
 	for i := range long {
 		long[i] = 'x'
 	}

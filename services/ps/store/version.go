@@ -26,12 +26,12 @@ const (
 	formatVersion = 1
 	fixedHeader   = 24
 	page          = 4096
-	// maxDescription bounds a version's tag and info.
-	maxDescription = 64 << 10
+	// MaxDescription bounds a version without its parameters, in bytes: its tag and info.
+	MaxDescription = 64 << 10
 )
 
 func parametersOffset(description int) uint64 {
-	return (fixedHeader + uint64(description) + page - 1) / page * page //nolint:gosec // at most maxDescription
+	return (fixedHeader + uint64(description) + page - 1) / page * page //nolint:gosec // at most MaxDescription
 }
 
 // writeVersion writes a version's file under another name, and moves it to its place when it is whole.
@@ -54,12 +54,12 @@ func writeVersion(directory string, version *psv1.Version, parameters []byte) er
 	header := make([]byte, 0, fixedHeader+len(description))
 	header = append(header, versionMagic...)
 	header = le.AppendUint32(header, formatVersion)
-	header = le.AppendUint32(header, uint32(len(description))) //nolint:gosec // at most maxDescription
+	header = le.AppendUint32(header, uint32(len(description))) //nolint:gosec // at most MaxDescription
 	header = le.AppendUint32(header, Checksum(description))
 	header = le.AppendUint32(header, 0)
 	header = append(header, description...)
 	_, headErr := file.WriteAt(header, 0)
-	_, bodyErr := file.WriteAt(parameters, int64(offset)) //nolint:gosec // at most maxDescription
+	_, bodyErr := file.WriteAt(parameters, int64(offset)) //nolint:gosec // at most MaxDescription
 	if err := errors.Join(headErr, bodyErr, file.Close()); err != nil {
 		return errors.Join(err, os.Remove(begun))
 	}
@@ -77,7 +77,7 @@ func parseVersion(b []byte, fileSize uint64) (*psv1.Version, uint64, error) {
 		return nil, 0, fmt.Errorf("%w: it has version %d of the format, and this program knows version %d", ErrFormat, v, formatVersion)
 	}
 	length := le.Uint32(b[12:])
-	if length > maxDescription || int(length) > len(b)-fixedHeader {
+	if length > MaxDescription || int(length) > len(b)-fixedHeader {
 		return nil, 0, fmt.Errorf("%w: its description is said to have %d bytes", ErrFormat, length)
 	}
 	description := b[fixedHeader : fixedHeader+length]

@@ -9,6 +9,7 @@
 package psv1
 
 import (
+	v1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	_ "github.com/raylink/raylink/gen/raylink/options/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -29,8 +30,13 @@ type CaptainConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The largest parameters taken, in bytes; 0 means 1 GiB.
 	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
-	// How many versions of a tag an officer holds beside the newest, so that a slow reader is not overwritten; 0 means 2.
-	HeldVersions  uint32 `protobuf:"varint,2,opt,name=held_versions,json=heldVersions,proto3" json:"held_versions,omitempty"`
+	// How many versions of a tag before the newest one keep their files, for readers that are about to map them; 0 means 2.
+	// What a reader has mapped stays whole however many come after it.
+	HeldVersions uint32 `protobuf:"varint,2,opt,name=held_versions,json=heldVersions,proto3" json:"held_versions,omitempty"`
+	// How many tags there may be; 0 means 1024.
+	MaxTags uint32 `protobuf:"varint,3,opt,name=max_tags,json=maxTags,proto3" json:"max_tags,omitempty"`
+	// Where officers keep their mapped files; empty for the run directory.
+	Directory     string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -79,11 +85,27 @@ func (x *CaptainConfig) GetHeldVersions() uint32 {
 	return 0
 }
 
+func (x *CaptainConfig) GetMaxTags() uint32 {
+	if x != nil {
+		return x.MaxTags
+	}
+	return 0
+}
+
+func (x *CaptainConfig) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
 type OfficerConfig struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Captain *CaptainConfig         `protobuf:"bytes,1,opt,name=captain,proto3" json:"captain,omitempty"`
 	// The machine it serves.
-	Machine       string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	Machine string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	// Whose officer it is.
+	CaptainRef    *v1.NodeRef `protobuf:"bytes,3,opt,name=captain_ref,json=captainRef,proto3" json:"captain_ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -130,6 +152,13 @@ func (x *OfficerConfig) GetMachine() string {
 		return x.Machine
 	}
 	return ""
+}
+
+func (x *OfficerConfig) GetCaptainRef() *v1.NodeRef {
+	if x != nil {
+		return x.CaptainRef
+	}
+	return nil
 }
 
 // Version names one push of one tag.
@@ -622,7 +651,6 @@ type LocateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The machine of the caller.
 	Machine       string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
-	Tag           string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -664,17 +692,12 @@ func (x *LocateRequest) GetMachine() string {
 	return ""
 }
 
-func (x *LocateRequest) GetTag() string {
-	if x != nil {
-		return x.Tag
-	}
-	return ""
-}
-
 type LocateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The officer to ask; unset where the machine has none.
-	Officer       string `protobuf:"bytes,1,opt,name=officer,proto3" json:"officer,omitempty"`
+	// The machine's officer; unset where it has none.
+	Officer *v1.NodeRef `protobuf:"bytes,1,opt,name=officer,proto3" json:"officer,omitempty"`
+	// Where its mapped files are, as Directory says.
+	Directory     *DirectoryResponse `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -709,11 +732,125 @@ func (*LocateResponse) Descriptor() ([]byte, []int) {
 	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{12}
 }
 
-func (x *LocateResponse) GetOfficer() string {
+func (x *LocateResponse) GetOfficer() *v1.NodeRef {
 	if x != nil {
 		return x.Officer
 	}
+	return nil
+}
+
+func (x *LocateResponse) GetDirectory() *DirectoryResponse {
+	if x != nil {
+		return x.Directory
+	}
+	return nil
+}
+
+type EnlistRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine that the officer serves. It takes the place of an officer that did so before.
+	Machine string      `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Officer *v1.NodeRef `protobuf:"bytes,2,opt,name=officer,proto3" json:"officer,omitempty"`
+	// Where its mapped files are.
+	Directory *DirectoryResponse `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// What it has already: after a restart, it may know more than its captain.
+	Versions      []*Version `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnlistRequest) Reset() {
+	*x = EnlistRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnlistRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnlistRequest) ProtoMessage() {}
+
+func (x *EnlistRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnlistRequest.ProtoReflect.Descriptor instead.
+func (*EnlistRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EnlistRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
 	return ""
+}
+
+func (x *EnlistRequest) GetOfficer() *v1.NodeRef {
+	if x != nil {
+		return x.Officer
+	}
+	return nil
+}
+
+func (x *EnlistRequest) GetDirectory() *DirectoryResponse {
+	if x != nil {
+		return x.Directory
+	}
+	return nil
+}
+
+func (x *EnlistRequest) GetVersions() []*Version {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type EnlistResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnlistResponse) Reset() {
+	*x = EnlistResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnlistResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnlistResponse) ProtoMessage() {}
+
+func (x *EnlistResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnlistResponse.ProtoReflect.Descriptor instead.
+func (*EnlistResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{14}
 }
 
 type DirectoryRequest struct {
@@ -724,7 +861,7 @@ type DirectoryRequest struct {
 
 func (x *DirectoryRequest) Reset() {
 	*x = DirectoryRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +873,7 @@ func (x *DirectoryRequest) String() string {
 func (*DirectoryRequest) ProtoMessage() {}
 
 func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +886,7 @@ func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{13}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{15}
 }
 
 type DirectoryResponse struct {
@@ -764,7 +901,7 @@ type DirectoryResponse struct {
 
 func (x *DirectoryResponse) Reset() {
 	*x = DirectoryResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +913,7 @@ func (x *DirectoryResponse) String() string {
 func (*DirectoryResponse) ProtoMessage() {}
 
 func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +926,7 @@ func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryResponse.ProtoReflect.Descriptor instead.
 func (*DirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{14}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DirectoryResponse) GetDirectory() string {
@@ -816,7 +953,7 @@ type StoreRequest struct {
 
 func (x *StoreRequest) Reset() {
 	*x = StoreRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +965,7 @@ func (x *StoreRequest) String() string {
 func (*StoreRequest) ProtoMessage() {}
 
 func (x *StoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +978,7 @@ func (x *StoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRequest.ProtoReflect.Descriptor instead.
 func (*StoreRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{15}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StoreRequest) GetVersion() *Version {
@@ -868,7 +1005,7 @@ type StoreResponse struct {
 
 func (x *StoreResponse) Reset() {
 	*x = StoreResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1017,7 @@ func (x *StoreResponse) String() string {
 func (*StoreResponse) ProtoMessage() {}
 
 func (x *StoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1030,7 @@ func (x *StoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreResponse.ProtoReflect.Descriptor instead.
 func (*StoreResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{16}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StoreResponse) GetStored() bool {
@@ -907,13 +1044,17 @@ var File_raylink_ps_v1_ps_proto protoreflect.FileDescriptor
 
 const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\n" +
-	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a raylink/options/v1/options.proto\"Q\n" +
+	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\x8a\x01\n" +
 	"\rCaptainConfig\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x12#\n" +
-	"\rheld_versions\x18\x02 \x01(\rR\fheldVersions\"a\n" +
+	"\rheld_versions\x18\x02 \x01(\rR\fheldVersions\x12\x19\n" +
+	"\bmax_tags\x18\x03 \x01(\rR\amaxTags\x12\x1c\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\"\x9c\x01\n" +
 	"\rOfficerConfig\x126\n" +
 	"\acaptain\x18\x01 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\acaptain\x12\x18\n" +
-	"\amachine\x18\x02 \x01(\tR\amachine\"\xfe\x01\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\x129\n" +
+	"\vcaptain_ref\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\n" +
+	"captainRef\"\xfe\x01\n" +
 	"\aVersion\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -951,12 +1092,18 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"\x11\n" +
 	"\x0fListTagsRequest\"F\n" +
 	"\x10ListTagsResponse\x122\n" +
-	"\bversions\x18\x01 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\";\n" +
+	"\bversions\x18\x01 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\")\n" +
 	"\rLocateRequest\x12\x18\n" +
-	"\amachine\x18\x01 \x01(\tR\amachine\x12\x10\n" +
-	"\x03tag\x18\x02 \x01(\tR\x03tag\"*\n" +
-	"\x0eLocateResponse\x12\x18\n" +
-	"\aofficer\x18\x01 \x01(\tR\aofficer\"\x12\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"\x84\x01\n" +
+	"\x0eLocateResponse\x122\n" +
+	"\aofficer\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12>\n" +
+	"\tdirectory\x18\x02 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\"\xd1\x01\n" +
+	"\rEnlistRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x122\n" +
+	"\aofficer\x18\x02 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12>\n" +
+	"\tdirectory\x18\x03 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\x122\n" +
+	"\bversions\x18\x04 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\"\x10\n" +
+	"\x0eEnlistResponse\"\x12\n" +
 	"\x10DirectoryRequest\"G\n" +
 	"\x11DirectoryResponse\x12\x1c\n" +
 	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12\x14\n" +
@@ -967,18 +1114,20 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"parameters\x18\x02 \x01(\fR\n" +
 	"parameters\"'\n" +
 	"\rStoreResponse\x12\x16\n" +
-	"\x06stored\x18\x01 \x01(\bR\x06stored2\xaa\x03\n" +
+	"\x06stored\x18\x01 \x01(\bR\x06stored2\xf1\x03\n" +
 	"\aCaptain\x12?\n" +
 	"\x04Push\x12\x1a.raylink.ps.v1.PushRequest\x1a\x1b.raylink.ps.v1.PushResponse\x12G\n" +
 	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12J\n" +
 	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12S\n" +
 	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12M\n" +
-	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\x06\x92\xfe\x1d\x02\b\x01\x1a%\x92\xfe\x1d!\n" +
-	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig2\xe6\x02\n" +
+	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12E\n" +
+	"\x06Enlist\x12\x1c.raylink.ps.v1.EnlistRequest\x1a\x1d.raylink.ps.v1.EnlistResponse\x1a%\x92\xfe\x1d!\n" +
+	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig2\xbb\x03\n" +
 	"\aOfficer\x12B\n" +
 	"\x05Store\x12\x1b.raylink.ps.v1.StoreRequest\x1a\x1c.raylink.ps.v1.StoreResponse\x12G\n" +
 	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12J\n" +
-	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12V\n" +
+	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12S\n" +
+	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12V\n" +
 	"\tDirectory\x12\x1f.raylink.ps.v1.DirectoryRequest\x1a .raylink.ps.v1.DirectoryResponse\"\x06\x92\xfe\x1d\x02\b\x01\x1a*\x92\xfe\x1d&\n" +
 	"\aofficer\x12\x1braylink.ps.v1.OfficerConfigB3Z1github.com/raylink/raylink/gen/raylink/ps/v1;psv1b\x06proto3"
 
@@ -994,7 +1143,7 @@ func file_raylink_ps_v1_ps_proto_rawDescGZIP() []byte {
 	return file_raylink_ps_v1_ps_proto_rawDescData
 }
 
-var file_raylink_ps_v1_ps_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_raylink_ps_v1_ps_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_raylink_ps_v1_ps_proto_goTypes = []any{
 	(*CaptainConfig)(nil),         // 0: raylink.ps.v1.CaptainConfig
 	(*OfficerConfig)(nil),         // 1: raylink.ps.v1.OfficerConfig
@@ -1009,46 +1158,59 @@ var file_raylink_ps_v1_ps_proto_goTypes = []any{
 	(*ListTagsResponse)(nil),      // 10: raylink.ps.v1.ListTagsResponse
 	(*LocateRequest)(nil),         // 11: raylink.ps.v1.LocateRequest
 	(*LocateResponse)(nil),        // 12: raylink.ps.v1.LocateResponse
-	(*DirectoryRequest)(nil),      // 13: raylink.ps.v1.DirectoryRequest
-	(*DirectoryResponse)(nil),     // 14: raylink.ps.v1.DirectoryResponse
-	(*StoreRequest)(nil),          // 15: raylink.ps.v1.StoreRequest
-	(*StoreResponse)(nil),         // 16: raylink.ps.v1.StoreResponse
-	nil,                           // 17: raylink.ps.v1.Version.InfoEntry
-	nil,                           // 18: raylink.ps.v1.PushRequest.InfoEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*EnlistRequest)(nil),         // 13: raylink.ps.v1.EnlistRequest
+	(*EnlistResponse)(nil),        // 14: raylink.ps.v1.EnlistResponse
+	(*DirectoryRequest)(nil),      // 15: raylink.ps.v1.DirectoryRequest
+	(*DirectoryResponse)(nil),     // 16: raylink.ps.v1.DirectoryResponse
+	(*StoreRequest)(nil),          // 17: raylink.ps.v1.StoreRequest
+	(*StoreResponse)(nil),         // 18: raylink.ps.v1.StoreResponse
+	nil,                           // 19: raylink.ps.v1.Version.InfoEntry
+	nil,                           // 20: raylink.ps.v1.PushRequest.InfoEntry
+	(*v1.NodeRef)(nil),            // 21: raylink.node.v1.NodeRef
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_raylink_ps_v1_ps_proto_depIdxs = []int32{
 	0,  // 0: raylink.ps.v1.OfficerConfig.captain:type_name -> raylink.ps.v1.CaptainConfig
-	17, // 1: raylink.ps.v1.Version.info:type_name -> raylink.ps.v1.Version.InfoEntry
-	19, // 2: raylink.ps.v1.Version.pushed:type_name -> google.protobuf.Timestamp
-	18, // 3: raylink.ps.v1.PushRequest.info:type_name -> raylink.ps.v1.PushRequest.InfoEntry
-	2,  // 4: raylink.ps.v1.PushResponse.version:type_name -> raylink.ps.v1.Version
-	2,  // 5: raylink.ps.v1.PullResponse.version:type_name -> raylink.ps.v1.Version
-	2,  // 6: raylink.ps.v1.ListTagsResponse.versions:type_name -> raylink.ps.v1.Version
-	2,  // 7: raylink.ps.v1.StoreRequest.version:type_name -> raylink.ps.v1.Version
-	3,  // 8: raylink.ps.v1.Captain.Push:input_type -> raylink.ps.v1.PushRequest
-	5,  // 9: raylink.ps.v1.Captain.Pull:input_type -> raylink.ps.v1.PullRequest
-	7,  // 10: raylink.ps.v1.Captain.GetID:input_type -> raylink.ps.v1.GetIDRequest
-	9,  // 11: raylink.ps.v1.Captain.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
-	11, // 12: raylink.ps.v1.Captain.Locate:input_type -> raylink.ps.v1.LocateRequest
-	15, // 13: raylink.ps.v1.Officer.Store:input_type -> raylink.ps.v1.StoreRequest
-	5,  // 14: raylink.ps.v1.Officer.Pull:input_type -> raylink.ps.v1.PullRequest
-	7,  // 15: raylink.ps.v1.Officer.GetID:input_type -> raylink.ps.v1.GetIDRequest
-	13, // 16: raylink.ps.v1.Officer.Directory:input_type -> raylink.ps.v1.DirectoryRequest
-	4,  // 17: raylink.ps.v1.Captain.Push:output_type -> raylink.ps.v1.PushResponse
-	6,  // 18: raylink.ps.v1.Captain.Pull:output_type -> raylink.ps.v1.PullResponse
-	8,  // 19: raylink.ps.v1.Captain.GetID:output_type -> raylink.ps.v1.GetIDResponse
-	10, // 20: raylink.ps.v1.Captain.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
-	12, // 21: raylink.ps.v1.Captain.Locate:output_type -> raylink.ps.v1.LocateResponse
-	16, // 22: raylink.ps.v1.Officer.Store:output_type -> raylink.ps.v1.StoreResponse
-	6,  // 23: raylink.ps.v1.Officer.Pull:output_type -> raylink.ps.v1.PullResponse
-	8,  // 24: raylink.ps.v1.Officer.GetID:output_type -> raylink.ps.v1.GetIDResponse
-	14, // 25: raylink.ps.v1.Officer.Directory:output_type -> raylink.ps.v1.DirectoryResponse
-	17, // [17:26] is the sub-list for method output_type
-	8,  // [8:17] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	21, // 1: raylink.ps.v1.OfficerConfig.captain_ref:type_name -> raylink.node.v1.NodeRef
+	19, // 2: raylink.ps.v1.Version.info:type_name -> raylink.ps.v1.Version.InfoEntry
+	22, // 3: raylink.ps.v1.Version.pushed:type_name -> google.protobuf.Timestamp
+	20, // 4: raylink.ps.v1.PushRequest.info:type_name -> raylink.ps.v1.PushRequest.InfoEntry
+	2,  // 5: raylink.ps.v1.PushResponse.version:type_name -> raylink.ps.v1.Version
+	2,  // 6: raylink.ps.v1.PullResponse.version:type_name -> raylink.ps.v1.Version
+	2,  // 7: raylink.ps.v1.ListTagsResponse.versions:type_name -> raylink.ps.v1.Version
+	21, // 8: raylink.ps.v1.LocateResponse.officer:type_name -> raylink.node.v1.NodeRef
+	16, // 9: raylink.ps.v1.LocateResponse.directory:type_name -> raylink.ps.v1.DirectoryResponse
+	21, // 10: raylink.ps.v1.EnlistRequest.officer:type_name -> raylink.node.v1.NodeRef
+	16, // 11: raylink.ps.v1.EnlistRequest.directory:type_name -> raylink.ps.v1.DirectoryResponse
+	2,  // 12: raylink.ps.v1.EnlistRequest.versions:type_name -> raylink.ps.v1.Version
+	2,  // 13: raylink.ps.v1.StoreRequest.version:type_name -> raylink.ps.v1.Version
+	3,  // 14: raylink.ps.v1.Captain.Push:input_type -> raylink.ps.v1.PushRequest
+	5,  // 15: raylink.ps.v1.Captain.Pull:input_type -> raylink.ps.v1.PullRequest
+	7,  // 16: raylink.ps.v1.Captain.GetID:input_type -> raylink.ps.v1.GetIDRequest
+	9,  // 17: raylink.ps.v1.Captain.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
+	11, // 18: raylink.ps.v1.Captain.Locate:input_type -> raylink.ps.v1.LocateRequest
+	13, // 19: raylink.ps.v1.Captain.Enlist:input_type -> raylink.ps.v1.EnlistRequest
+	17, // 20: raylink.ps.v1.Officer.Store:input_type -> raylink.ps.v1.StoreRequest
+	5,  // 21: raylink.ps.v1.Officer.Pull:input_type -> raylink.ps.v1.PullRequest
+	7,  // 22: raylink.ps.v1.Officer.GetID:input_type -> raylink.ps.v1.GetIDRequest
+	9,  // 23: raylink.ps.v1.Officer.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
+	15, // 24: raylink.ps.v1.Officer.Directory:input_type -> raylink.ps.v1.DirectoryRequest
+	4,  // 25: raylink.ps.v1.Captain.Push:output_type -> raylink.ps.v1.PushResponse
+	6,  // 26: raylink.ps.v1.Captain.Pull:output_type -> raylink.ps.v1.PullResponse
+	8,  // 27: raylink.ps.v1.Captain.GetID:output_type -> raylink.ps.v1.GetIDResponse
+	10, // 28: raylink.ps.v1.Captain.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
+	12, // 29: raylink.ps.v1.Captain.Locate:output_type -> raylink.ps.v1.LocateResponse
+	14, // 30: raylink.ps.v1.Captain.Enlist:output_type -> raylink.ps.v1.EnlistResponse
+	18, // 31: raylink.ps.v1.Officer.Store:output_type -> raylink.ps.v1.StoreResponse
+	6,  // 32: raylink.ps.v1.Officer.Pull:output_type -> raylink.ps.v1.PullResponse
+	8,  // 33: raylink.ps.v1.Officer.GetID:output_type -> raylink.ps.v1.GetIDResponse
+	10, // 34: raylink.ps.v1.Officer.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
+	16, // 35: raylink.ps.v1.Officer.Directory:output_type -> raylink.ps.v1.DirectoryResponse
+	25, // [25:36] is the sub-list for method output_type
+	14, // [14:25] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_raylink_ps_v1_ps_proto_init() }
@@ -1062,7 +1224,7 @@ func file_raylink_ps_v1_ps_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_ps_v1_ps_proto_rawDesc), len(file_raylink_ps_v1_ps_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

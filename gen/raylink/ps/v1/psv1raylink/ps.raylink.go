@@ -39,6 +39,7 @@ var (
 	captainGetID    = runtime.UnaryMethod("GetID", CaptainNode.GetID, runtime.Concurrent())
 	captainListTags = runtime.UnaryMethod("ListTags", CaptainNode.ListTags, runtime.Concurrent())
 	captainLocate   = runtime.UnaryMethod("Locate", CaptainNode.Locate, runtime.Concurrent())
+	captainEnlist   = runtime.UnaryMethod("Enlist", CaptainNode.Enlist)
 	captainService  = runtime.NewService(
 		psv1.File_raylink_ps_v1_ps_proto.Services().ByName("Captain"),
 		runtime.ServiceConfig{
@@ -52,6 +53,7 @@ var (
 		captainGetID,
 		captainListTags,
 		captainLocate,
+		captainEnlist,
 	)
 )
 
@@ -74,6 +76,9 @@ type CaptainNode interface {
 
 	// Locate says which officer serves a machine.
 	Locate(context.Context, *psv1.LocateRequest) (*psv1.LocateResponse, error)
+
+	// Enlist makes an officer one of the captain's: it is sent what is newer than what it has, and all that comes.
+	Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error)
 }
 
 // UnimplementedCaptainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
@@ -103,6 +108,11 @@ func (UnimplementedCaptainNode) ListTags(context.Context, *psv1.ListTagsRequest)
 // Locate returns an error of the code Unimplemented.
 func (UnimplementedCaptainNode) Locate(context.Context, *psv1.LocateRequest) (*psv1.LocateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Locate is not implemented")
+}
+
+// Enlist returns an error of the code Unimplemented.
+func (UnimplementedCaptainNode) Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Enlist is not implemented")
 }
 
 // CaptainType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node
@@ -181,6 +191,17 @@ func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *run
 	return captainLocate.CallAsync(ctx, h.ref, req)
 }
 
+// Enlist makes an officer one of the captain's: it is sent what is newer than what it has, and all that comes.
+func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
+	return captainEnlist.Call(ctx, h.ref, req)
+}
+
+// EnlistAsync is Enlist without the waiting: the future has the response, or the error, once it is there. It blocks
+// only while the way to the node is full.
+func (h *Captain) EnlistAsync(ctx context.Context, req *psv1.EnlistRequest) *runtime.Future[*psv1.EnlistResponse] {
+	return captainEnlist.CallAsync(ctx, h.ref, req)
+}
+
 // CreateCaptain creates a node of the type "ps" below parent, and waits until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) (*Captain, error) {
 	ref, err := runtime.Create(ctx, parent, captainService, cfg, opts...)
@@ -247,6 +268,7 @@ var (
 	officerStore     = runtime.UnaryMethod("Store", OfficerNode.Store)
 	officerPull      = runtime.UnaryMethod("Pull", OfficerNode.Pull, runtime.Concurrent())
 	officerGetID     = runtime.UnaryMethod("GetID", OfficerNode.GetID, runtime.Concurrent())
+	officerListTags  = runtime.UnaryMethod("ListTags", OfficerNode.ListTags, runtime.Concurrent())
 	officerDirectory = runtime.UnaryMethod("Directory", OfficerNode.Directory, runtime.Concurrent())
 	officerService   = runtime.NewService(
 		psv1.File_raylink_ps_v1_ps_proto.Services().ByName("Officer"),
@@ -259,6 +281,7 @@ var (
 		officerStore,
 		officerPull,
 		officerGetID,
+		officerListTags,
 		officerDirectory,
 	)
 )
@@ -276,6 +299,9 @@ type OfficerNode interface {
 
 	// GetID says what is newest here.
 	GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error)
+
+	// ListTags lists what there is here.
+	ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error)
 
 	// Directory says where the mapped files are.
 	Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error)
@@ -298,6 +324,11 @@ func (UnimplementedOfficerNode) Pull(context.Context, *psv1.PullRequest) (*psv1.
 // GetID returns an error of the code Unimplemented.
 func (UnimplementedOfficerNode) GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/GetID is not implemented")
+}
+
+// ListTags returns an error of the code Unimplemented.
+func (UnimplementedOfficerNode) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/ListTags is not implemented")
 }
 
 // Directory returns an error of the code Unimplemented.
@@ -357,6 +388,17 @@ func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetI
 // while the way to the node is full.
 func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
 	return officerGetID.CallAsync(ctx, h.ref, req)
+}
+
+// ListTags lists what there is here.
+func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
+	return officerListTags.Call(ctx, h.ref, req)
+}
+
+// ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
+// only while the way to the node is full.
+func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
+	return officerListTags.CallAsync(ctx, h.ref, req)
 }
 
 // Directory says where the mapped files are.
