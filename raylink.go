@@ -19,7 +19,6 @@ package raylink
 
 import (
 	"context"
-	"log/slog"
 
 	"github.com/raylink/raylink/brain"
 	"github.com/raylink/raylink/internal/assemble"
@@ -71,12 +70,8 @@ func Start(ctx context.Context, opts ...Option) (*Runtime, error) {
 // memory.
 func embedded() *assemble.Embed {
 	return &assemble.Embed{
-		Open: func(o runtime.Options) (assemble.Brain, error) {
-			b, err := brain.Open(brain.Options{Lease: o.Lease, Logger: o.Logger.With(slog.String("part", "brain"))})
-			if err != nil {
-				return nil, err
-			}
-			return b, nil
+		Open: func(options runtime.Options, _ string) (assemble.Brain, error) {
+			return openBrain(brain.Options{}, options)
 		},
 	}
 }

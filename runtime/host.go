@@ -43,6 +43,8 @@ type Host struct {
 	server   *connect.Server
 	brain    brainv1connect.BrainServiceClient
 	registry *registry
+	// embedded is the Brain that lives in this process, or nil.
+	embedded EmbeddedBrain
 
 	mu sync.Mutex // guards all below
 	// nodes are those that live here, by nid.
@@ -90,6 +92,9 @@ type EmbeddedBrain interface {
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.
 	Root() *nodev1.NodeRecord
+	// Close ends Brain. The host calls it when its own nodes have ended and before its listener closes: connections that break while
+	// Brain is open mean that their hosts have gone. Further calls do nothing.
+	Close() error
 }
 
 // Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close it.
@@ -99,6 +104,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		log:      options.Logger,
 		id:       uuid.NewString(),
 		run:      parts.Run,
+		embedded: parts.Brain,
 		launcher: parts.Launcher,
 		types:    make(map[string]NodeType),
 		nodes:    make(map[string]*Node),
@@ -222,6 +228,9 @@ func (h *Host) Close(ctx context.Context) error {
 	if h.registry != nil {
 		h.registry.goodbye(ctx)
 	}
+	if h.embedded != nil {
+		errs = append(errs, h.embedded.Close())
+	}
 	if h.front != nil {
 		errs = append(errs, h.front.shutdown(ctx))
 	}
@@ -273,7 +282,9 @@ func (h *Host) localNamed(name string) *Node {
 	if n := h.localNode(name); n != nil {
 		return n
 	}
-	if h.root != nil && name == RootPath {
+	if name == RootPath {
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		return h.root
 	}
 	for _, n := range h.localNodes() {

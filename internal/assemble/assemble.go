@@ -20,17 +20,20 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// Brain is an embedded Brain.
+// Brain is a Brain in this process.
 type Brain interface {
 	runtime.EmbeddedBrain
 
-	// Close ends it, when its host has ended.
-	Close() error
+	// Failed is closed when it can keep no further changes, and Err says why.
+	Failed() <-chan struct{}
+	Err() error
 }
 
-// Embed makes a Brain in this process and says what node types the system has of its own, and furnish creates those nodes.
+// Embed makes a Brain in this process, and furnishes it with the nodes that every system has.
 type Embed struct {
-	Open    func(options runtime.Options) (Brain, error)
+	// Open opens Brain. data is the data directory.
+	Open func(options runtime.Options, data string) (Brain, error)
+	// Furnish creates the system's own nodes; nil for none.
 	Furnish func(ctx context.Context, h *runtime.Host) error
 }
 
@@ -55,14 +58,9 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 	if !inited.CompareAndSwap(false, true) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which is a part of one system: keep what it returned, or use Start for further systems")
 	}
-	child, err := launch.Inherited()
-	if err != nil {
-		return nil, fmt.Errorf("starting as a node's host: %w", err)
-	}
 	options := runtime.NewOptions(opts...)
-	launch.AllowInTests()
-	if child != nil {
-		os.Exit(serve(child, options)) //nolint:revive // a node's host is not the program that main goes on with
+	if err := serveLaunched(options); err != nil {
+		return nil, err
 	}
 	rt, err := start(ctx, embed, options)
 	if err != nil {
@@ -72,6 +70,20 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 	rt.only = true
 	rt.handleSignals()
 	return rt, nil
+}
+
+// serveLaunched serves the node that this process was launched for, if it was, and then never returns. Otherwise processes can be launched when
+// it has returned.
+func serveLaunched(options runtime.Options) error {
+	child, err := launch.Inherited()
+	if err != nil {
+		return fmt.Errorf("starting as a node's host: %w", err)
+	}
+	launch.AllowInTests()
+	if child != nil {
+		os.Exit(serve(child, options)) //nolint:revive // a node's host is not the program that main goes on with
+	}
+	return nil
 }
 
 // serve is the life of a node's host; it returns the process's exit code.
@@ -108,20 +120,21 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts(rundir.RuntimeDir())); serr != nil {
 		options.Logger.Debug("sweeping what dead processes left", slog.Any("error", serr))
 	}
-	if rt.run, err = rundir.NewRun(data); err != nil {
-		return nil, fmt.Errorf("making the run directory: %w", err)
-	}
-	parts := runtime.Parts{Run: rt.run}
+	var parts runtime.Parts
 	if options.Brain == "" {
 		if embed == nil {
 			return nil, connect.NewError(connect.CodeFailedPrecondition,
 				"no Brain to join: give its address with WithBrain or RAYLINK_BRAIN (start one with `raylink brain`), or use the package raylink, which can embed one")
 		}
-		if rt.brain, err = embed.Open(options); err != nil {
-			return nil, fmt.Errorf("opening the embedded Brain: %w", err)
+		if rt.brain, err = embed.Open(options, data); err != nil {
+			return nil, err
 		}
 		parts.Brain = rt.brain
 	}
+	if rt.run, err = rundir.NewRun(data); err != nil {
+		return nil, fmt.Errorf("making the run directory: %w", err)
+	}
+	parts.Run = rt.run
 	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
 		return nil, err
 	}

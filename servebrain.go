@@ -1,0 +1,106 @@
+package raylink
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/raylink/raylink/brain"
+	"github.com/raylink/raylink/internal/assemble"
+	"github.com/raylink/raylink/runtime"
+)
+
+// DefaultBrainAddress is where [ServeBrain] listens, and where the command line looks for a Brain, unless they are told otherwise.
+const DefaultBrainAddress = "127.0.0.1:6800"
+
+// BrainOptions are all that can be said of a Brain in a process of its own. A field that is not set is read from the environment, where one is
+// named; else the default holds.
+type BrainOptions struct {
+	// Data is the directory that holds all that Brain keeps: its registry in the folder `brain`, the logs of its own nodes in `runs`.
+	// RAYLINK_DATA. By default a `raylink` folder in the user's state directory. One Brain at a time uses it.
+	Data string
+	// Listen is the address to listen on. RAYLINK_LISTEN. By default [DefaultBrainAddress].
+	Listen string
+	// Advertise is the address that others reach Brain by, where that is another one. RAYLINK_ADVERTISE.
+	Advertise string
+	// Token is the secret that every connection must show. RAYLINK_TOKEN. By default none is asked for, which is possible on loopback only.
+	Token string
+	// TokenFile is a file whose first line is the token.
+	TokenFile string
+	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1. It needs a token.
+	Insecure bool
+	// Origins are the browser origins whose requests are answered; by default none.
+	Origins []string
+	// Lease is how long a host may be silent before it is declared dead. By default ten seconds.
+	Lease time.Duration
+	// Logger gets what there is to say. By default warnings and errors go to standard error.
+	Logger *slog.Logger
+	// Serving is called once, when Brain serves at the address.
+	Serving func(address, data string)
+}
+
+// ServeBrain runs a Brain that keeps its registry on disk, for other processes to join. It returns nil when ctx has ended and Brain has ended
+// in good order, or the error that ended it. When it is started again with the same data, after whatever end, every node is where it was;
+// hosts attach again by themselves, and none is declared dead because Brain was away.
+//
+// It is what `raylink brain` calls. Brain's own nodes get processes of their own, which are this program once more: there, ServeBrain serves
+// the node and never returns.
+func ServeBrain(ctx context.Context, o BrainOptions) error {
+	serving := o.Serving
+	if serving == nil {
+		serving = func(string, string) {}
+	}
+	return assemble.ServeBrain(ctx, durable(), o.runtime, serving)
+}
+
+// runtime are the options of Brain's own host.
+func (o *BrainOptions) runtime() (runtime.Options, error) {
+	listen := o.Listen
+	if listen == "" && os.Getenv("RAYLINK_LISTEN") == "" {
+		listen = DefaultBrainAddress
+	}
+	token := o.Token
+	if o.TokenFile != "" {
+		if token != "" {
+			return runtime.Options{}, fmt.Errorf("both a token and a token file (%s) are given: which one is it?", o.TokenFile)
+		}
+		var err error
+		if token, err = assemble.ReadToken(o.TokenFile); err != nil {
+			return runtime.Options{}, err
+		}
+	}
+	opts := []Option{WithData(o.Data), WithListen(listen), WithAdvertise(o.Advertise), WithToken(token), WithOrigins(o.Origins...)}
+	if o.Insecure {
+		opts = append(opts, WithInsecure())
+	}
+	if o.Lease != 0 {
+		opts = append(opts, WithLease(o.Lease))
+	}
+	if o.Logger != nil {
+		opts = append(opts, WithLogger(o.Logger))
+	}
+	return runtime.NewOptions(opts...), nil
+}
+
+// durable opens a Brain that keeps its registry on disk.
+func durable() *assemble.Embed {
+	return &assemble.Embed{
+		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
+			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
+		},
+	}
+}
+
+// openBrain opens a Brain for this process: one in a process of its own as one that is embedded.
+func openBrain(o brain.Options, options runtime.Options) (assemble.Brain, error) {
+	o.Lease = options.Lease
+	o.Logger = options.Logger.With(slog.String("part", "brain"))
+	b, err := brain.Open(o)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
