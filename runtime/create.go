@@ -165,14 +165,7 @@ func (h *Host) begin(
 		h.undo(records, started, first)
 		return first
 	}
-	h.mu.Lock()
-	closing := h.closing
-	if !closing {
-		h.kids[parent] = append(h.kids[parent], started...)
-	}
-	h.mu.Unlock()
-	if closing {
-		err := connect.NewError(connect.CodeUnavailable, "the runtime was closed meanwhile")
+	if err := h.addKids(parent, started); err != nil {
 		h.undo(records, started, err)
 		return err
 	}
@@ -181,6 +174,20 @@ func (h *Host) begin(
 			h.goBackground(func(context.Context) { h.watchProcess(parent, k) })
 		}
 	}
+	return nil
+}
+
+// addKids makes started children ones that end with their parent, unless that is ending already.
+func (h *Host) addKids(parent string, started []*kid) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return connect.NewError(connect.CodeUnavailable, "the runtime was closed meanwhile")
+	}
+	if n := h.nodes[parent]; parent != "" && (n == nil || n.isStopping()) {
+		return connect.NewError(connect.CodeUnavailable, "the parent was stopped meanwhile")
+	}
+	h.kids[parent] = append(h.kids[parent], started...)
 	return nil
 }
 

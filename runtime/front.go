@@ -109,7 +109,10 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 		switch {
 		case err == nil:
 			try = 0
-			f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc) })
+			if !f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc) }) {
+				_ = nc.Close()
+				return
+			}
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
 		default:

@@ -54,7 +54,8 @@ type Host struct {
 	// kids are the children that this host launched, in order, by their parent's nid ("" for the root).
 	kids    map[string][]*kid
 	remotes map[string]weak.Pointer[remote]
-	closing bool
+	// closing is set when Close begins, ended when nothing may be begun any more.
+	closing, ended bool
 }
 
 // RootPath names Brain itself, the root of all paths.
@@ -243,6 +244,9 @@ var errHostClosed = errors.New("the runtime was closed")
 // release ends what is left, without regard.
 func (h *Host) release(cause error) {
 	h.kill(cause)
+	h.mu.Lock()
+	h.ended = true
+	h.mu.Unlock()
 	if h.front != nil {
 		h.front.close()
 	}
@@ -295,13 +299,20 @@ func (h *Host) localNamed(name string) *Node {
 	return nil
 }
 
-// goBackground runs fn until it returns; fn must return soon after ctx ends.
-func (h *Host) goBackground(fn func(ctx context.Context)) {
+// goBackground runs fn on a goroutine of the host's; fn must return soon after ctx ends. It returns false, and runs nothing, when the host has
+// ended.
+func (h *Host) goBackground(fn func(ctx context.Context)) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
+		return false
+	}
 	h.background.Add(1)
 	go func() {
 		defer h.background.Done()
 		fn(h.life)
 	}()
+	return true
 }
 
 // backoff waits before the next try, longer each time; it returns false when ctx ends.

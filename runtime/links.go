@@ -99,7 +99,12 @@ func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn
 				return nil, err
 			}
 			k.dialing = make(chan struct{})
-			k.links.host.goBackground(func(ctx context.Context) { k.dial(ctx, dial) })
+			if !k.links.host.goBackground(func(ctx context.Context) { k.dial(ctx, dial) }) {
+				close(k.dialing)
+				k.dialing = nil
+				k.mu.Unlock()
+				return nil, connect.NewError(connect.CodeUnavailable, "this process's runtime has ended")
+			}
 		}
 		dialing := k.dialing
 		k.mu.Unlock()
@@ -133,10 +138,17 @@ func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 		return
 	}
 	k.conn, k.err, k.failures = conn, nil, 0
-	k.links.host.goBackground(func(context.Context) {
-		<-conn.Done()
-		k.links.forget(k, conn)
+	watched := k.links.host.goBackground(func(ctx context.Context) {
+		select {
+		case <-conn.Done():
+			k.links.forget(k, conn)
+		case <-ctx.Done():
+			_ = conn.Close()
+		}
 	})
+	if !watched {
+		_ = conn.Close()
+	}
 }
 
 // forget drops a link whose connection has ended, so that hosts which are gone cost nothing.

@@ -180,8 +180,35 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 		}
 	}
 	n.kill(cause)
-	n.tasks.Wait()
+	if err := n.awaitTasks(ctx); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
+}
+
+// lastMoment is how long a task gets to notice that its context has ended when the time to drain is over.
+const lastMoment = 500 * time.Millisecond
+
+// awaitTasks waits for the tasks of Go. One that ignores its context is left behind, and said so.
+func (n *Node) awaitTasks(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		n.tasks.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(lastMoment)
+	defer late.Stop()
+	select {
+	case <-done:
+		return nil
+	case <-late.C:
+		return fmt.Errorf("stopping %s: a task of node.Go goes on although its context has ended", n.path)
+	}
 }
 
 func (n *Node) runHook(ctx context.Context, fn func(context.Context) error) (err error) {

@@ -61,26 +61,31 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 		host: h, hello: hello, watched: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),
 	}
-	attached := make(chan struct{})
+	attached := make(chan error, 1)
 	h.goBackground(func(ctx context.Context) { h.registry.attach(ctx, attached) })
 	h.goBackground(h.registry.watch)
 	select {
-	case <-attached:
+	case err := <-attached:
+		if err != nil {
+			return fmt.Errorf("asking Brain at %s for a lease: %w", where, err)
+		}
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for a lease of Brain at %s: %w", where, causeOf(ctx))
 	}
 }
 
-// attach holds the host's lease until ctx ends. first is closed when it has it for the first time.
-func (r *registry) attach(ctx context.Context, first chan struct{}) {
+// attach holds the host's lease until ctx ends. first is told once: that it has it, or why it does not get it.
+func (r *registry) attach(ctx context.Context, first chan<- error) {
 	defer close(r.left)
-	once := sync.OnceFunc(func() { close(first) })
+	var once sync.Once
+	tell := func(err error) { once.Do(func() { first <- err }) }
 	for try := 0; ; try++ {
-		held, err := r.holdLease(ctx, once)
+		held, err := r.holdLease(ctx, func() { tell(nil) })
 		if ctx.Err() != nil || err == nil {
 			return
 		}
+		tell(err)
 		if held {
 			try = 0
 		}
