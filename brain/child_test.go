@@ -1,3 +1,100 @@
 package brain_test
 
-func runChild() {}
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/brain"
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+)
+
+// childDir, in the environment, makes this test binary a process with a Brain in that directory, which registers nodes without
+// end and prints each that was acknowledged.
+const childDir = "BRAIN_TEST_CHILD_DIR"
+
+func runChild() {
+	dir := os.Getenv(childDir)
+	if dir == "" {
+		return
+	}
+	b, err := brain.Open(brain.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		fmt.Println("failed:", err)
+		os.Exit(1)
+	}
+	fmt.Println("open")
+	var mu sync.Mutex // keeps lines whole
+	for i := range 8 {
+		go func() {
+			for {
+				res, err := b.Service().Register(context.Background(), &brainv1.RegisterRequest{Type: fmt.Sprintf("type%c", 'a'+i)})
+				if err != nil {
+					fmt.Println("failed:", err)
+					os.Exit(1)
+				}
+				mu.Lock()
+				fmt.Println(res.GetNodes()[0].GetPath(), res.GetNodes()[0].GetNid())
+				mu.Unlock()
+			}
+		}()
+	}
+	select {} // until killed
+}
+
+// child starts such a process, and gives the lines that it prints after it has opened its directory.
+func child(t *testing.T, dir string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() //nolint:errcheck // it may be dead already
+		_ = cmd.Wait()         //nolint:errcheck // killed
+	})
+	lines := bufio.NewScanner(out)
+	require.True(t, lines.Scan())
+	require.Equal(t, "open", lines.Text())
+	return cmd, lines
+}
+
+// lostByKill kills a Brain under load, and gives how many registrations it had acknowledged, and which of them are lost.
+func lostByKill(t *testing.T) (acknowledged int, lost []string) {
+	t.Helper()
+	dir := t.TempDir()
+	cmd, lines := child(t, dir)
+	nodes := make(map[string]string)
+	for lines.Scan() {
+		path, nid, whole := strings.Cut(lines.Text(), " ")
+		if !whole || len(nid) != 36 {
+			continue // the line that it was killed in
+		}
+		if nodes[path] = nid; len(nodes) == 300 {
+			require.NoError(t, cmd.Process.Kill())
+		}
+	}
+	require.GreaterOrEqual(t, len(nodes), 300, "the child ended by itself")
+	_ = cmd.Wait() //nolint:errcheck // killed
+
+	b, err := brain.Open(brain.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, b.Close()) }()
+	for path, nid := range nodes {
+		if rec, err := b.Resolve(t.Context(), path); err != nil || rec.GetNid() != nid {
+			lost = append(lost, path)
+		}
+	}
+	return len(nodes), lost
+}

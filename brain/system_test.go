@@ -50,7 +50,11 @@ func start(t *testing.T, opts brain.Options) *system {
 	s := &system{Brain: b, http: h2c(t)}
 	s.server = serve(t, b.Gateway(mux))
 	s.client = brainv1connect.NewBrainServiceClient(connect.NewClient(connecthttp.NewTransport(s.http, s.server.URL)))
-	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	t.Cleanup(func() {
+		if err := b.Close(); b.Err() == nil {
+			require.NoError(t, err)
+		}
+	})
 	return s
 }
 
@@ -108,9 +112,9 @@ func (s *system) lookup(ctx context.Context, where string) (*nodev1.NodeRecord, 
 }
 
 // attach begins a host's lease stream and reads Brain's first answer.
-func (s *system) attach(t *testing.T, ctx context.Context, host *nodev1.HostInfo, nodes ...*nodev1.NodeRecord) (brainv1connect.BrainServiceAttachClientStream, *brainv1.AttachResponse) { //nolint:revive // t comes first in tests
+func (s *system) attach(t *testing.T, host *nodev1.HostInfo, nodes ...*nodev1.NodeRecord) (brainv1connect.BrainServiceAttachClientStream, *brainv1.AttachResponse) {
 	t.Helper()
-	stream, err := s.client.Attach(ctx)
+	stream, err := s.client.Attach(t.Context())
 	require.NoError(t, err)
 	req := &brainv1.AttachRequest{Host: host}
 	for _, n := range nodes {
@@ -122,7 +126,7 @@ func (s *system) attach(t *testing.T, ctx context.Context, host *nodev1.HostInfo
 	return stream, res
 }
 
-// eventually gives the error that a lookup ends in, when it does.
+// gone gives the error that a lookup ends in, when it does.
 func (s *system) gone(t *testing.T, where string) error {
 	t.Helper()
 	var err error

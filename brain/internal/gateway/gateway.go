@@ -114,6 +114,7 @@ func (g *Gateway) Close() {
 type route struct {
 	node   *nodev1.NodeRecord
 	method string // `/<package.Service>/<Method>`
+	body   *requestBody
 }
 
 type routeKey struct{}
@@ -156,8 +157,12 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, r, err)
 		return
 	}
-	ctx := context.WithValue(r.Context(), routeKey{}, &route{node: rec, method: method})
-	r = r.WithContext(ctx)
+	to := &route{node: rec, method: method, body: &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w)}}
+	r = r.WithContext(context.WithValue(r.Context(), routeKey{}, to))
+	if r.ContentLength != 0 {
+		// The transport must not read on once the handler has returned.
+		defer to.body.Close() //nolint:errcheck // nothing was written
+	}
 	r.Header.Set(viaHeader, g.opts.ID)
 	g.proxy.ServeHTTP(w, r)
 }
@@ -200,6 +205,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 		Path: "/" + to.node.GetNid() + to.method, RawQuery: pr.In.URL.RawQuery,
 	}
 	pr.Out.Host = ""
+	if pr.Out.Body != nil {
+		pr.Out.Body = to.body
+	}
 	pr.Out.Header.Del(NodeHeader)
 	// Who asked is for the host's log; the gateway is who it trusts or not.
 	pr.SetXForwarded()

@@ -240,9 +240,11 @@ func (w *Watch) run() {
 	}
 }
 
-// sweep declares dead whose time is up; but after an absence of its own it gives everybody a fresh start.
+// sweep declares dead whose time is up. Time in which nobody was watching doesn't count: who is attached gets a fresh lease,
+// since signs of life may be waiting unread, and for the others the clock stood still.
 func (w *Watch) sweep(now time.Time, last *time.Time) {
-	absent := now.Sub(*last) > w.tick+absence(w.opts.Grace)
+	gap := now.Sub(*last)
+	absent := gap > w.tick+absence(w.opts.Grace)
 	*last = now
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -253,18 +255,11 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 		switch {
 		case h.buried != nil:
 		case absent && h.session == nil:
-			h.deadline = latest(h.deadline, now.Add(w.opts.Grace))
+			h.deadline = h.deadline.Add(gap)
 		case absent:
 			h.deadline = now.Add(w.opts.Lease)
 		case now.After(h.deadline):
 			w.bury(h, h.silence)
 		}
 	}
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

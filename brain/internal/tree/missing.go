@@ -27,13 +27,16 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	if len(path) > t.limits.MaxDepth*(maxTypeBytes+20) {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the path %q has %d bytes", clip(path), len(path))
 	}
-	above := (*nodev1.NodeRecord)(nil)
-	nid := ""
-	for name := range strings.SplitSeq(path, "/") {
+	names := strings.Split(path, "/")
+	for _, name := range names {
 		if name == "" || name == "." || name == ".." {
 			return nil, connect.Errorf(connect.CodeInvalidArgument,
 				"%q is not an absolute path, names with single slashes between them; relative ones are for who has a place in the tree", clip(path))
 		}
+	}
+	above := (*nodev1.NodeRecord)(nil)
+	nid := ""
+	for _, name := range names {
 		nid = t.kids[nid][name]
 		n := t.nodes[nid]
 		if n == nil {

@@ -65,9 +65,6 @@ func (x *Txn) Writes() ([]Write, error) {
 	}
 	for parent, kinds := range x.indices {
 		for kind, next := range kinds {
-			if !keepsIndices {
-				break
-			}
 			write := Write{Key: keyIndex + parent + "/" + kind}
 			if next != 0 {
 				write.Value = binary.BigEndian.AppendUint64(nil, next)
