@@ -48,6 +48,9 @@ func run(m *testing.M) int {
 		}
 		return 1
 	}
+	if os.Getenv(secondMachine) != "" {
+		select {}
+	}
 	code := m.Run()
 	if err := driver.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "Close:", err)

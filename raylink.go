@@ -73,5 +73,6 @@ func embedded() *assemble.Embed {
 		Open: func(options runtime.Options, _ string) (assemble.Brain, error) {
 			return openBrain(brain.Options{}, options)
 		},
+		Furnish: assemble.FurnishHere,
 	}
 }

@@ -105,11 +105,14 @@ func (n *Node) serveCreate(ctx context.Context, req *nodev1.CreateRequest) (*nod
 	if n.host == nil {
 		return nil, errNoSystem()
 	}
-	parent := n
+	parent, nid := n, n.nid
 	if n == n.host.root {
-		parent = nil
+		parent, nid = nil, ""
 	}
-	records, err := n.host.create(ctx, parent, req)
+	if req.GetPlacement() == nodev1.Placement_PLACEMENT_HERE {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "a node that is to live with its creator is not created by its parent")
+	}
+	records, err := n.host.create(ctx, parent, nid, req)
 	if err != nil {
 		return nil, err
 	}

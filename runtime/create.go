@@ -59,7 +59,8 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 		defer cc.turn.Resume()
 	}
 	var records []*nodev1.NodeRecord
-	if p.node == nil && !p.ref.IsZero() {
+	here := req.GetPlacement() == nodev1.Placement_PLACEMENT_HERE
+	if p.node == nil && !p.ref.IsZero() && !here {
 		res, err := builtins().create.Call(ctx, p.ref, req)
 		if err != nil {
 			return nil, err
@@ -70,7 +71,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "type %q is %s in this process, not %s", service.Type(), t.service.name, service.name)
 		}
 		var err error
-		if records, err = p.host.create(ctx, p.node, req); err != nil {
+		if records, err = p.host.create(ctx, p.node, p.ref.NID(), req); err != nil {
 			return nil, err
 		}
 	}
@@ -81,8 +82,8 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	return refs, nil
 }
 
-// create makes children of a node that lives here, or of the root (parent is nil).
-func (h *Host) create(ctx context.Context, parent *Node, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
+// create makes children of a node: parent where it lives here; nil for one that lives elsewhere, and for the root, whose id is empty.
+func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	t, ok := h.types[req.GetType()]
 	if !ok {
 		return nil, connect.Errorf(connect.CodeNotFound, "this binary has no node type %q; it has %s", req.GetType(), h.typeNames())
@@ -94,12 +95,10 @@ func (h *Host) create(ctx context.Context, parent *Node, req *nodev1.CreateReque
 	if h.isClosing() {
 		return nil, connect.NewError(connect.CodeUnavailable, "the runtime is closing: it creates no more nodes")
 	}
-	parentNID := ""
 	if parent != nil {
 		if parent.isStopping() {
 			return nil, closedError(parent.path, "is stopping: it gets no more children")
 		}
-		parentNID = parent.nid
 		parent.creating.Add(1)
 		defer parent.creating.Add(-1)
 	}
@@ -115,7 +114,7 @@ func (h *Host) create(ctx context.Context, parent *Node, req *nodev1.CreateReque
 	switch req.GetPlacement() {
 	case nodev1.Placement_PLACEMENT_OWN_PROCESS:
 		ownProcess = true
-	case nodev1.Placement_PLACEMENT_PARENT_PROCESS:
+	case nodev1.Placement_PLACEMENT_PARENT_PROCESS, nodev1.Placement_PLACEMENT_HERE:
 		ownProcess = false
 	case nodev1.Placement_PLACEMENT_UNSPECIFIED:
 	}
@@ -184,7 +183,7 @@ func (h *Host) addKids(parent string, started []*kid) error {
 	if h.closing {
 		return connect.NewError(connect.CodeUnavailable, "the runtime was closed meanwhile")
 	}
-	if n := h.nodes[parent]; parent != "" && (n == nil || n.isStopping()) {
+	if n := h.nodes[parent]; n != nil && n.isStopping() {
 		return connect.NewError(connect.CodeUnavailable, "the parent was stopped meanwhile")
 	}
 	h.kids[parent] = append(h.kids[parent], started...)

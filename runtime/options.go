@@ -196,6 +196,12 @@ func ParentProcess() CreateOption {
 	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
 }
 
+// Here puts the node into the process that creates it, wherever its parent lives: on another machine, for example. The node ends with that
+// process, and when its parent dies.
+func Here() CreateOption {
+	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_HERE }
+}
+
 // NoWait makes the creation return as soon as the node has its name, before it is set up. Calls wait for the set-up, and fail if it does.
 func NoWait() CreateOption {
 	return func(r *nodev1.CreateRequest) { r.NoWait = true }

@@ -45,6 +45,7 @@ type Runtime struct {
 	run      *rundir.Run
 	signals  chan os.Signal
 	only     bool
+	officer  *officerKeeper
 	close    sync.Once
 	closeErr error
 }
@@ -58,7 +59,7 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 	if !inited.CompareAndSwap(false, true) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which is a part of one system: keep what it returned, or use Start for further systems")
 	}
-	options := runtime.NewOptions(opts...)
+	options := withSystemTypes(runtime.NewOptions(opts...))
 	if err := serveLaunched(options); err != nil {
 		return nil, err
 	}
@@ -100,7 +101,7 @@ func serve(child *launch.Child, options runtime.Options) int {
 // Start makes a system, or joins one, without any claim on the process: as often as wanted. Nodes are created in this process unless an
 // option of their creation says otherwise.
 func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
-	return start(ctx, embed, runtime.NewOptions(append([]runtime.Option{runtime.WithInProcess()}, opts...)...))
+	return start(ctx, embed, withSystemTypes(runtime.NewOptions(append([]runtime.Option{runtime.WithInProcess()}, opts...)...)))
 }
 
 func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
@@ -143,6 +144,9 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 			return nil, fmt.Errorf("creating the system's own nodes: %w", err)
 		}
 	}
+	if rt.brain == nil {
+		rt.officer = keepOfficer(rt.Host)
+	}
 	return rt, nil
 }
 
@@ -174,6 +178,9 @@ func (rt *Runtime) Close() error {
 
 func (rt *Runtime) cleanUp() error {
 	var errs []error
+	if rt.officer != nil {
+		rt.officer.stop()
+	}
 	if rt.Host != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
 		defer cancel()

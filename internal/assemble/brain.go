@@ -24,7 +24,7 @@ func ServeBrain(
 		return connect.NewError(connect.CodeFailedPrecondition, "this process serves a Brain already")
 	}
 	defer serving.Store(false)
-	if err := serveLaunched(runtime.NewOptions(types...)); err != nil {
+	if err := serveLaunched(withSystemTypes(runtime.NewOptions(types...))); err != nil {
 		return err
 	}
 	o, err := options()
@@ -34,6 +34,7 @@ func ServeBrain(
 	for _, t := range types {
 		t.ApplyRuntime(&o)
 	}
+	o = withSystemTypes(o)
 	// Whoever serves a Brain joins none, whatever the environment says.
 	o.Brain = ""
 	if o.Data == "" {

@@ -95,6 +95,8 @@ const (
 	Placement_PLACEMENT_OWN_PROCESS Placement = 1
 	// Its parent's process.
 	Placement_PLACEMENT_PARENT_PROCESS Placement = 2
+	// The process of who creates it, which never asks another host to.
+	Placement_PLACEMENT_HERE Placement = 3
 )
 
 // Enum value maps for Placement.
@@ -103,11 +105,13 @@ var (
 		0: "PLACEMENT_UNSPECIFIED",
 		1: "PLACEMENT_OWN_PROCESS",
 		2: "PLACEMENT_PARENT_PROCESS",
+		3: "PLACEMENT_HERE",
 	}
 	Placement_value = map[string]int32{
 		"PLACEMENT_UNSPECIFIED":    0,
 		"PLACEMENT_OWN_PROCESS":    1,
 		"PLACEMENT_PARENT_PROCESS": 2,
+		"PLACEMENT_HERE":           3,
 	}
 )
 
@@ -1763,11 +1767,12 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x13NODE_STATE_STARTING\x10\x01\x12\x16\n" +
 	"\x12NODE_STATE_RUNNING\x10\x02\x12\x17\n" +
 	"\x13NODE_STATE_STOPPING\x10\x03\x12\x13\n" +
-	"\x0fNODE_STATE_DEAD\x10\x04*_\n" +
+	"\x0fNODE_STATE_DEAD\x10\x04*s\n" +
 	"\tPlacement\x12\x19\n" +
 	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PLACEMENT_OWN_PROCESS\x10\x01\x12\x1c\n" +
-	"\x18PLACEMENT_PARENT_PROCESS\x10\x022\xaf\x04\n" +
+	"\x18PLACEMENT_PARENT_PROCESS\x10\x02\x12\x12\n" +
+	"\x0ePLACEMENT_HERE\x10\x032\xaf\x04\n" +
 	"\vNodeService\x12C\n" +
 	"\x04Ping\x12\x1c.raylink.node.v1.PingRequest\x1a\x1d.raylink.node.v1.PingResponse\x12C\n" +
 	"\x04Info\x12\x1c.raylink.node.v1.InfoRequest\x1a\x1d.raylink.node.v1.InfoResponse\x12O\n" +
