@@ -31,21 +31,21 @@ func (a *assembly) room(n int) ([]byte, error) {
 	return a.buf.extend(n, a.total), nil
 }
 
-// add takes the next fragment. It reports whether the message is complete.
-func (a *assembly) add(fragment []byte) (bool, error) {
+// add takes the next fragment.
+func (a *assembly) add(fragment []byte) error {
 	if a.discard {
 		if len(fragment) > a.total-a.got {
-			return false, violation("a fragment of %d bytes where %d of %d are due", len(fragment), a.total-a.got, a.total)
+			return violation("a fragment of %d bytes where %d of %d are due", len(fragment), a.total-a.got, a.total)
 		}
 		a.got += len(fragment)
-		return a.complete(), nil
+		return nil
 	}
 	dst, err := a.room(len(fragment))
 	if err != nil {
-		return false, err
+		return err
 	}
 	copy(dst, fragment)
-	return a.complete(), nil
+	return nil
 }
 
 func (a *assembly) complete() bool { return a.got == a.total }
@@ -54,7 +54,7 @@ func (a *assembly) complete() bool { return a.got == a.total }
 func (p *parser) sized() int {
 	total := p.int()
 	if p.err == nil && total <= len(p.rest) {
-		p.fail("a message of %d bytes in fragments, the first of %d", total, len(p.rest))
+		p.failf("a message of %d bytes in fragments, the first of %d", total, len(p.rest))
 	}
 	return total
 }

@@ -19,7 +19,7 @@ type buffer struct {
 var pools [largestClass - smallestClass + 1]sync.Pool
 
 func classOf(n int) int {
-	return max(bits.Len(uint(max(n, 1)-1)), smallestClass) - smallestClass //nolint:gosec // not negative
+	return max(bits.Len(uint(max(n, 1)-1)), smallestClass) - smallestClass
 }
 
 // newBuffer returns an empty buffer with room for n bytes.

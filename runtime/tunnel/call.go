@@ -115,7 +115,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
-	if body == nil && len(o.requests) > 0 {
+	if guarded && body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still on its way: go after it.
 			var err error
@@ -125,7 +125,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 		}
 	}
 	if body != nil {
-		flags, meta := appendCall(numbers.append(nil, names), ctx, connect.StreamTypeUnary, call.Header, call.Chain)
+		flags, meta := appendCall(ctx, numbers.append(nil, names), connect.StreamTypeUnary, call.Header, call.Chain)
 		call.parcel = &parcel{
 			id: call.id, kind: kindCall, flags: flags, meta: meta, body: body, key: laneKey{call.Target, call.Caller},
 		}
@@ -133,7 +133,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 		return nil
 	}
 	start := o.begin(meta + size)
-	flags, b := appendCall(numbers.append(o.buf, names), ctx, connect.StreamTypeUnary, call.Header, call.Chain)
+	flags, b := appendCall(ctx, numbers.append(o.buf, names), connect.StreamTypeUnary, call.Header, call.Chain)
 	b, err := appendMessage(b, call.Request)
 	if err != nil {
 		o.buf = o.buf[:start]
@@ -145,12 +145,12 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, siz
 }
 
 // appendCall writes a CALL's body after the names and up to the message.
-func appendCall(b []byte, ctx context.Context, shape connect.StreamType, header Header, chain []byte) (uint8, []byte) {
+func appendCall(ctx context.Context, b []byte, shape connect.StreamType, header Header, chain []byte) (uint8, []byte) {
 	flags := uint8(shape) & callShape
 	if deadline, ok := ctx.Deadline(); ok {
 		flags |= callDeadline
 		remaining := max(time.Until(deadline).Microseconds(), 1)
-		b = binary.AppendUvarint(b, uint64(remaining)) //nolint:gosec // positive
+		b = binary.AppendUvarint(b, uint64(remaining))
 	}
 	if len(chain) > 0 {
 		flags |= callChain
@@ -190,7 +190,7 @@ func (call *Call) Cancel(err error) {
 	if p != nil && !p.started {
 		c.vacate(call.id) // the peer never heard of it
 	} else {
-		c.out.frame(kindCancel, 0, call.id, nil)
+		c.out.frame(kindCancel, call.id, nil)
 	}
 	c.kick()
 	c.mu.Unlock()

@@ -109,7 +109,7 @@ func (s *clientStream) open() error {
 	names := [3]string{req.Target, req.Caller, req.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
 	start := o.begin(meta)
-	flags, b := appendCall(numbers.append(o.buf, names), s.ctx, req.StreamType, header, req.Chain)
+	flags, b := appendCall(s.ctx, numbers.append(o.buf, names), req.StreamType, header, req.Chain)
 	o.buf = b
 	o.patch(start, kindCall, flags, s.id)
 	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
@@ -148,7 +148,7 @@ func (s *clientStream) CloseSend() error {
 	defer c.mu.Unlock()
 	if s.lane.over == nil {
 		s.lane.over = connect.NewError(connect.CodeInternal, "Send after CloseSend")
-		c.out.frame(kindCloseSend, 0, s.id, nil)
+		c.out.frame(kindCloseSend, s.id, nil)
 		c.kick()
 	}
 	return nil
@@ -217,7 +217,7 @@ func (s *clientStream) abort(err error) {
 	if slot := c.slotOf(s.id); slot != nil && slot.stream == s {
 		slot.stream = nil
 		c.out.close(&s.lane, err)
-		c.out.frame(kindCancel, 0, s.id, nil)
+		c.out.frame(kindCancel, s.id, nil)
 		c.kick()
 	}
 	c.mu.Unlock()

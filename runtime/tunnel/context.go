@@ -89,6 +89,9 @@ func (c *callContext) end(err error) {
 	if c.err != nil {
 		return
 	}
+	if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+		err = context.DeadlineExceeded // the caller saw the same deadline pass, and its CANCEL was faster than the timer here
+	}
 	c.err = err
 	if c.done != nil {
 		close(c.done)

@@ -28,6 +28,7 @@ func never() handlers {
 }
 
 func TestLostConnectionFailsWhatIsOpen(t *testing.T) {
+	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming
 		h := never()
@@ -65,7 +66,7 @@ func TestSilentPeerIsFoundOutOnlyWhileCallsAreOpen(t *testing.T) {
 		s := overMemory(t, tunnel.Config{Keepalive: time.Second}, tunnel.Config{Keepalive: time.Second}, echo())
 		roundTrip(t, s.client, 1)
 		s.link.Stall()
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		require.NoError(t, s.client.Err(), "nobody waits for anything")
 		begin := time.Now()
 		_, done, err := start(t.Context(), s.client, "/p/P", 1)

@@ -5,10 +5,8 @@ import "fmt"
 // HeaderBytes is the size of a frame's header.
 const HeaderBytes = headerBytes
 
-// Bounds of one connection's state, for tests that look at them.
-const (
-	FragmentBytes = fragmentBytes
-)
+// Guarded says whether the guards are in this build.
+const Guarded = guarded
 
 // FrameBytes is the whole size of the frame that begins b, which has a header at least.
 func FrameBytes(b []byte) int { return headerBytes + readHeader(b).length() }

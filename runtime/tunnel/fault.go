@@ -95,7 +95,7 @@ func (p *parser) fault() *connect.Error {
 	err := connect.NewError(code, p.string())
 	count := p.int()
 	if count > len(p.rest)/2 {
-		p.fail("%d error details in %d bytes", count, len(p.rest))
+		p.failf("%d error details in %d bytes", count, len(p.rest))
 		return err
 	}
 	for range count {

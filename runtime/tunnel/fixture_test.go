@@ -155,3 +155,11 @@ func roundTrip(t testing.TB, c *tunnel.Conn, size int) {
 	require.True(t, ok)
 	require.Len(t, res.GetValue(), size)
 }
+
+// needsGuards skips a test that fails, as it should, where the guards are gone. TestRandomRuns shows that.
+func needsGuards(t *testing.T) {
+	t.Helper()
+	if !tunnel.Guarded {
+		t.Skip("the guard that this would notice is gone")
+	}
+}

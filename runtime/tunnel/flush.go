@@ -35,8 +35,8 @@ func (a *attempt) init(nc net.Conn) {
 	}
 	a.raw = raw
 	a.try = func(fd uintptr) bool {
-		a.n, a.err = syscall.Write(int(fd), a.buf) //nolint:gosec // a descriptor is an int
-		return true                                // never wait
+		a.n, a.err = syscall.Write(int(fd), a.buf)
+		return true // never wait
 	}
 }
 

@@ -73,12 +73,13 @@ const (
 )
 
 func makeHeader(k kind, flags uint8, id uint32, length int) frameHeader {
+	//nolint:gosec // a length is not negative
 	return frameHeader(uint64(length)&0xffffff | uint64(k)<<24 | uint64(flags)<<32 | uint64(id)<<40)
 }
 
 func (h frameHeader) length() int  { return int(h & 0xffffff) }
-func (h frameHeader) kind() kind   { return kind(h >> 24) }
-func (h frameHeader) flags() uint8 { return uint8(h >> 32) }
+func (h frameHeader) kind() kind   { return kind(h >> 24 & 0xff) }
+func (h frameHeader) flags() uint8 { return uint8(h >> 32 & 0xff) }
 func (h frameHeader) id() uint32   { return uint32(h >> 40) }
 
 func (h frameHeader) append(b []byte) []byte {

@@ -66,7 +66,7 @@ func (c *Conn) answer(admit func(Hello) (Welcome, Handler, error)) error {
 		return c.refuse(handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
 			"no common version: the dialler speaks %d to %d, this side %d to %d", theirMin, theirMax, MinVersion, MaxVersion))
 	}
-	c.version = int(min(theirMax, MaxVersion)) //nolint:gosec // bounded
+	c.version = int(min(theirMax, MaxVersion))
 	if c.peer, err = g.limits(); err != nil {
 		return c.refuse(err)
 	}
@@ -78,8 +78,7 @@ func (c *Conn) answer(admit func(Hello) (Welcome, Handler, error)) error {
 	c.hello.Token = "" // it has served; a dump of the connection need not show it
 	switch {
 	case err != nil:
-		var typed *HandshakeError
-		if !errors.As(err, &typed) {
+		if _, typed := errors.AsType[*HandshakeError](err); !typed {
 			err = authored(err)
 		}
 		return c.refuse(err)
@@ -116,6 +115,6 @@ func (c *Conn) refuse(err error) error {
 	g := newGreeting()
 	g.numbers[fieldCode], g.numbers[fieldFault] = uint64(typed.Code), uint64(typed.Fault) //nolint:gosec // small
 	g.text[fieldMessage] = typed.Message[:min(len(typed.Message), maxGoAwayBytes)]
-	_ = writeHandshakeFrame(c.nc, kindRefuse, g) //nolint:errcheck // the refusal itself is what went wrong
+	_ = writeHandshakeFrame(c.nc, kindRefuse, g) // the refusal itself is what went wrong
 	return typed
 }

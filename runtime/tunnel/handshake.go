@@ -139,7 +139,7 @@ func (l *limits) fields() map[protowire.Number]*int {
 func (g greeting) limits() (limits, error) {
 	var l limits
 	for field, value := range l.fields() {
-		*value = int(min(g.numbers[field], ceilingMaxMessage)) //nolint:gosec // bounded
+		*value = int(min(g.numbers[field], ceilingMaxMessage))
 	}
 	l.maxHeader = min(l.maxHeader, ceilingMaxHeader)
 	l.maxCalls = min(l.maxCalls, maxCallID)
@@ -188,13 +188,13 @@ func parseGreeting(b []byte) (greeting, error) {
 	return g, nil
 }
 
-// guarded runs a handshake within the configured time and ctx; what it reads and writes ends with either.
-func guarded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
+// bounded runs a handshake within the configured time and ctx; what it reads and writes ends with either.
+func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
 	deadline := time.Now().Add(cfg.HandshakeTimeout)
 	if err := nc.SetDeadline(deadline); err != nil {
 		return handshakeError(FaultLost, connect.CodeUnavailable, err, "setting a deadline: %v", err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // fails only when the connection is closed
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // fails only when the connection is closed
 	err := run()
 	if !stop() && err == nil {
 		err = ctx.Err()

@@ -17,7 +17,7 @@ type Field struct {
 
 // Header is what travels with a call beside its messages: keys in lower case, each with any number of values, in the order
 // they were added. nil is the empty one. A header that was given to a call is not changed from then on.
-type Header []Field
+type Header []Field //nolint:recvcheck // reading takes the slice, as [net/http.Header] does; writing may replace it
 
 // Get is the key's first value, or "".
 func (h Header) Get(key string) string {
@@ -119,7 +119,7 @@ func (p *parser) header() Header {
 	count := p.int()
 	// A field takes two bytes at least, so the body's length bounds what is allocated.
 	if count > len(p.rest)/2 {
-		p.fail("a header of %d fields in %d bytes", count, len(p.rest))
+		p.failf("a header of %d fields in %d bytes", count, len(p.rest))
 		return nil
 	}
 	if count == 0 {

@@ -79,7 +79,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		if sized {
 			return nil, violation("a second message before the first of stream %d is complete", b.id)
 		}
-		if _, err := b.assembly.add(body); err != nil {
+		if err := b.assembly.add(body); err != nil {
 			return nil, err
 		}
 		b.assembled()
@@ -103,7 +103,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		return tooLarge("a message of "+b.what, total, limit, "the receiver's"), nil
 	}
 	b.assembly = newAssembly(total, claimOfStream)
-	if _, err := b.assembly.add(p.rest); err != nil {
+	if err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
 	b.mu.Lock()
@@ -265,9 +265,8 @@ func (b *inbox) reply(r *outcome) {
 }
 
 // head is the response's header, which came before its first message.
-func (b *inbox) head(header Header) error {
+func (b *inbox) head(header Header) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.header = header
-	return nil
 }

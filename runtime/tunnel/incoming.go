@@ -202,8 +202,7 @@ func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Messag
 func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failure error) {
 	o := &c.out
 	flags := replyError
-	var refusal *notRunError
-	if errors.As(failure, &refusal) {
+	if _, refused := errors.AsType[*notRunError](failure); refused {
 		flags |= replyNotRun
 	}
 	room := c.peer.maxHeader - header.size() - trailer.size()

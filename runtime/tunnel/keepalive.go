@@ -56,7 +56,7 @@ func (c *Conn) beat() {
 	default:
 		p.pinged = true
 		p.silent += c.cfg.Keepalive
-		c.out.frame(kindPing, 0, 0, make([]byte, pingBytes))
+		c.out.frame(kindPing, 0, make([]byte, pingBytes))
 		c.kick()
 	}
 	// What could not be written yet counts as open: nobody reads it.

@@ -79,7 +79,7 @@ func (t *nameTable) read(p *parser) string {
 	case number == 0:
 		return p.string()
 	case number > len(t.names):
-		p.fail("name number %d of %d", number, len(t.names))
+		p.failf("name number %d of %d", number, len(t.names))
 		return ""
 	}
 	return t.names[number-1]

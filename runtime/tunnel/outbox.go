@@ -90,34 +90,35 @@ func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room() >= 0 }
 func (l *lane) room() int {
 	p := l.parcels[0]
 	rest := p.rest()
+	bounded := l.stream && guarded
 	switch {
 	case p.started:
-		if l.stream && l.credit <= 0 {
+		if bounded && l.credit <= 0 {
 			return -1
 		}
 	case rest > wholeBytes:
 		// The first frame has the size alone. Of a message that fits the window it waits until all of it can follow: the receiver
 		// gives credit back by the quarter of its window at the latest.
-		if need := rest + messageCost + varintBytes; l.stream && l.credit < min(need, l.window/2) {
+		if need := rest + messageCost + varintBytes; bounded && l.credit < min(need, l.window/2) {
 			return -1
 		}
 		return 0
 	default:
-		if l.stream && l.credit < rest+messageCost {
+		if bounded && l.credit < rest+messageCost {
 			return -1
 		}
 		return rest
 	}
-	if rest = min(rest, fragmentBytes); l.stream {
+	if rest = min(rest, fragmentBytes); bounded {
 		rest = min(rest, l.credit)
 	}
 	return rest
 }
 
 // frame appends a whole frame.
-func (o *outbox) frame(k kind, flags uint8, id uint32, body []byte) {
+func (o *outbox) frame(k kind, id uint32, body []byte) {
 	o.reserve(len(body))
-	o.buf = makeHeader(k, flags, id, len(body)).append(o.buf)
+	o.buf = makeHeader(k, 0, id, len(body)).append(o.buf)
 	o.buf = append(o.buf, body...)
 }
 

@@ -20,7 +20,7 @@ type parser struct {
 	err  error
 }
 
-func (p *parser) fail(format string, args ...any) {
+func (p *parser) failf(format string, args ...any) {
 	if p.err == nil {
 		p.err = violation(format, args...)
 	}
@@ -30,7 +30,7 @@ func (p *parser) fail(format string, args ...any) {
 func (p *parser) uint64() uint64 {
 	n, used := binary.Uvarint(p.rest)
 	if used <= 0 {
-		p.fail("a number that does not end")
+		p.failf("a number that does not end")
 		return 0
 	}
 	p.rest = p.rest[used:]
@@ -41,7 +41,7 @@ func (p *parser) uint64() uint64 {
 func (p *parser) int() int {
 	n := p.uint64()
 	if n > math.MaxInt32 {
-		p.fail("the size %d", n)
+		p.failf("the size %d", n)
 		return 0
 	}
 	return int(n)
@@ -51,7 +51,7 @@ func (p *parser) int() int {
 func (p *parser) bytes() []byte {
 	n := p.int()
 	if n > len(p.rest) {
-		p.fail("%d bytes where %d are left", n, len(p.rest))
+		p.failf("%d bytes where %d are left", n, len(p.rest))
 		return nil
 	}
 	b := p.rest[:n:n]
@@ -63,6 +63,6 @@ func (p *parser) string() string { return string(p.bytes()) }
 
 func (p *parser) end() {
 	if len(p.rest) != 0 {
-		p.fail("%d bytes too many", len(p.rest))
+		p.failf("%d bytes too many", len(p.rest))
 	}
 }

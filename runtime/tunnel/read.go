@@ -3,7 +3,6 @@ package tunnel
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -39,7 +38,7 @@ func (c *Conn) tell(reason error) {
 		return
 	}
 	body := appendFault(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
-	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) //nolint:errcheck // it ends either way
+	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // it ends either way
 }
 
 // beforeRead writes what was queued meanwhile, since the next read may wait.
@@ -179,7 +178,7 @@ func (c *Conn) handle(h frameHeader, body []byte) error {
 		return c.onCredit(h.id(), body)
 	case kindPing:
 		c.mu.Lock()
-		c.out.frame(kindPong, 0, 0, body)
+		c.out.frame(kindPong, 0, body)
 		c.mu.Unlock()
 	case kindPong:
 	case kindGoAway:
@@ -204,7 +203,7 @@ func (c *Conn) onData(h frameHeader, body []byte) error {
 	if h.flags()&flagSized != 0 {
 		return violation("a second message for the unary call %d", h.id())
 	}
-	if _, err := t.assembly.add(body); err != nil {
+	if err := t.assembly.add(body); err != nil {
 		return err
 	}
 	return c.assembled(h.id(), t)
@@ -218,10 +217,10 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if id == 0 {
-		if c.dialled || int(n) > c.out.replyWindow { //nolint:gosec // bounded
+		if c.dialled || int(n) > c.out.replyWindow {
 			return violation("CREDIT of %d for responses, %d are out", n, c.out.replyWindow)
 		}
-		c.out.replyWindow -= int(n) //nolint:gosec // bounded
+		c.out.replyWindow -= int(n)
 		c.out.admitReplies(c.peer.window)
 		return nil
 	}
@@ -236,7 +235,7 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 	if l == nil {
 		return nil
 	}
-	if l.credit += int(n); l.credit > 2*ceilingMaxMessage { //nolint:gosec // bounded
+	if l.credit += int(n); l.credit > 2*ceilingMaxMessage {
 		return violation("more CREDIT than a stream can use")
 	}
 	c.out.wake(l)
@@ -249,12 +248,12 @@ func (c *Conn) grant(id uint32, n int) {
 		return
 	}
 	c.mu.Lock()
-	c.out.frame(kindCredit, 0, id, appendInt(nil, n))
+	c.out.frame(kindCredit, id, appendInt(nil, n))
 	c.kick()
 	c.mu.Unlock()
 }
 
 func (c *Conn) recovered(what string, value any) *connect.Error {
 	c.cfg.Logger.Error("tunnel: a handler panicked", "call", what, "panic", value, "stack", stack())
-	return connect.NewError(connect.CodeInternal, fmt.Sprintf("%s panicked", what))
+	return connect.NewError(connect.CodeInternal, what+" panicked")
 }

@@ -41,7 +41,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		p.end()
 	}
 	if p.err == nil && (flags&flagSized != 0 && flags&replyMessage == 0 || flags&replyMessage != 0 && r.fault != nil) {
-		p.fail("a REPLY with flags 0x%02x", flags)
+		p.failf("a REPLY with flags 0x%02x", flags)
 	}
 	if p.err != nil {
 		return p.err
@@ -49,8 +49,9 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	c.mu.Lock()
 	s := c.slotOf(h.id())
 	if s == nil {
+		over := c.err != nil
 		c.mu.Unlock()
-		if c.Err() != nil {
+		if over {
 			return nil
 		}
 		return violation("REPLY for call %d, which is not open", h.id())
@@ -105,8 +106,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 	if !r.discard {
 		r.buf = newBuffer(min(total, claimOfUnary))
 	}
-	_, err := r.add(first)
-	return err
+	return r.add(first)
 }
 
 // replyComplete ends a call whose response came in several fragments.
@@ -134,7 +134,7 @@ func (c *Conn) replyComplete(id uint32) {
 // credited gives the peer back what a large response took of the window.
 func (c *Conn) credited(r *partialReply) {
 	c.replyBytes -= r.total
-	c.out.frame(kindCredit, 0, 0, appendInt(nil, r.total))
+	c.out.frame(kindCredit, 0, appendInt(nil, r.total))
 	c.kick()
 }
 
@@ -147,14 +147,15 @@ func (c *Conn) onHead(id uint32, body []byte) error {
 	c.mu.Lock()
 	s := c.slotOf(id)
 	if s == nil || s.stream == nil {
-		busy := s != nil
+		late := s != nil || c.err != nil
 		c.mu.Unlock()
-		if busy || c.Err() != nil {
+		if late {
 			return nil
 		}
 		return violation("HEAD for call %d, which is not open", id)
 	}
 	stream := s.stream
 	c.mu.Unlock()
-	return stream.inbox.head(header)
+	stream.inbox.head(header)
+	return nil
 }

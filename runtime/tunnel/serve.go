@@ -50,7 +50,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if h.flags()&callDeadline != 0 {
 		// A deadline that is further away than a duration can say is none.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
-			in.Deadline = c.now.Add(time.Duration(remaining) * time.Microsecond) //nolint:gosec // bounded
+			in.Deadline = c.now.Add(time.Duration(remaining) * time.Microsecond)
 		}
 	}
 	if h.flags()&callChain != 0 {
@@ -59,15 +59,16 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if h.flags()&callHeader != 0 {
 		in.Header = p.header()
 	}
-	total := 0
+	total := len(p.rest)
 	if h.flags()&flagSized != 0 {
 		total = p.sized()
-	} else {
-		total = len(p.rest)
+	}
+	if meta := len(body) - len(p.rest); meta > c.own.maxHeader {
+		p.failf("a CALL with %d bytes before its message, the limit is %d", meta, c.own.maxHeader)
 	}
 	unary := in.StreamType == connect.StreamTypeUnary
 	if !unary && (total > 0 || h.flags()&flagSized != 0) {
-		p.fail("a CALL of a stream with a message")
+		p.failf("a CALL of a stream with a message")
 	}
 	if p.err != nil {
 		return p.err
@@ -78,8 +79,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		in.cost = callCost + len(body) - len(p.rest) + total
 	}
 	if err := c.take(in); err != nil {
-		var refusal *notRunError
-		if errors.As(err, &refusal) {
+		if _, refused := errors.AsType[*notRunError](err); refused {
 			return nil
 		}
 		return err
@@ -90,8 +90,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
 		in.assembly = newAssembly(total, claimOfUnary)
-		_, err := in.assembly.add(p.rest)
-		return err
+		return in.assembly.add(p.rest)
 	default:
 		in.body = p.rest
 		c.serveUnary(in)
@@ -203,9 +202,10 @@ func (c *Conn) onCancel(id uint32) {
 	switch {
 	case in.stream != nil:
 		c.mu.Lock()
-		c.out.close(&in.stream.lane, context.Canceled)
+		why := contextError(in.ctx.Err(), "the caller waits no longer")
+		c.out.close(&in.stream.lane, why)
 		c.mu.Unlock()
-		in.stream.inbox.close(contextError(context.Canceled, "the caller cancelled the call"), true)
+		in.stream.inbox.close(why, true)
 	case in.assembly != nil: // it never ran, and will not
 		in.assembly = nil
 		in.refuse(context.Canceled)

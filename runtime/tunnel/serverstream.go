@@ -87,7 +87,7 @@ func (s *serverStream) SendHeaders() error {
 	if s.lane.over != nil {
 		return s.over(s.lane.over)
 	}
-	c.out.frame(kindHead, 0, s.in.id, header.append(nil))
+	c.out.frame(kindHead, s.in.id, header.append(nil))
 	c.kick()
 	return nil
 }

@@ -12,9 +12,10 @@ import (
 // answered is written; then the connection is closed. If ctx ends first, the connection is closed then, and ctx's error returned.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
-	if c.err != nil {
+	over := c.err != nil
+	if over {
 		c.mu.Unlock()
-		return nil
+		return nil //nolint:nilerr // it has ended, whatever the reason: nothing is open any more
 	}
 	c.drain(fmt.Errorf("this side is shutting down: %w", ErrClosed))
 	if c.quiet == nil {
@@ -59,7 +60,7 @@ func (c *Conn) drain(reason error) {
 	c.draining = reason
 	close(c.refused)
 	body := appendFault(nil, connect.NewError(connect.CodeUnavailable, "shutting down"), maxGoAwayBytes)
-	c.out.frame(kindGoAway, 0, 0, body)
+	c.out.frame(kindGoAway, 0, body)
 	c.kick()
 }
 

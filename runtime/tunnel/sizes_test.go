@@ -38,6 +38,7 @@ func TestUnaryCallsOfAllSizes(t *testing.T) {
 }
 
 func TestStreamOfAllSizes(t *testing.T) {
+	needsGuards(t)
 	client, _ := overTCP(t, tunnel.Config{}, echo())
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

@@ -32,6 +32,7 @@ func flood(send func(any) error, size int, count *int) {
 }
 
 func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
+	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		h := echo()
@@ -74,6 +75,7 @@ func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
 }
 
 func TestCallerThatDoesNotReadHoldsUpNobodyElse(t *testing.T) {
+	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var counts [2]int
 		sizes := map[string]int{"small": 100, "large": 2 << 20}

@@ -90,7 +90,7 @@ type Conn struct {
 func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
 	c := newConn(nc, cfg)
 	c.dialled, c.hello = true, hello
-	if err := guarded(ctx, nc, c.cfg, c.greet); err != nil {
+	if err := bounded(ctx, nc, c.cfg, c.greet); err != nil {
 		return nil, errors.Join(err, closeQuietly(nc))
 	}
 	c.hello.Token = ""
@@ -105,7 +105,7 @@ func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 // finds in it.
 func Accept(ctx context.Context, nc net.Conn, cfg Config, admit func(Hello) (Welcome, Handler, error)) (*Conn, error) {
 	c := newConn(nc, cfg)
-	if err := guarded(ctx, nc, c.cfg, func() error { return c.answer(admit) }); err != nil {
+	if err := bounded(ctx, nc, c.cfg, func() error { return c.answer(admit) }); err != nil {
 		return nil, errors.Join(err, closeQuietly(nc))
 	}
 	c.run()
@@ -239,7 +239,7 @@ func (c *Conn) fail(reason error) {
 	c.checkQuiet()
 	c.mu.Unlock()
 
-	_ = c.nc.Close() //nolint:errcheck // whatever it says, the connection is over
+	_ = c.nc.Close() // whatever it says, the connection is over
 	text := unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), reason))
 	for _, call := range calls {
 		call.finish(text)

@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 )
 
 func TestCallsOfOneCallerKeepTheirOrderWhateverTheirSize(t *testing.T) {
+	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		const n = 60
 		var order []int
@@ -108,7 +110,7 @@ func TestErrorsArriveWithCodeTextAndDetails(t *testing.T) {
 		require.Equal(t, []*connect.ErrorDetail{detail}, got.Details())
 		require.Equal(t, "because", c.ResponseTrailer.Get("why"))
 
-		outcome = fmt.Errorf("plain")
+		outcome = errors.New("plain")
 		_, err = call()
 		require.Equal(t, "unknown: plain", err.Error())
 

@@ -1,0 +1,6 @@
+//go:build unguarded
+
+package tunnel
+
+// guarded is off: see guard.go.
+const guarded = false
