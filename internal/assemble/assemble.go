@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -191,6 +192,8 @@ func (rt *Runtime) cleanUp() error {
 	}
 	if rt.run != nil {
 		errs = append(errs, rt.run.Close())
+		// The mapped files of nodes that were killed are there still. What can't be removed now is tried again by the next run.
+		_ = rundir.SweepRuns(filepath.Dir(filepath.Dir(rt.run.Path())))
 	}
 	if rt.signals != nil {
 		signal.Stop(rt.signals)
