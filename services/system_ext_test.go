@@ -1,0 +1,220 @@
+//go:build !unguarded
+
+// Package services_test plays with the services as users do: in processes of their own.
+package services_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/raylink/raylink"
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/ps"
+	"github.com/raylink/raylink/services/replay"
+	"github.com/raylink/raylink/services/storage"
+)
+
+// driver is the system that Init made for this test binary: its nodes get processes of their own.
+var driver *raylink.Runtime
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	// The race detector makes every process wait a second before it ends.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if os.Getenv("RAYLINK_DATA") == "" { // a node's process is this binary once more, and finds the driver's directory there
+		data, err := os.MkdirTemp("", "raylink-test")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer func() { _ = os.RemoveAll(data) }()
+		if err := os.Setenv("RAYLINK_DATA", data); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	var err error
+	driver, err = raylink.Init(context.Background(), storage.Type(), replay.Type(), ps.Type(), ps.OfficerType())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Init:", err)
+		return 1
+	}
+	code := m.Run()
+	if err := driver.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "Close:", err)
+		code = 1
+	}
+	if left := mapped(); len(left) > 0 {
+		fmt.Fprintln(os.Stderr, "mapped files were left behind:", left)
+		code = 1
+	}
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, "goroutines were left behind:", err)
+		code = 1
+	}
+	return code
+}
+
+// mapped are the mapped files of living nodes.
+func mapped() []string {
+	found, err := filepath.Glob(filepath.Join(os.Getenv("RAYLINK_DATA"), "*", "*", "mapped", "*"))
+	if err != nil {
+		panic(err)
+	}
+	more, err := filepath.Glob(filepath.Join(os.Getenv("RAYLINK_DATA"), "*", "mapped", "*"))
+	if err != nil {
+		panic(err)
+	}
+	return append(found, more...)
+}
+
+func pidOf(t *testing.T, ref runtime.Ref) int {
+	t.Helper()
+	info, err := ref.Info(t.Context())
+	require.NoError(t, err)
+	pid := int(info.GetRecord().GetHost().GetPid())
+	require.NotEqual(t, os.Getpid(), pid, "it has a process of its own")
+	return pid
+}
+
+func TestStorageFromAnotherProcess(t *testing.T) {
+	ctx := t.Context()
+	handle, err := storagev1raylink.CreateStorage(ctx, driver, nil)
+	require.NoError(t, err)
+	pidOf(t, handle.Ref())
+	s := storage.New(handle)
+	for i := range 100 {
+		n, err := storage.Add(ctx, s, "steps", 2)
+		require.NoError(t, err)
+		require.Equal(t, 2*(i+1), n)
+	}
+	_, err = storage.Get[string](ctx, s, "steps")
+	var wrong *storage.TypeError
+	require.ErrorAs(t, err, &wrong)
+	_, err = storage.Get[int](ctx, s, "stops")
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err))
+	require.ErrorContains(t, err, "stops")
+	require.NoError(t, handle.Ref().Stop(ctx))
+}
+
+func TestReplayOfAnotherProcessIsMapped(t *testing.T) {
+	ctx := t.Context()
+	handle, err := replayv1raylink.CreateReplay(ctx, driver, &replayv1.ReplayConfig{
+		Capacity: 1000, Columns: []*replayv1.Column{replay.Column[int64]("n"), replay.Column[float32]("x", 3)},
+	})
+	require.NoError(t, err)
+	pid := pidOf(t, handle.Ref())
+	c, err := replay.Open(ctx, handle)
+	require.NoError(t, err)
+	require.True(t, c.Mapped())
+	require.NotEmpty(t, mapped())
+
+	b, err := c.NewBatch(10)
+	require.NoError(t, err)
+	w, h := c.Writer(), c.Reader(rand.New(rand.NewPCG(1, 2)))
+	for i := range 150 {
+		n, err := replay.Values[int64](b, "n")
+		require.NoError(t, err)
+		for j := range n {
+			n[j] = int64(10*i + j)
+		}
+		_, err = w.Append(ctx, b)
+		require.NoError(t, err)
+	}
+	require.NoError(t, h.Sample(ctx, 64, b))
+	n, err := replay.Values[int64](b, "n")
+	require.NoError(t, err)
+	for i, s := range b.Sequences() {
+		require.Equal(t, int64(s), n[i])
+		require.GreaterOrEqual(t, s, uint64(500))
+	}
+
+	// The node itself sees what was written past it, and answers those who can't map.
+	res, err := handle.Newest(ctx, &replayv1.NewestRequest{Rows: 3})
+	require.NoError(t, err)
+	require.Equal(t, []uint64{1497, 1498, 1499}, res.GetBatch().GetSequence())
+	_, err = handle.Write(ctx, &replayv1.WriteRequest{Batch: res.GetBatch()})
+	require.NoError(t, err)
+	require.NoError(t, h.Newest(ctx, 1, b))
+	require.Equal(t, []uint64{1502}, b.Sequences())
+	_, err = handle.Write(ctx, &replayv1.WriteRequest{Batch: &replayv1.Batch{Rows: 1}})
+	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	patient, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for err = nil; err == nil && patient.Err() == nil; {
+		_, err = w.Append(patient, b)
+	}
+	require.NoError(t, patient.Err())
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	require.ErrorContains(t, err, "no longer served")
+	require.NoError(t, c.Close())
+}
+
+func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
+	ctx := t.Context()
+	handle, err := psv1raylink.CreateCaptain(ctx, driver, &psv1.CaptainConfig{HeldVersions: 1})
+	require.NoError(t, err)
+	pid := pidOf(t, handle.Ref())
+	children, err := handle.Ref().Children(ctx)
+	require.NoError(t, err)
+	require.Len(t, children, 1)
+	require.Equal(t, "officer-0", children[0].GetName())
+
+	c, err := ps.Open(ctx, handle)
+	require.NoError(t, err)
+	require.True(t, c.Mapped())
+	weights := make([]byte, 1<<20)
+	for i := range 10 {
+		weights[len(weights)-1] = byte(i)
+		v, err := c.Push(ctx, "policy", weights, map[string]string{"step": "x"})
+		require.NoError(t, err)
+		id, err := c.ID(ctx, "policy")
+		require.NoError(t, err)
+		require.Equal(t, v.GetId(), id, "what has been pushed is seen")
+	}
+	p, err := c.Pull(ctx, "policy")
+	require.NoError(t, err)
+	require.Equal(t, weights, p.Bytes())
+	res, err := handle.Pull(ctx, &psv1.PullRequest{Tag: "policy"})
+	require.NoError(t, err)
+	require.Equal(t, weights, res.GetParameters())
+
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	patient, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for err = nil; err == nil && patient.Err() == nil; {
+		_, err = c.ID(patient, "policy")
+	}
+	require.NoError(t, patient.Err())
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	require.Equal(t, weights, p.Bytes(), "what was pulled stays")
+	require.NoError(t, p.Release())
+	require.NoError(t, c.Close())
+}
+
+func TestImpossibleReplayIsRefusedWithItsReason(t *testing.T) {
+	_, err := replayv1raylink.CreateReplay(t.Context(), driver, &replayv1.ReplayConfig{Capacity: 1})
+	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+	require.ErrorContains(t, err, "no columns")
+}
