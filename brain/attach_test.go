@@ -8,7 +8,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
-	"errors"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -38,7 +37,7 @@ func TestHostsNodesDieWithItsConnection(t *testing.T) {
 
 	// The last record travels as the error's detail.
 	var authored *connect.Error
-	require.True(t, errors.As(err, &authored))
+	require.ErrorAs(t, err, &authored)
 	require.Len(t, authored.Details(), 1)
 	detail, err := connectproto.UnmarshalErrorDetail(authored.Details()[0])
 	require.NoError(t, err)

@@ -61,8 +61,8 @@ func child(t *testing.T, dir string) (*exec.Cmd, *bufio.Scanner) {
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() //nolint:errcheck // it may be dead already
-		_ = cmd.Wait()         //nolint:errcheck // killed
+		_ = cmd.Process.Kill() // it may be dead already
+		_ = cmd.Wait()         // killed
 	})
 	lines := bufio.NewScanner(out)
 	require.True(t, lines.Scan())
@@ -86,7 +86,7 @@ func lostByKill(t *testing.T) (acknowledged int, lost []string) {
 		}
 	}
 	require.GreaterOrEqual(t, len(nodes), 300, "the child ended by itself")
-	_ = cmd.Wait() //nolint:errcheck // killed
+	_ = cmd.Wait() // killed
 
 	b, err := brain.Open(brain.Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -125,7 +127,7 @@ func (h *nodeHost) count(ctx context.Context, _ connect.Spec, stream connect.Ser
 		if i == 3 {
 			return nil
 		}
-		if err := stream.Send(wrapperspb.String(fmt.Sprint(i))); err != nil {
+		if err := stream.Send(wrapperspb.String(strconv.Itoa(i))); err != nil {
 			return err
 		}
 	}
@@ -136,7 +138,7 @@ func (h *nodeHost) gather(_ context.Context, _ connect.Spec, stream connect.Serv
 	for {
 		var req wrapperspb.StringValue
 		if err := stream.Receive(&req); errors.Is(err, io.EOF) {
-			return stream.Send(wrapperspb.String(fmt.Sprint(total)))
+			return stream.Send(wrapperspb.String(strconv.Itoa(total)))
 		} else if err != nil {
 			return err
 		}
@@ -159,14 +161,22 @@ func (h *nodeHost) talk(_ context.Context, _ connect.Spec, stream connect.Server
 	}
 }
 
-// gatewaySystem is a system with a node on a host, and the node's URL at the gateway.
-func gatewaySystem(t *testing.T) (*system, *nodeHost, *nodev1.NodeRecord, string) {
+// gatewayed is a system with a node on a host, and the node's URL at the gateway.
+type gatewayed struct {
+	*system
+
+	host *nodeHost
+	node *nodev1.NodeRecord
+	url  string
+}
+
+func gatewaySystem(t *testing.T) *gatewayed {
 	t.Helper()
 	s := start(t, brain.Options{})
 	h := hosting(t, 7)
 	manager := s.register(t, "", "manager", nil)
 	node := s.register(t, manager.GetNid(), "learner", h.info)
-	return s, h, node, s.server.URL + "/" + node.GetPath()
+	return &gatewayed{system: s, host: h, node: node, url: s.server.URL + "/" + node.GetPath()}
 }
 
 // protocols runs a test for each protocol that clients speak, over HTTP/2.
@@ -183,7 +193,8 @@ func client(t *testing.T, url string, opts ...connecthttp.Option) *connect.Clien
 }
 
 func TestGatewayReachesANodeByPathNidAndHeader(t *testing.T) {
-	s, h, node, _ := gatewaySystem(t)
+	s := gatewaySystem(t)
+	h, node := s.host, s.node
 	_, err := s.client.Register(t.Context(), &brainv1.RegisterRequest{Type: "other"})
 	require.NoError(t, err)
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
@@ -207,14 +218,15 @@ func TestGatewayReachesANodeByPathNidAndHeader(t *testing.T) {
 }
 
 func TestGatewayServesCurl(t *testing.T) {
-	_, h, _, url := gatewaySystem(t)
+	s := gatewaySystem(t)
+	h, url := s.host, s.url
 	post := func(url, body string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 		require.NoError(t, err)
 		req.Header.Set("Content-Type", "application/json")
 		res, err := http.DefaultClient.Do(req)
 		require.NoError(t, err)
-		defer res.Body.Close()
+		defer func() { require.NoError(t, res.Body.Close()) }()
 		text, err := io.ReadAll(res.Body)
 		require.NoError(t, err)
 		return res.StatusCode, string(text)
@@ -234,7 +246,8 @@ func TestGatewayServesCurl(t *testing.T) {
 }
 
 func TestGatewayStreamsAsItComes(t *testing.T) {
-	_, h, _, url := gatewaySystem(t)
+	s := gatewaySystem(t)
+	h, url := s.host, s.url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		stream, err := client(t, url, opts...).CallServerStream(t.Context(), count, wrapperspb.String(""))
 		require.NoError(t, err)
@@ -242,7 +255,7 @@ func TestGatewayStreamsAsItComes(t *testing.T) {
 			h.goOn <- struct{}{} // the node sends no more than this one
 			var res wrapperspb.StringValue
 			require.NoError(t, stream.Receive(&res))
-			require.Equal(t, fmt.Sprint(i), res.GetValue())
+			require.Equal(t, strconv.Itoa(i), res.GetValue())
 		}
 		h.goOn <- struct{}{}
 		require.ErrorIs(t, stream.Receive(new(wrapperspb.StringValue)), io.EOF)
@@ -250,7 +263,7 @@ func TestGatewayStreamsAsItComes(t *testing.T) {
 		stream, err = client(t, url, opts...).CallClientStream(t.Context(), talk)
 		require.NoError(t, err)
 		for i := range 3 {
-			require.NoError(t, stream.Send(wrapperspb.String(fmt.Sprint(i))))
+			require.NoError(t, stream.Send(wrapperspb.String(strconv.Itoa(i))))
 			var res wrapperspb.StringValue
 			require.NoError(t, stream.Receive(&res))
 			require.Equal(t, fmt.Sprintf("re: %d", i), res.GetValue())
@@ -262,7 +275,7 @@ func TestGatewayStreamsAsItComes(t *testing.T) {
 }
 
 func TestGatewayPassesBodiesOfAnySize(t *testing.T) {
-	_, _, _, url := gatewaySystem(t)
+	url := gatewaySystem(t).url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		stream, err := client(t, url, opts...).CallClientStream(t.Context(), gather)
 		require.NoError(t, err)
@@ -275,7 +288,7 @@ func TestGatewayPassesBodiesOfAnySize(t *testing.T) {
 		require.NoError(t, stream.CloseSend())
 		var res wrapperspb.StringValue
 		require.NoError(t, stream.Receive(&res))
-		require.Equal(t, fmt.Sprint(8<<20), res.GetValue())
+		require.Equal(t, strconv.Itoa(8<<20), res.GetValue())
 		require.NoError(t, stream.Close())
 	})
 }
@@ -289,7 +302,7 @@ func TestGatewayDoesNotWaitForWhatAHostDoesNotRead(t *testing.T) {
 	}))
 	node := s.register(t, "", "rude", host(9, strings.TrimPrefix(server.URL, "http://")))
 	body, rest := io.Pipe()
-	defer rest.Close()
+	defer func() { require.NoError(t, rest.Close()) }()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.server.URL+"/"+node.GetPath()+"/test.v1.Test/Say", body)
 	require.NoError(t, err)
 	res, err := s.http.Do(req)
@@ -301,7 +314,7 @@ func TestGatewayDoesNotWaitForWhatAHostDoesNotRead(t *testing.T) {
 }
 
 func TestGatewayPassesErrorsWithDetails(t *testing.T) {
-	_, _, _, url := gatewaySystem(t)
+	url := gatewaySystem(t).url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		err := client(t, url, opts...).CallUnary(t.Context(), say, wrapperspb.String("fail"), new(wrapperspb.StringValue))
 		var failed *connect.Error
@@ -313,7 +326,8 @@ func TestGatewayPassesErrorsWithDetails(t *testing.T) {
 }
 
 func TestGatewayPassesCancellationAndDeadline(t *testing.T) {
-	_, h, _, url := gatewaySystem(t)
+	s := gatewaySystem(t)
+	h, url := s.host, s.url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -335,12 +349,12 @@ func TestGatewayPassesCancellationAndDeadline(t *testing.T) {
 		require.NoError(t, stream.Send(wrapperspb.String("hello")))
 		require.NoError(t, stream.Receive(new(wrapperspb.StringValue)))
 		require.NoError(t, stream.Close())
-		<-h.ended // however it looks from there
+		t.Log("the node saw:", <-h.ended)
 	})
 }
 
 func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
-	s, _, _, _ := gatewaySystem(t)
+	s := gatewaySystem(t)
 	starting := s.register(t, "", "starting", nil)
 	// A port where nobody listens any more.
 	closed := httptest.NewServer(http.NotFoundHandler())
@@ -377,7 +391,8 @@ func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
 
 func TestGatewayTellsHowAHostDiedInTheMiddleOfACall(t *testing.T) {
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
-		s, h, _, url := gatewaySystem(t)
+		s := gatewaySystem(t)
+		h, url := s.host, s.url
 		die := func() {
 			h.server.CloseClientConnections()
 			_, err := s.client.ReportHost(t.Context(), &brainv1.ReportHostRequest{HostId: h.info.GetId(), Cause: "killed by signal 9 (killed)"})
@@ -413,12 +428,13 @@ func TestGatewayLeavesToTheLocalHandlerWhatIsLocal(t *testing.T) {
 	_, err = b.Service().Update(t.Context(), &brainv1.UpdateRequest{Changes: []*brainv1.Change{{Nid: node.GetNid(), Incarnation: 1, Host: own}}})
 	require.NoError(t, err)
 	gateway := b.Gateway(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "%s %s %q", r.URL.Path, r.URL.RawQuery, r.Header.Get("Raylink-Node"))
+		_, err := fmt.Fprintf(w, "%s %s %q", r.URL.Path, r.URL.RawQuery, r.Header.Get("Raylink-Node"))
+		assert.NoError(t, err)
 	}))
 	ask := func(path, header string) string {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
 		if header != "" {
-			req.Header.Set("raylink-node", header)
+			req.Header.Set("Raylink-Node", header)
 		}
 		out := httptest.NewRecorder()
 		gateway.ServeHTTP(out, req)

@@ -84,7 +84,8 @@ func (s *service) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brai
 
 // Lookup finds one node.
 func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv1.LookupResponse, error) {
-	by, where := tree.ByAny, ""
+	var by tree.By
+	var where string
 	switch asked := req.GetWhere().GetBy().(type) {
 	case *brainv1.Where_Path:
 		by, where = tree.ByPath, asked.Path
@@ -93,7 +94,7 @@ func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv
 	case *brainv1.Where_Nid:
 		by, where = tree.ByNID, asked.Nid
 	case *brainv1.Where_Any:
-		where = asked.Any
+		by, where = tree.ByAny, asked.Any
 	default:
 		return nil, connect.NewError(connect.CodeInvalidArgument, "a lookup needs a path, an alias or an nid")
 	}

@@ -142,8 +142,7 @@ func envelope(flags byte, payload []byte) []byte {
 }
 
 func messageOf(err error) string {
-	var authored *connect.Error
-	if errors.As(err, &authored) {
+	if authored, ok := errors.AsType[*connect.Error](err); ok {
 		return authored.Message()
 	}
 	return err.Error()

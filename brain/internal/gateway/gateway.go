@@ -237,8 +237,7 @@ func (g *Gateway) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return connect.NewError(connect.CodeCanceled, "the caller has gone").WithCause(err)
 	}
-	var tooBig *http.MaxBytesError
-	if errors.As(err, &tooBig) {
+	if tooBig, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return connect.Errorf(connect.CodeResourceExhausted, "the request is larger than %d bytes", tooBig.Limit).WithCause(err)
 	}
 	to := routeOf(ctx)

@@ -74,7 +74,7 @@ func info(id string) *nodev1.HostInfo { return &nodev1.HostInfo{Id: id} }
 
 // later lets time pass.
 func later(d time.Duration) {
-	time.Sleep(d)
+	time.Sleep(d) //nolint:forbidigo // synctest's time, which does not wait
 	synctest.Wait()
 }
 

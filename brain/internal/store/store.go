@@ -1,7 +1,7 @@
 // Package store keeps the registry on disk: a set of entries in Pebble, changed in atomic groups.
 //
 // What [Store.Commit] has acknowledged survives the process being killed, and with a file system that honours fsync the machine
-// losing power. A commit that fails fails the store for good: nobody can say what of it is on disk, and whoever went on would
+// losing power. A commit that fails ends the store for good: nobody can say what of it is on disk, and whoever went on would
 // acknowledge on top of that. The owner ends, and a new [Open] shows what is there.
 //
 // One process at a time may have a directory open. Start with [Open].
@@ -68,7 +68,8 @@ type FormatError struct {
 
 // Error implements error.
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("the directory %s has format %d, and this program knows formats up to %d: it was written by a newer version; use that, or another directory",
+	return fmt.Sprintf("the directory %s has format %d, and this program knows formats up to %d: it was written by a newer version; "+
+		"use that, or another directory",
 		e.Dir, e.Format, format)
 }
 

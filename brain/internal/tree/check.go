@@ -2,7 +2,9 @@ package tree
 
 import (
 	"fmt"
-	"strings"
+	"slices"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
 // check says what is wrong with a tree, in any way that its parts can contradict each other. It runs on what was loaded, and
@@ -16,46 +18,11 @@ func (t *Tree) check() error {
 		return fmt.Errorf("%d nodes are children, and %d are in the tree", kids, len(t.nodes))
 	}
 	for nid, n := range t.nodes {
-		rec := n.rec
-		path := rec.GetName()
-		if parent := rec.GetParent(); parent != "" {
-			above := t.nodes[parent]
-			if above == nil {
-				return fmt.Errorf("the node %s (%s) has lost its parent %s", rec.GetPath(), nid, parent)
-			}
-			path = above.rec.GetPath() + "/" + path
+		if err := t.checkNode(nid, n); err != nil {
+			return err
 		}
-		next := t.indices[rec.GetParent()][rec.GetType()]
-		switch {
-		case rec.GetNid() != nid:
-			return fmt.Errorf("the node %s is kept as %s", rec.GetNid(), nid)
-		case rec.GetPath() != path:
-			return fmt.Errorf("the node %s is at %s, and says %s", nid, path, rec.GetPath())
-		case rec.GetName() != nameOf(rec.GetType(), rec.GetIndex()):
-			return fmt.Errorf("the node %s has the name %s, type %s and index %d", nid, rec.GetName(), rec.GetType(), rec.GetIndex())
-		case rec.GetIndex() >= next:
-			return fmt.Errorf("the node %s has an index that will be given again: the next is %d", path, next)
-		case rec.GetIncarnation() == 0:
-			return fmt.Errorf("the node %s has never lived", path)
-		case rec.GetRevision() > t.revision || n.born > rec.GetRevision():
-			return fmt.Errorf("the node %s has revision %d, born at %d, and the tree has %d", path, rec.GetRevision(), n.born, t.revision)
-		case rec.GetState().String() == "NODE_STATE_DEAD" && !rec.GetRestarts():
-			return fmt.Errorf("the node %s is dead and still in the tree", path)
-		case t.tombs[nid] != nil:
-			return fmt.Errorf("the node %s lives, and has a tombstone", path)
-		case t.kids[rec.GetParent()][rec.GetName()] != nid:
-			return fmt.Errorf("the node %s is not found by its path", path)
-		}
-		if alias := rec.GetAlias(); alias != "" {
+		if n.rec.GetAlias() != "" {
 			aliases++
-			if t.aliases[alias] != nid {
-				return fmt.Errorf("the alias %s is held by %s and by %s", alias, t.aliases[alias], nid)
-			}
-		}
-		for host := range n.mentions() {
-			if _, ok := t.hosts[host][nid]; !ok {
-				return fmt.Errorf("the node %s would outlive its host %s", path, host)
-			}
 		}
 	}
 	if aliases != len(t.aliases) {
@@ -68,7 +35,7 @@ func (t *Tree) check() error {
 	}
 	for host, nids := range t.hosts {
 		for nid := range nids {
-			if n := t.nodes[nid]; n == nil || !strings.Contains(n.owner().GetId()+" "+n.launcher.GetId(), host) {
+			if n := t.nodes[nid]; n == nil || !slices.Contains(slices.Collect(n.mentions()), host) {
 				return fmt.Errorf("the host %s is asked about the node %s, which is not there", host, nid)
 			}
 		}
@@ -76,6 +43,50 @@ func (t *Tree) check() error {
 	if len(t.tombs) != len(t.tombQueue) || len(t.tombPaths) != len(t.tombQueue) || len(t.requests) != len(t.requestQueue) {
 		return fmt.Errorf("%d tombstones by nid, %d by path, %d in their queue; %d requests, %d in theirs",
 			len(t.tombs), len(t.tombPaths), len(t.tombQueue), len(t.requests), len(t.requestQueue))
+	}
+	return nil
+}
+
+func (t *Tree) checkNode(nid string, n *node) error {
+	rec := n.rec
+	path := rec.GetName()
+	if parent := rec.GetParent(); parent != "" {
+		above := t.nodes[parent]
+		if above == nil {
+			return fmt.Errorf("the node %s (%s) has lost its parent %s", rec.GetPath(), nid, parent)
+		}
+		path = above.rec.GetPath() + "/" + path
+	}
+	next := t.indices[rec.GetParent()][rec.GetType()]
+	switch {
+	case rec.GetNid() != nid:
+		return fmt.Errorf("the node %s is kept as %s", rec.GetNid(), nid)
+	case rec.GetPath() != path:
+		return fmt.Errorf("the node %s is at %s, and says %s", nid, path, rec.GetPath())
+	case rec.GetName() != nameOf(rec.GetType(), rec.GetIndex()):
+		return fmt.Errorf("the node %s has the name %s, type %s and index %d", nid, rec.GetName(), rec.GetType(), rec.GetIndex())
+	case rec.GetIndex() >= next:
+		return fmt.Errorf("the node %s has an index that will be given again: the next is %d", path, next)
+	case rec.GetIncarnation() == 0:
+		return fmt.Errorf("the node %s has never lived", path)
+	case rec.GetRevision() > t.revision || n.born > rec.GetRevision():
+		return fmt.Errorf("the node %s has revision %d, born at %d, and the tree has %d", path, rec.GetRevision(), n.born, t.revision)
+	case rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts():
+		return fmt.Errorf("the node %s is dead and still in the tree", path)
+	case t.tombs[nid] != nil:
+		return fmt.Errorf("the node %s lives, and has a tombstone", path)
+	case t.kids[rec.GetParent()][rec.GetName()] != nid:
+		return fmt.Errorf("the node %s is not found by its path", path)
+	}
+	if alias := rec.GetAlias(); alias != "" {
+		if t.aliases[alias] != nid {
+			return fmt.Errorf("the alias %s is held by %s and by %s", alias, t.aliases[alias], nid)
+		}
+	}
+	for host := range n.mentions() {
+		if _, ok := t.hosts[host][nid]; !ok {
+			return fmt.Errorf("the node %s would outlive its host %s", path, host)
+		}
 	}
 	return nil
 }

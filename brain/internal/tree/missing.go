@@ -56,8 +56,9 @@ func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string
 	if above != nil {
 		place, parent = above.GetPath(), above.GetNid()
 	}
-	var names []string
-	for _, n := range inOrder(t, parent) {
+	children := inOrder(t, parent)
+	names := make([]string, 0, len(children))
+	for _, n := range children {
 		names = append(names, n.rec.GetName())
 	}
 	var text strings.Builder

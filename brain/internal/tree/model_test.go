@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,12 +40,8 @@ func (m *model) clone() *model {
 		other := *n
 		c.living = append(c.living, &other)
 	}
-	for nid, n := range m.dead {
-		c.dead[nid] = n
-	}
-	for key, n := range m.next {
-		c.next[key] = n
-	}
+	maps.Copy(c.dead, m.dead)
+	maps.Copy(c.next, m.next)
 	for host := range m.gone {
 		c.gone[host] = true
 	}
@@ -214,7 +211,7 @@ func (m *machine) check(t *rapid.T) {
 }
 
 func drawHost(t *rapid.T) *nodev1.HostInfo {
-	return testHost(fmt.Sprint(rapid.IntRange(1, 4).Draw(t, "host")))
+	return testHost(strconv.Itoa(rapid.IntRange(1, 4).Draw(t, "host")))
 }
 
 // drawNid draws a node, alive or, rarely, not.
@@ -223,9 +220,7 @@ func (m *machine) drawNid(t *rapid.T) string {
 	for _, n := range m.staged.living {
 		nids = append(nids, n.nid)
 	}
-	for _, nid := range slices.Sorted(maps.Keys(m.staged.dead))[:min(len(m.staged.dead), 2)] {
-		nids = append(nids, nid)
-	}
+	nids = append(nids, slices.Sorted(maps.Keys(m.staged.dead))[:min(len(m.staged.dead), 2)]...)
 	if len(nids) == 0 {
 		return NewUUID()
 	}

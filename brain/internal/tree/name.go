@@ -114,7 +114,7 @@ func checkType(kind string) error {
 
 // CheckAlias refuses what can't be an alias, and says why.
 func CheckAlias(alias string) error {
-	why := ""
+	var why string
 	switch {
 	case alias == "":
 		why = "is empty"

@@ -88,7 +88,7 @@ func (s *script) do(command string, args map[string]string) string {
 		return s.commit(func(x *Txn) ([]*nodev1.NodeRecord, error) {
 			_, restarts := args["restarts"]
 			return x.Register(&brainv1.RegisterRequest{
-				Parent: s.nid(args["parent"]), Type: args["type"], Count: uint32(number(args["count"])), Alias: args["alias"], //nolint:gosec // a test's
+				Parent: s.nid(args["parent"]), Type: args["type"], Count: uint32(number(args["count"])), Alias: args["alias"],
 				Launcher: testHost(args["launcher"]), RequestId: uuid(args["request"]), Restarts: restarts, Attributes: testValues(args["set"]),
 			})
 		})
@@ -101,7 +101,7 @@ func (s *script) do(command string, args map[string]string) string {
 			var changes []*brainv1.Change
 			for path := range strings.SplitSeq(args["node"], ",") {
 				changes = append(changes, &brainv1.Change{
-					Nid: s.nid(path), Incarnation: uint64(number(args["incarnation"])), //nolint:gosec // a test's
+					Nid: s.nid(path), Incarnation: uint64(number(args["incarnation"])),
 					State: nodev1.NodeState(nodev1.NodeState_value["NODE_STATE_"+strings.ToUpper(args["state"])]),
 					Host:  testHost(args["host"]), Cause: args["cause"], SetAttributes: testValues(args["set"]), DeleteAttributes: deleted,
 				})
@@ -125,7 +125,7 @@ func (s *script) do(command string, args map[string]string) string {
 	case "host-back":
 		var refs []*nodev1.NodeRef
 		for path := range strings.SplitSeq(args["nodes"], ",") {
-			refs = append(refs, &nodev1.NodeRef{Nid: s.nid(path), Incarnation: uint64(number(args["incarnation"]))}) //nolint:gosec // a test's
+			refs = append(refs, &nodev1.NodeRef{Nid: s.nid(path), Incarnation: uint64(number(args["incarnation"]))})
 		}
 		var unknown []string
 		s.commit(func(x *Txn) ([]*nodev1.NodeRecord, error) {
@@ -226,7 +226,7 @@ func printed(records []*nodev1.NodeRecord, err error) string {
 }
 
 func number(s string) int {
-	n, _ := strconv.Atoi(s) //nolint:errcheck // nothing is 0
+	n, _ := strconv.Atoi(s) // nothing is 0
 	return n
 }
 
@@ -242,7 +242,7 @@ func testHost(pid string) *nodev1.HostInfo {
 	if pid == "" {
 		return nil
 	}
-	return &nodev1.HostInfo{Id: uuid(pid), Pid: int32(number(pid)), Machine: "m1"} //nolint:gosec // a test's
+	return &nodev1.HostInfo{Id: uuid(pid), Pid: int32(number(pid)), Machine: "m1"}
 }
 
 func testValues(set string) map[string]*nodev1.Value {

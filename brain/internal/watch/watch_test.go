@@ -100,7 +100,7 @@ func TestBigTreeComesInPieces(t *testing.T) {
 	defer w.Close()
 	var tree []*nodev1.NodeRecord
 	for i := range 200 {
-		tree = append(tree, record(strconv.Itoa(i), uint64(i))) //nolint:gosec // small
+		tree = append(tree, record(strconv.Itoa(i), uint64(i)))
 	}
 	require.NoError(t, w.All(tree))
 	got, batches := 0, 0
@@ -214,7 +214,7 @@ func TestWatchersEndWithTheNewest(t *testing.T) {
 				require.LessOrEqual(t, len(w.queue), 6)
 			},
 		})
-		for take() { //nolint:revive // until nothing waits
+		for take() {
 		}
 		for n, rec := range standing {
 			if all || followed[n] {

@@ -1,0 +1,65 @@
+package tree
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// FuzzForms shows that whatever may be an alias is asked for as one, whatever has a node's name or nid is asked for as that, and
+// that no text from the wire is too strange to be told about.
+func FuzzForms(f *testing.F) {
+	for _, seed := range []string{"", "BRAIN", "a-0", "a-", "-1", "a/b", "buffer", "00000000-0000-4000-8000-000000000000", "\xff", "é-9", "a b"} {
+		f.Add(seed)
+	}
+	root := testRoot()
+	f.Fuzz(func(t *testing.T, s string) {
+		if CheckAlias(s) == nil {
+			require.Equal(t, ByAlias, formOf(s))
+		}
+		if checkType(s) == nil {
+			require.Equal(t, ByPath, formOf(nameOf(s, 7)))
+			require.Equal(t, ByPath, formOf(nameOf(s, 123456789012)))
+			require.Error(t, CheckAlias(nameOf(s, 7)))
+		}
+		rec, err := New(root, Limits{}).Lookup(ByAny, s)
+		if s == RootPath {
+			require.Same(t, root, rec)
+			return
+		}
+		if IsUUID(s) && s == root.GetNid() {
+			return
+		}
+		require.Error(t, err)
+		require.LessOrEqual(t, len(err.Error()), 1024)
+	})
+}
+
+func TestNewNidsAreUUIDsAndDiffer(t *testing.T) {
+	seen := make(map[string]bool)
+	for range 1000 {
+		nid := NewUUID()
+		require.True(t, IsUUID(nid), nid)
+		require.Equal(t, byte('4'), nid[14])
+		require.False(t, seen[nid])
+		seen[nid] = true
+	}
+}
+
+func TestSlipsAreEditDistancesUpToTwo(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{
+		{"learner", "learner", 0},
+		{"learner", "Learner", 0},
+		{"learner", "lerner", 1},
+		{"learner", "leanrer", 2},
+		{"learner", "worker", 3},
+		{"", "ab", 2},
+		{"", "abc", 3},
+	} {
+		require.Equal(t, c.want, slips(c.a, c.b), "%s and %s", c.a, c.b)
+		require.Equal(t, c.want, slips(c.b, c.a), "%s and %s", c.b, c.a)
+	}
+}
