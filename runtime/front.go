@@ -154,13 +154,17 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	peeked := &peekedConn{Conn: nc, in: in}
 	if !isTunnel {
-		f.webConns.hand(peeked)
+		f.webConns.hand(&peekedConn{Conn: nc, in: in})
 		return
 	}
 	var tag *tunnelTag
-	conn, err := tunnel.Accept(ctx, peeked, f.host.tunnelConfig(), func(hello tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+	begun, err := in.Peek(in.Buffered())
+	if err != nil {
+		_ = nc.Close()
+		return
+	}
+	conn, err := tunnel.Accept(ctx, tunnel.Unread(nc, begun), f.host.tunnelConfig(), func(hello tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
 		welcome, d, err := f.admit(hello)
 		if err != nil {
 			return welcome, nil, err

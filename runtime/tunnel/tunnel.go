@@ -113,8 +113,14 @@ func Accept(ctx context.Context, nc net.Conn, cfg Config, admit func(Hello) (Wel
 }
 
 func newConn(nc net.Conn, cfg Config) *Conn {
+	in := newFrameReader(nc)
+	if u, ok := nc.(*unread); ok {
+		nc = u.Conn
+		in = newFrameReader(nc)
+		in.buf, in.end = u.head, len(u.head)
+	}
 	c := &Conn{
-		cfg: cfg.WithDefaults(), nc: nc, in: newFrameReader(nc),
+		cfg: cfg.WithDefaults(), nc: nc, in: in,
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
