@@ -3,6 +3,7 @@ package raylink_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,6 +46,21 @@ func gone(t *testing.T, pids ...int64) {
 	for _, pid := range pids {
 		require.Eventually(t, func() bool { return !alive(pid) }, patience, 5*time.Millisecond, "process %d is still there", pid)
 	}
+}
+
+// freeze stops a process, and returns when it stands still.
+func freeze(t *testing.T, pid int64) {
+	t.Helper()
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(int(pid), syscall.SIGCONT) })
+	require.Eventually(t, func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return false
+		}
+		_, state, ok := strings.Cut(string(stat), ") ")
+		return ok && strings.HasPrefix(state, "T")
+	}, patience, time.Millisecond)
 }
 
 func TestKilledNodeIsMissedAtOnceAndItsCallersAreToldHow(t *testing.T) {
@@ -403,7 +419,7 @@ func TestStoppedProcess(t *testing.T) {
 	p := create(t, rt, runtime.OwnProcess())
 	pid := pidOf(t, p)
 	brief := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
-	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
+	freeze(t, pid)
 	_, err := brief.Get(ctx)
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 	require.Eventually(t, func() bool {
@@ -425,7 +441,7 @@ func TestBriefStopIsBorne(t *testing.T) {
 	ctx := patient(t)
 	p := create(t, driver)
 	pid := pidOf(t, p)
-	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
+	freeze(t, pid)
 	call := p.AddAsync(ctx, &contractv1.AddRequest{By: 2})
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
