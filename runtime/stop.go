@@ -34,8 +34,9 @@ func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause
 }
 
 func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
-	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
+	// First it takes no more, then it says so: who has heard that it stops is never taken in.
 	n.mailbox.Close(closedError(n.path, "is stopping"))
+	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
 	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
 	// The record goes whatever became of the rest; a moment is left for that also when the time is up.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
