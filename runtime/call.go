@@ -33,7 +33,7 @@ func (s *ServerStreaming[Req, Res]) Call(ctx context.Context, ref Ref, req Req) 
 	if err != nil {
 		return nil, err
 	}
-	out := &clientStream[Req, Res]{stream: stream, fresh: s.newResponse}
+	out := &clientStream[Req, Res]{stream: stream, method: &s.typed}
 	if err := stream.Send(orEmpty(req, s.newRequest)); err != nil {
 		// A node that refused the call says why on the receiving side.
 		return out, nil //nolint:nilerr // see above
@@ -50,7 +50,7 @@ func (c *ClientStreaming[Req, Res]) Call(ctx context.Context, ref Ref) (ClientSt
 	if err != nil {
 		return nil, err
 	}
-	return &clientStream[Req, Res]{stream: stream, fresh: c.newResponse}, nil
+	return &clientStream[Req, Res]{stream: stream, method: &c.typed}, nil
 }
 
 // Call begins a call of the method, and returns its stream.
@@ -59,7 +59,7 @@ func (b *BidiStreaming[Req, Res]) Call(ctx context.Context, ref Ref) (BidiStream
 	if err != nil {
 		return nil, err
 	}
-	return &clientStream[Req, Res]{stream: stream, fresh: b.newResponse}, nil
+	return &clientStream[Req, Res]{stream: stream, method: &b.typed}, nil
 }
 
 // orEmpty makes nil the empty message.

@@ -24,18 +24,23 @@ const maxChain = 256
 
 // circle refuses a call to the node if the chain holds every one of its turns.
 func (c *chain) circle(nid, path, method string, turns int) error {
+	if c.holds(nid) < turns {
+		return nil
+	}
+	return connect.Errorf(connect.CodeFailedPrecondition,
+		"the call would wait for itself: %s -> %s %s, whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
+		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
+}
+
+// holds counts the node's turns in the chain.
+func (c *chain) holds(nid string) int {
 	held := 0
 	for link := c; link != nil; link = link.outer {
 		if link.nid == nid {
 			held++
 		}
 	}
-	if held < turns {
-		return nil
-	}
-	return connect.Errorf(connect.CodeFailedPrecondition,
-		"the call would wait for itself: %s -> %s %s, whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
-		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
+	return held
 }
 
 // String writes the chain as a person reads it, outermost first.

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	"connectrpc.com/connect/v2"
-
-	"github.com/raylink/raylink/runtime/internal/mailbox"
 )
 
 // Way is how a call came to its node.
@@ -94,113 +91,6 @@ func (c *Call) sent() (header, trailer Metadata) {
 func (c *Call) deliver(ctx context.Context) {
 	header, trailer := c.sent()
 	deliver(ctx, header, trailer)
-}
-
-type callKey struct{}
-
-// callContext is the context of one run of a node's method. It ends with the caller's context and with the node's life; its values are
-// the node's alone, so that nothing of a local caller's context leaks in that a remote caller's could not.
-//
-// It is one allocation. Only a method that waits on Done pays for joining the two ends.
-type callContext struct {
-	call Call
-	// node is the node that serves, nil for a stub outside any system.
-	node *Node
-	// life carries the node's values and ends with it.
-	life context.Context //nolint:containedctx // it is what a context is made of
-	// caller ends with the call.
-	caller context.Context //nolint:containedctx // as above
-	// turn is the one that the method holds, or nil.
-	turn *mailbox.Turn
-	// ownTurn is that one where the caller's own goroutine runs the method.
-	ownTurn mailbox.Turn
-	// chain is who waits for this call, see chain.go.
-	chain *chain
-
-	mu     sync.Mutex
-	joined context.Context //nolint:containedctx // as above
-	cancel context.CancelCauseFunc
-	unlink func() bool
-	// ended says that the method has returned; aborted, why the call was taken back before.
-	ended   bool
-	aborted error
-}
-
-var _ context.Context = (*callContext)(nil)
-
-// Deadline implements context.Context.
-func (c *callContext) Deadline() (time.Time, bool) { return c.caller.Deadline() }
-
-// Done implements context.Context.
-func (c *callContext) Done() <-chan struct{} { return c.join().Done() }
-
-// Err implements context.Context.
-func (c *callContext) Err() error {
-	c.mu.Lock()
-	joined := c.joined
-	ended := c.ended || c.aborted != nil
-	c.mu.Unlock()
-	if joined != nil {
-		return joined.Err()
-	}
-	if ended {
-		return context.Canceled
-	}
-	if err := c.caller.Err(); err != nil {
-		return err
-	}
-	return c.life.Err()
-}
-
-// Value implements context.Context.
-func (c *callContext) Value(key any) any {
-	if _, ok := key.(callKey); ok {
-		return c
-	}
-	return c.life.Value(key)
-}
-
-// AfterFunc makes contexts derived from this one cheap: see [context.AfterFunc].
-func (c *callContext) AfterFunc(f func()) func() bool { return context.AfterFunc(c.join(), f) }
-
-func (c *callContext) join() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.joined == nil {
-		c.joined, c.cancel = context.WithCancelCause(c.caller)
-		c.unlink = context.AfterFunc(c.life, func() { c.cancel(context.Cause(c.life)) })
-		if c.ended || c.aborted != nil {
-			c.cancel(c.aborted)
-		}
-	}
-	return c.joined
-}
-
-// end frees what join took; the context is canceled from then on.
-func (c *callContext) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended = true
-	if c.joined != nil {
-		c.unlink()
-		c.cancel(context.Canceled)
-	}
-}
-
-// abort ends the context while the method may be running.
-func (c *callContext) abort(cause error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.aborted = cause
-	if c.joined != nil {
-		c.cancel(cause)
-	}
-}
-
-// callContextOf returns the call context that ctx belongs to, or nil.
-func callContextOf(ctx context.Context) *callContext {
-	c, _ := ctx.Value(callKey{}).(*callContext)
-	return c
 }
 
 // causeOf is the end of a context as a call's error.

@@ -246,8 +246,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
 		defer cancel()
 		cause := closedError(rec.GetPath(), "was not set up: "+messageOf(err))
-		n.mailbox.Close(cause)
-		n.mailbox.Abandon(cause)
+		n.giveUp(cause)
 		_ = h.stopKids(ctx, n.nid) // they are undone with their parent
 		_ = n.drain(ctx, cause)    // as above
 		h.drop(n)
@@ -270,7 +269,8 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 
 // callSetup calls the type's set-up function. Its ctx ends with the node too.
 func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) (impl any, err error) {
-	cc := &callContext{node: n, life: n.life, caller: ctx}
+	// A call that waits for the set-up must not be waited for by it.
+	cc := &callContext{node: n, life: n.work, caller: ctx, chain: &chain{nid: n.nid, path: n.path, method: "set-up"}}
 	defer func() {
 		cc.end()
 		if r := recover(); r != nil {

@@ -18,11 +18,17 @@ import (
 //
 //   - a node's own *connect.Error is kept;
 //   - one that came from another node keeps code, message and details, and gains a hop of trace;
-//   - the end of a context becomes Canceled or DeadlineExceeded;
+//   - the end of a context becomes Canceled or DeadlineExceeded; that of the node, Unavailable;
 //   - any other error becomes Unknown with its text, unless the process hides texts.
 //
 // A caller in the same process can still find the original with errors.Is and errors.As.
-func (n *Node) author(m *Method, err error) error {
+func (n *Node) author(cc *callContext, err error) error {
+	m := cc.call.method
+	if n.work.Err() != nil && errors.Is(err, context.Canceled) &&
+		(cc.caller.Err() == nil || errors.Is(context.Cause(cc.caller), errNodeStopped)) {
+		// The method was told to end because the node does. Its caller has canceled nothing.
+		return closedError(n.path, "stopped while it was in "+m.name).WithCause(err)
+	}
 	if e, ok := errors.AsType[*connect.Error](err); ok && e != nil {
 		if e.IsRemote() {
 			return n.passOn(m, e, err)
@@ -37,19 +43,19 @@ func (n *Node) author(m *Method, err error) error {
 		}
 		return out
 	}
+	code, text := connect.CodeUnknown, err.Error()
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.NewError(connect.CodeDeadlineExceeded, err.Error()).WithCause(err)
+		code = connect.CodeDeadlineExceeded
 	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, err.Error()).WithCause(err)
+		code = connect.CodeCanceled
 	}
-	text := err.Error()
 	if n.hideErrors() {
 		n.logger().Error("a method failed; its caller is told no more than that", slog.String("node", n.path),
 			slog.String("method", m.fullName()), slog.Any("error", err))
 		text = fmt.Sprintf("%s failed in %s", n.path, m.name)
 	}
-	return connect.NewError(connect.CodeUnknown, text).WithCause(err)
+	return connect.NewError(code, text).WithCause(err)
 }
 
 // passOn adds this node's hop to a remote error's trace.
@@ -74,8 +80,12 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	return out
 }
 
-// fromPeer marks an error as the verdict of the node that was called, which is what it is to the caller.
-func fromPeer(err error) error {
+// fromPeer marks an error as the verdict of the node that was called, which is what it is to the caller, who called with ctx. That ctx ended
+// is no verdict.
+func fromPeer(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+		return err
+	}
 	if e, ok := err.(*connect.Error); ok && !e.IsRemote() { //nolint:errorlint // an authored error is this very type
 		return e.WithRemote()
 	}

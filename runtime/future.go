@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -48,7 +49,7 @@ type future struct {
 	// cancel takes the call back; unwatch ends the watch on the call's context.
 	cancel  func(error)
 	unwatch func() bool
-	// waiting are told of the outcome, see notify.
+	// waiting are told of the outcome, see notify and forget.
 	waiting []chan<- *future
 	// uncollected is set with an error.
 	uncollected *uncollected
@@ -66,12 +67,12 @@ func newFuture(method *Method, t *target) *future {
 	return &future{method: method, target: t, log: t.logger(), done: make(chan struct{})}
 }
 
-// complete sets the outcome; only the first one counts.
-func (f *future) complete(res proto.Message, err error) {
+// complete sets the outcome; only the first one counts. It returns whether this one was.
+func (f *future) complete(res proto.Message, err error) bool {
 	f.mu.Lock()
 	if f.completed {
 		f.mu.Unlock()
-		return
+		return false
 	}
 	f.completed = true
 	f.res, f.err = res, err
@@ -94,6 +95,7 @@ func (f *future) complete(res proto.Message, err error) {
 	if unwatch != nil {
 		unwatch()
 	}
+	return true
 }
 
 // watch ties the future to its call: cancel takes the call back, when ctx ends too.
@@ -118,8 +120,10 @@ func (f *future) abort(cause error) {
 	if cancel != nil {
 		cancel(cause)
 	}
-	f.complete(nil, err)
-	f.collect()
+	if f.complete(nil, err) {
+		// Whoever took the call back knows what became of it.
+		f.collect()
+	}
 }
 
 func (f *future) get(ctx context.Context) (proto.Message, error) {
@@ -130,6 +134,12 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 	case <-f.done:
 		return f.outcome()
 	case <-ctx.Done():
+	}
+	select {
+	case <-f.done:
+		// Both came at once: the outcome is worth more.
+		return f.outcome()
+	default:
 		return nil, causeOf(ctx)
 	}
 }
@@ -173,29 +183,30 @@ func (f *future) notify(ch chan<- *future) {
 	ch <- f
 }
 
+// forget takes back what notify said, for one that waits no more.
+func (f *future) forget(ch chan<- *future) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.waiting = slices.DeleteFunc(f.waiting, func(other chan<- *future) bool { return other == ch })
+}
+
 // Wait waits until n of the futures have their outcome, or ctx ends. It returns those that have it and those that don't, each in the order
-// given; done may hold more than n. n is bounded by the number of futures.
+// given; done may hold more than n. n is bounded by the number of futures. A wait that can't end, because too many of the calls wait for a turn
+// which the caller holds, is refused at once.
 func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pending []*Future[T], err error) {
-	arrived := make(chan *future, len(futures))
+	list := untyped(futures)
 	stuck := 0
-	for _, f := range futures {
-		if refusal := f.f.refuseWait(ctx); refusal != nil {
-			stuck, err = stuck+1, refusal
+	var refusal error
+	for _, f := range list {
+		if r := f.refuseWait(ctx); r != nil {
+			stuck, refusal = stuck+1, r
 		}
-		f.f.notify(arrived)
 	}
-	if n = min(n, len(futures)); n <= len(futures)-stuck {
-		err = nil
-	}
-	for range n {
-		if err != nil {
-			break
-		}
-		select {
-		case <-arrived:
-		case <-ctx.Done():
-			err = causeOf(ctx)
-		}
+	n = min(n, len(futures))
+	if n > len(futures)-stuck {
+		err = refusal
+	} else {
+		err = await(ctx, n, list, nil)
 	}
 	for _, f := range futures {
 		select {
@@ -211,26 +222,62 @@ func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pendi
 // Gather waits for all the futures and returns their results in order. It returns the first error that comes up, at once; the other calls
 // go on.
 func Gather[T any](ctx context.Context, futures ...*Future[T]) ([]T, error) {
-	arrived := make(chan *future, len(futures))
-	for _, f := range futures {
-		if err := f.f.refuseWait(ctx); err != nil {
+	list := untyped(futures)
+	for _, f := range list {
+		if err := f.refuseWait(ctx); err != nil {
 			return nil, err
 		}
-		f.f.notify(arrived)
 	}
-	for range futures {
-		select {
-		case f := <-arrived:
-			if _, err := f.outcome(); err != nil {
-				return nil, err
-			}
-		case <-ctx.Done():
-			return nil, causeOf(ctx)
-		}
+	err := await(ctx, len(list), list, func(f *future) error {
+		_, err := f.outcome()
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	out := make([]T, len(futures))
-	for i, f := range futures {
-		out[i] = f.f.res.(T) //nolint:errcheck,forcetypeassert // the method's table made it
+	out := make([]T, len(list))
+	for i, f := range list {
+		out[i] = f.res.(T) //nolint:errcheck,forcetypeassert // the method's table made it
 	}
 	return out, nil
+}
+
+func untyped[T any](futures []*Future[T]) []*future {
+	list := make([]*future, len(futures))
+	for i, f := range futures {
+		list[i] = f.f
+	}
+	return list
+}
+
+// await waits until n of the futures have their outcome, as they come; each, if given, may end the wait with an error.
+func await(ctx context.Context, n int, futures []*future, each func(*future) error) error {
+	arrived := make(chan *future, len(futures))
+	for _, f := range futures {
+		f.notify(arrived)
+	}
+	defer func() {
+		for _, f := range futures {
+			f.forget(arrived)
+		}
+	}()
+	for range n {
+		var f *future
+		select {
+		case f = <-arrived:
+		default:
+			select {
+			case f = <-arrived:
+			case <-ctx.Done():
+				return causeOf(ctx)
+			}
+		}
+		if each == nil {
+			continue
+		}
+		if err := each(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }

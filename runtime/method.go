@@ -118,7 +118,7 @@ func ServerStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]
 		if err != nil {
 			return err
 		}
-		return fn(node.(Node), ctx, req, &serverStream[PReq, PRes]{stream: stream, fresh: s.newRequest}) //nolint:errcheck,forcetypeassert // as above
+		return fn(node.(Node), ctx, req, &serverStream[PReq, PRes]{stream: stream, method: &s.typed}) //nolint:errcheck,forcetypeassert // as above
 	}
 	return s
 }
@@ -132,7 +132,7 @@ func ClientStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]
 ) *ClientStreaming[PReq, PRes] {
 	c := &ClientStreaming[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeClient, opts)}
 	c.m.stream = func(node any, ctx context.Context, stream connect.ServerStream) error {
-		res, err := fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, fresh: c.newRequest}) //nolint:errcheck,forcetypeassert // as above
+		res, err := fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &c.typed}) //nolint:errcheck,forcetypeassert // as above
 		if err != nil {
 			return err
 		}
@@ -153,7 +153,7 @@ func BidiStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 ) *BidiStreaming[PReq, PRes] {
 	b := &BidiStreaming[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeBidi, opts)}
 	b.m.stream = func(node any, ctx context.Context, stream connect.ServerStream) error {
-		return fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, fresh: b.newRequest}) //nolint:errcheck,forcetypeassert // as above
+		return fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &b.typed}) //nolint:errcheck,forcetypeassert // as above
 	}
 	return b
 }

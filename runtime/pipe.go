@@ -32,6 +32,8 @@ var (
 	errStreamClosed = errors.New("the stream was closed by its caller")
 	// errStreamEnded ends the context of a call that is over.
 	errStreamEnded = errors.New("the call is over")
+	// errNodeStopped ends the context of a call whose node stops without waiting for it.
+	errNodeStopped = errors.New("the node stopped")
 )
 
 // openPipe runs a streaming method of a node in this process.
@@ -43,9 +45,13 @@ func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, e
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	cc := localCall(ctx, m)
 	cc.caller = p.ctx
+	// Whoever opened the stream need not wait for it, and it may outlive the turn that it was opened in.
+	cc.chain = nil
+	unlink := context.AfterFunc(n.work, func() { p.cancel(errNodeStopped) })
 	go func() {
 		returned := false
 		defer func() {
+			unlink()
 			if !returned {
 				p.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
 			}
@@ -112,8 +118,8 @@ func (c pipeClient) Send(msg any) error {
 	default:
 	}
 	err := c.p.send(c.p.requests, msg)
-	if err != nil && errors.Is(context.Cause(c.p.ctx), errStreamEnded) {
-		return io.EOF
+	if cause := context.Cause(c.p.ctx); err != nil && (errors.Is(cause, errStreamEnded) || errors.Is(cause, errNodeStopped)) {
+		return io.EOF // Receive says why
 	}
 	return err
 }
@@ -141,7 +147,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	}
 	deliver(c.ctx, c.p.header, c.p.trailer)
 	if c.p.err != nil {
-		return nil, fromPeer(c.p.err)
+		return nil, fromPeer(c.ctx, c.p.err)
 	}
 	return nil, io.EOF
 }

@@ -306,8 +306,8 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method) (connect.Cli
 	}
 	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: outgoingAll(ctx).header}
 	if cc := callContextOf(ctx); cc != nil {
+		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that it was opened in.
 		req.Caller = cc.identity().wire()
-		req.Chain = chainOf(ctx).appendTo(nil)
 	}
 	stream, err := conn.Stream(ctx, req)
 	if err != nil {

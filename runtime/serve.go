@@ -18,7 +18,7 @@ func newCall(ctx context.Context, m *Method, way Way) *callContext {
 // adopt makes the call one of the node's.
 func (n *Node) adopt(cc *callContext) {
 	cc.node = n
-	cc.life = n.life
+	cc.life = n.work
 	if cc.call.method.builtin() && n.host != nil {
 		// They outlive the node: not least the one that ends it.
 		cc.life = n.host.life
@@ -57,9 +57,16 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	case <-j.done:
 		return j.res, j.err
 	case <-ctx.Done():
-		n.mailbox.Remove(&j.entry)
-		return nil, causeOf(ctx)
 	}
+	if !n.mailbox.Remove(&j.entry) {
+		select {
+		case <-j.done:
+			// Both came at once: what was done is worth more.
+			return j.res, j.err
+		default:
+		}
+	}
+	return nil, causeOf(ctx)
 }
 
 // submit puts a unary call in line, or starts it beside the turns, and returns. finish is called once, on a goroutine of the node's; after an
@@ -68,12 +75,15 @@ func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(
 	n.adopt(cc)
 	j := &job{cc: cc, req: req, size: size, finish: finish}
 	if cc.call.method.Concurrent() {
+		if err := n.reserveBeside(cc); err != nil {
+			return nil, err
+		}
 		go func() {
-			if err := n.enterBeside(cc); err != nil {
+			defer n.leaveBeside(cc)
+			if err := n.awaitReady(cc); err != nil {
 				j.Refuse(err)
 				return
 			}
-			defer n.leaveBeside(cc)
 			j.Run(nil)
 		}()
 		return j, nil
@@ -102,21 +112,47 @@ func (n *Node) enqueue(j *job) error {
 	return err
 }
 
-// enterBeside begins a call that runs beside the turns. It waits until the node is set up. Built-in methods are always answered, and not
-// counted: not least the one that drains the node.
+// enterBeside begins a call that runs beside the turns. It waits until the node is set up.
 func (n *Node) enterBeside(cc *callContext) error {
+	if err := n.reserveBeside(cc); err != nil {
+		return err
+	}
+	err := n.awaitReady(cc)
+	if err != nil {
+		n.leaveBeside(cc)
+	}
+	return err
+}
+
+// reserveBeside counts a call that is to run beside the turns, or refuses it. Built-in methods are always answered, and not counted: not least
+// the one that drains the node.
+func (n *Node) reserveBeside(cc *callContext) error {
+	m := cc.call.method
+	if m.builtin() {
+		return nil
+	}
+	if err := n.refuseUnready(cc.chain, cc.call.caller, m.fullName()); err != nil {
+		return err
+	}
+	return n.mailbox.Enter(m.name)
+}
+
+// awaitReady waits until the node is set up.
+func (n *Node) awaitReady(cc *callContext) error {
 	if cc.call.method.builtin() {
 		return nil
 	}
-	if err := n.refuseUnready(cc); err != nil {
-		return err
+	select {
+	case <-n.ready:
+		return n.neverReady
+	default:
 	}
 	select {
 	case <-n.ready:
+		return n.neverReady
 	case <-cc.Done():
 		return causeOf(cc)
 	}
-	return n.mailbox.Enter(cc.call.method.name)
 }
 
 func (n *Node) leaveBeside(cc *callContext) {
@@ -125,23 +161,27 @@ func (n *Node) leaveBeside(cc *callContext) {
 	}
 }
 
-// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for a child, and the child, in its own, calls
-// the node.
-func (n *Node) refuseUnready(cc *callContext) error {
+// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for the call, or for a child, and the child, in its
+// own set-up, calls the node.
+func (n *Node) refuseUnready(chain *chain, caller Caller, method string) error {
 	select {
 	case <-n.ready:
 		return nil
 	default:
 	}
-	if n.creating.Load() > 0 && strings.HasPrefix(cc.call.caller.Path, n.path+"/") {
+	if chain.holds(n.nid) > 0 {
 		return connect.Errorf(connect.CodeFailedPrecondition,
-			"%s is being set up and waits for a child, so %s can't call it yet: create the child in a method of %s, or with NoWait", n.path, cc.call.caller.Path, n.path)
+			"the call would wait for itself: %s -> %s %s, which is served when the set-up is done", chain, n.path, method)
+	}
+	if n.creating.Load() > 0 && strings.HasPrefix(caller.Path, n.path+"/") {
+		return connect.Errorf(connect.CodeFailedPrecondition,
+			"%s is being set up and waits for a child, so %s can't call it yet: create the child in a method of %s, or with NoWait", n.path, caller.Path, n.path)
 	}
 	return nil
 }
 
 func (n *Node) refuseCircle(cc *callContext) error {
-	if err := n.refuseUnready(cc); err != nil {
+	if err := n.refuseUnready(cc.chain, cc.call.caller, cc.call.method.fullName()); err != nil {
 		return err
 	}
 	return cc.chain.circle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
@@ -219,7 +259,7 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 		}
 	}
 	if err != nil {
-		return nil, n.author(cc.call.method, err)
+		return nil, n.author(cc, err)
 	}
 	return res, nil
 }
@@ -244,7 +284,7 @@ func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err erro
 		err = n.intercept(cc, &Invocation{Node: n.ref(), Method: m, Stream: stream})
 	}
 	if err != nil {
-		return n.author(m, err)
+		return n.author(cc, err)
 	}
 	return nil
 }

@@ -96,22 +96,31 @@ func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
 // serverStream is the node's side of every streaming shape; the interfaces above show the part that fits.
 type serverStream[Req, Res proto.Message] struct {
 	stream connect.ServerStream
-	fresh  func() Req
+	method *typed[Req, Res]
 }
 
-func (s *serverStream[Req, Res]) Receive() (Req, error) { return receive(s.stream, s.fresh) }
-func (s *serverStream[Req, Res]) Send(res Res) error    { return s.stream.Send(res) }
+func (s *serverStream[Req, Res]) Receive() (Req, error) {
+	return receive(s.stream, s.method.newRequest)
+}
+func (s *serverStream[Req, Res]) Send(res Res) error {
+	return s.stream.Send(orEmpty(res, s.method.newResponse))
+}
 
 // clientStream is the caller's side of every streaming shape.
 type clientStream[Req, Res proto.Message] struct {
 	stream connect.ClientStream
-	fresh  func() Res
+	method *typed[Req, Res]
 }
 
-func (c *clientStream[Req, Res]) Receive() (Res, error) { return receive(c.stream, c.fresh) }
-func (c *clientStream[Req, Res]) Send(req Req) error    { return c.stream.Send(req) }
-func (c *clientStream[Req, Res]) CloseSend() error      { return c.stream.CloseSend() }
-func (c *clientStream[Req, Res]) Close() error          { return c.stream.Close() }
+func (c *clientStream[Req, Res]) Receive() (Res, error) {
+	return receive(c.stream, c.method.newResponse)
+}
+
+func (c *clientStream[Req, Res]) Send(req Req) error {
+	return c.stream.Send(orEmpty(req, c.method.newRequest))
+}
+func (c *clientStream[Req, Res]) CloseSend() error { return c.stream.CloseSend() }
+func (c *clientStream[Req, Res]) Close() error     { return c.stream.Close() }
 
 func (c *clientStream[Req, Res]) CloseAndReceive() (Res, error) {
 	var none Res

@@ -93,7 +93,7 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message) (p
 	cc := localCall(ctx, m)
 	res, err := n.invoke(cc, req)
 	cc.call.deliver(ctx)
-	return res, fromPeer(err)
+	return res, fromPeer(ctx, err)
 }
 
 // submitLocal is submit for a node of this process: the call always waits in line, so that its caller never runs it.
@@ -104,7 +104,7 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	cc := localCall(ctx, m)
 	// Nobody waits for an async call yet, so its caller's turn is in nobody's way.
 	cc.chain = nil
-	j, err := n.submit(cc, req, proto.Size(req), func(j *job) { f.complete(j.res, fromPeer(j.err)) })
+	j, err := n.submit(cc, req, proto.Size(req), func(j *job) { f.complete(j.res, fromPeer(ctx, j.err)) })
 	if err != nil {
 		return err
 	}

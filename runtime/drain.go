@@ -1,0 +1,85 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// grace is what the ends of a node's tasks and its OnStop functions are given when draining has used up all the time there was.
+const grace = time.Second
+
+// OnStop makes the node's end call fn, after the last call has been drained and the last task has returned; the last fn given is called first.
+// Its ctx bounds how long it may take. A node that could not be drained in time calls fn all the same. One that has ended does not.
+func (n *Node) OnStop(fn func(ctx context.Context) error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.onStop = append(n.onStop, fn)
+}
+
+// drain refuses new calls and waits for those that run or wait; when ctx ends before they have, the rest is refused and what runs has its
+// context ended. Then it ends the node's tasks and runs what OnStop was given.
+func (n *Node) drain(ctx context.Context, cause error) error {
+	n.mailbox.Close(closedError(n.path, "is stopping"))
+	var errs []error
+	if err := n.mailbox.Drain(ctx); err != nil {
+		s := n.mailbox.Stats()
+		errs = append(errs, fmt.Errorf("draining %s: %d calls were still running and %d waiting: %w", n.path, s.Running, s.Waiting, err))
+		n.mailbox.Abandon(closedError(n.path, "stopped"))
+	}
+	n.cut(cause)
+	if err := n.endWork(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
+	}
+	for fn := n.nextOnStop(); fn != nil; fn = n.nextOnStop() {
+		if err := n.runOnStop(ctx, fn); err != nil {
+			errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
+		}
+	}
+	n.kill(cause)
+	return errors.Join(errs...)
+}
+
+// endWork waits for tasks, and for calls that could not be drained; all have been told to end.
+func (n *Node) endWork(ctx context.Context) error {
+	ctx, cancel := withGrace(ctx)
+	defer cancel()
+	err := n.tasks.wait(ctx)
+	_ = n.mailbox.Drain(ctx) // that it had to be cut short is known already
+	return err
+}
+
+func (n *Node) nextOnStop() func(context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	last := len(n.onStop) - 1
+	if last < 0 {
+		return nil
+	}
+	fn := n.onStop[last]
+	n.onStop = n.onStop[:last]
+	return fn
+}
+
+func (n *Node) runOnStop(ctx context.Context, fn func(context.Context) error) (err error) {
+	ctx, cancel := withGrace(ctx)
+	defer cancel()
+	// It is the node's code: the calls that it makes are the node's.
+	cc := &callContext{node: n, life: n.life, caller: ctx}
+	defer func() {
+		cc.end()
+		if r := recover(); r != nil {
+			err = fmt.Errorf("an OnStop function panicked: %v", r)
+		}
+	}()
+	return fn(cc)
+}
+
+// withGrace is ctx, or a moment more where it has ended or is about to.
+func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ctx.Err() == nil && (!ok || time.Until(deadline) > grace) {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(context.WithoutCancel(ctx), grace)
+}

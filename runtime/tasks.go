@@ -1,0 +1,117 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+)
+
+// Do takes a turn, runs fn and gives the turn back: how streams, timers and loops touch the node's state. Calls that fn makes with its ctx
+// are made from that turn. The error is fn's, or says why there was no turn: ctx ended, the node has stopped, or the turn is held by who
+// waits for Do. While a node stops, what runs still gets turns, so that it can come to its end.
+func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
+	outer := chainOf(ctx)
+	method := n.service.name + "/Do"
+	if err := n.refuseUnready(outer, Caller{}, method); err != nil {
+		return err
+	}
+	if err := outer.circle(n.nid, n.path, method, n.mailbox.Turns()); err != nil {
+		return err
+	}
+	cc := &callContext{node: n, life: n.work, caller: ctx, chain: outer}
+	if err := n.mailbox.Acquire(ctx, &cc.ownTurn, "Do"); err != nil {
+		if ctx.Err() != nil {
+			return causeOf(ctx)
+		}
+		return err
+	}
+	cc.turn = &cc.ownTurn
+	defer cc.ownTurn.Release()
+	defer cc.end()
+	return fn(cc)
+}
+
+// Go runs fn as a task of the node: its ctx ends when the node stops, after the last call has been drained, and no OnStop function is called
+// before fn has returned. An error or a panic of fn is the node's failure: the node ends, and its callers are told why. An error that only
+// says that ctx ended is none.
+func (n *Node) Go(fn func(ctx context.Context) error) {
+	n.tasks.begin()
+	go func() {
+		defer n.tasks.end()
+		err := n.runTask(fn)
+		if err == nil || n.work.Err() != nil && errors.Is(err, context.Canceled) {
+			return
+		}
+		n.fail(err)
+	}()
+}
+
+func (n *Node) runTask(fn func(ctx context.Context) error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			n.logger().Error("a task panicked", slog.String("node", n.path), slog.Any("panic", r), slog.String("stack", string(debug.Stack())))
+			err = fmt.Errorf("a task panicked: %v", r)
+		}
+	}()
+	return fn(n.work)
+}
+
+// fail ends the node because of err.
+func (n *Node) fail(err error) {
+	n.mu.Lock()
+	if n.failure == nil {
+		n.failure = err
+	}
+	n.mu.Unlock()
+	n.logger().Error("a node failed", slog.String("node", n.path), slog.Any("error", err))
+	n.mailbox.Close(closedError(n.path, "failed: "+err.Error()))
+	if n.host != nil {
+		n.host.nodeFailed(n, err)
+	}
+}
+
+// tasks counts what a node's Go has started.
+type tasks struct {
+	mu      sync.Mutex // guards all below
+	running int
+	// idle is closed when none runs; nil while nobody waits for that.
+	idle chan struct{}
+}
+
+func (t *tasks) begin() {
+	t.mu.Lock()
+	t.running++
+	t.mu.Unlock()
+}
+
+func (t *tasks) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running--; t.running == 0 && t.idle != nil {
+		close(t.idle)
+		t.idle = nil
+	}
+}
+
+// wait waits until none runs.
+func (t *tasks) wait(ctx context.Context) error {
+	t.mu.Lock()
+	running := t.running
+	if running > 0 && t.idle == nil {
+		t.idle = make(chan struct{})
+	}
+	idle := t.idle
+	t.mu.Unlock()
+	if running == 0 {
+		return nil
+	}
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d tasks of node.Go go on although their context has ended", running)
+	}
+}
