@@ -28,6 +28,8 @@ type callContext struct {
 	ownTurn mailbox.Turn
 	// chain is who waits for this call, see chain.go.
 	chain *chain
+	// sent is the request of a call from this process, see seal.go.
+	sent seal
 
 	mu sync.Mutex // guards all below
 	// err is what Err has said: it never says anything else afterwards.

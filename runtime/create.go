@@ -239,6 +239,7 @@ func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
 // setUp brings a node to life in this process.
 func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config proto.Message) (*kid, *nodev1.NodeRecord, error) {
 	n := newNode(h, t.service, rec)
+	n.copies = t.copies
 	h.mu.Lock()
 	h.nodes[n.nid] = n
 	h.mu.Unlock()

@@ -15,7 +15,8 @@ type Invocation struct {
 	Method *Method
 	// Request is a unary method's request; nil for streams. It is shared: replace it, don't change it.
 	Request proto.Message
-	// Response is a unary method's response, set once next has returned nil. It is shared too.
+	// Response is a unary method's response, set once next has returned nil. It is shared too. An interceptor that does not call next sets it
+	// itself; nil is the empty message.
 	Response proto.Message
 	// Stream is a streaming method's stream; nil for unary methods. It may be wrapped before next is called; a wrapper costs streams
 	// inside one process their hand-over without copies.
@@ -25,8 +26,8 @@ type Invocation struct {
 // Invoke serves one call. ctx is what the node's method will get: [CallFrom] reads the call from it.
 type Invoke func(ctx context.Context, in *Invocation) error
 
-// Interceptor wraps the serving of calls: every call to a node of this process passes, whatever way it came, local ones included. It runs
-// while the call holds its turn. It is called once for each node; the Invoke it returns is called for each call, concurrently where
+// Interceptor wraps the serving of calls: every call to a node of this process passes, whatever way it came, local ones included; only what
+// every node answers (ping, info, stop, ...) does not. It runs while the call holds its turn. It is called once for each node; the Invoke it returns is called for each call, concurrently where
 // the node's methods are.
 type Interceptor func(next Invoke) Invoke
 
@@ -36,10 +37,17 @@ func chainInterceptors(interceptors []Interceptor, impl any) Invoke {
 		return nil
 	}
 	next := func(ctx context.Context, in *Invocation) error {
-		if in.Stream != nil {
-			return in.Method.stream(impl, ctx, in.Stream)
+		m := in.Method
+		if m.shape != connect.StreamTypeUnary {
+			return m.stream(impl, ctx, in.Stream)
 		}
-		res, err := in.Method.unary(impl, ctx, in.Request)
+		if isNil(in.Request) {
+			in.Request = m.newRequest()
+		}
+		if !m.isRequest(in.Request) {
+			return connect.Errorf(connect.CodeInternal, "an interceptor made a %T the request of %s", in.Request, m.fullName())
+		}
+		res, err := m.unary(impl, ctx, in.Request)
 		in.Response = res
 		return err
 	}

@@ -23,6 +23,8 @@ type Method struct {
 
 	newRequest  func() proto.Message
 	newResponse func() proto.Message
+	// isRequest and isResponse say whether a message is of the method's own type.
+	isRequest, isResponse func(proto.Message) bool
 	// unary runs a unary method on a node's implementation. req is never nil, nor is the response of a nil error.
 	unary func(node any, ctx context.Context, req proto.Message) (proto.Message, error)
 	// stream runs a streaming method on a node's implementation.
@@ -80,8 +82,18 @@ func newTyped[Req, Res any, PReq Message[Req], PRes Message[Res]](
 	}
 	t.m.newRequest = func() proto.Message { return PReq(new(Req)) }
 	t.m.newResponse = func() proto.Message { return PRes(new(Res)) }
+	t.m.isRequest = func(msg proto.Message) bool { return is[PReq](msg) }
+	t.m.isResponse = func(msg proto.Message) bool { return is[PRes](msg) }
 	return t
 }
+
+func is[M proto.Message](msg proto.Message) bool {
+	_, ok := msg.(M)
+	return ok
+}
+
+// isNil says that there is no message, or a nil one.
+func isNil(msg proto.Message) bool { return msg == nil || !msg.ProtoReflect().IsValid() }
 
 // Unary is a unary method with its types; Req and Res are pointers to messages.
 type Unary[Req, Res proto.Message] struct{ typed[Req, Res] }

@@ -19,6 +19,9 @@ type Node struct {
 	host    *Host // nil for a stub outside any system
 	service *Service
 	impl    any
+	// copies says that messages are copied between the node and its callers in this process.
+	copies  bool
+	witness witness
 	nid     string
 	path    string
 

@@ -165,6 +165,7 @@ func (o *Options) String() string {
 type NodeType struct {
 	service *Service
 	setup   func(ctx context.Context, node *Node, config proto.Message) (any, error)
+	copies  bool
 }
 
 // NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.

@@ -17,8 +17,10 @@ const pipeWindow = 16
 type pipe struct {
 	ctx      context.Context //nolint:containedctx // a stream lives as long as its call's context
 	cancel   context.CancelCauseFunc
-	requests chan proto.Message
-	replies  chan proto.Message
+	node     *Node
+	method   *Method
+	requests chan passing
+	replies  chan passing
 
 	sendOnce sync.Once
 	// ended is closed when the method has returned err.
@@ -26,6 +28,12 @@ type pipe struct {
 	err   error
 	// header and trailer are set when ended is closed.
 	header, trailer Metadata
+}
+
+// passing is a message on its way.
+type passing struct {
+	msg  proto.Message
+	sent seal
 }
 
 var (
@@ -41,7 +49,10 @@ func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, e
 	if ctx.Err() != nil {
 		return nil, causeOf(ctx)
 	}
-	p := &pipe{requests: make(chan proto.Message, pipeWindow), replies: make(chan proto.Message, pipeWindow), ended: make(chan struct{})}
+	p := &pipe{
+		node: n, method: m,
+		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow), ended: make(chan struct{}),
+	}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	cc := localCall(ctx, m)
 	cc.caller = p.ctx
@@ -80,14 +91,14 @@ func (s pipeServer) receiveMessage() (proto.Message, error) {
 		if !ok {
 			return nil, io.EOF
 		}
-		return msg, nil
+		return s.p.receive(msg)
 	case <-s.p.ctx.Done():
 		return nil, causeOf(s.p.ctx)
 	}
 }
 
 // send hands msg over, or says why not.
-func (p *pipe) send(to chan proto.Message, msg any) error {
+func (p *pipe) send(to chan<- passing, msg any) error {
 	m, ok := msg.(proto.Message)
 	if !ok {
 		return connect.Errorf(connect.CodeInternal, "%T is not a message", msg)
@@ -96,11 +107,19 @@ func (p *pipe) send(to chan proto.Message, msg any) error {
 		return causeOf(p.ctx)
 	}
 	select {
-	case to <- m:
+	case to <- passing{msg: p.node.passes(m), sent: sealOf(m)}:
 		return nil
 	case <-p.ctx.Done():
 		return causeOf(p.ctx)
 	}
+}
+
+// receive takes what was handed over.
+func (p *pipe) receive(m passing) (proto.Message, error) {
+	if err := p.node.verifyPassed(m.sent, p.method); err != nil {
+		return nil, err
+	}
+	return m.msg, nil
 }
 
 // pipeClient is the caller's end. ctx is the caller's own, which outlives the pipe's.
@@ -134,7 +153,7 @@ func (c pipeClient) Receive(msg any) error { return receiveInto(c, msg) }
 func (c pipeClient) receiveMessage() (proto.Message, error) {
 	select {
 	case msg := <-c.p.replies:
-		return msg, nil
+		return c.p.receive(msg)
 	case <-c.p.ended:
 	case <-c.ctx.Done():
 		return nil, causeOf(c.ctx)
@@ -142,7 +161,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	// The method has returned: what it sent before comes first.
 	select {
 	case msg := <-c.p.replies:
-		return msg, nil
+		return c.p.receive(msg)
 	default:
 	}
 	deliver(c.ctx, c.p.header, c.p.trailer)

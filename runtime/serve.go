@@ -247,21 +247,43 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 			res, err = nil, n.panicked(cc.call.method, r)
 		}
 	}()
-	if cc.call.method.builtin() {
-		res, err = cc.call.method.unary(n, cc, req)
-	} else if in := n.intercept; in == nil {
-		res, err = cc.call.method.unary(n.impl, cc, req)
-	} else {
-		inv := &Invocation{Node: n.ref(), Method: cc.call.method, Request: req}
-		err = in(cc, inv)
-		if res = inv.Response; res == nil && err == nil {
-			res = cc.call.method.newResponse()
-		}
+	if err := n.verifySent(cc); err != nil {
+		return nil, err
+	}
+	switch m := cc.call.method; {
+	case m.builtin():
+		res, err = m.unary(n, cc, req)
+	case n.intercept == nil:
+		res, err = m.unary(n.impl, cc, req)
+	default:
+		res, err = n.runIntercepted(cc, req)
+	}
+	if err == nil && cc.call.way == WayLocal {
+		res = n.passes(res)
+	}
+	if broken := n.verifyReturned(cc, res); broken != nil {
+		return nil, broken
 	}
 	if err != nil {
 		return nil, n.author(cc, err)
 	}
 	return res, nil
+}
+
+// runIntercepted runs a unary method inside of the interceptors.
+func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message, error) {
+	m := cc.call.method
+	inv := &Invocation{Node: n.ref(), Method: m, Request: req}
+	if err := n.intercept(cc, inv); err != nil {
+		return nil, err
+	}
+	if isNil(inv.Response) {
+		return m.newResponse(), nil
+	}
+	if !m.isResponse(inv.Response) {
+		return nil, connect.Errorf(connect.CodeInternal, "an interceptor made a %T the response of %s", inv.Response, m.fullName())
+	}
+	return inv.Response, nil
 }
 
 // runStream runs a streaming method beside the turns, and authors its error.

@@ -91,7 +91,8 @@ func (t *target) stream(ctx context.Context, m *Method) (connect.ClientStream, e
 // invokeLocal is invoke for a node of this process.
 func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
 	cc := localCall(ctx, m)
-	res, err := n.invoke(cc, req)
+	cc.sent = sealOf(req)
+	res, err := n.invoke(cc, n.passes(req))
 	cc.call.deliver(ctx)
 	return res, fromPeer(ctx, err)
 }
@@ -102,9 +103,10 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 		return causeOf(ctx)
 	}
 	cc := localCall(ctx, m)
+	cc.sent = sealOf(req)
 	// Nobody waits for an async call yet, so its caller's turn is in nobody's way.
 	cc.chain = nil
-	j, err := n.submit(cc, req, proto.Size(req), func(j *job) { f.complete(j.res, fromPeer(ctx, j.err)) })
+	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) { f.complete(j.res, fromPeer(ctx, j.err)) })
 	if err != nil {
 		return err
 	}

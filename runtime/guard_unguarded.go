@@ -1,0 +1,5 @@
+//go:build unguarded
+
+package runtime
+
+const guarded = false
