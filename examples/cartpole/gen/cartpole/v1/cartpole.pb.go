@@ -963,10 +963,12 @@ type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	State RunState               `protobuf:"varint,1,opt,name=state,proto3,enum=cartpole.v1.RunState" json:"state,omitempty"`
 	// What the workers earned, in the order of steps: the learning curve.
-	Episodes      []*Episode   `protobuf:"bytes,2,rep,name=episodes,proto3" json:"episodes,omitempty"`
-	Exams         []*ExamStats `protobuf:"bytes,3,rep,name=exams,proto3" json:"exams,omitempty"`
-	Steps         uint64       `protobuf:"varint,4,opt,name=steps,proto3" json:"steps,omitempty"`
-	LearnerSteps  uint64       `protobuf:"varint,5,opt,name=learner_steps,json=learnerSteps,proto3" json:"learner_steps,omitempty"`
+	Episodes     []*Episode   `protobuf:"bytes,2,rep,name=episodes,proto3" json:"episodes,omitempty"`
+	Exams        []*ExamStats `protobuf:"bytes,3,rep,name=exams,proto3" json:"exams,omitempty"`
+	Steps        uint64       `protobuf:"varint,4,opt,name=steps,proto3" json:"steps,omitempty"`
+	LearnerSteps uint64       `protobuf:"varint,5,opt,name=learner_steps,json=learnerSteps,proto3" json:"learner_steps,omitempty"`
+	// From the first environment step to the exam that was passed, or to giving up.
+	Took          *durationpb.Duration `protobuf:"bytes,6,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1034,6 +1036,13 @@ func (x *RunResponse) GetLearnerSteps() uint64 {
 		return x.LearnerSteps
 	}
 	return 0
+}
+
+func (x *RunResponse) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
 }
 
 type WorkerConfig struct {
@@ -1554,13 +1563,14 @@ const file_cartpole_v1_cartpole_proto_rawDesc = "" +
 	"\fRunnerConfig\x120\n" +
 	"\x06replay\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\x06replay\"\f\n" +
 	"\n" +
-	"RunRequest\"\xd5\x01\n" +
+	"RunRequest\"\x84\x02\n" +
 	"\vRunResponse\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.cartpole.v1.RunStateR\x05state\x120\n" +
 	"\bepisodes\x18\x02 \x03(\v2\x14.cartpole.v1.EpisodeR\bepisodes\x12,\n" +
 	"\x05exams\x18\x03 \x03(\v2\x16.cartpole.v1.ExamStatsR\x05exams\x12\x14\n" +
 	"\x05steps\x18\x04 \x01(\x04R\x05steps\x12#\n" +
-	"\rlearner_steps\x18\x05 \x01(\x04R\flearnerSteps\"V\n" +
+	"\rlearner_steps\x18\x05 \x01(\x04R\flearnerSteps\x12-\n" +
+	"\x04took\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04took\"V\n" +
 	"\fWorkerConfig\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x120\n" +
 	"\x06replay\x18\x02 \x01(\v2\x18.raylink.node.v1.NodeRefR\x06replay\"\r\n" +
@@ -1660,24 +1670,25 @@ var file_cartpole_v1_cartpole_proto_depIdxs = []int32{
 	1,  // 9: cartpole.v1.RunResponse.state:type_name -> cartpole.v1.RunState
 	17, // 10: cartpole.v1.RunResponse.episodes:type_name -> cartpole.v1.Episode
 	8,  // 11: cartpole.v1.RunResponse.exams:type_name -> cartpole.v1.ExamStats
-	25, // 12: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	17, // 13: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
-	25, // 14: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
-	10, // 15: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
-	13, // 16: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
-	16, // 17: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
-	20, // 18: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
-	22, // 19: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
-	11, // 20: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
-	14, // 21: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
-	18, // 22: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
-	21, // 23: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
-	23, // 24: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
-	20, // [20:25] is the sub-list for method output_type
-	15, // [15:20] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	24, // 12: cartpole.v1.RunResponse.took:type_name -> google.protobuf.Duration
+	25, // 13: cartpole.v1.WorkerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	17, // 14: cartpole.v1.WorkResponse.episodes:type_name -> cartpole.v1.Episode
+	25, // 15: cartpole.v1.LearnerConfig.replay:type_name -> raylink.node.v1.NodeRef
+	10, // 16: cartpole.v1.Manager.Train:input_type -> cartpole.v1.TrainRequest
+	13, // 17: cartpole.v1.Runner.Run:input_type -> cartpole.v1.RunRequest
+	16, // 18: cartpole.v1.Worker.Work:input_type -> cartpole.v1.WorkRequest
+	20, // 19: cartpole.v1.Learner.Learn:input_type -> cartpole.v1.LearnRequest
+	22, // 20: cartpole.v1.Player.Play:input_type -> cartpole.v1.PlayRequest
+	11, // 21: cartpole.v1.Manager.Train:output_type -> cartpole.v1.TrainResponse
+	14, // 22: cartpole.v1.Runner.Run:output_type -> cartpole.v1.RunResponse
+	18, // 23: cartpole.v1.Worker.Work:output_type -> cartpole.v1.WorkResponse
+	21, // 24: cartpole.v1.Learner.Learn:output_type -> cartpole.v1.LearnResponse
+	23, // 25: cartpole.v1.Player.Play:output_type -> cartpole.v1.PlayResponse
+	21, // [21:26] is the sub-list for method output_type
+	16, // [16:21] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_cartpole_v1_cartpole_proto_init() }

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
+	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
+	"github.com/raylink/raylink/examples/cartpole/internal/seed"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/replay"
+	"github.com/raylink/raylink/services/storage"
+)
+
+// learner samples, learns and pushes.
+type learner struct {
+	links   *links
+	learner *dqn.Learner
+	sampler *replay.ReadHead
+	batch   *replay.Batch
+	stats   *cartpolev1.LearnerStats
+}
+
+// newLearner pushes the first parameters: whoever is created after the learner finds some.
+func newLearner(ctx context.Context, self *runtime.Node, config *cartpolev1.LearnerConfig) (cartpolev1raylink.LearnerNode, error) {
+	l, err := openLinks(ctx, self, config.GetReplay())
+	if err != nil {
+		return nil, err
+	}
+	run, learning := l.config.GetSeed(), l.config.GetLearning()
+	n := &learner{links: l, sampler: l.replay.Reader(seed.Stream(run, "sampler", 0)), stats: &cartpolev1.LearnerStats{}}
+	hidden := make([]int, len(learning.GetHidden()))
+	for i, width := range learning.GetHidden() {
+		hidden[i] = int(width)
+	}
+	n.learner, err = dqn.NewLearner(dqn.Config{
+		Hidden: hidden, Rate: learning.GetRate(), Average: learning.GetAverage(), MaxNorm: learning.GetMaxNorm(),
+	}, seed.Stream(run, "learner", 0))
+	if err != nil {
+		return nil, err
+	}
+	if n.batch, err = l.replay.NewBatch(int(learning.GetBatch())); err != nil {
+		return nil, err
+	}
+	return n, n.push(ctx)
+}
+
+// Learn takes as many steps as the workers' pace allows, until the run is over.
+func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
+	store, warmup, pace := n.links.storage, n.links.config.GetExperience().GetWarmup(), uint64(n.links.config.GetPace())
+	for {
+		if on, err := n.links.running(ctx); err != nil || !on {
+			return &cartpolev1.LearnResponse{Steps: n.stats.GetSteps(), Version: n.stats.GetVersion()}, err
+		}
+		seen, err := storage.GetOr[int64](ctx, store, keySteps, 0)
+		if err != nil {
+			return nil, err
+		}
+		due := uint64(0)
+		if steps := uint64(seen); steps > warmup { //nolint:gosec // a count
+			due = (steps - warmup) / pace
+		}
+		if due <= n.stats.GetSteps() || n.links.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
+			// The workers are behind: let them.
+			if err := pause(ctx, time.Millisecond); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		for range min(due-n.stats.GetSteps(), uint64(n.links.config.GetLearning().GetPushEvery())) {
+			if err := n.step(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if _, err := storage.Put(ctx, store, keyLearnerSteps, int64(n.stats.GetSteps())); err != nil { //nolint:gosec // a count
+			return nil, err
+		}
+		if _, err := storage.PutMessage(ctx, store, keyLearner, n.stats); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// step learns from one batch, and pushes every so often.
+func (n *learner) step(ctx context.Context) error {
+	if err := n.sampler.Sample(ctx, n.batch.Rows(), n.batch); err != nil {
+		return err
+	}
+	batch, err := view(n.batch)
+	if err != nil {
+		return err
+	}
+	loss, err := n.learner.Learn(batch)
+	if err != nil {
+		return err
+	}
+	// Storage may still hold the one before for its readers: what was sent is not changed.
+	n.stats = &cartpolev1.LearnerStats{Steps: n.stats.GetSteps() + 1, Loss: loss, Version: n.stats.GetVersion()}
+	if n.stats.GetSteps()%uint64(n.links.config.GetLearning().GetPushEvery()) == 0 {
+		return n.push(ctx)
+	}
+	return nil
+}
+
+func (n *learner) push(ctx context.Context) error {
+	parameters, err := n.learner.Network().MarshalBinary()
+	if err != nil {
+		return err
+	}
+	version, err := n.links.ps.Push(ctx, tagPolicy, parameters, nil)
+	if err != nil {
+		return err
+	}
+	n.stats.Version = version.GetId()
+	return nil
+}
+
+// pause waits a little, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

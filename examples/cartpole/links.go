@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
+	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
+	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/ps"
+	"github.com/raylink/raylink/services/replay"
+	"github.com/raylink/raylink/services/storage"
+)
+
+// What stands where in storage.
+const (
+	keyConfig       = "config"
+	keyState        = "run/state"
+	keySteps        = "pace/steps"
+	keyLearnerSteps = "pace/learner-steps"
+	keyWorker       = "stats/worker-"
+	keyLearner      = "stats/learner"
+	keyExam         = "stats/exam"
+)
+
+// The tags of the parameter server.
+const (
+	tagPolicy = "policy"
+	tagSolved = "solved"
+)
+
+// links are a node's ways to the others.
+type links struct {
+	config  *cartpolev1.RunConfig
+	storage *storage.Client
+	ps      *ps.Client
+	// replay is there for those who were told of one.
+	replay *replay.Client
+}
+
+// openLinks finds what every system has, reads the configuration, and opens the run's replay. All of it ends with the node.
+func openLinks(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef) (*links, error) {
+	l := &links{config: &cartpolev1.RunConfig{}}
+	var err error
+	if l.storage, err = openStorage(ctx, self); err != nil {
+		return nil, err
+	}
+	if err := storage.GetMessage(ctx, l.storage, keyConfig, l.config); err != nil {
+		return nil, err
+	}
+	captain, err := psv1raylink.FindCaptain(ctx, self, runtime.Path("ps-0"))
+	if err != nil {
+		return nil, err
+	}
+	if l.ps, err = ps.Open(ctx, captain); err != nil {
+		return nil, err
+	}
+	self.OnStop(func(context.Context) error { return l.ps.Close() })
+	if buffer == nil {
+		return l, nil
+	}
+	handle, err := replayv1raylink.ReplayFrom(self, buffer)
+	if err != nil {
+		return nil, err
+	}
+	if l.replay, err = replay.Open(ctx, handle); err != nil {
+		return nil, err
+	}
+	self.OnStop(func(context.Context) error { return l.replay.Close() })
+	return l, nil
+}
+
+func openStorage(ctx context.Context, from runtime.Finder) (*storage.Client, error) {
+	handle, err := storagev1raylink.FindStorage(ctx, from, runtime.Path("storage-0"))
+	if err != nil {
+		return nil, err
+	}
+	return storage.New(handle), nil
+}
+
+// running says whether the run goes on.
+func (l *links) running(ctx context.Context) (bool, error) {
+	state, err := storage.GetOr(ctx, l.storage, keyState, int64(cartpolev1.RunState_RUN_STATE_RUNNING))
+	return state == int64(cartpolev1.RunState_RUN_STATE_RUNNING), err
+}
+
+// pull reads a tag's newest policy, and says which version it is.
+func (l *links) pull(ctx context.Context, tag string) (_ *dqn.Policy, version uint64, err error) {
+	parameters, err := l.ps.Pull(ctx, tag)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, parameters.Release()) }()
+	// The bytes are mapped memory that ends with the release: the policy has its own.
+	policy, err := dqn.ParsePolicy(parameters.Bytes())
+	if err != nil {
+		return nil, 0, fmt.Errorf("version %d of %q: %w", parameters.Version().GetId(), tag, err)
+	}
+	return policy, parameters.Version().GetId(), nil
+}
+
+// The replay's columns: one row is one transition.
+const (
+	columnObservation = "observation"
+	columnAction      = "action"
+	columnReturn      = "return"
+	columnNext        = "next"
+	columnDiscount    = "discount"
+)
+
+func columns() []*replayv1.Column {
+	return []*replayv1.Column{
+		replay.Column[float32](columnObservation, pole.Features),
+		replay.Column[int32](columnAction),
+		replay.Column[float32](columnReturn),
+		replay.Column[float32](columnNext, pole.Features),
+		replay.Column[float32](columnDiscount),
+	}
+}
+
+// view is a replay's batch as the learner's: the same memory, column by column.
+func view(b *replay.Batch) (*dqn.Batch, error) {
+	var v dqn.Batch
+	var errs [5]error
+	v.Observations, errs[0] = replay.Values[float32](b, columnObservation)
+	v.Actions, errs[1] = replay.Values[int32](b, columnAction)
+	v.Returns, errs[2] = replay.Values[float32](b, columnReturn)
+	v.Next, errs[3] = replay.Values[float32](b, columnNext)
+	v.Discounts, errs[4] = replay.Values[float32](b, columnDiscount)
+	return &v, errors.Join(errs[:]...)
+}

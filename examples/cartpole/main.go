@@ -1,0 +1,117 @@
+// Command cartpole trains CartPole with a whole pipeline: workers that act, a replay, a learner, a parameter server and shared counters, each in a
+// process of its own. README.md says who there is and how data gets around; read this file, run.go and then a node: worker.go or learner.go.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/raylink/raylink"
+	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
+	"github.com/raylink/raylink/examples/cartpole/internal/play"
+)
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "cartpole:", err)
+		os.Exit(1)
+	}
+}
+
+// nodes are the types that this program's processes can host. What comes before Init runs in every process, so it is just this and the flags.
+func nodes() []raylink.Option {
+	return []raylink.Option{
+		cartpolev1raylink.ManagerType(newManager),
+		cartpolev1raylink.RunnerType(newRunner),
+		cartpolev1raylink.WorkerType(newWorker),
+		cartpolev1raylink.LearnerType(newLearner),
+		cartpolev1raylink.PlayerType(newPlayer),
+	}
+}
+
+var errNotSolved = errors.New("not solved")
+
+func run(ctx context.Context) error {
+	config := defaultConfig()
+	flag.Uint64Var(&config.Seed, "seed", config.GetSeed(), "all random numbers of the run come from it")
+	seeds := flag.Int("seeds", 0, "train so many seeds, one after the other, and print a table")
+	cut := flag.String("ablate", "", "cut one link, to show that learning needs it: pull or replay")
+	limit := flag.Duration("limit", config.GetLimit().AsDuration(), "when a run is given up, from its first environment step")
+	flag.Parse()
+	config.Limit = durationpb.New(*limit)
+	switch *cut {
+	case "":
+	case "pull":
+		config.Cut = cartpolev1.Link_LINK_PULL
+	case "replay":
+		config.Cut = cartpolev1.Link_LINK_REPLAY
+	default:
+		return fmt.Errorf("-ablate is pull or replay, not %q", *cut)
+	}
+	if *seeds > 0 {
+		return table(ctx, config, *seeds)
+	}
+	res, err := train(ctx, config, os.Stdout)
+	if err != nil {
+		return err
+	}
+	res.print(os.Stdout)
+	if !res.Solved {
+		return errNotSolved
+	}
+	return nil
+}
+
+// defaultConfig holds the figures that the single-process trial (internal/solo) was tuned with.
+func defaultConfig() *cartpolev1.RunConfig {
+	exam := play.DefaultExam()
+	return &cartpolev1.RunConfig{
+		Seed:    1,
+		Workers: 2,
+		Experience: &cartpolev1.Experience{
+			Lookout: 3, Discount: 0.995, Explore: 2_000, Stint: 32, Capacity: 50_000, Warmup: 500,
+		},
+		Learning: &cartpolev1.Learning{Batch: 64, PushEvery: 20},
+		Exam:     &cartpolev1.Exam{Few: uint32(exam.Few), Many: uint32(exam.Many), Pass: exam.Pass, Every: 500}, //nolint:gosec // small numbers
+		Pace:     2,
+		Limit:    durationpb.New(85 * time.Second),
+	}
+}
+
+// table trains many seeds, each in a system of its own.
+func table(ctx context.Context, config *cartpolev1.RunConfig, seeds int) error {
+	fmt.Println("seed  before   exam  played  learner steps  env steps  seconds")
+	var took []float64
+	solved := 0
+	for range seeds {
+		res, err := train(ctx, config, nil)
+		if err != nil {
+			return fmt.Errorf("seed %d: %w", config.GetSeed(), err)
+		}
+		verdict := "NOT SOLVED"
+		if res.Solved {
+			verdict = "solved"
+			solved++
+			took = append(took, res.Took.AsDuration().Seconds())
+		}
+		fmt.Printf("%4d  %6.1f  %5.1f  %6.1f  %13d  %9d  %7.1f  %s\n", config.GetSeed(), res.First, res.Exam, res.Played,
+			res.Run.GetLearnerSteps(), res.Run.GetSteps(), res.Took.AsDuration().Seconds(), verdict)
+		config.Seed++
+	}
+	slices.Sort(took)
+	if solved > 0 {
+		fmt.Printf("%d of %d solved; %.1f s in the median, %.1f s at the most\n", solved, seeds, took[len(took)/2], took[len(took)-1])
+	}
+	if solved*20 < seeds*19 {
+		return fmt.Errorf("%w: %d of %d seeds", errNotSolved, seeds-solved, seeds)
+	}
+	return nil
+}

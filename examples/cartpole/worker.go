@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
+	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
+	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+	"github.com/raylink/raylink/examples/cartpole/internal/seed"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/replay"
+	"github.com/raylink/raylink/services/storage"
+)
+
+// worker acts, and writes what it sees.
+type worker struct {
+	links *links
+	index int
+	rows  *replay.WriteHead
+	batch *replay.Batch
+
+	env       *pole.Environment
+	seen      pole.Observation
+	explorer  *dqn.Explorer
+	assembler *dqn.Assembler
+	policy    *dqn.Policy
+	version   uint64
+
+	earned   float64 // in the episode under way
+	episodes []*cartpolev1.Episode
+	steps    uint64
+}
+
+func newWorker(ctx context.Context, self *runtime.Node, config *cartpolev1.WorkerConfig) (cartpolev1raylink.WorkerNode, error) {
+	l, err := openLinks(ctx, self, config.GetReplay())
+	if err != nil {
+		return nil, err
+	}
+	run, experience, index := l.config.GetSeed(), l.config.GetExperience(), int(config.GetIndex())
+	w := &worker{
+		links: l, index: index, rows: l.replay.Writer(),
+		env: pole.New(seed.Stream(run, "environment", index)),
+		explorer: dqn.NewExplorer(dqn.NewExploration(index, int(l.config.GetWorkers()), int(experience.GetExplore())), //nolint:gosec // small numbers
+			seed.Stream(run, "explorer", index)),
+		assembler: dqn.NewAssembler(int(experience.GetLookout()), experience.GetDiscount()),
+	}
+	w.seen = w.env.Reset()
+	if w.batch, err = l.replay.NewBatch(0); err != nil {
+		return nil, err
+	}
+	w.policy, w.version, err = l.pull(ctx, tagPolicy)
+	return w, err
+}
+
+// Work plays one stint after the other, until the run is over.
+func (w *worker) Work(ctx context.Context, _ *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
+	total := uint64(0)
+	for {
+		if on, err := w.links.running(ctx); err != nil || !on {
+			return &cartpolev1.WorkResponse{Episodes: w.episodes, Steps: w.steps}, err
+		}
+		ahead, err := w.ahead(ctx, total)
+		if err != nil {
+			return nil, err
+		}
+		if ahead {
+			if err := pause(ctx, time.Millisecond); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := w.refresh(ctx); err != nil {
+			return nil, err
+		}
+		rows, err := w.stint(total)
+		if err != nil {
+			return nil, err
+		}
+		if err := w.write(ctx, rows); err != nil {
+			return nil, err
+		}
+		if total, err = w.report(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// ahead says whether the workers have taken as many steps as the learner's allow, and one stint each.
+func (w *worker) ahead(ctx context.Context, total uint64) (bool, error) {
+	learned, err := storage.GetOr[int64](ctx, w.links.storage, keyLearnerSteps, 0)
+	if err != nil {
+		return false, err
+	}
+	experience := w.links.config.GetExperience()
+	slack := experience.GetWarmup() + uint64(experience.GetStint()*w.links.config.GetWorkers())
+	return total > slack+uint64(learned)*uint64(w.links.config.GetPace()), nil //nolint:gosec // a count
+}
+
+// refresh pulls parameters if there are newer ones: asking costs next to nothing.
+func (w *worker) refresh(ctx context.Context) error {
+	if w.links.config.GetCut() == cartpolev1.Link_LINK_PULL {
+		return nil
+	}
+	id, err := w.links.ps.ID(ctx, tagPolicy)
+	if err != nil || id == w.version {
+		return err
+	}
+	w.policy, w.version, err = w.links.pull(ctx, tagPolicy)
+	return err
+}
+
+// stint takes some steps, and returns the transitions that they complete.
+func (w *worker) stint(total uint64) ([]dqn.Transition, error) {
+	var rows []dqn.Transition
+	for i := range uint64(w.links.config.GetExperience().GetStint()) {
+		action := w.explorer.Act(w.policy, w.seen)
+		out, err := w.env.Step(action)
+		if err != nil {
+			return nil, fmt.Errorf("acting: %w", err)
+		}
+		rows = w.assembler.Add(rows, w.seen, action, out)
+		w.seen = out.Observation
+		w.earned += float64(out.Reward)
+		w.steps++
+		if out.Over() {
+			w.episodes = append(w.episodes, &cartpolev1.Episode{Steps: total + i, Earned: w.earned, Version: w.version})
+			w.earned = 0
+			w.seen = w.env.Reset()
+		}
+	}
+	return rows, nil
+}
+
+// write puts transitions into the replay, as one batch.
+func (w *worker) write(ctx context.Context, rows []dqn.Transition) error {
+	if len(rows) == 0 || w.links.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
+		return nil
+	}
+	if err := w.batch.Resize(len(rows)); err != nil {
+		return err
+	}
+	to, err := view(w.batch)
+	if err != nil {
+		return err
+	}
+	for i, t := range rows {
+		copy(to.Observations[i*pole.Features:], t.Observation[:])
+		copy(to.Next[i*pole.Features:], t.Next[:])
+		to.Actions[i], to.Returns[i], to.Discounts[i] = t.Action, t.Return, t.Discount
+	}
+	_, err = w.rows.Append(ctx, w.batch)
+	return err
+}
+
+// report counts the stint's steps, and says how the worker is doing. It returns the steps of all workers.
+func (w *worker) report(ctx context.Context) (uint64, error) {
+	const recent = 20
+	var sum float64
+	last := w.episodes[max(0, len(w.episodes)-recent):]
+	for _, e := range last {
+		sum += e.GetEarned()
+	}
+	_, err := storage.PutMessage(ctx, w.links.storage, fmt.Sprint(keyWorker, w.index), &cartpolev1.WorkerStats{
+		Steps: w.steps, Episodes: uint64(len(w.episodes)), MeanReturn: sum / float64(max(1, len(last))), Version: w.version,
+	})
+	if err != nil {
+		return 0, err
+	}
+	total, err := storage.Add(ctx, w.links.storage, keySteps, int64(w.links.config.GetExperience().GetStint()))
+	return uint64(total), err //nolint:gosec // a count
+}
