@@ -91,6 +91,7 @@ func durable() *assemble.Embed {
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
+		Furnish: assemble.FurnishBeside,
 	}
 }
 

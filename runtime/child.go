@@ -32,8 +32,10 @@ type launchPayload struct {
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
 	Insecure, HideErrors, InProcess            bool
-	Drain, Lease                               time.Duration
-	MaxMessage                                 int
+	// Outlives says that the process goes on when its launcher has died: see KeepNode.
+	Outlives     bool
+	Drain, Lease time.Duration
+	MaxMessage   int
 }
 
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
@@ -41,6 +43,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 	p := launchPayload{
 		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Data: o.Data, Origins: o.Origins, Insecure: o.Insecure,
 		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
+		Outlives: rec.GetRestarts(),
 	}
 	if p.Brain == "" {
 		p.Brain = h.front.advertised
@@ -92,9 +95,13 @@ func ServeChild(child *launch.Child, options Options) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	orphaned := child.Orphaned()
+	if h.outlives {
+		orphaned = h.abandoned(orphaned)
+	}
 	select {
 	case <-child.Stop():
-	case <-child.Orphaned():
+	case <-orphaned:
 	case <-signals:
 	case <-n.stopped:
 	}
@@ -112,6 +119,35 @@ func ServeChild(child *launch.Child, options Options) error {
 	default:
 	}
 	return err
+}
+
+// abandoned is closed when the launcher is dead and Brain has not been heard of for long either: then nobody will come back for the process.
+func (h *Host) abandoned(orphaned <-chan struct{}) <-chan struct{} {
+	given := make(chan struct{})
+	h.goBackground(func(ctx context.Context) {
+		select {
+		case <-orphaned:
+		case <-ctx.Done():
+			return
+		}
+		died := time.Now()
+		patience := orphanLeases * h.options.Lease
+		check := time.NewTicker(max(patience/100, 10*time.Millisecond))
+		defer check.Stop()
+		for {
+			select {
+			case now := <-check.C:
+				if heard := time.Unix(0, h.registry.heard.Load()); now.Sub(heard) > patience && now.Sub(died) > patience {
+					h.log.Warn("the launcher is dead and Brain has been away for long: this process ends", slog.Duration("away", now.Sub(heard)))
+					close(given)
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return given
 }
 
 // sweep removes what processes left that were killed. What can't be removed now is tried again by the next who sweeps.
@@ -161,6 +197,7 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	h.outlives = p.Outlives
 	n, err := h.adopt(ctx, rec, p)
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Drain)

@@ -337,7 +337,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 		_ = p.Kill()
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}
-	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId()}, newest, nil
+	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
 }
 
 // decodeConfig is the configuration of a new node, of the type's own message.

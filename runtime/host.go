@@ -45,6 +45,12 @@ type Host struct {
 	registry *registry
 	// embedded is the Brain that lives in this process, or nil.
 	embedded EmbeddedBrain
+	// outlives says that this process goes on when its launcher has died.
+	outlives bool
+	// keeping are the goroutines that start kept nodes again; keepEnd ends keepLife, and with it them.
+	keeping  sync.WaitGroup
+	keepLife context.Context //nolint:containedctx // the goroutines' life is this context
+	keepEnd  context.CancelFunc
 
 	mu sync.Mutex // guards all below
 	// nodes are those that live here, by nid.
@@ -53,6 +59,7 @@ type Host struct {
 	root *Node
 	// kids are the children that this host launched, in order, by their parent's nid ("" for the root).
 	kids    map[string][]*kid
+	keepers []*keeper
 	remotes map[string]weak.Pointer[remote]
 	// closing is set when Close begins, ended when nothing may be begun any more.
 	closing, ended bool
@@ -69,6 +76,8 @@ type kid struct {
 	process launch.Process
 	// host is the id of the host in the process.
 	host string
+	// restarts says that its record outlives it.
+	restarts bool
 }
 
 // Parts are what a host is assembled of beside its options: the front door's choice.
@@ -119,6 +128,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		h.output = options.print
 	}
 	h.life, h.kill = context.WithCancelCause(context.Background())
+	h.keepLife, h.keepEnd = context.WithCancel(h.life)
 	defer func() {
 		if err != nil {
 			h.release(err)
@@ -221,7 +231,7 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	h.closing = true
 	h.mu.Unlock()
-	errs := []error{h.stopKids(ctx, "")}
+	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
 	// A node whose parent lives in another process goes last of all.
 	for _, n := range h.localNodes() {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
@@ -28,6 +29,8 @@ const (
 type registry struct {
 	host  *Host
 	hello *brainv1.HelloResponse
+	// heard is when Brain last answered on the lease stream, in Unix nanoseconds.
+	heard atomic.Int64
 
 	mu sync.Mutex // guards all below
 	// watched are the nids to follow; changed wakes the sender.
@@ -119,6 +122,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 	}
 	r.reconcile(ctx, res.GetUnknown())
 	attached()
+	r.heard.Store(time.Now().UnixNano())
 	ended := make(chan error, 1)
 	go func() {
 		for {
@@ -126,6 +130,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 				ended <- err
 				return
 			}
+			r.heard.Store(time.Now().UnixNano())
 		}
 	}()
 	lease := res.GetLease().AsDuration()

@@ -41,7 +41,9 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	// The record goes whatever became of the rest; a moment is left for that also when the time is up.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	h.removeRecords(rctx, []string{n.nid}, cause)
+	if !n.snapshot().GetRestarts() {
+		h.removeRecords(rctx, []string{n.nid}, cause)
+	} // else the record stays, for the next life: that this one is over, the host's goodbye says
 	h.drop(n)
 	return errors.Join(errs...)
 }
@@ -83,7 +85,9 @@ func (h *Host) stopKid(ctx context.Context, k *kid) error {
 		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), "stopped")
 	}
 	if err := k.process.Stop(ctx); err != nil {
-		h.removeRecords(context.WithoutCancel(ctx), []string{k.nid}, "did not stop in time and was killed")
+		if !k.restarts {
+			h.removeRecords(context.WithoutCancel(ctx), []string{k.nid}, "did not stop in time and was killed")
+		}
 		return fmt.Errorf("stopping %s: %w", k.path, err)
 	}
 	return nil

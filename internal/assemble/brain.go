@@ -18,21 +18,18 @@ var serving atomic.Bool //nolint:gochecknoglobals // a process is one
 // or when Brain has failed. If the process was launched as the host of one of Brain's own nodes, it serves that and never returns. options are
 // asked for after that was found out.
 func ServeBrain(
-	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data string), types ...runtime.Option,
+	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data string),
 ) error {
 	if !serving.CompareAndSwap(false, true) {
 		return connect.NewError(connect.CodeFailedPrecondition, "this process serves a Brain already")
 	}
 	defer serving.Store(false)
-	if err := serveLaunched(withSystemTypes(runtime.NewOptions(types...))); err != nil {
+	if err := serveLaunched(withSystemTypes(runtime.NewOptions())); err != nil {
 		return err
 	}
 	o, err := options()
 	if err != nil {
 		return err
-	}
-	for _, t := range types {
-		t.ApplyRuntime(&o)
 	}
 	o = withSystemTypes(o)
 	// Whoever serves a Brain joins none, whatever the environment says.

@@ -11,7 +11,6 @@ import (
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
-	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/ps"
@@ -39,12 +38,22 @@ func withSystemTypes(o runtime.Options) runtime.Options {
 	return o
 }
 
-// FurnishHere creates the system's own nodes in this process, as an embedded Brain has them: they end with it.
+// FurnishHere creates the system's own nodes in this process, as an embedded Brain has them: they end with it, after all others.
 func FurnishHere(ctx context.Context, h *runtime.Host) error {
-	if _, err := storagev1raylink.CreateStorage(ctx, h, nil, runtime.ParentProcess()); err != nil {
+	return furnish(ctx, h, runtime.ProvideNode)
+}
+
+// FurnishBeside sees to it that the system's own nodes live, each in a process of its own, as a Brain in a process of its own has them: they
+// outlive its death, and are started again after theirs.
+func FurnishBeside(ctx context.Context, h *runtime.Host) error {
+	return furnish(ctx, h, runtime.KeepNode)
+}
+
+func furnish(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, typeName string) error) error {
+	if err := add(ctx, h, storage.Type().Service().Type()); err != nil {
 		return fmt.Errorf("the storage: %w", err)
 	}
-	if _, err := psv1raylink.CreateCaptain(ctx, h, nil, runtime.ParentProcess()); err != nil {
+	if err := add(ctx, h, ps.Type().Service().Type()); err != nil {
 		return fmt.Errorf("the parameter server: %w", err)
 	}
 	return nil

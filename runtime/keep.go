@@ -1,0 +1,252 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// The nodes that a host keeps for the system, the storage and the parameter server of a Brain in a process of its own, differ from all others in
+// two ways. They restart: whenever one has died it is started again, with the same nid and as the next incarnation, and calls that begin
+// meanwhile wait for that. And they outlive their launcher when that is killed, as all nodes outlive Brain: they hold what the system has in
+// memory. The Brain that comes back finds them by their records.
+
+const (
+	// kept is the key of the kids that are processes of kept nodes: they end after all others.
+	kept = "kept"
+	// lasting is how long a life must have been for the next one to begin at once.
+	lasting = 10 * time.Second
+	// orphanLeases is for how many leases a kept node whose launcher is dead serves on without having heard from Brain.
+	orphanLeases = 30
+	// answerPatience is how long a kept node's host may take to answer a Brain that has come back.
+	answerPatience = 3 * time.Second
+)
+
+// keeper starts one node again and again.
+type keeper struct {
+	host   *Host
+	t      NodeType
+	remote *remote
+
+	mu  sync.Mutex // guards kid
+	kid *kid       // the present life's process, if this process launched it
+}
+
+// ProvideNode creates the first node of a type below the root in the host's own process. It ends after all nodes that others create. It is for
+// the front door, where that embeds a Brain.
+func ProvideNode(ctx context.Context, h *Host, typeName string) error {
+	records, err := h.create(ctx, nil, "", &nodev1.CreateRequest{Type: typeName, Placement: nodev1.Placement_PLACEMENT_PARENT_PROCESS})
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kids[""] = slices.DeleteFunc(h.kids[""], func(k *kid) bool {
+		if k.nid != records[0].GetNid() {
+			return false
+		}
+		h.kids[kept] = append(h.kids[kept], k)
+		return true
+	})
+	return nil
+}
+
+// KeepNode makes sure that the first node of a type below the root is there, and stays so until the host is closed: it is started when it has
+// never been, taken over where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the host of a Brain in a
+// process of its own.
+func KeepNode(ctx context.Context, h *Host, typeName string) error {
+	t, ok := h.types[typeName]
+	if !ok {
+		return connect.Errorf(connect.CodeNotFound, "this binary has no node type %q; it has %s", typeName, h.typeNames())
+	}
+	rec, err := h.keptRecord(ctx, t)
+	if err != nil {
+		return fmt.Errorf("keeping a %s: %w", typeName, err)
+	}
+	k := &keeper{host: h, t: t, remote: h.remote(rec.GetNid())}
+	k.remote.update(rec)
+	k.remote.follow()
+	switch {
+	case rec.GetState() == nodev1.NodeState_NODE_STATE_STARTING && rec.GetHost() == nil && rec.GetIncarnation() == 1:
+		err = k.launch(ctx, rec)
+	case rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD && k.answers(ctx, rec):
+		h.log.Info("a node outlived the last Brain", slog.String("node", rec.GetPath()))
+	default:
+		h.reportGone(ctx, rec)
+		err = k.nextLife(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", rec.GetPath(), err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return connect.NewError(connect.CodeUnavailable, "the runtime is closing: it keeps no more nodes")
+	}
+	h.keepers = append(h.keepers, k)
+	h.keeping.Go(func() { k.watch(h.keepLife) })
+	return nil
+}
+
+// keptRecord finds the node's record, or registers it.
+func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
+	path := t.service.Type() + "-0"
+	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range res.GetNodes() {
+		switch {
+		case rec.GetPath() != path:
+		case !rec.GetRestarts() || rec.GetService() != t.service.name:
+			return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s is somebody else's, a node of %s", path, rec.GetService())
+		default:
+			return rec, nil
+		}
+	}
+	// It has no launcher whose death would be its end: whoever serves this Brain starts it.
+	registered, err := h.brain.Register(ctx, &brainv1.RegisterRequest{
+		Type: t.service.Type(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return registered.GetNodes()[0], nil
+}
+
+// answers says whether a node's host is there.
+func (k *keeper) answers(ctx context.Context, rec *nodev1.NodeRecord) bool {
+	if rec.GetHost() == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	_, err := k.host.links.get(ctx, rec, "")
+	return err == nil
+}
+
+// reportGone tells Brain that the host of a node's last life is dead.
+func (h *Host) reportGone(ctx context.Context, rec *nodev1.NodeRecord) {
+	if rec.GetHost() == nil || rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
+		return
+	}
+	req := &brainv1.ReportHostRequest{HostId: rec.GetHost().GetId(), Cause: "it was gone when Brain came back"}
+	if _, err := h.brain.ReportHost(ctx, req); err != nil {
+		h.log.Warn("the death of a node's host could not be reported", slog.String("node", rec.GetPath()), slog.Any("error", err))
+	}
+}
+
+// watch begins the next life whenever one has ended.
+func (k *keeper) watch(ctx context.Context) {
+	born, short := time.Now(), 0
+	for {
+		k.remote.mu.Lock()
+		rec, changed := k.remote.known, k.remote.changed
+		k.remote.mu.Unlock()
+		if rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		if !rec.GetRestarts() {
+			return // it was removed: somebody wanted it gone
+		}
+		if short++; time.Since(born) >= lasting {
+			short = 0
+		}
+		if short > 0 && !backoff(ctx, short) {
+			return
+		}
+		k.host.log.Warn("a node is started again", slog.String("node", rec.GetPath()), slog.String("after", rec.GetCause()))
+		if err := k.nextLife(ctx); err != nil && ctx.Err() == nil {
+			k.host.log.Error("a node could not be started again; it is tried again", slog.String("node", rec.GetPath()), slog.Any("error", err))
+		}
+		born = time.Now()
+	}
+}
+
+// nextLife begins the next incarnation and waits until it is set up. Where that fails, the record says that it is dead.
+func (k *keeper) nextLife(ctx context.Context) error {
+	now, err := k.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: k.remote.nid}}})
+	rec := now.GetNode()
+	if err != nil {
+		// A dead node's record comes with the error; the one that was told is no older.
+		rec = k.remote.record()
+	}
+	next, err := k.change(ctx, &brainv1.Change{
+		Nid: k.remote.nid, Incarnation: rec.GetIncarnation() + 1, State: nodev1.NodeState_NODE_STATE_STARTING,
+	})
+	if err != nil {
+		return err
+	}
+	return k.launch(ctx, next)
+}
+
+// launch begins a life that Brain knows of.
+func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
+	h := k.host
+	started, newest, err := h.launch(ctx, rec, k.t, nil)
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerPatience)
+		defer cancel()
+		_, cerr := k.change(ctx, &brainv1.Change{
+			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD, Cause: "was not set up: " + messageOf(err),
+		})
+		if cerr != nil {
+			h.log.Warn("that a node was not set up could not be told", slog.String("node", rec.GetPath()), slog.Any("error", cerr))
+		}
+		return err
+	}
+	k.remote.update(newest)
+	k.mu.Lock()
+	k.kid = started
+	k.mu.Unlock()
+	h.mu.Lock()
+	h.kids[kept] = append(h.kids[kept], started)
+	h.mu.Unlock()
+	h.goBackground(func(context.Context) { h.watchProcess(kept, started) })
+	return nil
+}
+
+// change changes the node's record.
+func (k *keeper) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRecord, error) {
+	res, err := k.host.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{c}})
+	if err != nil {
+		return nil, fmt.Errorf("telling Brain of life number %d: %w", c.GetIncarnation(), err)
+	}
+	k.remote.update(res.GetNodes()[0])
+	return res.GetNodes()[0], nil
+}
+
+// stopKept ends the kept nodes. Their records stay: the next Brain starts them again.
+func (h *Host) stopKept(ctx context.Context) []error {
+	h.keepEnd()
+	h.keeping.Wait()
+	errs := []error{h.stopKids(ctx, kept)}
+	for _, k := range h.keepers {
+		k.mu.Lock()
+		launched := k.kid
+		k.mu.Unlock()
+		if launched != nil {
+			continue
+		}
+		// It was taken over from an earlier Brain: there is no pipe to tell it by.
+		ref := Ref{t: &target{service: builtins().service, host: h, nid: k.remote.nid, remote: k.remote}}
+		if _, err := builtins().stop.Call(ctx, ref, nil); err != nil && k.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
+			errs = append(errs, fmt.Errorf("stopping %s: %w", k.remote.path(), err))
+		}
+	}
+	return errs
+}
