@@ -23,6 +23,9 @@ ends it at once. Started again with the same --data, after whatever end, it find
 had joined it find it again by themselves if it is at the same address.`,
 		Args: between(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.token != "" && a.tokenFile != "" {
+				return errTwoTokens()
+			}
 			o.Token, o.TokenFile = a.token, a.tokenFile
 			o.Serving = func(address, data string) { a.serving(address, data) }
 			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {

@@ -198,12 +198,16 @@ func (x *exchange) run(ctx context.Context) error {
 // talk makes a call to which messages are sent while it runs.
 func (x *exchange) talk(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stream, err := x.client.CallClientStream(ctx, x.spec)
 	if err != nil {
+		cancel()
 		return err
 	}
-	defer func() { _ = stream.Close() }()
+	defer func() {
+		// In this order: what is closed first has ended well for the node, and what is cancelled has not.
+		cancel()
+		_ = stream.Close()
+	}()
 	if err := stream.SendHeaders(); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -217,6 +221,8 @@ func (x *exchange) talk(ctx context.Context) error {
 		return err
 	case err := <-sent:
 		if err != nil {
+			cancel()
+			<-received
 			return err
 		}
 		return <-received

@@ -104,12 +104,13 @@ func (a *app) tokenFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&a.token, "token", "", "the system's token, seen by whoever lists processes (RAYLINK_TOKEN)")
 	flags.StringVar(&a.tokenFile, "token-file", "", "a file whose first line is the system's token")
-	cmd.MarkFlagsMutuallyExclusive("token", "token-file")
 }
 
 // secret is the token that the flags or the environment give.
 func (a *app) secret() (string, error) {
 	switch {
+	case a.tokenFile != "" && a.token != "":
+		return "", errTwoTokens()
 	case a.tokenFile != "":
 		return assemble.ReadToken(a.tokenFile)
 	case a.token != "":
@@ -117,6 +118,8 @@ func (a *app) secret() (string, error) {
 	}
 	return os.Getenv("RAYLINK_TOKEN"), nil
 }
+
+func errTwoTokens() error { return usagef("both --token and --token-file are given: which one is it?") }
 
 // address is Brain's.
 func (a *app) address() string {
@@ -132,7 +135,7 @@ func (a *app) address() string {
 func between(low, high int, usage string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < low || len(args) > high {
-			return usagef("`%s` is called as `%s %s`", cmd.CommandPath(), cmd.CommandPath(), usage)
+			return usagef("`%s` is called as `%s`", cmd.CommandPath(), strings.TrimSpace(cmd.CommandPath()+" "+usage))
 		}
 		return nil
 	}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/internal/contract"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/storage"
+)
+
+// member joins a Brain from the test's own process.
+func member(t *testing.T, b *brain, opts ...join.Option) *join.Runtime {
+	t.Helper()
+	opts = append(append([]join.Option{runtime.WithBrain(b.address), runtime.WithData(t.TempDir())}, contract.Types()...), opts...)
+	rt, err := join.Start(t.Context(), opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, rt.Close()) })
+	return rt
+}
+
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// records are the nodes that `raylink tree` shows, by path.
+func (b *brain) records(t *testing.T) map[string]*nodev1.NodeRecord {
+	t.Helper()
+	stdout, stderr, exit := b.raylink(t, "tree", "-o", "json")
+	require.Zero(t, exit, stderr)
+	var tree struct {
+		Nodes []json.RawMessage `json:"nodes"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &tree))
+	records := make(map[string]*nodev1.NodeRecord)
+	for _, raw := range tree.Nodes {
+		rec := &nodev1.NodeRecord{}
+		require.NoError(t, unmarshalJSON(raw, rec))
+		records[rec.GetPath()] = rec
+	}
+	return records
+}
+
+// TestBrainIsKilledUnderCalls kills Brain while nodes call each other, and starts it again.
+func TestBrainIsKilledUnderCalls(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--lease", "2s")
+	startDriver(t, b)
+	ctx := patient(t)
+	rt := member(t, b)
+	chief, err := contractv1raylink.FindProbe(ctx, rt, runtime.Alias("chief?#%41"))
+	require.NoError(t, err)
+	other, err := contractv1raylink.FindProbe(ctx, rt, runtime.Path("probe-1"))
+	require.NoError(t, err)
+	own, err := contractv1raylink.CreateProbe(ctx, rt, nil)
+	require.NoError(t, err)
+	store, err := storagev1raylink.FindStorage(ctx, rt, runtime.Path("storage-0"))
+	require.NoError(t, err)
+	kv := storage.New(store)
+	_, err = storage.Put(ctx, kv, "kept", "through Brain's death")
+	require.NoError(t, err)
+	before := b.records(t)
+
+	// Calls go on all the while, between processes that no call has to ask Brain for.
+	var calls atomic.Int64
+	var wg sync.WaitGroup
+	var calling atomic.Bool
+	calling.Store(true)
+	wg.Go(func() {
+		for calling.Load() {
+			_, err := chief.Relay(ctx, &contractv1.RelayRequest{Next: other.Ref().NodeRef(), What: "add"})
+			if !assert.NoError(t, err, "a call between nodes") {
+				return
+			}
+			if _, err := storage.Add(ctx, kv, "calls", 1); !assert.NoError(t, err, "a call to Brain's own node") {
+				return
+			}
+			calls.Add(1)
+		}
+	})
+	advance := func() {
+		t.Helper()
+		now := calls.Load()
+		require.Eventually(t, func() bool { return calls.Load() > now+20 || t.Failed() }, patience, time.Millisecond)
+	}
+	advance()
+	b.end(syscall.SIGKILL)
+	advance()
+	_, err = contractv1raylink.FindProbe(ctx, rt, runtime.Path("probe-1"))
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	_, stderr, exit := b.raylink(t, "tree")
+	require.Equal(t, exitNoBrain, exit)
+	require.Contains(t, stderr, "nobody answers at "+b.address)
+
+	b = startBrain(t, b.data, b.address, "--lease", "2s")
+	advance()
+	// Everybody comes back: whoever is not there within a lease would be declared dead.
+	require.Eventually(t, func() bool {
+		_, err := contractv1raylink.FindProbe(ctx, rt, runtime.Path("probe-1"))
+		return err == nil
+	}, patience, 5*time.Millisecond)
+	fresh, err := contractv1raylink.CreateProbe(ctx, rt, nil)
+	require.NoError(t, err, "new nodes can be made again")
+	assert.Equal(t, "probe-3", fresh.Ref().Path(), "indices go on")
+	beyond := time.Now().Add(3 * time.Second) // one lease, and what it takes to notice
+	require.Eventually(t, func() bool { return time.Now().After(beyond) }, patience, 10*time.Millisecond)
+	calling.Store(false)
+	wg.Wait()
+
+	after := b.records(t)
+	for path, was := range before {
+		is := after[path]
+		if !assert.NotNil(t, is, "%s was lost", path) {
+			continue
+		}
+		assert.Equal(t, was.GetNid(), is.GetNid(), path)
+		assert.Equal(t, nodev1.NodeState_NODE_STATE_RUNNING, is.GetState(), path)
+		assert.Equal(t, was.GetAlias(), is.GetAlias(), path)
+		if path != rootPath {
+			assert.Equal(t, was.GetCreated().AsTime(), is.GetCreated().AsTime(), path+" was made once")
+			assert.Equal(t, was.GetIncarnation(), is.GetIncarnation(), path)
+			assert.Equal(t, was.GetHost().GetPid(), is.GetHost().GetPid(), path)
+		}
+	}
+	kept, err := storage.Get[string](ctx, kv, "kept")
+	require.NoError(t, err)
+	assert.Equal(t, "through Brain's death", kept)
+	assert.NotContains(t, b.stderr.String(), "died")
+	_, err = own.Add(ctx, nil)
+	require.NoError(t, err)
+}
+
+// TestBrainEndsInOrder terminates Brain, which takes its own nodes along, and starts it again.
+func TestBrainEndsInOrder(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+			before := b.records(t)
+			state := b.end(sig)
+			assert.Zero(t, state.ExitCode(), "%v: %s", state, b.stderr)
+			assert.Empty(t, b.stderr.String())
+			for _, path := range []string{"storage-0", "ps-0"} {
+				gone(t, before[path].GetHost().GetPid())
+			}
+			b = startBrain(t, b.data, b.address)
+			after := b.records(t)
+			for _, path := range []string{"storage-0", "ps-0"} {
+				assert.Equal(t, before[path].GetNid(), after[path].GetNid(), path)
+				assert.Equal(t, before[path].GetIncarnation()+1, after[path].GetIncarnation(), path)
+				assert.Equal(t, nodev1.NodeState_NODE_STATE_RUNNING, after[path].GetState(), path)
+			}
+			assert.Contains(t, after, "ps-0/officer-1")
+			assert.NotContains(t, after, "ps-0/officer-0")
+		})
+	}
+}
+
+// TestBrainTakesItsNodesOverAndEndsThem is a Brain whose nodes were launched by one that was killed.
+func TestBrainTakesItsNodesOverAndEndsThem(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	before := b.records(t)
+	b.end(syscall.SIGKILL)
+	b = startBrain(t, b.data, b.address)
+	after := b.records(t)
+	for _, path := range []string{"storage-0", "ps-0", "ps-0/officer-0"} {
+		assert.Equal(t, before[path].GetHost().GetPid(), after[path].GetHost().GetPid(), path)
+	}
+	state := b.end(syscall.SIGTERM)
+	assert.Zero(t, state.ExitCode(), "%v: %s", state, b.stderr)
+	for _, path := range []string{"storage-0", "ps-0"} {
+		gone(t, before[path].GetHost().GetPid())
+	}
+}
+
+// TestStorageIsStartedAgain kills a node of Brain's own, once while the Brain that launched it is there and once while there is none.
+func TestStorageIsStartedAgain(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	ctx := patient(t)
+	rt := member(t, b)
+	store, err := storagev1raylink.FindStorage(ctx, rt, runtime.Path("storage-0"))
+	require.NoError(t, err)
+	pid := store.Ref().Record().GetHost().GetPid()
+	_, err = store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+	require.NoError(t, err)
+
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGKILL))
+	gone(t, pid)
+	// The handle finds the next life by itself; calls that the last one died under have failed.
+	require.Eventually(t, func() bool {
+		_, err := store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+		return err == nil
+	}, patience, time.Millisecond)
+	assert.Equal(t, uint64(2), store.Ref().Incarnation())
+
+	second := store.Ref().Record().GetHost().GetPid()
+	require.NotEqual(t, pid, second)
+	b.end(syscall.SIGKILL)
+	require.NoError(t, syscall.Kill(int(second), syscall.SIGKILL))
+	gone(t, second)
+	b = startBrain(t, b.data, b.address)
+	require.Eventually(t, func() bool {
+		_, err := store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+		return err == nil
+	}, patience, time.Millisecond)
+	assert.Equal(t, uint64(3), store.Ref().Incarnation())
+	// Stopping it is no way to get rid of it.
+	_, stderr, exit := b.raylink(t, "call", "storage-0", "Stop")
+	require.Zero(t, exit, stderr)
+	require.Eventually(t, func() bool {
+		rec := b.records(t)["storage-0"]
+		return rec.GetIncarnation() == 4 && rec.GetState() == nodev1.NodeState_NODE_STATE_RUNNING
+	}, patience, 10*time.Millisecond)
+}
+
+// TestAbandonedNodesEnd is what becomes of Brain's own nodes if nobody starts it again.
+func TestAbandonedNodesEnd(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--lease", "100ms")
+	before := b.records(t)
+	b.end(syscall.SIGKILL)
+	gone(t, before["storage-0"].GetHost().GetPid(), before["ps-0"].GetHost().GetPid())
+}
+
+// gone waits for the end of processes.
+func gone(t *testing.T, pids ...int32) {
+	t.Helper()
+	for _, pid := range pids {
+		require.NotZero(t, pid)
+		require.Eventually(t, func() bool { return !alive(pid) }, patience, 5*time.Millisecond, "process %d is still there", pid)
+	}
+}
+
+// alive says whether a process runs. One that has ended and whose parent is gone may wait for an init that is in no hurry.
+func alive(pid int32) bool {
+	stat, err := os.ReadFile(filepath.Join("/proc", itoa(pid), "stat"))
+	if err != nil {
+		return syscall.Kill(int(pid), 0) == nil
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return !strings.HasPrefix(rest, "Z")
+}
+
+// TestBrainDirectory is what a second Brain is told of a directory that is in use, and an older program of one that is newer.
+func TestBrainDirectory(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	cmd := exec.Command(filepath.Join(program, "raylink"), "brain", "--data", b.data, "--listen", "127.0.0.1:0")
+	cmd.Env = environment()
+	_, stderr, exit := finish(t, cmd)
+	assert.Equal(t, exitFailed, exit)
+	assert.Equal(t, "raylink: open Brain: the directory "+filepath.Join(b.data, "brain")+" is in use by another Brain (pid "+itoa(int32(b.Process.Pid))+")\n", stderr)
+}
+
+// TestToken shows that a token is asked for, however it is given.
+func TestToken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	require.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--token-file", file)
+	for _, way := range []struct {
+		name string
+		args []string
+		env  []string
+		fits bool
+	}{
+		{name: "none"},
+		{name: "another", args: []string{"--token", "guess"}},
+		{name: "flag", args: []string{"--token", "secret"}, fits: true},
+		{name: "file", args: []string{"--token-file", file}, fits: true},
+		{name: "environment", env: []string{"RAYLINK_TOKEN=secret"}, fits: true},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			for _, command := range [][]string{{"tree"}, {"call", "storage-0", "Has", `{"key": "x"}`}} {
+				cmd := exec.Command(filepath.Join(program, "raylink"), append(command, way.args...)...)
+				cmd.Env = environment(append(way.env, "RAYLINK_BRAIN="+b.address)...)
+				_, stderr, exit := finish(t, cmd)
+				if way.fits {
+					assert.Zero(t, exit, stderr)
+					continue
+				}
+				assert.Equal(t, exitNoBrain, exit)
+				assert.Contains(t, stderr, "unauthenticated: Brain at "+b.address+" refuses: the token is missing or wrong")
+			}
+		})
+	}
+}

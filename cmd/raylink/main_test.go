@@ -1,0 +1,252 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/internal/contract"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
+	"github.com/raylink/raylink/runtime"
+)
+
+// patience bounds how long a test waits for what must come; no test passes or fails by how fast it does.
+const patience = 60 * time.Second
+
+// driverMode makes this test binary a program that joins a Brain and creates nodes.
+const driverMode = "RAYLINK_TEST_JOINS"
+
+// program is the directory of the real `raylink`, built for these tests.
+var program string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if os.Getenv(driverMode) != "" {
+		if err := drive(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "driver:", err)
+		}
+		return 1
+	}
+	var err error
+	if program, err = os.MkdirTemp("", "raylink"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(program) }()
+	build := exec.Command("go", "build", "-o", program, ".")
+	if raceEnabled {
+		build.Args = append(build.Args[:2], "-race", "-o", program, ".")
+	}
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "building raylink:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// drive creates the nodes that the tests look at and call, and waits for its end.
+func drive(ctx context.Context) error {
+	rt, err := join.Init(ctx, contract.Types()...)
+	if err != nil {
+		return err
+	}
+	chief, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.WithAlias("chief?#%41"),
+		runtime.WithAttribute("epoch", 3), runtime.WithAttribute("name", "a \x1b[31mb"), runtime.WithAttribute("key", []byte("abc")))
+	if err != nil {
+		return err
+	}
+	if _, err := chief.Spawn(ctx, &contractv1.SpawnRequest{Count: 1}); err != nil {
+		return err
+	}
+	if _, err := contractv1raylink.CreateProbe(ctx, rt, nil); err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+// environment is this process's, without what would tell `raylink` where to look, and with vars.
+func environment(vars ...string) []string {
+	var env []string
+	for _, entry := range os.Environ() {
+		if !strings.HasPrefix(entry, "RAYLINK_") {
+			env = append(env, entry)
+		}
+	}
+	env = append(env, "GORACE=atexit_sleep_ms=0", "PATH="+program+":"+os.Getenv("PATH"))
+	return append(env, vars...)
+}
+
+// process is a program that runs in the background.
+type process struct {
+	*exec.Cmd
+
+	t      *testing.T
+	ended  chan struct{} // closed when it has ended
+	stdout *lines
+	stderr *lines
+}
+
+// lines is a writer that keeps all, and tells of each change.
+type lines struct {
+	mu      sync.Mutex
+	text    bytes.Buffer
+	changed chan struct{}
+}
+
+func newLines() *lines { return &lines{changed: make(chan struct{}, 1)} }
+
+// Write implements io.Writer.
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Write(p)
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+// String is what was written.
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// background starts a program in the background. What still runs when the test ends is terminated.
+func background(t *testing.T, env []string, name string, args ...string) *process {
+	t.Helper()
+	p := &process{Cmd: exec.Command(name, args...), t: t, ended: make(chan struct{}), stdout: newLines(), stderr: newLines()}
+	p.Env = env
+	p.Stdout, p.Stderr = p.stdout, p.stderr
+	p.WaitDelay = time.Second // its own children may hold its output
+	require.NoError(t, p.Start())
+	go func() {
+		defer close(p.ended)
+		_ = p.Wait() // ProcessState says how
+	}()
+	t.Cleanup(func() {
+		_ = p.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-p.ended:
+		case <-time.After(patience):
+			_ = p.Process.Kill()
+			<-p.ended
+		}
+		if t.Failed() {
+			t.Logf("%s printed:\n%s", strings.Join(p.Args, " "), p.stdout.String()+p.stderr.String())
+		}
+	})
+	return p
+}
+
+// line waits for the first line on standard output.
+func (p *process) line() string {
+	p.t.Helper()
+	limit := time.After(patience)
+	for {
+		if line, _, ok := strings.Cut(p.stdout.String(), "\n"); ok {
+			return line
+		}
+		select {
+		case <-p.stdout.changed:
+		case <-p.ended:
+			require.Fail(p.t, "it ended", "%s: %s", strings.Join(p.Args, " "), p.stderr)
+		case <-limit:
+			require.Fail(p.t, "it says nothing", strings.Join(p.Args, " "))
+		}
+	}
+}
+
+// end sends a signal, waits for the end, and returns how it was.
+func (p *process) end(sig syscall.Signal) *os.ProcessState {
+	p.t.Helper()
+	require.NoError(p.t, p.Process.Signal(sig))
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		require.Fail(p.t, "it does not end", strings.Join(p.Args, " "))
+	}
+	return p.ProcessState
+}
+
+// brain is a Brain in a process of its own.
+type brain struct {
+	*process
+
+	address string
+	data    string
+}
+
+// startBrain starts `raylink brain`, at an address of before or, by port 0, a new one.
+func startBrain(t *testing.T, data, listen string, args ...string) *brain {
+	t.Helper()
+	args = append([]string{"brain", "--data", data, "--listen", listen, "-o", "json"}, args...)
+	p := background(t, environment(), filepath.Join(program, "raylink"), args...)
+	var serving struct {
+		Address string `json:"address"`
+		Data    string `json:"data"`
+		PID     int    `json:"pid"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(p.line()), &serving))
+	require.Equal(t, data, serving.Data)
+	require.Equal(t, p.Process.Pid, serving.PID)
+	return &brain{process: p, address: serving.Address, data: data}
+}
+
+// startDriver starts a program that joins a Brain and creates nodes.
+func startDriver(t *testing.T, b *brain) *process {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	p := background(t, environment(driverMode+"=1", "RAYLINK_BRAIN="+b.address, "RAYLINK_DATA="+t.TempDir()), self)
+	require.Equal(t, "ready", p.line())
+	return p
+}
+
+// raylink runs a command line to its end.
+func (b *brain) raylink(t *testing.T, args ...string) (stdout, stderr string, exit int) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(program, "raylink"), args...)
+	cmd.Env = environment("RAYLINK_BRAIN=" + b.address)
+	return finish(t, cmd)
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) (stdout, stderr string, exit int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
+		require.NoError(t, err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+func itoa(n int32) string { return strconv.Itoa(int(n)) }
+
+func unmarshalJSON(text []byte, msg proto.Message) error {
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, msg)
+}

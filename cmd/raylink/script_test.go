@@ -1,0 +1,82 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the outputs of testdata's scripts anew")
+
+// TestScripts runs the commands in testdata, each against a system of its own, and compares what they print. A script has a command after `$`,
+// for a shell, then its output: lines of standard error begin with `!`, and a last line has the exit code, if it isn't 0. What varies from run to
+// run is written in capitals. The flag -rewrite writes what is printed now.
+func TestScripts(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/*.txt")
+	require.NoError(t, err)
+	require.NotEmpty(t, scripts)
+	for _, script := range scripts {
+		t.Run(strings.TrimSuffix(filepath.Base(script), ".txt"), func(t *testing.T) {
+			text, err := os.ReadFile(script)
+			require.NoError(t, err)
+			b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+			startDriver(t, b)
+			var got strings.Builder
+			for _, line := range strings.Split(string(text), "\n") {
+				switch {
+				case strings.HasPrefix(line, "#"):
+					fmt.Fprintln(&got, line)
+				case strings.HasPrefix(line, "$ "):
+					fmt.Fprintf(&got, "%s\n%s\n", line, b.shell(t, strings.TrimPrefix(line, "$ ")))
+				}
+			}
+			if *rewrite {
+				require.NoError(t, os.WriteFile(script, []byte(got.String()), 0o600))
+				return
+			}
+			require.Equal(t, string(text), got.String())
+		})
+	}
+}
+
+// shell runs a command, and gives its output as the scripts have it.
+func (b *brain) shell(t *testing.T, command string) string {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = environment("RAYLINK_BRAIN="+b.address, "TMPDIR="+b.data)
+	stdout, stderr, exit := finish(t, cmd)
+	if stderr != "" {
+		stdout += "! " + strings.Join(strings.SplitAfter(strings.TrimSuffix(stderr, "\n"), "\n"), "! ") + "\n"
+	}
+	if exit != 0 {
+		stdout += fmt.Sprintf("[exit %d]\n", exit)
+	}
+	stdout = strings.ReplaceAll(stdout, b.address, "BRAIN-ADDRESS")
+	stdout = strings.ReplaceAll(stdout, b.data, "DATA")
+	for _, v := range varying {
+		stdout = v.pattern.ReplaceAllString(stdout, v.with)
+	}
+	return stdout
+}
+
+// varying is what differs from run to run.
+var varying = []struct {
+	pattern *regexp.Regexp
+	with    string
+}{
+	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "NID"},
+	{regexp.MustCompile(`127\.0\.0\.1:\d{4,}`), "ADDRESS"},
+	{regexp.MustCompile(`  \d{2,7} +(BRAIN-)?ADDRESS *`), "  PID  ADDRESS  "},
+	{regexp.MustCompile(`PID +HOST *`), "PID  HOST  "},
+	{regexp.MustCompile(`(?m) +$`), ""},
+	{regexp.MustCompile(`"pid": ?"?\d+"?`), `"pid": PID`},
+	{regexp.MustCompile(`\d+\.\d+s"`), `TIME"`},
+	{regexp.MustCompile(`20\d\d-\d\d-\d\dT[0-9:.]+Z`), "TIME"},
+}
