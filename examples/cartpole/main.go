@@ -88,13 +88,16 @@ func defaultConfig() *cartpolev1.RunConfig {
 
 // table trains many seeds, each in a system of its own.
 func table(ctx context.Context, config *cartpolev1.RunConfig, seeds int) error {
-	fmt.Println("seed  before   exam  played  learner steps  env steps  seconds")
 	var took []float64
 	solved := 0
-	for range seeds {
+	for i := range seeds {
 		res, err := train(ctx, config, nil)
 		if err != nil {
 			return fmt.Errorf("seed %d: %w", config.GetSeed(), err)
+		}
+		if i == 0 {
+			// Not before the first Init has returned: until then this could be a node's process, which would print it too.
+			fmt.Println("seed  before   exam  played  learner steps  env steps  seconds")
 		}
 		verdict := "NOT SOLVED"
 		if res.Solved {
