@@ -80,7 +80,7 @@ func chainOf(ctx context.Context) *chain {
 	if cc.turn == nil || !cc.turn.Held() {
 		return cc.chain
 	}
-	method := cc.node.service.name + "/Do"
+	method := "Do"
 	if cc.call.method != nil {
 		method = cc.call.method.fullName()
 	}

@@ -16,6 +16,9 @@ import (
 // is sealed with its hash when it is sent, and the seal is looked at when the node gets it, when its method has returned, and when later calls of
 // the node end. The call at which a broken seal is found fails, and its owner's log says the same.
 
+// sealing says that messages are sealed.
+const sealing = true
+
 // remembered is how many messages a node looks at again, and maxSealed how large one may be for that.
 const (
 	remembered = 16

@@ -4,6 +4,9 @@ package runtime
 
 import "google.golang.org/protobuf/proto"
 
+// sealing says that messages are sealed.
+const sealing = false
+
 // Without the build tag `invariants` nothing is sealed and nothing looked at: see seal.go.
 type (
 	seal    struct{}

@@ -14,7 +14,7 @@ import (
 // waits for Do. While a node stops, what runs still gets turns, so that it can come to its end.
 func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	outer := chainOf(ctx)
-	method := n.service.name + "/Do"
+	const method = "Do"
 	if err := n.refuseUnready(outer, Caller{}, method); err != nil {
 		return err
 	}

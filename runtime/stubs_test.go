@@ -1,0 +1,106 @@
+package runtime
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// counter is a node for tests from inside the package: each method does what its function says. It borrows storage's schema.
+type counter struct {
+	take   func(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error)
+	beside func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
+}
+
+func (c *counter) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
+	return c.take(ctx, req)
+}
+
+func (c *counter) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
+	return c.beside(ctx, req)
+}
+
+// stub is a counter behind a mailbox, with the methods Incr, which takes turns, and Has, which runs beside them.
+type stub struct {
+	*counter
+
+	node *Node
+	ref  Ref
+	incr *Unary[*storagev1.IncrRequest, *storagev1.IncrResponse]
+	has  *Unary[*storagev1.HasRequest, *storagev1.HasResponse]
+}
+
+func newCounter(name string, turns int) *stub {
+	s := &stub{
+		counter: &counter{},
+		incr:    UnaryMethod("Incr", (*counter).Incr),
+		has:     UnaryMethod("Has", (*counter).Has, Concurrent()),
+	}
+	desc := storagev1.File_raylink_storage_v1_storage_proto.Services().Get(0)
+	s.ref = NewLocal(NewService(desc, ServiceConfig{Type: name, MaxConcurrency: turns, MaxStreams: 2}, s.incr, s.has), s.counter)
+	s.node = s.ref.t.node
+	return s
+}
+
+func (s *stub) call(ctx context.Context) error {
+	_, err := s.incr.Call(ctx, s.ref, nil)
+	return err
+}
+
+func (s *stub) callBeside(ctx context.Context) error {
+	_, err := s.has.Call(ctx, s.ref, nil)
+	return err
+}
+
+func (s *stub) future(ctx context.Context) *Future[*storagev1.IncrResponse] {
+	return s.incr.CallAsync(ctx, s.ref, nil)
+}
+
+// does makes what the method does.
+func (s *stub) does(fn func(ctx context.Context) error) {
+	s.take = func(ctx context.Context, _ *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
+		return nil, fn(ctx)
+	}
+}
+
+func (s *stub) doesBeside(fn func(ctx context.Context) error) {
+	s.beside = func(ctx context.Context, _ *storagev1.HasRequest) (*storagev1.HasResponse, error) {
+		return nil, fn(ctx)
+	}
+}
+
+// intercepted gives the stub's node interceptors, as its host would.
+func (s *stub) intercepted(interceptors ...Interceptor) {
+	s.node.intercept = chainInterceptors(interceptors, s.counter)
+}
+
+// journal is a log that a test can read.
+type journal struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (j *journal) Enabled(context.Context, slog.Level) bool { return true }
+
+func (j *journal) Handle(_ context.Context, r slog.Record) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, r.Message)
+	return nil
+}
+
+func (j *journal) WithAttrs([]slog.Attr) slog.Handler { return j }
+func (j *journal) WithGroup(string) slog.Handler      { return j }
+
+func (j *journal) count() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.lines)
+}
