@@ -187,10 +187,14 @@ func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 		return nil, connect.Errorf(connect.CodeUnavailable, "nobody answers at %s: %v", address, err).WithCause(err)
 	}
 	conn, err := tunnel.Dial(ctx, nc, hello, config)
-	if err != nil {
-		return nil, fmt.Errorf("opening a tunnel to %s: %w", address, err)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil && connect.CodeOf(err) == connect.CodeDeadlineExceeded:
+		// It is the dial's own deadline: whoever waits with one of his own is told of that.
+		return nil, connect.Errorf(connect.CodeUnavailable, "what listens at %s did not answer as a host does within %v", address, dialTimeout).WithCause(err)
 	}
-	return conn, nil
+	return nil, fmt.Errorf("opening a tunnel to %s: %w", address, err)
 }
 
 func (l *links) hello() tunnel.Hello {

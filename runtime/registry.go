@@ -57,6 +57,10 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 	}
 	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(transport))
 	hello, err := h.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return connect.Errorf(connect.CodeFailedPrecondition,
+			"joining Brain at %s: a host of nodes answers there, and no Brain: give Brain's address with WithBrain or RAYLINK_BRAIN", where).WithCause(err)
+	}
 	if err != nil {
 		return fmt.Errorf("joining Brain at %s: %w", where, err)
 	}

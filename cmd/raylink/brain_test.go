@@ -260,7 +260,7 @@ func alive(pid int32) bool {
 	return !strings.HasPrefix(rest, "Z")
 }
 
-// TestBrainDirectory is what a second Brain is told of a directory that is in use, and an older program of one that is newer.
+// TestBrainDirectory is what a second Brain is told of a directory that is in use.
 func TestBrainDirectory(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	cmd := exec.Command(filepath.Join(program, "raylink"), "brain", "--data", b.data, "--listen", "127.0.0.1:0")

@@ -38,6 +38,7 @@ func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(f
 
 // brainError says that there is no Brain that can be used.
 type brainError struct {
+	code connect.Code
 	text string
 	err  error
 }
@@ -48,8 +49,8 @@ func (e *brainError) Error() string { return e.text }
 // Unwrap gives what went wrong.
 func (e *brainError) Unwrap() error { return e.err }
 
-func brainErrorf(err error, format string, args ...any) error {
-	return &brainError{fmt.Sprintf(format, args...), err}
+func brainErrorf(err error, format string, args ...any) *brainError {
+	return &brainError{connect.CodeUnavailable, fmt.Sprintf(format, args...), err}
 }
 
 // localError is a failure on this side, whatever code it has.
@@ -108,7 +109,7 @@ func (a *app) tell(err error) int {
 	case errors.As(err, &here):
 	case errors.As(err, &brain):
 		exit = exitNoBrain
-		f.Code = connect.CodeOf(brain.err).String()
+		f.Code = brain.code.String()
 	case errors.As(err, &failed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		code := codeOf(err)
 		exit = exitCall + int(code)

@@ -250,3 +250,5 @@ func itoa(n int32) string { return strconv.Itoa(int(n)) }
 func unmarshalJSON(text []byte, msg proto.Message) error {
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, msg)
 }
+
+func replaceAddress(text, address string) string { return strings.ReplaceAll(text, address, "ADDRESS") }

@@ -56,11 +56,14 @@ func (a *app) open(ctx context.Context) (*system, error) {
 		http: &http.Client{Transport: &http.Transport{Protocols: protocols, DialContext: dialer.DialContext}},
 	}
 	s.brain = brainv1connect.NewBrainServiceClient(s.client(""))
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	hctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	hello, err := s.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minVersion, MaxVersion: maxVersion})
+	hello, err := s.brain.Hello(hctx, &brainv1.HelloRequest{MinVersion: minVersion, MaxVersion: maxVersion})
 	if err != nil {
 		s.close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // the user's own deadline, or interrupt
+		}
 		return nil, noBrain(address, err)
 	}
 	s.root = hello.GetRoot()
@@ -110,19 +113,17 @@ func (s *system) lookup(ctx context.Context, node string) (*nodev1.NodeRecord, e
 // noBrain says what is wrong with what should be a Brain.
 func noBrain(address string, err error) error {
 	const where = "give Brain's address by --brain or RAYLINK_BRAIN, or start one with `raylink brain`"
-	var failed *connect.Error
-	remote := errors.As(err, &failed) && failed.IsRemote()
 	text := reason(err)
 	switch code := connect.CodeOf(err); {
-	case errors.Is(err, context.Canceled):
-		return err
 	case errors.Is(err, context.DeadlineExceeded) || code == connect.CodeDeadlineExceeded:
 		return brainErrorf(err, "what is at %s does not answer within %v: %s", address, answerTimeout, where)
 	case code == connect.CodeUnauthenticated, code == connect.CodePermissionDenied, code == connect.CodeFailedPrecondition:
-		return brainErrorf(err, "Brain at %s refuses: %s", address, text)
+		refusal := brainErrorf(err, "Brain at %s refuses: %s", address, text)
+		refusal.code = code
+		return refusal
 	case refused(err):
 		return brainErrorf(err, "nobody answers at %s (%s): %s", address, text, where)
-	case remote && (code == connect.CodeUnimplemented || code == connect.CodeNotFound):
+	case code == connect.CodeUnimplemented, code == connect.CodeNotFound:
 		return brainErrorf(err, "what answers at %s is no Brain (%s): %s", address, text, where)
 	}
 	return brainErrorf(err, "what is at %s does not answer as a Brain does (%s): %s", address, text, where)

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+	"github.com/raylink/raylink/join"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// TestWhatIsNoBrain joins, and asks, what is not there, is no Brain, or is one of another time. Each ends in one error that says so.
+func TestWhatIsNoBrain(t *testing.T) {
+	t.Parallel()
+	for _, at := range []struct {
+		name  string
+		serve func(t *testing.T, l net.Listener)
+		// joinCode and join are the code of the error that a program gets, and what it says; ask is what the command line says.
+		joinCode  connect.Code
+		join, ask string
+	}{
+		{
+			name: "nobody", serve: func(t *testing.T, l net.Listener) { require.NoError(t, l.Close()) },
+			joinCode: connect.CodeUnavailable, join: "nobody answers at ADDRESS", ask: "nobody answers at ADDRESS",
+		},
+		{
+			name: "one who hangs up", serve: serveConns(func(nc net.Conn) { _ = nc.Close() }),
+			joinCode: connect.CodeUnavailable, join: "ADDRESS", ask: "what is at ADDRESS does not answer as a Brain does",
+		},
+		{
+			name: "one who is silent", serve: serveConns(func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }),
+			joinCode: connect.CodeUnavailable, join: "what listens at ADDRESS did not answer", ask: "what is at ADDRESS does not answer within 5s",
+		},
+		{
+			name: "one who speaks something else", serve: serveConns(func(nc net.Conn) {
+				_, _ = nc.Write([]byte("220 mail.example ESMTP\r\n"))
+				_, _ = io.Copy(io.Discard, nc)
+			}),
+			joinCode: connect.CodeFailedPrecondition, join: "ADDRESS: tunnel handshake: failed_precondition: the other side is not a tunnel", ask: "what is at ADDRESS does not answer as a Brain does",
+		},
+		{
+			name: "a web server", serve: serveHTTP(http.NotFoundHandler()),
+			joinCode: connect.CodeUnavailable, join: "what listens at ADDRESS did not answer", ask: "what answers at ADDRESS is no Brain",
+		},
+		{
+			name: "a Brain of another time", serve: serveOther,
+			joinCode: connect.CodeFailedPrecondition, join: "the caller speaks 1 to 1, this Brain 7 to 9", ask: "Brain at ADDRESS refuses: no version",
+		},
+	} {
+		t.Run(at.name, func(t *testing.T) {
+			t.Parallel()
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			address := l.Addr().String()
+			at.serve(t, l)
+			checkJoin(t, address, at.joinCode, at.join)
+			checkAsk(t, address, at.ask)
+		})
+	}
+}
+
+// TestHostThatIsNoBrain joins a process that hosts nodes, by mistake.
+func TestHostThatIsNoBrain(t *testing.T) {
+	t.Parallel()
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	host := member(t, b)
+	checkJoin(t, host.Address(), connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
+	checkAsk(t, host.Address(), "what answers at ADDRESS is no Brain")
+}
+
+func checkJoin(t *testing.T, address string, code connect.Code, text string) {
+	t.Helper()
+	rt, err := join.Start(patient(t), runtime.WithBrain(address), runtime.WithData(t.TempDir()))
+	if err == nil {
+		require.NoError(t, rt.Close())
+	}
+	require.Error(t, err)
+	t.Log(err)
+	assert.Equal(t, code, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, replaceAddress(err.Error(), address), text)
+}
+
+func checkAsk(t *testing.T, address, text string) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(program, "raylink"), "tree", "--brain", address)
+	cmd.Env = environment()
+	_, stderr, exit := finish(t, cmd)
+	t.Log(stderr)
+	assert.Equal(t, exitNoBrain, exit)
+	assert.Contains(t, replaceAddress(stderr, address), text)
+}
+
+// serveConns does something with every connection, until the test ends.
+func serveConns(serve func(net.Conn)) func(t *testing.T, l net.Listener) {
+	return func(t *testing.T, l net.Listener) {
+		t.Helper()
+		var all sync.WaitGroup
+		var mu sync.Mutex
+		var conns []net.Conn
+		all.Go(func() {
+			for {
+				nc, err := l.Accept()
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				conns = append(conns, nc)
+				mu.Unlock()
+				all.Go(func() {
+					serve(nc)
+					_ = nc.Close()
+				})
+			}
+		})
+		t.Cleanup(func() {
+			_ = l.Close()
+			mu.Lock()
+			for _, nc := range conns {
+				_ = nc.Close()
+			}
+			mu.Unlock()
+			all.Wait()
+		})
+	}
+}
+
+func serveHTTP(handler http.Handler) func(t *testing.T, l net.Listener) {
+	return func(t *testing.T, l net.Listener) {
+		t.Helper()
+		server := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+		server.Protocols.SetHTTP1(true)
+		server.Protocols.SetUnencryptedHTTP2(true)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = server.Serve(l)
+		}()
+		t.Cleanup(func() {
+			_ = server.Close()
+			<-ended
+		})
+	}
+}
+
+// otherBrain speaks versions of the protocol that nobody knows yet.
+type otherBrain struct {
+	brainv1connect.UnimplementedBrainServiceHandler
+}
+
+func (otherBrain) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.HelloResponse, error) {
+	return nil, connect.Errorf(connect.CodeFailedPrecondition, "no version of Brain's protocol in common: the caller speaks %d to %d, this Brain 7 to 9",
+		req.GetMinVersion(), req.GetMaxVersion())
+}
+
+// serveOther serves it over tunnels and HTTP: each connection is the one or the other by its first byte.
+func serveOther(t *testing.T, l net.Listener) {
+	t.Helper()
+	server := connect.NewServer()
+	brainv1connect.RegisterBrainServiceHandler(server, otherBrain{})
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server)
+	web := &handed{Listener: l, conns: make(chan net.Conn), closed: make(chan struct{})}
+	serveHTTP(mux)(t, web)
+	serveConns(func(nc net.Conn) {
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(nc, first); err != nil {
+			return
+		}
+		back := &begun{Conn: nc, first: first, ended: make(chan struct{})}
+		if first[0] != tunnel.Preface[0] {
+			select {
+			case web.conns <- back:
+				<-back.ended
+			case <-web.closed:
+			}
+			return
+		}
+		conn, err := tunnel.Accept(t.Context(), back, tunnel.Config{}, func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
+			return tunnel.Welcome{Host: uuid.NewString()}, tunnel.ServerHandler(server), nil
+		})
+		if err == nil {
+			<-conn.Done()
+		}
+	})(t, l)
+}
+
+// begun is a connection whose first byte was read.
+type begun struct {
+	net.Conn
+
+	first []byte
+	ended chan struct{}
+	once  sync.Once
+}
+
+// Read implements net.Conn.
+func (c *begun) Read(p []byte) (int, error) {
+	if len(c.first) > 0 && len(p) > 0 {
+		n := copy(p, c.first)
+		c.first = c.first[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Close implements net.Conn.
+func (c *begun) Close() error {
+	c.once.Do(func() { close(c.ended) })
+	return c.Conn.Close()
+}
+
+// handed is a listener of connections that somebody else accepts.
+type handed struct {
+	net.Listener
+
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+// Accept implements net.Listener.
+func (l *handed) Accept() (net.Conn, error) {
+	select {
+	case nc := <-l.conns:
+		return nc, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l *handed) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
