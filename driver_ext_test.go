@@ -97,7 +97,7 @@ func TestNothingIsLeftOfADriver(t *testing.T) {
 // shortDir is a directory whose path is short enough for sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rl")
+	dir, err := os.MkdirTemp("", "rl") //nolint:usetesting // its path would be too long
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
@@ -106,11 +106,11 @@ func shortDir(t *testing.T) string {
 // leftIn lists the files below a directory.
 func leftIn(dir string) []string {
 	var left []string
-	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 		if err == nil && path != dir {
 			left = append(left, path)
 		}
-		return nil //nolint:nilerr // what vanishes while we look is not left
+		return nil // what vanishes while we look is not left
 	})
 	return left
 }

@@ -309,7 +309,7 @@ func TestRelativePaths(t *testing.T) {
 	assert.Equal(t, pidOf(t, p), pidOf(t, found))
 }
 
-func TestBadInputGetsOneClearError(t *testing.T) {
+func TestBadInputGetsOneClearError(t *testing.T) { //nolint:tparallel // its last check is that none of them disturbed anything
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t)

@@ -13,7 +13,7 @@ import (
 )
 
 // driver is the system that Init made for this test binary: its nodes get processes of their own.
-var driver *raylink.Runtime //nolint:gochecknoglobals // Init is once for a process
+var driver *raylink.Runtime
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func (r *runner) Run(ctx context.Context, _ *cartpolev1.RunRequest) (*cartpolev1
 		res.Episodes = append(res.Episodes, w.GetEpisodes()...)
 		res.Steps += w.GetSteps()
 	}
-	slices.SortStableFunc(res.GetEpisodes(), func(a, b *cartpolev1.Episode) int { return int(a.GetSteps()) - int(b.GetSteps()) }) //nolint:gosec // counts
+	slices.SortStableFunc(res.GetEpisodes(), func(a, b *cartpolev1.Episode) int { return cmp.Compare(a.GetSteps(), b.GetSteps()) })
 	return res, nil
 }
 
@@ -89,7 +90,8 @@ func (r *runner) hire(ctx context.Context) (*cartpolev1raylink.Learner, []*cartp
 	all, ctx := errgroup.WithContext(ctx)
 	for i := range workers {
 		all.Go(func() (err error) {
-			workers[i], err = cartpolev1raylink.CreateWorker(ctx, r.self, &cartpolev1.WorkerConfig{Index: uint32(i), Replay: r.replay}) //nolint:gosec // a small number
+			config := &cartpolev1.WorkerConfig{Index: uint32(i), Replay: r.replay} //nolint:gosec // a small number
+			workers[i], err = cartpolev1raylink.CreateWorker(ctx, r.self, config)
 			return err
 		})
 	}

@@ -83,7 +83,7 @@ func serveLaunched(options runtime.Options) error {
 	}
 	launch.AllowInTests()
 	if child != nil {
-		os.Exit(serve(child, options)) //nolint:revive // a node's host is not the program that main goes on with
+		os.Exit(serve(child, options)) //nolint:forbidigo // a node's host is not the program that main goes on with
 	}
 	return nil
 }
@@ -126,7 +126,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 	if options.Brain == "" {
 		if embed == nil {
 			return nil, connect.NewError(connect.CodeFailedPrecondition,
-				"no Brain to join: give its address with WithBrain or RAYLINK_BRAIN (start one with `raylink brain`), or use the package raylink, which can embed one")
+				"no Brain to join: give its address with WithBrain or RAYLINK_BRAIN (`raylink brain` starts one), or use package raylink, which embeds one")
 		}
 		if rt.brain, err = embed.Open(options, data); err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -106,20 +107,11 @@ func eventually(t *testing.T, p *contractv1raylink.Probe, what string, is func(*
 }
 
 func blocked(name string) func(*contractv1.LogResponse) bool {
-	return func(l *contractv1.LogResponse) bool { return contains(l.GetBlocked(), name) }
+	return func(l *contractv1.LogResponse) bool { return slices.Contains(l.GetBlocked(), name) }
 }
 
 func cancelled(name string) func(*contractv1.LogResponse) bool {
-	return func(l *contractv1.LogResponse) bool { return contains(l.GetCancelled(), name) }
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
+	return func(l *contractv1.LogResponse) bool { return slices.Contains(l.GetCancelled(), name) }
 }
 
 func testAdd(t *testing.T, _ Way, p *contractv1raylink.Probe) {
@@ -198,7 +190,7 @@ func testErrors(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 		require.Len(t, e.Details(), 1)
 		d, err := connectproto.UnmarshalErrorDetail(e.Details()[0])
 		require.NoError(t, err)
-		require.Equal(t, "more of it", d.(*contractv1.Detail).GetText()) //nolint:errcheck,forcetypeassert // a failure is a failure
+		require.Equal(t, "more of it", d.(*contractv1.Detail).GetText())
 	}
 }
 
@@ -243,7 +235,7 @@ func testDeadline(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	_, err := p.Block(ctx, &contractv1.BlockRequest{Name: "for ever"})
 	require.Error(t, err)
 	assert.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
-	assert.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
 	eventually(t, p, "the method's context did not end", cancelled("for ever"))
 }
 
@@ -254,7 +246,7 @@ func testCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	cancel()
 	_, err := f.Get(patient(t))
 	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
-	assert.ErrorIs(t, err, context.Canceled)
+	require.ErrorIs(t, err, context.Canceled)
 	eventually(t, p, "the method's context did not end", cancelled("a"))
 
 	f = p.BlockAsync(patient(t), &contractv1.BlockRequest{Name: "b"})
