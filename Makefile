@@ -76,9 +76,9 @@ cross: ## build and vet for the platforms that this one is not
 	  export CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/}; $(GO) build ./...; $(GO) vet ./...; done
 
 .PHONY: test-clients
-test-clients: build ## drive a node from curl, Python, TypeScript and grpc-go
+test-clients: $(TOOLS)/buf ## drive a node from curl, Python, TypeScript and grpc-go
 	@if [ -z "$(CLIENTS)" ]; then echo "clients/test is not there"; exit 1; fi
-	$(CLIENTS)
+	RAYLINK_TOOLS=$(TOOLS) $(CLIENTS)
 
 .PHONY: ci
 ci: ## everything that has to be green before anything lands

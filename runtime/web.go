@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -129,7 +130,7 @@ func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
 		names = append(names, t.service.name)
 	}
 	for spec := range server.Specs() {
-		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && service != healthService {
+		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && !slices.Contains(names, service) {
 			names = append(names, service)
 		}
 	}

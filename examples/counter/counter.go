@@ -52,15 +52,15 @@ func (c *counter) Get(context.Context, *counterv1.GetRequest) (*counterv1.GetRes
 	return &counterv1.GetResponse{Sum: c.sum}, nil
 }
 
-// Await implements CounterNode.
-func (c *counter) Await(ctx context.Context, req *counterv1.AwaitRequest) (*counterv1.AwaitResponse, error) {
+// WaitFor implements CounterNode.
+func (c *counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
 	for {
 		sum, changed, err := c.look(ctx)
 		if err != nil {
 			return nil, err
 		}
 		if sum >= req.GetAtLeast() {
-			return &counterv1.AwaitResponse{Sum: sum}, nil
+			return &counterv1.WaitForResponse{Sum: sum}, nil
 		}
 		select {
 		case <-changed:

@@ -127,10 +127,10 @@ func TestCounterAgainstModel(t *testing.T) {
 	})
 }
 
-func TestAwaitIsWokenByAdd(t *testing.T) {
+func TestWaitForIsWokenByAdd(t *testing.T) {
 	t.Parallel()
 	counter := create(t, nil)
-	later := counter.AwaitAsync(t.Context(), &counterv1.AwaitRequest{AtLeast: 3})
+	later := counter.WaitForAsync(t.Context(), &counterv1.WaitForRequest{AtLeast: 3})
 	for range 3 {
 		select {
 		case <-later.Done():
@@ -145,12 +145,12 @@ func TestAwaitIsWokenByAdd(t *testing.T) {
 	assert.Equal(t, int64(3), res.GetSum())
 }
 
-func TestAwaitEndsWithItsDeadline(t *testing.T) {
+func TestWaitForEndsWithItsDeadline(t *testing.T) {
 	t.Parallel()
 	counter := create(t, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	_, err := counter.Await(ctx, &counterv1.AwaitRequest{AtLeast: 1})
+	_, err := counter.WaitFor(ctx, &counterv1.WaitForRequest{AtLeast: 1})
 	require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
 }
 

@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string) (err error) {
 
 	switch {
 	case len(args) == 0:
-		return tour(ctx, rt, os.Stdout)
+		return tour(ctx, rt)
 	case len(args) == 1 && args[0] == "serve":
 		return serve(ctx, rt, os.Stdout)
 	}

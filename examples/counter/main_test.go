@@ -61,4 +61,3 @@ func clean(more ...string) []string {
 	}
 	return append(env, more...)
 }
-

@@ -17,20 +17,20 @@ import (
 )
 
 // tour shows what can be done with a node.
-func tour(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
+func tour(ctx context.Context, rt *raylink.Runtime) error {
 	// A node of its own process, by default. An alias is a name that others can find it by.
 	counter, err := counterv1raylink.CreateCounter(ctx, rt, &counterv1.CounterConfig{Start: 1, Max: 100}, runtime.WithAlias("the-counter"))
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "created %s\n", counter.Ref().Path())
+	fmt.Printf("created %s\n", counter.Ref().Path())
 
 	// A call waits for its response.
 	sum, err := counter.Add(ctx, &counterv1.AddRequest{By: 2})
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "added 2: %d\n", sum.GetSum())
+	fmt.Printf("added 2: %d\n", sum.GetSum())
 
 	// An async call returns a future. Calls made one after the other run in that order.
 	var later []*runtime.Future[*counterv1.AddResponse]
@@ -41,30 +41,30 @@ func tour(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "added 1, 2 and 3 without waiting: %d, %d, %d\n", sums[0].GetSum(), sums[1].GetSum(), sums[2].GetSum())
+	fmt.Printf("added 1, 2 and 3 without waiting: %d, %d, %d\n", sums[0].GetSum(), sums[1].GetSum(), sums[2].GetSum())
 
 	// Errors have a code, a text, and details, wherever the node lives.
 	if _, err = counter.Add(ctx, &counterv1.AddRequest{By: 1000}); err == nil {
 		return errors.New("1000 more were within the limits")
 	}
-	fmt.Fprintf(out, "refused: %v (at most %d)\n", err, limitsOf(err).GetMax())
+	fmt.Printf("refused: %v (at most %d)\n", err, limitsOf(err).GetMax())
 
 	// A deadline ends the call, and the method's context.
 	hurried, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	_, err = counter.Await(hurried, &counterv1.AwaitRequest{AtLeast: 50})
-	fmt.Fprintf(out, "waited for 50: %v\n", connect.CodeOf(err))
+	_, err = counter.WaitFor(hurried, &counterv1.WaitForRequest{AtLeast: 50})
+	fmt.Printf("waited for 50: %v\n", connect.CodeOf(err))
 
 	// Anybody can find the node, by its path, its alias or its id.
 	found, err := counterv1raylink.FindCounter(ctx, rt, runtime.Alias("the-counter"))
 	if err != nil {
 		return err
 	}
-	return streams(ctx, found, out)
+	return streams(ctx, found)
 }
 
 // streams shows the three shapes of stream.
-func streams(ctx context.Context, counter *counterv1raylink.Counter, out io.Writer) error {
+func streams(ctx context.Context, counter *counterv1raylink.Counter) error {
 	watch, err := counter.Watch(ctx, &counterv1.WatchRequest{})
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func streams(ctx context.Context, counter *counterv1raylink.Counter, out io.Writ
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "watching: %d\n", first.GetSum())
+	fmt.Printf("watching: %d\n", first.GetSum())
 
 	sum, err := counter.Sum(ctx)
 	if err != nil {
@@ -89,13 +89,13 @@ func streams(ctx context.Context, counter *counterv1raylink.Counter, out io.Writ
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "added %d numbers at once: %d\n", res.GetCount(), res.GetSum())
+	fmt.Printf("added %d numbers at once: %d\n", res.GetCount(), res.GetSum())
 
 	second, err := watch.Receive()
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "watching: %d\n", second.GetSum())
+	fmt.Printf("watching: %d\n", second.GetSum())
 
 	tally, err := counter.Tally(ctx)
 	if err != nil {
@@ -110,7 +110,7 @@ func streams(ctx context.Context, counter *counterv1raylink.Counter, out io.Writ
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "tallied %d: %d\n", by, res.GetSum())
+		fmt.Printf("tallied %d: %d\n", by, res.GetSum())
 	}
 	return nil
 }

@@ -66,6 +66,7 @@ func Run(t *testing.T, way Way) {
 		{"a client stream sums up", testSum},
 		{"a client stream's refusal reaches its sender", testSumFails},
 		{"a bidi stream talks", testChat},
+		{"a bidi stream that the node ends is over, though its caller could go on", testChatNodeEnds},
 		{"a bidi stream's context ends it on both sides", testChatCancel},
 		{"a canceled context calls nothing", testCanceledBefore},
 	}
@@ -468,6 +469,19 @@ func testChat(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, stream.CloseSend())
 	_, err = stream.Receive()
 	require.ErrorIs(t, err, io.EOF)
+}
+
+func testChatNodeEnds(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Chat(patient(t))
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "a"}))
+	res, err := stream.Receive()
+	require.NoError(t, err)
+	require.Equal(t, "you said a", res.GetText())
+	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "bye"}))
+	_, err = stream.Receive()
+	require.ErrorIs(t, err, io.EOF)
+	require.NoError(t, stream.Close())
 }
 
 func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {

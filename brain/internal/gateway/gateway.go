@@ -159,6 +159,13 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	to := &route{node: rec, method: method, body: &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w)}}
 	r = r.WithContext(context.WithValue(r.Context(), routeKey{}, to))
+	if r.ProtoMajor < 2 {
+		// Go's server would close the request's body as soon as the response begins, while the transport has yet to see its end: it would take that
+		// for a failure, and break the connection to the host off in the middle of the response.
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			g.opts.Logger.Debug("gateway: no full duplex", "error", err)
+		}
+	}
 	if r.ContentLength != 0 {
 		// The transport must not read on once the handler has returned.
 		defer to.body.Close() //nolint:errcheck // nothing was written

@@ -254,27 +254,27 @@ func (x *GetResponse) GetSum() int64 {
 	return 0
 }
 
-type AwaitRequest struct {
+type WaitForRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AtLeast       int64                  `protobuf:"varint,1,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *AwaitRequest) Reset() {
-	*x = AwaitRequest{}
+func (x *WaitForRequest) Reset() {
+	*x = WaitForRequest{}
 	mi := &file_counter_v1_counter_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *AwaitRequest) String() string {
+func (x *WaitForRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*AwaitRequest) ProtoMessage() {}
+func (*WaitForRequest) ProtoMessage() {}
 
-func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
+func (x *WaitForRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_counter_v1_counter_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -286,39 +286,39 @@ func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
-func (*AwaitRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use WaitForRequest.ProtoReflect.Descriptor instead.
+func (*WaitForRequest) Descriptor() ([]byte, []int) {
 	return file_counter_v1_counter_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *AwaitRequest) GetAtLeast() int64 {
+func (x *WaitForRequest) GetAtLeast() int64 {
 	if x != nil {
 		return x.AtLeast
 	}
 	return 0
 }
 
-type AwaitResponse struct {
+type WaitForResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sum           int64                  `protobuf:"varint,1,opt,name=sum,proto3" json:"sum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *AwaitResponse) Reset() {
-	*x = AwaitResponse{}
+func (x *WaitForResponse) Reset() {
+	*x = WaitForResponse{}
 	mi := &file_counter_v1_counter_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *AwaitResponse) String() string {
+func (x *WaitForResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*AwaitResponse) ProtoMessage() {}
+func (*WaitForResponse) ProtoMessage() {}
 
-func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
+func (x *WaitForResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_counter_v1_counter_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -330,12 +330,12 @@ func (x *AwaitResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use AwaitResponse.ProtoReflect.Descriptor instead.
-func (*AwaitResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use WaitForResponse.ProtoReflect.Descriptor instead.
+func (*WaitForResponse) Descriptor() ([]byte, []int) {
 	return file_counter_v1_counter_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *AwaitResponse) GetSum() int64 {
+func (x *WaitForResponse) GetSum() int64 {
 	if x != nil {
 		return x.Sum
 	}
@@ -696,10 +696,10 @@ const file_counter_v1_counter_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\"\x1f\n" +
 	"\vGetResponse\x12\x10\n" +
-	"\x03sum\x18\x01 \x01(\x03R\x03sum\")\n" +
-	"\fAwaitRequest\x12\x19\n" +
-	"\bat_least\x18\x01 \x01(\x03R\aatLeast\"!\n" +
-	"\rAwaitResponse\x12\x10\n" +
+	"\x03sum\x18\x01 \x01(\x03R\x03sum\"+\n" +
+	"\x0eWaitForRequest\x12\x19\n" +
+	"\bat_least\x18\x01 \x01(\x03R\aatLeast\"#\n" +
+	"\x0fWaitForResponse\x12\x10\n" +
 	"\x03sum\x18\x01 \x01(\x03R\x03sum\"$\n" +
 	"\fWatchRequest\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\"!\n" +
@@ -718,11 +718,11 @@ const file_counter_v1_counter_proto_rawDesc = "" +
 	"\x06Limits\x12\x10\n" +
 	"\x03min\x18\x01 \x01(\x03R\x03min\x12\x10\n" +
 	"\x03max\x18\x02 \x01(\x03R\x03max\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\x03R\x03sum2\x9b\x03\n" +
+	"\x03sum\x18\x03 \x01(\x03R\x03sum2\xa1\x03\n" +
 	"\aCounter\x126\n" +
 	"\x03Add\x12\x16.counter.v1.AddRequest\x1a\x17.counter.v1.AddResponse\x126\n" +
-	"\x03Get\x12\x16.counter.v1.GetRequest\x1a\x17.counter.v1.GetResponse\x12D\n" +
-	"\x05Await\x12\x18.counter.v1.AwaitRequest\x1a\x19.counter.v1.AwaitResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12>\n" +
+	"\x03Get\x12\x16.counter.v1.GetRequest\x1a\x17.counter.v1.GetResponse\x12J\n" +
+	"\aWaitFor\x12\x1a.counter.v1.WaitForRequest\x1a\x1b.counter.v1.WaitForResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12>\n" +
 	"\x05Watch\x12\x18.counter.v1.WatchRequest\x1a\x19.counter.v1.WatchResponse0\x01\x128\n" +
 	"\x03Sum\x12\x16.counter.v1.SumRequest\x1a\x17.counter.v1.SumResponse(\x01\x12@\n" +
 	"\x05Tally\x12\x18.counter.v1.TallyRequest\x1a\x19.counter.v1.TallyResponse(\x010\x01\x1a\x1e\x92\xfe\x1d\x1a\x12\x18counter.v1.CounterConfigBFZDgithub.com/raylink/raylink/examples/counter/gen/counter/v1;counterv1b\x06proto3"
@@ -741,31 +741,31 @@ func file_counter_v1_counter_proto_rawDescGZIP() []byte {
 
 var file_counter_v1_counter_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_counter_v1_counter_proto_goTypes = []any{
-	(*CounterConfig)(nil), // 0: counter.v1.CounterConfig
-	(*AddRequest)(nil),    // 1: counter.v1.AddRequest
-	(*AddResponse)(nil),   // 2: counter.v1.AddResponse
-	(*GetRequest)(nil),    // 3: counter.v1.GetRequest
-	(*GetResponse)(nil),   // 4: counter.v1.GetResponse
-	(*AwaitRequest)(nil),  // 5: counter.v1.AwaitRequest
-	(*AwaitResponse)(nil), // 6: counter.v1.AwaitResponse
-	(*WatchRequest)(nil),  // 7: counter.v1.WatchRequest
-	(*WatchResponse)(nil), // 8: counter.v1.WatchResponse
-	(*SumRequest)(nil),    // 9: counter.v1.SumRequest
-	(*SumResponse)(nil),   // 10: counter.v1.SumResponse
-	(*TallyRequest)(nil),  // 11: counter.v1.TallyRequest
-	(*TallyResponse)(nil), // 12: counter.v1.TallyResponse
-	(*Limits)(nil),        // 13: counter.v1.Limits
+	(*CounterConfig)(nil),   // 0: counter.v1.CounterConfig
+	(*AddRequest)(nil),      // 1: counter.v1.AddRequest
+	(*AddResponse)(nil),     // 2: counter.v1.AddResponse
+	(*GetRequest)(nil),      // 3: counter.v1.GetRequest
+	(*GetResponse)(nil),     // 4: counter.v1.GetResponse
+	(*WaitForRequest)(nil),  // 5: counter.v1.WaitForRequest
+	(*WaitForResponse)(nil), // 6: counter.v1.WaitForResponse
+	(*WatchRequest)(nil),    // 7: counter.v1.WatchRequest
+	(*WatchResponse)(nil),   // 8: counter.v1.WatchResponse
+	(*SumRequest)(nil),      // 9: counter.v1.SumRequest
+	(*SumResponse)(nil),     // 10: counter.v1.SumResponse
+	(*TallyRequest)(nil),    // 11: counter.v1.TallyRequest
+	(*TallyResponse)(nil),   // 12: counter.v1.TallyResponse
+	(*Limits)(nil),          // 13: counter.v1.Limits
 }
 var file_counter_v1_counter_proto_depIdxs = []int32{
 	1,  // 0: counter.v1.Counter.Add:input_type -> counter.v1.AddRequest
 	3,  // 1: counter.v1.Counter.Get:input_type -> counter.v1.GetRequest
-	5,  // 2: counter.v1.Counter.Await:input_type -> counter.v1.AwaitRequest
+	5,  // 2: counter.v1.Counter.WaitFor:input_type -> counter.v1.WaitForRequest
 	7,  // 3: counter.v1.Counter.Watch:input_type -> counter.v1.WatchRequest
 	9,  // 4: counter.v1.Counter.Sum:input_type -> counter.v1.SumRequest
 	11, // 5: counter.v1.Counter.Tally:input_type -> counter.v1.TallyRequest
 	2,  // 6: counter.v1.Counter.Add:output_type -> counter.v1.AddResponse
 	4,  // 7: counter.v1.Counter.Get:output_type -> counter.v1.GetResponse
-	6,  // 8: counter.v1.Counter.Await:output_type -> counter.v1.AwaitResponse
+	6,  // 8: counter.v1.Counter.WaitFor:output_type -> counter.v1.WaitForResponse
 	8,  // 9: counter.v1.Counter.Watch:output_type -> counter.v1.WatchResponse
 	10, // 10: counter.v1.Counter.Sum:output_type -> counter.v1.SumResponse
 	12, // 11: counter.v1.Counter.Tally:output_type -> counter.v1.TallyResponse

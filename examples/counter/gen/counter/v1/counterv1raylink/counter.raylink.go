@@ -36,7 +36,7 @@ const CounterName = "counter.v1.Counter"
 var (
 	counterAdd     = runtime.UnaryMethod("Add", CounterNode.Add)
 	counterGet     = runtime.UnaryMethod("Get", CounterNode.Get)
-	counterAwait   = runtime.UnaryMethod("Await", CounterNode.Await, runtime.Concurrent())
+	counterWaitFor = runtime.UnaryMethod("WaitFor", CounterNode.WaitFor, runtime.Concurrent())
 	counterWatch   = runtime.ServerStreamMethod("Watch", CounterNode.Watch)
 	counterSum     = runtime.ClientStreamMethod("Sum", CounterNode.Sum)
 	counterTally   = runtime.BidiStreamMethod("Tally", CounterNode.Tally)
@@ -50,7 +50,7 @@ var (
 		},
 		counterAdd,
 		counterGet,
-		counterAwait,
+		counterWaitFor,
 		counterWatch,
 		counterSum,
 		counterTally,
@@ -68,8 +68,8 @@ type CounterNode interface {
 	// Get returns the sum.
 	Get(context.Context, *counterv1.GetRequest) (*counterv1.GetResponse, error)
 
-	// Await waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
-	Await(context.Context, *counterv1.AwaitRequest) (*counterv1.AwaitResponse, error)
+	// WaitFor waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
+	WaitFor(context.Context, *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error)
 
 	// Watch sends the sum, now and whenever it has changed. A slow watcher misses sums in between, never the last one.
 	Watch(context.Context, *counterv1.WatchRequest, CounterWatchServerStream) error
@@ -113,9 +113,9 @@ func (UnimplementedCounterNode) Get(context.Context, *counterv1.GetRequest) (*co
 	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Get is not implemented")
 }
 
-// Await returns an error of the code Unimplemented.
-func (UnimplementedCounterNode) Await(context.Context, *counterv1.AwaitRequest) (*counterv1.AwaitResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Await is not implemented")
+// WaitFor returns an error of the code Unimplemented.
+func (UnimplementedCounterNode) WaitFor(context.Context, *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/WaitFor is not implemented")
 }
 
 // Watch returns an error of the code Unimplemented.
@@ -176,15 +176,15 @@ func (h *Counter) GetAsync(ctx context.Context, req *counterv1.GetRequest) *runt
 	return counterGet.CallAsync(ctx, h.ref, req)
 }
 
-// Await waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
-func (h *Counter) Await(ctx context.Context, req *counterv1.AwaitRequest) (*counterv1.AwaitResponse, error) {
-	return counterAwait.Call(ctx, h.ref, req)
+// WaitFor waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
+func (h *Counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
+	return counterWaitFor.Call(ctx, h.ref, req)
 }
 
-// AwaitAsync is Await without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
-func (h *Counter) AwaitAsync(ctx context.Context, req *counterv1.AwaitRequest) *runtime.Future[*counterv1.AwaitResponse] {
-	return counterAwait.CallAsync(ctx, h.ref, req)
+// WaitForAsync is WaitFor without the waiting: the future has the response, or the error, once it is there. It blocks
+// only while the way to the node is full.
+func (h *Counter) WaitForAsync(ctx context.Context, req *counterv1.WaitForRequest) *runtime.Future[*counterv1.WaitForResponse] {
+	return counterWaitFor.CallAsync(ctx, h.ref, req)
 }
 
 // Watch sends the sum, now and whenever it has changed. A slow watcher misses sums in between, never the last one.
