@@ -18,7 +18,7 @@ func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, erro
 	if err != nil {
 		return none, err
 	}
-	return res.(Res), nil //nolint:errcheck,forcetypeassert // the method's table made it
+	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
 }
 
 // CallAsync enqueues a call of the method. It blocks only while the way to the node is full or being opened, until it is not or ctx ends. Calls

@@ -27,8 +27,8 @@ func (c *chain) circle(nid, path, method string, turns int) error {
 	if c.holds(nid) < turns {
 		return nil
 	}
-	return connect.Errorf(connect.CodeFailedPrecondition,
-		"the call would wait for itself: %s -> %s %s, whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
+	return connect.Errorf(connect.CodeFailedPrecondition, "the call would wait for itself: %s -> %s %s, "+
+		"whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
 }
 

@@ -23,7 +23,7 @@ func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	if err != nil {
 		return none, err
 	}
-	return res.(T), nil //nolint:errcheck,forcetypeassert // the method's table made it
+	return res.(T), nil //nolint:forcetypeassert // the method's table made it
 }
 
 // Done is closed when the outcome is there.
@@ -237,7 +237,7 @@ func Gather[T any](ctx context.Context, futures ...*Future[T]) ([]T, error) {
 	}
 	out := make([]T, len(list))
 	for i, f := range list {
-		out[i] = f.res.(T) //nolint:errcheck,forcetypeassert // the method's table made it
+		out[i] = f.res.(T) //nolint:forcetypeassert // the method's table made it
 	}
 	return out, nil
 }

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"slices"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -27,8 +28,8 @@ type Invocation struct {
 type Invoke func(ctx context.Context, in *Invocation) error
 
 // Interceptor wraps the serving of calls: every call to a node of this process passes, whatever way it came, local ones included; only what
-// every node answers (ping, info, stop, ...) does not. It runs while the call holds its turn. It is called once for each node; the Invoke it returns is called for each call, concurrently where
-// the node's methods are.
+// every node answers (ping, info, stop, ...) does not. It runs while the call holds its turn. It is called once for each node; the Invoke it
+// returns is called for each call, concurrently where the node's methods are.
 type Interceptor func(next Invoke) Invoke
 
 // chainInterceptors makes one Invoke of several; the first is the outermost. It returns nil for none.
@@ -51,8 +52,8 @@ func chainInterceptors(interceptors []Interceptor, impl any) Invoke {
 		in.Response = res
 		return err
 	}
-	for i := len(interceptors) - 1; i >= 0; i-- {
-		next = interceptors[i](next)
+	for _, interceptor := range slices.Backward(interceptors) {
+		next = interceptor(next)
 	}
 	return next
 }

@@ -105,7 +105,7 @@ func UnaryMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 ) *Unary[PReq, PRes] {
 	u := &Unary[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeUnary, opts)}
 	u.m.unary = func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
-		res, err := fn(node.(Node), ctx, req.(PReq)) //nolint:errcheck,forcetypeassert // the table belongs to the node's own type
+		res, err := fn(node.(Node), ctx, req.(PReq)) //nolint:forcetypeassert // the table belongs to the node's own type
 		if err != nil {
 			return nil, err
 		}
@@ -130,7 +130,7 @@ func ServerStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]
 		if err != nil {
 			return err
 		}
-		return fn(node.(Node), ctx, req, &serverStream[PReq, PRes]{stream: stream, method: &s.typed}) //nolint:errcheck,forcetypeassert // as above
+		return fn(node.(Node), ctx, req, &serverStream[PReq, PRes]{stream: stream, method: &s.typed}) //nolint:forcetypeassert // as above
 	}
 	return s
 }
@@ -144,7 +144,7 @@ func ClientStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]
 ) *ClientStreaming[PReq, PRes] {
 	c := &ClientStreaming[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeClient, opts)}
 	c.m.stream = func(node any, ctx context.Context, stream connect.ServerStream) error {
-		res, err := fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &c.typed}) //nolint:errcheck,forcetypeassert // as above
+		res, err := fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &c.typed}) //nolint:forcetypeassert // as above
 		if err != nil {
 			return err
 		}
@@ -165,7 +165,7 @@ func BidiStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 ) *BidiStreaming[PReq, PRes] {
 	b := &BidiStreaming[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeBidi, opts)}
 	b.m.stream = func(node any, ctx context.Context, stream connect.ServerStream) error {
-		return fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &b.typed}) //nolint:errcheck,forcetypeassert // as above
+		return fn(node.(Node), ctx, &serverStream[PReq, PRes]{stream: stream, method: &b.typed}) //nolint:forcetypeassert // as above
 	}
 	return b
 }

@@ -21,7 +21,7 @@ type Node struct {
 	impl    any
 	// copies says that messages are copied between the node and its callers in this process.
 	copies  bool
-	witness witness
+	witness witness //nolint:unused // the build tag invariants uses it
 	nid     string
 	path    string
 

@@ -10,7 +10,7 @@ const sealing = false
 // Without the build tag `invariants` nothing is sealed and nothing looked at: see seal.go.
 type (
 	seal    struct{}
-	witness struct{}
+	witness struct{} //nolint:unused // the build tag invariants uses it
 )
 
 func sealOf(proto.Message) seal { return seal{} }

@@ -94,13 +94,11 @@ func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(
 	return j, n.enqueue(j)
 }
 
-// cancel takes a submitted call back. It returns true where the call had not begun and never will: then finish is not called.
-func (n *Node) cancel(j *job, cause error) bool {
-	if n.mailbox.Remove(&j.entry) {
-		return true
+// cancel takes a submitted call back. Where it had not begun it never will, and finish is not called.
+func (n *Node) cancel(j *job, cause error) {
+	if !n.mailbox.Remove(&j.entry) {
+		j.cc.abort(cause)
 	}
-	j.cc.abort(cause)
-	return false
 }
 
 func (n *Node) enqueue(j *job) error {
@@ -174,8 +172,8 @@ func (n *Node) refuseUnready(chain *chain, caller Caller, method string) error {
 			"the call would wait for itself: %s -> %s %s, which is served when the set-up is done", chain, n.path, method)
 	}
 	if n.creating.Load() > 0 && strings.HasPrefix(caller.Path, n.path+"/") {
-		return connect.Errorf(connect.CodeFailedPrecondition,
-			"%s is being set up and waits for a child, so %s can't call it yet: create the child in a method of %s, or with NoWait", n.path, caller.Path, n.path)
+		return connect.Errorf(connect.CodeFailedPrecondition, "%s is being set up and waits for a child, so %s can't call it yet: "+
+			"create the child in a method of %s, or with NoWait", n.path, caller.Path, n.path)
 	}
 	return nil
 }

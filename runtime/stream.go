@@ -102,6 +102,7 @@ type serverStream[Req, Res proto.Message] struct {
 func (s *serverStream[Req, Res]) Receive() (Req, error) {
 	return receive(s.stream, s.method.newRequest)
 }
+
 func (s *serverStream[Req, Res]) Send(res Res) error {
 	return s.stream.Send(orEmpty(res, s.method.newResponse))
 }

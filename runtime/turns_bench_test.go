@@ -39,6 +39,7 @@ func (s *stub) handedOver(ctx context.Context, req *storagev1.IncrRequest) error
 // BenchmarkLocalMailbox is the cost of a call inside a process, in the ways that docs/turns.md compares.
 func BenchmarkLocalMailbox(b *testing.B) {
 	soon := func(b *testing.B) context.Context {
+		b.Helper()
 		ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
 		b.Cleanup(cancel)
 		return ctx

@@ -140,7 +140,7 @@ func TestCauseOfACall(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var inside, derived context.Context
 	s.does(func(ctx context.Context) error {
-		inside = ctx
+		inside = ctx //nolint:fatcontext // what becomes of it is what is tested
 		var stop context.CancelFunc
 		before := runtime.NumGoroutine()
 		derived, stop = context.WithCancel(ctx)
@@ -162,7 +162,10 @@ func TestCauseOfACall(t *testing.T) {
 	require.ErrorIs(t, inside.Err(), context.Canceled)
 
 	// One that nobody looked at ends with its call, also for whoever kept it.
-	s.does(func(ctx context.Context) error { inside = ctx; return nil })
+	s.does(func(ctx context.Context) error {
+		inside = ctx //nolint:fatcontext // what becomes of it is what is tested
+		return nil
+	})
 	require.NoError(t, s.call(t.Context()))
 	require.ErrorIs(t, inside.Err(), context.Canceled)
 	require.ErrorIs(t, context.Cause(inside), context.Canceled)
@@ -177,7 +180,10 @@ func TestContextKeepsItsWord(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		var inside context.Context
-		s.does(func(ctx context.Context) error { inside = ctx; return nil })
+		s.does(func(ctx context.Context) error {
+			inside = ctx //nolint:fatcontext // what becomes of it is what is tested
+			return nil
+		})
 		require.NoError(t, s.call(ctx))
 		require.ErrorIs(t, inside.Err(), context.Canceled)
 		<-ctx.Done()

@@ -70,9 +70,7 @@ func TestOrderUnderLoad(t *testing.T) {
 		}
 	}
 	for caller := range callers {
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			for call := 1; call <= calls; call++ {
 				switch call % 4 {
 				case 0:
@@ -102,13 +100,15 @@ func TestOrderUnderLoad(t *testing.T) {
 					}}
 					w.entry.Work = w
 					_, err := m.Enqueue(&w.entry)
-					assert.NoError(t, err)
+					if !assert.NoError(t, err) { //nolint:testifylint // require ends no test from this goroutine
+						return
+					}
 					if call%11 == 0 && m.Remove(&w.entry) {
 						all.Done()
 					}
 				}
 			}
-		}()
+		})
 	}
 	all.Wait()
 	m.Close(errClosed)
