@@ -30,7 +30,7 @@ type builtinMethods struct {
 }
 
 // builtins is made when first needed, for its methods refer to what uses it.
-var builtins = sync.OnceValue(func() *builtinMethods {
+var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals // a table that never changes
 	b := &builtinMethods{
 		ping:         UnaryMethod("Ping", (*Node).servePing, Concurrent()),
 		info:         UnaryMethod("Info", (*Node).serveInfo, Concurrent()),

@@ -41,7 +41,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	if p.host == nil {
 		return nil, errNoSystem()
 	}
-	req := &nodev1.CreateRequest{Type: service.Type(), Count: uint32(n)} //nolint:gosec // checked above
+	req := &nodev1.CreateRequest{Type: service.Type(), Count: uint32(n)}
 	for _, opt := range opts {
 		opt(req)
 	}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -217,7 +216,7 @@ func (f *front) admit(hello tunnel.Hello) (tunnel.Welcome, *dispatcher, error) {
 	return welcome, &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, nil
 }
 
-const wrongToken = "the token is missing or wrong (RAYLINK_TOKEN, --token, or the header `Authorization: Bearer ...`)" //nolint:gosec // no secret
+const wrongToken = "the token is missing or wrong (RAYLINK_TOKEN, --token, or the header `Authorization: Bearer ...`)"
 
 // tokenFits compares in constant time.
 func (f *front) tokenFits(token string) bool {
@@ -359,6 +358,3 @@ func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
-
-// baseURL is where HTTP clients reach the host.
-func (f *front) baseURL() string { return (&url.URL{Scheme: "http", Host: f.advertised}).String() }

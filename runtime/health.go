@@ -15,7 +15,9 @@ const healthService = "grpc.health.v1.Health"
 func mountHealth(server *connect.Server, h *Host) {
 	server.Register(
 		connect.Method{
-			Spec: connect.Spec{StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/Check", IdempotencyLevel: connect.IdempotencyNoSideEffects},
+			Spec: connect.Spec{
+				StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/Check", IdempotencyLevel: connect.IdempotencyNoSideEffects,
+			},
 			Handler: func(_ context.Context, _ connect.Spec, stream connect.ServerStream) error {
 				var req healthv1.CheckRequest
 				if err := stream.Receive(&req); err != nil {
@@ -29,7 +31,9 @@ func mountHealth(server *connect.Server, h *Host) {
 			},
 		},
 		connect.Method{
-			Spec: connect.Spec{StreamType: connect.StreamTypeServer, Procedure: "/" + healthService + "/Watch", IdempotencyLevel: connect.IdempotencyNoSideEffects},
+			Spec: connect.Spec{
+				StreamType: connect.StreamTypeServer, Procedure: "/" + healthService + "/Watch", IdempotencyLevel: connect.IdempotencyNoSideEffects,
+			},
 			Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 				var req healthv1.CheckRequest
 				if err := stream.Receive(&req); err != nil {

@@ -209,7 +209,7 @@ func absolute(path, base string) (string, error) {
 		return "", connect.Errorf(connect.CodeInvalidArgument, "the path %q is relative, and who asks is no node: only nodes have something to be relative to", path)
 	}
 	at := strings.Split(base, "/")
-	for _, part := range strings.Split(path, "/") {
+	for part := range strings.SplitSeq(path, "/") {
 		switch part {
 		case ".", "":
 		case "..":

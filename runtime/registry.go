@@ -309,8 +309,9 @@ func (h *Host) told(rec *nodev1.NodeRecord) {
 
 // nodeRefs are the nodes that live here, for Brain.
 func (h *Host) nodeRefs() []*nodev1.NodeRef {
-	var refs []*nodev1.NodeRef
-	for _, n := range h.localNodes() {
+	nodes := h.localNodes()
+	refs := make([]*nodev1.NodeRef, 0, len(nodes))
+	for _, n := range nodes {
 		refs = append(refs, n.Ref().NodeRef())
 	}
 	return refs

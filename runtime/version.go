@@ -1,6 +1,6 @@
 package runtime
 
-// Generated code says which version of this package's contract with it it was made for; the two constants below say which
+// Generated code says for which version of its contract with this package it was made; the two constants below say which
 // ones this package fulfils. A file that does not fit does not compile, and the comment beside its guard says how to mend it.
 const (
 	// MinGenerated is the oldest generated code that this package supports.

@@ -31,7 +31,8 @@ type webNodeKey struct{}
 func newNodeHandler(h *Host) http.Handler {
 	limit := connecthttp.WithReadMaxBytes(h.options.MaxMessage)
 	server := connect.NewServer()
-	services := []*Service{builtins().service}
+	services := make([]*Service, 0, 1+len(h.types))
+	services = append(services, builtins().service)
 	for _, t := range h.types {
 		services = append(services, t.service)
 	}
