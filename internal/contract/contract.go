@@ -3,8 +3,6 @@ package contract
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"slices"
 	"testing"
 	"time"
@@ -393,108 +391,6 @@ func testGather(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	fails := p.FailAsync(ctx, &contractv1.FailRequest{Code: uint32(connect.CodeAborted), Message: "m"})
 	_, err = raylink.Gather(ctx, fails)
 	assert.Equal(t, connect.CodeAborted, connect.CodeOf(err))
-}
-
-func testCount(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 1000, Payload: 1024})
-	require.NoError(t, err)
-	for i := range uint32(1000) {
-		res, err := stream.Receive()
-		require.NoError(t, err)
-		require.Equal(t, i+1, res.GetNumber())
-		require.Len(t, res.GetPayload(), 1024)
-	}
-	_, err = stream.Receive()
-	require.ErrorIs(t, err, io.EOF)
-	require.NoError(t, stream.Close())
-}
-
-func testCountFails(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 3, Fail: "ran dry"})
-	require.NoError(t, err)
-	for range 3 {
-		_, err := stream.Receive()
-		require.NoError(t, err)
-	}
-	_, err = stream.Receive()
-	assert.Equal(t, connect.CodeDataLoss, connect.CodeOf(err), "%v", err)
-	assert.Contains(t, fmt.Sprint(err), "ran dry")
-}
-
-func testAbandon(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Count(patient(t), &contractv1.CountRequest{To: 1 << 30, Payload: 4096})
-	require.NoError(t, err)
-	_, err = stream.Receive()
-	require.NoError(t, err)
-	_ = stream.Close() // that it was cut short is no failure
-	eventually(t, p, "the node went on sending", cancelled("count"))
-}
-
-func testSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Sum(patient(t))
-	require.NoError(t, err)
-	for i := range int64(500) {
-		require.NoError(t, stream.Send(&contractv1.SumRequest{Number: i}))
-	}
-	res, err := stream.CloseAndReceive()
-	require.NoError(t, err)
-	assert.Equal(t, int64(499*500/2), res.GetSum())
-}
-
-func testSumFails(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Sum(patient(t))
-	require.NoError(t, err)
-	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: -1}))
-	require.Eventually(t, func() bool {
-		err := stream.Send(&contractv1.SumRequest{Number: 1})
-		if err != nil {
-			assert.ErrorIs(t, err, io.EOF)
-		}
-		return err != nil
-	}, Patience, time.Millisecond)
-	_, err = stream.CloseAndReceive()
-	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
-}
-
-func testChat(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Chat(patient(t))
-	require.NoError(t, err)
-	for i := range 20 {
-		text := fmt.Sprint("hello ", i)
-		require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: text}))
-		res, err := stream.Receive()
-		require.NoError(t, err)
-		require.Equal(t, "you said "+text, res.GetText())
-	}
-	require.NoError(t, stream.CloseSend())
-	_, err = stream.Receive()
-	require.ErrorIs(t, err, io.EOF)
-}
-
-func testChatNodeEnds(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	stream, err := p.Chat(patient(t))
-	require.NoError(t, err)
-	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "a"}))
-	res, err := stream.Receive()
-	require.NoError(t, err)
-	require.Equal(t, "you said a", res.GetText())
-	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "bye"}))
-	_, err = stream.Receive()
-	require.ErrorIs(t, err, io.EOF)
-	require.NoError(t, stream.Close())
-}
-
-func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	ctx, cancel := context.WithCancel(patient(t))
-	stream, err := p.Chat(ctx)
-	require.NoError(t, err)
-	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "x"}))
-	_, err = stream.Receive()
-	require.NoError(t, err)
-	cancel()
-	_, err = stream.Receive()
-	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
-	eventually(t, p, "the node was not told", cancelled("chat"))
 }
 
 func testCanceledBefore(t *testing.T, _ Way, p *contractv1raylink.Probe) {
