@@ -11,6 +11,9 @@ BIN   := $(CURDIR)/bin
 TOOLS := $(CURDIR)/.cache/tools/$(shell { cat tools/go.mod tools/go.sum; $(GO) env GOVERSION; } | cksum | cut -d' ' -f1)
 FRESH := $(CURDIR)/.cache/generated
 
+# Tests that need a tool look here.
+export RAYLINK_TOOLS := $(TOOLS)
+
 # Modules of their own, beside the one of this directory.
 MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod))
 # What `buf generate` is told: the project's own schemas, and each example's.
@@ -78,7 +81,7 @@ cross: ## build and vet for the platforms that this one is not
 .PHONY: test-clients
 test-clients: $(TOOLS)/buf ## drive a node from curl, Python, TypeScript and grpc-go
 	@if [ -z "$(CLIENTS)" ]; then echo "clients/test is not there"; exit 1; fi
-	RAYLINK_TOOLS=$(TOOLS) $(CLIENTS)
+	$(CLIENTS)
 
 .PHONY: ci
 ci: ## everything that has to be green before anything lands
@@ -99,6 +102,12 @@ bench: ## run the benchmarks, and those of the bench module, side by side with t
 
 .PHONY: tools
 tools: $(addprefix $(TOOLS)/,buf protoc-gen-go protoc-gen-connect-go golangci-lint) ## build the pinned tools
+
+.PHONY: plugins
+plugins: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## put into bin/ what makes code of schemas: protoc-gen-raylink, protoc-gen-go and buf
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ ./cmd/protoc-gen-raylink
+	@install $^ $(BIN)/
 
 .PHONY: clean
 clean: ## remove what was built, tools included

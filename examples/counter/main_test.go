@@ -51,11 +51,11 @@ func combined(t *testing.T, cmd *exec.Cmd) string {
 	return string(output)
 }
 
-// clean is the environment without anybody's settings for RayLink, and with those given.
+// clean is the environment without anybody's settings for RayLink or make, and with those given.
 func clean(more ...string) []string {
 	var env []string
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, "RAYLINK_") {
+		if !strings.HasPrefix(e, "RAYLINK_") && !strings.HasPrefix(e, "MAKE") {
 			env = append(env, e)
 		}
 	}
