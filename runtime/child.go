@@ -41,7 +41,8 @@ type launchPayload struct {
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
 	o := h.options
 	p := launchPayload{
-		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Data: o.Data, Origins: o.Origins, Insecure: o.Insecure,
+		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
+		Origins: o.Origins, Insecure: o.Insecure,
 		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
 		Outlives: rec.GetRestarts(),
 	}
@@ -97,7 +98,7 @@ func ServeChild(child *launch.Child, options Options) error {
 	defer signal.Stop(signals)
 	orphaned := child.Orphaned()
 	if h.outlives {
-		orphaned = h.abandoned(orphaned)
+		orphaned = h.abandoned(n.path, orphaned)
 	}
 	select {
 	case <-child.Stop():
@@ -122,13 +123,19 @@ func ServeChild(child *launch.Child, options Options) error {
 }
 
 // abandoned is closed when the launcher is dead and Brain has not been heard of for long either: then nobody will come back for the process.
-func (h *Host) abandoned(orphaned <-chan struct{}) <-chan struct{} {
+func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} {
 	given := make(chan struct{})
 	h.goBackground(func(ctx context.Context) {
 		select {
 		case <-orphaned:
 		case <-ctx.Done():
 			return
+		}
+		if h.run != nil {
+			// What this process printed went to the launcher, which wrote it down.
+			if err := outputToLog(h.run, path); err != nil {
+				h.log.Warn("what is printed from here on is lost", slog.Any("error", err))
+			}
 		}
 		died := time.Now()
 		patience := orphanLeases * h.options.Lease
@@ -148,6 +155,20 @@ func (h *Host) abandoned(orphaned <-chan struct{}) <-chan struct{} {
 		}
 	})
 	return given
+}
+
+// outputToLog sends what this process prints to its node's log.
+func outputToLog(run *rundir.Run, path string) error {
+	name, err := run.Log(path)
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close() //nolint:errcheck // its duplicates are what is written to
+	return errors.Join(duplicate(log, os.Stdout), duplicate(log, os.Stderr))
 }
 
 // sweep removes what processes left that were killed. What can't be removed now is tried again by the next who sweeps.

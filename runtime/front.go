@@ -62,7 +62,10 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	}
 	f.advertised = f.tcp.Addr().String()
 	if o.Advertise != "" {
-		f.advertised = o.Advertise
+		if f.advertised, err = advertise(o.Advertise, f.tcp.Addr()); err != nil {
+			_ = f.tcp.Close()
+			return nil, err
+		}
 	} else if ip := net.ParseIP(hostOf(f.advertised)); ip != nil && ip.IsUnspecified() {
 		_ = f.tcp.Close()
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "listening on %s, which is no address to be reached by: say which with --advertise (RAYLINK_ADVERTISE)", o.Listen)
@@ -345,6 +348,20 @@ func (l *handedConns) Close() error {
 
 // Addr implements net.Listener.
 func (l *handedConns) Addr() net.Addr { return l.addr }
+
+// advertise is the address that others are told: port 0 stands for the one that is bound.
+func advertise(address string, bound net.Addr) (string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" {
+		return "", connect.Errorf(connect.CodeInvalidArgument, "the address to advertise, %q, is not of the form HOST:PORT", address)
+	}
+	if port == "0" {
+		if _, port, err = net.SplitHostPort(bound.String()); err != nil {
+			return "", connect.Errorf(connect.CodeInternal, "the bound address %q has no port", bound)
+		}
+	}
+	return net.JoinHostPort(host, port), nil
+}
 
 // hostOf is the host of HOST:PORT or of a bare host.
 func hostOf(address string) string {

@@ -22,7 +22,8 @@ type Options struct {
 	Brain string
 	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default 127.0.0.1:0, a free port on loopback.
 	Listen string
-	// Advertise is the address that others reach the listener by, where it can't know that itself. RAYLINK_ADVERTISE.
+	// Advertise is the address that others reach the listener by, where it can't know that itself; port 0 stands for the one
+	// that is bound. Nodes in processes of their own advertise the same host. RAYLINK_ADVERTISE.
 	Advertise string
 	// Token is the secret that every connection must show. RAYLINK_TOKEN. By default none is asked for, which is possible on loopback only.
 	Token string

@@ -222,7 +222,7 @@ func (x *exchange) talk(ctx context.Context) error {
 	case err := <-sent:
 		if err != nil {
 			cancel()
-			<-received
+			<-received //nolint:errcheck // that it was cancelled
 			return err
 		}
 		return <-received

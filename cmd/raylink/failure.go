@@ -222,8 +222,7 @@ func (f *failure) text() string {
 
 // reason is an error's text without connect's code in front.
 func reason(err error) string {
-	var failed *connect.Error
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*connect.Error](err); ok {
 		if code := failed.Error(); strings.HasSuffix(err.Error(), code) {
 			return strings.TrimSuffix(err.Error(), code) + failed.Message()
 		}

@@ -140,13 +140,20 @@ func background(t *testing.T, env []string, name string, args ...string) *proces
 	p := &process{Cmd: exec.Command(name, args...), t: t, ended: make(chan struct{}), stdout: newLines(), stderr: newLines()}
 	p.Env = env
 	p.Stdout, p.Stderr = p.stdout, p.stderr
+	p.start()
+	return p
+}
+
+// start starts it.
+func (p *process) start() {
+	p.t.Helper()
 	p.WaitDelay = time.Second // its own children may hold its output
-	require.NoError(t, p.Start())
+	require.NoError(p.t, p.Start())
 	go func() {
 		defer close(p.ended)
 		_ = p.Wait() // ProcessState says how
 	}()
-	t.Cleanup(func() {
+	p.t.Cleanup(func() {
 		_ = p.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-p.ended:
@@ -154,11 +161,10 @@ func background(t *testing.T, env []string, name string, args ...string) *proces
 			_ = p.Process.Kill()
 			<-p.ended
 		}
-		if t.Failed() {
-			t.Logf("%s printed:\n%s", strings.Join(p.Args, " "), p.stdout.String()+p.stderr.String())
+		if p.t.Failed() {
+			p.t.Logf("%s printed:\n%s", strings.Join(p.Args, " "), p.stdout.String()+p.stderr.String())
 		}
 	})
-	return p
 }
 
 // line waits for the first line on standard output.

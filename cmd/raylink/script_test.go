@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 			b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 			startDriver(t, b)
 			var got strings.Builder
-			for _, line := range strings.Split(string(text), "\n") {
+			for line := range strings.SplitSeq(string(text), "\n") {
 				switch {
 				case strings.HasPrefix(line, "#"):
 					fmt.Fprintln(&got, line)

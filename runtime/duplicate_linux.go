@@ -1,0 +1,12 @@
+package runtime
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// duplicate makes to another name for what from is.
+func duplicate(from, to *os.File) error {
+	return os.NewSyscallError("dup3", unix.Dup3(int(from.Fd()), int(to.Fd()), 0))
+}
