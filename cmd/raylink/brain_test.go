@@ -270,7 +270,7 @@ func TestTalk(t *testing.T) {
 	require.NoError(t, in.Close())
 	_, err = ours.WriteString(`{"text": "good day"}`)
 	require.NoError(t, err)
-	assert.Equal(t, `{"text":"you said good day"}`, p.line())
+	assert.Equal(t, `{"text":"you said good day"}`, p.line()) //nolint:testifylint // the very line counts
 	require.NoError(t, ours.Close())
 	<-p.ended
 	assert.Zero(t, p.ProcessState.ExitCode(), p.stderr)
