@@ -66,11 +66,6 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 	if f.timeout < 0 {
 		return usagef("a timeout is not negative")
 	}
-	if f.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, f.timeout)
-		defer cancel()
-	}
 	s, err := a.open(ctx)
 	if err != nil {
 		return err
@@ -92,6 +87,12 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 			StreamType: shapeOf(method), Schema: method,
 			Procedure: "/" + string(method.Parent().FullName()) + "/" + string(method.Name()),
 		},
+	}
+	if f.timeout > 0 {
+		// It is the call's: finding the node and learning its schema don't count.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.timeout)
+		defer cancel()
 	}
 	ctx, x.info = connect.NewClientContext(ctx)
 	for _, h := range headers {
