@@ -61,7 +61,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 			return nil, fmt.Errorf("encoding a node's configuration: %w", err)
 		}
 	}
-	return json.Marshal(p)
+	return json.Marshal(p) //nolint:musttag // both ends are this very struct
 }
 
 // onFreePort keeps an address's host: every process needs a port of its own.
@@ -182,7 +182,7 @@ func sweep(log *slog.Logger, data string) {
 func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 	var p launchPayload
 	rec := &nodev1.NodeRecord{}
-	if err := json.Unmarshal(child.Payload(), &p); err != nil {
+	if err := json.Unmarshal(child.Payload(), &p); err != nil { //nolint:musttag // as above
 		return nil, nil, fmt.Errorf("reading what to launch: %w", err)
 	}
 	if err := proto.Unmarshal(p.Record, rec); err != nil {
@@ -267,7 +267,7 @@ func encodeError(err error) []byte {
 			w.Details = append(w.Details, *d)
 		}
 	}
-	b, merr := json.Marshal(w)
+	b, merr := json.Marshal(w) //nolint:musttag // as above
 	if merr != nil {
 		return []byte(`{"Code":"internal","Message":"an error could not be encoded"}`)
 	}
@@ -276,7 +276,7 @@ func encodeError(err error) []byte {
 
 func decodeError(b []byte) error {
 	var w wireError
-	if err := json.Unmarshal(b, &w); err != nil {
+	if err := json.Unmarshal(b, &w); err != nil { //nolint:musttag // as above
 		return connect.Errorf(connect.CodeInternal, "the launched process failed, and its error is unreadable: %q", b)
 	}
 	e := connect.NewError(w.Code, w.Message)

@@ -145,9 +145,7 @@ func (h *Host) begin(
 	started := make([]*kid, len(records))
 	var all sync.WaitGroup
 	for i, rec := range records {
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			if ownProcess {
 				started[i], records[i], errs[i] = h.launch(ctx, rec, t, raw)
 			} else {
@@ -157,7 +155,7 @@ func (h *Host) begin(
 				// None without the others.
 				cancel(errs[i])
 			}
-		}()
+		})
 	}
 	all.Wait()
 	if first := firstCause(errs); first != nil {
@@ -210,13 +208,11 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 		if k == nil {
 			continue
 		}
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			if err := h.stopKid(ctx, k); err != nil {
 				h.log.Warn("undoing a creation", slog.String("node", k.path), slog.Any("error", err))
 			}
-		}()
+		})
 	}
 	all.Wait()
 	nids := make([]string, len(records))

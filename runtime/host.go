@@ -317,11 +317,7 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	if h.ended {
 		return false
 	}
-	h.background.Add(1)
-	go func() {
-		defer h.background.Done()
-		fn(h.life)
-	}()
+	h.background.Go(func() { fn(h.life) })
 	return true
 }
 

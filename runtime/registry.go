@@ -156,7 +156,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 				return true, err
 			}
 			select {
-			case <-ended:
+			case <-ended: //nolint:errcheck // it ends as it should: the goodbye was said
 			case <-ctx.Done():
 			}
 			return true, nil

@@ -69,11 +69,7 @@ func (h *Host) stopKids(ctx context.Context, parent string) error {
 	errs := make([]error, len(kids))
 	var all sync.WaitGroup
 	for i, k := range kids {
-		all.Add(1)
-		go func() {
-			defer all.Done()
-			errs[i] = h.stopKid(ctx, k)
-		}()
+		all.Go(func() { errs[i] = h.stopKid(ctx, k) })
 	}
 	all.Wait()
 	return errors.Join(errs...)

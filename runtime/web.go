@@ -12,8 +12,8 @@ import (
 	"connectrpc.com/grpcreflect/v2"
 )
 
-// NodeHeader names the node of a request whose URL can't: gRPC clients send it.
-const NodeHeader = "raylink-node"
+// NodeHeader names the node of a request whose URL can't: gRPC clients send it, as `raylink-node`.
+const NodeHeader = "Raylink-Node"
 
 // nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or any URL whose last two segments are service and method with
 // the node in [NodeHeader]. Without a node it is the host itself that answers: reflection, health, and Brain where it lives here.

@@ -4,7 +4,7 @@ import "encoding/binary"
 
 // appendString writes a string with its length in front.
 func appendString(b []byte, s string) []byte {
-	b = binary.AppendUvarint(b, uint64(len(s)))
+	b = binary.AppendUvarint(b, uint64(len(s))) //nolint:gosec // a length is not negative
 	return append(b, s...)
 }
 
