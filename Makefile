@@ -46,6 +46,15 @@ test: ## vet and run all tests that need only Go; with the race detector where a
 	fi
 	@for m in $(MODULES); do echo "$(GO) -C $$m test ./..."; $(GO) -C $$m vet ./...; $(GO) -C $$m test -timeout=15m ./...; done
 
+# Packages whose checkers are shown to notice that a guard is gone.
+GUARDED := ./brain/... ./cmd/protoc-gen-raylink/generator ./runtime/launch ./runtime/rundir ./runtime/tunnel ./services/...
+
+.PHONY: test-guards
+test-guards: ## the checks that cost too much always (-tags invariants), and checkers without what they guard (-tags unguarded)
+	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox
+	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
+	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
+
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
 	$(TOOLS)/buf lint
@@ -89,6 +98,7 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory cross
 	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
+	@$(MAKE) --no-print-directory test-guards
 	@$(MAKE) --no-print-directory test
 
 .PHONY: demo
