@@ -191,4 +191,8 @@ async def main():
     return failed > 0
 
 
-sys.exit(asyncio.run(main()))
+code = int(asyncio.run(main()))
+sys.stdout.flush()
+sys.stderr.flush()
+# Not sys.exit: now and then the HTTP client's native threads abort the interpreter while it takes itself down, after all has passed.
+os._exit(code)
