@@ -119,6 +119,8 @@ func TestContractHTTP(t *testing.T) {
 		h1      bool
 		gateway bool
 	}{
+		{name: "connect over HTTP/1.1", h1: true},
+		{name: "connect over HTTP/1.1 through the gateway", h1: true, gateway: true},
 		{name: "connect over h2c"},
 		{name: "connect JSON over h2c", options: []connecthttp.Option{connecthttp.WithProtoJSON()}},
 		{name: "gRPC", options: []connecthttp.Option{connecthttp.WithGRPC()}},
@@ -130,11 +132,12 @@ func TestContractHTTP(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
 			protocols := new(http.Protocols)
-			protocols.SetUnencryptedHTTP2(true)
+			protocols.SetHTTP1(way.h1)
+			protocols.SetUnencryptedHTTP2(!way.h1)
 			transport := &http.Transport{Protocols: protocols}
 			t.Cleanup(transport.CloseIdleConnections)
 			options := append([]connecthttp.Option{connecthttp.WithReadMaxBytes(64 << 20)}, way.options...)
-			contract.Run(t, contract.Way{Name: runtime.WayHTTP, Open: func(t *testing.T) *contractv1raylink.Probe {
+			contract.Run(t, contract.Way{Name: runtime.WayHTTP, HalfDuplex: way.h1, Open: func(t *testing.T) *contractv1raylink.Probe {
 				p := create(t, host)
 				address := host.Address()
 				if way.gateway {

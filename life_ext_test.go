@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/raylink/raylink"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
@@ -296,17 +297,66 @@ func TestAttributesAreReadWithoutACall(t *testing.T) {
 	assert.Equal(t, "the_one", p.Ref().Alias())
 }
 
-func TestRelativePaths(t *testing.T) {
+func TestAttributeChangesReachThoseWhoHoldHandles(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
-	p := create(t, driver)
-	_, err := p.Spawn(ctx, &contractv1.SpawnRequest{InProcess: true})
+	var node *runtime.Node
+	rt, err := raylink.Start(ctx, runtime.WithData(t.TempDir()), contractv1raylink.OtherType(
+		func(ctx context.Context, n *runtime.Node) (contractv1raylink.OtherNode, error) {
+			node = n
+			return contractv1raylink.UnimplementedOtherNode{}, runtime.SetAttribute(ctx, n, "epoch", 1)
+		}))
 	require.NoError(t, err)
-	_, err = contractv1raylink.FindProbe(ctx, driver, runtime.Path("./probe-0"))
+	t.Cleanup(func() { require.NoError(t, rt.Close()) })
+	_, err = contractv1raylink.CreateOther(ctx, rt, runtime.WithAttribute("colour", "red"))
+	require.NoError(t, err)
+	far, err := contractv1raylink.FindOther(ctx, joined(t, rt), runtime.Path("other-0"))
+	require.NoError(t, err)
+	epoch, ok := runtime.Attribute[int](far.Ref(), "epoch")
+	require.True(t, ok)
+	assert.Equal(t, 1, epoch)
+	_, err = far.Ref().Ping(ctx) // from here on the handle follows the node
+	require.NoError(t, err)
+	require.NoError(t, runtime.SetAttribute(ctx, node, "epoch", 2))
+	require.Eventually(t, func() bool {
+		epoch, _ := runtime.Attribute[int](far.Ref(), "epoch")
+		return epoch == 2
+	}, patience, time.Millisecond)
+	colour, _ := runtime.Attribute[string](far.Ref(), "colour")
+	assert.Equal(t, "red", colour)
+}
+
+func TestPathsRelativeToANode(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	_, err := contractv1raylink.FindProbe(ctx, driver, runtime.Path("./probe-0"))
+	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "a driver is no node: %v", err)
+
+	var node *runtime.Node
+	rt, err := raylink.Start(ctx, append(contract.Types()[:1], runtime.WithData(t.TempDir()), contractv1raylink.OtherType(
+		func(_ context.Context, n *runtime.Node) (contractv1raylink.OtherNode, error) {
+			node = n
+			return contractv1raylink.UnimplementedOtherNode{}, nil
+		}))...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, rt.Close()) })
+	p := create(t, rt)
+	asking, err := contractv1raylink.CreateOther(ctx, p.Ref())
+	require.NoError(t, err)
+	child := create(t, asking.Ref())
+	for path, want := range map[string]*contractv1raylink.Probe{"./probe-0": child, "..": p, "../../probe-0": p, "../other-0/probe-0": child, "probe-0": p} {
+		found, err := contractv1raylink.FindProbe(ctx, node, runtime.Path(path))
+		require.NoError(t, err, path)
+		assert.Equal(t, want.Ref().NID(), found.Ref().NID(), path)
+	}
+	_, err = contractv1raylink.FindProbe(ctx, node, runtime.Path("../../../x-0"))
 	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
-	found, err := contractv1raylink.FindProbe(ctx, driver, runtime.Path(p.Ref().Path()+"/probe-0"))
+	parent, err := child.Ref().Parent(ctx)
 	require.NoError(t, err)
-	assert.Equal(t, pidOf(t, p), pidOf(t, found))
+	assert.Equal(t, asking.Ref().Path(), parent.Path())
+	parent, err = p.Ref().Parent(ctx)
+	require.NoError(t, err)
+	assert.True(t, parent.IsZero(), "the root's children have no parent")
 }
 
 func TestBadInputGetsOneClearError(t *testing.T) { //nolint:tparallel // its last check is that none of them disturbed anything

@@ -175,6 +175,29 @@ func (r Ref) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
 	return res.GetChildren(), err
 }
 
+// Parent finds the node's parent, whatever its service is; the zero Ref for a child of the root.
+func (r Ref) Parent(ctx context.Context) (Ref, error) {
+	parent := r.record().GetParent()
+	switch {
+	case r.IsZero():
+		return Ref{}, errNoNode()
+	case r.t.host == nil:
+		return Ref{}, errNoSystem()
+	case parent == "" && r.record().GetType() != "":
+		return Ref{}, nil
+	case parent == "":
+		// A handle that was made of a NodeRef knows less than Brain.
+		info, err := r.Info(ctx)
+		if err != nil {
+			return Ref{}, err
+		}
+		if parent = info.GetRecord().GetParent(); parent == "" {
+			return Ref{}, nil
+		}
+	}
+	return FindAny(ctx, r.t.host, NID(parent))
+}
+
 // CreateTunnel opens an extra way to the node, see [Node.CreateTunnel].
 func (r Ref) CreateTunnel(ctx context.Context, tag string) (*nodev1.TunnelInfo, error) {
 	res, err := builtins().createTunnel.Call(ctx, r, &nodev1.CreateTunnelRequest{Tag: tag})

@@ -24,6 +24,8 @@ type Way struct {
 	Name raylink.Way
 	// Local says that caller and node share a process, so that errors keep their identity.
 	Local bool
+	// HalfDuplex says that a response begins when the request has ended, as over HTTP/1.1: bidi streams are refused there.
+	HalfDuplex bool
 	// Open makes a fresh probe, which ends with the test.
 	Open func(t *testing.T) *contractv1raylink.Probe
 	// Second makes one more in the same system; nil where there is no system.
@@ -33,13 +35,15 @@ type Way struct {
 // Patience bounds every wait; reaching it is a failure, not a time that anybody should take.
 const Patience = 20 * time.Second
 
+type callTest struct {
+	name string
+	run  func(t *testing.T, way Way, p *contractv1raylink.Probe)
+}
+
 // Run checks all that a call promises, over one way.
 func Run(t *testing.T, way Way) {
 	t.Helper()
-	tests := []struct {
-		name string
-		run  func(t *testing.T, way Way, p *contractv1raylink.Probe)
-	}{
+	tests := []callTest{
 		{"calls change the node's state one after the other", testAdd},
 		{"async calls run in the order in which they were made", testAsyncOrder},
 		{"a sync call follows the async calls before it", testSyncAfterAsync},
@@ -63,10 +67,15 @@ func Run(t *testing.T, way Way) {
 		{"a server stream can be abandoned", testAbandon},
 		{"a client stream sums up", testSum},
 		{"a client stream's refusal reaches its sender", testSumFails},
-		{"a bidi stream talks", testChat},
-		{"a bidi stream that the node ends is over, though its caller could go on", testChatNodeEnds},
-		{"a bidi stream's context ends it on both sides", testChatCancel},
 		{"a canceled context calls nothing", testCanceledBefore},
+	}
+	if way.HalfDuplex {
+		tests = append(tests, callTest{"a bidi stream is refused, and says why", testChatRefused})
+	} else {
+		tests = append(tests,
+			callTest{"a bidi stream talks", testChat},
+			callTest{"a bidi stream that the node ends is over, though its caller could go on", testChatNodeEnds},
+			callTest{"a bidi stream's context ends it on both sides", testChatCancel})
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t)) })

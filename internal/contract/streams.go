@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/assert"
@@ -61,17 +60,17 @@ func testSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	assert.Equal(t, int64(499*500/2), res.GetSum())
 }
 
-func testSumFails(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+func testSumFails(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	stream, err := p.Sum(patient(t))
 	require.NoError(t, err)
 	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: -1}))
-	require.Eventually(t, func() bool {
-		err := stream.Send(&contractv1.SumRequest{Number: 1})
-		if err != nil {
-			assert.ErrorIs(t, err, io.EOF)
-		}
-		return err != nil
-	}, Patience, time.Millisecond)
+	// Where the response begins only after the request has ended, sending goes on until then.
+	for ctx := patient(t); err == nil && !way.HalfDuplex; err = stream.Send(&contractv1.SumRequest{Number: 1}) {
+		require.NoError(t, ctx.Err(), "the sender was not told")
+	}
+	if !way.HalfDuplex {
+		require.ErrorIs(t, err, io.EOF)
+	}
 	_, err = stream.CloseAndReceive()
 	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
 }
@@ -89,6 +88,18 @@ func testChat(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, stream.CloseSend())
 	_, err = stream.Receive()
 	require.ErrorIs(t, err, io.EOF)
+}
+
+func testChatRefused(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Chat(patient(t))
+	if err == nil {
+		_ = stream.Send(&contractv1.ChatRequest{Text: "a"}) // the receiving side says what is wrong
+		require.NoError(t, stream.CloseSend())
+		_, err = stream.Receive()
+	}
+	require.Error(t, err)
+	require.NotErrorIs(t, err, io.EOF)
+	assert.Contains(t, err.Error(), "HTTP Version Not Supported")
 }
 
 func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
