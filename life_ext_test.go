@@ -112,6 +112,42 @@ func TestKilledParentTakesItsChildrenAlong(t *testing.T) {
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 }
 
+func TestEndOfANodeIsToldToThoseWhoWaitForIt(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	other := joined(t, rt)
+	ends := map[string]func(here *contractv1raylink.Probe) error{
+		"stopped": func(here *contractv1raylink.Probe) error { return here.Ref().Stop(ctx) },
+		"the well ran dry": func(here *contractv1raylink.Probe) error {
+			_, err := here.Crash(ctx, &contractv1.CrashRequest{Task: "the well ran dry"})
+			return err
+		},
+	}
+	for name, end := range ends {
+		here := create(t, rt)
+		far, err := contractv1raylink.FindProbe(ctx, other, runtime.NID(here.Ref().NID()))
+		require.NoError(t, err)
+		impatient, cancel := context.WithCancel(ctx)
+		cancel()
+		for where, ref := range map[string]runtime.Ref{"here": here.Ref(), "elsewhere": far.Ref()} {
+			assert.Equal(t, connect.CodeCanceled, connect.CodeOf(ref.Ended(impatient)), "%s, %s", name, where)
+		}
+		told := make(chan error, 2)
+		for _, ref := range []runtime.Ref{here.Ref(), far.Ref()} {
+			go func() { told <- ref.Ended(ctx) }()
+		}
+		require.NoError(t, end(here))
+		for range 2 {
+			require.NoError(t, <-told, name)
+		}
+		assert.Contains(t, far.Ref().Record().GetCause(), name)
+		require.NoError(t, far.Ref().Ended(ctx), "asked too late")
+	}
+	err := contractv1raylink.NewLocalProbe(contractv1raylink.UnimplementedProbeNode{}).Ref().Ended(ctx)
+	require.Equal(t, connect.CodeFailedPrecondition, connect.CodeOf(err), "%v", err)
+}
+
 func TestNodeThatExitsIsMissed(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)

@@ -19,6 +19,6 @@
 //
 //	calls      method.go, service.go (the generated table), call.go, target.go, serve.go, stream.go, pipe.go, future.go, client.go, stub.go
 //	context    context.go, metadata.go, chain.go (who waits for whom), interceptor.go, errors.go
-//	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, tunneltag.go
+//	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
 //	processes  host.go, child.go, registry.go (the line to Brain), links.go (connections), remote.go, dispatch.go, front.go, web.go, health.go
 package runtime

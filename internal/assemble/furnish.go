@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect/v2"
-
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/runtime"
@@ -66,23 +64,31 @@ type officerKeeper struct {
 	done   sync.WaitGroup
 }
 
-// keepPause is how long the keeper waits before it looks again for a captain that was not there, or for one that has been started again.
-const keepPause = 2 * time.Second
+// The keeper pauses between its attempts, longer and longer while there is no captain to serve. While there is one, it only listens.
+const (
+	firstPause = time.Second
+	lastPause  = 30 * time.Second
+)
 
 func keepOfficer(h *runtime.Host) *officerKeeper {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &officerKeeper{cancel: cancel}
 	k.done.Go(func() {
+		pause := firstPause
 		for ctx.Err() == nil {
-			if err := serveMachine(ctx, h); err != nil && ctx.Err() == nil {
+			err := serveMachine(ctx, h)
+			if err == nil {
+				pause = firstPause
+			} else if ctx.Err() == nil {
 				h.Options().Logger.Debug("this machine has no officer yet", slog.Any("error", err))
 			}
-			t := time.NewTimer(keepPause)
+			t := time.NewTimer(pause)
 			select {
 			case <-t.C:
 			case <-ctx.Done():
 			}
 			t.Stop()
+			pause = min(2*pause, lastPause)
 		}
 	})
 	return k
@@ -93,8 +99,8 @@ func (k *officerKeeper) stop() {
 	k.done.Wait()
 }
 
-// serveMachine hosts the machine's officer, if it has none, until that ends or ctx does. It returns at once where the captain's own process
-// has one on this machine.
+// serveMachine sees the present life of the captain through: it hosts the machine's officer, if it is this process's turn to. It returns nil
+// when that life or the officer's has ended. On the captain's own machine it only waits: the captain has an officer there.
 func serveMachine(ctx context.Context, h *runtime.Host) error {
 	machine, err := rundir.Machine()
 	if err != nil {
@@ -105,7 +111,7 @@ func serveMachine(ctx context.Context, h *runtime.Host) error {
 		return err
 	}
 	if captain.Ref().NodeRef().GetHost().GetMachine() == machine {
-		return nil
+		return captain.Ref().Ended(ctx)
 	}
 	path, err := rundir.LockPath("", "officer-"+captain.Ref().NID())
 	if err != nil {
@@ -122,21 +128,16 @@ func serveMachine(ctx context.Context, h *runtime.Host) error {
 	if err != nil {
 		return err
 	}
-	// The lock is held for as long as the officer lives, which is as long as the captain does.
-	for {
-		if _, err := officer.Ref().Ping(ctx); connect.CodeOf(err) == connect.CodeUnavailable {
-			return err
-		}
-		if _, err := psv1raylink.FindCaptain(ctx, h, runtime.NID(captain.Ref().NID())); connect.CodeOf(err) == connect.CodeNotFound {
-			return officer.Ref().Stop(ctx)
-		}
-		t := time.NewTimer(keepPause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return ctx.Err()
-		}
-		t.Stop()
+	// The lock is held for as long as the officer lives, and he no longer than his captain.
+	captainLives, end := context.WithCancel(ctx)
+	go func() {
+		defer end()
+		_ = captain.Ref().Ended(captainLives)
+	}()
+	err = officer.Ref().Ended(captainLives)
+	end()
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
+	return officer.Ref().Stop(ctx)
 }

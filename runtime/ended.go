@@ -1,0 +1,51 @@
+package runtime
+
+import (
+	"context"
+
+	"connectrpc.com/connect/v2"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// Ended waits until the life that the node is in has ended: it was stopped, it died, or it has been started again since. Then it returns nil,
+// and Record's cause says how it ended, where that is known. If ctx ends first, its error is returned. A node in another process is not asked:
+// Brain tells of its end, so that waiting costs nobody anything.
+func (r Ref) Ended(ctx context.Context) error {
+	switch {
+	case r.t == nil:
+		return errNoNode()
+	case r.t.remote != nil:
+		return r.t.remote.ended(ctx)
+	case r.t.node != nil && r.t.host != nil:
+		select {
+		case <-r.t.node.stopped:
+			return nil
+		case <-ctx.Done():
+			return causeOf(ctx)
+		}
+	}
+	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside any system is told of none")
+}
+
+// ended waits until the life that the node is in has ended.
+func (r *remote) ended(ctx context.Context) error {
+	r.follow()
+	incarnation := r.record().GetIncarnation()
+	for {
+		r.mu.Lock()
+		rec, changed := r.known, r.changed
+		r.mu.Unlock()
+		if incarnation == 0 {
+			incarnation = rec.GetIncarnation() // not told of it before
+		}
+		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || rec.GetIncarnation() > incarnation {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return causeOf(ctx)
+		}
+	}
+}
