@@ -90,6 +90,25 @@ func TestSlowHandlerIsNotASilentPeer(t *testing.T) {
 	})
 }
 
+func TestClosedWhileTheOtherSideShutsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s setup
+		ended := make(chan error, 1)
+		s = overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
+			// The answer and the farewell go in one write, so that the client reads the second when it has closed on the first.
+			in.Reply(nil, nil)
+			go func() { ended <- s.server.Shutdown(context.Background()) }()
+			synctest.Wait()
+		}})
+		closed := make(chan error, 1)
+		require.NoError(t, s.client.Start(t.Context(), &tunnel.Call{Done: func(*tunnel.Call) { closed <- s.client.Close() }}))
+		require.NoError(t, <-closed)
+		require.NoError(t, <-ended)
+		<-s.client.Done()
+		require.ErrorIs(t, s.client.Err(), tunnel.ErrClosed)
+	})
+}
+
 func TestShutdownOfTheServerWaitsForWhatIsOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming

@@ -52,9 +52,10 @@ func (c *Conn) parted(ctx context.Context) error {
 	return nil
 }
 
-// drain refuses new calls from now on and says so to the peer. Callers hold the lock.
+// drain refuses new calls from now on and says so to the peer. On a connection that has ended there is nothing to refuse. Callers hold the
+// lock.
 func (c *Conn) drain(reason error) {
-	if c.draining != nil {
+	if c.draining != nil || c.err != nil {
 		return
 	}
 	c.draining = reason
