@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
 	"sync"
@@ -32,6 +35,8 @@ func TestWhatIsNoBrain(t *testing.T) {
 		// joinCode and join are the code of the error that a program gets, and what it says; ask is what the command line says.
 		joinCode  connect.Code
 		join, ask string
+		// answer is what a program finds in its error of what answered.
+		answer string
 	}{
 		{
 			name: "nobody", serve: func(t *testing.T, l net.Listener) { require.NoError(t, l.Close()) },
@@ -50,11 +55,18 @@ func TestWhatIsNoBrain(t *testing.T) {
 				_, _ = nc.Write([]byte("220 mail.example ESMTP\r\n"))
 				_, _ = io.Copy(io.Discard, nc)
 			}),
-			joinCode: connect.CodeFailedPrecondition, join: "ADDRESS: tunnel handshake: failed_precondition: the other side is not a tunnel", ask: "what is at ADDRESS does not answer as a Brain does",
+			answer:   "220 mail.example ESMTP\r\n",
+			joinCode: connect.CodeFailedPrecondition, join: "ADDRESS: tunnel handshake: failed_precondition: the other side is not a tunnel: it began with \"220 mail",
+			ask: "what is at ADDRESS does not answer as a Brain does",
 		},
 		{
-			name: "a web server", serve: serveHTTP(http.NotFoundHandler()),
-			joinCode: connect.CodeUnavailable, join: "what listens at ADDRESS did not answer", ask: "what answers at ADDRESS is no Brain",
+			name: "a web server", serve: serveHTTP(http.NotFoundHandler()), answer: "HTTP/1.1 400 Bad Request",
+			joinCode: connect.CodeFailedPrecondition, ask: "what answers at ADDRESS is no Brain",
+			join: `ADDRESS: tunnel handshake: failed_precondition: the other side is a web server, not a tunnel: it began with "HTTP/1.1 400 Bad Request"`,
+		},
+		{
+			name: "a web server with TLS", serve: serveTLS,
+			joinCode: connect.CodeUnavailable, join: "ADDRESS closed the connection", ask: "what is at ADDRESS does not answer as a Brain does",
 		},
 		{
 			name: "a Brain of another time", serve: serveOther,
@@ -67,7 +79,13 @@ func TestWhatIsNoBrain(t *testing.T) {
 			require.NoError(t, err)
 			address := l.Addr().String()
 			at.serve(t, l)
-			checkJoin(t, address, at.joinCode, at.join)
+			err = checkJoin(t, address, at.joinCode, at.join)
+			if at.answer != "" {
+				typed, ok := errors.AsType[*tunnel.HandshakeError](err)
+				require.True(t, ok, "%v", err)
+				assert.Equal(t, tunnel.FaultNotAPeer, typed.Fault)
+				assert.Equal(t, at.answer, typed.Answer)
+			}
 			checkAsk(t, address, at.ask)
 		})
 	}
@@ -78,11 +96,30 @@ func TestHostThatIsNoBrain(t *testing.T) {
 	t.Parallel()
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	host := member(t, b)
-	checkJoin(t, host.Address(), connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
+	_ = checkJoin(t, host.Address(), connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
 	checkAsk(t, host.Address(), "what answers at ADDRESS is no Brain")
 }
 
-func checkJoin(t *testing.T, address string, code connect.Code, text string) {
+// TestJoiningWhoeverIsSilentEndsWithItsContext waits no longer for an answer than its caller does.
+func TestJoiningWhoeverIsSilentEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(patient(t))
+	serveConns(func(nc net.Conn) {
+		_, err := io.ReadFull(nc, make([]byte, len(tunnel.Preface)))
+		cancel()
+		if err == nil {
+			_, _ = io.Copy(io.Discard, nc)
+		}
+	})(t, l)
+	_, err = join.Start(ctx, runtime.WithBrain(l.Addr().String()), runtime.WithData(t.TempDir()))
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "joining Brain at "+l.Addr().String())
+}
+
+func checkJoin(t *testing.T, address string, code connect.Code, text string) error {
 	t.Helper()
 	rt, err := join.Start(patient(t), runtime.WithBrain(address), runtime.WithData(t.TempDir()))
 	if err == nil {
@@ -92,6 +129,7 @@ func checkJoin(t *testing.T, address string, code connect.Code, text string) {
 	t.Log(err)
 	assert.Equal(t, code, connect.CodeOf(err), "%v", err)
 	assert.Contains(t, replaceAddress(err.Error(), address), text)
+	return err
 }
 
 func checkAsk(t *testing.T, address, text string) {
@@ -154,6 +192,16 @@ func serveHTTP(handler http.Handler) func(t *testing.T, l net.Listener) {
 			<-ended
 		})
 	}
+}
+
+func serveTLS(t *testing.T, l net.Listener) {
+	t.Helper()
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	require.NoError(t, server.Listener.Close())
+	server.Listener = l
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	server.StartTLS()
+	t.Cleanup(server.Close)
 }
 
 // otherBrain speaks versions of the protocol that nobody knows yet.

@@ -13,6 +13,7 @@ func (c *Conn) greet() error {
 	g.text[fieldToken], g.text[fieldHost], g.text[fieldClient] = c.hello.Token, c.hello.Host, c.hello.Client
 	g.text[fieldTag], g.text[fieldTarget], g.text[fieldBuild] = c.hello.Tag, c.hello.Target, c.hello.Build
 	g.setLimits(c.own)
+	g.text[fieldLineEnd] = lineEnd
 	if err := writeHandshakeFrame(c.nc, kindHello, g); err != nil {
 		return err
 	}

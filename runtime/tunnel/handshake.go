@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -72,6 +73,8 @@ type HandshakeError struct {
 	Message string
 	// Remote says that it is the other side's verdict.
 	Remote bool
+	// Answer is, for FaultNotAPeer, what the other side began with, up to 64 bytes of it; empty where it began as a tunnel does.
+	Answer string
 	cause  error
 }
 
@@ -110,7 +113,12 @@ const (
 	fieldCode
 	fieldMessage
 	fieldFault
+	fieldLineEnd
 )
+
+// lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes no sense to it, and says so at once
+// instead of waiting for more until somebody loses patience.
+const lineEnd = "\r\n\r\n"
 
 // greeting is the union of the three bodies' fields.
 type greeting struct {
@@ -151,7 +159,7 @@ func (g greeting) limits() (limits, error) {
 
 // append writes the fields in the order of their numbers.
 func (g greeting) append(b []byte) []byte {
-	for field := protowire.Number(fieldMinVersion); field <= fieldFault; field++ {
+	for field := protowire.Number(fieldMinVersion); field <= fieldLineEnd; field++ {
 		if n := g.numbers[field]; n != 0 {
 			b = protowire.AppendTag(b, field, protowire.VarintType)
 			b = protowire.AppendVarint(b, n)
@@ -231,12 +239,22 @@ func readPreface(in *frameReader) error {
 			return err
 		}
 		if string(b) != Preface[:i] {
-			return handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, ErrProtocol,
-				"the other side is not a tunnel, it began with %q", in.buffered(32))
+			return notAPeer(string(in.buffered(64)))
 		}
 	}
 	in.skip(len(Preface))
 	return nil
+}
+
+// notAPeer says what the other side is instead, as far as its first bytes show.
+func notAPeer(answer string) error {
+	what := "the other side is not a tunnel"
+	if line, _, _ := strings.Cut(answer, "\r\n"); strings.HasPrefix(line, "HTTP/") {
+		what, answer = "the other side is a web server, not a tunnel", line
+	}
+	err := handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, ErrProtocol, "%s: it began with %q", what, answer)
+	err.Answer = answer
+	return err
 }
 
 func readHandshakeFrame(in *frameReader) (kind, greeting, error) {
