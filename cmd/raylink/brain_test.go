@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/cockroachdb/pebble/v2" //nolint:depguard // to write a directory as a later version would; programs that only join are others
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -321,6 +323,75 @@ func TestBrainDirectory(t *testing.T) {
 	assert.Equal(t, exitFailed, exit)
 	assert.Equal(t, "raylink: open Brain: the directory "+filepath.Join(b.data, "brain")+" is in use by another Brain (pid "+itoa(int32(b.Process.Pid))+")\n", stderr)
 }
+
+// TestDirectoryOfANewerVersion is what a program is told that was replaced by an older one.
+func TestDirectoryOfANewerVersion(t *testing.T) {
+	for _, newer := range []struct {
+		name string
+		// write makes a Brain's directory one that a newer version wrote.
+		write func(t *testing.T, dir string)
+		says  string
+	}{
+		{
+			name: "what is kept", says: "has format 2, and this program knows formats up to 1",
+			write: func(t *testing.T, dir string) {
+				db, err := pebble.Open(dir, &pebble.Options{FormatMajorVersion: pebble.FormatNewest, Logger: quiet{}})
+				require.NoError(t, err)
+				require.NoError(t, db.Set([]byte("m/format"), []byte{2}, pebble.Sync))
+				require.NoError(t, db.Close())
+			},
+		},
+		{
+			name: "how it is kept", says: "has files of the format 999, and this program knows formats up to " + itoa(int32(pebble.FormatNewest)),
+			write: func(t *testing.T, dir string) {
+				markers, err := filepath.Glob(filepath.Join(dir, "marker.format-version.*"))
+				require.NoError(t, err)
+				require.Len(t, markers, 1)
+				require.NoError(t, os.Rename(markers[0], strings.TrimSuffix(markers[0], filepath.Ext(markers[0]))+".999"))
+			},
+		},
+	} {
+		t.Run(newer.name, func(t *testing.T) {
+			b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+			b.end(syscall.SIGTERM)
+			dir := filepath.Join(b.data, "brain")
+			newer.write(t, dir)
+			before := directory(t, dir)
+			cmd := exec.Command(filepath.Join(program, "raylink"), "brain", "--data", b.data, "--listen", "127.0.0.1:0")
+			cmd.Env = environment()
+			stdout, stderr, exit := finish(t, cmd)
+			assert.Equal(t, exitFailed, exit)
+			assert.Empty(t, stdout)
+			assert.Equal(t, "raylink: open Brain: the directory "+dir+" "+newer.says+": it was written by a newer version; use that, or another directory\n", stderr)
+			if newer.name == "how it is kept" {
+				assert.Equal(t, before, directory(t, dir), "nothing of it was touched")
+			}
+		})
+	}
+}
+
+// directory is what lies in a directory.
+func directory(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	for _, e := range entries {
+		content, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		require.NoError(t, err)
+		files[e.Name()] = string(content)
+	}
+	return files
+}
+
+// quiet is a logger of Pebble's.
+type quiet struct{}
+
+func (quiet) Infof(string, ...any) {}
+
+func (quiet) Errorf(string, ...any) {}
+
+func (quiet) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
 // TestToken shows that a token is asked for, however it is given.
 func TestToken(t *testing.T) {

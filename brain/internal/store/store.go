@@ -12,10 +12,12 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"strconv"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 
 	"github.com/raylink/raylink/brain/internal/tree"
 )
@@ -62,15 +64,22 @@ func (e *InUseError) Unwrap() error { return e.err }
 
 // FormatError says that the directory was written by a version of this program that this one doesn't understand.
 type FormatError struct {
-	Dir    string
-	Format uint64
+	Dir string
+	// Format is the version that was found, Known the newest that this program understands.
+	Format, Known uint64
+	// Files says that it is the format of Pebble's files, not that of what the entries mean.
+	Files bool
 }
 
 // Error implements error.
 func (e *FormatError) Error() string {
-	return fmt.Sprintf("the directory %s has format %d, and this program knows formats up to %d: it was written by a newer version; "+
+	what := "format"
+	if e.Files {
+		what = "files of the format"
+	}
+	return fmt.Sprintf("the directory %s has %s %d, and this program knows formats up to %d: it was written by a newer version; "+
 		"use that, or another directory",
-		e.Dir, e.Format, format)
+		e.Dir, what, e.Format, e.Known)
 }
 
 // Store is an open directory. Its methods may be called from any goroutine; commits go one after the other.
@@ -102,6 +111,9 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, lockError(opts.Dir, err)
 	}
+	if err := checkFiles(fs, opts.Dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	s := &Store{dir: opts.Dir, lock: lock}
 	s.db, err = pebble.Open(opts.Dir, &pebble.Options{
 		FS:                 fs,
@@ -118,6 +130,19 @@ func Open(opts Options) (*Store, error) {
 	return s, nil
 }
 
+// checkFiles refuses files of a later Pebble, before anything is touched: Pebble itself says no more than that it doesn't know the number.
+func checkFiles(fs vfs.FS, dir string) error {
+	found, err := atomicfs.ReadMarker(fs, dir, "format-version")
+	if err != nil {
+		return fmt.Errorf("read the format of the directory %s: %w", dir, err)
+	}
+	version, err := strconv.ParseUint(found, 10, 64)
+	if err == nil && version > uint64(pebble.FormatNewest) {
+		return &FormatError{Dir: dir, Format: version, Known: uint64(pebble.FormatNewest), Files: true}
+	}
+	return nil // what is no number Pebble will refuse
+}
+
 func (s *Store) checkFormat() error {
 	value, err := s.Meta("format")
 	switch {
@@ -128,7 +153,7 @@ func (s *Store) checkFormat() error {
 	case len(value) != 1:
 		return fmt.Errorf("the directory %s: its format has %d bytes", s.dir, len(value))
 	case value[0] > format:
-		return &FormatError{Dir: s.dir, Format: uint64(value[0])}
+		return &FormatError{Dir: s.dir, Format: uint64(value[0]), Known: format}
 	}
 	return nil
 }
