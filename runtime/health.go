@@ -19,15 +19,15 @@ func mountHealth(server *connect.Server, h *Host) {
 				StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/Check", IdempotencyLevel: connect.IdempotencyNoSideEffects,
 			},
 			Handler: func(_ context.Context, _ connect.Spec, stream connect.ServerStream) error {
-				var req healthv1.CheckRequest
+				var req healthv1.HealthCheckRequest
 				if err := stream.Receive(&req); err != nil {
 					return err
 				}
 				status := h.health(req.GetService())
-				if status == healthv1.ServingStatus_SERVING_STATUS_SERVICE_UNKNOWN {
+				if status == healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
 					return connect.Errorf(connect.CodeNotFound, "this host has no service %q", req.GetService())
 				}
-				return stream.Send(&healthv1.CheckResponse{Status: status})
+				return stream.Send(&healthv1.HealthCheckResponse{Status: status})
 			},
 		},
 		connect.Method{
@@ -35,11 +35,11 @@ func mountHealth(server *connect.Server, h *Host) {
 				StreamType: connect.StreamTypeServer, Procedure: "/" + healthService + "/Watch", IdempotencyLevel: connect.IdempotencyNoSideEffects,
 			},
 			Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-				var req healthv1.CheckRequest
+				var req healthv1.HealthCheckRequest
 				if err := stream.Receive(&req); err != nil {
 					return err
 				}
-				if err := stream.Send(&healthv1.CheckResponse{Status: h.health(req.GetService())}); err != nil {
+				if err := stream.Send(&healthv1.HealthCheckResponse{Status: h.health(req.GetService())}); err != nil {
 					return err
 				}
 				// The state changes once: when the host ends.
@@ -47,24 +47,24 @@ func mountHealth(server *connect.Server, h *Host) {
 				case <-ctx.Done():
 					return causeOf(ctx)
 				case <-h.life.Done():
-					return stream.Send(&healthv1.CheckResponse{Status: healthv1.ServingStatus_SERVING_STATUS_NOT_SERVING})
+					return stream.Send(&healthv1.HealthCheckResponse{Status: healthv1.HealthCheckResponse_NOT_SERVING})
 				}
 			},
 		},
 	)
 }
 
-func (h *Host) health(service string) healthv1.ServingStatus {
+func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {
 	if h.life.Err() != nil || h.isClosing() {
-		return healthv1.ServingStatus_SERVING_STATUS_NOT_SERVING
+		return healthv1.HealthCheckResponse_NOT_SERVING
 	}
 	if service == "" || service == healthService || service == builtins().service.name {
-		return healthv1.ServingStatus_SERVING_STATUS_SERVING
+		return healthv1.HealthCheckResponse_SERVING
 	}
 	for _, t := range h.types {
 		if t.service.name == service {
-			return healthv1.ServingStatus_SERVING_STATUS_SERVING
+			return healthv1.HealthCheckResponse_SERVING
 		}
 	}
-	return healthv1.ServingStatus_SERVING_STATUS_SERVICE_UNKNOWN
+	return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 }

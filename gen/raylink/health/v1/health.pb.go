@@ -24,59 +24,66 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type ServingStatus int32
+// The names are gRPC's, because JSON has them: a check reads `"status":"SERVING"`.
+type HealthCheckResponse_ServingStatus int32
 
 const (
-	ServingStatus_SERVING_STATUS_UNSPECIFIED     ServingStatus = 0
-	ServingStatus_SERVING_STATUS_SERVING         ServingStatus = 1
-	ServingStatus_SERVING_STATUS_NOT_SERVING     ServingStatus = 2
-	ServingStatus_SERVING_STATUS_SERVICE_UNKNOWN ServingStatus = 3
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	// buf:lint:ignore ENUM_ZERO_VALUE_SUFFIX
+	HealthCheckResponse_UNKNOWN HealthCheckResponse_ServingStatus = 0
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	HealthCheckResponse_SERVING HealthCheckResponse_ServingStatus = 1
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	HealthCheckResponse_NOT_SERVING HealthCheckResponse_ServingStatus = 2
+	// Only Watch says so; Check answers NotFound instead.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	HealthCheckResponse_SERVICE_UNKNOWN HealthCheckResponse_ServingStatus = 3
 )
 
-// Enum value maps for ServingStatus.
+// Enum value maps for HealthCheckResponse_ServingStatus.
 var (
-	ServingStatus_name = map[int32]string{
-		0: "SERVING_STATUS_UNSPECIFIED",
-		1: "SERVING_STATUS_SERVING",
-		2: "SERVING_STATUS_NOT_SERVING",
-		3: "SERVING_STATUS_SERVICE_UNKNOWN",
+	HealthCheckResponse_ServingStatus_name = map[int32]string{
+		0: "UNKNOWN",
+		1: "SERVING",
+		2: "NOT_SERVING",
+		3: "SERVICE_UNKNOWN",
 	}
-	ServingStatus_value = map[string]int32{
-		"SERVING_STATUS_UNSPECIFIED":     0,
-		"SERVING_STATUS_SERVING":         1,
-		"SERVING_STATUS_NOT_SERVING":     2,
-		"SERVING_STATUS_SERVICE_UNKNOWN": 3,
+	HealthCheckResponse_ServingStatus_value = map[string]int32{
+		"UNKNOWN":         0,
+		"SERVING":         1,
+		"NOT_SERVING":     2,
+		"SERVICE_UNKNOWN": 3,
 	}
 )
 
-func (x ServingStatus) Enum() *ServingStatus {
-	p := new(ServingStatus)
+func (x HealthCheckResponse_ServingStatus) Enum() *HealthCheckResponse_ServingStatus {
+	p := new(HealthCheckResponse_ServingStatus)
 	*p = x
 	return p
 }
 
-func (x ServingStatus) String() string {
+func (x HealthCheckResponse_ServingStatus) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (ServingStatus) Descriptor() protoreflect.EnumDescriptor {
+func (HealthCheckResponse_ServingStatus) Descriptor() protoreflect.EnumDescriptor {
 	return file_raylink_health_v1_health_proto_enumTypes[0].Descriptor()
 }
 
-func (ServingStatus) Type() protoreflect.EnumType {
+func (HealthCheckResponse_ServingStatus) Type() protoreflect.EnumType {
 	return &file_raylink_health_v1_health_proto_enumTypes[0]
 }
 
-func (x ServingStatus) Number() protoreflect.EnumNumber {
+func (x HealthCheckResponse_ServingStatus) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use ServingStatus.Descriptor instead.
-func (ServingStatus) EnumDescriptor() ([]byte, []int) {
-	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{0}
+// Deprecated: Use HealthCheckResponse_ServingStatus.Descriptor instead.
+func (HealthCheckResponse_ServingStatus) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{1, 0}
 }
 
-type CheckRequest struct {
+type HealthCheckRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A service's full name; empty for the host as a whole.
 	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -84,20 +91,20 @@ type CheckRequest struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CheckRequest) Reset() {
-	*x = CheckRequest{}
+func (x *HealthCheckRequest) Reset() {
+	*x = HealthCheckRequest{}
 	mi := &file_raylink_health_v1_health_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CheckRequest) String() string {
+func (x *HealthCheckRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CheckRequest) ProtoMessage() {}
+func (*HealthCheckRequest) ProtoMessage() {}
 
-func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+func (x *HealthCheckRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_raylink_health_v1_health_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -109,39 +116,39 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
-func (*CheckRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use HealthCheckRequest.ProtoReflect.Descriptor instead.
+func (*HealthCheckRequest) Descriptor() ([]byte, []int) {
 	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *CheckRequest) GetService() string {
+func (x *HealthCheckRequest) GetService() string {
 	if x != nil {
 		return x.Service
 	}
 	return ""
 }
 
-type CheckResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        ServingStatus          `protobuf:"varint,1,opt,name=status,proto3,enum=raylink.health.v1.ServingStatus" json:"status,omitempty"`
+type HealthCheckResponse struct {
+	state         protoimpl.MessageState            `protogen:"open.v1"`
+	Status        HealthCheckResponse_ServingStatus `protobuf:"varint,1,opt,name=status,proto3,enum=raylink.health.v1.HealthCheckResponse_ServingStatus" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CheckResponse) Reset() {
-	*x = CheckResponse{}
+func (x *HealthCheckResponse) Reset() {
+	*x = HealthCheckResponse{}
 	mi := &file_raylink_health_v1_health_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CheckResponse) String() string {
+func (x *HealthCheckResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CheckResponse) ProtoMessage() {}
+func (*HealthCheckResponse) ProtoMessage() {}
 
-func (x *CheckResponse) ProtoReflect() protoreflect.Message {
+func (x *HealthCheckResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_raylink_health_v1_health_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -153,32 +160,32 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
-func (*CheckResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use HealthCheckResponse.ProtoReflect.Descriptor instead.
+func (*HealthCheckResponse) Descriptor() ([]byte, []int) {
 	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *CheckResponse) GetStatus() ServingStatus {
+func (x *HealthCheckResponse) GetStatus() HealthCheckResponse_ServingStatus {
 	if x != nil {
 		return x.Status
 	}
-	return ServingStatus_SERVING_STATUS_UNSPECIFIED
+	return HealthCheckResponse_UNKNOWN
 }
 
 var File_raylink_health_v1_health_proto protoreflect.FileDescriptor
 
 const file_raylink_health_v1_health_proto_rawDesc = "" +
 	"\n" +
-	"\x1eraylink/health/v1/health.proto\x12\x11raylink.health.v1\"(\n" +
-	"\fCheckRequest\x12\x18\n" +
-	"\aservice\x18\x01 \x01(\tR\aservice\"I\n" +
-	"\rCheckResponse\x128\n" +
-	"\x06status\x18\x01 \x01(\x0e2 .raylink.health.v1.ServingStatusR\x06status*\x8f\x01\n" +
-	"\rServingStatus\x12\x1e\n" +
-	"\x1aSERVING_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n" +
-	"\x16SERVING_STATUS_SERVING\x10\x01\x12\x1e\n" +
-	"\x1aSERVING_STATUS_NOT_SERVING\x10\x02\x12\"\n" +
-	"\x1eSERVING_STATUS_SERVICE_UNKNOWN\x10\x03B;Z9github.com/raylink/raylink/gen/raylink/health/v1;healthv1b\x06proto3"
+	"\x1eraylink/health/v1/health.proto\x12\x11raylink.health.v1\".\n" +
+	"\x12HealthCheckRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\xb4\x01\n" +
+	"\x13HealthCheckResponse\x12L\n" +
+	"\x06status\x18\x01 \x01(\x0e24.raylink.health.v1.HealthCheckResponse.ServingStatusR\x06status\"O\n" +
+	"\rServingStatus\x12\v\n" +
+	"\aUNKNOWN\x10\x00\x12\v\n" +
+	"\aSERVING\x10\x01\x12\x0f\n" +
+	"\vNOT_SERVING\x10\x02\x12\x13\n" +
+	"\x0fSERVICE_UNKNOWN\x10\x03B;Z9github.com/raylink/raylink/gen/raylink/health/v1;healthv1b\x06proto3"
 
 var (
 	file_raylink_health_v1_health_proto_rawDescOnce sync.Once
@@ -195,12 +202,12 @@ func file_raylink_health_v1_health_proto_rawDescGZIP() []byte {
 var file_raylink_health_v1_health_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_raylink_health_v1_health_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_raylink_health_v1_health_proto_goTypes = []any{
-	(ServingStatus)(0),    // 0: raylink.health.v1.ServingStatus
-	(*CheckRequest)(nil),  // 1: raylink.health.v1.CheckRequest
-	(*CheckResponse)(nil), // 2: raylink.health.v1.CheckResponse
+	(HealthCheckResponse_ServingStatus)(0), // 0: raylink.health.v1.HealthCheckResponse.ServingStatus
+	(*HealthCheckRequest)(nil),             // 1: raylink.health.v1.HealthCheckRequest
+	(*HealthCheckResponse)(nil),            // 2: raylink.health.v1.HealthCheckResponse
 }
 var file_raylink_health_v1_health_proto_depIdxs = []int32{
-	0, // 0: raylink.health.v1.CheckResponse.status:type_name -> raylink.health.v1.ServingStatus
+	0, // 0: raylink.health.v1.HealthCheckResponse.status:type_name -> raylink.health.v1.HealthCheckResponse.ServingStatus
 	1, // [1:1] is the sub-list for method output_type
 	1, // [1:1] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
