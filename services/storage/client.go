@@ -141,12 +141,12 @@ func (c *Client) Delete(ctx context.Context, key string) (bool, error) {
 }
 
 // All gives what is stored under a prefix, sorted by key. It asks for a page at a time: what is stored or deleted meanwhile may
-// come or not. An error is the last thing that it gives. The entries must not be changed.
+// come or not, and all else comes once. An error is the last thing that it gives. The entries must not be changed.
 func (c *Client) All(ctx context.Context, prefix string) iter.Seq2[*storagev1.Entry, error] {
 	return func(yield func(*storagev1.Entry, error) bool) {
-		after := ""
+		token := ""
 		for {
-			res, err := c.handle.List(ctx, &storagev1.ListRequest{Prefix: prefix, After: after})
+			res, err := c.handle.List(ctx, &storagev1.ListRequest{Prefix: prefix, PageToken: token})
 			if err != nil {
 				yield(nil, err)
 				return
@@ -155,9 +155,8 @@ func (c *Client) All(ctx context.Context, prefix string) iter.Seq2[*storagev1.En
 				if !yield(e, nil) {
 					return
 				}
-				after = e.GetKey()
 			}
-			if !res.GetMore() {
+			if token = res.GetNextPageToken(); token == "" {
 				return
 			}
 		}

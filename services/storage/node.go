@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"encoding/base64"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -18,9 +20,11 @@ const (
 	// entryOverhead is what an entry is counted for beside its key and value.
 	entryOverhead = 64
 
-	defaultLimit = 1000
-	// maxList bounds one answer of List, in bytes; at least one entry comes.
-	maxList = 4 << 20
+	// A page of List has so many entries where its caller names no number, and never more than maxPage.
+	defaultPage = 1000
+	maxPage     = 10000
+	// maxPageBytes bounds it in bytes; at least one entry comes.
+	maxPageBytes = 4 << 20
 )
 
 // node is a storage. Its methods run in turns, so it needs no lock. Values are never changed, only replaced: what a request
@@ -154,22 +158,42 @@ func (n *node) Delete(_ context.Context, req *storagev1.DeleteRequest) (*storage
 	return &storagev1.DeleteResponse{Deleted: ok}, nil
 }
 
-// List reads what is stored under a prefix.
+// List reads what is stored under a prefix, a page at a time.
 func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
-	limit := int(req.GetLimit())
-	if limit == 0 {
-		limit = defaultLimit
+	limit := int(req.GetPageSize())
+	switch {
+	case limit < 0:
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "a page of %d entries", limit)
+	case limit == 0:
+		limit = defaultPage
+	}
+	limit = min(limit, maxPage)
+	after, err := afterToken(req.GetPrefix(), req.GetPageToken())
+	if err != nil {
+		return nil, err
 	}
 	res := new(storagev1.ListResponse)
-	size := uint64(0)
-	for key := range n.keys.from(req.GetPrefix(), req.GetAfter()) {
+	size, last := uint64(0), ""
+	for key := range n.keys.from(req.GetPrefix(), after) {
 		e := n.entries[key]
 		size += sizeOf(key, e.GetValue())
-		if len(res.GetEntries()) == limit || size > maxList && len(res.GetEntries()) > 0 {
-			res.More = true
+		if len(res.GetEntries()) == limit || size > maxPageBytes && last != "" {
+			res.NextPageToken = tokenAfter(last)
 			break
 		}
-		res.Entries = append(res.Entries, e)
+		res.Entries, last = append(res.Entries, e), key
 	}
 	return res, nil
+}
+
+// tokenAfter names the page that begins after a key. Whether the key is still there then makes no difference.
+func tokenAfter(key string) string { return base64.RawURLEncoding.EncodeToString([]byte(key)) }
+
+// afterToken is the key that a page begins after; "" for the first page.
+func afterToken(prefix, token string) (string, error) {
+	key, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil || token != "" && !strings.HasPrefix(string(key), prefix) {
+		return "", connect.Errorf(connect.CodeInvalidArgument, "%.40q is no page token of a list of the prefix %.40q", token, prefix)
+	}
+	return string(key), nil
 }

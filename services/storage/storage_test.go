@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"slices"
@@ -187,12 +188,12 @@ func TestBoundsAreNamedAndARefusedWriteChangesNothing(t *testing.T) {
 func TestAListOfLargeValuesComesInPages(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	for i := range 9 {
-		_, err := Put(ctx, c, fmt.Sprintf("big/%d", i), make([]byte, maxList/3))
+		_, err := Put(ctx, c, fmt.Sprintf("big/%d", i), make([]byte, maxPageBytes/3))
 		require.NoError(t, err)
 	}
 	res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "big/"})
 	require.NoError(t, err)
-	require.True(t, res.GetMore())
+	require.NotEmpty(t, res.GetNextPageToken())
 	require.Len(t, res.GetEntries(), 2)
 	n := 0
 	for e, err := range c.All(ctx, "big/") {
@@ -201,6 +202,118 @@ func TestAListOfLargeValuesComesInPages(t *testing.T) {
 		n++
 	}
 	require.Equal(t, 9, n)
+}
+
+func TestAListIsOfItsPrefixAlone(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	stored := []string{"a", "a/", "a/\x00", "a/1", "a/\U0010ffff", "a/\U0010ffff/x", "a0", "b", "é", "日本", "\U0010ffff"}
+	for _, key := range stored {
+		_, err := Put(ctx, c, key, key)
+		require.NoError(t, err)
+	}
+	for prefix, want := range map[string][]string{
+		"":              stored,
+		"a":             stored[:7],
+		"a/":            stored[1:6],
+		"a/\U0010ffff":  stored[4:6],
+		"a/\U0010ffff/": stored[5:6],
+		"b":             {"b"},
+		"b/":            nil,
+		"A":             nil,
+		"\U0010ffff":    {"\U0010ffff"},
+		"c":             nil,
+		"日":             {"日本"},
+	} {
+		for _, size := range []int32{0, 1, 2, 100, math.MaxInt32} {
+			var got []string
+			token := ""
+			for {
+				res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: prefix, PageSize: size, PageToken: token})
+				require.NoError(t, err)
+				for _, e := range res.GetEntries() {
+					got = append(got, e.GetKey())
+				}
+				if token = res.GetNextPageToken(); token == "" {
+					break
+				}
+				require.Len(t, res.GetEntries(), int(size), "the prefix %q", prefix)
+			}
+			require.Equal(t, want, got, "the prefix %q, %d a page", prefix, size)
+		}
+	}
+}
+
+func TestAPageHasItsBounds(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	for i := range maxPage + 1 {
+		_, err := Put(ctx, c, fmt.Sprintf("k/%05d", i), i)
+		require.NoError(t, err)
+	}
+	for size, want := range map[int32]int{0: defaultPage, 3: 3, maxPage: maxPage, math.MaxInt32: maxPage} {
+		res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "k/", PageSize: size})
+		require.NoError(t, err)
+		require.Len(t, res.GetEntries(), want)
+		require.NotEmpty(t, res.GetNextPageToken())
+	}
+	_, err := c.Handle().List(ctx, &storagev1.ListRequest{PageSize: -1})
+	requireCode(t, connect.CodeInvalidArgument, err, "-1")
+	res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "k/", PageSize: 1})
+	require.NoError(t, err)
+	for _, token := range []string{"!", res.GetNextPageToken() + "=", "k/00000"} {
+		_, err = c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "k/", PageToken: token})
+		requireCode(t, connect.CodeInvalidArgument, err, token)
+	}
+	_, err = c.Handle().List(ctx, &storagev1.ListRequest{Prefix: "other/", PageToken: res.GetNextPageToken()})
+	requireCode(t, connect.CodeInvalidArgument, err, `"other/"`)
+}
+
+func TestAListGoesOnWhereKeysComeAndGo(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ctx := context.Background()
+		c := newClient(nil)
+		key := rapid.StringMatching(`[ab]{1,4}`)
+		throughout := map[string]bool{} // stored all the while
+		for _, k := range rapid.SliceOfDistinct(key, rapid.ID[string]).Draw(t, "stored") {
+			_, err := Put(ctx, c, k, 1)
+			require.NoError(t, err)
+			throughout[k] = true
+		}
+		ever := maps.Clone(throughout)
+		prefix := rapid.StringMatching(`[ab]{0,1}`).Draw(t, "prefix")
+		var got []string
+		for token := ""; ; {
+			res, err := c.Handle().List(ctx, &storagev1.ListRequest{Prefix: prefix, PageToken: token, PageSize: rapid.Int32Range(1, 4).Draw(t, "size")})
+			require.NoError(t, err)
+			for _, e := range res.GetEntries() {
+				got = append(got, e.GetKey())
+			}
+			if token = res.GetNextPageToken(); token == "" {
+				break
+			}
+			drop := rapid.SliceOf(key).Draw(t, "deleted")
+			if rapid.Bool().Draw(t, "the last one too") {
+				drop = append(drop, got[len(got)-1])
+			}
+			for _, k := range drop {
+				_, err := c.Delete(ctx, k)
+				require.NoError(t, err)
+				delete(throughout, k)
+			}
+			for _, k := range rapid.SliceOf(key).Draw(t, "added") {
+				_, err := Put(ctx, c, k, 2)
+				require.NoError(t, err)
+				ever[k] = true
+			}
+		}
+		require.True(t, slices.IsSorted(got))
+		require.Equal(t, slices.Compact(slices.Clone(got)), got, "a key came twice")
+		for _, k := range got {
+			require.True(t, ever[k] && strings.HasPrefix(k, prefix), "%q", k)
+		}
+		for k := range throughout {
+			require.Equal(t, strings.HasPrefix(k, prefix), slices.Contains(got, k), "%q", k)
+		}
+	})
 }
 
 // model is a storage as one would describe it.
@@ -276,16 +389,20 @@ func TestStorageBehavesLikeItsModel(t *testing.T) {
 				require.Equal(t, m.entries[key].GetId(), res.GetId())
 			},
 			"list": func(t *rapid.T) {
-				prefix, after := rapid.StringMatching(`[ab]{0,2}`).Draw(t, "prefix"), rapid.StringMatching(`[ab]{0,3}`).Draw(t, "after")
-				limit := rapid.Uint32Range(0, 5).Draw(t, "limit")
-				res, err := h.List(ctx, &storagev1.ListRequest{Prefix: prefix, After: after, Limit: limit})
-				require.NoError(t, err)
-				want := slices.DeleteFunc(m.list(prefix), func(e *storagev1.Entry) bool { return e.GetKey() <= after })
-				more := limit > 0 && len(want) > int(limit)
-				if more {
-					want = want[:limit]
+				prefix, size := rapid.StringMatching(`[ab]{0,2}`).Draw(t, "prefix"), rapid.Int32Range(0, 5).Draw(t, "size")
+				after, token := prefix+rapid.StringMatching(`[ab]{0,2}`).Draw(t, "after"), ""
+				want := m.list(prefix)
+				if after != "" {
+					token = tokenAfter(after)
+					want = slices.DeleteFunc(want, func(e *storagev1.Entry) bool { return e.GetKey() <= after })
 				}
-				require.Equal(t, more, res.GetMore())
+				res, err := h.List(ctx, &storagev1.ListRequest{Prefix: prefix, PageSize: size, PageToken: token})
+				require.NoError(t, err)
+				more := size > 0 && len(want) > int(size)
+				if more {
+					want = want[:size]
+				}
+				require.Equal(t, more, res.GetNextPageToken() != "")
 				require.Len(t, res.GetEntries(), len(want))
 				for i, e := range want {
 					require.True(t, proto.Equal(e, res.GetEntries()[i]))

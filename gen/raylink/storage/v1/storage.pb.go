@@ -989,10 +989,10 @@ type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only keys that begin with it; empty for all.
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	// Keys after this one; for reading on.
-	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
-	// 0 means 1000.
-	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// How many entries may come at the most; 0 means 1000, and more than 10000 means 10000. Fewer may come: an answer is bounded in bytes too.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The last answer's next_page_token, for reading on; empty for the first page. The prefix must be the same.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1034,26 +1034,26 @@ func (x *ListRequest) GetPrefix() string {
 	return ""
 }
 
-func (x *ListRequest) GetAfter() string {
+func (x *ListRequest) GetPageSize() int32 {
 	if x != nil {
-		return x.After
-	}
-	return ""
-}
-
-func (x *ListRequest) GetLimit() uint32 {
-	if x != nil {
-		return x.Limit
+		return x.PageSize
 	}
 	return 0
+}
+
+func (x *ListRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
 }
 
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sorted by key.
 	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
-	// There are more.
-	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	// For reading on; empty where that was all. What is stored or deleted between two pages may come or not; all else comes once.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1095,11 +1095,11 @@ func (x *ListResponse) GetEntries() []*Entry {
 	return nil
 }
 
-func (x *ListResponse) GetMore() bool {
+func (x *ListResponse) GetNextPageToken() string {
 	if x != nil {
-		return x.More
+		return x.NextPageToken
 	}
-	return false
+	return ""
 }
 
 var File_raylink_storage_v1_storage_proto protoreflect.FileDescriptor
@@ -1164,14 +1164,15 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\rDeleteRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\"*\n" +
 	"\x0eDeleteResponse\x12\x18\n" +
-	"\adeleted\x18\x01 \x01(\bR\adeleted\"Q\n" +
+	"\adeleted\x18\x01 \x01(\bR\adeleted\"a\n" +
 	"\vListRequest\x12\x16\n" +
-	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\tR\x05after\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit\"W\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"k\n" +
 	"\fListResponse\x123\n" +
-	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more2\x92\x05\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x92\x05\n" +
 	"\aStorage\x12F\n" +
 	"\x03Put\x12\x1e.raylink.storage.v1.PutRequest\x1a\x1f.raylink.storage.v1.PutResponse\x12F\n" +
 	"\x03Get\x12\x1e.raylink.storage.v1.GetRequest\x1a\x1f.raylink.storage.v1.GetResponse\x12F\n" +

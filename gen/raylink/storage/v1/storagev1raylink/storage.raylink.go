@@ -87,7 +87,7 @@ type StorageNode interface {
 	// Delete removes a key.
 	Delete(context.Context, *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error)
 
-	// List reads what is stored under a prefix.
+	// List reads what is stored under a prefix, a page at a time.
 	List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error)
 }
 
@@ -233,7 +233,7 @@ func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest)
 	return storageDelete.CallAsync(ctx, h.ref, req)
 }
 
-// List reads what is stored under a prefix.
+// List reads what is stored under a prefix, a page at a time.
 func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
 	return storageList.Call(ctx, h.ref, req)
 }
