@@ -42,11 +42,11 @@ var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals
 	}
 	b.service = NewService(nodev1.File_raylink_node_v1_node_proto.Services().ByName("NodeService"), ServiceConfig{Type: "node"},
 		b.ping, b.info, b.children, b.create, b.createTunnel, b.tunnelStats, b.stop)
+	for _, m := range b.service.methods {
+		m.builtin = true
+	}
 	return b
 })
-
-// builtin says whether the method is one that every node answers.
-func (m *Method) builtin() bool { return m.service == builtins().service }
 
 // lookupMethod finds a procedure among the node's own methods and the built-in ones.
 func (n *Node) lookupMethod(procedure string) (*Method, error) {

@@ -89,17 +89,14 @@ func chainOf(ctx context.Context) *chain {
 
 // localCall describes a call made with ctx to a node of this process.
 func localCall(ctx context.Context, m *Method) *callContext {
-	c := newCall(ctx, m, WayLocal)
-	c.call.metadata = outgoingAll(ctx)
+	c := newCall(ctx, m, byLocal)
+	c.call.receive(outgoingAll(ctx))
 	if cc := callContextOf(ctx); cc != nil {
-		c.call.caller = cc.identity()
+		c.call.from = &cc.node.identity
 		c.chain = chainOf(ctx)
 	}
 	return c
 }
-
-// identity says who makes the calls that are made with this context.
-func (c *callContext) identity() Caller { return Caller{NID: c.node.nid, Path: c.node.path} }
 
 // errNoNode is what the zero Ref answers.
 func errNoNode() error {

@@ -35,8 +35,14 @@ type callContext struct {
 	// err is what Err has said: it never says anything else afterwards.
 	err error
 	// over is why the run's context has ended by itself: the method has returned, or the call was taken back.
-	over   error
-	joined context.Context //nolint:containedctx // as above
+	over error
+	// joint is made for those who need one context.
+	joint *joint
+}
+
+// joint is the one context that ends with the first of a call's ends.
+type joint struct {
+	ctx    context.Context //nolint:containedctx // as above
 	cancel context.CancelCauseFunc
 	unlink func() bool
 }
@@ -60,8 +66,8 @@ func (c *callContext) Err() error {
 }
 
 func (c *callContext) state() error {
-	if c.joined != nil {
-		return c.joined.Err()
+	if c.joint != nil {
+		return c.joint.ctx.Err()
 	}
 	if err := c.caller.Err(); err != nil {
 		return err
@@ -91,20 +97,21 @@ func (c *callContext) Value(key any) any {
 func (c *callContext) join() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.joined != nil {
-		return c.joined
+	if c.joint != nil {
+		return c.joint.ctx
 	}
-	c.joined, c.cancel = context.WithCancelCause(c.caller)
-	switch {
+	j := &joint{}
+	c.joint = j
+	j.ctx, j.cancel = context.WithCancelCause(c.caller)
+	switch life := c.life; {
 	case c.over != nil:
-		c.cancel(c.over)
-	case c.life.Err() != nil:
-		c.cancel(context.Cause(c.life))
+		j.cancel(c.over)
+	case life.Err() != nil:
+		j.cancel(context.Cause(life))
 	default:
-		cancel, life := c.cancel, c.life
-		c.unlink = context.AfterFunc(life, func() { cancel(context.Cause(life)) })
+		j.unlink = context.AfterFunc(life, func() { j.cancel(context.Cause(life)) })
 	}
-	return c.joined
+	return j.ctx
 }
 
 // end ends the context when the method has returned, and frees what join took.
@@ -116,14 +123,15 @@ func (c *callContext) abort(cause error) {
 	if c.over == nil {
 		c.over = cause
 	}
-	cancel, unlink := c.cancel, c.unlink
+	j := c.joint
 	c.mu.Unlock()
-	if unlink != nil {
-		unlink()
+	if j == nil {
+		return
 	}
-	if cancel != nil {
-		cancel(cause)
+	if j.unlink != nil {
+		j.unlink()
 	}
+	j.cancel(cause)
 }
 
 // callContextOf returns the call context that ctx belongs to, or nil.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 )
@@ -23,12 +24,23 @@ const (
 
 // Call is what a node's code can know of the call it is serving, the same whatever way the call came. See [CallFrom].
 type Call struct {
-	method   *Method
-	way      Way
-	caller   Caller
-	metadata Metadata
-	reply    reply
+	method *Method
+	// from is nil where the call comes from outside nodes, and metadata where there is none.
+	from     *Caller
+	metadata *Metadata
+	// reply is made when there is something to say.
+	reply atomic.Pointer[reply]
+	way   wayNumber
 }
+
+// wayNumber is a [Way] in one byte: every call has one.
+type wayNumber uint8
+
+const (
+	byLocal wayNumber = iota
+	byTunnel
+	byHTTP
+)
 
 // Caller says who calls.
 type Caller struct {
@@ -57,34 +69,65 @@ func CallFrom(ctx context.Context) *Call {
 func (c *Call) Method() *Method { return c.method }
 
 // Way is how the call came.
-func (c *Call) Way() Way { return c.way }
+func (c *Call) Way() Way { return [...]Way{WayLocal, WayTunnel, WayHTTP}[c.way] }
 
 // Caller says who calls.
-func (c *Call) Caller() Caller { return c.caller }
+func (c *Call) Caller() Caller {
+	if c.from == nil {
+		return Caller{}
+	}
+	return *c.from
+}
 
 // Metadata is what the caller sent beside the request. It must not be changed.
-func (c *Call) Metadata() Metadata { return c.metadata }
+func (c *Call) Metadata() Metadata {
+	if c.metadata == nil {
+		return Metadata{}
+	}
+	return *c.metadata
+}
+
+// receive sets what the caller sent beside the request, before anybody has seen the call.
+func (c *Call) receive(metadata Metadata) {
+	if metadata.Len() > 0 {
+		kept := metadata // so that only what is kept is moved to the heap
+		c.metadata = &kept
+	}
+}
 
 // SetHeader adds to the metadata that goes out before the response; a stream's goes with its first message.
 // Safe for concurrent use.
 func (c *Call) SetHeader(key, value string) {
-	c.reply.mu.Lock()
-	c.reply.header = c.reply.header.With(key, value)
-	c.reply.mu.Unlock()
+	r := c.replying()
+	r.mu.Lock()
+	r.header = r.header.With(key, value)
+	r.mu.Unlock()
 }
 
 // SetTrailer adds to the metadata that goes out after the response. Safe for concurrent use.
 func (c *Call) SetTrailer(key, value string) {
-	c.reply.mu.Lock()
-	c.reply.trailer = c.reply.trailer.With(key, value)
-	c.reply.mu.Unlock()
+	r := c.replying()
+	r.mu.Lock()
+	r.trailer = r.trailer.With(key, value)
+	r.mu.Unlock()
+}
+
+func (c *Call) replying() *reply {
+	if c.reply.Load() == nil {
+		c.reply.CompareAndSwap(nil, new(reply))
+	}
+	return c.reply.Load()
 }
 
 // sent returns what the node's code has said so far.
 func (c *Call) sent() (header, trailer Metadata) {
-	c.reply.mu.Lock()
-	defer c.reply.mu.Unlock()
-	return c.reply.header, c.reply.trailer
+	r := c.reply.Load()
+	if r == nil {
+		return header, trailer
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.header, r.trailer
 }
 
 // deliver tells the caller in this process, who made the call with ctx, what the node's code said.

@@ -32,17 +32,15 @@ func targetOf(nid string, incarnation uint64) string {
 	return nid + "@" + strconv.FormatUint(incarnation, 10)
 }
 
-// callerName names a caller on the wire, and parseCaller reads it.
-func (c Caller) wire() string {
-	if c.NID == "" {
-		return ""
-	}
-	return c.NID + " " + c.Path
-}
+// wire names a caller on the wire, where one from outside nodes is empty, and parseCaller reads it.
+func (c Caller) wire() string { return c.NID + " " + c.Path }
 
-func parseCaller(s string) Caller {
+func parseCaller(s string) *Caller {
+	if s == "" {
+		return nil
+	}
 	nid, path, _ := strings.Cut(s, " ")
-	return Caller{NID: nid, Path: path}
+	return &Caller{NID: nid, Path: path}
 }
 
 // find is the node that a target names, if that life of it is lived here.
@@ -84,9 +82,9 @@ func (d *dispatcher) resolve(ctx context.Context, in *tunnel.Incoming) (*Node, *
 		return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
 			m.fullName(), m.shape, in.StreamType)
 	}
-	cc := newCall(ctx, m, WayTunnel)
-	cc.call.caller = parseCaller(in.Caller)
-	cc.call.metadata = Metadata{header: in.Header}
+	cc := newCall(ctx, m, byTunnel)
+	cc.call.from = parseCaller(in.Caller)
+	cc.call.receive(Metadata{header: in.Header})
 	if len(in.Chain) > 0 {
 		if cc.chain, err = parseChain(in.Chain); err != nil {
 			return nil, nil, err

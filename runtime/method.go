@@ -18,8 +18,10 @@ type Method struct {
 	name       string
 	shape      connect.StreamType
 	concurrent bool
-	service    *Service
-	spec       connect.Spec
+	// builtin says that every node answers the method.
+	builtin bool
+	service *Service
+	spec    connect.Spec
 
 	newRequest  func() proto.Message
 	newResponse func() proto.Message

@@ -24,6 +24,9 @@ type Node struct {
 	witness witness //nolint:unused // the build tag invariants uses it
 	nid     string
 	path    string
+	// identity is the node as the caller of others, and wireName the same on the wire.
+	identity Caller
+	wireName string
 
 	mailbox   *mailbox.Mailbox
 	intercept Invoke
@@ -35,9 +38,11 @@ type Node struct {
 	// tasks are those of Go.
 	tasks tasks
 	born  time.Time
-	// ready is closed when the node is set up, or never will be: then neverReady says why. creating counts the children that it waits for.
+	// ready is closed when the node is set up, or never will be: then neverReady says why. isUp is for those who only look whether it is, and
+	// creating counts the children that it waits for.
 	ready      chan struct{}
 	neverReady error
+	isUp       atomic.Bool
 	creating   atomic.Int32
 
 	mu sync.Mutex // guards all below
@@ -57,6 +62,8 @@ func newNode(host *Host, service *Service, record *nodev1.NodeRecord) *Node {
 		host: host, service: service, nid: record.GetNid(), path: record.GetPath(), record: record,
 		born: time.Now(), ready: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
 	}
+	n.identity = Caller{NID: n.nid, Path: n.path}
+	n.wireName = n.identity.wire()
 	c := service.Config()
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{
 		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Beside: c.MaxStreams,
@@ -79,6 +86,7 @@ func (n *Node) serveWith(impl any) {
 	if n.host != nil {
 		n.intercept = chainInterceptors(n.host.options.Interceptors, impl)
 	}
+	n.isUp.Store(true)
 	close(n.ready)
 	n.mailbox.Open()
 }

@@ -213,7 +213,7 @@ func (r *remote) newCall(ctx context.Context, target string, m *Method, req prot
 	c := &remoteCall{Call: tunnel.Call{Target: target, Procedure: m.spec.Procedure, Request: req, Response: m.newResponse()}}
 	c.Header = outgoingAll(ctx).header
 	if cc := callContextOf(ctx); cc != nil {
-		c.Caller = cc.identity().wire()
+		c.Caller = cc.node.wireName
 		if waits {
 			c.Chain = chainOf(ctx).appendTo(nil)
 		}
@@ -307,7 +307,7 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method) (connect.Cli
 	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: outgoingAll(ctx).header}
 	if cc := callContextOf(ctx); cc != nil {
 		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that it was opened in.
-		req.Caller = cc.identity().wire()
+		req.Caller = cc.node.wireName
 	}
 	stream, err := conn.Stream(ctx, req)
 	if err != nil {

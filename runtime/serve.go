@@ -11,7 +11,7 @@ import (
 )
 
 // newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end and deadline count, its values don't.
-func newCall(ctx context.Context, m *Method, way Way) *callContext {
+func newCall(ctx context.Context, m *Method, way wayNumber) *callContext {
 	return &callContext{call: Call{method: m, way: way}, caller: ctx}
 }
 
@@ -19,7 +19,7 @@ func newCall(ctx context.Context, m *Method, way Way) *callContext {
 func (n *Node) adopt(cc *callContext) {
 	cc.node = n
 	cc.life = n.work
-	if cc.call.method.builtin() && n.host != nil {
+	if cc.call.method.builtin && n.host != nil {
 		// They outlive the node: not least the one that ends it.
 		cc.life = n.host.life
 	}
@@ -126,10 +126,10 @@ func (n *Node) enterBeside(cc *callContext) error {
 // the one that drains the node.
 func (n *Node) reserveBeside(cc *callContext) error {
 	m := cc.call.method
-	if m.builtin() {
+	if m.builtin {
 		return nil
 	}
-	if err := n.refuseUnready(cc.chain, cc.call.caller, m.fullName()); err != nil {
+	if err := n.refuseUnready(cc.chain, cc.call.from, m.fullName()); err != nil {
 		return err
 	}
 	return n.mailbox.Enter(m.name)
@@ -137,7 +137,7 @@ func (n *Node) reserveBeside(cc *callContext) error {
 
 // awaitReady waits until the node is set up.
 func (n *Node) awaitReady(cc *callContext) error {
-	if cc.call.method.builtin() {
+	if cc.call.method.builtin || n.isUp.Load() {
 		return nil
 	}
 	select {
@@ -154,14 +154,17 @@ func (n *Node) awaitReady(cc *callContext) error {
 }
 
 func (n *Node) leaveBeside(cc *callContext) {
-	if !cc.call.method.builtin() {
+	if !cc.call.method.builtin {
 		n.mailbox.Leave()
 	}
 }
 
 // refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for the call, or for a child, and the child, in its
 // own set-up, calls the node.
-func (n *Node) refuseUnready(chain *chain, caller Caller, method string) error {
+func (n *Node) refuseUnready(chain *chain, caller *Caller, method string) error {
+	if n.isUp.Load() {
+		return nil
+	}
 	select {
 	case <-n.ready:
 		return nil
@@ -171,7 +174,7 @@ func (n *Node) refuseUnready(chain *chain, caller Caller, method string) error {
 		return connect.Errorf(connect.CodeFailedPrecondition,
 			"the call would wait for itself: %s -> %s %s, which is served when the set-up is done", chain, n.path, method)
 	}
-	if n.creating.Load() > 0 && strings.HasPrefix(caller.Path, n.path+"/") {
+	if caller != nil && n.creating.Load() > 0 && strings.HasPrefix(caller.Path, n.path+"/") {
 		return connect.Errorf(connect.CodeFailedPrecondition, "%s is being set up and waits for a child, so %s can't call it yet: "+
 			"create the child in a method of %s, or with NoWait", n.path, caller.Path, n.path)
 	}
@@ -179,7 +182,7 @@ func (n *Node) refuseUnready(chain *chain, caller Caller, method string) error {
 }
 
 func (n *Node) refuseCircle(cc *callContext) error {
-	if err := n.refuseUnready(cc.chain, cc.call.caller, cc.call.method.fullName()); err != nil {
+	if err := n.refuseUnready(cc.chain, cc.call.from, cc.call.method.fullName()); err != nil {
 		return err
 	}
 	return cc.chain.circle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
@@ -249,14 +252,14 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 		return nil, err
 	}
 	switch m := cc.call.method; {
-	case m.builtin():
+	case m.builtin:
 		res, err = m.unary(n, cc, req)
 	case n.intercept == nil:
 		res, err = m.unary(n.impl, cc, req)
 	default:
 		res, err = n.runIntercepted(cc, req)
 	}
-	if err == nil && cc.call.way == WayLocal {
+	if err == nil && cc.call.way == byLocal {
 		res = n.passes(res)
 	}
 	if broken := n.verifyReturned(cc, res); broken != nil {

@@ -46,13 +46,13 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	if !ok {
 		info = &connect.CallInfo{}
 	}
-	way := WayTunnel
+	way := byTunnel
 	switch info.Protocol {
 	case connect.ProtocolNameConnect, connect.ProtocolNameGRPC, connect.ProtocolNameGRPCWeb:
-		way = WayHTTP
+		way = byHTTP
 	}
 	cc := newCall(ctx, m, way)
-	cc.call.metadata = metadataOf(info.RequestHeader())
+	cc.call.receive(metadataOf(info.RequestHeader()))
 	if m.shape != connect.StreamTypeUnary {
 		err := n.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
 			header, _ := cc.call.sent()

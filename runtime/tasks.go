@@ -15,7 +15,7 @@ import (
 func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	outer := chainOf(ctx)
 	const method = "Do"
-	if err := n.refuseUnready(outer, Caller{}, method); err != nil {
+	if err := n.refuseUnready(outer, nil, method); err != nil {
 		return err
 	}
 	if err := outer.circle(n.nid, n.path, method, n.mailbox.Turns()); err != nil {

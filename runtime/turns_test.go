@@ -207,7 +207,7 @@ func TestEndOfANode(t *testing.T) {
 		n.OnStop(func(ctx context.Context) error {
 			order = append(order, "first")
 			require.NoError(t, ctx.Err())
-			require.Equal(t, n.path, callContextOf(ctx).identity().Path)
+			require.Equal(t, n.path, callContextOf(ctx).node.identity.Path)
 			n.OnStop(func(context.Context) error { order = append(order, "given late"); return nil })
 			return nil
 		})

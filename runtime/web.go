@@ -54,7 +54,7 @@ func serveWeb(m *Method) connect.ServerFunc {
 		if !ok {
 			return connect.Errorf(connect.CodeInvalidArgument, "%s is a node's method: name the node in the URL or in the header %s", m.fullName(), NodeHeader)
 		}
-		if m.service != n.service && !m.builtin() {
+		if m.service != n.service && !m.builtin {
 			return n.noMethod(m.spec.Procedure)
 		}
 		return n.serveConnect(ctx, m, stream)
