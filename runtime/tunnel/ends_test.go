@@ -176,6 +176,22 @@ func TestShutdownOfTheClientWaitsForWhatIsOpen(t *testing.T) {
 	})
 }
 
+// A ping that crosses the last answer is answered when nobody is there any more to read it.
+func TestPeerThatLeavesWhileItsPingIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keepalive = 5 * time.Second
+		s := overMemory(t, tunnel.Config{Keepalive: keepalive}, tunnel.Config{Keepalive: -1}, handlers{unary: func(in *tunnel.Incoming) {
+			time.AfterFunc(2*keepalive, func() { in.Reply(nil, nil) })
+		}})
+		left := make(chan error, 1)
+		require.NoError(t, s.client.Start(t.Context(), &tunnel.Call{Done: func(*tunnel.Call) {}}))
+		go func() { left <- s.client.Shutdown(context.Background()) }()
+		require.NoError(t, <-left)
+		<-s.server.Done()
+		require.ErrorIs(t, s.server.Err(), tunnel.ErrClosed)
+	})
+}
+
 func TestShutdownEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, never())

@@ -197,13 +197,21 @@ func (c *Conn) peerName() string {
 // errPeerClosed is the end of a connection that the peer closed, or whose process ended.
 var errPeerClosed = errors.New("the peer closed the connection")
 
+var errLost = errors.New("the connection was lost")
+
 // lost is the end of a connection that nobody wanted.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) {
 		// Not io.EOF itself: to who reads a stream that means a good end.
 		return errPeerClosed
 	}
-	return fmt.Errorf("the connection was lost: %w", err)
+	return fmt.Errorf("%w: %w", errLost, err)
+}
+
+// hasLeft says whether the connection's end is that of a peer which was done with it: it had said that it would leave. That it has is first
+// noticed by whoever reads, or by whoever writes what nobody waits for any more, as the answer to a ping. Callers hold the lock.
+func (c *Conn) hasLeft(reason error) bool {
+	return c.peerDrained && (errors.Is(reason, errPeerClosed) || c.pending() == 0 && errors.Is(reason, errLost))
 }
 
 // fail ends the connection: all that is open ends with the reason.
@@ -213,7 +221,7 @@ func (c *Conn) fail(reason error) {
 		c.mu.Unlock()
 		return
 	}
-	if c.peerDrained && errors.Is(reason, errPeerClosed) {
+	if c.hasLeft(reason) {
 		reason = errPeerShutDown
 	}
 	c.err = reason
