@@ -76,7 +76,7 @@ func (g *generator) check() {
 		types := make(map[string]*protogen.Service)
 		for _, service := range pkg.services {
 			file := pkg.fileOf[service]
-			read := optionsReader{plugin: g.plugin, file: file, extensions: extensions}
+			read := optionsReader{plugin: g.plugin, file: file, extensions: extensions.in(file)}
 			options := read.node(service)
 			if file.Generate {
 				g.problems = append(g.problems, read.problems...)

@@ -1,6 +1,7 @@
 package generator_test
 
 import (
+	"errors"
 	"io/fs"
 	"maps"
 	"os"
@@ -44,6 +45,10 @@ func testdata(t *testing.T, folder string) sources {
 // request compiles files, and the schemas that the plugin exports, into what a plugin gets when it is to generate the code of names.
 func request(t *testing.T, files sources, parameter string, names ...string) *pluginpb.CodeGeneratorRequest {
 	t.Helper()
+	if req := stored(t, names[0]); req != nil {
+		req.Parameter = new(parameter)
+		return req
+	}
 	all := map[string]string{}
 	require.NoError(t, fs.WalkDir(schemas.Schemas, ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -78,6 +83,20 @@ func request(t *testing.T, files sources, parameter string, names ...string) *pl
 		add(file)
 	}
 	return overTheWire(t, req)
+}
+
+// stored is the request that stands beside a schema which protocompile doesn't understand yet, as buf sends it to a plugin; nil for others.
+func stored(t *testing.T, name string) *pluginpb.CodeGeneratorRequest {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", filepath.FromSlash(path.Dir(name)), "request.binpb"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	require.NoError(t, err)
+	req := &pluginpb.CodeGeneratorRequest{}
+	require.NoError(t, proto.Unmarshal(raw, req))
+	req.CompilerVersion, req.SourceFileDescriptors = nil, nil
+	return req
 }
 
 // overTheWire is the request as the plugin's process gets it: with its options as bytes.

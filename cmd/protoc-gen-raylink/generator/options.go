@@ -54,6 +54,26 @@ type extension struct {
 	number int32
 }
 
+// optionSchema is the file that --export writes, wherever a user puts it.
+const optionSchema = "raylink/options/v1/options.proto"
+
+// in is what one file can use. A file of edition 2024 may import schemas for their options alone (`import option`), and those need not be part of
+// the request: then the path is all that there is to know them by.
+func (e extensions) in(file *protogen.File) extensions {
+	for _, dependency := range file.Proto.GetOptionDependency() {
+		if dependency != optionSchema && !strings.HasSuffix(dependency, "/"+optionSchema) {
+			continue
+		}
+		if !e.node.known {
+			e.node = extension{known: true, file: dependency, number: int32(optionsv1.E_Node.TypeDescriptor().Number())}
+		}
+		if !e.method.known {
+			e.method = extension{known: true, file: dependency, number: int32(optionsv1.E_Method.TypeDescriptor().Number())}
+		}
+	}
+	return e
+}
+
 // findExtensions looks through all files of the request, also those that protogen leaves out because they are imported for
 // their options alone.
 func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
