@@ -40,6 +40,8 @@ type Host struct {
 	output   func(launch.Line)
 	front    *front
 	links    *links
+	// waited are calls to be used again, see waitedCall.
+	waited   sync.Pool
 	server   *connect.Server
 	brain    brainv1connect.BrainServiceClient
 	registry *registry

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -24,12 +25,20 @@ const obituary = time.Second
 type remote struct {
 	host *Host
 	nid  string
+	// route is the way that its calls take while nothing changes.
+	route atomic.Pointer[route]
 
-	mu sync.Mutex // guards all below
+	mu sync.Mutex // guards all below, and that route is known's
 	// known is the record as last told; changed is closed when it is replaced.
 	known   *nodev1.NodeRecord
 	changed chan struct{}
 	watched bool
+}
+
+// route is an open connection to a node's host, and the node's name on it.
+type route struct {
+	conn   *tunnel.Conn
+	target string
 }
 
 func newRemote(h *Host, nid string) *remote {
@@ -71,6 +80,7 @@ func (r *remote) update(rec *nodev1.NodeRecord) {
 		rec = mergeUnknown(rec, r.known)
 	}
 	r.known = rec
+	r.route.Store(nil)
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
@@ -129,6 +139,13 @@ func deadError(rec *nodev1.NodeRecord) *connect.Error {
 
 // conn is the connection to the node's host, and the node's name on it.
 func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, error) {
+	if way := r.route.Load(); way != nil && tag == "" {
+		select {
+		case <-way.conn.Done():
+		default:
+			return way.conn, way.target, nil
+		}
+	}
 	rec, err := r.locate(ctx)
 	if err != nil {
 		return nil, "", err
@@ -140,7 +157,15 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 		}
 		return nil, "", r.explain(ctx, err)
 	}
-	return conn, targetOf(r.nid, rec.GetIncarnation()), nil
+	way := &route{conn, targetOf(r.nid, rec.GetIncarnation())}
+	if tag == "" {
+		r.mu.Lock()
+		if r.known == rec {
+			r.route.Store(way)
+		}
+		r.mu.Unlock()
+	}
+	return way.conn, way.target, nil
 }
 
 // explain adds to the loss of a connection what Brain knows of the node's end.
@@ -201,16 +226,9 @@ func (r *remote) refresh(ctx context.Context) error {
 	return nil
 }
 
-// remoteCall is a unary call on its way.
-type remoteCall struct {
-	tunnel.Call
-
-	done chan struct{}
-}
-
-// newCall prepares the call for the wire.
-func (r *remote) newCall(ctx context.Context, target string, m *Method, req proto.Message, waits bool) *remoteCall {
-	c := &remoteCall{Call: tunnel.Call{Target: target, Procedure: m.spec.Procedure, Request: req, Response: m.newResponse()}}
+// describe fills in the call for the wire.
+func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req proto.Message, waits bool) {
+	c.Target, c.Procedure, c.Request, c.Response = target, m.spec.Procedure, req, m.newResponse()
 	c.Header = outgoingAll(ctx).header
 	if cc := callContextOf(ctx); cc != nil {
 		c.Caller = cc.node.wireName
@@ -218,7 +236,29 @@ func (r *remote) newCall(ctx context.Context, target string, m *Method, req prot
 			c.Chain = chainOf(ctx).appendTo(nil)
 		}
 	}
+}
+
+// waitedCall is a unary call that its caller waits for. It is used again: once a call is done the tunnel does not touch it any more.
+type waitedCall struct {
+	tunnel.Call
+
+	// done gets one signal for each call.
+	done chan struct{}
+}
+
+// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once it is done or if it was never begun.
+func (h *Host) newWaitedCall() *waitedCall {
+	if c, ok := h.waited.Get().(*waitedCall); ok {
+		return c
+	}
+	c := &waitedCall{done: make(chan struct{}, 1)}
+	c.Done = func(*tunnel.Call) { c.done <- struct{}{} }
 	return c
+}
+
+func (h *Host) freeWaitedCall(c *waitedCall) {
+	c.Call = tunnel.Call{Done: c.Done}
+	h.waited.Put(c)
 }
 
 // invoke makes a unary call and waits. A call that did not begin, because the node had moved, is made once more.
@@ -244,9 +284,9 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	if err != nil {
 		return nil, err
 	}
-	c := r.newCall(ctx, target, m, req, true)
-	c.done = make(chan struct{})
-	c.Done = func(*tunnel.Call) { close(c.done) }
+	c := r.host.newWaitedCall()
+	defer r.host.freeWaitedCall(c)
+	describe(ctx, &c.Call, target, m, req, true)
 	if err := conn.Start(ctx, &c.Call); err != nil {
 		return nil, err
 	}
@@ -269,7 +309,8 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 	if err != nil {
 		return err
 	}
-	c := r.newCall(ctx, target, m, req, false)
+	c := &tunnel.Call{}
+	describe(ctx, c, target, m, req, false)
 	c.Done = func(*tunnel.Call) {
 		if c.Err == nil {
 			f.complete(c.Response, nil)
@@ -288,7 +329,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			f.complete(nil, r.explain(ctx, err))
 		}()
 	}
-	if err := conn.Start(ctx, &c.Call); err != nil {
+	if err := conn.Start(ctx, c); err != nil {
 		if ctx.Err() != nil {
 			return causeOf(ctx)
 		}
