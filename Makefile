@@ -16,14 +16,21 @@ export RAYLINK_TOOLS := $(TOOLS)
 
 # Modules of their own, beside the one of this directory.
 MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod))
-# What `buf generate` is told: the project's own schemas, and each example's.
-TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.gen*.yaml)
+# What `buf generate` is told: the project's own schemas, each example's, and the benchmark's.
+TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.gen*.yaml bench/buf.gen*.yaml)
 # Where the drivers in other languages are.
 CLIENTS := $(wildcard clients/test)
 
 # Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull.
 SEEDS  ?=
 ABLATE ?=
+# Flags of the benchmark: see bench/README.md.
+BENCH      ?=
+SYSTEMS    ?=
+ROUNDS     ?=
+DURATION   ?=
+CPUPROFILE ?=
+MEMPROFILE ?=
 
 .PHONY: help
 help: ## list the targets
@@ -34,6 +41,7 @@ build: ## build the commands and examples into bin/
 	@mkdir -p $(BIN)
 	$(GO) build ./...
 	$(GO) build -o $(BIN)/ ./cmd/... ./examples/...
+	@for m in $(MODULES); do echo "$(GO) -C $$m build"; $(GO) -C $$m build -o $(BIN)/ ./...; done
 
 .PHONY: test
 test: ## vet and run all tests that need only Go; with the race detector where a C compiler is found
@@ -67,7 +75,7 @@ fix: $(TOOLS)/golangci-lint ## format, and let the linters mend what they can
 
 # Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
 .PHONY: fresh
-fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go
+fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go $(TOOLS)/protoc-gen-go-grpc $(TOOLS)/protoc-gen-go-drpc
 	@rm -rf $(FRESH) && mkdir -p $(BIN) $(FRESH)
 	$(GO) build -o $(BIN)/ ./cmd/protoc-gen-raylink
 	@for t in $(TEMPLATES); do echo "buf generate --template $$t"; \
@@ -106,12 +114,18 @@ demo: build ## train CartPole with the whole pipeline; SEEDS=20 prints a table, 
 	$(BIN)/cartpole $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(ABLATE),--ablate=$(ABLATE))
 
 .PHONY: bench
-bench: ## run the benchmarks, and those of the bench module, side by side with the peers
+bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUNDS=1 DURATION=300ms (see bench/README.md)
+	@mkdir -p $(BIN)
+	$(GO) -C bench build -o $(BIN)/bench .
+	$(BIN)/bench $(if $(BENCH),-bench='$(BENCH)') $(if $(SYSTEMS),-systems=$(SYSTEMS)) $(if $(ROUNDS),-rounds=$(ROUNDS)) $(if $(DURATION),-duration=$(DURATION)) \
+	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE))
+
+.PHONY: microbench
+microbench: ## run the packages' own Go benchmarks
 	$(GO) test -run='^$$' -bench=. -benchmem ./...
-	@for m in $(filter bench,$(MODULES)); do $(GO) -C $$m test -run='^$$' -bench=. -benchmem ./...; done
 
 .PHONY: tools
-tools: $(addprefix $(TOOLS)/,buf protoc-gen-go protoc-gen-connect-go golangci-lint) ## build the pinned tools
+tools: $(addprefix $(TOOLS)/,buf protoc-gen-go protoc-gen-connect-go protoc-gen-go-grpc protoc-gen-go-drpc golangci-lint) ## build the pinned tools
 
 .PHONY: plugins
 plugins: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## put into bin/ what makes code of schemas: protoc-gen-raylink, protoc-gen-go and buf
@@ -126,6 +140,8 @@ clean: ## remove what was built, tools included
 $(TOOLS)/buf: PACKAGE = github.com/bufbuild/buf/cmd/buf
 $(TOOLS)/protoc-gen-go: PACKAGE = google.golang.org/protobuf/cmd/protoc-gen-go
 $(TOOLS)/protoc-gen-connect-go: PACKAGE = connectrpc.com/connect/v2/cmd/protoc-gen-connect-go
+$(TOOLS)/protoc-gen-go-grpc: PACKAGE = google.golang.org/grpc/cmd/protoc-gen-go-grpc
+$(TOOLS)/protoc-gen-go-drpc: PACKAGE = storj.io/drpc/cmd/protoc-gen-go-drpc
 $(TOOLS)/golangci-lint: PACKAGE = github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 $(TOOLS)/%: tools/go.mod
 	@mkdir -p $(@D)

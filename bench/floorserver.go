@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// floorServer echoes. One goroutine per connection reads, and writes what it has gathered before it has to wait for more.
+type floorServer struct {
+	listener net.Listener
+
+	run   sync.WaitGroup
+	mu    sync.Mutex // guards conns
+	conns map[net.Conn]struct{}
+}
+
+func serveFloor(ctx context.Context, network string) (server, error) {
+	listener, err := listen(ctx, network)
+	if err != nil {
+		return nil, err
+	}
+	s := &floorServer{listener: listener, conns: make(map[net.Conn]struct{})}
+	s.run.Go(s.accept)
+	return s, nil
+}
+
+func (s *floorServer) address() string { return s.listener.Addr().String() }
+
+func (s *floorServer) close() error {
+	err := s.listener.Close()
+	s.mu.Lock()
+	for nc := range s.conns {
+		err = errors.Join(err, nc.Close())
+	}
+	s.mu.Unlock()
+	s.run.Wait()
+	return err
+}
+
+func (s *floorServer) accept() {
+	for {
+		nc, err := s.listener.Accept()
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.conns[nc] = struct{}{}
+		s.mu.Unlock()
+		s.run.Go(func() {
+			_ = echoFrames(nc) // it ends with the connection
+			s.mu.Lock()
+			delete(s.conns, nc)
+			s.mu.Unlock()
+			_ = nc.Close()
+		})
+	}
+}
+
+// echoFrames serves one connection until it ends.
+func echoFrames(nc net.Conn) error {
+	var out gathered
+	var counted uint64
+	var pool bufferPool
+	var used [][]byte // large payloads that are to be written
+	flush := func() error {
+		if out.empty() {
+			return nil
+		}
+		err := out.write(nc)
+		for _, p := range used {
+			pool.put(p)
+		}
+		clear(used)
+		used = used[:0]
+		return err
+	}
+	r := newFrameReader(nc, flush)
+	for {
+		id, size, err := r.next()
+		if err != nil {
+			return err
+		}
+		switch {
+		case id&frameKind == frameEnd:
+			out.add(id, protowire.AppendVarint(nil, counted))
+			counted = 0
+		case size < floorLarge:
+			p, err := r.small(size)
+			if err != nil {
+				return err
+			}
+			if id&frameKind == frameCount {
+				counted++
+				continue
+			}
+			out.add(id, p)
+		default:
+			p := pool.get(nil, size)
+			if err := r.read(p); err != nil {
+				return err
+			}
+			used = append(used, p)
+			out.add(id, p)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
+)
+
+// grpcConns is how many channels the client has: its authors advise several where one is busy. grpcWindow is both windows' size; a size that is
+// set turns off the estimation of bandwidth and delay.
+const (
+	grpcConns  = 2
+	grpcWindow = 4 << 20
+	grpcBuffer = 128 << 10
+)
+
+type grpcEcho struct {
+	benchv1.UnimplementedEchoServer
+}
+
+func (grpcEcho) Echo(_ context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
+	return &benchv1.EchoResponse{Payload: req.GetPayload()}, nil
+}
+
+func (grpcEcho) Count(stream grpc.ClientStreamingServer[benchv1.CountRequest, benchv1.CountResponse]) error {
+	var n uint64
+	for {
+		_, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return stream.SendAndClose(&benchv1.CountResponse{Messages: n})
+		}
+		if err != nil {
+			return err
+		}
+		n++
+	}
+}
+
+func (grpcEcho) Flood(req *benchv1.FloodRequest, stream grpc.ServerStreamingServer[benchv1.FloodResponse]) error {
+	res := &benchv1.FloodResponse{Payload: make([]byte, req.GetSize())}
+	for {
+		if err := stream.Send(res); err != nil {
+			return err
+		}
+	}
+}
+
+type grpcServer struct {
+	listener net.Listener
+	server   *grpc.Server
+}
+
+func serveGRPC(ctx context.Context, network string) (server, error) {
+	listener, err := listen(ctx, network)
+	if err != nil {
+		return nil, err
+	}
+	s := grpc.NewServer(
+		grpc.InitialWindowSize(grpcWindow), grpc.InitialConnWindowSize(grpcWindow),
+		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer), grpc.SharedWriteBuffer(true),
+	)
+	benchv1.RegisterEchoServer(s, grpcEcho{})
+	go func() { _ = s.Serve(listener) }() // ends with close
+	return &grpcServer{listener: listener, server: s}, nil
+}
+
+func (s *grpcServer) address() string { return s.listener.Addr().String() }
+
+func (s *grpcServer) close() error {
+	s.server.Stop()
+	return nil
+}
+
+type grpcClient struct {
+	conns []*grpc.ClientConn
+	next  atomic.Uint32
+}
+
+func dialGRPC(_ context.Context, network, address string) (client, error) {
+	return newGRPCClient(network, address, grpcConns)
+}
+
+func newGRPCClient(network, address string, conns int) (*grpcClient, error) {
+	target := "passthrough:///" + address
+	if network == "unix" {
+		target = "unix:" + address
+	}
+	c := &grpcClient{}
+	for range conns {
+		conn, err := grpc.NewClient(target,
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithInitialWindowSize(grpcWindow), grpc.WithInitialConnWindowSize(grpcWindow),
+			grpc.WithReadBufferSize(grpcBuffer), grpc.WithWriteBufferSize(grpcBuffer), grpc.WithSharedWriteBuffer(true),
+		)
+		if err != nil {
+			return nil, errors.Join(err, c.close())
+		}
+		c.conns = append(c.conns, conn)
+	}
+	return c, nil
+}
+
+func (c *grpcClient) close() error {
+	var errs []error
+	for _, conn := range c.conns {
+		errs = append(errs, conn.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// stub is a client of one of the channels, in turn.
+func (c *grpcClient) stub() benchv1.EchoClient {
+	return benchv1.NewEchoClient(c.conns[int(c.next.Add(1))%len(c.conns)])
+}
+
+func (c *grpcClient) caller(payload []byte) func() error {
+	stub := c.stub()
+	req := &benchv1.EchoRequest{Payload: payload}
+	return underDeadline(func(ctx context.Context) error {
+		res, err := stub.Echo(ctx, req)
+		if err != nil {
+			return err
+		}
+		return sameSize(payload, res.GetPayload())
+	})
+}
+
+func (c *grpcClient) stream(payload []byte) (sending, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	s, err := c.stub().Count(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &grpcSending{stream: s, cancel: cancel, req: &benchv1.CountRequest{Payload: payload}}, nil
+}
+
+type grpcSending struct {
+	stream grpc.ClientStreamingClient[benchv1.CountRequest, benchv1.CountResponse]
+	cancel context.CancelFunc
+	req    *benchv1.CountRequest
+}
+
+func (s *grpcSending) send() error { return s.stream.Send(s.req) }
+
+func (s *grpcSending) finish() (uint64, error) {
+	defer s.cancel()
+	res, err := s.stream.CloseAndRecv()
+	return res.GetMessages(), err
+}

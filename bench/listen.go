@@ -1,0 +1,24 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+)
+
+// dirEnv names the directory of this run, which the first process removes at the end.
+const dirEnv = "RAYLINK_BENCH_DIR"
+
+// listen binds a free port on loopback, or a Unix socket in the run's directory.
+func listen(ctx context.Context, network string) (net.Listener, error) {
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		dir, err := os.MkdirTemp(os.Getenv(dirEnv), "s")
+		if err != nil {
+			return nil, err
+		}
+		address = filepath.Join(dir, "socket")
+	}
+	return new(net.ListenConfig).Listen(ctx, network, address)
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/raylink/raylink"
+	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
+	"github.com/raylink/raylink/bench/gen/bench/v1/benchv1raylink"
+	"github.com/raylink/raylink/runtime"
+)
+
+// echoNode is RayLink's side of the service.
+type echoNode struct{}
+
+func newEchoNode(context.Context, *runtime.Node) (benchv1raylink.EchoNode, error) {
+	return echoNode{}, nil
+}
+
+func (echoNode) Echo(_ context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
+	return &benchv1.EchoResponse{Payload: req.GetPayload()}, nil
+}
+
+func (echoNode) EchoConcurrent(_ context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
+	return &benchv1.EchoResponse{Payload: req.GetPayload()}, nil
+}
+
+func (echoNode) Count(_ context.Context, stream benchv1raylink.EchoCountServerStream) (*benchv1.CountResponse, error) {
+	var n uint64
+	for {
+		_, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return &benchv1.CountResponse{Messages: n}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		n++
+	}
+}
+
+func (echoNode) Flood(_ context.Context, req *benchv1.FloodRequest, stream benchv1raylink.EchoFloodServerStream) error {
+	res := &benchv1.FloodResponse{Payload: make([]byte, req.GetSize())}
+	for {
+		if err := stream.Send(res); err != nil {
+			return err
+		}
+	}
+}
+
+// brainRole is the process of Brain, as `raylink brain` runs it. It serves until ctx ends.
+func brainRole(ctx context.Context, serving func(address string)) error {
+	return raylink.ServeBrain(ctx, raylink.BrainOptions{Serving: func(address, _ string) { serving(address) }})
+}
+
+type raylinkServer struct {
+	rt   *raylink.Runtime
+	path string
+}
+
+// serveRaylink hosts a node in this process, which joins the Brain that the environment names.
+func serveRaylink(ctx context.Context, network string) (server, error) {
+	rt, err := raylink.Init(ctx, benchv1raylink.EchoType(newEchoNode))
+	if err != nil {
+		return nil, err
+	}
+	echo, err := benchv1raylink.CreateEcho(ctx, rt, runtime.ParentProcess())
+	if err != nil {
+		return nil, errors.Join(err, rt.Close())
+	}
+	if network == "tcp" {
+		// A process of the same machine would go by the host's Unix socket. One on another machine doesn't find it, and goes by TCP: so does
+		// this client, once the host's directory isn't where its record says.
+		dir := echo.Ref().Record().GetHost().GetDirectory()
+		if err := os.Rename(dir, dir+".elsewhere"); err != nil {
+			return nil, errors.Join(err, rt.Close())
+		}
+	}
+	return &raylinkServer{rt: rt, path: echo.Ref().Path()}, nil
+}
+
+func (s *raylinkServer) address() string { return s.path }
+
+func (s *raylinkServer) close() error { return s.rt.Close() }
+
+type raylinkClient struct {
+	rt   *raylink.Runtime
+	echo *benchv1raylink.Echo
+	call func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error)
+	send func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse]
+}
+
+func dialRaylink(ctx context.Context, network, path string) (client, error) {
+	c, err := newRaylinkClient(ctx, network, path)
+	if err != nil {
+		return nil, err
+	}
+	c.call, c.send = (*benchv1raylink.Echo).Echo, (*benchv1raylink.Echo).EchoAsync
+	return c, nil
+}
+
+func dialRaylinkConcurrent(ctx context.Context, network, path string) (client, error) {
+	c, err := newRaylinkClient(ctx, network, path)
+	if err != nil {
+		return nil, err
+	}
+	c.call, c.send = (*benchv1raylink.Echo).EchoConcurrent, (*benchv1raylink.Echo).EchoConcurrentAsync
+	return c, nil
+}
+
+func newRaylinkClient(ctx context.Context, network, path string) (*raylinkClient, error) {
+	rt, err := raylink.Init(ctx, benchv1raylink.EchoType(newEchoNode))
+	if err != nil {
+		return nil, err
+	}
+	echo, err := benchv1raylink.FindEcho(ctx, rt, runtime.Path(path))
+	if err != nil {
+		return nil, errors.Join(err, rt.Close())
+	}
+	_, err = os.Stat(echo.Ref().Record().GetHost().GetSocket())
+	if (err == nil) != (network == "unix") {
+		return nil, errors.Join(fmt.Errorf("calls would not go by %s: %w", network, err), rt.Close())
+	}
+	return &raylinkClient{rt: rt, echo: echo}, nil
+}
+
+func (c *raylinkClient) close() error { return c.rt.Close() }
+
+func (c *raylinkClient) caller(payload []byte) func() error {
+	req := &benchv1.EchoRequest{Payload: payload}
+	return underDeadline(func(ctx context.Context) error {
+		res, err := c.call(c.echo, ctx, req)
+		if err != nil {
+			return err
+		}
+		return sameSize(payload, res.GetPayload())
+	})
+}
+
+// outstandingCall is a future that nobody has collected yet.
+type outstandingCall struct {
+	future *runtime.Future[*benchv1.EchoResponse]
+	cancel context.CancelFunc
+	begun  time.Time
+}
+
+func (c *raylinkClient) start(payload []byte, outstanding int, more func() bool, done func(time.Duration)) error {
+	req := &benchv1.EchoRequest{Payload: payload}
+	ring := make([]outstandingCall, outstanding)
+	collect := func(o *outstandingCall) error {
+		if o.future == nil {
+			return nil
+		}
+		res, err := o.future.Get(context.Background())
+		o.cancel()
+		o.future = nil
+		if err != nil {
+			return err
+		}
+		done(time.Since(o.begun))
+		return sameSize(payload, res.GetPayload())
+	}
+	next := 0
+	for ; more(); next++ {
+		o := &ring[next%outstanding]
+		if err := collect(o); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+		*o = outstandingCall{future: c.send(c.echo, ctx, req), cancel: cancel, begun: time.Now()}
+	}
+	for range outstanding {
+		if err := collect(&ring[next%outstanding]); err != nil {
+			return err
+		}
+		next++
+	}
+	return nil
+}
+
+func (c *raylinkClient) stream(payload []byte) (sending, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	s, err := c.echo.Count(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &raylinkSending{stream: s, cancel: cancel, req: &benchv1.CountRequest{Payload: payload}}, nil
+}
+
+type raylinkSending struct {
+	stream benchv1raylink.EchoCountClientStream
+	cancel context.CancelFunc
+	req    *benchv1.CountRequest
+}
+
+func (s *raylinkSending) send() error { return s.stream.Send(s.req) }
+
+func (s *raylinkSending) finish() (uint64, error) {
+	defer s.cancel()
+	res, err := s.stream.CloseAndReceive()
+	return res.GetMessages(), err
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// results are all rounds' figures.
+type results struct {
+	rows    []row
+	figures map[cell][]figures
+	// failed are the measurements that came to nothing.
+	failed []error
+}
+
+type cell struct{ row, system string }
+
+// line is what is printed of one cell, as one JSON object.
+type line struct {
+	Name   string  `json:"name"`
+	System string  `json:"system"`
+	Value  float64 `json:"value"`
+	Unit   string  `json:"unit"`
+	P50    float64 `json:"p50_us"`
+	P99    float64 `json:"p99_us"`
+	Allocs float64 `json:"allocs"`
+	// Floor is the share of the row's floor that the system reaches; absent where there is none.
+	Floor float64 `json:"floor,omitempty"`
+	// Spread is the distance between the lowest and the highest round, as a share of the median.
+	Spread float64 `json:"spread"`
+}
+
+func newResults(rs []row) *results { return &results{rows: rs, figures: make(map[cell][]figures)} }
+
+func (r *results) add(row, system string, f figures) {
+	c := cell{row, system}
+	r.figures[c] = append(r.figures[c], f)
+}
+
+// line is a cell's medians; false where it was not measured.
+func (r *results) line(row *row, system string) (line, bool) {
+	fs := r.figures[cell{row.name, system}]
+	if len(fs) == 0 {
+		return line{}, false
+	}
+	of := func(field func(figures) float64) []float64 {
+		vs := make([]float64, len(fs))
+		for i, f := range fs {
+			vs[i] = field(f)
+		}
+		slices.Sort(vs)
+		return vs
+	}
+	values := of(func(f figures) float64 { return f.value })
+	return line{
+		Name: row.name, System: system, Unit: row.unit,
+		Value: median(values), Spread: (values[len(values)-1] - values[0]) / median(values),
+		P50: median(of(func(f figures) float64 { return f.p50 })), P99: median(of(func(f figures) float64 { return f.p99 })),
+		Allocs: median(of(func(f figures) float64 { return f.allocs })),
+	}, true
+}
+
+func median(sorted []float64) float64 {
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// lines are all cells, row by row, each with its share of the row's floor: of the faster one where there are two.
+func (r *results) lines() []line {
+	var all []line
+	for i := range r.rows {
+		row := &r.rows[i]
+		first, floor := len(all), 0.0
+		for _, s := range systems() {
+			l, ok := r.line(row, s.name)
+			if !ok {
+				continue
+			}
+			if s.floor {
+				floor = max(floor, l.Value)
+			}
+			all = append(all, l)
+		}
+		for j := first; j < len(all) && floor > 0; j++ {
+			all[j].Floor = all[j].Value / floor
+		}
+	}
+	return all
+}
+
+// slowFloors says of which rows the floor is slower than something that does more.
+func slowFloors(lines []line) []string {
+	var slow []string
+	for _, l := range lines {
+		if l.Floor > 1 {
+			slow = append(slow, fmt.Sprintf("%s: %s reached %.4g %s, %.3f of what the floor did", l.Name, l.System, l.Value, l.Unit, l.Floor))
+		}
+	}
+	return slow
+}
+
+func printJSON(w io.Writer, lines []line) error {
+	e := json.NewEncoder(w)
+	for _, l := range lines {
+		if err := e.Encode(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printTable(w io.Writer, lines []line) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	last := ""
+	for _, l := range lines {
+		if l.Name != last {
+			fmt.Fprintf(t, "\n%s\t%s\tp50 us\tp99 us\tallocs\tof floor\tspread\t\n", l.Name, l.Unit)
+			last = l.Name
+		}
+		share := "-"
+		if l.Floor > 0 {
+			share = fmt.Sprintf("%.2f", l.Floor)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), l.P50, l.P99, l.Allocs, share, 100*l.Spread)
+	}
+	return t.Flush()
+}
+
+// number writes a figure with thousands set apart.
+func number(v float64) string {
+	s := fmt.Sprintf("%.0f", v)
+	var b strings.Builder
+	for i, c := range s {
+		if i > 0 && (len(s)-i)%3 == 0 {
+			b.WriteByte(',')
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
+}

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"runtime/pprof"
+	"strings"
+	"time"
+)
+
+// roleEnv tells a process of the benchmark what it is; not set, it is the one that drives the others. The role is words: brain, or server or
+// client, a system, a network, and for a client an address.
+const roleEnv = "RAYLINK_BENCH_ROLE"
+
+// request is what the driver says to a process, one line of JSON each.
+type request struct {
+	Op  string `json:"op"` // usage, prepare or run
+	Job job    `json:"job"`
+}
+
+// response is the process's answer. The first, to nothing, says that it is ready.
+type response struct {
+	Error   string  `json:"error,omitempty"`
+	Address string  `json:"address,omitempty"`
+	Usage   usage   `json:"usage"`
+	Outcome outcome `json:"outcome"`
+}
+
+// usage is what a process has used.
+type usage struct {
+	Mallocs uint64 `json:"mallocs"`
+	// Memory is heap and stacks, in bytes.
+	Memory uint64 `json:"memory"`
+	// CPU is the processor time that it has used.
+	CPU time.Duration `json:"cpu"`
+}
+
+// role is the life of a process that isn't the driver. It ends when the driver closes its input, or dies.
+func role(words []string, in io.Reader, out io.Writer) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	c := &conversation{in: bufio.NewScanner(in), out: json.NewEncoder(out)}
+	if words[0] == "brain" {
+		return c.brain(ctx, cancel)
+	}
+	stop, err := profile(strings.Join(words[:2], "-"))
+	if err != nil {
+		return c.refuse(err)
+	}
+	s, err := systemNamed(words[1])
+	if err != nil {
+		return c.refuse(err)
+	}
+	switch words[0] {
+	case "server":
+		err = c.server(ctx, s, words[2])
+	case "client":
+		err = c.client(ctx, s, words[2], words[3])
+	default:
+		err = c.refuse(fmt.Errorf("no process is a %q", words[0]))
+	}
+	return errors.Join(err, stop())
+}
+
+type conversation struct {
+	in  *bufio.Scanner
+	out *json.Encoder
+}
+
+func (c *conversation) refuse(err error) error {
+	return errors.Join(err, c.out.Encode(response{Error: err.Error()}))
+}
+
+func (c *conversation) brain(ctx context.Context, cancel context.CancelFunc) error {
+	failed := make(chan error, 1)
+	go func() {
+		// The driver says nothing; its end does.
+		for c.in.Scan() {
+			_ = c.out.Encode(response{Usage: used()})
+		}
+		cancel()
+	}()
+	go func() {
+		failed <- brainRole(ctx, func(address string) { _ = c.out.Encode(response{Address: address}) })
+	}()
+	return <-failed
+}
+
+func (c *conversation) server(ctx context.Context, s system, network string) error {
+	srv, err := s.serve(ctx, network)
+	if err != nil {
+		return c.refuse(err)
+	}
+	return errors.Join(c.answer(response{Address: srv.address()}, func(r request) (response, error) {
+		return response{}, fmt.Errorf("a server knows no %q", r.Op)
+	}), srv.close())
+}
+
+func (c *conversation) client(ctx context.Context, s system, network, address string) error {
+	cl, err := s.dial(ctx, network, address)
+	if err != nil {
+		return c.refuse(err)
+	}
+	var l *load
+	return errors.Join(c.answer(response{}, func(r request) (response, error) {
+		switch r.Op {
+		case "prepare":
+			if l == nil || l.job != r.Job {
+				if l, err = newLoad(cl, r.Job); err != nil {
+					return response{}, err
+				}
+			}
+			return response{}, l.warmUp()
+		case "run":
+			o, err := l.run()
+			return response{Outcome: o}, err
+		}
+		return response{}, fmt.Errorf("a client knows no %q", r.Op)
+	}), cl.close())
+}
+
+// answer answers requests until there are no more. What all processes can answer it answers itself.
+func (c *conversation) answer(ready response, do func(request) (response, error)) error {
+	if err := c.out.Encode(ready); err != nil {
+		return err
+	}
+	for c.in.Scan() {
+		var r request
+		if err := json.Unmarshal(c.in.Bytes(), &r); err != nil {
+			return err
+		}
+		var res response
+		var err error
+		switch r.Op {
+		case "usage":
+		case "collect":
+			runtime.GC()
+			debug.FreeOSMemory()
+		default:
+			res, err = do(r)
+		}
+		if err != nil {
+			res.Error = err.Error()
+		}
+		res.Usage = used()
+		if err := c.out.Encode(res); err != nil {
+			return err
+		}
+	}
+	return c.in.Err()
+}
+
+func used() usage {
+	samples := []metrics.Sample{
+		{Name: "/gc/heap/allocs:objects"}, {Name: "/gc/heap/tiny/allocs:objects"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"},
+	}
+	metrics.Read(samples)
+	value := func(i int) uint64 { return samples[i].Value.Uint64() }
+	return usage{Mallocs: value(0) + value(1), Memory: value(2) + value(3), CPU: processorTime()}
+}
+
+// profileEnv is where profiles go, for the kinds named in front: cpu=PREFIX or mem=PREFIX, separated by commas.
+const profileEnv = "RAYLINK_BENCH_PROFILE"
+
+// profile begins what profiles were asked for. The function that it returns writes them.
+func profile(who string) (stop func() error, err error) {
+	stop = func() error { return nil }
+	for what := range strings.SplitSeq(os.Getenv(profileEnv), ",") {
+		kind, prefix, _ := strings.Cut(what, "=")
+		if prefix == "" {
+			continue
+		}
+		f, err := os.Create(filepath.Clean(prefix + "." + who + ".prof"))
+		if err != nil {
+			return nil, err
+		}
+		before := stop
+		if kind == "cpu" {
+			if err := pprof.StartCPUProfile(f); err != nil {
+				return nil, errors.Join(err, f.Close())
+			}
+			stop = func() error {
+				pprof.StopCPUProfile()
+				return errors.Join(before(), f.Close())
+			}
+			continue
+		}
+		stop = func() error { return errors.Join(before(), pprof.Lookup("allocs").WriteTo(f, 0), f.Close()) }
+	}
+	return stop, nil
+}

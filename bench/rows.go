@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// row is one line of the comparison.
+type row struct {
+	name    string
+	network string
+	job     job
+	unit    string
+	// systems are the names of those that take part.
+	systems []string
+}
+
+// value is a row's figure for one round.
+func (r *row) value(o outcome) float64 {
+	perSecond := float64(o.Ops) / o.Seconds
+	if r.unit == "MB/s" {
+		return perSecond * float64(r.job.Size) / 1e6
+	}
+	return perSecond
+}
+
+var sizes = []struct { //nolint:gochecknoglobals // a table
+	name  string
+	bytes int
+	unit  string
+}{{"16B", 16, "calls/s"}, {"1KiB", 1 << 10, "calls/s"}, {"64KiB", 64 << 10, "MB/s"}, {"1MiB", 1 << 20, "MB/s"}}
+
+// rows are all that are measured, in the order of the tables.
+func rows() []row {
+	all := []string{"raylink", "raylink-concurrent", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"}
+	alone := append(all[:len(all):len(all)], "floor-sync")
+	var rs []row
+	for _, size := range sizes {
+		for _, inflight := range []int{1, 64, 512} {
+			r := row{
+				name: fmt.Sprintf("rpc/unary/%s/inflight=%d", size.name, inflight), network: "tcp", unit: size.unit, systems: all,
+				job: job{Kind: unary, Size: size.bytes, Inflight: inflight},
+			}
+			if inflight == 1 {
+				r.systems = alone
+			}
+			rs = append(rs, r)
+		}
+	}
+	rs = append(rs,
+		row{
+			name: "rpc/async/16B/outstanding=10000", network: "tcp", unit: "calls/s", job: job{Kind: async, Size: 16, Inflight: 10000},
+			// A node runs up to 1,024 concurrent methods at once (max_streams), and refuses more.
+			systems: []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"},
+		},
+		row{
+			name: "rpc/stream/1KiB", network: "tcp", unit: "messages/s", job: job{Kind: stream, Size: 1 << 10, Inflight: 1},
+			systems: []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"},
+		},
+		row{name: "rpc/unix/16B/inflight=1", network: "unix", unit: "calls/s", systems: alone, job: job{Kind: unary, Size: 16, Inflight: 1}},
+		row{name: "rpc/unix/16B/inflight=512", network: "unix", unit: "calls/s", systems: all, job: job{Kind: unary, Size: 16, Inflight: 512}},
+	)
+	return rs
+}
+
+// selected are the rows whose names begin with the pattern, or match it as a regular expression.
+func selected(rs []row, pattern string) ([]row, error) {
+	re, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, err
+	}
+	var found []row
+	for _, r := range rs {
+		if strings.HasPrefix(r.name, pattern) || re.MatchString(r.name) {
+			found = append(found, r)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("no row's name begins with or matches %q", pattern)
+	}
+	return found, nil
+}
