@@ -144,7 +144,8 @@ func TestContractHTTP(t *testing.T) {
 					address = brain.Address()
 				}
 				url := "http://" + address + "/" + p.Ref().Path()
-				return contractv1raylink.NewProbeTunnel(connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: transport}, url, options...)))
+				client := runtime.HTTPClient(&http.Client{Transport: transport})
+				return contractv1raylink.NewProbeTunnel(connect.NewClient(connecthttp.NewTransport(client, url, options...)))
 			}})
 		})
 	}

@@ -2,8 +2,6 @@ package runtime
 
 import (
 	"context"
-	"errors"
-	"io"
 	"sync"
 
 	"connectrpc.com/connect/v2"
@@ -98,26 +96,13 @@ func (c *clientTarget) send() {
 }
 
 func (c *clientTarget) stream(ctx context.Context, m *Method) (connect.ClientStream, error) {
-	stream, err := c.client.CallClientStream(c.metadata(ctx), m.spec)
+	life, cancel := context.WithCancel(c.metadata(ctx))
+	stream, err := c.client.CallClientStream(life, m.spec)
 	if err != nil {
+		cancel()
 		return nil, clientError(ctx, err)
 	}
-	return clientTargetStream{ClientStream: stream, ctx: ctx}, nil
-}
-
-// clientTargetStream makes a context's end the error that every other way gives.
-type clientTargetStream struct {
-	connect.ClientStream
-
-	ctx context.Context //nolint:containedctx // a stream lives as long as its call's context
-}
-
-func (s clientTargetStream) Receive(msg any) error {
-	err := s.ClientStream.Receive(msg)
-	if err == nil || errors.Is(err, io.EOF) {
-		return err
-	}
-	return clientError(s.ctx, err)
+	return &clientTargetStream{stream: stream, shape: m.shape, ctx: ctx, life: life, cancel: cancel}, nil
 }
 
 // metadata puts what [WithMetadata] said where connect looks for it.

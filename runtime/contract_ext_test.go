@@ -22,7 +22,7 @@ func TestContractLocalStub(t *testing.T) {
 // TestContractTunnelAdapters goes through the generated tunnel adapters, over a transport that can't pipeline.
 func TestContractTunnelAdapters(t *testing.T) {
 	t.Parallel()
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Local: true, Open: func(*testing.T) *contractv1raylink.Probe {
+	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Local: true, EndsOnClose: true, Open: func(*testing.T) *contractv1raylink.Probe {
 		server := connect.NewServer()
 		contractv1raylink.RegisterProbeTunnel(server, contract.NewProbe())
 		return contractv1raylink.NewProbeTunnel(connect.NewClient(connectinprocess.New(server)))

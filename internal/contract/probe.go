@@ -208,12 +208,18 @@ func (p *Probe) Sum(_ context.Context, stream contractv1raylink.ProbeSumServerSt
 			return &contractv1.SumResponse{Sum: sum}, nil
 		}
 		if err != nil {
+			p.mu.Lock()
+			p.cancelled = append(p.cancelled, "sum")
+			p.mu.Unlock()
 			return nil, err
 		}
 		if req.GetNumber() < 0 {
 			return nil, connect.NewError(connect.CodeInvalidArgument, "a negative number")
 		}
 		sum += req.GetNumber()
+		p.mu.Lock()
+		p.blocked = append(p.blocked, "sum")
+		p.mu.Unlock()
 	}
 }
 
@@ -224,16 +230,16 @@ func (p *Probe) Chat(_ context.Context, stream contractv1raylink.ProbeChatServer
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
-		if err != nil {
+		if err == nil && req.GetText() == "bye" {
+			return nil
+		}
+		if err == nil {
+			err = stream.Send(&contractv1.ChatResponse{Text: "you said " + req.GetText()})
+		}
+		if err != nil { // the caller may be gone before its answer is known to have been sent
 			p.mu.Lock()
 			p.cancelled = append(p.cancelled, "chat")
 			p.mu.Unlock()
-			return err
-		}
-		if req.GetText() == "bye" {
-			return nil
-		}
-		if err := stream.Send(&contractv1.ChatResponse{Text: "you said " + req.GetText()}); err != nil {
 			return err
 		}
 	}

@@ -60,6 +60,15 @@ func testSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	assert.Equal(t, int64(499*500/2), res.GetSum())
 }
 
+func testAbandonSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	stream, err := p.Sum(patient(t))
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: 1}))
+	eventually(t, p, "it did not begin", blocked("sum"))
+	_ = stream.Close() // that it was cut short is no failure
+	eventually(t, p, "the node was not told", cancelled("sum"))
+}
+
 func testSumFails(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	stream, err := p.Sum(patient(t))
 	require.NoError(t, err)
@@ -113,6 +122,42 @@ func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	_, err = stream.Receive()
 	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
 	eventually(t, p, "the node was not told", cancelled("chat"))
+}
+
+func testChatCancelWaiting(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx, cancel := context.WithCancel(patient(t))
+	_, received := waitingChat(ctx, t, p)
+	cancel()
+	err := <-received
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	require.ErrorIs(t, err, context.Canceled)
+	eventually(t, p, "the node was not told", cancelled("chat"))
+}
+
+func testChatCloseWaiting(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	stream, received := waitingChat(patient(t), t, p)
+	_ = stream.Close() // that it was cut short is no failure
+	err := <-received
+	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+	if !way.EndsOnClose {
+		eventually(t, p, "the node was not told", cancelled("chat"))
+	}
+}
+
+// waitingChat opens a chat that has begun, and on which the next answer is waited for.
+func waitingChat(ctx context.Context, t *testing.T, p *contractv1raylink.Probe) (contractv1raylink.ProbeChatClientStream, <-chan error) {
+	t.Helper()
+	stream, err := p.Chat(ctx)
+	require.NoError(t, err)
+	require.NoError(t, stream.Send(&contractv1.ChatRequest{Text: "x"}))
+	_, err = stream.Receive()
+	require.NoError(t, err)
+	received := make(chan error, 1)
+	go func() {
+		_, err := stream.Receive()
+		received <- err
+	}()
+	return stream, received
 }
 
 func testChatNodeEnds(t *testing.T, _ Way, p *contractv1raylink.Probe) {
