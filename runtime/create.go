@@ -54,6 +54,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "the configuration can't be encoded: %v", err)
 		}
 	}
+	waits(ctx)
 	if cc := callContextOf(ctx); cc != nil && cc.turn != nil {
 		cc.turn.Suspend()
 		defer cc.turn.Resume()

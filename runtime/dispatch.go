@@ -69,65 +69,90 @@ func notHere(err *connect.Error, nid string) error {
 }
 
 // resolve finds the node and the method, and describes the call.
-func (d *dispatcher) resolve(ctx context.Context, in *tunnel.Incoming) (*Node, *callContext, error) {
+func (d *dispatcher) resolve(ctx context.Context, in *tunnel.Incoming, cc *callContext) (*Node, error) {
 	n, err := d.find(in.Target)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	m, err := n.lookupMethod(in.Procedure)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if m.shape != in.StreamType {
-		return nil, nil, connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
 			m.fullName(), m.shape, in.StreamType)
 	}
-	cc := newCall(ctx, m, byTunnel)
+	cc.call.method, cc.call.way, cc.caller = m, byTunnel, ctx
 	cc.call.from = parseCaller(in.Caller)
 	cc.call.receive(Metadata{header: in.Header})
 	if len(in.Chain) > 0 {
 		if cc.chain, err = parseChain(in.Chain); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	if d.tag != nil {
 		d.tag.calls.Add(1)
 	}
-	return n, cc, nil
+	return n, nil
 }
 
-// ServeUnary implements tunnel.Handler: it only puts the call in line.
+// arrival is a unary call that has come through a tunnel, with all that is known of it.
+type arrival struct {
+	cc  callContext
+	job job
+}
+
+var _ tunnel.Work = (*arrival)(nil)
+
+// Serve implements tunnel.Work: it runs the method on the goroutine that reads the connection.
+func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
+
+// Ended implements what [tunnel.Incoming.OnEnd] takes: the caller does not wait any more. A call that is still in line never runs.
+func (a *arrival) Ended() {
+	if a.cc.node.mailbox.Remove(&a.job.entry) {
+		a.job.Refuse(causeOf(a.cc.caller))
+	}
+}
+
+// answer sends the outcome of a job that came through a tunnel.
+func (j *job) answer() {
+	header, trailer := j.cc.call.sent()
+	j.in.ResponseHeader, j.in.ResponseTrailer = header.header, trailer.header
+	j.in.Reply(j.res, j.err)
+}
+
+// ServeUnary implements tunnel.Handler: it puts the call in line, or leaves it to the goroutine that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
 		d.host.front.own.ServeUnary(in)
 		return
 	}
-	n, cc, err := d.resolve(in.Context(), in)
+	a := &arrival{}
+	n, err := d.resolve(in.Context(), in, &a.cc)
 	if err != nil {
 		in.Reply(nil, err)
 		return
 	}
-	req := cc.call.method.newRequest()
+	req := a.cc.call.method.newRequest()
 	if err := in.Decode(req); err != nil {
 		in.Reply(nil, err)
 		return
 	}
-	finish := func(j *job) {
-		header, trailer := j.cc.call.sent()
-		in.ResponseHeader, in.ResponseTrailer = header.header, trailer.header
-		in.Reply(j.res, j.err)
+	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
+	switch here, err := n.takeHere(&a.job, in.MoreBehind()); {
+	case err != nil:
+		in.Reply(nil, err)
+		return
+	case here:
+		in.ServeHere(a)
+		return
 	}
-	j, err := n.submit(cc, req, in.RequestBytes, finish)
-	if err != nil {
+	if err := n.submitJob(&a.job); err != nil {
 		in.Reply(nil, err)
 		return
 	}
-	if j.waits {
-		context.AfterFunc(cc.caller, func() {
-			if n.mailbox.Remove(&j.entry) {
-				in.Reply(nil, causeOf(cc.caller))
-			}
-		})
+	if a.job.waits {
+		in.OnEnd(a)
 	}
 }
 
@@ -136,7 +161,8 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 	if in.Target == "" && d.only == nil {
 		return d.host.front.own.ServeStream(ctx, in, stream)
 	}
-	n, cc, err := d.resolve(ctx, in)
+	cc := &callContext{}
+	n, err := d.resolve(ctx, in, cc)
 	if err != nil {
 		return err
 	}

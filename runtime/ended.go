@@ -12,6 +12,7 @@ import (
 // and Record's cause says how it ended, where that is known. If ctx ends first, its error is returned. A node in another process is not asked:
 // Brain tells of its end, so that waiting costs nobody anything.
 func (r Ref) Ended(ctx context.Context) error {
+	waits(ctx)
 	switch {
 	case r.t == nil:
 		return errNoNode()

@@ -133,6 +133,12 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 	select {
 	case <-f.done:
 		return f.outcome()
+	default:
+		waits(ctx)
+	}
+	select {
+	case <-f.done:
+		return f.outcome()
 	case <-ctx.Done():
 	}
 	select {
@@ -252,6 +258,7 @@ func untyped[T any](futures []*Future[T]) []*future {
 
 // await waits until n of the futures have their outcome, as they come; each, if given, may end the wait with an error.
 func await(ctx context.Context, n int, futures []*future, each func(*future) error) error {
+	waits(ctx)
 	arrived := make(chan *future, len(futures))
 	for _, f := range futures {
 		f.notify(arrived)

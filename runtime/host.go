@@ -18,6 +18,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // Host is a process's part in a system: it hosts nodes, reaches those of other hosts, and holds its lease with Brain. The front door makes
@@ -40,6 +41,8 @@ type Host struct {
 	output   func(launch.Line)
 	front    *front
 	links    *links
+	// overseer looks after the connections whose reading goroutines run methods.
+	overseer tunnel.Overseer
 	// waited are calls to be used again, see waitedCall.
 	waited   sync.Pool
 	server   *connect.Server

@@ -18,6 +18,8 @@ type Method struct {
 	name       string
 	shape      connect.StreamType
 	concurrent bool
+	// index is the method's place in its service's table.
+	index int
 	// builtin says that every node answers the method.
 	builtin bool
 	service *Service

@@ -28,7 +28,9 @@ type Node struct {
 	identity Caller
 	wireName string
 
-	mailbox   *mailbox.Mailbox
+	mailbox *mailbox.Mailbox
+	// paces are those of the service's methods, by their index.
+	paces     []pace
 	intercept Invoke
 	target    *target
 	// life is what every context of the node's code descends from; kill ends it. work is that of its calls and tasks, which end before OnStop's
@@ -68,6 +70,7 @@ func newNode(host *Host, service *Service, record *nodev1.NodeRecord) *Node {
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{
 		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Beside: c.MaxStreams,
 	})
+	n.paces = make([]pace, len(service.methods))
 	base := context.Background()
 	if host != nil {
 		base = host.life

@@ -49,6 +49,7 @@ func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, e
 	if ctx.Err() != nil {
 		return nil, causeOf(ctx)
 	}
+	waits(ctx)
 	p := &pipe{
 		node: n, method: m,
 		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow), ended: make(chan struct{}),

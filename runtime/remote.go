@@ -146,6 +146,7 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 			return way.conn, way.target, nil
 		}
 	}
+	waits(ctx)
 	rec, err := r.locate(ctx)
 	if err != nil {
 		return nil, "", err
@@ -287,6 +288,7 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
 	describe(ctx, &c.Call, target, m, req, true)
+	waits(ctx)
 	if err := conn.Start(ctx, &c.Call); err != nil {
 		return nil, err
 	}
@@ -345,6 +347,7 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method) (connect.Cli
 	if err != nil {
 		return nil, err
 	}
+	waits(ctx)
 	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: outgoingAll(ctx).header}
 	if cc := callContextOf(ctx); cc != nil {
 		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that it was opened in.

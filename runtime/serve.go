@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/runtime/internal/mailbox"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end and deadline count, its values don't.
@@ -53,6 +54,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if err := n.enqueue(j); err != nil {
 		return nil, err
 	}
+	waits(ctx)
 	select {
 	case <-j.done:
 		return j.res, j.err
@@ -72,11 +74,16 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 // submit puts a unary call in line, or starts it beside the turns, and returns. finish is called once, on a goroutine of the node's; after an
 // error it is never called.
 func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(*job)) (*job, error) {
-	n.adopt(cc)
 	j := &job{cc: cc, req: req, size: size, finish: finish}
+	return j, n.submitJob(j)
+}
+
+func (n *Node) submitJob(j *job) error {
+	cc := j.cc
+	n.adopt(cc)
 	if cc.call.method.Concurrent() {
 		if err := n.reserveBeside(cc); err != nil {
-			return nil, err
+			return err
 		}
 		go func() {
 			defer n.leaveBeside(cc)
@@ -86,12 +93,12 @@ func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(
 			}
 			j.Run(nil)
 		}()
-		return j, nil
+		return nil
 	}
 	if err := n.refuseCircle(cc); err != nil {
-		return nil, err
+		return err
 	}
-	return j, n.enqueue(j)
+	return n.enqueue(j)
 }
 
 // cancel takes a submitted call back. Where it had not begun it never will, and finish is not called.
@@ -197,9 +204,10 @@ type job struct {
 	// waits says that it had to wait for others when it was put in line.
 	waits bool
 
-	// done is closed, and finish called, when res and err are set; each may be nil.
+	// done is closed, finish called, and in answered when res and err are set; each may be nil.
 	done   chan struct{}
 	finish func(*job)
+	in     *tunnel.Incoming
 	res    proto.Message
 	err    error
 }
@@ -218,6 +226,9 @@ func (j *job) Run(turn *mailbox.Turn) {
 	}()
 	if j.cc.caller.Err() != nil {
 		j.err = causeOf(j.cc.caller)
+	} else if begin, pace := monotonic(), n.paceOf(j); pace != nil {
+		j.res, j.err = n.run(j.cc, j.req)
+		pace.took(monotonic() - begin)
 	} else {
 		j.res, j.err = n.run(j.cc, j.req)
 	}
@@ -237,6 +248,9 @@ func (j *job) end() {
 	}
 	if j.finish != nil {
 		j.finish(j)
+	}
+	if j.in != nil {
+		j.answer()
 	}
 }
 

@@ -64,7 +64,7 @@ func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, metho
 		if md == nil {
 			panic(fmt.Sprintf("raylink: service %s has no method %s: generated code and schema differ; run `buf generate`", s.name, m.name))
 		}
-		m.service = s
+		m.service, m.index = s, len(s.methods)
 		m.spec = connect.Spec{
 			StreamType:       streamTypeOf(md),
 			IdempotencyLevel: idempotencyOf(md),

@@ -22,6 +22,7 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 		return err
 	}
 	cc := &callContext{node: n, life: n.work, caller: ctx, chain: outer}
+	waits(ctx)
 	if err := n.mailbox.Acquire(ctx, &cc.ownTurn, "Do"); err != nil {
 		if ctx.Err() != nil {
 			return causeOf(ctx)

@@ -35,6 +35,9 @@ type Config struct {
 	Keepalive time.Duration
 	// HandshakeTimeout bounds the handshake. Default 10 s.
 	HandshakeTimeout time.Duration
+	// Overseer looks after handlers that run on the reading goroutine. The connections of one process should share one. Default: each has its
+	// own.
+	Overseer *Overseer
 	// Logger gets what no caller is told: a handler's panic, a peer that breaks the protocol. Default [slog.Default].
 	Logger *slog.Logger
 }
@@ -69,6 +72,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.HandshakeTimeout <= 0 {
 		c.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if c.Overseer == nil {
+		c.Overseer = &Overseer{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

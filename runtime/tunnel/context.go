@@ -16,6 +16,10 @@ type callContext struct {
 	done  chan struct{}
 	timer *time.Timer
 	after map[*func()]struct{}
+	ended interface{ Ended() }
+
+	// in is the call.
+	in *Incoming
 }
 
 var _ context.Context = (*callContext)(nil)
@@ -82,16 +86,46 @@ func (c *callContext) arm() {
 	}
 }
 
+// onEnd makes end call ended.
+func (c *callContext) onEnd(ended interface{ Ended() }) {
+	c.mu.Lock()
+	over := c.err != nil
+	c.ended = ended
+	c.mu.Unlock()
+	if over {
+		ended.Ended()
+	}
+}
+
+// finish ends the context of a call that has been answered.
+func (c *callContext) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.close(context.Canceled)
+	}
+}
+
 // end ends the context, once.
 func (c *callContext) end(err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.err != nil {
+		c.mu.Unlock()
 		return
 	}
 	if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
 		err = context.DeadlineExceeded // the caller saw the same deadline pass, and its CANCEL was faster than the timer here
 	}
+	c.close(err)
+	ended := c.ended
+	c.mu.Unlock()
+	if ended != nil {
+		ended.Ended()
+	}
+}
+
+// close makes err the end. Callers hold the lock.
+func (c *callContext) close(err error) {
 	c.err = err
 	if c.done != nil {
 		close(c.done)

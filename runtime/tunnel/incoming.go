@@ -14,7 +14,7 @@ import (
 // Handler serves what comes in over a connection.
 type Handler interface {
 	// ServeUnary gets each unary call, complete, on the connection's reading goroutine and in the order in which they came. It must
-	// not block. The call is answered by [Incoming.Reply], then or later.
+	// not block. The call is answered by [Incoming.Reply], then or later; [Incoming.ServeHere] leaves the rest to that goroutine.
 	ServeUnary(call *Incoming)
 	// ServeStream runs a call of the other shapes on a goroutine of its own. What it returns is the stream's outcome.
 	ServeStream(ctx context.Context, call *Incoming, stream connect.ServerStream) error
@@ -49,7 +49,14 @@ type Incoming struct {
 	parcel   *parcel
 	stream   *serverStream
 	replied  atomic.Bool
+	// inlineTurn is the turn of the reading goroutine that serves it, or 0.
+	inlineTurn uint64
 }
+
+// OnEnd makes the end of the call's context call ended.Ended, unless that was because the call was answered. It is called by whoever ends
+// the context, and must not block. Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It is for
+// use in ServeUnary, once.
+func (in *Incoming) OnEnd(ended interface{ Ended() }) { in.ctx.onEnd(ended) }
 
 // Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it has been answered. It carries no
 // values. Asking for it is cheap: timers and channels are made when somebody waits.
@@ -77,7 +84,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 		header = nil
 	}
 	in.conn.reply(in, header, trailer, res, err)
-	in.ctx.end(context.Canceled)
+	in.ctx.finish()
 }
 
 // refuse ends a call that the handler may still be busy with: what it has prepared is not touched.

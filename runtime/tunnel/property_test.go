@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -101,6 +102,28 @@ func (w *world) ServeUnary(in *tunnel.Incoming) {
 	w.mu.Lock()
 	w.seen[in.Target] = append(w.seen[in.Target], seed)
 	w.mu.Unlock()
+	if seed%2 == 0 {
+		w.answer(in, req, seed)
+		return
+	}
+	in.ServeHere(work(func() {
+		if seed%4 == 1 && in.Procedure != "/p/echo" {
+			waits(in)
+		}
+		switch in.Procedure {
+		case "/p/hold":
+			<-in.Context().Done()
+		case "/p/later":
+			<-time.After(time.Millisecond)
+		}
+		w.answer(in, req, seed)
+		if in.Procedure == "/p/fail" {
+			runtime.Goexit()
+		}
+	}))
+}
+
+func (w *world) answer(in *tunnel.Incoming, req *wrapperspb.BytesValue, seed int) {
 	switch in.Procedure {
 	case "/p/fail":
 		in.Reply(nil, connect.Errorf(connect.CodeAborted, "%d", seed))

@@ -9,9 +9,12 @@ import (
 )
 
 // read is the reading goroutine: it reads frames until the connection ends, and does what each asks for. It never blocks but in
-// reading.
+// reading, and in work that it is to do itself: see serveInline.
 func (c *Conn) read() {
 	err := c.readFrames()
+	if errors.Is(err, errHandedOver) {
+		return
+	}
 	c.mu.Lock()
 	c.out.corked = false
 	c.mu.Unlock()
@@ -62,6 +65,9 @@ func (c *Conn) afterRead(n int) {
 
 func (c *Conn) readFrames() error {
 	for {
+		if c.inline != nil && !c.serveInline() {
+			return errHandedOver
+		}
 		b, err := c.in.peek(headerBytes)
 		if err != nil {
 			return lost(err)
@@ -82,6 +88,7 @@ func (c *Conn) readFrames() error {
 		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
 			return lost(err)
 		}
+		c.frameEnd = c.in.begin + len(b)
 		if err := c.handle(h, b[headerBytes:]); err != nil {
 			return err
 		}
@@ -109,6 +116,7 @@ func (c *Conn) readFragment(h frameHeader) (bool, error) {
 	if err := c.in.readFull(dst); err != nil {
 		return false, lost(err)
 	}
+	c.frameEnd = c.in.begin
 	return true, c.assembled(h.id(), t)
 }
 

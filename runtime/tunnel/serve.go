@@ -73,7 +73,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if p.err != nil {
 		return p.err
 	}
-	in.ctx.deadline = in.Deadline
+	in.ctx.deadline, in.ctx.in = in.Deadline, in
 	in.RequestBytes = total
 	if unary {
 		in.cost = callCost + len(body) - len(p.rest) + total

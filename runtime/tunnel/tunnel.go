@@ -31,6 +31,8 @@ import (
 
 // Conn is one end of a tunnel. Its methods may be called from any goroutine.
 type Conn struct {
+	inlining
+
 	cfg     Config
 	nc      net.Conn
 	dialled bool

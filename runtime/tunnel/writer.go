@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net"
+	"runtime"
 )
 
 // batch is what one write takes: the common buffer, into which the heads of fragments were put as well, and the fragments, which
@@ -156,6 +157,8 @@ func (c *Conn) startWriting() bool {
 // and the busier the connection is the more goes at once.
 func (c *Conn) write() {
 	b := &c.out.batch
+	// Those who are about to queue something go first, so that theirs goes with it.
+	runtime.Gosched()
 	c.mu.Lock()
 	for c.err == nil && (b.begun || c.out.collect(b)) {
 		c.mu.Unlock()

@@ -1,0 +1,108 @@
+package tunnel_test
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// work is what a handler leaves to the reading goroutine.
+type work func()
+
+func (w work) Serve() { w() }
+
+// waits tells the connection that a call's work is about to wait.
+func waits(in *tunnel.Incoming) bool {
+	w, ok := in.Context().(interface{ Waits() bool })
+	return ok && w.Waits()
+}
+
+// inline makes a handler whose calls are served on the reading goroutine: those named "/p/Odd" by odd, the others are echoed.
+func inline(odd func(*tunnel.Incoming)) handlers {
+	h := echo()
+	h.unary = func(in *tunnel.Incoming) {
+		if in.Procedure != "/p/Odd" {
+			echoUnary(in)
+			return
+		}
+		in.ServeHere(work(func() { odd(in) }))
+	}
+	return h
+}
+
+// whileServed starts a call that is served by odd on the reading goroutine, and says how long the next one had to wait.
+func whileServed(t *testing.T, odd func(*tunnel.Incoming)) (behind time.Duration, outcome error) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, inline(odd))
+		begin := time.Now()
+		_, done, err := start(t.Context(), s.client, "/p/Odd", 1)
+		require.NoError(t, err)
+		roundTrip(t, s.client, 1)
+		behind = time.Since(begin)
+		outcome = <-done
+		roundTrip(t, s.client, 1)
+	})
+	return behind, outcome
+}
+
+func TestServedByTheReader(t *testing.T) {
+	same := func(in *tunnel.Incoming) { in.Reply(nil, nil) }
+	behind, err := whileServed(t, same)
+	require.NoError(t, err)
+	require.Zero(t, behind)
+}
+
+func TestWorkThatTakesLongKeepsNobodyBehindIt(t *testing.T) {
+	behind, err := whileServed(t, func(in *tunnel.Incoming) {
+		<-time.After(time.Minute)
+		in.Reply(nil, nil)
+	})
+	require.NoError(t, err)
+	require.LessOrEqual(t, behind, 2*time.Millisecond)
+}
+
+func TestWorkThatSaysThatItWaitsHandsOverAtOnce(t *testing.T) {
+	behind, err := whileServed(t, func(in *tunnel.Incoming) {
+		if !waits(in) || waits(in) {
+			in.Reply(nil, connect.NewError(connect.CodeInternal, "it is handed over once"))
+			return
+		}
+		<-time.After(time.Minute)
+		in.Reply(nil, nil)
+	})
+	require.NoError(t, err)
+	require.Zero(t, behind)
+}
+
+func TestWorkThatWaitsForTheEndOfItsCallIsToldOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, inline(func(in *tunnel.Incoming) {
+			<-in.Context().Done()
+			in.Reply(nil, in.Context().Err())
+		}))
+		call, done, err := start(t.Context(), s.client, "/p/Odd", 1)
+		require.NoError(t, err)
+		call.Cancel(context.Canceled)
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(<-done))
+		roundTrip(t, s.client, 1)
+		require.Zero(t, s.server.Pending())
+	})
+}
+
+func TestWorkThatPanicsOrEndsItsGoroutine(t *testing.T) {
+	_, err := whileServed(t, func(*tunnel.Incoming) { panic("the well ran dry") })
+	require.Equal(t, connect.CodeInternal, connect.CodeOf(err))
+	_, err = whileServed(t, func(in *tunnel.Incoming) {
+		in.Reply(nil, nil)
+		runtime.Goexit()
+	})
+	require.NoError(t, err)
+}
