@@ -1,15 +1,17 @@
 package raylink_test
 
 import (
-	"net/http"
+	"os"
+	"sync/atomic"
 	"testing"
 
-	"connectrpc.com/connect/v2"
-	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/contract"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
@@ -52,101 +54,131 @@ func create(t *testing.T, parent runtime.Parent, opts ...runtime.CreateOption) *
 	return p
 }
 
-func TestContractInOneProcess(t *testing.T) {
-	t.Parallel()
-	rt := system(t)
-	open := func(t *testing.T) *contractv1raylink.Probe { return create(t, rt) }
-	contract.Run(t, contract.Way{Name: runtime.WayLocal, Local: true, Open: open, Second: open})
+// ways are those of one system's parts: each makes a system with the given options.
+var ways = map[string]func(t *testing.T, opts ...raylink.Option) contract.Way{
+	"in one process":     wayInOneProcess,
+	"tunnel by Unix":     wayTunnelUnix,
+	"tunnel by TCP":      wayTunnelTCP,
+	"tunnel of its own":  wayOwnTunnel,
+	"HTTP, 1.1":          wayHTTP(&contractv1.Reach{Http1: true}, false),
+	"HTTP, 1.1, gateway": wayHTTP(&contractv1.Reach{Http1: true}, true),
+	"HTTP, h2c":          wayHTTP(&contractv1.Reach{}, false),
+	"HTTP, h2c, JSON":    wayHTTP(&contractv1.Reach{Protocol: "json"}, false),
+	"HTTP, h2c, gateway": wayHTTP(&contractv1.Reach{}, true),
+	"gRPC":               wayHTTP(&contractv1.Reach{Protocol: "grpc"}, false),
+	"gRPC, gateway":      wayHTTP(&contractv1.Reach{Protocol: "grpc"}, true),
+	"gRPC-Web":           wayHTTP(&contractv1.Reach{Protocol: "grpcweb"}, false),
 }
 
-// TestContractTunnelUnix goes through the tunnel, by the host's Unix socket, between two parts of a system.
-func TestContractTunnelUnix(t *testing.T) {
+func TestContract(t *testing.T) {
 	t.Parallel()
-	rt := system(t)
-	other := joined(t, rt)
-	open := func(t *testing.T) *contractv1raylink.Probe {
-		ref := create(t, rt).Ref().NodeRef()
-		p, err := contractv1raylink.ProbeFrom(other, ref)
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.Run(t, way(t))
+		})
+	}
+}
+
+func wayInOneProcess(t *testing.T, opts ...raylink.Option) contract.Way {
+	t.Helper()
+	rt := system(t, opts...)
+	return contract.Way{Name: runtime.WayLocal, Local: true, Open: func(t *testing.T) contract.Peer { return peer(t, rt, create(t, rt).Ref().NodeRef()) }}
+}
+
+// peer is a node as a part of a system reaches it.
+func peer(t *testing.T, from runtime.Finder, ref *nodev1.NodeRef) contract.Peer {
+	t.Helper()
+	again := func(t *testing.T) *contractv1raylink.Probe {
+		t.Helper()
+		p, err := contractv1raylink.ProbeFrom(from, ref)
 		require.NoError(t, err)
 		return p
 	}
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Open: open, Second: open})
+	p := again(t)
+	return contract.Peer{Probe: p, Near: p, Path: ref.GetPath(), NID: ref.GetNid(), Reach: &contractv1.Reach{Node: ref}, Again: again}
 }
 
-func TestContractTunnelTCP(t *testing.T) {
-	t.Parallel()
-	rt := system(t)
-	other := joined(t, rt)
-	open := func(t *testing.T) *contractv1raylink.Probe {
-		ref := create(t, rt).Ref().NodeRef()
-		ref.Host.Socket = ""
-		p, err := contractv1raylink.ProbeFrom(other, ref)
-		require.NoError(t, err)
-		return p
+// wayTunnelUnix goes through the tunnel, by the host's Unix socket, between parts of a system.
+func wayTunnelUnix(t *testing.T, opts ...raylink.Option) contract.Way {
+	t.Helper()
+	host, other := hosts(t, opts...)
+	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
+}
+
+// wayTunnelTCP is that where no socket can be reached.
+func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
+	t.Helper()
+	host, other := hosts(t, opts...)
+	for range 2 {
+		require.NoError(t, os.Remove(host().Info().GetSocket()))
 	}
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Open: open})
+	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
+}
+
+// hosts are two parts of a system in turn, so that two nodes which are made one after the other have to go by the way, and a third from which
+// both are called.
+func hosts(t *testing.T, opts ...raylink.Option) (host func() *runtime.Host, other *runtime.Host) {
+	t.Helper()
+	rt := system(t, opts...)
+	all := [2]*runtime.Host{rt.Host, joined(t, rt, opts...).Host}
+	var n atomic.Uint32
+	return func() *runtime.Host { return all[n.Add(1)%2] }, joined(t, rt, opts...).Host
 }
 
 // TestContractOwnProcesses calls nodes that live in processes of their own.
 func TestContractOwnProcesses(t *testing.T) {
 	t.Parallel()
-	open := func(t *testing.T) *contractv1raylink.Probe { return create(t, driver) }
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Open: open, Second: open})
-}
-
-// TestContractOwnTunnel goes over a tunnel of the node's own.
-func TestContractOwnTunnel(t *testing.T) {
-	t.Parallel()
-	rt := system(t)
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) *contractv1raylink.Probe {
-		info, err := create(t, rt).Ref().CreateTunnel(t.Context(), "mine")
-		require.NoError(t, err)
-		tunnel, err := runtime.DialTunnel(t.Context(), info, "")
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, tunnel.Close()) })
-		return contractv1raylink.NewProbeTunnel(tunnel.Client())
+	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer {
+		return peer(t, driver, create(t, driver).Ref().NodeRef())
 	}})
 }
 
-// TestContractHTTP goes by HTTP, in each protocol that the listener speaks, to the node's host and through Brain's gateway.
-func TestContractHTTP(t *testing.T) {
-	t.Parallel()
-	brain := system(t)
-	host := joined(t, brain)
-	ways := []struct {
-		name    string
-		options []connecthttp.Option
-		h1      bool
-		gateway bool
-	}{
-		{name: "connect over HTTP/1.1", h1: true},
-		{name: "connect over HTTP/1.1 through the gateway", h1: true, gateway: true},
-		{name: "connect over h2c"},
-		{name: "connect JSON over h2c", options: []connecthttp.Option{connecthttp.WithProtoJSON()}},
-		{name: "gRPC", options: []connecthttp.Option{connecthttp.WithGRPC()}},
-		{name: "gRPC-Web", options: []connecthttp.Option{connecthttp.WithGRPCWeb()}},
-		{name: "connect through the gateway", gateway: true},
-		{name: "gRPC through the gateway", gateway: true, options: []connecthttp.Option{connecthttp.WithGRPC()}},
-	}
-	for _, way := range ways {
-		t.Run(way.name, func(t *testing.T) {
-			t.Parallel()
-			protocols := new(http.Protocols)
-			protocols.SetHTTP1(way.h1)
-			protocols.SetUnencryptedHTTP2(!way.h1)
-			transport := &http.Transport{Protocols: protocols}
-			t.Cleanup(transport.CloseIdleConnections)
-			options := append([]connecthttp.Option{connecthttp.WithReadMaxBytes(64 << 20)}, way.options...)
-			contract.Run(t, contract.Way{Name: runtime.WayHTTP, HalfDuplex: way.h1, Open: func(t *testing.T) *contractv1raylink.Probe {
-				p := create(t, host)
-				address := host.Address()
-				if way.gateway {
-					address = brain.Address()
-				}
-				url := "http://" + address + "/" + p.Ref().Path()
-				client := runtime.HTTPClient(&http.Client{Transport: transport})
-				return contractv1raylink.NewProbeTunnel(connect.NewClient(connecthttp.NewTransport(client, url, options...)))
-			}})
+// wayOwnTunnel goes over a tunnel of the node's own, which somebody dials who is no part of the system.
+func wayOwnTunnel(t *testing.T, opts ...raylink.Option) contract.Way {
+	t.Helper()
+	rt := system(t, opts...)
+	return contract.Way{Name: runtime.WayTunnel, Foreign: true, Open: func(t *testing.T) contract.Peer {
+		near := create(t, rt)
+		info, err := near.Ref().CreateTunnel(t.Context(), "mine")
+		require.NoError(t, err)
+		reach := &contractv1.Reach{Tunnel: info}
+		return foreign(t, near, reach, func(t *testing.T) *contractv1raylink.Probe {
+			p, closes, err := contract.DialTunnel(t.Context(), reach)
+			require.NoError(t, err)
+			t.Cleanup(closes)
+			return p
 		})
+	}}
+}
+
+// foreign is a node as somebody's client reaches it.
+func foreign(
+	t *testing.T, near *contractv1raylink.Probe, reach *contractv1.Reach, dial func(t *testing.T) *contractv1raylink.Probe,
+) contract.Peer {
+	t.Helper()
+	return contract.Peer{Probe: dial(t), Near: near, Path: near.Ref().Path(), NID: near.Ref().NID(), Reach: reach, Again: dial}
+}
+
+// wayHTTP goes by HTTP, to the node's host or through Brain's gateway.
+func wayHTTP(protocol *contractv1.Reach, gateway bool) func(t *testing.T, opts ...raylink.Option) contract.Way {
+	return func(t *testing.T, opts ...raylink.Option) contract.Way {
+		t.Helper()
+		brain := system(t, opts...)
+		host := joined(t, brain, opts...)
+		address := host.Address()
+		if gateway {
+			address = brain.Address()
+		}
+		return contract.Way{Name: runtime.WayHTTP, HalfDuplex: protocol.GetHttp1(), Foreign: true, Open: func(t *testing.T) contract.Peer {
+			near := create(t, host)
+			reach := proto.CloneOf(protocol)
+			reach.Url = "http://" + address + "/" + near.Ref().Path()
+			return foreign(t, near, reach, func(t *testing.T) *contractv1raylink.Probe {
+				p, closes := contract.DialHTTP(reach)
+				t.Cleanup(closes)
+				return p
+			})
+		}}
 	}
 }

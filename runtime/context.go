@@ -65,6 +65,17 @@ func CallFrom(ctx context.Context) *Call {
 	return &c.call
 }
 
+// NodeFrom returns the node whose code runs with ctx: in its methods, and what they have derived; in its tasks, OnStop functions and whatever
+// [Node.Do] runs. It returns nil outside of nodes. This is how an implementation without a set-up function of its own, behind a local stub or a
+// generated `Register...Tunnel`, has turns by [Node.Do]. Such a node is of no system, so it can neither create nor find others; it never stops, so
+// its tasks end by themselves or with their process, and what OnStop is given never runs.
+func NodeFrom(ctx context.Context) *Node {
+	if c := callContextOf(ctx); c != nil {
+		return c.node
+	}
+	return nil
+}
+
 // Method is the method that was called.
 func (c *Call) Method() *Method { return c.method }
 

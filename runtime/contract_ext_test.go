@@ -14,17 +14,21 @@ import (
 // TestContractLocalStub calls a fake in the same process.
 func TestContractLocalStub(t *testing.T) {
 	t.Parallel()
-	contract.Run(t, contract.Way{Name: runtime.WayLocal, Local: true, Open: func(*testing.T) *contractv1raylink.Probe {
-		return contractv1raylink.NewLocalProbe(contract.NewProbe())
+	stubs := contract.NewStubs()
+	contract.Run(t, contract.Way{Name: runtime.WayLocal, Local: true, Open: func(*testing.T) contract.Peer {
+		return stubs.Open(contractv1raylink.NewLocalProbe)
 	}})
 }
 
 // TestContractTunnelAdapters goes through the generated tunnel adapters, over a transport that can't pipeline.
 func TestContractTunnelAdapters(t *testing.T) {
 	t.Parallel()
-	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Local: true, EndsOnClose: true, Open: func(*testing.T) *contractv1raylink.Probe {
-		server := connect.NewServer()
-		contractv1raylink.RegisterProbeTunnel(server, contract.NewProbe())
-		return contractv1raylink.NewProbeTunnel(connect.NewClient(connectinprocess.New(server)))
+	stubs := contract.NewStubs()
+	contract.Run(t, contract.Way{Name: runtime.WayTunnel, Local: true, EndsOnClose: true, Foreign: true, Open: func(*testing.T) contract.Peer {
+		return stubs.Open(func(node contractv1raylink.ProbeNode) *contractv1raylink.Probe {
+			server := connect.NewServer()
+			contractv1raylink.RegisterProbeTunnel(server, node)
+			return contractv1raylink.NewProbeTunnel(connect.NewClient(connectinprocess.New(server)))
+		})
 	}})
 }

@@ -91,7 +91,7 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 	calling.Store(true)
 	wg.Go(func() {
 		for calling.Load() {
-			_, err := chief.Relay(ctx, &contractv1.RelayRequest{Next: other.Ref().NodeRef(), What: "add"})
+			_, err := chief.Relay(ctx, &contractv1.RelayRequest{Next: &contractv1.Reach{Node: other.Ref().NodeRef()}, What: "add"})
 			if err == nil {
 				_, err = storage.Add(ctx, kv, "calls", 1)
 			}

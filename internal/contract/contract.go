@@ -29,10 +29,25 @@ type Way struct {
 	// EndsOnClose says that a node can't tell a stream of requests that was abandoned from one that has ended: connect's own transport
 	// inside of a process ends it first.
 	EndsOnClose bool
-	// Open makes a fresh probe, which ends with the test.
-	Open func(t *testing.T) *contractv1raylink.Probe
-	// Second makes one more in the same system; nil where there is no system.
-	Second func(t *testing.T) *contractv1raylink.Probe
+	// Foreign says that the caller's side is a client like anybody's, not a handle of the runtime's. Where ways may differ: such calls say neither
+	// who makes them nor who waits for them, so that a circle ends by its deadline alone; and only the calls of one handle are in order.
+	Foreign bool
+	// Open makes a fresh node, which ends with the test. Those of one way are in one system, and reach each other by that way.
+	Open func(t *testing.T) Peer
+}
+
+// Peer is a node at the end of a way.
+type Peer struct {
+	*contractv1raylink.Probe
+
+	// Path and NID are the node's own; NID is empty where it can't be known.
+	Path, NID string
+	// Reach is how other nodes of the way reach it.
+	Reach *contractv1.Reach
+	// Again makes one more handle of the node; nil where each handle has a mailbox of its own.
+	Again func(t *testing.T) *contractv1raylink.Probe
+	// Near is a handle of the runtime's, whatever the way; nil outside any system.
+	Near *contractv1raylink.Probe
 }
 
 // Patience bounds every wait; reaching it is a failure, not a time that anybody should take.
@@ -41,6 +56,11 @@ const Patience = 20 * time.Second
 type callTest struct {
 	name string
 	run  func(t *testing.T, way Way, p *contractv1raylink.Probe)
+}
+
+type hopTest struct {
+	name string
+	run  func(t *testing.T, way Way, a, b Peer)
 }
 
 // Run checks all that a call promises, over one way.
@@ -70,6 +90,7 @@ func Run(t *testing.T, way Way) {
 		{"a server stream can be abandoned", testAbandon},
 		{"a client stream sums up", testSum},
 		{"a client stream's refusal reaches its sender", testSumFails},
+		{"a stream takes turns with calls", testTurnsOfStreams},
 		{"a canceled context calls nothing", testCanceledBefore},
 	}
 	if !way.EndsOnClose {
@@ -86,24 +107,28 @@ func Run(t *testing.T, way Way) {
 			callTest{"closing a bidi stream ends a receive that waits", testChatCloseWaiting})
 	}
 	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t)) })
+		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t).Probe) })
 	}
-	if way.Second == nil {
-		return
-	}
-	hops := []struct {
-		name string
-		run  func(t *testing.T, a, b *contractv1raylink.Probe)
-	}{
+	hops := []hopTest{
 		{"a node calls another, which knows who calls", testHop},
+		{"what is said beside a message goes no further than it", testHopMetadata},
 		{"an error that is passed on keeps all and gains a hop", testHopError},
 		{"a deadline travels along", testHopDeadline},
-		{"a direct circle is refused at once, with the chain", testCircle},
-		{"a call to oneself is refused, waiting for it too", testSelf},
+		{"a deadline that passes ends both methods", testHopOverdue},
+		{"a call that is canceled ends both methods", testHopCancel},
+		{"streams can be relayed", testHopStreams},
+	}
+	if way.Foreign {
+		hops = append(hops, hopTest{"a circle ends with its deadline", testCircleOverdue})
+	} else {
+		hops = append(hops,
+			hopTest{"a direct circle is refused at once, with the chain", testCircle},
+			hopTest{"a call to oneself is refused, waiting for it too", testSelf})
 	}
 	for _, test := range hops {
-		t.Run(test.name, func(t *testing.T) { test.run(t, way.Open(t), way.Second(t)) })
+		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t), way.Open(t)) })
 	}
+	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })
 }
 
 func patient(t *testing.T) context.Context {

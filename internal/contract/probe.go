@@ -26,6 +26,8 @@ import (
 // Probe is the node under test. It does what it is told.
 type Probe struct {
 	node *raylink.Node
+	// stubs are those that a stub can reach, by name; nil in a system.
+	stubs *Stubs
 
 	// sum is guarded by the node's turns; everything below by mu.
 	sum int64
@@ -42,8 +44,7 @@ var _ contractv1raylink.ProbeNode = (*Probe)(nil)
 // ErrPlain is a plain error that a local caller can look for.
 var ErrPlain = errors.New("a plain error")
 
-// NewProbe makes a probe for a stub outside any system.
-func NewProbe() *Probe { return &Probe{releases: make(map[string]chan struct{})} }
+func newProbe() *Probe { return &Probe{releases: make(map[string]chan struct{})} }
 
 // Types are the node types of the contract test.
 func Types() []raylink.Option {
@@ -51,7 +52,7 @@ func Types() []raylink.Option {
 }
 
 func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
-	p := NewProbe()
+	p := newProbe()
 	p.node = node
 	p.sum = config.GetStart()
 	if config.GetPrint() != "" {
@@ -166,10 +167,7 @@ func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv
 	}
 	res := &contractv1.WhoResponse{
 		CallerPath: call.Caller().Path, CallerNid: call.Caller().NID, Metadata: call.Metadata().Values(req.GetKey()), Way: string(call.Way()),
-		Pid: int64(os.Getpid()),
-	}
-	if p.node != nil {
-		res.Path = p.node.Path()
+		Pid: int64(os.Getpid()), Path: raylink.NodeFrom(ctx).Path(),
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		res.HasDeadline = true
@@ -193,19 +191,25 @@ func (p *Probe) Count(_ context.Context, req *contractv1.CountRequest, stream co
 			return err
 		}
 	}
-	if req.GetFail() != "" {
-		return connect.NewError(connect.CodeDataLoss, req.GetFail())
+	switch {
+	case req.GetFail() == "":
+		return nil
+	case req.GetPlain():
+		return fmt.Errorf("%s: %w", req.GetFail(), ErrPlain)
 	}
-	return nil
+	return connect.NewError(connect.CodeDataLoss, req.GetFail())
 }
 
 // Sum implements the node.
-func (p *Probe) Sum(_ context.Context, stream contractv1raylink.ProbeSumServerStream) (*contractv1.SumResponse, error) {
+func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServerStream) (*contractv1.SumResponse, error) {
 	var sum int64
 	for {
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
-			return &contractv1.SumResponse{Sum: sum}, nil
+			return &contractv1.SumResponse{Sum: sum}, raylink.NodeFrom(ctx).Do(ctx, func(context.Context) error {
+				p.sum += sum
+				return nil
+			})
 		}
 		if err != nil {
 			p.mu.Lock()
@@ -250,39 +254,6 @@ func (p *Probe) Log(context.Context, *contractv1.LogRequest) (*contractv1.LogRes
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return &contractv1.LogResponse{Added: slices.Clone(p.added), Blocked: slices.Clone(p.blocked), Cancelled: slices.Clone(p.cancelled)}, nil
-}
-
-// Relay implements the node.
-func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
-	if p.node == nil {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, "a stub reaches no other node")
-	}
-	next, err := contractv1raylink.ProbeFrom(p.node, req.GetNext())
-	if err != nil {
-		return nil, err
-	}
-	switch req.GetWhat() {
-	case "add":
-		if req.GetAsync() {
-			res, err := next.AddAsync(ctx, &contractv1.AddRequest{By: 1}).Get(ctx)
-			return &contractv1.RelayResponse{Sum: res.GetSum()}, err
-		}
-		res, err := next.Add(ctx, &contractv1.AddRequest{By: 1})
-		return &contractv1.RelayResponse{Sum: res.GetSum()}, err
-	case "fail":
-		_, err := next.Fail(ctx, req.GetFail())
-		return nil, err
-	case "wrap":
-		_, err := next.Fail(ctx, req.GetFail())
-		return nil, fmt.Errorf("the relay could not: %w", err)
-	case "who":
-		res, err := next.Who(ctx, &contractv1.WhoRequest{Key: "tenant"})
-		return &contractv1.RelayResponse{Who: res}, err
-	case "back":
-		res, err := next.Relay(ctx, &contractv1.RelayRequest{Next: req.GetBack(), What: "add"})
-		return res, err
-	}
-	return nil, connect.Errorf(connect.CodeInvalidArgument, "what is %q?", req.GetWhat())
 }
 
 // Spawn implements the node.

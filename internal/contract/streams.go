@@ -69,6 +69,34 @@ func testAbandonSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	eventually(t, p, "the node was not told", cancelled("sum"))
 }
 
+// testTurnsOfStreams has streams and calls change what only turns may change.
+func testTurnsOfStreams(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	ctx := patient(t)
+	errs := make(chan error)
+	const callers = 8
+	for range callers {
+		go func() {
+			stream, err := p.Sum(ctx)
+			if err == nil {
+				err = stream.Send(&contractv1.SumRequest{Number: 10})
+			}
+			if err == nil {
+				_, err = stream.CloseAndReceive()
+			}
+			if err == nil {
+				_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
+			}
+			errs <- err
+		}()
+	}
+	for range callers {
+		require.NoError(t, <-errs)
+	}
+	res, err := p.Add(ctx, nil)
+	require.NoError(t, err)
+	assert.Equal(t, int64(11*callers), res.GetSum())
+}
+
 func testSumFails(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	stream, err := p.Sum(patient(t))
 	require.NoError(t, err)

@@ -789,7 +789,9 @@ type CountRequest struct {
 	// Fails after the last one.
 	Fail string `protobuf:"bytes,2,opt,name=fail,proto3" json:"fail,omitempty"`
 	// Bytes beside each number.
-	Payload       uint32 `protobuf:"varint,3,opt,name=payload,proto3" json:"payload,omitempty"`
+	Payload uint32 `protobuf:"varint,3,opt,name=payload,proto3" json:"payload,omitempty"`
+	// That failure is a plain error.
+	Plain         bool `protobuf:"varint,4,opt,name=plain,proto3" json:"plain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -843,6 +845,13 @@ func (x *CountRequest) GetPayload() uint32 {
 		return x.Payload
 	}
 	return 0
+}
+
+func (x *CountRequest) GetPlain() bool {
+	if x != nil {
+		return x.Plain
+	}
+	return false
 }
 
 type CountResponse struct {
@@ -1172,23 +1181,114 @@ func (x *LogResponse) GetCancelled() []string {
 	return nil
 }
 
+// Reach is a way to a node; one of node, url, tunnel and stub is set.
+type Reach struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By a handle of the runtime's.
+	Node *v1.NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// By HTTP, at this base URL; the protocol is connect's where none is named, else json, grpc or grpcweb.
+	Url      string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Http1    bool   `protobuf:"varint,4,opt,name=http1,proto3" json:"http1,omitempty"`
+	// By a connection of its own, as somebody dials who has no runtime.
+	Tunnel *v1.TunnelInfo `protobuf:"bytes,5,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
+	// A stub of that name.
+	Stub          string `protobuf:"bytes,6,opt,name=stub,proto3" json:"stub,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reach) Reset() {
+	*x = Reach{}
+	mi := &file_contract_v1_contract_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reach) ProtoMessage() {}
+
+func (x *Reach) ProtoReflect() protoreflect.Message {
+	mi := &file_contract_v1_contract_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reach.ProtoReflect.Descriptor instead.
+func (*Reach) Descriptor() ([]byte, []int) {
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Reach) GetNode() *v1.NodeRef {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Reach) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Reach) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Reach) GetHttp1() bool {
+	if x != nil {
+		return x.Http1
+	}
+	return false
+}
+
+func (x *Reach) GetTunnel() *v1.TunnelInfo {
+	if x != nil {
+		return x.Tunnel
+	}
+	return nil
+}
+
+func (x *Reach) GetStub() string {
+	if x != nil {
+		return x.Stub
+	}
+	return ""
+}
+
 type RelayRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who to call.
-	Next *v1.NodeRef `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`
-	// What to do there: add, fail, back (call me back), who.
-	What string      `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
-	Back *v1.NodeRef `protobuf:"bytes,3,opt,name=back,proto3" json:"back,omitempty"`
+	Next *Reach `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`
+	// What to do there: add, fail, wrap (a failure, in words of one's own), who, block, streams, back (call me back).
+	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	Back *Reach `protobuf:"bytes,3,opt,name=back,proto3" json:"back,omitempty"`
 	// Calls async and waits for the future, instead of calling.
-	Async         bool         `protobuf:"varint,4,opt,name=async,proto3" json:"async,omitempty"`
-	Fail          *FailRequest `protobuf:"bytes,5,opt,name=fail,proto3" json:"fail,omitempty"`
+	Async         bool          `protobuf:"varint,4,opt,name=async,proto3" json:"async,omitempty"`
+	Fail          *FailRequest  `protobuf:"bytes,5,opt,name=fail,proto3" json:"fail,omitempty"`
+	Who           *WhoRequest   `protobuf:"bytes,6,opt,name=who,proto3" json:"who,omitempty"`
+	Block         *BlockRequest `protobuf:"bytes,7,opt,name=block,proto3" json:"block,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RelayRequest) Reset() {
 	*x = RelayRequest{}
-	mi := &file_contract_v1_contract_proto_msgTypes[22]
+	mi := &file_contract_v1_contract_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1300,7 @@ func (x *RelayRequest) String() string {
 func (*RelayRequest) ProtoMessage() {}
 
 func (x *RelayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[22]
+	mi := &file_contract_v1_contract_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,10 +1313,10 @@ func (x *RelayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
 func (*RelayRequest) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{22}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{23}
 }
 
-func (x *RelayRequest) GetNext() *v1.NodeRef {
+func (x *RelayRequest) GetNext() *Reach {
 	if x != nil {
 		return x.Next
 	}
@@ -1230,7 +1330,7 @@ func (x *RelayRequest) GetWhat() string {
 	return ""
 }
 
-func (x *RelayRequest) GetBack() *v1.NodeRef {
+func (x *RelayRequest) GetBack() *Reach {
 	if x != nil {
 		return x.Back
 	}
@@ -1251,6 +1351,20 @@ func (x *RelayRequest) GetFail() *FailRequest {
 	return nil
 }
 
+func (x *RelayRequest) GetWho() *WhoRequest {
+	if x != nil {
+		return x.Who
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetBlock() *BlockRequest {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
 type RelayResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sum           int64                  `protobuf:"varint,1,opt,name=sum,proto3" json:"sum,omitempty"`
@@ -1261,7 +1375,7 @@ type RelayResponse struct {
 
 func (x *RelayResponse) Reset() {
 	*x = RelayResponse{}
-	mi := &file_contract_v1_contract_proto_msgTypes[23]
+	mi := &file_contract_v1_contract_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1387,7 @@ func (x *RelayResponse) String() string {
 func (*RelayResponse) ProtoMessage() {}
 
 func (x *RelayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[23]
+	mi := &file_contract_v1_contract_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1400,7 @@ func (x *RelayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayResponse.ProtoReflect.Descriptor instead.
 func (*RelayResponse) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{23}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RelayResponse) GetSum() int64 {
@@ -1314,7 +1428,7 @@ type SpawnRequest struct {
 
 func (x *SpawnRequest) Reset() {
 	*x = SpawnRequest{}
-	mi := &file_contract_v1_contract_proto_msgTypes[24]
+	mi := &file_contract_v1_contract_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1440,7 @@ func (x *SpawnRequest) String() string {
 func (*SpawnRequest) ProtoMessage() {}
 
 func (x *SpawnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[24]
+	mi := &file_contract_v1_contract_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1453,7 @@ func (x *SpawnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnRequest.ProtoReflect.Descriptor instead.
 func (*SpawnRequest) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{24}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SpawnRequest) GetConfig() *ProbeConfig {
@@ -1372,7 +1486,7 @@ type SpawnResponse struct {
 
 func (x *SpawnResponse) Reset() {
 	*x = SpawnResponse{}
-	mi := &file_contract_v1_contract_proto_msgTypes[25]
+	mi := &file_contract_v1_contract_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1498,7 @@ func (x *SpawnResponse) String() string {
 func (*SpawnResponse) ProtoMessage() {}
 
 func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[25]
+	mi := &file_contract_v1_contract_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1511,7 @@ func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnResponse.ProtoReflect.Descriptor instead.
 func (*SpawnResponse) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{25}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SpawnResponse) GetChildren() []*v1.NodeRef {
@@ -1417,7 +1531,7 @@ type CrashRequest struct {
 
 func (x *CrashRequest) Reset() {
 	*x = CrashRequest{}
-	mi := &file_contract_v1_contract_proto_msgTypes[26]
+	mi := &file_contract_v1_contract_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1543,7 @@ func (x *CrashRequest) String() string {
 func (*CrashRequest) ProtoMessage() {}
 
 func (x *CrashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[26]
+	mi := &file_contract_v1_contract_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1556,7 @@ func (x *CrashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashRequest.ProtoReflect.Descriptor instead.
 func (*CrashRequest) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{26}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CrashRequest) GetTask() string {
@@ -1460,7 +1574,7 @@ type CrashResponse struct {
 
 func (x *CrashResponse) Reset() {
 	*x = CrashResponse{}
-	mi := &file_contract_v1_contract_proto_msgTypes[27]
+	mi := &file_contract_v1_contract_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1586,7 @@ func (x *CrashResponse) String() string {
 func (*CrashResponse) ProtoMessage() {}
 
 func (x *CrashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_contract_v1_contract_proto_msgTypes[27]
+	mi := &file_contract_v1_contract_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1599,7 @@ func (x *CrashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashResponse.ProtoReflect.Descriptor instead.
 func (*CrashResponse) Descriptor() ([]byte, []int) {
-	return file_contract_v1_contract_proto_rawDescGZIP(), []int{27}
+	return file_contract_v1_contract_proto_rawDescGZIP(), []int{28}
 }
 
 var File_contract_v1_contract_proto protoreflect.FileDescriptor
@@ -1540,11 +1654,12 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"\fhas_deadline\x18\x05 \x01(\bR\vhasDeadline\x12\x10\n" +
 	"\x03way\x18\x06 \x01(\tR\x03way\x12\x10\n" +
 	"\x03pid\x18\a \x01(\x03R\x03pid\x12\x12\n" +
-	"\x04path\x18\b \x01(\tR\x04path\"L\n" +
+	"\x04path\x18\b \x01(\tR\x04path\"b\n" +
 	"\fCountRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\rR\x02to\x12\x12\n" +
 	"\x04fail\x18\x02 \x01(\tR\x04fail\x12\x18\n" +
-	"\apayload\x18\x03 \x01(\rR\apayload\"A\n" +
+	"\apayload\x18\x03 \x01(\rR\apayload\x12\x14\n" +
+	"\x05plain\x18\x04 \x01(\bR\x05plain\"A\n" +
 	"\rCountResponse\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\"$\n" +
@@ -1563,12 +1678,21 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"\x05added\x18\x01 \x03(\x03R\x05added\x12\x18\n" +
 	"\ablocked\x18\x02 \x03(\tR\ablocked\x12\x1c\n" +
 	"\tcancelled\x18\x03 \x03(\tR\tcancelled\"\xc2\x01\n" +
-	"\fRelayRequest\x12,\n" +
-	"\x04next\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04next\x12\x12\n" +
-	"\x04what\x18\x02 \x01(\tR\x04what\x12,\n" +
-	"\x04back\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04back\x12\x14\n" +
+	"\x05Reach\x12,\n" +
+	"\x04node\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\x04node\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x14\n" +
+	"\x05http1\x18\x04 \x01(\bR\x05http1\x123\n" +
+	"\x06tunnel\x18\x05 \x01(\v2\x1b.raylink.node.v1.TunnelInfoR\x06tunnel\x12\x12\n" +
+	"\x04stub\x18\x06 \x01(\tR\x04stub\"\x92\x02\n" +
+	"\fRelayRequest\x12&\n" +
+	"\x04next\x18\x01 \x01(\v2\x12.contract.v1.ReachR\x04next\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12&\n" +
+	"\x04back\x18\x03 \x01(\v2\x12.contract.v1.ReachR\x04back\x12\x14\n" +
 	"\x05async\x18\x04 \x01(\bR\x05async\x12,\n" +
-	"\x04fail\x18\x05 \x01(\v2\x18.contract.v1.FailRequestR\x04fail\"M\n" +
+	"\x04fail\x18\x05 \x01(\v2\x18.contract.v1.FailRequestR\x04fail\x12)\n" +
+	"\x03who\x18\x06 \x01(\v2\x17.contract.v1.WhoRequestR\x03who\x12/\n" +
+	"\x05block\x18\a \x01(\v2\x19.contract.v1.BlockRequestR\x05block\"M\n" +
 	"\rRelayResponse\x12\x10\n" +
 	"\x03sum\x18\x01 \x01(\x03R\x03sum\x12*\n" +
 	"\x03who\x18\x02 \x01(\v2\x18.contract.v1.WhoResponseR\x03who\"u\n" +
@@ -1614,7 +1738,7 @@ func file_contract_v1_contract_proto_rawDescGZIP() []byte {
 	return file_contract_v1_contract_proto_rawDescData
 }
 
-var file_contract_v1_contract_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_contract_v1_contract_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_contract_v1_contract_proto_goTypes = []any{
 	(*ProbeConfig)(nil),         // 0: contract.v1.ProbeConfig
 	(*AddRequest)(nil),          // 1: contract.v1.AddRequest
@@ -1638,62 +1762,68 @@ var file_contract_v1_contract_proto_goTypes = []any{
 	(*ChatResponse)(nil),        // 19: contract.v1.ChatResponse
 	(*LogRequest)(nil),          // 20: contract.v1.LogRequest
 	(*LogResponse)(nil),         // 21: contract.v1.LogResponse
-	(*RelayRequest)(nil),        // 22: contract.v1.RelayRequest
-	(*RelayResponse)(nil),       // 23: contract.v1.RelayResponse
-	(*SpawnRequest)(nil),        // 24: contract.v1.SpawnRequest
-	(*SpawnResponse)(nil),       // 25: contract.v1.SpawnResponse
-	(*CrashRequest)(nil),        // 26: contract.v1.CrashRequest
-	(*CrashResponse)(nil),       // 27: contract.v1.CrashResponse
-	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
-	(*v1.NodeRef)(nil),          // 29: raylink.node.v1.NodeRef
-	(*emptypb.Empty)(nil),       // 30: google.protobuf.Empty
+	(*Reach)(nil),               // 22: contract.v1.Reach
+	(*RelayRequest)(nil),        // 23: contract.v1.RelayRequest
+	(*RelayResponse)(nil),       // 24: contract.v1.RelayResponse
+	(*SpawnRequest)(nil),        // 25: contract.v1.SpawnRequest
+	(*SpawnResponse)(nil),       // 26: contract.v1.SpawnResponse
+	(*CrashRequest)(nil),        // 27: contract.v1.CrashRequest
+	(*CrashResponse)(nil),       // 28: contract.v1.CrashResponse
+	(*durationpb.Duration)(nil), // 29: google.protobuf.Duration
+	(*v1.NodeRef)(nil),          // 30: raylink.node.v1.NodeRef
+	(*v1.TunnelInfo)(nil),       // 31: raylink.node.v1.TunnelInfo
+	(*emptypb.Empty)(nil),       // 32: google.protobuf.Empty
 }
 var file_contract_v1_contract_proto_depIdxs = []int32{
-	28, // 0: contract.v1.ProbeConfig.wait:type_name -> google.protobuf.Duration
-	28, // 1: contract.v1.WhoResponse.remaining:type_name -> google.protobuf.Duration
-	29, // 2: contract.v1.RelayRequest.next:type_name -> raylink.node.v1.NodeRef
-	29, // 3: contract.v1.RelayRequest.back:type_name -> raylink.node.v1.NodeRef
-	5,  // 4: contract.v1.RelayRequest.fail:type_name -> contract.v1.FailRequest
-	13, // 5: contract.v1.RelayResponse.who:type_name -> contract.v1.WhoResponse
-	0,  // 6: contract.v1.SpawnRequest.config:type_name -> contract.v1.ProbeConfig
-	29, // 7: contract.v1.SpawnResponse.children:type_name -> raylink.node.v1.NodeRef
-	1,  // 8: contract.v1.Probe.Add:input_type -> contract.v1.AddRequest
-	3,  // 9: contract.v1.Probe.Echo:input_type -> contract.v1.EchoRequest
-	5,  // 10: contract.v1.Probe.Fail:input_type -> contract.v1.FailRequest
-	8,  // 11: contract.v1.Probe.Block:input_type -> contract.v1.BlockRequest
-	8,  // 12: contract.v1.Probe.BlockBeside:input_type -> contract.v1.BlockRequest
-	10, // 13: contract.v1.Probe.Release:input_type -> contract.v1.ReleaseRequest
-	12, // 14: contract.v1.Probe.Who:input_type -> contract.v1.WhoRequest
-	30, // 15: contract.v1.Probe.Nothing:input_type -> google.protobuf.Empty
-	14, // 16: contract.v1.Probe.Count:input_type -> contract.v1.CountRequest
-	16, // 17: contract.v1.Probe.Sum:input_type -> contract.v1.SumRequest
-	18, // 18: contract.v1.Probe.Chat:input_type -> contract.v1.ChatRequest
-	20, // 19: contract.v1.Probe.Log:input_type -> contract.v1.LogRequest
-	22, // 20: contract.v1.Probe.Relay:input_type -> contract.v1.RelayRequest
-	24, // 21: contract.v1.Probe.Spawn:input_type -> contract.v1.SpawnRequest
-	26, // 22: contract.v1.Probe.Crash:input_type -> contract.v1.CrashRequest
-	1,  // 23: contract.v1.Other.Ping:input_type -> contract.v1.AddRequest
-	2,  // 24: contract.v1.Probe.Add:output_type -> contract.v1.AddResponse
-	4,  // 25: contract.v1.Probe.Echo:output_type -> contract.v1.EchoResponse
-	6,  // 26: contract.v1.Probe.Fail:output_type -> contract.v1.FailResponse
-	9,  // 27: contract.v1.Probe.Block:output_type -> contract.v1.BlockResponse
-	9,  // 28: contract.v1.Probe.BlockBeside:output_type -> contract.v1.BlockResponse
-	11, // 29: contract.v1.Probe.Release:output_type -> contract.v1.ReleaseResponse
-	13, // 30: contract.v1.Probe.Who:output_type -> contract.v1.WhoResponse
-	30, // 31: contract.v1.Probe.Nothing:output_type -> google.protobuf.Empty
-	15, // 32: contract.v1.Probe.Count:output_type -> contract.v1.CountResponse
-	17, // 33: contract.v1.Probe.Sum:output_type -> contract.v1.SumResponse
-	19, // 34: contract.v1.Probe.Chat:output_type -> contract.v1.ChatResponse
-	21, // 35: contract.v1.Probe.Log:output_type -> contract.v1.LogResponse
-	23, // 36: contract.v1.Probe.Relay:output_type -> contract.v1.RelayResponse
-	25, // 37: contract.v1.Probe.Spawn:output_type -> contract.v1.SpawnResponse
-	27, // 38: contract.v1.Probe.Crash:output_type -> contract.v1.CrashResponse
-	2,  // 39: contract.v1.Other.Ping:output_type -> contract.v1.AddResponse
-	24, // [24:40] is the sub-list for method output_type
-	8,  // [8:24] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	29, // 0: contract.v1.ProbeConfig.wait:type_name -> google.protobuf.Duration
+	29, // 1: contract.v1.WhoResponse.remaining:type_name -> google.protobuf.Duration
+	30, // 2: contract.v1.Reach.node:type_name -> raylink.node.v1.NodeRef
+	31, // 3: contract.v1.Reach.tunnel:type_name -> raylink.node.v1.TunnelInfo
+	22, // 4: contract.v1.RelayRequest.next:type_name -> contract.v1.Reach
+	22, // 5: contract.v1.RelayRequest.back:type_name -> contract.v1.Reach
+	5,  // 6: contract.v1.RelayRequest.fail:type_name -> contract.v1.FailRequest
+	12, // 7: contract.v1.RelayRequest.who:type_name -> contract.v1.WhoRequest
+	8,  // 8: contract.v1.RelayRequest.block:type_name -> contract.v1.BlockRequest
+	13, // 9: contract.v1.RelayResponse.who:type_name -> contract.v1.WhoResponse
+	0,  // 10: contract.v1.SpawnRequest.config:type_name -> contract.v1.ProbeConfig
+	30, // 11: contract.v1.SpawnResponse.children:type_name -> raylink.node.v1.NodeRef
+	1,  // 12: contract.v1.Probe.Add:input_type -> contract.v1.AddRequest
+	3,  // 13: contract.v1.Probe.Echo:input_type -> contract.v1.EchoRequest
+	5,  // 14: contract.v1.Probe.Fail:input_type -> contract.v1.FailRequest
+	8,  // 15: contract.v1.Probe.Block:input_type -> contract.v1.BlockRequest
+	8,  // 16: contract.v1.Probe.BlockBeside:input_type -> contract.v1.BlockRequest
+	10, // 17: contract.v1.Probe.Release:input_type -> contract.v1.ReleaseRequest
+	12, // 18: contract.v1.Probe.Who:input_type -> contract.v1.WhoRequest
+	32, // 19: contract.v1.Probe.Nothing:input_type -> google.protobuf.Empty
+	14, // 20: contract.v1.Probe.Count:input_type -> contract.v1.CountRequest
+	16, // 21: contract.v1.Probe.Sum:input_type -> contract.v1.SumRequest
+	18, // 22: contract.v1.Probe.Chat:input_type -> contract.v1.ChatRequest
+	20, // 23: contract.v1.Probe.Log:input_type -> contract.v1.LogRequest
+	23, // 24: contract.v1.Probe.Relay:input_type -> contract.v1.RelayRequest
+	25, // 25: contract.v1.Probe.Spawn:input_type -> contract.v1.SpawnRequest
+	27, // 26: contract.v1.Probe.Crash:input_type -> contract.v1.CrashRequest
+	1,  // 27: contract.v1.Other.Ping:input_type -> contract.v1.AddRequest
+	2,  // 28: contract.v1.Probe.Add:output_type -> contract.v1.AddResponse
+	4,  // 29: contract.v1.Probe.Echo:output_type -> contract.v1.EchoResponse
+	6,  // 30: contract.v1.Probe.Fail:output_type -> contract.v1.FailResponse
+	9,  // 31: contract.v1.Probe.Block:output_type -> contract.v1.BlockResponse
+	9,  // 32: contract.v1.Probe.BlockBeside:output_type -> contract.v1.BlockResponse
+	11, // 33: contract.v1.Probe.Release:output_type -> contract.v1.ReleaseResponse
+	13, // 34: contract.v1.Probe.Who:output_type -> contract.v1.WhoResponse
+	32, // 35: contract.v1.Probe.Nothing:output_type -> google.protobuf.Empty
+	15, // 36: contract.v1.Probe.Count:output_type -> contract.v1.CountResponse
+	17, // 37: contract.v1.Probe.Sum:output_type -> contract.v1.SumResponse
+	19, // 38: contract.v1.Probe.Chat:output_type -> contract.v1.ChatResponse
+	21, // 39: contract.v1.Probe.Log:output_type -> contract.v1.LogResponse
+	24, // 40: contract.v1.Probe.Relay:output_type -> contract.v1.RelayResponse
+	26, // 41: contract.v1.Probe.Spawn:output_type -> contract.v1.SpawnResponse
+	28, // 42: contract.v1.Probe.Crash:output_type -> contract.v1.CrashResponse
+	2,  // 43: contract.v1.Other.Ping:output_type -> contract.v1.AddResponse
+	28, // [28:44] is the sub-list for method output_type
+	12, // [12:28] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_contract_v1_contract_proto_init() }
@@ -1707,7 +1837,7 @@ func file_contract_v1_contract_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_contract_v1_contract_proto_rawDesc), len(file_contract_v1_contract_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

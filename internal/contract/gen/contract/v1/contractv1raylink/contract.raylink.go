@@ -105,6 +105,7 @@ type ProbeNode interface {
 
 	Count(context.Context, *contractv1.CountRequest, ProbeCountServerStream) error
 
+	// Sum adds the sum to the node's, in a turn.
 	Sum(context.Context, ProbeSumServerStream) (*contractv1.SumResponse, error)
 
 	Chat(context.Context, ProbeChatServerStream) error
@@ -329,7 +330,7 @@ func (h *Probe) Count(ctx context.Context, req *contractv1.CountRequest) (ProbeC
 	return probeCount.Call(ctx, h.ref, req)
 }
 
-// Sum calls contract.v1.Probe.Sum, and returns the stream to send its requests on.
+// Sum adds the sum to the node's, in a turn.
 func (h *Probe) Sum(ctx context.Context) (ProbeSumClientStream, error) {
 	return probeSum.Call(ctx, h.ref)
 }
