@@ -4,7 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -52,6 +57,8 @@ func run(m *testing.M) int {
 		select {}
 	}
 	code := m.Run()
+	stuck := time.AfterFunc(12*time.Second, tellOfChildren)
+	defer stuck.Stop()
 	if err := driver.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "Close:", err)
 		code = 1
@@ -61,4 +68,27 @@ func run(m *testing.M) int {
 		code = 1
 	}
 	return code
+}
+
+// tellOfChildren has those processes below this one that should have ended by now say what they are doing, before they are killed.
+func tellOfChildren() {
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return
+	}
+	for _, task := range tasks {
+		list, err := os.ReadFile(task)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for field := range strings.FieldsSeq(string(list)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				continue
+			}
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			fmt.Fprintf(os.Stderr, "process %d has not ended: %s %v\n", pid, stat, err)
+			_ = syscall.Kill(pid, syscall.SIGQUIT) // a Go program prints its goroutines then
+		}
+	}
 }

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds how long a test waits for what must come; no test passes or fails by how fast it does.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // system is a Brain behind a listener, and a client of it.
 type system struct {

@@ -51,7 +51,7 @@ type Peer struct {
 }
 
 // Patience bounds every wait; reaching it is a failure, not a time that anybody should take.
-const Patience = 20 * time.Second
+const Patience = time.Minute
 
 type callTest struct {
 	name string
