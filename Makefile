@@ -31,6 +31,7 @@ ROUNDS     ?=
 DURATION   ?=
 CPUPROFILE ?=
 MEMPROFILE ?=
+PLOT       ?=
 
 .PHONY: help
 help: ## list the targets
@@ -118,7 +119,7 @@ bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUN
 	@mkdir -p $(BIN)
 	$(GO) -C bench build -o $(BIN)/bench .
 	$(BIN)/bench $(if $(BENCH),-bench='$(BENCH)') $(if $(SYSTEMS),-systems=$(SYSTEMS)) $(if $(ROUNDS),-rounds=$(ROUNDS)) $(if $(DURATION),-duration=$(DURATION)) \
-	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE))
+	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE)) $(if $(PLOT),-plot=$(PLOT))
 
 .PHONY: microbench
 microbench: ## run the packages' own Go benchmarks

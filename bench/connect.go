@@ -85,9 +85,13 @@ func (s *connectServer) address() string { return s.listener.Addr().String() }
 func (s *connectServer) close() error { return s.server.Close() }
 
 type connectClient struct {
-	transports []*http.Transport
-	stubs      []benchv1connect.EchoClient
-	next       atomic.Uint32
+	network, address string
+	configure        func(*http.Transport)
+	transports       []*http.Transport
+	stubs            []benchv1connect.EchoClient
+	next             atomic.Uint32
+	// idling have nothing to do.
+	idling []*connectClient
 }
 
 func dialConnectH1(_ context.Context, network, address string) (client, error) {
@@ -97,7 +101,7 @@ func dialConnectH1(_ context.Context, network, address string) (client, error) {
 }
 
 func dialConnectH2C(_ context.Context, network, address string) (client, error) {
-	return newConnectClient(network, address, h2Conns, speakH2C), nil
+	return h2cClient{newConnectClient(network, address, h2Conns, speakH2C)}, nil
 }
 
 func speakH2C(t *http.Transport) {
@@ -111,7 +115,7 @@ func newConnectClient(network, address string, conns int, configure func(*http.T
 	if network == "unix" {
 		host = "localhost"
 	}
-	c := &connectClient{}
+	c := &connectClient{network: network, address: address, configure: configure}
 	for range conns {
 		t := &http.Transport{
 			DisableCompression: true,
@@ -172,4 +176,36 @@ func (s *connectSending) finish() (uint64, error) {
 	defer s.cancel()
 	res, err := s.stream.CloseAndReceive()
 	return res.GetMessages(), err
+}
+
+func (c *connectClient) idle(connections int) error {
+	more := newConnectClient(c.network, c.address, connections, c.configure)
+	c.transports = append(c.transports, more.transports...)
+	for range connections {
+		if err := more.caller(nil)(); err != nil {
+			return err
+		}
+	}
+	c.idling = append(c.idling, more)
+	return nil
+}
+
+// h2cClient is one whose connections carry several calls.
+type h2cClient struct{ *connectClient }
+
+func (c h2cClient) shared() sharer {
+	return h2cClient{&connectClient{transports: c.transports[:1], stubs: c.stubs[:1]}}
+}
+
+func (c h2cClient) flood(size int) (end func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := c.stub().Flood(ctx, &benchv1.FloodRequest{Size: uint32(size)})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return func() {
+		cancel()
+		_ = s.Close()
+	}, nil
 }

@@ -47,6 +47,9 @@ func (p *pair) stop() error {
 // figures are what one round of one system on one row came to.
 type figures struct {
 	value, p50, p99, allocs float64
+	// goroutines are how many the client had, where the row says something of them; peak is the most memory of both sides, in bytes.
+	goroutines int
+	peak       uint64
 }
 
 func newDriver(o options, log io.Writer) (*driver, error) {
@@ -71,16 +74,16 @@ func (d *driver) close() error {
 
 // env is the environment of the processes: none of RayLink's variables may come from outside.
 func (d *driver) env() []string {
-	env := []string{
-		dirEnv + "=" + d.dir, profileEnv + "=" + d.options.profile,
-		"RAYLINK_RUNTIME_DIR=" + filepath.Join(d.dir, "h"), "RAYLINK_DATA=" + filepath.Join(d.dir, "data"),
-		"RAYLINK_TOKEN=" + d.token, "RAYLINK_LISTEN=127.0.0.1:0", "RAYLINK_ADVERTISE=", "RAYLINK_INSECURE=", "RAYLINK_MACHINE=",
-	}
 	brain := ""
 	if d.brain != nil {
 		brain = d.brain.address
 	}
-	return append(env, "RAYLINK_BRAIN="+brain)
+	return []string{
+		dirEnv + "=" + d.dir, profileEnv + "=" + d.options.profile,
+		"RAYLINK_RUNTIME_DIR=" + filepath.Join(d.dir, "h"), "RAYLINK_DATA=" + filepath.Join(d.dir, "data"),
+		"RAYLINK_BRAIN=" + brain, "RAYLINK_TOKEN=" + d.token,
+		"RAYLINK_LISTEN=127.0.0.1:0", "RAYLINK_ADVERTISE=", "RAYLINK_INSECURE=", "RAYLINK_MACHINE=",
+	}
 }
 
 // pair is a system's server and client on a network, started when they are first needed.
@@ -120,23 +123,14 @@ func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 	for round := range d.options.rounds {
 		for i := range rs {
 			r := &rs[i]
-			names := slices.DeleteFunc(slices.Clone(r.systems), func(s string) bool {
-				return len(d.options.systems) > 0 && !slices.Contains(d.options.systems, s)
-			})
+			if r.once && round > 0 {
+				continue
+			}
+			names := d.wanted(r)
 			for j := range names {
-				system := names[(j+round)%len(names)]
-				f, err := d.measure(ctx, r, system)
-				if err != nil {
-					if ctx.Err() != nil {
-						return nil, ctx.Err()
-					}
-					err = fmt.Errorf("%s on %s: %w", system, r.name, err)
-					fmt.Fprintln(d.log, err)
-					res.failed = append(res.failed, err)
-					d.forget(system, r.network)
-					continue
+				if err := d.measure(ctx, r, names[(j+round)%len(names)], res); err != nil {
+					return nil, err
 				}
-				res.add(r.name, system, f)
 			}
 		}
 		fmt.Fprintf(d.log, "round %d of %d\n", round+1, d.options.rounds)
@@ -144,34 +138,128 @@ func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 	return res, nil
 }
 
-// measure has one system do one row once.
-func (d *driver) measure(ctx context.Context, r *row, system string) (figures, error) {
-	p, err := d.pair(ctx, system, r.network)
-	if err != nil {
-		return figures{}, err
-	}
+// wanted are those of a row's systems that the options ask for.
+func (d *driver) wanted(r *row) []string {
+	return slices.DeleteFunc(slices.Clone(r.systems), func(s string) bool {
+		if s == plainCalls {
+			s = "raylink"
+		}
+		return len(d.options.systems) > 0 && !slices.Contains(d.options.systems, s)
+	})
+}
+
+// measure has one system do one row once. What fails is among the results too; an error means that nothing more can be measured.
+func (d *driver) measure(ctx context.Context, r *row, system string, res *results) error {
 	j := r.job
 	j.Duration = d.options.duration
+	process := system
+	if system == plainCalls {
+		process, j.Kind = "raylink", plain
+	}
+	var err error
+	if r.size() {
+		err = d.measureSize(ctx, r, j, process, res)
+	} else {
+		err = d.measureCalls(ctx, r, j, system, process, res)
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	err = fmt.Errorf("%s on %s: %w", system, r.name, err)
+	fmt.Fprintln(d.log, err)
+	res.failed = append(res.failed, err)
+	d.forget(process, r.network)
+	return nil
+}
+
+func (d *driver) measureCalls(ctx context.Context, r *row, j job, system, process string, res *results) error {
+	p, err := d.pair(ctx, process, r.network)
+	if err != nil {
+		return err
+	}
 	if _, err := p.client.ask(request{Op: "prepare", Job: j}); err != nil {
-		return figures{}, err
+		return err
 	}
-	client, err := p.client.ask(request{Op: "collect"})
+	client, server, err := p.collect()
 	if err != nil {
-		return figures{}, err
-	}
-	server, err := p.server.ask(request{Op: "collect"})
-	if err != nil {
-		return figures{}, err
+		return err
 	}
 	ran, err := p.client.ask(request{Op: "run"})
 	if err != nil {
-		return figures{}, err
+		return err
 	}
 	after, err := p.server.ask(request{Op: "usage"})
 	if err != nil {
-		return figures{}, err
+		return err
 	}
-	allocs := ran.Usage.Mallocs - client.Usage.Mallocs + after.Usage.Mallocs - server.Usage.Mallocs
 	o := ran.Outcome
-	return figures{value: r.value(o), p50: o.P50 / 1e3, p99: o.P99 / 1e3, allocs: float64(allocs) / float64(o.Ops)}, nil
+	allocs := ran.Usage.Mallocs - client.Mallocs + after.Usage.Mallocs - server.Mallocs
+	f := figures{value: r.value(o), p50: o.P50 / 1e3, p99: o.P99 / 1e3, goroutines: o.Goroutines, peak: ran.Usage.Peak + after.Usage.Peak}
+	if r.job.Kind != stuck {
+		f.allocs = float64(allocs) / float64(o.Ops)
+	}
+	res.add(r.name, system, f)
+	return nil
+}
+
+// measureSize has a new server and client, with nothing in them yet, hold what the row is about.
+func (d *driver) measureSize(ctx context.Context, r *row, j job, system string, res *results) error {
+	d.forget(system, r.network)
+	p, err := d.pair(ctx, system, r.network)
+	if err != nil {
+		return err
+	}
+	defer d.forget(system, r.network)
+	if _, err := p.client.ask(request{Op: "prepare", Job: j}); err != nil {
+		return err
+	}
+	var before, after [3]uint64 // the client, the server, Brain
+	weigh := func(memory *[3]uint64) error {
+		// Twice, for what was pooled goes with the second collection.
+		for range 2 {
+			client, server, err := p.collect()
+			if err != nil {
+				return err
+			}
+			memory[0], memory[1] = client.Memory, server.Memory
+			if d.brain != nil {
+				brain, err := d.brain.ask(request{Op: "collect"})
+				if err != nil {
+					return err
+				}
+				memory[2] = brain.Usage.Memory
+			}
+		}
+		return nil
+	}
+	if err := weigh(&before); err != nil {
+		return err
+	}
+	if _, err := p.client.ask(request{Op: "run"}); err != nil {
+		return err
+	}
+	if err := weigh(&after); err != nil {
+		return err
+	}
+	each := func(i int) float64 { return (float64(after[i]) - float64(before[i])) / float64(j.Inflight) }
+	if j.Kind == nodes {
+		res.add(r.name, system, figures{value: each(0)})
+		res.add(r.name, brainPart, figures{value: each(2)})
+		return nil
+	}
+	res.add(r.name, system, figures{value: each(0) + each(1)})
+	return nil
+}
+
+// collect has both sides collect what is garbage, and say what they use.
+func (p *pair) collect() (client, server usage, err error) {
+	c, err := p.client.ask(request{Op: "collect"})
+	if err != nil {
+		return usage{}, usage{}, err
+	}
+	s, err := p.server.ask(request{Op: "collect"})
+	return c.Usage, s.Usage, err
 }

@@ -16,7 +16,11 @@ import (
 )
 
 // drpcConns is the most connections: one carries one call at a time, so that their number is what is in flight; more calls wait.
-const drpcConns = 512
+const (
+	drpcConns = 512
+	// drpcIdle is how many the pool keeps: enough for the row of idle connections.
+	drpcIdle = 1024
+)
 
 type drpcEcho struct {
 	benchv1.DRPCEchoUnimplementedServer
@@ -79,7 +83,7 @@ type drpcClient struct {
 }
 
 func dialDRPC(ctx context.Context, network, address string) (client, error) {
-	pool := drpcpool.New[string, *drpcconn.Conn](drpcpool.Options{Capacity: drpcConns, KeyCapacity: drpcConns})
+	pool := drpcpool.New[string, *drpcconn.Conn](drpcpool.Options{Capacity: drpcIdle, KeyCapacity: drpcIdle})
 	conn := pool.Get(ctx, address, func(ctx context.Context, address string) (*drpcconn.Conn, error) {
 		nc, err := new(net.Dialer).DialContext(ctx, network, address)
 		if err != nil {
@@ -128,4 +132,24 @@ func (s *drpcSending) finish() (uint64, error) {
 	defer s.cancel()
 	res, err := s.stream.CloseAndRecv()
 	return res.GetMessages(), err
+}
+
+func (c *drpcClient) idle(connections int) error {
+	// Streams that are open at once have a connection each; ended, they leave it to the pool.
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	stub := benchv1.NewDRPCEchoClient(c.conn)
+	streams := make([]benchv1.DRPCEcho_CountClient, connections)
+	for i := range streams {
+		var err error
+		if streams[i], err = stub.Count(ctx); err != nil {
+			return err
+		}
+	}
+	for _, s := range streams {
+		if _, err := s.CloseAndRecv(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -21,8 +21,9 @@ const (
 	frameEnd   = 2 << 30 // the end of a stream, answered with the count
 	frameKind  = 3 << 30
 
-	// floorBuffer is how much is read at once.
+	// floorBuffer is how much is read at once, at the most. A connection begins with floorBegin, and doubles that whenever a read fills it.
 	floorBuffer = 256 << 10
+	floorBegin  = 512
 	// floorLarge is the payload from which on it is neither copied into a buffer for writing nor out of one after reading.
 	floorLarge = 16 << 10
 	// payloadTag is the first octet of the only field of EchoRequest, EchoResponse and CountRequest: number 1, bytes.
@@ -52,7 +53,7 @@ type frameReader struct {
 }
 
 func newFrameReader(nc net.Conn, idle func() error) *frameReader {
-	return &frameReader{nc: nc, buf: make([]byte, floorBuffer), idle: idle}
+	return &frameReader{nc: nc, buf: make([]byte, floorBegin), idle: idle}
 }
 
 // need makes n octets be there.
@@ -67,13 +68,26 @@ func (r *frameReader) need(n int) error {
 			r.end = copy(r.buf, r.buf[r.start:r.end])
 			r.start = 0
 		}
+		if r.start+n > len(r.buf) {
+			r.grow(n)
+		}
 		got, err := r.nc.Read(r.buf[r.end:])
-		r.end += got
+		if r.end += got; r.end == len(r.buf) && r.end < floorBuffer {
+			r.grow(2 * r.end)
+		}
 		if err != nil && got == 0 {
 			return err
 		}
 	}
 	return nil
+}
+
+// grow makes the buffer so large at least.
+func (r *frameReader) grow(n int) {
+	n = max(n, 2*len(r.buf))
+	larger := make([]byte, n)
+	r.end = copy(larger, r.buf[r.start:r.end])
+	r.start, r.buf = 0, larger
 }
 
 // next reads a frame up to its payload, of which it returns the size.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"runtime"
@@ -20,6 +21,8 @@ type floorClient struct {
 	nc   net.Conn
 	run  sync.WaitGroup
 	pool bufferPool
+	// idling have nothing to do.
+	idling []client
 
 	mu      sync.Mutex // guards all below
 	room    sync.Cond  // out has become smaller, or the connection has ended
@@ -54,8 +57,26 @@ func dialFloor(ctx context.Context, network, address string) (client, error) {
 
 func (c *floorClient) close() error {
 	err := c.nc.Close()
+	for _, more := range c.idling {
+		err = errors.Join(err, more.close())
+	}
 	c.run.Wait()
 	return err
+}
+
+func (c *floorClient) idle(connections int) error {
+	for range connections {
+		addr := c.nc.RemoteAddr()
+		more, err := dialFloor(context.Background(), addr.Network(), addr.String())
+		if err != nil {
+			return err
+		}
+		c.idling = append(c.idling, more)
+		if err := more.caller(nil)(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fail ends the waiting of all.
@@ -209,7 +230,7 @@ func (c *floorClient) append(id uint32, payload []byte) {
 	}
 }
 
-func (c *floorClient) stream(payload []byte) (sending, error) {
+func (c *floorClient) stream(payload []byte) (sending, error) { //nolint:unparam // other systems' streams can fail to open
 	return &floorSending{c: c, slot: c.slot(&floorSlot{ready: make(chan struct{}, 1)}), payload: payload}, nil
 }
 

@@ -64,7 +64,7 @@ func serveGRPC(ctx context.Context, network string) (server, error) {
 	}
 	s := grpc.NewServer(
 		grpc.InitialWindowSize(grpcWindow), grpc.InitialConnWindowSize(grpcWindow),
-		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer),
 	)
 	benchv1.RegisterEchoServer(s, grpcEcho{})
 	go func() { _ = s.Serve(listener) }() // ends with close
@@ -79,8 +79,9 @@ func (s *grpcServer) close() error {
 }
 
 type grpcClient struct {
-	conns []*grpc.ClientConn
-	next  atomic.Uint32
+	network, address string
+	conns            []*grpc.ClientConn
+	next             atomic.Uint32
 }
 
 func dialGRPC(_ context.Context, network, address string) (client, error) {
@@ -92,12 +93,12 @@ func newGRPCClient(network, address string, conns int) (*grpcClient, error) {
 	if network == "unix" {
 		target = "unix:" + address
 	}
-	c := &grpcClient{}
+	c := &grpcClient{network: network, address: address}
 	for range conns {
 		conn, err := grpc.NewClient(target,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithInitialWindowSize(grpcWindow), grpc.WithInitialConnWindowSize(grpcWindow),
-			grpc.WithReadBufferSize(grpcBuffer), grpc.WithWriteBufferSize(grpcBuffer), grpc.WithSharedWriteBuffer(true),
+			grpc.WithReadBufferSize(grpcBuffer), grpc.WithWriteBufferSize(grpcBuffer),
 		)
 		if err != nil {
 			return nil, errors.Join(err, c.close())
@@ -108,11 +109,11 @@ func newGRPCClient(network, address string, conns int) (*grpcClient, error) {
 }
 
 func (c *grpcClient) close() error {
-	var errs []error
+	var err error
 	for _, conn := range c.conns {
-		errs = append(errs, conn.Close())
+		err = errors.Join(err, conn.Close())
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // stub is a client of one of the channels, in turn.
@@ -154,4 +155,29 @@ func (s *grpcSending) finish() (uint64, error) {
 	defer s.cancel()
 	res, err := s.stream.CloseAndRecv()
 	return res.GetMessages(), err
+}
+
+func (c *grpcClient) shared() sharer { return &grpcClient{conns: c.conns[:1]} }
+
+func (c *grpcClient) flood(size int) (end func(), err error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	if _, err := c.stub().Flood(ctx, &benchv1.FloodRequest{Size: uint32(size)}); err != nil {
+		cancel()
+		return nil, err
+	}
+	return cancel, nil
+}
+
+func (c *grpcClient) idle(connections int) error {
+	more, err := newGRPCClient(c.network, c.address, connections)
+	if err != nil {
+		return err
+	}
+	c.conns = append(c.conns, more.conns...)
+	for range connections {
+		if err := more.caller(nil)(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -14,6 +15,14 @@ const (
 	unary  kind = "unary"
 	async  kind = "async"
 	stream kind = "stream"
+	stuck  kind = "stuck"
+	// The kinds below are calls within the client's process: of a node's methods, and of a plain interface's.
+	mailbox    kind = "mailbox"
+	concurrent kind = "concurrent"
+	plain      kind = "plain"
+	// The kinds below are measured in bytes.
+	connections kind = "connections"
+	nodes       kind = "nodes"
 )
 
 // job is what a client is told to do.
@@ -30,6 +39,10 @@ type outcome struct {
 	Seconds float64 `json:"seconds"`
 	P50     float64 `json:"p50"` // nanoseconds
 	P99     float64 `json:"p99"`
+	// Ratio is what a row of its own unit measures.
+	Ratio float64 `json:"ratio"`
+	// Goroutines are how many the client had at the most.
+	Goroutines int `json:"goroutines"`
 }
 
 // load is a job with all that can be made ready before it is measured.
@@ -38,24 +51,36 @@ type load struct {
 	client  client
 	payload []byte
 	callers []func() error
+	// kept is what must not be collected.
+	kept any
 }
 
-func newLoad(c client, j job) (*load, error) {
+func newLoad(c client, j job) *load {
 	l := &load{job: j, client: c, payload: make([]byte, j.Size)}
 	for i := range l.payload {
 		l.payload[i] = byte(i*31 + 1)
+	}
+	if sh, ok := c.(sharer); ok && j.Kind == stuck {
+		one := sh.shared()
+		l.kept = one
+		for range j.Inflight {
+			l.callers = append(l.callers, one.caller(l.payload))
+		}
 	}
 	if _, ok := c.(starter); j.Kind == unary || j.Kind == async && !ok {
 		for range j.Inflight {
 			l.callers = append(l.callers, c.caller(l.payload))
 		}
 	}
-	return l, nil
+	return l
 }
 
 // warmUp brings connections, windows, pools and buffers to the size that the load needs.
 func (l *load) warmUp() error {
 	const calls = 64
+	if l.job.Kind == stuck || l.job.Kind == connections || l.job.Kind == nodes {
+		return nil
+	}
 	if len(l.callers) > 0 {
 		n := min(len(l.callers), calls)
 		_, err := concurrently(l.callers[:n], l.job.Duration/10)
@@ -78,6 +103,18 @@ func (l *load) run() (outcome, error) {
 		return concurrently(l.callers, l.job.Duration)
 	case stream:
 		return l.stream()
+	case stuck:
+		return l.stuck()
+	case mailbox, concurrent, plain:
+		return l.local()
+	case connections:
+		i, ok := l.client.(idler)
+		if !ok {
+			return outcome{}, errors.New("this system's client has no connections to spare")
+		}
+		return outcome{Ops: uint64(l.job.Inflight)}, i.idle(l.job.Inflight)
+	case nodes:
+		return l.nodes()
 	}
 	return outcome{}, fmt.Errorf("a client knows no %q", l.job.Kind)
 }
@@ -114,8 +151,9 @@ func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 
 // shard is a histogram that some of the callers share: one for each would cost more than it measures, where there are thousands.
 type shard struct {
-	mu sync.Mutex // guards histogram
 	histogram
+
+	mu sync.Mutex // guards the histogram
 }
 
 func (s *shard) record(ns int64) {
@@ -130,12 +168,20 @@ func outcomeOf(h *histogram, took time.Duration) outcome {
 
 func (l *load) start(s starter) (outcome, error) {
 	h := new(histogram)
+	calls, goroutines := 0, 0
 	begun := time.Now()
-	err := s.start(l.payload, l.job.Inflight, func() bool { return time.Since(begun) < l.job.Duration }, func(took time.Duration) { h.record(int64(took)) })
-	if err != nil {
+	more := func() bool {
+		if calls++; calls%1024 == 0 {
+			goroutines = max(goroutines, runtime.NumGoroutine())
+		}
+		return time.Since(begun) < l.job.Duration
+	}
+	if err := s.start(l.payload, l.job.Inflight, more, func(took time.Duration) { h.record(int64(took)) }); err != nil {
 		return outcome{}, err
 	}
-	return outcomeOf(h, time.Since(begun)), nil
+	o := outcomeOf(h, time.Since(begun))
+	o.Goroutines = goroutines
+	return o, nil
 }
 
 func (l *load) stream() (outcome, error) {

@@ -16,19 +16,19 @@ import (
 )
 
 func main() {
-	if words := os.Getenv(roleEnv); words != "" {
-		if err := role(strings.Fields(words), os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", words+":", err)
-			os.Exit(1)
-		}
-		return
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	if err := begin(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func begin() error {
+	if words := os.Getenv(roleEnv); words != "" {
+		return role(strings.Fields(words), os.Stdin, os.Stdout)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }
 
 // errSlowFloor says that the comparison is not worth much: what does the least wasn't the fastest.
@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "how long each measurement lasts")
 	cpu := flags.String("cpuprofile", "", "write processor profiles, of each process its own, to files that begin with this `prefix`")
 	mem := flags.String("memprofile", "", "write profiles of allocations likewise")
+	picture := flags.String("plot", "", "draw a picture of the result to this `file` (.png, .svg)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,6 +54,9 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 				return err
 			}
 		}
+	}
+	if o.rounds < 1 || o.duration <= 0 {
+		return fmt.Errorf("%d rounds of %v measure nothing", o.rounds, o.duration)
 	}
 	o.profile = "cpu=" + *cpu + ",mem=" + *mem
 	rs, err := selected(rows(), o.pattern)
@@ -72,8 +76,18 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	if err := printJSON(out, lines); err != nil {
 		return err
 	}
+	where := machine(time.Now())
+	fmt.Fprintln(out, "\n"+where)
 	if err := printTable(out, lines); err != nil {
 		return err
+	}
+	if err := printTargets(out, res.targets(lines)); err != nil {
+		return err
+	}
+	if *picture != "" {
+		if err := draw(lines, where, *picture); err != nil {
+			return err
+		}
 	}
 	if slow := slowFloors(lines); len(slow) > 0 {
 		res.failed = append(res.failed, fmt.Errorf("%w:\n%s", errSlowFloor, strings.Join(slow, "\n")))

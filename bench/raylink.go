@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/raylink/raylink"
@@ -92,6 +93,8 @@ type raylinkClient struct {
 	echo *benchv1raylink.Echo
 	call func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error)
 	send func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse]
+	// here is a node of this process, once it is needed.
+	here *benchv1raylink.Echo
 }
 
 func dialRaylink(ctx context.Context, network, path string) (client, error) {
@@ -204,4 +207,47 @@ func (s *raylinkSending) finish() (uint64, error) {
 	defer s.cancel()
 	res, err := s.stream.CloseAndReceive()
 	return res.GetMessages(), err
+}
+
+func (c *raylinkClient) shared() sharer { return c }
+
+func (c *raylinkClient) flood(size int) (end func(), err error) {
+	s, err := c.echo.Flood(context.Background(), &benchv1.FloodRequest{Size: uint32(size)})
+	if err != nil {
+		return nil, err
+	}
+	return func() { _ = s.Close() }, nil
+}
+
+// idle opens tunnels of their own to the node: two processes have one connection otherwise.
+func (c *raylinkClient) idle(connections int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	for i := range connections {
+		tag := "idle-" + strconv.Itoa(i)
+		if _, err := c.echo.Ref().CreateTunnel(ctx, tag); err != nil {
+			return err
+		}
+		if _, err := c.echo.Ref().Tagged(tag).Ping(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodes creates nodes in this process, and calls each once. What it returns keeps their handles.
+func (c *raylinkClient) nodes(n int) (any, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	all, err := benchv1raylink.CreateEchoN(ctx, c.rt, n, runtime.ParentProcess())
+	if err != nil {
+		return nil, err
+	}
+	req := &benchv1.EchoRequest{}
+	for _, echo := range all {
+		if _, err := echo.Echo(ctx, req); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }

@@ -64,6 +64,15 @@ func (r *results) line(row *row, system string) (line, bool) {
 	}, true
 }
 
+// names are all that figures can be of, in the order of the tables.
+func names() []string {
+	var all []string
+	for _, s := range systems() {
+		all = append(all, s.name)
+	}
+	return append(all, plainCalls, brainPart)
+}
+
 func median(sorted []float64) float64 {
 	n := len(sorted)
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
@@ -75,18 +84,21 @@ func (r *results) lines() []line {
 	for i := range r.rows {
 		row := &r.rows[i]
 		first, floor := len(all), 0.0
-		for _, s := range systems() {
-			l, ok := r.line(row, s.name)
+		for _, name := range names() {
+			l, ok := r.line(row, name)
 			if !ok {
 				continue
 			}
-			if s.floor {
+			if s, err := systemNamed(name); err == nil && s.floor {
 				floor = max(floor, l.Value)
 			}
 			all = append(all, l)
 		}
 		for j := first; j < len(all) && floor > 0; j++ {
 			all[j].Floor = all[j].Value / floor
+			if row.size() {
+				all[j].Floor = floor / all[j].Value
+			}
 		}
 	}
 	return all
@@ -96,7 +108,7 @@ func (r *results) lines() []line {
 func slowFloors(lines []line) []string {
 	var slow []string
 	for _, l := range lines {
-		if l.Floor > 1 {
+		if l.Floor > 1 && l.Unit != "bytes each" {
 			slow = append(slow, fmt.Sprintf("%s: %s reached %.4g %s, %.3f of what the floor did", l.Name, l.System, l.Value, l.Unit, l.Floor))
 		}
 	}
@@ -125,13 +137,21 @@ func printTable(w io.Writer, lines []line) error {
 		if l.Floor > 0 {
 			share = fmt.Sprintf("%.2f", l.Floor)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.1f\t%.1f\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), l.P50, l.P99, l.Allocs, share, 100*l.Spread)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), number(l.P50), number(l.P99), l.Allocs, share, 100*l.Spread)
 	}
 	return t.Flush()
 }
 
-// number writes a figure with thousands set apart.
+// number writes a figure with three digits at least, thousands set apart.
 func number(v float64) string {
+	switch {
+	case v == 0:
+		return "-"
+	case v < 10:
+		return fmt.Sprintf("%.2f", v)
+	case v < 100:
+		return fmt.Sprintf("%.1f", v)
+	}
 	s := fmt.Sprintf("%.0f", v)
 	var b strings.Builder
 	for i, c := range s {

@@ -14,6 +14,7 @@ import (
 	"runtime/metrics"
 	"runtime/pprof"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -40,6 +41,8 @@ type usage struct {
 	Mallocs uint64 `json:"mallocs"`
 	// Memory is heap and stacks, in bytes.
 	Memory uint64 `json:"memory"`
+	// Peak is the most memory since it was last collected.
+	Peak uint64 `json:"peak"`
 	// CPU is the processor time that it has used.
 	CPU time.Duration `json:"cpu"`
 }
@@ -81,18 +84,13 @@ func (c *conversation) refuse(err error) error {
 }
 
 func (c *conversation) brain(ctx context.Context, cancel context.CancelFunc) error {
-	failed := make(chan error, 1)
 	go func() {
-		// The driver says nothing; its end does.
-		for c.in.Scan() {
-			_ = c.out.Encode(response{Usage: used()})
-		}
+		// The end of what the driver says is its end.
+		_ = c.serve(func(r request) (response, error) { return response{}, fmt.Errorf("no process of Brain knows %q", r.Op) })
 		cancel()
 	}()
-	go func() {
-		failed <- brainRole(ctx, func(address string) { _ = c.out.Encode(response{Address: address}) })
-	}()
-	return <-failed
+	// On this goroutine, for it becomes the host of Brain's own nodes where this process was started as that.
+	return brainRole(ctx, func(address string) { _ = c.out.Encode(response{Address: address}) })
 }
 
 func (c *conversation) server(ctx context.Context, s system, network string) error {
@@ -115,9 +113,7 @@ func (c *conversation) client(ctx context.Context, s system, network, address st
 		switch r.Op {
 		case "prepare":
 			if l == nil || l.job != r.Job {
-				if l, err = newLoad(cl, r.Job); err != nil {
-					return response{}, err
-				}
+				l = newLoad(cl, r.Job)
 			}
 			return response{}, l.warmUp()
 		case "run":
@@ -133,6 +129,12 @@ func (c *conversation) answer(ready response, do func(request) (response, error)
 	if err := c.out.Encode(ready); err != nil {
 		return err
 	}
+	return c.serve(do)
+}
+
+func (c *conversation) serve(do func(request) (response, error)) error {
+	peak := new(peak)
+	defer peak.stop()
 	for c.in.Scan() {
 		var r request
 		if err := json.Unmarshal(c.in.Bytes(), &r); err != nil {
@@ -143,8 +145,10 @@ func (c *conversation) answer(ready response, do func(request) (response, error)
 		switch r.Op {
 		case "usage":
 		case "collect":
+			peak.stop()
 			runtime.GC()
 			debug.FreeOSMemory()
+			peak.start()
 		default:
 			res, err = do(r)
 		}
@@ -152,6 +156,7 @@ func (c *conversation) answer(ready response, do func(request) (response, error)
 			res.Error = err.Error()
 		}
 		res.Usage = used()
+		res.Usage.Peak = peak.bytes.Load()
 		if err := c.out.Encode(res); err != nil {
 			return err
 		}
@@ -161,12 +166,50 @@ func (c *conversation) answer(ready response, do func(request) (response, error)
 
 func used() usage {
 	samples := []metrics.Sample{
-		{Name: "/gc/heap/allocs:objects"}, {Name: "/gc/heap/tiny/allocs:objects"},
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/gc/heap/allocs:objects"},
+		{Name: "/gc/heap/tiny/allocs:objects"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
 	}
 	metrics.Read(samples)
 	value := func(i int) uint64 { return samples[i].Value.Uint64() }
 	return usage{Mallocs: value(0) + value(1), Memory: value(2) + value(3), CPU: processorTime()}
+}
+
+// peak watches how much memory the process uses.
+type peak struct {
+	bytes  atomic.Uint64
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func (p *peak) start() {
+	p.bytes.Store(0)
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel, p.done = cancel, make(chan struct{})
+	go func() {
+		defer close(p.done)
+		samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			metrics.Read(samples)
+			p.bytes.Store(max(p.bytes.Load(), samples[0].Value.Uint64()+samples[1].Value.Uint64()))
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+}
+
+func (p *peak) stop() {
+	if p.cancel != nil {
+		p.cancel()
+		<-p.done
+		p.cancel = nil
+	}
 }
 
 // profileEnv is where profiles go, for the kinds named in front: cpu=PREFIX or mem=PREFIX, separated by commas.

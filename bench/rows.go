@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -14,10 +15,24 @@ type row struct {
 	unit    string
 	// systems are the names of those that take part.
 	systems []string
+	// once says that one round is enough: the row has rounds of its own, or what it measures doesn't vary.
+	once bool
 }
+
+// Names of what takes part in a row without being a system: a plain call of a Go interface, and Brain's part in what a node costs.
+const (
+	plainCalls = "plain"
+	brainPart  = "raylink-brain"
+)
+
+// size says that the row is measured in bytes, of which fewer are better.
+func (r *row) size() bool { return r.job.Kind == connections || r.job.Kind == nodes }
 
 // value is a row's figure for one round.
 func (r *row) value(o outcome) float64 {
+	if r.job.Kind == stuck {
+		return o.Ratio
+	}
 	perSecond := float64(o.Ops) / o.Seconds
 	if r.unit == "MB/s" {
 		return perSecond * float64(r.job.Size) / 1e6
@@ -34,8 +49,8 @@ var sizes = []struct { //nolint:gochecknoglobals // a table
 // rows are all that are measured, in the order of the tables.
 func rows() []row {
 	all := []string{"raylink", "raylink-concurrent", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"}
-	alone := append(all[:len(all):len(all)], "floor-sync")
-	var rs []row
+	alone := slices.Concat(all, []string{"floor-sync"})
+	rs := make([]row, 0, 32)
 	for _, size := range sizes {
 		for _, inflight := range []int{1, 64, 512} {
 			r := row{
@@ -60,6 +75,21 @@ func rows() []row {
 		},
 		row{name: "rpc/unix/16B/inflight=1", network: "unix", unit: "calls/s", systems: alone, job: job{Kind: unary, Size: 16, Inflight: 1}},
 		row{name: "rpc/unix/16B/inflight=512", network: "unix", unit: "calls/s", systems: all, job: job{Kind: unary, Size: 16, Inflight: 512}},
+		row{name: "rpc/local/mailbox", network: "tcp", unit: "calls/s", systems: []string{"raylink", plainCalls}, job: job{Kind: mailbox, Size: 16}},
+		row{name: "rpc/local/concurrent", network: "tcp", unit: "calls/s", systems: []string{"raylink", plainCalls}, job: job{Kind: concurrent, Size: 16}},
+		row{
+			name: "rpc/stuck/16B/inflight=64", network: "tcp", unit: "of calls/s without", once: true, job: job{Kind: stuck, Size: 16, Inflight: 64},
+			// The others have a connection for each call.
+			systems: []string{"raylink", "grpc-go", "connect-h2c"},
+		},
+		row{
+			name: "rpc/idle/connections=1000", network: "tcp", unit: "bytes each", once: true, job: job{Kind: connections, Inflight: 1000},
+			systems: []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"},
+		},
+		row{
+			name: "rpc/idle/nodes=10000", network: "tcp", unit: "bytes each", once: true, job: job{Kind: nodes, Inflight: 10000},
+			systems: []string{"raylink"},
+		},
 	)
 	return rs
 }

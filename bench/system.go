@@ -53,6 +53,21 @@ type sending interface {
 	finish() (uint64, error)
 }
 
+// sharer is a client whose connection can carry several calls at once.
+type sharer interface {
+	// shared is this client with one connection for all that it does.
+	shared() sharer
+	caller(payload []byte) func() error
+	// flood opens a stream that the server fills, and that nobody reads until it is ended.
+	flood(size int) (end func(), err error)
+}
+
+// idler is a client that can hold many connections.
+type idler interface {
+	// idle opens so many connections more, and makes one call over each.
+	idle(connections int) error
+}
+
 // errWrongEcho says that what came back isn't what was sent.
 var errWrongEcho = errors.New("the echo differs from what was sent")
 

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// small makes rows that do as the real ones do, with as little as shows that they work.
+func small() []row {
+	rs := rows()
+	for i := range rs {
+		j := &rs[i].job
+		switch j.Kind {
+		case connections, nodes:
+			j.Inflight = 20
+		default:
+			j.Inflight, j.Size = min(j.Inflight, 8), min(j.Size, 128<<10)
+		}
+	}
+	return rs
+}
+
+// TestEveryCell runs every system on every row, in processes of their own as the benchmark does.
+func TestEveryCell(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts some twenty processes")
+	}
+	d, err := newDriver(options{rounds: 1, duration: 5 * time.Millisecond}, t.Output())
+	require.NoError(t, err)
+	res, err := d.run(t.Context(), small())
+	require.NoError(t, err)
+	require.Empty(t, res.failed)
+	require.NoError(t, d.close())
+	assert.NoDirExists(t, d.dir)
+
+	lines := res.lines()
+	got := make(map[cell]line)
+	for _, l := range lines {
+		got[cell{l.Name, l.System}] = l
+	}
+	for _, r := range rows() {
+		for _, system := range r.systems {
+			l, ok := got[cell{r.name, system}]
+			require.True(t, ok, "%s has no figure of %s", r.name, system)
+			if r.size() {
+				continue // with so few of them the figure may be anything
+			}
+			assert.Positive(t, l.Value, "%s of %s", r.name, system)
+			assert.Positive(t, l.P50, "%s of %s", r.name, system)
+			assert.GreaterOrEqual(t, l.P99, l.P50, "%s of %s", r.name, system)
+		}
+	}
+	for _, target := range res.targets(lines) {
+		assert.True(t, target.measured, "%s, %s", target.what, target.goal)
+	}
+
+	picture := filepath.Join(t.TempDir(), "plot.png")
+	require.NoError(t, draw(lines, machine(time.Now()), picture))
+	info, err := os.Stat(picture)
+	require.NoError(t, err)
+	assert.Positive(t, info.Size())
+}
+
+// TestOutput is what a reader of the output finds: JSON, one object a line, then the tables.
+func TestOutput(t *testing.T) {
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"-bench=rpc/unary/16B/inflight=1$", "-systems=floor,floor-sync", "-rounds=3", "-duration=5ms"}, &out, t.Output())
+	require.NoError(t, err)
+	objects, tables, ok := strings.Cut(out.String(), "\n\n")
+	require.True(t, ok)
+	lines := strings.Split(objects, "\n")
+	require.Len(t, lines, 2)
+	for i, system := range []string{"floor", "floor-sync"} {
+		var object map[string]any
+		require.NoError(t, json.Unmarshal([]byte(lines[i]), &object))
+		assert.Equal(t, "rpc/unary/16B/inflight=1", object["name"])
+		assert.Equal(t, system, object["system"])
+		assert.Equal(t, "calls/s", object["unit"])
+		for _, figure := range []string{"value", "p50_us", "p99_us", "allocs", "floor"} {
+			assert.IsType(t, 0.0, object[figure], figure)
+		}
+	}
+	for _, word := range []string{"go1.", "20", "floor-sync", "p99 us"} {
+		assert.Contains(t, tables, word)
+	}
+}
+
+func TestWrongFlags(t *testing.T) {
+	for _, args := range [][]string{{"-bench=rpc/none"}, {"-bench=("}, {"-systems=nobody"}, {"-rounds=0"}, {"-duration=0s"}, {"-unknown"}} {
+		require.Error(t, run(t.Context(), args, t.Output(), t.Output()), args)
+	}
+}
+
+func TestSelected(t *testing.T) {
+	names := func(pattern string) (names []string) {
+		found, err := selected(rows(), pattern)
+		require.NoError(t, err)
+		for _, r := range found {
+			names = append(names, r.name)
+		}
+		return names
+	}
+	assert.Len(t, names(""), len(rows()))
+	assert.Equal(t, []string{"rpc/unary/16B/inflight=1", "rpc/unary/16B/inflight=64", "rpc/unary/16B/inflight=512"}, names("rpc/unary/16B"))
+	assert.Equal(t, []string{"rpc/local/mailbox", "rpc/local/concurrent"}, names("local"))
+	assert.Equal(t, []string{"rpc/unix/16B/inflight=1", "rpc/unix/16B/inflight=512"}, names("^rpc/unix"))
+}
+
+// TestSlowFloor is the rule by which a run fails.
+func TestSlowFloor(t *testing.T) {
+	const name = "rpc/unary/16B/inflight=1"
+	for _, test := range []struct {
+		what   string
+		values map[string]float64
+		slow   []string
+	}{
+		{"the floor is the fastest", map[string]float64{"raylink": 9, "grpc-go": 5, "floor": 10, "floor-sync": 8}, nil},
+		{"the other floor is", map[string]float64{"raylink": 9, "grpc-go": 5, "floor": 8, "floor-sync": 10}, nil},
+		{"a peer is faster", map[string]float64{"raylink": 9, "grpc-go": 11, "floor": 10, "floor-sync": 8}, []string{"grpc-go"}},
+		{"RayLink is faster", map[string]float64{"raylink": 12, "drpc": 5, "floor": 10}, []string{"raylink"}},
+		{"both are", map[string]float64{"raylink": 12, "drpc": 11, "floor": 10}, []string{"raylink", "drpc"}},
+		{"there is no floor", map[string]float64{"raylink": 12, "drpc": 11}, nil},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			res := newResults([]row{{name: name}})
+			for system, v := range test.values {
+				// The median counts: one round may be as it will.
+				for _, round := range []float64{v, v, 100} {
+					res.add(name, system, figures{value: round})
+				}
+			}
+			slow := slowFloors(res.lines())
+			require.Len(t, slow, len(test.slow))
+			for i, system := range test.slow {
+				assert.Contains(t, slow[i], name+": "+system)
+			}
+		})
+	}
+}
+
+// TestSizesHaveNoSlowFloor: where bytes are counted, the share is how near to the floor's a system's bytes come.
+func TestSizesHaveNoSlowFloor(t *testing.T) {
+	res := newResults([]row{{name: "idle", unit: "bytes each", job: job{Kind: connections}}})
+	res.add("idle", "floor", figures{value: 10})
+	res.add("idle", "raylink", figures{value: 40})
+	res.add("idle", "drpc", figures{value: 5})
+	lines := res.lines()
+	require.Len(t, lines, 3)
+	assert.InDelta(t, 0.25, lines[0].Floor, 1e-9)
+	assert.Empty(t, slowFloors(lines))
+}
+
+// TestFailureIsToldAndPassedBy: a system that fails costs its own figures only, and the run's success.
+func TestFailureIsToldAndPassedBy(t *testing.T) {
+	d, err := newDriver(options{rounds: 1, duration: 5 * time.Millisecond}, t.Output())
+	require.NoError(t, err)
+	res, err := d.run(t.Context(), []row{
+		// The floor has no stream that nobody reads.
+		{name: "a", network: "tcp", systems: []string{"floor-sync"}, job: job{Kind: stuck, Inflight: 1}},
+		{name: "b", network: "tcp", systems: []string{"floor-sync"}, job: job{Kind: unary, Size: 16, Inflight: 1}},
+	})
+	require.NoError(t, err)
+	require.NoError(t, d.close())
+	require.Len(t, res.failed, 1)
+	require.ErrorContains(t, res.failed[0], "floor-sync on a")
+	lines := res.lines()
+	require.Len(t, lines, 1)
+	assert.Equal(t, "b", lines[0].Name)
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
+	"github.com/raylink/raylink/bench/gen/bench/v1/benchv1raylink"
+	"github.com/raylink/raylink/runtime"
+)
+
+// batch is how many calls within a process are timed together: one is too short for the clock.
+const batch = 1000
+
+// local measures calls within this process: the histogram is of the batches' means.
+func (l *load) local() (outcome, error) {
+	c, ok := l.client.(*raylinkClient)
+	if !ok {
+		return outcome{}, errors.New("only RayLink has calls within a process")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	defer cancel()
+	call, err := c.local(ctx, l.job.Kind)
+	if err != nil {
+		return outcome{}, err
+	}
+	req := &benchv1.EchoRequest{Payload: l.payload}
+	h := new(histogram)
+	begun := time.Now()
+	for since := time.Duration(0); since < l.job.Duration; {
+		for range batch {
+			if _, err := call(ctx, req); err != nil {
+				return outcome{}, err
+			}
+		}
+		now := time.Since(begun)
+		h.record(int64(now-since) / batch)
+		since = now
+	}
+	o := outcomeOf(h, time.Since(begun))
+	o.Ops *= batch
+	return o, nil
+}
+
+// local returns the function to call: a node's in this process, or that of a plain interface with a context value for each call.
+func (c *raylinkClient) local(ctx context.Context, k kind) (func(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error), error) {
+	if k == plain {
+		var node benchv1raylink.EchoNode = echoNode{}
+		return func(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
+			return plainCall(context.WithValue(ctx, callKey{}, req), node, req)
+		}, nil
+	}
+	if c.here == nil {
+		here, err := benchv1raylink.CreateEcho(ctx, c.rt, runtime.ParentProcess())
+		if err != nil {
+			return nil, err
+		}
+		c.here = here
+	}
+	if k == concurrent {
+		return c.here.EchoConcurrent, nil
+	}
+	return c.here.Echo, nil
+}
+
+type callKey struct{}
+
+// plainCall is a call of an interface's method, which the compiler must not see through.
+//
+//go:noinline
+func plainCall(ctx context.Context, node benchv1raylink.EchoNode, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
+	return node.Echo(ctx, req)
+}
+
+func (l *load) nodes() (outcome, error) {
+	c, ok := l.client.(*raylinkClient)
+	if !ok {
+		return outcome{}, errors.New("only RayLink has nodes")
+	}
+	var err error
+	l.kept, err = c.nodes(l.job.Inflight)
+	return outcome{Ops: uint64(l.job.Inflight)}, err
+}
+
+// stuckPairs is how many pairs of measurements the row of the stuck stream consists of.
+const stuckPairs = 15
+
+// stuck measures calls with and without a stream, on the same connection, that the server fills and nobody reads. The ratio is the median of the
+// pairs'; the times are those beside the stream.
+func (l *load) stuck() (outcome, error) {
+	sh, ok := l.kept.(sharer)
+	if !ok {
+		return outcome{}, errors.New("this system's connections carry one call each")
+	}
+	d := min(l.job.Duration, 200*time.Millisecond)
+	var ratios []float64
+	var beside outcome
+	for i := range stuckPairs {
+		var without, with outcome
+		var err error
+		measure := func(stuck bool) {
+			if err != nil {
+				return
+			}
+			if !stuck {
+				without, err = concurrently(l.callers, d)
+				return
+			}
+			end, ferr := sh.flood(1 << 10)
+			if ferr != nil {
+				err = ferr
+				return
+			}
+			defer end()
+			// Meanwhile the stream fills what there is room for.
+			if _, err = concurrently(l.callers, d/4); err == nil {
+				with, err = concurrently(l.callers, d)
+			}
+		}
+		measure(i%2 == 0)
+		measure(i%2 != 0)
+		if err != nil {
+			return outcome{}, fmt.Errorf("pair %d: %w", i, err)
+		}
+		ratios = append(ratios, float64(with.Ops)/with.Seconds/(float64(without.Ops)/without.Seconds))
+		beside = with
+	}
+	slices.Sort(ratios)
+	beside.Ratio = median(ratios)
+	return beside, nil
+}

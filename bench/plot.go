@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"image/color"
+	"math"
+	"strings"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/vg"
+)
+
+// plotted are the rows of the picture, and how they are called in it.
+var plotted = []struct{ row, label string }{ //nolint:gochecknoglobals // a table
+	{"rpc/unary/16B/inflight=1", "16 B\n1 in flight"},
+	{"rpc/unary/16B/inflight=64", "16 B\n64 in flight"},
+	{"rpc/unary/16B/inflight=512", "16 B\n512 in flight"},
+	{"rpc/unary/64KiB/inflight=64", "64 KiB\n64 in flight"},
+	{"rpc/unary/1MiB/inflight=64", "1 MiB\n64 in flight"},
+	{"rpc/async/16B/outstanding=10000", "16 B, async\n10,000 outstanding"},
+	{"rpc/stream/1KiB", "stream\nof 1 KiB"},
+}
+
+// colours are the systems', in the order of the legend.
+var colours = []struct { //nolint:gochecknoglobals // a table
+	system string
+	colour color.Color
+}{
+	{"raylink", color.RGBA{R: 0xd6, G: 0x27, B: 0x28, A: 0xff}},
+	{"grpc-go", color.RGBA{R: 0x1f, G: 0x77, B: 0xb4, A: 0xff}},
+	{"connect-h1", color.RGBA{R: 0xae, G: 0xc7, B: 0xe8, A: 0xff}},
+	{"connect-h2c", color.RGBA{R: 0x98, G: 0xdf, B: 0x8a, A: 0xff}},
+	{"drpc", color.RGBA{R: 0xff, G: 0xbb, B: 0x78, A: 0xff}},
+	{"floor", color.RGBA{R: 0x7f, G: 0x7f, B: 0x7f, A: 0xff}},
+}
+
+// draw makes a picture of throughput, as multiples of grpc-go's, in a file whose name says the format.
+func draw(lines []line, where, path string) error {
+	values := make(map[cell]float64)
+	for _, l := range lines {
+		values[cell{l.Name, l.System}] = l.Value
+	}
+	var labels []string
+	bars := make([]plotter.Values, len(colours))
+	for _, p := range plotted {
+		one := values[cell{p.row, "grpc-go"}]
+		if one == 0 {
+			continue
+		}
+		labels = append(labels, p.label)
+		for i, c := range colours {
+			bars[i] = append(bars[i], height(values[cell{p.row, c.system}]/one))
+		}
+	}
+	if len(labels) == 0 {
+		return fmt.Errorf("nothing to draw in %s: the rows of the picture were not measured", path)
+	}
+	p := plot.New()
+	p.Title.Text = "Throughput as a multiple of grpc-go's (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"
+	p.Title.TextStyle.Font.Size = vg.Points(9)
+	var ticks []plot.Tick
+	for _, v := range []float64{0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200} {
+		ticks = append(ticks, plot.Tick{Value: height(v), Label: fmt.Sprintf("%g", v)})
+	}
+	p.Y.Tick.Marker = plot.ConstantTicks(ticks)
+	grid := plotter.NewGrid()
+	grid.Vertical.Width = 0
+	p.Add(grid)
+	p.Legend.Top, p.Legend.Left = true, true
+	const width = 8
+	for i, c := range colours {
+		chart, err := plotter.NewBarChart(bars[i], vg.Points(width))
+		if err != nil {
+			return err
+		}
+		chart.Color, chart.LineStyle.Width = c.colour, 0
+		chart.Offset = vg.Points(width * (float64(i) - float64(len(colours)-1)/2))
+		p.Add(chart)
+		p.Legend.Add(c.system, chart)
+	}
+	p.NominalX(labels...)
+	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
+}
+
+// lowest is where the picture's axis begins.
+const lowest = 0.1
+
+// height is how high a bar is for a multiple: the axis is logarithmic, which the library's bars are not.
+func height(multiple float64) float64 { return max(0, math.Log10(multiple/lowest)) }
