@@ -80,6 +80,28 @@ func TestContract(t *testing.T) {
 	}
 }
 
+// TestContractIntercepted has interceptors on every way.
+func TestContractIntercepted(t *testing.T) {
+	t.Parallel()
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.RunIntercepted(t, way(t, contract.Intercepted()))
+		})
+	}
+}
+
+// TestContractHiddenErrors keeps texts from callers on every way.
+func TestContractHiddenErrors(t *testing.T) {
+	t.Parallel()
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.RunHidden(t, way(t, runtime.WithHiddenErrors()))
+		})
+	}
+}
+
 func wayInOneProcess(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	rt := system(t, opts...)

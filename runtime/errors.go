@@ -37,7 +37,7 @@ func (n *Node) author(cc *callContext, err error) error {
 			return e
 		}
 		// The node wrapped it: its own words go along, code and details stay.
-		out := connect.NewError(e.Code(), textOf(err, e)).WithCause(err)
+		out := connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err)
 		for _, d := range e.Details() {
 			out = out.WithDetail(d)
 		}
@@ -62,7 +62,7 @@ func (n *Node) author(cc *callContext, err error) error {
 func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	trace := &nodev1.ErrorTrace{}
 	name := string(trace.ProtoReflect().Descriptor().FullName())
-	out := connect.NewError(e.Code(), textOf(err, e)).WithCause(err)
+	out := connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err)
 	for _, d := range e.Details() {
 		if d.Type != name {
 			out = out.WithDetail(d)
@@ -90,6 +90,17 @@ func fromPeer(ctx context.Context, err error) error {
 		return e.WithRemote()
 	}
 	return err
+}
+
+// wording is what a caller reads of an error that holds e somewhere: where plain texts are hidden, e's own message, which was written for callers.
+func (n *Node) wording(m *Method, err error, e *connect.Error) string {
+	text := textOf(err, e)
+	if !n.hideErrors() || text == e.Message() {
+		return text
+	}
+	n.logger().Error("a method failed; its caller is told no more than what it wrapped", slog.String("node", n.path),
+		slog.String("method", m.fullName()), slog.Any("error", err))
+	return e.Message()
 }
 
 // textOf is the message of an error that holds e somewhere: a wrapper's own words count, without connect's code in front of e's.

@@ -28,8 +28,8 @@ type Invocation struct {
 type Invoke func(ctx context.Context, in *Invocation) error
 
 // Interceptor wraps the serving of calls: every call to a node of this process passes, whatever way it came, local ones included; only what
-// every node answers (ping, info, stop, ...) does not. It runs while the call holds its turn. It is called once for each node; the Invoke it
-// returns is called for each call, concurrently where the node's methods are.
+// every node answers (ping, info, stop, ...) does not. Nodes outside any system, behind stubs, have none. It runs while the call holds its turn.
+// It is called once for each node; the Invoke it returns is called for each call, concurrently where the node's methods are.
 type Interceptor func(next Invoke) Invoke
 
 // chainInterceptors makes one Invoke of several; the first is the outermost. It returns nil for none.

@@ -40,7 +40,8 @@ type Options struct {
 	Output func(path, line string)
 	// Interceptors wrap the serving of every call, the first outermost.
 	Interceptors []Interceptor
-	// HideErrors keeps the texts of plain errors and panics from callers: they are logged here instead.
+	// HideErrors keeps the texts of plain errors and panics from callers, what such an error says around a *connect.Error included: they are logged
+	// here instead.
 	HideErrors bool
 	// InProcess creates nodes in their parent's process where no option of the creation says otherwise.
 	InProcess bool
