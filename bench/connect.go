@@ -19,9 +19,9 @@ import (
 const (
 	h2Conns   = 2
 	h2Streams = 10000
-	h2Window  = 4 << 20
-	h2Stream  = 1 << 20
-	h1Conns   = 512
+	h2Window  = 16 << 20
+	h2Stream  = 4 << 20
+	h1Conns   = 64
 )
 
 type connectEcho struct {

@@ -46,7 +46,7 @@ func (p *pair) stop() error {
 
 // figures are what one round of one system on one row came to.
 type figures struct {
-	value, p50, p99, allocs float64
+	value, p50, p99, allocs, cpu float64
 	// goroutines are how many the client had, where the row says something of them; peak is the most memory of both sides, in bytes.
 	goroutines int
 	peak       uint64
@@ -200,6 +200,7 @@ func (d *driver) measureCalls(ctx context.Context, r *row, j job, system, proces
 	f := figures{value: r.value(o), p50: o.P50 / 1e3, p99: o.P99 / 1e3, goroutines: o.Goroutines, peak: ran.Usage.Peak + after.Usage.Peak}
 	if r.job.Kind != stuck {
 		f.allocs = float64(allocs) / float64(o.Ops)
+		f.cpu = float64((ran.Usage.CPU - client.CPU + after.Usage.CPU - server.CPU).Nanoseconds()) / 1e3 / float64(o.Ops)
 	}
 	res.add(r.name, system, f)
 	return nil

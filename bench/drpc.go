@@ -17,7 +17,7 @@ import (
 
 // drpcConns is the most connections: one carries one call at a time, so that their number is what is in flight; more calls wait.
 const (
-	drpcConns = 512
+	drpcConns = 64
 	// drpcIdle is how many the pool keeps: enough for the row of idle connections.
 	drpcIdle = 1024
 )

@@ -17,8 +17,7 @@ import (
 // set turns off the estimation of bandwidth and delay.
 const (
 	grpcConns  = 2
-	grpcWindow = 4 << 20
-	grpcBuffer = 128 << 10
+	grpcWindow = 16 << 20
 )
 
 type grpcEcho struct {
@@ -64,7 +63,6 @@ func serveGRPC(ctx context.Context, network string) (server, error) {
 	}
 	s := grpc.NewServer(
 		grpc.InitialWindowSize(grpcWindow), grpc.InitialConnWindowSize(grpcWindow),
-		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer),
 	)
 	benchv1.RegisterEchoServer(s, grpcEcho{})
 	go func() { _ = s.Serve(listener) }() // ends with close
@@ -98,7 +96,6 @@ func newGRPCClient(network, address string, conns int) (*grpcClient, error) {
 		conn, err := grpc.NewClient(target,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithInitialWindowSize(grpcWindow), grpc.WithInitialConnWindowSize(grpcWindow),
-			grpc.WithReadBufferSize(grpcBuffer), grpc.WithWriteBufferSize(grpcBuffer),
 		)
 		if err != nil {
 			return nil, errors.Join(err, c.close())

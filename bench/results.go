@@ -28,6 +28,8 @@ type line struct {
 	P50    float64 `json:"p50_us"`
 	P99    float64 `json:"p99_us"`
 	Allocs float64 `json:"allocs"`
+	// CPU is the processor time of both sides for an operation: on a machine that is busy otherwise it says more than the clock.
+	CPU float64 `json:"cpu_us"`
 	// Floor is the share of the row's floor that the system reaches; absent where there is none.
 	Floor float64 `json:"floor,omitempty"`
 	// Spread is the distance between the lowest and the highest round, as a share of the median.
@@ -60,7 +62,7 @@ func (r *results) line(row *row, system string) (line, bool) {
 		Name: row.name, System: system, Unit: row.unit,
 		Value: median(values), Spread: (values[len(values)-1] - values[0]) / median(values),
 		P50: median(of(func(f figures) float64 { return f.p50 })), P99: median(of(func(f figures) float64 { return f.p99 })),
-		Allocs: median(of(func(f figures) float64 { return f.allocs })),
+		Allocs: median(of(func(f figures) float64 { return f.allocs })), CPU: median(of(func(f figures) float64 { return f.cpu })),
 	}, true
 }
 
@@ -130,14 +132,14 @@ func printTable(w io.Writer, lines []line) error {
 	last := ""
 	for _, l := range lines {
 		if l.Name != last {
-			fmt.Fprintf(t, "\n%s\t%s\tp50 us\tp99 us\tallocs\tof floor\tspread\t\n", l.Name, l.Unit)
+			fmt.Fprintf(t, "\n%s\t%s\tp50 us\tp99 us\tcpu us\tallocs\tof floor\tspread\t\n", l.Name, l.Unit)
 			last = l.Name
 		}
 		share := "-"
 		if l.Floor > 0 {
 			share = fmt.Sprintf("%.2f", l.Floor)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), number(l.P50), number(l.P99), l.Allocs, share, 100*l.Spread)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), number(l.P50), number(l.P99), number(l.CPU), l.Allocs, share, 100*l.Spread)
 	}
 	return t.Flush()
 }
