@@ -196,7 +196,7 @@ func (d *driver) measureCalls(ctx context.Context, r *row, j job, system, proces
 		return err
 	}
 	o := ran.Outcome
-	allocs := ran.Usage.Mallocs - client.Mallocs + after.Usage.Mallocs - server.Mallocs
+	allocs := o.Mallocs + after.Usage.Mallocs - server.Mallocs
 	f := figures{value: r.value(o), p50: o.P50 / 1e3, p99: o.P99 / 1e3, goroutines: o.Goroutines, peak: ran.Usage.Peak + after.Usage.Peak}
 	if r.job.Kind != stuck {
 		f.allocs = float64(allocs) / float64(o.Ops)

@@ -140,7 +140,8 @@ func (r *frameReader) small(size int) ([]byte, error) {
 type gathered struct {
 	buf   []byte
 	large []largePart
-	vec   net.Buffers
+	// vec is the memory for what is written vectored, and rest what is left of it: a field, for its address goes to the connection.
+	vec, rest net.Buffers
 }
 
 // largePart is a payload that goes after so many octets of the buffer.
@@ -175,15 +176,15 @@ func (g *gathered) write(nc net.Conn) error {
 	if from < len(g.buf) {
 		vec = append(vec, g.buf[from:])
 	}
-	g.vec = vec
-	_, err := vec.WriteTo(nc)
+	g.vec, g.rest = vec, vec
+	_, err := g.rest.WriteTo(nc)
 	return err
 }
 
 func (g *gathered) reset() {
-	clear(g.vec[:cap(g.vec)])
+	clear(g.vec)
 	clear(g.large)
-	g.buf, g.large, g.vec = g.buf[:0], g.large[:0], g.vec[:0]
+	g.buf, g.large, g.vec, g.rest = g.buf[:0], g.large[:0], g.vec[:0], nil
 }
 
 // bufferPool keeps buffers for large payloads. The one that was given back last is taken first: it is in the processor's cache, most likely.

@@ -39,6 +39,8 @@ type outcome struct {
 	Seconds float64 `json:"seconds"`
 	P50     float64 `json:"p50"` // nanoseconds
 	P99     float64 `json:"p99"`
+	// Mallocs are the client's allocations meanwhile, without those that prepare the measurement.
+	Mallocs uint64 `json:"mallocs"`
 	// Ratio is what a row of its own unit measures.
 	Ratio float64 `json:"ratio"`
 	// Goroutines are how many the client had at the most.
@@ -124,9 +126,11 @@ func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 	var shards [16]shard
 	errs := make([]error, len(callers))
 	var all sync.WaitGroup
-	begun := time.Now()
+	var begun time.Time
+	begin := make(chan struct{})
 	for i, call := range callers {
 		all.Go(func() {
+			<-begin
 			for since := time.Duration(0); since < d; {
 				if errs[i] = call(); errs[i] != nil {
 					return
@@ -137,8 +141,12 @@ func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 			}
 		})
 	}
+	before := mallocs()
+	begun = time.Now()
+	close(begin)
 	all.Wait()
 	took := time.Since(begun)
+	after := mallocs()
 	if err := errors.Join(errs...); err != nil {
 		return outcome{}, err
 	}
@@ -146,7 +154,9 @@ func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 	for i := range shards {
 		h.merge(&shards[i].histogram)
 	}
-	return outcomeOf(h, took), nil
+	o := outcomeOf(h, took)
+	o.Mallocs = after - before
+	return o, nil
 }
 
 // shard is a histogram that some of the callers share: one for each would cost more than it measures, where there are thousands.
@@ -169,6 +179,7 @@ func outcomeOf(h *histogram, took time.Duration) outcome {
 func (l *load) start(s starter) (outcome, error) {
 	h := new(histogram)
 	calls, goroutines := 0, 0
+	before := mallocs()
 	begun := time.Now()
 	more := func() bool {
 		if calls++; calls%1024 == 0 {
@@ -180,7 +191,7 @@ func (l *load) start(s starter) (outcome, error) {
 		return outcome{}, err
 	}
 	o := outcomeOf(h, time.Since(begun))
-	o.Goroutines = goroutines
+	o.Goroutines, o.Mallocs = goroutines, mallocs()-before
 	return o, nil
 }
 
@@ -194,6 +205,7 @@ func (l *load) stream() (outcome, error) {
 		return outcome{}, err
 	}
 	h := new(histogram)
+	before := mallocs()
 	begun := time.Now()
 	for since := time.Duration(0); since < l.job.Duration; {
 		if err := s.send(); err != nil {
@@ -211,5 +223,7 @@ func (l *load) stream() (outcome, error) {
 	if n != h.total {
 		return outcome{}, fmt.Errorf("%d messages were sent, and %d arrived", h.total, n)
 	}
-	return outcomeOf(h, time.Since(begun)), nil
+	o := outcomeOf(h, time.Since(begun))
+	o.Mallocs = mallocs() - before
+	return o, nil
 }

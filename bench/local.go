@@ -29,6 +29,7 @@ func (l *load) local() (outcome, error) {
 	}
 	req := &benchv1.EchoRequest{Payload: l.payload}
 	h := new(histogram)
+	before := mallocs()
 	begun := time.Now()
 	for since := time.Duration(0); since < l.job.Duration; {
 		for range batch {
@@ -42,6 +43,7 @@ func (l *load) local() (outcome, error) {
 	}
 	o := outcomeOf(h, time.Since(begun))
 	o.Ops *= batch
+	o.Mallocs = mallocs() - before
 	return o, nil
 }
 

@@ -139,7 +139,8 @@ func printTable(w io.Writer, lines []line) error {
 		if l.Floor > 0 {
 			share = fmt.Sprintf("%.2f", l.Floor)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f%%\t\n", l.System, number(l.Value), number(l.P50), number(l.P99), number(l.CPU), l.Allocs, share, 100*l.Spread)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f%%\t\n", l.System,
+			number(l.Value), number(l.P50), number(l.P99), number(l.CPU), l.Allocs, share, 100*l.Spread)
 	}
 	return t.Flush()
 }

@@ -165,15 +165,16 @@ func (c *conversation) serve(do func(request) (response, error)) error {
 }
 
 func used() usage {
-	samples := []metrics.Sample{
-		{Name: "/gc/heap/allocs:objects"},
-		{Name: "/gc/heap/tiny/allocs:objects"},
-		{Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/memory/classes/heap/stacks:bytes"},
-	}
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 	metrics.Read(samples)
-	value := func(i int) uint64 { return samples[i].Value.Uint64() }
-	return usage{Mallocs: value(0) + value(1), Memory: value(2) + value(3), CPU: processorTime()}
+	return usage{Mallocs: mallocs(), Memory: samples[0].Value.Uint64() + samples[1].Value.Uint64(), CPU: processorTime()}
+}
+
+// mallocs is how many objects this process has allocated, exactly: for that it stops the process for a moment.
+func mallocs() uint64 {
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.Mallocs
 }
 
 // peak watches how much memory the process uses.
