@@ -34,7 +34,7 @@ func (s *clientTargetStream) begin() error {
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return connect.NewError(connect.CodeCanceled, "the stream was closed").WithCause(context.Canceled)
+		return closedStreamError()
 	case s.begun:
 		return nil
 	}
@@ -109,5 +109,16 @@ func (s *clientTargetStream) failed(err error) error {
 	if err == nil {
 		return nil
 	}
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if closed && s.ctx.Err() == nil && errors.Is(err, context.Canceled) {
+		// A transport may pass on the plain end of the stream's own context.
+		return closedStreamError()
+	}
 	return clientError(s.ctx, err)
+}
+
+func closedStreamError() error {
+	return connect.NewError(connect.CodeCanceled, "the stream was closed").WithCause(context.Canceled)
 }

@@ -252,13 +252,13 @@ func (h *Host) newWaitedCall() *waitedCall {
 	if c, ok := h.waited.Get().(*waitedCall); ok {
 		return c
 	}
-	c := &waitedCall{done: make(chan struct{}, 1)}
+	c := &waitedCall{Call: tunnel.Call{Waits: true}, done: make(chan struct{}, 1)}
 	c.Done = func(*tunnel.Call) { c.done <- struct{}{} }
 	return c
 }
 
 func (h *Host) freeWaitedCall(c *waitedCall) {
-	c.Call = tunnel.Call{Done: c.Done}
+	c.Call = tunnel.Call{Waits: true, Done: c.Done}
 	h.waited.Put(c)
 }
 
@@ -292,6 +292,7 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	if err := conn.Start(ctx, &c.Call); err != nil {
 		return nil, err
 	}
+	conn.Read(ctx, &c.Call)
 	select {
 	case <-c.done:
 	case <-ctx.Done():

@@ -25,6 +25,9 @@ type Call struct {
 	// the connection. It must not block.
 	Done func(*Call)
 
+	// Waits says that the caller waits for the call, and calls [Conn.Read] after Start.
+	Waits bool
+
 	// Err is set before Done: nil, or a [connect.Error].
 	Err error
 	// ResponseHeader and ResponseTrailer are set before Done.
@@ -229,6 +232,12 @@ func (call *Call) complete(r *outcome, body []byte) {
 // claim takes a free id. The gate has made sure that there is one.
 func (c *Conn) claim(s slot) uint32 {
 	s.busy = true
+	if c.gate.open > 1 {
+		c.alone = 0
+	}
+	if c.by == byNobody && (s.call == nil || !s.call.Waits) {
+		c.takeBack()
+	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]
 		c.free = c.free[:n-1]

@@ -50,7 +50,7 @@ func (c *Conn) serveInline() bool {
 		return false
 	}
 	if c.inlined++; c.inlined%inlineBatch == 0 && time.Since(c.now) > inlineLate {
-		c.beforeRead()
+		_ = c.beforeRead(false) // which only says no between frames
 		c.mu.Lock()
 		c.out.corked = true
 		c.mu.Unlock()
@@ -98,8 +98,8 @@ type Overseer struct {
 
 // overseen is what was last seen of a connection, and how often in a row.
 type overseen struct {
-	turn  uint64
-	times int
+	turn, spell uint64
+	times       int
 }
 
 const (
@@ -118,7 +118,7 @@ func (o *Overseer) add(c *Conn) {
 	if o.conns == nil {
 		o.conns = make(map[*Conn]*overseen)
 	}
-	o.conns[c] = &overseen{turn: c.turns.Load()}
+	o.conns[c] = &overseen{turn: c.turns.Load(), spell: c.spells.Load()}
 	if o.armed {
 		return
 	}
@@ -131,20 +131,36 @@ func (o *Overseer) add(c *Conn) {
 }
 
 func (o *Overseer) look() {
+	for c, spell := range o.quiet() {
+		c.interrupt(spell)
+	}
+}
+
+// quiet are the connections on which nobody's reading has changed since the last look, with the spell that this is.
+func (o *Overseer) quiet() map[*Conn]uint64 {
+	var quiet map[*Conn]uint64
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for c, last := range o.conns {
-		switch turn := c.turns.Load(); {
-		case turn != last.turn:
-			last.turn, last.times = turn, 0
-		case turn%2 == 1:
+		turn, spell := c.turns.Load(), c.spells.Load()
+		if turn != last.turn || spell != last.spell {
+			last.turn, last.spell, last.times = turn, spell, 0
+			continue
+		}
+		last.times++
+		if turn%2 == 1 {
 			c.handOver(turn)
-		case last.times < overseeQuiet:
-			last.times++
-		default:
-			// First the mark, then another look: whoever begins a turn looks for the mark after.
+		}
+		if c.dialled {
+			if quiet == nil {
+				quiet = make(map[*Conn]uint64)
+			}
+			quiet[c] = spell
+		}
+		if last.times > overseeQuiet {
+			// First the mark, then another look: whoever begins something looks for the mark after.
 			c.overseen.Store(false)
-			if c.turns.Load() == turn || c.overseen.Swap(true) {
+			if c.turns.Load() == turn && c.spells.Load() == spell || c.overseen.Swap(true) {
 				delete(o.conns, c)
 			}
 		}
@@ -152,6 +168,7 @@ func (o *Overseer) look() {
 	if o.armed = len(o.conns) > 0; o.armed {
 		o.timer.Reset(overseeEvery)
 	}
+	return quiet
 }
 
 // inlining is a connection's part in all this.

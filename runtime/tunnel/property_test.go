@@ -198,6 +198,7 @@ func (w *world) unary(seed int, s step) {
 	call := &tunnel.Call{
 		Target: lane, Caller: "c", Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
 		Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}},
+		Waits:  seed%3 > 0,
 		Done: func(*tunnel.Call) {
 			w.mu.Lock()
 			w.ends[seed]++
@@ -213,6 +214,9 @@ func (w *world) unary(seed int, s step) {
 	w.sent[lane] = append(w.sent[lane], seed)
 	w.mu.Unlock()
 	w.run.Go(func() {
+		if call.Waits {
+			w.client.Read(ctx, call)
+		}
 		switch s.What {
 		case "cancel", "hold":
 			<-time.After(s.Wait)

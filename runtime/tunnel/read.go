@@ -12,9 +12,19 @@ import (
 // reading, and in work that it is to do itself: see serveInline.
 func (c *Conn) read() {
 	err := c.readFrames()
-	if errors.Is(err, errHandedOver) {
-		return
+	for errors.Is(err, errLent) {
+		if !c.awaitReading() {
+			return
+		}
+		err = c.readFrames()
 	}
+	if !errors.Is(err, errHandedOver) {
+		c.readingEnded(err)
+	}
+}
+
+// readingEnded ends the connection because of what its reader met with.
+func (c *Conn) readingEnded(err error) {
 	c.mu.Lock()
 	c.out.corked = false
 	c.mu.Unlock()
@@ -44,12 +54,16 @@ func (c *Conn) tell(reason error) {
 	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // it ends either way
 }
 
-// beforeRead writes what was queued meanwhile, since the next read may wait.
-func (c *Conn) beforeRead() {
+// beforeRead writes what was queued meanwhile, since the next read may wait. It says no to a read between frames that somebody else is to make.
+func (c *Conn) beforeRead(between bool) error {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.out.corked = false
 	c.flush()
-	c.mu.Unlock()
+	if between && c.lend() {
+		return errLent
+	}
+	return nil
 }
 
 func (c *Conn) afterRead(n int) {
@@ -68,9 +82,12 @@ func (c *Conn) readFrames() error {
 		if c.inline != nil && !c.serveInline() {
 			return errHandedOver
 		}
+		if c.waited != nil && c.answered {
+			return nil
+		}
 		b, err := c.in.peek(headerBytes)
 		if err != nil {
-			return lost(err)
+			return c.stopped(err)
 		}
 		h := readHeader(b)
 		if err := h.check(!c.dialled, c.own.maxHeader); err != nil {
@@ -86,7 +103,7 @@ func (c *Conn) readFrames() error {
 			}
 		}
 		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
-			return lost(err)
+			return c.stopped(err)
 		}
 		c.frameEnd = c.in.begin + len(b)
 		if err := c.handle(h, b[headerBytes:]); err != nil {

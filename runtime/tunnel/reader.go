@@ -24,9 +24,12 @@ type frameReader struct {
 	limit  int
 	quiet  int
 	shrink bool
-	// before and after surround every read that may block.
-	before func()
+	// before and after surround every read that may block; an error of before's is the read's. readOn says whether an error in the middle of
+	// a large message is none to end reading with yet; stop, that it ends the next read.
+	before func(between bool) error
 	after  func(n int)
+	readOn func(error) bool
+	stop   bool
 }
 
 func newFrameReader(nc net.Conn) frameReader {
@@ -53,6 +56,10 @@ func (r *frameReader) peek(n int) ([]byte, error) {
 
 // fill reads once, after making room for n bytes in all.
 func (r *frameReader) fill(n int) error {
+	if r.stop {
+		r.stop = false
+		return errInterrupted
+	}
 	have := r.end - r.begin
 	want := max(r.limit, n)
 	switch {
@@ -66,10 +73,10 @@ func (r *frameReader) fill(n int) error {
 		copy(r.buf, r.buf[r.begin:r.end])
 		r.begin, r.end = 0, have
 	}
-	got, err := r.read(r.buf[have:want])
+	got, err := r.read(r.buf[have:want], have == 0)
 	r.end += got
-	r.adapt(got, want-have)
 	if got > 0 {
+		r.adapt(got, want-have)
 		return nil
 	}
 	return err
@@ -98,9 +105,13 @@ func (r *frameReader) readFull(dst []byte) error {
 		r.limit = smallRead // large messages are coming: what is read ahead is copied once more
 	}
 	for n < len(dst) {
-		got, err := r.read(dst[n:])
+		got, err := r.read(dst[n:], false)
 		n += got
 		if got == 0 && err != nil {
+			if r.readOn != nil && r.readOn(err) {
+				r.stop = true
+				continue
+			}
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -110,9 +121,12 @@ func (r *frameReader) readFull(dst []byte) error {
 	return nil
 }
 
-func (r *frameReader) read(dst []byte) (int, error) {
+// read reads once. between says that it is between frames.
+func (r *frameReader) read(dst []byte, between bool) (int, error) {
 	if r.before != nil {
-		r.before()
+		if err := r.before(between); err != nil {
+			return 0, err
+		}
 	}
 	n, err := r.nc.Read(dst)
 	if r.after != nil {

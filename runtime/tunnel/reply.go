@@ -82,6 +82,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	c.vacate(h.id())
 	c.mu.Unlock()
 	if call != nil {
+		c.answered = c.answered || call == c.waited
 		if r.fault == nil && len(p.rest) > c.own.maxMessage {
 			r.fault = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
@@ -122,6 +123,7 @@ func (c *Conn) replyComplete(id uint32) {
 	c.vacate(id)
 	c.mu.Unlock()
 	if call != nil {
+		c.answered = c.answered || call == c.waited
 		var body []byte
 		if r.buf != nil {
 			body = r.buf.b

@@ -32,6 +32,7 @@ import (
 // Conn is one end of a tunnel. Its methods may be called from any goroutine.
 type Conn struct {
 	inlining
+	lending
 
 	cfg     Config
 	nc      net.Conn
@@ -126,13 +127,14 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
+	c.back = make(chan struct{}, 1)
 	c.writing = c.write
 	c.attempt.init(nc)
 	return c
 }
 
 func (c *Conn) run() {
-	c.in.before, c.in.after = c.beforeRead, c.afterRead
+	c.in.before, c.in.after, c.in.readOn = c.beforeRead, c.afterRead, c.readOn
 	go c.read()
 }
 
