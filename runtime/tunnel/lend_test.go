@@ -2,11 +2,13 @@ package tunnel_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -157,4 +159,23 @@ func TestCallerThatReadsALargeAnswerIsInterrupted(t *testing.T) {
 		s.link.Delay(0)
 		alone(t, s.client)
 	})
+}
+
+// TestCallersComeAndGo is for the race detector: the reading changes hands again and again.
+func TestCallersComeAndGo(t *testing.T) {
+	client, _ := overTCP(t, tunnel.Config{}, echo())
+	for range 20 {
+		for range 20 {
+			require.NoError(t, invoke(t.Context(), client, 16))
+		}
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				for range 10 {
+					assert.NoError(t, invoke(t.Context(), client, 16))
+				}
+			})
+		}
+		all.Wait()
+	}
 }

@@ -74,12 +74,12 @@ func (r *frameReader) fill(n int) error {
 		r.begin, r.end = 0, have
 	}
 	got, err := r.read(r.buf[have:want], have == 0)
-	r.end += got
-	if got > 0 {
-		r.adapt(got, want-have)
-		return nil
+	if got == 0 {
+		return err // which may be that the reader belongs to somebody else now
 	}
-	return err
+	r.end += got
+	r.adapt(got, want-have)
+	return nil
 }
 
 // adapt chooses how much is asked for from now on.
