@@ -22,6 +22,28 @@ func newAssembly(total, claim int) *assembly {
 	return &assembly{total: total, buf: newBuffer(min(total, claim))}
 }
 
+// newAssembly makes an assembly for a unary message of the procedure.
+func (c *Conn) newAssembly(total int, procedure string) *assembly {
+	if c.keeps[procedure] {
+		// The message will keep the buffer, which therefore is no larger than it need be.
+		return &assembly{total: total, buf: &buffer{b: make([]byte, 0, min(total, claimOfUnary))}}
+	}
+	return newAssembly(total, claimOfUnary)
+}
+
+// kept notes whether the message of a procedure has kept the buffer that it was assembled in; if not, that goes back.
+func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
+	if c.keeps == nil {
+		c.keeps = make(map[string]bool)
+	}
+	if kept || len(c.keeps) < maxNames {
+		c.keeps[procedure] = kept
+	}
+	if !kept {
+		buf.free()
+	}
+}
+
 // room makes place for the next n bytes.
 func (a *assembly) room(n int) ([]byte, error) {
 	if n > a.total-a.got {

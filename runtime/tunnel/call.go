@@ -211,8 +211,8 @@ func (call *Call) finish(err error) {
 	}
 }
 
-// complete is the reading goroutine's end of a call that was answered.
-func (call *Call) complete(r *outcome, body []byte) {
+// complete is the reading goroutine's end of a call that was answered. own says that the response may keep the body; it reports whether it has.
+func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error
 	switch {
@@ -222,11 +222,18 @@ func (call *Call) complete(r *outcome, body []byte) {
 		call.body = newBuffer(len(body))
 		call.body.b = append(call.body.b, body...)
 	case call.Response != nil:
-		if wrong := proto.Unmarshal(body, call.Response); wrong != nil {
+		var wrong error
+		if own {
+			kept, wrong = decodeKeeping(body, call.Response)
+		} else {
+			wrong = proto.Unmarshal(body, call.Response)
+		}
+		if wrong != nil {
 			err = cannotDecode("the response of "+call.Procedure, connect.CodeInternal, wrong)
 		}
 	}
 	call.finish(err)
+	return kept
 }
 
 // claim takes a free id. The gate has made sure that there is one.

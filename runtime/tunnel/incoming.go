@@ -40,11 +40,13 @@ type Incoming struct {
 	// the first Send and the trailer before ServeStream returns.
 	ResponseHeader, ResponseTrailer Header
 
-	conn     *Conn
-	id       uint32
-	cost     int
-	ctx      callContext
-	body     []byte
+	conn *Conn
+	id   uint32
+	cost int
+	ctx  callContext
+	body []byte
+	// own says that body is the call's own, and that the request may keep it.
+	own      bool
 	assembly *assembly
 	parcel   *parcel
 	stream   *serverStream
@@ -65,9 +67,18 @@ func (in *Incoming) Context() context.Context { return &in.ctx }
 // PeerAddr is the network address of the caller's end.
 func (in *Incoming) PeerAddr() string { return in.conn.nc.RemoteAddr().String() }
 
-// Decode reads the request into msg. The request is there until ServeUnary returns, and not for streams.
+// Decode reads the request into msg. The request is there until ServeUnary returns, and not for streams. A large one is decoded once: its
+// bytes become the message's own.
 func (in *Incoming) Decode(msg proto.Message) error {
-	if err := proto.Unmarshal(in.body, msg); err != nil {
+	var err error
+	if in.own {
+		var kept bool
+		kept, err = decodeKeeping(in.body, msg)
+		in.own = !kept
+	} else {
+		err = proto.Unmarshal(in.body, msg)
+	}
+	if err != nil {
 		return cannotDecode("the request of "+in.Procedure, connect.CodeInvalidArgument, err)
 	}
 	return nil

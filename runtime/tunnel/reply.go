@@ -86,7 +86,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		if r.fault == nil && len(p.rest) > c.own.maxMessage {
 			r.fault = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
-		call.complete(&r, p.rest)
+		call.complete(&r, p.rest, false)
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 		r.discard = true
 	}
 	if !r.discard {
-		r.buf = newBuffer(min(total, claimOfUnary))
+		r.buf = c.newAssembly(total, s.call.Procedure).buf
 	}
 	return r.add(first)
 }
@@ -122,15 +122,17 @@ func (c *Conn) replyComplete(id uint32) {
 	c.credited(r)
 	c.vacate(id)
 	c.mu.Unlock()
-	if call != nil {
-		c.answered = c.answered || call == c.waited
-		var body []byte
-		if r.buf != nil {
-			body = r.buf.b
-		}
-		call.complete(&r.outcome, body)
+	if call == nil {
+		r.buf.free()
+		return
 	}
-	r.buf.free()
+	c.answered = c.answered || call == c.waited
+	var body []byte
+	if r.buf != nil {
+		body = r.buf.b
+	}
+	procedure := call.Procedure // the call is its caller's again when it is complete
+	c.kept(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
 // credited gives the peer back what a large response took of the window.

@@ -89,7 +89,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	case !unary:
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
-		in.assembly = newAssembly(total, claimOfUnary)
+		in.assembly = c.newAssembly(total, in.Procedure)
 		return in.assembly.add(p.rest)
 	default:
 		in.body = p.rest
@@ -175,16 +175,14 @@ func (c *Conn) serveStream(in *Incoming) {
 func (c *Conn) requestComplete(in *Incoming) {
 	a := in.assembly
 	in.assembly = nil
-	if a.buf != nil {
-		in.body = a.buf.b
-	}
 	if in.ctx.Err() != nil {
-		in.body = nil
 		in.refuse(in.ctx.Err())
-	} else {
-		c.serveUnary(in)
+		a.buf.free()
+		return
 	}
-	a.buf.free()
+	in.body, in.own = a.buf.b, true
+	c.serveUnary(in)
+	c.kept(in.Procedure, a.buf, !in.own)
 }
 
 func (c *Conn) onCancel(id uint32) {

@@ -48,6 +48,8 @@ type Conn struct {
 	in    frameReader
 	names nameTable
 	now   time.Time
+	// keeps says which procedures' last large message has kept the buffer it came in.
+	keeps map[string]bool
 
 	// writing is write, kept so that starting it costs nothing.
 	writing func()
