@@ -7,7 +7,7 @@ import (
 )
 
 // The goroutine that reads a connection runs a method itself where that costs less than to wake another one: where the method has been quick
-// so far, and nobody who could be served meanwhile waits behind it for long. docs/tunnel.md has the figures.
+// so far, and nobody who could be served meanwhile waits behind it for long. docs/speed.md has the figures.
 const (
 	// paceQuick is what a method may take while other calls are behind it on the connection, in the mean: about what it costs to wake a
 	// goroutine on another processor.
