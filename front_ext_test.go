@@ -205,6 +205,56 @@ func TestTypesOfOneName(t *testing.T) {
 	assert.Contains(t, err.Error(), `"other"`)
 }
 
+// TestHandlesGoByTheTunnelOfTheirReference makes typed handles for a tunnel of a node's own, in three processes: the driver, one that has joined, and the
+// node's, where the tunnel is of no use.
+func TestHandlesGoByTheTunnelOfTheirReference(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p := create(t, driver)
+	info, err := p.Ref().CreateTunnel(ctx, "bulk")
+	require.NoError(t, err)
+	bulk, err := contractv1raylink.ProbeFrom(driver, info.GetNode())
+	require.NoError(t, err)
+	again, err := contractv1raylink.ProbeFrom(joined(t, driver), bulk.Ref().NodeRef())
+	require.NoError(t, err)
+	tagged, err := contractv1raylink.ProbeFrom(driver, p.Ref().Tagged("bulk").NodeRef())
+	require.NoError(t, err)
+	shared, err := contractv1raylink.ProbeFrom(driver, tagged.Ref().Tagged("").NodeRef())
+	require.NoError(t, err)
+	for i, handle := range []*contractv1raylink.Probe{bulk, again, tagged, shared, p} {
+		sum, err := handle.AddAsync(ctx, &contractv1.AddRequest{By: 1}).Get(ctx)
+		require.NoError(t, err)
+		assert.Equal(t, int64(i+1), sum.GetSum())
+	}
+	stats, err := p.Ref().TunnelStats(ctx, "bulk")
+	require.NoError(t, err)
+	require.Len(t, stats, 1)
+	assert.Equal(t, uint64(3), stats[0].GetCalls())
+	assert.Equal(t, uint64(2), stats[0].GetConnectionsTotal(), "one for each process")
+
+	missing, err := contractv1raylink.ProbeFrom(driver, p.Ref().Tagged("nobody").NodeRef())
+	require.NoError(t, err)
+	_, err = missing.Add(ctx, nil)
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), `has no tunnel "nobody"`)
+
+	here := create(t, driver, runtime.ParentProcess())
+	_, err = here.Ref().CreateTunnel(ctx, "bulk")
+	require.NoError(t, err)
+	near, err := contractv1raylink.ProbeFrom(driver, here.Ref().Tagged("bulk").NodeRef())
+	require.NoError(t, err)
+	_, err = near.Add(ctx, nil)
+	require.NoError(t, err)
+	far, err := contractv1raylink.ProbeFrom(joined(t, driver), near.Ref().NodeRef())
+	require.NoError(t, err)
+	_, err = far.Add(ctx, nil)
+	require.NoError(t, err)
+	stats, err = here.Ref().TunnelStats(ctx, "bulk")
+	require.NoError(t, err)
+	require.Len(t, stats, 1)
+	assert.Equal(t, uint64(1), stats[0].GetCalls())
+}
+
 func TestOwnTunnelIsCounted(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)

@@ -66,7 +66,8 @@ func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.No
 	return res.GetNode(), nil
 }
 
-// RefFrom makes a reference from what travelled in a message, without asking anybody. It is for generated code.
+// RefFrom makes a reference from what travelled in a message, without asking anybody; it goes over the tunnel that the message names. It is for
+// generated code.
 func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
 	host, _ := from.finder()
 	if host == nil {
@@ -82,10 +83,14 @@ func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
 	if ref.GetHost() == nil {
 		state = nodev1.NodeState_NODE_STATE_STARTING
 	}
-	return host.refTo(service, &nodev1.NodeRecord{
+	out := host.refTo(service, &nodev1.NodeRecord{
 		Nid: ref.GetNid(), Path: ref.GetPath(), Name: lastPart(ref.GetPath()), Service: ref.GetService(), Incarnation: ref.GetIncarnation(), State: state,
 		Host: proto.CloneOf(ref.GetHost()),
-	}), nil
+	})
+	if tag := ref.GetTag(); tag != "" {
+		out = out.Tagged(tag)
+	}
+	return out, nil
 }
 
 func lastPart(path string) string {

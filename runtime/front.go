@@ -210,7 +210,7 @@ func (f *front) admit(hello tunnel.Hello) (tunnel.Welcome, *dispatcher, error) {
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
-		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeNotFound, "no node %s lives on host %s", hello.Target, h.id)
+		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", hello.Target, h.id)
 	}
 	tag, err := n.tunnelTag(hello.Tag)
 	if err != nil {

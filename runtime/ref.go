@@ -60,10 +60,13 @@ func (r Ref) Service() string {
 // Attributes are the node's attributes. The map is the caller's.
 func (r Ref) Attributes() map[string]*nodev1.Value { return maps.Clone(r.record().GetAttributes()) }
 
-// NodeRef is what to put into a message, for others to make a handle of.
+// NodeRef is what to put into a message, for others to make a handle of. That of a tagged Ref makes handles whose calls go over that tunnel.
 func (r Ref) NodeRef() *nodev1.NodeRef {
-	rec := r.record()
-	return &nodev1.NodeRef{Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost()}
+	tag := ""
+	if r.t != nil {
+		tag = r.t.tag
+	}
+	return refOf(r.record(), tag)
 }
 
 // Record is a copy of the node's record as this process knows it.
@@ -78,9 +81,12 @@ func (r Ref) String() string {
 }
 
 // Tagged returns a Ref to the same node whose calls go over the tunnel of that tag, a connection of its own. The node must have made it with
-// CreateTunnel. Calls over one tunnel are not ordered with those over another.
+// CreateTunnel. Calls over one tunnel are not ordered with those over another. Where the node lives in this process there is no way to
+// choose, and its calls need no tunnel. A handle that goes that way is made of the reference:
+//
+//	bulk, err := demov1raylink.LearnerFrom(rt, learner.Ref().Tagged("bulk").NodeRef())
 func (r Ref) Tagged(tag string) Ref {
-	if r.t == nil || r.t.remote == nil {
+	if r.t == nil || r.t.client != nil {
 		return r
 	}
 	t := *r.t

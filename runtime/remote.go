@@ -156,6 +156,9 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 		if ctx.Err() != nil {
 			return nil, "", causeOf(ctx)
 		}
+		if isRefused(err) {
+			return nil, "", connect.Errorf(connect.CodeOf(err), "%s was not reached: %s", r.path(), messageOf(err)).WithCause(err)
+		}
 		return nil, "", r.explain(ctx, err)
 	}
 	way := &route{conn, targetOf(r.nid, rec.GetIncarnation())}
@@ -215,6 +218,12 @@ func isNotHere(err error) bool {
 func isLost(err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	return ok && e.Code() == connect.CodeUnavailable && !e.IsRemote()
+}
+
+// isRefused says whether the node's host is alive and has said why it does not let us in: the token is wrong, or there is no such tunnel.
+func isRefused(err error) bool {
+	e, ok := errors.AsType[*tunnel.HandshakeError](err)
+	return ok && e.Fault == tunnel.FaultRefused && e.Remote && e.Code != connect.CodeUnavailable
 }
 
 // refresh asks Brain where the node is now.

@@ -28,8 +28,9 @@ type tunnelTag struct {
 	past  tunnel.Stats
 }
 
-// CreateTunnel opens an extra way to the node. Any process can dial what it returns, see [DialTunnel] and [Ref.Tagged], and gets a connection
-// that carries nothing else. The tag must be new for this node.
+// CreateTunnel opens an extra way to the node, a connection to each process that uses it which carries nothing else. In a system a handle goes
+// that way if it was made of the result's node (`LearnerFrom(rt, info.GetNode())`, see also [Ref.Tagged]); a process outside dials it by
+// [DialTunnel]. The tag must be new for this node.
 func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 	if n.host == nil {
 		return nil, errNoSystem()
@@ -46,7 +47,7 @@ func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 		return nil, connect.Errorf(connect.CodeResourceExhausted, "%s has %d tunnels, the most it may", n.path, len(n.tunnels))
 	}
 	n.tunnels[tag] = &tunnelTag{tag: tag, open: make(map[*tunnel.Conn]struct{})}
-	return &nodev1.TunnelInfo{Node: refOf(n.record), Tag: tag}, nil
+	return &nodev1.TunnelInfo{Node: refOf(n.record, tag), Tag: tag}, nil
 }
 
 // TunnelStats counts what went over the node's extra tunnels, sorted by tag; an empty tag means all.
@@ -114,9 +115,11 @@ func (t *tunnelTag) stats() *nodev1.TunnelStats {
 	return out
 }
 
-// refOf makes a reference of a record.
-func refOf(rec *nodev1.NodeRecord) *nodev1.NodeRef {
-	return &nodev1.NodeRef{Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost()}
+// refOf makes a reference of a record, by the tunnel of that tag.
+func refOf(rec *nodev1.NodeRecord, tag string) *nodev1.NodeRef {
+	return &nodev1.NodeRef{
+		Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost(), Tag: tag,
+	}
 }
 
 // Tunnel is a connection to one node that this process has dialled by its TunnelInfo.

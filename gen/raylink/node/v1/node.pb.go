@@ -395,7 +395,9 @@ type NodeRef struct {
 	// How often the node was started under its nid, from 1.
 	Incarnation uint64 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Where it lived when the reference was made: a hint, which saves the first lookup.
-	Host          *HostInfo `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	Host *HostInfo `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	// The tag of the node's extra tunnel that calls are to go over; empty for the one that is shared.
+	Tag           string `protobuf:"bytes,6,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,6 +465,13 @@ func (x *NodeRef) GetHost() *HostInfo {
 		return x.Host
 	}
 	return nil
+}
+
+func (x *NodeRef) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
 }
 
 // NodeRecord is all that Brain knows of a node.
@@ -641,7 +650,8 @@ func (x *NodeRecord) GetRestarts() bool {
 // TunnelInfo is what a process needs to reach a node over a connection of its own. It carries addresses, never credentials.
 type TunnelInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Node  *NodeRef               `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The node; its tag is that of the tunnel, so that a handle made of it goes that way.
+	Node *NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// The tunnel's tag, unique among the node's tunnels.
 	Tag           string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1670,13 +1680,14 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x03pid\x18\x05 \x01(\x05R\x03pid\x12\x14\n" +
 	"\x05build\x18\x06 \x01(\tR\x05build\x12\x1c\n" +
 	"\tdirectory\x18\a \x01(\tR\tdirectory\x12\x14\n" +
-	"\x05nonce\x18\b \x01(\tR\x05nonce\"\x9a\x01\n" +
+	"\x05nonce\x18\b \x01(\tR\x05nonce\"\xac\x01\n" +
 	"\aNodeRef\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x12-\n" +
-	"\x04host\x18\x05 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\"\xe3\x04\n" +
+	"\x04host\x18\x05 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12\x10\n" +
+	"\x03tag\x18\x06 \x01(\tR\x03tag\"\xe3\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x10\n" +
 	"\x03nid\x18\x01 \x01(\tR\x03nid\x12\x12\n" +
