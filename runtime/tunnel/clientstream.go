@@ -163,20 +163,20 @@ func (s *clientStream) Receive(msg any) error {
 	if err := s.SendHeaders(); err != nil {
 		return err
 	}
-	body, err := s.inbox.receive()
+	m, err := s.inbox.receive()
 	s.inform()
 	if err != nil {
 		s.detach()
 		return err
 	}
-	defer body.free()
 	if s.info != nil {
-		s.info.ReceiveStats = connect.MessageStats{Size: len(body.b)}
+		s.info.ReceiveStats = connect.MessageStats{Size: len(m.body)}
 	}
-	if to == nil {
-		return nil
+	if to != nil {
+		err = proto.Unmarshal(m.body, to)
 	}
-	if err := proto.Unmarshal(body.b, to); err != nil {
+	m.slab.free()
+	if err != nil {
 		wrong := cannotDecode("a message of "+s.req.Procedure, connect.CodeInternal, err)
 		s.abort(wrong)
 		return wrong

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 )
@@ -10,20 +11,28 @@ import (
 // inbox is what has come of a stream and waits for its reader. The reading goroutine of the connection puts messages in and never
 // waits; one reader takes them out. Its bytes are bounded by the credit that its side has granted: a window full, and what more a
 // reader grants that waits for a message larger than that.
+//
+// Both sides work in batches, so that a small message costs no lock: what one read has brought is published at once, see [Conn.publish], and the
+// reader takes at once all that is there.
 type inbox struct {
+	arrivals
+	batchInHand
+
 	conn *Conn
 	id   uint32
 	what string
 
-	// assembly, the message in the making, belongs to the connection's reading goroutine, as do pushes.
-	assembly *assembly
+	// dropped says that what has not been read is not wanted any more.
+	dropped atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	ready   chan struct{}
 	queue   []packet
 	end     error
 	waiting bool
-	// credit is what the peer may still send; owed was read and not granted again yet.
+	// large is how many of the queue have an extra.
+	large int
+	// credit is, with the allowance, what the peer may still send; owed was read and not granted again yet.
 	credit, owed, window int
 	// total is what the message in the making takes of the credit, got what it has taken, and asked what its reader has
 	// asked the connection to grant beyond the window.
@@ -32,11 +41,42 @@ type inbox struct {
 	header, trailer Header
 }
 
+// arrivals belong to the connection's reading goroutine.
+type arrivals struct {
+	// assembly is the message in the making.
+	assembly *assembly
+	// allowance is credit that was set aside, to be charged without the lock. There is none while a message is in the making.
+	allowance int
+	// fresh are the messages that are not published yet, the last of them in slab; listed says that the connection is to publish them.
+	fresh  []packet
+	slab   *buffer
+	listed bool
+	// burst is how many bytes they have, usual how many there were the last time.
+	burst, usual int
+}
+
+// batchInHand belongs to the reader: the messages that it has taken out of the queue and not returned yet. All of them still take credit.
+type batchInHand struct {
+	taken []packet
+	next  int
+	// paid is what the messages returned since the last time have taken of the window, and due when that is to be granted again.
+	paid, due int
+}
+
 // packet is one message, and what it took of the window and beyond.
 type packet struct {
-	body        *buffer
+	body []byte
+	// slab holds the body, and is set in the last of the messages that it holds.
+	slab        *buffer
 	cost, extra int
 }
+
+const (
+	// slabBytes is the most that small messages share.
+	slabBytes = 32 << 10
+	// keptPackets is how many places for messages a stream keeps that has nothing to put there.
+	keptPackets = 1024
+)
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
@@ -54,19 +94,29 @@ func (b *inbox) signal() {
 
 // charge takes n bytes of the peer's credit.
 func (b *inbox) charge(n int) error {
+	if n <= b.allowance {
+		b.allowance -= n
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.end != nil {
 		return nil
 	}
+	b.credit += b.allowance
+	b.allowance = 0
 	if b.credit -= n; b.credit < 0 {
 		return violation("%d bytes more than the credit of stream %d", -b.credit, b.id)
 	}
-	b.got += n
+	if b.assembly != nil {
+		b.got += n
+	} else {
+		b.allowance, b.credit = b.credit, 0
+	}
 	return nil
 }
 
-// push takes a DATA frame. tooLarge is what to end the stream with.
+// push takes a DATA frame. tooMuch is what to end the stream with.
 func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	cost := len(body)
 	if b.assembly == nil {
@@ -89,9 +139,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		if len(body) > limit {
 			return tooLarge("a message of "+b.what, len(body), limit, "the receiver's"), nil
 		}
-		buf := newBuffer(len(body))
-		buf.b = append(buf.b, body...)
-		b.put(packet{body: buf, cost: cost})
+		b.put(body, cost)
 		return nil, nil
 	}
 	p := parser{rest: body}
@@ -106,13 +154,42 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	if err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
+	b.publish() // what came before must not wait for it
 	b.mu.Lock()
+	b.credit += b.allowance
+	b.allowance = 0
 	if b.end == nil {
 		b.total, b.got = total+cost-len(p.rest), cost
 	}
 	b.mu.Unlock()
 	b.progress()
 	return nil, nil
+}
+
+// put copies a small message to those that are to be published.
+func (b *inbox) put(body []byte, cost int) {
+	if b.slab == nil || cap(b.slab.b)-len(b.slab.b) < len(body) {
+		b.seal()
+		// As much as there was the last time, or is already, if so much can come: of what has been read, some may be others'.
+		room := min(max(b.usual, b.burst), b.conn.in.end-b.conn.in.begin, slabBytes)
+		b.slab = newBuffer(max(len(body), room))
+	}
+	start := len(b.slab.b)
+	b.slab.b = append(b.slab.b, body...)
+	b.burst += len(body)
+	b.fresh = append(b.fresh, packet{body: b.slab.b[start:], cost: cost})
+	if !b.listed {
+		b.listed = true
+		b.conn.unpublished = append(b.conn.unpublished, b)
+	}
+}
+
+// seal ends the slab with the last message that came.
+func (b *inbox) seal() {
+	if b.slab != nil {
+		b.fresh[len(b.fresh)-1].slab = b.slab
+		b.slab = nil
+	}
 }
 
 // assembled notes that the message in the making has grown, and puts it into the queue when it is complete.
@@ -126,22 +203,60 @@ func (b *inbox) assembled() {
 	cost, extra := b.total, b.asked
 	b.total, b.got, b.asked = 0, 0, 0
 	b.mu.Unlock()
-	b.put(packet{body: a.buf, cost: cost, extra: extra})
+	b.seal()
+	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf, cost: cost, extra: extra})
+	b.publish()
 }
 
-func (b *inbox) put(m packet) {
+// publish hands what has come to the reader.
+func (b *inbox) publish() {
+	if len(b.fresh) == 0 {
+		return
+	}
+	b.seal()
+	b.usual, b.burst = b.burst, 0
 	b.mu.Lock()
 	if b.end != nil {
 		b.mu.Unlock()
-		m.body.free()
-		b.conn.releaseExtra(m.extra)
+		b.conn.releaseExtra(release(b.fresh))
+		b.fresh = nil
 		return
 	}
-	b.queue = append(b.queue, m)
+	for i := range b.fresh {
+		if b.fresh[i].extra > 0 {
+			b.large++
+		}
+	}
+	if len(b.queue) == 0 {
+		b.queue, b.fresh = b.fresh, b.queue
+	} else {
+		b.queue = append(b.queue, b.fresh...)
+		clear(b.fresh)
+		b.fresh = emptied(b.fresh)
+	}
 	if b.waiting {
 		b.signal()
 	}
 	b.mu.Unlock()
+}
+
+// emptied is a list of messages for others; one that once was long does not stay so.
+func emptied(list []packet) []packet {
+	if cap(list) > keptPackets {
+		return nil
+	}
+	return list[:0]
+}
+
+// release frees messages that nobody will read, and returns what they took beyond the window.
+func release(list []packet) int {
+	extra := 0
+	for i := range list {
+		extra += list[i].extra
+		list[i].slab.free()
+	}
+	clear(list)
+	return extra
 }
 
 // progress grants what a waiting reader's message needs.
@@ -177,29 +292,40 @@ func (b *inbox) demand() {
 	}
 }
 
-// receive waits for the next message.
-func (b *inbox) receive() (*buffer, error) {
+// receive waits for the next message. Who calls it frees its slab when the body has been used.
+func (b *inbox) receive() (packet, error) {
+	if b.next < len(b.taken) && !b.dropped.Load() {
+		return b.hand(), nil
+	}
 	for {
 		b.mu.Lock()
-		if len(b.queue) > 0 {
-			m := b.queue[0]
-			b.queue[0] = packet{}
-			if b.queue = b.queue[1:]; len(b.queue) == 0 {
-				b.queue = nil
-			}
-			owed := b.consume(m)
+		owed := b.settle()
+		if b.end == nil || len(b.queue) > 0 {
+			b.due = b.window/4 - b.owed
+		}
+		switch {
+		case b.large > 0 && len(b.queue) > 0:
+			// One by one: what a message takes beyond the window is to be given back even if its reader reads no more.
+			m := b.first()
+			b.paid += m.cost - m.extra
+			owed += b.settle()
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
 			b.conn.releaseExtra(m.extra)
-			return m.body, nil
-		}
-		if b.end != nil {
+			return m, nil
+		case len(b.queue) > 0:
+			b.taken, b.queue, b.next = b.queue, emptied(b.taken), 0
+			b.mu.Unlock()
+			b.conn.grant(b.id, owed)
+			return b.hand(), nil
+		case b.end != nil:
 			err := b.end
 			b.mu.Unlock()
-			return nil, err
+			return packet{}, err
 		}
 		b.waiting = true
 		b.mu.Unlock()
+		b.conn.grant(b.id, owed)
 		b.demand()
 		<-b.ready
 		b.mu.Lock()
@@ -208,12 +334,39 @@ func (b *inbox) receive() (*buffer, error) {
 	}
 }
 
-// consume says what to grant again for a message that was read.
-func (b *inbox) consume(m packet) int {
-	if b.end != nil {
-		return 0
+// hand returns the next message of those that were taken.
+func (b *inbox) hand() packet {
+	m := b.taken[b.next]
+	b.taken[b.next] = packet{}
+	b.next++
+	if b.paid += m.cost; b.paid >= b.due {
+		b.mu.Lock()
+		owed := b.settle()
+		b.due = b.window/4 - b.owed
+		b.mu.Unlock()
+		b.conn.grant(b.id, owed)
 	}
-	if b.owed += m.cost - m.extra; b.owed < b.window/4 {
+	return m
+}
+
+// first takes the first message out of the queue. Callers hold the lock.
+func (b *inbox) first() packet {
+	m := b.queue[0]
+	b.queue[0] = packet{}
+	if b.queue = b.queue[1:]; len(b.queue) == 0 {
+		b.queue = nil
+	}
+	if m.extra > 0 {
+		b.large--
+	}
+	return m
+}
+
+// settle counts what was read since the last time, and says what to grant again. Callers hold the lock, and are the reader.
+func (b *inbox) settle() int {
+	b.owed += b.paid
+	b.paid = 0
+	if b.end != nil || b.owed < b.window/4 {
 		return 0
 	}
 	owed := b.owed
@@ -232,11 +385,9 @@ func (b *inbox) close(err error, drop bool) {
 		extra, b.asked, b.total = b.asked, 0, 0
 	}
 	if drop {
-		for _, m := range b.queue {
-			extra += m.extra
-			m.body.free()
-		}
-		b.queue = nil
+		b.dropped.Store(true)
+		extra += release(b.queue)
+		b.queue, b.large = nil, 0
 	}
 	b.signal()
 	b.mu.Unlock()

@@ -38,6 +38,7 @@ var errHandedOver = errors.New("tunnel: reading was handed over")
 
 // serveInline does what a handler has left for the reading goroutine. It reports whether that still is the reading goroutine afterwards.
 func (c *Conn) serveInline() bool {
+	c.publish()
 	work, in := c.inline, c.inlineCall
 	c.inline, c.inlineCall = nil, nil
 	turn := c.turns.Add(1) // odd: at work

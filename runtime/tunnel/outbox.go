@@ -8,6 +8,8 @@ import "encoding/binary"
 type outbox struct {
 	buf   []byte
 	spare []byte
+	// usual is how large buf was the last time, so that it need not grow to that again step by step.
+	usual int
 	// batch is what the writing goroutine has in hand.
 	batch batch
 	// ring has the lanes of which a fragment may be sent now.
@@ -128,7 +130,7 @@ func (o *outbox) reserve(n int) {
 	if need <= cap(o.buf) {
 		return
 	}
-	larger := append(lend(max(need, 2*cap(o.buf))), o.buf...)
+	larger := append(lend(max(need, 2*cap(o.buf), o.usual)), o.buf...)
 	recycle(o.buf)
 	o.buf = larger
 }

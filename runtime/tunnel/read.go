@@ -56,6 +56,7 @@ func (c *Conn) tell(reason error) {
 
 // beforeRead writes what was queued meanwhile, since the next read may wait. It says no to a read between frames that somebody else is to make.
 func (c *Conn) beforeRead(between bool) error {
+	c.publish()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.corked = false
@@ -78,6 +79,14 @@ func (c *Conn) afterRead(n int) {
 }
 
 func (c *Conn) readFrames() error {
+	err := c.readEachFrame()
+	if !errors.Is(err, errHandedOver) && !errors.Is(err, errLent) { // else somebody else reads already
+		c.publish()
+	}
+	return err
+}
+
+func (c *Conn) readEachFrame() error {
 	for {
 		if c.inline != nil && !c.serveInline() {
 			return errHandedOver
@@ -145,6 +154,17 @@ type target struct {
 }
 
 func (c *Conn) assembling(id uint32) target {
+	if c.recent.inbox != nil && c.recent.inbox.id == id && !c.recent.inbox.dropped.Load() {
+		t := c.recent
+		t.assembly = t.inbox.assembly
+		return t
+	}
+	t := c.findAssembling(id)
+	c.recent = t
+	return t
+}
+
+func (c *Conn) findAssembling(id uint32) target {
 	if c.dialled {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -183,7 +203,22 @@ func (c *Conn) assembled(id uint32, t target) error {
 	return nil
 }
 
+// publish hands to their readers what has come of streams. It is called by who reads: before a read that may wait, before work that may take
+// long, and before whatever is to come after the messages.
+func (c *Conn) publish() {
+	for i, b := range c.unpublished {
+		b.listed = false
+		b.publish()
+		c.unpublished[i] = nil
+	}
+	c.unpublished = c.unpublished[:0]
+}
+
 func (c *Conn) handle(h frameHeader, body []byte) error {
+	if k := h.kind(); k != kindData && k != kindCredit {
+		c.publish()
+		c.recent = target{}
+	}
 	switch h.kind() {
 	case kindName:
 		return c.names.add(h.id(), body)

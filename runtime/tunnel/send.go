@@ -29,23 +29,25 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	}
 	c.mu.Lock()
 	if l.over != nil {
-		defer c.mu.Unlock()
+		over := l.over
+		c.mu.Unlock()
 		body.free()
-		return 0, l.over
+		return 0, over
 	}
 	o := &c.out
 	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
-		defer c.mu.Unlock()
 		start := o.begin(size)
 		b, err := appendMessage(o.buf, msg)
 		if err != nil {
 			o.buf = o.buf[:start]
+			c.mu.Unlock()
 			return 0, cannotEncode(procedure, err)
 		}
 		o.buf = b
 		l.credit -= len(b) - start - headerBytes + messageCost
 		o.patch(start, kindData, 0, id)
 		c.kick()
+		c.mu.Unlock()
 		return size, nil
 	}
 	if body == nil {
@@ -62,8 +64,9 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	<-p.sent
 	if p.dropped {
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		return 0, l.over
+		over := l.over
+		c.mu.Unlock()
+		return 0, over
 	}
 	return size, nil
 }

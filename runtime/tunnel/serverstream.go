@@ -58,16 +58,16 @@ func (s *serverStream) Receive(msg any) error {
 	if err != nil {
 		return err
 	}
-	body, err := s.inbox.receive()
+	m, err := s.inbox.receive()
 	if err != nil {
 		return err
 	}
-	defer body.free()
-	s.received = len(body.b)
-	if to == nil {
-		return nil
+	s.received = len(m.body)
+	if to != nil {
+		err = proto.Unmarshal(m.body, to)
 	}
-	if err := proto.Unmarshal(body.b, to); err != nil {
+	m.slab.free()
+	if err != nil {
 		return cannotDecode("a message of "+s.in.Procedure, connect.CodeInvalidArgument, err)
 	}
 	return nil

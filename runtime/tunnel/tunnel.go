@@ -50,6 +50,9 @@ type Conn struct {
 	now   time.Time
 	// keeps says which procedures' last large message has kept the buffer it came in.
 	keeps map[string]bool
+	// recent is where the last DATA went, and unpublished the streams that have got some since.
+	recent      target
+	unpublished []*inbox
 
 	// writing is write, kept so that starting it costs nothing.
 	writing func()
