@@ -43,7 +43,7 @@ type Host struct {
 	links    *links
 	// overseer looks after the connections whose reading goroutines run methods.
 	overseer tunnel.Overseer
-	// waited are calls to be used again, see waitedCall.
+	// waited are calls to be used again, see newWaitedCall.
 	waited   sync.Pool
 	server   *connect.Server
 	brain    brainv1connect.BrainServiceClient

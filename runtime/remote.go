@@ -248,26 +248,17 @@ func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req
 	}
 }
 
-// waitedCall is a unary call that its caller waits for. It is used again: once a call is done the tunnel does not touch it any more.
-type waitedCall struct {
-	tunnel.Call
-
-	// done gets one signal for each call.
-	done chan struct{}
-}
-
-// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once it is done or if it was never begun.
-func (h *Host) newWaitedCall() *waitedCall {
-	if c, ok := h.waited.Get().(*waitedCall); ok {
+// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once it is over or if it was never begun: the
+// tunnel does not touch it any more then.
+func (h *Host) newWaitedCall() *tunnel.Call {
+	if c, ok := h.waited.Get().(*tunnel.Call); ok {
 		return c
 	}
-	c := &waitedCall{Call: tunnel.Call{Waits: true}, done: make(chan struct{}, 1)}
-	c.Done = func(*tunnel.Call) { c.done <- struct{}{} }
-	return c
+	return &tunnel.Call{Waits: true}
 }
 
-func (h *Host) freeWaitedCall(c *waitedCall) {
-	c.Call = tunnel.Call{Waits: true, Done: c.Done}
+func (h *Host) freeWaitedCall(c *tunnel.Call) {
+	c.Reset()
 	h.waited.Put(c)
 }
 
@@ -296,18 +287,12 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	}
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
-	describe(ctx, &c.Call, target, m, req, true)
+	describe(ctx, c, target, m, req, true)
 	waits(ctx)
-	if err := conn.Start(ctx, &c.Call); err != nil {
+	if err := conn.Start(ctx, c); err != nil {
 		return nil, err
 	}
-	conn.Read(ctx, &c.Call)
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		c.Cancel(causeOf(ctx))
-		<-c.done
-	}
+	conn.Wait(ctx, c, causeOf)
 	deliver(ctx, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
 	if c.Err != nil {
 		return nil, overdue(ctx, c.Err)

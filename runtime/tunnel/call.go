@@ -22,10 +22,10 @@ type Call struct {
 	// Response is filled with the answer by the reading goroutine. nil throws the answer away.
 	Response proto.Message
 	// Done is called exactly once when the call is over, by the connection's reading goroutine or by whoever ended the call or
-	// the connection. It must not block.
+	// the connection. It must not block. Not for calls that Waits.
 	Done func(*Call)
 
-	// Waits says that the caller waits for the call, and calls [Conn.Read] after Start.
+	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is not used.
 	Waits bool
 
 	// Err is set before Done: nil, or a [connect.Error].
@@ -34,6 +34,8 @@ type Call struct {
 	ResponseHeader, ResponseTrailer Header
 	// ResponseBytes is the encoded size of the response.
 	ResponseBytes int
+
+	waiting
 
 	conn   *Conn
 	id     uint32
@@ -104,6 +106,9 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		return notRun(cannotEncode(call.Procedure, err))
 	}
 	c.calls.Add(1)
+	if call.Waits {
+		c.expect(ctx, call)
+	}
 	c.watch()
 	if c.gate.open == 1 {
 		c.flush() // a caller that is alone has nobody to share a write with
@@ -206,7 +211,10 @@ func (call *Call) Cancel(err error) {
 func (call *Call) finish(err error) {
 	call.Err = err
 	call.parcel = nil
-	if call.Done != nil {
+	switch {
+	case call.Waits:
+		call.tokens <- over // the last that is done with it: it is its caller's again
+	case call.Done != nil:
 		call.Done(call)
 	}
 }
@@ -243,7 +251,7 @@ func (c *Conn) claim(s slot) uint32 {
 		c.alone = 0
 	}
 	if c.by == byNobody && (s.call == nil || !s.call.Waits) {
-		c.takeBack()
+		c.takeBack() // nobody who waits will: expect sees to the others
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]

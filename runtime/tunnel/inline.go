@@ -99,8 +99,8 @@ type Overseer struct {
 
 // overseen is what was last seen of a connection, and how often in a row.
 type overseen struct {
-	turn, spell uint64
-	times       int
+	turn, spell, calls uint64
+	times              int
 }
 
 const (
@@ -119,7 +119,7 @@ func (o *Overseer) add(c *Conn) {
 	if o.conns == nil {
 		o.conns = make(map[*Conn]*overseen)
 	}
-	o.conns[c] = &overseen{turn: c.turns.Load(), spell: c.spells.Load()}
+	o.conns[c] = &overseen{turn: c.turns.Load(), spell: c.spells.Load(), calls: c.calls.Load()}
 	if o.armed {
 		return
 	}
@@ -132,36 +132,46 @@ func (o *Overseer) add(c *Conn) {
 }
 
 func (o *Overseer) look() {
-	for c, spell := range o.quiet() {
-		c.interrupt(spell)
+	all, quiet := o.survey()
+	var found []waitingCall
+	for i, c := range all {
+		found = c.lookAfter(found)
+		if spell := quiet[i]; spell != busy {
+			c.interrupt(spell)
+		}
 	}
 }
 
-// quiet are the connections on which nobody's reading has changed since the last look, with the spell that this is.
-func (o *Overseer) quiet() map[*Conn]uint64 {
-	var quiet map[*Conn]uint64
+// busy stands for a connection on which somebody's reading has changed since the last look.
+const busy = ^uint64(0)
+
+// survey looks at all connections. It returns those that were dialled, each with the spell that it has been in since the last look, or busy.
+func (o *Overseer) survey() (dialled []*Conn, quiet []uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for c, last := range o.conns {
-		turn, spell := c.turns.Load(), c.spells.Load()
-		if turn != last.turn || spell != last.spell {
-			last.turn, last.spell, last.times = turn, spell, 0
-			continue
+		now := overseen{turn: c.turns.Load(), spell: c.spells.Load()}
+		if c.dialled {
+			now.calls = c.calls.Load()
 		}
-		last.times++
-		if turn%2 == 1 {
-			c.handOver(turn)
+		quietFor := busy
+		if now.turn == last.turn && now.spell == last.spell {
+			quietFor = now.spell
+			if now.turn%2 == 1 {
+				c.handOver(now.turn)
+			}
 		}
 		if c.dialled {
-			if quiet == nil {
-				quiet = make(map[*Conn]uint64)
-			}
-			quiet[c] = spell
+			dialled, quiet = append(dialled, c), append(quiet, quietFor)
 		}
-		if last.times > overseeQuiet {
+		if quietFor == busy || now.calls != last.calls {
+			*last = now
+			continue
+		}
+		if last.times++; last.times > overseeQuiet {
 			// First the mark, then another look: whoever begins something looks for the mark after.
 			c.overseen.Store(false)
-			if c.turns.Load() == turn && c.spells.Load() == spell || c.overseen.Swap(true) {
+			if c.turns.Load() == now.turn && c.spells.Load() == now.spell && (!c.dialled || c.calls.Load() == now.calls) || c.overseen.Swap(true) {
 				delete(o.conns, c)
 			}
 		}
@@ -169,7 +179,7 @@ func (o *Overseer) quiet() map[*Conn]uint64 {
 	if o.armed = len(o.conns) > 0; o.armed {
 		o.timer.Reset(overseeEvery)
 	}
-	return quiet
+	return dialled, quiet
 }
 
 // inlining is a connection's part in all this.

@@ -93,6 +93,7 @@ func TestWorkThatWaitsForTheEndOfItsCallIsToldOfIt(t *testing.T) {
 		call.Cancel(context.Canceled)
 		require.Equal(t, connect.CodeCanceled, connect.CodeOf(<-done))
 		roundTrip(t, s.client, 1)
+		synctest.Wait()
 		require.Zero(t, s.server.Pending())
 	})
 }

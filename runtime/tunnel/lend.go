@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"errors"
 	"os"
 	"sync/atomic"
@@ -74,35 +73,10 @@ func (c *Conn) readOn(err error) bool {
 	return true
 }
 
-// Read makes the caller of a call that has [Call.Waits] read the connection until the call is done, if it is to. It may return long before
-// that. It must be called once after each successful [Conn.Start] of such a call.
-func (c *Conn) Read(ctx context.Context, call *Call) {
-	c.mu.Lock()
-	mine := c.gate.open == 1 && c.slots[call.id].call == call
-	switch {
-	case c.err != nil:
-	case c.by == byReader:
-		if mine {
-			c.alone++
-		}
-	case c.by == byNobody && mine && ctx.Err() == nil:
-		c.by = byCaller
-		c.mu.Unlock()
-		c.readFor(call)
-		return
-	case c.by == byNobody:
-		c.takeBack()
-	}
-	c.mu.Unlock()
-}
-
 // readFor reads until the call is answered, or the reading is taken back.
 func (c *Conn) readFor(call *Call) {
 	c.waited, c.answered = call, false
 	c.spells.Add(1)
-	if !c.overseen.Load() {
-		c.cfg.Overseer.add(c)
-	}
 	err := c.readFrames()
 	c.waited = nil
 	c.spells.Add(1)

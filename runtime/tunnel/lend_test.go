@@ -18,22 +18,14 @@ import (
 
 // invoke makes an echo of size bytes and waits, as a caller does who is ready to read its own answer.
 func invoke(ctx context.Context, c *tunnel.Conn, size int) error {
-	done := make(chan struct{})
 	res := &wrapperspb.BytesValue{}
 	call := &tunnel.Call{
 		Procedure: "/p/P", Request: wrapperspb.Bytes(make([]byte, size)), Response: res, Waits: true,
-		Done: func(*tunnel.Call) { close(done) },
 	}
 	if err := c.Start(ctx, call); err != nil {
 		return err
 	}
-	c.Read(ctx, call)
-	select {
-	case <-done:
-	case <-ctx.Done():
-		call.Cancel(ctx.Err())
-		<-done
-	}
+	c.Wait(ctx, call, context.Context.Err)
 	if call.Err == nil && len(res.GetValue()) != size {
 		return connect.Errorf(connect.CodeDataLoss, "%d bytes came back of %d", len(res.GetValue()), size)
 	}

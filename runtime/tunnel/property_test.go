@@ -188,7 +188,6 @@ func (w *world) unary(seed int, s step) {
 	if s.What == "deadline" {
 		ctx, cancel = context.WithTimeout(context.Background(), 5*time.Millisecond)
 	}
-	defer cancel()
 	procedure := map[string]string{
 		"unary": "/p/echo", "fail": "/p/fail", "hold": "/p/hold", "cancel": "/p/later", "deadline": "/p/hold", "large": "/p/large",
 	}[s.What]
@@ -198,25 +197,32 @@ func (w *world) unary(seed int, s step) {
 	call := &tunnel.Call{
 		Target: lane, Caller: "c", Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
 		Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}},
-		Waits:  seed%3 > 0,
-		Done: func(*tunnel.Call) {
-			w.mu.Lock()
-			w.ends[seed]++
-			w.mu.Unlock()
-			close(done)
-		},
+	}
+	end := func(*tunnel.Call) {
+		w.mu.Lock()
+		w.ends[seed]++
+		w.mu.Unlock()
+		close(done)
+	}
+	if call.Waits = seed%3 > 0; !call.Waits {
+		call.Done = end
 	}
 	if err := w.client.Start(ctx, call); err != nil {
+		cancel()
 		w.checkEnd("start", seed, err, connect.CodeDeadlineExceeded)
 		return
 	}
 	w.mu.Lock()
 	w.sent[lane] = append(w.sent[lane], seed)
 	w.mu.Unlock()
+	if call.Waits {
+		w.run.Go(func() {
+			w.client.Wait(ctx, call, context.Context.Err)
+			end(call)
+		})
+	}
 	w.run.Go(func() {
-		if call.Waits {
-			w.client.Read(ctx, call)
-		}
+		defer cancel()
 		switch s.What {
 		case "cancel", "hold":
 			<-time.After(s.Wait)
