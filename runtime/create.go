@@ -240,6 +240,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	h.mu.Lock()
 	h.nodes[n.nid] = n
 	h.mu.Unlock()
+	h.changes.Add(1)
 	fail := func(err error) (*kid, *nodev1.NodeRecord, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
 		defer cancel()

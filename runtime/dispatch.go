@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 	"strings"
+	"weak"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -68,48 +69,93 @@ func notHere(err *connect.Error, nid string) error {
 	return err
 }
 
-// resolve finds the node and the method, and describes the call.
-func (d *dispatcher) resolve(ctx context.Context, in *tunnel.Incoming, cc *callContext) (*Node, error) {
-	n, err := d.find(in.Target)
-	if err != nil {
-		return nil, err
+// known is what is known of a call by its names: whom it is for, what it calls and who makes it.
+type known struct {
+	node   *Node
+	method *Method
+	from   *Caller
+}
+
+// resolve finds the node and the method that a call names.
+func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
+	if k.node, err = d.find(names.Target); err != nil {
+		return k, err
 	}
-	m, err := n.lookupMethod(in.Procedure)
-	if err != nil {
-		return nil, err
+	k.method, err = k.node.lookupMethod(names.Procedure)
+	k.from = parseCaller(names.Caller)
+	return k, err
+}
+
+// remembered is what a connection's names keep of that. A node that is gone must not be kept by it.
+type remembered struct {
+	node   weak.Pointer[Node]
+	method *Method
+	from   *Caller
+	// at is the host's count of changes to its nodes when that was so.
+	at uint64
+}
+
+// recall is resolve for unary calls, which mostly have the names of others before them.
+func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
+	at := d.host.changes.Load()
+	if r, ok := names.Known.(*remembered); ok && r.at == at {
+		if n := r.node.Value(); n != nil {
+			return known{n, r.method, r.from}, nil
+		}
 	}
+	k, err := d.resolve(names)
+	if err == nil {
+		names.Known = &remembered{weak.Make(k.node), k.method, k.from, at}
+	}
+	return k, err
+}
+
+// describe says what a call is, of which the node and the method were found.
+func (d *dispatcher) describe(in *tunnel.Incoming, k known, cc *callContext) error {
+	m := k.method
 	if m.shape != in.StreamType {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
+		return connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
 			m.fullName(), m.shape, in.StreamType)
 	}
-	cc.call.method, cc.call.way, cc.caller = m, byTunnel, ctx
-	cc.call.from = parseCaller(in.Caller)
-	cc.call.receive(Metadata{header: in.Header})
-	if len(in.Chain) > 0 {
-		if cc.chain, err = parseChain(in.Chain); err != nil {
-			return nil, err
+	cc.call.method, cc.call.way, cc.call.from, cc.caller = m, byTunnel, k.from, in.Context()
+	cc.call.receive(Metadata{header: in.Header()})
+	if chain := in.Chain(); len(chain) > 0 {
+		var err error
+		if cc.chain, err = parseChain(chain); err != nil {
+			return err
 		}
 	}
 	if d.tag != nil {
 		d.tag.calls.Add(1)
 	}
-	return n, nil
+	return nil
 }
 
-// arrival is a unary call that has come through a tunnel, with all that is known of it.
+// arrival is a call that has come through a tunnel, with all that is known of it: one allocation.
 type arrival struct {
+	in  tunnel.Incoming
 	cc  callContext
 	job job
 }
 
-var _ tunnel.Work = (*arrival)(nil)
+var (
+	_ tunnel.Work      = (*arrival)(nil)
+	_ tunnel.Allocator = (*dispatcher)(nil)
+)
+
+// NewIncoming implements tunnel.Allocator.
+func (*dispatcher) NewIncoming() *tunnel.Incoming {
+	a := &arrival{}
+	a.in.Owner = a
+	return &a.in
+}
 
 // Serve implements tunnel.Work: it runs the method on the goroutine that reads the connection.
 func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
 
-// Ended implements what [tunnel.Incoming.OnEnd] takes: the caller does not wait any more. A call that is still in line never runs.
+// Ended is what [tunnel.Incoming.OnEnd] asks for: the caller does not wait any more. A call that is still in line never runs.
 func (a *arrival) Ended() {
-	if a.cc.node.mailbox.Remove(&a.job.entry) {
+	if a.cc.node.mailbox.Remove(a.job.entry) {
 		a.job.Refuse(causeOf(a.cc.caller))
 	}
 }
@@ -117,7 +163,8 @@ func (a *arrival) Ended() {
 // answer sends the outcome of a job that came through a tunnel.
 func (j *job) answer() {
 	header, trailer := j.cc.call.sent()
-	j.in.ResponseHeader, j.in.ResponseTrailer = header.header, trailer.header
+	j.in.SetHeader(header.header)
+	j.in.SetTrailer(trailer.header)
 	j.in.Reply(j.res, j.err)
 }
 
@@ -127,12 +174,16 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		d.host.front.own.ServeUnary(in)
 		return
 	}
-	a := &arrival{}
-	n, err := d.resolve(in.Context(), in, &a.cc)
+	a := in.Owner.(*arrival) //nolint:forcetypeassert // NewIncoming made it
+	k, err := d.recall(in.Names)
+	if err == nil {
+		err = d.describe(in, k, &a.cc)
+	}
 	if err != nil {
 		in.Reply(nil, err)
 		return
 	}
+	n := k.node
 	req := a.cc.call.method.newRequest()
 	if err := in.Decode(req); err != nil {
 		in.Reply(nil, err)
@@ -152,7 +203,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		return
 	}
 	if a.job.waits {
-		in.OnEnd(a)
+		in.OnEnd()
 	}
 }
 
@@ -161,16 +212,19 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 	if in.Target == "" && d.only == nil {
 		return d.host.front.own.ServeStream(ctx, in, stream)
 	}
-	cc := &callContext{}
-	n, err := d.resolve(ctx, in, cc)
+	cc := &in.Owner.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
+	k, err := d.resolve(in.Names)
+	if err == nil {
+		err = d.describe(in, k, cc)
+	}
 	if err != nil {
 		return err
 	}
-	err = n.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
+	err = k.node.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
 		header, _ := cc.call.sent()
-		in.ResponseHeader = header.header
+		in.SetHeader(header.header)
 	}})
 	_, trailer := cc.call.sent()
-	in.ResponseTrailer = trailer.header
+	in.SetTrailer(trailer.header)
 	return err
 }

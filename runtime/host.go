@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
@@ -43,6 +44,8 @@ type Host struct {
 	links    *links
 	// overseer looks after the connections whose reading goroutines run methods.
 	overseer tunnel.Overseer
+	// changes counts the changes of what nodes live here, and as which life of theirs.
+	changes atomic.Uint64
 	// waited are calls to be used again, see newWaitedCall.
 	waited   sync.Pool
 	server   *connect.Server

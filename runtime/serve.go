@@ -60,7 +60,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		return j.res, j.err
 	case <-ctx.Done():
 	}
-	if !n.mailbox.Remove(&j.entry) {
+	if !n.mailbox.Remove(j.entry) {
 		select {
 		case <-j.done:
 			// Both came at once: what was done is worth more.
@@ -103,16 +103,14 @@ func (n *Node) submitJob(j *job) error {
 
 // cancel takes a submitted call back. Where it had not begun it never will, and finish is not called.
 func (n *Node) cancel(j *job, cause error) {
-	if !n.mailbox.Remove(&j.entry) {
+	if j.entry == nil || !n.mailbox.Remove(j.entry) {
 		j.cc.abort(cause)
 	}
 }
 
 func (n *Node) enqueue(j *job) error {
-	j.entry.Work = j
-	j.entry.Label = j.cc.call.method.name
-	j.entry.Bytes = int64(j.size)
-	waits, err := n.mailbox.Enqueue(&j.entry)
+	j.entry = &mailbox.Entry{Work: j, Label: j.cc.call.method.name, Bytes: int64(j.size)}
+	waits, err := n.mailbox.Enqueue(j.entry)
 	j.waits = waits
 	return err
 }
@@ -197,7 +195,8 @@ func (n *Node) refuseCircle(cc *callContext) error {
 
 // job is a unary call in line.
 type job struct {
-	entry mailbox.Entry
+	// entry is its place in line, if it has one.
+	entry *mailbox.Entry
 	cc    *callContext
 	req   proto.Message
 	size  int

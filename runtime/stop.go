@@ -130,6 +130,7 @@ func (h *Host) nodeFailed(n *Node, err error) {
 
 // drop forgets a node that is gone.
 func (h *Host) drop(n *Node) {
+	defer h.changes.Add(1)
 	h.mu.Lock()
 	delete(h.nodes, n.nid)
 	for parent, kids := range h.kids {
@@ -168,7 +169,12 @@ func (n *Node) isStopping() bool {
 func (n *Node) setRecord(rec *nodev1.NodeRecord) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if rec.GetRevision() >= n.record.GetRevision() {
-		n.record = rec
+	if rec.GetRevision() < n.record.GetRevision() {
+		return
+	}
+	again := rec.GetIncarnation() != n.record.GetIncarnation()
+	n.record = rec
+	if again && n.host != nil {
+		n.host.changes.Add(1)
 	}
 }

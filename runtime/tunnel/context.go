@@ -9,23 +9,48 @@ import (
 // callContext is the context of a call that is served. Most calls' contexts are never waited for, so it makes its channel and its
 // timer only when somebody does.
 type callContext struct {
-	deadline time.Time
+	conn *Conn
+	// in is the call.
+	in *Incoming
+	// deadline is when it ends by itself, after the connection's beginning; 0 for never.
+	deadline time.Duration
+	// inlineTurn is the turn of the reading goroutine that serves the call, or 0.
+	inlineTurn uint64
 
-	mu    sync.Mutex // guards what follows
-	err   error
+	mu sync.Mutex // guards what follows
+	// telling says that the call's owner is to be told of the end.
+	telling bool
+	err     error
+	watched *watched
+}
+
+// watched is what a context needs that somebody waits for.
+type watched struct {
 	done  chan struct{}
 	timer *time.Timer
 	after map[*func()]struct{}
-	ended interface{ Ended() }
-
-	// in is the call.
-	in *Incoming
 }
 
 var _ context.Context = (*callContext)(nil)
 
 // Deadline is the call's.
-func (c *callContext) Deadline() (time.Time, bool) { return c.deadline, !c.deadline.IsZero() }
+func (c *callContext) Deadline() (time.Time, bool) {
+	if c.deadline == 0 {
+		return time.Time{}, false
+	}
+	return c.conn.born.Add(c.deadline), true
+}
+
+// overdue says whether the deadline has passed.
+func (c *callContext) overdue() bool { return c.deadline != 0 && time.Since(c.conn.born) >= c.deadline }
+
+// watch is what waiting needs. Callers hold the lock.
+func (c *callContext) watch() *watched {
+	if c.watched == nil {
+		c.watched = &watched{}
+	}
+	return c.watched
+}
 
 // Value has none.
 func (*callContext) Value(any) any { return nil }
@@ -34,14 +59,15 @@ func (*callContext) Value(any) any { return nil }
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.done == nil {
-		c.done = make(chan struct{})
+	w := c.watch()
+	if w.done == nil {
+		w.done = make(chan struct{})
 		if c.err != nil {
-			close(c.done)
+			close(w.done)
 		}
 		c.arm()
 	}
-	return c.done
+	return w.done
 }
 
 // Err is why the call is over, or nil.
@@ -49,7 +75,7 @@ func (c *callContext) Err() error {
 	c.mu.Lock()
 	err := c.err
 	c.mu.Unlock()
-	if err == nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+	if err == nil && c.overdue() {
 		c.end(context.DeadlineExceeded)
 		return c.Err()
 	}
@@ -64,36 +90,43 @@ func (c *callContext) AfterFunc(run func()) func() bool {
 		go run()
 		return func() bool { return false }
 	}
-	if c.after == nil {
-		c.after = make(map[*func()]struct{})
+	w := c.watch()
+	if w.after == nil {
+		w.after = make(map[*func()]struct{})
 	}
 	key := &run
-	c.after[key] = struct{}{}
+	w.after[key] = struct{}{}
 	c.arm()
 	return func() bool {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		_, there := c.after[key]
-		delete(c.after, key)
+		_, there := w.after[key]
+		delete(w.after, key)
 		return there
 	}
 }
 
 // arm starts the deadline's timer.
 func (c *callContext) arm() {
-	if c.timer == nil && c.err == nil && !c.deadline.IsZero() {
-		c.timer = time.AfterFunc(time.Until(c.deadline), func() { c.end(context.DeadlineExceeded) })
+	if w := c.watched; w.timer == nil && c.err == nil && c.deadline != 0 {
+		w.timer = time.AfterFunc(c.deadline-time.Since(c.conn.born), func() { c.end(context.DeadlineExceeded) })
 	}
 }
 
-// onEnd makes end call ended.
-func (c *callContext) onEnd(ended interface{ Ended() }) {
+// tellOwner makes end tell the call's owner.
+func (c *callContext) tellOwner() {
 	c.mu.Lock()
 	over := c.err != nil
-	c.ended = ended
+	c.telling = true
 	c.mu.Unlock()
 	if over {
-		ended.Ended()
+		c.tell()
+	}
+}
+
+func (c *callContext) tell() {
+	if owner, ok := c.in.Owner.(interface{ Ended() }); ok {
+		owner.Ended()
 	}
 }
 
@@ -113,28 +146,32 @@ func (c *callContext) end(err error) {
 		c.mu.Unlock()
 		return
 	}
-	if !c.deadline.IsZero() && !time.Now().Before(c.deadline) {
+	if c.overdue() {
 		err = context.DeadlineExceeded // the caller saw the same deadline pass, and its CANCEL was faster than the timer here
 	}
 	c.close(err)
-	ended := c.ended
+	telling := c.telling
 	c.mu.Unlock()
-	if ended != nil {
-		ended.Ended()
+	if telling {
+		c.tell()
 	}
 }
 
 // close makes err the end. Callers hold the lock.
 func (c *callContext) close(err error) {
 	c.err = err
-	if c.done != nil {
-		close(c.done)
+	w := c.watched
+	if w == nil {
+		return
 	}
-	if c.timer != nil {
-		c.timer.Stop()
+	if w.done != nil {
+		close(w.done)
 	}
-	for run := range c.after {
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	for run := range w.after {
 		go (*run)()
 	}
-	c.after = nil
+	w.after = nil
 }

@@ -39,17 +39,18 @@ func echoUnary(in *tunnel.Incoming) {
 		in.Reply(nil, err)
 		return
 	}
-	in.ResponseHeader, in.ResponseTrailer = in.Header, in.Header
+	in.SetHeader(in.Header())
+	in.SetTrailer(in.Header())
 	in.Reply(req, nil)
 }
 
 func echoStream(_ context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
-	in.ResponseHeader = in.Header
+	in.SetHeader(in.Header())
 	for {
 		req := &wrapperspb.BytesValue{}
 		if err := stream.Receive(req); err != nil {
 			if errors.Is(err, io.EOF) {
-				in.ResponseTrailer = in.Header
+				in.SetTrailer(in.Header())
 				return nil
 			}
 			return err
@@ -162,4 +163,11 @@ func needsGuards(t *testing.T) {
 	if !tunnel.Guarded {
 		t.Skip("the guard that this would notice is gone")
 	}
+}
+
+// header is a header with one field.
+func header(key, value string) tunnel.Header {
+	var h tunnel.Header
+	h.Add(key, value)
+	return h
 }

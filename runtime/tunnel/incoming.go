@@ -5,7 +5,6 @@ import (
 	"errors"
 	"runtime/debug"
 	"sync/atomic"
-	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -20,63 +19,124 @@ type Handler interface {
 	ServeStream(ctx context.Context, call *Incoming, stream connect.ServerStream) error
 }
 
-// Incoming is a call on the serving side.
+// Allocator is a [Handler] that keeps more of each call than the tunnel does, and so makes the memory for both at once.
+type Allocator interface {
+	// NewIncoming makes an Incoming of which the tunnel fills in the rest. It is called on the connection's reading goroutine, for calls of
+	// every shape.
+	NewIncoming() *Incoming
+}
+
+// Incoming is a call on the serving side. Most calls are small, quick and many, so it has what every call has; the rest is in extra.
 type Incoming struct {
-	// Target is whom the call is for, Caller who makes it, Procedure which method. They are whatever the caller sent.
-	Target, Caller, Procedure string
-	// Header came with the request; nil for none. Nobody changes it.
-	Header Header
-	// Chain is what the caller put there; nil for none.
-	Chain []byte
-	// StreamType is the call's shape.
-	StreamType connect.StreamType
-	// Client is the caller's host, as it said in the handshake.
-	Client string
-	// Deadline is when the caller stops waiting; zero for never.
-	Deadline time.Time
+	// Names say whom the call is for, who makes it, and which method.
+	*Names
+
+	// Owner is the handler's own; the tunnel only looks at it for [Incoming.OnEnd].
+	Owner any
 	// RequestBytes is the encoded size of a unary request.
 	RequestBytes int
-	// ResponseHeader and ResponseTrailer go back with the response. They are set before Reply; on streams, the header before
-	// the first Send and the trailer before ServeStream returns.
-	ResponseHeader, ResponseTrailer Header
+	// StreamType is the call's shape.
+	StreamType connect.StreamType
 
-	conn *Conn
-	id   uint32
-	cost int
-	ctx  callContext
-	body []byte
-	// own says that body is the call's own, and that the request may keep it.
-	own      bool
+	ctx   callContext
+	extra *extra
+	cost  int
+	id    uint32
+
+	replied atomic.Bool
+}
+
+// extra is what few calls have.
+type extra struct {
+	header                          Header
+	chain                           []byte
+	responseHeader, responseTrailer Header
+
 	assembly *assembly
 	parcel   *parcel
 	stream   *serverStream
-	replied  atomic.Bool
-	// inlineTurn is the turn of the reading goroutine that serves it, or 0.
-	inlineTurn uint64
 }
 
-// OnEnd makes the end of the call's context call ended.Ended, unless that was because the call was answered. It is called by whoever ends
-// the context, and must not block. Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It is for
-// use in ServeUnary, once.
-func (in *Incoming) OnEnd(ended interface{ Ended() }) { in.ctx.onEnd(ended) }
+func (in *Incoming) more() *extra {
+	if in.extra == nil {
+		in.extra = &extra{}
+	}
+	return in.extra
+}
+
+// stream is the call's stream, nil for a unary call's.
+func (in *Incoming) stream() *serverStream {
+	if in.extra == nil {
+		return nil
+	}
+	return in.extra.stream
+}
+
+// assembly is the request in the making, or nil.
+func (in *Incoming) assembly() *assembly {
+	if in.extra == nil {
+		return nil
+	}
+	return in.extra.assembly
+}
+
+func (in *Incoming) conn() *Conn { return in.ctx.conn }
+
+// Header came with the request; nil for none. Nobody changes it.
+func (in *Incoming) Header() Header {
+	if in.extra == nil {
+		return nil
+	}
+	return in.extra.header
+}
+
+// Chain is what the caller put there; nil for none.
+func (in *Incoming) Chain() []byte {
+	if in.extra == nil {
+		return nil
+	}
+	return in.extra.chain
+}
+
+// SetHeader says what goes back before the response: it is called before Reply, on streams before the first Send.
+func (in *Incoming) SetHeader(h Header) {
+	if len(h) > 0 || in.extra != nil {
+		in.more().responseHeader = h
+	}
+}
+
+// SetTrailer says what goes back after the response: it is called before Reply, on streams before ServeStream returns.
+func (in *Incoming) SetTrailer(h Header) {
+	if len(h) > 0 || in.extra != nil {
+		in.more().responseTrailer = h
+	}
+}
+
+// Client is the caller's host, as it said in the handshake.
+func (in *Incoming) Client() string { return in.conn().hello.Client }
+
+// OnEnd makes the end of the call's context call Owner, which has a method Ended, unless that end was because the call was answered. It is called
+// by whoever ends the context, and must not block. Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It
+// is for use in ServeUnary, once.
+func (in *Incoming) OnEnd() { in.ctx.tellOwner() }
 
 // Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it has been answered. It carries no
 // values. Asking for it is cheap: timers and channels are made when somebody waits.
 func (in *Incoming) Context() context.Context { return &in.ctx }
 
 // PeerAddr is the network address of the caller's end.
-func (in *Incoming) PeerAddr() string { return in.conn.nc.RemoteAddr().String() }
+func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String() }
 
 // Decode reads the request into msg. The request is there until ServeUnary returns, and not for streams. A large one is decoded once: its
 // bytes become the message's own.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
-	if in.own {
+	if r := &in.conn().request; r.own {
 		var kept bool
-		kept, err = decodeKeeping(in.body, msg)
-		in.own = !kept
+		kept, err = decodeKeeping(r.body, msg)
+		r.own = !kept
 	} else {
-		err = proto.Unmarshal(in.body, msg)
+		err = proto.Unmarshal(r.body, msg)
 	}
 	if err != nil {
 		return cannotDecode("the request of "+in.Procedure, connect.CodeInvalidArgument, err)
@@ -90,26 +150,29 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
 	}
-	header, trailer := in.ResponseHeader, in.ResponseTrailer
-	if in.stream != nil && in.stream.headSent.Load() {
-		header = nil
+	var header, trailer Header
+	if x := in.extra; x != nil {
+		header, trailer = x.responseHeader, x.responseTrailer
+		if x.stream != nil && x.stream.headSent.Load() {
+			header = nil
+		}
 	}
-	in.conn.reply(in, header, trailer, res, err)
+	in.conn().reply(in, header, trailer, res, err)
 	in.ctx.finish()
 }
 
 // refuse ends a call that the handler may still be busy with: what it has prepared is not touched.
 func (in *Incoming) refuse(err error) {
 	if in.replied.CompareAndSwap(false, true) {
-		in.conn.reply(in, nil, nil, nil, err)
+		in.conn().reply(in, nil, nil, nil, err)
 		in.ctx.end(context.Canceled)
 	}
 }
 
 // abandon ends a call whose connection is gone.
 func (in *Incoming) abandon(reason error) {
-	if in.stream != nil {
-		in.stream.inbox.close(reason, false)
+	if s := in.stream(); s != nil {
+		s.inbox.close(reason, false)
 	}
 	in.ctx.end(context.Canceled)
 }
@@ -183,13 +246,14 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 
 func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, size int, body *buffer, failure error) {
 	o := &c.out
-	if in.stream != nil {
-		o.close(&in.stream.lane, errOver)
+	stream := in.stream()
+	if stream != nil {
+		o.close(&stream.lane, errOver)
 	}
 	if body != nil {
 		flags, meta := appendReplyMeta(nil, header, trailer)
 		p := &parcel{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
-		in.parcel = p
+		in.more().parcel = p
 		if p.rest() > wholeBytes {
 			c.trackReply(in)
 		}
@@ -199,7 +263,7 @@ func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Messag
 	start := o.begin(header.size() + trailer.size() + size)
 	if failure == nil {
 		flags, b := appendReplyMeta(o.buf, header, trailer)
-		if in.stream == nil {
+		if stream == nil {
 			flags |= replyMessage
 			var err error
 			if b, err = appendMessage(b, res); err != nil {

@@ -20,17 +20,18 @@ type Work interface {
 // ServeHere makes the reading goroutine do the work when ServeUnary, in which it is called, has returned. The request is not there any more
 // then. One call of it counts for each call of ServeUnary.
 func (in *Incoming) ServeHere(work Work) {
-	in.conn.inline, in.conn.inlineCall = work, in
+	c := in.conn()
+	c.inline, c.inlineCall = work, in
 }
 
 // MoreBehind says whether something that has been read already is behind this call on the connection, and would wait for work that is done
 // here. It is for use in ServeUnary.
-func (in *Incoming) MoreBehind() bool { return in.conn.in.end > in.conn.frameEnd }
+func (in *Incoming) MoreBehind() bool { return in.conn().in.end > in.conn().frameEnd }
 
 // Waits tells the connection that the work which serves the call is about to wait for others: if that work is done on the reading goroutine,
 // another one goes on reading, and the answer is true. It is a method of [Incoming.Context]'s result.
 func (c *callContext) Waits() bool {
-	return c.in != nil && c.in.inlineTurn != 0 && c.in.conn.handOver(c.in.inlineTurn)
+	return c.inlineTurn != 0 && c.conn.handOver(c.inlineTurn)
 }
 
 // errHandedOver ends a reading goroutine whose work another one goes on with.
@@ -42,7 +43,7 @@ func (c *Conn) serveInline() bool {
 	work, in := c.inline, c.inlineCall
 	c.inline, c.inlineCall = nil, nil
 	turn := c.turns.Add(1) // odd: at work
-	in.inlineTurn = turn
+	in.ctx.inlineTurn = turn
 	if !c.overseen.Load() {
 		c.cfg.Overseer.add(c)
 	}

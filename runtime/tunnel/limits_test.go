@@ -51,7 +51,7 @@ func TestHeaderOverTheLimitFailsAlone(t *testing.T) {
 		large := strings.Repeat("x", 5000)
 		h := echo()
 		h.unary = func(in *tunnel.Incoming) {
-			in.ResponseHeader.Add("k", large)
+			in.SetHeader(header("k", large))
 			in.Reply(nil, nil)
 		}
 		cfg := tunnel.Config{MaxHeaderBytes: 4000}

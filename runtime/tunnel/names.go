@@ -55,11 +55,26 @@ func (r refs) append(b []byte, names [3]string) []byte {
 	return b
 }
 
+// Names are what a CALL says of itself: calls of one connection that have the same names share them.
+type Names struct {
+	// Target is whom the call is for, Caller who makes it, Procedure which method. They are whatever the caller sent.
+	Target, Caller, Procedure string
+	// Known is what the handler remembers of such calls; only ServeUnary may use it.
+	Known any
+}
+
 // nameTable is the receiving half. It belongs to the reading goroutine.
 type nameTable struct {
 	names []string
 	bytes int
+	// shared are the names of calls that came with these numbers; last is the last of them.
+	shared map[refs]*Names
+	last   *Names
+	recent refs
 }
+
+// maxShared is how many sets of names are kept to be shared.
+const maxShared = 1 << 12
 
 func (t *nameTable) add(number uint32, name []byte) error {
 	switch {
@@ -73,14 +88,41 @@ func (t *nameTable) add(number uint32, name []byte) error {
 	return nil
 }
 
-func (t *nameTable) read(p *parser) string {
+// read reads the three names of a CALL.
+func (t *nameTable) read(p *parser) *Names {
+	var numbers refs
+	var names [3]string
+	whole := true // all of them have numbers
+	for i := range numbers {
+		numbers[i], names[i] = t.name(p)
+		whole = whole && numbers[i] != 0
+	}
+	if whole && numbers == t.recent {
+		return t.last
+	}
+	if whole && t.shared[numbers] != nil {
+		t.last, t.recent = t.shared[numbers], numbers
+		return t.last
+	}
+	n := &Names{Target: names[0], Caller: names[1], Procedure: names[2]}
+	if whole && p.err == nil && len(t.shared) < maxShared {
+		if t.shared == nil {
+			t.shared = make(map[refs]*Names)
+		}
+		t.shared[numbers] = n
+		t.last, t.recent = n, numbers
+	}
+	return n
+}
+
+func (t *nameTable) name(p *parser) (uint32, string) {
 	number := p.int()
 	switch {
 	case number == 0:
-		return p.string()
+		return 0, p.string()
 	case number > len(t.names):
 		p.failf("name number %d of %d", number, len(t.names))
-		return ""
+		return 0, ""
 	}
-	return t.names[number-1]
+	return uint32(number), t.names[number-1] //nolint:gosec // bounded by maxNames
 }

@@ -93,7 +93,7 @@ func (w *world) ServeUnary(in *tunnel.Incoming) {
 		w.faultf("decode: %v", err)
 	}
 	var seed int
-	if _, err := fmt.Sscanf(in.Header.Get("seed"), "%d", &seed); err != nil {
+	if _, err := fmt.Sscanf(in.Header().Get("seed"), "%d", &seed); err != nil {
 		w.faultf("seed: %v", err)
 	}
 	if !bytes.Equal(req.GetValue(), pattern(seed, len(req.GetValue()))) {
@@ -137,7 +137,7 @@ func (w *world) answer(in *tunnel.Incoming, req *wrapperspb.BytesValue, seed int
 	case "/p/large":
 		in.Reply(wrapperspb.Bytes(pattern(seed, 2<<20)), nil)
 	default:
-		in.ResponseTrailer = in.Header
+		in.SetTrailer(in.Header())
 		in.Reply(req, nil)
 	}
 }

@@ -183,10 +183,11 @@ func (c *Conn) findAssembling(id uint32) target {
 	switch {
 	case in == nil:
 		return target{}
-	case in.stream != nil:
-		return target{assembly: in.stream.inbox.assembly, inbox: &in.stream.inbox, incoming: in}
+	case in.stream() != nil:
+		b := &in.stream().inbox
+		return target{assembly: b.assembly, inbox: b, incoming: in}
 	}
-	return target{assembly: in.assembly, incoming: in}
+	return target{assembly: in.assembly(), incoming: in}
 }
 
 // assembled hands a message on if its last fragment has come.
@@ -289,8 +290,8 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 		if s := c.slotOf(id); s != nil && s.stream != nil {
 			l = &s.stream.lane
 		}
-	} else if in := c.servedAt(id); in != nil && in.stream != nil {
-		l = &in.stream.lane
+	} else if in := c.servedAt(id); in != nil && in.stream() != nil {
+		l = &in.stream().lane
 	}
 	if l == nil {
 		return nil

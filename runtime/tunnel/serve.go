@@ -38,26 +38,28 @@ func (c *Conn) retire(in *Incoming) {
 	c.served[in.id] = nil
 	c.serving--
 	c.requestBytes -= in.cost
-	if in.stream != nil {
+	if in.stream() != nil {
 		c.streams--
 	}
 }
 
 func (c *Conn) onCall(h frameHeader, body []byte) error {
-	in := &Incoming{conn: c, id: h.id(), StreamType: connect.StreamType(h.flags() & callShape), Client: c.hello.Client}
+	in := c.newIncoming()
+	in.id, in.StreamType = h.id(), connect.StreamType(h.flags()&callShape)
+	in.ctx.conn, in.ctx.in = c, in
 	p := parser{rest: body}
-	in.Target, in.Caller, in.Procedure = c.names.read(&p), c.names.read(&p), c.names.read(&p)
+	in.Names = c.names.read(&p)
 	if h.flags()&callDeadline != 0 {
 		// A deadline that is further away than a duration can say is none.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
-			in.Deadline = c.now.Add(time.Duration(remaining) * time.Microsecond)
+			in.ctx.deadline = max(c.now.Sub(c.born)+time.Duration(remaining)*time.Microsecond, 1)
 		}
 	}
 	if h.flags()&callChain != 0 {
-		in.Chain = append([]byte{}, p.bytes()...)
+		in.more().chain = append([]byte{}, p.bytes()...)
 	}
 	if h.flags()&callHeader != 0 {
-		in.Header = p.header()
+		in.more().header = p.header()
 	}
 	total := len(p.rest)
 	if h.flags()&flagSized != 0 {
@@ -73,7 +75,6 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if p.err != nil {
 		return p.err
 	}
-	in.ctx.deadline, in.ctx.in = in.Deadline, in
 	in.RequestBytes = total
 	if unary {
 		in.cost = callCost + len(body) - len(p.rest) + total
@@ -89,11 +90,11 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	case !unary:
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
-		in.assembly = c.newAssembly(total, in.Procedure)
-		return in.assembly.add(p.rest)
+		a := c.newAssembly(total, in.Procedure)
+		in.more().assembly = a
+		return a.add(p.rest)
 	default:
-		in.body = p.rest
-		c.serveUnary(in)
+		c.serveUnary(in, request{body: p.rest})
 	}
 	return nil
 }
@@ -143,15 +144,30 @@ func (c *Conn) take(in *Incoming) error {
 	c.serving++
 	if stream {
 		c.streams++
-		in.stream = newServerStream(in)
+		in.more().stream = newServerStream(in)
 	}
 	c.watch()
 	return nil
 }
 
-func (c *Conn) serveUnary(in *Incoming) {
+// request is what [Incoming.Decode] reads. It belongs to the reading goroutine.
+type request struct {
+	body []byte
+	// own says that body is the call's own, and that the message may keep it.
+	own bool
+}
+
+func (c *Conn) newIncoming() *Incoming {
+	if c.allocator != nil {
+		return c.allocator.NewIncoming()
+	}
+	return &Incoming{}
+}
+
+func (c *Conn) serveUnary(in *Incoming, r request) {
+	c.request = r
 	defer func() {
-		in.body = nil
+		c.request.body = nil
 		if value := recover(); value != nil {
 			in.Reply(nil, c.recovered(in.Procedure, value))
 		}
@@ -165,24 +181,23 @@ func (c *Conn) serveStream(in *Incoming) {
 		if value := recover(); value != nil {
 			err = c.recovered(in.Procedure, value)
 		}
-		in.stream.finish(err)
+		in.stream().finish(err)
 	}()
-	in.stream.watch()
-	err = c.handler.ServeStream(in.Context(), in, in.stream)
+	in.stream().watch()
+	err = c.handler.ServeStream(in.Context(), in, in.stream())
 }
 
 // requestComplete hands on a unary call whose request came in several fragments.
 func (c *Conn) requestComplete(in *Incoming) {
-	a := in.assembly
-	in.assembly = nil
+	a := in.extra.assembly
+	in.extra.assembly = nil
 	if in.ctx.Err() != nil {
 		in.refuse(in.ctx.Err())
 		a.buf.free()
 		return
 	}
-	in.body, in.own = a.buf.b, true
-	c.serveUnary(in)
-	c.kept(in.Procedure, a.buf, !in.own)
+	c.serveUnary(in, request{body: a.buf.b, own: true})
+	c.kept(in.Procedure, a.buf, !c.request.own)
 }
 
 func (c *Conn) onCancel(id uint32) {
@@ -197,15 +212,15 @@ func (c *Conn) onCancel(id uint32) {
 		return // answered already: the two crossed
 	}
 	in.ctx.end(context.Canceled)
-	switch {
-	case in.stream != nil:
+	switch s := in.stream(); {
+	case s != nil:
 		c.mu.Lock()
 		why := contextError(in.ctx.Err(), "the caller waits no longer")
-		c.out.close(&in.stream.lane, why)
+		c.out.close(&s.lane, why)
 		c.mu.Unlock()
-		in.stream.inbox.close(why, true)
-	case in.assembly != nil: // it never ran, and will not
-		in.assembly = nil
+		s.inbox.close(why, true)
+	case in.assembly() != nil: // it never ran, and will not
+		in.extra.assembly = nil
 		in.refuse(context.Canceled)
 	}
 }
@@ -215,7 +230,7 @@ func (c *Conn) trackReply(in *Incoming) {
 	if c.leaving == nil {
 		c.leaving = make(map[uint32]*parcel)
 	}
-	c.leaving[in.id] = in.parcel
+	c.leaving[in.id] = in.extra.parcel
 	for id, p := range c.leaving {
 		if p.finished {
 			delete(c.leaving, id)
@@ -238,7 +253,7 @@ func (c *Conn) cancelReply(id uint32) *parcel {
 }
 
 func (c *Conn) onCloseSend(id uint32) {
-	if in := c.servedBy(id); in != nil && in.stream != nil {
-		in.stream.inbox.closeSend()
+	if in := c.servedBy(id); in != nil && in.stream() != nil {
+		in.stream().inbox.closeSend()
 	}
 }

@@ -17,15 +17,16 @@ type serverHandler struct{ server *connect.Server }
 
 // ServeUnary runs the method on a goroutine of its own, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
-	body := newBuffer(len(in.body))
-	body.b = append(body.b, in.body...)
+	sent := in.conn().request.body
+	body := newBuffer(len(sent))
+	body.b = append(body.b, sent...)
 	go h.unary(in, body)
 }
 
 func (h *serverHandler) unary(in *Incoming, body *buffer) {
 	defer func() {
 		if value := recover(); value != nil {
-			in.Reply(nil, in.conn.recovered(in.Procedure, value))
+			in.Reply(nil, in.conn().recovered(in.Procedure, value))
 		}
 	}()
 	info := serverInfo(in)
@@ -34,7 +35,8 @@ func (h *serverHandler) unary(in *Incoming, body *buffer) {
 	if err == nil && !stream.answered {
 		err = connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
 	}
-	in.ResponseHeader, in.ResponseTrailer = HeaderFrom(info.ResponseHeader()), HeaderFrom(info.ResponseTrailer())
+	in.SetHeader(HeaderFrom(info.ResponseHeader()))
+	in.SetTrailer(HeaderFrom(info.ResponseTrailer()))
 	in.Reply(stream.response, err)
 	stream.body.free()
 }
@@ -43,9 +45,9 @@ func (h *serverHandler) unary(in *Incoming, body *buffer) {
 func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream connect.ServerStream) error {
 	info := serverInfo(in)
 	err := h.server.Call(ctx, in.Procedure, info, &informedStream{in: in, info: info, stream: stream})
-	in.ResponseTrailer = HeaderFrom(info.ResponseTrailer())
-	if in.ResponseHeader == nil {
-		in.ResponseHeader = HeaderFrom(info.ResponseHeader())
+	in.SetTrailer(HeaderFrom(info.ResponseTrailer()))
+	if in.extra.responseHeader == nil {
+		in.SetHeader(HeaderFrom(info.ResponseHeader()))
 	}
 	return err
 }
@@ -54,7 +56,7 @@ func serverInfo(in *Incoming) *connect.CallInfo {
 	info := &connect.CallInfo{}
 	info.Spec = connect.Spec{Procedure: in.Procedure, StreamType: in.StreamType}
 	describe(info, in.PeerAddr())
-	in.Header.CopyTo(info.RequestHeader())
+	in.Header().CopyTo(info.RequestHeader())
 	return info
 }
 
@@ -127,6 +129,6 @@ func (s *informedStream) Send(msg any) error {
 func (s *informedStream) head() {
 	if !s.begun {
 		s.begun = true
-		s.in.ResponseHeader = HeaderFrom(s.info.ResponseHeader())
+		s.in.SetHeader(HeaderFrom(s.info.ResponseHeader()))
 	}
 }

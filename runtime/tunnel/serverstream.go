@@ -24,8 +24,8 @@ var _ connect.ServerStream = (*serverStream)(nil)
 
 func newServerStream(in *Incoming) *serverStream {
 	s := &serverStream{in: in}
-	s.inbox.open(in.conn, in.id, in.Procedure)
-	s.lane = lane{stream: true, credit: in.conn.peer.streamWindow, window: in.conn.peer.streamWindow}
+	s.inbox.open(in.conn(), in.id, in.Procedure)
+	s.lane = lane{stream: true, credit: in.conn().peer.streamWindow, window: in.conn().peer.streamWindow}
 	return s
 }
 
@@ -39,7 +39,7 @@ func (s *serverStream) watch() {
 }
 
 func (s *serverStream) shut(err error) {
-	c := s.in.conn
+	c := s.in.conn()
 	c.mu.Lock()
 	c.out.close(&s.lane, err)
 	c.mu.Unlock()
@@ -78,7 +78,7 @@ func (s *serverStream) SendHeaders() error {
 	if s.headSent.Swap(true) {
 		return nil
 	}
-	c, header := s.in.conn, s.in.ResponseHeader
+	c, header := s.in.conn(), s.in.extra.responseHeader
 	if size := header.size(); size > c.peer.maxHeader {
 		return tooLarge("the header of "+s.in.Procedure, size, c.peer.maxHeader, "the receiver's header")
 	}
@@ -99,13 +99,13 @@ func (s *serverStream) Send(msg any) error {
 		return err
 	}
 	if !s.headSent.Load() {
-		if len(s.in.ResponseHeader) == 0 {
+		if len(s.in.extra.responseHeader) == 0 {
 			s.headSent.Store(true)
 		} else if err := s.SendHeaders(); err != nil {
 			return err
 		}
 	}
-	s.sent, err = s.in.conn.sendMessage(&s.lane, s.in.id, s.in.Procedure, m)
+	s.sent, err = s.in.conn().sendMessage(&s.lane, s.in.id, s.in.Procedure, m)
 	return s.over(err)
 }
 
@@ -128,7 +128,7 @@ func (c *Conn) onStreamData(h frameHeader, body []byte, t target) error {
 	}
 	// The peer was told the limit. The stream ends, and the rest of the message is thrown away.
 	if t.incoming != nil {
-		s := t.incoming.stream
+		s := t.incoming.stream()
 		s.inbox.close(tooMuch, true)
 		t.incoming.refuse(tooMuch)
 		return nil

@@ -144,11 +144,11 @@ func TestStreamsEndWithTheirContext(t *testing.T) {
 func TestHandlersErrorEndsTheStreamAfterWhatItSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := handlers{stream: func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
-			in.ResponseHeader.Add("h", "1")
+			in.SetHeader(header("h", "1"))
 			if err := s.Send(wrapperspb.Bytes([]byte("x"))); err != nil {
 				return err
 			}
-			in.ResponseTrailer.Add("t", "2")
+			in.SetTrailer(header("t", "2"))
 			return connect.NewError(connect.CodeAborted, "enough")
 		}}
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)

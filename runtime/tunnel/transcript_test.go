@@ -218,7 +218,7 @@ type scripted struct {
 func (s *scripted) ServeUnary(in *tunnel.Incoming) {
 	switch in.Procedure {
 	case "/echo.v1.Echo/Fail":
-		in.ResponseTrailer = in.Header
+		in.SetTrailer(in.Header())
 		in.Reply(nil, connect.NewError(connect.CodeAborted, "failed").
 			WithDetail(&connect.ErrorDetail{Type: "google.protobuf.StringValue", Value: []byte("\x0a\x02hi")}))
 	case "/echo.v1.Echo/Hold":

@@ -43,11 +43,17 @@ type Conn struct {
 	own     limits
 	peer    limits
 	handler Handler
+	// allocator is the handler, if it is one.
+	allocator Allocator
+	// born is what the deadlines of the calls that are served are counted from.
+	born time.Time
 
 	// in, and what it has read, belong to the reading goroutine.
 	in    frameReader
 	names nameTable
 	now   time.Time
+	// request is the one at hand.
+	request request
 	// keeps says which procedures' last large message has kept the buffer it came in.
 	keeps map[string]bool
 	// recent is where the last DATA went, and unpublished the streams that have got some since.
@@ -128,7 +134,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{
-		cfg: cfg.WithDefaults(), nc: nc, in: in,
+		cfg: cfg.WithDefaults(), nc: nc, in: in, born: time.Now(),
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
@@ -139,6 +145,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 }
 
 func (c *Conn) run() {
+	c.allocator, _ = c.handler.(Allocator)
 	c.in.before, c.in.after, c.in.readOn = c.beforeRead, c.afterRead, c.readOn
 	go c.read()
 }
@@ -255,8 +262,8 @@ func (c *Conn) fail(reason error) {
 	served := c.served
 	c.served, c.serving, c.streams = nil, 0, 0
 	for _, in := range served {
-		if in != nil && in.stream != nil {
-			c.out.close(&in.stream.lane, unavailable(reason))
+		if in != nil && in.stream() != nil {
+			c.out.close(&in.stream().lane, unavailable(reason))
 		}
 	}
 	c.checkQuiet()

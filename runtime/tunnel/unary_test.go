@@ -56,8 +56,8 @@ func TestCallCarriesAllThatBelongsToIt(t *testing.T) {
 		var seen *tunnel.Incoming
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
 			seen = in
-			in.ResponseHeader.Add("Response", "1")
-			in.ResponseTrailer.Add("trailer", "2")
+			in.SetHeader(header("Response", "1"))
+			in.SetTrailer(header("trailer", "2"))
 			in.Reply(wrapperspb.Bytes([]byte("answer")), nil)
 		}})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -76,10 +76,12 @@ func TestCallCarriesAllThatBelongsToIt(t *testing.T) {
 			require.Equal(t, "1", call.ResponseHeader.Get("RESPONSE"))
 			require.Equal(t, "2", call.ResponseTrailer.Get("trailer"))
 			require.Equal(t, []string{"target", "caller", "/p.P/M"}, []string{seen.Target, seen.Caller, seen.Procedure})
-			require.Equal(t, []string{"v1", "v2"}, seen.Header.Values("K"))
-			require.Equal(t, "chain", string(seen.Chain))
-			require.Equal(t, "client", seen.Client)
-			require.WithinDuration(t, deadline, seen.Deadline, time.Millisecond)
+			require.Equal(t, []string{"v1", "v2"}, seen.Header().Values("K"))
+			require.Equal(t, "chain", string(seen.Chain()))
+			require.Equal(t, "client", seen.Client())
+			arrived, ok := seen.Context().Deadline()
+			require.True(t, ok)
+			require.WithinDuration(t, deadline, arrived, time.Millisecond)
 		}
 		require.EqualValues(t, 2, s.client.Stats().Calls)
 		require.EqualValues(t, 2, s.server.Stats().Calls)
@@ -93,7 +95,7 @@ func TestErrorsArriveWithCodeTextAndDetails(t *testing.T) {
 		fail := connect.NewError(connect.CodeAborted, "it went wrong").WithDetail(detail)
 		var outcome error = fail
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
-			in.ResponseTrailer.Add("why", "because")
+			in.SetTrailer(header("why", "because"))
 			in.Reply(nil, outcome)
 		}})
 		call := func() (*tunnel.Call, error) {
