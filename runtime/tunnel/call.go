@@ -110,13 +110,17 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		c.expect(ctx, call)
 	}
 	c.watch()
-	if c.gate.open == 1 {
+	if c.out.calls++; c.gate.open == 1 || c.out.calls >= callBatch {
 		c.flush() // a caller that is alone has nobody to share a write with
 	} else {
 		c.kick()
 	}
 	return nil
 }
+
+// callBatch is after how many calls the caller of the last one writes them itself, though more may come: so the other side has
+// something to do meanwhile.
+const callBatch = 32
 
 // sendCall queues the CALL frame.
 func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, size int) error {

@@ -51,7 +51,7 @@ func (c *Conn) serveInline() bool {
 	if !c.turns.CompareAndSwap(turn, turn+1) {
 		return false
 	}
-	if c.inlined++; c.inlined%inlineBatch == 0 && time.Since(c.now) > inlineLate {
+	if c.inlined++; c.inlined%inlineBatch == 0 {
 		_ = c.beforeRead(false) // which only says no between frames
 		c.mu.Lock()
 		c.out.corked = true
@@ -74,11 +74,9 @@ func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 	returned = true
 }
 
-// Answers wait until all that one read has brought is served, or this long; it is looked after so many calls.
-const (
-	inlineLate  = 200 * time.Microsecond
-	inlineBatch = 8
-)
+// inlineBatch is after how many calls their answers are written, though more calls have been read: so the other side has something to do
+// meanwhile. It is a small multiple of what a system call costs.
+const inlineBatch = 16
 
 // handOver makes another goroutine go on reading, if the work of that turn still keeps this one.
 func (c *Conn) handOver(turn uint64) bool {

@@ -8,6 +8,8 @@ import "encoding/binary"
 type outbox struct {
 	buf   []byte
 	spare []byte
+	// calls is how many of a dialling side's calls were queued since something was taken.
+	calls int
 	// usual is how large buf was the last time, so that it need not grow to that again step by step.
 	usual int
 	// batch is what the writing goroutine has in hand.

@@ -28,6 +28,7 @@ func (o *outbox) collect(b *batch) bool {
 	if len(o.buf) == 0 && len(o.ring) == 0 {
 		return false
 	}
+	o.calls = 0
 	b.buf, o.buf, o.spare, o.usual = o.buf, o.spare[:0], nil, len(o.buf)
 	for total := 0; total < batchBytes && len(o.ring) > 0; {
 		l := o.ring[0]
