@@ -20,20 +20,7 @@ type attempt struct {
 const attemptBytes = 64 << 10
 
 func (a *attempt) init(nc net.Conn) {
-	switch nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
-	default:
-		return
-	}
-	socket, ok := nc.(syscall.Conn)
-	if !ok {
-		return
-	}
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return // the ordinary way will say what is wrong
-	}
-	a.raw = raw
+	a.raw = rawConn(nc)
 	a.try = func(fd uintptr) bool {
 		a.n, a.err = syscall.Write(int(fd), a.buf)
 		return true // never wait

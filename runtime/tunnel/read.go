@@ -67,6 +67,14 @@ func (c *Conn) beforeRead(between bool) error {
 	return nil
 }
 
+// poll reads without waiting, where an answer or the next call may come at once.
+func (c *Conn) poll(dst []byte) (int, error) {
+	if c.dialled && c.waited == nil {
+		return 0, nil
+	}
+	return c.polling.read(dst)
+}
+
 func (c *Conn) afterRead(n int) {
 	c.now = time.Now()
 	if n > 0 {

@@ -24,6 +24,8 @@ type frameReader struct {
 	limit  int
 	quiet  int
 	shrink bool
+	// poll, where there is one, is tried between frames before a read that may wait. It may find nothing, without an error.
+	poll func(dst []byte) (int, error)
 	// before and after surround every read that may block; an error of before's is the read's. readOn says whether an error in the middle of
 	// a large message is none to end reading with yet; stop, that it ends the next read.
 	before func(between bool) error
@@ -128,7 +130,13 @@ func (r *frameReader) read(dst []byte, between bool) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := r.nc.Read(dst)
+	n, err := 0, error(nil)
+	if between && r.poll != nil {
+		n, err = r.poll(dst)
+	}
+	if n == 0 && err == nil {
+		n, err = r.nc.Read(dst)
+	}
 	if r.after != nil {
 		r.after(n)
 	}

@@ -49,9 +49,10 @@ type Conn struct {
 	born time.Time
 
 	// in, and what it has read, belong to the reading goroutine.
-	in    frameReader
-	names nameTable
-	now   time.Time
+	in      frameReader
+	names   nameTable
+	now     time.Time
+	polling polling
 	// request is the one at hand.
 	request request
 	// keeps says which procedures' last large message has kept the buffer it came in.
@@ -141,12 +142,13 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	c.back = make(chan struct{}, 1)
 	c.writing = c.write
 	c.attempt.init(nc)
+	c.polling.init(nc, c.cfg.BusyPoll)
 	return c
 }
 
 func (c *Conn) run() {
 	c.allocator, _ = c.handler.(Allocator)
-	c.in.before, c.in.after, c.in.readOn = c.beforeRead, c.afterRead, c.readOn
+	c.in.poll, c.in.before, c.in.after, c.in.readOn = c.poll, c.beforeRead, c.afterRead, c.readOn
 	go c.read()
 }
 
