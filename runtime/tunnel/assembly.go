@@ -26,7 +26,7 @@ func newAssembly(total, claim int) *assembly {
 func (c *Conn) newAssembly(total int, procedure string) *assembly {
 	if c.keeps[procedure] {
 		// The message will keep the buffer, which therefore is no larger than it need be.
-		return &assembly{total: total, buf: &buffer{b: make([]byte, 0, min(total, claimOfUnary))}}
+		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, claimOfUnary))}}
 	}
 	return newAssembly(total, claimOfUnary)
 }

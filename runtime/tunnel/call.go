@@ -81,7 +81,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	if err := c.enter(ctx, cost); err != nil {
 		return err
 	}
-	var body *buffer
+	var body *encoded
 	if size > inlineBytes {
 		// Only now, so that those who wait hold nothing; and without the lock, since it may take a while.
 		var err error
@@ -123,7 +123,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 const callBatch = 32
 
 // sendCall queues the CALL frame.
-func (c *Conn) sendCall(ctx context.Context, call *Call, body *buffer, meta, size int) error {
+func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, size int) error {
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)

@@ -15,6 +15,9 @@ type Config struct {
 	// MaxHeaderBytes bounds all that goes with a call beside its messages: names, headers, chain; and its trailers and error.
 	// Default 64 KiB, at most 1 MiB.
 	MaxHeaderBytes int
+	// MaxFragmentBytes is how much of a large message one frame may bring. Larger ones cost less, and hold up what is behind them for longer.
+	// Default 257 KiB, at least 65 KiB, at most 8 MiB.
+	MaxFragmentBytes int
 	// Window is how many bytes of unary requests may be on their way or being served: sent, but not answered. When it is full,
 	// [Conn.Start] blocks. A single request that is larger goes when nothing else is out. It is also how many bytes of
 	// unary responses that are too large for one frame may be on their way at once. Default 16 MiB.
@@ -49,6 +52,7 @@ type Config struct {
 const (
 	defaultMaxMessage       = 64 << 20
 	defaultMaxHeader        = 64 << 10
+	defaultMaxFragment      = 257 << 10 // so that a round 256 KiB with what encodes it goes in one
 	defaultWindow           = 16 << 20
 	defaultStreamWindow     = 1 << 20
 	defaultMaxCalls         = 1 << 16
@@ -58,14 +62,17 @@ const (
 
 	ceilingMaxMessage = 1 << 30
 	ceilingMaxHeader  = 1 << 20
-	floorMaxHeader    = 1 << 10
-	floorStreamWindow = 64 << 10
+	// A frame's length has 24 bits, for fragment and header together.
+	ceilingMaxFragment = 8 << 20
+	floorMaxHeader     = 1 << 10
+	floorStreamWindow  = 64 << 10
 )
 
 // WithDefaults returns the configuration with its zero fields filled in and the others brought within their bounds.
 func (c Config) WithDefaults() Config {
 	c.MaxMessageBytes = within(c.MaxMessageBytes, defaultMaxMessage, 1, ceilingMaxMessage)
 	c.MaxHeaderBytes = within(c.MaxHeaderBytes, defaultMaxHeader, floorMaxHeader, ceilingMaxHeader)
+	c.MaxFragmentBytes = within(c.MaxFragmentBytes, defaultMaxFragment, floorMaxFragment, ceilingMaxFragment)
 	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
 	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
 	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
@@ -91,8 +98,8 @@ func (c Config) WithDefaults() Config {
 
 // String is the configuration in one line, for logs.
 func (c Config) String() string {
-	return fmt.Sprintf("message=%d header=%d window=%d stream-window=%d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v busy-poll=%v",
-		c.MaxMessageBytes, c.MaxHeaderBytes, c.Window, c.StreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
+	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v busy-poll=%v",
+		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
 		c.Keepalive, c.HandshakeTimeout, c.BusyPoll)
 }
 
@@ -105,12 +112,12 @@ func within(value, standard, low, high int) int {
 
 // limits are what one side is ready to receive; the handshake carries them.
 type limits struct {
-	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameBytes int
+	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameBytes, maxFragment int
 }
 
 func (c Config) limits() limits {
 	return limits{
 		maxMessage: c.MaxMessageBytes, maxHeader: c.MaxHeaderBytes, window: c.Window, streamWindow: c.StreamWindow,
-		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameBytes: maxNamesBytes,
+		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameBytes: maxNamesBytes, maxFragment: c.MaxFragmentBytes,
 	}
 }

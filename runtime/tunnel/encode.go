@@ -15,18 +15,6 @@ func appendMessage(b []byte, msg proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, msg)
 }
 
-// encode encodes a message into a buffer of its own.
-func encode(msg proto.Message, size int) (*buffer, error) {
-	body := newBuffer(size)
-	b, err := appendMessage(body.b, msg)
-	if err != nil {
-		body.free()
-		return nil, err
-	}
-	body.b = b
-	return body, nil
-}
-
 func cannotEncode(procedure string, err error) *connect.Error {
 	return connect.Errorf(connect.CodeInternal, "encoding a message of %s: %v", procedure, err).WithCause(err)
 }

@@ -11,9 +11,9 @@ type frameHeader uint64
 
 const (
 	headerBytes = 8
-	// fragmentBytes is the most of one message that a frame carries. It is what one large message may delay the others by,
-	// and large enough that a frame's cost does not count beside it. A round 64 KiB with what encodes it goes in one.
-	fragmentBytes = 65 << 10
+	// floorMaxFragment is the most of one message that a frame carries to a receiver that has not said that it takes more. A round 64 KiB with
+	// what encodes it goes in one.
+	floorMaxFragment = 65 << 10
 	// wholeBytes is the largest message that goes in one frame. Of larger ones the first frame tells the size alone, so that the
 	// receiver can read the fragments straight into place.
 	wholeBytes = 32 << 10
@@ -134,26 +134,26 @@ type rule struct {
 	accept  bool
 }
 
-// ruleOf says how a frame of kind k has to look, on a connection where headers are bounded by maxHeader.
-func ruleOf(k kind, maxHeader int) rule {
+// ruleOf says how a frame of kind k has to look, for a receiver with these limits.
+func ruleOf(k kind, l *limits) rule {
 	switch k {
 	case kindName:
 		return rule{known: true, max: maxNameBytes, ofCall: true, dialler: true}
 	case kindCall:
 		return rule{
 			known: true, flags: callShape | callDeadline | callHeader | callChain | flagSized, min: 3,
-			max: maxHeader + fragmentBytes, ofCall: true, dialler: true,
+			max: l.maxHeader + l.maxFragment, ofCall: true, dialler: true,
 		}
 	case kindData:
-		return rule{known: true, flags: flagSized, max: fragmentBytes + binary.MaxVarintLen32, ofCall: true, dialler: true, accept: true}
+		return rule{known: true, flags: flagSized, max: l.maxFragment + binary.MaxVarintLen32, ofCall: true, dialler: true, accept: true}
 	case kindCloseSend, kindCancel:
 		return rule{known: true, ofCall: true, dialler: true}
 	case kindHead:
-		return rule{known: true, max: maxHeader, ofCall: true, accept: true}
+		return rule{known: true, max: l.maxHeader, ofCall: true, accept: true}
 	case kindReply:
 		return rule{
 			known: true, flags: replyError | replyHeader | replyTrailer | replyMessage | replyNotRun | flagSized,
-			max: maxHeader + fragmentBytes, ofCall: true, accept: true,
+			max: l.maxHeader + l.maxFragment, ofCall: true, accept: true,
 		}
 	case kindCredit:
 		return rule{known: true, min: 1, max: binary.MaxVarintLen32, ofCall: true, ofConn: true, dialler: true, accept: true}
@@ -167,8 +167,8 @@ func ruleOf(k kind, maxHeader int) rule {
 }
 
 // check refuses a frame header that no well-behaved peer sends, before its body is read.
-func (h frameHeader) check(fromDialler bool, maxHeader int) error {
-	r := ruleOf(h.kind(), maxHeader)
+func (h frameHeader) check(fromDialler bool, l *limits) error {
+	r := ruleOf(h.kind(), l)
 	switch {
 	case !r.known:
 		return violation("a frame of unknown kind %v", h.kind())

@@ -114,6 +114,7 @@ const (
 	fieldMessage
 	fieldFault
 	fieldLineEnd
+	fieldMaxFragment
 )
 
 // lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes no sense to it, and says so at once
@@ -134,12 +135,16 @@ func (g greeting) setLimits(l limits) {
 	for field, value := range l.fields() {
 		g.numbers[field] = uint64(*value) //nolint:gosec // limits are positive
 	}
+	if l.maxFragment == floorMaxFragment {
+		delete(g.numbers, fieldMaxFragment) // who says nothing takes that
+	}
 }
 
 func (l *limits) fields() map[protowire.Number]*int {
 	return map[protowire.Number]*int{
 		fieldMaxMessage: &l.maxMessage, fieldMaxHeader: &l.maxHeader, fieldWindow: &l.window, fieldStreamWindow: &l.streamWindow,
 		fieldMaxCalls: &l.maxCalls, fieldMaxStreams: &l.maxStreams, fieldMaxNames: &l.maxNames, fieldMaxNameBytes: &l.maxNameBytes,
+		fieldMaxFragment: &l.maxFragment,
 	}
 }
 
@@ -150,6 +155,7 @@ func (g greeting) limits() (limits, error) {
 		*value = int(min(g.numbers[field], ceilingMaxMessage))
 	}
 	l.maxHeader = min(l.maxHeader, ceilingMaxHeader)
+	l.maxFragment = min(max(l.maxFragment, floorMaxFragment), ceilingMaxFragment)
 	l.maxCalls = min(l.maxCalls, maxCallID)
 	if l.maxHeader < floorMaxHeader || l.streamWindow < floorStreamWindow || l.maxCalls == 0 {
 		return l, violation("limits too small to work with: header %d, stream window %d, calls %d", l.maxHeader, l.streamWindow, l.maxCalls)
@@ -157,17 +163,23 @@ func (g greeting) limits() (limits, error) {
 	return l, nil
 }
 
-// append writes the fields in the order of their numbers.
+// append writes the fields in the order of their numbers, but for the one that ends the line.
 func (g greeting) append(b []byte) []byte {
-	for field := protowire.Number(fieldMinVersion); field <= fieldLineEnd; field++ {
-		if n := g.numbers[field]; n != 0 {
-			b = protowire.AppendTag(b, field, protowire.VarintType)
-			b = protowire.AppendVarint(b, n)
-		}
-		if s := g.text[field]; s != "" {
-			b = protowire.AppendTag(b, field, protowire.BytesType)
-			b = protowire.AppendString(b, s)
-		}
+	for field := protowire.Number(fieldMinVersion); field < fieldLineEnd; field++ {
+		b = g.appendField(b, field)
+	}
+	b = g.appendField(b, fieldMaxFragment)
+	return g.appendField(b, fieldLineEnd)
+}
+
+func (g greeting) appendField(b []byte, field protowire.Number) []byte {
+	if n := g.numbers[field]; n != 0 {
+		b = protowire.AppendTag(b, field, protowire.VarintType)
+		b = protowire.AppendVarint(b, n)
+	}
+	if s := g.text[field]; s != "" {
+		b = protowire.AppendTag(b, field, protowire.BytesType)
+		b = protowire.AppendString(b, s)
 	}
 	return b
 }

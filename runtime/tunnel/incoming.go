@@ -185,7 +185,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 			failure = tooLarge("the response of "+in.Procedure, size, c.peer.maxMessage, "the receiver's")
 		}
 	}
-	var body *buffer
+	var body *encoded
 	if failure == nil && size > inlineBytes {
 		if failure = c.backlogged(in, size); failure != nil {
 			size = 0
@@ -196,7 +196,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		if body, err = encode(res, size); err != nil {
 			failure = cannotEncode(in.Procedure, err)
 		} else {
-			size = len(body.b)
+			size = body.size
 		}
 	}
 	if meta := metaSize("", "", "", header, nil) + trailer.size(); meta > c.peer.maxHeader {
@@ -244,7 +244,7 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 		waiting, c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
 }
 
-func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, size int, body *buffer, failure error) {
+func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, size int, body *encoded, failure error) {
 	o := &c.out
 	stream := in.stream()
 	if stream != nil {

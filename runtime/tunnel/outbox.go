@@ -3,7 +3,7 @@ package tunnel
 import "encoding/binary"
 
 // outbox is what a connection has still to write. Small frames are encoded straight into one buffer, in order. A message that
-// is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, one from each lane in
+// is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, up to turnBytes from each lane in
 // turn. Within a lane parcels go one after the other. It is guarded by the connection's lock.
 type outbox struct {
 	buf   []byte
@@ -18,6 +18,8 @@ type outbox struct {
 	ring []*lane
 	// requests are the lanes of unary requests that have parcels.
 	requests map[laneKey]*lane
+	// maxFragment is the largest that the peer takes.
+	maxFragment int
 	// replyBytes is the size of the unary responses among the parcels that has not been taken yet.
 	replyBytes int
 	// replyWindow is what the large responses on their way take of the peer's window; replies wait for it in order.
@@ -37,6 +39,9 @@ const (
 	roomBytes = 256 << 10
 	// batchBytes is how much of the parcels one write takes.
 	batchBytes = 256 << 10
+	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment, all large messages would be under way at once, and
+	// both sides would go through more memory than their processors' caches hold; a message that is much larger still holds nobody up for long.
+	turnBytes = 1 << 20
 )
 
 // laneKey names the order that unary requests keep.
@@ -46,6 +51,8 @@ type laneKey struct{ target, caller string }
 type lane struct {
 	parcels []*parcel
 	ringed  bool
+	// turn is how much was taken of it in a row.
+	turn int
 	// The rest is for a stream's lane.
 	stream bool
 	credit int
@@ -61,7 +68,7 @@ type parcel struct {
 	flags uint8
 	// meta stands before the message in its first frame.
 	meta []byte
-	body *buffer
+	body *encoded
 	off  int
 	lane *lane
 	key  laneKey
@@ -78,7 +85,7 @@ type parcel struct {
 	sent chan struct{}
 }
 
-func (p *parcel) rest() int { return len(p.body.b) - p.off }
+func (p *parcel) rest() int { return p.body.size - p.off }
 
 func (p *parcel) finish() {
 	p.finished = true
@@ -88,10 +95,10 @@ func (p *parcel) finish() {
 }
 
 // ready says that something of the lane may be sent now.
-func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room() >= 0 }
+func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room(floorMaxFragment) >= 0 }
 
-// room is how many bytes of the first parcel may go now, or -1 if not even its first frame may.
-func (l *lane) room() int {
+// room is how many bytes of the first parcel may go now in one frame, or -1 if not even its first frame may.
+func (l *lane) room(maxFragment int) int {
 	p := l.parcels[0]
 	rest := p.rest()
 	bounded := l.stream && guarded
@@ -113,7 +120,7 @@ func (l *lane) room() int {
 		}
 		return rest
 	}
-	if rest = min(rest, fragmentBytes); bounded {
+	if rest = min(rest, maxFragment); bounded {
 		rest = min(rest, l.credit)
 	}
 	return rest

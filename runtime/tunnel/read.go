@@ -107,7 +107,7 @@ func (c *Conn) readEachFrame() error {
 			return c.stopped(err)
 		}
 		h := readHeader(b)
-		if err := h.check(!c.dialled, c.own.maxHeader); err != nil {
+		if err := h.check(!c.dialled, &c.own); err != nil {
 			return err
 		}
 		if h.kind() == kindData && h.flags() == 0 && h.length() > c.in.end-c.in.begin-headerBytes {

@@ -19,13 +19,13 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	if size > c.peer.maxMessage {
 		return 0, tooLarge("a message of "+procedure, size, c.peer.maxMessage, "the receiver's")
 	}
-	var body *buffer
+	var body *encoded
 	var err error
 	if size > inlineBytes {
 		if body, err = encode(msg, size); err != nil {
 			return 0, cannotEncode(procedure, err)
 		}
-		size = len(body.b)
+		size = body.size
 	}
 	c.mu.Lock()
 	if l.over != nil {

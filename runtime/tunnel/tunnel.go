@@ -147,6 +147,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 }
 
 func (c *Conn) run() {
+	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
 	c.in.poll, c.in.before, c.in.after, c.in.readOn = c.poll, c.beforeRead, c.afterRead, c.readOn
 	go c.read()

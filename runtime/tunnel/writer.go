@@ -32,14 +32,24 @@ func (o *outbox) collect(b *batch) bool {
 	b.buf, o.buf, o.spare, o.usual = o.buf, o.spare[:0], nil, len(o.buf)
 	for total := 0; total < batchBytes && len(o.ring) > 0; {
 		l := o.ring[0]
+		if l.ready() { // credit and parcels may have gone since it was put there
+			n := o.take(l, b)
+			total += n
+			l.turn += n
+		}
+		ready := l.ready()
+		if ready && l.turn < turnBytes {
+			continue
+		}
+		l.turn = 0
 		copy(o.ring, o.ring[1:])
+		if ready {
+			o.ring[len(o.ring)-1] = l
+			continue
+		}
 		o.ring[len(o.ring)-1] = nil
 		o.ring = o.ring[:len(o.ring)-1]
 		l.ringed = false
-		if l.ready() { // credit and parcels may have gone since it was put there
-			total += o.take(l, b)
-			o.wake(l)
-		}
 	}
 	if len(b.buf) == 0 {
 		o.spare, b.buf = b.buf, nil
@@ -50,7 +60,7 @@ func (o *outbox) collect(b *batch) bool {
 
 // take puts the next fragment of a lane into the batch.
 func (o *outbox) take(l *lane, b *batch) int {
-	p, n := l.parcels[0], l.room()
+	p, n := l.parcels[0], l.room(o.maxFragment)
 	k, flags, length := kindData, uint8(0), n
 	var size []byte
 	if !p.started {
@@ -73,9 +83,7 @@ func (o *outbox) take(l *lane, b *batch) int {
 		b.buf = append(b.buf, p.meta...)
 		b.buf = append(b.buf, size...)
 	}
-	if n > 0 {
-		b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: p.body.b[p.off : p.off+n]})
-	}
+	p.body.take(n, func(part []byte) { b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: part}) })
 	if !p.borrowed {
 		p.borrowed = true
 		b.taken = append(b.taken, p)

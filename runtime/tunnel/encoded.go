@@ -1,0 +1,230 @@
+package tunnel
+
+import (
+	"cmp"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// A large message is nearly always one of a few large fields of bytes (decode.go), and copying those to encode them costs as much as writing them.
+// So they are written from where they are in the message, which may not be changed any more, and only what stands between them is encoded.
+
+// encoded is an encoded message that goes in fragments.
+type encoded struct {
+	// small is the memory of all that was encoded.
+	small *buffer
+	// parts are the message, in order: pieces of small, and large fields.
+	parts [][]byte
+	size  int
+	// next and at are where the next fragment begins: the part, and the place in it.
+	next, at int
+
+	few [3][]byte
+}
+
+// free gives the memory back. nil is no message.
+func (e *encoded) free() {
+	if e != nil {
+		e.small.free()
+		*e = encoded{}
+	}
+}
+
+// take calls each with the parts of the next n bytes.
+func (e *encoded) take(n int, each func(part []byte)) {
+	for n > 0 {
+		part := e.parts[e.next][e.at:]
+		if len(part) > n {
+			part = part[:n]
+		}
+		n -= len(part)
+		if e.at += len(part); e.at == len(e.parts[e.next]) {
+			e.next, e.at = e.next+1, 0
+		}
+		if len(part) > 0 {
+			each(part)
+		}
+	}
+}
+
+// encode encodes a message, of which the size has just been taken, into memory of its own and of the message's.
+func encode(msg proto.Message, size int) (*encoded, error) {
+	e := &encoded{}
+	var err error
+	if large, s := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
+		e.small = newBuffer(size - large + splitRoom)
+		s.buf, s.parts = e.small.b, e.few[:0]
+		err = s.message(msg.ProtoReflect(), s.search)
+		e.small.b, e.parts = s.buf, s.finish()
+	} else {
+		e.small = newBuffer(size)
+		e.small.b, err = appendMessage(e.small.b, msg)
+		e.parts = append(e.few[:0], e.small.b)
+	}
+	if err != nil {
+		e.free()
+		return nil, err
+	}
+	for _, part := range e.parts {
+		e.size += len(part)
+	}
+	return e, nil
+}
+
+// splitRoom is for the tags and lengths of what is written by itself: if there are more of them than that, the buffer grows.
+const splitRoom = 64
+
+// largeBytes counts the bytes in a message's large fields, and makes a splitter that finds the same.
+func largeBytes(msg proto.Message, size int) (total int, s splitter) {
+	if size < keptBytes || msg == nil {
+		return 0, s
+	}
+	s.search = search{depth: keptDepth, most: 2 * size / keptBytes}
+	s.search.each(msg.ProtoReflect(), func(_ protoreflect.FieldDescriptor, n int) { total += n })
+	return total, s
+}
+
+// search says where large fields are looked for: so many messages deep, and in lists of messages that are no longer than what could be large
+// mostly, but not in lists of lists. So looking costs little beside encoding, whatever the message.
+type search struct {
+	depth, most int
+	inList      bool
+}
+
+// each calls visit for the fields of a message that are large or have large fields in them, with how many bytes those have.
+func (s search) each(m protoreflect.Message, visit func(fd protoreflect.FieldDescriptor, large int)) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		fd := fields.Get(i)
+		if !splits(fd) || !m.Has(fd) {
+			continue
+		}
+		large := 0
+		if v := m.Get(fd); !fd.IsList() {
+			large = s.in(fd, v)
+		} else if list := v.List(); list.Len() <= s.most {
+			for j := range list.Len() {
+				large += s.in(fd, list.Get(j))
+			}
+		}
+		if large > 0 {
+			visit(fd, large)
+		}
+	}
+}
+
+// in counts the bytes of large fields in one value of a field.
+func (s search) in(fd protoreflect.FieldDescriptor, v protoreflect.Value) (total int) {
+	if fd.Kind() == protoreflect.BytesKind {
+		if n := len(v.Bytes()); n >= keptBytes {
+			return n
+		}
+		return 0
+	}
+	if inside, ok := s.inside(fd); ok {
+		inside.each(v.Message(), func(_ protoreflect.FieldDescriptor, n int) { total += n })
+	}
+	return total
+}
+
+// inside is how the messages of a field are searched, if they are.
+func (s search) inside(fd protoreflect.FieldDescriptor) (search, bool) {
+	if s.depth <= 1 || s.inList && fd.IsList() {
+		return s, false
+	}
+	return search{depth: s.depth - 1, most: s.most, inList: s.inList || fd.IsList()}, true
+}
+
+// splits says whether a field is of a kind that can be written by itself: of bytes or a message, and not of a map.
+func splits(fd protoreflect.FieldDescriptor) bool {
+	return !fd.IsMap() && (fd.Kind() == protoreflect.BytesKind || fd.Kind() == protoreflect.MessageKind)
+}
+
+// splitter encodes a message in parts.
+type splitter struct {
+	search search
+	buf    []byte
+	// ends are where pieces of buf end because a large field follows, and fields those.
+	ends   []int
+	fields [][]byte
+	parts  [][]byte
+}
+
+// message writes all of a message: first what has no large fields, then those that have, in the order of their numbers. (On the wire the order of
+// different fields means nothing.)
+func (s *splitter) message(m protoreflect.Message, where search) error {
+	var apart []protoreflect.FieldDescriptor
+	where.each(m, func(fd protoreflect.FieldDescriptor, _ int) { apart = append(apart, fd) })
+	if err := s.rest(m, apart); err != nil {
+		return err
+	}
+	slices.SortFunc(apart, func(a, b protoreflect.FieldDescriptor) int { return cmp.Compare(a.Number(), b.Number()) })
+	for _, fd := range apart {
+		v := m.Get(fd)
+		if !fd.IsList() {
+			if err := s.field(fd, v, where); err != nil {
+				return err
+			}
+			continue
+		}
+		for i, list := 0, v.List(); i < list.Len(); i++ {
+			if err := s.field(fd, list.Get(i), where); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rest encodes a message but for some of its fields.
+func (s *splitter) rest(m protoreflect.Message, apart []protoreflect.FieldDescriptor) error {
+	rest := m
+	if len(apart) > 0 {
+		rest = m.New()
+		m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			if !slices.Contains(apart, fd) {
+				rest.Set(fd, v)
+			}
+			return true
+		})
+		rest.SetUnknown(m.GetUnknown())
+	}
+	var err error
+	s.buf, err = proto.MarshalOptions{AllowPartial: true}.MarshalAppend(s.buf, rest.Interface())
+	return err //nolint:wrapcheck // encode's callers say what was being encoded
+}
+
+// field writes one value of a field that is of bytes or a message.
+func (s *splitter) field(fd protoreflect.FieldDescriptor, v protoreflect.Value, where search) error {
+	s.buf = protowire.AppendTag(s.buf, fd.Number(), protowire.BytesType)
+	if fd.Kind() == protoreflect.MessageKind {
+		s.buf = protowire.AppendVarint(s.buf, uint64(proto.Size(v.Message().Interface()))) //nolint:gosec // a size is not negative
+		inside, _ := where.inside(fd)
+		return s.message(v.Message(), inside)
+	}
+	b := v.Bytes()
+	s.buf = protowire.AppendVarint(s.buf, uint64(len(b)))
+	if len(b) < keptBytes {
+		s.buf = append(s.buf, b...)
+		return nil
+	}
+	s.ends = append(s.ends, len(s.buf))
+	s.fields = append(s.fields, b)
+	return nil
+}
+
+// finish lines the parts up; only now, since buf may have moved while it grew.
+func (s *splitter) finish() [][]byte {
+	from := 0
+	for i, end := range s.ends {
+		s.parts = append(s.parts, s.buf[from:end], s.fields[i])
+		from = end
+	}
+	if from < len(s.buf) {
+		s.parts = append(s.parts, s.buf[from:])
+	}
+	return s.parts
+}
