@@ -38,7 +38,7 @@ const (
 	// roomBytes is how much the common buffer may hold before a stream's Send waits for the writer.
 	roomBytes = 256 << 10
 	// batchBytes is how much of the parcels one write takes.
-	batchBytes = 256 << 10
+	batchBytes = 512 << 10
 	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment, all large messages would be under way at once, and
 	// both sides would go through more memory than their processors' caches hold; a message that is much larger still holds nobody up for long.
 	turnBytes = 1 << 20

@@ -68,8 +68,8 @@ func (c *Conn) beforeRead(between bool) error {
 }
 
 // poll reads without waiting, where an answer or the next call may come at once.
-func (c *Conn) poll(dst []byte) (int, error) {
-	if c.dialled && c.waited == nil {
+func (c *Conn) poll(dst []byte, between bool) (int, error) {
+	if between && c.dialled && c.waited == nil {
 		return 0, nil
 	}
 	return c.polling.read(dst)

@@ -25,7 +25,7 @@ type frameReader struct {
 	quiet  int
 	shrink bool
 	// poll, where there is one, is tried between frames before a read that may wait. It may find nothing, without an error.
-	poll func(dst []byte) (int, error)
+	poll func(dst []byte, between bool) (int, error)
 	// before and after surround every read that may block; an error of before's is the read's. readOn says whether an error in the middle of
 	// a large message is none to end reading with yet; stop, that it ends the next read.
 	before func(between bool) error
@@ -131,8 +131,8 @@ func (r *frameReader) read(dst []byte, between bool) (int, error) {
 		}
 	}
 	n, err := 0, error(nil)
-	if between && r.poll != nil {
-		n, err = r.poll(dst)
+	if r.poll != nil {
+		n, err = r.poll(dst, between)
 	}
 	if n == 0 && err == nil {
 		n, err = r.nc.Read(dst)
