@@ -51,6 +51,8 @@ var (
 	WithDrain        = runtime.WithDrain        //nolint:gochecknoglobals // as above
 	WithLease        = runtime.WithLease        //nolint:gochecknoglobals // as above
 	WithMaxMessage   = runtime.WithMaxMessage   //nolint:gochecknoglobals // as above
+	WithBusyPoll     = runtime.WithBusyPoll     //nolint:gochecknoglobals // as above
+	WithHeapFloor    = runtime.WithHeapFloor    //nolint:gochecknoglobals // as above
 )
 
 // Init joins the Brain that an option or RAYLINK_BRAIN names, or embeds one. Started as the host of a node it serves that and never returns. A

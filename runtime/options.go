@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +53,13 @@ type Options struct {
 	Lease time.Duration
 	// MaxMessage bounds one message, in bytes. By default 64 MiB.
 	MaxMessage int
+	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once, before it lets itself be put to sleep.
+	// RAYLINK_BUSY_POLL, such as `20us`; negative for never. By default 50 µs. See [tunnel.Config].
+	BusyPoll time.Duration
+	// HeapFloor is how many bytes a process may allocate between two collections at the least: Go's own floor of 4 MiB makes small processes that
+	// serve many calls collect all the time. RAYLINK_HEAP_FLOOR, in bytes; negative for Go's own. By default 16 MiB, where neither GOGC nor GOMEMLIMIT
+	// is set. It is a slice that nobody touches, so heap profiles show it and no memory is spent on it. Only Init does this: it is the process's.
+	HeapFloor int
 }
 
 // Option sets what [Options] describe. A [NodeType] is one.
@@ -117,6 +125,12 @@ func WithLease(d time.Duration) Option { return optionFunc(func(o *Options) { o.
 // WithMaxMessage bounds one message, see [Options].MaxMessage.
 func WithMaxMessage(bytes int) Option { return optionFunc(func(o *Options) { o.MaxMessage = bytes }) }
 
+// WithBusyPoll says how long readers look before they sleep, see [Options].BusyPoll.
+func WithBusyPoll(d time.Duration) Option { return optionFunc(func(o *Options) { o.BusyPoll = d }) }
+
+// WithHeapFloor makes collections rarer in small processes, see [Options].HeapFloor.
+func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.HeapFloor = bytes }) }
+
 // NewOptions applies options, then the environment, then the defaults.
 func NewOptions(opts ...Option) Options {
 	var o Options
@@ -129,6 +143,15 @@ func NewOptions(opts ...Option) Options {
 		if *field == "" {
 			*field = os.Getenv(name)
 		}
+	}
+	if d, err := time.ParseDuration(os.Getenv("RAYLINK_BUSY_POLL")); err == nil && o.BusyPoll == 0 {
+		o.BusyPoll = d
+	}
+	if n, err := strconv.Atoi(os.Getenv("RAYLINK_HEAP_FLOOR")); err == nil && o.HeapFloor == 0 {
+		o.HeapFloor = n
+	}
+	if o.HeapFloor == 0 {
+		o.HeapFloor = 16 << 20
 	}
 	o.Insecure = o.Insecure || os.Getenv("RAYLINK_INSECURE") == "1"
 	if o.Listen == "" {

@@ -61,6 +61,7 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which is a part of one system: keep what it returned, or use Start for further systems")
 	}
 	options := withSystemTypes(runtime.NewOptions(opts...))
+	raiseHeapFloor(&options)
 	if err := serveLaunched(options); err != nil {
 		return nil, err
 	}
