@@ -24,6 +24,9 @@ type Config struct {
 	Window int
 	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. Default 1 MiB, at least 64 KiB.
 	StreamWindow int
+	// MaxStreamWindow is what a stream's window grows to while its reader takes it in quickly: the fewer the times that a sender is told to go on,
+	// the less that costs. Default four times StreamWindow, at least StreamWindow.
+	MaxStreamWindow int
 	// MaxCalls bounds the calls of every shape that are open on the connection. When it is reached, [Conn.Start] blocks.
 	// Default 65,536, at most 2^24 - 1.
 	MaxCalls int
@@ -75,6 +78,7 @@ func (c Config) WithDefaults() Config {
 	c.MaxFragmentBytes = within(c.MaxFragmentBytes, defaultMaxFragment, floorMaxFragment, ceilingMaxFragment)
 	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
 	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
+	c.MaxStreamWindow = within(c.MaxStreamWindow, 4*c.StreamWindow, c.StreamWindow, ceilingMaxMessage)
 	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
 	c.MaxStreams = within(c.MaxStreams, defaultMaxStreams, 1, maxCallID)
 	c.MaxBacklog = within(c.MaxBacklog, 4*c.MaxMessageBytes, 1, 4*ceilingMaxMessage)
@@ -98,8 +102,8 @@ func (c Config) WithDefaults() Config {
 
 // String is the configuration in one line, for logs.
 func (c Config) String() string {
-	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v busy-poll=%v",
-		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
+	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v busy-poll=%v",
+		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxStreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
 		c.Keepalive, c.HandshakeTimeout, c.BusyPoll)
 }
 

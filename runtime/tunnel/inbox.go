@@ -4,6 +4,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect/v2"
 )
@@ -34,6 +35,8 @@ type inbox struct {
 	large int
 	// credit is, with the allowance, what the peer may still send; owed was read and not granted again yet.
 	credit, owed, window int
+	// granted is when credit was last granted again.
+	granted time.Duration
 	// total is what the message in the making takes of the credit, got what it has taken, and asked what its reader has
 	// asked the connection to grant beyond the window.
 	total, got, asked int
@@ -371,9 +374,19 @@ func (b *inbox) settle() int {
 	}
 	owed := b.owed
 	b.owed = 0
+	now := monotonic()
+	if now-b.granted < quickWindow && b.window < b.conn.cfg.MaxStreamWindow {
+		more := min(b.window, b.conn.cfg.MaxStreamWindow-b.window)
+		b.window += more
+		owed += more
+	}
+	b.granted = now
 	b.credit += owed
 	return owed
 }
+
+// quickWindow: a window of which a quarter is read in less time is too small: to wake a sender takes a good part of that.
+const quickWindow = 2 * time.Millisecond
 
 // close ends the inbox with err; only the first end counts. What is queued can still be read, unless drop says otherwise.
 func (b *inbox) close(err error, drop bool) {

@@ -257,7 +257,7 @@ func newStage(ctx context.Context, t *testing.T) *stage {
 
 var (
 	clientConfig = tunnel.Config{Logger: silent(), Keepalive: 5 * time.Second, MaxFragmentBytes: 65 << 10}
-	serverConfig = tunnel.Config{Logger: silent(), Keepalive: time.Hour, StreamWindow: 80 << 10, Window: 1 << 20, MaxFragmentBytes: 65 << 10}
+	serverConfig = tunnel.Config{Logger: silent(), Keepalive: time.Hour, StreamWindow: 80 << 10, MaxStreamWindow: 80 << 10, Window: 1 << 20, MaxFragmentBytes: 65 << 10}
 )
 
 func (s *stage) dial(nc *memnet.Conn) {
