@@ -3,6 +3,7 @@ package tunnel
 import (
 	"math/bits"
 	"sync"
+	"sync/atomic"
 )
 
 // Buffers come from pools by size class, powers of two from 512 bytes to 4 MiB. Larger ones are made and left to the collector.
@@ -13,6 +14,8 @@ const (
 
 type buffer struct {
 	b []byte
+	// shared is how many there are who hold it beside the one that it was made for. Each frees it, and the last one does.
+	shared atomic.Int32
 }
 
 //nolint:gochecknoglobals // the pools are the process's: connections come and go, their buffers stay useful
@@ -36,9 +39,10 @@ func newBuffer(n int) *buffer {
 
 // free gives the buffer back. Nobody may use it from then on. A nil buffer is none.
 func (b *buffer) free() {
-	if b == nil {
+	if b == nil || b.shared.Load() > 0 && b.shared.Add(-1) >= 0 {
 		return
 	}
+	b.shared.Store(0)
 	class := classOf(cap(b.b))
 	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its class promises.
 	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {
@@ -46,6 +50,15 @@ func (b *buffer) free() {
 		pools[class].Put(b)
 	}
 }
+
+// share makes one more hold the buffer.
+func (b *buffer) share() *buffer {
+	b.shared.Add(1)
+	return b
+}
+
+// held says whether others hold the buffer too.
+func (b *buffer) held() bool { return b != nil && b.shared.Load() > 0 }
 
 // lend is an empty slice of a pool with room for n bytes. It may grow, and recycle takes it back whatever became of it.
 func lend(n int) []byte { return newBuffer(n).b }

@@ -50,12 +50,11 @@ type arrivals struct {
 	assembly *assembly
 	// allowance is credit that was set aside, to be charged without the lock. There is none while a message is in the making.
 	allowance int
-	// fresh are the messages that are not published yet, the last of them in slab; listed says that the connection is to publish them.
+	// fresh are the messages that are not published yet. Small ones are still where they were read; burst is how many bytes those have. listed
+	// says that the connection is to publish them.
 	fresh  []packet
-	slab   *buffer
+	burst  int
 	listed bool
-	// burst is how many bytes they have, usual how many there were the last time.
-	burst, usual int
 }
 
 // batchInHand belongs to the reader: the messages that it has taken out of the queue and not returned yet. All of them still take credit.
@@ -74,12 +73,8 @@ type packet struct {
 	cost, extra int
 }
 
-const (
-	// slabBytes is the most that small messages share.
-	slabBytes = 32 << 10
-	// keptPackets is how many places for messages a stream keeps that has nothing to put there.
-	keptPackets = 1024
-)
+// keptPackets is how many places for messages a stream keeps that has nothing to put there.
+const keptPackets = 1024
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
@@ -169,30 +164,40 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	return nil, nil
 }
 
-// put copies a small message to those that are to be published.
+// put takes a small message, which stays where it was read until it is published.
 func (b *inbox) put(body []byte, cost int) {
-	if b.slab == nil || cap(b.slab.b)-len(b.slab.b) < len(body) {
-		b.seal()
-		// As much as there was the last time, or is already, if so much can come: of what has been read, some may be others'.
-		room := min(max(b.usual, b.burst), b.conn.in.end-b.conn.in.begin, slabBytes)
-		b.slab = newBuffer(max(len(body), room))
-	}
-	start := len(b.slab.b)
-	b.slab.b = append(b.slab.b, body...)
 	b.burst += len(body)
-	b.fresh = append(b.fresh, packet{body: b.slab.b[start:], cost: cost})
+	b.fresh = append(b.fresh, packet{body: body, cost: cost})
 	if !b.listed {
 		b.listed = true
 		b.conn.unpublished = append(b.conn.unpublished, b)
 	}
 }
 
-// seal ends the slab with the last message that came.
-func (b *inbox) seal() {
-	if b.slab != nil {
-		b.fresh[len(b.fresh)-1].slab = b.slab
-		b.slab = nil
+// keep sees to it that small messages last until they have been read. Where they are a good part of what was read they keep that memory; else they
+// are copied, so that what waits for its reader takes little more than its window.
+func (b *inbox) keep() {
+	last := len(b.fresh) - 1
+	for last >= 0 && b.fresh[last].slab != nil {
+		last-- // a large one has memory of its own
 	}
+	if last < 0 {
+		return
+	}
+	in := &b.conn.in
+	if 4*b.burst >= len(in.buf) {
+		b.fresh[last].slab = in.mem.share()
+	} else {
+		slab := newBuffer(b.burst)
+		for i := range b.fresh[:last+1] {
+			m := &b.fresh[i]
+			start := len(slab.b)
+			slab.b = append(slab.b, m.body...)
+			m.body = slab.b[start:]
+		}
+		b.fresh[last].slab = slab
+	}
+	b.burst = 0
 }
 
 // assembled notes that the message in the making has grown, and puts it into the queue when it is complete.
@@ -206,7 +211,6 @@ func (b *inbox) assembled() {
 	cost, extra := b.total, b.asked
 	b.total, b.got, b.asked = 0, 0, 0
 	b.mu.Unlock()
-	b.seal()
 	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf, cost: cost, extra: extra})
 	b.publish()
 }
@@ -216,8 +220,7 @@ func (b *inbox) publish() {
 	if len(b.fresh) == 0 {
 		return
 	}
-	b.seal()
-	b.usual, b.burst = b.burst, 0
+	b.keep()
 	b.mu.Lock()
 	if b.end != nil {
 		b.mu.Unlock()

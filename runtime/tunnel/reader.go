@@ -16,7 +16,9 @@ const (
 // Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has been mostly empty for a while,
 // so that an idle connection holds little. The fragments of large messages are read straight to where they are needed.
 type frameReader struct {
-	nc    net.Conn
+	nc net.Conn
+	// mem is the memory of buf. Others may hold it too: then what has been read stays where it is, and buf becomes another.
+	mem   *buffer
 	buf   []byte
 	begin int
 	end   int
@@ -24,6 +26,8 @@ type frameReader struct {
 	limit  int
 	quiet  int
 	shrink bool
+	// moving is called before what is in the buffer moves or is overwritten.
+	moving func()
 	// poll, where there is one, is tried between frames before a read that may wait. It may find nothing, without an error.
 	poll func(dst []byte, between bool) (int, error)
 	// before and after surround every read that may block; an error of before's is the read's. readOn says whether an error in the middle of
@@ -62,15 +66,18 @@ func (r *frameReader) fill(n int) error {
 		r.stop = false
 		return errInterrupted
 	}
+	if r.moving != nil {
+		r.moving()
+	}
 	have := r.end - r.begin
 	want := max(r.limit, n)
 	switch {
-	case want > len(r.buf), have == 0 && r.shrink:
-		larger := lend(want)
-		larger = larger[:cap(larger)]
-		copy(larger, r.buf[r.begin:r.end])
-		recycle(r.buf)
-		r.buf, r.begin, r.end, r.shrink = larger, 0, have, false
+	case want > len(r.buf), have == 0 && r.shrink, r.mem.held():
+		other := newBuffer(want)
+		other.b = other.b[:cap(other.b)]
+		copy(other.b, r.buf[r.begin:r.end])
+		r.mem.free()
+		r.mem, r.buf, r.begin, r.end, r.shrink = other, other.b, 0, have, false
 	case r.begin > 0:
 		copy(r.buf, r.buf[r.begin:r.end])
 		r.begin, r.end = 0, have

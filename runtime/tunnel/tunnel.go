@@ -132,6 +132,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	if u, ok := nc.(*unread); ok {
 		nc = u.Conn
 		in = newFrameReader(nc)
+		in.mem = &buffer{b: u.head}
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{
@@ -149,6 +150,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 func (c *Conn) run() {
 	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
+	c.in.moving = c.publish
 	c.in.poll, c.in.before, c.in.after, c.in.readOn = c.poll, c.beforeRead, c.afterRead, c.readOn
 	go c.read()
 }
