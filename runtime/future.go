@@ -100,13 +100,24 @@ func (f *future) complete(res proto.Message, err error) bool {
 
 // watch ties the future to its call: cancel takes the call back, when ctx ends too.
 func (f *future) watch(ctx context.Context, cancel func(error)) {
+	f.cancelBy(cancel)
+	f.follow(ctx)
+}
+
+// cancelBy says what takes the call back.
+func (f *future) cancelBy(cancel func(error)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.completed {
-		return
+	if !f.completed {
+		f.cancel = cancel
 	}
-	f.cancel = cancel
-	if ctx.Done() != nil {
+}
+
+// follow takes the call back when ctx ends.
+func (f *future) follow(ctx context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.completed && ctx.Done() != nil {
 		f.unwatch = context.AfterFunc(ctx, func() { f.abort(context.Cause(ctx)) })
 	}
 }

@@ -326,13 +326,17 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			f.complete(nil, r.explain(ctx, err))
 		}()
 	}
+	// Before anybody can use it: nobody has the future yet, and Follow comes after Start.
+	f.cancelBy(func(cause error) { c.Cancel(takenBack(cause)) })
+	if ctx.Done() != nil {
+		c.Follow = func() { f.follow(ctx) }
+	}
 	if err := conn.Start(ctx, c); err != nil {
 		if ctx.Err() != nil {
 			return causeOf(ctx)
 		}
 		return r.explain(ctx, err)
 	}
-	f.watch(ctx, func(cause error) { c.Cancel(takenBack(cause)) })
 	return nil
 }
 

@@ -27,6 +27,9 @@ type Call struct {
 
 	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is not used.
 	Waits bool
+	// Follow, for a call that doesn't Wait, says that Start's context is to be watched from now on: it is called once, if the call is open for some
+	// milliseconds or that context ends before. It may come when the call is just over, and must not block. Nil where nobody watches.
+	Follow func()
 
 	// Err is set before Done: nil, or a [connect.Error].
 	Err error
@@ -56,7 +59,7 @@ type slot struct {
 }
 
 // Start sends a call. It blocks only while the connection's window is full, until there is room, ctx ends or the connection
-// does. ctx's remaining time goes with the call as its deadline, but ctx is not watched once Start has returned: a caller that stops
+// does. ctx's remaining time goes with the call as its deadline, but Start does not watch ctx once it has returned: a caller that stops
 // waiting says so by [Call.Cancel]. Calls that one goroutine starts reach the other side in that order.
 //
 // After an error Done is never called. All of Start's errors match [ErrNotRun].
@@ -107,7 +110,10 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	c.calls.Add(1)
 	if call.Waits {
-		c.expect(ctx, call)
+		c.expect(call)
+	}
+	if call.Waits || call.Follow != nil {
+		c.oversee(ctx, call)
 	}
 	c.watch()
 	if c.out.calls++; c.gate.open == 1 || c.out.calls >= callBatch {

@@ -132,7 +132,7 @@ func (o *Overseer) add(c *Conn) {
 
 func (o *Overseer) look() {
 	all, quiet := o.survey()
-	var found []waitingCall
+	var found []openCall
 	for i, c := range all {
 		found = c.lookAfter(found)
 		if spell := quiet[i]; spell != busy {

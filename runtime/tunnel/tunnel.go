@@ -88,6 +88,8 @@ type Conn struct {
 	interner interner
 	slots    []slot
 	free     []uint32
+	// looked is the last slot that the overseer has looked at.
+	looked int
 	// replyBytes is the size of the large responses on their way.
 	replyBytes int
 

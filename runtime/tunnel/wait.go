@@ -2,14 +2,13 @@ package tunnel
 
 import "context"
 
-// Most calls are over in less than a millisecond, and waiting for two things at once (the answer, and the end of the caller's context) costs
-// more than all else that their callers do: a channel for the context, and a select. So a caller waits for its call alone at first. Those who
-// wait are looked after every millisecond by the [Overseer]: who waits for a context that has ended is told, and who has waited for some time
-// is made to watch its context itself from then on.
+// Most calls are over in less than a millisecond, and to watch their contexts meanwhile costs more than all else that their callers do: a channel
+// and a select for one that waits, a registration for one that doesn't. So nobody does at first. Calls are looked after every millisecond by the
+// [Overseer]: whose context has ended, or who has been open for some time, is told to watch its context itself from then on.
 
-// waiting is the part of a call that has [Call.Waits].
+// waiting is the part of a call that has [Call.Waits] or [Call.Follow].
 type waiting struct {
-	// tokens has room for both: watch, at the most once, and then over.
+	// tokens has, for a caller that waits, room for both: watch, at the most once, and then over.
 	tokens chan token
 
 	// What follows is guarded by the connection's lock, and used while the call is open: the caller's context, how often the overseer
@@ -32,21 +31,21 @@ const (
 )
 
 const (
-	// patience is how often the overseer finds a call waiting before its caller watches its context itself.
+	// patience is how often the overseer finds a call open before its caller is to watch its context itself.
 	patience = 8
-	// maxPatient is the largest number of open calls with which callers are looked after.
-	maxPatient = 1024
+	// mostLooks is how many of a connection's calls it looks after at once. With more of them, each has its turn less often.
+	mostLooks = 2048
 )
 
 // Reset makes a call that is over one that can be started again, without what it had; it keeps what waiting needs.
 func (call *Call) Reset() { *call = Call{Waits: call.Waits, waiting: waiting{tokens: call.tokens}} }
 
 // expect prepares for a caller that is going to wait: it is to read its own answer if it is alone and nobody else reads. Callers hold the lock.
-func (c *Conn) expect(ctx context.Context, call *Call) {
+func (c *Conn) expect(call *Call) {
 	if call.tokens == nil {
 		call.tokens = make(chan token, 2)
 	}
-	call.ctx, call.looks, call.told, call.reads = ctx, 0, false, false
+	call.reads = false
 	alone := c.gate.open == 1
 	switch {
 	case c.by == byReader:
@@ -59,18 +58,20 @@ func (c *Conn) expect(ctx context.Context, call *Call) {
 	case c.by == byNobody:
 		c.takeBack()
 	}
-	if c.gate.open > maxPatient {
-		call.tell()
+}
+
+// oversee has the call's context looked after.
+func (c *Conn) oversee(ctx context.Context, call *Call) {
+	call.ctx, call.looks, call.told = ctx, 0, false
+	if !c.overseen.Load() {
+		c.cfg.Overseer.add(c)
 	}
 }
 
 // Wait waits until a call that Waits is over. It must be called once after each successful [Conn.Start] of such a call, with the same context,
 // and may make the caller read the connection meanwhile. If the context ends first, the call is cancelled with what ended makes of it: at once
-// where the call has been open for some milliseconds, and within two milliseconds before that.
+// where the call has been open for some milliseconds, and within two milliseconds before that, or a millisecond for each 2048 open calls.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
-	if !c.overseen.Load() {
-		c.cfg.Overseer.add(c)
-	}
 	if call.reads {
 		c.readFor(call)
 	}
@@ -85,47 +86,67 @@ func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context)
 	}
 }
 
-// waitingCall is a call that the overseer has found waiting.
-type waitingCall struct {
+// openCall is a call that the overseer has found.
+type openCall struct {
 	id   uint32
 	call *Call
 	ctx  context.Context //nolint:containedctx // for one look
+	// follow is to be called: the call has been open for long.
+	follow func()
 }
 
-// lookAfter tells those who wait for their calls, and have waited long enough or for a context that has ended, to watch their contexts.
-// found is memory to use, and returned for the next time.
-func (c *Conn) lookAfter(found []waitingCall) []waitingCall {
-	found = found[:0]
-	c.mu.Lock()
-	for i := range c.slots {
-		call := c.slots[i].call
-		if call == nil || !call.Waits || call.told {
-			continue
+// lookAfter tells those whose calls have been open for long, or whose contexts have ended, to watch their contexts. found is memory to use, and
+// returned for the next time.
+func (c *Conn) lookAfter(found []openCall) []openCall {
+	found = c.openCalls(found[:0])
+	// A context's Err and what is to be told are others' code, which is not called with the lock.
+	for _, o := range found {
+		if o.follow == nil && o.ctx.Err() != nil {
+			o.follow = c.told(o)
 		}
-		if call.looks++; call.looks > patience {
-			call.tell()
-		} else {
-			found = append(found, waitingCall{uint32(i), call, call.ctx}) //nolint:gosec // at most maxCallID
+		if o.follow != nil {
+			o.follow()
 		}
-	}
-	c.mu.Unlock()
-	// A context's Err is its maker's code, which is not called with the lock.
-	for _, w := range found {
-		if w.ctx.Err() == nil {
-			continue
-		}
-		c.mu.Lock()
-		if s := c.slotOf(w.id); s != nil && s.call == w.call && !w.call.told {
-			w.call.tell() // if it is another call by now, this does no harm
-		}
-		c.mu.Unlock()
 	}
 	clear(found)
 	return found
 }
 
-// tell makes the caller watch its context. Callers hold the lock.
-func (call *Call) tell() {
+func (c *Conn) openCalls(found []openCall) []openCall {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range min(len(c.slots), mostLooks) {
+		c.looked = (c.looked + 1) % len(c.slots)
+		call := c.slots[c.looked].call
+		if call == nil || call.ctx == nil || call.told {
+			continue
+		}
+		o := openCall{id: uint32(c.looked), call: call, ctx: call.ctx} //nolint:gosec // at most maxCallID
+		if call.looks++; call.looks > patience {
+			o.follow = call.tell()
+		}
+		found = append(found, o)
+	}
+	return found
+}
+
+// told tells the caller of a call whose context has ended, if it is still that call. (If it is another that uses the same memory, that is told too
+// early, which does no harm.)
+func (c *Conn) told(o openCall) func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.slotOf(o.id); s != nil && s.call == o.call && !o.call.told {
+		return o.call.tell()
+	}
+	return nil
+}
+
+// tell makes the caller watch its context: one that waits has a token, and for another that is done by what is returned. Callers hold the lock.
+func (call *Call) tell() func() {
 	call.told = true
-	call.tokens <- watch
+	if call.Waits {
+		call.tokens <- watch
+		return nil
+	}
+	return call.Follow
 }
