@@ -127,9 +127,12 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 	}
 }
 
+// helloBytes is room for what nearly all connections begin with.
+const helloBytes = 512
+
 // greet finds out what a new connection is, and hands it on.
 func (f *front) greet(ctx context.Context, nc net.Conn) {
-	in := bufio.NewReader(nc)
+	in := bufio.NewReaderSize(nc, helloBytes)
 	if err := nc.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		_ = nc.Close()
 		return
@@ -189,10 +192,11 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 	if tag != nil {
 		tag.carry(conn)
 	}
-	<-conn.Done()
-	f.mu.Lock()
-	delete(f.tunnels, conn)
-	f.mu.Unlock()
+	conn.AfterEnd(func() {
+		f.mu.Lock()
+		delete(f.tunnels, conn)
+		f.mu.Unlock()
+	})
 }
 
 // admit checks who a dialler is and whom it expects.

@@ -127,6 +127,18 @@ func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := dial(ctx)
+	k.dialled(conn, err)
+	if err != nil {
+		return
+	}
+	conn.AfterEnd(func() { k.links.forget(k, conn) })
+	if k.links.isClosed() {
+		_ = conn.Close() // close had not seen it
+	}
+}
+
+// dialled takes the outcome of a try.
+func (k *link) dialled(conn *tunnel.Conn, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	close(k.dialing)
@@ -138,17 +150,12 @@ func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 		return
 	}
 	k.conn, k.err, k.failures = conn, nil, 0
-	watched := k.links.host.goBackground(func(ctx context.Context) {
-		select {
-		case <-conn.Done():
-			k.links.forget(k, conn)
-		case <-ctx.Done():
-			_ = conn.Close()
-		}
-	})
-	if !watched {
-		_ = conn.Close()
-	}
+}
+
+func (l *links) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed != nil
 }
 
 // forget drops a link whose connection has ended, so that hosts which are gone cost nothing.

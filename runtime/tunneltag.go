@@ -91,13 +91,14 @@ func (t *tunnelTag) carry(c *tunnel.Conn) {
 	t.total++
 	t.open[c] = struct{}{}
 	t.mu.Unlock()
-	<-c.Done()
-	t.mu.Lock()
-	delete(t.open, c)
-	s := c.Stats()
-	t.past.BytesReceived += s.BytesReceived
-	t.past.BytesSent += s.BytesSent
-	t.mu.Unlock()
+	c.AfterEnd(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.open, c)
+		s := c.Stats()
+		t.past.BytesReceived += s.BytesReceived
+		t.past.BytesSent += s.BytesSent
+	})
 }
 
 func (t *tunnelTag) stats() *nodev1.TunnelStats {

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	smallRead = 4 << 10
+	smallRead = 512
 	largeRead = 64 << 10
 )
 

@@ -135,13 +135,16 @@ func (o *outbox) release(b *batch) {
 	b.begun, b.done = false, 0
 }
 
+// restBytes is the largest buffer that is kept while there is nothing to write.
+const restBytes = 4 << 10
+
 // rest gives large buffers back when there is nothing to write, so that an idle connection holds little.
 func (o *outbox) rest() {
-	if cap(o.spare) > smallRead {
+	if cap(o.spare) > restBytes {
 		recycle(o.spare)
 		o.spare = nil
 	}
-	if cap(o.buf) > smallRead && len(o.buf) == 0 {
+	if cap(o.buf) > restBytes && len(o.buf) == 0 {
 		recycle(o.buf)
 		o.buf = nil
 	}
