@@ -32,6 +32,28 @@ const (
 	payloadHead = frameHeader + 1 + 5
 )
 
+// floorKind is one of the floors.
+type floorKind int
+
+const (
+	floorPlain floorKind = iota
+	// floorPolling looks for a moment before it is put to sleep.
+	floorPolling
+	// floorOwned uses memory of large payloads again only after ownedBytes of others, as a system must whose callers and methods own what they get.
+	floorOwned
+)
+
+// ownedBytes is several times what a processor's own cache holds, and what RayLink keeps to be used again.
+const ownedBytes = 32 << 20
+
+// reading is a connection as it is read.
+func (how floorKind) reading(nc net.Conn) (net.Conn, error) {
+	if how == floorPolling {
+		return newPollingConn(nc)
+	}
+	return nc, nil
+}
+
 var errFloor = errors.New("the floor's connection broke its format")
 
 // appendHead appends all of a frame but the payload.
@@ -189,8 +211,12 @@ func (g *gathered) reset() {
 
 // bufferPool keeps buffers for large payloads. The one that was given back last is taken first: it is in the processor's cache, most likely.
 type bufferPool struct {
-	mu   sync.Mutex // guards free
+	// owned says that the one that was given back longest ago is taken first, out of as many as ownedBytes are.
+	owned bool
+
+	mu   sync.Mutex // guards what follows
 	free [][]byte
+	made int
 }
 
 // get returns a buffer of a size: for a small one it is small, made larger where needed.
@@ -203,13 +229,19 @@ func (p *bufferPool) get(small []byte, size int) []byte {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if n := len(p.free); n > 0 {
-		b := p.free[n-1]
+	if n := len(p.free); n > 0 && (!p.owned || p.made >= ownedBytes/size) {
+		last := n - 1
+		if p.owned {
+			last = 0
+		}
+		b := p.free[last]
+		copy(p.free[last:], p.free[last+1:])
 		p.free = p.free[:n-1]
 		if cap(b) >= size {
 			return b[:size]
 		}
 	}
+	p.made++
 	return make([]byte, size)
 }
 

@@ -9,15 +9,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFloorEchoes has both floors carry payloads of all kinds of sizes, several at once where they can.
+// TestFloorEchoes has all floors carry payloads of all kinds of sizes, several at once where they can.
 func TestFloorEchoes(t *testing.T) {
-	srv, err := serveFloor(t.Context(), "tcp")
-	require.NoError(t, err)
 	for _, test := range []struct {
 		system  string
 		callers int
-	}{{"floor", 1}, {"floor", 7}, {"floor-sync", 1}} {
+	}{{"floor", 1}, {"floor", 7}, {"floor-sync", 1}, {"floor-polling", 1}, {"floor-owned", 7}} {
 		s, err := systemNamed(test.system)
+		require.NoError(t, err)
+		srv, err := s.serve(t.Context(), "tcp")
 		require.NoError(t, err)
 		c, err := s.dial(t.Context(), "tcp", srv.address())
 		require.NoError(t, err)
@@ -38,8 +38,8 @@ func TestFloorEchoes(t *testing.T) {
 		}
 		all.Wait()
 		require.NoError(t, c.close())
+		require.NoError(t, srv.close())
 	}
-	require.NoError(t, srv.close())
 }
 
 // TestFloorEnds: who waits for an answer is told that the connection is gone.

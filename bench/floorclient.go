@@ -45,11 +45,19 @@ type floorSlot struct {
 }
 
 func dialFloor(ctx context.Context, network, address string) (client, error) {
+	return newFloorClient(ctx, network, address, floorPlain)
+}
+
+func dialFloorOwned(ctx context.Context, network, address string) (client, error) {
+	return newFloorClient(ctx, network, address, floorOwned)
+}
+
+func newFloorClient(ctx context.Context, network, address string, how floorKind) (client, error) {
 	nc, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	c := &floorClient{nc: nc}
+	c := &floorClient{nc: nc, pool: bufferPool{owned: how == floorOwned}}
 	c.room.L = &c.mu
 	c.run.Go(func() { c.fail(c.read()) })
 	return c, nil
@@ -273,11 +281,23 @@ type floorSyncClient struct {
 }
 
 func dialFloorSync(ctx context.Context, network, address string) (client, error) {
+	return newFloorSyncClient(ctx, network, address, floorPlain)
+}
+
+func dialFloorPolling(ctx context.Context, network, address string) (client, error) {
+	return newFloorSyncClient(ctx, network, address, floorPolling)
+}
+
+func newFloorSyncClient(ctx context.Context, network, address string, how floorKind) (client, error) {
 	nc, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	return &floorSyncClient{nc: nc, in: newFrameReader(nc, func() error { return nil })}, nil
+	in, err := how.reading(nc)
+	if err != nil {
+		return nil, errors.Join(err, nc.Close())
+	}
+	return &floorSyncClient{nc: nc, in: newFrameReader(in, func() error { return nil })}, nil
 }
 
 func (c *floorSyncClient) close() error { return c.nc.Close() }

@@ -12,20 +12,24 @@ import (
 // floorServer echoes. One goroutine per connection reads, and writes what it has gathered before it has to wait for more.
 type floorServer struct {
 	listener net.Listener
+	how      floorKind
 
 	run   sync.WaitGroup
 	mu    sync.Mutex // guards conns
 	conns map[net.Conn]struct{}
 }
 
-func serveFloor(ctx context.Context, network string) (server, error) {
-	listener, err := listen(ctx, network)
-	if err != nil {
-		return nil, err
+// serveFloor serves a floor of that kind.
+func serveFloor(how floorKind) func(ctx context.Context, network string) (server, error) {
+	return func(ctx context.Context, network string) (server, error) {
+		listener, err := listen(ctx, network)
+		if err != nil {
+			return nil, err
+		}
+		s := &floorServer{listener: listener, how: how, conns: make(map[net.Conn]struct{})}
+		s.run.Go(s.accept)
+		return s, nil
 	}
-	s := &floorServer{listener: listener, conns: make(map[net.Conn]struct{})}
-	s.run.Go(s.accept)
-	return s, nil
 }
 
 func (s *floorServer) address() string { return s.listener.Addr().String() }
@@ -51,7 +55,7 @@ func (s *floorServer) accept() {
 		s.conns[nc] = struct{}{}
 		s.mu.Unlock()
 		s.run.Go(func() {
-			_ = echoFrames(nc) // it ends with the connection
+			_ = s.how.echoFrames(nc) // it ends with the connection
 			s.mu.Lock()
 			delete(s.conns, nc)
 			s.mu.Unlock()
@@ -61,10 +65,10 @@ func (s *floorServer) accept() {
 }
 
 // echoFrames serves one connection until it ends.
-func echoFrames(nc net.Conn) error {
+func (how floorKind) echoFrames(nc net.Conn) error {
 	var out gathered
 	var counted uint64
-	var pool bufferPool
+	pool := bufferPool{owned: how == floorOwned}
 	var used [][]byte // large payloads that are to be written
 	flush := func() error {
 		if out.empty() {
@@ -78,7 +82,11 @@ func echoFrames(nc net.Conn) error {
 		used = used[:0]
 		return err
 	}
-	r := newFrameReader(nc, flush)
+	in, err := how.reading(nc)
+	if err != nil {
+		return err
+	}
+	r := newFrameReader(in, flush)
 	for {
 		id, size, err := r.next()
 		if err != nil {

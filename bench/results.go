@@ -106,10 +106,14 @@ func (r *results) lines() []line {
 	return all
 }
 
-// slowFloors says of which rows the floor is slower than something that does more.
+// slowFloors says of which rows the floor is slower than a peer, who does more. (RayLink may be faster: it looks before it sleeps, which the floors
+// don't; floor-polling does.)
 func slowFloors(lines []line) []string {
 	var slow []string
 	for _, l := range lines {
+		if s, err := systemNamed(l.System); err != nil || !s.peer {
+			continue
+		}
 		if l.Floor > 1 && l.Unit != "bytes each" {
 			slow = append(slow, fmt.Sprintf("%s: %s reached %.4g %s, %.3f of what the floor did", l.Name, l.System, l.Value, l.Unit, l.Floor))
 		}

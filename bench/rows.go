@@ -49,7 +49,7 @@ var sizes = []struct { //nolint:gochecknoglobals // a table
 // rows are all that are measured, in the order of the tables.
 func rows() []row {
 	all := []string{"raylink", "raylink-concurrent", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"}
-	alone := slices.Concat(all, []string{"floor-sync"})
+	alone := slices.Concat(all, []string{"floor-sync", "floor-polling"})
 	rs := make([]row, 0, 32)
 	for _, size := range sizes {
 		for _, inflight := range []int{1, 64, 512} {
@@ -57,8 +57,11 @@ func rows() []row {
 				name: fmt.Sprintf("rpc/unary/%s/inflight=%d", size.name, inflight), network: "tcp", unit: size.unit, systems: all,
 				job: job{Kind: unary, Size: size.bytes, Inflight: inflight},
 			}
-			if inflight == 1 {
+			switch {
+			case inflight == 1:
 				r.systems = alone
+			case size.bytes >= floorLarge:
+				r.systems = slices.Concat(all, []string{"floor-owned"})
 			}
 			rs = append(rs, r)
 		}

@@ -17,8 +17,8 @@ type system struct {
 	serve func(ctx context.Context, network string) (server, error)
 	// dial makes this process the client.
 	dial func(ctx context.Context, network, address string) (client, error)
-	// floor says that this is what the others are compared with.
-	floor bool
+	// floor says that this is what the others are compared with; peer, that it must not be faster than that.
+	floor, peer bool
 }
 
 // server is a running server.
@@ -93,12 +93,14 @@ func systems() []system {
 	return []system{
 		{name: "raylink", serve: serveRaylink, dial: dialRaylink},
 		{name: "raylink-concurrent", serve: serveRaylink, dial: dialRaylinkConcurrent},
-		{name: "grpc-go", serve: serveGRPC, dial: dialGRPC},
-		{name: "connect-h1", serve: serveConnect, dial: dialConnectH1},
-		{name: "connect-h2c", serve: serveConnect, dial: dialConnectH2C},
-		{name: "drpc", serve: serveDRPC, dial: dialDRPC},
-		{name: "floor", serve: serveFloor, dial: dialFloor, floor: true},
-		{name: "floor-sync", serve: serveFloor, dial: dialFloorSync, floor: true},
+		{name: "grpc-go", serve: serveGRPC, dial: dialGRPC, peer: true},
+		{name: "connect-h1", serve: serveConnect, dial: dialConnectH1, peer: true},
+		{name: "connect-h2c", serve: serveConnect, dial: dialConnectH2C, peer: true},
+		{name: "drpc", serve: serveDRPC, dial: dialDRPC, peer: true},
+		{name: "floor", serve: serveFloor(floorPlain), dial: dialFloor, floor: true},
+		{name: "floor-sync", serve: serveFloor(floorPlain), dial: dialFloorSync, floor: true},
+		{name: "floor-polling", serve: serveFloor(floorPolling), dial: dialFloorPolling},
+		{name: "floor-owned", serve: serveFloor(floorOwned), dial: dialFloorOwned},
 	}
 }
 

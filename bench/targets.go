@@ -74,9 +74,13 @@ func (f figuresOf) bulk(row string) target {
 	grpc, ok2 := f.of(row, "grpc-go")
 	least, ok3 := f.of(row, "floor")
 	goal := min(3*grpc.Value, 0.9*least.Value)
+	beside := ""
+	if owned, ok := f.of(row, "floor-owned"); ok {
+		beside = fmt.Sprintf(", %.2f x floor-owned", mine.Value/owned.Value)
+	}
 	return target{
 		what: row, goal: "at least 3 x grpc-go or 0.9 x floor", ok: mine.Value >= goal, measured: ok1 && ok2 && ok3,
-		reached: fmt.Sprintf("%.2f x grpc-go, %.2f x floor", mine.Value/grpc.Value, mine.Value/least.Value),
+		reached: fmt.Sprintf("%.2f x grpc-go, %.2f x floor", mine.Value/grpc.Value, mine.Value/least.Value) + beside,
 	}
 }
 

@@ -57,6 +57,10 @@ func (r *recycler) lend(n int) []byte {
 	if first == nil {
 		first = unsafe.SliceData(uncleared(size))
 	}
+	if !guarded {
+		r.give(first, class, size)
+		return unsafe.Slice(first, size)[:0]
+	}
 	runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
 	return unsafe.Slice(first, size)[:0]
 }
@@ -64,10 +68,7 @@ func (r *recycler) lend(n int) []byte {
 func (r *recycler) take(class, size int) *byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.watching {
-		r.watching = true
-		runtime.SetFinalizer(&collection{r}, (*collection).happened)
-	}
+	r.watch()
 	list := r.free[class]
 	if len(list) == 0 {
 		return nil
@@ -85,8 +86,17 @@ func (r *recycler) give(first *byte, class, size int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.idle+size <= recycledBytes {
+		r.watch()
 		r.free[class] = append(r.free[class], first)
 		r.idle += size
+	}
+}
+
+// watch makes the next collection known. Callers hold the lock.
+func (r *recycler) watch() {
+	if !r.watching {
+		r.watching = true
+		runtime.SetFinalizer(&collection{r}, (*collection).happened)
 	}
 }
 

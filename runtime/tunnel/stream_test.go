@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	goruntime "runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -198,4 +199,49 @@ func TestOneStreamTooManyIsRefused(t *testing.T) {
 		require.NoError(t, again.Receive(&wrapperspb.BytesValue{}))
 		require.NoError(t, errors.Join(again.Close(), streams[1].Close()))
 	})
+}
+
+// TestUnreadSmallMessagesPinLittle: messages stay where they were read only if they are a good part of that, so that a stream whose reader is slow takes
+// about its window, whatever else goes over the connection.
+func TestUnreadSmallMessagesPinLittle(t *testing.T) {
+	needsGuards(t)
+	hold := make(chan struct{})
+	h := echo()
+	h.stream = func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
+		if in.Procedure == "/p/Slow" {
+			<-hold
+		}
+		for {
+			if err := s.Receive(&wrapperspb.BytesValue{}); err != nil {
+				return nil //nolint:nilerr // the end
+			}
+		}
+	}
+	client, _ := overTCP(t, tunnel.Config{}, h)
+	open := func(procedure string) connect.ClientStream {
+		s, err := client.Stream(t.Context(), tunnel.StreamRequest{Procedure: procedure, StreamType: connect.StreamTypeClient})
+		require.NoError(t, err)
+		return s
+	}
+	slow, quick := open("/p/Slow"), open("/p/Quick")
+	used := func() uint64 {
+		var stats goruntime.MemStats
+		goruntime.GC()
+		goruntime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	before := used()
+	small, large := wrapperspb.Bytes([]byte("x")), wrapperspb.Bytes(make([]byte, 7<<10))
+	for range 2000 {
+		require.NoError(t, slow.Send(small))
+		for range 8 {
+			require.NoError(t, quick.Send(large))
+		}
+	}
+	require.Less(t, used(), before+(16<<20), "2,000 messages of one octet")
+	close(hold)
+	for _, s := range []connect.ClientStream{slow, quick} {
+		require.NoError(t, s.CloseSend())
+		require.ErrorIs(t, s.Receive(nil), io.EOF)
+	}
 }

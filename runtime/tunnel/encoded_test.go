@@ -1,0 +1,105 @@
+package tunnel
+
+import (
+	"bytes"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	"pgregory.net/rapid"
+)
+
+// written is an encoded message as it goes over the wire, in fragments of any sizes.
+func written(t *rapid.T, e *encoded) []byte {
+	var b []byte
+	for rest := e.size; rest > 0; {
+		n := rapid.IntRange(1, rest).Draw(t, "fragment")
+		e.take(n, func(part []byte) { b = append(b, part...) })
+		rest -= n
+	}
+	return b
+}
+
+// option draws a message with bytes beside a list of messages with required fields.
+func option(t *rapid.T) *descriptorpb.UninterpretedOption {
+	o := &descriptorpb.UninterpretedOption{StringValue: large(t, "string value")}
+	for range rapid.IntRange(0, 3).Draw(t, "names") {
+		o.Name = append(o.Name, &descriptorpb.UninterpretedOption_NamePart{NamePart: proto.String("name"), IsExtension: proto.Bool(true)})
+	}
+	return o
+}
+
+// TestWhatIsWrittenInPartsIsTheMessage draws messages with large fields at the top, in messages, and in lists of them, and what protobuf
+// itself reads of their parts.
+func TestWhatIsWrittenInPartsIsTheMessage(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var msg proto.Message
+		switch rapid.IntRange(0, 4).Draw(t, "type") {
+		case 0:
+			msg = wrapperspb.Bytes(large(t, "value"))
+		case 1:
+			any := &anypb.Any{TypeUrl: "of/it", Value: large(t, "value")}
+			any.ProtoReflect().SetUnknown([]byte("\x9a\x3e\x01x")) // field 995
+			msg = any
+		case 2:
+			msg = option(t)
+		case 3:
+			options := &descriptorpb.FileOptions{GoPackage: proto.String("here")}
+			for range rapid.IntRange(0, 20).Draw(t, "options") {
+				options.UninterpretedOption = append(options.UninterpretedOption, option(t))
+			}
+			msg = &descriptorpb.FileDescriptorProto{Name: proto.String("file"), Options: options}
+		default: // no bytes anywhere, a map, a oneof
+			msg = &structpb.Struct{Fields: map[string]*structpb.Value{"k": structpb.NewStringValue(string(large(t, "text")))}}
+		}
+		e, err := encode(msg, proto.Size(msg))
+		require.NoError(t, err)
+		require.Equal(t, proto.Size(msg), e.size)
+		read := msg.ProtoReflect().New().Interface()
+		require.NoError(t, proto.Unmarshal(written(t, e), read))
+		require.True(t, proto.Equal(msg, read))
+		e.free()
+	})
+}
+
+func TestALargeFieldIsWrittenFromWhereItIs(t *testing.T) {
+	value := bytes.Repeat([]byte("x"), 1<<20)
+	msg := &anypb.Any{TypeUrl: "of/it", Value: value}
+	e, err := encode(msg, proto.Size(msg))
+	require.NoError(t, err)
+	shared := 0
+	e.take(e.size, func(part []byte) {
+		if unsafe.SliceData(part) == unsafe.SliceData(value) {
+			shared += len(part)
+		}
+	})
+	require.Equal(t, len(value), shared)
+}
+
+func TestRequiredFieldsAreAskedForInParts(t *testing.T) {
+	msg := &descriptorpb.UninterpretedOption{StringValue: make([]byte, 1<<20), Name: []*descriptorpb.UninterpretedOption_NamePart{{}}}
+	_, err := encode(msg, proto.Size(msg))
+	require.Error(t, err)
+	require.Equal(t, proto.CheckInitialized(msg).Error(), err.Error())
+}
+
+// TestManySmallMessagesAreNotSearched: looking for large fields must not cost more than encoding.
+func TestManySmallMessagesAreNotSearched(t *testing.T) {
+	list := &structpb.ListValue{}
+	for range 10_000 {
+		list.Values = append(list.Values, structpb.NewStringValue("small"))
+	}
+	visited := 0
+	_, s := largeBytes(list, proto.Size(list))
+	for fd := range list.ProtoReflect().Range {
+		if list.ProtoReflect().Get(fd).List().Len() <= s.search.most {
+			visited++
+		}
+	}
+	require.Zero(t, visited)
+}
