@@ -16,6 +16,8 @@ type buffer struct {
 	b []byte
 	// shared is how many there are who hold it beside the one that it was made for. Each frees it, and the last one does.
 	shared atomic.Int32
+	// cost and extra are, where it has one large message of a stream, what that took of the window and beyond.
+	cost, extra int
 }
 
 //nolint:gochecknoglobals // the pools are the process's: connections come and go, their buffers stay useful
@@ -43,6 +45,7 @@ func (b *buffer) free() {
 		return
 	}
 	b.shared.Store(0)
+	b.cost, b.extra = 0, 0
 	class := classOf(cap(b.b))
 	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its class promises.
 	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {

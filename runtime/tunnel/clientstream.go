@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -59,6 +60,9 @@ type clientStream struct {
 	req  StreamRequest
 	info *connect.CallInfo
 
+	// opened says that the call has begun well, for those who only look.
+	opened atomic.Bool
+
 	begin  sync.Mutex // held while the call begins; guards what follows
 	begun  bool
 	failed error
@@ -74,6 +78,9 @@ var _ connect.ClientStream = (*clientStream)(nil)
 
 // SendHeaders begins the call.
 func (s *clientStream) SendHeaders() error {
+	if s.opened.Load() {
+		return nil
+	}
 	s.begin.Lock()
 	defer s.begin.Unlock()
 	switch {
@@ -84,6 +91,7 @@ func (s *clientStream) SendHeaders() error {
 	}
 	s.begun = true
 	s.failed = s.open()
+	s.opened.Store(s.failed == nil)
 	return s.failed
 }
 

@@ -65,12 +65,27 @@ type batchInHand struct {
 	paid, due int
 }
 
-// packet is one message, and what it took of the window and beyond.
+// packet is one message. A stream may have very many, so it is small.
 type packet struct {
 	body []byte
 	// slab holds the body, and is set in the last of the messages that it holds.
-	slab        *buffer
-	cost, extra int
+	slab *buffer
+}
+
+// cost is what the message took of the window.
+func (m packet) cost() int {
+	if m.slab != nil && m.slab.cost > 0 {
+		return m.slab.cost
+	}
+	return len(m.body) + messageCost
+}
+
+// extra is what it took beyond.
+func (m packet) extra() int {
+	if m.slab == nil {
+		return 0
+	}
+	return m.slab.extra
 }
 
 // keptPackets is how many places for messages a stream keeps that has nothing to put there.
@@ -137,7 +152,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		if len(body) > limit {
 			return tooLarge("a message of "+b.what, len(body), limit, "the receiver's"), nil
 		}
-		b.put(body, cost)
+		b.put(body)
 		return nil, nil
 	}
 	p := parser{rest: body}
@@ -165,9 +180,9 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 }
 
 // put takes a small message, which stays where it was read until it is published.
-func (b *inbox) put(body []byte, cost int) {
+func (b *inbox) put(body []byte) {
 	b.burst += len(body)
-	b.fresh = append(b.fresh, packet{body: body, cost: cost})
+	b.fresh = append(b.fresh, packet{body: body})
 	if !b.listed {
 		b.listed = true
 		b.conn.unpublished = append(b.conn.unpublished, b)
@@ -208,10 +223,10 @@ func (b *inbox) assembled() {
 	}
 	b.assembly = nil
 	b.mu.Lock()
-	cost, extra := b.total, b.asked
+	a.buf.cost, a.buf.extra = b.total, b.asked
 	b.total, b.got, b.asked = 0, 0, 0
 	b.mu.Unlock()
-	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf, cost: cost, extra: extra})
+	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf})
 	b.publish()
 }
 
@@ -229,7 +244,7 @@ func (b *inbox) publish() {
 		return
 	}
 	for i := range b.fresh {
-		if b.fresh[i].extra > 0 {
+		if b.fresh[i].extra() > 0 {
 			b.large++
 		}
 	}
@@ -258,7 +273,7 @@ func emptied(list []packet) []packet {
 func release(list []packet) int {
 	extra := 0
 	for i := range list {
-		extra += list[i].extra
+		extra += list[i].extra()
 		list[i].slab.free()
 	}
 	clear(list)
@@ -313,13 +328,14 @@ func (b *inbox) receive() (packet, error) {
 		case b.large > 0 && len(b.queue) > 0:
 			// One by one: what a message takes beyond the window is to be given back even if its reader reads no more.
 			m := b.first()
-			b.paid += m.cost - m.extra
+			b.paid += m.cost() - m.extra()
 			owed += b.settle()
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
-			b.conn.releaseExtra(m.extra)
+			b.conn.releaseExtra(m.extra())
 			return m, nil
 		case len(b.queue) > 0:
+			clear(b.taken)
 			b.taken, b.queue, b.next = b.queue, emptied(b.taken), 0
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
@@ -343,9 +359,8 @@ func (b *inbox) receive() (packet, error) {
 // hand returns the next message of those that were taken.
 func (b *inbox) hand() packet {
 	m := b.taken[b.next]
-	b.taken[b.next] = packet{}
 	b.next++
-	if b.paid += m.cost; b.paid >= b.due {
+	if b.paid += m.cost(); b.paid >= b.due {
 		b.mu.Lock()
 		owed := b.settle()
 		b.due = b.window/4 - b.owed
@@ -362,7 +377,7 @@ func (b *inbox) first() packet {
 	if b.queue = b.queue[1:]; len(b.queue) == 0 {
 		b.queue = nil
 	}
-	if m.extra > 0 {
+	if m.extra() > 0 {
 		b.large--
 	}
 	return m

@@ -63,7 +63,6 @@ func TestMemoryThatNobodyUsesIsGivenUp(t *testing.T) {
 	for range 10 {
 		r.give(&uncleared(size)[:1][0], class, size)
 	}
-	require.Equal(t, 10*size, r.idle)
 	require.Eventually(t, func() bool {
 		runtime.GC()
 		r.mu.Lock()
