@@ -25,7 +25,7 @@ type Config struct {
 	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. Default 1 MiB, at least 64 KiB.
 	StreamWindow int
 	// MaxStreamWindow is what a stream's window grows to while its reader takes it in quickly: the fewer the times that a sender is told to go on,
-	// the less that costs. Default four times StreamWindow, at least StreamWindow.
+	// the less that costs. Default eight times StreamWindow, at least StreamWindow.
 	MaxStreamWindow int
 	// MaxCalls bounds the calls of every shape that are open on the connection. When it is reached, [Conn.Start] blocks.
 	// Default 65,536, at most 2^24 - 1.
@@ -78,7 +78,7 @@ func (c Config) WithDefaults() Config {
 	c.MaxFragmentBytes = within(c.MaxFragmentBytes, defaultMaxFragment, floorMaxFragment, ceilingMaxFragment)
 	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
 	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
-	c.MaxStreamWindow = within(c.MaxStreamWindow, 4*c.StreamWindow, c.StreamWindow, ceilingMaxMessage)
+	c.MaxStreamWindow = within(c.MaxStreamWindow, 8*c.StreamWindow, c.StreamWindow, ceilingMaxMessage)
 	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
 	c.MaxStreams = within(c.MaxStreams, defaultMaxStreams, 1, maxCallID)
 	c.MaxBacklog = within(c.MaxBacklog, 4*c.MaxMessageBytes, 1, 4*ceilingMaxMessage)

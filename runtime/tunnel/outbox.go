@@ -55,6 +55,8 @@ type lane struct {
 	turn int
 	// The rest is for a stream's lane.
 	stream bool
+	// usual is the size of the last message, if it was a small one.
+	usual  int
 	credit int
 	window int
 	// over is set when nothing more can be sent, and says why.

@@ -12,6 +12,9 @@ var errOver = errors.New("tunnel: the call is over")
 // sendMessage sends one message of a stream: it waits for credit, and for the writer where much is queued already. It returns
 // the lane's reason when that is closed, before or meanwhile.
 func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Message) (int, error) {
+	if size, sent := c.sendLike(l, id, msg); sent {
+		return size, nil
+	}
 	size := 0
 	if msg != nil {
 		size = proto.Size(msg)
@@ -45,6 +48,7 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 		}
 		o.buf = b
 		l.credit -= len(b) - start - headerBytes + messageCost
+		l.usual = max(size, 1)
 		o.patch(start, kindData, 0, id)
 		c.kick()
 		c.mu.Unlock()
@@ -69,4 +73,27 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 		return 0, over
 	}
 	return size, nil
+}
+
+// sendLike sends a message in the way that the one before it in its stream has gone: small, with credit and room. To take a message's size first, only
+// to learn that, costs as much as to encode it. It may find that this is not so, and has done nothing then.
+func (c *Conn) sendLike(l *lane, id uint32, msg proto.Message) (size int, sent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := &c.out
+	if l.usual == 0 || l.over != nil || len(l.parcels) > 0 || len(o.buf) >= roomBytes || msg == nil {
+		return 0, false
+	}
+	start := o.begin(2 * l.usual)
+	b, err := proto.MarshalOptions{}.MarshalAppend(o.buf, msg)
+	size = len(b) - start - headerBytes
+	if err != nil || size > inlineBytes || size+messageCost > l.credit || size > c.peer.maxMessage {
+		o.buf, l.usual = o.buf[:start], 0
+		return 0, false
+	}
+	o.buf, l.usual = b, max(size, 1)
+	l.credit -= size + messageCost
+	o.patch(start, kindData, 0, id)
+	c.kick()
+	return size, true
 }
