@@ -367,8 +367,14 @@ type remoteStream struct {
 	remote *remote
 }
 
-func (s *remoteStream) Receive(msg any) error {
-	err := s.ClientStream.Receive(msg)
+func (s *remoteStream) Receive(msg any) error { return s.explained(s.ClientStream.Receive(msg)) }
+
+// ReceiveEmpty implements emptyReceiver.
+func (s *remoteStream) ReceiveEmpty(msg proto.Message) error {
+	return s.explained(receiveEmpty(s.ClientStream, msg))
+}
+
+func (s *remoteStream) explained(err error) error {
 	if err == nil {
 		return nil
 	}

@@ -71,6 +71,19 @@ type handover interface {
 // receiver is the half of connect's streams that both sides share.
 type receiver interface{ Receive(msg any) error }
 
+// emptyReceiver is implemented by streams that need not empty a message which is empty already: see tunnel's.
+type emptyReceiver interface {
+	ReceiveEmpty(msg proto.Message) error
+}
+
+// receiveEmpty receives into an empty message.
+func receiveEmpty(stream receiver, msg proto.Message) error {
+	if s, ok := stream.(emptyReceiver); ok {
+		return s.ReceiveEmpty(msg) //nolint:wrapcheck // as Receive's
+	}
+	return stream.Receive(msg) //nolint:wrapcheck // it is the call's
+}
+
 func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
 	var none P
 	if local, ok := stream.(handover); ok {
@@ -84,7 +97,7 @@ func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
 		return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
 	}
 	msg := fresh()
-	if err := stream.Receive(msg); err != nil {
+	if err := receiveEmpty(stream, msg); err != nil {
 		if errors.Is(err, io.EOF) {
 			return none, io.EOF
 		}

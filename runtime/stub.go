@@ -95,6 +95,9 @@ type replyStream struct {
 	once  sync.Once
 }
 
+// ReceiveEmpty implements emptyReceiver.
+func (s *replyStream) ReceiveEmpty(msg proto.Message) error { return receiveEmpty(s.ServerStream, msg) }
+
 func (s *replyStream) SendHeaders() error {
 	s.once.Do(s.flush)
 	return s.ServerStream.SendHeaders()

@@ -19,7 +19,7 @@ type Call struct {
 	Chain []byte
 	// Request is the message to send; nil is the empty one. It may not be changed any more.
 	Request proto.Message
-	// Response is filled with the answer by the reading goroutine. nil throws the answer away.
+	// Response is an empty message, which the reading goroutine fills with the answer. nil throws the answer away.
 	Response proto.Message
 	// Done is called exactly once when the call is over, by the connection's reading goroutine or by whoever ended the call or
 	// the connection. It must not block. Not for calls that Waits.
@@ -244,7 +244,7 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 		if own {
 			kept, wrong = decodeKeeping(body, call.Response)
 		} else {
-			wrong = proto.Unmarshal(body, call.Response)
+			wrong = fill(body, call.Response)
 		}
 		if wrong != nil {
 			err = cannotDecode("the response of "+call.Procedure, connect.CodeInternal, wrong)

@@ -168,6 +168,14 @@ func (s *clientStream) Receive(msg any) error {
 	if err != nil {
 		return err
 	}
+	if to != nil {
+		proto.Reset(to)
+	}
+	return s.ReceiveEmpty(to)
+}
+
+// ReceiveEmpty is Receive into a message that is empty already; nil throws it away.
+func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	if err := s.SendHeaders(); err != nil {
 		return err
 	}
@@ -181,7 +189,7 @@ func (s *clientStream) Receive(msg any) error {
 		s.info.ReceiveStats = connect.MessageStats{Size: len(m.body)}
 	}
 	if to != nil {
-		err = proto.Unmarshal(m.body, to)
+		err = fill(m.body, to)
 	}
 	m.slab.free()
 	if err != nil {

@@ -127,7 +127,7 @@ func (in *Incoming) Context() context.Context { return &in.ctx }
 // PeerAddr is the network address of the caller's end.
 func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String() }
 
-// Decode reads the request into msg. The request is there until ServeUnary returns, and not for streams. A large one is decoded once: its
+// Decode reads the request into msg, an empty message. The request is there until ServeUnary returns, and not for streams. A large one is decoded once: its
 // bytes become the message's own.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
@@ -136,7 +136,7 @@ func (in *Incoming) Decode(msg proto.Message) error {
 		kept, err = decodeKeeping(r.body, msg)
 		r.own = !kept
 	} else {
-		err = proto.Unmarshal(r.body, msg)
+		err = fill(r.body, msg)
 	}
 	if err != nil {
 		return cannotDecode("the request of "+in.Procedure, connect.CodeInvalidArgument, err)

@@ -10,8 +10,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// fill makes memory tell whose it is.
-func fill(b []byte, mark byte) {
+// markAll makes memory tell whose it is.
+func markAll(b []byte, mark byte) {
 	for i := range b {
 		b[i] = mark
 	}
@@ -25,7 +25,7 @@ func heldAndDropped(r *recycler) (spoilt int) {
 		mark := byte(round + 1)
 		for range 8 {
 			b := r.lend(40 << 10)[:40<<10]
-			fill(b, mark)
+			markAll(b, mark)
 			held[mark] = b // the others of this round are dropped
 		}
 		if round%4 == 3 {
@@ -46,7 +46,7 @@ func heldAndDropped(r *recycler) (spoilt int) {
 func TestMemoryComesBackWhenItsMessageWasCollected(t *testing.T) {
 	var r recycler
 	const n = 100 << 10
-	fill(r.lend(n)[:n], 1)
+	markAll(r.lend(n)[:n], 1)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		runtime.GC()
 		r.mu.Lock()

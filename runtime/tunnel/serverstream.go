@@ -58,13 +58,21 @@ func (s *serverStream) Receive(msg any) error {
 	if err != nil {
 		return err
 	}
+	if to != nil {
+		proto.Reset(to)
+	}
+	return s.ReceiveEmpty(to)
+}
+
+// ReceiveEmpty is Receive into a message that is empty already; nil throws it away.
+func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	m, err := s.inbox.receive()
 	if err != nil {
 		return err
 	}
 	s.received = len(m.body)
 	if to != nil {
-		err = proto.Unmarshal(m.body, to)
+		err = fill(m.body, to)
 	}
 	m.slab.free()
 	if err != nil {
