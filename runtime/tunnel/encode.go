@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"errors"
 	"fmt"
 
 	"connectrpc.com/connect/v2"
@@ -9,11 +10,24 @@ import (
 
 // appendMessage encodes a message of which the size has just been taken. nil is the empty message.
 func appendMessage(b []byte, msg proto.Message) ([]byte, error) {
+	return marshal(proto.MarshalOptions{UseCachedSize: true}, b, msg)
+}
+
+// marshal appends an encoded message; nil is the empty one. A message that somebody changes meanwhile can make protobuf panic: that is its sender's
+// error then, and no end of what others send.
+func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (_ []byte, err error) {
 	if msg == nil {
 		return b, nil
 	}
-	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, msg)
+	defer func() {
+		if value := recover(); value != nil {
+			err = fmt.Errorf("%w: %v", errPanicked, value)
+		}
+	}()
+	return how.MarshalAppend(b, msg) //nolint:wrapcheck // the callers say what was being encoded
 }
+
+var errPanicked = errors.New("protobuf panicked, as it may when a message is changed while it is being sent")
 
 func cannotEncode(procedure string, err error) *connect.Error {
 	return connect.Errorf(connect.CodeInternal, "encoding a message of %s: %v", procedure, err).WithCause(err)

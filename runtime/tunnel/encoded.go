@@ -193,8 +193,8 @@ func (s *splitter) rest(m protoreflect.Message, apart []protoreflect.FieldDescri
 		rest.SetUnknown(m.GetUnknown())
 	}
 	var err error
-	s.buf, err = proto.MarshalOptions{AllowPartial: true}.MarshalAppend(s.buf, rest.Interface())
-	return err //nolint:wrapcheck // encode's callers say what was being encoded
+	s.buf, err = marshal(proto.MarshalOptions{AllowPartial: true}, s.buf, rest.Interface())
+	return err
 }
 
 // field writes one value of a field that is of bytes or a message.

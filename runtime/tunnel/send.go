@@ -30,40 +30,10 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 		}
 		size = body.size
 	}
-	c.mu.Lock()
-	if l.over != nil {
-		over := l.over
-		c.mu.Unlock()
-		body.free()
-		return 0, over
+	p, err := c.queueMessage(l, id, procedure, msg, size, body)
+	if p == nil {
+		return size, err
 	}
-	o := &c.out
-	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
-		start := o.begin(size)
-		b, err := appendMessage(o.buf, msg)
-		if err != nil {
-			o.buf = o.buf[:start]
-			c.mu.Unlock()
-			return 0, cannotEncode(procedure, err)
-		}
-		o.buf = b
-		l.credit -= len(b) - start - headerBytes + messageCost
-		l.usual = max(size, 1)
-		o.patch(start, kindData, 0, id)
-		c.kick()
-		c.mu.Unlock()
-		return size, nil
-	}
-	if body == nil {
-		if body, err = encode(msg, size); err != nil {
-			c.mu.Unlock()
-			return 0, cannotEncode(procedure, err)
-		}
-	}
-	p := &parcel{id: id, kind: kindData, body: body, sent: make(chan struct{})}
-	o.push(l, p)
-	c.kick()
-	c.mu.Unlock()
 	// Whatever ends the stream drops its parcels, so this wait ends with the call's context, deadline and connection.
 	<-p.sent
 	if p.dropped {
@@ -75,17 +45,55 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	return size, nil
 }
 
+// queueMessage queues a message, encoded already if it is large. Where it has to wait, for credit or for the writer, its parcel is returned.
+func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Message, size int, body *encoded) (*parcel, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.over != nil {
+		body.free()
+		return nil, l.over
+	}
+	o := &c.out
+	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
+		start := o.begin(size)
+		b, err := appendMessage(o.buf, msg)
+		if err != nil {
+			o.buf = o.buf[:start]
+			return nil, cannotEncode(procedure, err)
+		}
+		o.buf = b
+		l.credit -= len(b) - start - headerBytes + messageCost
+		l.usual = max(size, 1)
+		o.patch(start, kindData, 0, id)
+		c.kick()
+		return nil, nil //nolint:nilnil // nothing to wait for
+	}
+	if body == nil {
+		var err error
+		if body, err = encode(msg, size); err != nil {
+			return nil, cannotEncode(procedure, err)
+		}
+	}
+	p := &parcel{id: id, kind: kindData, body: body, sent: make(chan struct{})}
+	o.push(l, p)
+	c.kick()
+	return p, nil
+}
+
 // sendLike sends a message in the way that the one before it in its stream has gone: small, with credit and room. To take a message's size first, only
 // to learn that, costs as much as to encode it. It may find that this is not so, and has done nothing then.
 func (c *Conn) sendLike(l *lane, id uint32, msg proto.Message) (size int, sent bool) {
+	if msg == nil {
+		return 0, false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
-	if l.usual == 0 || l.over != nil || len(l.parcels) > 0 || len(o.buf) >= roomBytes || msg == nil {
+	if l.usual == 0 || l.over != nil || len(l.parcels) > 0 || len(o.buf) >= roomBytes {
 		return 0, false
 	}
 	start := o.begin(2 * l.usual)
-	b, err := proto.MarshalOptions{}.MarshalAppend(o.buf, msg)
+	b, err := marshal(proto.MarshalOptions{}, o.buf, msg)
 	size = len(b) - start - headerBytes
 	if err != nil || size > inlineBytes || size+messageCost > l.credit || size > c.peer.maxMessage {
 		o.buf, l.usual = o.buf[:start], 0
