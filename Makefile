@@ -64,6 +64,10 @@ test-guards: ## the checks that cost too much always (-tags invariants), and che
 	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
 	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
 
+.PHONY: test-economy
+test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
+	$(GO) test -count=1 -run='Allocations|OneCall|Burst' -timeout=10m . ./runtime ./runtime/tunnel
+
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
 	$(TOOLS)/buf lint
@@ -108,6 +112,7 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory cross
 	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
 	@$(MAKE) --no-print-directory test-guards
+	@$(MAKE) --no-print-directory test-economy
 	@$(MAKE) --no-print-directory test
 
 .PHONY: demo

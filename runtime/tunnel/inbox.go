@@ -93,7 +93,7 @@ const keptPackets = 1024
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
-	b.window = c.own.streamWindow
+	b.window, b.granted = c.own.streamWindow, monotonic()
 	b.credit = b.window
 	b.ready = make(chan struct{}, 1)
 }

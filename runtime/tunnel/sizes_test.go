@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"sync"
 	"testing"
@@ -14,8 +15,24 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-func TestUnaryCallsOfAllSizes(t *testing.T) {
-	client, _ := overTCP(t, tunnel.Config{}, echo())
+// fragments runs a test on tunnels whose sides take fragments of different sizes: each sends what the other takes.
+func fragments(t *testing.T, test func(t *testing.T, client *tunnel.Conn)) {
+	t.Helper()
+	for _, most := range [][2]int{{0, 0}, {1, 0}, {0, 1}, {8 << 20, 100 << 10}} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			near, far := sockets(t)
+			client, server := join(t, near, far, tunnel.Config{MaxFragmentBytes: most[0]}, tunnel.Config{MaxFragmentBytes: most[1]}, echo())
+			test(t, client)
+			require.NoError(t, client.Close())
+			require.NoError(t, server.Close())
+		})
+	}
+}
+
+func TestUnaryCallsOfAllSizes(t *testing.T) { fragments(t, unaryCallsOfAllSizes) }
+
+func unaryCallsOfAllSizes(t *testing.T, client *tunnel.Conn) {
+	t.Helper()
 	var wg sync.WaitGroup
 	for _, size := range []int{0, 1, 100, 8 << 10, 9 << 10, 64 << 10, 65 << 10, 1 << 20, 20 << 20} {
 		for range 4 {
@@ -39,7 +56,11 @@ func TestUnaryCallsOfAllSizes(t *testing.T) {
 
 func TestStreamOfAllSizes(t *testing.T) {
 	needsGuards(t)
-	client, _ := overTCP(t, tunnel.Config{}, echo())
+	fragments(t, streamOfAllSizes)
+}
+
+func streamOfAllSizes(t *testing.T, client *tunnel.Conn) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	s, err := client.Stream(ctx, tunnel.StreamRequest{Procedure: "/echo/Echo", StreamType: connect.StreamTypeBidi})

@@ -245,3 +245,43 @@ func TestUnreadSmallMessagesPinLittle(t *testing.T) {
 		require.ErrorIs(t, s.Receive(nil), io.EOF)
 	}
 }
+
+// TestAWindowGrowsForAReaderThatKeepsUp: and only for that.
+func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
+	needsGuards(t)
+	const window = 64 << 10
+	// ahead is how far a sender gets ahead of a reader that has taken so much, waiting so long after each message.
+	ahead := func(t *testing.T, taken int, pause time.Duration) (sent int) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			got := 0
+			h := echo()
+			h.stream = func(ctx context.Context, _ *tunnel.Incoming, s connect.ServerStream) error {
+				for got < taken {
+					if err := s.Receive(&wrapperspb.BytesValue{}); err != nil {
+						return err
+					}
+					got++
+					<-time.After(pause)
+				}
+				<-ctx.Done()
+				return nil
+			}
+			s := overMemory(t, tunnel.Config{}, tunnel.Config{StreamWindow: window, Keepalive: -1}, h)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			stream, err := s.client.Stream(ctx, tunnel.StreamRequest{Procedure: "/p/P", StreamType: connect.StreamTypeClient})
+			require.NoError(t, err)
+			for stream.Send(wrapperspb.Bytes(make([]byte, 1<<10))) == nil {
+				sent++
+			}
+			sent -= got
+		})
+		return sent
+	}
+	small, grown := window>>10, 8*window>>10
+	require.LessOrEqual(t, ahead(t, 0, 0), small)
+	require.LessOrEqual(t, ahead(t, 1000, time.Millisecond), small+1)
+	require.Greater(t, ahead(t, 1000, 0), 4*small)
+	require.LessOrEqual(t, ahead(t, 1000, 0), grown+1)
+}

@@ -1,0 +1,95 @@
+package raylink_test
+
+import (
+	"context"
+	goruntime "runtime"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/runtime"
+)
+
+// TestAllocationsOfARemoteCall counts those of both sides, as a user has them: the context with its deadline (four), the response; on the node's side
+// what is known of the call, the request, the response. docs/speed.md promises twelve with messages that have bytes, which these haven't.
+func TestAllocationsOfARemoteCall(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates as well: `make test-economy` runs this without")
+	}
+	ctx := patient(t)
+	rt := system(t)
+	other := joined(t, rt)
+	probe, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.ParentProcess())
+	require.NoError(t, err)
+	far, err := contractv1raylink.FindProbe(ctx, other, runtime.Path(probe.Ref().Path()))
+	require.NoError(t, err)
+	req := &contractv1.AddRequest{By: 1}
+	call := func() {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		_, err := far.Add(ctx, req)
+		require.NoError(t, err)
+	}
+	for range 200 {
+		call() // until the connection is there, and all that is pooled
+	}
+	fewest := 1000.0
+	for range 5 { // others in this process allocate now and then
+		fewest = min(fewest, testing.AllocsPerRun(500, call))
+	}
+	require.LessOrEqual(t, fewest, 7.0)
+}
+
+// heavy is a node of which somebody wants to know when its memory is free again.
+type heavy struct {
+	contractv1raylink.UnimplementedProbeNode
+
+	sum int64
+}
+
+func (h *heavy) Add(_ context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	h.sum += req.GetBy()
+	return &contractv1.AddResponse{Sum: h.sum}, nil
+}
+
+// TestAStoppedNodeIsForgotten: connections remember what was called through them, but not the node.
+func TestAStoppedNodeIsForgotten(t *testing.T) {
+	freed := make(chan struct{})
+	setUp := func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
+		h := &heavy{}
+		goruntime.AddCleanup(h, func(freed chan struct{}) { close(freed) }, freed)
+		return h, nil
+	}
+	ctx := patient(t)
+	rt, err := raylink.Start(ctx, raylink.WithData(t.TempDir()), contractv1raylink.ProbeType(setUp))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, rt.Close()) }()
+	other := joined(t, rt)
+	near, err := contractv1raylink.CreateProbe(ctx, rt, nil)
+	require.NoError(t, err)
+	far, err := contractv1raylink.FindProbe(ctx, other, runtime.Path(near.Ref().Path()))
+	require.NoError(t, err)
+	for range 3 {
+		_, err = far.Add(ctx, &contractv1.AddRequest{By: 1})
+		require.NoError(t, err)
+	}
+	require.NoError(t, near.Ref().Stop(ctx))
+	_, err = far.Add(ctx, &contractv1.AddRequest{By: 1})
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+	goruntime.KeepAlive(near) // the handle of a node in this process is the node
+	near = nil
+	require.Eventually(t, func() bool {
+		goruntime.GC()
+		select {
+		case <-freed:
+			return true
+		default:
+			return false
+		}
+	}, patience, time.Millisecond)
+}

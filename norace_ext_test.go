@@ -1,0 +1,5 @@
+//go:build !race
+
+package raylink_test
+
+const raceEnabled = false
