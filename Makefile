@@ -32,6 +32,7 @@ DURATION   ?=
 CPUPROFILE ?=
 MEMPROFILE ?=
 PLOT       ?=
+SUMMARY    ?=
 
 .PHONY: help
 help: ## list the targets
@@ -124,7 +125,7 @@ bench: ## calls side by side with the peers: make bench BENCH=rpc/unary/16B ROUN
 	@mkdir -p $(BIN)
 	$(GO) -C bench build -o $(BIN)/bench .
 	$(BIN)/bench $(if $(BENCH),-bench='$(BENCH)') $(if $(SYSTEMS),-systems=$(SYSTEMS)) $(if $(ROUNDS),-rounds=$(ROUNDS)) $(if $(DURATION),-duration=$(DURATION)) \
-	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE)) $(if $(PLOT),-plot=$(PLOT))
+	  $(if $(CPUPROFILE),-cpuprofile=$(CPUPROFILE)) $(if $(MEMPROFILE),-memprofile=$(MEMPROFILE)) $(if $(PLOT),-plot=$(PLOT)) $(if $(SUMMARY),-summary=$(SUMMARY))
 
 .PHONY: microbench
 microbench: ## run the packages' own Go benchmarks

@@ -93,6 +93,25 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// TestEarlierRunIsSummedUp: what was printed can be presented later, without measuring again.
+func TestEarlierRunIsSummedUp(t *testing.T) {
+	dir := t.TempDir()
+	printed, table, picture := filepath.Join(dir, "out.txt"), filepath.Join(dir, "table.md"), filepath.Join(dir, "plot.png")
+	const row = "rpc/unary/16B/inflight=64"
+	var out bytes.Buffer
+	require.NoError(t, printJSON(&out, []line{
+		{Name: row, System: "raylink", Unit: "calls/s", Value: 123456, P50: 78.9}, {Name: row, System: "grpc-go", Unit: "calls/s", Value: 4321, P50: 999},
+	}))
+	out.WriteString("\nsome machine\n\n  a table for people\n")
+	require.NoError(t, os.WriteFile(printed, out.Bytes(), 0o600))
+	require.NoError(t, run(t.Context(), []string{"-read=" + printed, "-plot=" + picture, "-summary=" + table}, t.Output(), t.Output()))
+	require.FileExists(t, picture)
+	summary, err := os.ReadFile(table)
+	require.NoError(t, err)
+	require.Contains(t, string(summary), "| `unary/16B/inflight=64` | calls/s | 123,456 | 4,321 | - | - | - | - | 78.9 | 999 |")
+	require.ErrorContains(t, run(t.Context(), []string{"-read=" + printed + ".none"}, t.Output(), t.Output()), "none")
+}
+
 func TestWrongFlags(t *testing.T) {
 	for _, args := range [][]string{{"-bench=rpc/none"}, {"-bench=("}, {"-systems=nobody"}, {"-rounds=0"}, {"-duration=0s"}, {"-unknown"}} {
 		require.Error(t, run(t.Context(), args, t.Output(), t.Output()), args)

@@ -38,5 +38,6 @@ func kernel() string {
 	if err := unix.Uname(&name); err != nil {
 		return runtime.GOOS
 	}
-	return unix.ByteSliceToString(name.Sysname[:]) + " " + unix.ByteSliceToString(name.Release[:])
+	release, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // without what its builder says of it
+	return unix.ByteSliceToString(name.Sysname[:]) + " " + release
 }

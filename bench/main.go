@@ -44,6 +44,8 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	cpu := flags.String("cpuprofile", "", "write processor profiles, of each process its own, to files that begin with this `prefix`")
 	mem := flags.String("memprofile", "", "write profiles of allocations likewise")
 	picture := flags.String("plot", "", "draw a picture of the result to this `file` (.png, .svg)")
+	table := flags.String("summary", "", "write a table of all rows, in Markdown, to this `file`")
+	read := flags.String("read", "", "measure nothing, and draw and sum up what an earlier run has printed to this `file`")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -59,6 +61,24 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 		return fmt.Errorf("%d rounds of %v measure nothing", o.rounds, o.duration)
 	}
 	o.profile = "cpu=" + *cpu + ",mem=" + *mem
+	present := func(lines []line) error {
+		where := machine(time.Now())
+		var err error
+		if *picture != "" {
+			err = draw(lines, where, *picture)
+		}
+		if *table != "" {
+			err = errors.Join(err, summarize(lines, where, *table))
+		}
+		return err
+	}
+	if *read != "" {
+		lines, err := earlier(*read)
+		if err != nil {
+			return err
+		}
+		return present(lines)
+	}
 	rs, err := selected(rows(), o.pattern)
 	if err != nil {
 		return err
@@ -76,18 +96,15 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	if err := printJSON(out, lines); err != nil {
 		return err
 	}
-	where := machine(time.Now())
-	fmt.Fprintln(out, "\n"+where)
+	fmt.Fprintln(out, "\n"+machine(time.Now()))
 	if err := printTable(out, lines); err != nil {
 		return err
 	}
 	if err := printTargets(out, res.targets(lines)); err != nil {
 		return err
 	}
-	if *picture != "" {
-		if err := draw(lines, where, *picture); err != nil {
-			return err
-		}
+	if err := present(lines); err != nil {
+		return err
 	}
 	if slow := slowFloors(lines); len(slow) > 0 {
 		res.failed = append(res.failed, fmt.Errorf("%w:\n%s", errSlowFloor, strings.Join(slow, "\n")))

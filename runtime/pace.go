@@ -14,10 +14,15 @@ const (
 	paceQuick = 5 * time.Microsecond
 	// paceAlone is what it may take while none is.
 	paceAlone = 20 * time.Microsecond
+	// paceLeast is the least that a mean is, so that it can grow again.
+	paceLeast = int64(100 * time.Nanosecond)
 	// paceMost is the most that one run counts for, so that a pause of the machine's does not count for long.
 	paceMost = 64 * time.Microsecond
 	// paceWeight is how many runs the mean is over, about.
 	paceWeight = 8
+	// paceLeap is how many times the mean one run counts for at the most: it takes some ten slow runs, not one that was interrupted, to make a quick
+	// method a slow one.
+	paceLeap = 4
 )
 
 // pace is how long a method of a node has taken of late: an exponentially weighted mean, in nanoseconds. A new one knows nothing, and takes
@@ -29,7 +34,8 @@ func (p *pace) took(d time.Duration) {
 	if mean == 0 {
 		mean = int64(paceMost)
 	}
-	p.mean.Store(max(mean+(int64(min(d, paceMost))-mean)/paceWeight, 1))
+	run := min(int64(d), int64(paceMost), paceLeap*mean)
+	p.mean.Store(max(mean+(run-mean)/paceWeight, paceLeast))
 }
 
 // waited notes that the method waits for others.
