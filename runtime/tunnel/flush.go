@@ -4,16 +4,18 @@ import (
 	"errors"
 	"net"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // attempt writes to a socket as much as it takes without waiting, so that whoever has something to write can do it at once
 // instead of waking a goroutine. Connections that are no sockets have none. It belongs to whoever is writing.
 type attempt struct {
-	raw syscall.RawConn
-	try func(fd uintptr) bool
-	buf []byte
-	n   int
-	err error
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool
+	bufs [][]byte
+	n    int
+	err  error
 }
 
 // attemptBytes is the most that is written so. What is larger would keep the reader or the caller from its work.
@@ -22,16 +24,20 @@ const attemptBytes = 64 << 10
 func (a *attempt) init(nc net.Conn) {
 	a.raw = rawConn(nc)
 	a.try = func(fd uintptr) bool {
-		a.n, a.err = syscall.Write(int(fd), a.buf)
+		if len(a.bufs) == 1 {
+			a.n, a.err = syscall.Write(int(fd), a.bufs[0])
+		} else {
+			a.n, a.err = unix.Writev(int(fd), a.bufs)
+		}
 		return true // never wait
 	}
 }
 
 // write reports how much was written. A socket that takes nothing right now is no error.
-func (a *attempt) write(b []byte) (int, error) {
-	a.buf, a.n, a.err = b, 0, nil
+func (a *attempt) write(b [][]byte) (int, error) {
+	a.bufs, a.n, a.err = b, 0, nil
 	err := a.raw.Write(a.try)
-	a.buf = nil
+	a.bufs = nil
 	if err == nil {
 		err = a.err
 	}
@@ -47,7 +53,7 @@ func (c *Conn) flush() {
 	if !c.startWriting() {
 		return
 	}
-	if c.attempt.raw == nil || len(c.out.ring) > 0 || len(c.out.buf) > attemptBytes {
+	if c.attempt.raw == nil || len(c.out.buf) > attemptBytes {
 		go c.writing()
 		return
 	}
@@ -57,7 +63,7 @@ func (c *Conn) flush() {
 		return
 	}
 	c.mu.Unlock()
-	n, err := c.attempt.write(b.buf)
+	n, err := c.attempt.write(b.vectors())
 	c.sent.Add(uint64(n)) //nolint:gosec // not negative
 	c.mu.Lock()
 	switch {
@@ -67,7 +73,7 @@ func (c *Conn) flush() {
 		c.fail(lost(err))
 		c.mu.Lock()
 		c.stopWriting()
-	case n < len(b.buf):
+	case n < b.size():
 		b.begun, b.done = true, n
 		go c.writing()
 	default:

@@ -118,6 +118,26 @@ func (b *batch) vectors() net.Buffers {
 	return b.iov
 }
 
+// size is how many bytes the batch has.
+func (b *batch) size() int {
+	n := len(b.buf)
+	for _, c := range b.cuts {
+		n += len(c.fragment)
+	}
+	return n
+}
+
+// rest is what has not been written yet.
+func (b *batch) rest() net.Buffers {
+	iov, skip := b.vectors(), b.done
+	for skip > 0 && len(iov[0]) <= skip {
+		skip -= len(iov[0])
+		iov = iov[1:]
+	}
+	iov[0] = iov[0][skip:]
+	return iov
+}
+
 // release gives back what the batch borrowed, under the connection's lock.
 func (o *outbox) release(b *batch) {
 	for i, p := range b.taken {
@@ -200,8 +220,7 @@ func (b *batch) writeTo(nc net.Conn) (int64, error) {
 		n, err := nc.Write(b.buf[b.done:])
 		return int64(n), err
 	}
-	b.iov = b.vectors()
-	iov := b.iov
+	iov := b.rest()
 	n, err := iov.WriteTo(nc)
 	clear(b.iov)
 	return n, err
