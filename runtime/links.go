@@ -209,7 +209,9 @@ func (l *links) hello() tunnel.Hello {
 }
 
 func (h *Host) tunnelConfig() tunnel.Config {
-	return tunnel.Config{MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2, BusyPoll: h.options.BusyPoll, Overseer: &h.overseer, Logger: h.log}
+	return tunnel.Config{
+		MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2, BusyPoll: h.options.BusyPoll, Overseer: &h.overseer, Logger: h.log,
+	}
 }
 
 // brain is a transport to Brain's host that finds its connection anew for each call.

@@ -11,6 +11,8 @@ import (
 
 // Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call again until it is done.
 type Call struct {
+	waiting
+
 	// Target is whom the call is for, Caller who makes it, Procedure which method, as "/package.Service/Method".
 	Target, Caller, Procedure string
 	// Header goes with the request; nil for none. It may not be changed any more.
@@ -37,8 +39,6 @@ type Call struct {
 	ResponseHeader, ResponseTrailer Header
 	// ResponseBytes is the encoded size of the response.
 	ResponseBytes int
-
-	waiting
 
 	conn   *Conn
 	id     uint32

@@ -102,8 +102,10 @@ func (c Config) WithDefaults() Config {
 
 // String is the configuration in one line, for logs.
 func (c Config) String() string {
-	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d calls=%d streams=%d backlog=%d keepalive=%v handshake=%v busy-poll=%v",
-		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxStreamWindow, c.MaxCalls, c.MaxStreams, c.MaxBacklog,
+	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d calls=%d streams=%d backlog=%d "+
+		"keepalive=%v handshake=%v busy-poll=%v",
+		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxStreamWindow,
+		c.MaxCalls, c.MaxStreams, c.MaxBacklog,
 		c.Keepalive, c.HandshakeTimeout, c.BusyPoll)
 }
 

@@ -3,7 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"testing"
-	"unsafe"
+	"unsafe" //nolint:depguard // to compare addresses
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/proto"
@@ -29,7 +29,7 @@ func written(t *rapid.T, e *encoded) []byte {
 func option(t *rapid.T) *descriptorpb.UninterpretedOption {
 	o := &descriptorpb.UninterpretedOption{StringValue: large(t, "string value")}
 	for range rapid.IntRange(0, 3).Draw(t, "names") {
-		o.Name = append(o.Name, &descriptorpb.UninterpretedOption_NamePart{NamePart: proto.String("name"), IsExtension: proto.Bool(true)})
+		o.Name = append(o.Name, &descriptorpb.UninterpretedOption_NamePart{NamePart: new("name"), IsExtension: new(true)})
 	}
 	return o
 }
@@ -43,17 +43,17 @@ func TestWhatIsWrittenInPartsIsTheMessage(t *testing.T) {
 		case 0:
 			msg = wrapperspb.Bytes(large(t, "value"))
 		case 1:
-			any := &anypb.Any{TypeUrl: "of/it", Value: large(t, "value")}
-			any.ProtoReflect().SetUnknown([]byte("\x9a\x3e\x01x")) // field 995
-			msg = any
+			packed := &anypb.Any{TypeUrl: "of/it", Value: large(t, "value")}
+			packed.ProtoReflect().SetUnknown([]byte("\x9a\x3e\x01x")) // field 995
+			msg = packed
 		case 2:
 			msg = option(t)
 		case 3:
-			options := &descriptorpb.FileOptions{GoPackage: proto.String("here")}
+			options := &descriptorpb.FileOptions{GoPackage: new("here")}
 			for range rapid.IntRange(0, 20).Draw(t, "options") {
 				options.UninterpretedOption = append(options.UninterpretedOption, option(t))
 			}
-			msg = &descriptorpb.FileDescriptorProto{Name: proto.String("file"), Options: options}
+			msg = &descriptorpb.FileDescriptorProto{Name: new("file"), Options: options}
 		default: // no bytes anywhere, a map, a oneof
 			msg = &structpb.Struct{Fields: map[string]*structpb.Value{"k": structpb.NewStringValue(string(large(t, "text")))}}
 		}

@@ -5,7 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"unsafe"
+	"unsafe" //nolint:depguard // for memory of the collector's that only its length is known of: a slice's, and the bytes of a string that nobody else has
 )
 
 // The buffer of a large message is the message's own (decode.go), and so its receiver's for as long as it likes. Left to the collector, such buffers
@@ -41,7 +41,7 @@ func recycledClass(n int) (class, size int) {
 	if n <= 1<<recycledSmallest {
 		return 0, 1 << recycledSmallest
 	}
-	power := bits.Len(uint(n-1)) - 1 //nolint:gosec // n is positive
+	power := bits.Len(uint(n-1)) - 1
 	step := 1 << power >> 2
 	quarters := (n - 1<<power + step - 1) / step
 	return 4*(power-recycledSmallest) + quarters, 1<<power + quarters*step
@@ -55,14 +55,14 @@ func (r *recycler) lend(n int) []byte {
 	}
 	first := r.take(class, size)
 	if first == nil {
-		first = unsafe.SliceData(uncleared(size))
+		first = unsafe.SliceData(uncleared(size)) //nolint:gosec // its first byte
 	}
-	if !guarded {
+	if guarded {
+		runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
+	} else {
 		r.give(first, class, size)
-		return unsafe.Slice(first, size)[:0]
 	}
-	runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
-	return unsafe.Slice(first, size)[:0]
+	return unsafe.Slice(first, size)[:0] //nolint:gosec // so large it was made
 }
 
 func (r *recycler) take(class, size int) *byte {
@@ -131,5 +131,5 @@ func uncleared(n int) []byte {
 	b.Grow(n)
 	b.WriteByte(0) // an empty string would have no memory to speak of
 	// Nobody else has that string: this is the only use of its bytes.
-	return unsafe.Slice(unsafe.StringData(b.String()), b.Cap())[:0]
+	return unsafe.Slice(unsafe.StringData(b.String()), b.Cap())[:0] //nolint:gosec // so large it was made
 }
