@@ -22,7 +22,8 @@ func summarize(lines []line, where, path string) error {
 		values[cell{l.Name, l.System}] = l
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\n\n| row | unit | %s | p50 µs | grpc-go's |\n| --- | --- |%s\n", where, strings.Join(summed, " | "), strings.Repeat(" ---: |", len(summed)+2))
+	fmt.Fprintf(&b, "%s.\n\n| row | unit | %s | p50 µs | grpc-go's |\n", where, strings.Join(summed, " | "))
+	fmt.Fprintf(&b, "| --- | --- |%s\n", strings.Repeat(" ---: |", len(summed)+2))
 	for _, row := range rows {
 		fmt.Fprintf(&b, "| `%s` | %s |", strings.TrimPrefix(row.Name, "rpc/"), row.Unit)
 		for _, system := range summed {

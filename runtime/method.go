@@ -130,7 +130,7 @@ func ServerStreamMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]
 ) *ServerStreaming[PReq, PRes] {
 	s := &ServerStreaming[PReq, PRes]{newTyped[Req, Res, PReq, PRes](name, connect.StreamTypeServer, opts)}
 	s.m.stream = func(node any, ctx context.Context, stream connect.ServerStream) error {
-		req, err := receive(stream, s.newRequest)
+		req, err := receive(new(source).from(stream), s.newRequest)
 		if err != nil {
 			return err
 		}

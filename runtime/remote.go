@@ -365,13 +365,14 @@ type remoteStream struct {
 
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	remote *remote
+	source source // only ReceiveEmpty uses it
 }
 
 func (s *remoteStream) Receive(msg any) error { return s.explained(s.ClientStream.Receive(msg)) }
 
 // ReceiveEmpty implements emptyReceiver.
 func (s *remoteStream) ReceiveEmpty(msg proto.Message) error {
-	return s.explained(receiveEmpty(s.ClientStream, msg))
+	return s.explained(s.source.from(s.ClientStream).fill(msg))
 }
 
 func (s *remoteStream) explained(err error) error {

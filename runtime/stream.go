@@ -76,18 +76,35 @@ type emptyReceiver interface {
 	ReceiveEmpty(msg proto.Message) error
 }
 
-// receiveEmpty receives into an empty message.
-func receiveEmpty(stream receiver, msg proto.Message) error {
-	if s, ok := stream.(emptyReceiver); ok {
-		return s.ReceiveEmpty(msg) //nolint:wrapcheck // as Receive's
-	}
-	return stream.Receive(msg) //nolint:wrapcheck // it is the call's
+// source is a stream to receive from. What it can do beyond connect's is looked up once: that would cost as much as receiving a small message.
+type source struct {
+	stream receiver
+	local  handover
+	empty  emptyReceiver
 }
 
-func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
+// from makes it the source of a stream, if it is none yet.
+func (s *source) from(stream receiver) *source {
+	if s.stream == nil {
+		s.stream = stream
+		s.local, _ = stream.(handover)
+		s.empty, _ = stream.(emptyReceiver)
+	}
+	return s
+}
+
+// fill receives into an empty message.
+func (s *source) fill(msg proto.Message) error {
+	if s.empty != nil {
+		return s.empty.ReceiveEmpty(msg) //nolint:wrapcheck // as Receive's
+	}
+	return s.stream.Receive(msg) //nolint:wrapcheck // it is the call's
+}
+
+func receive[P proto.Message](s *source, fresh func() P) (P, error) {
 	var none P
-	if local, ok := stream.(handover); ok {
-		msg, err := local.receiveMessage()
+	if s.local != nil {
+		msg, err := s.local.receiveMessage()
 		if err != nil {
 			return none, err
 		}
@@ -97,7 +114,7 @@ func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
 		return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
 	}
 	msg := fresh()
-	if err := receiveEmpty(stream, msg); err != nil {
+	if err := s.fill(msg); err != nil {
 		if errors.Is(err, io.EOF) {
 			return none, io.EOF
 		}
@@ -109,11 +126,12 @@ func receive[P proto.Message](stream receiver, fresh func() P) (P, error) {
 // serverStream is the node's side of every streaming shape; the interfaces above show the part that fits.
 type serverStream[Req, Res proto.Message] struct {
 	stream connect.ServerStream
+	source source // only Receive uses it
 	method *typed[Req, Res]
 }
 
 func (s *serverStream[Req, Res]) Receive() (Req, error) {
-	return receive(s.stream, s.method.newRequest)
+	return receive(s.source.from(s.stream), s.method.newRequest)
 }
 
 func (s *serverStream[Req, Res]) Send(res Res) error {
@@ -123,11 +141,12 @@ func (s *serverStream[Req, Res]) Send(res Res) error {
 // clientStream is the caller's side of every streaming shape.
 type clientStream[Req, Res proto.Message] struct {
 	stream connect.ClientStream
+	source source // only Receive uses it
 	method *typed[Req, Res]
 }
 
 func (c *clientStream[Req, Res]) Receive() (Res, error) {
-	return receive(c.stream, c.method.newResponse)
+	return receive(c.source.from(c.stream), c.method.newResponse)
 }
 
 func (c *clientStream[Req, Res]) Send(req Req) error {

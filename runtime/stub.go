@@ -91,12 +91,15 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 type replyStream struct {
 	connect.ServerStream
 
-	flush func()
-	once  sync.Once
+	flush  func()
+	once   sync.Once
+	source source // only ReceiveEmpty uses it
 }
 
 // ReceiveEmpty implements emptyReceiver.
-func (s *replyStream) ReceiveEmpty(msg proto.Message) error { return receiveEmpty(s.ServerStream, msg) }
+func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
+	return s.source.from(s.ServerStream).fill(msg)
+}
 
 func (s *replyStream) SendHeaders() error {
 	s.once.Do(s.flush)

@@ -82,6 +82,9 @@ func (h frameHeader) kind() kind   { return kind(h >> 24 & 0xff) }
 func (h frameHeader) flags() uint8 { return uint8(h >> 32 & 0xff) }
 func (h frameHeader) id() uint32   { return uint32(h >> 40) }
 
+// like says whether another frame differs in its length at the most.
+func (h frameHeader) like(other frameHeader) bool { return (h^other)>>24 == 0 }
+
 func (h frameHeader) append(b []byte) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(h))
 }

@@ -129,6 +129,15 @@ func (b *inbox) charge(n int) error {
 	return nil
 }
 
+// takes says whether a small message of n bytes may come now as a whole, with the credit that has been set aside, and charges it.
+func (b *inbox) takes(n, limit int) bool {
+	if b.assembly != nil || n > limit || n+messageCost > b.allowance {
+		return false
+	}
+	b.allowance -= n + messageCost
+	return true
+}
+
 // push takes a DATA frame. tooMuch is what to end the stream with.
 func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	cost := len(body)

@@ -124,12 +124,42 @@ func (c *Conn) readEachFrame() error {
 		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
 			return c.stopped(err)
 		}
+		if c.readRun(h) {
+			continue
+		}
 		c.frameEnd = c.in.begin + len(b)
 		if err := c.handle(h, b[headerBytes:]); err != nil {
 			return err
 		}
 		c.in.skip(headerBytes + h.length())
 	}
+}
+
+// readRun takes the messages of a stream that follow each other, each in one frame, of which the first is at hand. It reports false, and has done
+// nothing, where that is to be looked at more closely.
+func (c *Conn) readRun(h frameHeader) bool {
+	if !c.plainData(h) {
+		return false
+	}
+	t := c.assembling(h.id())
+	if t.inbox == nil {
+		return false
+	}
+	took := false
+	for t.inbox.takes(h.length(), c.own.maxMessage) {
+		end := c.in.begin + headerBytes + h.length()
+		t.inbox.put(c.in.buf[c.in.begin+headerBytes : end])
+		c.in.begin, took = end, true
+		if c.in.end-end < headerBytes {
+			break
+		}
+		next := readHeader(c.in.buf[end:])
+		if !next.like(h) || !c.plainData(next) || c.in.end-end < headerBytes+next.length() {
+			break
+		}
+		h = next
+	}
+	return took
 }
 
 // plainData says of most frames of a stream what check would: that there is nothing wrong with them.
