@@ -86,8 +86,8 @@ func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
 	return k, err
 }
 
-// remembered is what a connection's names keep of that. A node that is gone must not be kept by it.
-type remembered struct {
+// recalled is what a connection's names keep of that. A node that is gone must not be kept by it.
+type recalled struct {
 	node   weak.Pointer[Node]
 	method *Method
 	from   *Caller
@@ -98,14 +98,14 @@ type remembered struct {
 // recall is resolve for unary calls, which mostly have the names of others before them.
 func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
 	at := d.host.changes.Load()
-	if r, ok := names.Known.(*remembered); ok && r.at == at {
+	if r, ok := names.Known.(*recalled); ok && r.at == at {
 		if n := r.node.Value(); n != nil {
 			return known{n, r.method, r.from}, nil
 		}
 	}
 	k, err := d.resolve(names)
 	if err == nil {
-		names.Known = &remembered{weak.Make(k.node), k.method, k.from, at}
+		names.Known = &recalled{weak.Make(k.node), k.method, k.from, at}
 	}
 	return k, err
 }
