@@ -18,6 +18,9 @@ type attempt struct {
 	err  error
 }
 
+// mostPieces is the most that the system takes in one write: Linux's IOV_MAX. Beyond that the write is a part of the batch, as any may be.
+const mostPieces = 1024
+
 // attemptBytes is the most that is written so. What is larger would keep the reader or the caller from its work.
 const attemptBytes = 64 << 10
 
@@ -63,7 +66,8 @@ func (c *Conn) flush() {
 		return
 	}
 	c.mu.Unlock()
-	n, err := c.attempt.write(b.vectors())
+	pieces := b.vectors()
+	n, err := c.attempt.write(pieces[:min(len(pieces), mostPieces)])
 	c.sent.Add(uint64(n)) //nolint:gosec // not negative
 	c.mu.Lock()
 	switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	goruntime "runtime"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -284,4 +285,48 @@ func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
 	require.LessOrEqual(t, ahead(t, 1000, time.Millisecond), small+1)
 	require.Greater(t, ahead(t, 1000, 0), 4*small)
 	require.LessOrEqual(t, ahead(t, 1000, 0), grown+1)
+}
+
+// TestManyStreamsGoOnAtOnce has so many streams wait for credit with small messages that these don't fit one write when it comes for all.
+func TestManyStreamsGoOnAtOnce(t *testing.T) {
+	needsGuards(t)
+	const streams, messages, window = 1500, 70, 64 << 10
+	release := make(chan struct{})
+	h := echo()
+	h.stream = func(_ context.Context, _ *tunnel.Incoming, s connect.ServerStream) error {
+		<-release
+		for {
+			if err := s.Receive(&wrapperspb.BytesValue{}); err != nil {
+				return nil //nolint:nilerr // the end
+			}
+		}
+	}
+	client, server := overTCP(t, tunnel.Config{StreamWindow: window, MaxStreamWindow: window}, h)
+	var all sync.WaitGroup
+	for range streams {
+		all.Go(func() {
+			s, err := client.Stream(t.Context(), tunnel.StreamRequest{Procedure: "/p/P", StreamType: connect.StreamTypeClient})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range messages {
+				if err := s.Send(wrapperspb.Bytes(make([]byte, 1000))); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			if err := s.CloseSend(); err != nil {
+				t.Error(err)
+			}
+			if err := s.Receive(nil); !errors.Is(err, io.EOF) {
+				t.Error(err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool {
+		return server.Pending() == streams && server.Stats().BytesReceived > streams*(window-2048)
+	}, time.Minute, time.Millisecond)
+	close(release)
+	all.Wait()
 }

@@ -151,6 +151,8 @@ func (o *outbox) release(b *batch) {
 	b.taken = b.taken[:0]
 	clear(b.cuts)
 	b.cuts = b.cuts[:0]
+	clear(b.iov) // what was written is its message's alone again
+	b.iov = b.iov[:0]
 	o.spare, b.buf = b.buf[:0], nil
 	b.begun, b.done = false, 0
 }
@@ -221,7 +223,5 @@ func (b *batch) writeTo(nc net.Conn) (int64, error) {
 		return int64(n), err
 	}
 	iov := b.rest()
-	n, err := iov.WriteTo(nc)
-	clear(b.iov)
-	return n, err
+	return iov.WriteTo(nc)
 }
