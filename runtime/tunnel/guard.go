@@ -2,7 +2,6 @@
 
 package tunnel
 
-// guarded keeps requests of one order in it, streams within their credit, and memory with its message until that is collected.
-// The build tag `unguarded` takes that away, to show
+// guarded keeps requests of one order in it, and streams within their credit. The build tag `unguarded` takes that away, to show
 // that the checkers notice.
 const guarded = true
