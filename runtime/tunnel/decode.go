@@ -96,7 +96,7 @@ func mergeInto(m protoreflect.Message, b []byte) error {
 // keptField is the field of that number if it is one that keepFields knows how to treat: of bytes or a message, and not of a map.
 func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoreflect.FieldDescriptor {
 	fd := md.Fields().ByNumber(num)
-	if fd == nil || fd.IsMap() || fd.Kind() != protoreflect.BytesKind && fd.Kind() != protoreflect.MessageKind {
+	if fd == nil || !splits(fd) {
 		return nil
 	}
 	return fd

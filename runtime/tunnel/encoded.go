@@ -54,10 +54,10 @@ func (e *encoded) take(n int, each func(part []byte)) {
 func encode(msg proto.Message, size int) (*encoded, error) {
 	e := &encoded{}
 	var err error
-	if large, s := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
+	if large, where := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
 		e.small = newBuffer(size - large + splitRoom)
-		s.buf, s.parts = e.small.b, e.few[:0]
-		err = s.message(msg.ProtoReflect(), s.search)
+		s := splitter{buf: e.small.b, parts: e.few[:0]}
+		err = s.message(msg.ProtoReflect(), where)
 		e.small.b, e.parts = s.buf, s.finish()
 	} else {
 		e.small = newBuffer(size)
@@ -77,14 +77,14 @@ func encode(msg proto.Message, size int) (*encoded, error) {
 // splitRoom is for the tags and lengths of what is written by itself: if there are more of them than that, the buffer grows.
 const splitRoom = 64
 
-// largeBytes counts the bytes in a message's large fields, and makes a splitter that finds the same.
-func largeBytes(msg proto.Message, size int) (total int, s splitter) {
+// largeBytes counts the bytes in a message's large fields, and says how they were looked for.
+func largeBytes(msg proto.Message, size int) (total int, where search) {
 	if size < keptBytes || msg == nil {
-		return 0, s
+		return 0, where
 	}
-	s.search = search{depth: keptDepth, most: 2 * size / keptBytes}
-	s.search.each(msg.ProtoReflect(), func(_ protoreflect.FieldDescriptor, n int) { total += n })
-	return total, s
+	where = search{depth: keptDepth, most: 2 * size / keptBytes}
+	where.each(msg.ProtoReflect(), func(_ protoreflect.FieldDescriptor, n int) { total += n })
+	return total, where
 }
 
 // search says where large fields are looked for: so many messages deep, and in lists of messages that are no longer than what could be large
@@ -138,15 +138,14 @@ func (s search) inside(fd protoreflect.FieldDescriptor) (search, bool) {
 	return search{depth: s.depth - 1, most: s.most, inList: s.inList || fd.IsList()}, true
 }
 
-// splits says whether a field is of a kind that can be written by itself: of bytes or a message, and not of a map.
+// splits says whether a field is of a kind that can be written, and kept, by itself: of bytes or a message, and not of a map.
 func splits(fd protoreflect.FieldDescriptor) bool {
 	return !fd.IsMap() && (fd.Kind() == protoreflect.BytesKind || fd.Kind() == protoreflect.MessageKind)
 }
 
 // splitter encodes a message in parts.
 type splitter struct {
-	search search
-	buf    []byte
+	buf []byte
 	// ends are where pieces of buf end because a large field follows, and fields those.
 	ends   []int
 	fields [][]byte

@@ -95,9 +95,9 @@ func TestManySmallMessagesAreNotSearched(t *testing.T) {
 		list.Values = append(list.Values, structpb.NewStringValue("small"))
 	}
 	visited := 0
-	_, s := largeBytes(list, proto.Size(list))
+	_, where := largeBytes(list, proto.Size(list))
 	for fd := range list.ProtoReflect().Range {
-		if list.ProtoReflect().Get(fd).List().Len() <= s.search.most {
+		if list.ProtoReflect().Get(fd).List().Len() <= where.most {
 			visited++
 		}
 	}

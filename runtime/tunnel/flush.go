@@ -21,7 +21,8 @@ type attempt struct {
 // mostPieces is the most that the system takes in one write: Linux's IOV_MAX. Beyond that the write is a part of the batch, as any may be.
 const mostPieces = 1024
 
-// attemptBytes is the most that is written so. What is larger would keep the reader or the caller from its work.
+// attemptBytes is the most small frames that are written so: that many are better written beside the reader or the caller than by them. Large
+// messages are, up to batchBytes, for they are in their processor's cache.
 const attemptBytes = 64 << 10
 
 func (a *attempt) init(nc net.Conn) {
