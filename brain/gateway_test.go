@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -311,6 +312,35 @@ func TestGatewayDoesNotWaitForWhatAHostDoesNotRead(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, res.Body.Close())
 	require.Equal(t, "no\n", string(text))
+}
+
+// TestGatewaySendsACallOnce: a host's connection breaks under a call whose headers make net/http
+// believe that it may be sent again.
+func TestGatewaySendsACallOnce(t *testing.T) {
+	s := start(t, brain.Options{})
+	var requests atomic.Int64
+	server := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if requests.Add(1) > 1 {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	node := s.register(t, "", "rude", host(9, strings.TrimPrefix(server.URL, "http://")))
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	for i, want := range []int{http.StatusOK, http.StatusServiceUnavailable} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.server.URL+"/"+node.GetPath()+"/test.v1.Test/Say", http.NoBody)
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/proto") // with the empty message
+		if i > 0 {
+			req.Header["idempotency-key"] = []string{"1"}
+		}
+		res, err := transport.RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		require.Equal(t, want, res.StatusCode)
+	}
+	require.EqualValues(t, 2, requests.Load(), "the call was sent again")
 }
 
 func TestGatewayPassesErrorsWithDetails(t *testing.T) {

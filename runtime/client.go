@@ -124,5 +124,5 @@ func clientError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	return overdue(ctx, err)
+	return overdue(ctx, withoutInternalDetails(err))
 }

@@ -297,9 +297,7 @@ func setupError(path string, err error) error {
 	}
 	out := connect.Errorf(code, "setting up %s: %s", path, messageOf(err)).WithCause(err)
 	if e, ok := errors.AsType[*connect.Error](err); ok {
-		for _, d := range e.Details() {
-			out = out.WithDetail(d)
-		}
+		out = withDetailsOf(out, e)
 	}
 	return out
 }

@@ -61,7 +61,9 @@ func (d *dispatcher) find(target string) (*Node, error) {
 	return n, nil
 }
 
-// notHere marks an error as one of a call that did not begin because its node is elsewhere: the caller may look again.
+// notHere adds to the refusal of a call that its node, or that life of it, is elsewhere. The caller
+// looks the node up again and makes the call once more, if the refusal came as
+// [tunnel.Incoming.ReplyNotRun]: the detail alone, which any error could carry, decides nothing.
 func notHere(err *connect.Error, nid string) error {
 	if d, derr := connectproto.NewErrorDetail(&nodev1.NotHere{Nid: nid}); derr == nil {
 		return err.WithDetail(d)
@@ -180,26 +182,26 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		err = d.describe(in, k, &a.cc)
 	}
 	if err != nil {
-		in.Reply(nil, err)
+		in.ReplyNotRun(err)
 		return
 	}
 	n := k.node
 	req := a.cc.call.method.newRequest()
 	if err := in.Decode(req); err != nil {
-		in.Reply(nil, err)
+		in.ReplyNotRun(err)
 		return
 	}
 	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
 	switch here, err := n.takeHere(&a.job, in.MoreBehind()); {
 	case err != nil:
-		in.Reply(nil, err)
+		in.ReplyNotRun(err)
 		return
 	case here:
 		in.ServeHere(a)
 		return
 	}
 	if err := n.submitJob(&a.job); err != nil {
-		in.Reply(nil, err)
+		in.ReplyNotRun(err)
 		return
 	}
 	if a.job.waits {
@@ -218,6 +220,7 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 		err = d.describe(in, k, cc)
 	}
 	if err != nil {
+		in.ReplyNotRun(err)
 		return err
 	}
 	err = k.node.runStream(cc, &replyStream{ServerStream: stream, flush: func() {

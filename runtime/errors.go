@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // author makes of a method's error what callers get, by every way:
@@ -29,19 +31,18 @@ func (n *Node) author(cc *callContext, err error) error {
 		// The method was told to end because the node does. Its caller has canceled nothing.
 		return closedError(n.path, "stopped while it was in "+m.name).WithCause(err)
 	}
+	if errors.Is(err, tunnel.ErrNotRun) {
+		err = begun{err} // a call that this one made was not run, but this one was
+	}
 	if e, ok := errors.AsType[*connect.Error](err); ok && e != nil {
 		if e.IsRemote() {
 			return n.passOn(m, e, err)
 		}
 		if same, _ := err.(*connect.Error); same == e { //nolint:errorlint // only the very value needs no wrapping
-			return e
+			return withoutInternalDetails(e)
 		}
 		// The node wrapped it: its own words go along, code and details stay.
-		out := connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err)
-		for _, d := range e.Details() {
-			out = out.WithDetail(d)
-		}
-		return out
+		return withDetailsOf(connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err), e)
 	}
 	code, text := connect.CodeUnknown, err.Error()
 	switch {
@@ -65,7 +66,9 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	out := connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err)
 	for _, d := range e.Details() {
 		if d.Type != name {
-			out = out.WithDetail(d)
+			if !isInternalDetail(d) {
+				out = out.WithDetail(d)
+			}
 			continue
 		}
 		// A trace that can't be read is no reason to lose the error.
@@ -76,6 +79,46 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	trace.Hops = append(trace.Hops, &nodev1.Hop{Node: n.path, Method: m.fullName()})
 	if d, derr := connectproto.NewErrorDetail(trace); derr == nil {
 		out = out.WithDetail(d)
+	}
+	return out
+}
+
+// begun is an error of a method that has begun: it hides that a call which the method made was not
+// run ([tunnel.ErrNotRun]). All else that the error matches it still does.
+type begun struct{ error }
+
+// Is implements the interface that errors.Is looks for.
+func (b begun) Is(target error) bool { return target != tunnel.ErrNotRun && errors.Is(b.error, target) }
+
+// As implements the interface that errors.As looks for.
+func (b begun) As(target any) bool { return errors.As(b.error, target) }
+
+// notHereName is the type of the detail that a dispatcher's refusal carries, see [isNotHere].
+var notHereName = string((&nodev1.NotHere{}).ProtoReflect().Descriptor().FullName()) //nolint:gochecknoglobals // a constant
+
+// isInternalDetail says whether a detail is for the runtime that made the call, and for nobody
+// else.
+func isInternalDetail(d *connect.ErrorDetail) bool { return d.Type == notHereName }
+
+// withDetailsOf adds the details of another error, but for internal ones.
+func withDetailsOf(err, other *connect.Error) *connect.Error {
+	for _, d := range other.Details() {
+		if !isInternalDetail(d) {
+			err = err.WithDetail(d)
+		}
+	}
+	return err
+}
+
+// withoutInternalDetails is an error for a caller, or of a node's own.
+func withoutInternalDetails(err error) error {
+	e, ok := err.(*connect.Error) //nolint:errorlint // what wraps another is authored anew, with the details that it may have
+	if !ok || !slices.ContainsFunc(e.Details(), isInternalDetail) {
+		return err
+	}
+	out := withDetailsOf(connect.NewError(e.Code(), e.Message()).WithCause(err), e)
+	if e.IsRemote() {
+		out = out.WithRemote()
 	}
 	return out
 }

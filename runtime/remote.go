@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,18 +201,13 @@ func messageOf(err error) string {
 	return err.Error()
 }
 
-// isNotHere says whether the call did not begin because the node is elsewhere.
+// isNotHere says whether a reply refused the call because the node is elsewhere. err is a tunnel
+// call's own: it matches ErrNotRun by the reply's flag alone, which only the dispatcher of the
+// node's host sets, and before any code of the node has seen the call. A node's error can carry the
+// same code, text and details, and decides nothing.
 func isNotHere(err error) bool {
-	e, ok := errors.AsType[*connect.Error](err)
-	if !ok {
-		return false
-	}
-	for _, d := range e.Details() {
-		if d.Type == "raylink.node.v1.NotHere" {
-			return true
-		}
-	}
-	return false
+	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, and no other
+	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)
 }
 
 // isLost says whether the connection was lost under the call, as against an answer from the node.
@@ -270,9 +266,10 @@ func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Me
 	}
 	if isNotHere(err) {
 		if rerr := r.refresh(ctx); rerr != nil {
-			return nil, r.explain(ctx, err)
+			return nil, r.explain(ctx, withoutInternalDetails(err))
 		}
-		return r.invokeOnce(ctx, tag, m, req)
+		res, err = r.invokeOnce(ctx, tag, m, req)
+		return res, withoutInternalDetails(err)
 	}
 	if isLost(err) {
 		return nil, r.explain(ctx, err)
@@ -322,6 +319,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			err := c.Err
 			if isNotHere(err) {
 				_ = r.refresh(ctx) // explain waits for news, whoever brings it
+				err = withoutInternalDetails(err)
 			}
 			f.complete(nil, r.explain(ctx, err))
 		}()
@@ -385,5 +383,8 @@ func (s *remoteStream) explained(err error) error {
 	if isLost(err) {
 		return s.remote.explain(s.ctx, err)
 	}
-	return err
+	if isNotHere(err) {
+		_ = s.remote.refresh(s.ctx) // the next call goes where the node is now; this one is its caller's to make again
+	}
+	return withoutInternalDetails(err)
 }

@@ -92,6 +92,7 @@ func Run(t *testing.T, way Way) {
 		{"a client stream's refusal reaches its sender", testSumFails},
 		{"a stream takes turns with calls", testTurnsOfStreams},
 		{"a canceled context calls nothing", testCanceledBefore},
+		{"a method runs once, whatever its error says", testOnce},
 	}
 	if !way.EndsOnClose {
 		tests = append(tests, callTest{"a client stream that is abandoned is not taken for whole", testAbandonSum})
@@ -117,6 +118,7 @@ func Run(t *testing.T, way Way) {
 		{"a deadline that passes ends both methods", testHopOverdue},
 		{"a call that is canceled ends both methods", testHopCancel},
 		{"streams can be relayed", testHopStreams},
+		{"a method that passes on a refusal has run, and runs once", testHopOnce},
 	}
 	if way.Foreign {
 		hops = append(hops, hopTest{"a circle ends with its deadline", testCircleOverdue})

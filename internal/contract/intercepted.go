@@ -35,7 +35,11 @@ func named(name string) raylink.Interceptor {
 // obedient does what the call's metadata says.
 func obedient(next raylink.Invoke) raylink.Invoke {
 	return func(ctx context.Context, in *raylink.Invocation) error {
-		switch raylink.CallFrom(ctx).Metadata().Get(interceptKey) {
+		call := raylink.CallFrom(ctx)
+		if call.Metadata().Get(refusalKey) != "" {
+			return refuseForged(call)
+		}
+		switch call.Metadata().Get(interceptKey) {
 		case "refuse":
 			return connect.NewError(connect.CodePermissionDenied, "not today")
 		case "break":
@@ -133,6 +137,7 @@ func RunIntercepted(t *testing.T, way Way) {
 		require.Equal(t, connect.CodeAborted, connect.CodeOf(err))
 		require.ErrorContains(t, err, "it was data_loss")
 	})
+	t.Run("they refuse once", func(t *testing.T) { testRefusedOnce(t, p, told) })
 	t.Run("they wrap streams", func(t *testing.T) { testInterceptedStreams(t, way, p, told) })
 	t.Run("the second hop passes them too", func(t *testing.T) {
 		_, err := p.Relay(patient(t), &contractv1.RelayRequest{Next: way.Open(t).Reach, What: "add"})

@@ -191,6 +191,9 @@ func (p *Probe) Count(_ context.Context, req *contractv1.CountRequest, stream co
 			return err
 		}
 	}
+	if which, ok := forgery(req.GetFail()); ok {
+		return p.count(which)
+	}
 	switch {
 	case req.GetFail() == "":
 		return nil
@@ -233,6 +236,9 @@ func (p *Probe) Chat(_ context.Context, stream contractv1raylink.ProbeChatServer
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if which, ok := forgery(req.GetText()); ok {
+			return p.count(which)
 		}
 		if err == nil && req.GetText() == "bye" {
 			return nil

@@ -85,6 +85,12 @@ func (p *Probe) dial(ctx context.Context, reach *contractv1.Reach) (handle *cont
 
 // Relay implements the node.
 func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
+	if which, ok := forgery(req.GetWhat()); ok {
+		return nil, p.count(which)
+	}
+	p.mu.Lock()
+	p.blocked = append(p.blocked, "relay")
+	p.mu.Unlock()
 	next, closes, err := p.dial(ctx, req.GetNext())
 	if err != nil {
 		return nil, err

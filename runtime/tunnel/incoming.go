@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"errors"
 	"runtime/debug"
 	"sync/atomic"
 
@@ -161,6 +160,11 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	in.ctx.finish()
 }
 
+// ReplyNotRun answers a call of any shape with an error, and tells its caller that the call
+// certainly has not run: the caller's error matches [ErrNotRun], so the call may be made again
+// elsewhere. It is for handlers that refuse a call before any of its own code has seen it.
+func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{authored(err)}) }
+
 // refuse ends a call that the handler may still be busy with: what it has prepared is not touched.
 func (in *Incoming) refuse(err error) {
 	if in.replied.CompareAndSwap(false, true) {
@@ -284,7 +288,8 @@ func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Messag
 func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failure error) {
 	o := &c.out
 	flags := replyError
-	if _, refused := errors.AsType[*notRunError](failure); refused {
+	// The value itself, not one that is wrapped: no error of a handler's own can be one.
+	if _, refused := failure.(*notRunError); refused { //nolint:errorlint // see above
 		flags |= replyNotRun
 	}
 	room := c.peer.maxHeader - header.size() - trailer.size()

@@ -225,6 +225,15 @@ type roundTripper func(*http.Request) (*http.Response, error)
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
+	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		// The transport sends a request again that carries one of these and whose connection was
+		// lost. They are a caller's metadata, and no promise that the node's method may run twice.
+		// Under a name that is not canonical the transport does not find them.
+		if values, ok := r.Header[key]; ok {
+			delete(r.Header, key)
+			r.Header[strings.ToLower(key)] = values
+		}
+	}
 	if r.ProtoMajor < 2 { // the clone has the caller's version
 		return g.one.RoundTrip(r)
 	}
