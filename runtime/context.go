@@ -90,7 +90,8 @@ func (c *Call) Caller() Caller {
 	return *c.from
 }
 
-// Metadata is what the caller sent beside the request. It must not be changed.
+// Metadata is what the caller sent beside the request, credentials (`authorization`,
+// `proxy-authorization`, `cookie`) left out, whatever way it came. It must not be changed.
 func (c *Call) Metadata() Metadata {
 	if c.metadata == nil {
 		return Metadata{}
@@ -98,8 +99,9 @@ func (c *Call) Metadata() Metadata {
 	return *c.metadata
 }
 
-// receive sets what the caller sent beside the request, before anybody has seen the call.
+// receive sets what the caller sent beside the request, before the call is seen. Every way ends here.
 func (c *Call) receive(metadata Metadata) {
+	metadata = metadata.withoutCredentials()
 	if metadata.Len() > 0 {
 		kept := metadata // so that only what is kept is moved to the heap
 		c.metadata = &kept

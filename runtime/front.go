@@ -250,8 +250,14 @@ func (f *front) refuse(r *http.Request) error {
 	if f.loopback && !isLoopback(hostOf(r.Host)) {
 		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
 	}
-	if origin := r.Header.Get("Origin"); origin != "" && !slices.Contains(f.host.options.Origins, origin) {
-		return connect.Errorf(connect.CodePermissionDenied, "requests from the browser origin %q are not allowed", origin)
+	if origin := r.Header.Get("Origin"); origin != "" {
+		if !slices.Contains(f.host.options.Origins, origin) {
+			return connect.Errorf(connect.CodePermissionDenied, "requests from the browser origin %q are not allowed", origin)
+		}
+	} else if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		// A browser names the page's origin with everything but plain GETs, such as those of images and links.
+		return connect.Errorf(connect.CodePermissionDenied,
+			"%s requests from a browser's page that don't name its origin are not allowed", site)
 	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !f.tokenFits(token) {

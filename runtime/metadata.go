@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 
@@ -70,6 +71,26 @@ func metadataOf(h *connect.Header) Metadata {
 		}
 	}
 	return md
+}
+
+// isCredential says whether a key, in lower case, is a secret between a caller and the listener that it
+// reaches. No node's code is given one, whatever way a call comes: it could use it in the caller's name.
+// Browsers send the cookies of everything else that the same machine serves, whatever its port.
+func isCredential(key string) bool {
+	switch key {
+	case "authorization", "proxy-authorization", "cookie", "cookie2":
+		return true
+	}
+	return false
+}
+
+// withoutCredentials returns the metadata that a node's code may see.
+func (m Metadata) withoutCredentials() Metadata {
+	credential := func(f tunnel.Field) bool { return isCredential(strings.ToLower(f.Key)) }
+	if !slices.ContainsFunc(m.header, credential) {
+		return m
+	}
+	return Metadata{header: slices.DeleteFunc(slices.Clone(m.header), credential)}
 }
 
 // addTo copies the metadata to connect's headers.

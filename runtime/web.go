@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -10,13 +11,16 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/grpcreflect/v2"
+
+	"github.com/raylink/raylink/internal/webroute"
 )
 
 // NodeHeader names the node of a request whose URL can't: gRPC clients send it, as `raylink-node`.
-const NodeHeader = "Raylink-Node"
+const NodeHeader = webroute.NodeHeader
 
-// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or any URL whose last two segments are service and method with
-// the node in [NodeHeader]. Without a node it is the host itself that answers: reflection, health, and Brain where it lives here.
+// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or `/<package.Service>/<Method>`
+// with the node in [NodeHeader]; package webroute has the rules. Without a node it is the host itself that
+// answers: reflection, health, and Brain where it lives here.
 type nodeHandler struct {
 	host *Host
 	// methods serves all methods of all types, and own what the host itself answers; both by the URL's last two segments.
@@ -63,11 +67,16 @@ func serveWeb(m *Method) connect.ServerFunc {
 
 // ServeHTTP implements http.Handler.
 func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	name, procedure := SplitURL(r)
-	if procedure == "" {
-		http.Error(rw, "a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>", http.StatusNotFound)
+	to, err := webroute.Of(r)
+	if errors.Is(err, webroute.ErrNotACall) {
+		http.Error(rw, err.Error(), http.StatusNotFound)
 		return
 	}
+	if err != nil {
+		w.refuse(rw, r, err)
+		return
+	}
+	name, procedure := to.Node, to.Procedure
 	r = r.Clone(r.Context())
 	r.URL.Path, r.URL.RawPath = procedure, ""
 	atRoot := name == "" || name == RootPath
@@ -99,24 +108,6 @@ func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error)
 // isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL ask there for schema and health.
 func isHostService(procedure string) bool {
 	return strings.HasPrefix(procedure, "/grpc.reflection.") || strings.HasPrefix(procedure, "/grpc.health.")
-}
-
-// SplitURL finds the node and the procedure (`/package.Service/Method`) that a request names; procedure is empty where the URL is no call's.
-func SplitURL(r *http.Request) (node, procedure string) {
-	path := strings.Trim(r.URL.Path, "/")
-	i := strings.LastIndexByte(path, '/')
-	if i < 0 {
-		return "", ""
-	}
-	j := strings.LastIndexByte(path[:i], '/')
-	node, procedure = "", "/"+path[j+1:]
-	if j > 0 {
-		node = path[:j]
-	}
-	if header := r.Header.Get(NodeHeader); node == "" && header != "" {
-		node = strings.Trim(header, "/")
-	}
-	return node, procedure
 }
 
 // newHostServer makes what the host itself answers, over HTTP and tunnels alike.

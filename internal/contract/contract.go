@@ -82,6 +82,7 @@ func Run(t *testing.T, way Way) {
 		{"a full mailbox refuses and says what is the matter", testFull},
 		{"concurrent methods run beside a turn", testConcurrent},
 		{"metadata reaches the node, and what it sends back its caller", testMetadata},
+		{"credentials are kept from the node", testCredentials},
 		{"metadata of one call is not the next one's", testNoLeak},
 		{"futures can be asked often, and by many", testFuture},
 		{"wait and gather", testGather},
@@ -392,6 +393,29 @@ func testMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	assert.LessOrEqual(t, res.GetRemaining().AsDuration(), time.Minute)
 	assert.Equal(t, "h", info.ResponseHeader().Get("probe-header"))
 	assert.Equal(t, "t", info.ResponseTrailer().Get("probe-trailer"))
+}
+
+// testCredentials sends what is between a caller and the listener that it reaches.
+func testCredentials(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	keys := []string{"Authorization", "Proxy-Authorization", "Cookie"}
+	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), "tenant", "a"))
+	for _, key := range keys {
+		ctx = raylink.WithMetadata(ctx, key, "s3cret=1")
+		info.RequestHeader().Add(key, "s3cret=2")
+	}
+	for _, key := range append(keys, "tenant") {
+		res, err := p.Who(ctx, &contractv1.WhoRequest{Key: key})
+		require.NoError(t, err)
+		async, err := p.WhoAsync(ctx, &contractv1.WhoRequest{Key: key}).Get(ctx)
+		require.NoError(t, err)
+		for _, res := range []*contractv1.WhoResponse{res, async} {
+			if key == "tenant" {
+				assert.NotEmpty(t, res.GetMetadata())
+			} else {
+				assert.Empty(t, res.GetMetadata(), key)
+			}
+		}
+	}
 }
 
 func testNoLeak(t *testing.T, _ Way, p *contractv1raylink.Probe) {

@@ -1,8 +1,9 @@
 // Package gateway makes every node reachable at one address: a streaming reverse proxy from Brain's listener to the nodes' hosts.
 //
 // A request names its node in front of the service and the method, `/<path, alias or nid>/<package.Service>/<Method>`, or, as
-// gRPC clients can't choose their paths, by the header `raylink-node`. The gateway finds the node, and passes the request on to
-// its host as `/<nid>/<package.Service>/<Method>`, so that the host needs to know neither paths nor aliases.
+// gRPC clients can't choose their paths, by the header `raylink-node`: package webroute has the rules, which hosts share. The
+// gateway finds the node, and passes the request on to its host as `/<nid>/<package.Service>/<Method>`, so that the host needs
+// to know neither paths nor aliases.
 //
 // Nothing is decoded: bodies stream both ways, flushed as they come; headers, with deadlines and authorization among them, and
 // trailers pass; a caller that goes away cancels the call. HTTP/2 goes on as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so that
@@ -30,14 +31,11 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/webroute"
 )
 
-const (
-	// NodeHeader names the node where the path doesn't.
-	NodeHeader = "Raylink-Node"
-	// viaHeader carries the id of the gateway that passed a request on: a request that comes back is going round in circles.
-	viaHeader = "Raylink-Gateway"
-)
+// viaHeader carries the id of the gateway that passed a request on: a request that comes back is in a cycle.
+const viaHeader = "Raylink-Gateway"
 
 // Options configures a gateway.
 type Options struct {
@@ -110,34 +108,39 @@ func (g *Gateway) Close() {
 	g.two.CloseIdleConnections()
 }
 
-// route is where a request goes.
-type route struct {
+// destination is where a request goes.
+type destination struct {
 	node   *nodev1.NodeRecord
 	method string // `/<package.Service>/<Method>`
 	body   *requestBody
 }
 
-type routeKey struct{}
+type destinationKey struct{}
 
-func routeOf(ctx context.Context) *route {
-	r, _ := ctx.Value(routeKey{}).(*route)
-	return r
+func destinationOf(ctx context.Context) *destination {
+	d, _ := ctx.Value(destinationKey{}).(*destination)
+	return d
 }
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	where, method, ok := split(r)
-	if !ok {
+	named, err := webroute.Of(r)
+	if err == nil && named.Node == "" || errors.Is(err, webroute.ErrNotACall) {
 		g.opts.Local.ServeHTTP(w, r)
 		return
 	}
-	rec, err := g.opts.Resolve(r.Context(), where)
+	if err != nil {
+		g.refuse(w, r, err)
+		return
+	}
+	method := named.Procedure
+	rec, err := g.opts.Resolve(r.Context(), named.Node)
 	if err != nil {
 		g.refuse(w, r, err)
 		return
 	}
 	switch {
-	case rec.GetPath() == rootPath:
+	case rec.GetPath() == webroute.Root:
 		g.local(w, r, method)
 		return
 	case g.opts.IsLocal(rec.GetHost()):
@@ -157,8 +160,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, r, err)
 		return
 	}
-	to := &route{node: rec, method: method, body: &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w)}}
-	r = r.WithContext(context.WithValue(r.Context(), routeKey{}, to))
+	to := &destination{node: rec, method: method, body: &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w)}}
+	r = r.WithContext(context.WithValue(r.Context(), destinationKey{}, to))
 	if r.ProtoMajor < 2 {
 		// Go's server would close the request's body as soon as the response begins, while the transport has yet to see its end: it would take that
 		// for a failure, and break the connection to the host off in the middle of the response.
@@ -174,39 +177,18 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.proxy.ServeHTTP(w, r)
 }
 
-const rootPath = "BRAIN"
-
-// split takes the node's name off a request. It is not ok where the request names none.
-func split(r *http.Request) (where, method string, ok bool) {
-	path := r.URL.Path
-	i := strings.LastIndexByte(path, '/')
-	if i <= 0 {
-		return "", "", false
-	}
-	j := strings.LastIndexByte(path[:i], '/')
-	switch {
-	case j > 0:
-		return path[1:j], path[j:], true
-	case j == 0:
-		if where = r.Header.Get(NodeHeader); where != "" {
-			return where, path, true
-		}
-	}
-	return "", "", false
-}
-
 // local serves a request in this process, under another path.
 func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
 	inner := r.Clone(r.Context())
 	inner.URL = &url.URL{Path: path, RawQuery: r.URL.RawQuery}
 	inner.RequestURI = inner.URL.RequestURI()
-	inner.Header.Del(NodeHeader)
+	inner.Header.Del(webroute.NodeHeader)
 	g.opts.Local.ServeHTTP(w, inner)
 }
 
 // rewrite sends a request to the node's host.
 func rewrite(pr *httputil.ProxyRequest) {
-	to := routeOf(pr.In.Context())
+	to := destinationOf(pr.In.Context())
 	pr.Out.URL = &url.URL{
 		Scheme: "http", Host: to.node.GetHost().GetAddress(),
 		Path: "/" + to.node.GetNid() + to.method, RawQuery: pr.In.URL.RawQuery,
@@ -215,9 +197,23 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if pr.Out.Body != nil {
 		pr.Out.Body = to.body
 	}
-	pr.Out.Header.Del(NodeHeader)
+	for name := range pr.Out.Header {
+		if isForListener(name) {
+			delete(pr.Out.Header, name)
+		}
+	}
 	// Who asked is for the host's log; the gateway is who it trusts or not.
 	pr.SetXForwarded()
+}
+
+// isForListener says whether a header is for the listener that the request reached, and no business of
+// the host behind it: the gateway's listener has decided whether the browser's page may ask.
+func isForListener(name string) bool {
+	switch name {
+	case webroute.NodeHeader, "Origin", "Cookie", "Proxy-Authorization":
+		return true
+	}
+	return strings.HasPrefix(name, "Sec-Fetch-") || strings.HasPrefix(name, "Access-Control-")
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -256,7 +252,7 @@ func (g *Gateway) explain(ctx context.Context, err error) error {
 	if tooBig, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return connect.Errorf(connect.CodeResourceExhausted, "the request is larger than %d bytes", tooBig.Limit).WithCause(err)
 	}
-	to := routeOf(ctx)
+	to := destinationOf(ctx)
 	if cause := g.opts.Cause(ctx, to.node.GetNid()); cause != "" {
 		return connect.Errorf(connect.CodeUnavailable, "the node %s is dead: %s", to.node.GetPath(), cause).WithCause(err)
 	}

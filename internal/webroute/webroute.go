@@ -1,0 +1,164 @@
+// Package webroute reads from an HTTP request which node and which method it is for. Hosts and the
+// gateway share it, so that a URL or a header means the same wherever it arrives.
+//
+//	/<node>/<package.Service>/<Method>    node is a path, an alias or an nid
+//	/<package.Service>/<Method>           the node is in the header Raylink-Node, or there is none
+//
+// The rules:
+//
+//   - The URL's path is percent-decoded once, the header not at all. Slashes at either end of both
+//     are ignored. A URL of fewer than two segments is no call's ([ErrNotACall]).
+//   - An empty header is no header. A node that is named more than once has to be the same each time.
+//   - Paths are absolute: a relative path has no meaning outside of a node's own code. Names have
+//     single slashes between them, and are UTF-8. The root, BRAIN, is not written as a part of a path.
+//   - nids are compared without regard to case; [Of] returns them in lower case.
+//
+// Start with [Of].
+package webroute
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+
+	"connectrpc.com/connect/v2"
+)
+
+// NodeHeader names the node of a request whose URL does not. gRPC clients, which can't choose their
+// URLs, send it as the metadata `raylink-node`.
+const NodeHeader = "Raylink-Node"
+
+// Root names Brain, the root of all paths.
+const Root = "BRAIN"
+
+// ErrNotACall is the error of a request whose URL does not end in a service and a method.
+var ErrNotACall = errors.New("a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>")
+
+// Route is what a request is for.
+type Route struct {
+	// Node is a path, an alias, an nid, [Root], or empty where the request names none.
+	Node string
+	// Procedure is `/<package.Service>/<Method>`.
+	Procedure string
+}
+
+// Path is the URL path, before escaping, that means the route without any header.
+func (r Route) Path() string {
+	if r.Node == "" {
+		return r.Procedure
+	}
+	return "/" + r.Node + r.Procedure
+}
+
+// Of reads the route of a request. Its error is [ErrNotACall], or a *connect.Error with the code
+// InvalidArgument for a request that names its node in a way that can't be meant.
+func Of(r *http.Request) (Route, error) {
+	node, procedure, ok := split(r.URL.Path)
+	if !ok {
+		return Route{}, ErrNotACall
+	}
+	node, err := normalize(node)
+	if err != nil {
+		return Route{}, err
+	}
+	for _, value := range r.Header.Values(NodeHeader) {
+		named, err := normalize(strings.Trim(value, "/ \t"))
+		if err != nil {
+			return Route{}, err
+		}
+		switch {
+		case named == "":
+		case node == "":
+			node = named
+		case node != named:
+			return Route{}, connect.Errorf(connect.CodeInvalidArgument,
+				"the request names two nodes, %q and %q, in its URL or the header %s: name one",
+				clip(node), clip(named), NodeHeader)
+		}
+	}
+	return Route{Node: node, Procedure: procedure}, nil
+}
+
+// split takes a path apart. It is not ok where the path does not end in a service and a method.
+func split(path string) (node, procedure string, ok bool) {
+	path = strings.Trim(path, "/")
+	node, method := cutLast(path)
+	node, service := cutLast(node)
+	for _, part := range []string{service, method} {
+		if part == "" || part == "." || part == ".." {
+			return "", "", false
+		}
+	}
+	return node, "/" + service + "/" + method, true
+}
+
+func cutLast(path string) (before, last string) {
+	i := strings.LastIndexByte(path, '/')
+	if i < 0 {
+		return "", path
+	}
+	return path[:i], path[i+1:]
+}
+
+// normalize brings a node's name into its one form, or refuses it.
+func normalize(node string) (string, error) {
+	if node == "" {
+		return "", nil
+	}
+	if !utf8.ValidString(node) {
+		return "", connect.Errorf(connect.CodeInvalidArgument, "the node's name %q is not UTF-8", clip(node))
+	}
+	first, rest, isPath := strings.Cut(node, "/")
+	if isPath && first == Root {
+		return "", connect.Errorf(connect.CodeInvalidArgument,
+			"%q is not an absolute path: the root is not written in paths, this one is %q", clip(node), clip(rest))
+	}
+	for name := range strings.SplitSeq(node, "/") {
+		switch name {
+		case "":
+			return "", connect.Errorf(connect.CodeInvalidArgument,
+				"%q is not an absolute path: names have single slashes between them", clip(node))
+		case ".", "..":
+			return "", connect.Errorf(connect.CodeInvalidArgument,
+				"%q is not an absolute path: only a node's own code has a place that a relative path starts from", clip(node))
+		}
+	}
+	if isUUID(node) {
+		return strings.ToLower(node), nil
+	}
+	return node, nil
+}
+
+// isUUID says whether s is written as a UUID, in either case.
+func isUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+			if c != '-' {
+				return false
+			}
+		case (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F'):
+			return false
+		}
+	}
+	return true
+}
+
+// clip shortens what goes into an error's text: it came from the wire, and may be long.
+func clip(s string) string {
+	const bound = 256
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= bound {
+		return s
+	}
+	end := bound
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "..."
+}

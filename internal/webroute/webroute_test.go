@@ -1,0 +1,150 @@
+package webroute_test
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/webroute"
+)
+
+const nid = "0a1b2c3d-2222-4333-8444-55555555abcd"
+
+// request is one whose URL is written as on the wire, percent-encoded.
+func request(t *testing.T, path string, headers ...string) *http.Request {
+	t.Helper()
+	u, err := url.ParseRequestURI(path)
+	require.NoError(t, err)
+	return &http.Request{Method: http.MethodPost, URL: u, Header: http.Header{webroute.NodeHeader: headers}}
+}
+
+func TestRouteOfARequest(t *testing.T) {
+	const m = "/pkg.S/M"
+	for _, c := range []struct {
+		path    string
+		headers []string
+		node    string
+	}{
+		{path: m},
+		{path: "//pkg.S/M//"},
+		{path: "/S/M"},
+		{path: "/x" + m, node: "x"},
+		{path: "/x" + m + "/", node: "x"},
+		{path: "//x" + m, node: "x"},
+		{path: "/a-0/b-1" + m, node: "a-0/b-1"},
+		{path: "/a-0%2Fb-1" + m, node: "a-0/b-1"},
+		{path: "/x%2Fpkg.S%2FM", node: "x"},
+		{path: "/a%252Fb" + m, node: "a%2Fb"},
+		{path: "/p%C3%A4onie" + m, node: "päonie"},
+		{path: "/100%25" + m, node: "100%"},
+		{path: "/..." + m, node: "..."},
+		{path: "/BRAIN" + m, node: "BRAIN"},
+		{path: "/" + strings.ToUpper(nid) + m, node: nid},
+		{path: m, headers: []string{"x"}, node: "x"},
+		{path: m, headers: []string{"/x"}, node: "x"},
+		{path: m, headers: []string{" /x/ "}, node: "x"},
+		{path: m, headers: []string{"a-0/b-1/"}, node: "a-0/b-1"},
+		{path: m, headers: []string{"a%2Fb"}, node: "a%2Fb"},
+		{path: m, headers: []string{"päonie"}, node: "päonie"},
+		{path: m, headers: []string{"BRAIN"}, node: "BRAIN"},
+		{path: m, headers: []string{strings.ToUpper(nid)}, node: nid},
+		{path: m, headers: []string{""}},
+		{path: m, headers: []string{"/"}},
+		{path: m, headers: []string{"", "x", "/x"}, node: "x"},
+		{path: "/x" + m, headers: []string{"/x/"}, node: "x"},
+		{path: "/" + nid + m, headers: []string{strings.ToUpper(nid)}, node: nid},
+	} {
+		got, err := webroute.Of(request(t, c.path, c.headers...))
+		if assert.NoError(t, err, "%s %q", c.path, c.headers) {
+			assert.Equal(t, c.node, got.Node, "%s %q", c.path, c.headers)
+			want := m
+			if c.path == "/S/M" {
+				want = "/S/M"
+			}
+			assert.Equal(t, want, got.Procedure, "%s %q", c.path, c.headers)
+		}
+	}
+}
+
+func TestRouteThatCannotBeMeantIsRefused(t *testing.T) {
+	const m = "/pkg.S/M"
+	for _, c := range []struct {
+		path    string
+		headers []string
+		says    string
+	}{
+		{path: "/./x" + m, says: "relative path"},
+		{path: "/../x" + m, says: "relative path"},
+		{path: "/.." + m, says: "relative path"},
+		{path: "/a-0/%2E%2E/b-0" + m, says: "relative path"},
+		{path: m, headers: []string{"./x"}, says: "relative path"},
+		{path: m, headers: []string{".."}, says: "relative path"},
+		{path: "/a//b" + m, says: "not an absolute path"},
+		{path: m, headers: []string{"a//b"}, says: "not an absolute path"},
+		{path: "/x" + m, headers: []string{"y"}, says: "two nodes"},
+		{path: "/x" + m, headers: []string{".."}, says: "relative path"},
+		{path: m, headers: []string{"x", "y"}, says: "two nodes"},
+		{path: "/%FF" + m, says: "not UTF-8"},
+		{path: m, headers: []string{"caf\xe9"}, says: "not UTF-8"},
+		{path: "/BRAIN/x-0" + m, says: `this one is "x-0"`},
+	} {
+		_, err := webroute.Of(request(t, c.path, c.headers...))
+		assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s %q: %v", c.path, c.headers, err)
+		assert.ErrorContains(t, err, c.says, "%s %q", c.path, c.headers)
+	}
+}
+
+func TestRouteOfWhatIsNoCall(t *testing.T) {
+	for _, path := range []string{"/", "//", "/healthz", "/x/", "/./M", "/pkg.S/..", "/x/../M", "/x/pkg.S/."} {
+		_, err := webroute.Of(request(t, path, "x"))
+		require.ErrorIs(t, err, webroute.ErrNotACall, path)
+	}
+	u := &url.URL{Path: "*"}
+	_, err := webroute.Of(&http.Request{Method: http.MethodOptions, URL: u})
+	require.ErrorIs(t, err, webroute.ErrNotACall)
+}
+
+// FuzzRoute holds what the gateway relies on when it passes a request on: a route's own path is read
+// as the same route, whatever the request looked like, and without its header.
+func FuzzRoute(f *testing.F) {
+	for _, path := range []string{"/pkg.S/M", "/x/pkg.S/M/", "//x//y/pkg.S/M", "/../x/S/M", "/%2e/S/M", "/\xff/S/M", "*", ""} {
+		for _, header := range []string{"", "x", "/x/", "./x", "a,b", strings.ToUpper(nid), "BRAIN", "BRAIN/x", "\x00"} {
+			f.Add(path, header, header != "x")
+		}
+	}
+	f.Fuzz(func(t *testing.T, path, header string, given bool) {
+		r := &http.Request{URL: &url.URL{Path: path}, Header: make(http.Header)}
+		if given {
+			r.Header.Set(webroute.NodeHeader, header)
+		}
+		got, err := webroute.Of(r)
+		if err != nil {
+			assert.Zero(t, got)
+			if code := connect.CodeOf(err); code != connect.CodeInvalidArgument {
+				assert.ErrorIs(t, err, webroute.ErrNotACall)
+			}
+			assert.True(t, utf8.ValidString(err.Error()))
+			assert.Less(t, len(err.Error()), 4096)
+			return
+		}
+		service, method, ok := strings.Cut(got.Procedure[1:], "/")
+		assert.True(t, ok && service != "" && method != "" && !strings.Contains(method, "/"), got.Procedure)
+		assert.False(t, strings.HasPrefix(got.Node, "/") || strings.HasSuffix(got.Node, "/"), got.Node)
+		assert.True(t, utf8.ValidString(got.Node))
+		again, err := webroute.Of(&http.Request{URL: &url.URL{Path: got.Path()}})
+		require.NoError(t, err)
+		assert.Equal(t, got, again)
+		// And so it is once it has been on the wire.
+		u, err := url.ParseRequestURI((&url.URL{Path: got.Path()}).RequestURI())
+		require.NoError(t, err)
+		again, err = webroute.Of(&http.Request{URL: u})
+		require.NoError(t, err)
+		assert.Equal(t, got, again)
+	})
+}
