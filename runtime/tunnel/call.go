@@ -64,9 +64,9 @@ type slot struct {
 //
 // After an error Done is never called. All of Start's errors match [ErrNotRun].
 func (c *Conn) Start(ctx context.Context, call *Call) error {
-	size := 0
-	if call.Request != nil {
-		size = proto.Size(call.Request)
+	size, err := sizeOf(call.Request)
+	if err != nil {
+		return notRun(cannotEncode(call.Procedure, err))
 	}
 	if size > c.peer.maxMessage {
 		return notRun(tooLarge("the request of "+call.Procedure, size, c.peer.maxMessage, "the receiver's"))
@@ -152,7 +152,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	}
 	start := o.begin(meta + size)
 	flags, b := appendCall(ctx, numbers.append(o.buf, names), connect.StreamTypeUnary, call.Header, call.Chain)
-	b, err := appendMessage(b, call.Request)
+	b, err := appendMessage(b, call.Request, size)
 	if err != nil {
 		o.buf = o.buf[:start]
 		return err

@@ -8,26 +8,48 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// appendMessage encodes a message of which the size has just been taken. nil is the empty message.
-func appendMessage(b []byte, msg proto.Message) ([]byte, error) {
-	return marshal(proto.MarshalOptions{UseCachedSize: true}, b, msg)
+// sizeOf is the encoded size of a message; nil is the empty one.
+func sizeOf(msg proto.Message) (size int, err error) {
+	if msg == nil {
+		return 0, nil
+	}
+	defer recoverEncoding(&err)
+	return proto.Size(msg), nil
 }
 
-// marshal appends an encoded message; nil is the empty one. A message that somebody changes meanwhile can make protobuf panic: that is its sender's
-// error then, and no end of what others send.
+// appendMessage encodes a message of which the size has just been taken; nil is the empty one.
+func appendMessage(b []byte, msg proto.Message, size int) ([]byte, error) {
+	out, err := marshal(proto.MarshalOptions{UseCachedSize: true}, b, msg)
+	if err == nil && len(out)-len(b) != size {
+		return b, errChanged
+	}
+	return out, err
+}
+
+// marshal appends an encoded message; nil is the empty one.
 func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (_ []byte, err error) {
 	if msg == nil {
 		return b, nil
 	}
-	defer func() {
-		if value := recover(); value != nil {
-			err = fmt.Errorf("%w: %v", errPanicked, value)
-		}
-	}()
+	defer recoverEncoding(&err)
 	return how.MarshalAppend(b, msg) //nolint:wrapcheck // the callers say what was being encoded
 }
 
-var errPanicked = errors.New("protobuf panicked, as it may when a message is changed while it is being sent")
+// recoverEncoding makes a panic of protobuf an error. A message that is modified while it is being
+// sent can cause one: its sender is told, and what others send goes on.
+func recoverEncoding(err *error) {
+	if value := recover(); value != nil {
+		*err = fmt.Errorf("%w: %v", errPanicked, value)
+	}
+}
+
+var (
+	errPanicked = errors.New("protobuf panicked, as it may when a message is changed while it is being sent")
+	errChanged  = errors.New("the message was changed while it was being sent")
+	// errEncodingEnded is for messages of other makes than protobuf's, whose methods may do
+	// anything.
+	errEncodingEnded = errors.New("the message ended its goroutine (runtime.Goexit) instead of returning")
+)
 
 func cannotEncode(procedure string, err error) *connect.Error {
 	return connect.Errorf(connect.CodeInternal, "encoding a message of %s: %v", procedure, err).WithCause(err)

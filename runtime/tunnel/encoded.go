@@ -51,9 +51,9 @@ func (e *encoded) take(n int, each func(part []byte)) {
 }
 
 // encode encodes a message, of which the size has just been taken, into memory of its own and of the message's.
-func encode(msg proto.Message, size int) (*encoded, error) {
+func encode(msg proto.Message, size int) (_ *encoded, err error) {
+	defer recoverEncoding(&err)
 	e := &encoded{}
-	var err error
 	if large, where := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
 		e.small = newBuffer(size - large + splitRoom)
 		s := splitter{buf: e.small.b, parts: e.few[:0]}
@@ -61,7 +61,7 @@ func encode(msg proto.Message, size int) (*encoded, error) {
 		e.small.b, e.parts = s.buf, s.finish()
 	} else {
 		e.small = newBuffer(size)
-		e.small.b, err = appendMessage(e.small.b, msg)
+		e.small.b, err = appendMessage(e.small.b, msg, size)
 		e.parts = append(e.few[:0], e.small.b)
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
 	"sync/atomic"
 
@@ -156,8 +157,19 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 			header = nil
 		}
 	}
+	answered := false
+	defer func() {
+		if !answered { // by the message's own doing: the call is answered all the same
+			err := errEncodingEnded
+			if value := recover(); value != nil {
+				err = fmt.Errorf("%w: %v", errPanicked, value)
+			}
+			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, err))
+		}
+		in.ctx.finish()
+	}()
 	in.conn().reply(in, header, trailer, res, err)
-	in.ctx.finish()
+	answered = true
 }
 
 // ReplyNotRun answers a call of any shape with an error, and tells its caller that the call
@@ -184,8 +196,11 @@ func (in *Incoming) abandon(reason error) {
 // reply queues the REPLY to a call of any shape.
 func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
 	size := 0
-	if failure == nil && res != nil {
-		if size = proto.Size(res); size > c.peer.maxMessage {
+	if failure == nil {
+		var err error
+		if size, err = sizeOf(res); err != nil {
+			failure = c.notEncoded(in, err)
+		} else if size > c.peer.maxMessage {
 			failure = tooLarge("the response of "+in.Procedure, size, c.peer.maxMessage, "the receiver's")
 		}
 	}
@@ -198,7 +213,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	if failure == nil && size > inlineBytes {
 		var err error
 		if body, err = encode(res, size); err != nil {
-			failure = cannotEncode(in.Procedure, err)
+			failure = c.notEncoded(in, err)
 		} else {
 			size = body.size
 		}
@@ -207,6 +222,12 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		failure = tooLarge("the header and trailer of "+in.Procedure, meta, c.peer.maxHeader, "the receiver's header")
 		header, trailer = nil, nil
 	}
+	var err error // of the encoding, which for small messages is done below
+	defer func() {
+		if err != nil {
+			_ = c.notEncoded(in, err) // not with the lock
+		}
+	}()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.servedAt(in.id) != in {
@@ -221,13 +242,16 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		body.free()
 		body = nil
 	}
-	c.queueReply(in, header, trailer, res, size, body, failure)
-	if c.serving == 0 {
-		c.flush()
-	} else {
-		c.kick()
-	}
-	c.checkQuiet()
+	defer func() { // also where the message ends this goroutine
+		if c.serving == 0 {
+			c.flush()
+		} else {
+			c.kick()
+		}
+		c.checkQuiet()
+	}()
+	err = errEncodingEnded
+	err = c.queueReply(in, header, trailer, res, size, body, failure)
 }
 
 // backlogged is overflow before the response is encoded.
@@ -248,7 +272,11 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 		waiting, c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
 }
 
-func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Message, size int, body *encoded, failure error) {
+// queueReply queues the REPLY. A response that can't be encoded becomes its caller's failure, and
+// the error says why. Callers hold the lock.
+func (c *Conn) queueReply(
+	in *Incoming, header, trailer Header, res proto.Message, size int, body *encoded, failure error,
+) (err error) {
 	o := &c.out
 	stream := in.stream()
 	if stream != nil {
@@ -262,26 +290,41 @@ func (c *Conn) queueReply(in *Incoming, header, trailer Header, res proto.Messag
 			c.trackReply(in)
 		}
 		o.pushReply(p, c.peer.window)
-		return
+		return nil
 	}
 	start := o.begin(header.size() + trailer.size() + size)
-	if failure == nil {
-		flags, b := appendReplyMeta(o.buf, header, trailer)
-		if stream == nil {
-			flags |= replyMessage
-			var err error
-			if b, err = appendMessage(b, res); err != nil {
-				failure = cannotEncode(in.Procedure, err)
+	queued := false
+	defer func() {
+		if !queued {
+			o.buf = o.buf[:start+headerBytes]
+			if failure == nil { // the message has ended this goroutine
+				failure = cannotEncode(in.Procedure, errEncodingEnded)
 			}
+			c.appendFailure(in.id, start, header, trailer, failure)
 		}
-		if failure == nil {
-			o.buf = b
-			o.patch(start, kindReply, flags, in.id)
-			return
+	}()
+	if failure != nil {
+		return nil
+	}
+	flags, b := appendReplyMeta(o.buf, header, trailer)
+	if stream == nil {
+		flags |= replyMessage
+		if b, err = appendMessage(b, res, size); err != nil {
+			failure = cannotEncode(in.Procedure, err)
+			return err
 		}
 	}
-	o.buf = o.buf[:start+headerBytes]
-	c.appendFailure(in.id, start, header, trailer, failure)
+	o.buf = b
+	o.patch(start, kindReply, flags, in.id)
+	queued = true
+	return nil
+}
+
+// notEncoded is the failure of a call whose response can't be encoded. Its node's owner gets a log
+// line.
+func (c *Conn) notEncoded(in *Incoming, err error) *connect.Error {
+	c.cfg.Logger.Error("tunnel: a response could not be encoded", "call", in.Procedure, "target", in.Target, "error", err)
+	return cannotEncode(in.Procedure, err)
 }
 
 // appendFailure finishes a REPLY that carries an error, of which the frame header stands at start.

@@ -15,15 +15,14 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	if size, sent := c.sendLike(l, id, msg); sent {
 		return size, nil
 	}
-	size := 0
-	if msg != nil {
-		size = proto.Size(msg)
+	size, err := sizeOf(msg)
+	if err != nil {
+		return 0, cannotEncode(procedure, err)
 	}
 	if size > c.peer.maxMessage {
 		return 0, tooLarge("a message of "+procedure, size, c.peer.maxMessage, "the receiver's")
 	}
 	var body *encoded
-	var err error
 	if size > inlineBytes {
 		if body, err = encode(msg, size); err != nil {
 			return 0, cannotEncode(procedure, err)
@@ -56,7 +55,7 @@ func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Mess
 	o := &c.out
 	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
 		start := o.begin(size)
-		b, err := appendMessage(o.buf, msg)
+		b, err := appendMessage(o.buf, msg, size)
 		if err != nil {
 			o.buf = o.buf[:start]
 			return nil, cannotEncode(procedure, err)

@@ -101,7 +101,9 @@ func (s *unaryServer) Send(msg any) error {
 	}
 	s.answered, s.response = true, m
 	if m != nil {
-		s.info.SendStats = connect.MessageStats{Size: proto.Size(m)}
+		if size, err := sizeOf(m); err == nil { // else its caller gets to know, when it is encoded
+			s.info.SendStats = connect.MessageStats{Size: size}
+		}
 	}
 	return nil
 }

@@ -62,7 +62,9 @@ func (s *unaryStream) start(m proto.Message) error {
 		s.call.Header = append(append(Header{}, s.call.Header...), HeaderFrom(s.info.RequestHeader())...)
 	}
 	if s.info != nil && m != nil {
-		s.info.SendStats = connect.MessageStats{Size: proto.Size(m)}
+		if size, err := sizeOf(m); err == nil { // else Start says what is wrong
+			s.info.SendStats = connect.MessageStats{Size: size}
+		}
 	}
 	s.failed = s.conn.Start(s.ctx, &s.call)
 	return s.failed
