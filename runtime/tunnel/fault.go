@@ -58,9 +58,15 @@ func authored(err error) *connect.Error {
 	}
 }
 
+// maxDetails bounds the details of one error. [connect.Error.WithDetail] copies what is there
+// already, so that building an error of n details takes n² steps: with this bound they are few.
+const maxDetails = 128
+
 // appendFault writes an error block of no more than limit bytes: details go first if it does not fit, then the message's end.
+// Of more than maxDetails details the first are written.
 func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	message, details := err.Message(), err.Details()
+	details = details[:min(len(details), maxDetails)]
 	size := 3*varintBytes + len(message)
 	for _, d := range details {
 		size += 2*varintBytes + len(d.Type) + len(d.Value)
@@ -86,7 +92,7 @@ func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	return b
 }
 
-// fault reads an error block. The error is marked as the peer's.
+// fault reads an error block. The error is marked as the peer's, and has no more than maxDetails details: the others are skipped.
 func (p *parser) fault() *connect.Error {
 	code := connect.Code(p.int()) //nolint:gosec // bounded by int
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
@@ -98,10 +104,11 @@ func (p *parser) fault() *connect.Error {
 		p.failf("%d error details in %d bytes", count, len(p.rest))
 		return err
 	}
-	for range count {
-		detail := &connect.ErrorDetail{Type: p.string()}
-		detail.Value = append([]byte{}, p.bytes()...)
-		err = err.WithDetail(detail)
+	for i := range count {
+		name, value := p.bytes(), p.bytes()
+		if i < maxDetails {
+			err = err.WithDetail(&connect.ErrorDetail{Type: string(name), Value: append([]byte{}, value...)})
+		}
 	}
 	return err.WithRemote()
 }

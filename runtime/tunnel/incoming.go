@@ -38,25 +38,31 @@ type Incoming struct {
 	// StreamType is the call's shape.
 	StreamType connect.StreamType
 
-	ctx   callContext
+	ctx callContext
+	// extra is set by the reading goroutine before the call is on the connection's table, and never after.
 	extra *extra
-	cost  int
-	id    uint32
+	// response is what the handler has set. It is made when there is something to set.
+	response atomic.Pointer[responseMeta]
+	cost     int
+	id       uint32
 
 	replied atomic.Bool
 }
 
 // extra is what few calls have.
 type extra struct {
-	header                          Header
-	chain                           []byte
-	responseHeader, responseTrailer Header
-
+	header Header
+	chain  []byte
+	stream *serverStream
+	// assembly belongs to the reading goroutine.
 	assembly *assembly
-	parcel   *parcel
-	stream   *serverStream
 }
 
+// responseMeta goes with the response. The handler sets it while the reading goroutine, or the
+// connection's end, may be ending the call: it is guarded by the lock of the call's context.
+type responseMeta struct{ header, trailer Header }
+
+// more is extra, for the reading goroutine before the call is on the table.
 func (in *Incoming) more() *extra {
 	if in.extra == nil {
 		in.extra = &extra{}
@@ -98,18 +104,41 @@ func (in *Incoming) Chain() []byte {
 	return in.extra.chain
 }
 
-// SetHeader says what goes back before the response: it is called before Reply, on streams before the first Send.
+// SetHeader sets what goes back before the response. It is called before Reply, on streams before the first Send; later it has no
+// effect. Safe for concurrent use, also with the end of the call.
 func (in *Incoming) SetHeader(h Header) {
-	if len(h) > 0 || in.extra != nil {
-		in.more().responseHeader = h
-	}
+	in.setResponse(h, func(r *responseMeta) { r.header = h })
 }
 
-// SetTrailer says what goes back after the response: it is called before Reply, on streams before ServeStream returns.
+// SetTrailer sets what goes back after the response. It is called before Reply, on streams before ServeStream returns; later it has no
+// effect. Safe for concurrent use, also with the end of the call.
 func (in *Incoming) SetTrailer(h Header) {
-	if len(h) > 0 || in.extra != nil {
-		in.more().responseTrailer = h
+	in.setResponse(h, func(r *responseMeta) { r.trailer = h })
+}
+
+func (in *Incoming) setResponse(h Header, set func(*responseMeta)) {
+	r := in.response.Load()
+	if r == nil {
+		if len(h) == 0 {
+			return
+		}
+		in.response.CompareAndSwap(nil, new(responseMeta))
+		r = in.response.Load()
 	}
+	in.ctx.mu.Lock()
+	set(r)
+	in.ctx.mu.Unlock()
+}
+
+// responded is what the handler has set so far.
+func (in *Incoming) responded() (header, trailer Header) {
+	r := in.response.Load()
+	if r == nil {
+		return nil, nil
+	}
+	in.ctx.mu.Lock()
+	defer in.ctx.mu.Unlock()
+	return r.header, r.trailer
 }
 
 // Client is the caller's host, as it said in the handshake.
@@ -150,12 +179,9 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
 	}
-	var header, trailer Header
-	if x := in.extra; x != nil {
-		header, trailer = x.responseHeader, x.responseTrailer
-		if x.stream != nil && x.stream.headSent.Load() {
-			header = nil
-		}
+	header, trailer := in.responded()
+	if s := in.stream(); s != nil && s.headSent.Load() {
+		header = nil
 	}
 	answered := false
 	defer func() {
@@ -285,10 +311,6 @@ func (c *Conn) queueReply(
 	if body != nil {
 		flags, meta := appendReplyMeta(nil, header, trailer)
 		p := &parcel{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
-		in.more().parcel = p
-		if p.rest() > wholeBytes {
-			c.trackReply(in)
-		}
 		o.pushReply(p, c.peer.window)
 		return nil
 	}

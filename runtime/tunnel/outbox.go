@@ -25,6 +25,8 @@ type outbox struct {
 	// replyWindow is what the large responses on their way take of the peer's window; replies wait for it in order.
 	replyWindow int
 	replies     []*parcel
+	// leaving are the large responses that have not been taken yet, by their calls, so that a CANCEL can stop them.
+	leaving map[uint32]*parcel
 
 	// writing says that a goroutine is at it. corked says that the reading goroutine is in the middle of what it has read and
 	// will see to the writing afterwards, so that the answers to one read go out in one write.
@@ -89,8 +91,12 @@ type parcel struct {
 
 func (p *parcel) rest() int { return p.body.size - p.off }
 
-func (p *parcel) finish() {
+// finish notes that nothing of a parcel is left to be sent.
+func (o *outbox) finish(p *parcel) {
 	p.finished = true
+	if o.leaving[p.id] == p {
+		delete(o.leaving, p.id)
+	}
 	if p.sent != nil {
 		close(p.sent)
 	}
@@ -196,6 +202,10 @@ func (o *outbox) pushReply(p *parcel, window int) {
 		o.push(&lane{}, p)
 		return
 	}
+	if o.leaving == nil {
+		o.leaving = make(map[uint32]*parcel)
+	}
+	o.leaving[p.id] = p
 	o.replies = append(o.replies, p)
 	o.admitReplies(window)
 }
@@ -233,7 +243,7 @@ func (o *outbox) drop(p *parcel) {
 		o.wake(p.lane)
 	}
 	p.dropped = true
-	p.finish()
+	o.finish(p)
 	if !p.borrowed {
 		p.body.free()
 		p.body = nil

@@ -79,6 +79,9 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if unary {
 		in.cost = callCost + len(body) - len(p.rest) + total
 	}
+	if unary && h.flags()&flagSized != 0 {
+		in.more() // for the assembly
+	}
 	if err := c.take(in); err != nil {
 		if _, refused := errors.AsType[*notRunError](err); refused {
 			return nil
@@ -91,7 +94,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
 		a := c.newAssembly(total, in.Procedure)
-		in.more().assembly = a
+		in.extra.assembly = a
 		return a.add(p.rest)
 	default:
 		c.serveUnary(in, request{body: p.rest})
@@ -136,6 +139,9 @@ func (c *Conn) take(in *Incoming) error {
 	if c.requestBytes > 0 && in.cost > 0 && c.requestBytes+in.cost > c.own.window {
 		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+in.cost, c.own.window)
 	}
+	if stream {
+		in.more().stream = newServerStream(in) // before the call is on the table
+	}
 	c.requestBytes += in.cost
 	for len(c.served) <= int(in.id) {
 		c.served = append(c.served, nil)
@@ -144,7 +150,6 @@ func (c *Conn) take(in *Incoming) error {
 	c.serving++
 	if stream {
 		c.streams++
-		in.more().stream = newServerStream(in)
 	}
 	c.watch()
 	return nil
@@ -225,24 +230,10 @@ func (c *Conn) onCancel(id uint32) {
 	}
 }
 
-// trackReply remembers a large response that is on its way, so that a CANCEL can stop it. Callers hold the lock.
-func (c *Conn) trackReply(in *Incoming) {
-	if c.leaving == nil {
-		c.leaving = make(map[uint32]*parcel)
-	}
-	c.leaving[in.id] = in.extra.parcel
-	for id, p := range c.leaving {
-		if p.finished {
-			delete(c.leaving, id)
-		}
-	}
-}
-
 // cancelReply stops a large response in the middle. A REPLY that replaces it is the last word. Callers hold the lock.
 func (c *Conn) cancelReply(id uint32) *parcel {
-	p := c.leaving[id]
-	delete(c.leaving, id)
-	if p == nil || p.finished {
+	p := c.out.leaving[id]
+	if p == nil {
 		return nil
 	}
 	c.out.drop(p)

@@ -44,9 +44,10 @@ func (h *serverHandler) unary(in *Incoming, body *buffer) {
 // ServeStream runs the method.
 func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream connect.ServerStream) error {
 	info := serverInfo(in)
-	err := h.server.Call(ctx, in.Procedure, info, &informedStream{in: in, info: info, stream: stream})
+	informed := &informedStream{in: in, info: info, stream: stream}
+	err := h.server.Call(ctx, in.Procedure, info, informed)
 	in.SetTrailer(HeaderFrom(info.ResponseTrailer()))
-	if in.extra.responseHeader == nil {
+	if !informed.begun {
 		in.SetHeader(HeaderFrom(info.ResponseHeader()))
 	}
 	return err

@@ -86,7 +86,8 @@ func (s *serverStream) SendHeaders() error {
 	if s.headSent.Swap(true) {
 		return nil
 	}
-	c, header := s.in.conn(), s.in.extra.responseHeader
+	c := s.in.conn()
+	header, _ := s.in.responded()
 	if size := header.size(); size > c.peer.maxHeader {
 		return tooLarge("the header of "+s.in.Procedure, size, c.peer.maxHeader, "the receiver's header")
 	}
@@ -107,7 +108,7 @@ func (s *serverStream) Send(msg any) error {
 		return err
 	}
 	if !s.headSent.Load() {
-		if len(s.in.extra.responseHeader) == 0 {
+		if header, _ := s.in.responded(); len(header) == 0 {
 			s.headSent.Store(true)
 		} else if err := s.SendHeaders(); err != nil {
 			return err

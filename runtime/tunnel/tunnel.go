@@ -100,8 +100,6 @@ type Conn struct {
 	serving      int
 	streams      int
 	requestBytes int
-	// leaving are the large responses on their way.
-	leaving map[uint32]*parcel
 }
 
 // Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also when it fails. It returns after

@@ -96,7 +96,7 @@ func (o *outbox) take(l *lane, b *batch) int {
 		l.parcels[0] = nil
 		l.parcels = l.parcels[1:]
 		o.settle(p)
-		p.finish()
+		o.finish(p)
 	}
 	return n + headerBytes
 }

@@ -1,0 +1,60 @@
+package tunnel
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/require"
+)
+
+// detailsOf is an error block with n details, each of a type and a value of so many bytes.
+func detailsOf(n, bytes int) []byte {
+	b := appendInt(nil, int(connect.CodeInternal))
+	b = appendString(b, "text")
+	b = appendInt(b, n)
+	for range n {
+		b = appendBytes(b, make([]byte, bytes))
+		b = appendBytes(b, make([]byte, bytes))
+	}
+	return b
+}
+
+// TestErrorDetailsAreParsedInLinearTime counts what parsing allocates, which grew with the square of the details' number.
+func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
+	cost := func(n int) uint64 {
+		block := detailsOf(n, 0)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		p := parser{rest: block}
+		p.fault()
+		runtime.ReadMemStats(&after)
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	few, many := cost(maxDetails), cost(20_000)
+	require.Less(t, many, 2*few, "%d details cost %d bytes, 20,000 cost %d", maxDetails, few, many)
+}
+
+func TestErrorKeepsItsFirstDetailsAndSkipsTheRest(t *testing.T) {
+	err := connect.NewError(connect.CodeAborted, "text")
+	for i := range maxDetails + 10 {
+		err = err.WithDetail(&connect.ErrorDetail{Type: fmt.Sprint(i), Value: []byte{byte(i)}})
+	}
+	p := parser{rest: append(appendFault(nil, err, 64<<10), "rest"...)}
+	got := p.fault()
+	require.NoError(t, p.err)
+	require.Equal(t, "rest", string(p.rest))
+	require.Equal(t, err.Details()[:maxDetails], got.Details())
+	require.True(t, got.IsRemote())
+
+	p = parser{rest: append(detailsOf(maxDetails+1, 1), "rest"...)}
+	got = p.fault()
+	require.NoError(t, p.err)
+	require.Equal(t, "rest", string(p.rest))
+	require.Len(t, got.Details(), maxDetails)
+
+	p = parser{rest: appendInt(appendString(appendInt(nil, 2), ""), 1000)}
+	p.fault()
+	require.ErrorIs(t, p.err, ErrProtocol)
+}
