@@ -1,7 +1,7 @@
 package runtime
 
 import (
-	"fmt"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -48,11 +48,12 @@ func (c *chain) String() string {
 	if c == nil {
 		return ""
 	}
-	own := fmt.Sprintf("%s %s", c.path, c.method)
-	if c.outer == nil {
-		return own
+	var links []string
+	for link := c; link != nil; link = link.outer {
+		links = append(links, link.path+" "+link.method)
 	}
-	return c.outer.String() + " -> " + own
+	slices.Reverse(links)
+	return strings.Join(links, " -> ")
 }
 
 // appendTo encodes the chain for the wire: for each link, innermost first, three length-prefixed strings.

@@ -59,14 +59,30 @@ func (n *Node) author(cc *callContext, err error) error {
 	return connect.NewError(code, text).WithCause(err)
 }
 
+const (
+	// maxDetails bounds the details of an error that is passed on, as the tunnel does: adding a detail to
+	// an error copies those that it has.
+	maxDetails = 128
+	// maxHops bounds an error's trace, so that an error that goes round for long does not grow for long.
+	maxHops = 64
+)
+
+// withHop adds a hop to a trace. Of a trace that is at its bound the first half stays, and the newest hops.
+func withHop(hops []*nodev1.Hop, hop *nodev1.Hop) []*nodev1.Hop {
+	if extra := len(hops) + 1 - maxHops; extra > 0 {
+		hops = slices.Delete(hops, maxHops/2, maxHops/2+extra)
+	}
+	return append(hops, hop)
+}
+
 // passOn adds this node's hop to a remote error's trace.
 func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	trace := &nodev1.ErrorTrace{}
 	name := string(trace.ProtoReflect().Descriptor().FullName())
 	out := connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err)
-	for _, d := range e.Details() {
+	for i, d := range e.Details() {
 		if d.Type != name {
-			if !isInternalDetail(d) {
+			if i < maxDetails && !isInternalDetail(d) {
 				out = out.WithDetail(d)
 			}
 			continue
@@ -76,7 +92,7 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 			trace.Reset()
 		}
 	}
-	trace.Hops = append(trace.Hops, &nodev1.Hop{Node: n.path, Method: m.fullName()})
+	trace.Hops = withHop(trace.GetHops(), &nodev1.Hop{Node: n.path, Method: m.fullName()})
 	if d, derr := connectproto.NewErrorDetail(trace); derr == nil {
 		out = out.WithDetail(d)
 	}

@@ -1,8 +1,8 @@
 package tunnel
 
 import (
-	"fmt"
 	"runtime"
+	"strconv"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -28,7 +28,7 @@ func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		p := parser{rest: block}
-		p.fault()
+		_ = p.fault()
 		runtime.ReadMemStats(&after)
 		return after.TotalAlloc - before.TotalAlloc
 	}
@@ -39,7 +39,7 @@ func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 func TestErrorKeepsItsFirstDetailsAndSkipsTheRest(t *testing.T) {
 	err := connect.NewError(connect.CodeAborted, "text")
 	for i := range maxDetails + 10 {
-		err = err.WithDetail(&connect.ErrorDetail{Type: fmt.Sprint(i), Value: []byte{byte(i)}})
+		err = err.WithDetail(&connect.ErrorDetail{Type: strconv.Itoa(i), Value: []byte{byte(i)}})
 	}
 	p := parser{rest: append(appendFault(nil, err, 64<<10), "rest"...)}
 	got := p.fault()
@@ -55,6 +55,6 @@ func TestErrorKeepsItsFirstDetailsAndSkipsTheRest(t *testing.T) {
 	require.Len(t, got.Details(), maxDetails)
 
 	p = parser{rest: appendInt(appendString(appendInt(nil, 2), ""), 1000)}
-	p.fault()
+	_ = p.fault()
 	require.ErrorIs(t, p.err, ErrProtocol)
 }
