@@ -40,10 +40,10 @@ func TestResponseThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
 	config := tunnel.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}
-	var next func(in *tunnel.Incoming)
-	client, _ := overTCP(t, config, handlers{unary: func(in *tunnel.Incoming) { next(in) }})
+	next := make(chan func(in *tunnel.Incoming), 1)
+	client, _ := overTCP(t, config, handlers{unary: func(in *tunnel.Incoming) { (<-next)(in) }})
 	call := func(handler func(in *tunnel.Incoming)) error {
-		next = handler
+		next <- handler
 		_, done, err := start(t.Context(), client, "/p/P", 1)
 		require.NoError(t, err)
 		return <-done
