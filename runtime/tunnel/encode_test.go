@@ -1,152 +1,64 @@
 package tunnel_test
 
 import (
-	"bytes"
 	"context"
-	"log/slog"
-	"runtime"
-	"sync"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/runtime/protoiface"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// trap is a message that does something else than be encoded, when it is looked at for the n-th
-// time, and from then on. So a message behaves that is modified meanwhile.
-type trap struct {
-	*wrapperspb.BytesValue
+// changing is a message that is changed while it is being encoded: protobuf panics.
+type changing struct{ *wrapperspb.BytesValue }
 
-	n    int
-	does func()
+func (c changing) ProtoReflect() protoreflect.Message {
+	return changingMessage{c.BytesValue.ProtoReflect()}
 }
 
-// ProtoReflect implements proto.Message.
-func (m *trap) ProtoReflect() protoreflect.Message {
-	if m.n--; m.n <= 0 {
-		m.does()
+type changingMessage struct{ protoreflect.Message }
+
+func (changingMessage) ProtoMethods() *protoiface.Methods {
+	return &protoiface.Methods{
+		Size:    func(protoiface.SizeInput) protoiface.SizeOutput { return protoiface.SizeOutput{Size: 10} },
+		Marshal: func(protoiface.MarshalInput) (protoiface.MarshalOutput, error) { panic("it is longer than it was") },
 	}
-	return m.BytesValue.ProtoReflect()
 }
 
-// TestResponseThatCannotBeEncodedFailsItsCallAlone has responses panic or end their goroutine at
-// every step of being encoded, small and large ones, on the reading goroutine and on others.
-func TestResponseThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
-	t.Parallel()
-	var log lockedBuffer
-	config := tunnel.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}
-	next := make(chan func(in *tunnel.Incoming), 1)
-	client, _ := overTCP(t, config, handlers{unary: func(in *tunnel.Incoming) { (<-next)(in) }})
-	call := func(handler func(in *tunnel.Incoming)) error {
-		next <- handler
-		_, done, err := start(t.Context(), client, "/p/P", 1)
-		require.NoError(t, err)
-		return <-done
-	}
-	for name, does := range map[string]func(){"panics": func() { panic("on purpose") }, "ends": runtime.Goexit} {
-		for _, size := range []int{10, 100 << 10} {
-			for n := 1; n <= 6; n++ {
-				log.Reset()
-				err := call(func(in *tunnel.Incoming) {
-					reply := func() { in.Reply(&trap{wrapperspb.Bytes(make([]byte, size)), n, does}, nil) }
-					if name == "panics" && n%2 == 0 {
-						reply()
-					} else {
-						go reply()
-					}
-				})
-				if err == nil {
-					require.Greater(t, n, 2, "it was looked at less often")
-					break
-				}
-				require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%s at %d: %v", name, n, err)
-				require.ErrorContains(t, err, "encoding a message of /p/P")
-				require.Eventually(t, func() bool { return log.Contains("/p/P") }, time.Minute, time.Millisecond, "the owner was not told")
-				require.NoError(t, call(func(in *tunnel.Incoming) { in.Reply(nil, nil) }))
+// TestAMessageThatCannotBeEncodedIsItsSendersError: what others send over the connection goes on.
+func TestAMessageThatCannotBeEncodedIsItsSendersError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bad := changing{wrapperspb.Bytes([]byte("x"))}
+		h := echo()
+		h.unary = func(in *tunnel.Incoming) {
+			if in.Procedure == "/p/Bad" {
+				in.Reply(bad, nil)
+				return
 			}
+			echoUnary(in)
 		}
-	}
-}
-
-// TestRequestThatCannotBeEncodedFailsItsCallAlone is that for what callers send.
-func TestRequestThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
-	t.Parallel()
-	client, _ := overTCP(t, tunnel.Config{}, echo())
-	for _, size := range []int{10, 100 << 10} {
-		for n := 1; n <= 6; n++ {
-			request := func() *trap {
-				return &trap{wrapperspb.Bytes(make([]byte, size)), n, func() { panic("on purpose") }}
-			}
-			done := make(chan error, 1)
-			c := &tunnel.Call{Procedure: "/p/P", Request: request(), Done: func(c *tunnel.Call) { done <- c.Err }}
-			err := client.Start(t.Context(), c)
-			if err == nil {
-				err = <-done
-			}
-			stream, serr := client.Stream(t.Context(), tunnel.StreamRequest{Procedure: "/p/P", StreamType: connect.StreamTypeBidi})
-			require.NoError(t, serr)
-			serr = stream.Send(request())
-			require.NoError(t, stream.Close())
-			spec := connect.Spec{Procedure: "/p/P"}
-			res := &wrapperspb.BytesValue{}
-			cerr := connect.NewClient(client.Transport("", "")).CallUnary(t.Context(), spec, request(), res)
-			if n > 2 {
-				break
-			}
-			for _, err := range []error{err, serr, cerr} {
-				require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "at %d: %v", n, err)
-			}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
+		stream := bidi(t.Context(), t, s.client)
+		require.NoError(t, stream.Send(wrapperspb.Bytes([]byte("y"))))
+		for range 2 {
+			err := s.client.Start(context.Background(), &tunnel.Call{Procedure: "/p/P", Request: bad})
+			require.Equal(t, connect.CodeInternal, connect.CodeOf(err))
+			require.ErrorContains(t, err, "changed while it is being sent")
+			_, done, err := start(t.Context(), s.client, "/p/Bad", 1)
+			require.NoError(t, err)
+			require.Equal(t, connect.CodeInternal, connect.CodeOf(<-done))
+			require.Equal(t, connect.CodeInternal, connect.CodeOf(stream.Send(bad)))
+			roundTrip(t, s.client, 16)
+			require.NoError(t, stream.Send(wrapperspb.Bytes([]byte("z"))))
 		}
-	}
-	_, done, err := start(t.Context(), client, "/p/P", 1)
-	require.NoError(t, err)
-	require.NoError(t, <-done)
-}
-
-// TestMessageThatGrowsWhileItIsSent has a response be another one when it is encoded than when it
-// was measured: no frame may say less than it has.
-func TestMessageThatGrowsWhileItIsSent(t *testing.T) {
-	t.Parallel()
-	client, _ := overTCP(t, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
-		m := &trap{BytesValue: wrapperspb.Bytes([]byte("x")), n: 2}
-		m.does = func() { m.Value = make([]byte, 20<<20) }
-		in.Reply(m, nil)
-	}, stream: func(context.Context, *tunnel.Incoming, connect.ServerStream) error { return nil }})
-	for range 2 {
-		_, done, err := start(t.Context(), client, "/p/P", 1)
-		require.NoError(t, err)
-		require.ErrorContains(t, <-done, "changed while it was being sent")
-	}
-}
-
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-// Reset empties it.
-func (b *lockedBuffer) Reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.buf.Reset()
-}
-
-// Contains says whether it has been logged.
-func (b *lockedBuffer) Contains(s string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return bytes.Contains(b.buf.Bytes(), []byte(s))
+		require.NoError(t, stream.CloseSend())
+		for range 3 {
+			require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+		}
+	})
 }
