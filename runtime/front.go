@@ -169,13 +169,14 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 		_ = nc.Close()
 		return
 	}
-	conn, err := tunnel.Accept(ctx, tunnel.Unread(nc, begun), f.host.tunnelConfig(), func(hello tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-		welcome, d, err := f.admit(hello)
+	self := tunnel.Welcome{Host: f.host.id, Build: launch.Build()}
+	conn, err := tunnel.Accept(ctx, tunnel.Unread(nc, begun), f.host.tunnelConfig(), self, func(hello tunnel.Hello) (tunnel.Handler, error) {
+		d, err := f.admit(hello)
 		if err != nil {
-			return welcome, nil, err
+			return nil, err
 		}
 		tag = d.tag
-		return welcome, d, nil
+		return d, nil
 	})
 	if err != nil {
 		f.host.log.Debug("a tunnel was refused", slog.Any("error", err))
@@ -199,28 +200,21 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 	})
 }
 
-// admit checks who a dialler is and whom it expects.
-func (f *front) admit(hello tunnel.Hello) (tunnel.Welcome, *dispatcher, error) {
+// admit finds what serves a dialler, which has proven that it knows the token.
+func (f *front) admit(hello tunnel.Hello) (*dispatcher, error) {
 	h := f.host
-	if !f.tokenFits(hello.Token) {
-		return tunnel.Welcome{}, nil, connect.NewError(connect.CodeUnauthenticated, wrongToken)
-	}
-	if hello.Host != "" && hello.Host != h.id {
-		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeNotFound, "this is host %s, not %s", h.id, hello.Host)
-	}
-	welcome := tunnel.Welcome{Host: h.id, Build: launch.Build()}
 	if hello.Tag == "" {
-		return welcome, &dispatcher{host: h, client: hello.Client}, nil
+		return &dispatcher{host: h, client: hello.Client}, nil
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
-		return tunnel.Welcome{}, nil, connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", hello.Target, h.id)
+		return nil, connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", hello.Target, h.id)
 	}
 	tag, err := n.tunnelTag(hello.Tag)
 	if err != nil {
-		return tunnel.Welcome{}, nil, err
+		return nil, err
 	}
-	return welcome, &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, nil
+	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, nil
 }
 
 const wrongToken = "the token is missing or wrong (RAYLINK_TOKEN, --token, or the header `Authorization: Bearer ...`)"

@@ -205,12 +205,13 @@ func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 }
 
 func (l *links) hello() tunnel.Hello {
-	return tunnel.Hello{Token: l.host.options.Token, Client: l.host.id, Build: launch.Build()}
+	return tunnel.Hello{Client: l.host.id, Build: launch.Build()}
 }
 
 func (h *Host) tunnelConfig() tunnel.Config {
 	return tunnel.Config{
-		MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2, BusyPoll: h.options.BusyPoll, Overseer: &h.overseer, Logger: h.log,
+		Token: h.options.Token, MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
+		BusyPoll: h.options.BusyPoll, Overseer: &h.overseer, Logger: h.log,
 	}
 }
 

@@ -133,8 +133,8 @@ type Tunnel struct {
 // empty where it has none. The caller must Close the tunnel.
 func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {
 	ref := info.GetNode()
-	hello := tunnel.Hello{Token: token, Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}
-	conn, err := dialTCP(ctx, ref.GetHost().GetAddress(), hello, tunnel.Config{})
+	hello := tunnel.Hello{Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}
+	conn, err := dialTCP(ctx, ref.GetHost().GetAddress(), hello, tunnel.Config{Token: token})
 	if err != nil {
 		return nil, err
 	}

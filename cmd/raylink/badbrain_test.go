@@ -237,8 +237,8 @@ func serveOther(t *testing.T, l net.Listener) {
 			}
 			return
 		}
-		conn, err := tunnel.Accept(t.Context(), back, tunnel.Config{}, func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-			return tunnel.Welcome{Host: uuid.NewString()}, tunnel.ServerHandler(server), nil
+		conn, err := tunnel.Accept(t.Context(), back, tunnel.Config{}, tunnel.Welcome{Host: uuid.NewString()}, func(tunnel.Hello) (tunnel.Handler, error) {
+			return tunnel.ServerHandler(server), nil
 		})
 		if err == nil {
 			<-conn.Done()

@@ -39,6 +39,10 @@ type Config struct {
 	// Keepalive is how long a connection with open calls may be silent before it is pinged. If the peer is silent for
 	// as long again, the connection fails with "no answer for ...". Default 5 s; negative means never.
 	Keepalive time.Duration
+	// Token is the secret that both sides prove to each other that they know. It is not sent; but who may dial can
+	// try guesses against the accepting side's proof, away from it, so a token should be random: 256 bits.
+	// Empty means that neither side has one; a side with a token never talks to one without.
+	Token string
 	// HandshakeTimeout bounds the handshake. Default 10 s.
 	HandshakeTimeout time.Duration
 	// BusyPoll is how long a reader of this side looks for what may come at once, before it lets itself be put to sleep. It makes calls that follow
@@ -50,6 +54,9 @@ type Config struct {
 	Overseer *Overseer
 	// Logger gets what no caller is told: a handler's panic, a peer that breaks the protocol. Default [slog.Default].
 	Logger *slog.Logger
+
+	// nonce replaces the random nonces in tests.
+	nonce func() string
 }
 
 const (
@@ -100,7 +107,7 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
-// String is the configuration in one line, for logs.
+// String is the configuration in one line, for logs, without the token.
 func (c Config) String() string {
 	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d calls=%d streams=%d backlog=%d "+
 		"keepalive=%v handshake=%v busy-poll=%v",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,12 +208,12 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func handshake(t *testing.T, hello tunnel.Hello, cfg tunnel.Config, admit func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error)) (client, server error) {
+func handshake(t *testing.T, hello tunnel.Hello, cfg tunnel.Config, admit func(tunnel.Hello) (tunnel.Handler, error)) (client, server error) {
 	t.Helper()
 	near, far := memnet.Pipe()
 	ch := make(chan error, 1)
 	go func() {
-		_, err := tunnel.Accept(context.Background(), far, cfg, admit)
+		_, err := tunnel.Accept(context.Background(), far, cfg, self, admit)
 		ch <- err
 	}()
 	c, err := tunnel.Dial(t.Context(), near, hello, cfg)
@@ -224,17 +225,17 @@ func handshake(t *testing.T, hello tunnel.Hello, cfg tunnel.Config, admit func(t
 
 func TestRefusalsSayWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		refuse := func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-			return tunnel.Welcome{}, nil, connect.NewError(connect.CodeUnauthenticated, "the token is wrong")
+		refuse := func(tunnel.Hello) (tunnel.Handler, error) {
+			return nil, connect.NewError(connect.CodeNotFound, "no such node here")
 		}
-		client, server := handshake(t, tunnel.Hello{Token: "x"}, tunnel.Config{}, refuse)
+		client, server := handshake(t, tunnel.Hello{}, tunnel.Config{}, refuse)
 		for _, err := range []error{client, server} {
 			var failed *tunnel.HandshakeError
 			require.ErrorAs(t, err, &failed)
 			require.Equal(t, tunnel.FaultRefused, failed.Fault)
-			require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err))
+			require.Equal(t, connect.CodeNotFound, connect.CodeOf(err))
 			require.ErrorIs(t, err, tunnel.ErrNotRun)
-			require.ErrorContains(t, err, "the token is wrong")
+			require.ErrorContains(t, err, "no such node here")
 		}
 		client, server = handshake(t, tunnel.Hello{Host: "other"}, tunnel.Config{}, admit(echo()))
 		for _, err := range []error{client, server} {
@@ -256,7 +257,7 @@ func TestHandshakeWithSomethingElse(t *testing.T) {
 		"nothing":           {"", tunnel.FaultLost, "no answer from far within 10s"},
 		"another version":   {tunnel.Preface + "\x02\x00\x00\x02\x00\x00\x00\x00\x10\x09", tunnel.FaultVersion, "the server chose version 9"},
 		"half a handshake":  {tunnel.Preface + "\x02\x00\x00\x02", tunnel.FaultLost, "no answer"},
-		"an endless answer": {tunnel.Preface + "\xff\xff\xff\x02\x00\x00\x00\x00", tunnel.FaultNotAPeer, "the limit is 16384"},
+		"an endless answer": {tunnel.Preface + "\xff\xff\xff\x02\x00\x00\x00\x00", tunnel.FaultNotAPeer, "the limit is 4096"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -285,8 +286,8 @@ func TestGarbageAtTheAcceptingSide(t *testing.T) {
 	}{
 		"a web client": {"GET / HTTP/1.1\r\n\r\n", tunnel.FaultNotAPeer, `"GET / HTTP/1.1`},
 		"nothing":      {"", tunnel.FaultLost, "within 10s"},
-		"old":          {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x07\x10\x09", tunnel.FaultVersion, "the dialler speaks 7 to 9, this side 1 to 1"},
-		"no limits":    {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x01\x10\x01", tunnel.FaultNotAPeer, "limits too small"},
+		"old":          {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x07\x10\x09", tunnel.FaultVersion, "the dialler speaks 7 to 9, this side 2 to 2"},
+		"no limits":    {tunnel.Preface + "\x27\x00\x00\x01\x00\x00\x00\x00\x08\x02\x10\x02\xb2\x01\x20" + strings.Repeat("n", 32), tunnel.FaultNotAPeer, "limits too small"},
 		"a call first": {tunnel.Preface + "\x00\x00\x00\x11\x00\x01\x00\x00", tunnel.FaultNotAPeer, "a CALL frame in the handshake"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -296,7 +297,7 @@ func TestGarbageAtTheAcceptingSide(t *testing.T) {
 					_, err := near.Write([]byte(test.said))
 					require.NoError(t, err)
 				}
-				_, err := tunnel.Accept(t.Context(), far, tunnel.Config{}, admit(echo()))
+				_, err := tunnel.Accept(t.Context(), far, tunnel.Config{}, self, admit(echo()))
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)
 				require.Equal(t, test.fault, failed.Fault, err)

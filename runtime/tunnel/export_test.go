@@ -40,3 +40,18 @@ func Leaks(c *Conn) string {
 	}
 	return ""
 }
+
+// NonceBytes is the size of a nonce.
+const NonceBytes = nonceBytes
+
+// WithNonce makes the handshake predictable.
+func WithNonce(nonce string, cfg Config) Config {
+	cfg.nonce = func() string { return nonce }
+	return cfg
+}
+
+// ParseGreeting parses the body of a handshake's frame.
+func ParseGreeting(b []byte) error {
+	_, err := parseGreeting(b)
+	return err
+}

@@ -67,10 +67,11 @@ type setup struct {
 	link           *memnet.Link
 }
 
-func admit(h tunnel.Handler) func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-	return func(tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-		return tunnel.Welcome{Host: "server"}, h, nil
-	}
+// self is what servers of the tests say of themselves.
+var self = tunnel.Welcome{Host: "server"}
+
+func admit(h tunnel.Handler) func(tunnel.Hello) (tunnel.Handler, error) {
+	return func(tunnel.Hello) (tunnel.Handler, error) { return h, nil }
 }
 
 // join makes a tunnel of two ends of a connection. The caller closes it.
@@ -81,7 +82,7 @@ func join(t require.TestingT, near, far net.Conn, clientCfg, serverCfg tunnel.Co
 	}
 	ch := make(chan accepted, 1)
 	go func() {
-		conn, err := tunnel.Accept(context.Background(), far, serverCfg, admit(h))
+		conn, err := tunnel.Accept(context.Background(), far, serverCfg, self, admit(h))
 		ch <- accepted{conn, err}
 	}()
 	client, err := tunnel.Dial(context.Background(), near, tunnel.Hello{Client: "client", Host: "server"}, clientCfg)

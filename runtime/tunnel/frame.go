@@ -19,7 +19,8 @@ const (
 	wholeBytes = 32 << 10
 	maxCallID  = 1<<24 - 1
 
-	maxHandshakeBytes = 16 << 10
+	maxHandshakeBytes = 4 << 10
+	maxRefusalBytes   = 2 << 10
 	maxGoAwayBytes    = 4 << 10
 	pingBytes         = 8
 	// maxNames and maxNamesBytes bound a connection's table of interned names; further names travel in full.
@@ -38,6 +39,8 @@ const (
 	kindHello   kind = 0x01
 	kindWelcome kind = 0x02
 	kindRefuse  kind = 0x03
+	kindProof   kind = 0x04
+	kindAdmit   kind = 0x05
 
 	kindName      kind = 0x10
 	kindCall      kind = 0x11
@@ -99,6 +102,10 @@ func (k kind) String() string {
 		return "WELCOME"
 	case kindRefuse:
 		return "REFUSE"
+	case kindProof:
+		return "PROOF"
+	case kindAdmit:
+		return "ADMIT"
 	case kindName:
 		return "NAME"
 	case kindCall:
@@ -164,7 +171,7 @@ func ruleOf(k kind, l *limits) rule {
 		return rule{known: true, min: pingBytes, max: pingBytes, ofConn: true, dialler: true, accept: true}
 	case kindGoAway:
 		return rule{known: true, flags: goAwayFatal, max: maxGoAwayBytes, ofConn: true, dialler: true, accept: true}
-	case kindHello, kindWelcome, kindRefuse:
+	case kindHello, kindWelcome, kindRefuse, kindProof, kindAdmit:
 	}
 	return rule{}
 }

@@ -1,8 +1,10 @@
 package tunnel_test
 
 import (
+	"bytes"
 	"io"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +26,7 @@ var fuzzConfig = tunnel.Config{
 // spoken is what one side says in the transcripts, the handshake and what follows it apart.
 func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
 	f.Helper()
-	paths, err := filepath.Glob("testdata/transcripts/v1/*.txt")
+	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
 	require.NoError(f, err)
 	const largest = 4 << 10 // a fuzzer makes little of more
 	t := &testing.T{}
@@ -53,14 +55,40 @@ func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
 	return greeting, rest
 }
 
+// openHandshake is what both sides say in a handshake without a token.
+func openHandshake(f *testing.F) (said, answered []byte) {
+	f.Helper()
+	near, proxyNear := memnet.Pipe()
+	proxyFar, far := memnet.Pipe()
+	var passed sync.WaitGroup
+	for _, way := range []struct {
+		from, to *memnet.Conn
+		record   *[]byte
+	}{{proxyNear, proxyFar, &said}, {proxyFar, proxyNear, &answered}} {
+		passed.Go(func() {
+			var record bytes.Buffer
+			_, _ = io.Copy(io.MultiWriter(way.to, &record), way.from)
+			*way.record = record.Bytes()
+			_ = way.to.Close()
+		})
+	}
+	client, server := join(f, near, far, fuzzConfig, fuzzConfig, echo())
+	require.NoError(f, client.Close())
+	require.NoError(f, server.Close())
+	passed.Wait()
+	return said, answered
+}
+
 // FuzzAccept lets an accepting side hear anything, before and after the handshake. It must neither panic, nor hang, nor hold
 // anything once the connection is gone.
 func FuzzAccept(f *testing.F) {
-	greeting, seeds := spoken(f, ">")
+	replayed, seeds := spoken(f, ">")
 	for _, seed := range seeds {
 		f.Add(true, seed)
 	}
+	greeting, _ := openHandshake(f)
 	f.Add(false, greeting)
+	f.Add(false, replayed)
 	f.Add(false, []byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
 		synctest.Test(t, func(t *testing.T) {
@@ -74,11 +102,16 @@ func FuzzAccept(f *testing.F) {
 				<-time.After(10 * time.Second)
 				_ = near.Close()
 			}()
-			conn, err := tunnel.Accept(t.Context(), far, fuzzConfig, admit(&scripted{}))
+			cfg := fuzzConfig
+			if !greeted {
+				cfg.Token = "no input can prove that it knows this"
+			}
+			conn, err := tunnel.Accept(t.Context(), far, cfg, self, admit(&scripted{}))
 			if err != nil {
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)
 			} else {
+				require.True(t, greeted, "admitted without a proof")
 				<-conn.Done()
 				require.Error(t, conn.Err())
 			}
@@ -89,11 +122,13 @@ func FuzzAccept(f *testing.F) {
 
 // FuzzDial lets a dialling side, which has calls open, hear anything. Every call ends.
 func FuzzDial(f *testing.F) {
-	greeting, seeds := spoken(f, "<")
+	replayed, seeds := spoken(f, "<")
 	for _, seed := range seeds {
 		f.Add(true, seed)
 	}
+	_, greeting := openHandshake(f)
 	f.Add(false, greeting)
+	f.Add(false, replayed)
 	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			near, far := memnet.Pipe()
@@ -105,7 +140,11 @@ func FuzzDial(f *testing.F) {
 				go func() { _, _ = far.Write(said) }()
 			}
 			time.AfterFunc(10*time.Second, func() { _ = far.Close() })
-			conn, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, fuzzConfig)
+			cfg := fuzzConfig
+			if !greeted {
+				cfg.Token = "no input can prove that it knows this"
+			}
+			conn, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, cfg)
 			if err != nil {
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)

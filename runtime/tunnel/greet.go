@@ -2,106 +2,281 @@ package tunnel
 
 import (
 	"errors"
+	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 )
 
+// What the two sides of a failed proof can do about it.
+const (
+	needsToken = "this side admits only who knows its token, and the dialler has none: " +
+		"give it the system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
+	wrongToken = "the dialler has another token than this side: " +
+		"give it this system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
+	peerIsOpen = "this side has a token, and what answers has none, so it can't prove that it belongs to the same system: " +
+		"check the address; to use a system that is open on purpose, give no token and RAYLINK_OPEN=1"
+	peerUnproven = "what answers did not prove that it knows this side's token, of which it has learned nothing: " +
+		"either this side's token is wrong for this system (RAYLINK_TOKEN; `raylink token` prints the right one " +
+		"to the user who started it), or another process has taken the address"
+)
+
 // greet is the dialling side of the handshake. It leaves the answer and the peer's limits in c.
 func (c *Conn) greet() error {
-	g := newGreeting()
+	g := &greeting{}
 	g.numbers[fieldMinVersion], g.numbers[fieldVersion] = MinVersion, MaxVersion
-	g.text[fieldToken], g.text[fieldHost], g.text[fieldClient] = c.hello.Token, c.hello.Host, c.hello.Client
+	g.text[fieldHost], g.text[fieldClient] = c.hello.Host, c.hello.Client
 	g.text[fieldTag], g.text[fieldTarget], g.text[fieldBuild] = c.hello.Tag, c.hello.Target, c.hello.Build
+	g.text[fieldNonce], g.numbers[fieldAuth], g.text[fieldProtocol] = newNonce(c.cfg.nonce), authOf(c.cfg.Token), c.hello.Protocol
 	g.setLimits(c.own)
 	g.text[fieldLineEnd] = lineEnd
-	if err := writeHandshakeFrame(c.nc, kindHello, g); err != nil {
+	hello, err := handshakeFrame(kindHello, g.append(nil))
+	if err != nil {
+		return err
+	}
+	if _, err := c.nc.Write(append([]byte(Preface), hello...)); err != nil {
 		return err
 	}
 	if err := readPreface(&c.in); err != nil {
 		return err
 	}
-	k, answer, err := readHandshakeFrame(&c.in)
-	switch {
-	case err != nil:
+	welcome, err := c.receive(kindWelcome)
+	if err != nil {
 		return err
-	case k == kindRefuse:
-		code := connect.Code(answer.numbers[fieldCode]) //nolint:gosec // checked below
-		if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
-			code = connect.CodeUnknown
-		}
-		fault := HandshakeFault(answer.numbers[fieldFault]) //nolint:gosec // checked below
-		if fault < FaultLost || fault > FaultRefused {
-			fault = FaultRefused
-		}
-		return &HandshakeError{Fault: fault, Code: code, Message: answer.text[fieldMessage], Remote: true}
-	case k != kindWelcome:
-		return violation("a %v frame in answer to HELLO", k)
 	}
-	c.version = int(answer.numbers[fieldVersion]) //nolint:gosec // checked below
-	if c.version < MinVersion || c.version > MaxVersion {
+	if err := c.welcomed(welcome[headerBytes:]); err != nil {
+		return c.decline(err)
+	}
+	proof, err := c.checkPeer(hello, welcome)
+	if err != nil {
+		return c.decline(err)
+	}
+	frame, err := handshakeFrame(kindProof, proof)
+	if err != nil {
+		return err
+	}
+	if _, err := c.nc.Write(frame); err != nil {
+		return err
+	}
+	_, err = c.receive(kindAdmit)
+	return err
+}
+
+// welcomed reads what the accepting side said of itself.
+func (c *Conn) welcomed(body []byte) error {
+	answer, err := parseGreeting(body)
+	if err != nil {
+		return err
+	}
+	version := answer.numbers[fieldVersion]
+	if version < MinVersion || version > MaxVersion {
 		return handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
-			"the server chose version %d, this side speaks %d to %d", c.version, MinVersion, MaxVersion)
+			"the server chose version %d, this side speaks %d to %d", version, MinVersion, MaxVersion)
+	}
+	c.version = int(version)
+	if len(answer.text[fieldNonce]) != nonceBytes {
+		return violation("a nonce of %d bytes", len(answer.text[fieldNonce]))
 	}
 	c.welcome = Welcome{Host: answer.text[fieldHost], Build: answer.text[fieldBuild]}
-	if c.hello.Host != "" && c.hello.Host != c.welcome.Host {
+	switch {
+	case c.hello.Host != "" && c.hello.Host != c.welcome.Host:
 		return wrongHost(c.hello.Host, c.welcome.Host)
+	case c.hello.Host == "" && c.hello.Client != "" && c.hello.Client == c.welcome.Host:
+		return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil,
+			"the address leads back to this very host, %s: check it", c.hello.Client)
+	case c.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
+		return handshakeError(FaultUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
+	case c.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
+		// It should have refused by itself.
+		return handshakeError(FaultRefused, connect.CodeUnauthenticated, nil, needsToken)
 	}
 	c.peer, err = answer.limits()
 	return err
 }
 
-// answer is the accepting side of the handshake.
-func (c *Conn) answer(admit func(Hello) (Welcome, Handler, error)) error {
+// checkPeer reads the accepting side's proof, checks it, and makes this side's. Both are empty where
+// there is no token.
+func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
+	frame, err := c.receive(kindProof)
+	if err != nil {
+		return nil, err
+	}
+	theirs := frame[headerBytes:]
+	if c.cfg.Token == "" {
+		if len(theirs) != 0 {
+			return nil, violation("a proof where there is no token")
+		}
+		return nil, nil
+	}
+	if !proven(theirs, c.cfg.Token, acceptLabel, hello, welcome) {
+		return nil, handshakeError(FaultUnproven, connect.CodeUnauthenticated, nil, peerUnproven)
+	}
+	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
+}
+
+// receive reads the frame that is due. In its place a refusal may come, which is returned as an error.
+func (c *Conn) receive(due kind) ([]byte, error) {
+	h, frame, err := readHandshakeFrame(&c.in)
+	switch {
+	case err != nil:
+		return nil, err
+	case h.kind() == due:
+		return frame, nil
+	case h.kind() == kindRefuse:
+		refusal, err := parseGreeting(frame[headerBytes:])
+		if err != nil {
+			return nil, err
+		}
+		return nil, refusal.refusal(c.dialled && c.cfg.Token != "" && due == kindWelcome)
+	}
+	return nil, violation("a %v frame where %v is due", h.kind(), due)
+}
+
+// refusal is what a REFUSE frame says.
+func (g *greeting) refusal(unproven bool) error {
+	code := connect.Code(g.numbers[fieldCode]) //nolint:gosec // checked below
+	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
+		code = connect.CodeUnknown
+	}
+	fault := HandshakeFault(g.numbers[fieldFault]) //nolint:gosec // checked below
+	if fault < FaultLost || fault > FaultUnproven {
+		fault = FaultRefused
+	}
+	text := g.text[fieldMessage]
+	if unproven {
+		text = "what answers, which has not proven that it knows the token, refuses: " + text
+	}
+	return &HandshakeError{Fault: fault, Code: code, Message: text, Remote: true}
+}
+
+// answer is the accepting side of the handshake. admit is asked when the dialler has proven that it
+// knows the token.
+func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	if err := readPreface(&c.in); err != nil {
 		return err
 	}
-	k, g, err := readHandshakeFrame(&c.in)
-	if err == nil && k != kindHello {
-		err = violation("a %v frame where HELLO is due", k)
+	h, hello, err := readHandshakeFrame(&c.in)
+	if err == nil && h.kind() != kindHello {
+		err = violation("a %v frame where HELLO is due", h.kind())
+	}
+	var g *greeting
+	if err == nil {
+		g, err = parseGreeting(hello[headerBytes:])
+	}
+	if err == nil {
+		err = c.greeted(g, self)
 	}
 	if err != nil {
 		return c.refuse(err)
 	}
+	c.welcome = self
+	reply := &greeting{}
+	reply.numbers[fieldVersion] = uint64(c.version) //nolint:gosec // small
+	reply.text[fieldHost], reply.text[fieldBuild] = self.Host, self.Build
+	reply.text[fieldNonce], reply.numbers[fieldAuth] = newNonce(c.cfg.nonce), authOf(c.cfg.Token)
+	reply.setLimits(c.own)
+	welcome, err := handshakeFrame(kindWelcome, reply.append(nil))
+	if err != nil {
+		return err
+	}
+	var mine []byte
+	if c.cfg.Token != "" {
+		mine = prove(c.cfg.Token, acceptLabel, hello, welcome)
+	}
+	proof, err := handshakeFrame(kindProof, mine)
+	if err != nil {
+		return err
+	}
+	if _, err := c.nc.Write(append(append([]byte(Preface), welcome...), proof...)); err != nil {
+		return err
+	}
+	if err := c.checkDialler(hello, welcome, mine); err != nil {
+		return c.decline(err)
+	}
+	if c.handler, err = c.admitted(admit); err != nil {
+		return c.decline(err)
+	}
+	admission, err := handshakeFrame(kindAdmit, nil)
+	if err != nil {
+		return err
+	}
+	_, err = c.nc.Write(admission)
+	return err
+}
+
+// greeted reads what the dialler said of itself.
+func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
 	theirMin, theirMax := g.numbers[fieldMinVersion], g.numbers[fieldVersion]
 	if theirMin > MaxVersion || theirMax < MinVersion || theirMin > theirMax {
-		return c.refuse(handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
-			"no common version: the dialler speaks %d to %d, this side %d to %d", theirMin, theirMax, MinVersion, MaxVersion))
+		return handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
+			"no common version: the dialler speaks %d to %d, this side %d to %d; use the same release of RayLink on both sides",
+			theirMin, theirMax, MinVersion, MaxVersion)
 	}
 	c.version = int(min(theirMax, MaxVersion))
-	if c.peer, err = g.limits(); err != nil {
-		return c.refuse(err)
+	if len(g.text[fieldNonce]) != nonceBytes {
+		return violation("a nonce of %d bytes", len(g.text[fieldNonce]))
 	}
 	c.hello = Hello{
-		Token: g.text[fieldToken], Host: g.text[fieldHost], Client: g.text[fieldClient],
-		Tag: g.text[fieldTag], Target: g.text[fieldTarget], Build: g.text[fieldBuild],
+		Host: g.text[fieldHost], Client: g.text[fieldClient], Tag: g.text[fieldTag], Target: g.text[fieldTarget],
+		Build: g.text[fieldBuild], Protocol: g.text[fieldProtocol],
 	}
-	welcome, handler, err := admit(c.hello)
-	c.hello.Token = "" // it has served; a dump of the connection need not show it
+	switch {
+	case c.cfg.Token != "" && g.numbers[fieldAuth] != authToken:
+		return connect.NewError(connect.CodeUnauthenticated, needsToken)
+	case c.hello.Host != "" && c.hello.Host != self.Host:
+		return wrongHost(c.hello.Host, self.Host)
+	}
+	c.peer, err = g.limits()
+	return err
+}
+
+// checkDialler reads and checks the dialler's proof.
+func (c *Conn) checkDialler(hello, welcome, mine []byte) error {
+	frame, err := c.receive(kindProof)
+	if err != nil {
+		return err
+	}
+	theirs := frame[headerBytes:]
+	switch {
+	case c.cfg.Token == "" && len(theirs) != 0:
+		return violation("a proof where there is no token")
+	case c.cfg.Token != "" && !proven(theirs, c.cfg.Token, dialLabel, hello, welcome, mine):
+		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
+	}
+	return nil
+}
+
+// admitted asks for the handler of a dialler that is proven.
+func (c *Conn) admitted(admit func(Hello) (Handler, error)) (Handler, error) {
+	handler, err := admit(c.hello)
 	switch {
 	case err != nil:
 		if _, typed := errors.AsType[*HandshakeError](err); !typed {
 			err = authored(err)
 		}
-		return c.refuse(err)
-	case handler == nil:
-		return c.refuse(connect.NewError(connect.CodeInternal, "the server has no handler for this connection"))
-	case c.hello.Host != "" && c.hello.Host != welcome.Host:
-		return c.refuse(wrongHost(c.hello.Host, welcome.Host))
+		return nil, err
+	case handler == nil && c.hello.Protocol == "":
+		return nil, connect.NewError(connect.CodeInternal, "the server has no handler for this connection")
 	}
-	c.welcome, c.handler = welcome, handler
-	reply := newGreeting()
-	reply.numbers[fieldVersion] = uint64(c.version) //nolint:gosec // small
-	reply.text[fieldHost], reply.text[fieldBuild] = welcome.Host, welcome.Build
-	reply.setLimits(c.own)
-	return writeHandshakeFrame(c.nc, kindWelcome, reply)
+	return handler, nil
 }
 
 func wrongHost(expected, found string) *HandshakeError {
 	return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
 }
 
-// refuse tells the dialler why it is not admitted, and returns that as an error.
-func (c *Conn) refuse(err error) error {
+// refuse says to the dialler why it is not admitted, where nothing was said before, and returns that as an error.
+func (c *Conn) refuse(err error) error { return c.sendRefusal([]byte(Preface), err) }
+
+// decline is refuse for a side that has sent its preface. What the peer itself refused, or a
+// connection that broke, needs no answer.
+func (c *Conn) decline(err error) error {
+	if typed, ok := errors.AsType[*HandshakeError](err); ok && typed.Remote {
+		return err
+	}
+	return c.sendRefusal(nil, err)
+}
+
+func (c *Conn) sendRefusal(before []byte, err error) error {
 	var typed *HandshakeError
 	var known *connect.Error
 	switch {
@@ -113,9 +288,22 @@ func (c *Conn) refuse(err error) error {
 	default:
 		return err
 	}
-	g := newGreeting()
+	g := &greeting{}
 	g.numbers[fieldCode], g.numbers[fieldFault] = uint64(typed.Code), uint64(typed.Fault) //nolint:gosec // small
-	g.text[fieldMessage] = typed.Message[:min(len(typed.Message), maxGoAwayBytes)]
-	_ = writeHandshakeFrame(c.nc, kindRefuse, g) // the refusal itself is what went wrong
+	g.text[fieldMessage] = shorten(typed.Message, maxRefusalBytes)
+	if frame, ferr := handshakeFrame(kindRefuse, g.append(nil)); ferr == nil {
+		_, _ = c.nc.Write(append(before, frame...)) // the refusal itself is what went wrong
+	}
 	return typed
+}
+
+// shorten cuts a text to at most limit bytes, between two characters.
+func shorten(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	for limit > 0 && !utf8.RuneStart(text[limit]) {
+		limit--
+	}
+	return text[:limit]
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,17 +18,18 @@ import (
 // its first byte.
 const Preface = "\x8dRAYLINK"
 
-// The versions of the protocol that this package speaks.
+// The versions of the protocol that this package speaks. Version 1 sent the token in clear; it is refused.
 const (
-	MinVersion = 1
-	MaxVersion = 1
+	MinVersion = 2
+	MaxVersion = 2
 )
 
-// Hello is what a dialler says first.
+// ProtocolHTTP is the [Hello].Protocol of a connection that carries HTTP once both sides are proven.
+const ProtocolHTTP = "http"
+
+// Hello is the dialler's part of the handshake.
 type Hello struct {
-	// Token is the secret that admits the dialler; empty where none is asked for.
-	Token string
-	// Host is the id of the host that the dialler expects. A server that is another refuses. Empty means any.
+	// Host is the id of the host that the dialler expects. Any other host is refused. Empty means any.
 	Host string
 	// Client is the id of the caller's host.
 	Client string
@@ -37,9 +39,11 @@ type Hello struct {
 	Target string
 	// Build is the build of the dialler's executable.
 	Build string
+	// Protocol is what the connection carries after the handshake. Empty means the tunnel's frames; see [DialRaw].
+	Protocol string
 }
 
-// Welcome is what the accepting side answers.
+// Welcome is the accepting side's part of the handshake.
 type Welcome struct {
 	// Host is the accepting host's id.
 	Host string
@@ -62,6 +66,8 @@ const (
 	FaultWrongHost
 	// FaultRefused: the server did not admit the dialler, for the reason that the code and the text say.
 	FaultRefused
+	// FaultUnproven: the server did not prove that it knows the token. It learned nothing about it.
+	FaultUnproven
 )
 
 // HandshakeError is why a connection did not come to be. It unwraps to a [connect.Error] with its code.
@@ -92,11 +98,12 @@ func handshakeError(fault HandshakeFault, code connect.Code, cause error, format
 	return &HandshakeError{Fault: fault, Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
 }
 
-// The handshake's bodies are protobuf messages; docs/tunnel.md has their schema. Unknown fields are skipped, so that fields can be added.
+// The handshake's bodies are protobuf messages; docs/tunnel.md has their schema. Unknown fields are
+// skipped, so that fields can be added.
 const (
 	fieldMinVersion = iota + 1
 	fieldVersion
-	fieldToken
+	_ // the token in version 1; never sent any more
 	fieldHost
 	fieldClient
 	fieldTag
@@ -115,28 +122,29 @@ const (
 	fieldFault
 	fieldLineEnd
 	fieldMaxFragment
+	fieldNonce
+	fieldAuth
+	fieldProtocol
+	fieldCount // one more than the last
 )
 
 // lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes no sense to it, and says so at once
 // instead of waiting for more until somebody loses patience.
 const lineEnd = "\r\n\r\n"
 
-// greeting is the union of the three bodies' fields.
+// greeting is the union of the bodies' fields. What it takes does not depend on what the peer sends,
+// beyond the bytes of the frame itself.
 type greeting struct {
-	text    map[protowire.Number]string
-	numbers map[protowire.Number]uint64
+	text    [fieldCount]string
+	numbers [fieldCount]uint64
 }
 
-func newGreeting() greeting {
-	return greeting{text: make(map[protowire.Number]string), numbers: make(map[protowire.Number]uint64)}
-}
-
-func (g greeting) setLimits(l limits) {
+func (g *greeting) setLimits(l limits) {
 	for field, value := range l.fields() {
 		g.numbers[field] = uint64(*value) //nolint:gosec // limits are positive
 	}
 	if l.maxFragment == floorMaxFragment {
-		delete(g.numbers, fieldMaxFragment) // who says nothing takes that
+		g.numbers[fieldMaxFragment] = 0 // the meaning of a missing field
 	}
 }
 
@@ -149,7 +157,7 @@ func (l *limits) fields() map[protowire.Number]*int {
 }
 
 // limits are what the peer receives, brought within what this package ever sends. A limit that is missing is nothing.
-func (g greeting) limits() (limits, error) {
+func (g *greeting) limits() (limits, error) {
 	var l limits
 	for field, value := range l.fields() {
 		*value = int(min(g.numbers[field], ceilingMaxMessage))
@@ -164,15 +172,16 @@ func (g greeting) limits() (limits, error) {
 }
 
 // append writes the fields in the order of their numbers, but for the one that ends the line.
-func (g greeting) append(b []byte) []byte {
-	for field := protowire.Number(fieldMinVersion); field < fieldLineEnd; field++ {
-		b = g.appendField(b, field)
+func (g *greeting) append(b []byte) []byte {
+	for field := protowire.Number(fieldMinVersion); field < fieldCount; field++ {
+		if field != fieldLineEnd {
+			b = g.appendField(b, field)
+		}
 	}
-	b = g.appendField(b, fieldMaxFragment)
 	return g.appendField(b, fieldLineEnd)
 }
 
-func (g greeting) appendField(b []byte, field protowire.Number) []byte {
+func (g *greeting) appendField(b []byte, field protowire.Number) []byte {
 	if n := g.numbers[field]; n != 0 {
 		b = protowire.AppendTag(b, field, protowire.VarintType)
 		b = protowire.AppendVarint(b, n)
@@ -184,24 +193,25 @@ func (g greeting) appendField(b []byte, field protowire.Number) []byte {
 	return b
 }
 
-func parseGreeting(b []byte) (greeting, error) {
-	g := newGreeting()
+func parseGreeting(b []byte) (*greeting, error) {
+	g := &greeting{}
 	for len(b) > 0 {
 		field, wire, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return g, violation("handshake: %v", protowire.ParseError(n))
+			return nil, violation("handshake: %v", protowire.ParseError(n))
 		}
 		b = b[n:]
-		switch wire {
-		case protowire.VarintType:
+		known := field < fieldCount
+		switch {
+		case known && wire == protowire.VarintType:
 			g.numbers[field], n = protowire.ConsumeVarint(b)
-		case protowire.BytesType:
+		case known && wire == protowire.BytesType:
 			g.text[field], n = protowire.ConsumeString(b)
 		default:
 			n = protowire.ConsumeFieldValue(field, wire, b)
 		}
 		if n < 0 {
-			return g, violation("handshake: %v", protowire.ParseError(n))
+			return nil, violation("handshake: %v", protowire.ParseError(n))
 		}
 		b = b[n:]
 	}
@@ -269,32 +279,45 @@ func notAPeer(answer string) error {
 	return err
 }
 
-func readHandshakeFrame(in *frameReader) (kind, greeting, error) {
+// readHandshakeFrame reads one frame of the handshake, as it came: the proofs cover it in full.
+func readHandshakeFrame(in *frameReader) (frameHeader, []byte, error) {
 	b, err := in.peek(headerBytes)
 	if err != nil {
-		return 0, greeting{}, err
+		return 0, nil, err
 	}
 	h := readHeader(b)
 	switch {
-	case h.kind() != kindHello && h.kind() != kindWelcome && h.kind() != kindRefuse, h.flags() != 0, h.id() != 0:
-		return 0, greeting{}, violation("a %v frame in the handshake", h.kind())
-	case h.length() > maxHandshakeBytes:
-		return 0, greeting{}, violation("a handshake of %d bytes, the limit is %d", h.length(), maxHandshakeBytes)
+	case h.kind() < kindHello, h.kind() > kindAdmit, h.flags() != 0, h.id() != 0:
+		return 0, nil, violation("a %v frame in the handshake", h.kind())
+	case h.length() > handshakeLimit(h.kind()):
+		return 0, nil, violation("a %v frame of %d bytes, the limit is %d", h.kind(), h.length(), handshakeLimit(h.kind()))
 	}
 	if b, err = in.peek(headerBytes + h.length()); err != nil {
-		return 0, greeting{}, err
+		return 0, nil, err
 	}
-	g, err := parseGreeting(b[headerBytes:])
-	in.skip(headerBytes + h.length())
-	return h.kind(), g, err
+	frame := slices.Clone(b)
+	in.skip(len(b))
+	return h, frame, nil
 }
 
-func writeHandshakeFrame(nc net.Conn, k kind, g greeting) error {
-	body := g.append(nil)
-	if len(body) > maxHandshakeBytes {
-		return handshakeError(FaultRefused, connect.CodeInvalidArgument, nil, "a %v of %d bytes, the limit is %d", k, len(body), maxHandshakeBytes)
+// handshakeLimit is the longest body of a frame of the handshake.
+func handshakeLimit(k kind) int {
+	switch k {
+	case kindProof:
+		return proofBytes
+	case kindAdmit:
+		return 0
+	default:
+		return maxHandshakeBytes
 	}
-	b := append([]byte(Preface), makeHeader(k, 0, 0, len(body)).append(nil)...)
-	_, err := nc.Write(append(b, body...))
-	return err
+}
+
+// handshakeFrame makes a frame of the handshake.
+func handshakeFrame(k kind, body []byte) ([]byte, error) {
+	if len(body) > maxHandshakeBytes {
+		return nil, handshakeError(FaultRefused, connect.CodeInvalidArgument, nil,
+			"a %v of %d bytes, the limit is %d: host ids, build, tag and target together are too long",
+			k, len(body), maxHandshakeBytes)
+	}
+	return append(makeHeader(k, 0, 0, len(body)).append(nil), body...), nil
 }

@@ -289,7 +289,7 @@ func (c *Conn) handle(h frameHeader, body []byte) error {
 	case kindPong:
 	case kindGoAway:
 		return c.onGoAway(h, body)
-	case kindHello, kindWelcome, kindRefuse:
+	case kindHello, kindWelcome, kindRefuse, kindProof, kindAdmit:
 		return violation("a second handshake")
 	}
 	return nil

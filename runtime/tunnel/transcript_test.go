@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -256,23 +255,21 @@ func newStage(ctx context.Context, t *testing.T) *stage {
 }
 
 var (
-	clientConfig = tunnel.Config{Logger: silent(), Keepalive: 5 * time.Second, MaxFragmentBytes: 65 << 10}
-	serverConfig = tunnel.Config{Logger: silent(), Keepalive: time.Hour, StreamWindow: 80 << 10, MaxStreamWindow: 80 << 10, Window: 1 << 20, MaxFragmentBytes: 65 << 10}
+	clientConfig = tunnel.WithNonce("the dialling side's nonce, fixed", tunnel.Config{Token: "secret", Logger: silent(), Keepalive: 5 * time.Second, MaxFragmentBytes: 65 << 10})
+	serverConfig = tunnel.WithNonce("the accepting side's nonce, same", tunnel.Config{
+		Token: "secret", Logger: silent(), Keepalive: time.Hour, StreamWindow: 80 << 10, MaxStreamWindow: 80 << 10,
+		Window: 1 << 20, MaxFragmentBytes: 65 << 10,
+	})
 )
 
 func (s *stage) dial(nc *memnet.Conn) {
-	conn, err := tunnel.Dial(s.ctx, nc, tunnel.Hello{Token: "secret", Host: "server", Client: "client", Build: "1"}, clientConfig)
+	conn, err := tunnel.Dial(s.ctx, nc, tunnel.Hello{Host: "server", Client: "client", Build: "1"}, clientConfig)
 	require.NoError(s.t, err)
 	s.client = conn
 }
 
 func (s *stage) accept(nc *memnet.Conn) {
-	conn, err := tunnel.Accept(s.ctx, nc, serverConfig, func(h tunnel.Hello) (tunnel.Welcome, tunnel.Handler, error) {
-		if h.Token != "secret" {
-			return tunnel.Welcome{}, nil, errors.New("a wrong token")
-		}
-		return tunnel.Welcome{Host: "server", Build: "1"}, s.handler, nil
-	})
+	conn, err := tunnel.Accept(s.ctx, nc, serverConfig, tunnel.Welcome{Host: "server", Build: "1"}, admit(s.handler))
 	require.NoError(s.t, err)
 	s.server = conn
 }
@@ -478,7 +475,7 @@ func (s *transcript) one(t *testing.T, dialler bool) {
 // alone, played against the script, says and sees the same.
 func TestTranscripts(t *testing.T) {
 	needsGuards(t)
-	paths, err := filepath.Glob("testdata/transcripts/v1/*.txt")
+	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
 	require.NoError(t, err)
 	require.NotEmpty(t, paths)
 	for _, path := range paths {

@@ -103,30 +103,78 @@ type Conn struct {
 }
 
 // Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also when it fails. It returns after
-// the handshake; a failure is a [*HandshakeError].
+// the handshake, in which both sides have proven that they know the token; a failure is a [*HandshakeError].
 func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
-	c := newConn(nc, cfg)
-	c.dialled, c.hello = true, hello
-	if err := bounded(ctx, nc, c.cfg, c.greet); err != nil {
-		return nil, errors.Join(err, closeQuietly(nc))
+	hello.Protocol = ""
+	c, err := dial(ctx, nc, hello, cfg)
+	if err != nil {
+		return nil, err
 	}
-	c.hello.Token = ""
 	c.gate = gate{window: c.peer.window, maxOpen: c.peer.maxCalls}
 	c.slots = make([]slot, 1) // id 0 is the connection
 	c.run()
 	return c, nil
 }
 
-// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also when it fails. admit is asked
-// once the dialler has said who it is and before anything else is read; its error refuses the dialler, with the code that connect
-// finds in it.
-func Accept(ctx context.Context, nc net.Conn, cfg Config, admit func(Hello) (Welcome, Handler, error)) (*Conn, error) {
+// DialRaw makes the same handshake for another protocol, the one that hello names, and returns the connection
+// for it. So a client of that protocol knows whom it talks to, and need not show a token.
+func DialRaw(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (net.Conn, Welcome, error) {
+	c, err := dial(ctx, nc, hello, cfg)
+	if err != nil {
+		return nil, Welcome{}, err
+	}
+	return c.raw(), c.welcome, nil
+}
+
+func dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
 	c := newConn(nc, cfg)
-	if err := bounded(ctx, nc, c.cfg, func() error { return c.answer(admit) }); err != nil {
+	c.dialled, c.hello = true, hello
+	if err := bounded(ctx, nc, c.cfg, c.greet); err != nil {
 		return nil, errors.Join(err, closeQuietly(nc))
 	}
-	c.run()
+	c.cfg.Token = "" // it has served; a dump of the connection need not show it
 	return c, nil
+}
+
+// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also when it fails. self
+// is what the dialler learns of this side. admit is asked when the dialler has proven that it knows the token, and
+// before anything else is read; its error refuses the dialler, with the code that connect finds in it.
+// A dialler that wants another protocol is refused.
+func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error)) (*Conn, error) {
+	c, _, err := AcceptAny(ctx, nc, cfg, self, func(hello Hello) (Handler, error) {
+		if hello.Protocol != "" {
+			return nil, connect.Errorf(connect.CodeUnimplemented, "connections here carry no %q", hello.Protocol)
+		}
+		return admit(hello)
+	})
+	return c, err
+}
+
+// AcceptAny is Accept for a side that serves other protocols too: where the dialler has named one, and admit has
+// admitted it, perhaps with a nil Handler, it returns the connection for that protocol and no Conn.
+func AcceptAny(
+	ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error),
+) (*Conn, net.Conn, error) {
+	c := newConn(nc, cfg)
+	if err := bounded(ctx, nc, c.cfg, func() error { return c.answer(self, admit) }); err != nil {
+		return nil, nil, errors.Join(err, closeQuietly(nc))
+	}
+	c.cfg.Token = "" // as above
+	if c.hello.Protocol != "" {
+		return nil, c.raw(), nil
+	}
+	c.run()
+	return c, nil, nil
+}
+
+// raw gives the connection back, with what was read of it beyond the handshake.
+func (c *Conn) raw() net.Conn {
+	nc := c.nc
+	if rest := c.in.buffered(c.in.end - c.in.begin); len(rest) > 0 {
+		nc = Unread(nc, rest)
+	}
+	c.in.mem.free()
+	return nc
 }
 
 func newConn(nc net.Conn, cfg Config) *Conn {
@@ -165,7 +213,7 @@ func closeQuietly(nc net.Conn) error {
 	return nil
 }
 
-// Hello is what the dialler said, without the token.
+// Hello is what the dialler said.
 func (c *Conn) Hello() Hello { return c.hello }
 
 // Welcome is what the accepting side answered.

@@ -32,7 +32,7 @@ func TestTunnelOverAConnectionThatWasPeekedAt(t *testing.T) {
 		if _, err := io.ReadFull(far, head); err != nil {
 			t.Error(err)
 		}
-		conn, err := tunnel.Accept(t.Context(), tunnel.Unread(far, head), tunnel.Config{}, admit(echo()))
+		conn, err := tunnel.Accept(t.Context(), tunnel.Unread(far, head), tunnel.Config{}, self, admit(echo()))
 		if err != nil {
 			t.Error(err)
 		}

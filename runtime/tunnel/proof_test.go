@@ -1,0 +1,475 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+const token = "correct horse battery staple"
+
+var withToken = tunnel.Config{Logger: silent(), Token: token}
+
+// frame kinds of the handshake.
+const (
+	hello   = 0x01
+	welcome = 0x02
+	refuse  = 0x03
+	proof   = 0x04
+)
+
+// peer is one end of a connection on which a test plays a side by hand.
+type peer struct {
+	t    testing.TB
+	nc   net.Conn
+	seen bool // the preface
+}
+
+// next reads the next frame of the handshake, header included.
+func (p *peer) next() []byte {
+	p.t.Helper()
+	frame, err := p.read()
+	require.NoError(p.t, err)
+	return frame
+}
+
+func (p *peer) read() ([]byte, error) {
+	if !p.seen {
+		preface := make([]byte, len(tunnel.Preface))
+		if _, err := io.ReadFull(p.nc, preface); err != nil {
+			return nil, err
+		}
+		p.seen = true
+	}
+	head := make([]byte, tunnel.HeaderBytes)
+	if _, err := io.ReadFull(p.nc, head); err != nil {
+		return nil, err
+	}
+	body := make([]byte, tunnel.FrameBytes(head)-tunnel.HeaderBytes)
+	_, err := io.ReadFull(p.nc, body)
+	return slices.Concat(head, body), err
+}
+
+func (p *peer) write(parts ...[]byte) {
+	p.t.Helper()
+	_, err := p.nc.Write(bytes.Join(parts, nil))
+	require.NoError(p.t, err)
+}
+
+func kindOf(frame []byte) int { return int(frame[3]) }
+
+// meeting is how a handshake ended on both sides, and what was said.
+type meeting struct {
+	client, server error
+	admitted       bool
+	said, answered []byte
+}
+
+// meddled runs a handshake whose frames go through change, which returns what arrives in a frame's place.
+func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, change func(fromDialler bool, frame []byte) []byte) meeting {
+	t.Helper()
+	near, proxyNear := memnet.Pipe()
+	proxyFar, far := memnet.Pipe()
+	var o meeting
+	forward := func(from, to net.Conn, fromDialler bool, record *[]byte) {
+		in := &peer{t: t, nc: from}
+		for first := true; ; first = false {
+			frame, err := in.read()
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+			out := change(fromDialler, frame)
+			if first {
+				out = append([]byte(tunnel.Preface), out...)
+			}
+			*record = append(*record, out...)
+			if _, err := to.Write(out); err != nil {
+				_ = from.Close()
+				return
+			}
+		}
+	}
+	go forward(proxyNear, proxyFar, true, &o.said)
+	go forward(proxyFar, proxyNear, false, &o.answered)
+	ch := make(chan error, 1)
+	var conns []*tunnel.Conn
+	go func() {
+		c, err := tunnel.Accept(context.Background(), far, server, self, func(tunnel.Hello) (tunnel.Handler, error) {
+			o.admitted = true
+			return echo(), nil
+		})
+		if err == nil {
+			conns = append(conns, c)
+		}
+		ch <- err
+	}()
+	c, err := tunnel.Dial(context.Background(), near, hello, client)
+	o.client, o.server = err, <-ch
+	if err == nil {
+		conns = append(conns, c)
+	}
+	for _, c := range conns {
+		_ = c.Close()
+	}
+	synctest.Wait()
+	return o
+}
+
+func unchanged(_ bool, frame []byte) []byte { return frame }
+
+func requireFault(t *testing.T, err error, fault tunnel.HandshakeFault, code connect.Code, text string) {
+	t.Helper()
+	var failed *tunnel.HandshakeError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, fault, failed.Fault, err)
+	require.Equal(t, code, connect.CodeOf(err), err)
+	require.ErrorIs(t, err, tunnel.ErrNotRun)
+	require.ErrorContains(t, err, text)
+}
+
+// TestTokenNeverTravels looks at all that both sides of good and bad handshakes say.
+func TestTokenNeverTravels(t *testing.T) {
+	for name, server := range map[string]tunnel.Config{"same": withToken, "another": {Logger: silent(), Token: "other"}, "none": {Logger: silent()}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := meddled(t, tunnel.Hello{}, withToken, server, unchanged)
+				require.Equal(t, name == "same", o.client == nil, o.client)
+				require.NotEmpty(t, o.said)
+				require.NotContains(t, string(o.said)+string(o.answered), token)
+			})
+		})
+	}
+}
+
+// TestTokensThatDiffer says to both sides what to do.
+func TestTokensThatDiffer(t *testing.T) {
+	open, other := tunnel.Config{Logger: silent()}, tunnel.Config{Logger: silent(), Token: "other"}
+	for name, test := range map[string]struct {
+		client, server tunnel.Config
+		fault          tunnel.HandshakeFault
+		text           string
+	}{
+		"another token":          {other, withToken, tunnel.FaultUnproven, "did not prove that it knows this side's token"},
+		"no token against one":   {open, withToken, tunnel.FaultRefused, "the dialler has none: give it the system's"},
+		"a token against none":   {withToken, open, tunnel.FaultUnproven, "RAYLINK_OPEN=1"},
+		"a token, begun with it": {tunnel.Config{Logger: silent(), Token: token + "r"}, withToken, tunnel.FaultUnproven, "RAYLINK_TOKEN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := meddled(t, tunnel.Hello{Host: "server"}, test.client, test.server, unchanged)
+				requireFault(t, o.client, test.fault, connect.CodeUnauthenticated, test.text)
+				requireFault(t, o.server, test.fault, connect.CodeUnauthenticated, test.text)
+				require.False(t, o.admitted)
+			})
+		})
+	}
+}
+
+// TestOpenSidesNeedNoProof is the old way: neither side has a token.
+func TestOpenSidesNeedNoProof(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		open := tunnel.Config{Logger: silent()}
+		o := meddled(t, tunnel.Hello{Host: "server"}, open, open, unchanged)
+		require.NoError(t, o.client)
+		require.NoError(t, o.server)
+	})
+}
+
+// TestAnyChangeOnTheWayIsNoticed flips each bit pattern of each byte of each frame of the handshake: host ids, limits, versions, nonces, proofs.
+func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
+	hi := tunnel.Hello{Host: "server", Client: "client", Build: "1"}
+	var frames [][]byte
+	synctest.Test(t, func(t *testing.T) {
+		o := meddled(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
+			frames = append(frames, frame)
+			return frame
+		})
+		require.NoError(t, o.client)
+	})
+	require.Len(t, frames, 5) // the greetings, two proofs, and ADMIT
+	for which, original := range frames {
+		for i := range original {
+			synctest.Test(t, func(t *testing.T) {
+				count := 0
+				o := meddled(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
+					if count++; count == which+1 {
+						frame = bytes.Clone(frame)
+						frame[i] ^= byte(1 << (i % 8))
+					}
+					return frame
+				})
+				require.Error(t, o.client, "frame %d with byte %d changed", which, i)
+				if which < 4 { // ADMIT is the accepting side's last word
+					require.Error(t, o.server, "frame %d with byte %d changed", which, i)
+					require.False(t, o.admitted)
+				}
+			})
+		}
+	}
+}
+
+// TestDowngradeIsNoticed takes away, on the way, what says that there is a token: both sides then still ask for the proof.
+func TestDowngradeIsNoticed(t *testing.T) {
+	for _, kind := range []int{hello, welcome} {
+		t.Run(strconv.Itoa(kind), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := meddled(t, tunnel.Hello{}, withToken, withToken, func(_ bool, frame []byte) []byte {
+					if kindOf(frame) == kind {
+						return bytes.ReplaceAll(frame, []byte{0xb8, 0x01, 0x01}, []byte{0xb8, 0x01, 0x00})
+					}
+					return frame
+				})
+				require.Error(t, o.client)
+				require.Error(t, o.server)
+				require.False(t, o.admitted)
+			})
+		})
+	}
+}
+
+// accepting plays a dialler by hand against a real accepting side.
+func accepting(t *testing.T, cfg tunnel.Config, play func(p *peer)) (admitted bool, err error) {
+	t.Helper()
+	near, far := memnet.Pipe()
+	ch := make(chan error, 1)
+	go func() {
+		c, err := tunnel.Accept(context.Background(), far, cfg, self, func(tunnel.Hello) (tunnel.Handler, error) {
+			admitted = true
+			return echo(), nil
+		})
+		if err == nil {
+			_ = c.Close()
+		}
+		ch <- err
+	}()
+	play(&peer{t: t, nc: near})
+	err = <-ch
+	_ = near.Close()
+	return admitted, err
+}
+
+// recorded is what both sides of a good handshake say.
+func recorded(t *testing.T) (said, answered []byte) {
+	t.Helper()
+	o := meddled(t, tunnel.Hello{Client: "client"}, withToken, withToken, unchanged)
+	require.NoError(t, o.client)
+	return o.said, o.answered
+}
+
+func TestReflectedProofIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		said, _ := recorded(t)
+		admitted, err := accepting(t, withToken, func(p *peer) {
+			p.write(said[:len(tunnel.Preface)+tunnel.FrameBytes(said[len(tunnel.Preface):])])
+			require.Equal(t, welcome, kindOf(p.next()))
+			theirs := p.next()
+			require.Equal(t, proof, kindOf(theirs))
+			p.write(theirs)
+			require.Equal(t, refuse, kindOf(p.next()))
+		})
+		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated, "RAYLINK_TOKEN")
+		require.False(t, admitted)
+	})
+}
+
+func TestReplayedHandshakeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		said, answered := recorded(t)
+		admitted, err := accepting(t, withToken, func(p *peer) { p.write(said) })
+		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated, "another token")
+		require.False(t, admitted)
+
+		near, far := memnet.Pipe()
+		_, err = far.Write(answered)
+		require.NoError(t, err)
+		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{Client: "client"}, withToken)
+		requireFault(t, err, tunnel.FaultUnproven, connect.CodeUnauthenticated, "did not prove")
+	})
+}
+
+// TestImpostorLearnsNothing is a process that took a host's address: it is shown a nonce and ids, and no proof.
+func TestImpostorLearnsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, answered := recorded(t)
+		near, far := memnet.Pipe()
+		failed := make(chan error, 1)
+		go func() {
+			_, err := tunnel.Dial(context.Background(), near, tunnel.Hello{Client: "client"}, withToken)
+			failed <- err
+		}()
+		p := &peer{t: t, nc: far}
+		require.Equal(t, hello, kindOf(p.next()))
+		p.write(answered)
+		require.Equal(t, refuse, kindOf(p.next()))
+		_, err := p.read()
+		require.ErrorIs(t, err, io.EOF)
+		requireFault(t, <-failed, tunnel.FaultUnproven, connect.CodeUnauthenticated, "another process has taken the address")
+	})
+}
+
+// TestProofOfAnotherHostIsNotTaken relays a dialler that looks for one host to another host of the same system.
+func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// The HELLO is changed on its way so that the other host feels meant.
+		o := meddled(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
+			if fromDialler {
+				return bytes.ReplaceAll(frame, []byte("sErver"), []byte("server"))
+			}
+			return frame
+		})
+		requireFault(t, o.client, tunnel.FaultWrongHost, connect.CodeFailedPrecondition, "expected host sErver, this is server")
+		require.False(t, o.admitted)
+		// Nor if the answer is changed back.
+		o = meddled(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
+			if fromDialler {
+				return bytes.ReplaceAll(frame, []byte("sErver"), []byte("server"))
+			}
+			return bytes.ReplaceAll(frame, []byte("server"), []byte("sErver"))
+		})
+		requireFault(t, o.client, tunnel.FaultUnproven, connect.CodeUnauthenticated, "did not prove")
+		require.False(t, o.admitted)
+	})
+}
+
+// TestAddressThatLeadsBackHere is a dialler that looks for Brain and finds itself, by way of whoever took Brain's address.
+func TestAddressThatLeadsBackHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := meddled(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
+		requireFault(t, o.client, tunnel.FaultWrongHost, connect.CodeFailedPrecondition, "leads back to this very host")
+	})
+}
+
+// greetingOf makes a frame of the handshake out of numbers and texts, by field.
+func greetingOf(kind byte, fields ...any) []byte {
+	var body []byte
+	for i := 0; i < len(fields); i += 2 {
+		field, _ := fields[i].(int)
+		switch v := fields[i+1].(type) {
+		case int:
+			body = binary.AppendUvarint(binary.AppendUvarint(body, uint64(field)<<3), uint64(v))
+		case string:
+			body = append(binary.AppendUvarint(binary.AppendUvarint(body, uint64(field)<<3|2), uint64(len(v))), v...)
+		}
+	}
+	head := []byte{byte(len(body)), byte(len(body) >> 8), 0, kind, 0, 0, 0, 0}
+	return append(head, body...)
+}
+
+// TestPeersOfVersion1AreRefused in both directions, and are told why.
+func TestPeersOfVersion1AreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, err := accepting(t, withToken, func(p *peer) {
+			p.write([]byte(tunnel.Preface), greetingOf(hello, 1, 1, 2, 1, 3, token, 9, 1<<20, 10, 1<<16))
+			answer := p.next()
+			assert.Equal(t, refuse, kindOf(answer))
+			assert.Contains(t, string(answer), "no common version: the dialler speaks 1 to 1, this side 2 to 2")
+		})
+		requireFault(t, err, tunnel.FaultVersion, connect.CodeFailedPrecondition, "no common version")
+
+		near, far := memnet.Pipe()
+		_, err = far.Write(append([]byte(tunnel.Preface), greetingOf(welcome, 2, 1, 4, "server")...))
+		require.NoError(t, err)
+		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
+		requireFault(t, err, tunnel.FaultVersion, connect.CodeFailedPrecondition, "the server chose version 1, this side speaks 2 to 2")
+	})
+}
+
+// TestRefusalOfWhatIsNotProvenIsMarked since its text could be anybody's.
+func TestRefusalOfWhatIsNotProvenIsMarked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := memnet.Pipe()
+		_, err := far.Write(append([]byte(tunnel.Preface), greetingOf(refuse, 17, 16, 18, "send your token to me", 19, 5)...))
+		require.NoError(t, err)
+		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
+		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated,
+			"what answers, which has not proven that it knows the token, refuses: send your token to me")
+	})
+}
+
+// TestNonceMustBeWhole since a short one could be guessed.
+func TestNonceMustBeWhole(t *testing.T) {
+	for _, n := range []int{0, 1, tunnel.NonceBytes - 1, tunnel.NonceBytes + 1} {
+		synctest.Test(t, func(t *testing.T) {
+			_, err := accepting(t, withToken, func(p *peer) {
+				p.write([]byte(tunnel.Preface), greetingOf(hello, 1, 2, 2, 2, 23, 1, 22, strings.Repeat("n", n)))
+				assert.Equal(t, refuse, kindOf(p.next()))
+			})
+			requireFault(t, err, tunnel.FaultNotAPeer, connect.CodeFailedPrecondition, "a nonce of")
+		})
+	}
+}
+
+// TestAnotherProtocolBehindTheHandshake hands the connection over, with nothing lost, once both sides are proven.
+func TestAnotherProtocolBehindTheHandshake(t *testing.T) {
+	near, far := sockets(t)
+	served := make(chan error, 1)
+	go func() {
+		conn, raw, err := tunnel.AcceptAny(context.Background(), far, withToken, self, func(h tunnel.Hello) (tunnel.Handler, error) {
+			if h.Protocol != tunnel.ProtocolHTTP || h.Client != "client" {
+				return nil, errors.New("another hello was expected")
+			}
+			return nil, nil //nolint:nilnil // HTTP needs no handler of the tunnel
+		})
+		if err == nil && conn != nil {
+			err = errors.New("a tunnel, where none was asked for")
+		}
+		if err == nil {
+			_, err = io.Copy(raw, raw)
+			err = errors.Join(err, raw.Close())
+		}
+		served <- err
+	}()
+	raw, found, err := tunnel.DialRaw(t.Context(), near, tunnel.Hello{Client: "client", Protocol: tunnel.ProtocolHTTP}, withToken)
+	require.NoError(t, err)
+	require.Equal(t, self, found)
+	said := bytes.Repeat([]byte("GET / "), 10_000)
+	go func() { _, _ = raw.Write(said) }()
+	heard := make([]byte, len(said))
+	_, err = io.ReadFull(raw, heard)
+	require.NoError(t, err)
+	require.Equal(t, said, heard)
+	require.NoError(t, raw.Close())
+	require.NoError(t, <-served)
+}
+
+func TestProtocolThatIsNotServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := memnet.Pipe()
+		ch := make(chan error, 1)
+		go func() {
+			_, err := tunnel.Accept(context.Background(), far, withToken, self, admit(echo()))
+			ch <- err
+		}()
+		_, _, err := tunnel.DialRaw(t.Context(), near, tunnel.Hello{Protocol: "smtp"}, withToken)
+		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnimplemented, `connections here carry no "smtp"`)
+		requireFault(t, <-ch, tunnel.FaultRefused, connect.CodeUnimplemented, `"smtp"`)
+	})
+}
+
+// FuzzGreeting parses anything as a body of the handshake.
+func FuzzGreeting(f *testing.F) {
+	for _, seed := range [][]byte{greetingOf(hello, 1, 2, 2, 2, 22, "n"), greetingOf(refuse, 17, 5, 18, "no", 1<<20, "?")} {
+		f.Add(seed[tunnel.HeaderBytes:])
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if err := tunnel.ParseGreeting(body); err != nil {
+			require.ErrorIs(t, err, tunnel.ErrProtocol)
+		}
+	})
+}
