@@ -35,7 +35,7 @@ annotate_code.
 
 Run by hand it takes one of these:
 
-    --export DIR   write the schemas that yours import (raylink/options/v1/options.proto, ...) below DIR; with buf, make DIR a
+    --export DIR   write the schemas that yours can import (raylink/options/v1/options.proto, ...) below DIR; with buf, make DIR a
                    module of its own in buf.yaml, and generate from the module of your schemas alone
     --version      print the version
     --help         print this

@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -15,6 +17,109 @@ import (
 
 	schemas "github.com/raylink/raylink/proto"
 )
+
+// user.proto names something of every exported schema.
+const userSchema = `syntax = "proto3";
+
+package user.v1;
+
+import "raylink/brain/v1/brain.proto";
+import "raylink/node/v1/node.proto";
+import "raylink/options/v1/options.proto";
+import "raylink/ps/v1/ps.proto";
+import "raylink/replay/v1/replay.proto";
+import "raylink/storage/v1/storage.proto";
+import "raylink/tensor/v1/tensor.proto";
+
+option go_package = "example.com/user/gen/user/v1;userv1";
+
+message AskRequest {
+  raylink.node.v1.NodeRef node = 1;
+  raylink.brain.v1.Where where = 2;
+  raylink.ps.v1.Version version = 3;
+  raylink.replay.v1.Batch batch = 4;
+  raylink.storage.v1.Entry entry = 5;
+}
+
+message AskResponse {
+  repeated raylink.tensor.v1.Tensor tensors = 1;
+}
+
+// User asks.
+service User {
+  option (raylink.options.v1.node).config = "raylink.replay.v1.ReplayConfig";
+
+  rpc Ask(AskRequest) returns (AskResponse);
+}
+`
+
+const userBuf = `version: v2
+modules:
+  - path: proto
+  - path: third_party
+lint:
+  except:
+    - SERVICE_SUFFIX
+`
+
+// TestSchemaThatImportsAllExportedOnesBuilds lints, generates and builds a user's schema with buf, in a module of its own: as README.md
+// says, and in managed mode as docs/plugin.md says.
+func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
+	tools := os.Getenv("RAYLINK_TOOLS")
+	if _, err := os.Stat(filepath.Join(tools, "buf")); err != nil || tools == "" {
+		if os.Getenv("CI") != "" {
+			t.Fatal("RAYLINK_TOOLS is not where buf is: run the tests by `make test`, after `make tools`")
+		}
+		t.Skip("exported schemas are not built: RAYLINK_TOOLS is not where buf is (`make tools test` sees to that)")
+	}
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	self, err := os.Executable()
+	require.NoError(t, err)
+	doc, err := os.ReadFile(filepath.Join(root, "docs/plugin.md"))
+	require.NoError(t, err)
+	recipe := regexp.MustCompile("(?ms)^<!-- file: buf.gen.yaml -->\n```yaml\n(.*?)^```$").FindStringSubmatch(string(doc))
+	require.Len(t, recipe, 2, "the recipe of docs/plugin.md")
+	managed := strings.ReplaceAll(recipe[1], "example.com/counter", "example.com/user")
+	plain, _, _ := strings.Cut(managed, "managed:")
+	_, plugins, _ := strings.Cut(managed, "plugins:")
+	plain += "plugins:" + strings.ReplaceAll(plugins, "paths=source_relative", "module=example.com/user/gen")
+	for name, template := range map[string]string{"plain": plain, "managed": managed} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			schema := userSchema
+			if name == "managed" {
+				schema = regexp.MustCompile("(?m)^option go_package.*\n\n").ReplaceAllString(schema, "")
+			}
+			write := func(name, content string) {
+				require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700))
+				require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+			}
+			write("proto/user/v1/user.proto", schema)
+			write("buf.yaml", userBuf)
+			write("buf.gen.yaml", strings.ReplaceAll(template, "local: protoc-gen-raylink", "local: "+self))
+			_, stderr, err := plugin(t, nil, "--export", filepath.Join(dir, "third_party"))
+			require.NoError(t, err, stderr)
+			sum, err := os.ReadFile(filepath.Join(root, "go.sum"))
+			require.NoError(t, err)
+			write("go.sum", string(sum))
+			mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+			require.NoError(t, err)
+			_, requires, _ := strings.Cut(string(mod), "\n")
+			write("go.mod", "module example.com/user\n"+requires+
+				"\nrequire github.com/raylink/raylink v0.0.0\n\nreplace github.com/raylink/raylink => "+root+"\n")
+			for _, args := range [][]string{
+				{filepath.Join(tools, "buf"), "lint"}, {filepath.Join(tools, "buf"), "generate"}, {"go", "vet", "./..."},
+			} {
+				cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+				cmd.Dir = dir
+				cmd.Env = append(os.Environ(), asPlugin+"=1", "PATH="+tools+":"+os.Getenv("PATH"), "GOWORK=off", "GOFLAGS=-mod=mod")
+				out, err := cmd.CombinedOutput()
+				require.NoError(t, err, "%v: %s", args, out)
+			}
+		})
+	}
+}
 
 // asPlugin makes this test binary the plugin, so that what runs is main itself in a process of its own.
 const asPlugin = "RAYLINK_TEST_AS_PLUGIN"
@@ -59,12 +164,18 @@ func TestPluginAnswersARequest(t *testing.T) {
 	assert.Equal(t, "example.com/x/xraylink/x.raylink.go", res.GetFile()[0].GetName())
 }
 
+// exported are the schemas that users can import.
+var exported = []string{
+	"raylink/brain/v1/brain.proto", "raylink/node/v1/node.proto", "raylink/options/v1/options.proto", "raylink/ps/v1/ps.proto",
+	"raylink/replay/v1/replay.proto", "raylink/storage/v1/storage.proto", "raylink/tensor/v1/tensor.proto",
+}
+
 func TestExportedSchemasAreThoseOfTheProject(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "third_party")
 	for _, args := range [][]string{{"--export", dir}, {"--export=" + dir}} {
 		stdout, stderr, err := plugin(t, nil, args...)
 		require.NoError(t, err, stderr)
-		for _, name := range []string{"raylink/options/v1/options.proto", "raylink/node/v1/node.proto"} {
+		for _, name := range exported {
 			assert.Contains(t, stdout, filepath.Join(dir, name)+"\n")
 			want, err := schemas.Schemas.ReadFile(name)
 			require.NoError(t, err)

@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // This file writes the errors of those who ask for what isn't there. Each names what was asked, and what there is.
@@ -24,7 +25,7 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	if path == RootPath {
 		return t.root, nil
 	}
-	if len(path) > t.limits.MaxDepth*(maxTypeBytes+20) {
+	if len(path) > t.limits.MaxDepth*(nodename.MaxTypeBytes+20) {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the path %q has %d bytes", clip(path), len(path))
 	}
 	names := strings.Split(path, "/")
@@ -170,7 +171,7 @@ func some(names []string) string {
 
 // similar gives the names that are one or two slips away from what was asked, nearest first.
 func similar(asked string, names func(func(string) bool)) []string {
-	if len(asked) > maxAliasBytes {
+	if len(asked) > nodename.MaxAliasBytes {
 		return nil
 	}
 	var near [3][]string

@@ -3,23 +3,18 @@ package tree
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // RootPath is how the root is named where it has to be. As a part of paths it is not written.
-const RootPath = "BRAIN"
+const RootPath = nodename.RootPath
 
-const (
-	maxTypeBytes    = 128
-	maxAliasBytes   = 256
-	maxServiceBytes = 512
-	maxCauseBytes   = 4 << 10
-)
+const maxCauseBytes = 4 << 10
 
 // By says how a node is asked for.
 type By int
@@ -39,7 +34,7 @@ func formOf(where string) By {
 		return ByPath
 	case IsUUID(where):
 		return ByNID
-	case isName(where):
+	case nodename.IsName(where):
 		return ByPath
 	default:
 		return ByAlias
@@ -63,81 +58,27 @@ func NewUUID() string {
 }
 
 // IsUUID says whether s is written as a UUID: five groups of hexadecimal digits, in either case.
-func IsUUID(s string) bool { return isHexGroups(s, 8, 4, 4, 4, 12) }
+func IsUUID(s string) bool { return nodename.IsUUID(s) }
 
-func isHexGroups(s string, sizes ...int) bool {
-	groups := strings.Split(s, "-")
-	if len(groups) != len(sizes) {
-		return false
-	}
-	for i, group := range groups {
-		if len(group) != sizes[i] {
-			return false
-		}
-		for _, c := range []byte(group) {
-			if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
-				return false
-			}
-		}
-	}
-	return true
-}
+func nameOf(kind string, index uint64) string { return nodename.Of(kind, index) }
 
-// isName says whether s has the form of a node's name: a type, a dash, and digits. Leading zeros count too, though no node has
-// them, so that an alias can't be mistaken for a name.
-func isName(s string) bool {
-	i := strings.LastIndexByte(s, '-')
-	return i > 0 && i+1 < len(s) && strings.Trim(s[i+1:], "0123456789") == ""
-}
-
-func nameOf(kind string, index uint64) string { return kind + "-" + strconv.FormatUint(index, 10) }
-
-// checkType refuses types that would not do as the first half of a name: they appear in paths and URLs.
+// checkType refuses what can't be the first half of a name.
 func checkType(kind string) error {
-	switch {
-	case kind == "":
+	if kind == "" {
 		return connect.NewError(connect.CodeInvalidArgument, "a node needs a type")
-	case len(kind) > maxTypeBytes:
-		return connect.Errorf(connect.CodeInvalidArgument, "the type %q has %d bytes; the bound is %d", clip(kind), len(kind), maxTypeBytes)
-	case isHexGroups(kind, 8, 4, 4, 4):
-		return connect.Errorf(connect.CodeInvalidArgument, "the type %q would make names that look like nids", kind)
 	}
-	for i := range len(kind) {
-		c := kind[i]
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-		if !letter && (i == 0 || (c < '0' || c > '9') && !strings.ContainsRune("-_.", rune(c))) {
-			return connect.Errorf(connect.CodeInvalidArgument, "the type %q is not a letter followed by letters, digits, '-', '_' and '.'", clip(kind))
-		}
+	if why := nodename.BadType(kind); why != "" {
+		return connect.Errorf(connect.CodeInvalidArgument, "the type %q can't be a node's: %s", clip(kind), why)
 	}
 	return nil
 }
 
 // CheckAlias refuses what can't be an alias, and says why.
 func CheckAlias(alias string) error {
-	var why string
-	switch {
-	case alias == "":
-		why = "is empty"
-	case len(alias) > maxAliasBytes:
-		why = "has " + strconv.Itoa(len(alias)) + " bytes; the bound is " + strconv.Itoa(maxAliasBytes)
-	case !utf8.ValidString(alias):
-		why = "is not UTF-8"
-	case strings.Contains(alias, "/"):
-		why = "has a '/', as only paths have"
-	case alias == RootPath:
-		why = "is the root's name"
-	case alias == "." || alias == "..":
-		why = "is a relative path"
-	case IsUUID(alias):
-		why = "is a UUID, as nids are"
-	case isName(alias):
-		why = "has the form of a name, type-N"
-	case strings.ContainsFunc(alias, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }):
-		why = "has a space or a character that can't be printed"
-	default:
-		return nil
+	if why := nodename.BadAlias(alias); why != "" {
+		return connect.Errorf(connect.CodeInvalidArgument, "the alias %q %s", clip(alias), why)
 	}
-	return connect.Errorf(connect.CodeInvalidArgument, "the alias %q %s", clip(alias), why)
+	return nil
 }
 
 // clip shortens what goes into an error's text: it came from the wire, and may be long.

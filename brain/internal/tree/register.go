@@ -10,6 +10,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // maxKinds bounds the types below one parent: each costs a counter for as long as the parent lives.
@@ -107,8 +108,8 @@ func (x *Txn) checkRegister(req *brainv1.RegisterRequest, count int) error {
 	if err := checkType(req.GetType()); err != nil {
 		return err
 	}
-	if len(req.GetService()) > maxServiceBytes {
-		return connect.Errorf(connect.CodeInvalidArgument, "the service's name has %d bytes; the bound is %d", len(req.GetService()), maxServiceBytes)
+	if why := nodename.BadService(req.GetService()); why != "" {
+		return connect.Errorf(connect.CodeInvalidArgument, "the service %q can't be a node's: %s", clip(req.GetService()), why)
 	}
 	if uint64(req.GetCount()) > uint64(x.limits.MaxCount) { //nolint:gosec // the limit is positive
 		return connect.Errorf(connect.CodeInvalidArgument, "%d nodes at once are too many; the bound is %d", req.GetCount(), x.limits.MaxCount)

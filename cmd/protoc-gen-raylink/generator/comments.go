@@ -45,10 +45,14 @@ func header(text string) string {
 // doc is the documentation of one symbol: paragraphs, empty ones left out.
 type doc []string
 
+// lintComment is a line that speaks to buf's linter alone.
+var lintComment = regexp.MustCompile(`(?m)^[ \t]*buf:lint:ignore .*\n?`)
+
 // text is the paragraphs before they become a comment.
 func (d doc) text() string {
 	var paragraphs []string
 	for _, p := range d {
+		p = lintComment.ReplaceAllString(p, "")
 		if p = strings.Trim(p, "\n"); strings.TrimSpace(p) != "" {
 			paragraphs = append(paragraphs, p)
 		}

@@ -2,6 +2,8 @@ package generator_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 	"testing"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/edition2024"
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/edition2024/edition2024raylink"
+	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
 )
 
 type talker struct {
@@ -68,7 +71,7 @@ func TestOptionsOfAnOptionImportCount(t *testing.T) {
 func TestAnOptionImportOfSomebodyElseIsLeftAlone(t *testing.T) {
 	files := sources{
 		"other/options.proto": `syntax = "proto3"; package other; import "google/protobuf/descriptor.proto"; option go_package = "example.com/other"; ` +
-			`message O { uint32 size = 4; } extend google.protobuf.ServiceOptions { O o = 61410; }`,
+			`message O { uint32 size = 4; } extend google.protobuf.ServiceOptions { O o = 236689204; }`,
 		"x.proto": `syntax = "proto3"; package x; import "other/options.proto"; option go_package = "example.com/x"; message M {}` +
 			"\nservice S { option (other.o).size = 0; rpc Do(M) returns (M); }",
 	}
@@ -77,4 +80,25 @@ func TestAnOptionImportOfSomebodyElseIsLeftAlone(t *testing.T) {
 	for _, content := range out {
 		assert.NotContains(t, content, "MaxPending")
 	}
+}
+
+// TestOptionsOfTheOldNumberAreNotIgnored has a schema that was compiled with an options.proto of an early version.
+func TestOptionsOfTheOldNumberAreNotIgnored(t *testing.T) {
+	const exported = "raylink/options/v1/options.proto"
+	files := schema("service S {\n  option (raylink.options.v1.node) = { max_pending: 7 };\n}")
+	files[exported] = options + ` message N { uint32 max_pending = 4; } extend google.protobuf.ServiceOptions { N node = 61410; }`
+	assert.Equal(t, "x.proto:3:3: service S: option (raylink.options.v1.node): it was compiled with the number 61410, which it had in "+
+		"early versions of raylink/options/v1/options.proto; write that file anew with protoc-gen-raylink --export",
+		generate(t, optionsAside(t, files, exported)).GetError())
+	assert.Equal(t, "x.proto:3:3: service S: option (raylink.options.v1.node): raylink/options/v1/options.proto gives it the number 61410, "+
+		"and this plugin knows it as 236689204; write that file anew with protoc-gen-raylink --export",
+		generate(t, request(t, files, "", "x.proto")).GetError())
+}
+
+// TestOptionNumbersAreOursAlone derives the options' number as options.proto says that it was.
+func TestOptionNumbersAreOursAlone(t *testing.T) {
+	sum := sha256.Sum256([]byte("raylink.options.v1"))
+	want := 100_000_000 + binary.BigEndian.Uint64(sum[:8])%400_000_000
+	assert.Equal(t, want, uint64(optionsv1.E_Node.TypeDescriptor().Number()))
+	assert.Equal(t, want, uint64(optionsv1.E_Method.TypeDescriptor().Number()))
 }

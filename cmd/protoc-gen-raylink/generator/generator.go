@@ -15,12 +15,18 @@ package generator
 
 import (
 	"fmt"
+	"io/fs"
+	"path"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
+
+	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/proto"
 )
 
 // Options are what protogen has to know to read a request for [Generate].
@@ -42,17 +48,19 @@ func Generate(plugin *protogen.Plugin) error {
 	plugin.SupportedEditionsMinimum = descriptorpb.Edition_EDITION_PROTO2
 	plugin.SupportedEditionsMaximum = descriptorpb.Edition_EDITION_2024
 
-	g := &generator{plugin: plugin, packages: goPackages(plugin), options: make(map[protoreflect.FullName]nodeOptions)}
+	g := newGenerator(plugin)
 	g.check()
 	if err := g.problems.err(); err != nil {
 		return err
 	}
-	for _, file := range plugin.Files {
-		if !file.Generate || len(file.Services) == 0 {
-			continue
-		}
-		if err := g.generate(file); err != nil {
-			return err
+	for _, pkg := range g.packages {
+		for _, file := range pkg.files {
+			if !file.Generate {
+				continue
+			}
+			if err := g.generate(pkg, file); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -60,45 +68,91 @@ func Generate(plugin *protogen.Plugin) error {
 
 // generator is one run of the plugin.
 type generator struct {
-	plugin   *protogen.Plugin
+	plugin *protogen.Plugin
+	// files are all of the request, by path.
+	files    []*protogen.File
 	packages []*goPackage
+	// messages finds the files whose messages go into one Go package, by its import path.
+	messages map[protogen.GoImportPath][]*protogen.File
 	// options has the checked options of each service that is generated.
-	options  map[protoreflect.FullName]nodeOptions
+	options map[protoreflect.FullName]nodeOptions
+	// reached are the files whose messages generated code needs, checked once each.
+	reached  map[*protogen.File]bool
 	problems problems
+}
+
+func newGenerator(plugin *protogen.Plugin) *generator {
+	g := &generator{
+		plugin: plugin, packages: goPackages(plugin),
+		messages: make(map[protogen.GoImportPath][]*protogen.File),
+		options:  make(map[protoreflect.FullName]nodeOptions),
+		reached:  make(map[*protogen.File]bool),
+	}
+	g.files = slices.SortedFunc(slices.Values(plugin.Files), func(a, b *protogen.File) int {
+		return strings.Compare(a.Desc.Path(), b.Desc.Path())
+	})
+	for _, file := range g.files {
+		importPath := cleanImportPath(file.GoImportPath)
+		g.messages[importPath] = append(g.messages[importPath], file)
+	}
+	return g
 }
 
 // check finds everything that is wrong with the schemas before anything is written.
 func (g *generator) check() {
 	extensions := findExtensions(g.plugin.Request)
-	outputs := make(map[string]*protogen.File)
+	g.checkOwnSchemas()
+	g.checkCollisions()
+	messages := &messageIndex{files: g.plugin.Files}
 	for _, pkg := range g.packages {
 		g.checkNames(pkg)
-		types := make(map[string]*protogen.Service)
+		type typed struct {
+			service *protogen.Service
+			typed   bool
+		}
+		types := make(map[string]typed)
 		for _, service := range pkg.services {
 			file := pkg.fileOf[service]
-			read := optionsReader{plugin: g.plugin, file: file, extensions: extensions.in(file)}
+			read := optionsReader{messages: messages, file: file, extensions: extensions.in(file)}
 			options := read.node(service)
 			if file.Generate {
 				g.problems = append(g.problems, read.problems...)
 				g.options[service.Desc.FullName()] = options
 			}
-			if other, ok := types[options.typeName]; ok && (file.Generate || pkg.fileOf[other].Generate) {
+			// Two defaults that are one type are no fault: the program can name one of the two (runtime.NodeType.Named).
+			other, ok := types[options.typeName]
+			if ok && (options.typed || other.typed) && (file.Generate || pkg.fileOf[other.service].Generate) {
 				g.problems.addf(file, optionPath(service.Location, nodeTypeField),
 					"service %s: its type %q is also that of %s in %s; types are unique in a binary: give one of the two another `type` "+
-						"in option (%s)", service.Desc.Name(), options.typeName, other.Desc.Name(), pkg.fileOf[other].Desc.Path(),
+						"in option (%s)", service.Desc.Name(), options.typeName, other.service.Desc.Name(), pkg.fileOf[other.service].Desc.Path(),
 					nodeOptionName)
 			}
-			types[options.typeName] = service
+			types[options.typeName] = typed{service, options.typed}
 		}
 		for _, file := range pkg.files {
 			if file.Generate {
 				g.checkImports(pkg, file)
-				if other, ok := outputs[pkg.filename(file)]; ok {
-					g.problems.addf(file, nil, "its generated file would be %s, which is also that of %s; rename one of the two",
-						pkg.filename(file), other.Desc.Path())
-				}
-				outputs[pkg.filename(file)] = file
 			}
+		}
+	}
+}
+
+// ownGoPrefix is where the Go code of RayLink's own schemas is.
+const ownGoPrefix = "github.com/raylink/raylink/gen/"
+
+// checkOwnSchemas refuses RayLink's own schemas with another Go package than that of RayLink's own code: messages would import
+// a package that isn't there, or a copy that can't be in one binary with the original.
+func (g *generator) checkOwnSchemas() {
+	for _, file := range g.plugin.Files {
+		name := string(file.Desc.Package())
+		if entries, err := fs.ReadDir(proto.Schemas, strings.ReplaceAll(name, ".", "/")); err != nil || name == "" || entries[0].IsDir() {
+			continue // not the package of an exported schema
+		}
+		want := protogen.GoImportPath(ownGoPrefix + strings.ReplaceAll(name, ".", "/"))
+		if got := cleanImportPath(file.GoImportPath); got != want {
+			g.problems.addf(file, goPackagePath, "its Go package is %v, and RayLink's own code of it is in %v; leave its go_package alone: "+
+				"with buf's managed mode by `disable: [{file_option: go_package, path: raylink}]`, "+
+				"else drop the M parameter or write the file anew with protoc-gen-raylink --export", got, want)
 		}
 	}
 }
@@ -116,6 +170,9 @@ func (g *generator) checkNames(pkg *goPackage) {
 		if !file.Generate {
 			continue
 		}
+		if reason := nodename.BadService(string(service.Desc.FullName())); reason != "" {
+			g.problems.addf(file, service.Location.Path, "service %s: its full name can't be a node's: %s", service.Desc.Name(), reason)
+		}
 		methods := make(map[string]*protogen.Method)
 		for _, method := range service.Methods {
 			if other, ok := methods[method.GoName]; ok {
@@ -123,22 +180,73 @@ func (g *generator) checkNames(pkg *goPackage) {
 					"rename one of the two", method.Desc.FullName(), method.GoName, other.Desc.Name())
 			}
 			methods[method.GoName] = method
+			if reason := nodename.BadProcedure("/" + string(service.Desc.FullName()) + "/" + string(method.Desc.Name())); reason != "" {
+				g.problems.addf(file, method.Location.Path, "method %.64s: %s", method.Desc.Name(), reason)
+			}
+		}
+	}
+}
+
+// checkCollisions refuses generated files and packages that would overwrite each other, or that Go takes for one because they
+// differ in case alone.
+func (g *generator) checkCollisions() {
+	outputs := make(map[string]*protogen.File)      // with services, by the name of the generated file
+	siblings := make(map[string]*protogen.File)     // all of a package with services, by folded name
+	paths := make(map[string]protogen.GoImportPath) // by folded import path
+	owner := make(map[protogen.GoImportPath]*protogen.File)
+	collide := func(file *protogen.File, importPath protogen.GoImportPath) {
+		folded := fold(string(importPath))
+		if other, ok := paths[folded]; ok && other != importPath {
+			for _, f := range []*protogen.File{file, owner[other]} {
+				if f.Generate && len(f.Services) > 0 {
+					g.problems.addf(f, goPackagePath, "the Go packages %v (of %s) and %v (of %s) differ in case alone, and Go builds no program "+
+						"with both; give one of the two another go_package", importPath, file.Desc.Path(), other, owner[other].Desc.Path())
+					break
+				}
+			}
+		}
+		paths[folded], owner[importPath] = importPath, file
+	}
+	for _, file := range g.files {
+		collide(file, cleanImportPath(file.GoImportPath))
+	}
+	for _, pkg := range g.packages {
+		for _, file := range pkg.files {
+			collide(file, pkg.importPath)
+			if !file.Generate {
+				continue
+			}
+			name := pkg.filename(file)
+			if other, ok := outputs[name]; ok {
+				g.problems.addf(file, filePath, "its generated file would be %s, which is also that of %s; rename one of the two",
+					name, other.Desc.Path())
+			}
+			outputs[name] = file
+		}
+		for _, file := range g.messages[pkg.messages] {
+			name := string(pkg.messages) + "/" + path.Base(file.GeneratedFilenamePrefix) + ".pb.go"
+			other, ok := siblings[fold(name)]
+			siblings[fold(name)] = file
+			if !ok || path.Base(other.GeneratedFilenamePrefix) == path.Base(file.GeneratedFilenamePrefix) || !file.Generate && !other.Generate {
+				continue
+			}
+			g.problems.addf(file, filePath, "its generated file %s differs in case alone from that of %s, and Go builds no package with both; "+
+				"rename one of the two", path.Base(name), other.Desc.Path())
 		}
 	}
 }
 
 // checkImports refuses messages that generated code, being in another package, could not import.
 func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
-	for _, other := range g.plugin.Files {
-		if cleanImportPath(other.GoImportPath) == pkg.importPath {
-			g.problems.addf(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
-				"give one of the two another go_package", pkg.importPath, other.Desc.Path())
-		}
+	for _, other := range g.messages[pkg.importPath] {
+		g.problems.addf(file, goPackagePath, "its nodes would go into the Go package %v, which is that of the messages of %s; "+
+			"give one of the two another go_package", pkg.importPath, other.Desc.Path())
 	}
 	if reason := notImportable(file); reason != "" {
 		g.problems.addf(file, goPackagePath, "%s", reason)
 		return
 	}
+	g.checkBuilt(file)
 	for _, service := range file.Services {
 		for _, method := range service.Methods {
 			for _, message := range []*protogen.Message{method.Input, method.Output} {
@@ -151,20 +259,39 @@ func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	}
 }
 
+// checkBuilt refuses a file whose generated code Go skips, and those below it in the same run: what a skipped file lacks, all that
+// import it lack too.
+func (g *generator) checkBuilt(file *protogen.File) {
+	if g.reached[file] {
+		return
+	}
+	g.reached[file] = true
+	if reason := skipped(file); reason != "" {
+		g.problems.addf(file, filePath, "%s", reason)
+	}
+	for i := range file.Desc.Imports().Len() {
+		if imported := g.plugin.FilesByPath[file.Desc.Imports().Get(i).Path()]; imported != nil && imported.Generate {
+			g.checkBuilt(imported)
+		}
+	}
+}
+
 func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePath, message *protogen.Message) {
 	home := g.plugin.FilesByPath[message.Desc.ParentFile().Path()]
 	if home == nil || home == file {
 		return
 	}
-	if reason := notImportable(home); reason != "" {
+	reason := notImportable(home)
+	if reason == "" && !home.Generate { // else it is refused itself
+		reason = skipped(home)
+	}
+	if reason != "" {
 		g.problems.addf(file, where, "%s can't be used, for in %s %s", message.Desc.FullName(), home.Desc.Path(), reason)
 	}
 }
 
 // generate writes one file.
-func (g *generator) generate(file *protogen.File) error {
-	i := slices.IndexFunc(g.packages, func(p *goPackage) bool { return p.messages == cleanImportPath(file.GoImportPath) })
-	pkg := g.packages[i]
+func (g *generator) generate(pkg *goPackage, file *protogen.File) error {
 	w := newWriter(g.plugin, pkg, file, g.options)
 	w.preamble()
 	for _, service := range file.Services {

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 	"pgregory.net/rapid"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in two files in any order, and
@@ -111,7 +113,7 @@ func packageOf(t rapid.TB, files ...[]*descriptorpb.ServiceDescriptorProto) *goP
 	}
 	plugin, err := protogen.Options{}.New(req)
 	require.NoError(t, err)
-	g := &generator{plugin: plugin, packages: goPackages(plugin)}
+	g := newGenerator(plugin)
 	require.Len(t, g.packages, 1)
 	g.checkNames(g.packages[0])
 	if len(g.problems) > 0 {
@@ -124,7 +126,7 @@ func packageOf(t rapid.TB, files ...[]*descriptorpb.ServiceDescriptorProto) *goP
 func TestEveryServiceNameGivesAType(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.StringMatching(`[A-Za-z_][A-Za-z0-9_]{0,12}`).Draw(t, "name")
-		require.Empty(t, badType(defaultType(name)), "%s gives %s", name, defaultType(name))
+		require.Empty(t, nodename.BadType(defaultType(name)), "%s gives %s", name, defaultType(name))
 	})
 	for name, want := range map[string]string{
 		"Learner": "learner", "ParameterServer": "parameter-server", "HTTPServer": "http-server", "KVStore2Go": "kv-store2-go",

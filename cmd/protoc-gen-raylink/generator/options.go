@@ -3,7 +3,6 @@ package generator
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 
 	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 const (
@@ -36,7 +36,9 @@ const (
 
 // nodeOptions are a service's options, checked, with the type's default filled in. A bound of 0 stands for the runtime's default.
 type nodeOptions struct {
-	typeName                               string
+	typeName string
+	// typed says that the schema names the type, and not the default.
+	typed                                  bool
 	config                                 *protogen.Message // nil for none
 	maxConcurrency, maxPending, maxStreams uint32
 	concurrent                             map[protoreflect.Name]bool // of unary methods
@@ -52,7 +54,12 @@ type extension struct {
 	known  bool
 	file   string
 	number int32
+	// assumed says that the number is this plugin's own, for the schema is not part of the request.
+	assumed bool
 }
+
+// oldNumber is what both options had before they got a number of their own. It is one of those that anybody may use.
+const oldNumber = 61410
 
 // optionSchema is the file that --export writes, wherever a user puts it.
 const optionSchema = "raylink/options/v1/options.proto"
@@ -65,10 +72,10 @@ func (e extensions) in(file *protogen.File) extensions {
 			continue
 		}
 		if !e.node.known {
-			e.node = extension{known: true, file: dependency, number: int32(optionsv1.E_Node.TypeDescriptor().Number())}
+			e.node = extension{true, dependency, int32(optionsv1.E_Node.TypeDescriptor().Number()), true}
 		}
 		if !e.method.known {
-			e.method = extension{known: true, file: dependency, number: int32(optionsv1.E_Method.TypeDescriptor().Number())}
+			e.method = extension{true, dependency, int32(optionsv1.E_Method.TypeDescriptor().Number()), true}
 		}
 	}
 	return e
@@ -106,7 +113,7 @@ func methodOptionPath(at protogen.Location, fields ...int32) protoreflect.Source
 
 // optionsReader reads and checks the options of one file's services.
 type optionsReader struct {
-	plugin     *protogen.Plugin
+	messages   *messageIndex
 	file       *protogen.File
 	extensions extensions
 	problems   problems
@@ -118,20 +125,25 @@ func (r *optionsReader) node(service *protogen.Service) nodeOptions {
 	for _, method := range service.Methods {
 		r.method(method, read.concurrent)
 	}
+	r.readNode(service, &read)
+	if reason := nodename.BadType(read.typeName); reason != "" {
+		r.problems.addf(r.file, optionPath(service.Location, nodeTypeField), "service %s: type %q: %s",
+			service.Desc.Name(), read.typeName, reason)
+	}
+	return read
+}
+
+func (r *optionsReader) readNode(service *protogen.Service, read *nodeOptions) {
 	if !r.extensions.node.known {
-		return read
+		return
 	}
 	options := &optionsv1.NodeOptions{}
 	if err := readOption(service.Desc.Options(), optionsv1.E_Node, r.extensions.node, options); err != nil {
 		r.problems.addf(r.file, optionPath(service.Location), "service %s: option (%s): %v", service.Desc.Name(), nodeOptionName, err)
-		return read
+		return
 	}
 	if options.Type != nil {
-		read.typeName = options.GetType()
-		if reason := badType(read.typeName); reason != "" {
-			r.problems.addf(r.file, optionPath(service.Location, nodeTypeField), "service %s: type %q: %s",
-				service.Desc.Name(), read.typeName, reason)
-		}
+		read.typeName, read.typed = options.GetType(), true
 	}
 	if options.Config != nil {
 		read.config = r.config(service, options.GetConfig())
@@ -139,7 +151,6 @@ func (r *optionsReader) node(service *protogen.Service) nodeOptions {
 	read.maxConcurrency = r.bound(service, "max_concurrency", nodeMaxConcurrencyField, options.MaxConcurrency)
 	read.maxPending = r.bound(service, "max_pending", nodeMaxPendingField, options.MaxPending)
 	read.maxStreams = r.bound(service, "max_streams", nodeMaxStreamsField, options.MaxStreams)
-	return read
 }
 
 func (r *optionsReader) method(method *protogen.Method, concurrent map[protoreflect.Name]bool) {
@@ -183,12 +194,28 @@ func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType
 	if value, ok := proto.GetExtension(decoded, xt).(proto.Message); ok {
 		proto.Merge(target, value)
 	}
+	if !proto.HasExtension(decoded, xt) && ext.assumed && hasField(decoded.ProtoReflect().GetUnknown(), oldNumber) {
+		return fmt.Errorf("it was compiled with the number %d, which it had in early versions of %s; "+
+			"write that file anew with protoc-gen-raylink --export", oldNumber, ext.file)
+	}
 	if unknown := target.ProtoReflect().GetUnknown(); len(unknown) > 0 {
 		number, _, _ := protowire.ConsumeTag(unknown)
 		return fmt.Errorf("field %d is not known to this version of the plugin; "+
 			"run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink@latest", number)
 	}
 	return nil
+}
+
+// hasField says whether encoded fields have one of a number.
+func hasField(encoded []byte, want protowire.Number) bool {
+	for len(encoded) > 0 {
+		number, _, n := protowire.ConsumeField(encoded)
+		if n < 0 || number == want {
+			return n >= 0
+		}
+		encoded = encoded[n:]
+	}
+	return false
 }
 
 // config finds the message that configures a service's nodes.
@@ -201,39 +228,49 @@ func (r *optionsReader) config(service *protogen.Service, name string) *protogen
 	if !protoreflect.FullName(name).IsValid() {
 		return bad("not the full name of a message, such as %q", r.file.Desc.Package().Append("Config"))
 	}
-	for _, file := range r.plugin.Files {
-		message := findMessage(file.Messages, protoreflect.FullName(name))
+	if known, ok := r.messages.find(protoreflect.FullName(name)); ok {
 		switch {
-		case message == nil:
-			continue
-		case message.Desc.IsMapEntry():
+		case known.message.Desc.IsMapEntry():
 			return bad("the entry of a map is not a message of its own in Go")
-		case !isVisible(r.file.Desc, file.Desc.Path()):
-			return bad("the message is in %s, which this file doesn't import", file.Desc.Path())
+		case !isVisible(r.file.Desc, known.file.Desc.Path()):
+			return bad("the message is in %s, which this file doesn't import", known.file.Desc.Path())
 		}
-		return message
+		return known.message
 	}
-	if full := r.file.Desc.Package().Append(protoreflect.Name(name)); r.find(full) {
+	full := r.file.Desc.Package().Append(protoreflect.Name(name))
+	if _, ok := r.messages.find(full); ok {
 		return bad("there is no such message; give its full name, %q", full)
 	}
 	return bad("there is no such message in this file or those that it imports")
 }
 
-// find says whether a message has this full name.
-func (r *optionsReader) find(name protoreflect.FullName) bool {
-	return slices.ContainsFunc(r.plugin.Files, func(file *protogen.File) bool { return findMessage(file.Messages, name) != nil })
+// messageIndex finds the messages of all files by full name. It is made when first asked, for most schemas name none.
+type messageIndex struct {
+	files  []*protogen.File
+	byName map[protoreflect.FullName]knownMessage
 }
 
-func findMessage(messages []*protogen.Message, name protoreflect.FullName) *protogen.Message {
-	for _, message := range messages {
-		if message.Desc.FullName() == name {
-			return message
-		}
-		if found := findMessage(message.Messages, name); found != nil {
-			return found
+type knownMessage struct {
+	file    *protogen.File
+	message *protogen.Message
+}
+
+func (x *messageIndex) find(name protoreflect.FullName) (knownMessage, bool) {
+	if x.byName == nil {
+		x.byName = make(map[protoreflect.FullName]knownMessage)
+		for _, file := range x.files {
+			x.add(file, file.Messages)
 		}
 	}
-	return nil
+	known, ok := x.byName[name]
+	return known, ok
+}
+
+func (x *messageIndex) add(file *protogen.File, messages []*protogen.Message) {
+	for _, message := range messages {
+		x.byName[message.Desc.FullName()] = knownMessage{file, message}
+		x.add(file, message.Messages)
+	}
 }
 
 // isVisible says whether file can use what path declares: its own declarations, those of its imports, and of what these import publicly.
@@ -241,11 +278,16 @@ func isVisible(file protoreflect.FileDescriptor, path string) bool {
 	if file.Path() == path {
 		return true
 	}
+	seen := make(map[string]bool)
 	var publicly func(file protoreflect.FileDescriptor) bool
 	publicly = func(file protoreflect.FileDescriptor) bool {
 		if file.Path() == path {
 			return true
 		}
+		if seen[file.Path()] {
+			return false
+		}
+		seen[file.Path()] = true
 		for i := range file.Imports().Len() {
 			if imported := file.Imports().Get(i); imported.IsPublic && publicly(imported.FileDescriptor) {
 				return true
@@ -277,24 +319,8 @@ func (r *optionsReader) bound(service *protogen.Service, name string, field int3
 	return *value
 }
 
-var (
-	typeForm  = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
-	typeIndex = regexp.MustCompile(`-[0-9]*$`)
-)
-
-// badType says what is wrong with the name of a node type, or "".
-func badType(name string) string {
-	switch {
-	case !typeForm.MatchString(name):
-		return "a type is lower-case letters, digits and hyphens, beginning with a letter"
-	case typeIndex.MatchString(name):
-		return "a type may not end in a hyphen and digits, for a node's name is its type, a hyphen and its index"
-	}
-	return ""
-}
-
-// defaultType is a service's name in kebab case: parameter-server for ParameterServer, http-server for HTTPServer. Every
-// service name gives a valid type; a digit never follows a hyphen.
+// defaultType is a service's name in kebab case: parameter-server for ParameterServer, http-server for HTTPServer. A
+// digit never follows a hyphen, so that of what can be wrong with a type only its length is left, and the form of a nid.
 func defaultType(name string) string {
 	var b strings.Builder
 	gap := false // a hyphen is due before the next letter

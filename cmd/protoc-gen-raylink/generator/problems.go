@@ -11,8 +11,15 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// goPackagePath is where a file's go_package option stands.
-var goPackagePath = protoreflect.SourcePath{8, 11} //nolint:gochecknoglobals // a constant of descriptor.proto
+// Places in descriptor.proto.
+//
+//nolint:gochecknoglobals // constants
+var (
+	// goPackagePath is where a file's go_package option stands.
+	goPackagePath = protoreflect.SourcePath{8, 11}
+	// filePath stands for the file itself.
+	filePath = protoreflect.SourcePath{}
+)
 
 // problem is one thing that is wrong with a schema. Line and column count from 1, and are 0 where the compiler didn't tell.
 type problem struct {
@@ -41,8 +48,15 @@ func (ps *problems) addf(file *protogen.File, path protoreflect.SourcePath, form
 // position finds the place of path, or of the innermost thing around it that has one: compilers record options at different
 // depths, and some files come without source locations.
 func position(file *protogen.File, path protoreflect.SourcePath) (line, column int) {
+	locations := file.Desc.SourceLocations()
 	for ; len(path) > 0; path = path[:len(path)-1] {
-		if loc := file.Desc.SourceLocations().ByPath(path); loc.Path != nil {
+		if loc := locations.ByPath(path); loc.Path != nil {
+			return loc.StartLine + 1, loc.StartColumn + 1
+		}
+	}
+	// What is wrong with the file as a whole is shown where its declarations begin.
+	for _, first := range []protoreflect.SourcePath{{packageField}, {syntaxField}, {editionField}} {
+		if loc := locations.ByPath(first); loc.Path != nil {
 			return loc.StartLine + 1, loc.StartColumn + 1
 		}
 	}

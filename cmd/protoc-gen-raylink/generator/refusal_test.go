@@ -2,6 +2,7 @@ package generator_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -17,7 +18,7 @@ func schema(service string) sources {
 
 // options begins an options.proto of another version.
 const options = `syntax = "proto3"; package raylink.options.v1; import "google/protobuf/descriptor.proto"; ` +
-	`option go_package = "example.com/o";`
+	`option go_package = "github.com/raylink/raylink/gen/raylink/options/v1;optionsv1";`
 
 // TestRefusals has one case for everything that the plugin refuses: what the error says, and where.
 func TestRefusals(t *testing.T) {
@@ -113,7 +114,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"go_package that is no import path": {
 			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/a b;ab\";\nservice S {}"},
-			want:  `x.proto:2:1: "example.com/a b" is not a valid Go import path`,
+			want:  `x.proto:2:1: "example.com/a b" is not a valid Go import path: invalid char ' '`,
 		},
 		"a program's package": {
 			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/x;main\";\nservice S {}"},
@@ -143,7 +144,7 @@ func TestRefusals(t *testing.T) {
 				"x.proto":   "syntax = \"proto3\"; option go_package = \"example.com/x\"; service S {}",
 				"y/x.proto": "syntax = \"proto3\"; option go_package = \"example.com/x\"; service T {}",
 			},
-			want: `y/x.proto: its generated file would be example.com/x/xraylink/x.raylink.go, which is also that of x.proto; ` +
+			want: `y/x.proto:1:1: its generated file would be example.com/x/xraylink/x.raylink.go, which is also that of x.proto; ` +
 				`rename one of the two`,
 		},
 		"an option file of another number": {
@@ -152,20 +153,90 @@ func TestRefusals(t *testing.T) {
 				"raylink/options/v1/options.proto": options + ` message N {} extend google.protobuf.ServiceOptions { N node = 50000; }`,
 			},
 			want: `x.proto:3:3: service S: option (raylink.options.v1.node): raylink/options/v1/options.proto gives it the number 50000, ` +
-				`and this plugin knows it as 61410; write that file anew with protoc-gen-raylink --export`,
+				`and this plugin knows it as 236689204; write that file anew with protoc-gen-raylink --export`,
 		},
 		"an option of the future": {
 			files: sources{
 				"x.proto": schema("service S {\n  option (raylink.options.v1.node) = {durable: true};\n}")["x.proto"],
 				"raylink/options/v1/options.proto": options + ` message N { bool durable = 99; } ` +
-					`extend google.protobuf.ServiceOptions { N node = 61410; }`,
+					`extend google.protobuf.ServiceOptions { N node = 236689204; }`,
 			},
 			want: `x.proto:3:3: service S: option (raylink.options.v1.node): field 99 is not known to this version of the plugin; ` +
 				`run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink@latest`,
 		},
+		"a type of too many bytes": {
+			files: schema("service " + strings.Repeat("Long", 28) + " {}"),
+			want: "x.proto:2:1: service " + strings.Repeat("Long", 28) + `: type "` + strings.Repeat("-long", 28)[1:] +
+				`": it has 139 bytes; the limit is 128`,
+		},
+		"a type of the form of a nid": {
+			files: schema("service Deadbeef_dead_beef_cafe {}"),
+			want: `x.proto:2:1: service Deadbeef_dead_beef_cafe: type "deadbeef-dead-beef-cafe": ` +
+				`with an index it would have the form of a nid, a UUID`,
+		},
+		"a full name of too many bytes": {
+			files: sources{"x.proto": "syntax = \"proto3\";\npackage " + strings.Repeat("long.", 90) + "x;\n" +
+				"option go_package = \"example.com/x\";\nservice " + strings.Repeat("Long", 16) + " {}"},
+			want: "x.proto:4:1: service " + strings.Repeat("Long", 16) + ": its full name can't be a node's: it has 516 bytes; the limit is 512",
+		},
+		"own schemas in another Go package": {
+			files:     schema("service S {}"),
+			parameter: "Mraylink/options/v1/options.proto=example.com/gen/options",
+			want: `raylink/options/v1/options.proto:9:1: its Go package is "example.com/gen/options", and RayLink's own code of it is in ` +
+				`"github.com/raylink/raylink/gen/raylink/options/v1"; leave its go_package alone: with buf's managed mode by ` +
+				"`disable: [{file_option: go_package, path: raylink}]`, " +
+				`else drop the M parameter or write the file anew with protoc-gen-raylink --export`,
+		},
+		"a procedure of too many bytes": {
+			files: schema("service S {\n  rpc " + strings.Repeat("Long", 256) + "(M) returns (M);\n}"),
+			want: "x.proto:3:3: method " + strings.Repeat("Long", 16) + ": the procedure /x.S/" + strings.Repeat("Long", 7)[:27] +
+				"... has 1029 bytes; the limit is 1024",
+		},
+		"a package that Go skips": {
+			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/documentation\";\nservice S {}"},
+			want: `x.proto:2:1: the Go package is named documentation, and Go skips the files of packages of that name; ` +
+				`give go_package another name`,
+		},
+		"an import path with letters beyond ASCII": {
+			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/läufer;l\";\nservice S {}"},
+			want:  `x.proto:2:1: "example.com/läufer" is not a valid Go import path: invalid char 'ä'`,
+		},
+		"an import path that Windows reserves": {
+			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/con/x\";\nservice S {}"},
+			want: `x.proto:2:1: "example.com/con/x" is not a valid Go import path: "con" disallowed as path element component ` +
+				`on Windows`,
+		},
+		"an import path below vendor": {
+			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/vendor/x\";\nservice S {}"},
+			want: `x.proto:2:1: "example.com/vendor/x" is not a valid Go import path: only the go command puts packages below ` +
+				`"vendor"`,
+		},
+		"a directory that the go command refuses": {
+			files: sources{"x.proto": "syntax = \"proto3\";\noption go_package = \"example.com/-x;x\";\nservice S {}"},
+			want: `x.proto:2:1: "example.com/-x" is not a valid Go import path: the go command refuses directories whose names begin ` +
+				`with "-"`,
+		},
+		"two files that differ in case": {
+			files: sources{
+				"x.proto":   "syntax = \"proto3\"; option go_package = \"example.com/x\"; service S {}",
+				"y/X.proto": "syntax = \"proto3\"; option go_package = \"example.com/x\"; message M {}",
+			},
+			want: `y/X.proto:1:1: its generated file X.pb.go differs in case alone from that of x.proto, and Go builds no package ` +
+				`with both; rename one of the two`,
+		},
+		"two packages that differ in case": {
+			files: sources{
+				"x.proto":   "syntax = \"proto3\"; option go_package = \"example.com/x\"; service S {}",
+				"y/X.proto": "syntax = \"proto3\"; option go_package = \"example.com/X\"; message M {}",
+			},
+			want: `x.proto:1:20: the Go packages "example.com/X" (of y/X.proto) and "example.com/x" (of x.proto) differ in case alone, ` +
+				`and Go builds no program with both; give one of the two another go_package`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			names := slices.DeleteFunc(test.files.names(), func(name string) bool { return name != "x.proto" && name != "y/x.proto" })
+			names := slices.DeleteFunc(test.files.names(), func(name string) bool {
+				return name != "x.proto" && name != "y/x.proto" && name != "y/X.proto"
+			})
 			assert.Equal(t, test.want, generate(t, request(t, test.files, test.parameter, names...)).GetError())
 		})
 	}

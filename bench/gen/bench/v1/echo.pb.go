@@ -306,10 +306,10 @@ const file_bench_v1_echo_proto_rawDesc = "" +
 	"\fFloodRequest\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\rR\x04size\")\n" +
 	"\rFloodResponse\x12\x18\n" +
-	"\apayload\x18\x01 \x01(\fR\apayload2\xfe\x01\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload2\x80\x02\n" +
 	"\x04Echo\x125\n" +
-	"\x04Echo\x12\x15.bench.v1.EchoRequest\x1a\x16.bench.v1.EchoResponse\x12G\n" +
-	"\x0eEchoConcurrent\x12\x15.bench.v1.EchoRequest\x1a\x16.bench.v1.EchoResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12:\n" +
+	"\x04Echo\x12\x15.bench.v1.EchoRequest\x1a\x16.bench.v1.EchoResponse\x12I\n" +
+	"\x0eEchoConcurrent\x12\x15.bench.v1.EchoRequest\x1a\x16.bench.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12:\n" +
 	"\x05Count\x12\x16.bench.v1.CountRequest\x1a\x17.bench.v1.CountResponse(\x01\x12:\n" +
 	"\x05Flood\x12\x16.bench.v1.FloodRequest\x1a\x17.bench.v1.FloodResponse0\x01B7Z5github.com/raylink/raylink/bench/gen/bench/v1;benchv1b\x06proto3"
 

@@ -161,17 +161,17 @@ var file_raylink_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.ServiceOptions)(nil),
 		ExtensionType: (*NodeOptions)(nil),
-		Field:         61410,
+		Field:         236689204,
 		Name:          "raylink.options.v1.node",
-		Tag:           "bytes,61410,opt,name=node",
+		Tag:           "bytes,236689204,opt,name=node",
 		Filename:      "raylink/options/v1/options.proto",
 	},
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
 		ExtensionType: (*MethodOptions)(nil),
-		Field:         61410,
+		Field:         236689204,
 		Name:          "raylink.options.v1.method",
-		Tag:           "bytes,61410,opt,name=method",
+		Tag:           "bytes,236689204,opt,name=method",
 		Filename:      "raylink/options/v1/options.proto",
 	},
 }
@@ -180,7 +180,7 @@ var file_raylink_options_v1_options_proto_extTypes = []protoimpl.ExtensionInfo{
 var (
 	// How nodes of this service are named, configured and bounded.
 	//
-	// optional raylink.options.v1.NodeOptions node = 61410;
+	// optional raylink.options.v1.NodeOptions node = 236689204;
 	E_Node = &file_raylink_options_v1_options_proto_extTypes[0]
 )
 
@@ -188,7 +188,7 @@ var (
 var (
 	// How one method runs.
 	//
-	// optional raylink.options.v1.MethodOptions method = 61410;
+	// optional raylink.options.v1.MethodOptions method = 236689204;
 	E_Method = &file_raylink_options_v1_options_proto_extTypes[1]
 )
 
@@ -214,9 +214,9 @@ const file_raylink_options_v1_options_proto_rawDesc = "" +
 	"\n" +
 	"concurrent\x18\x01 \x01(\bH\x00R\n" +
 	"concurrent\x88\x01\x01B\r\n" +
-	"\v_concurrent:Y\n" +
-	"\x04node\x12\x1f.google.protobuf.ServiceOptions\x18\xe2\xdf\x03 \x01(\v2\x1f.raylink.options.v1.NodeOptionsR\x04node\x88\x01\x01:^\n" +
-	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xe2\xdf\x03 \x01(\v2!.raylink.options.v1.MethodOptionsR\x06method\x88\x01\x01B=Z;github.com/raylink/raylink/gen/raylink/options/v1;optionsv1b\x06proto3"
+	"\v_concurrent:Z\n" +
+	"\x04node\x12\x1f.google.protobuf.ServiceOptions\x18\xb4\xae\xeep \x01(\v2\x1f.raylink.options.v1.NodeOptionsR\x04node\x88\x01\x01:_\n" +
+	"\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb4\xae\xeep \x01(\v2!.raylink.options.v1.MethodOptionsR\x06method\x88\x01\x01B=Z;github.com/raylink/raylink/gen/raylink/options/v1;optionsv1b\x06proto3"
 
 var (
 	file_raylink_options_v1_options_proto_rawDescOnce sync.Once

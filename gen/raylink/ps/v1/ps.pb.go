@@ -1114,21 +1114,21 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"parameters\x18\x02 \x01(\fR\n" +
 	"parameters\"'\n" +
 	"\rStoreResponse\x12\x16\n" +
-	"\x06stored\x18\x01 \x01(\bR\x06stored2\xf1\x03\n" +
+	"\x06stored\x18\x01 \x01(\bR\x06stored2\xfb\x03\n" +
 	"\aCaptain\x12?\n" +
-	"\x04Push\x12\x1a.raylink.ps.v1.PushRequest\x1a\x1b.raylink.ps.v1.PushResponse\x12G\n" +
-	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12J\n" +
-	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12S\n" +
-	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12M\n" +
-	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12E\n" +
-	"\x06Enlist\x12\x1c.raylink.ps.v1.EnlistRequest\x1a\x1d.raylink.ps.v1.EnlistResponse\x1a%\x92\xfe\x1d!\n" +
-	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig2\xbb\x03\n" +
+	"\x04Push\x12\x1a.raylink.ps.v1.PushRequest\x1a\x1b.raylink.ps.v1.PushResponse\x12I\n" +
+	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12L\n" +
+	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12U\n" +
+	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12O\n" +
+	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12E\n" +
+	"\x06Enlist\x12\x1c.raylink.ps.v1.EnlistRequest\x1a\x1d.raylink.ps.v1.EnlistResponse\x1a'\xa2\xf3\xf2\x86\a!\n" +
+	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig2\xc5\x03\n" +
 	"\aOfficer\x12B\n" +
-	"\x05Store\x12\x1b.raylink.ps.v1.StoreRequest\x1a\x1c.raylink.ps.v1.StoreResponse\x12G\n" +
-	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12J\n" +
-	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12S\n" +
-	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12V\n" +
-	"\tDirectory\x12\x1f.raylink.ps.v1.DirectoryRequest\x1a .raylink.ps.v1.DirectoryResponse\"\x06\x92\xfe\x1d\x02\b\x01\x1a*\x92\xfe\x1d&\n" +
+	"\x05Store\x12\x1b.raylink.ps.v1.StoreRequest\x1a\x1c.raylink.ps.v1.StoreResponse\x12I\n" +
+	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12L\n" +
+	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12U\n" +
+	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12X\n" +
+	"\tDirectory\x12\x1f.raylink.ps.v1.DirectoryRequest\x1a .raylink.ps.v1.DirectoryResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a,\xa2\xf3\xf2\x86\a&\n" +
 	"\aofficer\x12\x1braylink.ps.v1.OfficerConfigB3Z1github.com/raylink/raylink/gen/raylink/ps/v1;psv1b\x06proto3"
 
 var (

@@ -735,12 +735,12 @@ const file_raylink_replay_v1_replay_proto_rawDesc = "" +
 	"\rNewestRequest\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\"@\n" +
 	"\x0eNewestResponse\x12.\n" +
-	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch2\x95\x03\n" +
-	"\x06Replay\x12[\n" +
-	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12R\n" +
-	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12U\n" +
-	"\x06Sample\x12 .raylink.replay.v1.SampleRequest\x1a!.raylink.replay.v1.SampleResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12U\n" +
-	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\x06\x92\xfe\x1d\x02\b\x01\x1a,\x92\xfe\x1d(\n" +
+	"\x05batch\x18\x01 \x01(\v2\x18.raylink.replay.v1.BatchR\x05batch2\x9f\x03\n" +
+	"\x06Replay\x12]\n" +
+	"\bDescribe\x12\".raylink.replay.v1.DescribeRequest\x1a#.raylink.replay.v1.DescribeResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12T\n" +
+	"\x05Write\x12\x1f.raylink.replay.v1.WriteRequest\x1a .raylink.replay.v1.WriteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
+	"\x06Sample\x12 .raylink.replay.v1.SampleRequest\x1a!.raylink.replay.v1.SampleResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12W\n" +
+	"\x06Newest\x12 .raylink.replay.v1.NewestRequest\x1a!.raylink.replay.v1.NewestResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a.\xa2\xf3\xf2\x86\a(\n" +
 	"\x06replay\x12\x1eraylink.replay.v1.ReplayConfigB;Z9github.com/raylink/raylink/gen/raylink/replay/v1;replayv1b\x06proto3"
 
 var (

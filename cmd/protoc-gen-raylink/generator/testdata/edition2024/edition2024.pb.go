@@ -268,11 +268,11 @@ const file_edition2024_edition2024_proto_rawDesc = "" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
-	"KIND_OTHER\x10\x010\x012\xcb\x01\n" +
+	"KIND_OTHER\x10\x010\x012\xcf\x01\n" +
 	"\x06Parrot\x122\n" +
-	"\x04Call\x12\x14.edition2024.Request\x1a\x14.edition2024.Request\x12:\n" +
-	"\x04Peek\x12\x14.edition2024.Request\x1a\x14.edition2024.Request\"\x06\x92\xfe\x1d\x02\b\x01\x125\n" +
-	"\x05Watch\x12\x14.edition2024.Request\x1a\x14.edition2024.Request0\x01\x1a\x1a\x92\xfe\x1d\x16\x12\x12edition2024.Config \aBRZPgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/edition2024b\beditionsp\xe9\az raylink/options/v1/options.proto"
+	"\x04Call\x12\x14.edition2024.Request\x1a\x14.edition2024.Request\x12<\n" +
+	"\x04Peek\x12\x14.edition2024.Request\x1a\x14.edition2024.Request\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x125\n" +
+	"\x05Watch\x12\x14.edition2024.Request\x1a\x14.edition2024.Request0\x01\x1a\x1c\xa2\xf3\xf2\x86\a\x16\x12\x12edition2024.Config \aBRZPgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/edition2024b\beditionsp\xe9\az raylink/options/v1/options.proto"
 
 var file_edition2024_edition2024_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_edition2024_edition2024_proto_msgTypes = make([]protoimpl.MessageInfo, 2)

@@ -127,9 +127,9 @@ const file_editions_editions_proto_rawDesc = "" +
 	"\x01n\x18\x01 \x01(\x05R\x01n\"T\n" +
 	"\aRequest\x12\x19\n" +
 	"\x04name\x18\x01 \x01(\tB\x05\xaa\x01\x02\b\x01R\x04name\x12.\n" +
-	"\x05child\x18\x02 \x01(\v2\x11.editions.RequestB\x05\xaa\x01\x02(\x02R\x05child2J\n" +
+	"\x05child\x18\x02 \x01(\v2\x11.editions.RequestB\x05\xaa\x01\x02(\x02R\x05child2L\n" +
 	"\x03New\x12,\n" +
-	"\x04Call\x12\x11.editions.Request\x1a\x11.editions.Request\x1a\x15\x92\xfe\x1d\x11\x12\x0feditions.ConfigBTZMgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/editions\x92\x03\x02\b\x02b\beditionsp\xe8\a"
+	"\x04Call\x12\x11.editions.Request\x1a\x11.editions.Request\x1a\x17\xa2\xf3\xf2\x86\a\x11\x12\x0feditions.ConfigBTZMgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/editions\x92\x03\x02\b\x02b\beditionsp\xe8\a"
 
 var (
 	file_editions_editions_proto_rawDescOnce sync.Once

@@ -64,30 +64,30 @@ var file_foreign_foreign_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.ServiceOptions)(nil),
 		ExtensionType: (*string)(nil),
-		Field:         61410,
+		Field:         236689204,
 		Name:          "foreign.owner",
-		Tag:           "bytes,61410,opt,name=owner",
+		Tag:           "bytes,236689204,opt,name=owner",
 		Filename:      "foreign/foreign.proto",
 	},
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
 		ExtensionType: (*int32)(nil),
-		Field:         61410,
+		Field:         236689204,
 		Name:          "foreign.cost",
-		Tag:           "varint,61410,opt,name=cost",
+		Tag:           "varint,236689204,opt,name=cost",
 		Filename:      "foreign/foreign.proto",
 	},
 }
 
 // Extension fields to descriptorpb.ServiceOptions.
 var (
-	// optional string owner = 61410;
+	// optional string owner = 236689204;
 	E_Owner = &file_foreign_foreign_proto_extTypes[0]
 )
 
 // Extension fields to descriptorpb.MethodOptions.
 var (
-	// optional int32 cost = 61410;
+	// optional int32 cost = 236689204;
 	E_Cost = &file_foreign_foreign_proto_extTypes[1]
 )
 
@@ -96,14 +96,14 @@ var File_foreign_foreign_proto protoreflect.FileDescriptor
 const file_foreign_foreign_proto_rawDesc = "" +
 	"\n" +
 	"\x15foreign/foreign.proto\x12\aforeign\x1a google/protobuf/descriptor.proto\"\x03\n" +
-	"\x01M27\n" +
-	"\x06Theirs\x12\"\n" +
+	"\x01M2;\n" +
+	"\x06Theirs\x12$\n" +
 	"\x02Do\x12\n" +
 	".foreign.M\x1a\n" +
-	".foreign.M\"\x04\x90\xfe\x1d\x01\x1a\t\x92\xfe\x1d\x05\n" +
-	"\x03BAD:7\n" +
-	"\x05owner\x12\x1f.google.protobuf.ServiceOptions\x18\xe2\xdf\x03 \x01(\tR\x05owner:4\n" +
-	"\x04cost\x12\x1e.google.protobuf.MethodOptions\x18\xe2\xdf\x03 \x01(\x05R\x04costBNZLgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/foreignb\x06proto3"
+	".foreign.M\"\x06\xa0\xf3\xf2\x86\a\x01\x1a\v\xa2\xf3\xf2\x86\a\x05\n" +
+	"\x03BAD:8\n" +
+	"\x05owner\x12\x1f.google.protobuf.ServiceOptions\x18\xb4\xae\xeep \x01(\tR\x05owner:5\n" +
+	"\x04cost\x12\x1e.google.protobuf.MethodOptions\x18\xb4\xae\xeep \x01(\x05R\x04costBNZLgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/foreignb\x06proto3"
 
 var (
 	file_foreign_foreign_proto_rawDescOnce sync.Once

@@ -102,7 +102,7 @@ const file_nameclash_nameclash_proto_rawDesc = "" +
 	"\n" +
 	"\x19nameclash/nameclash.proto\x12\tnameclash\x1a raylink/options/v1/options.proto\"\x03\n" +
 	"\x01M\"\r\n" +
-	"\vLearnerHost2\x90\x04\n" +
+	"\vLearnerHost2\x92\x04\n" +
 	"\aLearner\x12!\n" +
 	"\x03Ref\x12\f.nameclash.M\x1a\f.nameclash.M\x12\"\n" +
 	"\x04Ref_\x12\f.nameclash.M\x1a\f.nameclash.M\x12\"\n" +
@@ -116,7 +116,7 @@ const file_nameclash_nameclash_proto_rawDesc = "" +
 	"\x03Bar\x12\f.nameclash.M\x1a\f.nameclash.M(\x01\x12*\n" +
 	"\bBarAsync\x12\f.nameclash.M\x1a\f.nameclash.M(\x010\x01\x12%\n" +
 	"\aService\x12\f.nameclash.M\x1a\f.nameclash.M\x12$\n" +
-	"\x04Name\x12\f.nameclash.M\x1a\f.nameclash.M0\x01\x1a\x1b\x92\xfe\x1d\x17\x12\x15nameclash.LearnerHost2\n" +
+	"\x04Name\x12\f.nameclash.M\x1a\f.nameclash.M0\x01\x1a\x1d\xa2\xf3\xf2\x86\a\x17\x12\x15nameclash.LearnerHost2\n" +
 	"\n" +
 	"\bLearnerN2/\n" +
 	"\vLearnerNode\x12 \n" +

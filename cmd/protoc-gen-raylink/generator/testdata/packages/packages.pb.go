@@ -43,7 +43,7 @@ var File_packages_packages_proto protoreflect.FileDescriptor
 
 const file_packages_packages_proto_rawDesc = "" +
 	"\n" +
-	"\x17packages/packages.proto\x12\bpackages\x1a raylink/options/v1/options.proto\x1a\x16packages/context.proto\x1a\x16packages/connect.proto\x1a\x14packages/proto.proto\x1a\x16packages/runtime.proto\x1a\x15packages/nodev1.proto\x1a\x12packages/ctx.proto\x1a\x12packages/req.proto\x1a\x14packages/error.proto\x1a\x10packages/h.proto\x1a\x12packages/ref.proto\x1a\x16packages/Learner.proto\x1a\x18packages/learnerDo.proto\x1a\x12packages/jen.proto\x1a\x12packages/err.proto\x1a\x14packages/found.proto\x1a\x13packages/twin.proto2\x97\x02\n" +
+	"\x17packages/packages.proto\x12\bpackages\x1a raylink/options/v1/options.proto\x1a\x16packages/context.proto\x1a\x16packages/connect.proto\x1a\x14packages/proto.proto\x1a\x16packages/runtime.proto\x1a\x15packages/nodev1.proto\x1a\x12packages/ctx.proto\x1a\x12packages/req.proto\x1a\x14packages/error.proto\x1a\x10packages/h.proto\x1a\x12packages/ref.proto\x1a\x16packages/Learner.proto\x1a\x18packages/learnerDo.proto\x1a\x12packages/jen.proto\x1a\x12packages/err.proto\x1a\x14packages/found.proto\x1a\x13packages/twin.proto2\x99\x02\n" +
 	"\aLearner\x12 \n" +
 	"\x02Do\x12\f.p.context.M\x1a\f.p.connect.M\x12\x1f\n" +
 	"\x03Do1\x12\n" +
@@ -55,7 +55,7 @@ const file_packages_packages_proto_rawDesc = "" +
 	"\x03Do5\x12\f.p.Learner.M\x1a\x0e.p.learnerDo.M(\x010\x01\x12\x19\n" +
 	"\x03Do6\x12\b.p.jen.M\x1a\b.p.err.M\x12\x1c\n" +
 	"\x03Do7\x12\n" +
-	".p.found.M\x1a\t.p.twin.M\x1a\x0f\x92\xfe\x1d\v\x12\tp.proto.MBOZMgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packagesb\x06proto3"
+	".p.found.M\x1a\t.p.twin.M\x1a\x11\xa2\xf3\xf2\x86\a\v\x12\tp.proto.MBOZMgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packagesb\x06proto3"
 
 var file_packages_packages_proto_goTypes = []any{
 	(*context.M)(nil),   // 0: p.context.M

@@ -151,10 +151,10 @@ const file_proto2_proto2_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\n" +
 	"2\x16.proto2.Request.ResultR\x06result\x1a\x19\n" +
 	"\x06Result\x12\x0f\n" +
-	"\x01n\x18\x01 \x01(\x05:\x017R\x01n*\b\bd\x10\x80\x80\x80\x80\x022\x8a\x01\n" +
+	"\x01n\x18\x01 \x01(\x05:\x017R\x01n*\b\bd\x10\x80\x80\x80\x80\x022\x8c\x01\n" +
 	"\x03Old\x12/\n" +
 	"\x04Call\x12\x0f.proto2.Request\x1a\x16.proto2.Request.Result\x125\n" +
-	"\x06Stream\x12\x0f.proto2.Request\x1a\x16.proto2.Request.Result(\x010\x01\x1a\x1b\x92\xfe\x1d\x17\x12\x15proto2.Request.Result:#\n" +
+	"\x06Stream\x12\x0f.proto2.Request\x1a\x16.proto2.Request.Result(\x010\x01\x1a\x1d\xa2\xf3\xf2\x86\a\x17\x12\x15proto2.Request.Result:#\n" +
 	"\x04more\x12\x0f.proto2.Request\x18d \x01(\tR\x04moreBMZKgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/proto2"
 
 var (

@@ -1603,15 +1603,15 @@ const file_cartpole_v1_cartpole_proto_rawDesc = "" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x14\n" +
 	"\x10RUN_STATE_SOLVED\x10\x02\x12\x16\n" +
-	"\x12RUN_STATE_GIVEN_UP\x10\x032j\n" +
+	"\x12RUN_STATE_GIVEN_UP\x10\x032l\n" +
 	"\aManager\x12>\n" +
-	"\x05Train\x12\x19.cartpole.v1.TrainRequest\x1a\x1a.cartpole.v1.TrainResponse\x1a\x1f\x92\xfe\x1d\x1b\x12\x19cartpole.v1.ManagerConfig2b\n" +
+	"\x05Train\x12\x19.cartpole.v1.TrainRequest\x1a\x1a.cartpole.v1.TrainResponse\x1a!\xa2\xf3\xf2\x86\a\x1b\x12\x19cartpole.v1.ManagerConfig2d\n" +
 	"\x06Runner\x128\n" +
-	"\x03Run\x12\x17.cartpole.v1.RunRequest\x1a\x18.cartpole.v1.RunResponse\x1a\x1e\x92\xfe\x1d\x1a\x12\x18cartpole.v1.RunnerConfig2e\n" +
+	"\x03Run\x12\x17.cartpole.v1.RunRequest\x1a\x18.cartpole.v1.RunResponse\x1a \xa2\xf3\xf2\x86\a\x1a\x12\x18cartpole.v1.RunnerConfig2g\n" +
 	"\x06Worker\x12;\n" +
-	"\x04Work\x12\x18.cartpole.v1.WorkRequest\x1a\x19.cartpole.v1.WorkResponse\x1a\x1e\x92\xfe\x1d\x1a\x12\x18cartpole.v1.WorkerConfig2j\n" +
+	"\x04Work\x12\x18.cartpole.v1.WorkRequest\x1a\x19.cartpole.v1.WorkResponse\x1a \xa2\xf3\xf2\x86\a\x1a\x12\x18cartpole.v1.WorkerConfig2l\n" +
 	"\aLearner\x12>\n" +
-	"\x05Learn\x12\x19.cartpole.v1.LearnRequest\x1a\x1a.cartpole.v1.LearnResponse\x1a\x1f\x92\xfe\x1d\x1b\x12\x19cartpole.v1.LearnerConfig2E\n" +
+	"\x05Learn\x12\x19.cartpole.v1.LearnRequest\x1a\x1a.cartpole.v1.LearnResponse\x1a!\xa2\xf3\xf2\x86\a\x1b\x12\x19cartpole.v1.LearnerConfig2E\n" +
 	"\x06Player\x12;\n" +
 	"\x04Play\x12\x18.cartpole.v1.PlayRequest\x1a\x19.cartpole.v1.PlayResponseBIZGgithub.com/raylink/raylink/examples/cartpole/gen/cartpole/v1;cartpolev1b\x06proto3"
 

@@ -718,14 +718,14 @@ const file_counter_v1_counter_proto_rawDesc = "" +
 	"\x06Limits\x12\x10\n" +
 	"\x03min\x18\x01 \x01(\x03R\x03min\x12\x10\n" +
 	"\x03max\x18\x02 \x01(\x03R\x03max\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\x03R\x03sum2\xa1\x03\n" +
+	"\x03sum\x18\x03 \x01(\x03R\x03sum2\xa5\x03\n" +
 	"\aCounter\x126\n" +
 	"\x03Add\x12\x16.counter.v1.AddRequest\x1a\x17.counter.v1.AddResponse\x126\n" +
-	"\x03Get\x12\x16.counter.v1.GetRequest\x1a\x17.counter.v1.GetResponse\x12J\n" +
-	"\aWaitFor\x12\x1a.counter.v1.WaitForRequest\x1a\x1b.counter.v1.WaitForResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12>\n" +
+	"\x03Get\x12\x16.counter.v1.GetRequest\x1a\x17.counter.v1.GetResponse\x12L\n" +
+	"\aWaitFor\x12\x1a.counter.v1.WaitForRequest\x1a\x1b.counter.v1.WaitForResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12>\n" +
 	"\x05Watch\x12\x18.counter.v1.WatchRequest\x1a\x19.counter.v1.WatchResponse0\x01\x128\n" +
 	"\x03Sum\x12\x16.counter.v1.SumRequest\x1a\x17.counter.v1.SumResponse(\x01\x12@\n" +
-	"\x05Tally\x12\x18.counter.v1.TallyRequest\x1a\x19.counter.v1.TallyResponse(\x010\x01\x1a\x1e\x92\xfe\x1d\x1a\x12\x18counter.v1.CounterConfigBFZDgithub.com/raylink/raylink/examples/counter/gen/counter/v1;counterv1b\x06proto3"
+	"\x05Tally\x12\x18.counter.v1.TallyRequest\x1a\x19.counter.v1.TallyResponse(\x010\x01\x1a \xa2\xf3\xf2\x86\a\x1a\x12\x18counter.v1.CounterConfigBFZDgithub.com/raylink/raylink/examples/counter/gen/counter/v1;counterv1b\x06proto3"
 
 var (
 	file_counter_v1_counter_proto_rawDescOnce sync.Once

@@ -1705,23 +1705,23 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"\bchildren\x18\x01 \x03(\v2\x18.raylink.node.v1.NodeRefR\bchildren\"\"\n" +
 	"\fCrashRequest\x12\x12\n" +
 	"\x04task\x18\x01 \x01(\tR\x04task\"\x0f\n" +
-	"\rCrashResponse2\xff\a\n" +
+	"\rCrashResponse2\x89\b\n" +
 	"\x05Probe\x128\n" +
-	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12C\n" +
-	"\x04Echo\x12\x18.contract.v1.EchoRequest\x1a\x19.contract.v1.EchoResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12;\n" +
+	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12E\n" +
+	"\x04Echo\x12\x18.contract.v1.EchoRequest\x1a\x19.contract.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12;\n" +
 	"\x04Fail\x12\x18.contract.v1.FailRequest\x1a\x19.contract.v1.FailResponse\x12>\n" +
-	"\x05Block\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\x12L\n" +
-	"\vBlockBeside\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12L\n" +
-	"\aRelease\x12\x1b.contract.v1.ReleaseRequest\x1a\x1c.contract.v1.ReleaseResponse\"\x06\x92\xfe\x1d\x02\b\x01\x128\n" +
+	"\x05Block\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\x12N\n" +
+	"\vBlockBeside\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12N\n" +
+	"\aRelease\x12\x1b.contract.v1.ReleaseRequest\x1a\x1c.contract.v1.ReleaseResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x128\n" +
 	"\x03Who\x12\x17.contract.v1.WhoRequest\x1a\x18.contract.v1.WhoResponse\x129\n" +
 	"\aNothing\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty\x12@\n" +
 	"\x05Count\x12\x19.contract.v1.CountRequest\x1a\x1a.contract.v1.CountResponse0\x01\x12:\n" +
 	"\x03Sum\x12\x17.contract.v1.SumRequest\x1a\x18.contract.v1.SumResponse(\x01\x12?\n" +
-	"\x04Chat\x12\x18.contract.v1.ChatRequest\x1a\x19.contract.v1.ChatResponse(\x010\x01\x12@\n" +
-	"\x03Log\x12\x17.contract.v1.LogRequest\x1a\x18.contract.v1.LogResponse\"\x06\x92\xfe\x1d\x02\b\x01\x12>\n" +
+	"\x04Chat\x12\x18.contract.v1.ChatRequest\x1a\x19.contract.v1.ChatResponse(\x010\x01\x12B\n" +
+	"\x03Log\x12\x17.contract.v1.LogRequest\x1a\x18.contract.v1.LogResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12>\n" +
 	"\x05Relay\x12\x19.contract.v1.RelayRequest\x1a\x1a.contract.v1.RelayResponse\x12>\n" +
 	"\x05Spawn\x12\x19.contract.v1.SpawnRequest\x1a\x1a.contract.v1.SpawnResponse\x12>\n" +
-	"\x05Crash\x12\x19.contract.v1.CrashRequest\x1a\x1a.contract.v1.CrashResponse\x1a(\x92\xfe\x1d$\n" +
+	"\x05Crash\x12\x19.contract.v1.CrashRequest\x1a\x1a.contract.v1.CrashResponse\x1a*\xa2\xf3\xf2\x86\a$\n" +
 	"\x05probe\x12\x17contract.v1.ProbeConfig @( 2B\n" +
 	"\x05Other\x129\n" +
 	"\x04Ping\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponseBIZGgithub.com/raylink/raylink/internal/contract/gen/contract/v1;contractv1b\x06proto3"

@@ -146,7 +146,7 @@ const file_imports_imports_proto_rawDesc = "" +
 	"imports.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19imports/other/other.proto\x1a\x14imports/middle.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\x1d\n" +
 	"\x05Outer\x1a\x14\n" +
 	"\x05Inner\x1a\v\n" +
-	"\tInnermost2\xde\x03\n" +
+	"\tInnermost2\xe0\x03\n" +
 	"\bImporter\x129\n" +
 	"\aNothing\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty\x12>\n" +
 	"\bNothings\x12\x16.google.protobuf.Empty\x1a\x16.google.protobuf.Empty(\x010\x01\x12D\n" +
@@ -154,7 +154,7 @@ const file_imports_imports_proto_rawDesc = "" +
 	"\x05Known\x12\x1a.google.protobuf.Timestamp\x1a\x19.google.protobuf.Duration\x128\n" +
 	"\aDynamic\x12\x14.google.protobuf.Any\x1a\x17.google.protobuf.Struct\x12>\n" +
 	"\x05Other\x12\x16.imports.other.Message\x1a\x1b.imports.other.Message.Part0\x01\x127\n" +
-	"\x03Ref\x12\x18.raylink.node.v1.NodeRef\x1a\x16.google.protobuf.Empty\x1a\x1e\x92\xfe\x1d\x1a\x12\x18imports.deep.Deep.ConfigBRZPgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/v1/b\x06proto3"
+	"\x03Ref\x12\x18.raylink.node.v1.NodeRef\x1a\x16.google.protobuf.Empty\x1a \xa2\xf3\xf2\x86\a\x1a\x12\x18imports.deep.Deep.ConfigBRZPgithub.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/v1/b\x06proto3"
 
 var (
 	file_imports_imports_proto_rawDescOnce sync.Once
