@@ -49,6 +49,7 @@ var (
 	WithHiddenErrors = runtime.WithHiddenErrors //nolint:gochecknoglobals // as above
 	WithInProcess    = runtime.WithInProcess    //nolint:gochecknoglobals // as above
 	WithDrain        = runtime.WithDrain        //nolint:gochecknoglobals // as above
+	WithStartTimeout = runtime.WithStartTimeout //nolint:gochecknoglobals // as above
 	WithLease        = runtime.WithLease        //nolint:gochecknoglobals // as above
 	WithMaxMessage   = runtime.WithMaxMessage   //nolint:gochecknoglobals // as above
 	WithBusyPoll     = runtime.WithBusyPoll     //nolint:gochecknoglobals // as above

@@ -73,7 +73,11 @@ func (s *service) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brai
 func (s *service) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brainv1.RemoveResponse, error) {
 	var nodes []*nodev1.NodeRecord
 	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
-		nodes, err = x.Remove(req.GetNids(), req.GetCause())
+		if nodes, err = x.Remove(req.GetNids(), req.GetCause()); err != nil {
+			return err
+		}
+		withdrawn, err := x.Withdraw(req.GetRequestIds(), req.GetCause())
+		nodes = append(nodes, withdrawn...)
 		return err
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,6 +24,7 @@ type builtinMethods struct {
 	info         *Unary[*nodev1.InfoRequest, *nodev1.InfoResponse]
 	children     *Unary[*nodev1.ChildrenRequest, *nodev1.ChildrenResponse]
 	create       *Unary[*nodev1.CreateRequest, *nodev1.CreateResponse]
+	cancelCreate *Unary[*nodev1.CancelCreateRequest, *nodev1.CancelCreateResponse]
 	createTunnel *Unary[*nodev1.CreateTunnelRequest, *nodev1.CreateTunnelResponse]
 	tunnelStats  *Unary[*nodev1.TunnelStatsRequest, *nodev1.TunnelStatsResponse]
 	stop         *Unary[*nodev1.StopRequest, *nodev1.StopResponse]
@@ -36,12 +38,13 @@ var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals
 		info:         UnaryMethod("Info", (*Node).serveInfo, Concurrent()),
 		children:     UnaryMethod("Children", (*Node).serveChildren, Concurrent()),
 		create:       UnaryMethod("Create", (*Node).serveCreate, Concurrent()),
+		cancelCreate: UnaryMethod("CancelCreate", (*Node).serveCancelCreate, Concurrent()),
 		createTunnel: UnaryMethod("CreateTunnel", (*Node).serveCreateTunnel, Concurrent()),
 		tunnelStats:  UnaryMethod("TunnelStats", (*Node).serveTunnelStats, Concurrent()),
 		stop:         UnaryMethod("Stop", (*Node).serveStop, Concurrent()),
 	}
 	b.service = NewService(nodev1.File_raylink_node_v1_node_proto.Services().ByName("NodeService"), ServiceConfig{Type: "node"},
-		b.ping, b.info, b.children, b.create, b.createTunnel, b.tunnelStats, b.stop)
+		b.ping, b.info, b.children, b.create, b.cancelCreate, b.createTunnel, b.tunnelStats, b.stop)
 	for _, m := range b.service.methods {
 		m.builtin = true
 	}
@@ -117,6 +120,19 @@ func (n *Node) serveCreate(ctx context.Context, req *nodev1.CreateRequest) (*nod
 		return nil, err
 	}
 	return &nodev1.CreateResponse{Nodes: records}, nil
+}
+
+func (n *Node) serveCancelCreate(ctx context.Context, req *nodev1.CancelCreateRequest) (*nodev1.CancelCreateResponse, error) {
+	if n.host == nil {
+		return nil, errNoSystem()
+	}
+	if _, err := uuid.Parse(req.GetRequestId()); err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id of a creation is a UUID, not %q", req.GetRequestId())
+	}
+	if err := n.host.undoCreation(ctx, req.GetRequestId()); err != nil {
+		return nil, err
+	}
+	return &nodev1.CancelCreateResponse{}, nil
 }
 
 func (n *Node) serveCreateTunnel(_ context.Context, req *nodev1.CreateTunnelRequest) (*nodev1.CreateTunnelResponse, error) {

@@ -33,9 +33,9 @@ type launchPayload struct {
 	Origins                                    []string
 	Insecure, HideErrors, InProcess            bool
 	// Outlives says that the process goes on when its launcher has died: see KeepNode.
-	Outlives     bool
-	Drain, Lease time.Duration
-	MaxMessage   int
+	Outlives                   bool
+	Drain, Lease, StartTimeout time.Duration
+	MaxMessage                 int
 }
 
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
@@ -44,7 +44,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
 		Origins: o.Origins, Insecure: o.Insecure,
 		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
-		Outlives: rec.GetRestarts(),
+		StartTimeout: o.StartTimeout, Outlives: rec.GetRestarts(),
 	}
 	if p.Brain == "" {
 		p.Brain = h.front.advertised
@@ -190,6 +190,7 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 	}
 	o.Brain, o.Token, o.Listen, o.Advertise, o.Data, o.Origins = p.Brain, p.Token, p.Listen, p.Advertise, p.Data, p.Origins
 	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.Lease, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.Lease, p.MaxMessage
+	o.StartTimeout = p.StartTimeout
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	over := make(chan struct{})

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 
@@ -41,40 +43,32 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	if p.host == nil {
 		return nil, errNoSystem()
 	}
-	req := &nodev1.CreateRequest{Type: service.Type(), Count: uint32(n)}
+	o := createOptions{request: &nodev1.CreateRequest{Type: service.Type(), Count: uint32(n), RequestId: uuid.NewString()}}
 	for _, opt := range opts {
-		opt(req)
+		opt(&o)
 	}
-	if service.config.NewConfig != nil {
-		if config == nil || !config.ProtoReflect().IsValid() {
-			config = service.config.NewConfig()
-		}
-		var err error
-		if req.Config, err = anypb.New(config); err != nil {
-			return nil, connect.Errorf(connect.CodeInvalidArgument, "the configuration can't be encoded: %v", err)
-		}
+	if err := o.configure(service, config); err != nil {
+		return nil, err
 	}
+	req := o.request
 	waits(ctx)
 	if cc := callContextOf(ctx); cc != nil && cc.turn != nil {
 		cc.turn.Suspend()
 		defer cc.turn.Resume()
 	}
 	var records []*nodev1.NodeRecord
+	var err error
 	here := req.GetPlacement() == nodev1.Placement_PLACEMENT_HERE
 	if p.node == nil && !p.ref.IsZero() && !here {
-		res, err := builtins().create.Call(ctx, p.ref, req)
-		if err != nil {
-			return nil, err
-		}
-		records = res.GetNodes()
+		records, err = p.host.createBelow(ctx, p.ref, req)
 	} else {
 		if t, ok := p.host.types[service.Type()]; ok && t.service != service {
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "type %q is %s in this process, not %s", service.Type(), t.service.name, service.name)
 		}
-		var err error
-		if records, err = p.host.create(ctx, p.node, p.ref.NID(), req); err != nil {
-			return nil, err
-		}
+		records, err = p.host.create(ctx, p.node, p.ref.NID(), req)
+	}
+	if err != nil {
+		return nil, err
 	}
 	refs := make([]Ref, len(records))
 	for i, rec := range records {
@@ -83,34 +77,109 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	return refs, nil
 }
 
+// configure encodes what the new nodes are configured by: one configuration for all, or each one's own.
+func (o *createOptions) configure(service *Service, config proto.Message) error {
+	if service.config.NewConfig == nil {
+		if o.each != nil {
+			return connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, so EachConfig has none to set", service.Type())
+		}
+		return nil
+	}
+	if config == nil || !config.ProtoReflect().IsValid() {
+		config = service.config.NewConfig()
+	}
+	if o.each == nil {
+		var err error
+		if o.request.Config, err = anypb.New(config); err != nil {
+			return connect.Errorf(connect.CodeInvalidArgument, "the configuration can't be encoded: %v", err)
+		}
+		return nil
+	}
+	o.request.Configs = make([]*anypb.Any, o.request.GetCount())
+	for i := range o.request.GetConfigs() {
+		own := proto.Clone(config)
+		if err := o.each(i, own); err != nil {
+			return err
+		}
+		var err error
+		if o.request.Configs[i], err = anypb.New(own); err != nil {
+			return connect.Errorf(connect.CodeInvalidArgument, "the configuration of node number %d can't be encoded: %v", i, err)
+		}
+	}
+	return nil
+}
+
+// createBelow has the host of a parent in another process create nodes. When it returns an error, nothing is left of them.
+func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
+	res, err := builtins().create.Call(ctx, parent, req)
+	if err == nil {
+		return res.GetNodes(), nil
+	}
+	if e, ok := errors.AsType[*connect.Error](err); ok && e.IsRemote() && ctx.Err() == nil {
+		return nil, err // its host says so, and has undone it
+	}
+	undo := func(ctx context.Context) (over bool) {
+		_, err := builtins().cancelCreate.Call(ctx, parent, &nodev1.CancelCreateRequest{RequestId: req.GetRequestId()})
+		// The children of a parent that is dead have died with it.
+		return err == nil || parent.State() == nodev1.NodeState_NODE_STATE_DEAD || isVerdict(err)
+	}
+	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
+	defer cancel()
+	if undo(soon) {
+		return nil, err
+	}
+	h.log.Warn("a creation that was given up could not be undone yet: the parent's host does not answer",
+		slog.String("parent", parent.Path()), slog.String("type", req.GetType()))
+	h.goBackground(func(ctx context.Context) {
+		for try := 0; backoff(ctx, try); try++ {
+			if undo(ctx) {
+				return
+			}
+		}
+	})
+	return nil, err
+}
+
 // create makes children of a node: parent where it lives here; nil for one that lives elsewhere, and for the root, whose id is empty.
 func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	t, ok := h.types[req.GetType()]
 	if !ok {
 		return nil, connect.Errorf(connect.CodeNotFound, "this binary has no node type %q; it has %s", req.GetType(), h.typeNames())
 	}
-	config, err := t.decodeConfig(req.GetConfig())
+	made, err := t.decodeConfigs(req)
 	if err != nil {
 		return nil, err
 	}
-	if h.isClosing() {
-		return nil, connect.NewError(connect.CodeUnavailable, "the runtime is closing: it creates no more nodes")
+	id := req.GetRequestId()
+	if id == "" {
+		id = uuid.NewString()
+	}
+	c, err := h.beginCreation(parent, parentNID, id)
+	if err != nil {
+		return nil, err
 	}
 	if parent != nil {
-		if parent.isStopping() {
-			return nil, closedError(parent.path, "is stopping: it gets no more children")
-		}
 		parent.creating.Add(1)
-		defer parent.creating.Add(-1)
 	}
-	res, err := h.brain.Register(ctx, &brainv1.RegisterRequest{
+	over := func() {
+		if parent != nil {
+			parent.creating.Add(-1)
+		}
+		h.endCreation(c)
+	}
+	rctx, cancel := c.bound(ctx)
+	defer cancel()
+	records, err := h.register(rctx, &brainv1.RegisterRequest{
 		Parent: parentNID, Type: req.GetType(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
-		Attributes: req.GetAttributes(), Launcher: h.Info(), RequestId: uuid.NewString(),
+		Attributes: req.GetAttributes(), Launcher: h.Info(), RequestId: id,
 	})
 	if err != nil {
+		over()
+		if rctx.Err() != nil {
+			err = endOfCreation(rctx)
+		}
 		return nil, fmt.Errorf("naming the new nodes: %w", err)
 	}
-	records := res.GetNodes()
 	ownProcess := !h.options.InProcess
 	switch req.GetPlacement() {
 	case nodev1.Placement_PLACEMENT_OWN_PROCESS:
@@ -119,118 +188,110 @@ func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *
 		ownProcess = false
 	case nodev1.Placement_PLACEMENT_UNSPECIFIED:
 	}
-	begin := func(ctx context.Context) error {
-		return h.begin(ctx, parentNID, t, records, config, req.GetConfig(), ownProcess)
-	}
 	if req.GetNoWait() {
-		h.goBackground(func(ctx context.Context) {
-			if err := begin(ctx); err != nil {
-				h.log.Error("a node was not set up", slog.String("node", records[0].GetPath()), slog.Any("error", err))
-			}
-		})
+		// The records that are returned stay as they are.
+		h.beginLater(c, t, slices.Clone(records), made, ownProcess, over)
 		return records, nil
 	}
-	if err := begin(ctx); err != nil {
+	defer over()
+	if err := h.begin(rctx, c, t, records, made, ownProcess); err != nil {
 		return nil, err
 	}
 	return records, nil
 }
 
-// begin brings registered nodes to life, all or none, and replaces each record by the newest.
+// beginLater is begin in the background.
+func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool, over func()) {
+	began := h.goBackground(func(context.Context) {
+		defer over()
+		err := h.begin(c.life, c, t, records, made, ownProcess)
+		switch {
+		case err == nil:
+		case c.life.Err() != nil:
+			h.log.Info("a node is not set up any more", slog.String("node", records[0].GetPath()), slog.Any("error", err))
+		default:
+			h.log.Error("a node was not set up", slog.String("node", records[0].GetPath()), slog.Any("error", err))
+		}
+	})
+	if !began {
+		over() // the host has ended, and Brain removes the records with it
+	}
+}
+
+// begin brings registered nodes to life, all or none, and replaces each record by the newest. The error is the first in time: those of the
+// others, which are canceled then, are its consequence.
 func (h *Host) begin(
-	ctx context.Context, parent string, t NodeType, records []*nodev1.NodeRecord, config proto.Message, raw *anypb.Any, ownProcess bool,
+	ctx context.Context, c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool,
 ) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	errs := make([]error, len(records))
+	var first firstError
 	started := make([]*kid, len(records))
 	var all sync.WaitGroup
 	for i, rec := range records {
 		all.Go(func() {
+			own := made[min(i, len(made)-1)]
+			var err error
 			if ownProcess {
-				started[i], records[i], errs[i] = h.launch(ctx, rec, t, raw)
+				started[i], records[i], err = h.launch(ctx, rec, t, own.raw)
 			} else {
-				started[i], records[i], errs[i] = h.setUp(ctx, rec, t, config)
+				started[i], records[i], err = h.setUp(ctx, rec, t, own.config)
 			}
-			if errs[i] != nil {
-				// None without the others.
-				cancel(errs[i])
+			if err != nil && first.set(err) {
+				cancel(err)
 			}
 		})
 	}
 	all.Wait()
-	if first := firstCause(errs); first != nil {
-		h.undo(records, started, first)
-		return first
+	err := first.get()
+	if err == nil {
+		err = h.addKids(c, started)
 	}
-	if err := h.addKids(parent, started); err != nil {
+	if err != nil {
 		h.undo(records, started, err)
 		return err
 	}
 	for _, k := range started {
 		if k.process != nil {
-			h.goBackground(func(context.Context) { h.watchProcess(parent, k) })
+			h.goBackground(func(context.Context) { h.watchProcess(c.parent, k) })
 		}
 	}
 	return nil
 }
 
 // addKids makes started children ones that end with their parent, unless that is ending already.
-func (h *Host) addKids(parent string, started []*kid) error {
+func (h *Host) addKids(c *creation, started []*kid) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closing {
 		return connect.NewError(connect.CodeUnavailable, "the runtime was closed meanwhile")
 	}
-	if n := h.nodes[parent]; n != nil && n.isStopping() {
+	if n := h.nodes[c.parent]; n != nil && n.isStopping() {
 		return connect.NewError(connect.CodeUnavailable, "the parent was stopped meanwhile")
 	}
-	h.kids[parent] = append(h.kids[parent], started...)
-	return nil
-}
-
-// firstCause is the error that made the others fail, where one did.
-func firstCause(errs []error) error {
-	var first error
-	for _, err := range errs {
-		if err != nil && (first == nil || errors.Is(first, context.Canceled) && !errors.Is(err, context.Canceled)) {
-			first = err
-		}
+	if c.life.Err() != nil {
+		return endOfCreation(c.life)
 	}
-	return first
+	for _, k := range started {
+		k.creation = c.id
+	}
+	h.kids[c.parent] = append(h.kids[c.parent], started...)
+	return nil
 }
 
 // undo removes what was begun.
 func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), h.options.Drain)
 	defer cancel()
-	var all sync.WaitGroup
-	for _, k := range started {
-		if k == nil {
-			continue
-		}
-		all.Go(func() {
-			if err := h.stopKid(ctx, k); err != nil {
-				h.log.Warn("undoing a creation", slog.String("node", k.path), slog.Any("error", err))
-			}
-		})
+	started = slices.DeleteFunc(started, func(k *kid) bool { return k == nil })
+	if err := h.stopAll(ctx, started); err != nil {
+		h.log.Warn("undoing a creation", slog.Any("error", err))
 	}
-	all.Wait()
 	nids := make([]string, len(records))
 	for i, rec := range records {
 		nids[i] = rec.GetNid()
 	}
 	h.removeRecords(ctx, nids, "was not set up: "+messageOf(cause))
-}
-
-// removeRecords takes nodes out of Brain's tree; that some are gone already is no error.
-func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
-	for _, nid := range nids {
-		_, err := h.brain.Remove(ctx, &brainv1.RemoveRequest{Nids: []string{nid}, Cause: cause})
-		if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
-			h.log.Warn("a node's record could not be removed", slog.String("nid", nid), slog.Any("error", err))
-		}
-	}
 }
 
 // setUp brings a node to life in this process.
@@ -244,26 +305,39 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	fail := func(err error) (*kid, *nodev1.NodeRecord, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
 		defer cancel()
-		cause := closedError(rec.GetPath(), "was not set up: "+messageOf(err))
-		n.giveUp(cause)
-		_ = h.stopKids(ctx, n.nid) // they are undone with their parent
-		_ = n.drain(ctx, cause)    // as above
-		h.drop(n)
+		cause := "was not set up: " + messageOf(err)
+		n.giveUp(closedError(n.path, cause))
+		// What it had begun is ended with it; the creation's error says why.
+		_ = h.stopNode(ctx, n, h.options.Drain, cause)
 		return nil, rec, err
+	}
+	// From here on others reach the node: their calls wait in its mailbox, and it can be stopped.
+	if err := h.announce(ctx, n, nodev1.NodeState_NODE_STATE_STARTING); err != nil {
+		return fail(fmt.Errorf("telling Brain where %s is: %w", n.path, err))
 	}
 	impl, err := n.callSetup(ctx, t, config)
 	if err != nil {
 		return fail(err)
 	}
-	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
-		Nid: n.nid, Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_RUNNING, Host: h.Info(),
-	}}})
-	if err != nil {
+	if err := h.announce(ctx, n, nodev1.NodeState_NODE_STATE_RUNNING); err != nil {
 		return fail(fmt.Errorf("telling Brain that %s runs: %w", n.path, err))
 	}
-	n.setRecord(res.GetNodes()[0])
-	n.serveWith(impl)
+	if !n.serveWith(impl) {
+		return fail(closedError(n.path, "was stopped while it was set up"))
+	}
 	return &kid{nid: n.nid, path: n.path, node: n}, n.snapshot(), nil
+}
+
+// announce tells Brain that a node lives here, and in what state.
+func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) error {
+	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
+		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state, Host: h.Info(),
+	}}})
+	if err != nil {
+		return err
+	}
+	n.setRecord(res.GetNodes()[0])
+	return nil
 }
 
 // callSetup calls the type's set-up function. Its ctx ends with the node too.
@@ -278,12 +352,32 @@ func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) 
 		}
 	}()
 	if impl, err = t.setup(cc, n, config); err != nil {
+		switch {
+		case !errors.Is(err, context.Canceled):
+		case n.work.Err() != nil:
+			// It was told to end because the node does.
+			err = context.Cause(n.work)
+		case ctx.Err() != nil:
+			err = endOfCreation(ctx)
+		}
 		return nil, setupError(n.path, err)
 	}
-	if ctx.Err() != nil {
-		return nil, causeOf(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return nil, setupError(n.path, endOfCreation(ctx))
+	case n.work.Err() != nil:
+		return nil, setupError(n.path, context.Cause(n.work))
+	case isNilNode(impl):
+		return nil, connect.Errorf(connect.CodeInternal, "setting up %s: its set-up function returned no error and a nil %T, not a node: "+
+			"return the node, or an error", n.path, impl)
 	}
 	return impl, nil
+}
+
+// isNilNode says whether a set-up function returned nothing: nil, or a nil pointer in the interface.
+func isNilNode(impl any) bool {
+	v := reflect.ValueOf(impl)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 // setupError says whose set-up failed; the code is the set-up's own.
@@ -316,24 +410,57 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 	}
 	p, err := h.launcher.Launch(ctx, spec)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil, rec, setupError(rec.GetPath(), endOfCreation(ctx))
+		}
 		return nil, rec, connect.Errorf(connect.CodeUnavailable, "launching %s: %v", rec.GetPath(), err).WithCause(err)
 	}
 	ready, err := p.Ready(ctx)
 	if err != nil {
+		h.sweepDead()
 		if failed, ok := errors.AsType[*launch.FailedError](err); ok {
 			return nil, rec, decodeError(failed.Payload)
 		}
 		if ctx.Err() != nil {
-			return nil, rec, connect.Errorf(connect.CodeOf(causeOf(ctx)), "setting up %s: %s", rec.GetPath(), messageOf(causeOf(ctx))).WithCause(context.Cause(ctx))
+			return nil, rec, setupError(rec.GetPath(), endOfCreation(ctx))
 		}
 		return nil, rec, connect.Errorf(connect.CodeUnavailable, "starting %s: %v", rec.GetPath(), err).WithCause(err)
 	}
 	newest := &nodev1.NodeRecord{}
 	if err := proto.Unmarshal(ready, newest); err != nil {
 		_ = p.Kill()
+		<-p.Done()
+		h.sweepDead()
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}
 	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
+}
+
+// configuration is a new node's, as a message and as it travels.
+type configuration struct {
+	config proto.Message
+	raw    *anypb.Any
+}
+
+// decodeConfigs are the configurations of new nodes: each one's own, or a single one for all.
+func (t NodeType) decodeConfigs(req *nodev1.CreateRequest) ([]configuration, error) {
+	raw := req.GetConfigs()
+	switch {
+	case len(raw) == 0:
+		raw = []*anypb.Any{req.GetConfig()}
+	case req.GetConfig() != nil || len(raw) != int(max(1, req.GetCount())):
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d configurations for %d nodes, and one for all: %t; give each its own or all the same",
+			len(raw), max(1, req.GetCount()), req.GetConfig() != nil)
+	}
+	made := make([]configuration, len(raw))
+	for i, one := range raw {
+		config, err := t.decodeConfig(one)
+		if err != nil {
+			return nil, err
+		}
+		made[i] = configuration{config: config, raw: one}
+	}
+	return made, nil
 }
 
 // decodeConfig is the configuration of a new node, of the type's own message.
@@ -368,10 +495,4 @@ func (h *Host) typeNames() string {
 		names = append(names, t.service.Type())
 	}
 	return strings.Join(names, ", ")
-}
-
-func (h *Host) isClosing() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.closing
 }

@@ -47,8 +47,10 @@ type Host struct {
 	// changes counts the changes of what nodes live here, and as which life of theirs.
 	changes atomic.Uint64
 	// waited are calls to be used again, see newWaitedCall.
-	waited   sync.Pool
-	server   *connect.Server
+	waited sync.Pool
+	server *connect.Server
+	// dead removes what dead processes have left.
+	dead     deadSweeper
 	brain    brainv1connect.BrainServiceClient
 	registry *registry
 	// embedded is the Brain that lives in this process, or nil.
@@ -68,7 +70,9 @@ type Host struct {
 	// kids are the children that this host launched, in order, by their parent's nid ("" for the root).
 	kids    map[string][]*kid
 	keepers []*keeper
-	remotes map[string]weak.Pointer[remote]
+	// creations are those under way.
+	creations map[*creation]struct{}
+	remotes   map[string]weak.Pointer[remote]
 	// closing is set when Close begins, ended when nothing may be begun any more.
 	closing, ended bool
 }
@@ -84,6 +88,8 @@ type kid struct {
 	process launch.Process
 	// host is the id of the host in the process.
 	host string
+	// creation is the request id of the creation that made it; empty where none did.
+	creation string
 	// restarts says that its record outlives it.
 	restarts bool
 }
@@ -118,19 +124,20 @@ type EmbeddedBrain interface {
 // Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close it.
 func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
 	h := &Host{
-		options:  options,
-		log:      options.Logger,
-		id:       uuid.NewString(),
-		run:      parts.Run,
-		embedded: parts.Brain,
-		launcher: parts.Launcher,
-		types:    make(map[string]NodeType),
-		nodes:    make(map[string]*Node),
-		kids:     make(map[string][]*kid),
-		remotes:  make(map[string]weak.Pointer[remote]),
+		options:   options,
+		log:       options.Logger,
+		id:        uuid.NewString(),
+		run:       parts.Run,
+		embedded:  parts.Brain,
+		launcher:  parts.Launcher,
+		types:     make(map[string]NodeType),
+		nodes:     make(map[string]*Node),
+		kids:      make(map[string][]*kid),
+		creations: make(map[*creation]struct{}),
+		remotes:   make(map[string]weak.Pointer[remote]),
 	}
 	if h.launcher == nil {
-		h.launcher = launch.Self()
+		h.launcher = launch.Self(launch.WithHelloTimeout(options.StartTimeout))
 	}
 	if h.output = parts.Output; h.output == nil {
 		h.output = options.print
@@ -239,6 +246,7 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	h.closing = true
 	h.mu.Unlock()
+	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
 	// A node whose parent lives in another process goes last of all.
 	for _, n := range h.localNodes() {

@@ -83,8 +83,13 @@ func newNode(host *Host, service *Service, record *nodev1.NodeRecord) *Node {
 	return n
 }
 
-// serveWith gives the node its implementation: from here on it can serve.
-func (n *Node) serveWith(impl any) {
+// serveWith gives the node its implementation: from here on it can serve. It returns false, and changes nothing, for a node that is stopping.
+func (n *Node) serveWith(impl any) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.stopping {
+		return false
+	}
 	n.impl = impl
 	if n.host != nil {
 		n.intercept = chainInterceptors(n.host.options.Interceptors, impl)
@@ -92,6 +97,7 @@ func (n *Node) serveWith(impl any) {
 	n.isUp.Store(true)
 	close(n.ready)
 	n.mailbox.Open()
+	return true
 }
 
 // giveUp ends a set-up that failed: what waited for it is told why.

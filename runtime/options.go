@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/launch"
 )
 
 // Options are all that can be said of a runtime. An Option sets a field; a field that no option sets is read from the environment, where
@@ -48,6 +50,10 @@ type Options struct {
 	InProcess bool
 	// Drain bounds how long stopping waits for calls that run. By default ten seconds.
 	Drain time.Duration
+	// StartTimeout bounds how long a node's process may take from its start until it calls Init: what the program does before that, such as
+	// loading a model, counts; waiting for other processes to start and the node's set-up don't. RAYLINK_START_TIMEOUT, such as `1m`. By default
+	// ten seconds.
+	StartTimeout time.Duration
 	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it declares it dead, and how long a call waits for
 	// one of the node's host. By default ten seconds.
 	Lease time.Duration
@@ -119,6 +125,11 @@ func WithInProcess() Option { return optionFunc(func(o *Options) { o.InProcess =
 // WithDrain bounds how long stopping takes, see [Options].Drain.
 func WithDrain(d time.Duration) Option { return optionFunc(func(o *Options) { o.Drain = d }) }
 
+// WithStartTimeout bounds how long a node's process may take to call Init, see [Options].StartTimeout.
+func WithStartTimeout(d time.Duration) Option {
+	return optionFunc(func(o *Options) { o.StartTimeout = d })
+}
+
 // WithLease says how long silence is borne, see [Options].Lease.
 func WithLease(d time.Duration) Option { return optionFunc(func(o *Options) { o.Lease = d }) }
 
@@ -147,6 +158,9 @@ func NewOptions(opts ...Option) Options {
 	if d, err := time.ParseDuration(os.Getenv("RAYLINK_BUSY_POLL")); err == nil && o.BusyPoll == 0 {
 		o.BusyPoll = d
 	}
+	if d, err := time.ParseDuration(os.Getenv("RAYLINK_START_TIMEOUT")); err == nil && d > 0 && o.StartTimeout == 0 {
+		o.StartTimeout = d
+	}
 	if n, err := strconv.Atoi(os.Getenv("RAYLINK_HEAP_FLOOR")); err == nil && o.HeapFloor == 0 {
 		o.HeapFloor = n
 	}
@@ -162,6 +176,9 @@ func NewOptions(opts ...Option) Options {
 	}
 	if o.Drain == 0 {
 		o.Drain = 10 * time.Second
+	}
+	if o.StartTimeout == 0 {
+		o.StartTimeout = launch.HelloTimeout
 	}
 	if o.Lease == 0 {
 		o.Lease = 10 * time.Second
@@ -205,40 +222,69 @@ func (t NodeType) Service() *Service { return t.service }
 func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
 
 // CreateOption says how a node is created.
-type CreateOption func(*nodev1.CreateRequest)
+type CreateOption func(*createOptions)
+
+// createOptions are what create options set.
+type createOptions struct {
+	request *nodev1.CreateRequest
+	// each sets the configuration of one node; nil where all have the same.
+	each func(i int, config proto.Message) error
+}
 
 // WithAlias gives the node an extra name, unique in the system.
 func WithAlias(alias string) CreateOption {
-	return func(r *nodev1.CreateRequest) { r.Alias = alias }
+	return func(o *createOptions) { o.request.Alias = alias }
 }
 
 // OwnProcess gives the node a process of its own. It is the default.
 func OwnProcess() CreateOption {
-	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_OWN_PROCESS }
+	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_OWN_PROCESS }
 }
 
 // ParentProcess puts the node into its parent's process.
 func ParentProcess() CreateOption {
-	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
+	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
 }
 
 // Here puts the node into the process that creates it, wherever its parent lives: on another machine, for example. The node ends with that
 // process, and when its parent dies.
 func Here() CreateOption {
-	return func(r *nodev1.CreateRequest) { r.Placement = nodev1.Placement_PLACEMENT_HERE }
+	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_HERE }
 }
 
 // NoWait makes the creation return as soon as the node has its name, before it is set up. Calls wait for the set-up, and fail if it does.
 func NoWait() CreateOption {
-	return func(r *nodev1.CreateRequest) { r.NoWait = true }
+	return func(o *createOptions) { o.request.NoWait = true }
+}
+
+// EachConfig gives each of the nodes that one creation makes a configuration of its own. set is called for each node, i counting from 0 in the
+// order in which the creation returns them, with a copy of the configuration that the creation was given, and changes it:
+//
+//	learners, err := CreateLearnerN(ctx, rt, 8, &demov1.LearnerConfig{Steps: 1000},
+//		runtime.EachConfig(func(i int, cfg *demov1.LearnerConfig) { cfg.Seed = int64(i) }))
+//
+// C is the type of the nodes' configuration; a creation of nodes that are configured by another fails.
+func EachConfig[C proto.Message](set func(i int, config C)) CreateOption {
+	return func(o *createOptions) {
+		o.each = func(i int, config proto.Message) error {
+			own, ok := config.(C)
+			if !ok {
+				var want C
+				return connect.Errorf(connect.CodeInvalidArgument, "EachConfig sets a %T, and nodes of type %q are configured by a %T",
+					want, o.request.GetType(), config)
+			}
+			set(i, own)
+			return nil
+		}
+	}
 }
 
 // WithAttribute gives the node an attribute from the beginning.
 func WithAttribute[T AttributeValue](key string, v T) CreateOption {
-	return func(r *nodev1.CreateRequest) {
-		if r.Attributes == nil {
-			r.Attributes = make(map[string]*nodev1.Value)
+	return func(o *createOptions) {
+		if o.request.Attributes == nil {
+			o.request.Attributes = make(map[string]*nodev1.Value)
 		}
-		r.Attributes[key] = valueOf(v)
+		o.request.Attributes[key] = valueOf(v)
 	}
 }

@@ -19,11 +19,15 @@ import (
 func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause string) error {
 	if n.beginStop() {
 		// The end goes on when who asked for it is gone.
-		h.goBackground(func(context.Context) {
+		began := h.goBackground(func(context.Context) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), drain)
 			defer cancel()
 			n.endStop(h.stopNow(ctx, n, cause))
 		})
+		if !began {
+			h.drop(n) // the host has ended, and all that the node had with it
+			n.endStop(nil)
+		}
 	}
 	select {
 	case <-n.stopped:
@@ -36,7 +40,11 @@ func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause
 func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	// First it takes no more, then it says so: who has heard that it stops is never taken in.
 	n.mailbox.Close(closedError(n.path, "is stopping"))
+	if !n.isUp.Load() {
+		h.stopSetup(ctx, n, cause)
+	}
 	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
+	h.cancelCreations(ctx, func(c *creation) bool { return c.parent == n.nid }, closedError(n.path, "is stopping: it gets no more children"))
 	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
 	// The record goes whatever became of the rest; a moment is left for that also when the time is up.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -46,6 +54,18 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	} // else the record stays, for the next life: that this one is over, the host's goodbye says
 	h.drop(n)
 	return errors.Join(errs...)
+}
+
+// stopSetup ends the set-up of a node that is stopped before it serves, and waits for that: it will not serve the calls that wait, so they
+// are refused at once.
+func (h *Host) stopSetup(ctx context.Context, n *Node, cause string) {
+	err := closedError(n.path, cause+" before it was set up")
+	n.mailbox.Abandon(err)
+	n.cut(err)
+	select {
+	case <-n.ready:
+	case <-ctx.Done():
+	}
 }
 
 // tellState tells Brain of a node's state. That Brain is away is no reason to wait.
@@ -66,6 +86,11 @@ func (h *Host) stopKids(ctx context.Context, parent string) error {
 	kids := h.kids[parent]
 	delete(h.kids, parent)
 	h.mu.Unlock()
+	return h.stopAll(ctx, kids)
+}
+
+// stopAll ends children of this host, all at once.
+func (h *Host) stopAll(ctx context.Context, kids []*kid) error {
 	errs := make([]error, len(kids))
 	var all sync.WaitGroup
 	for i, k := range kids {

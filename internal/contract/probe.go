@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"sync"
@@ -55,6 +56,11 @@ func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.Prob
 	p := newProbe()
 	p.node = node
 	p.sum = config.GetStart()
+	if config.GetPidFile() != "" {
+		if err := os.WriteFile(config.GetPidFile(), fmt.Appendln(nil, os.Getpid()), 0o600); err != nil {
+			return nil, err
+		}
+	}
 	if config.GetPrint() != "" {
 		fmt.Println(config.GetPrint())
 	}
@@ -65,10 +71,24 @@ func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.Prob
 	if config.GetWait() != nil {
 		t := time.NewTimer(config.GetWait().AsDuration())
 		defer t.Stop()
+		ended := ctx.Done()
+		if config.GetDeaf() {
+			ended = nil
+		}
 		select {
 		case <-t.C:
-		case <-ctx.Done():
+		case <-ended:
 			return nil, ctx.Err()
+		}
+	}
+	if config.GetNothing() {
+		return (*Probe)(nil), nil
+	}
+	if command := config.GetCommand(); len(command) > 0 {
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Start(); err != nil {
+			return nil, err
 		}
 	}
 	for range config.GetChildren() {
@@ -287,6 +307,9 @@ func (p *Probe) Crash(_ context.Context, req *contractv1.CrashRequest) (*contrac
 	if req.GetTask() != "" && p.node != nil {
 		p.node.Go(func(context.Context) error { return errors.New(req.GetTask()) })
 		return &contractv1.CrashResponse{}, nil
+	}
+	if req.GetQuietly() {
+		os.Exit(0)
 	}
 	os.Exit(3)
 	return &contractv1.CrashResponse{}, nil

@@ -4,12 +4,16 @@ package launch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -374,4 +378,76 @@ func requireGone(t *testing.T, p Process) {
 		require.Fail(t, "the process should be gone")
 	}
 	require.ErrorIs(t, syscall.Kill(p.PID(), 0), syscall.ESRCH, "it should have been reaped")
+}
+
+// TestNoMoreProcessesStartThanThereAreProcessors launches many at once whose start-up ends when the test lets it: the time limit of each counts from
+// its own start, so none fails though the last begins late.
+func TestNoMoreProcessesStartThanThereAreProcessors(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(early, "gate")
+	t.Setenv(gates, dir)
+	most := runtime.GOMAXPROCS(0)
+	launcher := Self()
+	var launched atomic.Int32
+	results := make(chan error, 3*most)
+	for range 3 * most {
+		go func() {
+			p, err := launcher.Launch(within(t), Spec{Name: "slow-0", Payload: []byte("ok:x")})
+			launched.Add(1)
+			if err == nil {
+				_, err = p.Ready(within(t))
+				err = errors.Join(err, p.Stop(within(t)))
+			}
+			results <- err
+		}()
+	}
+	waiting := func() []os.DirEntry {
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		return entries
+	}
+	for through := range 3 * most {
+		want := min(most, 3*most-through)
+		require.Eventually(t, func() bool { return len(waiting()) == want }, patience, time.Millisecond)
+		require.LessOrEqual(t, int(launched.Load()), through+most, "more are started than may start at a time")
+		require.NoError(t, os.Remove(filepath.Join(dir, waiting()[0].Name())))
+	}
+	for range 3 * most {
+		require.NoError(t, <-results)
+	}
+}
+
+func TestLaunchThatWaitsForASlotEndsWithItsContext(t *testing.T) {
+	t.Setenv(early, "gate")
+	t.Setenv(gates, t.TempDir())
+	launcher := Self()
+	var started []Process
+	for range runtime.GOMAXPROCS(0) {
+		p, err := launcher.Launch(within(t), Spec{Name: "slow-0"})
+		require.NoError(t, err)
+		started = append(started, p)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err := launcher.Launch(ctx, Spec{Name: "slow-1"})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	for _, p := range started {
+		require.NoError(t, p.Kill())
+		<-p.Done()
+	}
+}
+
+// TestSetUpThatIsGivenUpMayEndInGoodOrder gives a process that has said hello a moment to end what its set-up has begun.
+func TestSetUpThatIsGivenUpMayEndInGoodOrder(t *testing.T) {
+	p, printed := begin(t, "ends when it is given up")
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		assert.Eventually(t, func() bool { return slices.Contains(printed.texts(Stdout), "setting up") }, patience, time.Millisecond)
+	}()
+	_, err := p.Ready(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	requireGone(t, p)
+	assert.True(t, p.Exit().Success(), "%v", p.Exit())
+	assert.Contains(t, printed.texts(Stdout), "in good order")
 }

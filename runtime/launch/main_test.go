@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +25,24 @@ const early = "LAUNCH_TEST_EARLY"
 // program is the environment variable that makes this binary another program than one that tests.
 const program = "LAUNCH_TEST_PROGRAM"
 
+// gates is the environment variable that names the directory of the gate at which starting processes wait.
+const gates = "LAUNCH_TEST_GATES"
+
+// waitAtGate says that this process has started, by a file, and waits until that is removed.
+func waitAtGate(dir string) {
+	own := filepath.Join(dir, strconv.Itoa(os.Getpid()))
+	if err := os.WriteFile(own, nil, 0o600); err != nil {
+		say(err.Error())
+		os.Exit(1)
+	}
+	look := time.NewTicker(time.Millisecond)
+	for range look.C {
+		if _, err := os.Stat(own); err != nil {
+			return
+		}
+	}
+}
+
 // patience bounds what the tests wait for. It isn't an assertion of speed.
 const patience = 60 * time.Second
 
@@ -36,6 +56,8 @@ func TestMain(m *testing.M) {
 		case "hang":
 			say("thinking")
 			select {}
+		case "gate":
+			waitAtGate(os.Getenv(gates))
 		}
 	}
 	child, err := Inherited()
@@ -103,6 +125,15 @@ var lives = map[string]func(child *Child, arg string) error{
 			return err
 		}
 		select {}
+	},
+	"ends when it is given up": func(child *Child, _ string) error {
+		if err := greet(child); err != nil {
+			return err
+		}
+		say("setting up")
+		<-child.Stop()
+		say("in good order")
+		return child.Failed(nil)
 	},
 	"dies after hello": func(child *Child, _ string) error {
 		if err := greet(child); err != nil {

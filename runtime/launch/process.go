@@ -26,6 +26,8 @@ type process struct {
 	pipes    []*os.File // what is read from the child
 	readers  sync.WaitGroup
 	hello    *time.Timer // kills it if there is no hello
+	freeSlot sync.Once
+	release  func() // gives the slot back that the start-up took
 
 	settled  chan struct{} // closed when the child has said how its set-up went
 	stopping chan struct{} // closed when it shall be asked to stop
@@ -41,8 +43,10 @@ type process struct {
 }
 
 // startProcess starts cmd with the control channel, and its output piped here.
-func startProcess(cmd *exec.Cmd, spec Spec, opts options) (*process, error) {
+// release is called once: when the process has said hello or ended, or could not be started.
+func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *process, err error) {
 	p := &process{
+		release:  release,
 		spec:     spec,
 		options:  opts,
 		cmd:      cmd,
@@ -53,6 +57,11 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options) (*process, error) {
 		done:     make(chan struct{}),
 		talk:     conversation{build: opts.build},
 	}
+	defer func() {
+		if err != nil {
+			p.free()
+		}
+	}()
 	var ours, theirs []*os.File
 	closeAll := func(files []*os.File) {
 		for _, f := range files {
@@ -167,9 +176,7 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 		select {
 		case <-p.settled: // and ctx has ended: what the child said counts
 		default:
-			err := context.Cause(ctx)
-			return nil, errors.Join(fmt.Errorf("launch: %s was not set up in time, and was killed: %w", p.spec.Name, err),
-				p.end(fmt.Sprintf("it was not set up in time (%v)", err)))
+			return nil, p.giveUp(context.Cause(ctx))
 		}
 	}
 	p.mu.Lock()
@@ -192,6 +199,23 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 		}
 	}
 	return nil, &FailedError{Name: p.spec.Name, Payload: talk.payload, Exit: p.Exit()}
+}
+
+// giveUp ends a process that has not been set up. One that has said hello is asked to stop first, so that what its set-up has begun can be
+// ended, too: it gets cancelGrace for that.
+func (p *process) giveUp(cause error) error {
+	err := fmt.Errorf("launch: %s was not set up in time, and was ended: %w", p.spec.Name, cause)
+	if p.greeted() {
+		p.askStop.Do(func() { close(p.stopping) })
+		limit := time.NewTimer(p.options.cancelGrace)
+		defer limit.Stop()
+		select {
+		case <-p.done:
+			return err
+		case <-limit.C:
+		}
+	}
+	return errors.Join(err, p.end(fmt.Sprintf("it was not set up in time (%v)", cause)))
 }
 
 // died is the error of a process that ended without saying how its set-up went.
@@ -219,8 +243,12 @@ func (p *process) overdue() {
 	if p.greeted() {
 		return
 	}
-	p.refuse(fmt.Sprintf("it did not say hello within %v. Does the program call raylink.Init first of all?", p.options.helloTimeout))
+	p.refuse(fmt.Sprintf("it did not say hello within %v of its start. Does the program call raylink.Init first of all? "+
+		"If it needs longer to get there, allow it: WithStartTimeout or RAYLINK_START_TIMEOUT", p.options.helloTimeout))
 }
+
+// free gives the start-up's slot back.
+func (p *process) free() { p.freeSlot.Do(p.release) }
 
 func (p *process) greeted() bool {
 	p.mu.Lock()
@@ -265,6 +293,7 @@ func (p *process) hear(k kind, body []byte) error {
 	}
 	if is.greeted && !was.greeted {
 		p.hello.Stop()
+		p.free()
 	}
 	if is.settled && !was.settled {
 		close(p.settled)
@@ -317,6 +346,7 @@ func (p *process) reap() {
 	waitErr := p.cmd.Wait() // says how it ended, which its state says as well
 	close(p.exited)
 	p.hello.Stop()
+	p.free()
 	_ = p.commands.Close()
 	// What it printed is in the pipes, and their end is, too, unless another process holds them open.
 	deadline := time.Now().Add(p.options.outputGrace)

@@ -31,6 +31,8 @@ type options struct {
 	outputGrace time.Duration
 	// exitGrace is how long a process may take to end after it said that its set-up failed, or hung up.
 	exitGrace time.Duration
+	// cancelGrace is how long a process whose set-up is given up may take to end by itself.
+	cancelGrace time.Duration
 	// reapLimit is for how long a killed process is waited for. Only one that is stuck in the kernel needs more.
 	reapLimit time.Duration
 }
@@ -59,7 +61,12 @@ func lookAtStart() beginnings {
 }
 
 // self launches this program again.
-type self struct{ options options }
+type self struct {
+	options options
+	// starting holds the slots of processes that have been started and have not said hello: they share the processors, so that more at a time
+	// would only make each of them slower, against the same time limit.
+	starting chan struct{}
+}
 
 // Self launches the program that calls it once more on this machine: the same executable, even if the file has been replaced
 // meanwhile (Linux), with the arguments and in the directory that this process was started with, and with its present environment. The
@@ -67,13 +74,17 @@ type self struct{ options options }
 //
 // In a test binary the flags of `go test` (-test.*) are dropped, and nothing is launched unless [AllowInTests] has been
 // called; see there.
+//
+// At most GOMAXPROCS processes start up at a time; a start-up ends with the hello. Launch waits for a slot,
+// and the time limit for the hello counts from the start of the process.
 func Self(opts ...Option) Launcher {
 	s := &self{options: options{
 		helloTimeout: HelloTimeout,
 		outputGrace:  250 * time.Millisecond,
 		exitGrace:    5 * time.Second,
+		cancelGrace:  time.Second,
 		reapLimit:    10 * time.Second,
-	}}
+	}, starting: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	for _, opt := range opts {
 		opt(&s.options)
 	}
@@ -114,7 +125,12 @@ func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
 	if opts.build == "" {
 		opts.build = Build()
 	}
-	return startProcess(cmd, spec, opts)
+	select {
+	case s.starting <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return startProcess(cmd, spec, opts, func() { <-s.starting })
 }
 
 // command is this program once more.

@@ -83,8 +83,47 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 	return records, nil
 }
 
+// withdrawn marks a request that was withdrawn before it arrived. No registration asks for this.
+const withdrawn = "withdrawn"
+
+// Withdraw undoes registrations by their request ids: what they registered is removed, and one that arrives later is refused.
+func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error) {
+	if len(ids) > maxChanges {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d registrations at once are too many to withdraw; the bound is %d", len(ids), maxChanges)
+	}
+	var removed []*nodev1.NodeRecord
+	for _, id := range ids {
+		if !IsUUID(id) {
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id %q is not a UUID", clip(id))
+		}
+		done := x.request(id)
+		if done == nil {
+			x.revision++
+			late := &request{id: id, asked: withdrawn, done: x.now, seq: x.revision}
+			x.requests[id] = late
+			x.reqList = append(x.reqList, late)
+			continue
+		}
+		var living []string
+		for _, nid := range done.nids {
+			if x.node(nid) != nil {
+				living = append(living, nid)
+			}
+		}
+		nodes, err := x.Remove(living, cause)
+		if err != nil {
+			return nil, err
+		}
+		removed = append(removed, nodes...)
+	}
+	return removed, nil
+}
+
 // again answers a retried registration.
 func (x *Txn) again(done *request, asked string) ([]*nodev1.NodeRecord, error) {
+	if done.asked == withdrawn {
+		return nil, connect.Errorf(connect.CodeCanceled, "the registration %s was withdrawn before it arrived", done.id)
+	}
 	if done.asked != asked {
 		return nil, connect.Errorf(connect.CodeInvalidArgument,
 			"the request id %s was used for another registration: a new request needs a new id", done.id)

@@ -116,6 +116,14 @@ func (s *script) do(command string, args map[string]string) string {
 			}
 			return x.Remove(nids, args["cause"])
 		})
+	case "withdraw":
+		return s.commit(func(x *Txn) ([]*nodev1.NodeRecord, error) {
+			var ids []string
+			for id := range strings.SplitSeq(args["request"], ",") {
+				ids = append(ids, uuid(id))
+			}
+			return x.Withdraw(ids, args["cause"])
+		})
 	case "host-died":
 		return s.commit(func(x *Txn) ([]*nodev1.NodeRecord, error) {
 			return x.HostDied(testHost(args["host"]), args["cause"]), nil

@@ -498,7 +498,10 @@ type RemoveRequest struct {
 	// The nodes to remove, each with all below it.
 	Nids []string `protobuf:"bytes,1,rep,name=nids,proto3" json:"nids,omitempty"`
 	// How they ended; kept for a while, for those who still ask.
-	Cause         string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	Cause string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
+	// Registrations to withdraw, by their request ids: for a caller that does not know whether Brain got its request. What was
+	// registered is removed, and a request with that id which arrives later is refused.
+	RequestIds    []string `protobuf:"bytes,3,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -545,6 +548,13 @@ func (x *RemoveRequest) GetCause() string {
 		return x.Cause
 	}
 	return ""
+}
+
+func (x *RemoveRequest) GetRequestIds() []string {
+	if x != nil {
+		return x.RequestIds
+	}
+	return nil
 }
 
 type RemoveResponse struct {
@@ -1267,10 +1277,12 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\rUpdateRequest\x122\n" +
 	"\achanges\x18\x01 \x03(\v2\x18.raylink.brain.v1.ChangeR\achanges\"C\n" +
 	"\x0eUpdateResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"9\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"Z\n" +
 	"\rRemoveRequest\x12\x12\n" +
 	"\x04nids\x18\x01 \x03(\tR\x04nids\x12\x14\n" +
-	"\x05cause\x18\x02 \x01(\tR\x05cause\"C\n" +
+	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x1f\n" +
+	"\vrequest_ids\x18\x03 \x03(\tR\n" +
+	"requestIds\"C\n" +
 	"\x0eRemoveResponse\x121\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"c\n" +
 	"\x05Where\x12\x14\n" +

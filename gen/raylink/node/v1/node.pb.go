@@ -1270,7 +1270,11 @@ type CreateRequest struct {
 	// Answers as soon as the nodes are registered, before they are set up.
 	NoWait bool `protobuf:"varint,6,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
 	// The attributes they have from the beginning.
-	Attributes    map[string]*Value `protobuf:"bytes,7,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Attributes map[string]*Value `protobuf:"bytes,7,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// A UUID by which the creation can be canceled, see CancelCreate; empty for one that can't be.
+	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The configuration of each node, in order, instead of one for all; as many as count says, or none.
+	Configs       []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1354,6 +1358,20 @@ func (x *CreateRequest) GetAttributes() map[string]*Value {
 	return nil
 }
 
+func (x *CreateRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateRequest) GetConfigs() []*anypb.Any {
+	if x != nil {
+		return x.Configs
+	}
+	return nil
+}
+
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*NodeRecord          `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
@@ -1398,6 +1416,87 @@ func (x *CreateResponse) GetNodes() []*NodeRecord {
 	return nil
 }
 
+type CancelCreateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request id of the creation.
+	RequestId     string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCreateRequest) Reset() {
+	*x = CancelCreateRequest{}
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCreateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCreateRequest) ProtoMessage() {}
+
+func (x *CancelCreateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCreateRequest.ProtoReflect.Descriptor instead.
+func (*CancelCreateRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CancelCreateRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CancelCreateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelCreateResponse) Reset() {
+	*x = CancelCreateResponse{}
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelCreateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelCreateResponse) ProtoMessage() {}
+
+func (x *CancelCreateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelCreateResponse.ProtoReflect.Descriptor instead.
+func (*CancelCreateResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
 type CreateTunnelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
@@ -1407,7 +1506,7 @@ type CreateTunnelRequest struct {
 
 func (x *CreateTunnelRequest) Reset() {
 	*x = CreateTunnelRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1518,7 @@ func (x *CreateTunnelRequest) String() string {
 func (*CreateTunnelRequest) ProtoMessage() {}
 
 func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[18]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1531,7 @@ func (x *CreateTunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelRequest.ProtoReflect.Descriptor instead.
 func (*CreateTunnelRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateTunnelRequest) GetTag() string {
@@ -1451,7 +1550,7 @@ type CreateTunnelResponse struct {
 
 func (x *CreateTunnelResponse) Reset() {
 	*x = CreateTunnelResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1562,7 @@ func (x *CreateTunnelResponse) String() string {
 func (*CreateTunnelResponse) ProtoMessage() {}
 
 func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[19]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1575,7 @@ func (x *CreateTunnelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTunnelResponse.ProtoReflect.Descriptor instead.
 func (*CreateTunnelResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateTunnelResponse) GetTunnel() *TunnelInfo {
@@ -1496,7 +1595,7 @@ type TunnelStatsRequest struct {
 
 func (x *TunnelStatsRequest) Reset() {
 	*x = TunnelStatsRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1607,7 @@ func (x *TunnelStatsRequest) String() string {
 func (*TunnelStatsRequest) ProtoMessage() {}
 
 func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[20]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1620,7 @@ func (x *TunnelStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsRequest.ProtoReflect.Descriptor instead.
 func (*TunnelStatsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TunnelStatsRequest) GetTag() string {
@@ -1541,7 +1640,7 @@ type TunnelStatsResponse struct {
 
 func (x *TunnelStatsResponse) Reset() {
 	*x = TunnelStatsResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1652,7 @@ func (x *TunnelStatsResponse) String() string {
 func (*TunnelStatsResponse) ProtoMessage() {}
 
 func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[21]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1665,7 @@ func (x *TunnelStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelStatsResponse.ProtoReflect.Descriptor instead.
 func (*TunnelStatsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TunnelStatsResponse) GetTunnels() []*TunnelStats {
@@ -1586,7 +1685,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1697,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[22]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1710,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{22}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StopRequest) GetDrain() *durationpb.Duration {
@@ -1629,7 +1728,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1740,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_node_v1_node_proto_msgTypes[23]
+	mi := &file_raylink_node_v1_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1753,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{23}
+	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{25}
 }
 
 var File_raylink_node_v1_node_proto protoreflect.FileDescriptor
@@ -1746,7 +1845,7 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x19.raylink.node.v1.NodeInfoR\x04info\"\x11\n" +
 	"\x0fChildrenRequest\"K\n" +
 	"\x10ChildrenResponse\x127\n" +
-	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xf7\x02\n" +
+	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xc6\x03\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12,\n" +
 	"\x06config\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06config\x12\x14\n" +
@@ -1756,12 +1855,19 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\ano_wait\x18\x06 \x01(\bR\x06noWait\x12N\n" +
 	"\n" +
 	"attributes\x18\a \x03(\v2..raylink.node.v1.CreateRequest.AttributesEntryR\n" +
-	"attributes\x1aU\n" +
+	"attributes\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\b \x01(\tR\trequestId\x12.\n" +
+	"\aconfigs\x18\t \x03(\v2\x14.google.protobuf.AnyR\aconfigs\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"C\n" +
 	"\x0eCreateResponse\x121\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"'\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\x05nodes\"4\n" +
+	"\x13CancelCreateRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\"\x16\n" +
+	"\x14CancelCreateResponse\"'\n" +
 	"\x13CreateTunnelRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\"K\n" +
 	"\x14CreateTunnelResponse\x123\n" +
@@ -1783,12 +1889,13 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x15PLACEMENT_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15PLACEMENT_OWN_PROCESS\x10\x01\x12\x1c\n" +
 	"\x18PLACEMENT_PARENT_PROCESS\x10\x02\x12\x12\n" +
-	"\x0ePLACEMENT_HERE\x10\x032\xaf\x04\n" +
+	"\x0ePLACEMENT_HERE\x10\x032\x8c\x05\n" +
 	"\vNodeService\x12C\n" +
 	"\x04Ping\x12\x1c.raylink.node.v1.PingRequest\x1a\x1d.raylink.node.v1.PingResponse\x12C\n" +
 	"\x04Info\x12\x1c.raylink.node.v1.InfoRequest\x1a\x1d.raylink.node.v1.InfoResponse\x12O\n" +
 	"\bChildren\x12 .raylink.node.v1.ChildrenRequest\x1a!.raylink.node.v1.ChildrenResponse\x12I\n" +
 	"\x06Create\x12\x1e.raylink.node.v1.CreateRequest\x1a\x1f.raylink.node.v1.CreateResponse\x12[\n" +
+	"\fCancelCreate\x12$.raylink.node.v1.CancelCreateRequest\x1a%.raylink.node.v1.CancelCreateResponse\x12[\n" +
 	"\fCreateTunnel\x12$.raylink.node.v1.CreateTunnelRequest\x1a%.raylink.node.v1.CreateTunnelResponse\x12X\n" +
 	"\vTunnelStats\x12#.raylink.node.v1.TunnelStatsRequest\x1a$.raylink.node.v1.TunnelStatsResponse\x12C\n" +
 	"\x04Stop\x12\x1c.raylink.node.v1.StopRequest\x1a\x1d.raylink.node.v1.StopResponseB7Z5github.com/raylink/raylink/gen/raylink/node/v1;nodev1b\x06proto3"
@@ -1806,7 +1913,7 @@ func file_raylink_node_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_node_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_raylink_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_raylink_node_v1_node_proto_goTypes = []any{
 	(NodeState)(0),                // 0: raylink.node.v1.NodeState
 	(Placement)(0),                // 1: raylink.node.v1.Placement
@@ -1828,59 +1935,64 @@ var file_raylink_node_v1_node_proto_goTypes = []any{
 	(*ChildrenResponse)(nil),      // 17: raylink.node.v1.ChildrenResponse
 	(*CreateRequest)(nil),         // 18: raylink.node.v1.CreateRequest
 	(*CreateResponse)(nil),        // 19: raylink.node.v1.CreateResponse
-	(*CreateTunnelRequest)(nil),   // 20: raylink.node.v1.CreateTunnelRequest
-	(*CreateTunnelResponse)(nil),  // 21: raylink.node.v1.CreateTunnelResponse
-	(*TunnelStatsRequest)(nil),    // 22: raylink.node.v1.TunnelStatsRequest
-	(*TunnelStatsResponse)(nil),   // 23: raylink.node.v1.TunnelStatsResponse
-	(*StopRequest)(nil),           // 24: raylink.node.v1.StopRequest
-	(*StopResponse)(nil),          // 25: raylink.node.v1.StopResponse
-	nil,                           // 26: raylink.node.v1.NodeRecord.AttributesEntry
-	nil,                           // 27: raylink.node.v1.CreateRequest.AttributesEntry
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
-	(*anypb.Any)(nil),             // 30: google.protobuf.Any
+	(*CancelCreateRequest)(nil),   // 20: raylink.node.v1.CancelCreateRequest
+	(*CancelCreateResponse)(nil),  // 21: raylink.node.v1.CancelCreateResponse
+	(*CreateTunnelRequest)(nil),   // 22: raylink.node.v1.CreateTunnelRequest
+	(*CreateTunnelResponse)(nil),  // 23: raylink.node.v1.CreateTunnelResponse
+	(*TunnelStatsRequest)(nil),    // 24: raylink.node.v1.TunnelStatsRequest
+	(*TunnelStatsResponse)(nil),   // 25: raylink.node.v1.TunnelStatsResponse
+	(*StopRequest)(nil),           // 26: raylink.node.v1.StopRequest
+	(*StopResponse)(nil),          // 27: raylink.node.v1.StopResponse
+	nil,                           // 28: raylink.node.v1.NodeRecord.AttributesEntry
+	nil,                           // 29: raylink.node.v1.CreateRequest.AttributesEntry
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*anypb.Any)(nil),             // 32: google.protobuf.Any
 }
 var file_raylink_node_v1_node_proto_depIdxs = []int32{
 	3,  // 0: raylink.node.v1.NodeRef.host:type_name -> raylink.node.v1.HostInfo
 	0,  // 1: raylink.node.v1.NodeRecord.state:type_name -> raylink.node.v1.NodeState
 	3,  // 2: raylink.node.v1.NodeRecord.host:type_name -> raylink.node.v1.HostInfo
-	26, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
-	28, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
+	28, // 3: raylink.node.v1.NodeRecord.attributes:type_name -> raylink.node.v1.NodeRecord.AttributesEntry
+	30, // 4: raylink.node.v1.NodeRecord.created:type_name -> google.protobuf.Timestamp
 	4,  // 5: raylink.node.v1.TunnelInfo.node:type_name -> raylink.node.v1.NodeRef
 	5,  // 6: raylink.node.v1.NodeInfo.record:type_name -> raylink.node.v1.NodeRecord
-	29, // 7: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
+	31, // 7: raylink.node.v1.NodeInfo.uptime:type_name -> google.protobuf.Duration
 	9,  // 8: raylink.node.v1.ErrorTrace.hops:type_name -> raylink.node.v1.Hop
-	28, // 9: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
+	30, // 9: raylink.node.v1.PingResponse.time:type_name -> google.protobuf.Timestamp
 	8,  // 10: raylink.node.v1.InfoResponse.info:type_name -> raylink.node.v1.NodeInfo
 	5,  // 11: raylink.node.v1.ChildrenResponse.children:type_name -> raylink.node.v1.NodeRecord
-	30, // 12: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
+	32, // 12: raylink.node.v1.CreateRequest.config:type_name -> google.protobuf.Any
 	1,  // 13: raylink.node.v1.CreateRequest.placement:type_name -> raylink.node.v1.Placement
-	27, // 14: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
-	5,  // 15: raylink.node.v1.CreateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	6,  // 16: raylink.node.v1.CreateTunnelResponse.tunnel:type_name -> raylink.node.v1.TunnelInfo
-	7,  // 17: raylink.node.v1.TunnelStatsResponse.tunnels:type_name -> raylink.node.v1.TunnelStats
-	29, // 18: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
-	2,  // 19: raylink.node.v1.NodeRecord.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	2,  // 20: raylink.node.v1.CreateRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	12, // 21: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
-	14, // 22: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
-	16, // 23: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
-	18, // 24: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
-	20, // 25: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
-	22, // 26: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
-	24, // 27: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
-	13, // 28: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
-	15, // 29: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
-	17, // 30: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
-	19, // 31: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
-	21, // 32: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
-	23, // 33: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
-	25, // 34: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
-	28, // [28:35] is the sub-list for method output_type
-	21, // [21:28] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	29, // 14: raylink.node.v1.CreateRequest.attributes:type_name -> raylink.node.v1.CreateRequest.AttributesEntry
+	32, // 15: raylink.node.v1.CreateRequest.configs:type_name -> google.protobuf.Any
+	5,  // 16: raylink.node.v1.CreateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	6,  // 17: raylink.node.v1.CreateTunnelResponse.tunnel:type_name -> raylink.node.v1.TunnelInfo
+	7,  // 18: raylink.node.v1.TunnelStatsResponse.tunnels:type_name -> raylink.node.v1.TunnelStats
+	31, // 19: raylink.node.v1.StopRequest.drain:type_name -> google.protobuf.Duration
+	2,  // 20: raylink.node.v1.NodeRecord.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	2,  // 21: raylink.node.v1.CreateRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	12, // 22: raylink.node.v1.NodeService.Ping:input_type -> raylink.node.v1.PingRequest
+	14, // 23: raylink.node.v1.NodeService.Info:input_type -> raylink.node.v1.InfoRequest
+	16, // 24: raylink.node.v1.NodeService.Children:input_type -> raylink.node.v1.ChildrenRequest
+	18, // 25: raylink.node.v1.NodeService.Create:input_type -> raylink.node.v1.CreateRequest
+	20, // 26: raylink.node.v1.NodeService.CancelCreate:input_type -> raylink.node.v1.CancelCreateRequest
+	22, // 27: raylink.node.v1.NodeService.CreateTunnel:input_type -> raylink.node.v1.CreateTunnelRequest
+	24, // 28: raylink.node.v1.NodeService.TunnelStats:input_type -> raylink.node.v1.TunnelStatsRequest
+	26, // 29: raylink.node.v1.NodeService.Stop:input_type -> raylink.node.v1.StopRequest
+	13, // 30: raylink.node.v1.NodeService.Ping:output_type -> raylink.node.v1.PingResponse
+	15, // 31: raylink.node.v1.NodeService.Info:output_type -> raylink.node.v1.InfoResponse
+	17, // 32: raylink.node.v1.NodeService.Children:output_type -> raylink.node.v1.ChildrenResponse
+	19, // 33: raylink.node.v1.NodeService.Create:output_type -> raylink.node.v1.CreateResponse
+	21, // 34: raylink.node.v1.NodeService.CancelCreate:output_type -> raylink.node.v1.CancelCreateResponse
+	23, // 35: raylink.node.v1.NodeService.CreateTunnel:output_type -> raylink.node.v1.CreateTunnelResponse
+	25, // 36: raylink.node.v1.NodeService.TunnelStats:output_type -> raylink.node.v1.TunnelStatsResponse
+	27, // 37: raylink.node.v1.NodeService.Stop:output_type -> raylink.node.v1.StopResponse
+	30, // [30:38] is the sub-list for method output_type
+	22, // [22:30] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_raylink_node_v1_node_proto_init() }
@@ -1901,7 +2013,7 @@ func file_raylink_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_node_v1_node_proto_rawDesc), len(file_raylink_node_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -119,7 +119,7 @@ type BrainServiceClient interface {
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// Update changes records.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
-	// Remove takes nodes, and all below them, out of the tree.
+	// Remove takes nodes, and all below them, out of the tree, and withdraws registrations.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
 	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
 	// the error's detail.
@@ -220,7 +220,7 @@ type BrainServiceHandler interface {
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// Update changes records.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
-	// Remove takes nodes, and all below them, out of the tree.
+	// Remove takes nodes, and all below them, out of the tree, and withdraws registrations.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
 	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
 	// the error's detail.

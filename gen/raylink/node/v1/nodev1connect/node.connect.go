@@ -33,6 +33,8 @@ const (
 	NodeServiceChildrenProcedure = "/raylink.node.v1.NodeService/Children"
 	// NodeServiceCreateProcedure is the procedure name of the NodeService's Create RPC.
 	NodeServiceCreateProcedure = "/raylink.node.v1.NodeService/Create"
+	// NodeServiceCancelCreateProcedure is the procedure name of the NodeService's CancelCreate RPC.
+	NodeServiceCancelCreateProcedure = "/raylink.node.v1.NodeService/CancelCreate"
 	// NodeServiceCreateTunnelProcedure is the procedure name of the NodeService's CreateTunnel RPC.
 	NodeServiceCreateTunnelProcedure = "/raylink.node.v1.NodeService/CreateTunnel"
 	// NodeServiceTunnelStatsProcedure is the procedure name of the NodeService's TunnelStats RPC.
@@ -70,6 +72,13 @@ var (
 			Procedure:  NodeServiceCreateProcedure,
 		}
 	})
+	nodeServiceCancelCreateSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_raylink_node_v1_node_proto.Services().ByName("NodeService").Methods().ByName("CancelCreate"),
+			Procedure:  NodeServiceCancelCreateProcedure,
+		}
+	})
 	nodeServiceCreateTunnelSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -103,6 +112,9 @@ type NodeServiceClient interface {
 	Children(context.Context, *v1.ChildrenRequest) (*v1.ChildrenResponse, error)
 	// Create makes children of the node, launched by its host.
 	Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error)
+	// CancelCreate undoes a creation, whether it is under way, done or still to arrive, and answers when nothing of it is left. It is for
+	// a caller that did not get the answer of Create.
+	CancelCreate(context.Context, *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error)
 	// CreateTunnel opens an extra way to the node; the tag must be new.
 	CreateTunnel(context.Context, *v1.CreateTunnelRequest) (*v1.CreateTunnelResponse, error)
 	// TunnelStats counts what went over the node's extra tunnels.
@@ -127,6 +139,9 @@ type NodeServiceHandler interface {
 	Children(context.Context, *v1.ChildrenRequest) (*v1.ChildrenResponse, error)
 	// Create makes children of the node, launched by its host.
 	Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error)
+	// CancelCreate undoes a creation, whether it is under way, done or still to arrive, and answers when nothing of it is left. It is for
+	// a caller that did not get the answer of Create.
+	CancelCreate(context.Context, *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error)
 	// CreateTunnel opens an extra way to the node; the tag must be new.
 	CreateTunnel(context.Context, *v1.CreateTunnelRequest) (*v1.CreateTunnelResponse, error)
 	// TunnelStats counts what went over the node's extra tunnels.
@@ -144,6 +159,7 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 		connect.Method{Spec: nodeServiceInfoSpec(), Handler: adapter.info},
 		connect.Method{Spec: nodeServiceChildrenSpec(), Handler: adapter.children},
 		connect.Method{Spec: nodeServiceCreateSpec(), Handler: adapter.create},
+		connect.Method{Spec: nodeServiceCancelCreateSpec(), Handler: adapter.cancelCreate},
 		connect.Method{Spec: nodeServiceCreateTunnelSpec(), Handler: adapter.createTunnel},
 		connect.Method{Spec: nodeServiceTunnelStatsSpec(), Handler: adapter.tunnelStats},
 		connect.Method{Spec: nodeServiceStopSpec(), Handler: adapter.stop},
@@ -167,6 +183,10 @@ func (UnimplementedNodeServiceHandler) Children(context.Context, *v1.ChildrenReq
 
 func (UnimplementedNodeServiceHandler) Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.node.v1.NodeService.Create is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) CancelCreate(context.Context, *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.node.v1.NodeService.CancelCreate is not implemented")
 }
 
 func (UnimplementedNodeServiceHandler) CreateTunnel(context.Context, *v1.CreateTunnelRequest) (*v1.CreateTunnelResponse, error) {
@@ -212,6 +232,14 @@ func (c *nodeServiceClient) Children(ctx context.Context, req *v1.ChildrenReques
 func (c *nodeServiceClient) Create(ctx context.Context, req *v1.CreateRequest) (*v1.CreateResponse, error) {
 	var res v1.CreateResponse
 	if err := c.client.CallUnary(ctx, nodeServiceCreateSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *nodeServiceClient) CancelCreate(ctx context.Context, req *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error) {
+	var res v1.CancelCreateResponse
+	if err := c.client.CallUnary(ctx, nodeServiceCancelCreateSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -285,6 +313,18 @@ func (h nodeServiceHandler) create(ctx context.Context, _ connect.Spec, stream c
 		return err
 	}
 	res, err := h.svc.Create(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) cancelCreate(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CancelCreateRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CancelCreate(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,15 @@ type ProbeConfig struct {
 	// Set-up prints this line.
 	Print string `protobuf:"bytes,5,opt,name=print,proto3" json:"print,omitempty"`
 	// Set-up ends the process.
-	Exit          bool `protobuf:"varint,6,opt,name=exit,proto3" json:"exit,omitempty"`
+	Exit bool `protobuf:"varint,6,opt,name=exit,proto3" json:"exit,omitempty"`
+	// Set-up ignores the end of its context while it waits.
+	Deaf bool `protobuf:"varint,7,opt,name=deaf,proto3" json:"deaf,omitempty"`
+	// Set-up returns a nil pointer and no error.
+	Nothing bool `protobuf:"varint,8,opt,name=nothing,proto3" json:"nothing,omitempty"`
+	// Set-up starts this command, and leaves it running.
+	Command []string `protobuf:"bytes,9,rep,name=command,proto3" json:"command,omitempty"`
+	// Set-up writes its process's id into this file first.
+	PidFile       string `protobuf:"bytes,10,opt,name=pid_file,json=pidFile,proto3" json:"pid_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -114,6 +122,34 @@ func (x *ProbeConfig) GetExit() bool {
 		return x.Exit
 	}
 	return false
+}
+
+func (x *ProbeConfig) GetDeaf() bool {
+	if x != nil {
+		return x.Deaf
+	}
+	return false
+}
+
+func (x *ProbeConfig) GetNothing() bool {
+	if x != nil {
+		return x.Nothing
+	}
+	return false
+}
+
+func (x *ProbeConfig) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ProbeConfig) GetPidFile() string {
+	if x != nil {
+		return x.PidFile
+	}
+	return ""
 }
 
 type AddRequest struct {
@@ -1524,7 +1560,9 @@ func (x *SpawnResponse) GetChildren() []*v1.NodeRef {
 type CrashRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// By a task's error instead of the process's end.
-	Task          string `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	Task string `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// The process ends with exit code 0 instead of 3.
+	Quietly       bool `protobuf:"varint,2,opt,name=quietly,proto3" json:"quietly,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1564,6 +1602,13 @@ func (x *CrashRequest) GetTask() string {
 		return x.Task
 	}
 	return ""
+}
+
+func (x *CrashRequest) GetQuietly() bool {
+	if x != nil {
+		return x.Quietly
+	}
+	return false
 }
 
 type CrashResponse struct {
@@ -1606,14 +1651,19 @@ var File_contract_v1_contract_proto protoreflect.FileDescriptor
 
 const file_contract_v1_contract_proto_rawDesc = "" +
 	"\n" +
-	"\x1acontract/v1/contract.proto\x12\vcontract.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\xac\x01\n" +
+	"\x1acontract/v1/contract.proto\x12\vcontract.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\x8f\x02\n" +
 	"\vProbeConfig\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x12\n" +
 	"\x04fail\x18\x02 \x01(\tR\x04fail\x12\x1a\n" +
 	"\bchildren\x18\x03 \x01(\rR\bchildren\x12-\n" +
 	"\x04wait\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x14\n" +
 	"\x05print\x18\x05 \x01(\tR\x05print\x12\x12\n" +
-	"\x04exit\x18\x06 \x01(\bR\x04exit\"\x1c\n" +
+	"\x04exit\x18\x06 \x01(\bR\x04exit\x12\x12\n" +
+	"\x04deaf\x18\a \x01(\bR\x04deaf\x12\x18\n" +
+	"\anothing\x18\b \x01(\bR\anothing\x12\x18\n" +
+	"\acommand\x18\t \x03(\tR\acommand\x12\x19\n" +
+	"\bpid_file\x18\n" +
+	" \x01(\tR\apidFile\"\x1c\n" +
 	"\n" +
 	"AddRequest\x12\x0e\n" +
 	"\x02by\x18\x01 \x01(\x03R\x02by\"\x1f\n" +
@@ -1702,9 +1752,10 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"in_process\x18\x02 \x01(\bR\tinProcess\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\"E\n" +
 	"\rSpawnResponse\x124\n" +
-	"\bchildren\x18\x01 \x03(\v2\x18.raylink.node.v1.NodeRefR\bchildren\"\"\n" +
+	"\bchildren\x18\x01 \x03(\v2\x18.raylink.node.v1.NodeRefR\bchildren\"<\n" +
 	"\fCrashRequest\x12\x12\n" +
-	"\x04task\x18\x01 \x01(\tR\x04task\"\x0f\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
+	"\aquietly\x18\x02 \x01(\bR\aquietly\"\x0f\n" +
 	"\rCrashResponse2\x89\b\n" +
 	"\x05Probe\x128\n" +
 	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12E\n" +

@@ -1,0 +1,232 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// brainTimeout bounds one request that undoes something, so that a Brain that is away holds up nothing else. What it could not be asked for
+// then is asked for again in the background.
+const brainTimeout = 2 * time.Second
+
+// creation is one creation under way on this host, from before its nodes are registered until they are the parent's children or nothing of them is
+// left. The end of the parent, of the host, and of the caller's context cancel it; the first two wait for it.
+type creation struct {
+	// id is its request id, with Brain and with the caller in another process.
+	id string
+	// parent is the parent's nid.
+	parent string
+	// life ends when the creation is canceled, by cancel.
+	life   context.Context //nolint:containedctx // the creation's life is this context
+	cancel context.CancelCauseFunc
+	// done is closed when it is over.
+	done chan struct{}
+}
+
+// beginCreation begins a creation, unless what it would be below is ending. It must be ended by endCreation.
+func (h *Host) beginCreation(parent *Node, parentNID, id string) (*creation, error) {
+	c := &creation{id: id, parent: parentNID, done: make(chan struct{})}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closing {
+		return nil, connect.NewError(connect.CodeUnavailable, "the runtime is closing: it creates no more nodes")
+	}
+	if parent != nil && parent.isStopping() {
+		return nil, closedError(parent.path, "is stopping: it gets no more children")
+	}
+	c.life, c.cancel = context.WithCancelCause(h.life)
+	h.creations[c] = struct{}{}
+	return c, nil
+}
+
+func (h *Host) endCreation(c *creation) {
+	h.mu.Lock()
+	delete(h.creations, c)
+	h.mu.Unlock()
+	c.cancel(nil)
+	close(c.done)
+}
+
+// bound is ctx, which ends with the creation, too.
+func (c *creation) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// endOfCreation is the error of a creation whose context has ended: the one that it was canceled with, where that says more than its caller knows.
+func endOfCreation(ctx context.Context) error {
+	if e, ok := errors.AsType[*connect.Error](context.Cause(ctx)); ok {
+		return e
+	}
+	return causeOf(ctx)
+}
+
+// cancelCreations cancels the creations that match, and waits until nothing of them is left, or ctx ends.
+func (h *Host) cancelCreations(ctx context.Context, match func(*creation) bool, cause error) {
+	var matching []*creation
+	h.mu.Lock()
+	for c := range h.creations {
+		if match(c) {
+			matching = append(matching, c)
+		}
+	}
+	h.mu.Unlock()
+	for _, c := range matching {
+		c.cancel(cause)
+	}
+	for _, c := range matching {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// undoCreation undoes the creation of a request id, whether it is under way, done or still to arrive.
+func (h *Host) undoCreation(ctx context.Context, id string) error {
+	undo := func() error {
+		h.cancelCreations(ctx, func(c *creation) bool { return c.id == id },
+			connect.NewError(connect.CodeCanceled, "its caller gave it up"))
+		return h.stopMatching(ctx, func(k *kid) bool { return k.creation == id })
+	}
+	if err := undo(); err != nil {
+		return err
+	}
+	// From here on Brain refuses to register it, should it still be to come. One that got in between is canceled by the second try.
+	_, err := h.brain.Remove(ctx, &brainv1.RemoveRequest{RequestIds: []string{id}, Cause: "its creation was canceled"})
+	if err != nil {
+		return err
+	}
+	return undo()
+}
+
+// stopMatching stops those of this host's children that match.
+func (h *Host) stopMatching(ctx context.Context, match func(*kid) bool) error {
+	var matching []*kid
+	h.mu.Lock()
+	for _, kids := range h.kids {
+		for _, k := range kids {
+			if match(k) {
+				matching = append(matching, k)
+			}
+		}
+	}
+	h.mu.Unlock()
+	return h.stopAll(ctx, matching)
+}
+
+// firstError is the first of several errors in time.
+type firstError struct {
+	mu  sync.Mutex
+	err error
+}
+
+// set records err unless another came before. It returns true to the first.
+func (f *firstError) set(err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return false
+	}
+	f.err = err
+	return true
+}
+
+func (f *firstError) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// register registers new nodes with Brain. After an error nothing is registered, also where Brain did register them and its answer was lost.
+func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
+	res, err := h.brain.Register(ctx, req)
+	if err == nil {
+		return res.GetNodes(), nil
+	}
+	if !isVerdict(err) {
+		h.remove(ctx, &brainv1.RemoveRequest{RequestIds: []string{req.GetRequestId()}, Cause: "its creation was given up"})
+	}
+	return nil, err
+}
+
+// isVerdict says whether an error of Brain's can only be its refusal of the request, as against the loss of its answer.
+func isVerdict(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodeFailedPrecondition,
+		connect.CodePermissionDenied, connect.CodeUnauthenticated, connect.CodeUnimplemented, connect.CodeOutOfRange:
+		return true
+	default:
+		return false
+	}
+}
+
+// remove has Brain remove records or withdraw registrations, also after ctx has ended. What is gone already is no error. What Brain can't be
+// asked for within brainTimeout, because it is away, is asked for again in the background until it is done or the host has ended; then Brain
+// removes it with the host.
+func (h *Host) remove(ctx context.Context, req *brainv1.RemoveRequest) {
+	err := h.tryRemove(context.WithoutCancel(ctx), req)
+	if err == nil {
+		return
+	}
+	h.log.Warn("a record could not be removed", slog.Any("nids", req.GetNids()), slog.String("cause", req.GetCause()), slog.Any("error", err))
+	if isVerdict(err) {
+		return
+	}
+	h.goBackground(func(ctx context.Context) {
+		for try := 0; backoff(ctx, try); try++ {
+			if err := h.tryRemove(ctx, req); err == nil || isVerdict(err) {
+				return
+			}
+		}
+	})
+}
+
+func (h *Host) tryRemove(ctx context.Context, req *brainv1.RemoveRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, brainTimeout)
+	defer cancel()
+	_, err := h.brain.Remove(ctx, req)
+	if connect.CodeOf(err) == connect.CodeNotFound {
+		if len(req.GetNids()) < 2 {
+			return nil
+		}
+		// One of them has been gone for so long that Brain has forgotten it, and refuses them all.
+		var errs []error
+		for _, nid := range req.GetNids() {
+			errs = append(errs, h.tryRemove(ctx, &brainv1.RemoveRequest{Nids: []string{nid}, Cause: req.GetCause()}))
+		}
+		return errors.Join(errs...)
+	}
+	return err
+}
+
+// maxRemoved bounds the nodes of one request.
+const maxRemoved = 1000
+
+// removeRecords takes nodes out of Brain's tree, see [Host.remove].
+func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
+	for some := range slices.Chunk(nids, maxRemoved) {
+		h.remove(ctx, &brainv1.RemoveRequest{Nids: some, Cause: cause})
+	}
+}
+
+// isClosing says whether Close has begun.
+func (h *Host) isClosing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closing
+}
