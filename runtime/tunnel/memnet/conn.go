@@ -103,6 +103,16 @@ func (l *Link) Stall() {
 // StallReplies holds back what goes to the end that dialled.
 func (l *Link) StallReplies() { l.back.setStalled(true) }
 
+// StallRepliesAfter lets n more bytes through to the end that dialled, and then holds back what
+// goes there.
+func (l *Link) StallRepliesAfter(n int) { l.back.setStallAfter(n) }
+
+// Rate bounds how many bytes arrive in a second, in each direction; 0 is no bound.
+func (l *Link) Rate(bytesPerSecond int) {
+	l.there.setRate(bytesPerSecond)
+	l.back.setRate(bytesPerSecond)
+}
+
 // Resume lets everything flow again, in both directions.
 func (l *Link) Resume() {
 	l.there.setStalled(false)

@@ -19,6 +19,11 @@ type flow struct {
 	size    int
 	delay   time.Duration
 	stalled bool
+	// stallAfter, if it is positive, is how many more bytes arrive before the flow is stalled.
+	stallAfter int
+	// rate is how many bytes arrive in a second, 0 for any number; free is when the next ones may.
+	rate int
+	free time.Time
 	// broken is set when the link was cut.
 	broken bool
 	// ended: the writing end was closed. deaf: the reading end was.
@@ -92,6 +97,9 @@ func (f *flow) read(b []byte) (int, error) {
 		var timer *time.Timer
 		if len(f.chunks) > 0 && !f.stalled {
 			wait := time.Until(f.chunks[0].due)
+			if f.rate > 0 {
+				wait = max(wait, time.Until(f.free))
+			}
 			if wait <= 0 {
 				return f.take(b), nil
 			}
@@ -106,8 +114,14 @@ func (f *flow) read(b []byte) (int, error) {
 	}
 }
 
-// take copies what is due.
+// take copies what is due and may arrive.
 func (f *flow) take(b []byte) int {
+	if f.rate > 0 {
+		b = b[:min(len(b), max(f.rate/quantaPerSecond, 1))]
+	}
+	if f.stallAfter > 0 {
+		b = b[:min(len(b), f.stallAfter)]
+	}
 	n := 0
 	for n < len(b) && len(f.chunks) > 0 && time.Until(f.chunks[0].due) <= 0 {
 		head := &f.chunks[0]
@@ -118,8 +132,25 @@ func (f *flow) take(b []byte) int {
 		}
 	}
 	f.size -= n
+	if f.rate > 0 {
+		f.free = latest(f.free, time.Now()).Add(time.Duration(n) * time.Second / time.Duration(f.rate))
+	}
+	if f.stallAfter > 0 {
+		f.stallAfter -= n
+		f.stalled = f.stallAfter == 0
+	}
 	f.changed.Broadcast()
 	return n
+}
+
+// quantaPerSecond is in how many portions the bytes of a second arrive on a slow link.
+const quantaPerSecond = 1000
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (f *flow) write(b []byte) (int, error) {
@@ -185,6 +216,20 @@ func (f *flow) setDelay(d time.Duration) {
 func (f *flow) setStalled(stalled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.stalled = stalled
+	f.stalled, f.stallAfter = stalled, 0
+	f.changed.Broadcast()
+}
+
+func (f *flow) setStallAfter(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stalled, f.stallAfter = n == 0, n
+	f.changed.Broadcast()
+}
+
+func (f *flow) setRate(rate int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rate, f.free = rate, time.Time{}
 	f.changed.Broadcast()
 }

@@ -123,3 +123,50 @@ func TestWriterWaitsForItsReader(t *testing.T) {
 		require.Len(t, got, 1<<20)
 	})
 }
+
+func TestSlowLinkTakesItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := memnet.Pipe()
+		a.Link().Rate(10_000)
+		go func() { _, _ = a.Write(make([]byte, 20_000)) }()
+		begin := time.Now()
+		_, err := io.ReadFull(b, make([]byte, 20_000))
+		require.NoError(t, err)
+		require.InDelta(t, 2, time.Since(begin).Seconds(), 0.01)
+
+		a.Link().Rate(3) // less than a byte in each of its portions
+		go func() { _, _ = a.Write(make([]byte, 9)) }()
+		begin = time.Now()
+		_, err = io.ReadFull(b, make([]byte, 9))
+		require.NoError(t, err)
+		require.InDelta(t, 3, time.Since(begin).Seconds(), 0.5)
+
+		a.Link().Rate(0)
+		go func() { _, _ = a.Write(make([]byte, 20_000)) }()
+		begin = time.Now()
+		_, err = io.ReadFull(b, make([]byte, 20_000))
+		require.NoError(t, err)
+		require.Zero(t, time.Since(begin))
+	})
+}
+
+func TestLinkStallsAfterSomeBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := memnet.Pipe()
+		a.Link().StallRepliesAfter(3)
+		_, err := b.Write([]byte("12345"))
+		require.NoError(t, err)
+		buf := make([]byte, 10)
+		n, err := a.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, "123", string(buf[:n]))
+		require.NoError(t, a.SetReadDeadline(time.Now().Add(time.Hour)))
+		_, err = a.Read(buf)
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.NoError(t, a.SetReadDeadline(time.Time{}))
+		a.Link().Resume()
+		n, err = a.Read(buf)
+		require.NoError(t, err)
+		require.Equal(t, "45", string(buf[:n]))
+	})
+}
