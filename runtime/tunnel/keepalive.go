@@ -6,64 +6,125 @@ import (
 	"time"
 )
 
-// pulse finds out a peer that has gone silent while calls are open. It ticks only then, so an idle connection costs no timer.
-// It is guarded by the connection's lock.
-type pulse struct {
-	timer  *time.Timer
-	armed  bool
-	pinged bool
-	silent time.Duration
+// keepalive finds out a peer that has gone silent while calls are open. It ticks only then, so an
+// idle connection costs no timer. It is guarded by the connection's lock.
+//
+// Silence is counted in ticks that came in time, never by the clock. A tick that comes late says
+// that this process did not run (it was stopped, its machine was suspended or is overloaded): what
+// the peer has sent meanwhile has not been read yet, so the peer is pinged and given a whole
+// interval from then on.
+type keepalive struct {
+	// interval is how long the peer may be silent before it is pinged, and then before it is given
+	// up.
+	interval time.Duration
+	timer    *time.Timer
+	armed    bool
+	// last is when the last tick was, silent how many ticks in a row since brought nothing.
+	last   time.Time
+	silent int
 }
+
+// keepaliveVerdict is what a tick finds.
+type keepaliveVerdict uint8
+
+const (
+	// peerAlive: nothing is to be done.
+	peerAlive keepaliveVerdict = iota
+	// peerSilent: it is to be pinged.
+	peerSilent
+	// peerLost: it has not answered.
+	peerLost
+)
+
+// ticksPerInterval is how many ticks an interval has. With more of them a shorter stop of this
+// process is noticed.
+const ticksPerInterval = 4
+
+// leastLateness is how late a tick is at the least before it says anything: schedulers are not
+// exact.
+const leastLateness = 50 * time.Millisecond
 
 var errNoAnswer = errors.New("no answer")
 
-func (p *pulse) stop() {
-	if p.timer != nil {
-		p.timer.Stop()
+func (k *keepalive) period() time.Duration { return max(k.interval/ticksPerInterval, 1) }
+
+// begin is before the first tick.
+func (k *keepalive) begin(now time.Time) { k.last, k.silent = now, 0 }
+
+// tick decides by what has come since the last one.
+func (k *keepalive) tick(now time.Time, traffic bool) keepaliveVerdict {
+	late := k.isLate(now)
+	k.last = now
+	switch {
+	case traffic:
+		k.silent = 0
+		return peerAlive
+	case late && k.silent > 0:
+		k.silent = ticksPerInterval
+		return peerSilent
+	}
+	switch k.silent++; k.silent {
+	case ticksPerInterval:
+		return peerSilent
+	case 2 * ticksPerInterval:
+		return peerLost
+	}
+	return peerAlive
+}
+
+// isLate says whether more time has passed than a tick's, by either clock: the monotonic one stands
+// still while some machines are suspended, and the other one then does not.
+func (k *keepalive) isLate(now time.Time) bool {
+	passed := max(now.Sub(k.last), now.Round(0).Sub(k.last.Round(0)))
+	return passed > k.period()+max(k.period()/2, leastLateness)
+}
+
+func (k *keepalive) stop() {
+	if k.timer != nil {
+		k.timer.Stop()
 	}
 }
 
-// watch starts the pulse when the first call opens. Callers hold the lock.
+// watch starts the ticks when the first call opens. Callers hold the lock.
 func (c *Conn) watch() {
-	if c.pulse.armed || c.cfg.Keepalive < 0 || c.err != nil {
+	k := &c.keepalive
+	if k.armed || c.cfg.Keepalive < 0 || c.err != nil {
 		return
 	}
-	c.pulse.armed, c.pulse.pinged, c.pulse.silent = true, false, 0
-	c.heard.Store(true)
-	if c.pulse.timer == nil {
-		c.pulse.timer = time.AfterFunc(c.cfg.Keepalive, c.beat)
+	k.armed, k.interval = true, c.cfg.Keepalive
+	k.begin(time.Now())
+	c.heard.Store(false)
+	if k.timer == nil {
+		k.timer = time.AfterFunc(k.period(), c.keepaliveTick)
 		return
 	}
-	c.pulse.timer.Reset(c.cfg.Keepalive)
+	k.timer.Reset(k.period())
 }
 
-// beat looks whether anything was heard since the last time. Silence is answered by a ping, continued silence by the end.
-func (c *Conn) beat() {
+// keepaliveTick looks whether anything has come since the last tick. Silence is answered by a ping,
+// continued silence by the end.
+func (c *Conn) keepaliveTick() {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
 		return
 	}
-	p := &c.pulse
-	switch {
-	case c.heard.Swap(false):
-		p.pinged, p.silent = false, 0
-	case p.pinged:
-		silent := p.silent + c.cfg.Keepalive
-		c.mu.Unlock()
-		c.fail(fmt.Errorf("%w for %v", errNoAnswer, silent))
-		return
-	default:
-		p.pinged = true
-		p.silent += c.cfg.Keepalive
+	k := &c.keepalive
+	switch k.tick(time.Now(), c.heard.Swap(false)) {
+	case peerAlive:
+	case peerSilent:
 		c.out.frame(kindPing, 0, make([]byte, pingBytes))
 		c.kick()
+	case peerLost:
+		c.mu.Unlock()
+		c.fail(fmt.Errorf("%w for %v", errNoAnswer, 2*c.cfg.Keepalive))
+		return
 	}
-	// What could not be written yet counts as open: nobody reads it.
+	// What could not be written yet counts as open: the peer does not read it.
 	if c.pending() == 0 && !c.out.writing {
-		p.armed = false
+		k.armed = false
 	} else {
-		p.timer.Reset(c.cfg.Keepalive)
+		k.timer.Reset(k.period())
 	}
 	c.mu.Unlock()
 }

@@ -80,10 +80,10 @@ type Conn struct {
 	peerDrained bool
 	quiet       chan struct{}
 	// after is what AfterEnd was given.
-	after []func()
-	out   outbox
-	pulse pulse
-	extra extraBudget
+	after     []func()
+	out       outbox
+	keepalive keepalive
+	extra     extraBudget
 
 	// A dialling side's calls.
 	gate     gate
@@ -299,7 +299,7 @@ func (c *Conn) fail(reason error) {
 	if c.draining == nil {
 		close(c.refused)
 	}
-	c.pulse.stop()
+	c.keepalive.stop()
 	var calls []*Call
 	var clients []*clientStream
 	for i := range c.slots {
