@@ -34,9 +34,9 @@ func Leaks(c *Conn) string {
 	if c.extra.used != 0 || len(c.extra.waiting) != 0 {
 		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.extra.used, len(c.extra.waiting))
 	}
-	if c.requestBytes != 0 || c.gate.used != 0 || c.pending() != 0 || c.streams != 0 || len(c.gate.waiters) != 0 {
+	if c.requestBytes != 0 || c.gate.used != 0 || c.pending() != 0 || c.streams != 0 || c.gate.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
-			c.requestBytes, c.gate.used, c.pending(), c.streams, len(c.gate.waiters))
+			c.requestBytes, c.gate.used, c.pending(), c.streams, c.gate.waiters.Len())
 	}
 	return ""
 }

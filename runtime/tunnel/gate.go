@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"container/list"
 	"context"
 	"fmt"
 )
@@ -10,7 +11,8 @@ import (
 type gate struct {
 	window, maxOpen int
 	used, open      int
-	waiters         []*waiter
+	// waiters are [*waiter]s: any of them may leave, and thousands at once.
+	waiters list.List
 }
 
 type waiter struct {
@@ -36,23 +38,20 @@ func (g *gate) give(cost int) {
 }
 
 func (g *gate) serve() {
-	for len(g.waiters) > 0 && g.fits(g.waiters[0].cost) {
-		w := g.waiters[0]
-		g.waiters[0] = nil
-		g.waiters = g.waiters[1:]
+	for first := g.waiters.Front(); first != nil; first = g.waiters.Front() {
+		w := first.Value.(*waiter) //nolint:forcetypeassert // nothing else is in it
+		if !g.fits(w.cost) {
+			return
+		}
+		g.waiters.Remove(first)
 		g.take(w.cost)
 		w.granted = true
 		close(w.ready)
 	}
 }
 
-func (g *gate) leave(w *waiter) {
-	for i := range g.waiters {
-		if g.waiters[i] == w {
-			g.waiters = append(g.waiters[:i], g.waiters[i+1:]...)
-			break
-		}
-	}
+func (g *gate) leave(place *list.Element) {
+	g.waiters.Remove(place)
 	g.serve()
 }
 
@@ -64,12 +63,12 @@ func (c *Conn) enter(ctx context.Context, cost int) error {
 	}
 	g := &c.gate
 	// A call that costs nothing (a stream) may pass those that wait for the window.
-	if g.fits(cost) && (len(g.waiters) == 0 || cost == 0) {
+	if g.fits(cost) && (g.waiters.Len() == 0 || cost == 0) {
 		g.take(cost)
 		return nil
 	}
 	w := &waiter{cost: cost, ready: make(chan struct{})}
-	g.waiters = append(g.waiters, w)
+	place := g.waiters.PushBack(w)
 	c.mu.Unlock()
 	select {
 	case <-w.ready:
@@ -78,7 +77,7 @@ func (c *Conn) enter(ctx context.Context, cost int) error {
 	}
 	c.mu.Lock()
 	if !w.granted {
-		g.leave(w)
+		g.leave(place)
 		if err := c.refusing(); err != nil {
 			return err
 		}
