@@ -113,7 +113,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		c.expect(call)
 	}
 	if call.Waits || call.Follow != nil {
-		c.oversee(ctx, call)
+		c.sweepLater(ctx, call)
 	}
 	c.watch()
 	if c.out.calls++; c.gate.open == 1 || c.out.calls >= callBatch {
@@ -203,6 +203,7 @@ func (call *Call) Cancel(err error) {
 		return
 	}
 	c.slots[call.id].call = nil
+	c.unwatched.remove(call)
 	p := call.parcel
 	c.out.drop(p)
 	if p != nil && !p.started {
@@ -254,14 +255,23 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	return kept
 }
 
+// keptSlots is how many slots a connection keeps on which no call is open.
+const keptSlots = 1 << 10
+
+// isOpen says whether the call is neither over nor cancelled. Callers hold the lock.
+func (c *Conn) isOpen(call *Call) bool {
+	s := c.slotOf(call.id)
+	return s != nil && s.call == call
+}
+
 // claim takes a free id. The gate has made sure that there is one.
 func (c *Conn) claim(s slot) uint32 {
 	s.busy = true
 	if c.gate.open > 1 {
 		c.alone = 0
 	}
-	if c.by == byNobody && (s.call == nil || !s.call.Waits) {
-		c.takeBack() // nobody who waits will: expect sees to the others
+	if s.call == nil || !s.call.Waits {
+		c.passOwnership(begun) // expect does it for callers that wait
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]
@@ -270,14 +280,22 @@ func (c *Conn) claim(s slot) uint32 {
 		return id
 	}
 	c.slots = append(c.slots, s)
+	c.idsUsed = max(c.idsUsed, len(c.slots))
 	return uint32(len(c.slots) - 1) //nolint:gosec // at most maxCallID
 }
 
 // vacate gives an id back, once the peer has said its last word on it.
 func (c *Conn) vacate(id uint32) {
-	cost := c.slots[id].cost
-	c.slots[id] = slot{}
+	s := &c.slots[id]
+	cost := s.cost
+	if s.call != nil {
+		c.unwatched.remove(s.call)
+	}
+	*s = slot{}
 	c.free = append(c.free, id)
 	c.gate.give(cost)
+	if c.gate.open == 0 && len(c.slots) > keptSlots {
+		c.slots, c.free = make([]slot, 1), nil // after a burst
+	}
 	c.checkQuiet()
 }

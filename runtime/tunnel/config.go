@@ -49,7 +49,7 @@ type Config struct {
 	// each other several times faster, and takes processor time that others may want; a process never has more than half of its processors
 	// looking. Default 50 µs; negative means never.
 	BusyPoll time.Duration
-	// Overseer looks after handlers that run on the reading goroutine. The connections of one process should share one. Default: each has its
+	// Overseer sweeps the connections. Those of one process should share one. Default: each has its
 	// own.
 	Overseer *Overseer
 	// Logger gets what no caller is told: a handler's panic, a peer that breaks the protocol. Default [slog.Default].

@@ -55,3 +55,10 @@ func ParseGreeting(b []byte) error {
 	_, err := parseGreeting(b)
 	return err
 }
+
+// Slots is how many slots for calls the connection keeps.
+func Slots(c *Conn) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.slots)
+}

@@ -87,25 +87,35 @@ func (c *Conn) handOver(turn uint64) bool {
 	return true
 }
 
-// Overseer looks after connections whose reading goroutine runs handlers: every millisecond, for as long as there is any. One that is found at
-// the same work twice is given another goroutine to read with. Connections of one process share one; the zero value is ready.
+// Overseer is what sweeps the connections of a process on which something goes on, every
+// millisecond. A reading goroutine that is found in the same handler twice is given another one to
+// read with; a caller that is found reading twice stops; and callers are notified of the end of
+// their contexts, see [Conn.Wait]. Connections of one process share one; the zero value is ready.
 type Overseer struct {
-	mu    sync.Mutex // guards all below
+	mu    sync.Mutex // guards what follows
 	conns map[*Conn]*overseen
 	timer *time.Timer
 	armed bool
+
+	// Owned by the tick: memory to use again.
+	tick  []*overseen
+	found []openCall
 }
 
-// overseen is what was last seen of a connection, and how often in a row.
+// overseen is what was last seen of a connection, and how often in a row nothing was left to do for
+// it.
 type overseen struct {
+	conn               *Conn
 	turn, spell, calls uint64
 	times              int
 }
 
 const (
-	// overseeEvery is how often is looked. A handler keeps a connection for twice that at the most.
+	// overseeEvery is how often the connections are swept. A handler keeps a connection for twice
+	// that at the most.
 	overseeEvery = time.Millisecond
-	// overseeQuiet is how often in a row nothing happens before a connection is no longer looked at.
+	// overseeQuiet is how often in a row nothing is left to do and no call begins, before a
+	// connection is no longer swept.
 	overseeQuiet = 50
 )
 
@@ -118,7 +128,9 @@ func (o *Overseer) add(c *Conn) {
 	if o.conns == nil {
 		o.conns = make(map[*Conn]*overseen)
 	}
-	o.conns[c] = &overseen{turn: c.turns.Load(), spell: c.spells.Load(), calls: c.calls.Load()}
+	last := &overseen{conn: c}
+	last.see()
+	o.conns[c] = last
 	if o.armed {
 		return
 	}
@@ -130,55 +142,71 @@ func (o *Overseer) add(c *Conn) {
 	o.timer.Reset(overseeEvery)
 }
 
+// look is one tick. There is one at a time: it starts the timer anew when it is done.
 func (o *Overseer) look() {
-	all, quiet := o.survey()
-	var found []openCall
-	for i, c := range all {
-		found = c.lookAfter(found)
-		if spell := quiet[i]; spell != busy {
-			c.interrupt(spell)
-		}
+	o.mu.Lock()
+	for _, last := range o.conns {
+		o.tick = append(o.tick, last)
 	}
-}
-
-// busy stands for a connection on which somebody's reading has changed since the last look.
-const busy = ^uint64(0)
-
-// survey looks at all connections. It returns those that were dialled, each with the spell that it has been in since the last look, or busy.
-func (o *Overseer) survey() (dialled []*Conn, quiet []uint64) {
+	o.mu.Unlock()
+	for _, last := range o.tick {
+		o.sweep(last)
+	}
+	clear(o.tick)
+	o.tick = o.tick[:0]
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for c, last := range o.conns {
-		now := overseen{turn: c.turns.Load(), spell: c.spells.Load()}
-		if c.dialled {
-			now.calls = c.calls.Load()
-		}
-		quietFor := busy
-		if now.turn == last.turn && now.spell == last.spell {
-			quietFor = now.spell
-			if now.turn%2 == 1 {
-				c.handOver(now.turn)
-			}
-		}
-		if c.dialled {
-			dialled, quiet = append(dialled, c), append(quiet, quietFor)
-		}
-		if quietFor == busy || now.calls != last.calls {
-			*last = now
-			continue
-		}
-		if last.times++; last.times > overseeQuiet {
-			// First the mark, then another look: whoever begins something looks for the mark after.
-			c.overseen.Store(false)
-			if c.turns.Load() == now.turn && c.spells.Load() == now.spell && (!c.dialled || c.calls.Load() == now.calls) || c.overseen.Swap(true) {
-				delete(o.conns, c)
-			}
-		}
-	}
 	if o.armed = len(o.conns) > 0; o.armed {
 		o.timer.Reset(overseeEvery)
 	}
-	return dialled, quiet
+}
+
+// sweep looks at one connection. It stays with the Overseer for as long as anything is left that
+// only the Overseer sees to.
+func (o *Overseer) sweep(last *overseen) {
+	c, before := last.conn, *last
+	last.see()
+	same := last.turn == before.turn && last.spell == before.spell
+	if same && last.turn%2 == 1 {
+		c.handOver(last.turn)
+	}
+	swept := true
+	if c.dialled {
+		if o.found, swept = c.sweepContexts(o.found); same {
+			c.interrupt(last.spell)
+		}
+	}
+	if !swept || !same || last.calls != before.calls || last.spell%2 == 1 {
+		last.times = 0
+		return
+	}
+	if last.times++; last.times <= overseeQuiet {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	// First the mark, then another look: what begins looks for the mark after it has left its
+	// trace.
+	c.overseen.Store(false)
+	if last.unchanged() {
+		delete(o.conns, c)
+		return
+	}
+	c.overseen.Store(true)
+}
+
+// see notes how the connection is now.
+func (l *overseen) see() {
+	l.turn, l.spell, l.calls = l.conn.turns.Load(), l.conn.spells.Load(), 0
+	if l.conn.dialled {
+		l.calls = l.conn.calls.Load() // those that are served leave their trace in turn, if they need it
+	}
+}
+
+func (l *overseen) unchanged() bool {
+	now := overseen{conn: l.conn}
+	now.see()
+	return now.turn == l.turn && now.spell == l.spell && now.calls == l.calls
 }
 
 // inlining is a connection's part in all this.

@@ -45,7 +45,7 @@ func steps() *rapid.Generator[[]step] {
 		return step{
 			What: rapid.SampledFrom([]string{
 				"unary", "unary", "unary", "unary", "fail", "hold", "cancel", "deadline", "large",
-				"bidi", "server", "client", "abandon", "stuck", "delay", "stall", "resume", "cut",
+				"bidi", "server", "client", "abandon", "stuck", "delay", "stall", "resume", "cut", "alone", "slow", "choke",
 			}).Draw(t, "what"),
 			Size:  size.Draw(t, "size"),
 			Count: rapid.IntRange(0, 6).Draw(t, "count"),
@@ -260,6 +260,40 @@ func (w *world) unary(seed int, s step) {
 	})
 }
 
+// alone makes calls one after the other, whose caller comes to read its own answers.
+func (w *world) alone(seed int, s step) {
+	w.run.Go(func() {
+		for i := range 8 {
+			ctx, cancel := context.WithTimeout(context.Background(), max(s.Wait, time.Millisecond))
+			procedure, size := "/p/echo", s.Size
+			if i%4 == 3 {
+				procedure, size = "/p/large", 2<<20
+			}
+			res := &wrapperspb.BytesValue{}
+			call := &tunnel.Call{
+				Target: fmt.Sprintf("alone-%d-%d", seed, i), Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
+				Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}}, Waits: true,
+			}
+			err := w.client.Start(ctx, call)
+			if err == nil {
+				w.mu.Lock()
+				w.sent[call.Target] = append(w.sent[call.Target], seed)
+				w.mu.Unlock()
+				w.client.Wait(ctx, call, context.Context.Err)
+				err = call.Err
+			}
+			if err == nil && !bytes.Equal(res.GetValue(), pattern(seed, size)) {
+				w.faultf("alone %d came back changed", seed)
+			}
+			if deadline, _ := ctx.Deadline(); time.Since(deadline) > 3*time.Millisecond {
+				w.faultf("alone %d returned %v after its deadline", seed, time.Since(deadline))
+			}
+			cancel()
+			w.checkEnd("alone", seed, err, connect.CodeDeadlineExceeded)
+		}
+	})
+}
+
 func (w *world) stream(seed int, s step) {
 	w.run.Go(func() {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -337,6 +371,14 @@ func (w *world) do(seed int, s step) {
 	switch s.What {
 	case "bidi", "server", "client", "abandon", "stuck":
 		w.stream(seed, s)
+	case "alone":
+		w.alone(seed, s)
+	case "slow":
+		w.link.Rate(100_000 * (s.Count + 1))
+		time.AfterFunc(s.Wait, func() { w.link.Rate(0) })
+	case "choke":
+		w.link.StallRepliesAfter(s.Size)
+		time.AfterFunc(s.Wait, w.link.Resume)
 	case "delay":
 		w.link.Delay(s.Wait)
 	case "stall":
@@ -393,6 +435,7 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 		w.do(i, s)
 	}
 	w.link.Resume()
+	w.link.Rate(0)
 	w.run.Wait()
 	<-time.After(time.Minute) // what handlers put off, and what is delayed
 	synctest.Wait()

@@ -12,7 +12,7 @@ import (
 // reading, and in work that it is to do itself: see serveInline.
 func (c *Conn) read() {
 	err := c.readFrames()
-	for errors.Is(err, errLent) {
+	for errors.Is(err, errYielded) {
 		if !c.awaitReading() {
 			return
 		}
@@ -61,8 +61,8 @@ func (c *Conn) beforeRead(between bool) error {
 	defer c.mu.Unlock()
 	c.out.corked = false
 	c.flush()
-	if between && c.lend() {
-		return errLent
+	if between && c.yield() {
+		return errYielded
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func (c *Conn) afterRead(n int) {
 
 func (c *Conn) readFrames() error {
 	err := c.readEachFrame()
-	if !errors.Is(err, errHandedOver) && !errors.Is(err, errLent) { // else somebody else reads already
+	if !errors.Is(err, errHandedOver) && !errors.Is(err, errYielded) { // else another goroutine reads already
 		c.publish()
 	}
 	return err
@@ -102,6 +102,12 @@ func (c *Conn) readEachFrame() error {
 		if c.waited != nil && c.answered {
 			return nil
 		}
+		if c.fragment.assembly != nil {
+			if err := c.finishFragment(); err != nil {
+				return err
+			}
+			continue
+		}
 		b, err := c.in.peek(headerBytes)
 		if err != nil {
 			return c.stopped(err)
@@ -113,11 +119,11 @@ func (c *Conn) readEachFrame() error {
 			}
 		}
 		if h.kind() == kindData && h.flags() == 0 && h.length() > c.in.end-c.in.begin-headerBytes {
-			done, err := c.readFragment(h)
+			begun, err := c.beginFragment(h)
 			if err != nil {
 				return err
 			}
-			if done {
+			if begun {
 				continue
 			}
 		}
@@ -167,9 +173,17 @@ func (c *Conn) plainData(h frameHeader) bool {
 	return h.kind() == kindData && h.flags() == 0 && h.id() != 0 && h.length() <= c.own.maxFragment
 }
 
-// readFragment reads the fragment of a large message, of which not all is here yet, straight into its place. It reports
-// false if the fragment is to be read like any other frame.
-func (c *Conn) readFragment(h frameHeader) (bool, error) {
+// fragment is one of a large message, of which not all has come, on its way straight to its place.
+// It outlives the goroutine that has begun to read it.
+type fragment struct {
+	target
+
+	id uint32
+}
+
+// beginFragment makes the fragment of a large message, of which not all is here yet, the one at
+// hand. It reports false if the fragment is to be read like any other frame.
+func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 	t := c.assembling(h.id())
 	if t.assembly == nil || t.assembly.discard {
 		return false, nil
@@ -184,11 +198,20 @@ func (c *Conn) readFragment(h frameHeader) (bool, error) {
 		return false, err
 	}
 	c.in.skip(headerBytes)
-	if err := c.in.readFull(dst); err != nil {
-		return false, lost(err)
+	c.in.readTo(dst)
+	c.fragment = fragment{target: t, id: h.id()}
+	return true, nil
+}
+
+// finishFragment reads what is missing of the fragment at hand.
+func (c *Conn) finishFragment() error {
+	if err := c.in.fillPlace(); err != nil {
+		return c.stopped(err)
 	}
+	f := c.fragment
+	c.fragment = fragment{}
 	c.frameEnd = c.in.begin
-	return true, c.assembled(h.id(), t)
+	return c.assembled(f.id, f.target)
 }
 
 // target is where the next fragment for an id goes.

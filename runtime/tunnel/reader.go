@@ -11,7 +11,11 @@ const (
 	largeRead = 64 << 10
 )
 
-// frameReader reads frames. A frame is handed out in place, so it is valid until the next call. It belongs to one goroutine.
+// frameReader reads frames. A frame is handed out in place, so it is valid until the next call. It
+// belongs to one goroutine at a time.
+//
+// A read that fails leaves everything that has come in the frameReader: after an interruption any
+// goroutine can go on with it.
 //
 // Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has been mostly empty for a while,
 // so that an idle connection holds little. The fragments of large messages are read straight to where they are needed.
@@ -30,12 +34,11 @@ type frameReader struct {
 	moving func()
 	// poll, where there is one, is tried between frames before a read that may wait. It may find nothing, without an error.
 	poll func(dst []byte, between bool) (int, error)
-	// before and after surround every read that may block; an error of before's is the read's. readOn says whether an error in the middle of
-	// a large message is none to end reading with yet; stop, that it ends the next read.
+	// before and after surround every read that may block; an error of before's is the read's.
 	before func(between bool) error
 	after  func(n int)
-	readOn func(error) bool
-	stop   bool
+	// place is what is still to be read of a fragment that goes straight to where it is needed.
+	place []byte
 }
 
 func newFrameReader(nc net.Conn) frameReader {
@@ -62,10 +65,6 @@ func (r *frameReader) peek(n int) ([]byte, error) {
 
 // fill reads once, after making room for n bytes in all.
 func (r *frameReader) fill(n int) error {
-	if r.stop {
-		r.stop = false
-		return errInterrupted
-	}
 	if r.moving != nil {
 		r.moving()
 	}
@@ -106,29 +105,36 @@ func (r *frameReader) adapt(got, asked int) {
 	}
 }
 
-// readFull takes len(dst) bytes: first what is buffered, the rest straight from the connection.
-func (r *frameReader) readFull(dst []byte) error {
+// readTo makes what comes next go to dst: first what is buffered, the rest straight from the
+// connection, by [frameReader.fillPlace].
+func (r *frameReader) readTo(dst []byte) {
 	n := copy(dst, r.buf[r.begin:r.end])
 	r.begin += n
 	if n < len(dst) {
 		r.limit = smallRead // large messages are coming: what is read ahead is copied once more
 	}
-	for n < len(dst) {
-		got, err := r.read(dst[n:], false)
-		n += got
-		if got == 0 && err != nil {
-			if r.readOn != nil && r.readOn(err) {
-				r.stop = true
-				continue
-			}
+	r.place = dst[n:]
+}
+
+// fillPlace reads until what readTo was given is full. After an error it goes on where it was when
+// it is called again.
+func (r *frameReader) fillPlace() error {
+	for len(r.place) > 0 {
+		n, err := r.read(r.place, false)
+		r.place = r.place[n:]
+		if n == 0 && err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
 		}
 	}
+	r.place = nil
 	return nil
 }
+
+// betweenFrames says that nothing of a frame has been read.
+func (r *frameReader) betweenFrames() bool { return r.begin == r.end && len(r.place) == 0 }
 
 // read reads once. between says that it is between frames.
 func (r *frameReader) read(dst []byte, between bool) (int, error) {

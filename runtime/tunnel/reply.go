@@ -13,7 +13,7 @@ func (c *Conn) slotOf(id uint32) *slot {
 func (c *Conn) known(id uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return int(id) < len(c.slots)
+	return int(id) < c.idsUsed
 }
 
 func (c *Conn) onReply(h frameHeader, body []byte) error {

@@ -32,7 +32,7 @@ import (
 // Conn is one end of a tunnel. Its methods may be called from any goroutine.
 type Conn struct {
 	inlining
-	lending
+	ownership
 
 	cfg     Config
 	nc      net.Conn
@@ -48,7 +48,7 @@ type Conn struct {
 	// born is what the deadlines of the calls that are served are counted from.
 	born time.Time
 
-	// in, and what it has read, belong to the reading goroutine.
+	// in, and what it has read, belong to the goroutine that owns reading, see readOwner.
 	in      frameReader
 	names   nameTable
 	now     time.Time
@@ -57,6 +57,9 @@ type Conn struct {
 	request request
 	// keeps says which procedures' last large message has kept the buffer it came in.
 	keeps map[string]bool
+	// fragment is the one that is being read straight to its place; its assembly is nil where there
+	// is none.
+	fragment fragment
 	// recent is where the last DATA went, and unpublished the streams that have got some since.
 	recent      target
 	unpublished []*inbox
@@ -90,8 +93,10 @@ type Conn struct {
 	interner interner
 	slots    []slot
 	free     []uint32
-	// looked is the last slot that the overseer has looked at.
-	looked int
+	// idsUsed is the largest number of slots that there have been.
+	idsUsed int
+	// unwatched are the calls whose contexts nothing but the sweeper looks at yet.
+	unwatched sweep
 	// replyBytes is the size of the large responses on their way.
 	replyBytes int
 
@@ -190,7 +195,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
-	c.back = make(chan struct{}, 1)
+	c.reclaimed = make(chan struct{}, 1)
 	c.writing = c.write
 	c.attempt.init(nc)
 	c.polling.init(nc, c.cfg.BusyPoll)
@@ -201,7 +206,7 @@ func (c *Conn) run() {
 	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
 	c.in.moving = c.publish
-	c.in.poll, c.in.before, c.in.after, c.in.readOn = c.poll, c.beforeRead, c.afterRead, c.readOn
+	c.in.poll, c.in.before, c.in.after = c.poll, c.beforeRead, c.afterRead
 	go c.read()
 }
 
@@ -302,6 +307,7 @@ func (c *Conn) fail(reason error) {
 	c.keepalive.stop()
 	var calls []*Call
 	var clients []*clientStream
+	c.unwatched.clear()
 	for i := range c.slots {
 		s := &c.slots[i]
 		switch {

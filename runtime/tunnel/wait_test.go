@@ -2,6 +2,9 @@ package tunnel_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -64,6 +67,145 @@ func TestWhoWaitsHearsOfTheEndOfItsContext(t *testing.T) {
 func TestThousandsWhoWaitHearOfTheEndOfTheirContext(t *testing.T) {
 	require.LessOrEqual(t, givenUp(t, 5000, 2*time.Millisecond), 5*time.Millisecond)
 	require.Zero(t, givenUp(t, 5000, time.Minute))
+	require.LessOrEqual(t, givenUp(t, 20_000, 2*time.Millisecond), 10*time.Millisecond)
+	require.Zero(t, givenUp(t, 20_000, 700*time.Millisecond))
+}
+
+// TestThousandsOfAsyncCallsAreCancelledOnBothSides: however many calls there are, each of them
+// hears of its context's end, and so does its handler.
+func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
+	const calls = 20_000
+	for _, after := range []time.Duration{0, 3 * time.Millisecond, 700 * time.Millisecond} {
+		t.Run(after.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var caller, served sync.WaitGroup
+				caller.Add(calls)
+				served.Add(calls)
+				s := overMemory(t, tunnel.Config{Keepalive: -1}, tunnel.Config{Keepalive: -1}, handlers{unary: func(in *tunnel.Incoming) {
+					context.AfterFunc(in.Context(), served.Done)
+				}})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				for range calls {
+					call := &tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) { caller.Done() }}
+					call.Follow = func() { context.AfterFunc(ctx, func() { call.Cancel(ctx.Err()) }) }
+					require.NoError(t, s.client.Start(ctx, call))
+				}
+				synctest.Wait() // all of them are with the handler
+				<-time.After(after)
+				begin := time.Now()
+				cancel()
+				caller.Wait()
+				served.Wait()
+				require.LessOrEqual(t, time.Since(begin), 10*time.Millisecond)
+			})
+		})
+	}
+}
+
+// TestOneCallAfterABurstIsCancelled: how many calls a connection has had does not matter to one
+// that waits.
+func TestOneCallAfterABurstIsCancelled(t *testing.T) {
+	const burst = 20_000
+	for _, answered := range []bool{true, false} {
+		t.Run(fmt.Sprintf("answered=%v", answered), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var held []*tunnel.Incoming
+				s := overMemory(t, tunnel.Config{Keepalive: -1}, tunnel.Config{Keepalive: -1}, handlers{unary: func(in *tunnel.Incoming) {
+					held = append(held, in)
+				}})
+				var all sync.WaitGroup
+				calls := make([]tunnel.Call, burst)
+				for i := range calls {
+					all.Add(1)
+					calls[i] = tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) { all.Done() }}
+					require.NoError(t, s.client.Start(t.Context(), &calls[i]))
+				}
+				synctest.Wait()
+				if !answered {
+					for i := range calls {
+						calls[i].Cancel(context.Canceled)
+					}
+				}
+				for _, in := range held {
+					in.Reply(nil, nil)
+				}
+				all.Wait()
+				<-time.After(200 * time.Millisecond)
+				require.LessOrEqual(t, tunnel.Slots(s.client), 1, "what a burst has taken is given back")
+				for range 2 { // with a call that does not wait for its answer before, and one that does
+					ctx, cancel := context.WithCancel(t.Context())
+					end := make(chan error, 1)
+					go func() { end <- invoke(ctx, s.client, 16) }()
+					<-time.After(300 * time.Microsecond)
+					begin := time.Now()
+					cancel()
+					require.Equal(t, connect.CodeCanceled, connect.CodeOf(<-end))
+					require.LessOrEqual(t, time.Since(begin), 2*time.Millisecond)
+					synctest.Wait()
+					require.ErrorIs(t, held[len(held)-1].Context().Err(), context.Canceled)
+				}
+			})
+		})
+	}
+}
+
+// TestThousandsThatWaitForTheWindowLeave: callers that are not let in yet leave at once, in any
+// order, and the others keep theirs.
+func TestThousandsThatWaitForTheWindowLeave(t *testing.T) {
+	const waiters = 20_000
+	synctest.Test(t, func(t *testing.T) {
+		var order []string
+		var held *tunnel.Incoming
+		s := overMemory(t, tunnel.Config{Keepalive: -1}, tunnel.Config{Keepalive: -1, MaxCalls: 1}, handlers{unary: func(in *tunnel.Incoming) {
+			if held == nil {
+				held = in
+				return
+			}
+			order = append(order, in.Target)
+			in.Reply(nil, nil)
+		}})
+		_, first, err := start(t.Context(), s.client, "/p/P", 1)
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var gone, served sync.WaitGroup
+		var want []string
+		for i := range waiters {
+			wait, done := ctx, &gone
+			if i%1000 == 0 {
+				wait, done = t.Context(), &served
+				want = append(want, strconv.Itoa(i))
+			}
+			done.Go(func() {
+				over := make(chan struct{})
+				err := s.client.Start(wait, &tunnel.Call{Target: strconv.Itoa(i), Procedure: "/p/P", Done: func(*tunnel.Call) { close(over) }})
+				if wait == ctx {
+					if !errors.Is(err, tunnel.ErrNotRun) || connect.CodeOf(err) != connect.CodeCanceled {
+						t.Error(err)
+					}
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				<-over
+			})
+			if i%1000 == 0 {
+				synctest.Wait() // so that their order is known
+			}
+		}
+		synctest.Wait()
+		begin := time.Now()
+		cancel()
+		gone.Wait()
+		require.Zero(t, time.Since(begin))
+		held.Reply(nil, nil)
+		require.NoError(t, <-first)
+		served.Wait()
+		require.Equal(t, want, order)
+	})
 }
 
 // TestACallIsFollowedOnce: one that nobody waits for is to be watched when it has been open for some time, or when its context has ended.

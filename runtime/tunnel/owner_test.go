@@ -1,0 +1,321 @@
+package tunnel_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/raylink/raylink/runtime/tunnel"
+	"github.com/raylink/raylink/runtime/tunnel/memnet"
+)
+
+// invoke makes an echo of size bytes and waits, as a caller does who is ready to read its own
+// answer.
+func invoke(ctx context.Context, c *tunnel.Conn, size int) error {
+	res := &wrapperspb.BytesValue{}
+	call := &tunnel.Call{
+		Procedure: "/p/P", Request: wrapperspb.Bytes(make([]byte, size)), Response: res, Waits: true,
+	}
+	if err := c.Start(ctx, call); err != nil {
+		return err
+	}
+	c.Wait(ctx, call, context.Context.Err)
+	if call.Err == nil && len(res.GetValue()) != size {
+		return connect.Errorf(connect.CodeDataLoss, "%d bytes came back of %d", len(res.GetValue()), size)
+	}
+	return call.Err
+}
+
+// alone makes calls until callers read their own answers.
+func alone(t *testing.T, c *tunnel.Conn) {
+	t.Helper()
+	for range 20 {
+		require.NoError(t, invoke(t.Context(), c, 16))
+		synctest.Wait()
+	}
+}
+
+// lent runs a test on a tunnel whose callers read their own answers; hold makes the server keep its
+// answers until it is closed.
+func lent(t *testing.T, test func(t *testing.T, s setup, hold func() (release func()))) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		var held chan struct{}
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{stream: echoStream, unary: func(in *tunnel.Incoming) {
+			if held == nil {
+				echoUnary(in)
+				return
+			}
+			req := &wrapperspb.BytesValue{}
+			if err := in.Decode(req); err != nil {
+				in.Reply(nil, err)
+				return
+			}
+			go func() {
+				<-held
+				in.Reply(req, nil)
+			}()
+		}})
+		alone(t, s.client)
+		test(t, s, func() func() {
+			held = make(chan struct{})
+			return func() { close(held) }
+		})
+	})
+}
+
+func TestAloneThenNot(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, _ func() func()) {
+		roundTrip(t, s.client, 1) // whose caller does not read
+		alone(t, s.client)
+		stream := bidi(t.Context(), t, s.client)
+		for range 3 {
+			require.NoError(t, stream.Send(wrapperspb.Bytes([]byte("x"))))
+			require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
+			require.NoError(t, invoke(t.Context(), s.client, 16))
+		}
+		require.NoError(t, stream.Close())
+		alone(t, s.client)
+		require.NoError(t, invoke(t.Context(), s.client, 3<<20))
+		alone(t, s.client)
+	})
+}
+
+func TestManyJoinACallerThatReads(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, hold func() func()) {
+		release := hold()
+		ends := make(chan error, 10)
+		for range cap(ends) {
+			go func() { ends <- invoke(t.Context(), s.client, 16) }()
+			synctest.Wait()
+		}
+		release()
+		for range cap(ends) {
+			require.NoError(t, <-ends)
+		}
+	})
+}
+
+func TestContextOfACallerThatReadsEnds(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, hold func() func()) {
+		defer hold()()
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, invoke(ctx, s.client, 16), context.DeadlineExceeded)
+		require.Equal(t, 10*time.Millisecond, time.Since(begin))
+		ctx, cancel = context.WithCancel(t.Context())
+		cancel()
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(invoke(ctx, s.client, 16)))
+	})
+}
+
+func TestConnectionIsLostUnderACallerThatReads(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, hold func() func()) {
+		defer hold()()
+		end := make(chan error, 1)
+		go func() { end <- invoke(t.Context(), s.client, 16) }()
+		synctest.Wait()
+		s.link.Cut()
+		err := <-end
+		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
+		require.ErrorIs(t, err, memnet.ErrCut)
+		<-s.client.Done()
+	})
+}
+
+func TestEndOfAConnectionThatNobodyReadsIsNoticed(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, _ func() func()) {
+		begin := time.Now()
+		require.NoError(t, s.server.Close())
+		<-s.client.Done()
+		require.LessOrEqual(t, time.Since(begin), 3*time.Millisecond)
+	})
+}
+
+// TestDeadlineHoldsHoweverSlowTheAnswerComes: a caller that reads its own answer leaves at its
+// deadline, at whatever byte the peer stops or slows down; what has come is not lost, and the
+// connection lives.
+func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
+	const (
+		size     = 2 << 20
+		fragment = 257 << 10
+		deadline = 50 * time.Millisecond
+	)
+	for what, after := range map[string]int{
+		"before the answer": 0, "in the first header": 3, "in the first frame": 9, "after the first frame": 13,
+		"in a fragment's header": 20, "in the first fragment": 100 << 10, "in a later fragment": fragment + 100<<10, "before the end": size + 40,
+	} {
+		for how, slow := range map[string]func(*memnet.Link){
+			"stops": func(*memnet.Link) {},
+			"drips": func(l *memnet.Link) {
+				l.Resume()
+				l.Rate(3)
+			},
+		} {
+			t.Run(what+" it "+how, func(t *testing.T) {
+				lent(t, func(t *testing.T, s setup, _ func() func()) {
+					ctx, cancel := context.WithTimeout(t.Context(), deadline)
+					defer cancel()
+					s.link.StallRepliesAfter(after)
+					ends := make(chan time.Duration, 1)
+					begin := time.Now()
+					go func() {
+						err := invoke(ctx, s.client, size)
+						if connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+							t.Error(err)
+						}
+						ends <- time.Since(begin)
+					}()
+					<-time.After(time.Millisecond / 2)
+					slow(s.link)
+					require.LessOrEqual(t, <-ends, deadline+2*time.Millisecond)
+					<-time.After(2 * time.Second)
+					s.link.Rate(0)
+					s.link.Resume()
+					alone(t, s.client)
+					require.NoError(t, invoke(t.Context(), s.client, size))
+					require.NoError(t, s.client.Err())
+				})
+			})
+		}
+	}
+}
+
+// TestCancellationHoldsWhileAStreamsMessageComesSlowly: the caller that reads is in the middle of
+// another's message.
+func TestCancellationHoldsWhileAStreamsMessageComesSlowly(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, hold func() func()) {
+		release := hold()
+		s.link.StallRepliesAfter(100 << 10)
+		ctx, cancel := context.WithCancel(t.Context())
+		end := make(chan error, 1)
+		go func() { end <- invoke(ctx, s.client, 16) }()
+		synctest.Wait() // it reads
+		stream := bidi(t.Context(), t, s.client)
+		want := pattern(1, 300<<10)
+		require.NoError(t, stream.Send(wrapperspb.Bytes(want)))
+		synctest.Wait()
+		begin := time.Now()
+		cancel()
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(<-end))
+		require.LessOrEqual(t, time.Since(begin), 2*time.Millisecond)
+		s.link.Resume()
+		got := &wrapperspb.BytesValue{}
+		require.NoError(t, stream.Receive(got))
+		require.Equal(t, want, got.GetValue())
+		require.NoError(t, stream.Close())
+		release()
+	})
+}
+
+// TestConnectionOutlivesAnInterruptionInTheLastFragment: another call begins while a caller that is
+// alone reads the end of a large answer.
+func TestConnectionOutlivesAnInterruptionInTheLastFragment(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, hold func() func()) {
+		const size = 250 << 10 // in one fragment
+		ends := make(chan error, 2)
+		s.link.StallRepliesAfter(size / 2)
+		go func() { ends <- invoke(t.Context(), s.client, size) }()
+		<-time.After(10 * time.Millisecond) // it was interrupted
+		release := hold()
+		go func() { ends <- invoke(t.Context(), s.client, 16) }()
+		synctest.Wait()
+		s.link.Resume()
+		require.NoError(t, <-ends)
+		<-time.After(time.Second)
+		require.NoError(t, s.client.Err())
+		release()
+		require.NoError(t, <-ends)
+	})
+}
+
+// TestOrdinaryProgramOnASlowLink makes sync calls with small and large answers beside another
+// caller, on a link of 200 Mbit/s.
+func TestOrdinaryProgramOnASlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
+			size := &wrapperspb.Int32Value{}
+			if err := in.Decode(size); err != nil {
+				in.Reply(nil, err)
+				return
+			}
+			in.Reply(wrapperspb.Bytes(pattern(1, int(size.GetValue()))), nil)
+		}})
+		s.link.Rate(200e6 / 8)
+		s.link.Delay(100 * time.Microsecond)
+		ask := func(size int) bool {
+			res := &wrapperspb.BytesValue{}
+			call := &tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Int32(int32(size)), Response: res, Waits: true}
+			err := s.client.Start(t.Context(), call)
+			if err == nil {
+				s.client.Wait(t.Context(), call, context.Context.Err)
+				err = call.Err
+			}
+			return assert.NoError(t, err) && assert.Equal(t, pattern(1, size), res.GetValue())
+		}
+		var all sync.WaitGroup
+		all.Go(func() {
+			for i := range 200 {
+				size := 16
+				if i%7 == 6 {
+					size = 200 << 10
+				}
+				if !ask(size) {
+					return
+				}
+			}
+		})
+		all.Go(func() {
+			for i := range 60 {
+				<-time.After(time.Duration(i%9) * time.Millisecond)
+				if !ask(16 + (i%3)*(100<<10)) {
+					return
+				}
+			}
+		})
+		all.Wait()
+		require.NoError(t, s.client.Err())
+	})
+}
+
+func TestCallerThatReadsALargeAnswerIsInterrupted(t *testing.T) {
+	lent(t, func(t *testing.T, s setup, _ func() func()) {
+		end := make(chan error, 1)
+		s.link.Delay(700 * time.Microsecond) // so that its fragments come in several spells
+		go func() { end <- invoke(t.Context(), s.client, 3<<20) }()
+		<-time.After(2 * time.Millisecond)
+		s.link.Stall()
+		<-time.After(10 * time.Millisecond)
+		s.link.Resume()
+		require.NoError(t, <-end)
+		s.link.Delay(0)
+		alone(t, s.client)
+	})
+}
+
+// TestCallersComeAndGo is for the race detector: the reading changes hands again and again.
+func TestCallersComeAndGo(t *testing.T) {
+	client, _ := overTCP(t, tunnel.Config{}, echo())
+	for range 20 {
+		for range 20 {
+			require.NoError(t, invoke(t.Context(), client, 16))
+		}
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				for range 10 {
+					assert.NoError(t, invoke(t.Context(), client, 16))
+				}
+			})
+		}
+		all.Wait()
+	}
+}
