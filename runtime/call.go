@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -34,14 +35,30 @@ func (s *ServerStreaming[Req, Res]) Call(ctx context.Context, ref Ref, req Req) 
 		return nil, err
 	}
 	out := &clientStream[Req, Res]{stream: stream, method: &s.typed}
-	if err := stream.Send(orEmpty(req, s.newRequest)); err != nil {
-		// A node that refused the call says why on the receiving side.
-		return out, nil //nolint:nilerr // see above
+	err = stream.Send(orEmpty(req, s.newRequest))
+	if err == nil {
+		err = stream.CloseSend()
 	}
-	if err := stream.CloseSend(); err != nil {
-		return out, nil //nolint:nilerr // see above
+	if err != nil && isLocalRefusal(err) {
+		_ = stream.Close() // nothing has begun
+		return nil, err
 	}
+	// Otherwise the node, or what lost it, says why on the receiving side.
 	return out, nil
+}
+
+// isLocalRefusal reports whether a call was refused on the caller's side, for what it was to carry.
+func isLocalRefusal(err error) bool {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok || e.IsRemote() {
+		return false
+	}
+	switch e.Code() {
+	case connect.CodeInvalidArgument, connect.CodeResourceExhausted, connect.CodeInternal:
+		return true
+	default:
+		return false
+	}
 }
 
 // Call begins a call of the method, and returns the stream to send its requests on.
@@ -88,9 +105,9 @@ func chainOf(ctx context.Context) *chain {
 }
 
 // localCall describes a call made with ctx to a node of this process.
-func localCall(ctx context.Context, m *Method) *callContext {
+func localCall(ctx context.Context, m *Method, metadata Metadata) *callContext {
 	c := newCall(ctx, m, byLocal)
-	c.call.receive(outgoingAll(ctx))
+	c.call.receive(metadata)
 	if cc := callContextOf(ctx); cc != nil {
 		c.call.from = &cc.node.identity
 		c.chain = chainOf(ctx)

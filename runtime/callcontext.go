@@ -49,8 +49,18 @@ type joint struct {
 
 var _ context.Context = (*callContext)(nil)
 
+// maxDeadline is how far away a deadline may be: one that is further is none, whatever way the call came. Connect's header for it has
+// ten digits for milliseconds, which are 115 days.
+const maxDeadline = 100 * 24 * time.Hour
+
 // Deadline implements context.Context.
-func (c *callContext) Deadline() (time.Time, bool) { return c.caller.Deadline() }
+func (c *callContext) Deadline() (time.Time, bool) {
+	deadline, ok := c.caller.Deadline()
+	if !ok || time.Until(deadline) > maxDeadline {
+		return time.Time{}, false
+	}
+	return deadline, true
+}
 
 // Done implements context.Context.
 func (c *callContext) Done() <-chan struct{} { return c.join().Done() }

@@ -2,10 +2,14 @@ package runtime
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // clientTarget reaches a node through a connect client, whatever its transport. Such a transport can't pipeline, so async calls are sent one
@@ -22,38 +26,43 @@ type clientCall struct {
 	ctx    context.Context //nolint:containedctx // it waits in line with its call
 	method *Method
 	req    proto.Message
+	out    outgoing
 	future *future
 }
 
 // invoke makes a unary call and waits. Where async calls wait to be sent it waits behind them.
-func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message) (proto.Message, error) {
+func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
 	c.mu.Lock()
 	sending := c.sending
 	c.mu.Unlock()
 	if !sending || m.Concurrent() {
-		return c.call(ctx, m, req)
+		res, deliver, err := c.call(ctx, m, req, out)
+		deliver()
+		return res, err
 	}
 	f := newFuture(m, t)
-	if err := c.submit(ctx, m, req, f); err != nil {
+	if err := c.submit(ctx, m, req, f, out); err != nil {
 		return nil, err
 	}
 	return f.get(ctx)
 }
 
-// call makes a unary call.
-func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
+// call makes a unary call. deliver shows its caller the response's metadata.
+func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out outgoing) (res proto.Message, deliver func(), err error) {
 	if ctx.Err() != nil {
-		return nil, causeOf(ctx)
+		return nil, func() {}, causeOf(ctx)
 	}
-	ctx = c.metadata(ctx)
-	res := m.newResponse()
-	if err := c.client.CallUnary(ctx, m.spec, req, res); err != nil {
-		return nil, clientError(ctx, err)
+	ctx, own := out.transportContext(ctx)
+	res = m.newResponse()
+	err = c.client.CallUnary(ctx, m.spec, req, res)
+	deliver = func() { deliverFrom(out.info, own) }
+	if err != nil {
+		return nil, deliver, clientError(ctx, unsendable(m, req, err))
 	}
-	return res, nil
+	return res, deliver, nil
 }
 
-func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future) error {
+func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
@@ -61,7 +70,10 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 	f.watch(ctx, func(cause error) { cancel(cause) })
 	if m.Concurrent() {
 		// It takes no turn, so there is no order to keep.
-		go func() { f.complete(c.call(ctx, m, req)) }()
+		go func() {
+			res, deliver, err := c.call(ctx, m, req, out)
+			f.completeWith(res, err, deliver)
+		}()
 		return nil
 	}
 	c.mu.Lock()
@@ -71,7 +83,7 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 		return connect.Errorf(connect.CodeResourceExhausted, "%d calls wait to be sent on this handle, the most it takes; the oldest is %s",
 			len(c.line), c.line[0].method.name)
 	}
-	c.line = append(c.line, &clientCall{ctx: ctx, method: m, req: req, future: f})
+	c.line = append(c.line, &clientCall{ctx: ctx, method: m, req: req, out: out, future: f})
 	if !c.sending {
 		c.sending = true
 		go c.send()
@@ -90,33 +102,76 @@ func (c *clientTarget) send() {
 		call := c.line[0]
 		c.line = c.line[1:]
 		c.mu.Unlock()
-		res, err := c.call(call.ctx, call.method, call.req)
-		call.future.complete(res, err)
+		res, deliver, err := c.call(call.ctx, call.method, call.req, call.out)
+		call.future.completeWith(res, err, deliver)
 	}
 }
 
-func (c *clientTarget) stream(ctx context.Context, m *Method) (connect.ClientStream, error) {
-	life, cancel := context.WithCancel(c.metadata(ctx))
+func (c *clientTarget) stream(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {
+	life, own := out.transportContext(ctx)
+	life, cancel := context.WithCancel(life)
 	stream, err := c.client.CallClientStream(life, m.spec)
 	if err != nil {
 		cancel()
 		return nil, clientError(ctx, err)
 	}
-	return &clientTargetStream{stream: stream, shape: m.shape, ctx: ctx, life: life, cancel: cancel}, nil
+	return &clientTargetStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
 }
 
-// metadata puts what [WithMetadata] said where connect looks for it.
-func (c *clientTarget) metadata(ctx context.Context) context.Context {
-	md := outgoing(ctx)
-	if md.Len() == 0 {
-		return ctx
+// transportContext is ctx for a call of connect's client, whose [connect.CallInfo] is the call's own: the caller's may be used by
+// several calls. It has what the caller's has, reserved keys included, for that is the transport's to look at, and what
+// [WithMetadata] said. own is nil where there is neither.
+func (o outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
+	if o.info == nil && o.said.Len() == 0 {
+		return ctx, nil
 	}
-	info, ok := connect.CallInfoForClientContext(ctx)
-	if !ok {
-		ctx, info = connect.NewClientContext(ctx)
+	ctx, own = connect.NewClientContext(ctx)
+	if o.info != nil {
+		for key, values := range o.info.RequestHeader().All() {
+			own.RequestHeader().SetValues(key, slices.Clone(values))
+		}
 	}
-	md.addTo(info.RequestHeader())
-	return ctx
+	o.said.addTo(own.RequestHeader())
+	return ctx, own
+}
+
+// deliverFrom shows the caller all that a transport has set for the call; info is the caller's, and own the call's.
+func deliverFrom(info, own *connect.CallInfo) {
+	if info == nil || own == nil {
+		return
+	}
+	infos.Lock()
+	defer infos.Unlock()
+	copyInfo(info, own)
+	copyHeader(info.ResponseHeader(), own.ResponseHeader())
+	copyHeader(info.ResponseTrailer(), own.ResponseTrailer())
+}
+
+func copyInfo(to, from *connect.CallInfo) {
+	to.Spec, to.PeerAddr, to.Protocol, to.Codec = from.Spec, from.PeerAddr, from.Protocol, from.Codec
+	to.RequestEncoding, to.ResponseEncoding = from.RequestEncoding, from.ResponseEncoding
+	to.SendStats, to.ReceiveStats, to.TransportInfo = from.SendStats, from.ReceiveStats, from.TransportInfo
+}
+
+func copyHeader(to, from *connect.Header) {
+	*to = connect.Header{}
+	for key, values := range from.All() {
+		to.SetValues(key, slices.Clone(values))
+	}
+}
+
+// unsendable is err, which a connect client gave for a call of m with msg; where that is because msg can't be encoded, it is the
+// error that every other way gives.
+func unsendable(m *Method, msg any, err error) error {
+	e, ok := errors.AsType[*connect.Error](err)
+	message, isMessage := msg.(proto.Message)
+	if !ok || e.IsRemote() || e.Code() != connect.CodeInternal || !isMessage {
+		return err
+	}
+	if why := tunnel.CheckMessage(m.spec.Procedure, true, message); why != nil {
+		return why
+	}
+	return err
 }
 
 // clientError makes a context's end the error that every other way gives.

@@ -18,7 +18,9 @@ const contextGrace = time.Second
 // and so does Close, whatever else is going on.
 type clientTargetStream struct {
 	stream connect.ClientStream
-	shape  connect.StreamType
+	method *Method
+	// info is the caller's, nil if it does not ask, and own what the transport sets.
+	info, own *connect.CallInfo
 	// ctx is the caller's, life the stream's own.
 	ctx, life context.Context //nolint:containedctx // a stream lives as long as its call's context
 	cancel    context.CancelFunc
@@ -39,7 +41,7 @@ func (s *clientTargetStream) begin() error {
 		return nil
 	}
 	s.begun = true
-	if s.shape&connect.StreamTypeClient == 0 {
+	if s.method.shape&connect.StreamTypeClient == 0 {
 		return nil // the request is sent with its only message
 	}
 	s.unwatch = context.AfterFunc(s.life, func() { time.AfterFunc(contextGrace, func() { _ = s.stream.Close() }) })
@@ -54,7 +56,10 @@ func (s *clientTargetStream) Send(msg any) error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
 	}
-	return s.stream.Send(msg)
+	if err := s.stream.Send(msg); err != nil {
+		return unsendable(s.method, msg, err)
+	}
+	return nil
 }
 
 // CloseSend implements connect.ClientStream.
@@ -71,6 +76,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 		return s.failed(err)
 	}
 	err := s.stream.Receive(msg)
+	deliverFrom(s.info, s.own)
 	if err == nil {
 		return nil
 	}

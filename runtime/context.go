@@ -90,8 +90,9 @@ func (c *Call) Caller() Caller {
 	return *c.from
 }
 
-// Metadata is what the caller sent beside the request, credentials (`authorization`,
-// `proxy-authorization`, `cookie`) left out, whatever way it came. It must not be changed.
+// Metadata is what the caller sent beside the request, whatever way it came; values of keys that end in `-bin` are the octets
+// themselves. Keys that are the transport's (see [WithMetadata]) are left out, credentials (`authorization`, `proxy-authorization`,
+// `cookie`) among them. It must not be changed.
 func (c *Call) Metadata() Metadata {
 	if c.metadata == nil {
 		return Metadata{}
@@ -101,15 +102,16 @@ func (c *Call) Metadata() Metadata {
 
 // receive sets what the caller sent beside the request, before the call is seen. Every way ends here.
 func (c *Call) receive(metadata Metadata) {
-	metadata = metadata.withoutCredentials()
+	metadata = metadata.withoutReserved()
 	if metadata.Len() > 0 {
 		kept := metadata // so that only what is kept is moved to the heap
 		c.metadata = &kept
 	}
 }
 
-// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first message.
-// Safe for concurrent use.
+// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first message, or with its end if it
+// has none. What can be carried is as for [WithMetadata]; header and trailer share one limit. A call whose metadata can't be carried
+// fails with Internal, unless it fails already: that error is worth more. Safe for concurrent use.
 func (c *Call) SetHeader(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -117,7 +119,7 @@ func (c *Call) SetHeader(key, value string) {
 	r.mu.Unlock()
 }
 
-// SetTrailer adds to the metadata that goes out after the response. Safe for concurrent use.
+// SetTrailer adds to the metadata that goes out after the response, as SetHeader does. Safe for concurrent use.
 func (c *Call) SetTrailer(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -141,12 +143,6 @@ func (c *Call) sent() (header, trailer Metadata) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.header, r.trailer
-}
-
-// deliver tells the caller in this process, who made the call with ctx, what the node's code said.
-func (c *Call) deliver(ctx context.Context) {
-	header, trailer := c.sent()
-	deliver(ctx, header, trailer)
 }
 
 // causeOf is the end of a context as a call's error.

@@ -164,10 +164,10 @@ func (a *arrival) Ended() {
 
 // answer sends the outcome of a job that came through a tunnel.
 func (j *job) answer() {
-	header, trailer := j.cc.call.sent()
+	header, trailer, err := j.cc.node.outcome(j.cc, j.err)
 	j.in.SetHeader(header.header)
 	j.in.SetTrailer(trailer.header)
-	j.in.Reply(j.res, j.err)
+	j.in.Reply(j.res, err)
 }
 
 // ServeUnary implements tunnel.Handler: it puts the call in line, or leaves it to the goroutine that reads the connection.
@@ -223,11 +223,8 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 		in.ReplyNotRun(err)
 		return err
 	}
-	err = k.node.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
-		header, _ := cc.call.sent()
-		in.SetHeader(header.header)
-	}})
-	_, trailer := cc.call.sent()
+	reply := &replyStream{ServerStream: stream, node: k.node, call: cc, setHeader: func(md Metadata) { in.SetHeader(md.header) }}
+	trailer, err := reply.end(k.node.runStream(cc, reply))
 	in.SetTrailer(trailer.header)
 	return err
 }

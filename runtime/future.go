@@ -68,13 +68,19 @@ func newFuture(method *Method, t *target) *future {
 }
 
 // complete sets the outcome; only the first one counts. It returns whether this one was.
-func (f *future) complete(res proto.Message, err error) bool {
+func (f *future) complete(res proto.Message, err error) bool { return f.completeWith(res, err, nil) }
+
+// completeWith is complete for an outcome that counts together with what deliver does: show the caller the response's metadata.
+func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
 	if f.completed {
 		f.mu.Unlock()
 		return false
 	}
 	f.completed = true
+	if deliver != nil {
+		deliver() // before anybody can know that the outcome is there
+	}
 	f.res, f.err = res, err
 	unwatch := f.unwatch
 	f.cancel, f.unwatch = nil, nil

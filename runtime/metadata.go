@@ -3,8 +3,10 @@ package runtime
 import (
 	"context"
 	"iter"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 
@@ -36,79 +38,156 @@ func (m Metadata) All() iter.Seq2[string, string] { return m.header.All() }
 
 type metadataKey struct{}
 
+// saidMetadata is what [WithMetadata] has put in a context.
+type saidMetadata struct {
+	metadata Metadata
+	// err is why a call can't carry it.
+	err error
+}
+
 // WithMetadata makes the calls that are made with the returned context carry one more pair. A node reads it from [CallFrom]; it does not
 // go further by itself: the calls that the node makes carry their own.
 //
-// Keys that begin with `raylink-`, and those that HTTP and gRPC reserve, are the transport's. A key that ends in `-bin` takes any bytes;
-// other values must be printable ASCII.
+// What can be carried is the same whatever way a call goes. Keys consist of letters, digits, `-`, `_` and `.`. The value of a key
+// that ends in `-bin` is any octets; other values are printable ASCII without spaces at the ends. Keys that begin with `raylink-`,
+// and those that HTTP, connect and gRPC reserve (`authorization` and `user-agent` among them), are the transport's. A call's
+// metadata is at most 32 KiB, counting 32 bytes for each pair beside its key and value. A call that is made with anything else is
+// refused before it begins: with InvalidArgument, or ResourceExhausted for too much.
 func WithMetadata(ctx context.Context, key, value string) context.Context {
-	return context.WithValue(ctx, metadataKey{}, outgoing(ctx).With(key, value))
+	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
+	next := &saidMetadata{}
+	if said != nil {
+		*next = *said
+	}
+	next.metadata = next.metadata.With(key, value)
+	if next.err == nil {
+		next.err = tunnel.ValidateField(strings.ToLower(key), value)
+	}
+	return context.WithValue(ctx, metadataKey{}, next)
 }
 
-// outgoing is what the calls made with ctx carry: what [WithMetadata] said, and the request headers of connect's own
-// [connect.NewClientContext].
-func outgoing(ctx context.Context) Metadata {
-	md, _ := ctx.Value(metadataKey{}).(Metadata)
-	return md
+// outgoing is what a call carries beside its request, and where its caller looks for what comes back beside the response.
+type outgoing struct {
+	metadata Metadata
+	// said is the part of metadata that [WithMetadata] has put there.
+	said Metadata
+	// info is the caller's own, by [connect.NewClientContext]; nil for none.
+	info *connect.CallInfo
 }
 
-func outgoingAll(ctx context.Context) Metadata {
-	md := outgoing(ctx)
+// outgoingOf returns what a call carries that is made with ctx, or why that can't be. What an earlier call with the same context
+// has left in the caller's [connect.CallInfo] is forgotten.
+func outgoingOf(ctx context.Context, m *Method) (outgoing, error) {
+	var out outgoing
+	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
+	if said != nil {
+		out.metadata, out.said = said.metadata, said.metadata
+	}
 	if info, ok := connect.CallInfoForClientContext(ctx); ok {
-		for k, v := range metadataOf(info.RequestHeader()).All() {
-			md = md.With(k, v)
+		out.info = info
+		resetInfo(info, m)
+		more, err := tunnel.HeaderFrom(info.RequestHeader())
+		if err != nil {
+			return out, err
 		}
+		out.metadata.header = append(slices.Clip(out.metadata.header), more...)
 	}
-	return md
+	if said == nil {
+		return out, nil // HeaderFrom has looked at the rest
+	}
+	if said.err != nil {
+		return out, said.err
+	}
+	return out, out.metadata.header.ValidateSize()
 }
 
-// metadataOf copies connect's headers.
-func metadataOf(h *connect.Header) Metadata {
-	var md Metadata
-	for key, values := range h.All() {
-		for _, v := range values {
-			md.header.Add(key, v)
-		}
-	}
-	return md
+// infos guards what calls write into their callers' [connect.CallInfo]s: a context may be used by several calls at once.
+var infos sync.Mutex //nolint:gochecknoglobals // nothing that a CallInfo belongs to is known
+
+// resetInfo forgets what a transport has set for an earlier call, as connect's own clients do.
+func resetInfo(info *connect.CallInfo, m *Method) {
+	infos.Lock()
+	defer infos.Unlock()
+	*info.ResponseHeader(), *info.ResponseTrailer() = connect.Header{}, connect.Header{}
+	info.Spec = m.spec
+	info.PeerAddr, info.Protocol, info.Codec, info.RequestEncoding, info.ResponseEncoding = "", "", "", "", ""
+	info.TransportInfo = nil
+	info.SendStats, info.ReceiveStats = connect.MessageStats{}, connect.MessageStats{}
 }
 
-// isCredential says whether a key, in lower case, is a secret between a caller and the listener that it
-// reaches. No node's code is given one, whatever way a call comes: it could use it in the caller's name.
-// Browsers send the cookies of everything else that the same machine serves, whatever its port.
-func isCredential(key string) bool {
-	switch key {
-	case "authorization", "proxy-authorization", "cookie", "cookie2":
-		return true
-	}
-	return false
+// deliver shows a caller that asked for them, by [connect.NewClientContext], the response's header and trailer, in place of those
+// of any call before. info is nil for one that did not.
+func deliver(info *connect.CallInfo, header, trailer Metadata) {
+	deliverHeader(info, header)
+	deliverTrailer(info, trailer)
 }
 
-// withoutCredentials returns the metadata that a node's code may see.
-func (m Metadata) withoutCredentials() Metadata {
-	credential := func(f tunnel.Field) bool { return isCredential(strings.ToLower(f.Key)) }
-	if !slices.ContainsFunc(m.header, credential) {
-		return m
+// deliverHeader is deliver for the header of a stream, which comes first.
+func deliverHeader(info *connect.CallInfo, header Metadata) {
+	if info != nil {
+		infos.Lock()
+		defer infos.Unlock()
+		replaceHeader(info.ResponseHeader(), header)
 	}
-	return Metadata{header: slices.DeleteFunc(slices.Clone(m.header), credential)}
+}
+
+// deliverTrailer is deliver for the trailer of a stream, which comes with its end.
+func deliverTrailer(info *connect.CallInfo, trailer Metadata) {
+	if info != nil {
+		infos.Lock()
+		defer infos.Unlock()
+		replaceHeader(info.ResponseTrailer(), trailer)
+	}
+}
+
+func replaceHeader(h *connect.Header, by Metadata) {
+	*h = connect.Header{}
+	by.addTo(h)
 }
 
 // addTo copies the metadata to connect's headers.
-func (m Metadata) addTo(h *connect.Header) {
-	for k, v := range m.All() {
-		h.Add(k, v)
+func (m Metadata) addTo(h *connect.Header) { m.header.CopyTo(h) }
+
+// withoutReserved is what a node's code sees of the metadata that came with a call: the transports' own keys are none of it, not
+// least the credentials between a caller and the listener that it reaches.
+func (m Metadata) withoutReserved() Metadata {
+	reserved := func(f tunnel.Field) bool { return tunnel.Reserved(f.Key) }
+	if !slices.ContainsFunc(m.header, reserved) {
+		return m
 	}
+	return Metadata{header: slices.DeleteFunc(slices.Clone(m.header), reserved)}
 }
 
-// deliver tells a caller who asked for them, by [connect.NewClientContext], the response's headers and trailers.
-func deliver(ctx context.Context, header, trailer Metadata) {
+// outcome is what goes back from a call that ended with err, nil for success, as every way can carry it: the response's metadata and
+// the error. Metadata that no call can carry is left out; it fails the call, unless that has failed already: the reason is worth
+// more.
+func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ error) {
+	if e, ok := err.(*connect.Error); ok && e != nil { //nolint:errorlint // an authored error is this very type
+		err = tunnel.NormalizeError(e)
+	}
+	header, trailer = cc.call.sent()
 	if header.Len()+trailer.Len() == 0 {
-		return
+		return header, trailer, err
 	}
-	info, ok := connect.CallInfoForClientContext(ctx)
-	if !ok {
-		return
+	wrong := checkReply(header, trailer)
+	if wrong == nil {
+		return header, trailer, err
 	}
-	header.addTo(info.ResponseHeader())
-	trailer.addTo(info.ResponseTrailer())
+	name := cc.call.method.fullName()
+	n.logger().Error("a method set metadata that can't be sent", slog.String("node", n.path), slog.String("method", name),
+		slog.String("reason", messageOf(wrong)))
+	if err == nil {
+		err = connect.Errorf(connect.CodeInternal, "the response of %s in %s: %s", n.path, name, messageOf(wrong))
+	}
+	return Metadata{}, Metadata{}, err
+}
+
+// checkReply checks a response's metadata, of which header and trailer share one limit.
+func checkReply(header, trailer Metadata) error {
+	for _, md := range []Metadata{header, trailer} {
+		if err := md.header.Validate(); err != nil {
+			return err
+		}
+	}
+	return slices.Concat(header.header, trailer.header).ValidateSize()
 }

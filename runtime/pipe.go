@@ -26,8 +26,16 @@ type pipe struct {
 	// ended is closed when the method has returned err.
 	ended chan struct{}
 	err   error
-	// header and trailer are set when ended is closed.
+	// call is the method's.
+	call *callContext
+	// info is where the caller looks for header and trailer, nil if it does not.
+	info *connect.CallInfo
+	// header is set once, before the first response is handed over, or when ended is closed, as trailer is.
+	beginOnce       sync.Once
 	header, trailer Metadata
+	wrong           error
+	// informed says that the caller has been shown the header; only its receiving side looks at it.
+	informed bool
 }
 
 // passing is a message on its way.
@@ -45,18 +53,19 @@ var (
 )
 
 // openPipe runs a streaming method of a node in this process.
-func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, error) {
+func (n *Node) openPipe(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {
 	if ctx.Err() != nil {
 		return nil, causeOf(ctx)
 	}
 	waits(ctx)
 	p := &pipe{
-		node: n, method: m,
+		node: n, method: m, info: out.info,
 		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow), ended: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
-	cc := localCall(ctx, m)
+	cc := localCall(ctx, m, out.metadata)
 	cc.caller = p.ctx
+	p.call = cc
 	// Whoever opened the stream need not wait for it, and it may outlive the turn that it was opened in.
 	cc.chain = nil
 	unlink := context.AfterFunc(n.work, func() { p.cancel(errNodeStopped) })
@@ -67,7 +76,11 @@ func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, e
 			if !returned {
 				p.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
 			}
-			p.header, p.trailer = cc.call.sent()
+			if wrong := p.begin(); wrong == nil {
+				_, p.trailer, p.err = n.outcome(cc, p.err)
+			} else if p.err == nil {
+				p.err = wrong
+			}
 			close(p.ended)
 			p.cancel(errStreamEnded)
 		}()
@@ -80,9 +93,28 @@ func (n *Node) openPipe(ctx context.Context, m *Method) (connect.ClientStream, e
 // pipeServer is the node's end.
 type pipeServer struct{ p *pipe }
 
-func (s pipeServer) SendHeaders() error { return nil }
+func (s pipeServer) SendHeaders() error { return s.p.begin() }
 
-func (s pipeServer) Send(msg any) error { return s.p.send(s.p.replies, msg) }
+func (s pipeServer) Send(msg any) error {
+	if err := s.p.begin(); err != nil {
+		return err
+	}
+	return s.p.send(s.p.replies, msg)
+}
+
+// begin fixes the response's header, once: it goes with the first response, or with the end of a stream that has none.
+func (p *pipe) begin() error {
+	p.beginOnce.Do(func() { p.header, _, p.wrong = p.node.outcome(p.call, nil) })
+	return p.wrong
+}
+
+// inform shows the caller the header, when a response or the end has been received.
+func (p *pipe) inform() {
+	if !p.informed {
+		p.informed = true
+		deliverHeader(p.info, p.header)
+	}
+}
 
 func (s pipeServer) Receive(msg any) error { return receiveInto(s, msg) }
 
@@ -106,6 +138,9 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 	}
 	if p.ctx.Err() != nil {
 		return causeOf(p.ctx)
+	}
+	if err := p.node.checkTravels(p.method, to == p.requests, m); err != nil {
+		return err
 	}
 	select {
 	case to <- passing{msg: p.node.passes(m), sent: sealOf(m)}:
@@ -154,6 +189,7 @@ func (c pipeClient) Receive(msg any) error { return receiveInto(c, msg) }
 func (c pipeClient) receiveMessage() (proto.Message, error) {
 	select {
 	case msg := <-c.p.replies:
+		c.p.inform()
 		return c.p.receive(msg)
 	case <-c.p.ended:
 	case <-c.ctx.Done():
@@ -162,10 +198,12 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	// The method has returned: what it sent before comes first.
 	select {
 	case msg := <-c.p.replies:
+		c.p.inform()
 		return c.p.receive(msg)
 	default:
 	}
-	deliver(c.ctx, c.p.header, c.p.trailer)
+	c.p.inform()
+	deliverTrailer(c.p.info, c.p.trailer)
 	if c.p.err != nil {
 		return nil, fromPeer(c.ctx, c.p.err)
 	}

@@ -233,9 +233,9 @@ func (r *remote) refresh(ctx context.Context) error {
 }
 
 // describe fills in the call for the wire.
-func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req proto.Message, waits bool) {
+func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req proto.Message, metadata Metadata, waits bool) {
 	c.Target, c.Procedure, c.Request, c.Response = target, m.spec.Procedure, req, m.newResponse()
-	c.Header = outgoingAll(ctx).header
+	c.Header = metadata.header
 	if cc := callContextOf(ctx); cc != nil {
 		c.Caller = cc.node.wireName
 		if waits {
@@ -259,8 +259,8 @@ func (h *Host) freeWaitedCall(c *tunnel.Call) {
 }
 
 // invoke makes a unary call and waits. A call that did not begin, because the node had moved, is made once more.
-func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message) (proto.Message, error) {
-	res, err := r.invokeOnce(ctx, tag, m, req)
+func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+	res, err := r.invokeOnce(ctx, tag, m, req, out)
 	if err == nil || ctx.Err() != nil {
 		return res, err
 	}
@@ -268,7 +268,7 @@ func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Me
 		if rerr := r.refresh(ctx); rerr != nil {
 			return nil, r.explain(ctx, withoutInternalDetails(err))
 		}
-		res, err = r.invokeOnce(ctx, tag, m, req)
+		res, err = r.invokeOnce(ctx, tag, m, req, out)
 		return res, withoutInternalDetails(err)
 	}
 	if isLost(err) {
@@ -277,20 +277,20 @@ func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Me
 	return nil, err
 }
 
-func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message) (proto.Message, error) {
+func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return nil, err
 	}
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
-	describe(ctx, c, target, m, req, true)
+	describe(ctx, c, target, m, req, out.metadata, true)
 	waits(ctx)
 	if err := conn.Start(ctx, c); err != nil {
 		return nil, err
 	}
 	conn.Wait(ctx, c, causeOf)
-	deliver(ctx, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
+	deliver(out.info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
 	if c.Err != nil {
 		return nil, overdue(ctx, c.Err)
 	}
@@ -298,20 +298,22 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 }
 
 // submit makes a unary call and returns when it is on its way. Its outcome completes the future, on the connection's reading goroutine.
-func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future) error {
+func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out outgoing) error {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return err
 	}
 	c := &tunnel.Call{}
-	describe(ctx, c, target, m, req, false)
+	describe(ctx, c, target, m, req, out.metadata, false)
+	info := out.info
 	c.Done = func(*tunnel.Call) {
+		show := func() { deliver(info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer}) }
 		if c.Err == nil {
-			f.complete(c.Response, nil)
+			f.completeWith(c.Response, nil, show)
 			return
 		}
 		if !isLost(c.Err) && !isNotHere(c.Err) {
-			f.complete(nil, overdue(ctx, c.Err))
+			f.completeWith(nil, overdue(ctx, c.Err), show)
 			return
 		}
 		// Asking what became of the node takes a while, and the reader must not wait.
@@ -333,19 +335,32 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 		if ctx.Err() != nil {
 			return causeOf(ctx)
 		}
+		if !isLost(err) {
+			return err // it was refused here: for what it was to carry, say
+		}
 		return r.explain(ctx, err)
 	}
 	return nil
 }
 
 // stream begins a streaming call.
-func (r *remote) stream(ctx context.Context, tag string, m *Method) (connect.ClientStream, error) {
+func (r *remote) stream(ctx context.Context, tag string, m *Method, out outgoing) (connect.ClientStream, error) {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return nil, err
 	}
 	waits(ctx)
-	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: outgoingAll(ctx).header}
+	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: out.metadata.header}
+	if info := out.info; info != nil {
+		shown := false
+		req.OnMetadata = func(header, trailer tunnel.Header) {
+			if !shown {
+				shown = true
+				deliverHeader(info, Metadata{header})
+			}
+			deliverTrailer(info, Metadata{trailer})
+		}
+	}
 	if cc := callContextOf(ctx); cc != nil {
 		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that it was opened in.
 		req.Caller = cc.node.wireName

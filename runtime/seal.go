@@ -10,6 +10,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // A message belongs to nobody once it was sent or returned. Under the build tag `invariants`, calls inside a process are held to that: a message
@@ -111,6 +113,16 @@ func (n *Node) verifyPassed(s seal, m *Method) error {
 		return n.brokenSeal("a message of the stream %s was changed after it was sent", m.fullName())
 	}
 	return nil
+}
+
+// checkTravels encodes a message that passes inside the process, so that a test notices one that no other way could carry.
+func (n *Node) checkTravels(m *Method, request bool, msg proto.Message) error {
+	if n.host != nil {
+		if size, limit := proto.Size(msg), n.host.options.MaxMessage; size > limit {
+			return tunnel.MessageTooLarge(m.spec.Procedure, request, size, limit)
+		}
+	}
+	return tunnel.CheckMessage(m.spec.Procedure, request, msg)
 }
 
 func (n *Node) brokenSeal(format string, args ...any) error {

@@ -40,7 +40,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 			return nil, err
 		}
 		defer n.leaveBeside(cc)
-		return n.run(cc, req)
+		return n.runInline(cc, req)
 	}
 	if err := n.refuseCircle(cc); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if n.mailbox.TryTurn(&cc.ownTurn) {
 		cc.turn = &cc.ownTurn
 		defer cc.ownTurn.Release()
-		return n.run(cc, req)
+		return n.runInline(cc, req)
 	}
 	j := &job{cc: cc, req: req, size: proto.Size(req), done: make(chan struct{})}
 	if err := n.enqueue(j); err != nil {
@@ -69,6 +69,16 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		}
 	}
 	return nil, causeOf(ctx)
+}
+
+// runInline runs a unary method on its caller's goroutine. A caller whose context has ended meanwhile gets that, as it would by any
+// other way.
+func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
+	res, err := n.run(cc, req)
+	if cc.caller.Err() != nil {
+		return nil, causeOf(cc.caller)
+	}
+	return res, err
 }
 
 // submit puts a unary call in line, or starts it beside the turns, and returns. finish is called once, on a goroutine of the node's; after an
@@ -273,6 +283,9 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 		res, err = n.runIntercepted(cc, req)
 	}
 	if err == nil && cc.call.way == byLocal {
+		if err := n.checkTravels(cc.call.method, false, res); err != nil {
+			return nil, err
+		}
 		res = n.passes(res)
 	}
 	if broken := n.verifyReturned(cc, res); broken != nil {

@@ -167,5 +167,13 @@ func (c *clientStream[Req, Res]) CloseAndReceive() (Res, error) {
 		}
 		return none, err
 	}
+	// The call's outcome and its trailer come after the response.
+	switch _, err := c.Receive(); {
+	case err == nil:
+		_ = c.stream.Close() // the error says what is wrong
+		return none, connect.Errorf(connect.CodeInternal, "%s sent more than one response", c.method.m.fullName())
+	case !errors.Is(err, io.EOF):
+		return none, err
+	}
 	return res, c.stream.Close()
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // NewLocal puts a node's implementation behind a mailbox, in this process and outside any system: around a fake in a test, for example. It
@@ -52,13 +54,14 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 		way = byHTTP
 	}
 	cc := newCall(ctx, m, way)
-	cc.call.receive(metadataOf(info.RequestHeader()))
+	metadata, err := tunnel.HeaderFrom(info.RequestHeader())
+	if err != nil {
+		return err
+	}
+	cc.call.receive(Metadata{header: metadata})
 	if m.shape != connect.StreamTypeUnary {
-		err := n.runStream(cc, &replyStream{ServerStream: stream, flush: func() {
-			header, _ := cc.call.sent()
-			header.addTo(info.ResponseHeader())
-		}})
-		_, trailer := cc.call.sent()
+		reply := &replyStream{ServerStream: stream, node: n, call: cc, setHeader: func(md Metadata) { md.addTo(info.ResponseHeader()) }}
+		trailer, err := reply.end(n.runStream(cc, reply))
 		trailer.addTo(info.ResponseTrailer())
 		return err
 	}
@@ -78,22 +81,61 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 		n.cancel(j, context.Cause(ctx))
 		return causeOf(ctx)
 	}
-	header, trailer := cc.call.sent()
+	header, trailer, err := n.outcome(cc, j.err)
 	header.addTo(info.ResponseHeader())
 	trailer.addTo(info.ResponseTrailer())
-	if j.err != nil {
-		return j.err
+	if err != nil {
+		return err
 	}
-	return stream.Send(j.res)
+	return sendOver(m, stream, j.res)
 }
 
-// replyStream puts the headers that the node's code has set where the transport looks for them, before the first message.
+// sendOver sends a response by one of connect's transports. What can't be encoded is the same error that every other way gives.
+func sendOver(m *Method, stream connect.ServerStream, msg any) error {
+	message, ok := msg.(proto.Message)
+	if !ok {
+		return stream.Send(msg)
+	}
+	err := stream.Send(msg)
+	if err != nil && connect.CodeOf(err) == connect.CodeInternal {
+		if why := tunnel.CheckMessage(m.spec.Procedure, false, message); why != nil {
+			return why
+		}
+	}
+	return err
+}
+
+// replyStream puts the headers that the node's code has set where the transport looks for them: before the first message, or at the
+// end of a stream that has none.
 type replyStream struct {
 	connect.ServerStream
 
-	flush  func()
-	once   sync.Once
-	source source // only ReceiveEmpty uses it
+	node      *Node
+	call      *callContext
+	setHeader func(Metadata)
+	once      sync.Once
+	wrong     error
+	source    source // only ReceiveEmpty uses it
+}
+
+// begin sets the header, once.
+func (s *replyStream) begin() error {
+	s.once.Do(func() {
+		var header Metadata
+		if header, _, s.wrong = s.node.outcome(s.call, nil); s.wrong == nil {
+			s.setHeader(header)
+		}
+	})
+	return s.wrong
+}
+
+// end is what the stream ends with: its trailer and its outcome, err where that has failed already.
+func (s *replyStream) end(err error) (trailer Metadata, _ error) {
+	if wrong := s.begin(); wrong != nil {
+		return trailer, cmp.Or(err, wrong)
+	}
+	_, trailer, err = s.node.outcome(s.call, err)
+	return trailer, err
 }
 
 // ReceiveEmpty implements emptyReceiver.
@@ -102,11 +144,18 @@ func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
 }
 
 func (s *replyStream) SendHeaders() error {
-	s.once.Do(s.flush)
+	if err := s.begin(); err != nil {
+		return err
+	}
 	return s.ServerStream.SendHeaders()
 }
 
 func (s *replyStream) Send(msg any) error {
-	s.once.Do(s.flush)
+	if err := s.begin(); err != nil {
+		return err
+	}
+	if s.call.call.way == byHTTP {
+		return sendOver(s.call.call.method, s.ServerStream, msg)
+	}
 	return s.ServerStream.Send(msg)
 }

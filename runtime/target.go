@@ -44,69 +44,97 @@ func (t *target) pathHint() string {
 
 // invoke makes a unary call and waits.
 func (t *target) invoke(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
-	switch {
-	case t == nil:
+	if t == nil {
 		return nil, errNoNode()
-	case t.node != nil:
-		return t.node.invokeLocal(ctx, m, req)
-	case t.remote != nil:
-		return t.remote.invoke(ctx, t.tag, m, req)
 	}
-	return t.client.invoke(ctx, t, m, req)
+	out, err := outgoingOf(ctx, m)
+	switch {
+	case err != nil:
+		return nil, err
+	case t.node != nil:
+		return t.node.invokeLocal(ctx, m, req, out)
+	case t.remote != nil:
+		return t.remote.invoke(ctx, t.tag, m, req, out)
+	}
+	return t.client.invoke(ctx, t, m, req, out)
 }
 
 // submit makes a unary call and does not wait.
 func (t *target) submit(ctx context.Context, m *Method, req proto.Message) *future {
 	f := newFuture(m, t)
-	var err error
-	switch {
-	case t == nil:
-		err = errNoNode()
-	case t.node != nil:
-		err = t.node.submitLocal(ctx, m, req, f)
-	case t.remote != nil:
-		err = t.remote.submit(ctx, t.tag, m, req, f)
-	default:
-		err = t.client.submit(ctx, m, req, f)
-	}
+	err := t.submitTo(ctx, m, req, f)
 	if err != nil {
 		f.complete(nil, err)
 	}
 	return f
 }
 
+func (t *target) submitTo(ctx context.Context, m *Method, req proto.Message, f *future) error {
+	if t == nil {
+		return errNoNode()
+	}
+	out, err := outgoingOf(ctx, m)
+	switch {
+	case err != nil:
+		return err
+	case t.node != nil:
+		return t.node.submitLocal(ctx, m, req, f, out)
+	case t.remote != nil:
+		return t.remote.submit(ctx, t.tag, m, req, f, out)
+	}
+	return t.client.submit(ctx, m, req, f, out)
+}
+
 // stream begins a streaming call.
 func (t *target) stream(ctx context.Context, m *Method) (connect.ClientStream, error) {
-	switch {
-	case t == nil:
+	if t == nil {
 		return nil, errNoNode()
-	case t.node != nil:
-		return t.node.openPipe(ctx, m)
-	case t.remote != nil:
-		return t.remote.stream(ctx, t.tag, m)
 	}
-	return t.client.stream(ctx, m)
+	out, err := outgoingOf(ctx, m)
+	switch {
+	case err != nil:
+		return nil, err
+	case t.node != nil:
+		return t.node.openPipe(ctx, m, out)
+	case t.remote != nil:
+		return t.remote.stream(ctx, t.tag, m, out)
+	}
+	return t.client.stream(ctx, m, out)
 }
 
 // invokeLocal is invoke for a node of this process.
-func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
-	cc := localCall(ctx, m)
+func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+	if err := n.checkTravels(m, true, req); err != nil {
+		return nil, err
+	}
+	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)
 	res, err := n.invoke(cc, n.passes(req))
-	cc.call.deliver(ctx)
-	return res, fromPeer(ctx, err)
+	header, trailer, err := n.outcome(cc, err)
+	deliver(out.info, header, trailer)
+	if err != nil {
+		return nil, fromPeer(ctx, err)
+	}
+	return res, nil
 }
 
 // submitLocal is submit for a node of this process: the call always waits in line, so that its caller never runs it.
-func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future) error {
+func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	cc := localCall(ctx, m)
+	if err := n.checkTravels(m, true, req); err != nil {
+		return err
+	}
+	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)
+	info := out.info
 	// Nobody waits for an async call yet, so its caller's turn is in nobody's way.
 	cc.chain = nil
-	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) { f.complete(j.res, fromPeer(ctx, j.err)) })
+	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) {
+		header, trailer, err := n.outcome(cc, j.err)
+		f.completeWith(j.res, fromPeer(ctx, err), func() { deliver(info, header, trailer) })
+	})
 	if err != nil {
 		return err
 	}

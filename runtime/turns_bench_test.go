@@ -22,7 +22,7 @@ func quick() *stub {
 
 // handedOver calls as an inline call would be made if it were not: in line, and run by a goroutine of the node's.
 func (s *stub) handedOver(ctx context.Context, req *storagev1.IncrRequest) error {
-	cc := localCall(ctx, &s.incr.m)
+	cc := localCall(ctx, &s.incr.m, Metadata{})
 	j := &job{cc: cc, req: req, done: make(chan struct{})}
 	s.node.adopt(cc)
 	if err := s.node.enqueue(j); err != nil {

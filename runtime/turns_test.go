@@ -158,7 +158,7 @@ func TestCauseOfACall(t *testing.T) {
 		<-called
 		return nil
 	})
-	require.NoError(t, s.call(ctx))
+	require.ErrorIs(t, s.call(ctx), why, "its caller gets what it would get by any other way")
 	require.ErrorIs(t, inside.Err(), context.Canceled)
 
 	// One that nobody looked at ends with its call, also for whoever kept it.
@@ -349,7 +349,7 @@ func TestUncollectedErrors(t *testing.T) {
 	drop := func(use func(f *Future[*storagev1.IncrResponse])) {
 		f := &Future[*storagev1.IncrResponse]{f: newFuture(&s.incr.m, s.ref.t)}
 		f.f.log = slog.New(j)
-		require.NoError(t, s.node.submitLocal(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f))
+		require.NoError(t, s.node.submitLocal(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f, outgoing{}))
 		<-f.Done()
 		use(f)
 	}

@@ -95,6 +95,7 @@ func Run(t *testing.T, way Way) {
 		{"a canceled context calls nothing", testCanceledBefore},
 		{"a method runs once, whatever its error says", testOnce},
 	}
+	tests = append(tests, carryTests()...)
 	if !way.EndsOnClose {
 		tests = append(tests, callTest{"a client stream that is abandoned is not taken for whole", testAbandonSum})
 	}
@@ -400,7 +401,8 @@ func testCredentials(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	keys := []string{"Authorization", "Proxy-Authorization", "Cookie"}
 	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), "tenant", "a"))
 	for _, key := range keys {
-		ctx = raylink.WithMetadata(ctx, key, "s3cret=1")
+		_, err := p.Who(raylink.WithMetadata(ctx, key, "s3cret=1"), nil)
+		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", key, err)
 		info.RequestHeader().Add(key, "s3cret=2")
 	}
 	for _, key := range append(keys, "tenant") {

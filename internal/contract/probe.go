@@ -117,7 +117,10 @@ func (p *Probe) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv
 }
 
 // Fail implements the node.
-func (p *Probe) Fail(_ context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
+func (p *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
+	if err := deed(ctx); err != nil {
+		return nil, err
+	}
 	switch {
 	case req.GetPanic():
 		panic(req.GetMessage())
@@ -189,6 +192,9 @@ func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv
 		CallerPath: call.Caller().Path, CallerNid: call.Caller().NID, Metadata: call.Metadata().Values(req.GetKey()), Way: string(call.Way()),
 		Pid: int64(os.Getpid()), Path: raylink.NodeFrom(ctx).Path(),
 	}
+	if call.Metadata().Get(deedKey) == "unsendable" {
+		res.CallerPath = "caf\xe9"
+	}
 	if deadline, ok := ctx.Deadline(); ok {
 		res.HasDeadline = true
 		res.Remaining = durationpb.New(time.Until(deadline))
@@ -202,7 +208,10 @@ func (p *Probe) Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 }
 
 // Count implements the node.
-func (p *Probe) Count(_ context.Context, req *contractv1.CountRequest, stream contractv1raylink.ProbeCountServerStream) error {
+func (p *Probe) Count(ctx context.Context, req *contractv1.CountRequest, stream contractv1raylink.ProbeCountServerStream) error {
+	if err := deed(ctx); err != nil {
+		return err
+	}
 	for i := range req.GetTo() {
 		if err := stream.Send(&contractv1.CountResponse{Number: i + 1, Payload: make([]byte, req.GetPayload())}); err != nil {
 			p.mu.Lock()
@@ -225,6 +234,9 @@ func (p *Probe) Count(_ context.Context, req *contractv1.CountRequest, stream co
 
 // Sum implements the node.
 func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServerStream) (*contractv1.SumResponse, error) {
+	if err := deed(ctx); err != nil {
+		return nil, err
+	}
 	var sum int64
 	for {
 		req, err := stream.Receive()
@@ -251,7 +263,14 @@ func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServer
 }
 
 // Chat implements the node.
-func (p *Probe) Chat(_ context.Context, stream contractv1raylink.ProbeChatServerStream) error {
+func (p *Probe) Chat(ctx context.Context, stream contractv1raylink.ProbeChatServerStream) error {
+	if err := deed(ctx); err != nil {
+		return err
+	}
+	answer := "you said "
+	if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "unsendable" {
+		answer = "caf\xe9"
+	}
 	for {
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
@@ -264,7 +283,7 @@ func (p *Probe) Chat(_ context.Context, stream contractv1raylink.ProbeChatServer
 			return nil
 		}
 		if err == nil {
-			err = stream.Send(&contractv1.ChatResponse{Text: "you said " + req.GetText()})
+			err = stream.Send(&contractv1.ChatResponse{Text: answer + req.GetText()})
 		}
 		if err != nil { // the caller may be gone before its answer is known to have been sent
 			p.mu.Lock()

@@ -94,5 +94,5 @@ type partialReply struct {
 }
 
 func responseTooLarge(procedure string, size, limit int) *connect.Error {
-	return tooLarge("the response of "+procedure, size, limit, "the receiver's")
+	return MessageTooLarge(procedure, false, size, limit)
 }

@@ -66,10 +66,10 @@ type slot struct {
 func (c *Conn) Start(ctx context.Context, call *Call) error {
 	size, err := sizeOf(call.Request)
 	if err != nil {
-		return notRun(cannotEncode(call.Procedure, err))
+		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
 	}
 	if size > c.peer.maxMessage {
-		return notRun(tooLarge("the request of "+call.Procedure, size, c.peer.maxMessage, "the receiver's"))
+		return notRun(MessageTooLarge(call.Procedure, true, size, c.peer.maxMessage))
 	}
 	meta := metaSize(call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
 	if meta > c.peer.maxHeader {
@@ -92,7 +92,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		body, err = encode(call.Request, size)
 		c.mu.Lock()
 		if err != nil {
-			err = notRun(cannotEncode(call.Procedure, err))
+			err = notRun(c.cannotEncode(call.Procedure, call.Request, err))
 		} else {
 			err = c.refusing()
 		}
@@ -106,7 +106,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	call.conn, call.id, call.parcel = c, id, nil
 	if err := c.sendCall(ctx, call, body, meta, size); err != nil {
 		c.vacate(id)
-		return notRun(cannotEncode(call.Procedure, err))
+		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
 	}
 	c.calls.Add(1)
 	if call.Waits {

@@ -17,15 +17,22 @@ type StreamRequest struct {
 	Target, Caller, Procedure string
 	// StreamType is the call's shape.
 	StreamType connect.StreamType
-	// Header goes with the call, before what the context's [connect.CallInfo] has; nil for none.
+	// Header goes with the call; nil for none.
 	Header Header
+	// OnMetadata, if it is not nil, gets the response's header with the first Receive that returns, and its trailer with the one
+	// that reports the end, before they return.
+	OnMetadata func(header, trailer Header)
 	// Chain is opaque to the tunnel; nil for none.
 	Chain []byte
 }
 
 // Stream makes a stream for a call of any shape. The call begins with the first Send, Receive or SendHeaders, and lives as long as
-// ctx. A [connect.CallInfo] in ctx gives the request's header and gets the response's header and trailer.
+// ctx. A [connect.CallInfo] in ctx is not looked at: that is for connect's clients, see [Conn.Transport].
 func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStream, error) {
+	return c.stream(ctx, req, nil)
+}
+
+func (c *Conn) stream(ctx context.Context, req StreamRequest, info *connect.CallInfo) (connect.ClientStream, error) {
 	c.mu.Lock()
 	err := c.refusing()
 	c.mu.Unlock()
@@ -35,7 +42,6 @@ func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStr
 	if err != nil {
 		return nil, err
 	}
-	info, _ := connect.CallInfoForClientContext(ctx)
 	if info != nil {
 		describe(info, c.nc.RemoteAddr().String())
 	}
@@ -97,9 +103,9 @@ func (s *clientStream) SendHeaders() error {
 
 func (s *clientStream) open() error {
 	c, req := s.conn, &s.req
-	header := req.Header
-	if s.info != nil && s.info.RequestHeader().Len() > 0 {
-		header = append(append(Header{}, header...), HeaderFrom(s.info.RequestHeader())...)
+	header, err := requestHeader(req.Header, s.info)
+	if err != nil {
+		return err
 	}
 	meta := metaSize(req.Target, req.Caller, req.Procedure, header, req.Chain)
 	if meta > c.peer.maxHeader {
@@ -180,8 +186,8 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 		return err
 	}
 	m, err := s.inbox.receive()
-	s.inform()
 	if err != nil {
+		s.inform(err)
 		s.detach()
 		return err
 	}
@@ -197,20 +203,63 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 		s.abort(wrong)
 		return wrong
 	}
+	if s.req.StreamType == connect.StreamTypeClient {
+		return s.receiveEnd()
+	}
+	s.inform(nil)
 	return nil
 }
 
-// inform hands the metadata that has come to the caller, on the caller's goroutine.
-func (s *clientStream) inform() {
-	if s.info == nil {
+// receiveEnd waits for the end of a stream that has one response: only then its outcome and its trailer are known.
+func (s *clientStream) receiveEnd() error {
+	m, err := s.inbox.receive()
+	if err == nil {
+		m.slab.free()
+		err = connect.Errorf(connect.CodeInternal, "%s sent more than one response", s.req.Procedure)
+		s.abort(err)
+	}
+	s.inform(err)
+	s.detach()
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// inform hands the metadata that has come to the caller, on the caller's goroutine. err is what Receive is about to return: a
+// trailer belongs to the stream's end, even where it has come before.
+func (s *clientStream) inform(err error) {
+	if s.info == nil && s.req.OnMetadata == nil {
 		return
 	}
 	s.inbox.mu.Lock()
 	header, trailer := s.inbox.header, s.inbox.trailer
-	s.inbox.header, s.inbox.trailer = nil, nil
+	s.inbox.header = nil
+	if err != nil {
+		s.inbox.trailer = nil
+	} else {
+		trailer = nil
+	}
 	s.inbox.mu.Unlock()
-	header.CopyTo(s.info.ResponseHeader())
-	trailer.CopyTo(s.info.ResponseTrailer())
+	if s.info != nil {
+		header.CopyTo(s.info.ResponseHeader())
+		trailer.CopyTo(s.info.ResponseTrailer())
+	}
+	if s.req.OnMetadata != nil && len(header)+len(trailer) > 0 {
+		s.req.OnMetadata(header, trailer)
+	}
+}
+
+// requestHeader is what goes with a call: what it was given, and what the caller's [connect.CallInfo] has, if there is one.
+func requestHeader(given Header, info *connect.CallInfo) (Header, error) {
+	if info == nil || info.RequestHeader().Len() == 0 {
+		return given, nil
+	}
+	more, err := HeaderFrom(info.RequestHeader())
+	if err != nil || len(given) == 0 {
+		return more, err
+	}
+	return append(append(Header{}, given...), more...), nil
 }
 
 // Close gives the stream up if it is not over.

@@ -51,8 +51,8 @@ var (
 	errEncodingEnded = errors.New("the message ended its goroutine (runtime.Goexit) instead of returning")
 )
 
-func cannotEncode(procedure string, err error) *connect.Error {
-	return connect.Errorf(connect.CodeInternal, "encoding a message of %s: %v", procedure, err).WithCause(err)
+func (c *Conn) cannotEncode(procedure string, msg proto.Message, err error) *connect.Error {
+	return Unsendable(procedure, c.dialled, msg, err)
 }
 
 func cannotDecode(what string, code connect.Code, err error) *connect.Error {

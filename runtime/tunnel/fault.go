@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
@@ -58,15 +60,54 @@ func authored(err error) *connect.Error {
 	}
 }
 
+// MaxErrorSize bounds an error that goes back to a caller: its text and its details. Together with metadata of [MaxHeaderSize] it
+// fits what a peer takes by default.
+const MaxErrorSize = 24 << 10
+
+// NormalizeError returns err as every way can carry it. A code that does not exist becomes Unknown, octets of texts that are not
+// UTF-8 become U+FFFD, and an error larger than [MaxErrorSize] loses its details, and then the end of its message. Where nothing
+// is to be done it is err itself; else err is its cause.
+func NormalizeError(err *connect.Error) *connect.Error {
+	code := err.Code()
+	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
+		code = connect.CodeUnknown
+	}
+	message, details := fitError(err, MaxErrorSize)
+	same := code == err.Code() && message == err.Message() && len(details) == len(err.Details())
+	for i, d := range details {
+		same = same && d == err.Details()[i]
+	}
+	if same {
+		return err
+	}
+	out := connect.NewError(code, message).WithCause(err)
+	for _, d := range details {
+		out = out.WithDetail(d)
+	}
+	if err.IsRemote() {
+		out = out.WithRemote()
+	}
+	return out
+}
+
+// replacement stands for octets that are not UTF-8, which neither JSON nor protobuf's strings can hold.
+const replacement = "\uFFFD"
+
 // maxDetails bounds the details of one error. [connect.Error.WithDetail] copies what is there
 // already, so that building an error of n details takes n² steps: with this bound they are few.
 const maxDetails = 128
 
-// appendFault writes an error block of no more than limit bytes: details go first if it does not fit, then the message's end.
-// Of more than maxDetails details the first are written.
-func appendFault(b []byte, err *connect.Error, limit int) []byte {
-	message, details := err.Message(), err.Details()
+// fitError is an error's message and details in no more than limit bytes: details go first if they don't fit, then the message's end.
+// Of more than maxDetails details the first are kept.
+func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
+	message, details := strings.ToValidUTF8(err.Message(), replacement), err.Details()
 	details = details[:min(len(details), maxDetails)]
+	for i, d := range details {
+		if !utf8.ValidString(d.Type) {
+			details = slices.Clone(details)
+			details[i] = &connect.ErrorDetail{Type: strings.ToValidUTF8(d.Type, replacement), Value: d.Value}
+		}
+	}
 	size := 3*varintBytes + len(message)
 	for _, d := range details {
 		size += 2*varintBytes + len(d.Type) + len(d.Value)
@@ -82,6 +123,12 @@ func appendFault(b []byte, err *connect.Error, limit int) []byte {
 		}
 		message += note
 	}
+	return message, details
+}
+
+// appendFault writes an error block of no more than limit bytes.
+func appendFault(b []byte, err *connect.Error, limit int) []byte {
+	message, details := fitError(err, limit)
 	b = appendInt(b, int(err.Code()))
 	b = appendString(b, message)
 	b = appendInt(b, len(details))

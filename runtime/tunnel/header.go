@@ -76,24 +76,49 @@ func (h Header) All() iter.Seq2[string, string] {
 	}
 }
 
-// HeaderFrom copies a connect header. It is nil where that is empty.
-func HeaderFrom(from *connect.Header) Header {
+// HeaderFrom copies a connect header. It is nil where that is empty. By connect's convention the values of keys that end in
+// `-bin` are base64, which is decoded here: a Header has the octets. Reserved keys (see [Reserved]) are left out, as
+// connect's transports leave them out. Fields that no call can carry are refused as [Header.Validate] does.
+func HeaderFrom(from *connect.Header) (Header, error) {
 	if from.Len() == 0 {
-		return nil
+		return nil, nil
 	}
 	h := make(Header, 0, from.Len())
 	for key, values := range from.All() {
+		key = strings.ToLower(key)
+		if Reserved(key) {
+			continue
+		}
 		for _, value := range values {
-			h.Add(key, value)
+			if !isBinary(key) {
+				h = append(h, Field{Key: key, Value: value})
+				continue
+			}
+			// HTTP may join the values of one key with commas, which base64 does not use.
+			for part := range strings.SplitSeq(value, ",") {
+				octets, err := connect.DecodeBinaryHeader(strings.TrimSpace(part))
+				if err != nil {
+					return nil, illegal(key, "its value is not base64, as HTTP and connect's headers carry binary values: "+
+						"use connect.EncodeBinaryHeader there")
+				}
+				h = append(h, Field{Key: key, Value: string(octets)})
+			}
 		}
 	}
-	return h
+	if err := h.Validate(); err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
-// CopyTo adds all fields to a connect header.
+// CopyTo adds all fields to a connect header, binary values as base64: the reverse of [HeaderFrom].
 func (h Header) CopyTo(to *connect.Header) {
 	for _, f := range h {
-		to.Add(f.Key, f.Value)
+		value := f.Value
+		if isBinary(f.Key) {
+			value = connect.EncodeBinaryHeader([]byte(value))
+		}
+		to.Add(f.Key, value)
 	}
 }
 

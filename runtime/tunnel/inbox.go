@@ -159,7 +159,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	}
 	if !sized {
 		if len(body) > limit {
-			return tooLarge("a message of "+b.what, len(body), limit, "the receiver's"), nil
+			return MessageTooLarge(b.what, !b.conn.dialled, len(body), limit), nil
 		}
 		b.put(body)
 		return nil, nil
@@ -170,7 +170,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		return nil, p.err
 	}
 	if total > limit {
-		return tooLarge("a message of "+b.what, total, limit, "the receiver's"), nil
+		return MessageTooLarge(b.what, !b.conn.dialled, total, limit), nil
 	}
 	b.assembly = newAssembly(total, claimOfStream)
 	if err := b.assembly.add(p.rest); err != nil {

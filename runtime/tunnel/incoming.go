@@ -190,7 +190,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 			if value := recover(); value != nil {
 				err = fmt.Errorf("%w: %v", errPanicked, value)
 			}
-			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, err))
+			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, err))
 		}
 		in.ctx.finish()
 	}()
@@ -225,9 +225,9 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	if failure == nil {
 		var err error
 		if size, err = sizeOf(res); err != nil {
-			failure = c.notEncoded(in, err)
+			failure = c.notEncoded(in, res, err)
 		} else if size > c.peer.maxMessage {
-			failure = tooLarge("the response of "+in.Procedure, size, c.peer.maxMessage, "the receiver's")
+			failure = MessageTooLarge(in.Procedure, false, size, c.peer.maxMessage)
 		}
 	}
 	var body *encoded
@@ -239,19 +239,22 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	if failure == nil && size > inlineBytes {
 		var err error
 		if body, err = encode(res, size); err != nil {
-			failure = c.notEncoded(in, err)
+			failure = c.notEncoded(in, res, err)
 		} else {
 			size = body.size
 		}
 	}
 	if meta := metaSize("", "", "", header, nil) + trailer.size(); meta > c.peer.maxHeader {
-		failure = tooLarge("the header and trailer of "+in.Procedure, meta, c.peer.maxHeader, "the receiver's header")
+		// An error is worth more than what goes beside it.
+		if failure == nil {
+			failure = tooLarge("the header and trailer of "+in.Procedure, meta, c.peer.maxHeader, "the receiver's header")
+		}
 		header, trailer = nil, nil
 	}
 	var err error // of the encoding, which for small messages is done below
 	defer func() {
 		if err != nil {
-			_ = c.notEncoded(in, err) // not with the lock
+			_ = c.notEncoded(in, res, err) // not with the lock
 		}
 	}()
 	c.mu.Lock()
@@ -320,7 +323,7 @@ func (c *Conn) queueReply(
 		if !queued {
 			o.buf = o.buf[:start+headerBytes]
 			if failure == nil { // the message has ended this goroutine
-				failure = cannotEncode(in.Procedure, errEncodingEnded)
+				failure = c.cannotEncode(in.Procedure, nil, errEncodingEnded)
 			}
 			c.appendFailure(in.id, start, header, trailer, failure)
 		}
@@ -332,7 +335,7 @@ func (c *Conn) queueReply(
 	if stream == nil {
 		flags |= replyMessage
 		if b, err = appendMessage(b, res, size); err != nil {
-			failure = cannotEncode(in.Procedure, err)
+			failure = c.cannotEncode(in.Procedure, res, err)
 			return err
 		}
 	}
@@ -344,9 +347,9 @@ func (c *Conn) queueReply(
 
 // notEncoded is the failure of a call whose response can't be encoded. Its node's owner gets a log
 // line.
-func (c *Conn) notEncoded(in *Incoming, err error) *connect.Error {
+func (c *Conn) notEncoded(in *Incoming, res proto.Message, err error) *connect.Error {
 	c.cfg.Logger.Error("tunnel: a response could not be encoded", "call", in.Procedure, "target", in.Target, "error", err)
-	return cannotEncode(in.Procedure, err)
+	return c.cannotEncode(in.Procedure, res, err)
 }
 
 // appendFailure finishes a REPLY that carries an error, of which the frame header stands at start.

@@ -25,7 +25,7 @@ func TestMessageOverTheLimitFailsAloneAndNamesIt(t *testing.T) {
 
 		_, _, err := start(t.Context(), s.client, "/p/P", 1500)
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
-		require.ErrorContains(t, err, "the request of /p/P is 1503 bytes, the receiver's limit is 1000")
+		require.ErrorContains(t, err, "a request of p/P is 1503 bytes, the receiver's limit is 1000")
 
 		_, done, err := start(t.Context(), s.client, "/p/P", 500)
 		require.NoError(t, err)

@@ -17,15 +17,15 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	}
 	size, err := sizeOf(msg)
 	if err != nil {
-		return 0, cannotEncode(procedure, err)
+		return 0, c.cannotEncode(procedure, msg, err)
 	}
 	if size > c.peer.maxMessage {
-		return 0, tooLarge("a message of "+procedure, size, c.peer.maxMessage, "the receiver's")
+		return 0, MessageTooLarge(procedure, c.dialled, size, c.peer.maxMessage)
 	}
 	var body *encoded
 	if size > inlineBytes {
 		if body, err = encode(msg, size); err != nil {
-			return 0, cannotEncode(procedure, err)
+			return 0, c.cannotEncode(procedure, msg, err)
 		}
 		size = body.size
 	}
@@ -58,7 +58,7 @@ func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Mess
 		b, err := appendMessage(o.buf, msg, size)
 		if err != nil {
 			o.buf = o.buf[:start]
-			return nil, cannotEncode(procedure, err)
+			return nil, c.cannotEncode(procedure, msg, err)
 		}
 		o.buf = b
 		l.credit -= len(b) - start - headerBytes + messageCost
@@ -70,7 +70,7 @@ func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Mess
 	if body == nil {
 		var err error
 		if body, err = encode(msg, size); err != nil {
-			return nil, cannotEncode(procedure, err)
+			return nil, c.cannotEncode(procedure, msg, err)
 		}
 	}
 	p := &parcel{id: id, kind: kindData, body: body, sent: make(chan struct{})}

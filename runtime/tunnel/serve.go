@@ -126,7 +126,7 @@ func (c *Conn) take(in *Incoming) error {
 	case c.draining != nil:
 		refusal = connect.Errorf(connect.CodeUnavailable, "the server is shutting down, %s was not run", in.Procedure)
 	case in.RequestBytes > c.own.maxMessage:
-		refusal = tooLarge("the request of "+in.Procedure, in.RequestBytes, c.own.maxMessage, "the receiver's")
+		refusal = MessageTooLarge(in.Procedure, true, in.RequestBytes, c.own.maxMessage)
 	case stream && c.streams >= c.own.maxStreams:
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
 	}

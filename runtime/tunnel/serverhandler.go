@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"io"
 
 	"connectrpc.com/connect/v2"
@@ -35,9 +37,11 @@ func (h *serverHandler) unary(in *Incoming, body *buffer) {
 	if err == nil && !stream.answered {
 		err = connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
 	}
-	in.SetHeader(HeaderFrom(info.ResponseHeader()))
-	in.SetTrailer(HeaderFrom(info.ResponseTrailer()))
-	in.Reply(stream.response, err)
+	header, headerErr := HeaderFrom(info.ResponseHeader())
+	trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
+	in.SetHeader(header)
+	in.SetTrailer(trailer)
+	in.Reply(stream.response, cmp.Or(err, unsendableReply(headerErr), unsendableReply(trailerErr)))
 	stream.body.free()
 }
 
@@ -46,11 +50,24 @@ func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream co
 	info := serverInfo(in)
 	informed := &informedStream{in: in, info: info, stream: stream}
 	err := h.server.Call(ctx, in.Procedure, info, informed)
-	in.SetTrailer(HeaderFrom(info.ResponseTrailer()))
-	if !informed.begun {
-		in.SetHeader(HeaderFrom(info.ResponseHeader()))
+	trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
+	in.SetTrailer(trailer)
+	return cmp.Or(err, informed.head(), unsendableReply(trailerErr))
+}
+
+// unsendableReply is the error of a call whose handler has set metadata that no call can carry.
+func unsendableReply(err error) error {
+	if err == nil {
+		return nil
 	}
-	return err
+	return connect.Errorf(connect.CodeInternal, "the response: %s", messageOf(err)).WithCause(err)
+}
+
+func messageOf(err error) string {
+	if e, ok := errors.AsType[*connect.Error](err); ok {
+		return e.Message()
+	}
+	return err.Error()
 }
 
 func serverInfo(in *Incoming) *connect.CallInfo {
@@ -115,23 +132,32 @@ type informedStream struct {
 	info   *connect.CallInfo
 	stream connect.ServerStream
 	begun  bool
+	wrong  error
 }
 
 func (s *informedStream) Receive(msg any) error { return s.stream.Receive(msg) }
 
 func (s *informedStream) SendHeaders() error {
-	s.head()
+	if err := s.head(); err != nil {
+		return err
+	}
 	return s.stream.SendHeaders()
 }
 
 func (s *informedStream) Send(msg any) error {
-	s.head()
+	if err := s.head(); err != nil {
+		return err
+	}
 	return s.stream.Send(msg)
 }
 
-func (s *informedStream) head() {
+// head sets the response's header, once: before the first message, or at the end of a stream that has none.
+func (s *informedStream) head() error {
 	if !s.begun {
 		s.begun = true
-		s.in.SetHeader(HeaderFrom(s.info.ResponseHeader()))
+		header, err := HeaderFrom(s.info.ResponseHeader())
+		s.wrong = unsendableReply(err)
+		s.in.SetHeader(header)
 	}
+	return s.wrong
 }

@@ -155,10 +155,11 @@ func TestHandlersErrorEndsTheStreamAfterWhatItSent(t *testing.T) {
 		}}
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, h)
 		ctx, info := connect.NewClientContext(t.Context())
-		stream := bidi(ctx, t, s.client)
+		stream, err := s.client.Transport("t", "c").NewClientStream(ctx, spec(connect.StreamTypeBidi, "Stream"))
+		require.NoError(t, err)
 		require.NoError(t, stream.Receive(&wrapperspb.BytesValue{}))
 		require.Equal(t, "1", info.ResponseHeader().Get("h"))
-		err := stream.Receive(&wrapperspb.BytesValue{})
+		err = stream.Receive(&wrapperspb.BytesValue{})
 		require.Equal(t, connect.CodeAborted, connect.CodeOf(err))
 		require.Equal(t, "2", info.ResponseTrailer().Get("t"))
 		require.ErrorIs(t, stream.Send(&wrapperspb.BytesValue{}), io.EOF)

@@ -14,6 +14,7 @@ type unaryStream struct {
 	conn *Conn
 	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
 	info *connect.CallInfo
+	tell func(header, trailer Header)
 	call Call
 	over chan struct{}
 
@@ -27,7 +28,7 @@ type unaryStream struct {
 var _ connect.ClientStream = (*unaryStream)(nil)
 
 func newUnaryStream(ctx context.Context, c *Conn, req StreamRequest, info *connect.CallInfo) *unaryStream {
-	s := &unaryStream{conn: c, ctx: ctx, info: info, over: make(chan struct{})}
+	s := &unaryStream{conn: c, ctx: ctx, info: info, tell: req.OnMetadata, over: make(chan struct{})}
 	s.call = Call{
 		Target: req.Target, Caller: req.Caller, Procedure: req.Procedure, Header: req.Header, Chain: req.Chain,
 		raw: true, Done: func(*Call) { close(s.over) },
@@ -58,8 +59,8 @@ func (s *unaryStream) Send(msg any) error {
 func (s *unaryStream) start(m proto.Message) error {
 	s.started = true
 	s.call.Request = m
-	if s.info != nil && s.info.RequestHeader().Len() > 0 {
-		s.call.Header = append(append(Header{}, s.call.Header...), HeaderFrom(s.info.RequestHeader())...)
+	if s.call.Header, s.failed = requestHeader(s.call.Header, s.info); s.failed != nil {
+		return s.failed
 	}
 	if s.info != nil && m != nil {
 		if size, err := sizeOf(m); err == nil { // else Start says what is wrong
@@ -118,6 +119,9 @@ func (s *unaryStream) Receive(msg any) error {
 		s.call.ResponseTrailer.CopyTo(s.info.ResponseTrailer())
 		s.info.ReceiveStats = connect.MessageStats{Size: s.call.ResponseBytes}
 	}
+	if s.tell != nil {
+		s.tell(s.call.ResponseHeader, s.call.ResponseTrailer)
+	}
 	if s.call.Err != nil {
 		return s.call.Err
 	}
@@ -154,14 +158,16 @@ type transport struct {
 	target, caller string
 }
 
-// Transport is the connection for connect's generated clients, whose calls go to target and come from caller.
+// Transport is the connection for connect's generated clients, whose calls go to target and come from caller. The
+// [connect.CallInfo] of such a call gives its request's header and gets the response's header and trailer.
 func (c *Conn) Transport(target, caller string) connect.Transport {
 	return &transport{conn: c, target: target, caller: caller}
 }
 
 // NewClientStream opens a stream for spec.
 func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-	return t.conn.Stream(ctx, StreamRequest{
+	info, _ := connect.CallInfoForClientContext(ctx)
+	return t.conn.stream(ctx, StreamRequest{
 		Target: t.target, Caller: t.caller, Procedure: spec.Procedure, StreamType: spec.StreamType,
-	})
+	}, info)
 }

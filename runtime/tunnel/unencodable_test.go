@@ -65,7 +65,7 @@ func TestResponseThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
 					break
 				}
 				require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%s at %d: %v", name, n, err)
-				require.ErrorContains(t, err, "encoding a message of /p/P")
+				require.ErrorContains(t, err, "a response of p/P can't be sent")
 				require.Eventually(t, func() bool { return log.Contains("/p/P") }, time.Minute, time.Millisecond, "the owner was not told")
 				require.NoError(t, call(func(in *tunnel.Incoming) { in.Reply(nil, nil) }))
 			}
