@@ -42,7 +42,7 @@ func run(m *testing.M) int {
 		}
 	}
 	var err error
-	driver, err = raylink.Init(context.Background(), contract.Types()...)
+	driver, err = raylink.Init(context.Background(), append(contract.Types(), thirdPartyTypes()...)...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "Init:", err)
 		return 1

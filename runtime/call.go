@@ -101,7 +101,7 @@ func chainOf(ctx context.Context) *chain {
 	if cc.call.method != nil {
 		method = cc.call.method.fullName()
 	}
-	return &chain{nid: cc.node.nid, path: cc.node.path, method: method, outer: cc.chain}
+	return &chain{nid: cc.node.nid, path: cc.node.path, method: method, overrides: cc.node.overrides, outer: cc.chain}
 }
 
 // localCall describes a call made with ctx to a node of this process.

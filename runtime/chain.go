@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -16,7 +17,9 @@ type chain struct {
 	nid    string
 	path   string
 	method string
-	outer  *chain
+	// overrides is what the link's node has otherwise than its schema says, see NodeType.overrides.
+	overrides string
+	outer     *chain
 }
 
 // maxChain bounds what is accepted from the wire, and so how deep calls may nest.
@@ -30,6 +33,39 @@ func (c *chain) circle(nid, path, method string, turns int) error {
 	return connect.Errorf(connect.CodeFailedPrecondition, "the call would wait for itself: %s -> %s %s, "+
 		"whose turn is held until this call returns; make it with %sAsync and don't wait, or make the method concurrent",
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
+}
+
+// circleFrom is circle for the waiting caller's side, which knows of the node what its link in the chain says.
+func (c *chain) circleFrom(nid, path string, m *Method) error {
+	for link := c; link != nil; link = link.outer {
+		if link.nid != nid {
+			continue
+		}
+		turns, beside := parseOverrides(link.overrides, m)
+		if beside {
+			return nil
+		}
+		return c.circle(nid, path, m.fullName(), turns)
+	}
+	return nil
+}
+
+// overrides are the turns of the type's nodes and the methods that it makes concurrent, as "4 Peek Poke"; empty where the schema's hold.
+func (t NodeType) overrides(c ServiceConfig) string {
+	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.beside) == 0 {
+		return ""
+	}
+	return strings.Join(append([]string{strconv.Itoa(c.MaxConcurrency)}, t.beside...), " ")
+}
+
+// parseOverrides reads that for a method; a link that says nothing, or nonsense, leaves what the schema says.
+func parseOverrides(overrides string, m *Method) (turns int, beside bool) {
+	turns = m.service.config.MaxConcurrency
+	words := strings.Split(overrides, " ")
+	if n, err := strconv.Atoi(words[0]); err == nil && n > 0 {
+		turns = n
+	}
+	return turns, slices.Contains(words[1:], m.name)
 }
 
 // holds counts the node's turns in the chain.
@@ -56,10 +92,10 @@ func (c *chain) String() string {
 	return strings.Join(links, " -> ")
 }
 
-// appendTo encodes the chain for the wire: for each link, innermost first, three length-prefixed strings.
+// appendTo encodes the chain for the wire: for each link, innermost first, four length-prefixed strings.
 func (c *chain) appendTo(b []byte) []byte {
 	for link := c; link != nil; link = link.outer {
-		for _, s := range [...]string{link.nid, link.path, link.method} {
+		for _, s := range [...]string{link.nid, link.path, link.method, link.overrides} {
 			b = appendString(b, s)
 		}
 	}
@@ -74,7 +110,7 @@ func parseChain(b []byte) (*chain, error) {
 			return nil, connect.Errorf(connect.CodeResourceExhausted, "calls are nested more than %d deep", maxChain)
 		}
 		link := &chain{}
-		for _, s := range [...]*string{&link.nid, &link.path, &link.method} {
+		for _, s := range [...]*string{&link.nid, &link.path, &link.method, &link.overrides} {
 			var ok bool
 			if *s, b, ok = cutString(b); !ok {
 				return nil, connect.NewError(connect.CodeInvalidArgument, "the chain of calls is malformed")

@@ -41,7 +41,7 @@ type launchPayload struct {
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
 	o := h.options
 	p := launchPayload{
-		Type: t.service.Type(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
+		Type: t.Name(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
 		Origins: o.Origins, Insecure: o.Insecure,
 		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
 		StartTimeout: o.StartTimeout, Outlives: rec.GetRestarts(),
@@ -231,10 +231,10 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 
 // adopt sets up the node that the process was launched for.
 func (h *Host) adopt(ctx context.Context, rec *nodev1.NodeRecord, p launchPayload) (*Node, error) {
-	t, ok := h.types[p.Type]
-	if !ok {
-		return nil, connect.Errorf(connect.CodeNotFound, "the launched process has no node type %q, though its parent has: give Init the same types in every process; it has %s",
-			p.Type, h.typeNames())
+	t, err := h.types.get(p.Type, rec.GetService())
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeNotFound, "the launched process lacks a type that its parent has: %s; "+
+			"give Init the same types in every process", messageOf(err))
 	}
 	var raw *anypb.Any
 	if len(p.Config) > 0 {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 	"reflect"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 
 	"connectrpc.com/connect/v2"
@@ -43,7 +43,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	if p.host == nil {
 		return nil, errNoSystem()
 	}
-	o := createOptions{request: &nodev1.CreateRequest{Type: service.Type(), Count: uint32(n), RequestId: uuid.NewString()}}
+	o := createOptions{request: &nodev1.CreateRequest{Service: service.name, Count: uint32(n), RequestId: uuid.NewString()}}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -62,8 +62,8 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	if p.node == nil && !p.ref.IsZero() && !here {
 		records, err = p.host.createBelow(ctx, p.ref, req)
 	} else {
-		if t, ok := p.host.types[service.Type()]; ok && t.service != service {
-			return nil, connect.Errorf(connect.CodeInvalidArgument, "type %q is %s in this process, not %s", service.Type(), t.service.name, service.name)
+		if len(p.host.types.of(service.name)) == 0 {
+			return nil, p.host.types.unknown(fmt.Sprintf("%q of %s", cmp.Or(req.GetType(), service.Type()), service.name))
 		}
 		records, err = p.host.create(ctx, p.node, p.ref.NID(), req)
 	}
@@ -142,10 +142,17 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 
 // create makes children of a node: parent where it lives here; nil for one that lives elsewhere, and for the root, whose id is empty.
 func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
-	t, ok := h.types[req.GetType()]
-	if !ok {
-		return nil, connect.Errorf(connect.CodeNotFound, "this binary has no node type %q; it has %s", req.GetType(), h.typeNames())
+	t, err := h.types.resolve(req.GetType(), req.GetService())
+	if err != nil {
+		return nil, err
 	}
+	return h.createOf(ctx, parent, parentNID, t, req)
+}
+
+// createOf is create for a type that was found.
+func (h *Host) createOf(
+	ctx context.Context, parent *Node, parentNID string, t NodeType, req *nodev1.CreateRequest,
+) ([]*nodev1.NodeRecord, error) {
 	made, err := t.decodeConfigs(req)
 	if err != nil {
 		return nil, err
@@ -170,7 +177,7 @@ func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *
 	rctx, cancel := c.bound(ctx)
 	defer cancel()
 	records, err := h.register(rctx, &brainv1.RegisterRequest{
-		Parent: parentNID, Type: req.GetType(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
+		Parent: parentNID, Type: t.Name(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
 		Attributes: req.GetAttributes(), Launcher: h.Info(), RequestId: id,
 	})
 	if err != nil {
@@ -296,8 +303,7 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 
 // setUp brings a node to life in this process.
 func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config proto.Message) (*kid, *nodev1.NodeRecord, error) {
-	n := newNode(h, t.service, rec)
-	n.copies = t.copies
+	n := newNode(h, t, rec)
 	h.mu.Lock()
 	h.nodes[n.nid] = n
 	h.mu.Unlock()
@@ -468,7 +474,7 @@ func (t NodeType) decodeConfig(raw *anypb.Any) (proto.Message, error) {
 	fresh := t.service.config.NewConfig
 	if fresh == nil {
 		if raw != nil {
-			return nil, connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, and got a %s", t.service.Type(), raw.MessageName())
+			return nil, connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, and got a %s", t.Name(), raw.MessageName())
 		}
 		return nil, nil //nolint:nilnil // no configuration is nil
 	}
@@ -477,22 +483,10 @@ func (t NodeType) decodeConfig(raw *anypb.Any) (proto.Message, error) {
 		return config, nil
 	}
 	if want := config.ProtoReflect().Descriptor().FullName(); raw.MessageName() != want {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q are configured by %s, not %s", t.service.Type(), want, raw.MessageName())
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q are configured by %s, not %s", t.Name(), want, raw.MessageName())
 	}
 	if err := proto.Unmarshal(raw.GetValue(), config); err != nil {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "the configuration of type %q can't be decoded: %v", t.service.Type(), err)
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the configuration of type %q can't be decoded: %v", t.Name(), err)
 	}
 	return config, nil
-}
-
-// typeNames lists what the process can host, for errors.
-func (h *Host) typeNames() string {
-	if len(h.types) == 0 {
-		return "none"
-	}
-	names := make([]string, 0, len(h.types))
-	for _, t := range h.options.Types {
-		names = append(names, t.service.Type())
-	}
-	return strings.Join(names, ", ")
 }

@@ -177,7 +177,7 @@ func (f *future) refuseWait(ctx context.Context) error {
 	if f.method.Concurrent() || f.target.nid == "" {
 		return nil
 	}
-	return chainOf(ctx).circle(f.target.nid, f.target.pathHint(), f.method.fullName(), f.target.service.config.MaxConcurrency)
+	return chainOf(ctx).circleFrom(f.target.nid, f.target.pathHint(), f.method)
 }
 
 func (f *future) outcome() (proto.Message, error) {

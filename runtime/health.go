@@ -61,8 +61,8 @@ func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus
 	if service == "" || service == healthService || service == builtins().service.name {
 		return healthv1.HealthCheckResponse_SERVING
 	}
-	for _, t := range h.types {
-		if t.service.name == service {
+	for _, s := range h.types.services() {
+		if s.name == service {
 			return healthv1.HealthCheckResponse_SERVING
 		}
 	}

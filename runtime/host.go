@@ -35,7 +35,7 @@ type Host struct {
 	// background are the host's own goroutines; all end with life.
 	background sync.WaitGroup
 
-	types    map[string]NodeType // by type name
+	types    *typeSet
 	dir      *rundir.Host
 	run      *rundir.Run
 	launcher launch.Launcher
@@ -130,7 +130,6 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		run:       parts.Run,
 		embedded:  parts.Brain,
 		launcher:  parts.Launcher,
-		types:     make(map[string]NodeType),
 		nodes:     make(map[string]*Node),
 		kids:      make(map[string][]*kid),
 		creations: make(map[*creation]struct{}),
@@ -149,7 +148,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 			h.release(err)
 		}
 	}()
-	if err := h.addTypes(options.Types); err != nil {
+	if h.types, err = newTypeSet(options.Types, options.SystemTypes); err != nil {
 		return nil, err
 	}
 	if h.dir, err = rundir.NewHost(rundir.RuntimeDir()); err != nil {
@@ -168,7 +167,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 			return nil, fmt.Errorf("telling Brain where it is reached: %w", err)
 		}
 		h.mu.Lock()
-		h.root = newNode(h, &Service{name: "raylink.brain.v1.BrainService"}, parts.Brain.Root())
+		h.root = newNode(h, NodeType{service: &Service{name: "raylink.brain.v1.BrainService"}}, parts.Brain.Root())
 		h.mu.Unlock()
 		h.root.serveWith(nil)
 	}
@@ -176,27 +175,6 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		return nil, err
 	}
 	return h, nil
-}
-
-// addTypes checks what the process can host.
-func (h *Host) addTypes(types []NodeType) error {
-	services := make(map[string]string)
-	for _, t := range types {
-		if t.service == nil {
-			return connect.NewError(connect.CodeInvalidArgument, "a zero NodeType was given: use the generated ...Type function")
-		}
-		name := t.service.Type()
-		if other, ok := h.types[name]; ok {
-			return connect.Errorf(connect.CodeAlreadyExists, "two node types are called %q, that of %s and that of %s: set the `type` option of one of the services",
-				name, other.service.name, t.service.name)
-		}
-		if other, ok := services[t.service.name]; ok {
-			return connect.Errorf(connect.CodeAlreadyExists, "the service %s is given twice, as type %q and as type %q", t.service.name, other, name)
-		}
-		h.types[name] = t
-		services[t.service.name] = name
-	}
-	return nil
 }
 
 // Info is how others find this host.

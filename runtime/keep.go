@@ -41,10 +41,14 @@ type keeper struct {
 	kid *kid       // the present life's process, if this process launched it
 }
 
-// ProvideNode creates the first node of a type below the root in the host's own process. It ends after all nodes that others create. It is for
+// ProvideNode creates the first node of a system type, by its service, below the root in the host's own process. It ends after all nodes that others create. It is for
 // the front door, where that embeds a Brain.
-func ProvideNode(ctx context.Context, h *Host, typeName string) error {
-	records, err := h.create(ctx, nil, "", &nodev1.CreateRequest{Type: typeName, Placement: nodev1.Placement_PLACEMENT_PARENT_PROCESS})
+func ProvideNode(ctx context.Context, h *Host, service string) error {
+	t, ok := h.types.system[service]
+	if !ok {
+		return h.types.unknown("of " + service)
+	}
+	records, err := h.createOf(ctx, nil, "", t, &nodev1.CreateRequest{Placement: nodev1.Placement_PLACEMENT_PARENT_PROCESS})
 	if err != nil {
 		return err
 	}
@@ -60,17 +64,17 @@ func ProvideNode(ctx context.Context, h *Host, typeName string) error {
 	return nil
 }
 
-// KeepNode makes sure that the first node of a type below the root is there, and stays so until the host is closed: it is started when it has
+// KeepNode makes sure that the first node of a system type, by its service, below the root is there, and stays so until the host is closed: it is started when it has
 // never been, taken over where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the host of a Brain in a
 // process of its own.
-func KeepNode(ctx context.Context, h *Host, typeName string) error {
-	t, ok := h.types[typeName]
+func KeepNode(ctx context.Context, h *Host, service string) error {
+	t, ok := h.types.system[service]
 	if !ok {
-		return connect.Errorf(connect.CodeNotFound, "this binary has no node type %q; it has %s", typeName, h.typeNames())
+		return h.types.unknown("of " + service)
 	}
 	rec, err := h.keptRecord(ctx, t)
 	if err != nil {
-		return fmt.Errorf("keeping a %s: %w", typeName, err)
+		return fmt.Errorf("keeping a %s: %w", t.Name(), err)
 	}
 	k := &keeper{host: h, t: t, remote: h.remote(rec.GetNid())}
 	k.remote.update(rec)
@@ -99,7 +103,7 @@ func KeepNode(ctx context.Context, h *Host, typeName string) error {
 
 // keptRecord finds the node's record, or registers it.
 func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
-	path := t.service.Type() + "-0"
+	path := t.Name() + "-0"
 	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
 	if err != nil {
 		return nil, err
@@ -115,7 +119,7 @@ func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, 
 	}
 	// It has no launcher whose death would be its end: whoever serves this Brain starts it.
 	registered, err := h.brain.Register(ctx, &brainv1.RegisterRequest{
-		Type: t.service.Type(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(),
+		Type: t.Name(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(),
 	})
 	if err != nil {
 		return nil, err

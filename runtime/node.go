@@ -19,6 +19,10 @@ type Node struct {
 	host    *Host // nil for a stub outside any system
 	service *Service
 	impl    any
+	// beside has the unary methods, by their index, that the type makes concurrent; overrides is that, and how many turns there are, as it
+	// travels in a chain.
+	beside    []bool
+	overrides string
 	// copies says that messages are copied between the node and its callers in this process.
 	copies  bool
 	witness witness //nolint:unused // the build tag invariants uses it
@@ -59,14 +63,16 @@ type Node struct {
 	stopErr error
 }
 
-func newNode(host *Host, service *Service, record *nodev1.NodeRecord) *Node {
+func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
+	service := t.service
 	n := &Node{
-		host: host, service: service, nid: record.GetNid(), path: record.GetPath(), record: record,
+		host: host, service: service, copies: t.copies, beside: t.besideTable(), nid: record.GetNid(), path: record.GetPath(), record: record,
 		born: time.Now(), ready: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
 	}
 	n.identity = Caller{NID: n.nid, Path: n.path}
 	n.wireName = n.identity.wire()
-	c := service.Config()
+	c := t.config()
+	n.overrides = t.overrides(c)
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{
 		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Beside: c.MaxStreams,
 	})

@@ -1,7 +1,7 @@
 package runtime
 
 import (
-	"context"
+	"cmp"
 	"log/slog"
 	"os"
 	"strconv"
@@ -20,6 +20,8 @@ import (
 type Options struct {
 	// Types are the node types that this process can host. Their names must differ.
 	Types []NodeType
+	// SystemTypes are those that it can host although the program gave none: they yield where names meet. It is for the front door.
+	SystemTypes []NodeType
 	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN. By default none: then the front door embeds one, or, on a lean
 	// join, refuses.
 	Brain string
@@ -203,24 +205,6 @@ func (o *Options) String() string {
 	return strings.TrimSpace(b.String())
 }
 
-// NodeType is a type of node that this process can host: a service, and how one is set up. It is an [Option].
-type NodeType struct {
-	service *Service
-	setup   func(ctx context.Context, node *Node, config proto.Message) (any, error)
-	copies  bool
-}
-
-// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.
-func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
-	return NodeType{service: service, setup: setup}
-}
-
-// Service is the type's service.
-func (t NodeType) Service() *Service { return t.service }
-
-// ApplyRuntime implements Option.
-func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
-
 // CreateOption says how a node is created.
 type CreateOption func(*createOptions)
 
@@ -270,8 +254,8 @@ func EachConfig[C proto.Message](set func(i int, config C)) CreateOption {
 			own, ok := config.(C)
 			if !ok {
 				var want C
-				return connect.Errorf(connect.CodeInvalidArgument, "EachConfig sets a %T, and nodes of type %q are configured by a %T",
-					want, o.request.GetType(), config)
+				return connect.Errorf(connect.CodeInvalidArgument, "EachConfig sets a %T, and nodes of %q are configured by a %T",
+					want, cmp.Or(o.request.GetType(), o.request.GetService()), config)
 			}
 			set(i, own)
 			return nil

@@ -70,7 +70,7 @@ func (n *Node) takeHere(j *job, moreBehind bool) (bool, error) {
 	}
 	cc := j.cc
 	n.adopt(cc)
-	if cc.call.method.Concurrent() {
+	if n.isConcurrent(cc.call.method) {
 		return true, n.reserveBeside(cc)
 	}
 	if err := n.refuseCircle(cc); err != nil {
@@ -86,7 +86,7 @@ func (n *Node) takeHere(j *job, moreBehind bool) (bool, error) {
 // serveHere runs a job for which takeHere has taken what it needs.
 func (n *Node) serveHere(j *job) {
 	cc := j.cc
-	if cc.call.method.Concurrent() {
+	if n.isConcurrent(cc.call.method) {
 		defer n.leaveBeside(cc)
 	} else {
 		defer cc.ownTurn.Release()

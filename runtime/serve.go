@@ -26,6 +26,11 @@ func (n *Node) adopt(cc *callContext) {
 	}
 }
 
+// isConcurrent says whether a method runs beside the node's turns.
+func (n *Node) isConcurrent(m *Method) bool {
+	return m.Concurrent() || n.beside != nil && !m.builtin && n.beside[m.index]
+}
+
 // invoke runs a unary method for a caller that waits in this process. When the node is idle, and for concurrent methods, that is on the
 // caller's own goroutine: there is nobody to hand over to, and nobody to wake. Such a call can't return before its method does, so it
 // may overrun its deadline by as long as the method takes to notice (docs/turns.md has the figures behind this choice).
@@ -35,7 +40,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		return nil, causeOf(ctx)
 	}
 	n.adopt(cc)
-	if cc.call.method.Concurrent() {
+	if n.isConcurrent(cc.call.method) {
 		if err := n.enterBeside(cc); err != nil {
 			return nil, err
 		}
@@ -91,7 +96,7 @@ func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(
 func (n *Node) submitJob(j *job) error {
 	cc := j.cc
 	n.adopt(cc)
-	if cc.call.method.Concurrent() {
+	if n.isConcurrent(cc.call.method) {
 		if err := n.reserveBeside(cc); err != nil {
 			return err
 		}

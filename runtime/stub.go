@@ -18,7 +18,7 @@ import (
 func NewLocal(service *Service, impl any) Ref { return newStub(service, impl).ref() }
 
 func newStub(service *Service, impl any) *Node {
-	n := newNode(nil, service, &nodev1.NodeRecord{
+	n := newNode(nil, NodeType{service: service}, &nodev1.NodeRecord{
 		Nid:  uuid.NewString(), // its own: circles of calls are found by it
 		Path: service.Type(), Name: service.Type(), Type: service.Type(), Service: service.name,
 	})

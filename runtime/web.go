@@ -35,11 +35,7 @@ type webNodeKey struct{}
 func newNodeHandler(h *Host) http.Handler {
 	limit := connecthttp.WithReadMaxBytes(h.options.MaxMessage)
 	server := connect.NewServer()
-	services := make([]*Service, 0, 1+len(h.types))
-	services = append(services, builtins().service)
-	for _, t := range h.types {
-		services = append(services, t.service)
-	}
+	services := append([]*Service{builtins().service}, h.types.services()...)
 	for _, s := range services {
 		for _, m := range s.methods {
 			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m)})
@@ -118,8 +114,8 @@ func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
 	}
 	mountHealth(server, h)
 	names := []string{builtins().service.name, healthService}
-	for _, t := range h.types {
-		names = append(names, t.service.name)
+	for _, s := range h.types.services() {
+		names = append(names, s.name)
 	}
 	for spec := range server.Specs() {
 		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && !slices.Contains(names, service) {

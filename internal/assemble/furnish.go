@@ -9,6 +9,7 @@ import (
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/ps"
@@ -22,17 +23,10 @@ const (
 	CaptainPath = "ps-0"
 )
 
-// withSystemTypes adds the node types that every process can host: storages, replays and parameter servers, unless the options bring their own.
+// withSystemTypes adds the node types that every process can host: storages, replays and parameter servers. They take no name from the
+// program's own types, and yield to implementations of their services that it brings.
 func withSystemTypes(o runtime.Options) runtime.Options {
-	known := make(map[string]bool)
-	for _, t := range o.Types {
-		known[t.Service().Name()] = true
-	}
-	for _, t := range append([]runtime.NodeType{storage.Type(), replay.Type()}, ps.Types()...) {
-		if !known[t.Service().Name()] {
-			o.Types = append(o.Types, t)
-		}
-	}
+	o.SystemTypes = append([]runtime.NodeType{storage.Type(), replay.Type()}, ps.Types()...)
 	return o
 }
 
@@ -47,11 +41,11 @@ func FurnishBeside(ctx context.Context, h *runtime.Host) error {
 	return furnish(ctx, h, runtime.KeepNode)
 }
 
-func furnish(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, typeName string) error) error {
-	if err := add(ctx, h, storage.Type().Service().Type()); err != nil {
+func furnish(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {
+	if err := add(ctx, h, storagev1raylink.StorageName); err != nil {
 		return fmt.Errorf("the storage: %w", err)
 	}
-	if err := add(ctx, h, ps.Type().Service().Type()); err != nil {
+	if err := add(ctx, h, psv1raylink.CaptainName); err != nil {
 		return fmt.Errorf("the parameter server: %w", err)
 	}
 	return nil

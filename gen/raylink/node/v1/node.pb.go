@@ -1258,7 +1258,8 @@ func (x *ChildrenResponse) GetChildren() []*NodeRecord {
 
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A type that the parent's binary contains.
+	// A type that the parent's binary contains, by its name. Empty for the only one of the service, or that with
+	// the schema's own name.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// The type's configuration; unset for a type that takes none.
 	Config *anypb.Any `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
@@ -1274,7 +1275,9 @@ type CreateRequest struct {
 	// A UUID by which the creation can be canceled, see CancelCreate; empty for one that can't be.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The configuration of each node, in order, instead of one for all; as many as count says, or none.
-	Configs       []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
+	Configs []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
+	// The full name of the type's service. Empty where the name of the type is enough.
+	Service       string `protobuf:"bytes,10,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1370,6 +1373,13 @@ func (x *CreateRequest) GetConfigs() []*anypb.Any {
 		return x.Configs
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
 }
 
 type CreateResponse struct {
@@ -1845,7 +1855,7 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x19.raylink.node.v1.NodeInfoR\x04info\"\x11\n" +
 	"\x0fChildrenRequest\"K\n" +
 	"\x10ChildrenResponse\x127\n" +
-	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xc6\x03\n" +
+	"\bchildren\x18\x01 \x03(\v2\x1b.raylink.node.v1.NodeRecordR\bchildren\"\xe0\x03\n" +
 	"\rCreateRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12,\n" +
 	"\x06config\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x06config\x12\x14\n" +
@@ -1858,7 +1868,9 @@ const file_raylink_node_v1_node_proto_rawDesc = "" +
 	"attributes\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\b \x01(\tR\trequestId\x12.\n" +
-	"\aconfigs\x18\t \x03(\v2\x14.google.protobuf.AnyR\aconfigs\x1aU\n" +
+	"\aconfigs\x18\t \x03(\v2\x14.google.protobuf.AnyR\aconfigs\x12\x18\n" +
+	"\aservice\x18\n" +
+	" \x01(\tR\aservice\x1aU\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
 	"\x05value\x18\x02 \x01(\v2\x16.raylink.node.v1.ValueR\x05value:\x028\x01\"C\n" +
