@@ -2,6 +2,7 @@ package raylink_test
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
@@ -50,7 +51,16 @@ func TestHealthInJSON(t *testing.T) {
 				assert.Equal(t, http.StatusOK, status)
 				assert.JSONEq(t, `{"status":"SERVING"}`, answer, message)
 			}
-			status, answer := ask(t, http.MethodPost, check, "application/json", `{"service":"demo.v1.Nobody"}`)
+			status, answer := ask(t, http.MethodPost, strings.TrimSuffix(check, "Check")+"List", "application/json", `{}`)
+			assert.Equal(t, http.StatusOK, status)
+			var list struct {
+				Statuses map[string]struct{ Status string } `json:"statuses"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(answer), &list))
+			for _, service := range []string{"", "contract.v1.Probe", "contract.v1.Other", "grpc.health.v1.Health", "raylink.node.v1.NodeService"} {
+				assert.Equal(t, "SERVING", list.Statuses[service].Status, service)
+			}
+			status, answer = ask(t, http.MethodPost, check, "application/json", `{"service":"demo.v1.Nobody"}`)
 			assert.Equal(t, http.StatusNotFound, status)
 			assert.JSONEq(t, `{"code":"not_found","message":"this host has no service \"demo.v1.Nobody\""}`, answer)
 		})

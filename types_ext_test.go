@@ -46,6 +46,7 @@ func (m meeting) Peek(ctx context.Context, req *thirdparty.Text) (*thirdparty.Te
 // learner is an echo that can be peeked at.
 type learner struct {
 	echo
+
 	node *runtime.Node
 }
 

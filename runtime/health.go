@@ -32,6 +32,17 @@ func mountHealth(server *connect.Server, h *Host) {
 		},
 		connect.Method{
 			Spec: connect.Spec{
+				StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/List", IdempotencyLevel: connect.IdempotencyNoSideEffects,
+			},
+			Handler: func(_ context.Context, _ connect.Spec, stream connect.ServerStream) error {
+				if err := stream.Receive(&healthv1.HealthListRequest{}); err != nil {
+					return err
+				}
+				return stream.Send(h.healthOfAll())
+			},
+		},
+		connect.Method{
+			Spec: connect.Spec{
 				StreamType: connect.StreamTypeServer, Procedure: "/" + healthService + "/Watch", IdempotencyLevel: connect.IdempotencyNoSideEffects,
 			},
 			Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -52,6 +63,18 @@ func mountHealth(server *connect.Server, h *Host) {
 			},
 		},
 	)
+}
+
+// healthOfAll is the health of the host and of all services that it can host.
+func (h *Host) healthOfAll() *healthv1.HealthListResponse {
+	res := &healthv1.HealthListResponse{Statuses: make(map[string]*healthv1.HealthCheckResponse)}
+	for _, name := range []string{"", healthService, builtins().service.name} {
+		res.Statuses[name] = &healthv1.HealthCheckResponse{Status: h.health(name)}
+	}
+	for _, s := range h.types.services() {
+		res.Statuses[s.name] = &healthv1.HealthCheckResponse{Status: h.health(s.name)}
+	}
+	return res
 }
 
 func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {

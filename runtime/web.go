@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -19,14 +20,17 @@ import (
 const NodeHeader = webroute.NodeHeader
 
 // nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or `/<package.Service>/<Method>`
-// with the node in [NodeHeader]; package webroute has the rules. Without a node it is the host itself that
-// answers: reflection, health, and Brain where it lives here.
+// with the node in [NodeHeader]; package webroute has the rules. Without a node the host itself answers: reflection,
+// health, and Brain where it lives here. For any other service the only node of the host that serves it is meant, if
+// there is exactly one: so gRPC tools need no header in the simplest case.
 type nodeHandler struct {
 	host *Host
 	// methods serves all methods of all types, and own what the host itself answers; both by the URL's last two segments.
 	methods http.Handler
 	own     http.Handler
-	errors  *connecthttp.ErrorWriter
+	// ownProcedures are those of own.
+	ownProcedures map[string]bool
+	errors        *connecthttp.ErrorWriter
 }
 
 type webNodeKey struct{}
@@ -44,7 +48,11 @@ func newNodeHandler(h *Host) http.Handler {
 	methods, own := http.NewServeMux(), http.NewServeMux()
 	connecthttp.Mount(methods, server, limit)
 	connecthttp.Mount(own, h.server, limit)
-	return &nodeHandler{host: h, methods: methods, own: own, errors: connecthttp.NewErrorWriter()}
+	w := &nodeHandler{host: h, methods: methods, own: own, ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter()}
+	for spec := range h.server.Specs() {
+		w.ownProcedures[spec.Procedure] = true
+	}
+	return w
 }
 
 // serveWeb serves a method on the node that the request's context names.
@@ -79,12 +87,17 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
 		// Brain, where it lives here, answers what every node answers.
 		name = RootPath
-	} else if atRoot || isHostService(procedure) {
+	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
 		w.own.ServeHTTP(rw, r)
 		return
 	}
-	n := w.host.localNamed(name)
-	if n == nil {
+	var n *Node
+	if name == "" {
+		if n, err = w.host.onlyNodeServing(procedure); err != nil {
+			w.refuse(rw, r, err)
+			return
+		}
+	} else if n = w.host.localNamed(name); n == nil {
 		w.refuse(rw, r, connect.Errorf(connect.CodeNotFound, "no node %q lives on this host; Brain's address reaches every node", name))
 		return
 	}
@@ -95,10 +108,61 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.methods.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)))
 }
 
+// howToName is how a request names its node.
+const howToName = "name a node in the URL, /<path, alias or nid>/<package.Service>/<Method>, or by the header raylink-node " +
+	"(grpcurl -H 'raylink-node: <path>'); Brain's address reaches every node"
+
+// onlyNodeServing is the node of this host that a request means which names none: the only one of the procedure's service.
+func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
+	service, _, _ := strings.Cut(procedure[1:], "/")
+	var found []*Node
+	for _, n := range h.localNodes() {
+		if n.service.name == service {
+			found = append(found, n)
+		}
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	if len(found) > 1 {
+		paths := make([]string, 0, len(found))
+		for _, n := range found {
+			paths = append(paths, n.path)
+		}
+		slices.Sort(paths)
+		const most = 10
+		if more := len(paths) - most; more > 0 {
+			paths = append(paths[:most], fmt.Sprintf("and %d more", more))
+		}
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d nodes of this host serve %s, and the request says not which: %s; %s",
+			len(found), service, strings.Join(paths, ", "), howToName)
+	}
+	if len(h.types.of(service)) > 0 {
+		return nil, connect.Errorf(connect.CodeUnavailable, "the request names no node, and none that serves %s lives on this host: %s", service, howToName)
+	}
+	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", procedure[1:], howToName)
+}
+
+// refuse answers with an error in the caller's protocol. A method that does not exist is HTTP's 404, as with connect's own servers;
+// connect would have 501 for the code.
 func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error) {
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		rw = notFoundWriter{rw}
+	}
 	if werr := w.errors.Write(rw, r, err); werr != nil {
 		w.host.log.Debug("writing a refusal", slog.Any("error", werr))
 	}
+}
+
+// notFoundWriter answers 404 in place of 501.
+type notFoundWriter struct{ http.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (w notFoundWriter) WriteHeader(status int) {
+	if status == http.StatusNotImplemented {
+		status = http.StatusNotFound
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL ask there for schema and health.

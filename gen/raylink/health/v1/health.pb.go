@@ -172,6 +172,87 @@ func (x *HealthCheckResponse) GetStatus() HealthCheckResponse_ServingStatus {
 	return HealthCheckResponse_UNKNOWN
 }
 
+type HealthListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthListRequest) Reset() {
+	*x = HealthListRequest{}
+	mi := &file_raylink_health_v1_health_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthListRequest) ProtoMessage() {}
+
+func (x *HealthListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_health_v1_health_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthListRequest.ProtoReflect.Descriptor instead.
+func (*HealthListRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{2}
+}
+
+type HealthListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Every service that the host can serve, by its full name; the empty name is the host as a whole.
+	Statuses      map[string]*HealthCheckResponse `protobuf:"bytes,1,rep,name=statuses,proto3" json:"statuses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthListResponse) Reset() {
+	*x = HealthListResponse{}
+	mi := &file_raylink_health_v1_health_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthListResponse) ProtoMessage() {}
+
+func (x *HealthListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_health_v1_health_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthListResponse.ProtoReflect.Descriptor instead.
+func (*HealthListResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_health_v1_health_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HealthListResponse) GetStatuses() map[string]*HealthCheckResponse {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
 var File_raylink_health_v1_health_proto protoreflect.FileDescriptor
 
 const file_raylink_health_v1_health_proto_rawDesc = "" +
@@ -185,7 +266,13 @@ const file_raylink_health_v1_health_proto_rawDesc = "" +
 	"\aUNKNOWN\x10\x00\x12\v\n" +
 	"\aSERVING\x10\x01\x12\x0f\n" +
 	"\vNOT_SERVING\x10\x02\x12\x13\n" +
-	"\x0fSERVICE_UNKNOWN\x10\x03B;Z9github.com/raylink/raylink/gen/raylink/health/v1;healthv1b\x06proto3"
+	"\x0fSERVICE_UNKNOWN\x10\x03\"\x13\n" +
+	"\x11HealthListRequest\"\xca\x01\n" +
+	"\x12HealthListResponse\x12O\n" +
+	"\bstatuses\x18\x01 \x03(\v23.raylink.health.v1.HealthListResponse.StatusesEntryR\bstatuses\x1ac\n" +
+	"\rStatusesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12<\n" +
+	"\x05value\x18\x02 \x01(\v2&.raylink.health.v1.HealthCheckResponseR\x05value:\x028\x01B;Z9github.com/raylink/raylink/gen/raylink/health/v1;healthv1b\x06proto3"
 
 var (
 	file_raylink_health_v1_health_proto_rawDescOnce sync.Once
@@ -200,19 +287,24 @@ func file_raylink_health_v1_health_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_health_v1_health_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raylink_health_v1_health_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_raylink_health_v1_health_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_raylink_health_v1_health_proto_goTypes = []any{
 	(HealthCheckResponse_ServingStatus)(0), // 0: raylink.health.v1.HealthCheckResponse.ServingStatus
 	(*HealthCheckRequest)(nil),             // 1: raylink.health.v1.HealthCheckRequest
 	(*HealthCheckResponse)(nil),            // 2: raylink.health.v1.HealthCheckResponse
+	(*HealthListRequest)(nil),              // 3: raylink.health.v1.HealthListRequest
+	(*HealthListResponse)(nil),             // 4: raylink.health.v1.HealthListResponse
+	nil,                                    // 5: raylink.health.v1.HealthListResponse.StatusesEntry
 }
 var file_raylink_health_v1_health_proto_depIdxs = []int32{
 	0, // 0: raylink.health.v1.HealthCheckResponse.status:type_name -> raylink.health.v1.HealthCheckResponse.ServingStatus
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	5, // 1: raylink.health.v1.HealthListResponse.statuses:type_name -> raylink.health.v1.HealthListResponse.StatusesEntry
+	2, // 2: raylink.health.v1.HealthListResponse.StatusesEntry.value:type_name -> raylink.health.v1.HealthCheckResponse
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_raylink_health_v1_health_proto_init() }
@@ -226,7 +318,7 @@ func file_raylink_health_v1_health_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_health_v1_health_proto_rawDesc), len(file_raylink_health_v1_health_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
