@@ -131,9 +131,10 @@ func placed() map[string]runtime.CreateOption {
 // RayLink's own, each in a process of its own and in the driver's.
 func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 	t.Parallel()
-	ctx := patient(t)
 	for name, place := range placed() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := patient(t)
 			type doer interface {
 				Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error)
 				Ref() runtime.Ref
@@ -162,7 +163,7 @@ func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 			require.ErrorContains(t, err, "configuring a replay", "ours was meant")
 		})
 	}
-	of, err := storagev1raylink.FindStorage(ctx, driver, runtime.Path("storage-0"))
+	of, err := storagev1raylink.FindStorage(patient(t), driver, runtime.Path("storage-0"))
 	require.NoError(t, err, "storage-0 is RayLink's own")
 	assert.Equal(t, storagev1raylink.StorageName, of.Ref().Service())
 }
@@ -181,6 +182,8 @@ func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
 	require.ErrorContains(t, err, `this binary has no node type "nobody" of thirdparty.v1.Learner; it has `)
 	for name, place := range placed() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := patient(t)
 			first, err := thirdpartyraylink.CreateLearner(ctx, driver, runtime.OfType("third-party-learner"), place)
 			require.NoError(t, err)
 			assert.Regexp(t, `^third-party-learner-\d+$`, first.Ref().Name())
@@ -213,9 +216,10 @@ func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
 // TestLimitsOfATypeOverrideItsSchema has a node with two turns, and one with a method beside them, whose schema says neither.
 func TestLimitsOfATypeOverrideItsSchema(t *testing.T) {
 	t.Parallel()
-	ctx := patient(t)
 	for name, place := range placed() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := patient(t)
 			wide, err := thirdpartyraylink.CreateLearner(ctx, driver, runtime.OfType("wide-learner"), place)
 			require.NoError(t, err)
 			first, second := wide.DoAsync(ctx, nil), wide.DoAsync(ctx, nil)

@@ -41,7 +41,8 @@ type keeper struct {
 	kid *kid       // the present life's process, if this process launched it
 }
 
-// ProvideNode creates the first node of a system type, by its service, below the root in the host's own process. It ends after all nodes that others create. It is for
+// ProvideNode creates the first node of a system type, by its service, below the root in the host's own process. It ends
+// after all nodes that others create. It is for
 // the front door, where that embeds a Brain.
 func ProvideNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
@@ -64,7 +65,8 @@ func ProvideNode(ctx context.Context, h *Host, service string) error {
 	return nil
 }
 
-// KeepNode makes sure that the first node of a system type, by its service, below the root is there, and stays so until the host is closed: it is started when it has
+// KeepNode makes sure that the first node of a system type, by its service, below the root is there, and stays so
+// until the host is closed: it is started when it has
 // never been, taken over where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the host of a Brain in a
 // process of its own.
 func KeepNode(ctx context.Context, h *Host, service string) error {
