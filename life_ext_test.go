@@ -182,6 +182,40 @@ func TestTaskThatFailsEndsItsNode(t *testing.T) {
 	}
 }
 
+// What a node's code puts into an error is recorded with the node's end: it must not keep the end
+// from being recorded, nor hurt the nodes of others.
+func TestNodeEndsWhateverItsErrorSays(t *testing.T) {
+	t.Parallel()
+	rt := system(t)
+	for name, parent := range map[string]*raylink.Runtime{"one process": rt, "own process": driver} {
+		ctx := patient(t)
+		alias := strings.ReplaceAll("unreadable in its "+name, " ", "_")
+		p, err := contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAlias(alias))
+		require.NoError(t, err, name)
+		_, err = p.Crash(ctx, &contractv1.CrashRequest{Task: "caf" + contract.NotUTF8 + strings.Repeat("x", 8<<10)})
+		require.NoError(t, err, name)
+		require.NoError(t, p.Ref().Ended(ctx), name)
+		require.Eventually(t, func() bool {
+			_, err = contractv1raylink.FindProbe(ctx, parent, runtime.NID(p.Ref().NID()))
+			return connect.CodeOf(err) == connect.CodeNotFound
+		}, patience, 5*time.Millisecond, name)
+		require.ErrorContains(t, err, "failed: caf\uFFFDx", name)
+		_, err = contractv1raylink.CreateProbe(ctx, parent, &contractv1.ProbeConfig{Fail: "caf" + contract.NotUTF8}, runtime.WithAlias(alias))
+		require.ErrorContains(t, err, "caf", name)
+		again, err := contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAlias(alias))
+		require.NoError(t, err, name)
+
+		// And what a user's program publishes is refused, alone.
+		_, err = contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAttribute("k", "caf\xff"))
+		assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", name, err)
+		_, err = contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAlias("caf\xff"))
+		assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", name, err)
+		_, err = again.Add(ctx, nil)
+		require.NoError(t, err, name)
+		require.NoError(t, again.Ref().Stop(ctx), name)
+	}
+}
+
 func TestSetUpThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
 	before, err := driver.Children(patient(t))

@@ -50,6 +50,9 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 		return streamEnd(err)
 	}
 	host := first.GetHost()
+	if err := tree.CheckText(first); err != nil {
+		return err
+	}
 	if err := tree.CheckHost("host", host); err != nil {
 		return err
 	}

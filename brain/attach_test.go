@@ -3,6 +3,7 @@
 package brain_test
 
 import (
+	"io"
 	"testing"
 	"time"
 
@@ -123,8 +124,8 @@ func TestNobodyIsDeclaredDeadForBrainsAbsence(t *testing.T) {
 	require.Empty(t, res.GetUnknown())
 	require.NoError(t, second.Close())
 
-	// Who does not come back within a fresh lease is dead after all.
-	opts.Lease = 100 * time.Millisecond
+	// A host that does not come back in its time is dead after all.
+	opts.Lease, opts.Reattach = 60*time.Millisecond, 40*time.Millisecond
 	third := start(t, opts)
 	require.ErrorContains(t, third.gone(t, node.GetPath()), "did not attach to Brain within 100ms")
 }
@@ -133,7 +134,9 @@ func TestAttachRefusesWhoDoesNotSayWhichHostItIs(t *testing.T) {
 	s := start(t, brain.Options{})
 	stream, err := s.client.Attach(t.Context())
 	require.NoError(t, err)
-	require.NoError(t, stream.Send(&brainv1.AttachRequest{}))
+	if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
+		require.ErrorIs(t, err, io.EOF, "it was refused already: Receive has the reason")
+	}
 	_, err = stream.Receive()
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err))
 }

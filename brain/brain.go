@@ -80,10 +80,9 @@ func Open(opts Options) (*Brain, error) {
 	if err := b.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open Brain: %w", err), kept.Close())
 	}
-	b.leases = lease.New(lease.Options{Lease: opts.Lease, Grace: opts.Grace, Died: b.hostDied})
-	// Whoever was known when the last Brain ended has had nobody to give signs of life to since then.
+	b.leases = lease.New(lease.Options{Lease: opts.Lease, Grace: opts.Grace, Reattach: opts.Reattach, Died: b.hostDied})
 	for _, host := range b.tree.Owners() {
-		b.leases.Expect(host)
+		b.leases.ExpectBack(host)
 	}
 	go b.commitLoop()
 	return b, nil

@@ -120,6 +120,7 @@ func TestOptionsPrintThemselvesWithTheirDefaults(t *testing.T) {
 	require.Equal(t, `dir = (in memory)
 lease = 10s
 grace = 750ms
+reattach = 5s
 host = 
 max_nodes = 1048576
 max_attribute_bytes = 16384

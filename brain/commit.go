@@ -75,10 +75,10 @@ func (b *Brain) commitLoop() {
 	}
 }
 
-// commit makes a group of changes. Each is made or refused by itself, in view of those before it; nobody is told before all that
+// commit makes a group of changes. Each is made or refused by itself, in view of those before it. None is answered before all that
 // is made is on disk, the refused ones neither, for they may have been refused on account of the others.
 func (b *Brain) commit(group []*change) {
-	// Reading the tree needs no lock here: nobody else writes.
+	// Reading the tree needs no lock here: only this goroutine writes it.
 	x := b.tree.Begin(time.Now())
 	results := make([]error, len(group))
 	for i, c := range group {
@@ -88,7 +88,12 @@ func (b *Brain) commit(group []*change) {
 		}
 	}
 	x.Expire()
-	if err := b.keep(x); err != nil {
+	writes, err := x.Writes()
+	if err != nil {
+		b.refuse(group, err)
+		return
+	}
+	if err := b.store.Commit(writes); err != nil {
 		select {
 		case <-b.failed:
 		default:
@@ -111,10 +116,15 @@ func (b *Brain) commit(group []*change) {
 	}
 }
 
-func (b *Brain) keep(x *tree.Txn) error {
-	writes, err := x.Writes()
-	if err != nil {
-		return fmt.Errorf("write down a change: %w", err)
+// refuse refuses what can't be encoded. The service checks what it is asked to keep before it queues it, so none of this is
+// expected; but if one change has slipped through, it fails by itself, and neither its neighbours nor Brain with it.
+func (b *Brain) refuse(group []*change, err error) {
+	if len(group) > 1 {
+		for i := range group {
+			b.commit(group[i : i+1])
+		}
+		return
 	}
-	return b.store.Commit(writes)
+	b.opts.Logger.Error("a change was refused, for it can't be encoded", "error", err)
+	group[0].done <- connect.NewError(connect.CodeInvalidArgument, "the change can't be encoded: "+err.Error()).WithCause(err)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/raylink/raylink/brain/internal/tree"
 	"github.com/raylink/raylink/brain/internal/watch"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
@@ -59,6 +60,9 @@ func (s *service) Watch(ctx context.Context, stream brainv1connect.BrainServiceW
 }
 
 func (b *Brain) apply(watcher *watch.Watcher, req *brainv1.WatchRequest) error {
+	if err := tree.CheckText(req); err != nil {
+		return err
+	}
 	if req.GetAll() {
 		if err := b.followAll(watcher); err != nil {
 			return err

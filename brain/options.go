@@ -28,6 +28,10 @@ type Options struct {
 	// Grace is how long a host whose connection has closed has to attach again before it is declared dead. Default 750ms, so
 	// that the death of a process is noticed within a second.
 	Grace time.Duration
+	// Reattach bounds the time that a healthy host takes to find a Brain that was started again, or that goes on after it was
+	// stopped (SIGSTOP, a suspended machine). Until Lease and Reattach are over no host is declared dead for not having come
+	// back. Default 5s: the longest pause between two attempts (half a second), a dial and the handshake, on a busy machine.
+	Reattach time.Duration
 	// Host is where Brain itself can be reached. It can be set later: see [Brain.SetHost].
 	Host *nodev1.HostInfo
 	// Logger gets what happens to hosts, and what the store has to say. Default: [slog.Default].
@@ -56,6 +60,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	o.Lease = cmp.Or(o.Lease, 10*time.Second)
 	o.Grace = cmp.Or(o.Grace, 750*time.Millisecond)
+	o.Reattach = cmp.Or(o.Reattach, 5*time.Second)
 	o.MaxNodes = cmp.Or(o.MaxNodes, 1<<20)
 	o.MaxAttributeBytes = cmp.Or(o.MaxAttributeBytes, 16<<10)
 	o.Tombstones = cmp.Or(o.Tombstones, 4096)
@@ -72,6 +77,7 @@ func (o Options) withDefaults() (Options, error) {
 	}{
 		{"Lease", int64(o.Lease)},
 		{"Grace", int64(o.Grace)},
+		{"Reattach", int64(o.Reattach)},
 		{"MaxNodes", int64(o.MaxNodes)},
 		{"MaxAttributeBytes", int64(o.MaxAttributeBytes)},
 		{"Tombstones", int64(o.Tombstones)},
@@ -101,7 +107,7 @@ func (o Options) String() string {
 		dir = "(in memory)"
 	}
 	fmt.Fprintf(&text, "dir = %s\n", dir)
-	fmt.Fprintf(&text, "lease = %v\ngrace = %v\n", o.Lease, o.Grace)
+	fmt.Fprintf(&text, "lease = %v\ngrace = %v\nreattach = %v\n", o.Lease, o.Grace, o.Reattach)
 	fmt.Fprintf(&text, "host = %s\n", o.Host.GetAddress())
 	fmt.Fprintf(&text, "max_nodes = %d\nmax_attribute_bytes = %d\n", o.MaxNodes, o.MaxAttributeBytes)
 	fmt.Fprintf(&text, "tombstones = %d\ntombstone_age = %v\n", o.Tombstones, o.TombstoneAge)

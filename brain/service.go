@@ -41,6 +41,9 @@ func (s *service) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.
 
 // Register names new nodes.
 func (s *service) Register(ctx context.Context, req *brainv1.RegisterRequest) (*brainv1.RegisterResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	var nodes []*nodev1.NodeRecord
 	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
 		nodes, err = x.Register(req)
@@ -55,6 +58,9 @@ func (s *service) Register(ctx context.Context, req *brainv1.RegisterRequest) (*
 
 // Update changes records.
 func (s *service) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brainv1.UpdateResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	var nodes []*nodev1.NodeRecord
 	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
 		nodes, err = x.Update(req.GetChanges())
@@ -71,6 +77,9 @@ func (s *service) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brai
 
 // Remove takes nodes, and all below them, out of the tree.
 func (s *service) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brainv1.RemoveResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	var nodes []*nodev1.NodeRecord
 	err := s.brain.change(ctx, func(x *tree.Txn) (err error) {
 		if nodes, err = x.Remove(req.GetNids(), req.GetCause()); err != nil {
@@ -88,6 +97,9 @@ func (s *service) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brai
 
 // Lookup finds one node.
 func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv1.LookupResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	var by tree.By
 	var where string
 	switch asked := req.GetWhere().GetBy().(type) {
@@ -113,6 +125,9 @@ func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv
 
 // List gives a subtree.
 func (s *service) List(_ context.Context, req *brainv1.ListRequest) (*brainv1.ListResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	s.brain.mu.RLock()
 	defer s.brain.mu.RUnlock()
 	nodes, err := s.brain.tree.List(req.GetRoot(), req.GetChildren())
@@ -124,6 +139,9 @@ func (s *service) List(_ context.Context, req *brainv1.ListRequest) (*brainv1.Li
 
 // ReportHost tells of a host's death. When it answers, the host's nodes are gone.
 func (s *service) ReportHost(ctx context.Context, req *brainv1.ReportHostRequest) (*brainv1.ReportHostResponse, error) {
+	if err := tree.CheckText(req); err != nil {
+		return nil, err
+	}
 	if !tree.IsUUID(req.GetHostId()) {
 		return nil, connect.NewError(connect.CodeInvalidArgument, "a dead host is reported by its id, a UUID")
 	}

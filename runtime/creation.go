@@ -220,7 +220,7 @@ const maxRemoved = 1000
 // removeRecords takes nodes out of Brain's tree, see [Host.remove].
 func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
 	for some := range slices.Chunk(nids, maxRemoved) {
-		h.remove(ctx, &brainv1.RemoveRequest{Nids: some, Cause: cause})
+		h.remove(ctx, &brainv1.RemoveRequest{Nids: some, Cause: causeText(cause)})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"slices"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -194,6 +195,18 @@ func (n *Node) panicked(m *Method, value any) error {
 		return connect.Errorf(connect.CodeInternal, "%s panicked in %s", n.path, m.name)
 	}
 	return connect.Errorf(connect.CodeInternal, "%s panicked in %s: %v", n.path, m.name, value)
+}
+
+// maxCauseBytes bounds what a node's record says of its end.
+const maxCauseBytes = 4 << 10
+
+// causeText makes of an error's text a cause that Brain accepts and every watcher can be sent: user
+// code may have put anything into it, and a node's end must be recorded whatever its reason says.
+func causeText(text string) string {
+	if len(text) > maxCauseBytes {
+		text = text[:maxCauseBytes] + "..."
+	}
+	return strings.ToValidUTF8(text, "\uFFFD")
 }
 
 // closedError is the one that calls to a node which no longer takes any get.

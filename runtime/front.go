@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -106,11 +107,12 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 }
 
 func (f *front) accept(ctx context.Context, l net.Listener) {
-	for try := 0; ; {
+	var retry backoff.Backoff
+	for {
 		nc, err := l.Accept()
 		switch {
 		case err == nil:
-			try = 0
+			retry.Reset()
 			if !f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc) }) {
 				_ = nc.Close()
 				return
@@ -120,7 +122,7 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 		default:
 			// Out of file descriptors, most likely: wait for some to be given back.
 			f.host.log.Warn("accepting a connection", slog.Any("error", err))
-			if try++; !backoff(ctx, try) {
+			if retry.Wait(ctx) != nil {
 				return
 			}
 		}

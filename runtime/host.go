@@ -9,7 +9,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"time"
 	"weak"
 
 	"connectrpc.com/connect/v2"
@@ -313,19 +312,6 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	}
 	h.background.Go(func() { fn(h.life) })
 	return true
-}
-
-// backoff waits before the next try, longer each time; it returns false when ctx ends.
-func backoff(ctx context.Context, try int) bool {
-	const first, most = 20 * time.Millisecond, 2 * time.Second
-	t := time.NewTimer(min(first<<min(try, 10), most))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // Options are what the host was made with, defaults filled in.

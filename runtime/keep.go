@@ -13,6 +13,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/backoff"
 )
 
 // The nodes that a host keeps for the system, the storage and the parameter server of a Brain in a process of its own, differ from all others in
@@ -153,7 +154,8 @@ func (h *Host) reportGone(ctx context.Context, rec *nodev1.NodeRecord) {
 
 // watch begins the next life whenever one has ended.
 func (k *keeper) watch(ctx context.Context) {
-	born, short := time.Now(), 0
+	born := time.Now()
+	var retry backoff.Backoff
 	for {
 		k.remote.mu.Lock()
 		rec, changed := k.remote.known, k.remote.changed
@@ -169,10 +171,9 @@ func (k *keeper) watch(ctx context.Context) {
 		if !rec.GetRestarts() {
 			return // it was removed: somebody wanted it gone
 		}
-		if short++; time.Since(born) >= lasting {
-			short = 0
-		}
-		if short > 0 && !backoff(ctx, short) {
+		if time.Since(born) >= lasting {
+			retry.Reset()
+		} else if retry.Wait(ctx) != nil {
 			return
 		}
 		k.host.log.Warn("a node is started again", slog.String("node", rec.GetPath()), slog.String("after", rec.GetCause()))
@@ -208,7 +209,7 @@ func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerPatience)
 		defer cancel()
 		_, cerr := k.change(ctx, &brainv1.Change{
-			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD, Cause: "was not set up: " + messageOf(err),
+			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD, Cause: causeText("was not set up: " + messageOf(err)),
 		})
 		if cerr != nil {
 			h.log.Warn("that a node was not set up could not be told", slog.String("node", rec.GetPath()), slog.Any("error", cerr))

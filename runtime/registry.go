@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/backoff"
 )
 
 // The versions of Brain's protocol that this runtime speaks.
@@ -33,10 +36,11 @@ type registry struct {
 	heard atomic.Int64
 
 	mu sync.Mutex // guards all below
-	// watched are the nids to follow; changed wakes the sender.
-	watched map[string]struct{}
-	added   []string
-	removed []string
+	// watched counts, for each nid that is followed, the remotes that follow it: while the collector is
+	// at work there can be more than one. unsent are the nids whose following has changed since the
+	// last request on the watch stream; changed wakes the sender.
+	watched map[string]int
+	unsent  map[string]struct{}
 	changed chan struct{}
 	// leaving is closed when the host says goodbye, left when it has.
 	leaving chan struct{}
@@ -65,7 +69,7 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 		return fmt.Errorf("joining Brain at %s: %w", where, err)
 	}
 	h.registry = &registry{
-		host: h, hello: hello, watched: make(map[string]struct{}), changed: make(chan struct{}, 1),
+		host: h, hello: hello, watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),
 	}
 	attached := make(chan error, 1)
@@ -87,14 +91,15 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 	defer close(r.left)
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { first <- err }) }
-	for try := 0; ; try++ {
+	retry := r.backoff()
+	for {
 		held, err := r.holdLease(ctx, func() { tell(nil) })
 		if ctx.Err() != nil || err == nil {
 			return
 		}
 		tell(err)
 		if held {
-			try = 0
+			retry.Reset()
 		}
 		r.host.log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
@@ -102,10 +107,25 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 			return
 		default:
 		}
-		if !backoff(ctx, try) {
+		if retry.Wait(ctx) != nil {
 			return
 		}
 	}
+}
+
+// maxBrainPause bounds the pause between two attempts to reach Brain: news of a death must arrive
+// within a second, also just after Brain has come back.
+const maxBrainPause = 500 * time.Millisecond
+
+// backoff spaces the attempts to reach Brain. Its bound is a share of the lease, so that a host that
+// has lost Brain makes several attempts before its lease runs out. Its field in lease.Options,
+// Reattach, relies on that.
+func (r *registry) backoff() *backoff.Backoff {
+	most := maxBrainPause
+	if lease := r.hello.GetLease().AsDuration(); lease > 0 {
+		most = min(most, lease/8)
+	}
+	return &backoff.Backoff{Max: most}
 }
 
 // holdLease runs one lease stream. It returns nil only after a goodbye.
@@ -210,17 +230,20 @@ func (r *registry) goodbye(ctx context.Context) {
 
 // watch follows the nodes that this process knows until ctx ends.
 func (r *registry) watch(ctx context.Context) {
-	for try := 0; ctx.Err() == nil; try++ {
-		if r.follow(ctx) {
-			try = 0
+	retry := r.backoff()
+	for ctx.Err() == nil {
+		opened := time.Now()
+		// A stream that stayed open worked as well, though there was nothing to report.
+		if r.follow(ctx) || time.Since(opened) > maxBrainPause {
+			retry.Reset()
 		}
-		if !backoff(ctx, try) {
+		if retry.Wait(ctx) != nil {
 			return
 		}
 	}
 }
 
-// follow runs one watch stream. It returns whether anything came.
+// follow runs one watch stream until it ends. It reports whether any record came.
 func (r *registry) follow(ctx context.Context) (worked bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -228,23 +251,16 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 	if err != nil {
 		return false
 	}
-	var sending sync.WaitGroup
-	sending.Add(1)
+	// A new stream follows nothing yet: the first request names every nid.
 	r.mu.Lock()
-	// A new stream knows nothing: it is told of all.
-	r.added, r.removed = r.added[:0], r.removed[:0]
-	for nid := range r.watched {
-		r.added = append(r.added, nid)
-	}
+	clear(r.unsent)
+	first := &brainv1.WatchRequest{Add: slices.Collect(maps.Keys(r.watched))}
 	r.mu.Unlock()
-	go func() {
-		defer sending.Done()
-		for {
-			r.mu.Lock()
-			req := &brainv1.WatchRequest{Add: r.added, Remove: r.removed}
-			r.added, r.removed = nil, nil
-			r.mu.Unlock()
-			if len(req.GetAdd())+len(req.GetRemove()) > 0 || !worked {
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		// The first request is sent also when it is empty: it opens the stream.
+		for req := first; ; req = r.nextRequest() {
+			if req == first || len(req.GetAdd())+len(req.GetRemove()) > 0 {
 				if err := stream.Send(req); err != nil {
 					return
 				}
@@ -255,7 +271,7 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 				return
 			}
 		}
-	}()
+	})
 	defer sending.Wait()
 	defer cancel()
 	for {
@@ -263,28 +279,45 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 		if err != nil {
 			return worked
 		}
+		worked = true
 		for _, rec := range res.GetNodes() {
 			r.host.told(rec)
 		}
 	}
 }
 
-// add follows a node from now on; remove ends that.
+// nextRequest is what has changed since the last request.
+func (r *registry) nextRequest() *brainv1.WatchRequest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	req := &brainv1.WatchRequest{}
+	for nid := range r.unsent {
+		if r.watched[nid] > 0 {
+			req.Add = append(req.Add, nid)
+		} else {
+			req.Remove = append(req.Remove, nid)
+		}
+	}
+	clear(r.unsent)
+	return req
+}
+
+// add follows a node for one more remote. Brain answers with the node's record as it stands, also
+// where another remote follows the node already: what that one received may be gone with it.
 func (r *registry) add(nid string) {
 	r.mu.Lock()
-	if _, ok := r.watched[nid]; !ok {
-		r.watched[nid] = struct{}{}
-		r.added = append(r.added, nid)
-	}
+	r.watched[nid]++
+	r.unsent[nid] = struct{}{}
 	r.mu.Unlock()
 	r.wake()
 }
 
+// remove takes back one add. The node is followed until each add is taken back.
 func (r *registry) remove(nid string) {
 	r.mu.Lock()
-	if _, ok := r.watched[nid]; ok {
+	if r.watched[nid]--; r.watched[nid] <= 0 {
 		delete(r.watched, nid)
-		r.removed = append(r.removed, nid)
+		r.unsent[nid] = struct{}{}
 	}
 	r.mu.Unlock()
 	r.wake()

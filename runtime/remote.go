@@ -26,6 +26,8 @@ const obituary = time.Second
 type remote struct {
 	host *Host
 	nid  string
+	// watched says that this remote follows the node. It outlives the remote, for its cleanup.
+	watched *atomic.Bool
 	// route is the way that its calls take while nothing changes.
 	route atomic.Pointer[route]
 
@@ -33,7 +35,6 @@ type remote struct {
 	// known is the record as last told; changed is closed when it is replaced.
 	known   *nodev1.NodeRecord
 	changed chan struct{}
-	watched bool
 }
 
 // route is an open connection to a node's host, and the node's name on it.
@@ -43,14 +44,19 @@ type route struct {
 }
 
 func newRemote(h *Host, nid string) *remote {
-	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{})}
+	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{}), watched: new(atomic.Bool)}
+	watched := r.watched
+	// The next handle of the nid may have made another remote by now, which follows the node itself:
+	// what is released here is this remote's own.
 	runtime.AddCleanup(r, func(nid string) {
 		h.mu.Lock()
 		if h.remotes[nid].Value() == nil {
 			delete(h.remotes, nid)
 		}
 		h.mu.Unlock()
-		h.registry.remove(nid)
+		if watched.Load() {
+			h.registry.remove(nid)
+		}
 	}, nid)
 	return r
 }
@@ -95,11 +101,7 @@ func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
 
 // follow makes Brain tell of the node's changes.
 func (r *remote) follow() {
-	r.mu.Lock()
-	watched := r.watched
-	r.watched = true
-	r.mu.Unlock()
-	if !watched {
+	if !r.watched.Load() && !r.watched.Swap(true) {
 		r.host.registry.add(r.nid)
 	}
 }

@@ -138,7 +138,7 @@ func (h *Host) watchProcess(parent string, k *kid) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), 5*time.Second)
 	defer cancel()
 	// Its host may have held more nodes than the one that it was launched for: all of them died with it.
-	_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: exit.String()})
+	_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(exit.String())})
 	if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
 		h.log.Warn("the death of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -97,7 +98,7 @@ func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.Prob
 		}
 	}
 	if config.GetFail() != "" {
-		return nil, errors.New(config.GetFail())
+		return nil, errors.New(spoilt(config.GetFail()))
 	}
 	return p, nil
 }
@@ -321,10 +322,15 @@ func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contr
 	return &contractv1.SpawnResponse{Children: refs}, nil
 }
 
+// NotUTF8 in a request's text stands for a byte that is not UTF-8, which no request can carry.
+const NotUTF8 = "{ff}"
+
+func spoilt(text string) string { return strings.ReplaceAll(text, NotUTF8, "\xff") }
+
 // Crash implements the node.
 func (p *Probe) Crash(_ context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
 	if req.GetTask() != "" && p.node != nil {
-		p.node.Go(func(context.Context) error { return errors.New(req.GetTask()) })
+		p.node.Go(func(context.Context) error { return errors.New(spoilt(req.GetTask())) })
 		return &contractv1.CrashResponse{}, nil
 	}
 	if req.GetQuietly() {

@@ -2,10 +2,12 @@
 //
 // A host attaches, and from then on owes a sign of life before each lease runs out. It is declared dead when its lease runs out
 // in silence, when its connection has closed and it has not attached again within a grace, or when somebody who knows says so.
-// A host that others only spoke of, or that was known before a restart, has one full lease to attach.
+// A host that others only spoke of has one full lease to attach.
 //
-// Nobody is declared dead for the watcher's own absence: a [Watch] that notices that it was stopped itself, by SIGSTOP, a
-// debugger or a starved machine, gives everybody a fresh lease, since their signs of life may be waiting unread.
+// No host is declared dead for the watcher's own absence. A [Watch] notices that it was stopped itself, by SIGSTOP, a debugger,
+// a suspended machine or a starved one. Attached hosts then have a fresh lease, since their signs of life may be waiting unread;
+// and for a while, which depends on how long it was away, a broken connection is no sign of death: hosts gave the connection up
+// while nothing answered them, and need time for backoff, dialling and attaching. So do all hosts that were known before a start.
 //
 // Start with [Watch.Attach].
 package lease
@@ -27,6 +29,9 @@ type Options struct {
 	Lease time.Duration
 	// Grace is how long a host whose connection has closed has to attach again.
 	Grace time.Duration
+	// Reattach bounds the time that a healthy host takes to find a watcher that has come back: the longest pause between two
+	// attempts, dialling, and attaching, on a machine that is busy because all its hosts do the same.
+	Reattach time.Duration
 	// Died is called for each host that is declared dead, in a goroutine of its own; it may block. Until it returns the host
 	// can't attach again, so that what dies with a host is gone before the host is back. The context ends with the watch.
 	Died func(ctx context.Context, host *nodev1.HostInfo, cause string)
@@ -42,6 +47,9 @@ type Watch struct {
 
 	mu    sync.Mutex // guards what follows
 	hosts map[string]*host
+	// recovering is the end of the time in which hosts return from the watcher's last absence: until then none is declared
+	// dead for not being attached.
+	recovering time.Time
 }
 
 // host is one host that is known, attached or not.
@@ -90,16 +98,29 @@ func (w *Watch) Close() {
 }
 
 // Expect gives a host that is not known yet a full lease to attach.
-func (w *Watch) Expect(info *nodev1.HostInfo) {
+func (w *Watch) Expect(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease) }
+
+// ExpectBack gives a host that was known before a start of the watcher time to attach again: a lease, and what a host takes to
+// notice that the watcher is back.
+func (w *Watch) ExpectBack(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease+w.opts.Reattach) }
+
+func (w *Watch) expect(info *nodev1.HostInfo, within time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if info == nil || w.hosts[info.GetId()] != nil {
 		return
 	}
-	w.hosts[info.GetId()] = &host{
-		info: info, deadline: time.Now().Add(w.opts.Lease),
-		silence: fmt.Sprintf("it did not attach to Brain within %v", w.opts.Lease),
+	h := &host{info: info, silence: fmt.Sprintf("it did not attach to Brain within %v", within)}
+	h.deadline = w.notBefore(time.Now().Add(within))
+	w.hosts[info.GetId()] = h
+}
+
+// notBefore is a deadline for a host that is not attached. The caller holds mu.
+func (w *Watch) notBefore(deadline time.Time) time.Time {
+	if deadline.Before(w.recovering) {
+		return w.recovering
 	}
+	return deadline
 }
 
 // Attach begins a session; one that the host still had is over. For a host that is being declared dead it waits until that is
@@ -194,7 +215,7 @@ func (s *Session) Broken() {
 		return
 	}
 	s.host.session = nil
-	s.host.deadline = time.Now().Add(s.watch.opts.Grace)
+	s.host.deadline = s.watch.notBefore(time.Now().Add(s.watch.opts.Grace))
 	s.host.silence = "connection closed"
 }
 
@@ -240,10 +261,11 @@ func (w *Watch) run() {
 	}
 }
 
-// sweep declares dead whose time is up. Time in which nobody was watching doesn't count: who is attached gets a fresh lease,
-// since signs of life may be waiting unread, and for the others the clock stood still.
+// sweep declares dead the hosts whose time is up. Time in which the watcher was absent doesn't count: attached hosts get a fresh
+// lease, since signs of life may be waiting unread, and for the others the clock stood still.
 func (w *Watch) sweep(now time.Time, last *time.Time) {
-	gap := now.Sub(*last)
+	// While a machine is suspended only the wall clock goes on. That it can be set, too, makes the watcher lenient for a while.
+	gap := max(now.Sub(*last), now.Round(0).Sub(last.Round(0)))
 	absent := gap > w.tick+absence(w.opts.Grace)
 	*last = now
 	w.mu.Lock()
@@ -251,11 +273,18 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 	if w.ctx.Err() != nil {
 		return
 	}
+	if absent {
+		// What a host needs to return grows with the absence. After a short one its connection and its lease stream have held,
+		// and what breaks from then on is a death. After a long one it is in the longest of its pauses between attempts.
+		if until := now.Add(w.opts.Grace + min(2*gap, w.opts.Lease+w.opts.Reattach)); until.After(w.recovering) {
+			w.recovering = until
+		}
+	}
 	for _, h := range w.hosts {
 		switch {
 		case h.buried != nil:
 		case absent && h.session == nil:
-			h.deadline = h.deadline.Add(gap)
+			h.deadline = w.notBefore(h.deadline.Add(gap))
 		case absent:
 			h.deadline = now.Add(w.opts.Lease)
 		case now.After(h.deadline):

@@ -17,6 +17,8 @@ import (
 const (
 	lease = 10 * time.Second
 	grace = 750 * time.Millisecond
+	// reattach is what a host takes to return, on a machine that is busy.
+	reattach = 5 * time.Second
 	// tick is by how much a death may be noticed late.
 	tick = grace / 4
 )
@@ -37,7 +39,7 @@ type death struct {
 func watching(t *testing.T) (*Watch, *deaths) {
 	t.Helper()
 	d, start := &deaths{}, time.Now()
-	w := New(Options{Lease: lease, Grace: grace, Died: func(ctx context.Context, host *nodev1.HostInfo, cause string) {
+	w := New(Options{Lease: lease, Grace: grace, Reattach: reattach, Died: func(ctx context.Context, host *nodev1.HostInfo, cause string) {
 		d.mu.Lock()
 		d.list = append(d.list, death{host.GetId(), cause, time.Since(start)})
 		hold := d.hold
@@ -222,6 +224,22 @@ func TestClosingKillsNobody(t *testing.T) {
 		require.Error(t, w.Report(t.Context(), "a", "killed"))
 		later(time.Minute)
 		require.Empty(t, d.all())
+	})
+}
+
+func TestHostThatWasKnownBeforeAStartHasTimeToFindTheNewBrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, d := watching(t)
+		w.ExpectBack(info("gone"))
+		w.ExpectBack(info("back"))
+		later(lease + reattach - time.Millisecond)
+		require.Empty(t, d.all())
+		attach(t, w, "back")
+		later(2 * tick)
+		one, dead := d.of("gone")
+		require.True(t, dead)
+		require.Equal(t, "it did not attach to Brain within 15s", one.cause)
+		require.Len(t, d.all(), 1)
 	})
 }
 

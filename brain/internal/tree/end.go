@@ -180,7 +180,7 @@ func CheckHost(role string, host *nodev1.HostInfo) error {
 	if size := proto.Size(host); size > maxHostBytes {
 		return connect.Errorf(connect.CodeInvalidArgument, "what describes the %s has %d bytes; the bound is %d", role, size, maxHostBytes)
 	}
-	return nil
+	return CheckText(host)
 }
 
 // checkHost refuses a host that is none, or was declared dead. Nil is fine: none is named.
