@@ -44,7 +44,7 @@ func TestTextThatIsNotUTF8IsRefusedAlone(t *testing.T) {
 				Parent: node.GetNid(), Type: "t", Service: "s", Alias: "a", Attributes: text(), Launcher: at, RequestId: node.GetNid(),
 			},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.Register(ctx, m.(*brainv1.RegisterRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.Register(ctx, m.(*brainv1.RegisterRequest))
 				return err
 			},
 		},
@@ -53,35 +53,35 @@ func TestTextThatIsNotUTF8IsRefusedAlone(t *testing.T) {
 				Nid: node.GetNid(), Incarnation: 1, Host: at, SetAttributes: text(), DeleteAttributes: []string{"old"}, Cause: "c",
 			}}},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.Update(ctx, m.(*brainv1.UpdateRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.Update(ctx, m.(*brainv1.UpdateRequest))
 				return err
 			},
 		},
 		{
 			&brainv1.RemoveRequest{Nids: []string{node.GetNid()}, Cause: "c"},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.Remove(ctx, m.(*brainv1.RemoveRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.Remove(ctx, m.(*brainv1.RemoveRequest))
 				return err
 			},
 		},
 		{
 			&brainv1.ReportHostRequest{HostId: host(8, "").GetId(), Cause: "c"},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.ReportHost(ctx, m.(*brainv1.ReportHostRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.ReportHost(ctx, m.(*brainv1.ReportHostRequest))
 				return err
 			},
 		},
 		{
 			&brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Any{Any: "a"}}},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.Lookup(ctx, m.(*brainv1.LookupRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.Lookup(ctx, m.(*brainv1.LookupRequest))
 				return err
 			},
 		},
 		{
 			&brainv1.ListRequest{Root: node.GetNid()},
 			func(ctx context.Context, m proto.Message) error {
-				_, err := service.List(ctx, m.(*brainv1.ListRequest)) //nolint:forcetypeassert // it is of this row
+				_, err := service.List(ctx, m.(*brainv1.ListRequest))
 				return err
 			},
 		},

@@ -209,7 +209,8 @@ func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerPatience)
 		defer cancel()
 		_, cerr := k.change(ctx, &brainv1.Change{
-			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD, Cause: causeText("was not set up: " + messageOf(err)),
+			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD,
+			Cause: causeText("was not set up: " + messageOf(err)),
 		})
 		if cerr != nil {
 			h.log.Warn("that a node was not set up could not be told", slog.String("node", rec.GetPath()), slog.Any("error", cerr))

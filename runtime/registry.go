@@ -164,7 +164,9 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 		select {
 		case <-sign.C:
 			if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
-				return true, endOf(stream, err)
+				// Why is the receiving goroutine's to say: a second Receive at the same time would
+				// wait for a message that the first has taken.
+				return true, errors.Join(<-ended, err)
 			}
 		case err := <-ended:
 			return true, err

@@ -155,6 +155,44 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 }
 
 // TestBrainEndsInOrder terminates Brain, which takes its own nodes along, and starts it again.
+// Hosts give their connections to a stopped Brain up, and make longer and longer pauses between their
+// attempts: when it goes on, all of them need time to come back.
+func TestHealthyHostsSurviveABrainThatWasAway(t *testing.T) {
+	const lease = 500 * time.Millisecond
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--lease", lease.String())
+	var nodes []*contractv1raylink.Probe
+	for range 8 {
+		p, err := contractv1raylink.CreateProbe(patient(t), member(t, b, runtime.WithLease(lease)), nil, runtime.ParentProcess())
+		require.NoError(t, err)
+		nodes = append(nodes, p)
+	}
+	// pass lets so many leases go by.
+	pass := func(leases int) {
+		t.Helper()
+		beyond := time.Now().Add(time.Duration(leases) * lease)
+		require.Eventually(t, func() bool { return time.Now().After(beyond) }, patience, 10*time.Millisecond)
+	}
+	for name, away := range map[string]func(){
+		"stopped": func() {
+			require.NoError(t, b.Process.Signal(syscall.SIGSTOP))
+			pass(6)
+			require.NoError(t, b.Process.Signal(syscall.SIGCONT))
+		},
+		"killed": func() {
+			b.end(syscall.SIGKILL)
+			pass(6)
+			b = startBrain(t, b.data, b.address, "--lease", lease.String())
+		},
+	} {
+		away()
+		pass(4)
+		for _, p := range nodes {
+			rec := b.records(t)[p.Ref().Path()]
+			require.Equal(t, nodev1.NodeState_NODE_STATE_RUNNING, rec.GetState(), "%s: %s: %s", name, p.Ref().Path(), rec.GetCause())
+		}
+	}
+}
+
 func TestBrainEndsInOrder(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
