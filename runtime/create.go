@@ -18,6 +18,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/runtime/launch"
 )
 
@@ -131,7 +132,7 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 	h.log.Warn("a creation that was given up could not be undone yet: the parent's host does not answer",
 		slog.String("parent", parent.Path()), slog.String("type", req.GetType()))
 	h.goBackground(func(ctx context.Context) {
-		for try := 0; backoff(ctx, try); try++ {
+		for retry := new(backoff.Backoff); retry.Wait(ctx) == nil; {
 			if undo(ctx) {
 				return
 			}

@@ -12,6 +12,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/backoff"
 )
 
 // brainTimeout bounds one request that undoes something, so that a Brain that is away holds up nothing else. What it could not be asked for
@@ -188,7 +189,7 @@ func (h *Host) remove(ctx context.Context, req *brainv1.RemoveRequest) {
 		return
 	}
 	h.goBackground(func(ctx context.Context) {
-		for try := 0; backoff(ctx, try); try++ {
+		for retry := new(backoff.Backoff); retry.Wait(ctx) == nil; {
 			if err := h.tryRemove(ctx, req); err == nil || isVerdict(err) {
 				return
 			}
