@@ -116,7 +116,7 @@ func TestBeyondLoopbackNeedsTokenAndConsent(t *testing.T) {
 	for name, opts := range map[string][]raylink.Option{
 		"nothing":      {},
 		"token only":   {runtime.WithToken("s")},
-		"consent only": {runtime.WithInsecure()},
+		"consent only": {runtime.WithInsecure(), runtime.WithOpen()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

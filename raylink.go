@@ -40,6 +40,7 @@ var (
 	WithListen       = runtime.WithListen       //nolint:gochecknoglobals // as above
 	WithAdvertise    = runtime.WithAdvertise    //nolint:gochecknoglobals // as above
 	WithToken        = runtime.WithToken        //nolint:gochecknoglobals // as above
+	WithOpen         = runtime.WithOpen         //nolint:gochecknoglobals // as above
 	WithInsecure     = runtime.WithInsecure     //nolint:gochecknoglobals // as above
 	WithOrigins      = runtime.WithOrigins      //nolint:gochecknoglobals // as above
 	WithData         = runtime.WithData         //nolint:gochecknoglobals // as above

@@ -11,6 +11,7 @@ import (
 	"github.com/raylink/raylink/brain"
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // DefaultBrainAddress is where [ServeBrain] listens, and where the command line looks for a Brain, unless they are told otherwise.
@@ -26,11 +27,14 @@ type BrainOptions struct {
 	Listen string
 	// Advertise is the address that others reach Brain by, where that is another one. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the secret that every connection must show. RAYLINK_TOKEN. By default none is asked for, which is possible on loopback only.
+	// Token is the secret that both sides of every connection must know. RAYLINK_TOKEN. By default Brain makes one, and keeps it with its
+	// data; see [Options].Token.
 	Token string
 	// TokenFile is a file whose first line is the token.
 	TokenFile string
-	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1. It needs a token.
+	// Open asks for no token, see [Options].Open. RAYLINK_OPEN=1.
+	Open bool
+	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
 	Insecure bool
 	// Origins are the browser origins whose requests are answered; by default none.
 	Origins []string
@@ -38,8 +42,9 @@ type BrainOptions struct {
 	Lease time.Duration
 	// Logger gets what there is to say. By default warnings and errors go to standard error.
 	Logger *slog.Logger
-	// Serving is called once, when Brain serves at the address.
-	Serving func(address, data string)
+	// Serving is called once, when Brain serves at the address. tokenFile is the file of the token that it has made; it is empty where
+	// the token was given, or Brain is open.
+	Serving func(address, data, tokenFile string)
 }
 
 // ServeBrain runs a Brain that keeps its registry on disk, for other processes to join. It returns nil when ctx has ended and Brain has ended
@@ -51,7 +56,7 @@ type BrainOptions struct {
 func ServeBrain(ctx context.Context, o BrainOptions) error {
 	serving := o.Serving
 	if serving == nil {
-		serving = func(string, string) {}
+		serving = func(string, string, string) {}
 	}
 	return assemble.ServeBrain(ctx, durable(), o.runtime, serving)
 }
@@ -73,6 +78,9 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 		}
 	}
 	opts := []Option{WithData(o.Data), WithListen(listen), WithAdvertise(o.Advertise), WithToken(token), WithOrigins(o.Origins...)}
+	if o.Open {
+		opts = append(opts, WithOpen())
+	}
 	if o.Insecure {
 		opts = append(opts, WithInsecure())
 	}
@@ -91,6 +99,7 @@ func durable() *assemble.Embed {
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
+		Token:   rundir.KeptToken,
 		Furnish: assemble.FurnishBeside,
 	}
 }

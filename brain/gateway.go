@@ -1,6 +1,8 @@
 package brain
 
 import (
+	"context"
+	"net"
 	"net/http"
 
 	"github.com/raylink/raylink/brain/internal/gateway"
@@ -14,14 +16,16 @@ import (
 //   - those for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
 //   - those for nodes of this process's own host, the one given to [Brain.SetHost], as `/<nid>/<package.Service>/<Method>`.
 //
-// Who may call is for whoever wraps the handler to decide; the Authorization header goes on to the host.
-func (b *Brain) Gateway(local http.Handler) http.Handler {
+// Who may call is for whoever wraps the handler to decide. What a caller showed to be let in, its Authorization, ends here: dial
+// opens connections to hosts, on which both sides have proven themselves. If it is nil, they are plain, which is for tests.
+func (b *Brain) Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler {
 	g := gateway.New(gateway.Options{
 		ID:      b.id,
 		Resolve: b.Resolve,
 		Local:   local,
 		IsLocal: b.isLocal,
 		Cause:   b.causeOfDeath,
+		Connect: dial,
 		Dial:    b.opts.Dial,
 		Silence: b.opts.Lease / 2,
 		Logger:  b.opts.Logger,

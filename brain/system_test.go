@@ -48,7 +48,7 @@ func start(t *testing.T, opts brain.Options) *system {
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server)
 	s := &system{Brain: b, http: h2c(t)}
-	s.server = serve(t, b.Gateway(mux))
+	s.server = serve(t, b.Gateway(mux, nil))
 	s.client = brainv1connect.NewBrainServiceClient(connect.NewClient(connecthttp.NewTransport(s.http, s.server.URL)))
 	t.Cleanup(func() {
 		if err := b.Close(); b.Err() == nil {

@@ -31,7 +31,7 @@ type launchPayload struct {
 	// What the process has in common with the one that launched it.
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
-	Insecure, HideErrors, InProcess            bool
+	Insecure, Open, HideErrors, InProcess      bool
 	// Outlives says that the process goes on when its launcher has died: see KeepNode.
 	Outlives                   bool
 	Drain, Lease, StartTimeout time.Duration
@@ -42,7 +42,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 	o := h.options
 	p := launchPayload{
 		Type: t.Name(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
-		Origins: o.Origins, Insecure: o.Insecure,
+		Origins: o.Origins, Insecure: o.Insecure, Open: o.Open,
 		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
 		StartTimeout: o.StartTimeout, Outlives: rec.GetRestarts(),
 	}
@@ -189,6 +189,7 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
 	}
 	o.Brain, o.Token, o.Listen, o.Advertise, o.Data, o.Origins = p.Brain, p.Token, p.Listen, p.Advertise, p.Data, p.Origins
+	o.Open = p.Open
 	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.Lease, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.Lease, p.MaxMessage
 	o.StartTimeout = p.StartTimeout
 	ctx, cancel := context.WithCancelCause(context.Background())

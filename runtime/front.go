@@ -56,7 +56,8 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	f.loopback = isLoopback(host)
 	if !f.loopback && (o.Token == "" || !o.Insecure) {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition,
-			"listening on %s, beyond loopback, needs a token (RAYLINK_TOKEN) and --insecure (RAYLINK_INSECURE=1): nothing is encrypted yet", o.Listen)
+			"listening on %s, beyond loopback, needs a token (RAYLINK_TOKEN; without it one is made, but not with --open) and "+
+				"--insecure (RAYLINK_INSECURE=1): nothing is encrypted yet", o.Listen)
 	}
 	if f.tcp, err = new(net.ListenConfig).Listen(h.life, "tcp", o.Listen); err != nil {
 		return nil, connect.Errorf(connect.CodeUnavailable, "listening on %s: %v", o.Listen, err)
@@ -83,7 +84,7 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	}
 	handler := newNodeHandler(h)
 	if brain != nil {
-		handler = brain.Gateway(handler)
+		handler = brain.Gateway(handler, h.links.dialHTTP)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -91,7 +92,8 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	f.webConns = newHandedConns(f.tcp.Addr())
 	f.web = &http.Server{
 		Handler: f.guard(handler), Protocols: protocols, ReadHeaderTimeout: firstBytes,
-		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+		ConnContext: markProven,
+		ErrorLog:    slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
 	h.goBackground(func(context.Context) {
 		if err := f.web.Serve(f.webConns); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -172,7 +174,10 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 		return
 	}
 	self := tunnel.Welcome{Host: f.host.id, Build: launch.Build()}
-	conn, err := tunnel.Accept(ctx, tunnel.Unread(nc, begun), f.host.tunnelConfig(), self, func(hello tunnel.Hello) (tunnel.Handler, error) {
+	conn, raw, err := tunnel.AcceptAny(ctx, tunnel.Unread(nc, begun), f.host.tunnelConfig(), self, func(hello tunnel.Hello) (tunnel.Handler, error) {
+		if hello.Protocol == tunnel.ProtocolHTTP {
+			return nil, nil //nolint:nilnil // HTTP has a handler of its own
+		}
 		d, err := f.admit(hello)
 		if err != nil {
 			return nil, err
@@ -182,6 +187,10 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 	})
 	if err != nil {
 		f.host.log.Debug("a tunnel was refused", slog.Any("error", err))
+		return
+	}
+	if raw != nil {
+		f.webConns.hand(provenConn{raw})
 		return
 	}
 	f.mu.Lock()
@@ -205,6 +214,9 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 // admit finds what serves a dialler, which has proven that it knows the token.
 func (f *front) admit(hello tunnel.Hello) (*dispatcher, error) {
 	h := f.host
+	if hello.Protocol != "" {
+		return nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
+	}
 	if hello.Tag == "" {
 		return &dispatcher{host: h, client: hello.Client}, nil
 	}
@@ -219,7 +231,8 @@ func (f *front) admit(hello tunnel.Hello) (*dispatcher, error) {
 	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, nil
 }
 
-const wrongToken = "the token is missing or wrong (RAYLINK_TOKEN, --token, or the header `Authorization: Bearer ...`)"
+const wrongToken = "the token is missing or wrong: send it in the header `Authorization: Bearer ...`; " +
+	"`raylink token` prints it to the user who started the system (or it is what RAYLINK_TOKEN or --token said there)"
 
 // tokenFits compares in constant time.
 func (f *front) tokenFits(token string) bool {
@@ -230,7 +243,7 @@ func (f *front) tokenFits(token string) bool {
 // guard lets no HTTP request pass that has no business here: nothing of its body is read before.
 func (f *front) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := f.refuse(r); err != nil {
+		if err := f.refuse(r); err != nil && !isProven(r.Context()) {
 			if werr := f.errors.Write(w, r, err); werr != nil {
 				f.host.log.Debug("writing a refusal", slog.Any("error", werr))
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -40,7 +41,9 @@ type Host struct {
 	launcher launch.Launcher
 	output   func(launch.Line)
 	front    *front
-	links    *links
+	// tokenFile is set where this host has made the system's token.
+	tokenFile string
+	links     *links
 	// overseer looks after the connections whose reading goroutines run methods.
 	overseer tunnel.Overseer
 	// changes counts the changes of what nodes live here, and as which life of theirs.
@@ -97,6 +100,9 @@ type kid struct {
 type Parts struct {
 	// Brain is the one that lives in this process; nil for a process that joins one elsewhere.
 	Brain EmbeddedBrain
+	// Token is what a system with an embedded Brain has for its token where the options give none and don't open it. Empty means a
+	// new one.
+	Token string
 	// Run is the run directory.
 	Run *rundir.Run
 	// Launcher is where the processes of new nodes come from; nil for this executable's own.
@@ -110,7 +116,8 @@ type EmbeddedBrain interface {
 	// Register mounts Brain's service.
 	Register(server *connect.Server)
 	// Gateway wraps the HTTP handler of the host's own nodes.
-	Gateway(local http.Handler) http.Handler
+	// dial opens connections to hosts that have proven themselves.
+	Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler
 	// SetHost says where Brain is reached.
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.
@@ -122,6 +129,15 @@ type EmbeddedBrain interface {
 
 // Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close it.
 func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
+	if err := options.check(); err != nil {
+		return nil, err
+	}
+	made := parts.Brain != nil && options.Token == "" && !options.Open
+	if made {
+		if options.Token = parts.Token; options.Token == "" {
+			options.Token = rundir.NewToken()
+		}
+	}
 	h := &Host{
 		options:   options,
 		log:       options.Logger,
@@ -150,7 +166,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	if h.types, err = newTypeSet(options.Types, options.SystemTypes); err != nil {
 		return nil, err
 	}
-	if h.dir, err = rundir.NewHost(rundir.RuntimeDir()); err != nil {
+	if h.dir, err = rundir.NewHost(""); err != nil {
 		return nil, fmt.Errorf("making the host's runtime directory: %w", err)
 	}
 	if h.machine, err = rundir.Machine(); err != nil {
@@ -160,6 +176,11 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	h.links = newLinks(h)
 	if h.front, err = openFront(h, parts.Brain); err != nil {
 		return nil, err
+	}
+	if made {
+		if err := h.publishToken(); err != nil {
+			return nil, err
+		}
 	}
 	if parts.Brain != nil {
 		if err := parts.Brain.SetHost(ctx, h.Info()); err != nil {
@@ -175,6 +196,20 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	}
 	return h, nil
 }
+
+// publishToken lets this user's other processes find the token that was made.
+func (h *Host) publishToken() (err error) {
+	addresses := []string{h.front.advertised}
+	if bound := h.front.tcp.Addr().String(); bound != h.front.advertised {
+		addresses = append(addresses, bound)
+	}
+	h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...)
+	return err
+}
+
+// TokenFile is the file that has the system's token, where this host has made one: programs of this user read it to call nodes over HTTP.
+// It is "" where the token was given, or there is none.
+func (h *Host) TokenFile() string { return h.tokenFile }
 
 // Info is how others find this host.
 func (h *Host) Info() *nodev1.HostInfo {

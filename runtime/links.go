@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -223,7 +224,11 @@ func (l *links) brain(address string) connect.Transport {
 			return nil, err
 		}
 		conn, err := k.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) {
-			return dialTCP(ctx, address, l.hello(), l.host.tunnelConfig())
+			conn, err := dialTCP(ctx, address, l.hello(), l.host.tunnelConfig())
+			if err == nil && l.host.options.Token == "" && !l.host.options.Open {
+				return nil, errors.Join(errOpen(address), conn.Close())
+			}
+			return conn, err
 		})
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"cmp"
+	"errors"
 	"log/slog"
 	"os"
 	"strconv"
@@ -30,9 +31,14 @@ type Options struct {
 	// Advertise is the address that others reach the listener by, where it can't know that itself; port 0 stands for the one
 	// that is bound. Nodes in processes of their own advertise the same host. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the secret that every connection must show. RAYLINK_TOKEN. By default none is asked for, which is possible on loopback only.
+	// Token is the secret that both sides of every connection must know; HTTP clients send it as `Authorization: Bearer TOKEN`.
+	// RAYLINK_TOKEN. By default a system makes one of 256 random bits when its Brain starts, and other processes of the same user
+	// on the same machine find it by themselves. One of your own should be as random, for who can connect can try guesses.
 	Token string
-	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1. It needs a token.
+	// Open asks for no token, on loopback: every user of the machine can then do everything in the system. RAYLINK_OPEN=1. A process
+	// that joins such a system must say so too.
+	Open bool
+	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
 	Insecure bool
 	// Origins are the browser origins whose requests are answered; by default none.
 	Origins []string
@@ -68,6 +74,9 @@ type Options struct {
 	// serve many calls collect all the time. RAYLINK_HEAP_FLOOR, in bytes; negative for Go's own. By default 16 MiB, where neither GOGC nor GOMEMLIMIT
 	// is set. It is a slice that nobody touches, so heap profiles show it and no memory is spent on it. Only Init does this: it is the process's.
 	HeapFloor int
+
+	// invalid is what of the environment could not be understood.
+	invalid []error
 }
 
 // Option sets what [Options] describe. A [NodeType] is one.
@@ -89,8 +98,11 @@ func WithAdvertise(address string) Option {
 	return optionFunc(func(o *Options) { o.Advertise = address })
 }
 
-// WithToken asks for a token, see [Options].Token.
+// WithToken gives the token, see [Options].Token.
 func WithToken(token string) Option { return optionFunc(func(o *Options) { o.Token = token }) }
+
+// WithOpen asks for no token, see [Options].Open.
+func WithOpen() Option { return optionFunc(func(o *Options) { o.Open = true }) }
 
 // WithInsecure allows plain connections beyond loopback, see [Options].Insecure.
 func WithInsecure() Option { return optionFunc(func(o *Options) { o.Insecure = true }) }
@@ -150,26 +162,32 @@ func NewOptions(opts ...Option) Options {
 	for _, opt := range opts {
 		opt.ApplyRuntime(&o)
 	}
+	given := o.Token != "" // then the environment does not open the system, nor the other way round
 	for name, field := range map[string]*string{
 		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
 	} {
-		if *field == "" {
+		if *field == "" && (field != &o.Token || !o.Open) {
 			*field = os.Getenv(name)
 		}
 	}
-	if d, err := time.ParseDuration(os.Getenv("RAYLINK_BUSY_POLL")); err == nil && o.BusyPoll == 0 {
-		o.BusyPoll = d
+	if o.BusyPoll == 0 {
+		fromEnv(&o, "RAYLINK_BUSY_POLL", "a duration such as 20us", &o.BusyPoll, time.ParseDuration)
 	}
-	if d, err := time.ParseDuration(os.Getenv("RAYLINK_START_TIMEOUT")); err == nil && d > 0 && o.StartTimeout == 0 {
-		o.StartTimeout = d
+	if o.StartTimeout == 0 {
+		fromEnv(&o, "RAYLINK_START_TIMEOUT", "a positive duration such as 30s", &o.StartTimeout, positiveDuration)
 	}
-	if n, err := strconv.Atoi(os.Getenv("RAYLINK_HEAP_FLOOR")); err == nil && o.HeapFloor == 0 {
-		o.HeapFloor = n
+	if o.HeapFloor == 0 {
+		fromEnv(&o, "RAYLINK_HEAP_FLOOR", "a number of bytes", &o.HeapFloor, strconv.Atoi)
 	}
 	if o.HeapFloor == 0 {
 		o.HeapFloor = 16 << 20
 	}
-	o.Insecure = o.Insecure || os.Getenv("RAYLINK_INSECURE") == "1"
+	if !o.Insecure {
+		fromEnv(&o, "RAYLINK_INSECURE", "1 or 0", &o.Insecure, strconv.ParseBool)
+	}
+	if !o.Open && !given {
+		fromEnv(&o, "RAYLINK_OPEN", "1 or 0", &o.Open, strconv.ParseBool)
+	}
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1:0"
 	}
@@ -191,6 +209,37 @@ func NewOptions(opts ...Option) Options {
 	return o
 }
 
+// fromEnv reads a variable of the environment where it is set.
+func fromEnv[T any](o *Options, name, form string, field *T, parse func(string) (T, error)) {
+	text := os.Getenv(name)
+	if text == "" {
+		return
+	}
+	value, err := parse(text)
+	if err != nil {
+		o.invalid = append(o.invalid, connect.Errorf(connect.CodeInvalidArgument, "%s is %q: it must be %s", name, text, form))
+		return
+	}
+	*field = value
+}
+
+func positiveDuration(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err == nil && d <= 0 {
+		err = errors.New("not positive")
+	}
+	return d, err
+}
+
+// check finds what can't be meant.
+func (o *Options) check() error {
+	if o.Token != "" && o.Open {
+		return connect.NewError(connect.CodeInvalidArgument,
+			"a token is given (WithToken, --token, RAYLINK_TOKEN) and the system is to be open (WithOpen, --open, RAYLINK_OPEN): which one is it?")
+	}
+	return errors.Join(o.invalid...)
+}
+
 // String shows the options that matter to a person, secrets left out.
 func (o *Options) String() string {
 	var b strings.Builder
@@ -201,6 +250,9 @@ func (o *Options) String() string {
 	}
 	if o.Token != "" {
 		b.WriteString("token=(set) ")
+	}
+	if o.Open {
+		b.WriteString("open ")
 	}
 	return strings.TrimSpace(b.String())
 }

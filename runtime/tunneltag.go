@@ -129,12 +129,12 @@ type Tunnel struct {
 	target string
 }
 
-// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in this process. token is the system's, or
-// empty where it has none. The caller must Close the tunnel.
+// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in this process. token is the system's; if it
+// is empty, it is RAYLINK_TOKEN, or the one that a system of this user's on this machine has made. The caller must Close the tunnel.
 func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {
 	ref := info.GetNode()
 	hello := tunnel.Hello{Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}
-	conn, err := dialTCP(ctx, ref.GetHost().GetAddress(), hello, tunnel.Config{Token: token})
+	conn, err := dialOutside(ctx, ref.GetHost().GetAddress(), hello, token)
 	if err != nil {
 		return nil, err
 	}

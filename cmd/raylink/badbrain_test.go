@@ -57,7 +57,7 @@ func TestWhatIsNoBrain(t *testing.T) {
 			}),
 			answer:   "220 mail.example ESMTP\r\n",
 			joinCode: connect.CodeFailedPrecondition, join: "ADDRESS: tunnel handshake: failed_precondition: the other side is not a tunnel: it began with \"220 mail",
-			ask: "what is at ADDRESS does not answer as a Brain does",
+			ask: "what answers at ADDRESS is no Brain",
 		},
 		{
 			name: "a web server", serve: serveHTTP(http.NotFoundHandler()), answer: "HTTP/1.1 400 Bad Request",
@@ -79,14 +79,14 @@ func TestWhatIsNoBrain(t *testing.T) {
 			require.NoError(t, err)
 			address := l.Addr().String()
 			at.serve(t, l)
-			err = checkJoin(t, address, at.joinCode, at.join)
+			err = checkJoin(t, address, "", at.joinCode, at.join)
 			if at.answer != "" {
 				typed, ok := errors.AsType[*tunnel.HandshakeError](err)
 				require.True(t, ok, "%v", err)
 				assert.Equal(t, tunnel.FaultNotAPeer, typed.Fault)
 				assert.Equal(t, at.answer, typed.Answer)
 			}
-			checkAsk(t, address, at.ask)
+			checkAsk(t, address, "", at.ask)
 		})
 	}
 }
@@ -96,8 +96,9 @@ func TestHostThatIsNoBrain(t *testing.T) {
 	t.Parallel()
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	host := member(t, b)
-	_ = checkJoin(t, host.Address(), connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
-	checkAsk(t, host.Address(), "what answers at ADDRESS is no Brain")
+	token := host.Options().Token
+	_ = checkJoin(t, host.Address(), token, connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
+	checkAsk(t, host.Address(), token, "what answers at ADDRESS is no Brain")
 }
 
 // TestJoiningWhoeverIsSilentEndsWithItsContext waits no longer for an answer than its caller does.
@@ -119,9 +120,13 @@ func TestJoiningWhoeverIsSilentEndsWithItsContext(t *testing.T) {
 	assert.Contains(t, err.Error(), "joining Brain at "+l.Addr().String())
 }
 
-func checkJoin(t *testing.T, address string, code connect.Code, text string) error {
+func checkJoin(t *testing.T, address, token string, code connect.Code, text string) error {
 	t.Helper()
-	rt, err := join.Start(patient(t), runtime.WithBrain(address), runtime.WithData(t.TempDir()))
+	secret := runtime.WithToken(token)
+	if token == "" {
+		secret = runtime.WithOpen()
+	}
+	rt, err := join.Start(patient(t), runtime.WithBrain(address), runtime.WithData(t.TempDir()), secret)
 	if err == nil {
 		require.NoError(t, rt.Close())
 	}
@@ -132,10 +137,13 @@ func checkJoin(t *testing.T, address string, code connect.Code, text string) err
 	return err
 }
 
-func checkAsk(t *testing.T, address, text string) {
+func checkAsk(t *testing.T, address, token, text string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(program, "raylink"), "tree", "--brain", address)
-	cmd.Env = environment()
+	cmd.Env = environment("RAYLINK_TOKEN=" + token)
+	if token == "" {
+		cmd.Env = environment("RAYLINK_OPEN=1")
+	}
 	_, stderr, exit := finish(t, cmd)
 	t.Log(stderr)
 	assert.Equal(t, exitNoBrain, exit)
@@ -229,18 +237,25 @@ func serveOther(t *testing.T, l net.Listener) {
 			return
 		}
 		back := &begun{Conn: nc, first: first, ended: make(chan struct{})}
-		if first[0] != tunnel.Preface[0] {
+		serveWeb := func(nc net.Conn) {
 			select {
-			case web.conns <- back:
+			case web.conns <- nc:
 				<-back.ended
 			case <-web.closed:
 			}
+		}
+		if first[0] != tunnel.Preface[0] {
+			serveWeb(back)
 			return
 		}
-		conn, err := tunnel.Accept(t.Context(), back, tunnel.Config{}, tunnel.Welcome{Host: uuid.NewString()}, func(tunnel.Hello) (tunnel.Handler, error) {
+		conn, raw, err := tunnel.AcceptAny(t.Context(), back, tunnel.Config{}, tunnel.Welcome{Host: uuid.NewString()}, func(tunnel.Hello) (tunnel.Handler, error) {
 			return tunnel.ServerHandler(server), nil
 		})
-		if err == nil {
+		switch {
+		case err != nil:
+		case raw != nil:
+			serveWeb(raw)
+		default:
 			<-conn.Done()
 		}
 	})(t, l)

@@ -18,7 +18,11 @@ func (a *app) brainCommand() *cobra.Command {
 		Long: `brain runs a system's registry in a process of its own, and is a gateway to all nodes. Programs join it by
 RAYLINK_BRAIN, which names its address.
 
-When it serves it prints one line with its address. It ends in good order when it is interrupted or terminated; a second signal
+When it serves it prints one line with its address. The token that callers need is given by --token-file or RAYLINK_TOKEN; else
+Brain makes one and keeps it with its data, and programs of the same user find it by themselves (see
+raylink token).
+
+It ends in good order when it is interrupted or terminated; a second signal
 ends it at once. Started again with the same --data, after whatever end, it finds every node where it was, and the programs that
 had joined it find it again by themselves if it is at the same address.`,
 		Args: between(0, 0, ""),
@@ -26,8 +30,11 @@ had joined it find it again by themselves if it is at the same address.`,
 			if a.token != "" && a.tokenFile != "" {
 				return errTwoTokens()
 			}
-			o.Token, o.TokenFile = a.token, a.tokenFile
-			o.Serving = func(address, data string) { a.serving(address, data) }
+			if a.open && a.token+a.tokenFile != "" {
+				return errOpenAndToken()
+			}
+			o.Token, o.TokenFile, o.Open = a.token, a.tokenFile, a.open
+			o.Serving = a.serving
 			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {
 				return &localError{err}
 			}
@@ -38,7 +45,7 @@ had joined it find it again by themselves if it is at the same address.`,
 	flags.StringVar(&o.Data, "data", "", "the directory that keeps everything (RAYLINK_DATA; default: `raylink` in the user's state directory)")
 	flags.StringVar(&o.Listen, "listen", "", "the address to listen on (RAYLINK_LISTEN; default "+raylink.DefaultBrainAddress+")")
 	flags.StringVar(&o.Advertise, "advertise", "", "the address that others reach it by, where that is another one (RAYLINK_ADVERTISE)")
-	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback although nothing is encrypted; needs a token (RAYLINK_INSECURE=1)")
+	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose requests are answered; may be repeated")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
 	a.tokenFlags(cmd)
@@ -46,13 +53,21 @@ had joined it find it again by themselves if it is at the same address.`,
 }
 
 // serving tells that Brain serves: one line.
-func (a *app) serving(address, data string) {
+func (a *app) serving(address, data, tokenFile string) {
 	if a.output == outputJSON {
-		line, err := json.Marshal(map[string]any{"address": address, "data": data, "pid": os.Getpid()})
+		fields := map[string]any{"address": address, "data": data, "pid": os.Getpid()}
+		if tokenFile != "" {
+			fields["token_file"] = tokenFile
+		}
+		line, err := json.Marshal(fields)
 		if err == nil {
 			_, _ = fmt.Fprintf(a.out, "%s\n", line) // who started it may have stopped listening
 		}
 		return
 	}
-	_, _ = fmt.Fprintf(a.out, "Brain serves at %s (data in %s): join it with RAYLINK_BRAIN=%s\n", address, data, address) // as above
+	token := ""
+	if tokenFile != "" {
+		token = ", token in " + tokenFile
+	}
+	_, _ = fmt.Fprintf(a.out, "Brain serves at %s (data in %s%s): join it with RAYLINK_BRAIN=%s\n", address, data, token, address) // as above
 }

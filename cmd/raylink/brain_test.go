@@ -441,9 +441,11 @@ func TestToken(t *testing.T) {
 		args []string
 		env  []string
 		fits bool
+		says string
 	}{
-		{name: "none"},
-		{name: "another", args: []string{"--token", "guess"}},
+		{name: "none", says: "refuses: no token for Brain at " + b.address + " is found in"},
+		{name: "another", args: []string{"--token", "guess"}, says: "is not used: what answers did not prove that it knows this side's token"},
+		{name: "open", args: []string{"--open"}, says: "refuses: this side admits only who knows its token"},
 		{name: "flag", args: []string{"--token", "secret"}, fits: true},
 		{name: "file", args: []string{"--token-file", file}, fits: true},
 		{name: "environment", env: []string{"RAYLINK_TOKEN=secret"}, fits: true},
@@ -458,7 +460,7 @@ func TestToken(t *testing.T) {
 					continue
 				}
 				assert.Equal(t, exitNoBrain, exit)
-				assert.Contains(t, stderr, "unauthenticated: Brain at "+b.address+" refuses: the token is missing or wrong")
+				assert.Contains(t, stderr, "unauthenticated: Brain at "+b.address+" "+way.says)
 			}
 		})
 	}

@@ -66,7 +66,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 	if f.timeout < 0 {
 		return usagef("a timeout is not negative")
 	}
-	s, err := a.open(ctx)
+	s, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,9 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 const (
@@ -26,7 +29,8 @@ const (
 	maxMessage = 64 << 20
 )
 
-// system is a running system, as it is reached from outside: everything goes by HTTP through Brain's gateway.
+// system is a running system, as it is reached from outside: everything goes by HTTP through Brain's gateway, on connections on
+// which both sides have proven that they know the token. It is never sent.
 type system struct {
 	address string
 	http    *http.Client
@@ -36,25 +40,30 @@ type system struct {
 	root *nodev1.NodeRef
 }
 
-// open finds Brain and agrees on a version with it.
-func (a *app) open(ctx context.Context) (*system, error) {
+// connect finds Brain and agrees on a version with it.
+func (a *app) connect(ctx context.Context) (*system, error) {
 	address := a.address()
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, usagef("Brain's address, %q, is not of the form HOST:PORT", address)
 	}
-	token, err := a.secret()
-	if err != nil {
-		return nil, err
+	token, unknown := a.secret(address)
+	if unknown != nil && !errors.Is(unknown, rundir.ErrNoToken) {
+		return nil, unknown
 	}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	dialer := &net.Dialer{Timeout: answerTimeout}
-	s := &system{
-		address: address,
-		token:   token,
-		// No proxy: Brain and hosts are in the user's own network, and a token is nobody else's business.
-		http: &http.Client{Transport: &http.Transport{Protocols: protocols, DialContext: dialer.DialContext}},
+	transport := runtime.NewHTTPTransport(token, protocols)
+	connectTo := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+		nc, err := connectTo(ctx, network, address)
+		if err == nil && unknown != nil {
+			return nil, errors.Join(&openError{unknown}, nc.Close())
+		}
+		return nc, err
 	}
+	s := &system{address: address, token: token, http: &http.Client{Transport: transport}}
 	s.brain = brainv1connect.NewBrainServiceClient(s.client(""))
 	hctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
@@ -64,7 +73,7 @@ func (a *app) open(ctx context.Context) (*system, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err() // the user's own deadline, or interrupt
 		}
-		return nil, noBrain(address, err)
+		return nil, noBrain(address, err, unknown)
 	}
 	s.root = hello.GetRoot()
 	return s, nil
@@ -83,20 +92,7 @@ func (s *system) client(node string) *connect.Client {
 		base.Path, base.RawPath = "/"+node, "/"+strings.Join(parts, "/")
 	}
 	transport := connecthttp.NewTransport(s.http, base.String(), connecthttp.WithReadMaxBytes(maxMessage), connecthttp.WithSendMaxBytes(maxMessage))
-	return connect.NewClient(transport, s.authorize)
-}
-
-// authorize shows the token with every call.
-func (s *system) authorize(next connect.ClientFunc) connect.ClientFunc {
-	if s.token == "" {
-		return next
-	}
-	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-		if info, ok := connect.CallInfoForClientContext(ctx); ok {
-			info.RequestHeader().Set("Authorization", "Bearer "+s.token)
-		}
-		return next(ctx, spec)
-	}
+	return connect.NewClient(transport)
 }
 
 // lookup finds a node by path, alias or nid.
@@ -110,9 +106,46 @@ func (s *system) lookup(ctx context.Context, node string) (*nodev1.NodeRecord, e
 	return res.GetNode(), nil
 }
 
-// noBrain says what is wrong with what should be a Brain.
-func noBrain(address string, err error) error {
-	const where = "give Brain's address by --brain or RAYLINK_BRAIN, or start one with `raylink brain`"
+// openError is a system that asks for no token where none was expected to be open.
+type openError struct{ unknown error }
+
+// Error implements error.
+func (e *openError) Error() string {
+	return "it asks for no token, so it could be anybody's: use it with --open (RAYLINK_OPEN=1) if it is meant to be so; " + e.unknown.Error()
+}
+
+// refusedBy is what the handshake with what is at Brain's address came to.
+func refusedBy(address string, err, unknown error) *brainError {
+	if open, ok := errors.AsType[*openError](err); ok {
+		return &brainError{connect.CodeUnauthenticated, "Brain at " + address + " is not used: " + open.Error(), err}
+	}
+	failed, ok := errors.AsType[*tunnel.HandshakeError](err)
+	if !ok {
+		return nil
+	}
+	text := failed.Message
+	switch failed.Fault { //nolint:exhaustive // the others are refusals
+	case tunnel.FaultUnproven:
+		return &brainError{failed.Code, "Brain at " + address + " is not used: " + text, err}
+	case tunnel.FaultNotAPeer:
+		return brainErrorf(err, "what answers at %s is no Brain (%s): %s", address, text, whereBrainIs)
+	case tunnel.FaultLost:
+		return brainErrorf(err, "what is at %s does not answer as a Brain does (%s): %s", address, text, whereBrainIs)
+	}
+	if unknown != nil && failed.Code == connect.CodeUnauthenticated {
+		text = unknown.Error() + "; give it by --token-file or RAYLINK_TOKEN"
+	}
+	return &brainError{failed.Code, "Brain at " + address + " refuses: " + text, err}
+}
+
+const whereBrainIs = "give Brain's address by --brain or RAYLINK_BRAIN, or start one with `raylink brain`"
+
+// noBrain says what is wrong with what should be a Brain. unknown is why there is no token, if so.
+func noBrain(address string, err, unknown error) error {
+	const where = whereBrainIs
+	if refusal := refusedBy(address, err, unknown); refusal != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return refusal
+	}
 	text := reason(err)
 	switch code := connect.CodeOf(err); {
 	case errors.Is(err, context.DeadlineExceeded) || code == connect.CodeDeadlineExceeded:

@@ -41,7 +41,7 @@ With -o json it prints one object whose "nodes" are the records, parents before 
 const rootPath = "BRAIN"
 
 func (a *app) tree(ctx context.Context, node string) error {
-	s, err := a.open(ctx)
+	s, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,8 @@ type whereabouts struct {
 	Host string `json:"host"`
 	Path string `json:"path"`
 	NID  string `json:"nid"`
+	// TokenFile is the file of the token that a request needs as `Authorization: Bearer TOKEN`, where none was given by RAYLINK_TOKEN.
+	TokenFile string `json:"token_file,omitempty"`
 }
 
 // serve keeps a counter running, and prints its whereabouts as one line of JSON.
@@ -28,7 +30,8 @@ func serve(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
 	}
 	ref := counter.Ref()
 	err = json.NewEncoder(out).Encode(whereabouts{
-		Gateway: rt.Address(), Host: ref.NodeRef().GetHost().GetAddress(), Path: ref.Path(), NID: ref.NID(),
+		Gateway: rt.Address(), Host: ref.NodeRef().GetHost().GetAddress(),
+		Path: ref.Path(), NID: ref.NID(), TokenFile: rt.TokenFile(),
 	})
 	if err != nil {
 		return err

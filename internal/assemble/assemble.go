@@ -34,6 +34,8 @@ type Brain interface {
 type Embed struct {
 	// Open opens Brain. data is the data directory.
 	Open func(options runtime.Options, data string) (Brain, error)
+	// Token is the token of the system where none is given; nil for a new one each time. data is the data directory.
+	Token func(data string) (string, error)
 	// Furnish creates the system's own nodes; nil for none.
 	Furnish func(ctx context.Context, h *runtime.Host) error
 }
@@ -120,7 +122,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		}
 	}
 	// What earlier runs could not remove, because they were killed, is removed now; if that fails it is tried again next time.
-	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts(rundir.RuntimeDir())); serr != nil {
+	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); serr != nil {
 		options.Logger.Debug("sweeping what dead processes left", slog.Any("error", serr))
 	}
 	var parts runtime.Parts
@@ -133,12 +135,26 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 			return nil, err
 		}
 		parts.Brain = rt.brain
+		if embed.Token != nil && options.Token == "" && !options.Open {
+			if parts.Token, err = embed.Token(data); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var unknown error // why no token is known
+	if options.Brain != "" && options.Token == "" && !options.Open {
+		if options.Token, _, unknown = rundir.FindToken(options.Brain); unknown != nil && !errors.Is(unknown, rundir.ErrNoToken) {
+			return nil, unknown
+		}
 	}
 	if rt.run, err = rundir.NewRun(data); err != nil {
 		return nil, fmt.Errorf("making the run directory: %w", err)
 	}
 	parts.Run = rt.run
 	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
+		if unknown != nil && connect.CodeOf(err) == connect.CodeUnauthenticated {
+			err = fmt.Errorf("%w (%w)", err, unknown)
+		}
 		return nil, err
 	}
 	if rt.brain != nil && embed.Furnish != nil {

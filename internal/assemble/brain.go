@@ -18,7 +18,7 @@ var serving atomic.Bool //nolint:gochecknoglobals // a process is one
 // or when Brain has failed. If the process was launched as the host of one of Brain's own nodes, it serves that and never returns. options are
 // asked for after that was found out.
 func ServeBrain(
-	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data string),
+	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data, tokenFile string),
 ) error {
 	if !serving.CompareAndSwap(false, true) {
 		return connect.NewError(connect.CodeFailedPrecondition, "this process serves a Brain already")
@@ -43,7 +43,7 @@ func ServeBrain(
 	if err != nil {
 		return err
 	}
-	ready(rt.Address(), o.Data)
+	ready(rt.Address(), o.Data, rt.TokenFile())
 	select {
 	case <-ctx.Done():
 	case <-rt.brain.Failed():

@@ -5,8 +5,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 )
@@ -26,18 +28,83 @@ const locksFolder = "locks"
 const maxSocketPath = 103
 
 // RuntimeDir is where host directories are made: $RAYLINK_RUNTIME_DIR, else $XDG_RUNTIME_DIR/raylink if that is usable, else
-// /tmp/raylink-<user id>. It need not be there.
+// /tmp/raylink-<user id>, or, where another user has made that, the first of /tmp/raylink-<user id>-1 and so on that none
+// has. What a variable names is passed over too where it belongs to another user, as it may under sudo. It need not be there.
 func RuntimeDir() string {
-	if dir := os.Getenv(RuntimeEnv); dir != "" {
+	if dir := os.Getenv(RuntimeEnv); dir != "" && !isForeign(dir) {
 		return dir
 	}
-	// Set, but of another user (sudo), or not there (a container that got the variable only): both are common.
-	if xdg := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(xdg) && checkPrivate(xdg) == nil {
-		if dir := filepath.Join(xdg, "raylink"); fits(dir) {
+	if dir := underXDG(os.Getenv("XDG_RUNTIME_DIR")); dir != "" {
+		return dir
+	}
+	return firstUsable(sharedDirs())
+}
+
+// isForeign says whether a directory belongs to another user.
+func isForeign(dir string) bool {
+	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
+	return err == nil && ownerOf(info) != os.Geteuid()
+}
+
+// runtimeDirs are the places where the user's other processes, in other surroundings, may have their runtime directory.
+func runtimeDirs() []string {
+	dirs := []string{RuntimeDir()}
+	if os.Getenv(RuntimeEnv) != "" {
+		return dirs
+	}
+	others := append([]string{underXDG("/run/user/" + strconv.Itoa(os.Geteuid()))}, sharedDirs()...)
+	for _, dir := range others {
+		if dir != "" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// underXDG is the runtime directory below what XDG_RUNTIME_DIR names, or "" where that can't be used: it may be set, but of
+// another user (sudo), or not there (a container that got the variable only).
+func underXDG(xdg string) string {
+	if !filepath.IsAbs(xdg) || checkPrivate(xdg) != nil {
+		return ""
+	}
+	if dir := filepath.Join(xdg, "raylink"); fits(dir) {
+		return dir
+	}
+	return ""
+}
+
+// alternatives is how many directories in /tmp are tried.
+const alternatives = 16
+
+// sharedDirs are the runtime directories that the user may have in /tmp, in order.
+func sharedDirs() []string {
+	base := filepath.Join("/tmp", "raylink-"+strconv.Itoa(os.Geteuid()))
+	dirs := []string{base}
+	for i := 1; i < alternatives; i++ {
+		dirs = append(dirs, base+"-"+strconv.Itoa(i))
+	}
+	return dirs
+}
+
+// firstUsable is the first that is the user's, else the first that isn't there. What somebody else has put in a place is passed
+// over: it can keep nobody from starting. If that has happened to all, it is the first, which then is refused with the reason.
+func firstUsable(dirs []string) string {
+	free := ""
+	for _, dir := range dirs {
+		info, err := os.Lstat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if free == "" {
+				free = dir
+			}
+		case err == nil && info.IsDir() && ownerOf(info) == os.Geteuid():
 			return dir
 		}
 	}
-	return filepath.Join("/tmp", "raylink-"+strconv.Itoa(os.Geteuid()))
+	if free == "" {
+		return dirs[0]
+	}
+	return free
 }
 
 // fits says whether sockets in host directories in dir have paths that are short enough.
@@ -91,14 +158,23 @@ func newHost(runtimeDir string) (*Host, error) {
 
 // openRuntimeDir makes the directory, if it isn't there, and checks that it can be trusted.
 func openRuntimeDir(dir string) (string, error) {
-	if dir == "" {
-		dir = RuntimeDir()
+	if dir != "" {
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			return "", err
+		}
+		return dir, makePrivate(dir)
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", err
+	for try := 0; ; try++ {
+		dir, err := filepath.Abs(RuntimeDir())
+		if err != nil {
+			return "", err
+		}
+		// Another user may have taken the place since it was looked at.
+		if err = makePrivate(dir); err == nil || !errors.Is(err, ErrNotPrivate) || try == alternatives {
+			return dir, err
+		}
 	}
-	return dir, makePrivate(dir)
 }
 
 // Path is the directory, absolute.

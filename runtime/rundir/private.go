@@ -41,6 +41,10 @@ func checkPrivate(dir string) error {
 	if uid := ownerOf(info); uid != os.Geteuid() {
 		return fmt.Errorf("%s is %w: it belongs to user %d, not to %d", dir, ErrNotPrivate, uid, os.Geteuid())
 	}
+	if info.Mode()&fs.ModeSticky != 0 || info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); use one of your own, such as %s (%s)",
+			dir, ErrNotPrivate, info.Mode().Perm(), filepath.Join(dir, "raylink"), RuntimeEnv)
+	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("%s is %w: its mode is %#o; if nobody else has been in it, run: chmod 700 %s", dir, ErrNotPrivate, mode, dir)
 	}

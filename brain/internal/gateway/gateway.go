@@ -51,6 +51,8 @@ type Options struct {
 	IsLocal func(host *nodev1.HostInfo) bool
 	// Cause says how a node's host died, or ”. It is asked when a connection to it has failed; it may wait a moment for the news.
 	Cause func(ctx context.Context, nid string) string
+	// Connect opens a connection to a host, on which no request needs a token. Default: a plain one to its address.
+	Connect func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)
 	// Dial bounds the time to connect to a host.
 	Dial time.Duration
 	// Silence is after how long without a frame a host is pinged, and again how long it has to answer; HTTP/2 only.
@@ -88,10 +90,9 @@ func (g *Gateway) transport(two bool) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(!two)
 	protocols.SetUnencryptedHTTP2(two)
-	dialer := net.Dialer{Timeout: g.opts.Dial}
 	return &http.Transport{
 		Protocols:           &protocols,
-		DialContext:         dialer.DialContext,
+		DialContext:         g.dial,
 		DisableCompression:  true, // what the caller asked for is between it and the host
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,
@@ -100,6 +101,18 @@ func (g *Gateway) transport(two bool) *http.Transport {
 			PingTimeout:     g.opts.Silence,
 		},
 	}
+}
+
+// dial connects to a request's host. Connections are kept by the host's id, which no two have: an address can change hands.
+func (g *Gateway) dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, g.opts.Dial)
+	defer cancel()
+	host := destinationOf(ctx).node.GetHost()
+	if g.opts.Connect != nil {
+		return g.opts.Connect(ctx, host)
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, network, host.GetAddress())
 }
 
 // Close frees connections that nobody uses. Requests under way go on; the server ends them.
@@ -190,10 +203,10 @@ func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
 func rewrite(pr *httputil.ProxyRequest) {
 	to := destinationOf(pr.In.Context())
 	pr.Out.URL = &url.URL{
-		Scheme: "http", Host: to.node.GetHost().GetAddress(),
+		Scheme: "http", Host: to.node.GetHost().GetId(),
 		Path: "/" + to.node.GetNid() + to.method, RawQuery: pr.In.URL.RawQuery,
 	}
-	pr.Out.Host = ""
+	pr.Out.Host = to.node.GetHost().GetAddress()
 	if pr.Out.Body != nil {
 		pr.Out.Body = to.body
 	}
@@ -207,10 +220,11 @@ func rewrite(pr *httputil.ProxyRequest) {
 }
 
 // isForListener says whether a header is for the listener that the request reached, and no business of
-// the host behind it: the gateway's listener has decided whether the browser's page may ask.
+// the host behind it: the gateway's listener has decided whether the browser's page may ask, and
+// whether its token is right. The host believes the gateway, whose connection is proven.
 func isForListener(name string) bool {
 	switch name {
-	case webroute.NodeHeader, "Origin", "Cookie", "Proxy-Authorization":
+	case webroute.NodeHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
 		return true
 	}
 	return strings.HasPrefix(name, "Sec-Fetch-") || strings.HasPrefix(name, "Access-Control-")

@@ -1,0 +1,113 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+
+	"connectrpc.com/connect/v2"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/launch"
+	"github.com/raylink/raylink/runtime/rundir"
+	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// DialHTTP opens a connection for HTTP/1.1, or HTTP/2 without TLS, to a host or Brain at an address, HOST:PORT. Both sides have then
+// proven that they know the token, which is not sent, so requests on the connection need no Authorization. An empty token is
+// that of a system that is open. The caller closes the connection.
+func DialHTTP(ctx context.Context, address, token string) (net.Conn, error) {
+	hello := tunnel.Hello{Build: launch.Build(), Protocol: tunnel.ProtocolHTTP}
+	return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
+}
+
+// NewHTTPTransport makes a transport for an [http.Client] whose connections are those of [DialHTTP]. What took the address of a
+// host that has ended gets no request. protocols may be nil, for HTTP/1.1.
+func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
+	return &http.Transport{
+		Protocols: protocols, DisableCompression: true,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) { return DialHTTP(ctx, address, token) },
+	}
+}
+
+func dialRaw(ctx context.Context, network, address string, hello tunnel.Hello, config tunnel.Config) (net.Conn, error) {
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	raw, _, err := tunnel.DialRaw(ctx, nc, hello, config)
+	return raw, err
+}
+
+// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket where that leads there, else by TCP.
+func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
+	hello := l.hello()
+	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
+	if info.GetSocket() != "" {
+		if nc, err := dialRaw(ctx, "unix", info.GetSocket(), hello, l.host.tunnelConfig()); err == nil {
+			return nc, nil
+		}
+	}
+	return dialRaw(ctx, "tcp", info.GetAddress(), hello, l.host.tunnelConfig())
+}
+
+// provenConn is a connection for HTTP whose other side has proven that it knows the token.
+type provenConn struct{ net.Conn }
+
+type provenKey struct{}
+
+// markProven is the http.Server's ConnContext.
+func markProven(ctx context.Context, nc net.Conn) context.Context {
+	if _, ok := nc.(provenConn); ok {
+		return context.WithValue(ctx, provenKey{}, true)
+	}
+	return ctx
+}
+
+// isProven says whether a request came by a connection whose other side is proven: the gateway of the system's Brain, or the command line.
+func isProven(ctx context.Context) bool {
+	proven, _ := ctx.Value(provenKey{}).(bool)
+	return proven
+}
+
+// errOpen is why a connection without a token is not used where none was asked for on purpose.
+func errOpen(address string) error {
+	return connect.Errorf(connect.CodeUnauthenticated,
+		"what answers at %s asks for no token, so it could be anybody's: if that system is open on purpose, say so with WithOpen, --open or RAYLINK_OPEN=1",
+		address)
+}
+
+// isUnproven says whether a handshake failed because the two sides don't know the same token.
+func isUnproven(err error) bool {
+	e, ok := errors.AsType[*tunnel.HandshakeError](err)
+	return ok && e.Code == connect.CodeUnauthenticated
+}
+
+// dialOutside makes a tunnel for a process that has no runtime, with the token given, else that of the environment, else
+// whichever of those that this user's systems have made fits.
+func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token string) (*tunnel.Conn, error) {
+	if token == "" {
+		token = os.Getenv("RAYLINK_TOKEN")
+	}
+	if token != "" {
+		return dialTCP(ctx, address, hello, tunnel.Config{Token: token})
+	}
+	for _, token := range rundir.Tokens() {
+		conn, err := dialTCP(ctx, address, hello, tunnel.Config{Token: token})
+		if err == nil || !isUnproven(err) {
+			return conn, err
+		}
+	}
+	conn, err := dialTCP(ctx, address, hello, tunnel.Config{})
+	if err != nil {
+		return nil, err
+	}
+	if open, _ := strconv.ParseBool(os.Getenv("RAYLINK_OPEN")); !open {
+		return nil, errors.Join(errOpen(address), conn.Close())
+	}
+	return conn, nil
+}

@@ -1,0 +1,246 @@
+package raylink_test
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink"
+	"github.com/raylink/raylink/internal/contract"
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
+	"github.com/raylink/raylink/runtime"
+)
+
+// closedByDefault lets systems be as they are without any setting, in a runtime directory of the test's own.
+func closedByDefault(t *testing.T) {
+	t.Helper()
+	t.Setenv("RAYLINK_OPEN", "")
+	t.Setenv("RAYLINK_TOKEN", "")
+	elsewhere(t)
+}
+
+// elsewhere is a runtime directory in which nothing is: another user's, say.
+func elsewhere(t *testing.T) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rl") //nolint:usetesting // a socket's path must be short
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	t.Setenv("RAYLINK_RUNTIME_DIR", dir)
+}
+
+func bearer(token string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
+}
+
+// TestSystemIsClosedByDefault asks for a token that nobody gave, and which its user's programs find by themselves.
+func TestSystemIsClosedByDefault(t *testing.T) {
+	closedByDefault(t)
+	ctx := patient(t)
+	rt := system(t)
+	token := rt.Options().Token
+	require.Len(t, token, 64)
+	written, err := os.ReadFile(rt.TokenFile())
+	require.NoError(t, err)
+	require.Equal(t, token+"\n", string(written))
+
+	p := create(t, rt, runtime.OwnProcess())
+	_, err = p.Add(ctx, nil)
+	require.NoError(t, err)
+	other := joined(t, rt)
+	far := create(t, other.Host)
+	seen, err := contractv1raylink.ProbeFrom(rt, far.Ref().NodeRef())
+	require.NoError(t, err)
+	_, err = seen.Add(ctx, nil)
+	require.NoError(t, err)
+
+	host := p.Ref().NodeRef().GetHost().GetAddress()
+	for _, address := range []string{rt.Address(), host} {
+		url := "http://" + address + "/" + p.Ref().Path() + "/contract.v1.Probe/Add"
+		for _, wrong := range []func(*http.Request){nil, bearer("wrong"), bearer(""), bearer(token[1:]), bearer(token + "0")} {
+			status, body := post(t, url, wrong)
+			assert.Equal(t, http.StatusUnauthorized, status, body)
+			assert.Contains(t, body, "raylink token")
+		}
+		status, body := post(t, url, bearer(token))
+		assert.Equal(t, http.StatusOK, status, body)
+	}
+	info, err := p.Ref().CreateTunnel(ctx, "x")
+	require.NoError(t, err)
+	tunnel, err := runtime.DialTunnel(ctx, info, "")
+	require.NoError(t, err, "a program of the same user")
+	_, err = contractv1raylink.NewProbeTunnel(tunnel.Client()).Add(ctx, nil)
+	require.NoError(t, err)
+	require.NoError(t, tunnel.Close())
+
+	elsewhere(t)
+	_, err = runtime.DialTunnel(ctx, info, "")
+	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+	_, err = join.Start(ctx, runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()))
+	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "RAYLINK_TOKEN")
+	assert.Contains(t, err.Error(), "this user has started no Brain there")
+	assert.NotContains(t, err.Error(), token)
+}
+
+func TestTokenIsNewForEachSystemAndGoneWithIt(t *testing.T) {
+	closedByDefault(t)
+	one, err := raylink.Start(patient(t), runtime.WithData(t.TempDir()))
+	require.NoError(t, err)
+	two := system(t)
+	assert.NotEqual(t, one.Options().Token, two.Options().Token)
+	require.NotEqual(t, one.TokenFile(), two.TokenFile())
+	_, err = join.Start(patient(t), runtime.WithBrain(one.Address()), runtime.WithData(t.TempDir()), runtime.WithToken(two.Options().Token))
+	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+	file := one.TokenFile()
+	require.NoError(t, one.Close())
+	_, err = os.Stat(file)
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// TestOpenSystemIsJoinedOnPurposeOnly since whoever took the address of one that is not open could ask for no token.
+func TestOpenSystemIsJoinedOnPurposeOnly(t *testing.T) {
+	closedByDefault(t)
+	rt := system(t, runtime.WithOpen())
+	assert.Empty(t, rt.TokenFile())
+	create(t, rt)
+	status, body := post(t, "http://"+rt.Address()+"/probe-0/contract.v1.Probe/Add", nil)
+	assert.Equal(t, http.StatusOK, status, body)
+	_, err := join.Start(patient(t), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()))
+	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "RAYLINK_OPEN=1")
+	_, err = join.Start(patient(t), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()), runtime.WithToken("t"))
+	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "RAYLINK_OPEN=1")
+	joined(t, rt, runtime.WithOpen())
+}
+
+func TestSettingsThatCantBeMeantAreRefused(t *testing.T) {
+	closedByDefault(t)
+	_, err := raylink.Start(patient(t), runtime.WithToken("t"), runtime.WithOpen(), runtime.WithData(t.TempDir()))
+	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+	for name, value := range map[string]string{
+		"RAYLINK_OPEN": "maybe", "RAYLINK_INSECURE": "sure", "RAYLINK_BUSY_POLL": "20", "RAYLINK_HEAP_FLOOR": "16MB",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, value)
+			_, err := raylink.Start(patient(t), runtime.WithData(t.TempDir()))
+			require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+			assert.Contains(t, err.Error(), name+` is "`+value+`"`)
+		})
+	}
+}
+
+// squatter is a process that has taken an address: it answers with what it is told to, and keeps what it reads.
+type squatter struct {
+	net.Listener
+
+	mu    sync.Mutex
+	heard bytes.Buffer
+	conns int
+	done  sync.WaitGroup
+}
+
+func newSquatter(t *testing.T, address, answer string) *squatter {
+	t.Helper()
+	s := &squatter{}
+	require.Eventually(t, func() (free bool) {
+		var err error
+		s.Listener, err = new(net.ListenConfig).Listen(t.Context(), "tcp", address)
+		return err == nil
+	}, patience, 10*time.Millisecond)
+	s.done.Go(func() {
+		for {
+			nc, err := s.Accept()
+			if err != nil {
+				return
+			}
+			s.done.Go(func() {
+				defer func() { _ = nc.Close() }()
+				_ = nc.SetDeadline(time.Now().Add(time.Second))
+				_, _ = nc.Write([]byte(answer))
+				buf := make([]byte, 4096)
+				for {
+					n, err := nc.Read(buf)
+					s.mu.Lock()
+					s.heard.Write(buf[:n])
+					if err != nil {
+						s.conns++
+					}
+					s.mu.Unlock()
+					if err != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = s.Close()
+		s.done.Wait()
+	})
+	return s
+}
+
+func (s *squatter) served() (int, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conns, s.heard.String()
+}
+
+// TestSquatterLearnsNothing takes the address of a Brain that has ended, under a host that looks for it, and that of a host, to which the
+// gateway, a handle and a program with a transport of ours send requests.
+func TestSquatterLearnsNothing(t *testing.T) {
+	closedByDefault(t)
+	const secret, private = "s3cret-s3cret-s3cret", "a private request"
+	ctx := patient(t)
+	brain, err := raylink.Start(ctx, append(contract.Types(), runtime.WithData(t.TempDir()), runtime.WithToken(secret))...)
+	require.NoError(t, err)
+	address := brain.Address()
+	host := newSquatter(t, "127.0.0.1:0", "HTTP/1.1 200 OK\r\n\r\n")
+	// The host says that it is where the squatter is; the socket by which it could be reached nevertheless is gone.
+	far, err := join.Start(ctx, append(contract.Types(), runtime.WithBrain(address), runtime.WithData(t.TempDir()), runtime.WithToken(secret),
+		runtime.WithAdvertise(host.Addr().String()))...)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(far.Info().GetSocket()))
+	p := create(t, far.Host)
+
+	status, body := post(t, "http://"+address+"/"+p.Ref().Path()+"/contract.v1.Probe/Echo", func(r *http.Request) {
+		bearer(secret)(r)
+		r.Header.Set("X-Private", private)
+	})
+	assert.Equal(t, http.StatusServiceUnavailable, status, body)
+	seen, err := contractv1raylink.ProbeFrom(brain, p.Ref().NodeRef())
+	require.NoError(t, err)
+	_, err = seen.Add(runtime.WithMetadata(ctx, "x-private", private), nil)
+	require.Error(t, err)
+	client := connect.NewClient(connecthttp.NewTransport(&http.Client{Transport: runtime.NewHTTPTransport(secret, nil)}, "http://"+host.Addr().String()+"/probe-0"))
+	_, err = contractv1raylink.NewProbeTunnel(client).Add(ctx, &contractv1.AddRequest{})
+	require.Error(t, err)
+	require.Eventually(t, func() bool { n, _ := host.served(); return n >= 3 }, patience, 10*time.Millisecond)
+	_, heard := host.served()
+	assert.NotContains(t, heard, secret)
+	assert.NotContains(t, heard, private)
+	assert.NotContains(t, heard, "Bearer")
+
+	require.NoError(t, brain.Close())
+	for _, answer := range []string{"", "HTTP/1.1 200 OK\r\n\r\n", "\x8dRAYLINK"} {
+		s := newSquatter(t, address, answer)
+		require.Eventually(t, func() bool { n, _ := s.served(); return n > 0 }, patience, 10*time.Millisecond, "nobody looked for Brain")
+		_, heard := s.served()
+		assert.NotContains(t, heard, secret)
+		require.NoError(t, s.Close())
+		s.done.Wait()
+	}
+	require.NoError(t, far.Close())
+}
