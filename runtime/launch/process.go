@@ -91,9 +91,18 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 		}
 		p.output.log = log
 	}
-	cmd.ExtraFiles = theirs[:2] // they become 3 and 4
-	cmd.Env = childEnvironment("3,4")
+	args, writeArgs, err := passArguments(cmd.Args)
+	if err != nil {
+		closeAll(ours)
+		_, logErr := p.output.close()
+		return nil, errors.Join(err, logErr)
+	}
+	theirs = append(theirs, args)
+	cmd.ExtraFiles = []*os.File{theirs[0], theirs[1], args} // they become 3, 4 and 5
+	cmd.Env = childEnvironment("3,4", "5")
+	cmd.Args = []string{title(cmd.Args, spec.Name)}
 	cmd.Stdout, cmd.Stderr = theirs[2], theirs[3]
+	defer writeArgs()
 	if err := cmd.Start(); err != nil {
 		closeAll(ours)
 		_, logErr := p.output.close()

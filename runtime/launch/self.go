@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -56,6 +55,7 @@ type beginnings struct {
 }
 
 func lookAtStart() beginnings {
+	takeArguments()
 	dir, err := os.Getwd()
 	return beginnings{args: slices.Clone(os.Args), dir: dir, dirErr: err}
 }
@@ -170,16 +170,4 @@ func executable() (string, error) {
 		return "", fmt.Errorf("finding this program's executable: %w", err)
 	}
 	return path, nil
-}
-
-// childEnvironment is this process's present environment with the marker.
-func childEnvironment(fds string) []string {
-	environ := os.Environ()
-	env := make([]string, 0, len(environ)+1)
-	for _, entry := range environ {
-		if !strings.HasPrefix(entry, marker+"=") {
-			env = append(env, entry)
-		}
-	}
-	return append(env, marker+"="+fds)
 }
