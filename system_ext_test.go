@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
@@ -88,4 +89,9 @@ func TestEachMachineHasOneOfficer(t *testing.T) {
 	require.NoError(t, processes[home].Process.Kill())
 	require.Eventually(t, officer, patience, 10*time.Millisecond, "no other process took over")
 	require.Contains(t, processes, home)
+	require.NoError(t, processes[home].Process.Kill())
+	require.Eventually(t, func() bool {
+		found, err := captain.Locate(ctx, &psv1.LocateRequest{Machine: "another"})
+		return err == nil && found.GetOfficer() == nil
+	}, patience, 10*time.Millisecond, "the captain still counts on an officer that has departed")
 }

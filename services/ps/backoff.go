@@ -15,12 +15,17 @@ const (
 	maxPause   = 5 * time.Second
 )
 
-func (b *backoff) wait(ctx context.Context) error {
+func (b *backoff) wait(ctx context.Context) error { return b.waitOr(ctx, nil) }
+
+// waitOr is wait, but not beyond an event.
+func (b *backoff) waitOr(ctx context.Context, event <-chan struct{}) error {
 	b.last = min(max(firstPause, 2*b.last), maxPause)
 	timer := time.NewTimer(b.last/2 + rand.N(b.last/2)) //nolint:gosec // for chance, not for secrecy
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return nil
+	case <-event:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

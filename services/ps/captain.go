@@ -264,6 +264,15 @@ func (c *captain) enlist(ctx context.Context, officer *psv1raylink.Officer, req 
 	return nil
 }
 
+// forget strikes off an officer whose node has ended, if no other has come in its place.
+func (c *captain) forget(o *posting) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if machine := o.request.GetMachine(); c.officers[machine] == o {
+		delete(c.officers, machine)
+	}
+}
+
 // learn takes from an officer what it has and the captain does not: after a restart of his.
 func (c *captain) learn(ctx context.Context, officer *psv1raylink.Officer, versions []*psv1.Version) error {
 	var errs []error

@@ -39,26 +39,50 @@ func (o *posting) tell() {
 // dismiss ends the task: another officer has come in this one's place.
 func (o *posting) dismiss() { o.once.Do(func() { close(o.dismissed) }) }
 
-// serve is the task. An officer that does not answer is tried again, and again later, until it is replaced.
+// serve is the task. An officer that does not answer is tried again, and again later, until it is replaced or its node has ended. What
+// goes wrong is logged once, not at each try.
 func (o *posting) serve(ctx context.Context, c *captain) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	ended := make(chan struct{})
+	watching.Go(func() {
+		if o.officer.Ref().Ended(ctx) == nil {
+			close(ended)
+		}
+	})
+	machine := slog.String("machine", o.request.GetMachine())
 	var pause backoff
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-o.dismissed:
 			return nil
+		case <-ended:
+			c.forget(o)
+			c.log.Info("an officer has departed", machine)
+			return nil
 		case <-o.news:
 		}
 		if err := o.sendAll(ctx, c); err != nil {
-			c.log.Warn("an officer could not be sent parameters", slog.String("machine", o.request.GetMachine()), slog.Any("error", err))
+			if !failing {
+				failing = true
+				c.log.Warn("an officer could not be sent parameters; it is tried again", machine, slog.Any("error", err))
+			}
 			o.tell()
-			if err := pause.wait(ctx); err != nil {
+			if err := pause.waitOr(ctx, ended); err != nil {
 				return err
 			}
 			continue
 		}
 		pause.reset()
+		if failing {
+			failing = false
+			c.log.Info("an officer is sent parameters again", machine)
+		}
 	}
 }
 
