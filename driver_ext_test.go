@@ -17,8 +17,12 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
 )
 
 // driverMode makes this test binary a driver that is to be killed: see TestMain.
@@ -52,6 +56,110 @@ func runDriver(ctx context.Context) error {
 	}
 	fmt.Println("pids", strings.Trim(fmt.Sprint(pids), "[]"))
 	select {}
+}
+
+// runStuckDriver has a node whose set-up never ends, whatever it is told.
+func runStuckDriver(ctx context.Context) error {
+	_, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{
+		Print: "pids", Wait: durationpb.New(time.Hour), Deaf: true,
+	}, runtime.ParentProcess(), runtime.NoWait())
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// runOrphaningDriver is killed while the set-up of its node is at work, in a process that does not look at its context.
+func runOrphaningDriver(ctx context.Context) error {
+	_, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{
+		Wait: durationpb.New(time.Hour), Deaf: true, PidFile: os.Getenv(driverMode + "_FILE"),
+	})
+	return err
+}
+
+// startDriver starts this test binary as a driver, by a shell command in which "$0" is the driver.
+func startDriver(t *testing.T, mode, command string, env ...string) (cmd *exec.Cmd, pids []int64) {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd = exec.Command("sh", "-c", command, self)
+	cmd.Env = append(append(os.Environ(), driverMode+"="+mode, "RAYLINK_DATA="+t.TempDir()), env...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	for _, f := range strings.Fields(line)[1:] {
+		pid, err := strconv.ParseInt(f, 10, 64)
+		require.NoError(t, err)
+		pids = append(pids, pid)
+	}
+	return cmd, pids
+}
+
+func TestDriverThatStartedWithSIGINTIgnoredEndsEntirelyByIt(t *testing.T) {
+	t.Parallel()
+	hosts := shortDir(t)
+	cmd, pids := startDriver(t, "1", `trap "" INT; exec "$0"`, "RAYLINK_RUNTIME_DIR="+hosts)
+	require.Len(t, pids, 3)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	require.Error(t, cmd.Wait())
+	assert.Equal(t, 128+int(syscall.SIGINT), cmd.ProcessState.ExitCode())
+	gone(t, pids...)
+	require.Eventually(t, func() bool { return len(leftIn(hosts)) == 0 }, patience, 5*time.Millisecond, "left behind: %v", leftIn(hosts))
+}
+
+// TestSecondSignalEndsADriverThatHangs sends another signal than the first, so that it is seen which one ended the driver.
+func TestSecondSignalEndsADriverThatHangs(t *testing.T) {
+	t.Parallel()
+	for name, command := range map[string]string{"as usual": `exec "$0"`, "with SIGINT ignored": `trap "" INT; exec "$0"`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd, _ := startDriver(t, "stuck", command, "RAYLINK_RUNTIME_DIR="+shortDir(t))
+			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			// The first is taken at once, though nothing is seen of it.
+			again := time.NewTicker(20 * time.Millisecond)
+			defer again.Stop()
+			for {
+				select {
+				case err := <-ended:
+					require.Error(t, err)
+					status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+					require.True(t, ok)
+					if status.Signaled() {
+						assert.Equal(t, syscall.SIGINT, status.Signal())
+					} else {
+						assert.Equal(t, 128+int(syscall.SIGINT), status.ExitStatus())
+					}
+					return
+				case <-again.C:
+					_ = cmd.Process.Signal(syscall.SIGINT)
+				}
+			}
+		})
+	}
+}
+
+func TestOrphanEndsThoughItsSetUpIsDeaf(t *testing.T) {
+	t.Parallel()
+	hosts, file := shortDir(t), t.TempDir()+"/pid"
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), driverMode+"=orphan", driverMode+"_FILE="+file, "RAYLINK_DATA="+t.TempDir(), "RAYLINK_RUNTIME_DIR="+hosts)
+	require.NoError(t, cmd.Start())
+	pid := pidIn(t, file)
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+	gone(t, pid)
+	require.NoError(t, rundir.SweepHosts(hosts)) // the driver's own is for the next run to remove
+	assert.Empty(t, leftIn(hosts))
 }
 
 func TestNothingIsLeftOfADriver(t *testing.T) {

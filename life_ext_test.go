@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -571,4 +573,111 @@ func TestBriefStopIsBorne(t *testing.T) {
 	res, err := call.Get(ctx)
 	require.NoError(t, err)
 	assert.Equal(t, int64(2), res.GetSum())
+}
+
+// living says whether a process is there and not merely waiting to be reaped.
+func living(pid int64) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, ok := strings.Cut(string(stat), ") ")
+	return ok && !strings.HasPrefix(state, "Z")
+}
+
+// TestWhatANodeHasStartedEndsWithItsProcess starts processes that get away from their parent in several ways, and ends the node in several ways.
+func TestWhatANodeHasStartedEndsWithItsProcess(t *testing.T) {
+	t.Parallel()
+	if goruntime.GOOS != "linux" {
+		t.Skip("what has left its process group is found on Linux only")
+	}
+	commands := map[string]string{
+		"a process":                     `echo $$ >$FILE; exec sleep 1000`,
+		"one that ignores SIGTERM":      `trap "" TERM; echo $$ >$FILE; while :; do sleep 1; done`,
+		"one in a session of its own":   `setsid sh -c 'echo $$ >$FILE; exec sleep 1000'`,
+		"a daemon":                      `(setsid sh -c 'echo $$ >$FILE; cd /; exec sleep 1000 </dev/null >/dev/null 2>&1' &) ; exit`,
+		"one with no environment":       `env -i sh -c "echo \$\$ >$FILE; exec sleep 1000"`,
+		"a stubborn one in a session":   `setsid sh -c 'trap "" TERM HUP; echo $$ >$FILE; while :; do sleep 1; done'`,
+		"one that is started by a pipe": `sh -c 'echo $$ >$FILE; exec sleep 1000' | cat`,
+	}
+	ends := map[string]func(ctx context.Context, t *testing.T, p *contractv1raylink.Probe){
+		"stopped": func(ctx context.Context, t *testing.T, p *contractv1raylink.Probe) {
+			t.Helper()
+			require.NoError(t, p.Ref().Stop(ctx))
+		},
+		"killed": func(_ context.Context, t *testing.T, p *contractv1raylink.Probe) {
+			t.Helper()
+			require.NoError(t, syscall.Kill(int(pidOf(t, p)), syscall.SIGKILL))
+		},
+		"exited": func(ctx context.Context, t *testing.T, p *contractv1raylink.Probe) {
+			t.Helper()
+			_, err := p.Crash(ctx, &contractv1.CrashRequest{Quietly: true})
+			require.Error(t, err)
+		},
+	}
+	for what, command := range commands {
+		for how, end := range ends {
+			t.Run(what+", node "+how, func(t *testing.T) {
+				t.Parallel()
+				ctx := patient(t)
+				file := t.TempDir() + "/pid"
+				p, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{
+					Command: []string{"sh", "-c", "FILE=" + file + "; export FILE; " + command},
+				})
+				require.NoError(t, err)
+				pid := pidIn(t, file)
+				end(ctx, t, p)
+				require.Eventually(t, func() bool { return !living(pid) }, patience, 5*time.Millisecond, "process %d lives on", pid)
+			})
+		}
+	}
+}
+
+func TestProcessThatExitsByItselfIsReported(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	p, err := contractv1raylink.CreateProbe(ctx, driver, nil, runtime.WithAlias("leaves_quietly"))
+	require.NoError(t, err)
+	waiting := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
+	other, err := contractv1raylink.ProbeFrom(driver, p.Ref().NodeRef())
+	require.NoError(t, err)
+	_, err = contractv1raylink.CreateProbe(ctx, p.Ref(), nil) // a child goes with it
+	require.NoError(t, err)
+	waiting.Cancel()
+	_, err = p.Crash(ctx, &contractv1.CrashRequest{Quietly: true})
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "exited with code 0 by itself")
+	_, err = other.Add(ctx, nil)
+	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "exited with code 0 by itself")
+	_, err = contractv1raylink.FindProbe(ctx, driver, runtime.NID(p.Ref().NID()))
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+	assert.Contains(t, err.Error(), "exited with code 0 by itself")
+	again, err := contractv1raylink.CreateProbe(ctx, driver, nil, runtime.WithAlias("leaves_quietly"))
+	require.NoError(t, err, "its alias is free")
+	require.NoError(t, again.Ref().Stop(ctx))
+	assert.Equal(t, nodev1.NodeState_NODE_STATE_DEAD, p.Ref().State())
+}
+
+// TestNodeThatStopsItselfDoesNotWaitForItself stops nodes from methods that their end has to wait for. The drain time is longer than this test has.
+func TestNodeThatStopsItselfDoesNotWaitForItself(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	part, err := join.Start(ctx, append(contract.Types(), runtime.WithBrain(driver.Address()), runtime.WithDrain(time.Hour))...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, part.Close()) })
+	for _, placed := range []runtime.CreateOption{runtime.ParentProcess(), runtime.OwnProcess()} {
+		p := create(t, part, placed)
+		_, err := p.Crash(ctx, &contractv1.CrashRequest{Stop: "."})
+		require.NoError(t, err)
+		require.NoError(t, p.Ref().Ended(ctx))
+		// From below.
+		parent := create(t, part, placed)
+		child, err := contractv1raylink.CreateProbe(ctx, parent.Ref(), nil, placed)
+		require.NoError(t, err)
+		_, err = child.Crash(ctx, &contractv1.CrashRequest{Stop: ".."})
+		require.NoError(t, err)
+		require.NoError(t, parent.Ref().Ended(ctx))
+		require.NoError(t, child.Ref().Ended(ctx))
+	}
 }

@@ -53,7 +53,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	if os.Getenv(driverMode) != "" {
-		if err := runDriver(context.Background()); err != nil {
+		run := map[string]func(context.Context) error{"1": runDriver, "stuck": runStuckDriver, "orphan": runOrphaningDriver}[os.Getenv(driverMode)]
+		if err := run(context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, "driver:", err)
 		}
 		return 1

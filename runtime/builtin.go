@@ -162,10 +162,33 @@ func (n *Node) serveStop(ctx context.Context, req *nodev1.StopRequest) (*nodev1.
 	if req.GetDrain() != nil {
 		drain = max(0, req.GetDrain().AsDuration())
 	}
+	if n.isAwaitedBy(ctx) {
+		n.host.beginStop(n, drain, "stopped")
+		return &nodev1.StopResponse{}, nil
+	}
 	if err := n.host.stopNode(ctx, n, drain, "stopped"); err != nil {
 		return nil, err
 	}
 	return &nodev1.StopResponse{}, nil
+}
+
+// isAwaitedBy says whether the node's end has to wait for the call with ctx: it is made by the node's own code, or by that of a node below it, or a
+// turn of one of those waits for it.
+func (n *Node) isAwaitedBy(ctx context.Context) bool {
+	cc := callContextOf(ctx)
+	if cc == nil {
+		return false
+	}
+	within := func(path string) bool { return path == n.path || strings.HasPrefix(path, n.path+"/") }
+	if cc.call.from != nil && within(cc.call.from.Path) {
+		return true
+	}
+	for link := cc.chain; link != nil; link = link.outer {
+		if within(link.path) {
+			return true
+		}
+	}
+	return false
 }
 
 func errNoSystem() error {
@@ -227,7 +250,8 @@ func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats
 }
 
 // Stop ends the node and returns when it is gone: its children first, then the calls that run or wait, then the node. The calls get as long as
-// the node's process allows, ten seconds by default.
+// the node's process allows, ten seconds by default. Where that end would have to wait for the call of Stop itself, because the node's own code makes
+// it, or that of a node below it, or a turn of one of them waits for it, Stop begins the end and returns at once.
 func (r Ref) Stop(ctx context.Context) error {
 	_, err := builtins().stop.Call(ctx, r, nil)
 	return err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,14 +73,21 @@ func onFreePort(address string) string {
 	return net.JoinHostPort(hostOf(address), "0")
 }
 
+// setupEndLimit is how long the set-up of a node may go on after its context has ended because its launcher died, or its process was told to end.
+const setupEndLimit = 5 * time.Second
+
 // ServeChild makes this process the host of the one node that it was launched for, and returns when that has ended: with nil after an end in good
-// order, also one that its parent's death brought about.
+// order, also one that its parent's death brought about. An end that hangs, in code that ignores its context, is cut short: the process then ends
+// without returning, setupEndLimit after the end of a set-up's context, and twice the drain time and endLimit after that of a node that ran.
 func ServeChild(child *launch.Child, options Options) error {
 	if err := child.Hello(launch.Build()); err != nil {
 		return fmt.Errorf("greeting the parent: %w", err)
 	}
-	h, n, err := startChild(child, options)
+	c := &childLife{child: child, log: options.Logger, terminated: make(chan struct{})}
+	defer c.watchSignals()()
+	h, n, err := c.start(options)
 	if err != nil {
+		launch.EndDescendants()
 		payload := encodeError(err)
 		if ferr := child.Failed(payload); ferr != nil {
 			return errors.Join(err, ferr)
@@ -93,9 +101,6 @@ func ServeChild(child *launch.Child, options Options) error {
 	if err != nil {
 		h.log.Error("telling the parent that the node is set up", slog.Any("error", err))
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM)
-	defer signal.Stop(signals)
 	orphaned := child.Orphaned()
 	if h.outlives {
 		orphaned = h.abandoned(n.path, orphaned)
@@ -103,16 +108,23 @@ func ServeChild(child *launch.Child, options Options) error {
 	select {
 	case <-child.Stop():
 	case <-orphaned:
-	case <-signals:
+	case <-c.terminated:
 	case <-n.stopped:
 	}
 	n.mu.Lock()
 	failure := n.failure
 	n.mu.Unlock()
 	// Stopping gets its time to drain and as much again for what is below, no more: a process must not be left behind.
-	ctx, cancel := context.WithTimeout(context.Background(), 2*h.options.Drain)
+	limit := 2 * h.options.Drain
+	hangs := time.AfterFunc(limit+endLimit, func() { c.cutShort(n.path+" has been stopping for too long", nil) })
+	defer hangs.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	err = errors.Join(failure, h.Close(ctx))
+	launch.EndDescendants()
+	if gerr := child.Goodbye(); gerr != nil {
+		h.log.Debug("saying goodbye to the parent", slog.Any("error", gerr))
+	}
 	select {
 	case <-child.Orphaned():
 		// The parent was killed: nobody else removes what it could not.
@@ -120,6 +132,53 @@ func ServeChild(child *launch.Child, options Options) error {
 	default:
 	}
 	return err
+}
+
+// endLimit is how long a process may take for its end beyond what its node is given to stop.
+const endLimit = 5 * time.Second
+
+// childLife is the life of a process that was launched for a node.
+type childLife struct {
+	child *launch.Child
+	log   *slog.Logger
+	// terminated is closed by the first SIGTERM.
+	terminated chan struct{}
+	host       atomic.Pointer[Host]
+}
+
+// watchSignals makes a first SIGTERM end the node in good order, and a second one the process at once. It returns what ends that.
+func (c *childLife) watchSignals() (stop func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM)
+	go func() {
+		if _, ok := <-signals; !ok {
+			return
+		}
+		close(c.terminated)
+		if s, ok := <-signals; ok {
+			c.cutShort("a second signal told it to", s)
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+	}
+}
+
+// cutShort ends the process although something in it hangs, and leaves nothing of it but that. why goes on a sentence.
+func (c *childLife) cutShort(why string, by os.Signal) {
+	c.log.Error("this process ends at once: " + why)
+	if h := c.host.Load(); h != nil {
+		if err := h.dir.Close(); err != nil {
+			h.log.Warn("the host's runtime directory was not removed", slog.Any("error", err))
+		}
+	}
+	launch.EndDescendants()
+	code := 1
+	if s, ok := by.(syscall.Signal); ok {
+		code = 128 + int(s)
+	}
+	os.Exit(code) //nolint:forbidigo // what hangs can't be ended otherwise
 }
 
 // abandoned is closed when the launcher is dead and Brain has not been heard of for long either: then nobody will come back for the process.
@@ -178,8 +237,9 @@ func sweep(log *slog.Logger, data string) {
 	}
 }
 
-// startChild joins the system and sets the node up.
-func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
+// start joins the system and sets the node up.
+func (c *childLife) start(o Options) (*Host, *Node, error) {
+	child := c.child
 	var p launchPayload
 	rec := &nodev1.NodeRecord{}
 	if err := json.Unmarshal(child.Payload(), &p); err != nil { //nolint:musttag // as above
@@ -195,14 +255,26 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	over := make(chan struct{})
-	defer close(over)
+	var once sync.Once
+	setUp := func() { once.Do(func() { close(over) }) }
+	defer setUp()
 	go func() {
 		select {
 		case <-child.Stop():
 			cancel(errors.New("the parent gave up waiting"))
 		case <-child.Orphaned():
 			cancel(errors.New("the parent died"))
+		case <-c.terminated:
+			cancel(errors.New("its process was told to end"))
 		case <-over:
+			return
+		}
+		limit := time.NewTimer(setupEndLimit)
+		defer limit.Stop()
+		select {
+		case <-over:
+		case <-limit.C:
+			c.cutShort(fmt.Sprintf("the set-up of %s goes on %v after its context ended (%v)", rec.GetPath(), setupEndLimit, context.Cause(ctx)), nil)
 		}
 	}()
 	parts := Parts{Output: func(l launch.Line) {
@@ -220,9 +292,13 @@ func startChild(child *launch.Child, o Options) (*Host, *Node, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	c.host.Store(h)
 	h.outlives = p.Outlives
 	n, err := h.adopt(ctx, rec, p)
+	setUp()
 	if err != nil {
+		hangs := time.AfterFunc(o.Drain+endLimit, func() { c.cutShort("undoing the set-up of "+rec.GetPath()+" takes too long", nil) })
+		defer hangs.Stop()
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Drain)
 		defer cancel()
 		return nil, nil, errors.Join(err, h.Close(cctx))

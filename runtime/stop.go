@@ -17,23 +17,28 @@ import (
 
 // stopNode ends a node that lives here: children first, then its calls, then itself. All who ask wait for the one end, and get its error.
 func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause string) error {
-	if n.beginStop() {
-		// The end goes on when who asked for it is gone.
-		began := h.goBackground(func(context.Context) {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), drain)
-			defer cancel()
-			n.endStop(h.stopNow(ctx, n, cause))
-		})
-		if !began {
-			h.drop(n) // the host has ended, and all that the node had with it
-			n.endStop(nil)
-		}
-	}
+	h.beginStop(n, drain, cause)
 	select {
 	case <-n.stopped:
 		return n.stopErr
 	case <-ctx.Done():
 		return connect.Errorf(connect.CodeOf(causeOf(ctx)), "%s is still stopping: %s", n.path, messageOf(causeOf(ctx))).WithCause(causeOf(ctx))
+	}
+}
+
+// beginStop begins a node's end, unless it has begun. It goes on when its caller is gone.
+func (h *Host) beginStop(n *Node, drain time.Duration, cause string) {
+	if !n.beginStop() {
+		return
+	}
+	began := h.goBackground(func(context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), drain)
+		defer cancel()
+		n.endStop(h.stopNow(ctx, n, cause))
+	})
+	if !began {
+		h.drop(n) // the host has ended, and all that the node had with it
+		n.endStop(nil)
 	}
 }
 
@@ -131,14 +136,19 @@ func (h *Host) watchProcess(parent string, k *kid) {
 	}
 	h.mu.Unlock()
 	exit := k.process.Exit()
-	if exit.Success() {
+	if exit.Goodbye {
 		return
 	}
-	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", exit.String()))
+	defer h.sweepDead()
+	how := exit.String()
+	if exit.Success() {
+		how += " by itself, before its node was stopped"
+	}
+	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", how))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), 5*time.Second)
 	defer cancel()
 	// Its host may have held more nodes than the one that it was launched for: all of them died with it.
-	_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(exit.String())})
+	_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(how)})
 	if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
 		h.log.Warn("the death of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
 	}

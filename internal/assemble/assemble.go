@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"connectrpc.com/connect/v2"
 
@@ -46,7 +44,7 @@ type Runtime struct {
 
 	brain    Brain
 	run      *rundir.Run
-	signals  chan os.Signal
+	signals  func() // stops to listen to signals
 	only     bool
 	officer  *officerKeeper
 	close    sync.Once
@@ -168,23 +166,13 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 	return rt, nil
 }
 
-// handleSignals closes the runtime when the process is interrupted or terminated, and then ends the process as the signal would have.
+// handleSignals closes the runtime when the process is interrupted or terminated, and then ends the process as the signal would have. A second
+// signal ends it at once.
 func (rt *Runtime) handleSignals() {
-	rt.signals = make(chan os.Signal, 1)
-	signal.Notify(rt.signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		s, ok := <-rt.signals
-		if !ok {
-			return
-		}
-		// A second signal ends the process at once.
-		signal.Stop(rt.signals)
+	rt.signals = onSignals(func(s os.Signal) {
 		_ = rt.Close()
-		if p, err := os.FindProcess(os.Getpid()); err == nil {
-			signal.Reset(s)
-			_ = p.Signal(s)
-		}
-	}()
+		endBySignal(s)
+	}, func() {})
 }
 
 // Close ends the runtime: its nodes, children before parents, each drained; then its connections and, where it is embedded, Brain. It returns
@@ -213,8 +201,7 @@ func (rt *Runtime) cleanUp() error {
 		_ = rundir.SweepRuns(filepath.Dir(filepath.Dir(rt.run.Path())))
 	}
 	if rt.signals != nil {
-		signal.Stop(rt.signals)
-		close(rt.signals)
+		rt.signals()
 	}
 	if rt.only {
 		inited.Store(false)

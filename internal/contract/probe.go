@@ -328,10 +328,21 @@ const NotUTF8 = "{ff}"
 func spoilt(text string) string { return strings.ReplaceAll(text, NotUTF8, "\xff") }
 
 // Crash implements the node.
-func (p *Probe) Crash(_ context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
+func (p *Probe) Crash(ctx context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
 	if req.GetTask() != "" && p.node != nil {
 		p.node.Go(func(context.Context) error { return errors.New(spoilt(req.GetTask())) })
 		return &contractv1.CrashResponse{}, nil
+	}
+	if req.GetStop() != "" && p.node != nil {
+		ref := p.node.Ref()
+		if req.GetStop() != "." {
+			found, err := raylink.FindAny(ctx, p.node, raylink.Path(req.GetStop()))
+			if err != nil {
+				return nil, err
+			}
+			ref = found
+		}
+		return &contractv1.CrashResponse{}, ref.Stop(ctx)
 	}
 	if req.GetQuietly() {
 		os.Exit(0)

@@ -153,6 +153,10 @@ func (c *Child) Ready(payload []byte) error { return c.send(kindReady, payload) 
 // Failed tells the parent that setting up has failed, and why. The process should then end; the parent gives it five seconds.
 func (c *Child) Failed(payload []byte) error { return c.send(kindFailed, payload) }
 
+// Goodbye tells the parent that this process, which was set up, has ended all that it was set up for. A process that ends without it, with
+// whatever exit code, has died.
+func (c *Child) Goodbye() error { return c.send(kindGoodbye, nil) }
+
 // Forward passes on a line that a process below this one has printed. It blocks while the parent is slow to take it. What is
 // longer than [MaxLine] is cut.
 func (c *Child) Forward(line Line) error { return c.send(kindLine, encodeLine(line)) }

@@ -14,10 +14,10 @@ import (
 //	kind    1 byte
 //	body    length-1 bytes
 //
-// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one ready or one failed, and lines at
-// any time after hello. Start and hello begin with the version of all this, in 2 bytes. The end of file, from the parent, is its
-// death. Both ends are the same build (hello sees to that), so that a version never needs to be negotiated: it is there for
-// one thing, an error that says what is wrong when an executable was replaced while it ran.
+// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one ready or one failed, after a ready
+// perhaps one goodbye, and lines at any time after hello. Start and hello begin with the version of all this, in 2 bytes. The end of
+// file, from the parent, is its death. Both ends are the same build (hello sees to that), so that a version never needs to be
+// negotiated: it is there for one thing, an error that says what is wrong when an executable was replaced while it ran.
 const controlVersion = 1
 
 type kind uint8
@@ -29,6 +29,8 @@ const (
 	kindReady  kind = 4 // child: payload
 	kindFailed kind = 5 // child: payload
 	kindLine   kind = 6 // child: stream, 1 byte; length of path, 2 bytes; path; text
+	// child: empty; the last frame but lines
+	kindGoodbye kind = 7
 )
 
 const (
@@ -45,7 +47,7 @@ func (k kind) limit() int {
 	switch k {
 	case kindStart:
 		return versionSize + maxPayload
-	case kindStop:
+	case kindStop, kindGoodbye:
 		return 0
 	case kindHello:
 		return versionSize + maxBuild
@@ -71,6 +73,8 @@ func (k kind) String() string {
 		return "failed"
 	case kindLine:
 		return "line"
+	case kindGoodbye:
+		return "goodbye"
 	}
 	return fmt.Sprintf("frame of unknown kind %d", uint8(k))
 }

@@ -56,7 +56,7 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 			body []byte
 		}
 		frames := rapid.SliceOf(rapid.Custom(func(t *rapid.T) frame {
-			k := kind(rapid.IntRange(int(kindStart), int(kindLine)).Draw(t, "kind"))
+			k := kind(rapid.IntRange(int(kindStart), int(kindGoodbye)).Draw(t, "kind"))
 			return frame{k, rapid.SliceOfN(rapid.Byte(), 0, min(100, k.limit())).Draw(t, "body")}
 		})).Draw(t, "frames")
 		var wire bytes.Buffer
@@ -83,7 +83,7 @@ func TestFramesOverTheirLimitAreRefused(t *testing.T) {
 		"\x00\x00\x00\x02\x02", // a stop with a body
 		"\xff\xff\xff\xff\x04", // 4 GiB
 		"\x00\x00\x00\x01\x00", // no such kind
-		"\x00\x00\x00\x01\x07",
+		"\x00\x00\x00\x01\x08",
 		"\x00\x00\x00\x09\x04short",
 		"\x00\x00\x00",
 	} {
@@ -181,13 +181,14 @@ func converse(wire []byte) (lines int, err error) {
 func TestConversationFollowsItsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		talk := conversation{build: "b"}
-		var greeted, settled bool
+		var greeted, settled, ready, goodbye bool
 		for range rapid.IntRange(0, 10).Draw(t, "frames") {
-			k := kind(rapid.IntRange(0, 8).Draw(t, "kind"))
+			k := kind(rapid.IntRange(0, 9).Draw(t, "kind"))
 			body := map[kind][]byte{kindHello: versioned([]byte("b")), kindLine: encodeLine(Line{"p", Stdout, "t"})}[k]
 			allowed := k == kindHello && !greeted ||
 				k == kindLine && greeted ||
-				(k == kindReady || k == kindFailed) && greeted && !settled
+				(k == kindReady || k == kindFailed) && greeted && !settled ||
+				k == kindGoodbye && ready && !goodbye
 			line, err := talk.hear(k, body)
 			require.Equal(t, allowed, err == nil, "%s: %v", k, err)
 			require.Equal(t, allowed && k == kindLine, line != nil)
@@ -196,7 +197,9 @@ func TestConversationFollowsItsOrder(t *testing.T) {
 			}
 			greeted = true
 			settled = settled || k == kindReady || k == kindFailed
+			ready, goodbye = ready || k == kindReady, goodbye || k == kindGoodbye
 			require.Equal(t, settled, talk.settled)
+			require.Equal(t, goodbye, talk.goodbye)
 		}
 	})
 }

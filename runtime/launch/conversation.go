@@ -10,6 +10,7 @@ type conversation struct {
 	settled bool // ready or failed has been said
 	failed  bool
 	payload []byte
+	goodbye bool
 }
 
 // hear takes the child's next frame. An error means that the child has broken the protocol and can't be kept. For a line it
@@ -29,6 +30,12 @@ func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 			return nil, protocolErrorf("it sent a %s after it had already said how its set-up went", k)
 		}
 		c.settled, c.failed, c.payload = true, k == kindFailed, body
+		return nil, nil //nolint:nilnil // no line, no error
+	case kindGoodbye:
+		if !c.settled || c.failed || c.goodbye {
+			return nil, protocolErrorf("it said goodbye, but not once and as a process that was set up")
+		}
+		c.goodbye = true
 		return nil, nil //nolint:nilnil // no line, no error
 	case kindLine:
 		line, err := decodeLine(body)

@@ -13,6 +13,8 @@ type Exit struct {
 	Code int
 	// Signal is the signal that ended it, or 0.
 	Signal syscall.Signal
+	// Goodbye says that the process had said goodbye ([Child.Goodbye]): its node had ended by then, and nothing of it was left.
+	Goodbye bool
 	// Reason is why its parent killed it, if its parent did.
 	Reason string
 	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's first lines come first.

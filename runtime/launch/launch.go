@@ -15,6 +15,7 @@
 //     too slow makes the printer wait, and nothing piles up.
 //   - When [Process.Done] is closed the process has been reaped, its output has been delivered, and nothing of it is left in
 //     this process, even if a process that it started still holds its stdout.
+//   - What a launched process has started ends with it, see descendants.go.
 //
 // # Terminals
 //

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a process of this machine, as its parent sees it.
@@ -20,6 +22,7 @@ type process struct {
 	spec    Spec
 	options options
 	cmd     *exec.Cmd
+	mark    string // of it and its descendants
 	output  *output
 
 	commands *os.File   // the control channel's way to the child
@@ -47,6 +50,7 @@ type process struct {
 func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *process, err error) {
 	p := &process{
 		release:  release,
+		mark:     newMark(),
 		spec:     spec,
 		options:  opts,
 		cmd:      cmd,
@@ -99,7 +103,7 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 	}
 	theirs = append(theirs, args)
 	cmd.ExtraFiles = []*os.File{theirs[0], theirs[1], args} // they become 3, 4 and 5
-	cmd.Env = childEnvironment("3,4", "5")
+	cmd.Env = childEnvironment("3,4", "5", p.mark)
 	cmd.Args = []string{title(cmd.Args, spec.Name)}
 	cmd.Stdout, cmd.Stderr = theirs[2], theirs[3]
 	defer writeArgs()
@@ -352,8 +356,15 @@ func (p *process) tell() {
 
 // reap waits for the process's end and then sees to it that everything else ends, too.
 func (p *process) reap() {
-	waitErr := p.cmd.Wait() // says how it ended, which its state says as well
+	awaitExit(p.PID())
+	_ = unix.Kill(-p.PID(), unix.SIGKILL) // its process group; mostly there is nothing left of it
+	waitErr := p.cmd.Wait()               // says how it ended, which its state says as well
 	close(p.exited)
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		left.kill(p.mark)
+	}()
 	p.hello.Stop()
 	p.free()
 	_ = p.commands.Close()
@@ -369,10 +380,12 @@ func (p *process) reap() {
 	}
 	p.mu.Lock()
 	p.exit = exitOf(p.cmd.ProcessState, p.reason, lines)
+	p.exit.Goodbye = p.talk.goodbye
 	if p.cmd.ProcessState == nil {
 		p.exit.Reason = fmt.Sprint(waitErr)
 	}
 	p.mu.Unlock()
+	<-swept
 	close(p.done)
 }
 

@@ -62,13 +62,14 @@ func takeArguments() {
 	nameProcess(path.Base(name))
 }
 
-// childEnvironment is this process's present environment with the markers, and without the token: the payload has that.
-func childEnvironment(fds, args string) []string {
+// childEnvironment is this process's present environment with the markers and the mark of the new process, and without the
+// token: the payload has that.
+func childEnvironment(fds, args, mark string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); name != marker && name != argsMarker && name != "RAYLINK_TOKEN" {
+		if name, _, _ := strings.Cut(entry, "="); name != marker && name != argsMarker && name != markVariable && name != "RAYLINK_TOKEN" {
 			env = append(env, entry)
 		}
 	}
-	return append(env, marker+"="+fds, argsMarker+"="+args)
+	return append(env, marker+"="+fds, argsMarker+"="+args, markVariable+"="+mark)
 }

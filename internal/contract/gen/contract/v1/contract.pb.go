@@ -1562,7 +1562,9 @@ type CrashRequest struct {
 	// By a task's error instead of the process's end.
 	Task string `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// The process ends with exit code 0 instead of 3.
-	Quietly       bool `protobuf:"varint,2,opt,name=quietly,proto3" json:"quietly,omitempty"`
+	Quietly bool `protobuf:"varint,2,opt,name=quietly,proto3" json:"quietly,omitempty"`
+	// The node at this path, relative to the probe, is stopped instead; "." is the probe.
+	Stop          string `protobuf:"bytes,3,opt,name=stop,proto3" json:"stop,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1609,6 +1611,13 @@ func (x *CrashRequest) GetQuietly() bool {
 		return x.Quietly
 	}
 	return false
+}
+
+func (x *CrashRequest) GetStop() string {
+	if x != nil {
+		return x.Stop
+	}
+	return ""
 }
 
 type CrashResponse struct {
@@ -1752,10 +1761,11 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"in_process\x18\x02 \x01(\bR\tinProcess\x12\x14\n" +
 	"\x05count\x18\x03 \x01(\rR\x05count\"E\n" +
 	"\rSpawnResponse\x124\n" +
-	"\bchildren\x18\x01 \x03(\v2\x18.raylink.node.v1.NodeRefR\bchildren\"<\n" +
+	"\bchildren\x18\x01 \x03(\v2\x18.raylink.node.v1.NodeRefR\bchildren\"P\n" +
 	"\fCrashRequest\x12\x12\n" +
 	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
-	"\aquietly\x18\x02 \x01(\bR\aquietly\"\x0f\n" +
+	"\aquietly\x18\x02 \x01(\bR\aquietly\x12\x12\n" +
+	"\x04stop\x18\x03 \x01(\tR\x04stop\"\x0f\n" +
 	"\rCrashResponse2\x89\b\n" +
 	"\x05Probe\x128\n" +
 	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12E\n" +

@@ -1,0 +1,148 @@
+package launch
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxEnviron bounds what is read of a process's environment. The kernel puts a quarter of the stack's limit at most into one.
+const maxEnviron = 8 << 20
+
+// awaitExit waits until a child of this process has ended, and leaves it a zombie: its id, and with it that of its process group, stays taken.
+func awaitExit(pid int) {
+	for {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// marked finds the processes that have one of the marks in their environment.
+func marked(marks []string) []*os.Process {
+	var found []*os.Process
+	for _, pid := range processes() {
+		// The handle comes first, so that it is the process that was looked at which is killed, and none that has got its id since.
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			continue
+		}
+		if mark := markOf(environOf(pid)); mark != "" && slices.Contains(marks, mark) {
+			found = append(found, p)
+			continue
+		}
+		_ = p.Release()
+	}
+	return found
+}
+
+// descendants finds the living processes that are in the process group of a process, have its mark, or descend from it, itself excepted. Processes
+// with a mark of their own, and what descends from them, are not among them.
+func descendants(self int, mark string) []*os.Process {
+	type entry struct {
+		process *os.Process
+		state   stat
+		mine    bool
+	}
+	all := make(map[int]*entry)
+	for _, pid := range processes() {
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			continue
+		}
+		s, ok := statOf(pid)
+		if !ok || pid == self || s.zombie {
+			_ = p.Release()
+			continue
+		}
+		e := &entry{process: p, state: s}
+		switch markOf(environOf(pid)) {
+		case mark:
+			e.mine = true
+		case "":
+			e.mine = s.group == self
+		default: // it is another launched process, or one of its own
+			_ = p.Release()
+			continue
+		}
+		all[pid] = e
+	}
+	var found []*os.Process
+	for _, e := range all {
+		mine := e.mine
+		for up, hops := e, 0; up != nil && !mine && hops <= len(all); up, hops = all[up.state.parent], hops+1 {
+			mine = up.mine || up.state.parent == self
+		}
+		if mine {
+			found = append(found, e.process)
+		} else {
+			_ = e.process.Release()
+		}
+	}
+	return found
+}
+
+// processes lists the ids of this user's processes.
+func processes() []int {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = proc.Close() }()
+	names, err := proc.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	uid := os.Geteuid()
+	pids := make([]int, 0, len(names))
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		var info unix.Stat_t
+		if unix.Stat("/proc/"+name, &info) == nil && (uid == 0 || int(info.Uid) == uid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// environOf is a process's environment as it was when its program began; empty for a zombie, and for what may not be seen.
+func environOf(pid int) string {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = f.Close() }()
+	environ, _ := io.ReadAll(io.LimitReader(f, maxEnviron)) // what could be read counts
+	return string(environ)
+}
+
+// stat is what is read of a process's /proc/<pid>/stat.
+type stat struct {
+	parent, group int
+	zombie        bool
+}
+
+func statOf(pid int) (stat, bool) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, false
+	}
+	// The name, in parentheses, may hold anything, parentheses too.
+	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
+	if len(fields) < 3 {
+		return stat{}, false
+	}
+	parent, err1 := strconv.Atoi(string(fields[1]))
+	group, err2 := strconv.Atoi(string(fields[2]))
+	return stat{parent: parent, group: group, zombie: fields[0][0] == 'Z' || fields[0][0] == 'X'}, err1 == nil && err2 == nil
+}

@@ -1,0 +1,14 @@
+//go:build !linux
+
+package launch
+
+import "os"
+
+// awaitExit does nothing here: the process is reaped before its group is killed.
+func awaitExit(int) {}
+
+// marked finds nothing here: the environment of other processes can't be read.
+func marked([]string) []*os.Process { return nil }
+
+// descendants finds nothing here: the launcher kills the process group.
+func descendants(int, string) []*os.Process { return nil }
