@@ -22,27 +22,32 @@ func newAssembly(total, claim int) *assembly {
 	return &assembly{total: total, buf: newBuffer(min(total, claim))}
 }
 
-// newAssembly makes an assembly for a unary message of the procedure.
-func (c *Conn) newAssembly(total int, procedure string) *assembly {
-	if c.keeps[procedure] {
+// newUnaryAssembly makes an assembly for a unary message. keeps says that the message will probably keep the buffer.
+func newUnaryAssembly(total int, keeps bool) *assembly {
+	if keeps {
 		// The message will keep the buffer, which therefore is no larger than it need be.
 		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, claimOfUnary))}}
 	}
 	return newAssembly(total, claimOfUnary)
 }
 
-// kept notes whether the message of a procedure has kept the buffer that it was assembled in; if not, that goes back.
+// kept notes whether the response of a procedure has kept the buffer that it was assembled in; if not, that goes back. Procedures are remembered
+// within bounds: what is forgotten costs a copy.
 func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
-	if c.keeps == nil {
-		c.keeps = make(map[string]bool)
-	}
-	if kept || len(c.keeps) < maxNames {
-		c.keeps[procedure] = kept
-	}
-	if !kept {
+	switch {
+	case !kept:
+		delete(c.keeps, procedure)
 		buf.free()
+	case len(procedure) <= maxNameBytes && len(c.keeps) < maxKeeps:
+		if c.keeps == nil {
+			c.keeps = make(map[string]bool)
+		}
+		c.keeps[procedure] = true
 	}
 }
+
+// maxKeeps bounds the procedures of which a dialling side remembers that their responses keep their buffers.
+const maxKeeps = 1 << 10
 
 // room makes place for the next n bytes.
 func (a *assembly) room(n int) ([]byte, error) {

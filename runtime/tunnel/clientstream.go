@@ -74,7 +74,9 @@ type clientStream struct {
 	failed error
 	closed bool
 
-	id     uint32
+	id uint32
+	// headed says that the response's header has come. It belongs to who reads the connection.
+	headed bool
 	inbox  inbox
 	lane   lane
 	detach func() bool

@@ -8,6 +8,7 @@ import (
 
 // Config bounds what a connection may take and how long it waits. The zero value of a field means its default. What a side
 // is ready to receive it tells the other in the handshake, and the other's [Conn] keeps to it, so the two need not be equal.
+// What a peer can make a connection hold, whether it keeps to anything or not, is one number: [Config.PeerMemory].
 type Config struct {
 	// MaxMessageBytes is the largest message, encoded, that this side receives. A larger one fails its own call with
 	// ResourceExhausted and disturbs nothing else. Default 64 MiB, at most 1 GiB.
@@ -22,19 +23,24 @@ type Config struct {
 	// [Conn.Start] blocks. A single request that is larger goes when nothing else is out. It is also how many bytes of
 	// unary responses that are too large for one frame may be on their way at once. Default 16 MiB.
 	Window int
-	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. Default 1 MiB, at least 64 KiB.
+	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. A stream begins with 64 KiB, and has this
+	// window as soon as it has used a quarter of that, as far as MaxStreamBytes goes. Default 1 MiB, at least 64 KiB.
 	StreamWindow int
+	// MaxStreamBytes is what the windows of all streams together may take beyond the 64 KiB that each has. Streams that are opened when it
+	// is used up are slower, and end no other way. Default MaxMessageBytes, at least 8 MiB.
+	MaxStreamBytes int
 	// MaxStreamWindow is what a stream's window grows to while its reader takes it in quickly: the fewer the times that a sender is told to go on,
 	// the less that costs. Default eight times StreamWindow, at least StreamWindow.
 	MaxStreamWindow int
 	// MaxCalls bounds the calls of every shape that are open on the connection. When it is reached, [Conn.Start] blocks.
 	// Default 65,536, at most 2^24 - 1.
 	MaxCalls int
-	// MaxStreams bounds how many of the open calls are streams. One more is refused with ResourceExhausted. Default 4,096.
+	// MaxStreams bounds how many of the open calls are streams, those included that have ended but whose handlers still run. One more is
+	// refused with ResourceExhausted. Default 2,048.
 	MaxStreams int
 	// MaxBacklog bounds the bytes of responses that wait to be written to a peer that does not read, or not as fast as they are made.
 	// A response that would go past it is replaced by ResourceExhausted.
-	// Default four times MaxMessageBytes.
+	// Default twice MaxMessageBytes, at least 8 MiB.
 	MaxBacklog int
 	// Keepalive is how long a connection with open calls may be silent before it is pinged. If the peer is silent for
 	// as long again, the connection fails with "no answer for ...". Default 5 s; negative means never.
@@ -66,9 +72,11 @@ const (
 	defaultWindow           = 16 << 20
 	defaultStreamWindow     = 1 << 20
 	defaultMaxCalls         = 1 << 16
-	defaultMaxStreams       = 1 << 12
+	defaultMaxStreams       = 1 << 11
 	defaultKeepalive        = 5 * time.Second
 	defaultHandshakeTimeout = 10 * time.Second
+	// leastShared is the least that is the default of what calls and streams share, however small their messages.
+	leastShared = 8 << 20
 
 	ceilingMaxMessage = 1 << 30
 	ceilingMaxHeader  = 1 << 20
@@ -86,9 +94,10 @@ func (c Config) WithDefaults() Config {
 	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
 	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
 	c.MaxStreamWindow = within(c.MaxStreamWindow, 8*c.StreamWindow, c.StreamWindow, ceilingMaxMessage)
+	c.MaxStreamBytes = within(c.MaxStreamBytes, max(c.MaxMessageBytes, leastShared), 1, ceilingMaxMessage)
 	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
 	c.MaxStreams = within(c.MaxStreams, defaultMaxStreams, 1, maxCallID)
-	c.MaxBacklog = within(c.MaxBacklog, 4*c.MaxMessageBytes, 1, 4*ceilingMaxMessage)
+	c.MaxBacklog = within(c.MaxBacklog, max(2*c.MaxMessageBytes, leastShared), 1, 4*ceilingMaxMessage)
 	if c.Keepalive == 0 {
 		c.Keepalive = defaultKeepalive
 	}
@@ -107,11 +116,48 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
+// PeerMemory is the most that one connection with this configuration holds in memory for its peer, in bytes, whatever the peer sends,
+// and whether it reads or not. It is a sum of the bounds above, each with what its bookkeeping takes; by default it is 974 MiB, most of it
+// for messages: with MaxMessageBytes of 4 MiB it is 526 MiB, with MaxStreams of 128 as well 226 MiB. docs/tunnel.md has the parts.
+//
+// It counts messages as they are encoded. What they take when they have been decoded, and what handlers keep for themselves, such as the message
+// that a stream's handler is about to send, is theirs.
+func (c Config) PeerMemory() int {
+	c = c.WithDefaults()
+	m := c.memory()
+	return m.buffers + m.names + m.calls + m.meta + m.messages + m.streams + m.beyond + m.backlog
+}
+
+// memory is [Config.PeerMemory] by its parts.
+type memory struct{ buffers, names, calls, meta, messages, streams, beyond, backlog int }
+
+// What the parts take beyond the bytes that they have bounds for. Buffers grow by doubling, so that a bound on bytes is
+// one of twice as much memory.
+const (
+	slack       = 2
+	callBytes   = 1536     // a call that is served: what is known of it, its place in line, a brief answer
+	streamBytes = 32 << 10 // a stream: its goroutine, its lists of messages
+	namesBytes  = 8 << 20  // the table of names, and what is known of calls by their names
+)
+
+func (c Config) memory() memory {
+	return memory{
+		buffers:  slack * (2*(c.MaxHeaderBytes+c.MaxFragmentBytes) + 2*fullBytes + batchBytes),
+		names:    namesBytes,
+		calls:    c.MaxCalls * callBytes,
+		meta:     slack * c.Window,
+		messages: slack * max(c.Window, c.MaxMessageBytes+c.MaxHeaderBytes),
+		streams:  c.MaxStreams*streamBytes + slack*(c.MaxStreams*floorStreamWindow+c.MaxStreamBytes),
+		beyond:   slack * c.MaxMessageBytes,
+		backlog:  c.MaxBacklog + c.MaxHeaderBytes,
+	}
+}
+
 // String is the configuration in one line, for logs, without the token.
 func (c Config) String() string {
-	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d calls=%d streams=%d backlog=%d "+
+	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d, %d beyond, calls=%d streams=%d backlog=%d "+
 		"keepalive=%v handshake=%v busy-poll=%v",
-		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxStreamWindow,
+		c.MaxMessageBytes, c.MaxHeaderBytes, c.MaxFragmentBytes, c.Window, c.StreamWindow, c.MaxStreamWindow, c.MaxStreamBytes,
 		c.MaxCalls, c.MaxStreams, c.MaxBacklog,
 		c.Keepalive, c.HandshakeTimeout, c.BusyPoll)
 }
@@ -130,7 +176,7 @@ type limits struct {
 
 func (c Config) limits() limits {
 	return limits{
-		maxMessage: c.MaxMessageBytes, maxHeader: c.MaxHeaderBytes, window: c.Window, streamWindow: c.StreamWindow,
+		maxMessage: c.MaxMessageBytes, maxHeader: c.MaxHeaderBytes, window: c.Window, streamWindow: floorStreamWindow,
 		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameBytes: maxNamesBytes, maxFragment: c.MaxFragmentBytes,
 	}
 }

@@ -34,6 +34,9 @@ func Leaks(c *Conn) string {
 	if c.extra.used != 0 || len(c.extra.waiting) != 0 {
 		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.extra.used, len(c.extra.waiting))
 	}
+	if c.windows.Load() != 0 || c.metaBytes != 0 {
+		return fmt.Sprintf("beyond first windows: %d; names and headers: %d", c.windows.Load(), c.metaBytes)
+	}
 	if c.requestBytes != 0 || c.gate.used != 0 || c.pending() != 0 || c.streams != 0 || c.gate.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
 			c.requestBytes, c.gate.used, c.pending(), c.streams, c.gate.waiters.Len())

@@ -15,8 +15,8 @@ type extraWaiter struct {
 
 func (e *extraBudget) fits(n, limit int) bool { return e.used == 0 || e.used+n <= limit }
 
-// extraLimit allows one message of the largest size beside others.
-func (c *Conn) extraLimit() int { return 2 * c.own.maxMessage }
+// extraLimit allows one message of the largest size.
+func (c *Conn) extraLimit() int { return c.own.maxMessage }
 
 // askExtra grants n bytes beyond the window, now or when there is room.
 func (c *Conn) askExtra(b *inbox, n int) {

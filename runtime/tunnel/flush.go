@@ -66,6 +66,7 @@ func (c *Conn) flush() {
 		c.stopWriting()
 		return
 	}
+	c.resumeReading()
 	c.mu.Unlock()
 	pieces := b.vectors()
 	n, err := c.attempt.write(pieces[:min(len(pieces), mostPieces)])

@@ -122,11 +122,15 @@ func (h Header) CopyTo(to *connect.Header) {
 	}
 }
 
-// size is what append will write at most.
+// fieldCost is what a field of a header counts for beside its octets, about what it takes to hold: an
+// empty field takes two octets on the wire.
+const fieldCost = 32
+
+// size is what a header counts for, which is more than append will write.
 func (h Header) size() int {
 	n := varintBytes
 	for _, f := range h {
-		n += 2*varintBytes + len(f.Key) + len(f.Value)
+		n += fieldCost + len(f.Key) + len(f.Value)
 	}
 	return n
 }
@@ -140,20 +144,27 @@ func (h Header) append(b []byte) []byte {
 	return b
 }
 
-func (p *parser) header() Header {
+// header reads a header, and returns what it counts for. One that counts for more than room is skipped.
+func (p *parser) header(room int) (h Header, cost int) {
+	before := len(p.rest)
 	count := p.int()
-	// A field takes two bytes at least, so the body's length bounds what is allocated.
+	// A field takes two bytes at least, so the body's length bounds the count.
 	if count > len(p.rest)/2 {
 		p.failf("a header of %d fields in %d bytes", count, len(p.rest))
-		return nil
+		return nil, 0
 	}
-	if count == 0 {
-		return nil
+	cost = count * fieldCost
+	if count > 0 && cost <= room {
+		h = make(Header, 0, count)
 	}
-	h := make(Header, 0, count)
 	for range count {
-		key, value := p.string(), p.string()
-		h = append(h, Field{Key: strings.ToLower(key), Value: value})
+		key, value := p.bytes(), p.bytes()
+		if h != nil && cost+before-len(p.rest) > room {
+			h = nil
+		}
+		if h != nil {
+			h = append(h, Field{Key: strings.ToLower(string(key)), Value: string(value)})
+		}
 	}
-	return h
+	return h, cost + before - len(p.rest)
 }

@@ -23,8 +23,8 @@ type inbox struct {
 	id   uint32
 	what string
 
-	// dropped says that what has not been read is not wanted any more.
-	dropped atomic.Bool
+	// dropped says that what has not been read is not wanted any more; ended, that nothing that comes is.
+	dropped, ended atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	ready   chan struct{}
@@ -35,6 +35,8 @@ type inbox struct {
 	large int
 	// credit is, with the allowance, what the peer may still send; owed was read and not granted again yet.
 	credit, owed, window int
+	// beyond is how much of the window was taken of what the connection's streams share.
+	beyond int
 	// granted is when credit was last granted again.
 	granted time.Duration
 	// total is what the message in the making takes of the credit, got what it has taken, and asked what its reader has
@@ -55,6 +57,9 @@ type arrivals struct {
 	fresh  []packet
 	burst  int
 	listed bool
+	// arrived is how much credit has been used until the window was widened.
+	arrived int
+	widened bool
 }
 
 // batchInHand belongs to the reader: the messages that it has taken out of the queue and not returned yet. All of them still take credit.
@@ -89,7 +94,7 @@ func (m packet) extra() int {
 }
 
 // keptPackets is how many places for messages a stream keeps that has nothing to put there.
-const keptPackets = 1024
+const keptPackets = 256
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
@@ -177,6 +182,9 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		return nil, err
 	}
 	b.publish() // what came before must not wait for it
+	if !b.widened {
+		b.widen()
+	}
 	b.mu.Lock()
 	b.credit += b.allowance
 	b.allowance = 0
@@ -209,9 +217,19 @@ func (b *inbox) keep() {
 		return
 	}
 	in := &b.conn.in
-	if 4*b.burst >= len(in.buf) {
+	switch {
+	case 2*b.burst >= len(in.buf):
 		b.fresh[last].slab = in.mem.share()
-	} else {
+	case b.burst < 1<<smallestClass:
+		// A buffer of a pool would take many times as much as messages that are as small as that.
+		own := make([]byte, 0, b.burst)
+		for i := range b.fresh[:last+1] {
+			m := &b.fresh[i]
+			start := len(own)
+			own = append(own, m.body...)
+			m.body = own[start:]
+		}
+	default:
 		slab := newBuffer(b.burst)
 		for i := range b.fresh[:last+1] {
 			m := &b.fresh[i]
@@ -245,6 +263,14 @@ func (b *inbox) publish() {
 		return
 	}
 	b.keep()
+	if !b.widened {
+		for i := range b.fresh {
+			b.arrived += b.fresh[i].cost()
+		}
+		if b.arrived >= floorStreamWindow/4 {
+			b.widen()
+		}
+	}
 	b.mu.Lock()
 	if b.end != nil {
 		b.mu.Unlock()
@@ -287,6 +313,54 @@ func release(list []packet) int {
 	}
 	clear(list)
 	return extra
+}
+
+// widen grants the configured window, as soon as a stream has used a good part of what each has from the beginning.
+func (b *inbox) widen() {
+	b.widened = true
+	b.mu.Lock()
+	more := 0
+	if b.end == nil {
+		more = b.enlarge(b.conn.cfg.StreamWindow - b.window)
+		b.credit += more
+	}
+	b.mu.Unlock()
+	b.conn.grant(b.id, more)
+}
+
+// enlarge makes the window larger by up to n bytes, as far as the streams of the connection have room for that. Callers hold the lock, and
+// grant what it returns.
+func (b *inbox) enlarge(n int) int {
+	n = b.conn.takeWindow(n)
+	b.window += n
+	b.beyond += n
+	return n
+}
+
+// leaveWindow gives back what the window has taken of what the connection's streams share. Callers hold the lock, and nothing is in the queue.
+func (b *inbox) leaveWindow() {
+	b.conn.windows.Add(int64(-b.beyond))
+	b.beyond = 0
+}
+
+// takeWindow takes up to n bytes of what all streams may have beyond the windows that they begin with.
+func (c *Conn) takeWindow(n int) int {
+	for n > 0 {
+		used := c.windows.Load()
+		n = min(n, c.cfg.MaxStreamBytes-int(used))
+		if n > 0 && c.windows.CompareAndSwap(used, used+int64(n)) {
+			return n
+		}
+	}
+	return 0
+}
+
+// discard forgets the message in the making of a stream that has ended.
+func (b *inbox) discard() {
+	if b.assembly != nil {
+		b.assembly.buf.free()
+		b.assembly = nil
+	}
 }
 
 // progress grants what a waiting reader's message needs.
@@ -351,6 +425,7 @@ func (b *inbox) receive() (packet, error) {
 			return b.hand(), nil
 		case b.end != nil:
 			err := b.end
+			b.leaveWindow()
 			b.mu.Unlock()
 			return packet{}, err
 		}
@@ -403,9 +478,7 @@ func (b *inbox) settle() int {
 	b.owed = 0
 	now := monotonic()
 	if now-b.granted < quickWindow && b.window < b.conn.cfg.MaxStreamWindow {
-		more := min(b.window, b.conn.cfg.MaxStreamWindow-b.window)
-		b.window += more
-		owed += more
+		owed += b.enlarge(min(b.window, b.conn.cfg.MaxStreamWindow-b.window))
 	}
 	b.granted = now
 	b.credit += owed
@@ -421,6 +494,7 @@ func (b *inbox) close(err error, drop bool) {
 	extra := 0
 	if b.end == nil {
 		b.end = err
+		b.ended.Store(true)
 		// The message in the making will not be complete any more.
 		extra, b.asked, b.total = b.asked, 0, 0
 	}
@@ -428,6 +502,7 @@ func (b *inbox) close(err error, drop bool) {
 		b.dropped.Store(true)
 		extra += release(b.queue)
 		b.queue, b.large = nil, 0
+		b.leaveWindow()
 	}
 	b.signal()
 	b.mu.Unlock()

@@ -2,9 +2,11 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -43,8 +45,9 @@ type Incoming struct {
 	extra *extra
 	// response is what the handler has set. It is made when there is something to set.
 	response atomic.Pointer[responseMeta]
-	cost     int
-	id       uint32
+	// cost is what the call takes of the window; meta, what stands before its message and is held with it.
+	cost, meta uint32
+	id         uint32
 
 	replied atomic.Bool
 }
@@ -232,16 +235,10 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	}
 	var body *encoded
 	if failure == nil && size > inlineBytes {
-		if failure = c.backlogged(in, size); failure != nil {
-			size = 0
-		}
-	}
-	if failure == nil && size > inlineBytes {
-		var err error
-		if body, err = encode(res, size); err != nil {
-			failure = c.notEncoded(in, res, err)
-		} else {
+		if body, failure = c.encodeReply(in, res, size); failure == nil {
 			size = body.size
+		} else {
+			size = 0
 		}
 	}
 	if meta := metaSize("", "", "", header, nil) + trailer.size(); meta > c.peer.maxHeader {
@@ -270,6 +267,9 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	if failure != nil {
 		body.free()
 		body = nil
+		if c.backlog() > c.cfg.MaxBacklog-c.peer.maxHeader {
+			header, trailer, failure = nil, nil, brief(failure)
+		}
 	}
 	defer func() { // also where the message ends this goroutine
 		if c.serving == 0 {
@@ -283,23 +283,67 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	err = c.queueReply(in, header, trailer, res, size, body, failure)
 }
 
-// backlogged is overflow before the response is encoded.
-func (c *Conn) backlogged(in *Incoming, size int) error {
+// encodeReply encodes a large response. While it does, the response counts as one that waits to be written,
+// so that handlers that answer at once don't pass the limit together.
+func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.overflow(in, size)
+	if err := c.overflow(in, size); err != nil {
+		c.mu.Unlock()
+		return nil, err
+	}
+	c.out.encoding += size
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.out.encoding -= size
+		c.mu.Unlock()
+	}()
+	body, err := encode(res, size)
+	if err != nil {
+		return nil, c.notEncoded(in, res, err)
+	}
+	return body, nil
 }
+
+// backlog is how many bytes wait to be written, or are being encoded. Callers hold the lock.
+func (c *Conn) backlog() int { return c.out.replyBytes + len(c.out.buf) + c.out.encoding }
 
 // overflow refuses a response that would be one too many of those that wait. Callers hold the lock.
 func (c *Conn) overflow(in *Incoming, size int) error {
-	waiting := c.out.replyBytes + len(c.out.buf)
+	waiting := c.backlog()
 	if waiting+size <= c.cfg.MaxBacklog {
 		return nil
 	}
 	return connect.Errorf(connect.CodeResourceExhausted,
 		"%d bytes of responses wait for %s to read them; with the %d of %s they would pass the limit of %d",
-		waiting, c.peerName(), size, in.Procedure, c.cfg.MaxBacklog)
+		waiting, c.peerName(), size, clipped(in.Procedure), c.cfg.MaxBacklog)
 }
+
+// brief is what is left of an error, and of all that goes with it, where too much waits to be written
+// already: the code and the beginning of its text.
+func brief(failure error) error {
+	known := authored(failure)
+	short := connect.NewError(known.Code(), clipped(known.Message()))
+	if _, refused := errors.AsType[*notRunError](failure); refused {
+		return &notRunError{short}
+	}
+	return short
+}
+
+// clipped is the beginning of a text, for errors that must not grow with what a peer sends.
+func clipped(s string) string {
+	if len(s) <= maxBrief {
+		return s
+	}
+	s = s[:maxBrief]
+	for !utf8.ValidString(s) && len(s) > maxBrief-utf8.UTFMax {
+		s = s[:len(s)-1]
+	}
+	return s + "..."
+}
+
+// maxBrief is the longest text that is kept of an error where much waits to be written.
+const maxBrief = 200
 
 // queueReply queues the REPLY. A response that can't be encoded becomes its caller's failure, and
 // the error says why. Callers hold the lock.

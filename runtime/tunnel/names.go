@@ -61,6 +61,8 @@ type Names struct {
 	Target, Caller, Procedure string
 	// Known is what the handler remembers of such calls; only ServeUnary may use it.
 	Known any
+	// keeps says that the last large request of such a call has kept the buffer that it came in. It belongs to the reading goroutine.
+	keeps bool
 }
 
 // nameTable is the receiving half. It belongs to the reading goroutine.

@@ -1,6 +1,9 @@
 package tunnel
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"sync/atomic"
+)
 
 // outbox is what a connection has still to write. Small frames are encoded straight into one buffer, in order. A message that
 // is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, up to turnBytes from each lane in
@@ -20,8 +23,12 @@ type outbox struct {
 	requests map[laneKey]*lane
 	// maxFragment is the largest that the peer takes.
 	maxFragment int
-	// replyBytes is the size of the unary responses among the parcels that has not been taken yet.
-	replyBytes int
+	// replyBytes is the size of the unary responses among the parcels that has not been taken yet; encoding, of those that are being encoded.
+	replyBytes, encoding int
+	// pongs is how many PONGs are in buf.
+	pongs int
+	// full says that buf holds more than fullBytes: an accepting side reads nothing more then, see [Conn.awaitWriter].
+	full atomic.Bool
 	// replyWindow is what the large responses on their way take of the peer's window; replies wait for it in order.
 	replyWindow int
 	replies     []*parcel
@@ -39,6 +46,12 @@ const (
 	inlineBytes = 8 << 10
 	// roomBytes is how much the common buffer may hold before a stream's Send waits for the writer.
 	roomBytes = 256 << 10
+	// fullBytes is how much the common buffer may hold before an accepting side stops reading: what it reads makes it write,
+	// and a peer that doesn't read would make it hold all of that.
+	fullBytes = 1 << 20
+	// maxPongs is how many PONGs a dialling side holds for a peer that doesn't read. It can't stop reading, for the peer
+	// may have stopped until its answers are read; so one more ends the connection.
+	maxPongs = 1 << 10
 	// batchBytes is how much of the parcels one write takes.
 	batchBytes = 512 << 10
 	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment, all large messages would be under way at once, and
@@ -60,6 +73,7 @@ type lane struct {
 	// usual is the size of the last message, if it was a small one.
 	usual  int
 	credit int
+	// window is the most credit that there has been at once.
 	window int
 	// over is set when nothing more can be sent, and says why.
 	over error
@@ -144,6 +158,9 @@ func (o *outbox) frame(k kind, id uint32, body []byte) {
 // reserve makes room in the common buffer for a frame of n bytes.
 func (o *outbox) reserve(n int) {
 	need := len(o.buf) + headerBytes + n
+	if need > fullBytes {
+		o.full.Store(true)
+	}
 	if need <= cap(o.buf) {
 		return
 	}

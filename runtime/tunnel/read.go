@@ -108,6 +108,9 @@ func (c *Conn) readEachFrame() error {
 			}
 			continue
 		}
+		if guarded && !c.dialled && c.out.full.Load() {
+			c.awaitWriter()
+		}
 		b, err := c.in.peek(headerBytes)
 		if err != nil {
 			return c.stopped(err)
@@ -222,12 +225,16 @@ type target struct {
 }
 
 func (c *Conn) assembling(id uint32) target {
-	if c.recent.inbox != nil && c.recent.inbox.id == id && !c.recent.inbox.dropped.Load() {
+	if c.recent.inbox != nil && c.recent.inbox.id == id && !c.recent.inbox.ended.Load() {
 		t := c.recent
 		t.assembly = t.inbox.assembly
 		return t
 	}
 	t := c.findAssembling(id)
+	if t.inbox != nil && t.inbox.ended.Load() {
+		t.inbox.discard()
+		t = target{}
+	}
 	c.recent = t
 	return t
 }
@@ -306,9 +313,7 @@ func (c *Conn) handle(h frameHeader, body []byte) error {
 	case kindCredit:
 		return c.onCredit(h.id(), body)
 	case kindPing:
-		c.mu.Lock()
-		c.out.frame(kindPong, 0, body)
-		c.mu.Unlock()
+		return c.onPing(body)
 	case kindPong:
 	case kindGoAway:
 		return c.onGoAway(h, body)
@@ -366,6 +371,9 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 	}
 	if l.credit += int(n); l.credit > 2*ceilingMaxMessage {
 		return violation("more CREDIT than a stream can use")
+	}
+	if len(l.parcels) == 0 || !l.parcels[0].started { // else it may be what this one message lacks
+		l.window = max(l.window, l.credit)
 	}
 	c.out.wake(l)
 	return nil

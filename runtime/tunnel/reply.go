@@ -16,6 +16,21 @@ func (c *Conn) known(id uint32) bool {
 	return int(id) < c.idsUsed
 }
 
+// responded reads what goes with a response beside its message.
+func (p *parser) responded(r *outcome, flags uint8, most int) {
+	header, trailer := 0, 0
+	if flags&replyHeader != 0 {
+		r.header, header = p.header(most)
+	}
+	if flags&replyTrailer != 0 {
+		r.trailer, trailer = p.header(most - header)
+	}
+	if header+trailer > most && r.fault == nil {
+		// The peer was told the limit.
+		r.fault = tooLarge("the header and trailer of the response", header+trailer, most, "the receiver's header")
+	}
+}
+
 func (c *Conn) onReply(h frameHeader, body []byte) error {
 	var r outcome
 	p := parser{rest: body}
@@ -27,12 +42,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		}
 		r.fault = fault
 	}
-	if flags&replyHeader != 0 {
-		r.header = p.header()
-	}
-	if flags&replyTrailer != 0 {
-		r.trailer = p.header()
-	}
+	p.responded(&r, flags, c.own.maxHeader)
 	total := 0
 	if flags&flagSized != 0 {
 		total = p.sized()
@@ -40,7 +50,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	if flags&replyMessage == 0 {
 		p.end()
 	}
-	if p.err == nil && (flags&flagSized != 0 && flags&replyMessage == 0 || flags&replyMessage != 0 && r.fault != nil) {
+	if p.err == nil && (flags&flagSized != 0 && flags&replyMessage == 0 || flags&replyMessage != 0 && flags&replyError != 0) {
 		p.failf("a REPLY with flags 0x%02x", flags)
 	}
 	if p.err != nil {
@@ -105,7 +115,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 		r.discard = true
 	}
 	if !r.discard {
-		r.buf = c.newAssembly(total, s.call.Procedure).buf
+		r.buf = newUnaryAssembly(total, c.keeps[s.call.Procedure]).buf
 	}
 	return r.add(first)
 }
@@ -144,7 +154,7 @@ func (c *Conn) credited(r *partialReply) {
 
 func (c *Conn) onHead(id uint32, body []byte) error {
 	p := parser{rest: body}
-	header := p.header()
+	header, cost := p.header(c.own.maxHeader)
 	if p.end(); p.err != nil {
 		return p.err
 	}
@@ -160,6 +170,14 @@ func (c *Conn) onHead(id uint32, body []byte) error {
 	}
 	stream := s.stream
 	c.mu.Unlock()
+	if cost > c.own.maxHeader {
+		stream.abort(tooLarge("the header of "+stream.req.Procedure, cost, c.own.maxHeader, "the receiver's header"))
+		return nil
+	}
+	if stream.headed {
+		return violation("a second HEAD for the stream %d", id)
+	}
+	stream.headed = true
 	stream.inbox.head(header)
 	return nil
 }

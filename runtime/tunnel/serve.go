@@ -37,10 +37,8 @@ func (c *Conn) servedBy(id uint32) *Incoming {
 func (c *Conn) retire(in *Incoming) {
 	c.served[in.id] = nil
 	c.serving--
-	c.requestBytes -= in.cost
-	if in.stream() != nil {
-		c.streams--
-	}
+	c.requestBytes -= int(in.cost)
+	c.metaBytes -= int(in.meta)
 }
 
 func (c *Conn) onCall(h frameHeader, body []byte) error {
@@ -58,16 +56,21 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if h.flags()&callChain != 0 {
 		in.more().chain = append([]byte{}, p.bytes()...)
 	}
+	fields := 0
 	if h.flags()&callHeader != 0 {
-		in.more().header = p.header()
+		before := len(p.rest)
+		in.more().header, fields = p.header(c.own.maxHeader)
+		fields -= before - len(p.rest)
 	}
 	total := len(p.rest)
 	if h.flags()&flagSized != 0 {
 		total = p.sized()
 	}
-	if meta := len(body) - len(p.rest); meta > c.own.maxHeader {
+	meta := len(body) - len(p.rest)
+	if meta > c.own.maxHeader {
 		p.failf("a CALL with %d bytes before its message, the limit is %d", meta, c.own.maxHeader)
 	}
+	in.meta = uint32(meta + fields) //nolint:gosec // a frame's length bounds both
 	unary := in.StreamType == connect.StreamTypeUnary
 	if !unary && (total > 0 || h.flags()&flagSized != 0) {
 		p.failf("a CALL of a stream with a message")
@@ -77,7 +80,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	}
 	in.RequestBytes = total
 	if unary {
-		in.cost = callCost + len(body) - len(p.rest) + total
+		in.cost = uint32(callCost + meta + total) //nolint:gosec // a size on the wire has 31 bits
 	}
 	if unary && h.flags()&flagSized != 0 {
 		in.more() // for the assembly
@@ -93,7 +96,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	case !unary:
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
-		a := c.newAssembly(total, in.Procedure)
+		a := newUnaryAssembly(total, in.keeps)
 		in.extra.assembly = a
 		return a.add(p.rest)
 	default:
@@ -122,11 +125,17 @@ func (c *Conn) take(in *Incoming) error {
 	}
 	var refusal *connect.Error
 	stream := in.StreamType != connect.StreamTypeUnary
+	cost, meta := int(in.cost), int(in.meta)
 	switch {
 	case c.draining != nil:
 		refusal = connect.Errorf(connect.CodeUnavailable, "the server is shutting down, %s was not run", in.Procedure)
 	case in.RequestBytes > c.own.maxMessage:
 		refusal = MessageTooLarge(in.Procedure, true, in.RequestBytes, c.own.maxMessage)
+	case meta > c.own.maxHeader:
+		refusal = tooLarge("what goes with the call of "+clipped(in.Procedure), meta, c.own.maxHeader, "the receiver's header")
+	case c.metaBytes > 0 && c.metaBytes+meta > c.own.window:
+		refusal = connect.Errorf(connect.CodeResourceExhausted, "headers and names of %d bytes go with the open calls; with the %d of %s they would "+
+			"pass the limit of %d", c.metaBytes, meta, clipped(in.Procedure), c.own.window)
 	case stream && c.streams >= c.own.maxStreams:
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
 	}
@@ -136,13 +145,14 @@ func (c *Conn) take(in *Incoming) error {
 		c.appendFailure(in.id, start, nil, nil, err)
 		return err
 	}
-	if c.requestBytes > 0 && in.cost > 0 && c.requestBytes+in.cost > c.own.window {
-		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+in.cost, c.own.window)
+	if c.requestBytes > 0 && cost > 0 && c.requestBytes+cost > c.own.window {
+		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+cost, c.own.window)
 	}
 	if stream {
 		in.more().stream = newServerStream(in) // before the call is on the table
 	}
-	c.requestBytes += in.cost
+	c.requestBytes += cost
+	c.metaBytes += meta
 	for len(c.served) <= int(in.id) {
 		c.served = append(c.served, nil)
 	}
@@ -202,7 +212,9 @@ func (c *Conn) requestComplete(in *Incoming) {
 		return
 	}
 	c.serveUnary(in, request{body: a.buf.b, own: true})
-	c.kept(in.Procedure, a.buf, !c.request.own)
+	if in.keeps = !c.request.own; !in.keeps {
+		a.buf.free()
+	}
 }
 
 func (c *Conn) onCancel(id uint32) {

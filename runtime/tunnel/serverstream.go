@@ -48,6 +48,10 @@ func (s *serverStream) shut(err error) {
 // finish says the last word.
 func (s *serverStream) finish(err error) {
 	s.unwatch()
+	c := s.in.conn()
+	c.mu.Lock()
+	c.streams-- // also of a stream that was ended before: its handler was running until now
+	c.mu.Unlock()
 	s.in.Reply(nil, err)
 	s.inbox.close(errOver, true)
 }
@@ -95,6 +99,9 @@ func (s *serverStream) SendHeaders() error {
 	defer c.mu.Unlock()
 	if s.lane.over != nil {
 		return s.over(s.lane.over)
+	}
+	if err := c.overflow(s.in, header.size()); err != nil {
+		return err
 	}
 	c.out.frame(kindHead, s.in.id, header.append(nil))
 	c.kick()

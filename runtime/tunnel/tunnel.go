@@ -55,7 +55,7 @@ type Conn struct {
 	polling polling
 	// request is the one at hand.
 	request request
-	// keeps says which procedures' last large message has kept the buffer it came in.
+	// keeps has the procedures whose last large response has kept the buffer it came in.
 	keeps map[string]bool
 	// fragment is the one that is being read straight to its place; its assembly is nil where there
 	// is none.
@@ -70,6 +70,8 @@ type Conn struct {
 
 	heard                 atomic.Bool
 	calls, sent, received atomic.Uint64
+	// windows is what the streams' windows take beyond those that they begin with.
+	windows atomic.Int64
 
 	done    chan struct{}
 	refused chan struct{}
@@ -82,6 +84,9 @@ type Conn struct {
 	// peerDrained says that the peer will begin no more calls.
 	peerDrained bool
 	quiet       chan struct{}
+	// drained wakes a reading goroutine that waits for the writer; it waits while paused is set.
+	drained chan struct{}
+	paused  bool
 	// after is what AfterEnd was given.
 	after     []func()
 	out       outbox
@@ -105,6 +110,8 @@ type Conn struct {
 	serving      int
 	streams      int
 	requestBytes int
+	// metaBytes is what the names, chains and headers of the open calls count for.
+	metaBytes int
 }
 
 // Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also when it fails. It returns after
@@ -196,6 +203,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	}
 	c.own = c.cfg.limits()
 	c.reclaimed = make(chan struct{}, 1)
+	c.drained = make(chan struct{}, 1)
 	c.writing = c.write
 	c.attempt.init(nc)
 	c.polling.init(nc, c.cfg.BusyPoll)
@@ -323,7 +331,7 @@ func (c *Conn) fail(reason error) {
 	after := c.after
 	c.after = nil
 	served := c.served
-	c.served, c.serving, c.streams = nil, 0, 0
+	c.served, c.serving = nil, 0
 	for _, in := range served {
 		if in != nil && in.stream() != nil {
 			c.out.close(&in.stream().lane, unavailable(reason))

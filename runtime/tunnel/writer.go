@@ -28,7 +28,8 @@ func (o *outbox) collect(b *batch) bool {
 	if len(o.buf) == 0 && len(o.ring) == 0 {
 		return false
 	}
-	o.calls = 0
+	o.calls, o.pongs = 0, 0
+	o.full.Store(false)
 	b.buf, o.buf, o.spare, o.usual = o.buf, o.spare[:0], nil, len(o.buf)
 	for total := 0; total < batchBytes && len(o.ring) > 0; {
 		l := o.ring[0]
@@ -195,6 +196,7 @@ func (c *Conn) write() {
 	runtime.Gosched()
 	c.mu.Lock()
 	for c.err == nil && (b.begun || c.out.collect(b)) {
+		c.resumeReading()
 		c.mu.Unlock()
 		n, err := b.writeTo(c.nc)
 		c.sent.Add(uint64(n)) //nolint:gosec // not negative
