@@ -24,6 +24,9 @@ CLIENTS := $(wildcard clients/test)
 # Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull.
 SEEDS  ?=
 ABLATE ?=
+# Of test-soak: how long, and what its choices follow from.
+SOAK   ?= 30s
+SEED   ?=
 # Flags of the benchmark: see bench/README.md.
 BENCH      ?=
 SYSTEMS    ?=
@@ -68,6 +71,12 @@ test-guards: ## the checks that cost too much always (-tags invariants), and che
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
 	$(GO) test -count=1 -run='Allocations|OneCall|Burst' -timeout=10m . ./runtime ./runtime/tunnel
+
+.PHONY: test-soak
+test-soak: ## three hosts under stress: make test-soak SOAK=10m; SEED=N chooses what happens
+	@race=; if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then race=-race; fi; \
+	echo "$(GO) test $$race ./internal/soak -soak=$(SOAK)"; \
+	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED))
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
@@ -114,6 +123,7 @@ ci: ## everything that has to be green before anything lands
 	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
 	@$(MAKE) --no-print-directory test-guards
 	@$(MAKE) --no-print-directory test-economy
+	@$(MAKE) --no-print-directory test-soak
 	@$(MAKE) --no-print-directory test
 
 .PHONY: demo

@@ -1,0 +1,138 @@
+package soak
+
+import (
+	"bufio"
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/raylink/raylink"
+)
+
+var (
+	duration = flag.Duration("soak", 5*time.Second, "how long TestSoak keeps the system under stress")
+	seed     = flag.Uint64("soak.seed", 0, "what TestSoak's choices follow from; 0 for one of its own")
+)
+
+const (
+	// brainMode makes this binary a Brain: the address to listen on.
+	brainMode = "RAYLINK_TEST_SOAK_BRAIN"
+	token     = "soaked"
+	// patience bounds every wait of the test's own. Reaching it is a failure.
+	patience = time.Minute
+)
+
+func TestMain(m *testing.M) {
+	// The race detector makes every process wait a second before it ends.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if address := os.Getenv(brainMode); address != "" {
+		if err := serveBrain(address); err != nil {
+			fmt.Fprintln(os.Stderr, "Brain:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// serveBrain is the life of Brain's process, and of those of its own nodes.
+func serveBrain(address string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return raylink.ServeBrain(ctx, raylink.BrainOptions{
+		Listen: address, Token: token,
+		Serving: func(address, _, _ string) { fmt.Println("serving", address) },
+	})
+}
+
+// brain is a Brain in a process of its own, which always listens on one address.
+type brain struct {
+	address string
+	cmd     *exec.Cmd
+}
+
+// start starts the process, and returns when Brain serves.
+func (b *brain) start() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	b.cmd = exec.Command(self)
+	b.cmd.Env = append(os.Environ(), brainMode+"="+b.address)
+	b.cmd.Stderr = os.Stderr
+	out, err := b.cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := b.cmd.Start(); err != nil {
+		return err
+	}
+	// The pipe is read to its end by Wait's caller: Brain's nodes may hold it a little longer.
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "serving ") {
+		return fmt.Errorf("starting Brain: it said %q: %w", line, err)
+	}
+	return nil
+}
+
+func (b *brain) signal(s os.Signal) error { return b.cmd.Process.Signal(s) }
+
+// kill ends the process without any warning.
+func (b *brain) kill() error {
+	if err := b.cmd.Process.Kill(); err != nil {
+		return err
+	}
+	_ = b.cmd.Wait() // its error is the signal
+	return nil
+}
+
+// reserve finds a port that is free, for a listener that has to be started again on the same one.
+func reserve(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	return l.Addr().String()
+}
+
+// ours are the processes, but for this one, whose environment names a directory.
+func ours(dir string) []string {
+	var found []string
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range files {
+		pid := filepath.Base(filepath.Dir(file))
+		if pid == strconv.Itoa(os.Getpid()) {
+			continue
+		}
+		env, err := os.ReadFile(file)
+		if err == nil && strings.Contains(string(env), dir) {
+			title, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+			found = append(found, pid+" "+strings.ReplaceAll(string(title), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// openFiles is how many file descriptors the process has.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(files)
+}

@@ -1,0 +1,705 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
+	raylink "github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
+)
+
+const (
+	hosts = 3
+	// grace is how long after its deadline or cancellation a call may return, on a machine that has
+	// other work. One that was not woken up returns later than that, or never.
+	grace = 5 * time.Second
+	// longest is the longest deadline of a call.
+	longest = 3 * time.Second
+	// aftermath is how long after a connection was cut a call may begin that fails for it, and after
+	// Brain was away a search.
+	aftermath = 2 * time.Second
+	// mostHeap bounds the heap at any time, and heapLeft what is left of it when nothing goes on.
+	mostHeap = 1 << 30
+	heapLeft = 64 << 20
+)
+
+// world is a run of the test: what it knows, and what it has found.
+type world struct {
+	t     *testing.T
+	hosts []*host
+	brain *brain
+
+	run     sync.WaitGroup
+	over    chan struct{}
+	blocked atomic.Int64
+	// alone says that mostly one caller of each host makes calls: it reads its own answers then.
+	alone atomic.Bool
+	// cuts counts the times that connections were cut; away is when Brain was last away, in Unix
+	// nanoseconds.
+	cuts, away atomic.Int64
+
+	mu       sync.Mutex // guards what follows
+	faults   []string
+	outcomes map[string]int
+}
+
+// host is a host of the system, and the handles that it has of all nodes.
+type host struct {
+	rt    *join.Runtime
+	proxy *proxy
+	own   *contractv1raylink.Probe
+	nodes []*contractv1raylink.Probe
+	// cut is when the connections to the host were last cut, in Unix nanoseconds.
+	cut atomic.Int64
+}
+
+func (w *world) faultf(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.faults) < 20 {
+		w.faults = append(w.faults, fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *world) isOver() bool {
+	select {
+	case <-w.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// call is the context of a call, and when it must have returned.
+type call struct {
+	context.Context //nolint:containedctx // it is the call's, and lives as long
+
+	w    *world
+	what string
+	// to are the hosts whose connections it needs.
+	to    []*host
+	begin time.Time
+	limit time.Time
+	end   func()
+}
+
+// begin makes the context of a call, which ends by itself, early or late, or is cancelled.
+func (w *world) begin(r *rand.Rand, what string, least time.Duration, to ...*host) *call {
+	c := &call{w: w, what: what, to: to, begin: time.Now()}
+	short := least + time.Duration(r.IntN(30))*time.Millisecond
+	switch r.IntN(6) {
+	case 0:
+		c.limit = c.begin.Add(short)
+		c.Context, c.end = context.WithDeadline(context.Background(), c.limit)
+	case 1:
+		c.limit = c.begin.Add(short)
+		ctx, cancel := context.WithCancel(context.Background()) // no deadline ends it at its node
+		timer := time.AfterFunc(short, cancel)
+		c.Context, c.end = ctx, func() { timer.Stop(); cancel() }
+	default:
+		c.limit = c.begin.Add(longest)
+		c.Context, c.end = context.WithDeadline(context.Background(), c.limit)
+	}
+	return c
+}
+
+// check ends a call: it must have returned in time, and may have failed for its context and for
+// what was done to its connection only. It reports whether the call has succeeded.
+func (c *call) check(err error) bool {
+	defer c.end()
+	if late := time.Since(c.limit); late > grace {
+		c.w.faultf("%s returned %v after it should have: %v", c.what, late, err)
+	}
+	code, outcome := connect.CodeOf(err), "ok"
+	if err != nil {
+		outcome = code.String()
+	}
+	c.w.mu.Lock()
+	c.w.outcomes[c.what+" "+outcome]++
+	c.w.mu.Unlock()
+	// A node may notice that the deadline has passed before the caller's own timer fires.
+	deadline, _ := c.Deadline()
+	ended := c.Err() != nil || !time.Now().Before(deadline)
+	recently := func(at *atomic.Int64) bool { return time.Unix(0, at.Load()).After(c.begin.Add(-aftermath)) }
+	switch {
+	case err == nil:
+		return true
+	case ended && (code == connect.CodeCanceled || code == connect.CodeDeadlineExceeded):
+	case code == connect.CodeUnavailable && slices.ContainsFunc(c.to, func(h *host) bool { return recently(&h.cut) }):
+	case code == connect.CodeUnavailable && c.what == "find" && recently(&c.w.away):
+	case code == connect.CodeResourceExhausted: // its node has a bound, and calls that were given up may still run
+	default:
+		c.w.faultf("%s failed: %v", c.what, err)
+	}
+	return false
+}
+
+// caller is one of those who make calls, one after the other.
+type caller struct {
+	w     *world
+	host  *host
+	r     *rand.Rand
+	name  int64
+	count int64
+	to    int
+}
+
+// next is the number of the caller's next call.
+func (c *caller) next() int64 {
+	c.count++
+	return number(c.name, c.w.cuts.Load(), c.count)
+}
+
+// target chooses a node, mostly the one that it was the last time, and says which host it is on.
+func (c *caller) target() (*contractv1raylink.Probe, *host) {
+	if c.r.IntN(8) == 0 {
+		c.to = c.r.IntN(hosts)
+	}
+	return c.host.nodes[c.to], c.w.hosts[c.to]
+}
+
+func (c *caller) add() {
+	to, on := c.target()
+	ctx, by := c.w.begin(c.r, "add", 0, on), c.next()
+	res, err := to.Add(ctx, &contractv1.AddRequest{By: by})
+	if ctx.check(err) && res.GetSum() != by {
+		c.w.faultf("add was answered with another's answer: %x, not %x", res.GetSum(), by)
+	}
+}
+
+func (c *caller) echo() {
+	size := []int{16, 16, 16, 16, 16, 9 << 10, 9 << 10, 64 << 10, 64 << 10, 200 << 10, 200 << 10, 1 << 20}[c.r.IntN(12)]
+	payload := pattern(c.r.IntN(256), size)
+	to, on := c.target()
+	ctx := c.w.begin(c.r, "echo", 0, on)
+	res, err := to.Echo(ctx, &contractv1.EchoRequest{Payload: payload})
+	if ctx.check(err) && !bytes.Equal(payload, res.GetPayload()) {
+		c.w.faultf("an echo of %d bytes came back changed", size)
+	}
+}
+
+// fetch has a small request and a larger answer.
+func (c *caller) fetch() {
+	size := 1 + c.r.IntN(300<<10)
+	to, on := c.target()
+	ctx := c.w.begin(c.r, "fetch", 0, on)
+	res, err := to.Echo(ctx, &contractv1.EchoRequest{Payload: fmt.Appendf(nil, "%s%d", fetchPrefix, size)})
+	if ctx.check(err) && !bytes.Equal(pattern(size, size), res.GetPayload()) {
+		c.w.faultf("what was fetched, %d bytes, came changed", size)
+	}
+}
+
+// flood makes very many async calls, of which most wait when their context ends.
+func (c *caller) flood(calls int) {
+	i := c.r.IntN(hosts)
+	ctx := c.w.begin(c.r, "flood", 0, c.w.hosts[i])
+	ctx.limit = ctx.begin.Add(longest)
+	all := make([]*raylink.Future[*contractv1.AddResponse], calls)
+	for n := range all {
+		all[n] = c.host.nodes[i].AddAsync(ctx, &contractv1.AddRequest{By: c.next()})
+	}
+	var last error
+	for _, f := range all {
+		if _, err := f.Get(context.Background()); connect.CodeOf(err) != connect.CodeResourceExhausted {
+			last = err
+		}
+	}
+	ctx.check(last)
+}
+
+// burst makes async calls, which come in the order in which they were made, and takes some back.
+func (c *caller) burst() {
+	to, on := c.target()
+	type begun struct {
+		ctx    *call
+		by     int64
+		future *raylink.Future[*contractv1.AddResponse]
+	}
+	all := make([]begun, 1+c.r.IntN(12))
+	for i := range all {
+		b := begun{ctx: c.w.begin(c.r, "async", 0, on), by: c.next()}
+		b.future = to.AddAsync(b.ctx, &contractv1.AddRequest{By: b.by})
+		all[i] = b
+	}
+	for _, b := range all {
+		if c.r.IntN(10) == 0 {
+			b.future.Cancel()
+			b.ctx.end()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), longest+2*grace)
+		res, err := b.future.Get(ctx)
+		cancel()
+		if b.ctx.check(err) && res.GetSum() != b.by {
+			c.w.faultf("an async call was answered with another's answer: %x, not %x", res.GetSum(), b.by)
+		}
+	}
+}
+
+// nested goes from one node to the next, each in its turn. It goes upwards, so that there is no cycle.
+func (c *caller) nested() {
+	ctx, by := c.w.begin(c.r, "nested", 0, c.w.hosts...), c.next()
+	reach := func(i int) *contractv1.Reach { return &contractv1.Reach{Node: c.host.nodes[i].Ref().NodeRef()} }
+	res, err := c.host.nodes[0].Relay(ctx, &contractv1.RelayRequest{
+		Next: reach(1), Back: reach(2), What: strconv.FormatInt(by, 10),
+	})
+	if ctx.check(err) && res.GetSum() != by {
+		c.w.faultf("a nested call was answered with another's answer: %x, not %x", res.GetSum(), by)
+	}
+}
+
+// wait calls methods that return when their context ends.
+func (c *caller) wait() {
+	to, on := c.target()
+	ctx := c.w.begin(c.r, "wait", 0, on)
+	if time.Until(ctx.limit) > time.Second { // it would do nothing else
+		ctx.end()
+		return
+	}
+	var err error
+	if c.r.IntN(3) == 0 {
+		_, err = to.Block(ctx, &contractv1.BlockRequest{})
+	} else {
+		_, err = to.BlockBeside(ctx, &contractv1.BlockRequest{})
+	}
+	if ctx.check(err) {
+		c.w.faultf("a method that waits for the end of its context returned without")
+	}
+}
+
+func (c *caller) chat() {
+	to, on := c.target()
+	ctx := c.w.begin(c.r, "chat", 20*time.Millisecond, on)
+	stream, err := to.Chat(ctx)
+	if err != nil {
+		ctx.check(err)
+		return
+	}
+	defer func() { _ = stream.Close() }()
+	text := strings.Repeat("x", c.r.IntN(20<<10))
+	for i := range 1 + c.r.IntN(20) {
+		want := strconv.Itoa(i) + text
+		if err = stream.Send(&contractv1.ChatRequest{Text: want}); err != nil && !errors.Is(err, io.EOF) {
+			ctx.check(err)
+			return
+		}
+		res, rerr := stream.Receive()
+		if rerr != nil {
+			if errors.Is(rerr, io.EOF) {
+				c.w.faultf("a chat ended cleanly in the middle")
+			}
+			ctx.check(rerr)
+			return
+		}
+		if res.GetText() != want {
+			c.w.faultf("a chat's message came back changed")
+		}
+	}
+	if err = stream.CloseSend(); err == nil {
+		if _, err = stream.Receive(); errors.Is(err, io.EOF) {
+			err = nil
+		}
+	}
+	ctx.check(err)
+}
+
+func (c *caller) numbers() {
+	numbers, size := uint32(c.r.IntN(200)), c.r.IntN(8<<10)
+	if c.r.IntN(8) == 0 {
+		numbers, size = 3, 300<<10
+	}
+	to, on := c.target()
+	abandon := c.r.IntN(4) == 0
+	ctx := c.w.begin(c.r, "count", 20*time.Millisecond, on)
+	stream, err := to.Count(ctx, &contractv1.CountRequest{To: numbers, Payload: uint32(size)})
+	if err != nil {
+		ctx.check(err)
+		return
+	}
+	defer func() { _ = stream.Close() }()
+	for i := uint32(0); ; i++ {
+		res, err := stream.Receive()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+				if i != numbers {
+					c.w.faultf("a stream of %d ended cleanly after %d", numbers, i)
+				}
+			}
+			ctx.check(err)
+			return
+		}
+		if res.GetNumber() != i || !bytes.Equal(res.GetPayload(), pattern(int(i), size)) {
+			c.w.faultf("message %d of a stream came as %d, or changed", i, res.GetNumber())
+		}
+		if abandon && i > numbers/2 {
+			_ = stream.Close()
+			ctx.check(nil)
+			return
+		}
+	}
+}
+
+func (c *caller) sum() {
+	to, on := c.target()
+	ctx := c.w.begin(c.r, "sum", 20*time.Millisecond, on)
+	stream, err := to.Sum(ctx)
+	if err != nil {
+		ctx.check(err)
+		return
+	}
+	defer func() { _ = stream.Close() }()
+	want := int64(0)
+	for i := range int64(c.r.IntN(300)) {
+		if err = stream.Send(&contractv1.SumRequest{Number: i}); err != nil {
+			break // the answer says why
+		}
+		want += i
+	}
+	res, err := stream.CloseAndReceive()
+	if ctx.check(err) && res.GetSum() != want {
+		c.w.faultf("a sum of %d came as %d", want, res.GetSum())
+	}
+}
+
+func (c *caller) find() {
+	ctx := c.w.begin(c.r, "find", 0)
+	want := c.host.nodes[c.r.IntN(hosts)].Ref()
+	found, err := contractv1raylink.FindProbe(ctx, c.host.rt, raylink.Path(want.Path()))
+	if ctx.check(err) && found.Ref().NID() != want.NID() {
+		c.w.faultf("%s was found as %s, not %s", want.Path(), found.Ref().NID(), want.NID())
+	}
+	select {
+	case <-c.w.over:
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+// start starts what makes calls.
+func (w *world) start(seed uint64) {
+	shapes := [][]func(*caller){
+		{(*caller).add, (*caller).fetch},
+		{(*caller).add},
+		{(*caller).echo, (*caller).fetch},
+		{(*caller).burst},
+		{(*caller).nested},
+		{(*caller).wait},
+		{(*caller).chat, (*caller).sum},
+		{(*caller).numbers},
+		{(*caller).find},
+	}
+	last := int64(0)
+	for _, h := range w.hosts {
+		for _, does := range shapes {
+			last++
+			name := last
+			c := &caller{w: w, host: h, name: name, r: rand.New(rand.NewPCG(seed, uint64(name)))}
+			w.run.Go(func() {
+				for !w.isOver() {
+					if w.alone.Load() && int(name)%len(shapes) != 1 {
+						w.pause(time.Duration(c.r.IntN(300)) * time.Millisecond)
+						if c.r.IntN(8) > 0 {
+							continue
+						}
+					}
+					does[c.r.IntN(len(does))](c)
+				}
+			})
+		}
+	}
+}
+
+// floods makes a flood of calls now and then: a connection that has had one is as good as before.
+func (w *world) floods(r *rand.Rand) {
+	for i := range int64(1 << 14) {
+		w.pause(time.Duration(500+r.IntN(8000)) * time.Millisecond)
+		if w.isOver() {
+			return
+		}
+		c := &caller{w: w, host: w.hosts[r.IntN(hosts)], r: r, name: 1<<14 + 1 + i}
+		c.flood(15_000)
+	}
+}
+
+// pause waits for d, or the end of the run.
+func (w *world) pause(d time.Duration) {
+	select {
+	case <-w.over:
+	case <-time.After(d):
+	}
+}
+
+// disturbLinks slows, stalls and cuts links.
+func (w *world) disturbLinks(r *rand.Rand) {
+	for !w.isOver() {
+		h := w.hosts[r.IntN(hosts)]
+		if r.IntN(10) == 0 {
+			w.cuts.Add(1) // first: calls that begin after the cut have another name
+			h.cut.Store(time.Now().Add(time.Hour).UnixNano())
+			h.proxy.cut()
+			h.cut.Store(time.Now().UnixNano())
+			w.count("cut")
+		} else {
+			what, undo := h.proxy.disturb(r)
+			w.count(what)
+			w.pause(time.Duration(50+r.IntN(800)) * time.Millisecond)
+			undo()
+		}
+		w.pause(time.Duration(r.IntN(300)) * time.Millisecond)
+		w.alone.Store(r.IntN(3) == 0)
+		if r.IntN(4) == 0 { // a fast system finds other faults than a slow one
+			w.pause(time.Second)
+		}
+	}
+}
+
+// disturbBrain stops Brain's process for a while, or kills it and starts another one.
+func (w *world) disturbBrain(r *rand.Rand) {
+	for !w.isOver() {
+		w.pause(time.Duration(200+r.IntN(1500)) * time.Millisecond)
+		w.away.Store(time.Now().Add(time.Hour).UnixNano())
+		var err error
+		if r.IntN(2) == 0 {
+			w.count("Brain stopped")
+			if err = w.brain.signal(syscall.SIGSTOP); err == nil {
+				w.pause(time.Duration(200+r.IntN(1500)) * time.Millisecond)
+				err = w.brain.signal(syscall.SIGCONT)
+			}
+		} else {
+			w.count("Brain killed")
+			if err = w.brain.kill(); err == nil {
+				w.pause(time.Duration(r.IntN(500)) * time.Millisecond)
+				err = w.brain.start()
+			}
+		}
+		w.away.Store(time.Now().UnixNano())
+		if err != nil {
+			w.faultf("disturbing Brain: %v", err)
+			return
+		}
+	}
+}
+
+func (w *world) count(what string) {
+	w.mu.Lock()
+	w.outcomes["disturbed: "+what]++
+	w.mu.Unlock()
+}
+
+// watchHeap checks that the heap is bounded all the while.
+func (w *world) watchHeap() {
+	for !w.isOver() {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		if m.HeapAlloc > mostHeap {
+			w.faultf("the heap has %d MiB", m.HeapAlloc>>20)
+			return
+		}
+		w.pause(500 * time.Millisecond)
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // what the first one has found finalizers for
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// join makes a host that others reach by a proxy, and a node on it.
+func (w *world) join(ctx context.Context) *host {
+	t, listen := w.t, reserve(w.t)
+	p, err := newProxy(listen)
+	require.NoError(t, err)
+	t.Cleanup(p.close)
+	rt, err := join.Start(ctx,
+		raylink.WithBrain(w.brain.address), raylink.WithToken(token), raylink.WithListen(listen), raylink.WithAdvertise(p.address()),
+		contractv1raylink.ProbeType(w.setUp),
+	)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, rt.Close()) }) // once more does nothing
+	// Processes of one machine meet by Unix sockets; these are to meet at the proxy.
+	require.NoError(t, os.Remove(rt.Info().GetSocket()))
+	own, err := contractv1raylink.CreateProbe(ctx, rt, nil)
+	require.NoError(t, err)
+	return &host{rt: rt, proxy: p, own: own}
+}
+
+// await waits for everything that makes calls. A call that never returns is the worst fault.
+func (w *world) await() {
+	done := make(chan struct{})
+	go func() { w.run.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(longest + 2*grace + patience):
+		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+		require.Fail(w.t, "a call has not returned")
+	}
+}
+
+// TestSoak keeps a system of three hosts busy, with calls of all shapes, while its links are slowed,
+// stalled and cut, and Brain is stopped and killed; the collector runs as often as it can. Each
+// caller's calls run in their order, none twice; each returns in time, with its own answer, and fails
+// only for a reason; nodes hear of every end; memory is bounded; and nothing is left.
+func TestSoak(t *testing.T) {
+	if *seed == 0 {
+		*seed = rand.Uint64()
+	}
+	t.Logf("-soak=%v -soak.seed=%d", *duration, *seed)
+	dir, err := os.MkdirTemp("/tmp", "soak") //nolint:usetesting // short: Unix sockets are to fit
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
+	sockets := filepath.Join(dir, "s")
+	t.Setenv("RAYLINK_DATA", filepath.Join(dir, "data"))
+	t.Setenv("RAYLINK_RUNTIME_DIR", sockets)
+	t.Setenv("GOGC", "5") // of Brain's processes
+	defer debug.SetGCPercent(debug.SetGCPercent(5))
+	w := &world{t: t, over: make(chan struct{}), outcomes: make(map[string]int)}
+	w.brain = &brain{address: reserve(t)}
+	files := openFiles(t)
+	require.NoError(t, w.brain.start())
+	t.Cleanup(func() { _ = w.brain.cmd.Process.Kill() })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range hosts {
+		w.hosts = append(w.hosts, w.join(ctx))
+	}
+	for _, h := range w.hosts {
+		for _, other := range w.hosts {
+			handle, err := contractv1raylink.ProbeFrom(h.rt, other.own.Ref().NodeRef())
+			require.NoError(t, err)
+			h.nodes = append(h.nodes, handle)
+		}
+	}
+	before := heap()
+	w.start(*seed)
+	w.run.Go(func() { w.disturbLinks(rand.New(rand.NewPCG(*seed, 1<<32))) })
+	w.run.Go(func() { w.disturbBrain(rand.New(rand.NewPCG(*seed, 1<<33))) })
+	w.run.Go(func() { w.floods(rand.New(rand.NewPCG(*seed, 1<<34))) })
+	w.run.Go(w.watchHeap)
+	<-time.After(*duration)
+	// On a machine that is busy enough some kinds of calls have had no turn yet.
+	assert.Eventually(t, func() bool { return len(w.missing()) == 0 }, patience, 10*time.Millisecond, "some calls never ended so")
+	close(w.over)
+	w.await()
+	w.report()
+	w.checkRecovery()
+	w.checkEnd(files, sockets, before)
+}
+
+// report says what has happened.
+func (w *world) report() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, what := range slices.Sorted(maps.Keys(w.outcomes)) {
+		w.t.Logf("%8d %s", w.outcomes[what], what)
+	}
+	w.t.Logf("missing: %v", w.missingLocked())
+}
+
+// missing are the outcomes that there must be, and have not been yet.
+func (w *world) missing() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.missingLocked()
+}
+
+func (w *world) missingLocked() []string {
+	return slices.DeleteFunc([]string{
+		"add ok", "echo ok", "fetch ok", "async ok", "nested ok", "chat ok", "count ok", "sum ok",
+		"find ok", "wait deadline_exceeded", "wait canceled",
+	}, func(what string) bool { return w.outcomes[what] > 0 })
+}
+
+// checkRecovery checks that the system works when it is left alone.
+func (w *world) checkRecovery() {
+	t := w.t
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var count atomic.Int64
+	assert.Eventually(t, func() bool { return w.blocked.Load() == 0 }, patience, time.Millisecond,
+		"a method was not told that its caller does not wait any more")
+	for _, h := range w.hosts {
+		for _, to := range h.nodes {
+			assert.Eventually(t, func() bool {
+				_, err := to.Add(ctx, &contractv1.AddRequest{By: number(1<<14, 0, count.Add(1))})
+				return err == nil
+			}, patience, 10*time.Millisecond, "%s is not reached any more", to.Ref().Path())
+			assert.Eventually(t, func() bool {
+				_, err := contractv1raylink.FindProbe(ctx, h.rt, raylink.Path(to.Ref().Path()))
+				return err == nil
+			}, patience, 10*time.Millisecond, "%s is not found any more", to.Ref().Path())
+		}
+	}
+}
+
+// checkEnd closes everything, and checks that nothing is left.
+func (w *world) checkEnd(files int, sockets string, before uint64) {
+	t := w.t
+	if after := heap(); after > before+heapLeft {
+		assert.Fail(t, "memory is left", "%d MiB, %d before", after>>20, before>>20)
+	}
+	for _, h := range w.hosts {
+		require.NoError(t, h.rt.Close())
+		h.proxy.close()
+	}
+	require.NoError(t, w.brain.signal(syscall.SIGTERM))
+	assert.NoError(t, w.brain.cmd.Wait())
+	var left any
+	none := func(find func() any) func() bool {
+		return func() bool {
+			left = find()
+			return left == nil
+		}
+	}
+	assert.Eventually(t, none(func() any {
+		if found := ours(filepath.Dir(sockets)); len(found) > 0 {
+			return found
+		}
+		return nil
+	}), patience, 10*time.Millisecond, "processes are left")
+	assert.Eventually(t, none(func() any {
+		if n := openFiles(t); n > files {
+			return n
+		}
+		return nil
+	}), patience, 10*time.Millisecond, "open files are left")
+	// What a killed Brain could not remove is removed by the next process of the machine.
+	require.NoError(t, rundir.SweepHosts(sockets))
+	entries, err := filepath.Glob(filepath.Join(sockets, "*", "*"))
+	require.NoError(t, err)
+	assert.Empty(t, slices.DeleteFunc(entries, func(path string) bool { return filepath.Base(filepath.Dir(path)) == "locks" }))
+	if left != nil {
+		t.Logf("left: %v", left)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	assert.Empty(t, w.faults)
+	require.NoError(t, goleak.Find())
+}
