@@ -196,15 +196,17 @@ func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} 
 				h.log.Warn("what is printed from here on is lost", slog.Any("error", err))
 			}
 		}
-		died := time.Now()
 		patience := orphanLeases * h.options.Lease
-		check := time.NewTicker(max(patience/100, 10*time.Millisecond))
+		period := max(patience/100, 10*time.Millisecond)
+		check := time.NewTicker(period)
 		defer check.Stop()
+		silence := newSilence(period, time.Now())
 		for {
 			select {
-			case now := <-check.C:
-				if heard := time.Unix(0, h.registry.heard.Load()); now.Sub(heard) > patience && now.Sub(died) > patience {
-					h.log.Warn("the launcher is dead and Brain has been away for long: this process ends", slog.Duration("away", now.Sub(heard)))
+			case <-check.C:
+				away := silence.at(time.Now(), h.registry.heard.Load())
+				if away > patience {
+					h.log.Warn("the launcher is dead and Brain has been away for long: this process ends", slog.Duration("away", away))
 					close(given)
 					return
 				}

@@ -1,0 +1,25 @@
+package runtime
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestSilenceIsCountedWhileTheProcessRuns(t *testing.T) {
+	const period = time.Second
+	now := time.Now()
+	s := newSilence(period, now)
+	look := func(passed time.Duration, heard int64) time.Duration {
+		now = now.Add(passed)
+		return s.at(now, heard)
+	}
+	require.Equal(t, period, look(period, 0))
+	require.Equal(t, 2*period, look(period, 0))
+	require.Zero(t, look(period, 1), "something was heard")
+	require.Equal(t, period+lateness, look(period+lateness, 1), "a little late")
+	require.Zero(t, look(time.Hour, 1), "it was stopped")
+	require.Equal(t, period, look(period, 1))
+	require.Zero(t, s.at(now.Add(period).Round(0).Add(time.Hour), 1), "it was suspended")
+}
