@@ -55,7 +55,7 @@ func (echoNode) Flood(_ context.Context, req *benchv1.FloodRequest, stream bench
 
 // brainRole is the process of Brain, as `raylink brain` runs it. It serves until ctx ends.
 func brainRole(ctx context.Context, serving func(address string)) error {
-	return raylink.ServeBrain(ctx, raylink.BrainOptions{Serving: func(address, _ string) { serving(address) }})
+	return raylink.ServeBrain(ctx, raylink.BrainOptions{Serving: func(address, _, _ string) { serving(address) }})
 }
 
 type raylinkServer struct {

@@ -15,36 +15,95 @@ import (
 // same process returns when its method does, whose context has ended then too.
 func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
 	var none Res
-	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.newRequest))
+	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
 	if err != nil {
 		return none, err
 	}
 	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
 }
 
-// CallAsync enqueues a call of the method. It blocks only while the way to the node is full or being opened, until it is not or ctx ends. Calls
-// enqueued one after the other run in that order. The call lives as long as ctx; the future's outcome is the call's.
+// CallAsync is [CallAsync] for the method.
 func (u *Unary[Req, Res]) CallAsync(ctx context.Context, ref Ref, req Req) *Future[Res] {
-	return &Future[Res]{f: ref.t.submit(ctx, &u.m, orEmpty(req, u.newRequest))}
+	return &Future[Res]{f: ref.t.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
 }
 
-// Call begins a call of the method, and returns its stream of responses.
-func (s *ServerStreaming[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (ServerStreamingClient[Res], error) {
-	stream, err := ref.t.stream(ctx, &s.m)
+// method is the method of the handle's service at an index of its [Table].
+func (r Ref) method(index int) (*Method, error) {
+	if r.t == nil {
+		return nil, errNoNode()
+	}
+	return r.t.service.methods[index], nil
+}
+
+// CallUnary is [Unary.Call] for the method at an index of the [Table] that ref's service is made of. It is for generated code, as are the
+// functions below.
+func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (Res, error) {
+	var none Res
+	m, err := ref.method(index)
+	if err != nil {
+		return none, err
+	}
+	res, err := ref.t.invoke(ctx, m, orEmpty(req, m.newRequest))
+	if err != nil {
+		return none, err
+	}
+	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
+}
+
+// CallAsync enqueues a call of a method. It blocks only while the way to the node is full or being opened, until it is not or ctx ends. Calls
+// enqueued one after the other run in that order. The call lives as long as ctx; the future's outcome is the call's.
+func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) *Future[Res] {
+	m, err := ref.method(index)
+	if err != nil {
+		return &Future[Res]{f: failedFuture(err)}
+	}
+	return &Future[Res]{f: ref.t.submit(ctx, m, orEmpty(req, m.newRequest))}
+}
+
+// failedFuture is that of a call of no node.
+func failedFuture(err error) *future {
+	f := newFuture(&Method{spec: connect.Spec{Procedure: "/(a method of no node)"}}, nil)
+	f.complete(nil, err)
+	return f
+}
+
+// beginStream begins a call of a streaming method.
+func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
+	m, err := ref.method(index)
 	if err != nil {
 		return nil, err
 	}
-	out := &clientStream[Req, Res]{stream: stream, method: &s.typed}
-	err = stream.Send(orEmpty(req, s.newRequest))
-	if err == nil {
-		err = stream.CloseSend()
-	}
-	if err != nil && isLocalRefusal(err) {
-		_ = stream.Close() // nothing has begun
+	stream, err := ref.t.stream(ctx, m)
+	if err != nil {
 		return nil, err
 	}
+	return &callStream{stream: stream, method: m}, nil
+}
+
+// CallServerStream begins a call of a method, and returns its stream of responses.
+func CallServerStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (ServerStreamingClient[Res], error) {
+	c, err := beginStream(ctx, ref, index)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.sendOnly(orEmpty(req, c.method.newRequest)); err != nil {
+		return nil, err
+	}
+	return serverStreamingClient[Res]{c}, nil
+}
+
+// sendOnly sends the only request.
+func (c *callStream) sendOnly(req proto.Message) error {
+	err := c.stream.Send(req)
+	if err == nil {
+		err = c.stream.CloseSend()
+	}
+	if err != nil && isLocalRefusal(err) {
+		_ = c.stream.Close() // nothing has begun
+		return err
+	}
 	// Otherwise the node, or what lost it, says why on the receiving side.
-	return out, nil
+	return nil
 }
 
 // isLocalRefusal reports whether a call was refused on the caller's side, for what it was to carry.
@@ -61,26 +120,26 @@ func isLocalRefusal(err error) bool {
 	}
 }
 
-// Call begins a call of the method, and returns the stream to send its requests on.
-func (c *ClientStreaming[Req, Res]) Call(ctx context.Context, ref Ref) (ClientStreamingClient[Req, Res], error) {
-	stream, err := ref.t.stream(ctx, &c.m)
+// CallClientStream begins a call of a method, and returns the stream to send its requests on.
+func CallClientStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (ClientStreamingClient[Req, Res], error) {
+	c, err := beginStream(ctx, ref, index)
 	if err != nil {
 		return nil, err
 	}
-	return &clientStream[Req, Res]{stream: stream, method: &c.typed}, nil
+	return clientStreamingClient[Req, Res]{c}, nil
 }
 
-// Call begins a call of the method, and returns its stream.
-func (b *BidiStreaming[Req, Res]) Call(ctx context.Context, ref Ref) (BidiStreamingClient[Req, Res], error) {
-	stream, err := ref.t.stream(ctx, &b.m)
+// CallBidiStream begins a call of a method, and returns its stream.
+func CallBidiStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (BidiStreamingClient[Req, Res], error) {
+	c, err := beginStream(ctx, ref, index)
 	if err != nil {
 		return nil, err
 	}
-	return &clientStream[Req, Res]{stream: stream, method: &b.typed}, nil
+	return bidiStreamingClient[Req, Res]{c}, nil
 }
 
 // orEmpty makes nil the empty message.
-func orEmpty[M proto.Message](msg M, fresh func() M) M {
+func orEmpty[M proto.Message](msg M, fresh func() proto.Message) proto.Message {
 	var none M
 	if any(msg) == any(none) {
 		return fresh()

@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"cmp"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"connectrpc.com/connect/v2"
@@ -41,41 +43,41 @@ type Service struct {
 	byProc  map[string]*Method
 }
 
-// NewService makes a service's method table. It is for generated code, and panics where that does not fit its schema.
+// NewService makes the method table of a service that no generated code is made of; see [Table] for the others. It panics where the methods
+// don't fit the schema.
 func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods ...MethodTable) *Service {
+	rows := make([]*Method, len(methods))
+	for i, table := range methods {
+		rows[i] = table.method()
+	}
+	return newService(desc, config, rows)
+}
+
+func newService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods []*Method) *Service {
 	s := &Service{
-		name:   string(desc.FullName()),
-		desc:   desc,
-		config: config,
-		byProc: make(map[string]*Method, len(methods)),
+		name:    string(desc.FullName()),
+		desc:    desc,
+		config:  config,
+		methods: methods,
+		byProc:  make(map[string]*Method, len(methods)),
 	}
-	if s.config.MaxConcurrency == 0 {
-		s.config.MaxConcurrency = DefaultMaxConcurrency
-	}
-	if s.config.MaxPending == 0 {
-		s.config.MaxPending = DefaultMaxPending
-	}
-	if s.config.MaxStreams == 0 {
-		s.config.MaxStreams = DefaultMaxStreams
-	}
-	for _, table := range methods {
-		m := table.method()
+	s.config.MaxConcurrency = cmp.Or(s.config.MaxConcurrency, DefaultMaxConcurrency)
+	s.config.MaxPending = cmp.Or(s.config.MaxPending, DefaultMaxPending)
+	s.config.MaxStreams = cmp.Or(s.config.MaxStreams, DefaultMaxStreams)
+	for i, m := range methods {
 		md := desc.Methods().ByName(protoreflect.Name(m.name))
 		if md == nil {
 			panic(fmt.Sprintf("raylink: service %s has no method %s: generated code and schema differ; run `buf generate`", s.name, m.name))
 		}
-		m.service, m.index = s, len(s.methods)
+		m.service, m.index = s, i
+		m.shape = streamTypeOf(md)
+		m.requestType, m.responseType = reflect.TypeOf(m.newRequest()), reflect.TypeOf(m.newResponse())
 		m.spec = connect.Spec{
-			StreamType:       streamTypeOf(md),
+			StreamType:       m.shape,
 			IdempotencyLevel: idempotencyOf(md),
 			Schema:           md,
 			Procedure:        "/" + s.name + "/" + m.name,
 		}
-		if m.spec.StreamType != m.shape {
-			panic(fmt.Sprintf("raylink: method %s is %v in the schema and %v in generated code; run `buf generate`",
-				m.spec.Procedure, m.spec.StreamType, m.shape))
-		}
-		s.methods = append(s.methods, m)
 		s.byProc[m.spec.Procedure] = m
 	}
 	return s

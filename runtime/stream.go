@@ -101,79 +101,145 @@ func (s *source) fill(msg proto.Message) error {
 	return s.stream.Receive(msg) //nolint:wrapcheck // it is the call's
 }
 
-func receive[P proto.Message](s *source, fresh func() P) (P, error) {
-	var none P
+// receive receives the next message, made by fresh where it isn't handed over.
+func (s *source) receive(fresh func() proto.Message) (proto.Message, error) {
 	if s.local != nil {
-		msg, err := s.local.receiveMessage()
-		if err != nil {
-			return none, err
-		}
-		if typed, ok := msg.(P); ok {
-			return typed, nil
-		}
-		return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
+		return s.local.receiveMessage()
 	}
 	msg := fresh()
 	if err := s.fill(msg); err != nil {
 		if errors.Is(err, io.EOF) {
-			return none, io.EOF
+			return nil, io.EOF
 		}
-		return none, err
+		return nil, err
 	}
 	return msg, nil
 }
 
-// serverStream is the node's side of every streaming shape; the interfaces above show the part that fits.
-type serverStream[Req, Res proto.Message] struct {
+// typedMessage gives what was received its type.
+func typedMessage[M proto.Message](msg proto.Message, err error) (M, error) {
+	var none M
+	if err != nil {
+		return none, err
+	}
+	if typed, ok := msg.(M); ok {
+		return typed, nil
+	}
+	return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
+}
+
+// ServedStream is the node's side of a stream, without its types. It is for generated code.
+type ServedStream struct {
 	stream connect.ServerStream
-	source source // only Receive uses it
-	method *typed[Req, Res]
+	source source // only receive uses it
+	method *Method
 }
 
-func (s *serverStream[Req, Res]) Receive() (Req, error) {
-	return receive(s.source.from(s.stream), s.method.newRequest)
+func (s *ServedStream) receive() (proto.Message, error) {
+	return s.source.from(s.stream).receive(s.method.newRequest)
 }
 
-func (s *serverStream[Req, Res]) Send(res Res) error {
+// ReceiveRequest receives the only request of a server-streaming method.
+func ReceiveRequest[Req proto.Message](s *ServedStream) (Req, error) {
+	return typedMessage[Req](s.receive())
+}
+
+// SendResponse sends the only response of a client-streaming method, unless err says that there is none.
+func SendResponse[Res proto.Message](s *ServedStream, res Res, err error) error {
+	if err != nil {
+		return err
+	}
 	return s.stream.Send(orEmpty(res, s.method.newResponse))
 }
 
-// clientStream is the caller's side of every streaming shape.
-type clientStream[Req, Res proto.Message] struct {
+// ServerStream is the stream of a server-streaming method.
+func ServerStream[Res proto.Message](s *ServedStream) ServerStreamingServer[Res] {
+	return serverStreamingServer[Res]{s}
+}
+
+// ClientStream is the stream of a client-streaming method.
+func ClientStream[Req proto.Message](s *ServedStream) ClientStreamingServer[Req] {
+	return clientStreamingServer[Req]{s}
+}
+
+// BidiStream is the stream of a bidirectional method.
+func BidiStream[Req, Res proto.Message](s *ServedStream) BidiStreamingServer[Req, Res] {
+	return bidiStreamingServer[Req, Res]{s}
+}
+
+// The typed streams have one pointer each, so that to make one allocates nothing, and as little code as can be, for there is one of each for
+// every method.
+type (
+	serverStreamingServer[Res proto.Message]      struct{ s *ServedStream }
+	clientStreamingServer[Req proto.Message]      struct{ s *ServedStream }
+	bidiStreamingServer[Req, Res proto.Message]   struct{ s *ServedStream }
+	serverStreamingClient[Res proto.Message]      struct{ c *callStream }
+	clientStreamingClient[Req, Res proto.Message] struct{ c *callStream }
+	bidiStreamingClient[Req, Res proto.Message]   struct{ c *callStream }
+)
+
+func (s serverStreamingServer[Res]) Send(res Res) error {
+	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
+}
+
+func (s clientStreamingServer[Req]) Receive() (Req, error) { return typedMessage[Req](s.s.receive()) }
+
+func (s bidiStreamingServer[Req, Res]) Receive() (Req, error) { return typedMessage[Req](s.s.receive()) }
+
+func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
+	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
+}
+
+// callStream is the caller's side of a stream, without its types.
+type callStream struct {
 	stream connect.ClientStream
-	source source // only Receive uses it
-	method *typed[Req, Res]
+	source source // only receive uses it
+	method *Method
 }
 
-func (c *clientStream[Req, Res]) Receive() (Res, error) {
-	return receive(c.source.from(c.stream), c.method.newResponse)
+func (c *callStream) receive() (proto.Message, error) {
+	return c.source.from(c.stream).receive(c.method.newResponse)
 }
 
-func (c *clientStream[Req, Res]) Send(req Req) error {
-	return c.stream.Send(orEmpty(req, c.method.newRequest))
-}
-func (c *clientStream[Req, Res]) CloseSend() error { return c.stream.CloseSend() }
-func (c *clientStream[Req, Res]) Close() error     { return c.stream.Close() }
-
-func (c *clientStream[Req, Res]) CloseAndReceive() (Res, error) {
-	var none Res
+// closeAndReceive ends the requests and receives the only response.
+func (c *callStream) closeAndReceive() (proto.Message, error) {
 	if err := c.stream.CloseSend(); err != nil {
-		return none, err
+		return nil, err
 	}
-	res, err := c.Receive()
+	res, err := c.receive()
 	if err != nil {
 		if errors.Is(err, io.EOF) {
-			return none, connect.NewError(connect.CodeInternal, "the call ended without a response")
+			return nil, connect.NewError(connect.CodeInternal, "the call ended without a response")
 		}
-		return none, err
+		return nil, err
 	}
 	// The call's outcome and its trailer come after the response.
-	switch _, err := c.Receive(); {
+	switch _, err := c.receive(); {
 	case err == nil:
 		_ = c.stream.Close() // the error says what is wrong
-		return none, connect.Errorf(connect.CodeInternal, "%s sent more than one response", c.method.m.fullName())
+		return nil, connect.Errorf(connect.CodeInternal, "%s sent more than one response", c.method.fullName())
 	case !errors.Is(err, io.EOF):
-		return none, err
+		return nil, err
 	}
 	return res, c.stream.Close()
 }
+
+func (c serverStreamingClient[Res]) Receive() (Res, error) { return typedMessage[Res](c.c.receive()) }
+func (c serverStreamingClient[Res]) Close() error          { return c.c.stream.Close() }
+
+func (c clientStreamingClient[Req, Res]) Send(req Req) error {
+	return c.c.stream.Send(orEmpty(req, c.c.method.newRequest))
+}
+
+func (c clientStreamingClient[Req, Res]) CloseAndReceive() (Res, error) {
+	return typedMessage[Res](c.c.closeAndReceive())
+}
+
+func (c clientStreamingClient[Req, Res]) Close() error { return c.c.stream.Close() }
+
+func (c bidiStreamingClient[Req, Res]) Send(req Req) error {
+	return c.c.stream.Send(orEmpty(req, c.c.method.newRequest))
+}
+func (c bidiStreamingClient[Req, Res]) CloseSend() error      { return c.c.stream.CloseSend() }
+func (c bidiStreamingClient[Req, Res]) Receive() (Res, error) { return typedMessage[Res](c.c.receive()) }
+func (c bidiStreamingClient[Req, Res]) Close() error          { return c.c.stream.Close() }

@@ -26,10 +26,11 @@ func (s *serviceWriter) method(name string) *jen.Statement {
 }
 
 func (s *serviceWriter) handleMethods() {
-	for _, method := range s.service.Methods {
+	for index, method := range s.service.Methods {
 		own := s.methods[method.Desc.Name()]
 		params := []jen.Code{jen.Id("ctx").Add(ctxType())}
-		args := []jen.Code{jen.Id("ctx"), jen.Id("h").Dot("ref")}
+		args := []jen.Code{jen.Id("ctx"), jen.Id("h").Dot("ref"), jen.Lit(index)}
+		types := []jen.Code{pointer(method.Input), pointer(method.Output)}
 		if !method.Desc.IsStreamingClient() {
 			params = append(params, jen.Id("req").Add(pointer(method.Input)))
 			args = append(args, jen.Id("req"))
@@ -40,7 +41,7 @@ func (s *serviceWriter) handleMethods() {
 		}
 		s.document(s.methodDoc(method))
 		s.method(own.method).Params(params...).Params(result, jen.Error()).Block(
-			jen.Return(jen.Id(own.table).Dot("Call").Call(args...)),
+			jen.Return(rt(callFunc(method)).Types(types...).Call(args...)),
 		)
 		s.annotate(method.Location, s.handle+"."+own.method)
 		if isStreaming(method) {
@@ -52,10 +53,23 @@ func (s *serviceWriter) handleMethods() {
 			deprecation(s.src, method.Desc, method.Comments),
 		})
 		s.method(own.async).Params(params...).Op("*").Add(rt("Future")).Types(pointer(method.Output)).Block(
-			jen.Return(jen.Id(own.table).Dot("CallAsync").Call(args...)),
+			jen.Return(rt("CallAsync").Types(types...).Call(args...)),
 		)
 		s.annotate(method.Location, s.handle+"."+own.async)
 	}
+}
+
+// callFunc is the function of the runtime that calls a method and waits.
+func callFunc(method *protogen.Method) string {
+	switch client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer(); {
+	case client && server:
+		return "CallBidiStream"
+	case client:
+		return "CallClientStream"
+	case server:
+		return "CallServerStream"
+	}
+	return "CallUnary"
 }
 
 // methodDoc is what the schema says of a method, or a sentence of our own.
@@ -92,14 +106,14 @@ func (s *serviceWriter) constructors() {
 	s.document(s.doc(sentence("%s creates a node of the type %q below parent, and waits until it is set up.",
 		s.create, s.options.typeName)))
 	s.fromRef(s.create, "ref", append(append([]jen.Code{ctx, parent}, cfg...), opts),
-		rt("Create").Call(jen.Id("ctx"), jen.Id("parent"), jen.Id(s.table), config, jen.Id("opts").Op("...")))
+		rt("Create").Call(jen.Id("ctx"), jen.Id("parent"), s.caller(), config, jen.Id("opts").Op("...")))
 
 	s.document(s.doc(sentence("%s creates n nodes of the type %q below parent at once: all, or none and an error.",
 		s.createN, s.options.typeName)))
 	s.Func().Id(s.createN).Params(append(append([]jen.Code{ctx, parent, jen.Id("n").Int()}, cfg...), opts)...).
 		Params(jen.Index().Op("*").Id(s.handle), jen.Error()).Block(
 		jen.List(jen.Id("refs"), jen.Err()).Op(":=").Add(rt("CreateN")).
-			Call(jen.Id("ctx"), jen.Id("parent"), jen.Id(s.table), jen.Id("n"), config, jen.Id("opts").Op("...")),
+			Call(jen.Id("ctx"), jen.Id("parent"), s.caller(), jen.Id("n"), config, jen.Id("opts").Op("...")),
 		jen.If(jen.Err().Op("!=").Nil()).Block(jen.Return(jen.Nil(), jen.Err())),
 		jen.Id("handles").Op(":=").Make(jen.Index().Op("*").Id(s.handle), jen.Len(jen.Id("refs"))),
 		jen.For(jen.List(jen.Id("i"), jen.Id("ref")).Op(":=").Range().Id("refs")).Block(
@@ -112,11 +126,11 @@ func (s *serviceWriter) constructors() {
 	s.document(s.doc(sentence("%s looks up a node of the service %s, by path, alias or id. A relative path is relative to from.",
 		s.find, s.service.Desc.FullName())))
 	s.fromRef(s.find, "ref", []jen.Code{ctx, from, jen.Id("where").Add(rt("Where"))},
-		rt("Find").Call(jen.Id("ctx"), jen.Id("from"), jen.Id(s.table), jen.Id("where")))
+		rt("Find").Call(jen.Id("ctx"), jen.Id("from"), s.caller(), jen.Id("where")))
 
 	s.document(s.doc(sentence("%s makes a handle from a reference that came in a message. It asks nobody.", s.from)))
 	s.fromRef(s.from, "found", []jen.Code{from, jen.Id("ref").Op("*").Qual(nodePackage, "NodeRef")},
-		rt("RefFrom").Call(jen.Id("from"), jen.Id(s.table), jen.Id("ref")))
+		rt("RefFrom").Call(jen.Id("from"), s.caller(), jen.Id("ref")))
 }
 
 // fromRef writes a function that makes a handle from what call returns, a Ref and an error, and calls that Ref found.
@@ -142,16 +156,16 @@ func (s *serviceWriter) adapters() {
 	s.document(s.doc(sentence("%s puts node behind a mailbox in this process, outside any system: a fake in a test, for example. "+
 		"Nothing has to be closed.", s.newLocal)))
 	s.Func().Id(s.newLocal).Params(node).Add(handle).Block(
-		jen.Return(s.handleOf(rt("NewLocal").Call(jen.Id(s.table), jen.Id("node")))),
+		jen.Return(s.handleOf(rt("NewLocal").Call(s.host(), jen.Id("node")))),
 	)
 	s.document(s.doc(sentence("%s puts node behind a mailbox and registers it on server, where %s and any other client of the "+
 		"service reach it. Nothing has to be closed.", s.registerTunnel, s.newTunnel)))
 	s.Func().Id(s.registerTunnel).Params(jen.Id("server").Op("*").Qual(connectPackage, "Server"), node).Block(
-		rt("RegisterTunnel").Call(jen.Id("server"), jen.Id(s.table), jen.Id("node")),
+		rt("RegisterTunnel").Call(jen.Id("server"), s.host(), jen.Id("node")),
 	)
 	s.document(s.doc(sentence("%s is the handle of the node that client reaches.", s.newTunnel)))
 	s.Func().Id(s.newTunnel).Params(jen.Id("client").Op("*").Qual(connectPackage, "Client")).Add(handle).Block(
-		jen.Return(s.handleOf(rt("NewTunnel").Call(jen.Id(s.table), jen.Id("client")))),
+		jen.Return(s.handleOf(rt("NewTunnel").Call(s.caller(), jen.Id("client")))),
 	)
 	s.annotate(s.service.Location, s.newLocal, s.registerTunnel, s.newTunnel)
 }

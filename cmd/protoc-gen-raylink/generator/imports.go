@@ -25,7 +25,7 @@ const (
 func localNames() []string {
 	return []string{
 		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
-		"req", "server", "setup", "stream", "where",
+		"req", "res", "server", "setup", "stream", "where",
 	}
 }
 

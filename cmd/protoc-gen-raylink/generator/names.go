@@ -26,7 +26,8 @@ type serviceNames struct {
 
 	node, unimplemented, nodeType, create, find, from, newLocal, registerTunnel, newTunnel, name, createN string
 
-	table   string // the variable with the method table
+	table    string // the variable with the method table
+	handlers string // the variable with what runs the methods of nodes
 	ref     string // the handle's method that the plugin adds
 	methods map[protoreflect.Name]*methodNames
 }
@@ -37,7 +38,6 @@ type methodNames struct {
 
 	async                      string // a method of the handle; unary methods only
 	serverStream, clientStream string // streaming methods only
-	table                      string // the variable with the typed method
 }
 
 // ownName is one kind of identifier that the plugin adds for a service.
@@ -99,9 +99,9 @@ func newNames(services []*protogen.Service) *names {
 	for _, service := range services {
 		n.services[service.Desc.FullName()].table = take(n.taken, unexported(service.GoName)+"Service")
 	}
-	each(func(service *protogen.Service, method *protogen.Method, own *methodNames) {
-		own.table = take(n.taken, unexported(service.GoName)+method.GoName)
-	})
+	for _, service := range services {
+		n.services[service.Desc.FullName()].handlers = take(n.taken, unexported(service.GoName)+"Handlers")
+	}
 	return n
 }
 

@@ -73,7 +73,7 @@ func meeting(pkg *goPackage) error {
 		if own.handle != service.GoName {
 			meetings = append(meetings, fmt.Errorf("service %s became %s", service.GoName, own.handle))
 		}
-		declare("the package", own.handle, own.table)
+		declare("the package", own.handle, own.table, own.handlers)
 		for _, kind := range ownNames() {
 			declare("the package", *kind.field(own))
 		}
@@ -84,7 +84,6 @@ func meeting(pkg *goPackage) error {
 				meetings = append(meetings, fmt.Errorf("method %s became %s", method.GoName, m.method))
 			}
 			declare(own.handle, m.method)
-			declare("the package", m.table)
 			if isStreaming(method) {
 				declare("the package", m.serverStream, m.clientStream)
 			} else {

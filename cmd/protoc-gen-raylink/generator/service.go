@@ -16,7 +16,7 @@ type serviceWriter struct {
 	options nodeOptions
 }
 
-// service writes one service: its method table, the node's side, then the caller's.
+// service writes one service: its method table, what runs the methods, the node's side, then the caller's.
 func (w *writer) service(service *protogen.Service) {
 	s := &serviceWriter{
 		writer:       w,
@@ -26,6 +26,7 @@ func (w *writer) service(service *protogen.Service) {
 	}
 	s.nameConst()
 	s.methodTable()
+	s.methodHandlers()
 	s.nodeInterface()
 	s.streamTypes()
 	s.unimplementedNode()
@@ -53,21 +54,11 @@ func (s *serviceWriter) nameConst() {
 	s.annotate(s.service.Location, s.name)
 }
 
-// methodTable writes the variables that everything else works with.
+// methodTable writes the data that callers work with.
 func (s *serviceWriter) methodTable() {
-	defs := make([]jen.Code, 0, len(s.service.Methods)+1)
-	for _, method := range s.service.Methods {
-		args := []jen.Code{jen.Lit(string(method.Desc.Name())), jen.Id(s.node).Dot(method.GoName)}
-		if s.options.concurrent[method.Desc.Name()] {
-			args = append(args, rt("Concurrent").Call())
-		}
-		defs = append(defs, jen.Id(s.methods[method.Desc.Name()].table).Op("=").Add(rt(tableConstructor(method))).Call(args...))
-	}
 	config := []jen.Code{jen.Id("Type").Op(":").Lit(s.options.typeName)}
 	if s.options.config != nil {
-		config = append(config, jen.Id("NewConfig").Op(":").Func().Params().Qual(protoPackage, "Message").Block(
-			jen.Return(jen.New(qual(s.options.config.GoIdent))),
-		))
+		config = append(config, jen.Id("NewConfig").Op(":").Add(newMessage(s.options.config)))
 	}
 	for _, bound := range []struct {
 		field string
@@ -81,31 +72,85 @@ func (s *serviceWriter) methodTable() {
 			config = append(config, jen.Id(bound.field).Op(":").Lit(int(bound.value)))
 		}
 	}
-	args := make([]jen.Code, 0, len(s.service.Methods)+2)
-	args = append(args,
-		qual(s.src.GoDescriptorIdent).Dot("Services").Call().Dot("ByName").Call(jen.Lit(string(s.service.Desc.Name()))),
-		rt("ServiceConfig").Custom(multiline("{", "}"), config...),
-	)
+	rows := make([]jen.Code, 0, len(s.service.Methods))
 	for _, method := range s.service.Methods {
-		args = append(args, jen.Id(s.methods[method.Desc.Name()].table))
+		row := []jen.Code{
+			jen.Id("Name").Op(":").Lit(string(method.Desc.Name())),
+			jen.Id("NewRequest").Op(":").Add(newMessage(method.Input)),
+			jen.Id("NewResponse").Op(":").Add(newMessage(method.Output)),
+		}
+		if s.options.concurrent[method.Desc.Name()] {
+			row = append(row, jen.Id("Concurrent").Op(":").True())
+		}
+		rows = append(rows, jen.Custom(multiline("{", "}"), row...))
 	}
-	defs = append(defs, jen.Id(s.table).Op("=").Add(rt("NewService")).Custom(multiline("(", ")"), args...))
 	s.Line()
-	s.Commentf("// The method table of %s.", s.service.Desc.FullName())
-	s.Var().Defs(defs...)
+	s.Commentf("// The method table of %s. Calls name a method by its index in it.", s.service.Desc.FullName())
+	s.Var().Id(s.table).Op("=").Add(rt("Table")).Custom(multiline("{", "}"),
+		jen.Id("File").Op(":").Op("&").Add(qual(s.src.GoDescriptorIdent)),
+		jen.Id("Service").Op(":").Lit(string(s.service.Desc.Name())),
+		jen.Id("Config").Op(":").Add(rt("ServiceConfig")).Custom(multiline("{", "}"), config...),
+		jen.Id("Methods").Op(":").Index().Add(rt("TableMethod")).Custom(multiline("{", "}"), rows...),
+	)
 }
 
-// tableConstructor is the function of the runtime that makes a method's row.
-func tableConstructor(method *protogen.Method) string {
-	switch client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer(); {
-	case client && server:
-		return "BidiStreamMethod"
-	case client:
-		return "ClientStreamMethod"
-	case server:
-		return "ServerStreamMethod"
+// newMessage is a function that makes an empty message.
+func newMessage(message *protogen.Message) *jen.Statement {
+	return jen.Func().Params().Qual(protoPackage, "Message").Block(jen.Return(jen.New(qual(message.GoIdent))))
+}
+
+// methodHandlers writes the functions that run the methods of a node.
+func (s *serviceWriter) methodHandlers() {
+	handlers := make([]jen.Code, 0, len(s.service.Methods))
+	for _, method := range s.service.Methods {
+		handlers = append(handlers, jen.Custom(multiline("{", "}"), s.handler(method)))
 	}
-	return "UnaryMethod"
+	s.Line()
+	s.Commentf("// What runs the methods of %s on a node, in the order of the table.", s.service.Desc.FullName())
+	s.Var().Id(s.handlers).Op("=").Index().Add(rt("TableHandler")).Custom(multiline("{", "}"), handlers...)
+}
+
+// handler is the function that runs one method, as a field of runtime.TableHandler.
+func (s *serviceWriter) handler(method *protogen.Method) jen.Code {
+	node, ctx := jen.Id("node").Any(), jen.Id("ctx").Add(ctxType())
+	call := jen.Id("node").Assert(jen.Id(s.node)).Dot(method.GoName)
+	if !isStreaming(method) {
+		message := jen.Qual(protoPackage, "Message")
+		return jen.Id("Unary").Op(":").Func().Params(node, ctx, jen.Id("req").Add(message)).Params(message, jen.Error()).Block(
+			jen.List(jen.Id("res"), jen.Err()).Op(":=").Add(call).Call(jen.Id("ctx"), jen.Id("req").Assert(pointer(method.Input))),
+			jen.If(jen.Err().Op("!=").Nil()).Block(jen.Return(jen.Nil(), jen.Err())),
+			jen.If(jen.Id("res").Op("==").Nil()).Block(jen.Id("res").Op("=").New(qual(method.Output.GoIdent))),
+			jen.Return(jen.Id("res"), jen.Nil()),
+		)
+	}
+	client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer()
+	var body []jen.Code
+	switch {
+	case client && server:
+		typed := rt("BidiStream").Types(pointer(method.Input), pointer(method.Output)).Call(jen.Id("stream"))
+		body = []jen.Code{jen.Return(call.Call(jen.Id("ctx"), typed))}
+	case client:
+		typed := rt("ClientStream").Types(pointer(method.Input)).Call(jen.Id("stream"))
+		body = []jen.Code{
+			jen.List(jen.Id("res"), jen.Err()).Op(":=").Add(call).Call(jen.Id("ctx"), typed),
+			jen.Return(rt("SendResponse").Call(jen.Id("stream"), jen.Id("res"), jen.Err())),
+		}
+	default:
+		typed := rt("ServerStream").Types(pointer(method.Output)).Call(jen.Id("stream"))
+		body = []jen.Code{
+			jen.List(jen.Id("req"), jen.Err()).Op(":=").Add(rt("ReceiveRequest")).Types(pointer(method.Input)).Call(jen.Id("stream")),
+			jen.If(jen.Err().Op("!=").Nil()).Block(jen.Return(jen.Err())),
+			jen.Return(call.Call(jen.Id("ctx"), jen.Id("req"), typed)),
+		}
+	}
+	return jen.Id("Stream").Op(":").Func().Params(node, ctx, jen.Id("stream").Op("*").Add(rt("ServedStream"))).Error().Block(body...)
+}
+
+// caller and host are the service as constructors pass it on.
+func (s *serviceWriter) caller() *jen.Statement { return jen.Id(s.table).Dot("Caller").Call() }
+
+func (s *serviceWriter) host() *jen.Statement {
+	return jen.Id(s.table).Dot("Host").Call(jen.Id(s.handlers))
 }
 
 func (s *serviceWriter) nodeInterface() {
@@ -213,7 +258,7 @@ func (s *serviceWriter) typeFunc() {
 	s.Func().Id(s.nodeType).Params(
 		jen.Id("setup").Func().Params(params...).Params(jen.Id(s.node), jen.Error()),
 	).Add(rt("NodeType")).Block(
-		jen.Return(rt("NewNodeType").Call(jen.Id(s.table), jen.Func().Params(
+		jen.Return(rt("NewNodeType").Call(s.host(), jen.Func().Params(
 			jen.Id("ctx").Add(ctxType()), jen.Id("node").Op("*").Add(rt("Node")), jen.Id(config).Qual(protoPackage, "Message"),
 		).Params(jen.Any(), jen.Error()).Block(
 			jen.Return(jen.Id("setup").Call(args...)),

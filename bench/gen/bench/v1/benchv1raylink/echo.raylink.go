@@ -22,33 +22,106 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // EchoName is the full name of the service Echo.
 const EchoName = "bench.v1.Echo"
 
-// The method table of bench.v1.Echo.
-var (
-	echoEcho           = runtime.UnaryMethod("Echo", EchoNode.Echo)
-	echoEchoConcurrent = runtime.UnaryMethod("EchoConcurrent", EchoNode.EchoConcurrent, runtime.Concurrent())
-	echoCount          = runtime.ClientStreamMethod("Count", EchoNode.Count)
-	echoFlood          = runtime.ServerStreamMethod("Flood", EchoNode.Flood)
-	echoService        = runtime.NewService(
-		benchv1.File_bench_v1_echo_proto.Services().ByName("Echo"),
-		runtime.ServiceConfig{
-			Type: "echo",
+// The method table of bench.v1.Echo. Calls name a method by its index in it.
+var echoService = runtime.Table{
+	File:    &benchv1.File_bench_v1_echo_proto,
+	Service: "Echo",
+	Config: runtime.ServiceConfig{
+		Type: "echo",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Echo",
+			NewRequest: func() proto.Message {
+				return new(benchv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(benchv1.EchoResponse)
+			},
 		},
-		echoEcho,
-		echoEchoConcurrent,
-		echoCount,
-		echoFlood,
-	)
-)
+		{
+			Name: "EchoConcurrent",
+			NewRequest: func() proto.Message {
+				return new(benchv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(benchv1.EchoResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Count",
+			NewRequest: func() proto.Message {
+				return new(benchv1.CountRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(benchv1.CountResponse)
+			},
+		},
+		{
+			Name: "Flood",
+			NewRequest: func() proto.Message {
+				return new(benchv1.FloodRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(benchv1.FloodResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of bench.v1.Echo on a node, in the order of the table.
+var echoHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(EchoNode).Echo(ctx, req.(*benchv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(benchv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(EchoNode).EchoConcurrent(ctx, req.(*benchv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(benchv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(EchoNode).Count(ctx, runtime.ClientStream[*benchv1.CountRequest](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*benchv1.FloodRequest](stream)
+			if err != nil {
+				return err
+			}
+			return node.(EchoNode).Flood(ctx, req, runtime.ServerStream[*benchv1.FloodResponse](stream))
+		},
+	},
+}
 
 // EchoNode is what a node of the service bench.v1.Echo implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -106,7 +179,7 @@ func (UnimplementedEchoNode) Flood(context.Context, *benchv1.FloodRequest, EchoF
 
 // EchoType is the node type "echo", implemented by what setup returns. Setup is called once in each life of a node.
 func EchoType(setup func(context.Context, *runtime.Node) (EchoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(echoService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(echoService.Host(echoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -126,39 +199,39 @@ func (h *Echo) Ref() runtime.Ref {
 
 // Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 func (h *Echo) Echo(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
-	return echoEcho.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) EchoAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
-	return echoEcho.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // EchoConcurrent is the same beside the turns.
 func (h *Echo) EchoConcurrent(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
-	return echoEchoConcurrent.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // EchoConcurrentAsync is EchoConcurrent without the waiting: the future has the response, or the error, once it is
 // there. It blocks only while the way to the node is full.
 func (h *Echo) EchoConcurrentAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
-	return echoEchoConcurrent.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // Count counts the messages of a stream.
 func (h *Echo) Count(ctx context.Context) (EchoCountClientStream, error) {
-	return echoCount.Call(ctx, h.ref)
+	return runtime.CallClientStream[*benchv1.CountRequest, *benchv1.CountResponse](ctx, h.ref, 2)
 }
 
 // Flood sends messages until its caller has enough, however slowly they are read.
 func (h *Echo) Flood(ctx context.Context, req *benchv1.FloodRequest) (EchoFloodClientStream, error) {
-	return echoFlood.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*benchv1.FloodRequest, *benchv1.FloodResponse](ctx, h.ref, 3, req)
 }
 
 // CreateEcho creates a node of the type "echo" below parent, and waits until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Echo, error) {
-	ref, err := runtime.Create(ctx, parent, echoService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, echoService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +240,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateEchoN creates n nodes of the type "echo" below parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Echo, error) {
-	refs, err := runtime.CreateN(ctx, parent, echoService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, echoService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +253,7 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindEcho looks up a node of the service bench.v1.Echo, by path, alias or id. A relative path is relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
-	ref, err := runtime.Find(ctx, from, echoService, where)
+	ref, err := runtime.Find(ctx, from, echoService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +262,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 
 // EchoFrom makes a handle from a reference that came in a message. It asks nobody.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
-	found, err := runtime.RefFrom(from, echoService, ref)
+	found, err := runtime.RefFrom(from, echoService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -199,16 +272,16 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 // NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEcho(node EchoNode) *Echo {
-	return &Echo{ref: runtime.NewLocal(echoService, node)}
+	return &Echo{ref: runtime.NewLocal(echoService.Host(echoHandlers), node)}
 }
 
 // RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
-	runtime.RegisterTunnel(server, echoService, node)
+	runtime.RegisterTunnel(server, echoService.Host(echoHandlers), node)
 }
 
 // NewEchoTunnel is the handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
-	return &Echo{ref: runtime.NewTunnel(echoService, client)}
+	return &Echo{ref: runtime.NewTunnel(echoService.Caller(), client)}
 }

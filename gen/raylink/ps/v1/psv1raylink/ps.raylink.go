@@ -22,40 +22,163 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // CaptainName is the full name of the service Captain.
 const CaptainName = "raylink.ps.v1.Captain"
 
-// The method table of raylink.ps.v1.Captain.
-var (
-	captainPush     = runtime.UnaryMethod("Push", CaptainNode.Push)
-	captainPull     = runtime.UnaryMethod("Pull", CaptainNode.Pull, runtime.Concurrent())
-	captainGetID    = runtime.UnaryMethod("GetID", CaptainNode.GetID, runtime.Concurrent())
-	captainListTags = runtime.UnaryMethod("ListTags", CaptainNode.ListTags, runtime.Concurrent())
-	captainLocate   = runtime.UnaryMethod("Locate", CaptainNode.Locate, runtime.Concurrent())
-	captainEnlist   = runtime.UnaryMethod("Enlist", CaptainNode.Enlist)
-	captainService  = runtime.NewService(
-		psv1.File_raylink_ps_v1_ps_proto.Services().ByName("Captain"),
-		runtime.ServiceConfig{
-			Type: "ps",
-			NewConfig: func() proto.Message {
-				return new(psv1.CaptainConfig)
+// The method table of raylink.ps.v1.Captain. Calls name a method by its index in it.
+var captainService = runtime.Table{
+	File:    &psv1.File_raylink_ps_v1_ps_proto,
+	Service: "Captain",
+	Config: runtime.ServiceConfig{
+		Type: "ps",
+		NewConfig: func() proto.Message {
+			return new(psv1.CaptainConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Push",
+			NewRequest: func() proto.Message {
+				return new(psv1.PushRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.PushResponse)
 			},
 		},
-		captainPush,
-		captainPull,
-		captainGetID,
-		captainListTags,
-		captainLocate,
-		captainEnlist,
-	)
-)
+		{
+			Name: "Pull",
+			NewRequest: func() proto.Message {
+				return new(psv1.PullRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.PullResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "GetID",
+			NewRequest: func() proto.Message {
+				return new(psv1.GetIDRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.GetIDResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "ListTags",
+			NewRequest: func() proto.Message {
+				return new(psv1.ListTagsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.ListTagsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Locate",
+			NewRequest: func() proto.Message {
+				return new(psv1.LocateRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.LocateResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Enlist",
+			NewRequest: func() proto.Message {
+				return new(psv1.EnlistRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.EnlistResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of raylink.ps.v1.Captain on a node, in the order of the table.
+var captainHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Push(ctx, req.(*psv1.PushRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.PushResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Pull(ctx, req.(*psv1.PullRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.PullResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).GetID(ctx, req.(*psv1.GetIDRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.GetIDResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).ListTags(ctx, req.(*psv1.ListTagsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.ListTagsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Locate(ctx, req.(*psv1.LocateRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.LocateResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Enlist(ctx, req.(*psv1.EnlistRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.EnlistResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // CaptainNode is what a node of the service raylink.ps.v1.Captain implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -118,7 +241,7 @@ func (UnimplementedCaptainNode) Enlist(context.Context, *psv1.EnlistRequest) (*p
 // CaptainType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func CaptainType(setup func(context.Context, *runtime.Node, *psv1.CaptainConfig) (CaptainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(captainService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(captainService.Host(captainHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.CaptainConfig))
 	})
 }
@@ -138,73 +261,73 @@ func (h *Captain) Ref() runtime.Ref {
 
 // Push makes parameters the newest of their tag, or refuses them.
 func (h *Captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
-	return captainPush.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
 }
 
 // PushAsync is Push without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) PushAsync(ctx context.Context, req *psv1.PushRequest) *runtime.Future[*psv1.PushResponse] {
-	return captainPush.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
 }
 
 // Pull gives the newest parameters of a tag.
 func (h *Captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return captainPull.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
 // PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return captainPull.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
 // GetID says what is newest, without the parameters.
 func (h *Captain) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return captainGetID.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return captainGetID.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
 // ListTags lists what there is.
 func (h *Captain) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return captainListTags.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
 // ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return captainListTags.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
 // Locate says which officer serves a machine.
 func (h *Captain) Locate(ctx context.Context, req *psv1.LocateRequest) (*psv1.LocateResponse, error) {
-	return captainLocate.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
 }
 
 // LocateAsync is Locate without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *runtime.Future[*psv1.LocateResponse] {
-	return captainLocate.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
 }
 
 // Enlist makes an officer one of the captain's: it is sent what is newer than what it has, and all that comes.
 func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
-	return captainEnlist.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.EnlistRequest, *psv1.EnlistResponse](ctx, h.ref, 5, req)
 }
 
 // EnlistAsync is Enlist without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) EnlistAsync(ctx context.Context, req *psv1.EnlistRequest) *runtime.Future[*psv1.EnlistResponse] {
-	return captainEnlist.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.EnlistRequest, *psv1.EnlistResponse](ctx, h.ref, 5, req)
 }
 
 // CreateCaptain creates a node of the type "ps" below parent, and waits until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) (*Captain, error) {
-	ref, err := runtime.Create(ctx, parent, captainService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, captainService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +336,7 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.Captain
 
 // CreateCaptainN creates n nodes of the type "ps" below parent at once: all, or none and an error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) ([]*Captain, error) {
-	refs, err := runtime.CreateN(ctx, parent, captainService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, captainService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +350,7 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 // FindCaptain looks up a node of the service raylink.ps.v1.Captain, by path, alias or id. A relative path is relative
 // to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
-	ref, err := runtime.Find(ctx, from, captainService, where)
+	ref, err := runtime.Find(ctx, from, captainService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +359,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
-	found, err := runtime.RefFrom(from, captainService, ref)
+	found, err := runtime.RefFrom(from, captainService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -246,45 +369,149 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 // NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
-	return &Captain{ref: runtime.NewLocal(captainService, node)}
+	return &Captain{ref: runtime.NewLocal(captainService.Host(captainHandlers), node)}
 }
 
 // RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
-	runtime.RegisterTunnel(server, captainService, node)
+	runtime.RegisterTunnel(server, captainService.Host(captainHandlers), node)
 }
 
 // NewCaptainTunnel is the handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
-	return &Captain{ref: runtime.NewTunnel(captainService, client)}
+	return &Captain{ref: runtime.NewTunnel(captainService.Caller(), client)}
 }
 
 // OfficerName is the full name of the service Officer.
 const OfficerName = "raylink.ps.v1.Officer"
 
-// The method table of raylink.ps.v1.Officer.
-var (
-	officerStore     = runtime.UnaryMethod("Store", OfficerNode.Store)
-	officerPull      = runtime.UnaryMethod("Pull", OfficerNode.Pull, runtime.Concurrent())
-	officerGetID     = runtime.UnaryMethod("GetID", OfficerNode.GetID, runtime.Concurrent())
-	officerListTags  = runtime.UnaryMethod("ListTags", OfficerNode.ListTags, runtime.Concurrent())
-	officerDirectory = runtime.UnaryMethod("Directory", OfficerNode.Directory, runtime.Concurrent())
-	officerService   = runtime.NewService(
-		psv1.File_raylink_ps_v1_ps_proto.Services().ByName("Officer"),
-		runtime.ServiceConfig{
-			Type: "officer",
-			NewConfig: func() proto.Message {
-				return new(psv1.OfficerConfig)
+// The method table of raylink.ps.v1.Officer. Calls name a method by its index in it.
+var officerService = runtime.Table{
+	File:    &psv1.File_raylink_ps_v1_ps_proto,
+	Service: "Officer",
+	Config: runtime.ServiceConfig{
+		Type: "officer",
+		NewConfig: func() proto.Message {
+			return new(psv1.OfficerConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Store",
+			NewRequest: func() proto.Message {
+				return new(psv1.StoreRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.StoreResponse)
 			},
 		},
-		officerStore,
-		officerPull,
-		officerGetID,
-		officerListTags,
-		officerDirectory,
-	)
-)
+		{
+			Name: "Pull",
+			NewRequest: func() proto.Message {
+				return new(psv1.PullRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.PullResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "GetID",
+			NewRequest: func() proto.Message {
+				return new(psv1.GetIDRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.GetIDResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "ListTags",
+			NewRequest: func() proto.Message {
+				return new(psv1.ListTagsRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.ListTagsResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Directory",
+			NewRequest: func() proto.Message {
+				return new(psv1.DirectoryRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.DirectoryResponse)
+			},
+			Concurrent: true,
+		},
+	},
+}
+
+// What runs the methods of raylink.ps.v1.Officer on a node, in the order of the table.
+var officerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).Store(ctx, req.(*psv1.StoreRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.StoreResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).Pull(ctx, req.(*psv1.PullRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.PullResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).GetID(ctx, req.(*psv1.GetIDRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.GetIDResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).ListTags(ctx, req.(*psv1.ListTagsRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.ListTagsResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).Directory(ctx, req.(*psv1.DirectoryRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.DirectoryResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // OfficerNode is what a node of the service raylink.ps.v1.Officer implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -339,7 +566,7 @@ func (UnimplementedOfficerNode) Directory(context.Context, *psv1.DirectoryReques
 // OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func OfficerType(setup func(context.Context, *runtime.Node, *psv1.OfficerConfig) (OfficerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(officerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(officerService.Host(officerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.OfficerConfig))
 	})
 }
@@ -359,62 +586,62 @@ func (h *Officer) Ref() runtime.Ref {
 
 // Store takes a version from the captain; one that is not newer changes nothing.
 func (h *Officer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
-	return officerStore.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
 }
 
 // StoreAsync is Store without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) StoreAsync(ctx context.Context, req *psv1.StoreRequest) *runtime.Future[*psv1.StoreResponse] {
-	return officerStore.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
 }
 
 // Pull gives the newest parameters of a tag, for clients that can't map them.
 func (h *Officer) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return officerPull.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
 // PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return officerPull.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
 // GetID says what is newest here.
 func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return officerGetID.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return officerGetID.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
 // ListTags lists what there is here.
 func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return officerListTags.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
 // ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return officerListTags.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
 // Directory says where the mapped files are.
 func (h *Officer) Directory(ctx context.Context, req *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
-	return officerDirectory.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*psv1.DirectoryRequest, *psv1.DirectoryResponse](ctx, h.ref, 4, req)
 }
 
 // DirectoryAsync is Directory without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *Officer) DirectoryAsync(ctx context.Context, req *psv1.DirectoryRequest) *runtime.Future[*psv1.DirectoryResponse] {
-	return officerDirectory.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*psv1.DirectoryRequest, *psv1.DirectoryResponse](ctx, h.ref, 4, req)
 }
 
 // CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) (*Officer, error) {
-	ref, err := runtime.Create(ctx, parent, officerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, officerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -423,7 +650,7 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.Officer
 
 // CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) ([]*Officer, error) {
-	refs, err := runtime.CreateN(ctx, parent, officerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, officerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -437,7 +664,7 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 // FindOfficer looks up a node of the service raylink.ps.v1.Officer, by path, alias or id. A relative path is relative
 // to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
-	ref, err := runtime.Find(ctx, from, officerService, where)
+	ref, err := runtime.Find(ctx, from, officerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -446,7 +673,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
-	found, err := runtime.RefFrom(from, officerService, ref)
+	found, err := runtime.RefFrom(from, officerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -456,16 +683,16 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 // NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
-	return &Officer{ref: runtime.NewLocal(officerService, node)}
+	return &Officer{ref: runtime.NewLocal(officerService.Host(officerHandlers), node)}
 }
 
 // RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
-	runtime.RegisterTunnel(server, officerService, node)
+	runtime.RegisterTunnel(server, officerService.Host(officerHandlers), node)
 }
 
 // NewOfficerTunnel is the handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
-	return &Officer{ref: runtime.NewTunnel(officerService, client)}
+	return &Officer{ref: runtime.NewTunnel(officerService.Caller(), client)}
 }

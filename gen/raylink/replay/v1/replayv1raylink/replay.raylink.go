@@ -22,36 +22,121 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // ReplayName is the full name of the service Replay.
 const ReplayName = "raylink.replay.v1.Replay"
 
-// The method table of raylink.replay.v1.Replay.
-var (
-	replayDescribe = runtime.UnaryMethod("Describe", ReplayNode.Describe, runtime.Concurrent())
-	replayWrite    = runtime.UnaryMethod("Write", ReplayNode.Write, runtime.Concurrent())
-	replaySample   = runtime.UnaryMethod("Sample", ReplayNode.Sample, runtime.Concurrent())
-	replayNewest   = runtime.UnaryMethod("Newest", ReplayNode.Newest, runtime.Concurrent())
-	replayService  = runtime.NewService(
-		replayv1.File_raylink_replay_v1_replay_proto.Services().ByName("Replay"),
-		runtime.ServiceConfig{
-			Type: "replay",
-			NewConfig: func() proto.Message {
-				return new(replayv1.ReplayConfig)
-			},
+// The method table of raylink.replay.v1.Replay. Calls name a method by its index in it.
+var replayService = runtime.Table{
+	File:    &replayv1.File_raylink_replay_v1_replay_proto,
+	Service: "Replay",
+	Config: runtime.ServiceConfig{
+		Type: "replay",
+		NewConfig: func() proto.Message {
+			return new(replayv1.ReplayConfig)
 		},
-		replayDescribe,
-		replayWrite,
-		replaySample,
-		replayNewest,
-	)
-)
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Describe",
+			NewRequest: func() proto.Message {
+				return new(replayv1.DescribeRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.DescribeResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Write",
+			NewRequest: func() proto.Message {
+				return new(replayv1.WriteRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.WriteResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Sample",
+			NewRequest: func() proto.Message {
+				return new(replayv1.SampleRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.SampleResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Newest",
+			NewRequest: func() proto.Message {
+				return new(replayv1.NewestRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(replayv1.NewestResponse)
+			},
+			Concurrent: true,
+		},
+	},
+}
+
+// What runs the methods of raylink.replay.v1.Replay on a node, in the order of the table.
+var replayHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Describe(ctx, req.(*replayv1.DescribeRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.DescribeResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Write(ctx, req.(*replayv1.WriteRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.WriteResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Sample(ctx, req.(*replayv1.SampleRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.SampleResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Newest(ctx, req.(*replayv1.NewestRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(replayv1.NewestResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // ReplayNode is what a node of the service raylink.replay.v1.Replay implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -98,7 +183,7 @@ func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) 
 // ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func ReplayType(setup func(context.Context, *runtime.Node, *replayv1.ReplayConfig) (ReplayNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(replayService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(replayService.Host(replayHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*replayv1.ReplayConfig))
 	})
 }
@@ -118,51 +203,51 @@ func (h *Replay) Ref() runtime.Ref {
 
 // Describe says what a row is and where the ring is.
 func (h *Replay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
-	return replayDescribe.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)
 }
 
 // DescribeAsync is Describe without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) DescribeAsync(ctx context.Context, req *replayv1.DescribeRequest) *runtime.Future[*replayv1.DescribeResponse] {
-	return replayDescribe.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)
 }
 
 // Write appends rows.
 func (h *Replay) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
-	return replayWrite.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*replayv1.WriteRequest, *replayv1.WriteResponse](ctx, h.ref, 1, req)
 }
 
 // WriteAsync is Write without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Replay) WriteAsync(ctx context.Context, req *replayv1.WriteRequest) *runtime.Future[*replayv1.WriteResponse] {
-	return replayWrite.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*replayv1.WriteRequest, *replayv1.WriteResponse](ctx, h.ref, 1, req)
 }
 
 // Sample draws rows at random.
 func (h *Replay) Sample(ctx context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
-	return replaySample.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*replayv1.SampleRequest, *replayv1.SampleResponse](ctx, h.ref, 2, req)
 }
 
 // SampleAsync is Sample without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) SampleAsync(ctx context.Context, req *replayv1.SampleRequest) *runtime.Future[*replayv1.SampleResponse] {
-	return replaySample.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*replayv1.SampleRequest, *replayv1.SampleResponse](ctx, h.ref, 2, req)
 }
 
 // Newest reads the newest rows.
 func (h *Replay) Newest(ctx context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
-	return replayNewest.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*replayv1.NewestRequest, *replayv1.NewestResponse](ctx, h.ref, 3, req)
 }
 
 // NewestAsync is Newest without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) NewestAsync(ctx context.Context, req *replayv1.NewestRequest) *runtime.Future[*replayv1.NewestResponse] {
-	return replayNewest.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*replayv1.NewestRequest, *replayv1.NewestResponse](ctx, h.ref, 3, req)
 }
 
 // CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) (*Replay, error) {
-	ref, err := runtime.Create(ctx, parent, replayService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, replayService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +256,7 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.Repl
 
 // CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) ([]*Replay, error) {
-	refs, err := runtime.CreateN(ctx, parent, replayService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, replayService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +270,7 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *repla
 // FindReplay looks up a node of the service raylink.replay.v1.Replay, by path, alias or id. A relative path is relative
 // to from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
-	ref, err := runtime.Find(ctx, from, replayService, where)
+	ref, err := runtime.Find(ctx, from, replayService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +279,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
-	found, err := runtime.RefFrom(from, replayService, ref)
+	found, err := runtime.RefFrom(from, replayService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -204,16 +289,16 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 // NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
-	return &Replay{ref: runtime.NewLocal(replayService, node)}
+	return &Replay{ref: runtime.NewLocal(replayService.Host(replayHandlers), node)}
 }
 
 // RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
-	runtime.RegisterTunnel(server, replayService, node)
+	runtime.RegisterTunnel(server, replayService.Host(replayHandlers), node)
 }
 
 // NewReplayTunnel is the handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
-	return &Replay{ref: runtime.NewTunnel(replayService, client)}
+	return &Replay{ref: runtime.NewTunnel(replayService.Caller(), client)}
 }

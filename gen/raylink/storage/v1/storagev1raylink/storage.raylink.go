@@ -22,44 +22,201 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // StorageName is the full name of the service Storage.
 const StorageName = "raylink.storage.v1.Storage"
 
-// The method table of raylink.storage.v1.Storage.
-var (
-	storagePut     = runtime.UnaryMethod("Put", StorageNode.Put)
-	storageGet     = runtime.UnaryMethod("Get", StorageNode.Get)
-	storageHas     = runtime.UnaryMethod("Has", StorageNode.Has)
-	storageGetID   = runtime.UnaryMethod("GetID", StorageNode.GetID)
-	storageIncr    = runtime.UnaryMethod("Incr", StorageNode.Incr)
-	storageDecr    = runtime.UnaryMethod("Decr", StorageNode.Decr)
-	storageDelete  = runtime.UnaryMethod("Delete", StorageNode.Delete)
-	storageList    = runtime.UnaryMethod("List", StorageNode.List)
-	storageService = runtime.NewService(
-		storagev1.File_raylink_storage_v1_storage_proto.Services().ByName("Storage"),
-		runtime.ServiceConfig{
-			Type: "storage",
-			NewConfig: func() proto.Message {
-				return new(storagev1.StorageConfig)
+// The method table of raylink.storage.v1.Storage. Calls name a method by its index in it.
+var storageService = runtime.Table{
+	File:    &storagev1.File_raylink_storage_v1_storage_proto,
+	Service: "Storage",
+	Config: runtime.ServiceConfig{
+		Type: "storage",
+		NewConfig: func() proto.Message {
+			return new(storagev1.StorageConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Put",
+			NewRequest: func() proto.Message {
+				return new(storagev1.PutRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.PutResponse)
 			},
 		},
-		storagePut,
-		storageGet,
-		storageHas,
-		storageGetID,
-		storageIncr,
-		storageDecr,
-		storageDelete,
-		storageList,
-	)
-)
+		{
+			Name: "Get",
+			NewRequest: func() proto.Message {
+				return new(storagev1.GetRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.GetResponse)
+			},
+		},
+		{
+			Name: "Has",
+			NewRequest: func() proto.Message {
+				return new(storagev1.HasRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.HasResponse)
+			},
+		},
+		{
+			Name: "GetID",
+			NewRequest: func() proto.Message {
+				return new(storagev1.GetIDRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.GetIDResponse)
+			},
+		},
+		{
+			Name: "Incr",
+			NewRequest: func() proto.Message {
+				return new(storagev1.IncrRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.IncrResponse)
+			},
+		},
+		{
+			Name: "Decr",
+			NewRequest: func() proto.Message {
+				return new(storagev1.DecrRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.DecrResponse)
+			},
+		},
+		{
+			Name: "Delete",
+			NewRequest: func() proto.Message {
+				return new(storagev1.DeleteRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.DeleteResponse)
+			},
+		},
+		{
+			Name: "List",
+			NewRequest: func() proto.Message {
+				return new(storagev1.ListRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.ListResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of raylink.storage.v1.Storage on a node, in the order of the table.
+var storageHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Put(ctx, req.(*storagev1.PutRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.PutResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Get(ctx, req.(*storagev1.GetRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.GetResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Has(ctx, req.(*storagev1.HasRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.HasResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).GetID(ctx, req.(*storagev1.GetIDRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.GetIDResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Incr(ctx, req.(*storagev1.IncrRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.IncrResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Decr(ctx, req.(*storagev1.DecrRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.DecrResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Delete(ctx, req.(*storagev1.DeleteRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.DeleteResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).List(ctx, req.(*storagev1.ListRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.ListResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // StorageNode is what a node of the service raylink.storage.v1.Storage implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -138,7 +295,7 @@ func (UnimplementedStorageNode) List(context.Context, *storagev1.ListRequest) (*
 // StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func StorageType(setup func(context.Context, *runtime.Node, *storagev1.StorageConfig) (StorageNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(storageService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(storageService.Host(storageHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*storagev1.StorageConfig))
 	})
 }
@@ -158,95 +315,95 @@ func (h *Storage) Ref() runtime.Ref {
 
 // Put stores a value, whatever was there before.
 func (h *Storage) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
-	return storagePut.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
 }
 
 // PutAsync is Put without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) PutAsync(ctx context.Context, req *storagev1.PutRequest) *runtime.Future[*storagev1.PutResponse] {
-	return storagePut.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
 }
 
 // Get reads a value.
 func (h *Storage) Get(ctx context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
-	return storageGet.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
 }
 
 // GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) GetAsync(ctx context.Context, req *storagev1.GetRequest) *runtime.Future[*storagev1.GetResponse] {
-	return storageGet.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
 }
 
 // Has says whether a key is there.
 func (h *Storage) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
-	return storageHas.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
 }
 
 // HasAsync is Has without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) HasAsync(ctx context.Context, req *storagev1.HasRequest) *runtime.Future[*storagev1.HasResponse] {
-	return storageHas.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
 }
 
 // GetID says whether a value has changed, without its bytes.
 func (h *Storage) GetID(ctx context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
-	return storageGetID.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) GetIDAsync(ctx context.Context, req *storagev1.GetIDRequest) *runtime.Future[*storagev1.GetIDResponse] {
-	return storageGetID.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
 }
 
 // Incr adds to a number, atomically.
 func (h *Storage) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
-	return storageIncr.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
 }
 
 // IncrAsync is Incr without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) IncrAsync(ctx context.Context, req *storagev1.IncrRequest) *runtime.Future[*storagev1.IncrResponse] {
-	return storageIncr.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
 }
 
 // Decr subtracts from a number, atomically.
 func (h *Storage) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
-	return storageDecr.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.DecrRequest, *storagev1.DecrResponse](ctx, h.ref, 5, req)
 }
 
 // DecrAsync is Decr without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) DecrAsync(ctx context.Context, req *storagev1.DecrRequest) *runtime.Future[*storagev1.DecrResponse] {
-	return storageDecr.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.DecrRequest, *storagev1.DecrResponse](ctx, h.ref, 5, req)
 }
 
 // Delete removes a key.
 func (h *Storage) Delete(ctx context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
-	return storageDelete.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.DeleteRequest, *storagev1.DeleteResponse](ctx, h.ref, 6, req)
 }
 
 // DeleteAsync is Delete without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest) *runtime.Future[*storagev1.DeleteResponse] {
-	return storageDelete.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.DeleteRequest, *storagev1.DeleteResponse](ctx, h.ref, 6, req)
 }
 
 // List reads what is stored under a prefix, a page at a time.
 func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
-	return storageList.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*storagev1.ListRequest, *storagev1.ListResponse](ctx, h.ref, 7, req)
 }
 
 // ListAsync is List without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) ListAsync(ctx context.Context, req *storagev1.ListRequest) *runtime.Future[*storagev1.ListResponse] {
-	return storageList.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*storagev1.ListRequest, *storagev1.ListResponse](ctx, h.ref, 7, req)
 }
 
 // CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) (*Storage, error) {
-	ref, err := runtime.Create(ctx, parent, storageService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, storageService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +412,7 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.St
 
 // CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) ([]*Storage, error) {
-	refs, err := runtime.CreateN(ctx, parent, storageService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, storageService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +426,7 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *stor
 // FindStorage looks up a node of the service raylink.storage.v1.Storage, by path, alias or id. A relative path is
 // relative to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
-	ref, err := runtime.Find(ctx, from, storageService, where)
+	ref, err := runtime.Find(ctx, from, storageService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +435,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // StorageFrom makes a handle from a reference that came in a message. It asks nobody.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
-	found, err := runtime.RefFrom(from, storageService, ref)
+	found, err := runtime.RefFrom(from, storageService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -288,16 +445,16 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 // NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalStorage(node StorageNode) *Storage {
-	return &Storage{ref: runtime.NewLocal(storageService, node)}
+	return &Storage{ref: runtime.NewLocal(storageService.Host(storageHandlers), node)}
 }
 
 // RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
-	runtime.RegisterTunnel(server, storageService, node)
+	runtime.RegisterTunnel(server, storageService.Host(storageHandlers), node)
 }
 
 // NewStorageTunnel is the handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
-	return &Storage{ref: runtime.NewTunnel(storageService, client)}
+	return &Storage{ref: runtime.NewTunnel(storageService.Caller(), client)}
 }

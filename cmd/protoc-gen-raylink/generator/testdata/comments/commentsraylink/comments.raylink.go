@@ -29,11 +29,11 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // Detached before the service.
@@ -44,25 +44,122 @@ const (
 // LoudName is the full name of the service Loud.
 const LoudName = "comments.Loud"
 
-// The method table of comments.Loud.
-var (
-	loudShout   = runtime.UnaryMethod("Shout", LoudNode.Shout)
-	loudSilent  = runtime.UnaryMethod("Silent", LoudNode.Silent)
-	loudWatch   = runtime.ServerStreamMethod("Watch", LoudNode.Watch)
-	loudOld     = runtime.UnaryMethod("Old", LoudNode.Old)
-	loudOlder   = runtime.UnaryMethod("Older", LoudNode.Older)
-	loudService = runtime.NewService(
-		comments.File_comments_comments_proto.Services().ByName("Loud"),
-		runtime.ServiceConfig{
-			Type: "loud",
+// The method table of comments.Loud. Calls name a method by its index in it.
+var loudService = runtime.Table{
+	File:    &comments.File_comments_comments_proto,
+	Service: "Loud",
+	Config: runtime.ServiceConfig{
+		Type: "loud",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Shout",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
 		},
-		loudShout,
-		loudSilent,
-		loudWatch,
-		loudOld,
-		loudOlder,
-	)
-)
+		{
+			Name: "Silent",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
+		},
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
+		},
+		{
+			Name: "Old",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
+		},
+		{
+			Name: "Older",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
+		},
+	},
+}
+
+// What runs the methods of comments.Loud on a node, in the order of the table.
+var loudHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LoudNode).Shout(ctx, req.(*comments.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(comments.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LoudNode).Silent(ctx, req.(*comments.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(comments.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*comments.M](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LoudNode).Watch(ctx, req, runtime.ServerStream[*comments.M](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LoudNode).Old(ctx, req.(*comments.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(comments.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LoudNode).Older(ctx, req.(*comments.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(comments.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LoudNode is what a node of the service comments.Loud implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -149,7 +246,7 @@ func (UnimplementedLoudNode) Older(context.Context, *comments.M) (*comments.M, e
 
 // LoudType is the node type "loud", implemented by what setup returns. Setup is called once in each life of a node.
 func LoudType(setup func(context.Context, *runtime.Node) (LoudNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(loudService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(loudService.Host(loudHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -187,51 +284,51 @@ func (h *Loud) Ref() runtime.Ref {
 //
 // Trailing the method.
 func (h *Loud) Shout(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return loudShout.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 0, req)
 }
 
 // ShoutAsync is Shout without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Loud) ShoutAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return loudShout.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 0, req)
 }
 
 // Silent calls comments.Loud.Silent, and waits for the response.
 func (h *Loud) Silent(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return loudSilent.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 1, req)
 }
 
 // SilentAsync is Silent without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Loud) SilentAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return loudSilent.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 1, req)
 }
 
 // Watch is a stream.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) Watch(ctx context.Context, req *comments.M) (LoudWatchClientStream, error) {
-	return loudWatch.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*comments.M, *comments.M](ctx, h.ref, 2, req)
 }
 
 // Old has its own words for it.
 //
 // Deprecated: use Shout.
 func (h *Loud) Old(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return loudOld.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 3, req)
 }
 
 // OldAsync is Old without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Loud) OldAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return loudOld.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 3, req)
 }
 
 // Older calls comments.Loud.Older, and waits for the response.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) Older(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return loudOlder.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 4, req)
 }
 
 // OlderAsync is Older without the waiting: the future has the response, or the error, once it is there. It blocks only
@@ -239,12 +336,12 @@ func (h *Loud) Older(ctx context.Context, req *comments.M) (*comments.M, error) 
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) OlderAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return loudOlder.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 4, req)
 }
 
 // CreateLoud creates a node of the type "loud" below parent, and waits until it is set up.
 func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Loud, error) {
-	ref, err := runtime.Create(ctx, parent, loudService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, loudService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -253,7 +350,7 @@ func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateLoudN creates n nodes of the type "loud" below parent at once: all, or none and an error.
 func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Loud, error) {
-	refs, err := runtime.CreateN(ctx, parent, loudService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, loudService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +363,7 @@ func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindLoud looks up a node of the service comments.Loud, by path, alias or id. A relative path is relative to from.
 func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*Loud, error) {
-	ref, err := runtime.Find(ctx, from, loudService, where)
+	ref, err := runtime.Find(ctx, from, loudService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +372,7 @@ func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*L
 
 // LoudFrom makes a handle from a reference that came in a message. It asks nobody.
 func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
-	found, err := runtime.RefFrom(from, loudService, ref)
+	found, err := runtime.RefFrom(from, loudService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -285,18 +382,18 @@ func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
 // NewLocalLoud puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalLoud(node LoudNode) *Loud {
-	return &Loud{ref: runtime.NewLocal(loudService, node)}
+	return &Loud{ref: runtime.NewLocal(loudService.Host(loudHandlers), node)}
 }
 
 // RegisterLoudTunnel puts node behind a mailbox and registers it on server, where NewLoudTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterLoudTunnel(server *connect.Server, node LoudNode) {
-	runtime.RegisterTunnel(server, loudService, node)
+	runtime.RegisterTunnel(server, loudService.Host(loudHandlers), node)
 }
 
 // NewLoudTunnel is the handle of the node that client reaches.
 func NewLoudTunnel(client *connect.Client) *Loud {
-	return &Loud{ref: runtime.NewTunnel(loudService, client)}
+	return &Loud{ref: runtime.NewTunnel(loudService.Caller(), client)}
 }
 
 // QuietName is the full name of the service Quiet.
@@ -304,17 +401,41 @@ func NewLoudTunnel(client *connect.Client) *Loud {
 // Deprecated: marked as deprecated in comments/comments.proto.
 const QuietName = "comments.Quiet"
 
-// The method table of comments.Quiet.
-var (
-	quietWhisper = runtime.UnaryMethod("Whisper", QuietNode.Whisper)
-	quietService = runtime.NewService(
-		comments.File_comments_comments_proto.Services().ByName("Quiet"),
-		runtime.ServiceConfig{
-			Type: "quiet",
+// The method table of comments.Quiet. Calls name a method by its index in it.
+var quietService = runtime.Table{
+	File:    &comments.File_comments_comments_proto,
+	Service: "Quiet",
+	Config: runtime.ServiceConfig{
+		Type: "quiet",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Whisper",
+			NewRequest: func() proto.Message {
+				return new(comments.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(comments.M)
+			},
 		},
-		quietWhisper,
-	)
-)
+	},
+}
+
+// What runs the methods of comments.Quiet on a node, in the order of the table.
+var quietHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(QuietNode).Whisper(ctx, req.(*comments.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(comments.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // QuietNode is what a node of the service comments.Quiet implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -341,7 +462,7 @@ func (UnimplementedQuietNode) Whisper(context.Context, *comments.M) (*comments.M
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietType(setup func(context.Context, *runtime.Node) (QuietNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(quietService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(quietService.Host(quietHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -363,20 +484,20 @@ func (h *Quiet) Ref() runtime.Ref {
 
 // Whisper calls comments.Quiet.Whisper, and waits for the response.
 func (h *Quiet) Whisper(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return quietWhisper.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 0, req)
 }
 
 // WhisperAsync is Whisper without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Quiet) WhisperAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return quietWhisper.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 0, req)
 }
 
 // CreateQuiet creates a node of the type "quiet" below parent, and waits until it is set up.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Quiet, error) {
-	ref, err := runtime.Create(ctx, parent, quietService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, quietService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -387,7 +508,7 @@ func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Quiet, error) {
-	refs, err := runtime.CreateN(ctx, parent, quietService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, quietService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -402,7 +523,7 @@ func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*Quiet, error) {
-	ref, err := runtime.Find(ctx, from, quietService, where)
+	ref, err := runtime.Find(ctx, from, quietService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -413,7 +534,7 @@ func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
-	found, err := runtime.RefFrom(from, quietService, ref)
+	found, err := runtime.RefFrom(from, quietService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -425,7 +546,7 @@ func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewLocalQuiet(node QuietNode) *Quiet {
-	return &Quiet{ref: runtime.NewLocal(quietService, node)}
+	return &Quiet{ref: runtime.NewLocal(quietService.Host(quietHandlers), node)}
 }
 
 // RegisterQuietTunnel puts node behind a mailbox and registers it on server, where NewQuietTunnel and any other client
@@ -433,12 +554,12 @@ func NewLocalQuiet(node QuietNode) *Quiet {
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func RegisterQuietTunnel(server *connect.Server, node QuietNode) {
-	runtime.RegisterTunnel(server, quietService, node)
+	runtime.RegisterTunnel(server, quietService.Host(quietHandlers), node)
 }
 
 // NewQuietTunnel is the handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewQuietTunnel(client *connect.Client) *Quiet {
-	return &Quiet{ref: runtime.NewTunnel(quietService, client)}
+	return &Quiet{ref: runtime.NewTunnel(quietService.Caller(), client)}
 }

@@ -20,25 +20,28 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // EmptyName is the full name of the service Empty.
 const EmptyName = "Empty"
 
-// The method table of Empty.
-var (
-	emptyService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("Empty"),
-		runtime.ServiceConfig{
-			Type: "empty",
-		},
-	)
-)
+// The method table of Empty. Calls name a method by its index in it.
+var emptyService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "Empty",
+	Config: runtime.ServiceConfig{
+		Type: "empty",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of Empty on a node, in the order of the table.
+var emptyHandlers = []runtime.TableHandler{}
 
 // EmptyNode is what a node of the service Empty implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -50,7 +53,7 @@ type UnimplementedEmptyNode struct{}
 
 // EmptyType is the node type "empty", implemented by what setup returns. Setup is called once in each life of a node.
 func EmptyType(setup func(context.Context, *runtime.Node) (EmptyNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(emptyService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(emptyService.Host(emptyHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -68,7 +71,7 @@ func (h *Empty) Ref() runtime.Ref {
 
 // CreateEmpty creates a node of the type "empty" below parent, and waits until it is set up.
 func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Empty, error) {
-	ref, err := runtime.Create(ctx, parent, emptyService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, emptyService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +80,7 @@ func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateEmptyN creates n nodes of the type "empty" below parent at once: all, or none and an error.
 func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Empty, error) {
-	refs, err := runtime.CreateN(ctx, parent, emptyService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, emptyService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +93,7 @@ func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindEmpty looks up a node of the service Empty, by path, alias or id. A relative path is relative to from.
 func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*Empty, error) {
-	ref, err := runtime.Find(ctx, from, emptyService, where)
+	ref, err := runtime.Find(ctx, from, emptyService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +102,7 @@ func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // EmptyFrom makes a handle from a reference that came in a message. It asks nobody.
 func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
-	found, err := runtime.RefFrom(from, emptyService, ref)
+	found, err := runtime.RefFrom(from, emptyService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -109,32 +112,35 @@ func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
 // NewLocalEmpty puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEmpty(node EmptyNode) *Empty {
-	return &Empty{ref: runtime.NewLocal(emptyService, node)}
+	return &Empty{ref: runtime.NewLocal(emptyService.Host(emptyHandlers), node)}
 }
 
 // RegisterEmptyTunnel puts node behind a mailbox and registers it on server, where NewEmptyTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterEmptyTunnel(server *connect.Server, node EmptyNode) {
-	runtime.RegisterTunnel(server, emptyService, node)
+	runtime.RegisterTunnel(server, emptyService.Host(emptyHandlers), node)
 }
 
 // NewEmptyTunnel is the handle of the node that client reaches.
 func NewEmptyTunnel(client *connect.Client) *Empty {
-	return &Empty{ref: runtime.NewTunnel(emptyService, client)}
+	return &Empty{ref: runtime.NewTunnel(emptyService.Caller(), client)}
 }
 
 // HTTPServerName is the full name of the service HTTPServer.
 const HTTPServerName = "HTTPServer"
 
-// The method table of HTTPServer.
-var (
-	hTTPServerService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("HTTPServer"),
-		runtime.ServiceConfig{
-			Type: "http-server",
-		},
-	)
-)
+// The method table of HTTPServer. Calls name a method by its index in it.
+var hTTPServerService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "HTTPServer",
+	Config: runtime.ServiceConfig{
+		Type: "http-server",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of HTTPServer on a node, in the order of the table.
+var hTTPServerHandlers = []runtime.TableHandler{}
 
 // HTTPServerNode is what a node of the service HTTPServer implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -147,7 +153,7 @@ type UnimplementedHTTPServerNode struct{}
 // HTTPServerType is the node type "http-server", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func HTTPServerType(setup func(context.Context, *runtime.Node) (HTTPServerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(hTTPServerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(hTTPServerService.Host(hTTPServerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -165,7 +171,7 @@ func (h *HTTPServer) Ref() runtime.Ref {
 
 // CreateHTTPServer creates a node of the type "http-server" below parent, and waits until it is set up.
 func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*HTTPServer, error) {
-	ref, err := runtime.Create(ctx, parent, hTTPServerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, hTTPServerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +180,7 @@ func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateHTTPServerN creates n nodes of the type "http-server" below parent at once: all, or none and an error.
 func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*HTTPServer, error) {
-	refs, err := runtime.CreateN(ctx, parent, hTTPServerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, hTTPServerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +193,7 @@ func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts .
 
 // FindHTTPServer looks up a node of the service HTTPServer, by path, alias or id. A relative path is relative to from.
 func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*HTTPServer, error) {
-	ref, err := runtime.Find(ctx, from, hTTPServerService, where)
+	ref, err := runtime.Find(ctx, from, hTTPServerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +202,7 @@ func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // HTTPServerFrom makes a handle from a reference that came in a message. It asks nobody.
 func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, error) {
-	found, err := runtime.RefFrom(from, hTTPServerService, ref)
+	found, err := runtime.RefFrom(from, hTTPServerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -206,32 +212,35 @@ func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, erro
 // NewLocalHTTPServer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalHTTPServer(node HTTPServerNode) *HTTPServer {
-	return &HTTPServer{ref: runtime.NewLocal(hTTPServerService, node)}
+	return &HTTPServer{ref: runtime.NewLocal(hTTPServerService.Host(hTTPServerHandlers), node)}
 }
 
 // RegisterHTTPServerTunnel puts node behind a mailbox and registers it on server, where NewHTTPServerTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterHTTPServerTunnel(server *connect.Server, node HTTPServerNode) {
-	runtime.RegisterTunnel(server, hTTPServerService, node)
+	runtime.RegisterTunnel(server, hTTPServerService.Host(hTTPServerHandlers), node)
 }
 
 // NewHTTPServerTunnel is the handle of the node that client reaches.
 func NewHTTPServerTunnel(client *connect.Client) *HTTPServer {
-	return &HTTPServer{ref: runtime.NewTunnel(hTTPServerService, client)}
+	return &HTTPServer{ref: runtime.NewTunnel(hTTPServerService.Caller(), client)}
 }
 
 // ParameterServerName is the full name of the service ParameterServer.
 const ParameterServerName = "ParameterServer"
 
-// The method table of ParameterServer.
-var (
-	parameterServerService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("ParameterServer"),
-		runtime.ServiceConfig{
-			Type: "parameter-server",
-		},
-	)
-)
+// The method table of ParameterServer. Calls name a method by its index in it.
+var parameterServerService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "ParameterServer",
+	Config: runtime.ServiceConfig{
+		Type: "parameter-server",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of ParameterServer on a node, in the order of the table.
+var parameterServerHandlers = []runtime.TableHandler{}
 
 // ParameterServerNode is what a node of the service ParameterServer implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -244,7 +253,7 @@ type UnimplementedParameterServerNode struct{}
 // ParameterServerType is the node type "parameter-server", implemented by what setup returns. Setup is called once in
 // each life of a node.
 func ParameterServerType(setup func(context.Context, *runtime.Node) (ParameterServerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(parameterServerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(parameterServerService.Host(parameterServerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -262,7 +271,7 @@ func (h *ParameterServer) Ref() runtime.Ref {
 
 // CreateParameterServer creates a node of the type "parameter-server" below parent, and waits until it is set up.
 func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*ParameterServer, error) {
-	ref, err := runtime.Create(ctx, parent, parameterServerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, parameterServerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +281,7 @@ func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...r
 // CreateParameterServerN creates n nodes of the type "parameter-server" below parent at once: all, or none and an
 // error.
 func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*ParameterServer, error) {
-	refs, err := runtime.CreateN(ctx, parent, parameterServerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, parameterServerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -286,7 +295,7 @@ func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, o
 // FindParameterServer looks up a node of the service ParameterServer, by path, alias or id. A relative path is relative
 // to from.
 func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*ParameterServer, error) {
-	ref, err := runtime.Find(ctx, from, parameterServerService, where)
+	ref, err := runtime.Find(ctx, from, parameterServerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +304,7 @@ func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime
 
 // ParameterServerFrom makes a handle from a reference that came in a message. It asks nobody.
 func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterServer, error) {
-	found, err := runtime.RefFrom(from, parameterServerService, ref)
+	found, err := runtime.RefFrom(from, parameterServerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -305,32 +314,35 @@ func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterSe
 // NewLocalParameterServer puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalParameterServer(node ParameterServerNode) *ParameterServer {
-	return &ParameterServer{ref: runtime.NewLocal(parameterServerService, node)}
+	return &ParameterServer{ref: runtime.NewLocal(parameterServerService.Host(parameterServerHandlers), node)}
 }
 
 // RegisterParameterServerTunnel puts node behind a mailbox and registers it on server, where NewParameterServerTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterParameterServerTunnel(server *connect.Server, node ParameterServerNode) {
-	runtime.RegisterTunnel(server, parameterServerService, node)
+	runtime.RegisterTunnel(server, parameterServerService.Host(parameterServerHandlers), node)
 }
 
 // NewParameterServerTunnel is the handle of the node that client reaches.
 func NewParameterServerTunnel(client *connect.Client) *ParameterServer {
-	return &ParameterServer{ref: runtime.NewTunnel(parameterServerService, client)}
+	return &ParameterServer{ref: runtime.NewTunnel(parameterServerService.Caller(), client)}
 }
 
 // KVStore2GoName is the full name of the service KVStore2Go.
 const KVStore2GoName = "KVStore2Go"
 
-// The method table of KVStore2Go.
-var (
-	kVStore2GoService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("KVStore2Go"),
-		runtime.ServiceConfig{
-			Type: "kv-store2-go",
-		},
-	)
-)
+// The method table of KVStore2Go. Calls name a method by its index in it.
+var kVStore2GoService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "KVStore2Go",
+	Config: runtime.ServiceConfig{
+		Type: "kv-store2-go",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of KVStore2Go on a node, in the order of the table.
+var kVStore2GoHandlers = []runtime.TableHandler{}
 
 // KVStore2GoNode is what a node of the service KVStore2Go implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -343,7 +355,7 @@ type UnimplementedKVStore2GoNode struct{}
 // KVStore2GoType is the node type "kv-store2-go", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func KVStore2GoType(setup func(context.Context, *runtime.Node) (KVStore2GoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(kVStore2GoService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(kVStore2GoService.Host(kVStore2GoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -361,7 +373,7 @@ func (h *KVStore2Go) Ref() runtime.Ref {
 
 // CreateKVStore2Go creates a node of the type "kv-store2-go" below parent, and waits until it is set up.
 func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*KVStore2Go, error) {
-	ref, err := runtime.Create(ctx, parent, kVStore2GoService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, kVStore2GoService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -370,7 +382,7 @@ func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateKVStore2GoN creates n nodes of the type "kv-store2-go" below parent at once: all, or none and an error.
 func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*KVStore2Go, error) {
-	refs, err := runtime.CreateN(ctx, parent, kVStore2GoService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, kVStore2GoService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -383,7 +395,7 @@ func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts .
 
 // FindKVStore2Go looks up a node of the service KVStore2Go, by path, alias or id. A relative path is relative to from.
 func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Where) (*KVStore2Go, error) {
-	ref, err := runtime.Find(ctx, from, kVStore2GoService, where)
+	ref, err := runtime.Find(ctx, from, kVStore2GoService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -392,7 +404,7 @@ func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // KVStore2GoFrom makes a handle from a reference that came in a message. It asks nobody.
 func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, error) {
-	found, err := runtime.RefFrom(from, kVStore2GoService, ref)
+	found, err := runtime.RefFrom(from, kVStore2GoService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -402,32 +414,35 @@ func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, erro
 // NewLocalKVStore2Go puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalKVStore2Go(node KVStore2GoNode) *KVStore2Go {
-	return &KVStore2Go{ref: runtime.NewLocal(kVStore2GoService, node)}
+	return &KVStore2Go{ref: runtime.NewLocal(kVStore2GoService.Host(kVStore2GoHandlers), node)}
 }
 
 // RegisterKVStore2GoTunnel puts node behind a mailbox and registers it on server, where NewKVStore2GoTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterKVStore2GoTunnel(server *connect.Server, node KVStore2GoNode) {
-	runtime.RegisterTunnel(server, kVStore2GoService, node)
+	runtime.RegisterTunnel(server, kVStore2GoService.Host(kVStore2GoHandlers), node)
 }
 
 // NewKVStore2GoTunnel is the handle of the node that client reaches.
 func NewKVStore2GoTunnel(client *connect.Client) *KVStore2Go {
-	return &KVStore2Go{ref: runtime.NewTunnel(kVStore2GoService, client)}
+	return &KVStore2Go{ref: runtime.NewTunnel(kVStore2GoService.Caller(), client)}
 }
 
 // Learner_2Name is the full name of the service Learner_2.
 const Learner_2Name = "Learner_2"
 
-// The method table of Learner_2.
-var (
-	learner_2Service = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("Learner_2"),
-		runtime.ServiceConfig{
-			Type: "learner2",
-		},
-	)
-)
+// The method table of Learner_2. Calls name a method by its index in it.
+var learner_2Service = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "Learner_2",
+	Config: runtime.ServiceConfig{
+		Type: "learner2",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of Learner_2 on a node, in the order of the table.
+var learner_2Handlers = []runtime.TableHandler{}
 
 // Learner_2Node is what a node of the service Learner_2 implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -440,7 +455,7 @@ type UnimplementedLearner_2Node struct{}
 // Learner_2Type is the node type "learner2", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func Learner_2Type(setup func(context.Context, *runtime.Node) (Learner_2Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(learner_2Service, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learner_2Service.Host(learner_2Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -458,7 +473,7 @@ func (h *Learner_2) Ref() runtime.Ref {
 
 // CreateLearner_2 creates a node of the type "learner2" below parent, and waits until it is set up.
 func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner_2, error) {
-	ref, err := runtime.Create(ctx, parent, learner_2Service, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learner_2Service.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -467,7 +482,7 @@ func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateLearner_2N creates n nodes of the type "learner2" below parent at once: all, or none and an error.
 func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner_2, error) {
-	refs, err := runtime.CreateN(ctx, parent, learner_2Service, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learner_2Service.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -480,7 +495,7 @@ func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ..
 
 // FindLearner_2 looks up a node of the service Learner_2, by path, alias or id. A relative path is relative to from.
 func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner_2, error) {
-	ref, err := runtime.Find(ctx, from, learner_2Service, where)
+	ref, err := runtime.Find(ctx, from, learner_2Service.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -489,7 +504,7 @@ func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // Learner_2From makes a handle from a reference that came in a message. It asks nobody.
 func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error) {
-	found, err := runtime.RefFrom(from, learner_2Service, ref)
+	found, err := runtime.RefFrom(from, learner_2Service.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -499,32 +514,35 @@ func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error)
 // NewLocalLearner_2 puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner_2(node Learner_2Node) *Learner_2 {
-	return &Learner_2{ref: runtime.NewLocal(learner_2Service, node)}
+	return &Learner_2{ref: runtime.NewLocal(learner_2Service.Host(learner_2Handlers), node)}
 }
 
 // RegisterLearner_2Tunnel puts node behind a mailbox and registers it on server, where NewLearner_2Tunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearner_2Tunnel(server *connect.Server, node Learner_2Node) {
-	runtime.RegisterTunnel(server, learner_2Service, node)
+	runtime.RegisterTunnel(server, learner_2Service.Host(learner_2Handlers), node)
 }
 
 // NewLearner_2Tunnel is the handle of the node that client reaches.
 func NewLearner_2Tunnel(client *connect.Client) *Learner_2 {
-	return &Learner_2{ref: runtime.NewTunnel(learner_2Service, client)}
+	return &Learner_2{ref: runtime.NewTunnel(learner_2Service.Caller(), client)}
 }
 
 // SnakeCaseNameName is the full name of the service snake_case_name.
 const SnakeCaseNameName = "snake_case_name"
 
-// The method table of snake_case_name.
-var (
-	snakeCaseNameService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("snake_case_name"),
-		runtime.ServiceConfig{
-			Type: "snake-case-name",
-		},
-	)
-)
+// The method table of snake_case_name. Calls name a method by its index in it.
+var snakeCaseNameService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "snake_case_name",
+	Config: runtime.ServiceConfig{
+		Type: "snake-case-name",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of snake_case_name on a node, in the order of the table.
+var snakeCaseNameHandlers = []runtime.TableHandler{}
 
 // SnakeCaseNameNode is what a node of the service snake_case_name implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -537,7 +555,7 @@ type UnimplementedSnakeCaseNameNode struct{}
 // SnakeCaseNameType is the node type "snake-case-name", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func SnakeCaseNameType(setup func(context.Context, *runtime.Node) (SnakeCaseNameNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(snakeCaseNameService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(snakeCaseNameService.Host(snakeCaseNameHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -555,7 +573,7 @@ func (h *SnakeCaseName) Ref() runtime.Ref {
 
 // CreateSnakeCaseName creates a node of the type "snake-case-name" below parent, and waits until it is set up.
 func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*SnakeCaseName, error) {
-	ref, err := runtime.Create(ctx, parent, snakeCaseNameService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, snakeCaseNameService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -564,7 +582,7 @@ func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateSnakeCaseNameN creates n nodes of the type "snake-case-name" below parent at once: all, or none and an error.
 func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*SnakeCaseName, error) {
-	refs, err := runtime.CreateN(ctx, parent, snakeCaseNameService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, snakeCaseNameService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -578,7 +596,7 @@ func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindSnakeCaseName looks up a node of the service snake_case_name, by path, alias or id. A relative path is relative
 // to from.
 func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.Where) (*SnakeCaseName, error) {
-	ref, err := runtime.Find(ctx, from, snakeCaseNameService, where)
+	ref, err := runtime.Find(ctx, from, snakeCaseNameService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -587,7 +605,7 @@ func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.W
 
 // SnakeCaseNameFrom makes a handle from a reference that came in a message. It asks nobody.
 func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName, error) {
-	found, err := runtime.RefFrom(from, snakeCaseNameService, ref)
+	found, err := runtime.RefFrom(from, snakeCaseNameService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -597,32 +615,35 @@ func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName
 // NewLocalSnakeCaseName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalSnakeCaseName(node SnakeCaseNameNode) *SnakeCaseName {
-	return &SnakeCaseName{ref: runtime.NewLocal(snakeCaseNameService, node)}
+	return &SnakeCaseName{ref: runtime.NewLocal(snakeCaseNameService.Host(snakeCaseNameHandlers), node)}
 }
 
 // RegisterSnakeCaseNameTunnel puts node behind a mailbox and registers it on server, where NewSnakeCaseNameTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterSnakeCaseNameTunnel(server *connect.Server, node SnakeCaseNameNode) {
-	runtime.RegisterTunnel(server, snakeCaseNameService, node)
+	runtime.RegisterTunnel(server, snakeCaseNameService.Host(snakeCaseNameHandlers), node)
 }
 
 // NewSnakeCaseNameTunnel is the handle of the node that client reaches.
 func NewSnakeCaseNameTunnel(client *connect.Client) *SnakeCaseName {
-	return &SnakeCaseName{ref: runtime.NewTunnel(snakeCaseNameService, client)}
+	return &SnakeCaseName{ref: runtime.NewTunnel(snakeCaseNameService.Caller(), client)}
 }
 
 // XXName is the full name of the service _x.
 const XXName = "_x"
 
-// The method table of _x.
-var (
-	xXService = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("_x"),
-		runtime.ServiceConfig{
-			Type: "x",
-		},
-	)
-)
+// The method table of _x. Calls name a method by its index in it.
+var xXService = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "_x",
+	Config: runtime.ServiceConfig{
+		Type: "x",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of _x on a node, in the order of the table.
+var xXHandlers = []runtime.TableHandler{}
 
 // XXNode is what a node of the service _x implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -634,7 +655,7 @@ type UnimplementedXXNode struct{}
 
 // XXType is the node type "x", implemented by what setup returns. Setup is called once in each life of a node.
 func XXType(setup func(context.Context, *runtime.Node) (XXNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(xXService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(xXService.Host(xXHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -651,7 +672,7 @@ func (h *XX) Ref() runtime.Ref {
 
 // CreateXX creates a node of the type "x" below parent, and waits until it is set up.
 func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XX, error) {
-	ref, err := runtime.Create(ctx, parent, xXService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, xXService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -660,7 +681,7 @@ func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 
 // CreateXXN creates n nodes of the type "x" below parent at once: all, or none and an error.
 func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XX, error) {
-	refs, err := runtime.CreateN(ctx, parent, xXService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, xXService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -673,7 +694,7 @@ func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 
 // FindXX looks up a node of the service _x, by path, alias or id. A relative path is relative to from.
 func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX, error) {
-	ref, err := runtime.Find(ctx, from, xXService, where)
+	ref, err := runtime.Find(ctx, from, xXService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -682,7 +703,7 @@ func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX,
 
 // XXFrom makes a handle from a reference that came in a message. It asks nobody.
 func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
-	found, err := runtime.RefFrom(from, xXService, ref)
+	found, err := runtime.RefFrom(from, xXService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -692,32 +713,35 @@ func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
 // NewLocalXX puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalXX(node XXNode) *XX {
-	return &XX{ref: runtime.NewLocal(xXService, node)}
+	return &XX{ref: runtime.NewLocal(xXService.Host(xXHandlers), node)}
 }
 
 // RegisterXXTunnel puts node behind a mailbox and registers it on server, where NewXXTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterXXTunnel(server *connect.Server, node XXNode) {
-	runtime.RegisterTunnel(server, xXService, node)
+	runtime.RegisterTunnel(server, xXService.Host(xXHandlers), node)
 }
 
 // NewXXTunnel is the handle of the node that client reaches.
 func NewXXTunnel(client *connect.Client) *XX {
-	return &XX{ref: runtime.NewTunnel(xXService, client)}
+	return &XX{ref: runtime.NewTunnel(xXService.Caller(), client)}
 }
 
 // X_1Name is the full name of the service __1.
 const X_1Name = "__1"
 
-// The method table of __1.
-var (
-	x_1Service = runtime.NewService(
-		defaults.File_defaults_defaults_proto.Services().ByName("__1"),
-		runtime.ServiceConfig{
-			Type: "x1",
-		},
-	)
-)
+// The method table of __1. Calls name a method by its index in it.
+var x_1Service = runtime.Table{
+	File:    &defaults.File_defaults_defaults_proto,
+	Service: "__1",
+	Config: runtime.ServiceConfig{
+		Type: "x1",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of __1 on a node, in the order of the table.
+var x_1Handlers = []runtime.TableHandler{}
 
 // X_1Node is what a node of the service __1 implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -729,7 +753,7 @@ type UnimplementedX_1Node struct{}
 
 // X_1Type is the node type "x1", implemented by what setup returns. Setup is called once in each life of a node.
 func X_1Type(setup func(context.Context, *runtime.Node) (X_1Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(x_1Service, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(x_1Service.Host(x_1Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -747,7 +771,7 @@ func (h *X_1) Ref() runtime.Ref {
 
 // CreateX_1 creates a node of the type "x1" below parent, and waits until it is set up.
 func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*X_1, error) {
-	ref, err := runtime.Create(ctx, parent, x_1Service, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, x_1Service.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -756,7 +780,7 @@ func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 
 // CreateX_1N creates n nodes of the type "x1" below parent at once: all, or none and an error.
 func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*X_1, error) {
-	refs, err := runtime.CreateN(ctx, parent, x_1Service, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, x_1Service.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -769,7 +793,7 @@ func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 
 // FindX_1 looks up a node of the service __1, by path, alias or id. A relative path is relative to from.
 func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_1, error) {
-	ref, err := runtime.Find(ctx, from, x_1Service, where)
+	ref, err := runtime.Find(ctx, from, x_1Service.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -778,7 +802,7 @@ func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_
 
 // X_1From makes a handle from a reference that came in a message. It asks nobody.
 func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
-	found, err := runtime.RefFrom(from, x_1Service, ref)
+	found, err := runtime.RefFrom(from, x_1Service.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -788,16 +812,16 @@ func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
 // NewLocalX_1 puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalX_1(node X_1Node) *X_1 {
-	return &X_1{ref: runtime.NewLocal(x_1Service, node)}
+	return &X_1{ref: runtime.NewLocal(x_1Service.Host(x_1Handlers), node)}
 }
 
 // RegisterX_1Tunnel puts node behind a mailbox and registers it on server, where NewX_1Tunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterX_1Tunnel(server *connect.Server, node X_1Node) {
-	runtime.RegisterTunnel(server, x_1Service, node)
+	runtime.RegisterTunnel(server, x_1Service.Host(x_1Handlers), node)
 }
 
 // NewX_1Tunnel is the handle of the node that client reaches.
 func NewX_1Tunnel(client *connect.Client) *X_1 {
-	return &X_1{ref: runtime.NewTunnel(x_1Service, client)}
+	return &X_1{ref: runtime.NewTunnel(x_1Service.Caller(), client)}
 }

@@ -20,11 +20,11 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // GoneName is the full name of the service Gone.
@@ -32,17 +32,41 @@ const (
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 const GoneName = "deprecated.Gone"
 
-// The method table of deprecated.Gone.
-var (
-	goneDo      = runtime.UnaryMethod("Do", GoneNode.Do)
-	goneService = runtime.NewService(
-		deprecated.File_deprecated_deprecated_proto.Services().ByName("Gone"),
-		runtime.ServiceConfig{
-			Type: "gone",
+// The method table of deprecated.Gone. Calls name a method by its index in it.
+var goneService = runtime.Table{
+	File:    &deprecated.File_deprecated_deprecated_proto,
+	Service: "Gone",
+	Config: runtime.ServiceConfig{
+		Type: "gone",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(deprecated.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(deprecated.M)
+			},
 		},
-		goneDo,
-	)
-)
+	},
+}
+
+// What runs the methods of deprecated.Gone on a node, in the order of the table.
+var goneHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(GoneNode).Do(ctx, req.(*deprecated.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(deprecated.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // GoneNode is what a node of the service deprecated.Gone implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -70,7 +94,7 @@ func (UnimplementedGoneNode) Do(context.Context, *deprecated.M) (*deprecated.M, 
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneType(setup func(context.Context, *runtime.Node) (GoneNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(goneService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(goneService.Host(goneHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -92,7 +116,7 @@ func (h *Gone) Ref() runtime.Ref {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) Do(ctx context.Context, req *deprecated.M) (*deprecated.M, error) {
-	return goneDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*deprecated.M, *deprecated.M](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
@@ -100,14 +124,14 @@ func (h *Gone) Do(ctx context.Context, req *deprecated.M) (*deprecated.M, error)
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) DoAsync(ctx context.Context, req *deprecated.M) *runtime.Future[*deprecated.M] {
-	return goneDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*deprecated.M, *deprecated.M](ctx, h.ref, 0, req)
 }
 
 // CreateGone creates a node of the type "gone" below parent, and waits until it is set up.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Gone, error) {
-	ref, err := runtime.Create(ctx, parent, goneService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, goneService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +142,7 @@ func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Gone, error) {
-	refs, err := runtime.CreateN(ctx, parent, goneService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, goneService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +157,7 @@ func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*Gone, error) {
-	ref, err := runtime.Find(ctx, from, goneService, where)
+	ref, err := runtime.Find(ctx, from, goneService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +168,7 @@ func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*G
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
-	found, err := runtime.RefFrom(from, goneService, ref)
+	found, err := runtime.RefFrom(from, goneService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +180,7 @@ func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewLocalGone(node GoneNode) *Gone {
-	return &Gone{ref: runtime.NewLocal(goneService, node)}
+	return &Gone{ref: runtime.NewLocal(goneService.Host(goneHandlers), node)}
 }
 
 // RegisterGoneTunnel puts node behind a mailbox and registers it on server, where NewGoneTunnel and any other client of
@@ -164,12 +188,12 @@ func NewLocalGone(node GoneNode) *Gone {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func RegisterGoneTunnel(server *connect.Server, node GoneNode) {
-	runtime.RegisterTunnel(server, goneService, node)
+	runtime.RegisterTunnel(server, goneService.Host(goneHandlers), node)
 }
 
 // NewGoneTunnel is the handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewGoneTunnel(client *connect.Client) *Gone {
-	return &Gone{ref: runtime.NewTunnel(goneService, client)}
+	return &Gone{ref: runtime.NewTunnel(goneService.Caller(), client)}
 }

@@ -22,30 +22,54 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // NewName is the full name of the service New.
 const NewName = "editions.New"
 
-// The method table of editions.New.
-var (
-	newCall    = runtime.UnaryMethod("Call", NewNode.Call)
-	newService = runtime.NewService(
-		editions.File_editions_editions_proto.Services().ByName("New"),
-		runtime.ServiceConfig{
-			Type: "new",
-			NewConfig: func() proto.Message {
-				return new(editions.Config)
+// The method table of editions.New. Calls name a method by its index in it.
+var newService = runtime.Table{
+	File:    &editions.File_editions_editions_proto,
+	Service: "New",
+	Config: runtime.ServiceConfig{
+		Type: "new",
+		NewConfig: func() proto.Message {
+			return new(editions.Config)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Call",
+			NewRequest: func() proto.Message {
+				return new(editions.Request)
+			},
+			NewResponse: func() proto.Message {
+				return new(editions.Request)
 			},
 		},
-		newCall,
-	)
-)
+	},
+}
+
+// What runs the methods of editions.New on a node, in the order of the table.
+var newHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(NewNode).Call(ctx, req.(*editions.Request))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(editions.Request)
+			}
+			return res, nil
+		},
+	},
+}
 
 // NewNode is what a node of the service editions.New implements. Its unary methods run one at a time unless the schema
 // says otherwise.
@@ -65,7 +89,7 @@ func (UnimplementedNewNode) Call(context.Context, *editions.Request) (*editions.
 // NewType is the node type "new", implemented by what setup returns. Setup is called once in each life of a node with
 // the configuration it was created with.
 func NewType(setup func(context.Context, *runtime.Node, *editions.Config) (NewNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(newService.Host(newHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*editions.Config))
 	})
 }
@@ -83,18 +107,18 @@ func (h *New) Ref() runtime.Ref {
 
 // Call calls editions.New.Call, and waits for the response.
 func (h *New) Call(ctx context.Context, req *editions.Request) (*editions.Request, error) {
-	return newCall.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*editions.Request, *editions.Request](ctx, h.ref, 0, req)
 }
 
 // CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *New) CallAsync(ctx context.Context, req *editions.Request) *runtime.Future[*editions.Request] {
-	return newCall.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*editions.Request, *editions.Request](ctx, h.ref, 0, req)
 }
 
 // CreateNew creates a node of the type "new" below parent, and waits until it is set up.
 func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config, opts ...runtime.CreateOption) (*New, error) {
-	ref, err := runtime.Create(ctx, parent, newService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, newService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +127,7 @@ func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config,
 
 // CreateNewN creates n nodes of the type "new" below parent at once: all, or none and an error.
 func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions.Config, opts ...runtime.CreateOption) ([]*New, error) {
-	refs, err := runtime.CreateN(ctx, parent, newService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, newService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +140,7 @@ func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions
 
 // FindNew looks up a node of the service editions.New, by path, alias or id. A relative path is relative to from.
 func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*New, error) {
-	ref, err := runtime.Find(ctx, from, newService, where)
+	ref, err := runtime.Find(ctx, from, newService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +149,7 @@ func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ne
 
 // NewFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
-	found, err := runtime.RefFrom(from, newService, ref)
+	found, err := runtime.RefFrom(from, newService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -135,16 +159,16 @@ func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
 // NewLocalNew puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalNew(node NewNode) *New {
-	return &New{ref: runtime.NewLocal(newService, node)}
+	return &New{ref: runtime.NewLocal(newService.Host(newHandlers), node)}
 }
 
 // RegisterNewTunnel puts node behind a mailbox and registers it on server, where NewNewTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterNewTunnel(server *connect.Server, node NewNode) {
-	runtime.RegisterTunnel(server, newService, node)
+	runtime.RegisterTunnel(server, newService.Host(newHandlers), node)
 }
 
 // NewNewTunnel is the handle of the node that client reaches.
 func NewNewTunnel(client *connect.Client) *New {
-	return &New{ref: runtime.NewTunnel(newService, client)}
+	return &New{ref: runtime.NewTunnel(newService.Caller(), client)}
 }

@@ -20,27 +20,48 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // FirstName is the full name of the service First.
 const FirstName = "files.First"
 
-// The method table of files.First.
-var (
-	firstDo      = runtime.ServerStreamMethod("Do", FirstNode_.Do)
-	firstService = runtime.NewService(
-		filesv1.File_files_a_proto.Services().ByName("First"),
-		runtime.ServiceConfig{
-			Type: "first",
+// The method table of files.First. Calls name a method by its index in it.
+var firstService = runtime.Table{
+	File:    &filesv1.File_files_a_proto,
+	Service: "First",
+	Config: runtime.ServiceConfig{
+		Type: "first",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.A)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.A)
+			},
 		},
-		firstDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.First on a node, in the order of the table.
+var firstHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+			if err != nil {
+				return err
+			}
+			return node.(FirstNode_).Do(ctx, req, runtime.ServerStream[*filesv1.A](stream))
+		},
+	},
+}
 
 // FirstNode_ is what a node of the service files.First implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -65,7 +86,7 @@ func (UnimplementedFirstNode) Do(context.Context, *filesv1.A, FirstDoServerStrea
 
 // FirstType is the node type "first", implemented by what setup returns. Setup is called once in each life of a node.
 func FirstType(setup func(context.Context, *runtime.Node) (FirstNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(firstService.Host(firstHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -83,12 +104,12 @@ func (h *First) Ref() runtime.Ref {
 
 // Do calls files.First.Do, and returns the stream of its responses.
 func (h *First) Do(ctx context.Context, req *filesv1.A) (FirstDoClientStream, error) {
-	return firstDo.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
 }
 
 // CreateFirst creates a node of the type "first" below parent, and waits until it is set up.
 func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*First, error) {
-	ref, err := runtime.Create(ctx, parent, firstService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, firstService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +118,7 @@ func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateFirstN creates n nodes of the type "first" below parent at once: all, or none and an error.
 func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*First, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, firstService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +131,7 @@ func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindFirst looks up a node of the service files.First, by path, alias or id. A relative path is relative to from.
 func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*First, error) {
-	ref, err := runtime.Find(ctx, from, firstService, where)
+	ref, err := runtime.Find(ctx, from, firstService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +140,7 @@ func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // FirstFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
-	found, err := runtime.RefFrom(from, firstService, ref)
+	found, err := runtime.RefFrom(from, firstService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -129,34 +150,55 @@ func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
 // NewLocalFirst puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalFirst(node FirstNode_) *First {
-	return &First{ref: runtime.NewLocal(firstService, node)}
+	return &First{ref: runtime.NewLocal(firstService.Host(firstHandlers), node)}
 }
 
 // RegisterFirstTunnel puts node behind a mailbox and registers it on server, where NewFirstTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterFirstTunnel(server *connect.Server, node FirstNode_) {
-	runtime.RegisterTunnel(server, firstService, node)
+	runtime.RegisterTunnel(server, firstService.Host(firstHandlers), node)
 }
 
 // NewFirstTunnel is the handle of the node that client reaches.
 func NewFirstTunnel(client *connect.Client) *First {
-	return &First{ref: runtime.NewTunnel(firstService, client)}
+	return &First{ref: runtime.NewTunnel(firstService.Caller(), client)}
 }
 
 // SecondName is the full name of the service Second.
 const SecondName = "files.Second"
 
-// The method table of files.Second.
-var (
-	secondDo      = runtime.ServerStreamMethod("Do", SecondNode.Do)
-	secondService = runtime.NewService(
-		filesv1.File_files_a_proto.Services().ByName("Second"),
-		runtime.ServiceConfig{
-			Type: "second",
+// The method table of files.Second. Calls name a method by its index in it.
+var secondService = runtime.Table{
+	File:    &filesv1.File_files_a_proto,
+	Service: "Second",
+	Config: runtime.ServiceConfig{
+		Type: "second",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.A)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.A)
+			},
 		},
-		secondDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.Second on a node, in the order of the table.
+var secondHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+			if err != nil {
+				return err
+			}
+			return node.(SecondNode).Do(ctx, req, runtime.ServerStream[*filesv1.A](stream))
+		},
+	},
+}
 
 // SecondNode is what a node of the service files.Second implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -181,7 +223,7 @@ func (UnimplementedSecondNode) Do(context.Context, *filesv1.A, SecondDoServerStr
 
 // SecondType is the node type "second", implemented by what setup returns. Setup is called once in each life of a node.
 func SecondType(setup func(context.Context, *runtime.Node) (SecondNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(secondService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(secondService.Host(secondHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -199,12 +241,12 @@ func (h *Second) Ref() runtime.Ref {
 
 // Do calls files.Second.Do, and returns the stream of its responses.
 func (h *Second) Do(ctx context.Context, req *filesv1.A) (SecondDoClientStream, error) {
-	return secondDo.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
 }
 
 // CreateSecond_ creates a node of the type "second" below parent, and waits until it is set up.
 func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Second, error) {
-	ref, err := runtime.Create(ctx, parent, secondService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, secondService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +255,7 @@ func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateSecondN creates n nodes of the type "second" below parent at once: all, or none and an error.
 func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Second, error) {
-	refs, err := runtime.CreateN(ctx, parent, secondService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, secondService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +268,7 @@ func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 
 // FindSecond looks up a node of the service files.Second, by path, alias or id. A relative path is relative to from.
 func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*Second, error) {
-	ref, err := runtime.Find(ctx, from, secondService, where)
+	ref, err := runtime.Find(ctx, from, secondService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +277,7 @@ func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // SecondFrom makes a handle from a reference that came in a message. It asks nobody.
 func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
-	found, err := runtime.RefFrom(from, secondService, ref)
+	found, err := runtime.RefFrom(from, secondService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -245,32 +287,35 @@ func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
 // NewLocalSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalSecond(node SecondNode) *Second {
-	return &Second{ref: runtime.NewLocal(secondService, node)}
+	return &Second{ref: runtime.NewLocal(secondService.Host(secondHandlers), node)}
 }
 
 // RegisterSecondTunnel puts node behind a mailbox and registers it on server, where NewSecondTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterSecondTunnel(server *connect.Server, node SecondNode) {
-	runtime.RegisterTunnel(server, secondService, node)
+	runtime.RegisterTunnel(server, secondService.Host(secondHandlers), node)
 }
 
 // NewSecondTunnel is the handle of the node that client reaches.
 func NewSecondTunnel(client *connect.Client) *Second {
-	return &Second{ref: runtime.NewTunnel(secondService, client)}
+	return &Second{ref: runtime.NewTunnel(secondService.Caller(), client)}
 }
 
 // CreateSecondName is the full name of the service CreateSecond.
 const CreateSecondName = "files.CreateSecond"
 
-// The method table of files.CreateSecond.
-var (
-	createSecondService = runtime.NewService(
-		filesv1.File_files_a_proto.Services().ByName("CreateSecond"),
-		runtime.ServiceConfig{
-			Type: "create-second",
-		},
-	)
-)
+// The method table of files.CreateSecond. Calls name a method by its index in it.
+var createSecondService = runtime.Table{
+	File:    &filesv1.File_files_a_proto,
+	Service: "CreateSecond",
+	Config: runtime.ServiceConfig{
+		Type: "create-second",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of files.CreateSecond on a node, in the order of the table.
+var createSecondHandlers = []runtime.TableHandler{}
 
 // CreateSecondNode is what a node of the service files.CreateSecond implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -285,7 +330,7 @@ type UnimplementedCreateSecondNode struct{}
 // CreateSecondType is the node type "create-second", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func CreateSecondType(setup func(context.Context, *runtime.Node) (CreateSecondNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(createSecondService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(createSecondService.Host(createSecondHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -305,7 +350,7 @@ func (h *CreateSecond) Ref() runtime.Ref {
 
 // CreateCreateSecond creates a node of the type "create-second" below parent, and waits until it is set up.
 func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateSecond, error) {
-	ref, err := runtime.Create(ctx, parent, createSecondService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, createSecondService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -314,7 +359,7 @@ func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateCreateSecondN creates n nodes of the type "create-second" below parent at once: all, or none and an error.
 func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateSecond, error) {
-	refs, err := runtime.CreateN(ctx, parent, createSecondService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, createSecondService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -328,7 +373,7 @@ func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts
 // FindCreateSecond looks up a node of the service files.CreateSecond, by path, alias or id. A relative path is relative
 // to from.
 func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateSecond, error) {
-	ref, err := runtime.Find(ctx, from, createSecondService, where)
+	ref, err := runtime.Find(ctx, from, createSecondService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -337,7 +382,7 @@ func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // CreateSecondFrom makes a handle from a reference that came in a message. It asks nobody.
 func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, error) {
-	found, err := runtime.RefFrom(from, createSecondService, ref)
+	found, err := runtime.RefFrom(from, createSecondService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -347,16 +392,16 @@ func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, 
 // NewLocalCreateSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCreateSecond(node CreateSecondNode) *CreateSecond {
-	return &CreateSecond{ref: runtime.NewLocal(createSecondService, node)}
+	return &CreateSecond{ref: runtime.NewLocal(createSecondService.Host(createSecondHandlers), node)}
 }
 
 // RegisterCreateSecondTunnel puts node behind a mailbox and registers it on server, where NewCreateSecondTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterCreateSecondTunnel(server *connect.Server, node CreateSecondNode) {
-	runtime.RegisterTunnel(server, createSecondService, node)
+	runtime.RegisterTunnel(server, createSecondService.Host(createSecondHandlers), node)
 }
 
 // NewCreateSecondTunnel is the handle of the node that client reaches.
 func NewCreateSecondTunnel(client *connect.Client) *CreateSecond {
-	return &CreateSecond{ref: runtime.NewTunnel(createSecondService, client)}
+	return &CreateSecond{ref: runtime.NewTunnel(createSecondService.Caller(), client)}
 }

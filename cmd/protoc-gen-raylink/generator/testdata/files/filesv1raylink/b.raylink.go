@@ -20,27 +20,48 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // ThirdName is the full name of the service Third.
 const ThirdName = "files.Third"
 
-// The method table of files.Third.
-var (
-	thirdDo      = runtime.ServerStreamMethod("Do", ThirdNode.Do)
-	thirdService = runtime.NewService(
-		filesv1.File_files_b_proto.Services().ByName("Third"),
-		runtime.ServiceConfig{
-			Type: "third",
+// The method table of files.Third. Calls name a method by its index in it.
+var thirdService = runtime.Table{
+	File:    &filesv1.File_files_b_proto,
+	Service: "Third",
+	Config: runtime.ServiceConfig{
+		Type: "third",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.A)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.B)
+			},
 		},
-		thirdDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.Third on a node, in the order of the table.
+var thirdHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+			if err != nil {
+				return err
+			}
+			return node.(ThirdNode).Do(ctx, req, runtime.ServerStream[*filesv1.B](stream))
+		},
+	},
+}
 
 // ThirdNode is what a node of the service files.Third implements. Its unary methods run one at a time unless the schema
 // says otherwise.
@@ -65,7 +86,7 @@ func (UnimplementedThirdNode) Do(context.Context, *filesv1.A, ThirdDoServerStrea
 
 // ThirdType is the node type "third", implemented by what setup returns. Setup is called once in each life of a node.
 func ThirdType(setup func(context.Context, *runtime.Node) (ThirdNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(thirdService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(thirdService.Host(thirdHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -83,12 +104,12 @@ func (h *Third) Ref() runtime.Ref {
 
 // Do calls files.Third.Do, and returns the stream of its responses.
 func (h *Third) Do(ctx context.Context, req *filesv1.A) (ThirdDoClientStream, error) {
-	return thirdDo.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
 }
 
 // CreateThird creates a node of the type "third" below parent, and waits until it is set up.
 func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Third, error) {
-	ref, err := runtime.Create(ctx, parent, thirdService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, thirdService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +118,7 @@ func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateThirdN creates n nodes of the type "third" below parent at once: all, or none and an error.
 func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Third, error) {
-	refs, err := runtime.CreateN(ctx, parent, thirdService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, thirdService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +131,7 @@ func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindThird looks up a node of the service files.Third, by path, alias or id. A relative path is relative to from.
 func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*Third, error) {
-	ref, err := runtime.Find(ctx, from, thirdService, where)
+	ref, err := runtime.Find(ctx, from, thirdService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +140,7 @@ func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // ThirdFrom makes a handle from a reference that came in a message. It asks nobody.
 func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
-	found, err := runtime.RefFrom(from, thirdService, ref)
+	found, err := runtime.RefFrom(from, thirdService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -129,34 +150,58 @@ func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
 // NewLocalThird puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalThird(node ThirdNode) *Third {
-	return &Third{ref: runtime.NewLocal(thirdService, node)}
+	return &Third{ref: runtime.NewLocal(thirdService.Host(thirdHandlers), node)}
 }
 
 // RegisterThirdTunnel puts node behind a mailbox and registers it on server, where NewThirdTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterThirdTunnel(server *connect.Server, node ThirdNode) {
-	runtime.RegisterTunnel(server, thirdService, node)
+	runtime.RegisterTunnel(server, thirdService.Host(thirdHandlers), node)
 }
 
 // NewThirdTunnel is the handle of the node that client reaches.
 func NewThirdTunnel(client *connect.Client) *Third {
-	return &Third{ref: runtime.NewTunnel(thirdService, client)}
+	return &Third{ref: runtime.NewTunnel(thirdService.Caller(), client)}
 }
 
 // FirstNodeName is the full name of the service FirstNode.
 const FirstNodeName = "files.FirstNode"
 
-// The method table of files.FirstNode.
-var (
-	firstNodeDo      = runtime.UnaryMethod("Do", FirstNodeNode_.Do)
-	firstNodeService = runtime.NewService(
-		filesv1.File_files_b_proto.Services().ByName("FirstNode"),
-		runtime.ServiceConfig{
-			Type: "first-node",
+// The method table of files.FirstNode. Calls name a method by its index in it.
+var firstNodeService = runtime.Table{
+	File:    &filesv1.File_files_b_proto,
+	Service: "FirstNode",
+	Config: runtime.ServiceConfig{
+		Type: "first-node",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.A)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.B)
+			},
 		},
-		firstNodeDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.FirstNode on a node, in the order of the table.
+var firstNodeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(FirstNodeNode_).Do(ctx, req.(*filesv1.A))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(filesv1.B)
+			}
+			return res, nil
+		},
+	},
+}
 
 // FirstNodeNode_ is what a node of the service files.FirstNode implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -178,7 +223,7 @@ func (UnimplementedFirstNodeNode) Do(context.Context, *filesv1.A) (*filesv1.B, e
 // FirstNodeType is the node type "first-node", implemented by what setup returns. Setup is called once in each life of
 // a node.
 func FirstNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstNodeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(firstNodeService.Host(firstNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -198,18 +243,18 @@ func (h *FirstNode) Ref() runtime.Ref {
 
 // Do calls files.FirstNode.Do, and waits for the response.
 func (h *FirstNode) Do(ctx context.Context, req *filesv1.A) (*filesv1.B, error) {
-	return firstNodeDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FirstNode) DoAsync(ctx context.Context, req *filesv1.A) *runtime.Future[*filesv1.B] {
-	return firstNodeDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
 }
 
 // CreateFirstNode creates a node of the type "first-node" below parent, and waits until it is set up.
 func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNode, error) {
-	ref, err := runtime.Create(ctx, parent, firstNodeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, firstNodeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +263,7 @@ func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateFirstNodeN creates n nodes of the type "first-node" below parent at once: all, or none and an error.
 func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstNodeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, firstNodeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +277,7 @@ func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ..
 // FindFirstNode looks up a node of the service files.FirstNode, by path, alias or id. A relative path is relative to
 // from.
 func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNode, error) {
-	ref, err := runtime.Find(ctx, from, firstNodeService, where)
+	ref, err := runtime.Find(ctx, from, firstNodeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +286,7 @@ func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // FirstNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error) {
-	found, err := runtime.RefFrom(from, firstNodeService, ref)
+	found, err := runtime.RefFrom(from, firstNodeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -251,34 +296,55 @@ func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error)
 // NewLocalFirstNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstNode(node FirstNodeNode_) *FirstNode {
-	return &FirstNode{ref: runtime.NewLocal(firstNodeService, node)}
+	return &FirstNode{ref: runtime.NewLocal(firstNodeService.Host(firstNodeHandlers), node)}
 }
 
 // RegisterFirstNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFirstNodeTunnel(server *connect.Server, node FirstNodeNode_) {
-	runtime.RegisterTunnel(server, firstNodeService, node)
+	runtime.RegisterTunnel(server, firstNodeService.Host(firstNodeHandlers), node)
 }
 
 // NewFirstNodeTunnel is the handle of the node that client reaches.
 func NewFirstNodeTunnel(client *connect.Client) *FirstNode {
-	return &FirstNode{ref: runtime.NewTunnel(firstNodeService, client)}
+	return &FirstNode{ref: runtime.NewTunnel(firstNodeService.Caller(), client)}
 }
 
 // FirstDoName is the full name of the service FirstDo.
 const FirstDoName = "files.FirstDo"
 
-// The method table of files.FirstDo.
-var (
-	firstDoDo      = runtime.ServerStreamMethod("Do", FirstDoNode.Do)
-	firstDoService = runtime.NewService(
-		filesv1.File_files_b_proto.Services().ByName("FirstDo"),
-		runtime.ServiceConfig{
-			Type: "first-do",
+// The method table of files.FirstDo. Calls name a method by its index in it.
+var firstDoService = runtime.Table{
+	File:    &filesv1.File_files_b_proto,
+	Service: "FirstDo",
+	Config: runtime.ServiceConfig{
+		Type: "first-do",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.A)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.B)
+			},
 		},
-		firstDoDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.FirstDo on a node, in the order of the table.
+var firstDoHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+			if err != nil {
+				return err
+			}
+			return node.(FirstDoNode).Do(ctx, req, runtime.ServerStream[*filesv1.B](stream))
+		},
+	},
+}
 
 // FirstDoNode is what a node of the service files.FirstDo implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -306,7 +372,7 @@ func (UnimplementedFirstDoNode) Do(context.Context, *filesv1.A, FirstDoDoServerS
 // FirstDoType is the node type "first-do", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func FirstDoType(setup func(context.Context, *runtime.Node) (FirstDoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstDoService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(firstDoService.Host(firstDoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -326,12 +392,12 @@ func (h *FirstDo) Ref() runtime.Ref {
 
 // Do calls files.FirstDo.Do, and returns the stream of its responses.
 func (h *FirstDo) Do(ctx context.Context, req *filesv1.A) (FirstDoDoClientStream, error) {
-	return firstDoDo.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
 }
 
 // CreateFirstDo creates a node of the type "first-do" below parent, and waits until it is set up.
 func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstDo, error) {
-	ref, err := runtime.Create(ctx, parent, firstDoService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, firstDoService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -340,7 +406,7 @@ func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateFirstDoN creates n nodes of the type "first-do" below parent at once: all, or none and an error.
 func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstDo, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstDoService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, firstDoService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -353,7 +419,7 @@ func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 
 // FindFirstDo looks up a node of the service files.FirstDo, by path, alias or id. A relative path is relative to from.
 func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstDo, error) {
-	ref, err := runtime.Find(ctx, from, firstDoService, where)
+	ref, err := runtime.Find(ctx, from, firstDoService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +428,7 @@ func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // FirstDoFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
-	found, err := runtime.RefFrom(from, firstDoService, ref)
+	found, err := runtime.RefFrom(from, firstDoService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -372,16 +438,16 @@ func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
 // NewLocalFirstDo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstDo(node FirstDoNode) *FirstDo {
-	return &FirstDo{ref: runtime.NewLocal(firstDoService, node)}
+	return &FirstDo{ref: runtime.NewLocal(firstDoService.Host(firstDoHandlers), node)}
 }
 
 // RegisterFirstDoTunnel puts node behind a mailbox and registers it on server, where NewFirstDoTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFirstDoTunnel(server *connect.Server, node FirstDoNode) {
-	runtime.RegisterTunnel(server, firstDoService, node)
+	runtime.RegisterTunnel(server, firstDoService.Host(firstDoHandlers), node)
 }
 
 // NewFirstDoTunnel is the handle of the node that client reaches.
 func NewFirstDoTunnel(client *connect.Client) *FirstDo {
-	return &FirstDo{ref: runtime.NewTunnel(firstDoService, client)}
+	return &FirstDo{ref: runtime.NewTunnel(firstDoService.Caller(), client)}
 }

@@ -22,27 +22,51 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // FirstNodeNodeName is the full name of the service FirstNodeNode.
 const FirstNodeNodeName = "files.d.FirstNodeNode"
 
-// The method table of files.d.FirstNodeNode.
-var (
-	firstNodeNodeDo      = runtime.UnaryMethod("Do", FirstNodeNodeNode.Do)
-	firstNodeNodeService = runtime.NewService(
-		filesv1.File_files_d_proto.Services().ByName("FirstNodeNode"),
-		runtime.ServiceConfig{
-			Type: "first-node-node",
+// The method table of files.d.FirstNodeNode. Calls name a method by its index in it.
+var firstNodeNodeService = runtime.Table{
+	File:    &filesv1.File_files_d_proto,
+	Service: "FirstNodeNode",
+	Config: runtime.ServiceConfig{
+		Type: "first-node-node",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(filesv1.D)
+			},
+			NewResponse: func() proto.Message {
+				return new(filesv1.D)
+			},
 		},
-		firstNodeNodeDo,
-	)
-)
+	},
+}
+
+// What runs the methods of files.d.FirstNodeNode on a node, in the order of the table.
+var firstNodeNodeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(FirstNodeNodeNode).Do(ctx, req.(*filesv1.D))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(filesv1.D)
+			}
+			return res, nil
+		},
+	},
+}
 
 // FirstNodeNodeNode is what a node of the service files.d.FirstNodeNode implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -62,7 +86,7 @@ func (UnimplementedFirstNodeNodeNode) Do(context.Context, *filesv1.D) (*filesv1.
 // FirstNodeNodeType is the node type "first-node-node", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func FirstNodeNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstNodeNodeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(firstNodeNodeService.Host(firstNodeNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -80,18 +104,18 @@ func (h *FirstNodeNode) Ref() runtime.Ref {
 
 // Do calls files.d.FirstNodeNode.Do, and waits for the response.
 func (h *FirstNodeNode) Do(ctx context.Context, req *filesv1.D) (*filesv1.D, error) {
-	return firstNodeNodeDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*filesv1.D, *filesv1.D](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FirstNodeNode) DoAsync(ctx context.Context, req *filesv1.D) *runtime.Future[*filesv1.D] {
-	return firstNodeNodeDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*filesv1.D, *filesv1.D](ctx, h.ref, 0, req)
 }
 
 // CreateFirstNodeNode creates a node of the type "first-node-node" below parent, and waits until it is set up.
 func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNodeNode, error) {
-	ref, err := runtime.Create(ctx, parent, firstNodeNodeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, firstNodeNodeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +124,7 @@ func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateFirstNodeNodeN creates n nodes of the type "first-node-node" below parent at once: all, or none and an error.
 func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNodeNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstNodeNodeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, firstNodeNodeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +138,7 @@ func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindFirstNodeNode looks up a node of the service files.d.FirstNodeNode, by path, alias or id. A relative path is
 // relative to from.
 func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNodeNode, error) {
-	ref, err := runtime.Find(ctx, from, firstNodeNodeService, where)
+	ref, err := runtime.Find(ctx, from, firstNodeNodeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +147,7 @@ func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.W
 
 // FirstNodeNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode, error) {
-	found, err := runtime.RefFrom(from, firstNodeNodeService, ref)
+	found, err := runtime.RefFrom(from, firstNodeNodeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -133,16 +157,16 @@ func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode
 // NewLocalFirstNodeNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstNodeNode(node FirstNodeNodeNode) *FirstNodeNode {
-	return &FirstNodeNode{ref: runtime.NewLocal(firstNodeNodeService, node)}
+	return &FirstNodeNode{ref: runtime.NewLocal(firstNodeNodeService.Host(firstNodeNodeHandlers), node)}
 }
 
 // RegisterFirstNodeNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeNodeTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterFirstNodeNodeTunnel(server *connect.Server, node FirstNodeNodeNode) {
-	runtime.RegisterTunnel(server, firstNodeNodeService, node)
+	runtime.RegisterTunnel(server, firstNodeNodeService.Host(firstNodeNodeHandlers), node)
 }
 
 // NewFirstNodeNodeTunnel is the handle of the node that client reaches.
 func NewFirstNodeNodeTunnel(client *connect.Client) *FirstNodeNode {
-	return &FirstNodeNode{ref: runtime.NewTunnel(firstNodeNodeService, client)}
+	return &FirstNodeNode{ref: runtime.NewTunnel(firstNodeNodeService.Caller(), client)}
 }

@@ -22,29 +22,69 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "messages.Learner"
 
-// The method table of messages.Learner.
-var (
-	learnerWatch   = runtime.ServerStreamMethod("Watch", LearnerNode.Watch)
-	learnerCreate  = runtime.UnaryMethod("Create", LearnerNode.Create)
-	learnerService = runtime.NewService(
-		messages.File_messages_messages_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
+// The method table of messages.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &messages.File_messages_messages_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(messages.LearnerNode)
+			},
+			NewResponse: func() proto.Message {
+				return new(messages.LearnerWatchClientStream)
+			},
 		},
-		learnerWatch,
-		learnerCreate,
-	)
-)
+		{
+			Name: "Create",
+			NewRequest: func() proto.Message {
+				return new(messages.CreateLearner)
+			},
+			NewResponse: func() proto.Message {
+				return new(messages.LearnerWatch)
+			},
+		},
+	},
+}
+
+// What runs the methods of messages.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*messages.LearnerNode](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LearnerNode).Watch(ctx, req, runtime.ServerStream[*messages.LearnerWatchClientStream](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Create(ctx, req.(*messages.CreateLearner))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(messages.LearnerWatch)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNode is what a node of the service messages.Learner implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -77,7 +117,7 @@ func (UnimplementedLearnerNode) Create(context.Context, *messages.CreateLearner)
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -95,23 +135,23 @@ func (h *Learner) Ref() runtime.Ref {
 
 // Watch calls messages.Learner.Watch, and returns the stream of its responses.
 func (h *Learner) Watch(ctx context.Context, req *messages.LearnerNode) (LearnerWatchClientStream, error) {
-	return learnerWatch.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*messages.LearnerNode, *messages.LearnerWatchClientStream](ctx, h.ref, 0, req)
 }
 
 // Create calls messages.Learner.Create, and waits for the response.
 func (h *Learner) Create(ctx context.Context, req *messages.CreateLearner) (*messages.LearnerWatch, error) {
-	return learnerCreate.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*messages.CreateLearner, *messages.LearnerWatch](ctx, h.ref, 1, req)
 }
 
 // CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) CreateAsync(ctx context.Context, req *messages.CreateLearner) *runtime.Future[*messages.LearnerWatch] {
-	return learnerCreate.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*messages.CreateLearner, *messages.LearnerWatch](ctx, h.ref, 1, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +160,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +174,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service messages.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +183,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -153,16 +193,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }

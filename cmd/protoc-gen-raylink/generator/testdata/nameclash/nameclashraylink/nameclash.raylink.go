@@ -22,54 +22,290 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // LearnerName_ is the full name of the service Learner.
 const LearnerName_ = "nameclash.Learner"
 
-// The method table of nameclash.Learner.
-var (
-	learnerRef      = runtime.UnaryMethod("Ref", LearnerNode_.Ref)
-	learnerRef_     = runtime.UnaryMethod("Ref_", LearnerNode_.Ref_)
-	learnerPath     = runtime.UnaryMethod("Path", LearnerNode_.Path)
-	learnerCreate   = runtime.UnaryMethod("Create", LearnerNode_.Create)
-	learnerClose    = runtime.UnaryMethod("Close", LearnerNode_.Close)
-	learnerString   = runtime.UnaryMethod("String", LearnerNode_.String)
-	learnerError    = runtime.UnaryMethod("Error", LearnerNode_.Error)
-	learnerFoo      = runtime.UnaryMethod("Foo", LearnerNode_.Foo)
-	learnerFooAsync = runtime.UnaryMethod("FooAsync", LearnerNode_.FooAsync)
-	learnerBar      = runtime.ClientStreamMethod("Bar", LearnerNode_.Bar)
-	learnerBarAsync = runtime.BidiStreamMethod("BarAsync", LearnerNode_.BarAsync)
-	learnerService_ = runtime.UnaryMethod("Service", LearnerNode_.Service)
-	learnerName     = runtime.ServerStreamMethod("Name", LearnerNode_.Name)
-	learnerService  = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
-			NewConfig: func() proto.Message {
-				return new(nameclash.LearnerHost)
+// The method table of nameclash.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+		NewConfig: func() proto.Message {
+			return new(nameclash.LearnerHost)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Ref",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
 			},
 		},
-		learnerRef,
-		learnerRef_,
-		learnerPath,
-		learnerCreate,
-		learnerClose,
-		learnerString,
-		learnerError,
-		learnerFoo,
-		learnerFooAsync,
-		learnerBar,
-		learnerBarAsync,
-		learnerService_,
-		learnerName,
-	)
-)
+		{
+			Name: "Ref_",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Path",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Create",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Close",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "String",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Error",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Foo",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "FooAsync",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Bar",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "BarAsync",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Service",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+		{
+			Name: "Name",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+	},
+}
+
+// What runs the methods of nameclash.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Ref(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Ref_(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Path(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Create(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Close(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).String(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Error(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Foo(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).FooAsync(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(LearnerNode_).Bar(ctx, runtime.ClientStream[*nameclash.M](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(LearnerNode_).BarAsync(ctx, runtime.BidiStream[*nameclash.M, *nameclash.M](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode_).Service(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LearnerNode_).Name(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+		},
+	},
+}
 
 // LearnerNode_ is what a node of the service nameclash.Learner implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -191,7 +427,7 @@ func (UnimplementedLearnerNode__) Name(context.Context, *nameclash.M, LearnerNam
 // LearnerType_ is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType_(setup func(context.Context, *runtime.Node, *nameclash.LearnerHost) (LearnerNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*nameclash.LearnerHost))
 	})
 }
@@ -209,132 +445,132 @@ func (h *Learner) Ref__() runtime.Ref {
 
 // Ref calls nameclash.Learner.Ref, and waits for the response.
 func (h *Learner) Ref(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerRef.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) RefAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerRef.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // Ref_ calls nameclash.Learner.Ref_, and waits for the response.
 func (h *Learner) Ref_(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerRef_.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
 }
 
 // Ref_Async is Ref_ without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Ref_Async(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerRef_.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
 }
 
 // Path calls nameclash.Learner.Path, and waits for the response.
 func (h *Learner) Path(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerPath.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 2, req)
 }
 
 // PathAsync is Path without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) PathAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerPath.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 2, req)
 }
 
 // Create calls nameclash.Learner.Create, and waits for the response.
 func (h *Learner) Create(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerCreate.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 3, req)
 }
 
 // CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) CreateAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerCreate.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 3, req)
 }
 
 // Close calls nameclash.Learner.Close, and waits for the response.
 func (h *Learner) Close(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerClose.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 4, req)
 }
 
 // CloseAsync is Close without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) CloseAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerClose.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 4, req)
 }
 
 // String calls nameclash.Learner.String, and waits for the response.
 func (h *Learner) String(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerString.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 5, req)
 }
 
 // StringAsync is String without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) StringAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerString.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 5, req)
 }
 
 // Error calls nameclash.Learner.Error, and waits for the response.
 func (h *Learner) Error(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerError.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 6, req)
 }
 
 // ErrorAsync is Error without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) ErrorAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerError.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 6, req)
 }
 
 // Foo calls nameclash.Learner.Foo, and waits for the response.
 func (h *Learner) Foo(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerFoo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 7, req)
 }
 
 // FooAsync_ is Foo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) FooAsync_(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerFoo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 7, req)
 }
 
 // FooAsync calls nameclash.Learner.FooAsync, and waits for the response.
 func (h *Learner) FooAsync(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerFooAsync.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 8, req)
 }
 
 // FooAsyncAsync is FooAsync without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) FooAsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerFooAsync.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 8, req)
 }
 
 // Bar calls nameclash.Learner.Bar, and returns the stream to send its requests on.
 func (h *Learner) Bar(ctx context.Context) (LearnerBarClientStream, error) {
-	return learnerBar.Call(ctx, h.ref)
+	return runtime.CallClientStream[*nameclash.M, *nameclash.M](ctx, h.ref, 9)
 }
 
 // BarAsync calls nameclash.Learner.BarAsync, and returns the stream of its requests and responses.
 func (h *Learner) BarAsync(ctx context.Context) (LearnerBarAsyncClientStream, error) {
-	return learnerBarAsync.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*nameclash.M, *nameclash.M](ctx, h.ref, 10)
 }
 
 // Service calls nameclash.Learner.Service, and waits for the response.
 func (h *Learner) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerService_.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 11, req)
 }
 
 // ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerService_.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 11, req)
 }
 
 // Name calls nameclash.Learner.Name, and returns the stream of its responses.
 func (h *Learner) Name(ctx context.Context, req *nameclash.M) (LearnerNameClientStream, error) {
-	return learnerName.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 12, req)
 }
 
 // CreateLearner_ creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -343,7 +579,7 @@ func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.L
 
 // CreateLearnerN_ creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +593,7 @@ func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nam
 // FindLearner_ looks up a node of the service nameclash.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +602,7 @@ func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // LearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -376,32 +612,35 @@ func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner_(node LearnerNode_) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel_ puts node behind a mailbox and registers it on server, where NewLearnerTunnel_ and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel_(server *connect.Server, node LearnerNode_) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel_ is the handle of the node that client reaches.
 func NewLearnerTunnel_(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }
 
 // LearnerNName is the full name of the service LearnerN.
 const LearnerNName = "nameclash.LearnerN"
 
-// The method table of nameclash.LearnerN.
-var (
-	learnerNService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerN"),
-		runtime.ServiceConfig{
-			Type: "learner-n",
-		},
-	)
-)
+// The method table of nameclash.LearnerN. Calls name a method by its index in it.
+var learnerNService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerN",
+	Config: runtime.ServiceConfig{
+		Type: "learner-n",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.LearnerN on a node, in the order of the table.
+var learnerNHandlers = []runtime.TableHandler{}
 
 // LearnerNNode is what a node of the service nameclash.LearnerN implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -414,7 +653,7 @@ type UnimplementedLearnerNNode struct{}
 // LearnerNType is the node type "learner-n", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerNType(setup func(context.Context, *runtime.Node) (LearnerNNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerNService.Host(learnerNHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -432,7 +671,7 @@ func (h *LearnerN) Ref() runtime.Ref {
 
 // CreateLearnerN creates a node of the type "learner-n" below parent, and waits until it is set up.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerN, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerNService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -441,7 +680,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.
 
 // CreateLearnerNN creates n nodes of the type "learner-n" below parent at once: all, or none and an error.
 func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerN, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerNService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -455,7 +694,7 @@ func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...
 // FindLearnerN looks up a node of the service nameclash.LearnerN, by path, alias or id. A relative path is relative to
 // from.
 func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerN, error) {
-	ref, err := runtime.Find(ctx, from, learnerNService, where)
+	ref, err := runtime.Find(ctx, from, learnerNService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -464,7 +703,7 @@ func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // LearnerNFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
-	found, err := runtime.RefFrom(from, learnerNService, ref)
+	found, err := runtime.RefFrom(from, learnerNService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -474,34 +713,58 @@ func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
 // NewLocalLearnerN puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerN(node LearnerNNode) *LearnerN {
-	return &LearnerN{ref: runtime.NewLocal(learnerNService, node)}
+	return &LearnerN{ref: runtime.NewLocal(learnerNService.Host(learnerNHandlers), node)}
 }
 
 // RegisterLearnerNTunnel puts node behind a mailbox and registers it on server, where NewLearnerNTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNTunnel(server *connect.Server, node LearnerNNode) {
-	runtime.RegisterTunnel(server, learnerNService, node)
+	runtime.RegisterTunnel(server, learnerNService.Host(learnerNHandlers), node)
 }
 
 // NewLearnerNTunnel is the handle of the node that client reaches.
 func NewLearnerNTunnel(client *connect.Client) *LearnerN {
-	return &LearnerN{ref: runtime.NewTunnel(learnerNService, client)}
+	return &LearnerN{ref: runtime.NewTunnel(learnerNService.Caller(), client)}
 }
 
 // LearnerNodeName is the full name of the service LearnerNode.
 const LearnerNodeName = "nameclash.LearnerNode"
 
-// The method table of nameclash.LearnerNode.
-var (
-	learnerNodeDo      = runtime.UnaryMethod("Do", LearnerNodeNode.Do)
-	learnerNodeService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerNode"),
-		runtime.ServiceConfig{
-			Type: "learner-node",
+// The method table of nameclash.LearnerNode. Calls name a method by its index in it.
+var learnerNodeService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerNode",
+	Config: runtime.ServiceConfig{
+		Type: "learner-node",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
 		},
-		learnerNodeDo,
-	)
-)
+	},
+}
+
+// What runs the methods of nameclash.LearnerNode on a node, in the order of the table.
+var learnerNodeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNodeNode).Do(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNodeNode is what a node of the service nameclash.LearnerNode implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -521,7 +784,7 @@ func (UnimplementedLearnerNodeNode_) Do(context.Context, *nameclash.M) (*namecla
 // LearnerNodeType is the node type "learner-node", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerNodeType(setup func(context.Context, *runtime.Node) (LearnerNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNodeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerNodeService.Host(learnerNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -539,18 +802,18 @@ func (h *LearnerNode) Ref() runtime.Ref {
 
 // Do calls nameclash.LearnerNode.Do, and waits for the response.
 func (h *LearnerNode) Do(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerNodeDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *LearnerNode) DoAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerNodeDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // CreateLearnerNode_ creates a node of the type "learner-node" below parent, and waits until it is set up.
 func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNode, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNodeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerNodeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -559,7 +822,7 @@ func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateLearnerNodeN creates n nodes of the type "learner-node" below parent at once: all, or none and an error.
 func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNodeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerNodeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -573,7 +836,7 @@ func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerNode_ looks up a node of the service nameclash.LearnerNode, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNode, error) {
-	ref, err := runtime.Find(ctx, from, learnerNodeService, where)
+	ref, err := runtime.Find(ctx, from, learnerNodeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -582,7 +845,7 @@ func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // LearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, error) {
-	found, err := runtime.RefFrom(from, learnerNodeService, ref)
+	found, err := runtime.RefFrom(from, learnerNodeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -592,32 +855,35 @@ func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, er
 // NewLocalLearnerNode_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerNode_(node LearnerNodeNode) *LearnerNode {
-	return &LearnerNode{ref: runtime.NewLocal(learnerNodeService, node)}
+	return &LearnerNode{ref: runtime.NewLocal(learnerNodeService.Host(learnerNodeHandlers), node)}
 }
 
 // RegisterLearnerNodeTunnel puts node behind a mailbox and registers it on server, where NewLearnerNodeTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNodeTunnel(server *connect.Server, node LearnerNodeNode) {
-	runtime.RegisterTunnel(server, learnerNodeService, node)
+	runtime.RegisterTunnel(server, learnerNodeService.Host(learnerNodeHandlers), node)
 }
 
 // NewLearnerNodeTunnel is the handle of the node that client reaches.
 func NewLearnerNodeTunnel(client *connect.Client) *LearnerNode {
-	return &LearnerNode{ref: runtime.NewTunnel(learnerNodeService, client)}
+	return &LearnerNode{ref: runtime.NewTunnel(learnerNodeService.Caller(), client)}
 }
 
 // LearnerTypeName is the full name of the service LearnerType.
 const LearnerTypeName = "nameclash.LearnerType"
 
-// The method table of nameclash.LearnerType.
-var (
-	learnerTypeService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerType"),
-		runtime.ServiceConfig{
-			Type: "learner-type",
-		},
-	)
-)
+// The method table of nameclash.LearnerType. Calls name a method by its index in it.
+var learnerTypeService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerType",
+	Config: runtime.ServiceConfig{
+		Type: "learner-type",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.LearnerType on a node, in the order of the table.
+var learnerTypeHandlers = []runtime.TableHandler{}
 
 // LearnerTypeNode is what a node of the service nameclash.LearnerType implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -630,7 +896,7 @@ type UnimplementedLearnerTypeNode struct{}
 // LearnerTypeType is the node type "learner-type", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerTypeType(setup func(context.Context, *runtime.Node) (LearnerTypeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerTypeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerTypeService.Host(learnerTypeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -648,7 +914,7 @@ func (h *LearnerType) Ref() runtime.Ref {
 
 // CreateLearnerType_ creates a node of the type "learner-type" below parent, and waits until it is set up.
 func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerType, error) {
-	ref, err := runtime.Create(ctx, parent, learnerTypeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerTypeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -657,7 +923,7 @@ func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateLearnerTypeN creates n nodes of the type "learner-type" below parent at once: all, or none and an error.
 func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerType, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerTypeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerTypeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -671,7 +937,7 @@ func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerType_ looks up a node of the service nameclash.LearnerType, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerType, error) {
-	ref, err := runtime.Find(ctx, from, learnerTypeService, where)
+	ref, err := runtime.Find(ctx, from, learnerTypeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -680,7 +946,7 @@ func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // LearnerTypeFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, error) {
-	found, err := runtime.RefFrom(from, learnerTypeService, ref)
+	found, err := runtime.RefFrom(from, learnerTypeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -690,32 +956,35 @@ func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, er
 // NewLocalLearnerType_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerType_(node LearnerTypeNode) *LearnerType {
-	return &LearnerType{ref: runtime.NewLocal(learnerTypeService, node)}
+	return &LearnerType{ref: runtime.NewLocal(learnerTypeService.Host(learnerTypeHandlers), node)}
 }
 
 // RegisterLearnerTypeTunnel puts node behind a mailbox and registers it on server, where NewLearnerTypeTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTypeTunnel(server *connect.Server, node LearnerTypeNode) {
-	runtime.RegisterTunnel(server, learnerTypeService, node)
+	runtime.RegisterTunnel(server, learnerTypeService.Host(learnerTypeHandlers), node)
 }
 
 // NewLearnerTypeTunnel is the handle of the node that client reaches.
 func NewLearnerTypeTunnel(client *connect.Client) *LearnerType {
-	return &LearnerType{ref: runtime.NewTunnel(learnerTypeService, client)}
+	return &LearnerType{ref: runtime.NewTunnel(learnerTypeService.Caller(), client)}
 }
 
 // LearnerFromName is the full name of the service LearnerFrom.
 const LearnerFromName = "nameclash.LearnerFrom"
 
-// The method table of nameclash.LearnerFrom.
-var (
-	learnerFromService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerFrom"),
-		runtime.ServiceConfig{
-			Type: "learner-from",
-		},
-	)
-)
+// The method table of nameclash.LearnerFrom. Calls name a method by its index in it.
+var learnerFromService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerFrom",
+	Config: runtime.ServiceConfig{
+		Type: "learner-from",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.LearnerFrom on a node, in the order of the table.
+var learnerFromHandlers = []runtime.TableHandler{}
 
 // LearnerFromNode is what a node of the service nameclash.LearnerFrom implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -728,7 +997,7 @@ type UnimplementedLearnerFromNode struct{}
 // LearnerFromType is the node type "learner-from", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerFromType(setup func(context.Context, *runtime.Node) (LearnerFromNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerFromService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerFromService.Host(learnerFromHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -746,7 +1015,7 @@ func (h *LearnerFrom) Ref() runtime.Ref {
 
 // CreateLearnerFrom creates a node of the type "learner-from" below parent, and waits until it is set up.
 func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFrom, error) {
-	ref, err := runtime.Create(ctx, parent, learnerFromService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerFromService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -755,7 +1024,7 @@ func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateLearnerFromN creates n nodes of the type "learner-from" below parent at once: all, or none and an error.
 func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFrom, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerFromService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerFromService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -769,7 +1038,7 @@ func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerFrom looks up a node of the service nameclash.LearnerFrom, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFrom, error) {
-	ref, err := runtime.Find(ctx, from, learnerFromService, where)
+	ref, err := runtime.Find(ctx, from, learnerFromService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -778,7 +1047,7 @@ func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // LearnerFromFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, error) {
-	found, err := runtime.RefFrom(from, learnerFromService, ref)
+	found, err := runtime.RefFrom(from, learnerFromService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -788,32 +1057,35 @@ func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, er
 // NewLocalLearnerFrom_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerFrom_(node LearnerFromNode) *LearnerFrom {
-	return &LearnerFrom{ref: runtime.NewLocal(learnerFromService, node)}
+	return &LearnerFrom{ref: runtime.NewLocal(learnerFromService.Host(learnerFromHandlers), node)}
 }
 
 // RegisterLearnerFromTunnel puts node behind a mailbox and registers it on server, where NewLearnerFromTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerFromTunnel(server *connect.Server, node LearnerFromNode) {
-	runtime.RegisterTunnel(server, learnerFromService, node)
+	runtime.RegisterTunnel(server, learnerFromService.Host(learnerFromHandlers), node)
 }
 
 // NewLearnerFromTunnel is the handle of the node that client reaches.
 func NewLearnerFromTunnel(client *connect.Client) *LearnerFrom {
-	return &LearnerFrom{ref: runtime.NewTunnel(learnerFromService, client)}
+	return &LearnerFrom{ref: runtime.NewTunnel(learnerFromService.Caller(), client)}
 }
 
 // LearnerNameName is the full name of the service LearnerName.
 const LearnerNameName = "nameclash.LearnerName"
 
-// The method table of nameclash.LearnerName.
-var (
-	learnerNameService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerName"),
-		runtime.ServiceConfig{
-			Type: "learner-name",
-		},
-	)
-)
+// The method table of nameclash.LearnerName. Calls name a method by its index in it.
+var learnerNameService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerName",
+	Config: runtime.ServiceConfig{
+		Type: "learner-name",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.LearnerName on a node, in the order of the table.
+var learnerNameHandlers = []runtime.TableHandler{}
 
 // LearnerNameNode is what a node of the service nameclash.LearnerName implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -826,7 +1098,7 @@ type UnimplementedLearnerNameNode struct{}
 // LearnerNameType is the node type "learner-name", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerNameType(setup func(context.Context, *runtime.Node) (LearnerNameNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNameService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerNameService.Host(learnerNameHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -844,7 +1116,7 @@ func (h *LearnerName) Ref() runtime.Ref {
 
 // CreateLearnerName creates a node of the type "learner-name" below parent, and waits until it is set up.
 func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerName, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNameService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerNameService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -853,7 +1125,7 @@ func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateLearnerNameN creates n nodes of the type "learner-name" below parent at once: all, or none and an error.
 func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerName, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNameService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerNameService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -867,7 +1139,7 @@ func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerName looks up a node of the service nameclash.LearnerName, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerName, error) {
-	ref, err := runtime.Find(ctx, from, learnerNameService, where)
+	ref, err := runtime.Find(ctx, from, learnerNameService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -876,7 +1148,7 @@ func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // LearnerNameFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, error) {
-	found, err := runtime.RefFrom(from, learnerNameService, ref)
+	found, err := runtime.RefFrom(from, learnerNameService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -886,32 +1158,35 @@ func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, er
 // NewLocalLearnerName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerName(node LearnerNameNode) *LearnerName {
-	return &LearnerName{ref: runtime.NewLocal(learnerNameService, node)}
+	return &LearnerName{ref: runtime.NewLocal(learnerNameService.Host(learnerNameHandlers), node)}
 }
 
 // RegisterLearnerNameTunnel puts node behind a mailbox and registers it on server, where NewLearnerNameTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNameTunnel(server *connect.Server, node LearnerNameNode) {
-	runtime.RegisterTunnel(server, learnerNameService, node)
+	runtime.RegisterTunnel(server, learnerNameService.Host(learnerNameHandlers), node)
 }
 
 // NewLearnerNameTunnel is the handle of the node that client reaches.
 func NewLearnerNameTunnel(client *connect.Client) *LearnerName {
-	return &LearnerName{ref: runtime.NewTunnel(learnerNameService, client)}
+	return &LearnerName{ref: runtime.NewTunnel(learnerNameService.Caller(), client)}
 }
 
 // CreateLearnerName_ is the full name of the service CreateLearner.
 const CreateLearnerName_ = "nameclash.CreateLearner"
 
-// The method table of nameclash.CreateLearner.
-var (
-	createLearnerService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("CreateLearner"),
-		runtime.ServiceConfig{
-			Type: "create-learner",
-		},
-	)
-)
+// The method table of nameclash.CreateLearner. Calls name a method by its index in it.
+var createLearnerService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "CreateLearner",
+	Config: runtime.ServiceConfig{
+		Type: "create-learner",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.CreateLearner on a node, in the order of the table.
+var createLearnerHandlers = []runtime.TableHandler{}
 
 // CreateLearnerNode is what a node of the service nameclash.CreateLearner implements. Its unary methods run one at a
 // time unless the schema says otherwise.
@@ -924,7 +1199,7 @@ type UnimplementedCreateLearnerNode struct{}
 // CreateLearnerType is the node type "create-learner", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func CreateLearnerType(setup func(context.Context, *runtime.Node) (CreateLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(createLearnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(createLearnerService.Host(createLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -942,7 +1217,7 @@ func (h *CreateLearner) Ref() runtime.Ref {
 
 // CreateCreateLearner creates a node of the type "create-learner" below parent, and waits until it is set up.
 func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateLearner, error) {
-	ref, err := runtime.Create(ctx, parent, createLearnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, createLearnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -951,7 +1226,7 @@ func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateCreateLearnerN creates n nodes of the type "create-learner" below parent at once: all, or none and an error.
 func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, createLearnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, createLearnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -965,7 +1240,7 @@ func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindCreateLearner looks up a node of the service nameclash.CreateLearner, by path, alias or id. A relative path is
 // relative to from.
 func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateLearner, error) {
-	ref, err := runtime.Find(ctx, from, createLearnerService, where)
+	ref, err := runtime.Find(ctx, from, createLearnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -974,7 +1249,7 @@ func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.W
 
 // CreateLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearner, error) {
-	found, err := runtime.RefFrom(from, createLearnerService, ref)
+	found, err := runtime.RefFrom(from, createLearnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -984,32 +1259,35 @@ func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearne
 // NewLocalCreateLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCreateLearner(node CreateLearnerNode) *CreateLearner {
-	return &CreateLearner{ref: runtime.NewLocal(createLearnerService, node)}
+	return &CreateLearner{ref: runtime.NewLocal(createLearnerService.Host(createLearnerHandlers), node)}
 }
 
 // RegisterCreateLearnerTunnel puts node behind a mailbox and registers it on server, where NewCreateLearnerTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterCreateLearnerTunnel(server *connect.Server, node CreateLearnerNode) {
-	runtime.RegisterTunnel(server, createLearnerService, node)
+	runtime.RegisterTunnel(server, createLearnerService.Host(createLearnerHandlers), node)
 }
 
 // NewCreateLearnerTunnel is the handle of the node that client reaches.
 func NewCreateLearnerTunnel(client *connect.Client) *CreateLearner {
-	return &CreateLearner{ref: runtime.NewTunnel(createLearnerService, client)}
+	return &CreateLearner{ref: runtime.NewTunnel(createLearnerService.Caller(), client)}
 }
 
 // FindLearnerName_ is the full name of the service FindLearner.
 const FindLearnerName_ = "nameclash.FindLearner"
 
-// The method table of nameclash.FindLearner.
-var (
-	findLearnerService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("FindLearner"),
-		runtime.ServiceConfig{
-			Type: "find-learner",
-		},
-	)
-)
+// The method table of nameclash.FindLearner. Calls name a method by its index in it.
+var findLearnerService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "FindLearner",
+	Config: runtime.ServiceConfig{
+		Type: "find-learner",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.FindLearner on a node, in the order of the table.
+var findLearnerHandlers = []runtime.TableHandler{}
 
 // FindLearnerNode is what a node of the service nameclash.FindLearner implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1022,7 +1300,7 @@ type UnimplementedFindLearnerNode struct{}
 // FindLearnerType is the node type "find-learner", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func FindLearnerType(setup func(context.Context, *runtime.Node) (FindLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(findLearnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(findLearnerService.Host(findLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1040,7 +1318,7 @@ func (h *FindLearner) Ref() runtime.Ref {
 
 // CreateFindLearner creates a node of the type "find-learner" below parent, and waits until it is set up.
 func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FindLearner, error) {
-	ref, err := runtime.Create(ctx, parent, findLearnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, findLearnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1049,7 +1327,7 @@ func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateFindLearnerN creates n nodes of the type "find-learner" below parent at once: all, or none and an error.
 func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FindLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, findLearnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, findLearnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1063,7 +1341,7 @@ func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindFindLearner looks up a node of the service nameclash.FindLearner, by path, alias or id. A relative path is
 // relative to from.
 func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*FindLearner, error) {
-	ref, err := runtime.Find(ctx, from, findLearnerService, where)
+	ref, err := runtime.Find(ctx, from, findLearnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1072,7 +1350,7 @@ func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // FindLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, error) {
-	found, err := runtime.RefFrom(from, findLearnerService, ref)
+	found, err := runtime.RefFrom(from, findLearnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1082,32 +1360,35 @@ func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, e
 // NewLocalFindLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFindLearner(node FindLearnerNode) *FindLearner {
-	return &FindLearner{ref: runtime.NewLocal(findLearnerService, node)}
+	return &FindLearner{ref: runtime.NewLocal(findLearnerService.Host(findLearnerHandlers), node)}
 }
 
 // RegisterFindLearnerTunnel puts node behind a mailbox and registers it on server, where NewFindLearnerTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterFindLearnerTunnel(server *connect.Server, node FindLearnerNode) {
-	runtime.RegisterTunnel(server, findLearnerService, node)
+	runtime.RegisterTunnel(server, findLearnerService.Host(findLearnerHandlers), node)
 }
 
 // NewFindLearnerTunnel is the handle of the node that client reaches.
 func NewFindLearnerTunnel(client *connect.Client) *FindLearner {
-	return &FindLearner{ref: runtime.NewTunnel(findLearnerService, client)}
+	return &FindLearner{ref: runtime.NewTunnel(findLearnerService.Caller(), client)}
 }
 
 // NewLocalLearnerName_ is the full name of the service NewLocalLearner.
 const NewLocalLearnerName_ = "nameclash.NewLocalLearner"
 
-// The method table of nameclash.NewLocalLearner.
-var (
-	newLocalLearnerService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("NewLocalLearner"),
-		runtime.ServiceConfig{
-			Type: "new-local-learner",
-		},
-	)
-)
+// The method table of nameclash.NewLocalLearner. Calls name a method by its index in it.
+var newLocalLearnerService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "NewLocalLearner",
+	Config: runtime.ServiceConfig{
+		Type: "new-local-learner",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.NewLocalLearner on a node, in the order of the table.
+var newLocalLearnerHandlers = []runtime.TableHandler{}
 
 // NewLocalLearnerNode is what a node of the service nameclash.NewLocalLearner implements. Its unary methods run one at
 // a time unless the schema says otherwise.
@@ -1120,7 +1401,7 @@ type UnimplementedNewLocalLearnerNode struct{}
 // NewLocalLearnerType is the node type "new-local-learner", implemented by what setup returns. Setup is called once in
 // each life of a node.
 func NewLocalLearnerType(setup func(context.Context, *runtime.Node) (NewLocalLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newLocalLearnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(newLocalLearnerService.Host(newLocalLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1138,7 +1419,7 @@ func (h *NewLocalLearner) Ref() runtime.Ref {
 
 // CreateNewLocalLearner creates a node of the type "new-local-learner" below parent, and waits until it is set up.
 func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLocalLearner, error) {
-	ref, err := runtime.Create(ctx, parent, newLocalLearnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, newLocalLearnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1148,7 +1429,7 @@ func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...r
 // CreateNewLocalLearnerN creates n nodes of the type "new-local-learner" below parent at once: all, or none and an
 // error.
 func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLocalLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, newLocalLearnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, newLocalLearnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1162,7 +1443,7 @@ func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, o
 // FindNewLocalLearner looks up a node of the service nameclash.NewLocalLearner, by path, alias or id. A relative path
 // is relative to from.
 func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLocalLearner, error) {
-	ref, err := runtime.Find(ctx, from, newLocalLearnerService, where)
+	ref, err := runtime.Find(ctx, from, newLocalLearnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1171,7 +1452,7 @@ func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime
 
 // NewLocalLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLearner, error) {
-	found, err := runtime.RefFrom(from, newLocalLearnerService, ref)
+	found, err := runtime.RefFrom(from, newLocalLearnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1181,32 +1462,35 @@ func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLea
 // NewLocalNewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalNewLocalLearner(node NewLocalLearnerNode) *NewLocalLearner {
-	return &NewLocalLearner{ref: runtime.NewLocal(newLocalLearnerService, node)}
+	return &NewLocalLearner{ref: runtime.NewLocal(newLocalLearnerService.Host(newLocalLearnerHandlers), node)}
 }
 
 // RegisterNewLocalLearnerTunnel puts node behind a mailbox and registers it on server, where NewNewLocalLearnerTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterNewLocalLearnerTunnel(server *connect.Server, node NewLocalLearnerNode) {
-	runtime.RegisterTunnel(server, newLocalLearnerService, node)
+	runtime.RegisterTunnel(server, newLocalLearnerService.Host(newLocalLearnerHandlers), node)
 }
 
 // NewNewLocalLearnerTunnel is the handle of the node that client reaches.
 func NewNewLocalLearnerTunnel(client *connect.Client) *NewLocalLearner {
-	return &NewLocalLearner{ref: runtime.NewTunnel(newLocalLearnerService, client)}
+	return &NewLocalLearner{ref: runtime.NewTunnel(newLocalLearnerService.Caller(), client)}
 }
 
 // NewLearnerTunnelName is the full name of the service NewLearnerTunnel.
 const NewLearnerTunnelName = "nameclash.NewLearnerTunnel"
 
-// The method table of nameclash.NewLearnerTunnel.
-var (
-	newLearnerTunnelService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("NewLearnerTunnel"),
-		runtime.ServiceConfig{
-			Type: "new-learner-tunnel",
-		},
-	)
-)
+// The method table of nameclash.NewLearnerTunnel. Calls name a method by its index in it.
+var newLearnerTunnelService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "NewLearnerTunnel",
+	Config: runtime.ServiceConfig{
+		Type: "new-learner-tunnel",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.NewLearnerTunnel on a node, in the order of the table.
+var newLearnerTunnelHandlers = []runtime.TableHandler{}
 
 // NewLearnerTunnelNode is what a node of the service nameclash.NewLearnerTunnel implements. Its unary methods run one
 // at a time unless the schema says otherwise.
@@ -1219,7 +1503,7 @@ type UnimplementedNewLearnerTunnelNode struct{}
 // NewLearnerTunnelType is the node type "new-learner-tunnel", implemented by what setup returns. Setup is called once
 // in each life of a node.
 func NewLearnerTunnelType(setup func(context.Context, *runtime.Node) (NewLearnerTunnelNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newLearnerTunnelService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(newLearnerTunnelService.Host(newLearnerTunnelHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1237,7 +1521,7 @@ func (h *NewLearnerTunnel) Ref() runtime.Ref {
 
 // CreateNewLearnerTunnel creates a node of the type "new-learner-tunnel" below parent, and waits until it is set up.
 func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLearnerTunnel, error) {
-	ref, err := runtime.Create(ctx, parent, newLearnerTunnelService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, newLearnerTunnelService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1247,7 +1531,7 @@ func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...
 // CreateNewLearnerTunnelN creates n nodes of the type "new-learner-tunnel" below parent at once: all, or none and an
 // error.
 func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLearnerTunnel, error) {
-	refs, err := runtime.CreateN(ctx, parent, newLearnerTunnelService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, newLearnerTunnelService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1261,7 +1545,7 @@ func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, 
 // FindNewLearnerTunnel looks up a node of the service nameclash.NewLearnerTunnel, by path, alias or id. A relative path
 // is relative to from.
 func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLearnerTunnel, error) {
-	ref, err := runtime.Find(ctx, from, newLearnerTunnelService, where)
+	ref, err := runtime.Find(ctx, from, newLearnerTunnelService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1270,7 +1554,7 @@ func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtim
 
 // NewLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearnerTunnel, error) {
-	found, err := runtime.RefFrom(from, newLearnerTunnelService, ref)
+	found, err := runtime.RefFrom(from, newLearnerTunnelService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1280,32 +1564,35 @@ func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearner
 // NewLocalNewLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalNewLearnerTunnel(node NewLearnerTunnelNode) *NewLearnerTunnel {
-	return &NewLearnerTunnel{ref: runtime.NewLocal(newLearnerTunnelService, node)}
+	return &NewLearnerTunnel{ref: runtime.NewLocal(newLearnerTunnelService.Host(newLearnerTunnelHandlers), node)}
 }
 
 // RegisterNewLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where NewNewLearnerTunnelTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterNewLearnerTunnelTunnel(server *connect.Server, node NewLearnerTunnelNode) {
-	runtime.RegisterTunnel(server, newLearnerTunnelService, node)
+	runtime.RegisterTunnel(server, newLearnerTunnelService.Host(newLearnerTunnelHandlers), node)
 }
 
 // NewNewLearnerTunnelTunnel is the handle of the node that client reaches.
 func NewNewLearnerTunnelTunnel(client *connect.Client) *NewLearnerTunnel {
-	return &NewLearnerTunnel{ref: runtime.NewTunnel(newLearnerTunnelService, client)}
+	return &NewLearnerTunnel{ref: runtime.NewTunnel(newLearnerTunnelService.Caller(), client)}
 }
 
 // RegisterLearnerTunnelName is the full name of the service RegisterLearnerTunnel.
 const RegisterLearnerTunnelName = "nameclash.RegisterLearnerTunnel"
 
-// The method table of nameclash.RegisterLearnerTunnel.
-var (
-	registerLearnerTunnelService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("RegisterLearnerTunnel"),
-		runtime.ServiceConfig{
-			Type: "register-learner-tunnel",
-		},
-	)
-)
+// The method table of nameclash.RegisterLearnerTunnel. Calls name a method by its index in it.
+var registerLearnerTunnelService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "RegisterLearnerTunnel",
+	Config: runtime.ServiceConfig{
+		Type: "register-learner-tunnel",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.RegisterLearnerTunnel on a node, in the order of the table.
+var registerLearnerTunnelHandlers = []runtime.TableHandler{}
 
 // RegisterLearnerTunnelNode is what a node of the service nameclash.RegisterLearnerTunnel implements. Its unary methods
 // run one at a time unless the schema says otherwise.
@@ -1318,7 +1605,7 @@ type UnimplementedRegisterLearnerTunnelNode struct{}
 // RegisterLearnerTunnelType is the node type "register-learner-tunnel", implemented by what setup returns. Setup is
 // called once in each life of a node.
 func RegisterLearnerTunnelType(setup func(context.Context, *runtime.Node) (RegisterLearnerTunnelNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(registerLearnerTunnelService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1337,7 +1624,7 @@ func (h *RegisterLearnerTunnel) Ref() runtime.Ref {
 // CreateRegisterLearnerTunnel creates a node of the type "register-learner-tunnel" below parent, and waits until it is
 // set up.
 func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*RegisterLearnerTunnel, error) {
-	ref, err := runtime.Create(ctx, parent, registerLearnerTunnelService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, registerLearnerTunnelService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1347,7 +1634,7 @@ func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opt
 // CreateRegisterLearnerTunnelN creates n nodes of the type "register-learner-tunnel" below parent at once: all, or none
 // and an error.
 func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*RegisterLearnerTunnel, error) {
-	refs, err := runtime.CreateN(ctx, parent, registerLearnerTunnelService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, registerLearnerTunnelService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1361,7 +1648,7 @@ func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n 
 // FindRegisterLearnerTunnel looks up a node of the service nameclash.RegisterLearnerTunnel, by path, alias or id. A
 // relative path is relative to from.
 func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*RegisterLearnerTunnel, error) {
-	ref, err := runtime.Find(ctx, from, registerLearnerTunnelService, where)
+	ref, err := runtime.Find(ctx, from, registerLearnerTunnelService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1370,7 +1657,7 @@ func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where r
 
 // RegisterLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
 func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*RegisterLearnerTunnel, error) {
-	found, err := runtime.RefFrom(from, registerLearnerTunnelService, ref)
+	found, err := runtime.RefFrom(from, registerLearnerTunnelService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1380,32 +1667,35 @@ func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Regis
 // NewLocalRegisterLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalRegisterLearnerTunnel(node RegisterLearnerTunnelNode) *RegisterLearnerTunnel {
-	return &RegisterLearnerTunnel{ref: runtime.NewLocal(registerLearnerTunnelService, node)}
+	return &RegisterLearnerTunnel{ref: runtime.NewLocal(registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), node)}
 }
 
 // RegisterRegisterLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where
 // NewRegisterLearnerTunnelTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterRegisterLearnerTunnelTunnel(server *connect.Server, node RegisterLearnerTunnelNode) {
-	runtime.RegisterTunnel(server, registerLearnerTunnelService, node)
+	runtime.RegisterTunnel(server, registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), node)
 }
 
 // NewRegisterLearnerTunnelTunnel is the handle of the node that client reaches.
 func NewRegisterLearnerTunnelTunnel(client *connect.Client) *RegisterLearnerTunnel {
-	return &RegisterLearnerTunnel{ref: runtime.NewTunnel(registerLearnerTunnelService, client)}
+	return &RegisterLearnerTunnel{ref: runtime.NewTunnel(registerLearnerTunnelService.Caller(), client)}
 }
 
 // UnimplementedLearnerName is the full name of the service UnimplementedLearner.
 const UnimplementedLearnerName = "nameclash.UnimplementedLearner"
 
-// The method table of nameclash.UnimplementedLearner.
-var (
-	unimplementedLearnerService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("UnimplementedLearner"),
-		runtime.ServiceConfig{
-			Type: "unimplemented-learner",
-		},
-	)
-)
+// The method table of nameclash.UnimplementedLearner. Calls name a method by its index in it.
+var unimplementedLearnerService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "UnimplementedLearner",
+	Config: runtime.ServiceConfig{
+		Type: "unimplemented-learner",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.UnimplementedLearner on a node, in the order of the table.
+var unimplementedLearnerHandlers = []runtime.TableHandler{}
 
 // UnimplementedLearnerNode_ is what a node of the service nameclash.UnimplementedLearner implements. Its unary methods
 // run one at a time unless the schema says otherwise.
@@ -1418,7 +1708,7 @@ type UnimplementedUnimplementedLearnerNode struct{}
 // UnimplementedLearnerType is the node type "unimplemented-learner", implemented by what setup returns. Setup is called
 // once in each life of a node.
 func UnimplementedLearnerType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(unimplementedLearnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(unimplementedLearnerService.Host(unimplementedLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1437,7 +1727,7 @@ func (h *UnimplementedLearner) Ref() runtime.Ref {
 // CreateUnimplementedLearner creates a node of the type "unimplemented-learner" below parent, and waits until it is set
 // up.
 func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearner, error) {
-	ref, err := runtime.Create(ctx, parent, unimplementedLearnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, unimplementedLearnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1447,7 +1737,7 @@ func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts
 // CreateUnimplementedLearnerN creates n nodes of the type "unimplemented-learner" below parent at once: all, or none
 // and an error.
 func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1461,7 +1751,7 @@ func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n i
 // FindUnimplementedLearner looks up a node of the service nameclash.UnimplementedLearner, by path, alias or id. A
 // relative path is relative to from.
 func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearner, error) {
-	ref, err := runtime.Find(ctx, from, unimplementedLearnerService, where)
+	ref, err := runtime.Find(ctx, from, unimplementedLearnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1470,7 +1760,7 @@ func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where ru
 
 // UnimplementedLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearner, error) {
-	found, err := runtime.RefFrom(from, unimplementedLearnerService, ref)
+	found, err := runtime.RefFrom(from, unimplementedLearnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1480,32 +1770,35 @@ func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Unimpl
 // NewLocalUnimplementedLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalUnimplementedLearner(node UnimplementedLearnerNode_) *UnimplementedLearner {
-	return &UnimplementedLearner{ref: runtime.NewLocal(unimplementedLearnerService, node)}
+	return &UnimplementedLearner{ref: runtime.NewLocal(unimplementedLearnerService.Host(unimplementedLearnerHandlers), node)}
 }
 
 // RegisterUnimplementedLearnerTunnel puts node behind a mailbox and registers it on server, where
 // NewUnimplementedLearnerTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterUnimplementedLearnerTunnel(server *connect.Server, node UnimplementedLearnerNode_) {
-	runtime.RegisterTunnel(server, unimplementedLearnerService, node)
+	runtime.RegisterTunnel(server, unimplementedLearnerService.Host(unimplementedLearnerHandlers), node)
 }
 
 // NewUnimplementedLearnerTunnel is the handle of the node that client reaches.
 func NewUnimplementedLearnerTunnel(client *connect.Client) *UnimplementedLearner {
-	return &UnimplementedLearner{ref: runtime.NewTunnel(unimplementedLearnerService, client)}
+	return &UnimplementedLearner{ref: runtime.NewTunnel(unimplementedLearnerService.Caller(), client)}
 }
 
 // UnimplementedLearnerNodeName is the full name of the service UnimplementedLearnerNode.
 const UnimplementedLearnerNodeName = "nameclash.UnimplementedLearnerNode"
 
-// The method table of nameclash.UnimplementedLearnerNode.
-var (
-	unimplementedLearnerNodeService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("UnimplementedLearnerNode"),
-		runtime.ServiceConfig{
-			Type: "unimplemented-learner-node",
-		},
-	)
-)
+// The method table of nameclash.UnimplementedLearnerNode. Calls name a method by its index in it.
+var unimplementedLearnerNodeService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "UnimplementedLearnerNode",
+	Config: runtime.ServiceConfig{
+		Type: "unimplemented-learner-node",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.UnimplementedLearnerNode on a node, in the order of the table.
+var unimplementedLearnerNodeHandlers = []runtime.TableHandler{}
 
 // UnimplementedLearnerNodeNode is what a node of the service nameclash.UnimplementedLearnerNode implements. Its unary
 // methods run one at a time unless the schema says otherwise.
@@ -1518,7 +1811,7 @@ type UnimplementedUnimplementedLearnerNodeNode struct{}
 // UnimplementedLearnerNodeType is the node type "unimplemented-learner-node", implemented by what setup returns. Setup
 // is called once in each life of a node.
 func UnimplementedLearnerNodeType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(unimplementedLearnerNodeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1537,7 +1830,7 @@ func (h *UnimplementedLearnerNode) Ref() runtime.Ref {
 // CreateUnimplementedLearnerNode creates a node of the type "unimplemented-learner-node" below parent, and waits until
 // it is set up.
 func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearnerNode, error) {
-	ref, err := runtime.Create(ctx, parent, unimplementedLearnerNodeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, unimplementedLearnerNodeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1547,7 +1840,7 @@ func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, 
 // CreateUnimplementedLearnerNodeN creates n nodes of the type "unimplemented-learner-node" below parent at once: all,
 // or none and an error.
 func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearnerNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerNodeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerNodeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1561,7 +1854,7 @@ func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent,
 // FindUnimplementedLearnerNode looks up a node of the service nameclash.UnimplementedLearnerNode, by path, alias or id.
 // A relative path is relative to from.
 func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearnerNode, error) {
-	ref, err := runtime.Find(ctx, from, unimplementedLearnerNodeService, where)
+	ref, err := runtime.Find(ctx, from, unimplementedLearnerNodeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1570,7 +1863,7 @@ func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, wher
 
 // UnimplementedLearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearnerNode, error) {
-	found, err := runtime.RefFrom(from, unimplementedLearnerNodeService, ref)
+	found, err := runtime.RefFrom(from, unimplementedLearnerNodeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1580,32 +1873,35 @@ func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Un
 // NewLocalUnimplementedLearnerNode puts node behind a mailbox in this process, outside any system: a fake in a test,
 // for example. Nothing has to be closed.
 func NewLocalUnimplementedLearnerNode(node UnimplementedLearnerNodeNode) *UnimplementedLearnerNode {
-	return &UnimplementedLearnerNode{ref: runtime.NewLocal(unimplementedLearnerNodeService, node)}
+	return &UnimplementedLearnerNode{ref: runtime.NewLocal(unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), node)}
 }
 
 // RegisterUnimplementedLearnerNodeTunnel puts node behind a mailbox and registers it on server, where
 // NewUnimplementedLearnerNodeTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterUnimplementedLearnerNodeTunnel(server *connect.Server, node UnimplementedLearnerNodeNode) {
-	runtime.RegisterTunnel(server, unimplementedLearnerNodeService, node)
+	runtime.RegisterTunnel(server, unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), node)
 }
 
 // NewUnimplementedLearnerNodeTunnel is the handle of the node that client reaches.
 func NewUnimplementedLearnerNodeTunnel(client *connect.Client) *UnimplementedLearnerNode {
-	return &UnimplementedLearnerNode{ref: runtime.NewTunnel(unimplementedLearnerNodeService, client)}
+	return &UnimplementedLearnerNode{ref: runtime.NewTunnel(unimplementedLearnerNodeService.Caller(), client)}
 }
 
 // LearnerNameServerStreamName is the full name of the service LearnerNameServerStream.
 const LearnerNameServerStreamName = "nameclash.LearnerNameServerStream"
 
-// The method table of nameclash.LearnerNameServerStream.
-var (
-	learnerNameServerStreamService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerNameServerStream"),
-		runtime.ServiceConfig{
-			Type: "learner-name-server-stream",
-		},
-	)
-)
+// The method table of nameclash.LearnerNameServerStream. Calls name a method by its index in it.
+var learnerNameServerStreamService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerNameServerStream",
+	Config: runtime.ServiceConfig{
+		Type: "learner-name-server-stream",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of nameclash.LearnerNameServerStream on a node, in the order of the table.
+var learnerNameServerStreamHandlers = []runtime.TableHandler{}
 
 // LearnerNameServerStreamNode is what a node of the service nameclash.LearnerNameServerStream implements. Its unary
 // methods run one at a time unless the schema says otherwise.
@@ -1618,7 +1914,7 @@ type UnimplementedLearnerNameServerStreamNode struct{}
 // LearnerNameServerStreamType is the node type "learner-name-server-stream", implemented by what setup returns. Setup
 // is called once in each life of a node.
 func LearnerNameServerStreamType(setup func(context.Context, *runtime.Node) (LearnerNameServerStreamNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNameServerStreamService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1637,7 +1933,7 @@ func (h *LearnerNameServerStream) Ref() runtime.Ref {
 // CreateLearnerNameServerStream creates a node of the type "learner-name-server-stream" below parent, and waits until
 // it is set up.
 func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNameServerStream, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNameServerStreamService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerNameServerStreamService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1647,7 +1943,7 @@ func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, o
 // CreateLearnerNameServerStreamN creates n nodes of the type "learner-name-server-stream" below parent at once: all, or
 // none and an error.
 func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNameServerStream, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNameServerStreamService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerNameServerStreamService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1661,7 +1957,7 @@ func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, 
 // FindLearnerNameServerStream looks up a node of the service nameclash.LearnerNameServerStream, by path, alias or id. A
 // relative path is relative to from.
 func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNameServerStream, error) {
-	ref, err := runtime.Find(ctx, from, learnerNameServerStreamService, where)
+	ref, err := runtime.Find(ctx, from, learnerNameServerStreamService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1670,7 +1966,7 @@ func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where
 
 // LearnerNameServerStreamFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNameServerStream, error) {
-	found, err := runtime.RefFrom(from, learnerNameServerStreamService, ref)
+	found, err := runtime.RefFrom(from, learnerNameServerStreamService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1680,36 +1976,79 @@ func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Lea
 // NewLocalLearnerNameServerStream puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalLearnerNameServerStream(node LearnerNameServerStreamNode) *LearnerNameServerStream {
-	return &LearnerNameServerStream{ref: runtime.NewLocal(learnerNameServerStreamService, node)}
+	return &LearnerNameServerStream{ref: runtime.NewLocal(learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), node)}
 }
 
 // RegisterLearnerNameServerStreamTunnel puts node behind a mailbox and registers it on server, where
 // NewLearnerNameServerStreamTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNameServerStreamTunnel(server *connect.Server, node LearnerNameServerStreamNode) {
-	runtime.RegisterTunnel(server, learnerNameServerStreamService, node)
+	runtime.RegisterTunnel(server, learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), node)
 }
 
 // NewLearnerNameServerStreamTunnel is the handle of the node that client reaches.
 func NewLearnerNameServerStreamTunnel(client *connect.Client) *LearnerNameServerStream {
-	return &LearnerNameServerStream{ref: runtime.NewTunnel(learnerNameServerStreamService, client)}
+	return &LearnerNameServerStream{ref: runtime.NewTunnel(learnerNameServerStreamService.Caller(), client)}
 }
 
 // LearnerFooName is the full name of the service LearnerFoo.
 const LearnerFooName = "nameclash.LearnerFoo"
 
-// The method table of nameclash.LearnerFoo.
-var (
-	learnerFooService_ = runtime.UnaryMethod("Service", LearnerFooNode.Service)
-	learnerFooAsync_   = runtime.UnaryMethod("Async", LearnerFooNode.Async)
-	learnerFooService  = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerFoo"),
-		runtime.ServiceConfig{
-			Type: "learner-foo",
+// The method table of nameclash.LearnerFoo. Calls name a method by its index in it.
+var learnerFooService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerFoo",
+	Config: runtime.ServiceConfig{
+		Type: "learner-foo",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Service",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
 		},
-		learnerFooService_,
-		learnerFooAsync_,
-	)
-)
+		{
+			Name: "Async",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
+		},
+	},
+}
+
+// What runs the methods of nameclash.LearnerFoo on a node, in the order of the table.
+var learnerFooHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerFooNode).Service(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerFooNode).Async(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerFooNode is what a node of the service nameclash.LearnerFoo implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1736,7 +2075,7 @@ func (UnimplementedLearnerFooNode) Async(context.Context, *nameclash.M) (*namecl
 // LearnerFooType is the node type "learner-foo", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerFooType(setup func(context.Context, *runtime.Node) (LearnerFooNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerFooService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerFooService.Host(learnerFooHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1754,29 +2093,29 @@ func (h *LearnerFoo) Ref() runtime.Ref {
 
 // Service calls nameclash.LearnerFoo.Service, and waits for the response.
 func (h *LearnerFoo) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerFooService_.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *LearnerFoo) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerFooService_.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // Async calls nameclash.LearnerFoo.Async, and waits for the response.
 func (h *LearnerFoo) Async(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return learnerFooAsync_.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
 }
 
 // AsyncAsync is Async without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *LearnerFoo) AsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return learnerFooAsync_.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
 }
 
 // CreateLearnerFoo creates a node of the type "learner-foo" below parent, and waits until it is set up.
 func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFoo, error) {
-	ref, err := runtime.Create(ctx, parent, learnerFooService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerFooService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1785,7 +2124,7 @@ func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateLearnerFooN creates n nodes of the type "learner-foo" below parent at once: all, or none and an error.
 func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFoo, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerFooService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerFooService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1799,7 +2138,7 @@ func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts .
 // FindLearnerFoo looks up a node of the service nameclash.LearnerFoo, by path, alias or id. A relative path is relative
 // to from.
 func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFoo, error) {
-	ref, err := runtime.Find(ctx, from, learnerFooService, where)
+	ref, err := runtime.Find(ctx, from, learnerFooService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1808,7 +2147,7 @@ func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // LearnerFooFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, error) {
-	found, err := runtime.RefFrom(from, learnerFooService, ref)
+	found, err := runtime.RefFrom(from, learnerFooService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1818,34 +2157,55 @@ func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, erro
 // NewLocalLearnerFoo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerFoo(node LearnerFooNode) *LearnerFoo {
-	return &LearnerFoo{ref: runtime.NewLocal(learnerFooService, node)}
+	return &LearnerFoo{ref: runtime.NewLocal(learnerFooService.Host(learnerFooHandlers), node)}
 }
 
 // RegisterLearnerFooTunnel puts node behind a mailbox and registers it on server, where NewLearnerFooTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerFooTunnel(server *connect.Server, node LearnerFooNode) {
-	runtime.RegisterTunnel(server, learnerFooService, node)
+	runtime.RegisterTunnel(server, learnerFooService.Host(learnerFooHandlers), node)
 }
 
 // NewLearnerFooTunnel is the handle of the node that client reaches.
 func NewLearnerFooTunnel(client *connect.Client) *LearnerFoo {
-	return &LearnerFoo{ref: runtime.NewTunnel(learnerFooService, client)}
+	return &LearnerFoo{ref: runtime.NewTunnel(learnerFooService.Caller(), client)}
 }
 
 // LearnerNaName is the full name of the service LearnerNa.
 const LearnerNaName = "nameclash.LearnerNa"
 
-// The method table of nameclash.LearnerNa.
-var (
-	learnerNaMe      = runtime.ServerStreamMethod("me", LearnerNaNode.Me)
-	learnerNaService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("LearnerNa"),
-		runtime.ServiceConfig{
-			Type: "learner-na",
+// The method table of nameclash.LearnerNa. Calls name a method by its index in it.
+var learnerNaService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "LearnerNa",
+	Config: runtime.ServiceConfig{
+		Type: "learner-na",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "me",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
 		},
-		learnerNaMe,
-	)
-)
+	},
+}
+
+// What runs the methods of nameclash.LearnerNa on a node, in the order of the table.
+var learnerNaHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LearnerNaNode).Me(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+		},
+	},
+}
 
 // LearnerNaNode is what a node of the service nameclash.LearnerNa implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1873,7 +2233,7 @@ func (UnimplementedLearnerNaNode) Me(context.Context, *nameclash.M, LearnerNaMeS
 // LearnerNaType is the node type "learner-na", implemented by what setup returns. Setup is called once in each life of
 // a node.
 func LearnerNaType(setup func(context.Context, *runtime.Node) (LearnerNaNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNaService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerNaService.Host(learnerNaHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1893,12 +2253,12 @@ func (h *LearnerNa) Ref() runtime.Ref {
 
 // Me calls nameclash.LearnerNa.me, and returns the stream of its responses.
 func (h *LearnerNa) Me(ctx context.Context, req *nameclash.M) (LearnerNaMeClientStream, error) {
-	return learnerNaMe.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // CreateLearnerNa creates a node of the type "learner-na" below parent, and waits until it is set up.
 func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNa, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNaService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerNaService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1907,7 +2267,7 @@ func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateLearnerNaN creates n nodes of the type "learner-na" below parent at once: all, or none and an error.
 func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNa, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNaService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerNaService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1921,7 +2281,7 @@ func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ..
 // FindLearnerNa looks up a node of the service nameclash.LearnerNa, by path, alias or id. A relative path is relative
 // to from.
 func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNa, error) {
-	ref, err := runtime.Find(ctx, from, learnerNaService, where)
+	ref, err := runtime.Find(ctx, from, learnerNaService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -1930,7 +2290,7 @@ func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // LearnerNaFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error) {
-	found, err := runtime.RefFrom(from, learnerNaService, ref)
+	found, err := runtime.RefFrom(from, learnerNaService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1940,34 +2300,55 @@ func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error)
 // NewLocalLearnerNa puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerNa(node LearnerNaNode) *LearnerNa {
-	return &LearnerNa{ref: runtime.NewLocal(learnerNaService, node)}
+	return &LearnerNa{ref: runtime.NewLocal(learnerNaService.Host(learnerNaHandlers), node)}
 }
 
 // RegisterLearnerNaTunnel puts node behind a mailbox and registers it on server, where NewLearnerNaTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNaTunnel(server *connect.Server, node LearnerNaNode) {
-	runtime.RegisterTunnel(server, learnerNaService, node)
+	runtime.RegisterTunnel(server, learnerNaService.Host(learnerNaHandlers), node)
 }
 
 // NewLearnerNaTunnel is the handle of the node that client reaches.
 func NewLearnerNaTunnel(client *connect.Client) *LearnerNa {
-	return &LearnerNa{ref: runtime.NewTunnel(learnerNaService, client)}
+	return &LearnerNa{ref: runtime.NewTunnel(learnerNaService.Caller(), client)}
 }
 
 // LearnName is the full name of the service Learn.
 const LearnName = "nameclash.Learn"
 
-// The method table of nameclash.Learn.
-var (
-	learnErName  = runtime.ServerStreamMethod("erName", LearnNode.ErName)
-	learnService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("Learn"),
-		runtime.ServiceConfig{
-			Type: "learn",
+// The method table of nameclash.Learn. Calls name a method by its index in it.
+var learnService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "Learn",
+	Config: runtime.ServiceConfig{
+		Type: "learn",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "erName",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
 		},
-		learnErName,
-	)
-)
+	},
+}
+
+// What runs the methods of nameclash.Learn on a node, in the order of the table.
+var learnHandlers = []runtime.TableHandler{
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LearnNode).ErName(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+		},
+	},
+}
 
 // LearnNode is what a node of the service nameclash.Learn implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -1992,7 +2373,7 @@ func (UnimplementedLearnNode) ErName(context.Context, *nameclash.M, LearnErNameS
 
 // LearnType is the node type "learn", implemented by what setup returns. Setup is called once in each life of a node.
 func LearnType(setup func(context.Context, *runtime.Node) (LearnNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnService.Host(learnHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2010,12 +2391,12 @@ func (h *Learn) Ref() runtime.Ref {
 
 // ErName calls nameclash.Learn.erName, and returns the stream of its responses.
 func (h *Learn) ErName(ctx context.Context, req *nameclash.M) (LearnErNameClientStream, error) {
-	return learnErName.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // CreateLearn creates a node of the type "learn" below parent, and waits until it is set up.
 func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learn, error) {
-	ref, err := runtime.Create(ctx, parent, learnService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2024,7 +2405,7 @@ func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateLearnN creates n nodes of the type "learn" below parent at once: all, or none and an error.
 func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learn, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2037,7 +2418,7 @@ func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindLearn looks up a node of the service nameclash.Learn, by path, alias or id. A relative path is relative to from.
 func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learn, error) {
-	ref, err := runtime.Find(ctx, from, learnService, where)
+	ref, err := runtime.Find(ctx, from, learnService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -2046,7 +2427,7 @@ func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // LearnFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
-	found, err := runtime.RefFrom(from, learnService, ref)
+	found, err := runtime.RefFrom(from, learnService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2056,34 +2437,58 @@ func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
 // NewLocalLearn puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalLearn(node LearnNode) *Learn {
-	return &Learn{ref: runtime.NewLocal(learnService, node)}
+	return &Learn{ref: runtime.NewLocal(learnService.Host(learnHandlers), node)}
 }
 
 // RegisterLearnTunnel puts node behind a mailbox and registers it on server, where NewLearnTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterLearnTunnel(server *connect.Server, node LearnNode) {
-	runtime.RegisterTunnel(server, learnService, node)
+	runtime.RegisterTunnel(server, learnService.Host(learnHandlers), node)
 }
 
 // NewLearnTunnel is the handle of the node that client reaches.
 func NewLearnTunnel(client *connect.Client) *Learn {
-	return &Learn{ref: runtime.NewTunnel(learnService, client)}
+	return &Learn{ref: runtime.NewTunnel(learnService.Caller(), client)}
 }
 
 // LName is the full name of the service L.
 const LName = "nameclash.L"
 
-// The method table of nameclash.L.
-var (
-	lX       = runtime.UnaryMethod("X", LNode.X)
-	lService = runtime.NewService(
-		nameclash.File_nameclash_nameclash_proto.Services().ByName("L"),
-		runtime.ServiceConfig{
-			Type: "l",
+// The method table of nameclash.L. Calls name a method by its index in it.
+var lService = runtime.Table{
+	File:    &nameclash.File_nameclash_nameclash_proto,
+	Service: "L",
+	Config: runtime.ServiceConfig{
+		Type: "l",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "X",
+			NewRequest: func() proto.Message {
+				return new(nameclash.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(nameclash.M)
+			},
 		},
-		lX,
-	)
-)
+	},
+}
+
+// What runs the methods of nameclash.L on a node, in the order of the table.
+var lHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LNode).X(ctx, req.(*nameclash.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(nameclash.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LNode is what a node of the service nameclash.L implements. Its unary methods run one at a time unless the schema
 // says otherwise.
@@ -2102,7 +2507,7 @@ func (UnimplementedLNode) X(context.Context, *nameclash.M) (*nameclash.M, error)
 
 // LType is the node type "l", implemented by what setup returns. Setup is called once in each life of a node.
 func LType(setup func(context.Context, *runtime.Node) (LNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(lService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(lService.Host(lHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2120,18 +2525,18 @@ func (h *L) Ref() runtime.Ref {
 
 // X calls nameclash.L.X, and waits for the response.
 func (h *L) X(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return lX.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // XAsync is X without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *L) XAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return lX.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
 }
 
 // CreateL creates a node of the type "l" below parent, and waits until it is set up.
 func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*L, error) {
-	ref, err := runtime.Create(ctx, parent, lService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, lService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2140,7 +2545,7 @@ func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateO
 
 // CreateLN creates n nodes of the type "l" below parent at once: all, or none and an error.
 func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*L, error) {
-	refs, err := runtime.CreateN(ctx, parent, lService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, lService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2153,7 +2558,7 @@ func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime
 
 // FindL looks up a node of the service nameclash.L, by path, alias or id. A relative path is relative to from.
 func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, error) {
-	ref, err := runtime.Find(ctx, from, lService, where)
+	ref, err := runtime.Find(ctx, from, lService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -2162,7 +2567,7 @@ func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, e
 
 // LFrom makes a handle from a reference that came in a message. It asks nobody.
 func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
-	found, err := runtime.RefFrom(from, lService, ref)
+	found, err := runtime.RefFrom(from, lService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2172,16 +2577,16 @@ func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
 // NewLocalL puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalL(node LNode) *L {
-	return &L{ref: runtime.NewLocal(lService, node)}
+	return &L{ref: runtime.NewLocal(lService.Host(lHandlers), node)}
 }
 
 // RegisterLTunnel puts node behind a mailbox and registers it on server, where NewLTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterLTunnel(server *connect.Server, node LNode) {
-	runtime.RegisterTunnel(server, lService, node)
+	runtime.RegisterTunnel(server, lService.Host(lHandlers), node)
 }
 
 // NewLTunnel is the handle of the node that client reaches.
 func NewLTunnel(client *connect.Client) *L {
-	return &L{ref: runtime.NewTunnel(lService, client)}
+	return &L{ref: runtime.NewTunnel(lService.Caller(), client)}
 }

@@ -20,7 +20,7 @@ import (
 	found1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/found"
 	h1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/h"
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/jen"
-	learnerDo8 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/learnerDo"
+	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/learnerDo"
 	nodev11 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/nodev1"
 	proto1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/proto"
 	ref1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/ref"
@@ -38,44 +38,185 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "packages.Learner"
 
-// The method table of packages.Learner.
-var (
-	learnerDo      = runtime.UnaryMethod("Do", LearnerNode.Do)
-	learnerDo1     = runtime.UnaryMethod("Do1", LearnerNode.Do1)
-	learnerDo2     = runtime.UnaryMethod("Do2", LearnerNode.Do2)
-	learnerDo3     = runtime.ServerStreamMethod("Do3", LearnerNode.Do3)
-	learnerDo4     = runtime.ClientStreamMethod("Do4", LearnerNode.Do4)
-	learnerDo5     = runtime.BidiStreamMethod("Do5", LearnerNode.Do5)
-	learnerDo6     = runtime.UnaryMethod("Do6", LearnerNode.Do6)
-	learnerDo7     = runtime.UnaryMethod("Do7", LearnerNode.Do7)
-	learnerService = runtime.NewService(
-		packages.File_packages_packages_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
-			NewConfig: func() proto.Message {
-				return new(proto1.M)
+// The method table of packages.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &packages.File_packages_packages_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+		NewConfig: func() proto.Message {
+			return new(proto1.M)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(context1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(connect1.M)
 			},
 		},
-		learnerDo,
-		learnerDo1,
-		learnerDo2,
-		learnerDo3,
-		learnerDo4,
-		learnerDo5,
-		learnerDo6,
-		learnerDo7,
-	)
-)
+		{
+			Name: "Do1",
+			NewRequest: func() proto.Message {
+				return new(proto1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(runtime1.M)
+			},
+		},
+		{
+			Name: "Do2",
+			NewRequest: func() proto.Message {
+				return new(nodev11.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(ctx1.M)
+			},
+		},
+		{
+			Name: "Do3",
+			NewRequest: func() proto.Message {
+				return new(req1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(error1.M)
+			},
+		},
+		{
+			Name: "Do4",
+			NewRequest: func() proto.Message {
+				return new(h1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(ref1.M)
+			},
+		},
+		{
+			Name: "Do5",
+			NewRequest: func() proto.Message {
+				return new(Learner1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(learnerDo.M)
+			},
+		},
+		{
+			Name: "Do6",
+			NewRequest: func() proto.Message {
+				return new(jen.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(err1.M)
+			},
+		},
+		{
+			Name: "Do7",
+			NewRequest: func() proto.Message {
+				return new(found1.M)
+			},
+			NewResponse: func() proto.Message {
+				return new(context2.M)
+			},
+		},
+	},
+}
+
+// What runs the methods of packages.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do(ctx, req.(*context1.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(connect1.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do1(ctx, req.(*proto1.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(runtime1.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do2(ctx, req.(*nodev11.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(ctx1.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*req1.M](stream)
+			if err != nil {
+				return err
+			}
+			return node.(LearnerNode).Do3(ctx, req, runtime.ServerStream[*error1.M](stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(LearnerNode).Do4(ctx, runtime.ClientStream[*h1.M](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(LearnerNode).Do5(ctx, runtime.BidiStream[*Learner1.M, *learnerDo.M](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do6(ctx, req.(*jen.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(err1.M)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do7(ctx, req.(*found1.M))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(context2.M)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNode is what a node of the service packages.Learner implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -110,10 +251,10 @@ type LearnerDo4ServerStream = runtime.ClientStreamingServer[*h1.M]
 type LearnerDo4ClientStream = runtime.ClientStreamingClient[*h1.M, *ref1.M]
 
 // LearnerDo5ServerStream is the node's side of Do5.
-type LearnerDo5ServerStream = runtime.BidiStreamingServer[*Learner1.M, *learnerDo8.M]
+type LearnerDo5ServerStream = runtime.BidiStreamingServer[*Learner1.M, *learnerDo.M]
 
 // LearnerDo5ClientStream is the caller's side of Do5.
-type LearnerDo5ClientStream = runtime.BidiStreamingClient[*Learner1.M, *learnerDo8.M]
+type LearnerDo5ClientStream = runtime.BidiStreamingClient[*Learner1.M, *learnerDo.M]
 
 // UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
 // node still compiles when the schema gets a method more.
@@ -162,7 +303,7 @@ func (UnimplementedLearnerNode) Do7(context.Context, *found1.M) (*context2.M, er
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *proto1.M) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto1.M))
 	})
 }
@@ -180,77 +321,77 @@ func (h *Learner) Ref() runtime.Ref {
 
 // Do calls packages.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *context1.M) (*connect1.M, error) {
-	return learnerDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*context1.M, *connect1.M](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *context1.M) *runtime.Future[*connect1.M] {
-	return learnerDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*context1.M, *connect1.M](ctx, h.ref, 0, req)
 }
 
 // Do1 calls packages.Learner.Do1, and waits for the response.
 func (h *Learner) Do1(ctx context.Context, req *proto1.M) (*runtime1.M, error) {
-	return learnerDo1.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*proto1.M, *runtime1.M](ctx, h.ref, 1, req)
 }
 
 // Do1Async is Do1 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do1Async(ctx context.Context, req *proto1.M) *runtime.Future[*runtime1.M] {
-	return learnerDo1.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*proto1.M, *runtime1.M](ctx, h.ref, 1, req)
 }
 
 // Do2 calls packages.Learner.Do2, and waits for the response.
 func (h *Learner) Do2(ctx context.Context, req *nodev11.M) (*ctx1.M, error) {
-	return learnerDo2.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nodev11.M, *ctx1.M](ctx, h.ref, 2, req)
 }
 
 // Do2Async is Do2 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do2Async(ctx context.Context, req *nodev11.M) *runtime.Future[*ctx1.M] {
-	return learnerDo2.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nodev11.M, *ctx1.M](ctx, h.ref, 2, req)
 }
 
 // Do3 calls packages.Learner.Do3, and returns the stream of its responses.
 func (h *Learner) Do3(ctx context.Context, req *req1.M) (LearnerDo3ClientStream, error) {
-	return learnerDo3.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*req1.M, *error1.M](ctx, h.ref, 3, req)
 }
 
 // Do4 calls packages.Learner.Do4, and returns the stream to send its requests on.
 func (h *Learner) Do4(ctx context.Context) (LearnerDo4ClientStream, error) {
-	return learnerDo4.Call(ctx, h.ref)
+	return runtime.CallClientStream[*h1.M, *ref1.M](ctx, h.ref, 4)
 }
 
 // Do5 calls packages.Learner.Do5, and returns the stream of its requests and responses.
 func (h *Learner) Do5(ctx context.Context) (LearnerDo5ClientStream, error) {
-	return learnerDo5.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*Learner1.M, *learnerDo.M](ctx, h.ref, 5)
 }
 
 // Do6 calls packages.Learner.Do6, and waits for the response.
 func (h *Learner) Do6(ctx context.Context, req *jen.M) (*err1.M, error) {
-	return learnerDo6.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*jen.M, *err1.M](ctx, h.ref, 6, req)
 }
 
 // Do6Async is Do6 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do6Async(ctx context.Context, req *jen.M) *runtime.Future[*err1.M] {
-	return learnerDo6.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*jen.M, *err1.M](ctx, h.ref, 6, req)
 }
 
 // Do7 calls packages.Learner.Do7, and waits for the response.
 func (h *Learner) Do7(ctx context.Context, req *found1.M) (*context2.M, error) {
-	return learnerDo7.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*found1.M, *context2.M](ctx, h.ref, 7, req)
 }
 
 // Do7Async is Do7 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do7Async(ctx context.Context, req *found1.M) *runtime.Future[*context2.M] {
-	return learnerDo7.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*found1.M, *context2.M](ctx, h.ref, 7, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +400,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, op
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *proto1.M, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +414,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *prot
 // FindLearner looks up a node of the service packages.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +423,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -292,16 +433,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }

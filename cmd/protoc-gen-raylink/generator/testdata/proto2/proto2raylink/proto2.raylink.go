@@ -20,32 +20,68 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // OldName is the full name of the service Old.
 const OldName = "proto2.Old"
 
-// The method table of proto2.Old.
-var (
-	oldCall    = runtime.UnaryMethod("Call", OldNode.Call)
-	oldStream  = runtime.BidiStreamMethod("Stream", OldNode.Stream)
-	oldService = runtime.NewService(
-		proto2.File_proto2_proto2_proto.Services().ByName("Old"),
-		runtime.ServiceConfig{
-			Type: "old",
-			NewConfig: func() proto.Message {
+// The method table of proto2.Old. Calls name a method by its index in it.
+var oldService = runtime.Table{
+	File:    &proto2.File_proto2_proto2_proto,
+	Service: "Old",
+	Config: runtime.ServiceConfig{
+		Type: "old",
+		NewConfig: func() proto.Message {
+			return new(proto2.Request_Result)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Call",
+			NewRequest: func() proto.Message {
+				return new(proto2.Request)
+			},
+			NewResponse: func() proto.Message {
 				return new(proto2.Request_Result)
 			},
 		},
-		oldCall,
-		oldStream,
-	)
-)
+		{
+			Name: "Stream",
+			NewRequest: func() proto.Message {
+				return new(proto2.Request)
+			},
+			NewResponse: func() proto.Message {
+				return new(proto2.Request_Result)
+			},
+		},
+	},
+}
+
+// What runs the methods of proto2.Old on a node, in the order of the table.
+var oldHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OldNode).Call(ctx, req.(*proto2.Request))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(proto2.Request_Result)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(OldNode).Stream(ctx, runtime.BidiStream[*proto2.Request, *proto2.Request_Result](stream))
+		},
+	},
+}
 
 // OldNode is what a node of the service proto2.Old implements. Its unary methods run one at a time unless the schema
 // says otherwise.
@@ -78,7 +114,7 @@ func (UnimplementedOldNode) Stream(context.Context, OldStreamServerStream) error
 // OldType is the node type "old", implemented by what setup returns. Setup is called once in each life of a node with
 // the configuration it was created with.
 func OldType(setup func(context.Context, *runtime.Node, *proto2.Request_Result) (OldNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(oldService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(oldService.Host(oldHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto2.Request_Result))
 	})
 }
@@ -96,23 +132,23 @@ func (h *Old) Ref() runtime.Ref {
 
 // Call calls proto2.Old.Call, and waits for the response.
 func (h *Old) Call(ctx context.Context, req *proto2.Request) (*proto2.Request_Result, error) {
-	return oldCall.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 0, req)
 }
 
 // CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Old) CallAsync(ctx context.Context, req *proto2.Request) *runtime.Future[*proto2.Request_Result] {
-	return oldCall.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 0, req)
 }
 
 // Stream calls proto2.Old.Stream, and returns the stream of its requests and responses.
 func (h *Old) Stream(ctx context.Context) (OldStreamClientStream, error) {
-	return oldStream.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 1)
 }
 
 // CreateOld creates a node of the type "old" below parent, and waits until it is set up.
 func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_Result, opts ...runtime.CreateOption) (*Old, error) {
-	ref, err := runtime.Create(ctx, parent, oldService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, oldService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +157,7 @@ func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_R
 
 // CreateOldN creates n nodes of the type "old" below parent at once: all, or none and an error.
 func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.Request_Result, opts ...runtime.CreateOption) ([]*Old, error) {
-	refs, err := runtime.CreateN(ctx, parent, oldService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, oldService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +170,7 @@ func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.R
 
 // FindOld looks up a node of the service proto2.Old, by path, alias or id. A relative path is relative to from.
 func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Old, error) {
-	ref, err := runtime.Find(ctx, from, oldService, where)
+	ref, err := runtime.Find(ctx, from, oldService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +179,7 @@ func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ol
 
 // OldFrom makes a handle from a reference that came in a message. It asks nobody.
 func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
-	found, err := runtime.RefFrom(from, oldService, ref)
+	found, err := runtime.RefFrom(from, oldService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -153,16 +189,16 @@ func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
 // NewLocalOld puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalOld(node OldNode) *Old {
-	return &Old{ref: runtime.NewLocal(oldService, node)}
+	return &Old{ref: runtime.NewLocal(oldService.Host(oldHandlers), node)}
 }
 
 // RegisterOldTunnel puts node behind a mailbox and registers it on server, where NewOldTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterOldTunnel(server *connect.Server, node OldNode) {
-	runtime.RegisterTunnel(server, oldService, node)
+	runtime.RegisterTunnel(server, oldService.Host(oldHandlers), node)
 }
 
 // NewOldTunnel is the handle of the node that client reaches.
 func NewOldTunnel(client *connect.Client) *Old {
-	return &Old{ref: runtime.NewTunnel(oldService, client)}
+	return &Old{ref: runtime.NewTunnel(oldService.Caller(), client)}
 }

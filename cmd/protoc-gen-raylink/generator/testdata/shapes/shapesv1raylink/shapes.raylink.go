@@ -22,43 +22,147 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // EchoName is the full name of the service Echo.
 const EchoName = "shapes.v1.Echo"
 
-// The method table of shapes.v1.Echo.
-var (
-	echoSay     = runtime.UnaryMethod("Say", EchoNode.Say)
-	echoNow     = runtime.UnaryMethod("Now", EchoNode.Now, runtime.Concurrent())
-	echoTurn    = runtime.UnaryMethod("Turn", EchoNode.Turn)
-	echoRepeat  = runtime.ServerStreamMethod("Repeat", EchoNode.Repeat)
-	echoJoin    = runtime.ClientStreamMethod("Join", EchoNode.Join)
-	echoChat    = runtime.BidiStreamMethod("Chat", EchoNode.Chat)
-	echoService = runtime.NewService(
-		shapesv1.File_shapes_shapes_proto.Services().ByName("Echo"),
-		runtime.ServiceConfig{
-			Type: "parrot",
-			NewConfig: func() proto.Message {
-				return new(shapesv1.EchoConfig)
-			},
-			MaxConcurrency: 2,
-			MaxPending:     100,
-			MaxStreams:     2147483647,
+// The method table of shapes.v1.Echo. Calls name a method by its index in it.
+var echoService = runtime.Table{
+	File:    &shapesv1.File_shapes_shapes_proto,
+	Service: "Echo",
+	Config: runtime.ServiceConfig{
+		Type: "parrot",
+		NewConfig: func() proto.Message {
+			return new(shapesv1.EchoConfig)
 		},
-		echoSay,
-		echoNow,
-		echoTurn,
-		echoRepeat,
-		echoJoin,
-		echoChat,
-	)
-)
+		MaxConcurrency: 2,
+		MaxPending:     100,
+		MaxStreams:     2147483647,
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Say",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Now",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Turn",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Repeat",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Join",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Chat",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of shapes.v1.Echo on a node, in the order of the table.
+var echoHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(EchoNode).Say(ctx, req.(*shapesv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(shapesv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(EchoNode).Now(ctx, req.(*shapesv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(shapesv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(EchoNode).Turn(ctx, req.(*shapesv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(shapesv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*shapesv1.EchoRequest](stream)
+			if err != nil {
+				return err
+			}
+			return node.(EchoNode).Repeat(ctx, req, runtime.ServerStream[*shapesv1.EchoResponse](stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(EchoNode).Join(ctx, runtime.ClientStream[*shapesv1.EchoRequest](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(EchoNode).Chat(ctx, runtime.BidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](stream))
+		},
+	},
+}
 
 // EchoNode is what a node of the service shapes.v1.Echo implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -139,7 +243,7 @@ func (UnimplementedEchoNode) Chat(context.Context, EchoChatServerStream) error {
 // EchoType is the node type "parrot", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func EchoType(setup func(context.Context, *runtime.Node, *shapesv1.EchoConfig) (EchoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(echoService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(echoService.Host(echoHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*shapesv1.EchoConfig))
 	})
 }
@@ -159,55 +263,55 @@ func (h *Echo) Ref() runtime.Ref {
 
 // Say says it once.
 func (h *Echo) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return echoSay.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return echoSay.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // Now says it beside the turns.
 func (h *Echo) Now(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return echoNow.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // NowAsync is Now without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) NowAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return echoNow.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // Turn says that it takes turns, which is the default.
 func (h *Echo) Turn(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return echoTurn.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2, req)
 }
 
 // TurnAsync is Turn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) TurnAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return echoTurn.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2, req)
 }
 
 // Repeat says it letter by letter.
 func (h *Echo) Repeat(ctx context.Context, req *shapesv1.EchoRequest) (EchoRepeatClientStream, error) {
-	return echoRepeat.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 3, req)
 }
 
 // Join says everything at once.
 func (h *Echo) Join(ctx context.Context) (EchoJoinClientStream, error) {
-	return echoJoin.Call(ctx, h.ref)
+	return runtime.CallClientStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 4)
 }
 
 // Chat answers each.
 func (h *Echo) Chat(ctx context.Context) (EchoChatClientStream, error) {
-	return echoChat.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 5)
 }
 
 // CreateEcho creates a node of the type "parrot" below parent, and waits until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) (*Echo, error) {
-	ref, err := runtime.Create(ctx, parent, echoService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, echoService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +320,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoCo
 
 // CreateEchoN creates n nodes of the type "parrot" below parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) ([]*Echo, error) {
-	refs, err := runtime.CreateN(ctx, parent, echoService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, echoService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +333,7 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv
 
 // FindEcho looks up a node of the service shapes.v1.Echo, by path, alias or id. A relative path is relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
-	ref, err := runtime.Find(ctx, from, echoService, where)
+	ref, err := runtime.Find(ctx, from, echoService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +342,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 
 // EchoFrom makes a handle from a reference that came in a message. It asks nobody.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
-	found, err := runtime.RefFrom(from, echoService, ref)
+	found, err := runtime.RefFrom(from, echoService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -248,40 +352,105 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 // NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEcho(node EchoNode) *Echo {
-	return &Echo{ref: runtime.NewLocal(echoService, node)}
+	return &Echo{ref: runtime.NewLocal(echoService.Host(echoHandlers), node)}
 }
 
 // RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
-	runtime.RegisterTunnel(server, echoService, node)
+	runtime.RegisterTunnel(server, echoService.Host(echoHandlers), node)
 }
 
 // NewEchoTunnel is the handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
-	return &Echo{ref: runtime.NewTunnel(echoService, client)}
+	return &Echo{ref: runtime.NewTunnel(echoService.Caller(), client)}
 }
 
 // PlainName is the full name of the service Plain.
 const PlainName = "shapes.v1.Plain"
 
-// The method table of shapes.v1.Plain.
-var (
-	plainSay     = runtime.UnaryMethod("Say", PlainNode.Say)
-	plainRepeat  = runtime.ServerStreamMethod("Repeat", PlainNode.Repeat)
-	plainJoin    = runtime.ClientStreamMethod("Join", PlainNode.Join)
-	plainChat    = runtime.BidiStreamMethod("Chat", PlainNode.Chat)
-	plainService = runtime.NewService(
-		shapesv1.File_shapes_shapes_proto.Services().ByName("Plain"),
-		runtime.ServiceConfig{
-			Type: "plain",
+// The method table of shapes.v1.Plain. Calls name a method by its index in it.
+var plainService = runtime.Table{
+	File:    &shapesv1.File_shapes_shapes_proto,
+	Service: "Plain",
+	Config: runtime.ServiceConfig{
+		Type: "plain",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Say",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
 		},
-		plainSay,
-		plainRepeat,
-		plainJoin,
-		plainChat,
-	)
-)
+		{
+			Name: "Repeat",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Join",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+		{
+			Name: "Chat",
+			NewRequest: func() proto.Message {
+				return new(shapesv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(shapesv1.EchoResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of shapes.v1.Plain on a node, in the order of the table.
+var plainHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(PlainNode).Say(ctx, req.(*shapesv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(shapesv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*shapesv1.EchoRequest](stream)
+			if err != nil {
+				return err
+			}
+			return node.(PlainNode).Repeat(ctx, req, runtime.ServerStream[*shapesv1.EchoResponse](stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(PlainNode).Join(ctx, runtime.ClientStream[*shapesv1.EchoRequest](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(PlainNode).Chat(ctx, runtime.BidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](stream))
+		},
+	},
+}
 
 // PlainNode is what a node of the service shapes.v1.Plain implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -341,7 +510,7 @@ func (UnimplementedPlainNode) Chat(context.Context, PlainChatServerStream) error
 
 // PlainType is the node type "plain", implemented by what setup returns. Setup is called once in each life of a node.
 func PlainType(setup func(context.Context, *runtime.Node) (PlainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(plainService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(plainService.Host(plainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -361,33 +530,33 @@ func (h *Plain) Ref() runtime.Ref {
 
 // Say calls shapes.v1.Plain.Say, and waits for the response.
 func (h *Plain) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return plainSay.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Plain) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return plainSay.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
 // Repeat calls shapes.v1.Plain.Repeat, and returns the stream of its responses.
 func (h *Plain) Repeat(ctx context.Context, req *shapesv1.EchoRequest) (PlainRepeatClientStream, error) {
-	return plainRepeat.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // Join calls shapes.v1.Plain.Join, and returns the stream to send its requests on.
 func (h *Plain) Join(ctx context.Context) (PlainJoinClientStream, error) {
-	return plainJoin.Call(ctx, h.ref)
+	return runtime.CallClientStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2)
 }
 
 // Chat calls shapes.v1.Plain.Chat, and returns the stream of its requests and responses.
 func (h *Plain) Chat(ctx context.Context) (PlainChatClientStream, error) {
-	return plainChat.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 3)
 }
 
 // CreatePlain creates a node of the type "plain" below parent, and waits until it is set up.
 func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Plain, error) {
-	ref, err := runtime.Create(ctx, parent, plainService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, plainService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -396,7 +565,7 @@ func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreatePlainN creates n nodes of the type "plain" below parent at once: all, or none and an error.
 func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Plain, error) {
-	refs, err := runtime.CreateN(ctx, parent, plainService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, plainService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -409,7 +578,7 @@ func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindPlain looks up a node of the service shapes.v1.Plain, by path, alias or id. A relative path is relative to from.
 func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Plain, error) {
-	ref, err := runtime.Find(ctx, from, plainService, where)
+	ref, err := runtime.Find(ctx, from, plainService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -418,7 +587,7 @@ func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // PlainFrom makes a handle from a reference that came in a message. It asks nobody.
 func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
-	found, err := runtime.RefFrom(from, plainService, ref)
+	found, err := runtime.RefFrom(from, plainService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -428,16 +597,16 @@ func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
 // NewLocalPlain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalPlain(node PlainNode) *Plain {
-	return &Plain{ref: runtime.NewLocal(plainService, node)}
+	return &Plain{ref: runtime.NewLocal(plainService.Host(plainHandlers), node)}
 }
 
 // RegisterPlainTunnel puts node behind a mailbox and registers it on server, where NewPlainTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterPlainTunnel(server *connect.Server, node PlainNode) {
-	runtime.RegisterTunnel(server, plainService, node)
+	runtime.RegisterTunnel(server, plainService.Host(plainHandlers), node)
 }
 
 // NewPlainTunnel is the handle of the node that client reaches.
 func NewPlainTunnel(client *connect.Client) *Plain {
-	return &Plain{ref: runtime.NewTunnel(plainService, client)}
+	return &Plain{ref: runtime.NewTunnel(plainService.Caller(), client)}
 }

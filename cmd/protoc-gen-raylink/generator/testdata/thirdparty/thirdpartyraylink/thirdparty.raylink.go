@@ -22,27 +22,51 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // StorageName is the full name of the service Storage.
 const StorageName = "thirdparty.v1.Storage"
 
-// The method table of thirdparty.v1.Storage.
-var (
-	storageDo      = runtime.UnaryMethod("Do", StorageNode.Do)
-	storageService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Storage"),
-		runtime.ServiceConfig{
-			Type: "storage",
+// The method table of thirdparty.v1.Storage. Calls name a method by its index in it.
+var storageService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Storage",
+	Config: runtime.ServiceConfig{
+		Type: "storage",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		storageDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Storage on a node, in the order of the table.
+var storageHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // StorageNode is what a node of the service thirdparty.v1.Storage implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -62,7 +86,7 @@ func (UnimplementedStorageNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func StorageType(setup func(context.Context, *runtime.Node) (StorageNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(storageService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(storageService.Host(storageHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -80,18 +104,18 @@ func (h *Storage) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Storage.Do, and waits for the response.
 func (h *Storage) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return storageDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Storage) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return storageDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Storage, error) {
-	ref, err := runtime.Create(ctx, parent, storageService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, storageService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +124,7 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Storage, error) {
-	refs, err := runtime.CreateN(ctx, parent, storageService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, storageService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +138,7 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindStorage looks up a node of the service thirdparty.v1.Storage, by path, alias or id. A relative path is relative
 // to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
-	ref, err := runtime.Find(ctx, from, storageService, where)
+	ref, err := runtime.Find(ctx, from, storageService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +147,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // StorageFrom makes a handle from a reference that came in a message. It asks nobody.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
-	found, err := runtime.RefFrom(from, storageService, ref)
+	found, err := runtime.RefFrom(from, storageService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -133,34 +157,58 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 // NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalStorage(node StorageNode) *Storage {
-	return &Storage{ref: runtime.NewLocal(storageService, node)}
+	return &Storage{ref: runtime.NewLocal(storageService.Host(storageHandlers), node)}
 }
 
 // RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
-	runtime.RegisterTunnel(server, storageService, node)
+	runtime.RegisterTunnel(server, storageService.Host(storageHandlers), node)
 }
 
 // NewStorageTunnel is the handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
-	return &Storage{ref: runtime.NewTunnel(storageService, client)}
+	return &Storage{ref: runtime.NewTunnel(storageService.Caller(), client)}
 }
 
 // ReplayName is the full name of the service Replay.
 const ReplayName = "thirdparty.v1.Replay"
 
-// The method table of thirdparty.v1.Replay.
-var (
-	replayDo      = runtime.UnaryMethod("Do", ReplayNode.Do)
-	replayService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Replay"),
-		runtime.ServiceConfig{
-			Type: "replay",
+// The method table of thirdparty.v1.Replay. Calls name a method by its index in it.
+var replayService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Replay",
+	Config: runtime.ServiceConfig{
+		Type: "replay",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		replayDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Replay on a node, in the order of the table.
+var replayHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ReplayNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // ReplayNode is what a node of the service thirdparty.v1.Replay implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -179,7 +227,7 @@ func (UnimplementedReplayNode) Do(context.Context, *thirdparty.Text) (*thirdpart
 
 // ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node.
 func ReplayType(setup func(context.Context, *runtime.Node) (ReplayNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(replayService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(replayService.Host(replayHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -197,18 +245,18 @@ func (h *Replay) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Replay.Do, and waits for the response.
 func (h *Replay) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return replayDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Replay) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return replayDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Replay, error) {
-	ref, err := runtime.Create(ctx, parent, replayService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, replayService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +265,7 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Replay, error) {
-	refs, err := runtime.CreateN(ctx, parent, replayService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, replayService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +279,7 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindReplay looks up a node of the service thirdparty.v1.Replay, by path, alias or id. A relative path is relative to
 // from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
-	ref, err := runtime.Find(ctx, from, replayService, where)
+	ref, err := runtime.Find(ctx, from, replayService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +288,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
-	found, err := runtime.RefFrom(from, replayService, ref)
+	found, err := runtime.RefFrom(from, replayService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -250,34 +298,58 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 // NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
-	return &Replay{ref: runtime.NewLocal(replayService, node)}
+	return &Replay{ref: runtime.NewLocal(replayService.Host(replayHandlers), node)}
 }
 
 // RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
-	runtime.RegisterTunnel(server, replayService, node)
+	runtime.RegisterTunnel(server, replayService.Host(replayHandlers), node)
 }
 
 // NewReplayTunnel is the handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
-	return &Replay{ref: runtime.NewTunnel(replayService, client)}
+	return &Replay{ref: runtime.NewTunnel(replayService.Caller(), client)}
 }
 
 // BrainName is the full name of the service Brain.
 const BrainName = "thirdparty.v1.Brain"
 
-// The method table of thirdparty.v1.Brain.
-var (
-	brainDo      = runtime.UnaryMethod("Do", BrainNode.Do)
-	brainService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Brain"),
-		runtime.ServiceConfig{
-			Type: "brain",
+// The method table of thirdparty.v1.Brain. Calls name a method by its index in it.
+var brainService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Brain",
+	Config: runtime.ServiceConfig{
+		Type: "brain",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		brainDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Brain on a node, in the order of the table.
+var brainHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(BrainNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // BrainNode is what a node of the service thirdparty.v1.Brain implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -296,7 +368,7 @@ func (UnimplementedBrainNode) Do(context.Context, *thirdparty.Text) (*thirdparty
 
 // BrainType is the node type "brain", implemented by what setup returns. Setup is called once in each life of a node.
 func BrainType(setup func(context.Context, *runtime.Node) (BrainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(brainService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(brainService.Host(brainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -314,18 +386,18 @@ func (h *Brain) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Brain.Do, and waits for the response.
 func (h *Brain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return brainDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Brain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return brainDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateBrain creates a node of the type "brain" below parent, and waits until it is set up.
 func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Brain, error) {
-	ref, err := runtime.Create(ctx, parent, brainService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, brainService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -334,7 +406,7 @@ func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateBrainN creates n nodes of the type "brain" below parent at once: all, or none and an error.
 func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Brain, error) {
-	refs, err := runtime.CreateN(ctx, parent, brainService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, brainService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +420,7 @@ func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 // FindBrain looks up a node of the service thirdparty.v1.Brain, by path, alias or id. A relative path is relative to
 // from.
 func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Brain, error) {
-	ref, err := runtime.Find(ctx, from, brainService, where)
+	ref, err := runtime.Find(ctx, from, brainService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +429,7 @@ func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // BrainFrom makes a handle from a reference that came in a message. It asks nobody.
 func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
-	found, err := runtime.RefFrom(from, brainService, ref)
+	found, err := runtime.RefFrom(from, brainService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -367,34 +439,58 @@ func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
 // NewLocalBrain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalBrain(node BrainNode) *Brain {
-	return &Brain{ref: runtime.NewLocal(brainService, node)}
+	return &Brain{ref: runtime.NewLocal(brainService.Host(brainHandlers), node)}
 }
 
 // RegisterBrainTunnel puts node behind a mailbox and registers it on server, where NewBrainTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterBrainTunnel(server *connect.Server, node BrainNode) {
-	runtime.RegisterTunnel(server, brainService, node)
+	runtime.RegisterTunnel(server, brainService.Host(brainHandlers), node)
 }
 
 // NewBrainTunnel is the handle of the node that client reaches.
 func NewBrainTunnel(client *connect.Client) *Brain {
-	return &Brain{ref: runtime.NewTunnel(brainService, client)}
+	return &Brain{ref: runtime.NewTunnel(brainService.Caller(), client)}
 }
 
 // OfficerName is the full name of the service Officer.
 const OfficerName = "thirdparty.v1.Officer"
 
-// The method table of thirdparty.v1.Officer.
-var (
-	officerDo      = runtime.UnaryMethod("Do", OfficerNode.Do)
-	officerService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Officer"),
-		runtime.ServiceConfig{
-			Type: "officer",
+// The method table of thirdparty.v1.Officer. Calls name a method by its index in it.
+var officerService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Officer",
+	Config: runtime.ServiceConfig{
+		Type: "officer",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		officerDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Officer on a node, in the order of the table.
+var officerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OfficerNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // OfficerNode is what a node of the service thirdparty.v1.Officer implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -414,7 +510,7 @@ func (UnimplementedOfficerNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func OfficerType(setup func(context.Context, *runtime.Node) (OfficerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(officerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(officerService.Host(officerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -432,18 +528,18 @@ func (h *Officer) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Officer.Do, and waits for the response.
 func (h *Officer) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return officerDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Officer) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return officerDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Officer, error) {
-	ref, err := runtime.Create(ctx, parent, officerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, officerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -452,7 +548,7 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Officer, error) {
-	refs, err := runtime.CreateN(ctx, parent, officerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, officerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -466,7 +562,7 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindOfficer looks up a node of the service thirdparty.v1.Officer, by path, alias or id. A relative path is relative
 // to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
-	ref, err := runtime.Find(ctx, from, officerService, where)
+	ref, err := runtime.Find(ctx, from, officerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -475,7 +571,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
-	found, err := runtime.RefFrom(from, officerService, ref)
+	found, err := runtime.RefFrom(from, officerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -485,34 +581,58 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 // NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
-	return &Officer{ref: runtime.NewLocal(officerService, node)}
+	return &Officer{ref: runtime.NewLocal(officerService.Host(officerHandlers), node)}
 }
 
 // RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
-	runtime.RegisterTunnel(server, officerService, node)
+	runtime.RegisterTunnel(server, officerService.Host(officerHandlers), node)
 }
 
 // NewOfficerTunnel is the handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
-	return &Officer{ref: runtime.NewTunnel(officerService, client)}
+	return &Officer{ref: runtime.NewTunnel(officerService.Caller(), client)}
 }
 
 // CaptainName is the full name of the service Captain.
 const CaptainName = "thirdparty.v1.Captain"
 
-// The method table of thirdparty.v1.Captain.
-var (
-	captainDo      = runtime.UnaryMethod("Do", CaptainNode.Do)
-	captainService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Captain"),
-		runtime.ServiceConfig{
-			Type: "captain",
+// The method table of thirdparty.v1.Captain. Calls name a method by its index in it.
+var captainService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Captain",
+	Config: runtime.ServiceConfig{
+		Type: "captain",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		captainDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Captain on a node, in the order of the table.
+var captainHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // CaptainNode is what a node of the service thirdparty.v1.Captain implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -532,7 +652,7 @@ func (UnimplementedCaptainNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // CaptainType is the node type "captain", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func CaptainType(setup func(context.Context, *runtime.Node) (CaptainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(captainService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(captainService.Host(captainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -550,18 +670,18 @@ func (h *Captain) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Captain.Do, and waits for the response.
 func (h *Captain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return captainDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Captain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return captainDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateCaptain creates a node of the type "captain" below parent, and waits until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Captain, error) {
-	ref, err := runtime.Create(ctx, parent, captainService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, captainService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -570,7 +690,7 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateCaptainN creates n nodes of the type "captain" below parent at once: all, or none and an error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Captain, error) {
-	refs, err := runtime.CreateN(ctx, parent, captainService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, captainService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -584,7 +704,7 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindCaptain looks up a node of the service thirdparty.v1.Captain, by path, alias or id. A relative path is relative
 // to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
-	ref, err := runtime.Find(ctx, from, captainService, where)
+	ref, err := runtime.Find(ctx, from, captainService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -593,7 +713,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
-	found, err := runtime.RefFrom(from, captainService, ref)
+	found, err := runtime.RefFrom(from, captainService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -603,34 +723,58 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 // NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
-	return &Captain{ref: runtime.NewLocal(captainService, node)}
+	return &Captain{ref: runtime.NewLocal(captainService.Host(captainHandlers), node)}
 }
 
 // RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
-	runtime.RegisterTunnel(server, captainService, node)
+	runtime.RegisterTunnel(server, captainService.Host(captainHandlers), node)
 }
 
 // NewCaptainTunnel is the handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
-	return &Captain{ref: runtime.NewTunnel(captainService, client)}
+	return &Captain{ref: runtime.NewTunnel(captainService.Caller(), client)}
 }
 
 // PsName is the full name of the service Ps.
 const PsName = "thirdparty.v1.Ps"
 
-// The method table of thirdparty.v1.Ps.
-var (
-	psDo      = runtime.UnaryMethod("Do", PsNode.Do)
-	psService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Ps"),
-		runtime.ServiceConfig{
-			Type: "ps",
+// The method table of thirdparty.v1.Ps. Calls name a method by its index in it.
+var psService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Ps",
+	Config: runtime.ServiceConfig{
+		Type: "ps",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		psDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v1.Ps on a node, in the order of the table.
+var psHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(PsNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // PsNode is what a node of the service thirdparty.v1.Ps implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -649,7 +793,7 @@ func (UnimplementedPsNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Te
 
 // PsType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node.
 func PsType(setup func(context.Context, *runtime.Node) (PsNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(psService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(psService.Host(psHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -667,18 +811,18 @@ func (h *Ps) Ref() runtime.Ref {
 
 // Do calls thirdparty.v1.Ps.Do, and waits for the response.
 func (h *Ps) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return psDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Ps) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return psDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreatePs creates a node of the type "ps" below parent, and waits until it is set up.
 func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Ps, error) {
-	ref, err := runtime.Create(ctx, parent, psService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, psService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -687,7 +831,7 @@ func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 
 // CreatePsN creates n nodes of the type "ps" below parent at once: all, or none and an error.
 func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Ps, error) {
-	refs, err := runtime.CreateN(ctx, parent, psService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, psService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -700,7 +844,7 @@ func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 
 // FindPs looks up a node of the service thirdparty.v1.Ps, by path, alias or id. A relative path is relative to from.
 func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps, error) {
-	ref, err := runtime.Find(ctx, from, psService, where)
+	ref, err := runtime.Find(ctx, from, psService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -709,7 +853,7 @@ func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps,
 
 // PsFrom makes a handle from a reference that came in a message. It asks nobody.
 func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
-	found, err := runtime.RefFrom(from, psService, ref)
+	found, err := runtime.RefFrom(from, psService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -719,36 +863,79 @@ func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
 // NewLocalPs puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalPs(node PsNode) *Ps {
-	return &Ps{ref: runtime.NewLocal(psService, node)}
+	return &Ps{ref: runtime.NewLocal(psService.Host(psHandlers), node)}
 }
 
 // RegisterPsTunnel puts node behind a mailbox and registers it on server, where NewPsTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterPsTunnel(server *connect.Server, node PsNode) {
-	runtime.RegisterTunnel(server, psService, node)
+	runtime.RegisterTunnel(server, psService.Host(psHandlers), node)
 }
 
 // NewPsTunnel is the handle of the node that client reaches.
 func NewPsTunnel(client *connect.Client) *Ps {
-	return &Ps{ref: runtime.NewTunnel(psService, client)}
+	return &Ps{ref: runtime.NewTunnel(psService.Caller(), client)}
 }
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v1.Learner"
 
-// The method table of thirdparty.v1.Learner.
-var (
-	learnerDo      = runtime.UnaryMethod("Do", LearnerNode.Do)
-	learnerPeek    = runtime.UnaryMethod("Peek", LearnerNode.Peek)
-	learnerService = runtime.NewService(
-		thirdparty.File_thirdparty_thirdparty_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
+// The method table of thirdparty.v1.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &thirdparty.File_thirdparty_thirdparty_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		learnerDo,
-		learnerPeek,
-	)
-)
+		{
+			Name: "Peek",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+		},
+	},
+}
+
+// What runs the methods of thirdparty.v1.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Peek(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNode is what a node of the service thirdparty.v1.Learner implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -776,7 +963,7 @@ func (UnimplementedLearnerNode) Peek(context.Context, *thirdparty.Text) (*thirdp
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -794,29 +981,29 @@ func (h *Learner) Ref() runtime.Ref {
 
 // Do waits until Peek was called beside it, or another Do.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return learnerDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return learnerDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // Peek calls thirdparty.v1.Learner.Peek, and waits for the response.
 func (h *Learner) Peek(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return learnerPeek.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 1, req)
 }
 
 // PeekAsync is Peek without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) PeekAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return learnerPeek.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 1, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -825,7 +1012,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -839,7 +1026,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service thirdparty.v1.Learner, by path, alias or id. A relative path is relative
 // to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -848,7 +1035,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -858,16 +1045,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }

@@ -24,30 +24,54 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // ManagerName is the full name of the service Manager.
 const ManagerName = "cartpole.v1.Manager"
 
-// The method table of cartpole.v1.Manager.
-var (
-	managerTrain   = runtime.UnaryMethod("Train", ManagerNode.Train)
-	managerService = runtime.NewService(
-		cartpolev1.File_cartpole_v1_cartpole_proto.Services().ByName("Manager"),
-		runtime.ServiceConfig{
-			Type: "manager",
-			NewConfig: func() proto.Message {
-				return new(cartpolev1.ManagerConfig)
+// The method table of cartpole.v1.Manager. Calls name a method by its index in it.
+var managerService = runtime.Table{
+	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Service: "Manager",
+	Config: runtime.ServiceConfig{
+		Type: "manager",
+		NewConfig: func() proto.Message {
+			return new(cartpolev1.ManagerConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Train",
+			NewRequest: func() proto.Message {
+				return new(cartpolev1.TrainRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(cartpolev1.TrainResponse)
 			},
 		},
-		managerTrain,
-	)
-)
+	},
+}
+
+// What runs the methods of cartpole.v1.Manager on a node, in the order of the table.
+var managerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ManagerNode).Train(ctx, req.(*cartpolev1.TrainRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(cartpolev1.TrainResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // ManagerNode is what a node of the service cartpole.v1.Manager implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -70,7 +94,7 @@ func (UnimplementedManagerNode) Train(context.Context, *cartpolev1.TrainRequest)
 // ManagerType is the node type "manager", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func ManagerType(setup func(context.Context, *runtime.Node, *cartpolev1.ManagerConfig) (ManagerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(managerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(managerService.Host(managerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.ManagerConfig))
 	})
 }
@@ -90,18 +114,18 @@ func (h *Manager) Ref() runtime.Ref {
 
 // Train runs the whole pipeline, until a policy is solved and judged or the limit is reached.
 func (h *Manager) Train(ctx context.Context, req *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
-	return managerTrain.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
 }
 
 // TrainAsync is Train without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Manager) TrainAsync(ctx context.Context, req *cartpolev1.TrainRequest) *runtime.Future[*cartpolev1.TrainResponse] {
-	return managerTrain.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
 }
 
 // CreateManager creates a node of the type "manager" below parent, and waits until it is set up.
 func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) (*Manager, error) {
-	ref, err := runtime.Create(ctx, parent, managerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, managerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +134,7 @@ func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.M
 
 // CreateManagerN creates n nodes of the type "manager" below parent at once: all, or none and an error.
 func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) ([]*Manager, error) {
-	refs, err := runtime.CreateN(ctx, parent, managerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, managerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +148,7 @@ func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 // FindManager looks up a node of the service cartpole.v1.Manager, by path, alias or id. A relative path is relative to
 // from.
 func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) (*Manager, error) {
-	ref, err := runtime.Find(ctx, from, managerService, where)
+	ref, err := runtime.Find(ctx, from, managerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +157,7 @@ func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // ManagerFrom makes a handle from a reference that came in a message. It asks nobody.
 func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
-	found, err := runtime.RefFrom(from, managerService, ref)
+	found, err := runtime.RefFrom(from, managerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -143,37 +167,61 @@ func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
 // NewLocalManager puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalManager(node ManagerNode) *Manager {
-	return &Manager{ref: runtime.NewLocal(managerService, node)}
+	return &Manager{ref: runtime.NewLocal(managerService.Host(managerHandlers), node)}
 }
 
 // RegisterManagerTunnel puts node behind a mailbox and registers it on server, where NewManagerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterManagerTunnel(server *connect.Server, node ManagerNode) {
-	runtime.RegisterTunnel(server, managerService, node)
+	runtime.RegisterTunnel(server, managerService.Host(managerHandlers), node)
 }
 
 // NewManagerTunnel is the handle of the node that client reaches.
 func NewManagerTunnel(client *connect.Client) *Manager {
-	return &Manager{ref: runtime.NewTunnel(managerService, client)}
+	return &Manager{ref: runtime.NewTunnel(managerService.Caller(), client)}
 }
 
 // RunnerName is the full name of the service Runner.
 const RunnerName = "cartpole.v1.Runner"
 
-// The method table of cartpole.v1.Runner.
-var (
-	runnerRun     = runtime.UnaryMethod("Run", RunnerNode.Run)
-	runnerService = runtime.NewService(
-		cartpolev1.File_cartpole_v1_cartpole_proto.Services().ByName("Runner"),
-		runtime.ServiceConfig{
-			Type: "runner",
-			NewConfig: func() proto.Message {
-				return new(cartpolev1.RunnerConfig)
+// The method table of cartpole.v1.Runner. Calls name a method by its index in it.
+var runnerService = runtime.Table{
+	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Service: "Runner",
+	Config: runtime.ServiceConfig{
+		Type: "runner",
+		NewConfig: func() proto.Message {
+			return new(cartpolev1.RunnerConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Run",
+			NewRequest: func() proto.Message {
+				return new(cartpolev1.RunRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(cartpolev1.RunResponse)
 			},
 		},
-		runnerRun,
-	)
-)
+	},
+}
+
+// What runs the methods of cartpole.v1.Runner on a node, in the order of the table.
+var runnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(RunnerNode).Run(ctx, req.(*cartpolev1.RunRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(cartpolev1.RunResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // RunnerNode is what a node of the service cartpole.v1.Runner implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -196,7 +244,7 @@ func (UnimplementedRunnerNode) Run(context.Context, *cartpolev1.RunRequest) (*ca
 // RunnerType is the node type "runner", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func RunnerType(setup func(context.Context, *runtime.Node, *cartpolev1.RunnerConfig) (RunnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(runnerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(runnerService.Host(runnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.RunnerConfig))
 	})
 }
@@ -216,18 +264,18 @@ func (h *Runner) Ref() runtime.Ref {
 
 // Run ends when an exam is passed, whose version then stands under the tag `solved`, or when the limit is reached.
 func (h *Runner) Run(ctx context.Context, req *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error) {
-	return runnerRun.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*cartpolev1.RunRequest, *cartpolev1.RunResponse](ctx, h.ref, 0, req)
 }
 
 // RunAsync is Run without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Runner) RunAsync(ctx context.Context, req *cartpolev1.RunRequest) *runtime.Future[*cartpolev1.RunResponse] {
-	return runnerRun.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*cartpolev1.RunRequest, *cartpolev1.RunResponse](ctx, h.ref, 0, req)
 }
 
 // CreateRunner creates a node of the type "runner" below parent, and waits until it is set up.
 func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) (*Runner, error) {
-	ref, err := runtime.Create(ctx, parent, runnerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, runnerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +284,7 @@ func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Ru
 
 // CreateRunnerN creates n nodes of the type "runner" below parent at once: all, or none and an error.
 func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) ([]*Runner, error) {
-	refs, err := runtime.CreateN(ctx, parent, runnerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, runnerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +298,7 @@ func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 // FindRunner looks up a node of the service cartpole.v1.Runner, by path, alias or id. A relative path is relative to
 // from.
 func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Runner, error) {
-	ref, err := runtime.Find(ctx, from, runnerService, where)
+	ref, err := runtime.Find(ctx, from, runnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +307,7 @@ func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // RunnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
-	found, err := runtime.RefFrom(from, runnerService, ref)
+	found, err := runtime.RefFrom(from, runnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -269,37 +317,61 @@ func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
 // NewLocalRunner puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalRunner(node RunnerNode) *Runner {
-	return &Runner{ref: runtime.NewLocal(runnerService, node)}
+	return &Runner{ref: runtime.NewLocal(runnerService.Host(runnerHandlers), node)}
 }
 
 // RegisterRunnerTunnel puts node behind a mailbox and registers it on server, where NewRunnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterRunnerTunnel(server *connect.Server, node RunnerNode) {
-	runtime.RegisterTunnel(server, runnerService, node)
+	runtime.RegisterTunnel(server, runnerService.Host(runnerHandlers), node)
 }
 
 // NewRunnerTunnel is the handle of the node that client reaches.
 func NewRunnerTunnel(client *connect.Client) *Runner {
-	return &Runner{ref: runtime.NewTunnel(runnerService, client)}
+	return &Runner{ref: runtime.NewTunnel(runnerService.Caller(), client)}
 }
 
 // WorkerName is the full name of the service Worker.
 const WorkerName = "cartpole.v1.Worker"
 
-// The method table of cartpole.v1.Worker.
-var (
-	workerWork    = runtime.UnaryMethod("Work", WorkerNode.Work)
-	workerService = runtime.NewService(
-		cartpolev1.File_cartpole_v1_cartpole_proto.Services().ByName("Worker"),
-		runtime.ServiceConfig{
-			Type: "worker",
-			NewConfig: func() proto.Message {
-				return new(cartpolev1.WorkerConfig)
+// The method table of cartpole.v1.Worker. Calls name a method by its index in it.
+var workerService = runtime.Table{
+	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Service: "Worker",
+	Config: runtime.ServiceConfig{
+		Type: "worker",
+		NewConfig: func() proto.Message {
+			return new(cartpolev1.WorkerConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Work",
+			NewRequest: func() proto.Message {
+				return new(cartpolev1.WorkRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(cartpolev1.WorkResponse)
 			},
 		},
-		workerWork,
-	)
-)
+	},
+}
+
+// What runs the methods of cartpole.v1.Worker on a node, in the order of the table.
+var workerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(WorkerNode).Work(ctx, req.(*cartpolev1.WorkRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(cartpolev1.WorkResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // WorkerNode is what a node of the service cartpole.v1.Worker implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -322,7 +394,7 @@ func (UnimplementedWorkerNode) Work(context.Context, *cartpolev1.WorkRequest) (*
 // WorkerType is the node type "worker", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func WorkerType(setup func(context.Context, *runtime.Node, *cartpolev1.WorkerConfig) (WorkerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(workerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(workerService.Host(workerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.WorkerConfig))
 	})
 }
@@ -342,18 +414,18 @@ func (h *Worker) Ref() runtime.Ref {
 
 // Work goes on until the run's state in storage says otherwise.
 func (h *Worker) Work(ctx context.Context, req *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
-	return workerWork.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
 }
 
 // WorkAsync is Work without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Worker) WorkAsync(ctx context.Context, req *cartpolev1.WorkRequest) *runtime.Future[*cartpolev1.WorkResponse] {
-	return workerWork.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
 }
 
 // CreateWorker creates a node of the type "worker" below parent, and waits until it is set up.
 func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) (*Worker, error) {
-	ref, err := runtime.Create(ctx, parent, workerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, workerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +434,7 @@ func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Wo
 
 // CreateWorkerN creates n nodes of the type "worker" below parent at once: all, or none and an error.
 func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) ([]*Worker, error) {
-	refs, err := runtime.CreateN(ctx, parent, workerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, workerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +448,7 @@ func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 // FindWorker looks up a node of the service cartpole.v1.Worker, by path, alias or id. A relative path is relative to
 // from.
 func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (*Worker, error) {
-	ref, err := runtime.Find(ctx, from, workerService, where)
+	ref, err := runtime.Find(ctx, from, workerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +457,7 @@ func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // WorkerFrom makes a handle from a reference that came in a message. It asks nobody.
 func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
-	found, err := runtime.RefFrom(from, workerService, ref)
+	found, err := runtime.RefFrom(from, workerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -395,37 +467,61 @@ func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
 // NewLocalWorker puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalWorker(node WorkerNode) *Worker {
-	return &Worker{ref: runtime.NewLocal(workerService, node)}
+	return &Worker{ref: runtime.NewLocal(workerService.Host(workerHandlers), node)}
 }
 
 // RegisterWorkerTunnel puts node behind a mailbox and registers it on server, where NewWorkerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterWorkerTunnel(server *connect.Server, node WorkerNode) {
-	runtime.RegisterTunnel(server, workerService, node)
+	runtime.RegisterTunnel(server, workerService.Host(workerHandlers), node)
 }
 
 // NewWorkerTunnel is the handle of the node that client reaches.
 func NewWorkerTunnel(client *connect.Client) *Worker {
-	return &Worker{ref: runtime.NewTunnel(workerService, client)}
+	return &Worker{ref: runtime.NewTunnel(workerService.Caller(), client)}
 }
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "cartpole.v1.Learner"
 
-// The method table of cartpole.v1.Learner.
-var (
-	learnerLearn   = runtime.UnaryMethod("Learn", LearnerNode.Learn)
-	learnerService = runtime.NewService(
-		cartpolev1.File_cartpole_v1_cartpole_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
-			NewConfig: func() proto.Message {
-				return new(cartpolev1.LearnerConfig)
+// The method table of cartpole.v1.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+		NewConfig: func() proto.Message {
+			return new(cartpolev1.LearnerConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Learn",
+			NewRequest: func() proto.Message {
+				return new(cartpolev1.LearnRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(cartpolev1.LearnResponse)
 			},
 		},
-		learnerLearn,
-	)
-)
+	},
+}
+
+// What runs the methods of cartpole.v1.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Learn(ctx, req.(*cartpolev1.LearnRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(cartpolev1.LearnResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNode is what a node of the service cartpole.v1.Learner implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -448,7 +544,7 @@ func (UnimplementedLearnerNode) Learn(context.Context, *cartpolev1.LearnRequest)
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *cartpolev1.LearnerConfig) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.LearnerConfig))
 	})
 }
@@ -468,18 +564,18 @@ func (h *Learner) Ref() runtime.Ref {
 
 // Learn goes on until the run's state in storage says otherwise.
 func (h *Learner) Learn(ctx context.Context, req *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
-	return learnerLearn.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
 }
 
 // LearnAsync is Learn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) LearnAsync(ctx context.Context, req *cartpolev1.LearnRequest) *runtime.Future[*cartpolev1.LearnResponse] {
-	return learnerLearn.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -488,7 +584,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.L
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -502,7 +598,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 // FindLearner looks up a node of the service cartpole.v1.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -511,7 +607,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -521,34 +617,58 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }
 
 // PlayerName is the full name of the service Player.
 const PlayerName = "cartpole.v1.Player"
 
-// The method table of cartpole.v1.Player.
-var (
-	playerPlay    = runtime.UnaryMethod("Play", PlayerNode.Play)
-	playerService = runtime.NewService(
-		cartpolev1.File_cartpole_v1_cartpole_proto.Services().ByName("Player"),
-		runtime.ServiceConfig{
-			Type: "player",
+// The method table of cartpole.v1.Player. Calls name a method by its index in it.
+var playerService = runtime.Table{
+	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Service: "Player",
+	Config: runtime.ServiceConfig{
+		Type: "player",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Play",
+			NewRequest: func() proto.Message {
+				return new(cartpolev1.PlayRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(cartpolev1.PlayResponse)
+			},
 		},
-		playerPlay,
-	)
-)
+	},
+}
+
+// What runs the methods of cartpole.v1.Player on a node, in the order of the table.
+var playerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(PlayerNode).Play(ctx, req.(*cartpolev1.PlayRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(cartpolev1.PlayResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // PlayerNode is what a node of the service cartpole.v1.Player implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -570,7 +690,7 @@ func (UnimplementedPlayerNode) Play(context.Context, *cartpolev1.PlayRequest) (*
 
 // PlayerType is the node type "player", implemented by what setup returns. Setup is called once in each life of a node.
 func PlayerType(setup func(context.Context, *runtime.Node) (PlayerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(playerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(playerService.Host(playerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -590,18 +710,18 @@ func (h *Player) Ref() runtime.Ref {
 
 // Play plays fresh episodes.
 func (h *Player) Play(ctx context.Context, req *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error) {
-	return playerPlay.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](ctx, h.ref, 0, req)
 }
 
 // PlayAsync is Play without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Player) PlayAsync(ctx context.Context, req *cartpolev1.PlayRequest) *runtime.Future[*cartpolev1.PlayResponse] {
-	return playerPlay.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](ctx, h.ref, 0, req)
 }
 
 // CreatePlayer creates a node of the type "player" below parent, and waits until it is set up.
 func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Player, error) {
-	ref, err := runtime.Create(ctx, parent, playerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, playerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -610,7 +730,7 @@ func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreatePlayerN creates n nodes of the type "player" below parent at once: all, or none and an error.
 func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Player, error) {
-	refs, err := runtime.CreateN(ctx, parent, playerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, playerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -624,7 +744,7 @@ func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindPlayer looks up a node of the service cartpole.v1.Player, by path, alias or id. A relative path is relative to
 // from.
 func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Player, error) {
-	ref, err := runtime.Find(ctx, from, playerService, where)
+	ref, err := runtime.Find(ctx, from, playerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -633,7 +753,7 @@ func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // PlayerFrom makes a handle from a reference that came in a message. It asks nobody.
 func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
-	found, err := runtime.RefFrom(from, playerService, ref)
+	found, err := runtime.RefFrom(from, playerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -643,16 +763,16 @@ func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
 // NewLocalPlayer puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalPlayer(node PlayerNode) *Player {
-	return &Player{ref: runtime.NewLocal(playerService, node)}
+	return &Player{ref: runtime.NewLocal(playerService.Host(playerHandlers), node)}
 }
 
 // RegisterPlayerTunnel puts node behind a mailbox and registers it on server, where NewPlayerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterPlayerTunnel(server *connect.Server, node PlayerNode) {
-	runtime.RegisterTunnel(server, playerService, node)
+	runtime.RegisterTunnel(server, playerService.Host(playerHandlers), node)
 }
 
 // NewPlayerTunnel is the handle of the node that client reaches.
 func NewPlayerTunnel(client *connect.Client) *Player {
-	return &Player{ref: runtime.NewTunnel(playerService, client)}
+	return &Player{ref: runtime.NewTunnel(playerService.Caller(), client)}
 }

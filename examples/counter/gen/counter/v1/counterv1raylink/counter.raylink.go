@@ -22,40 +22,144 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // CounterName is the full name of the service Counter.
 const CounterName = "counter.v1.Counter"
 
-// The method table of counter.v1.Counter.
-var (
-	counterAdd     = runtime.UnaryMethod("Add", CounterNode.Add)
-	counterGet     = runtime.UnaryMethod("Get", CounterNode.Get)
-	counterWaitFor = runtime.UnaryMethod("WaitFor", CounterNode.WaitFor, runtime.Concurrent())
-	counterWatch   = runtime.ServerStreamMethod("Watch", CounterNode.Watch)
-	counterSum     = runtime.ClientStreamMethod("Sum", CounterNode.Sum)
-	counterTally   = runtime.BidiStreamMethod("Tally", CounterNode.Tally)
-	counterService = runtime.NewService(
-		counterv1.File_counter_v1_counter_proto.Services().ByName("Counter"),
-		runtime.ServiceConfig{
-			Type: "counter",
-			NewConfig: func() proto.Message {
-				return new(counterv1.CounterConfig)
+// The method table of counter.v1.Counter. Calls name a method by its index in it.
+var counterService = runtime.Table{
+	File:    &counterv1.File_counter_v1_counter_proto,
+	Service: "Counter",
+	Config: runtime.ServiceConfig{
+		Type: "counter",
+		NewConfig: func() proto.Message {
+			return new(counterv1.CounterConfig)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Add",
+			NewRequest: func() proto.Message {
+				return new(counterv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.AddResponse)
 			},
 		},
-		counterAdd,
-		counterGet,
-		counterWaitFor,
-		counterWatch,
-		counterSum,
-		counterTally,
-	)
-)
+		{
+			Name: "Get",
+			NewRequest: func() proto.Message {
+				return new(counterv1.GetRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.GetResponse)
+			},
+		},
+		{
+			Name: "WaitFor",
+			NewRequest: func() proto.Message {
+				return new(counterv1.WaitForRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.WaitForResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(counterv1.WatchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.WatchResponse)
+			},
+		},
+		{
+			Name: "Sum",
+			NewRequest: func() proto.Message {
+				return new(counterv1.SumRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.SumResponse)
+			},
+		},
+		{
+			Name: "Tally",
+			NewRequest: func() proto.Message {
+				return new(counterv1.TallyRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(counterv1.TallyResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of counter.v1.Counter on a node, in the order of the table.
+var counterHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CounterNode).Add(ctx, req.(*counterv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(counterv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CounterNode).Get(ctx, req.(*counterv1.GetRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(counterv1.GetResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CounterNode).WaitFor(ctx, req.(*counterv1.WaitForRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(counterv1.WaitForResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*counterv1.WatchRequest](stream)
+			if err != nil {
+				return err
+			}
+			return node.(CounterNode).Watch(ctx, req, runtime.ServerStream[*counterv1.WatchResponse](stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(CounterNode).Sum(ctx, runtime.ClientStream[*counterv1.SumRequest](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(CounterNode).Tally(ctx, runtime.BidiStream[*counterv1.TallyRequest, *counterv1.TallyResponse](stream))
+		},
+	},
+}
 
 // CounterNode is what a node of the service counter.v1.Counter implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -136,7 +240,7 @@ func (UnimplementedCounterNode) Tally(context.Context, CounterTallyServerStream)
 // CounterType is the node type "counter", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func CounterType(setup func(context.Context, *runtime.Node, *counterv1.CounterConfig) (CounterNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(counterService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(counterService.Host(counterHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*counterv1.CounterConfig))
 	})
 }
@@ -156,55 +260,55 @@ func (h *Counter) Ref() runtime.Ref {
 
 // Add adds, and returns the new sum. Where that would be beyond the limits the error is OutOfRange, with Limits as its detail.
 func (h *Counter) Add(ctx context.Context, req *counterv1.AddRequest) (*counterv1.AddResponse, error) {
-	return counterAdd.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*counterv1.AddRequest, *counterv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Counter) AddAsync(ctx context.Context, req *counterv1.AddRequest) *runtime.Future[*counterv1.AddResponse] {
-	return counterAdd.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*counterv1.AddRequest, *counterv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // Get returns the sum.
 func (h *Counter) Get(ctx context.Context, req *counterv1.GetRequest) (*counterv1.GetResponse, error) {
-	return counterGet.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*counterv1.GetRequest, *counterv1.GetResponse](ctx, h.ref, 1, req)
 }
 
 // GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Counter) GetAsync(ctx context.Context, req *counterv1.GetRequest) *runtime.Future[*counterv1.GetResponse] {
-	return counterGet.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*counterv1.GetRequest, *counterv1.GetResponse](ctx, h.ref, 1, req)
 }
 
 // WaitFor waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
 func (h *Counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
-	return counterWaitFor.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
 }
 
 // WaitForAsync is WaitFor without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Counter) WaitForAsync(ctx context.Context, req *counterv1.WaitForRequest) *runtime.Future[*counterv1.WaitForResponse] {
-	return counterWaitFor.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
 }
 
 // Watch sends the sum, now and whenever it has changed. A slow watcher misses sums in between, never the last one.
 func (h *Counter) Watch(ctx context.Context, req *counterv1.WatchRequest) (CounterWatchClientStream, error) {
-	return counterWatch.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*counterv1.WatchRequest, *counterv1.WatchResponse](ctx, h.ref, 3, req)
 }
 
 // Sum adds a stream of numbers all at once, when it has ended: all or none.
 func (h *Counter) Sum(ctx context.Context) (CounterSumClientStream, error) {
-	return counterSum.Call(ctx, h.ref)
+	return runtime.CallClientStream[*counterv1.SumRequest, *counterv1.SumResponse](ctx, h.ref, 4)
 }
 
 // Tally adds each number as it comes, and answers with the new sum.
 func (h *Counter) Tally(ctx context.Context) (CounterTallyClientStream, error) {
-	return counterTally.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*counterv1.TallyRequest, *counterv1.TallyResponse](ctx, h.ref, 5)
 }
 
 // CreateCounter creates a node of the type "counter" below parent, and waits until it is set up.
 func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) (*Counter, error) {
-	ref, err := runtime.Create(ctx, parent, counterService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, counterService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +317,7 @@ func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.Co
 
 // CreateCounterN creates n nodes of the type "counter" below parent at once: all, or none and an error.
 func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) ([]*Counter, error) {
-	refs, err := runtime.CreateN(ctx, parent, counterService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, counterService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +331,7 @@ func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *coun
 // FindCounter looks up a node of the service counter.v1.Counter, by path, alias or id. A relative path is relative to
 // from.
 func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Counter, error) {
-	ref, err := runtime.Find(ctx, from, counterService, where)
+	ref, err := runtime.Find(ctx, from, counterService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +340,7 @@ func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CounterFrom makes a handle from a reference that came in a message. It asks nobody.
 func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
-	found, err := runtime.RefFrom(from, counterService, ref)
+	found, err := runtime.RefFrom(from, counterService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -246,16 +350,16 @@ func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
 // NewLocalCounter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCounter(node CounterNode) *Counter {
-	return &Counter{ref: runtime.NewLocal(counterService, node)}
+	return &Counter{ref: runtime.NewLocal(counterService.Host(counterHandlers), node)}
 }
 
 // RegisterCounterTunnel puts node behind a mailbox and registers it on server, where NewCounterTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCounterTunnel(server *connect.Server, node CounterNode) {
-	runtime.RegisterTunnel(server, counterService, node)
+	runtime.RegisterTunnel(server, counterService.Host(counterHandlers), node)
 }
 
 // NewCounterTunnel is the handle of the node that client reaches.
 func NewCounterTunnel(client *connect.Client) *Counter {
-	return &Counter{ref: runtime.NewTunnel(counterService, client)}
+	return &Counter{ref: runtime.NewTunnel(counterService.Caller(), client)}
 }

@@ -23,60 +23,338 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // ProbeName is the full name of the service Probe.
 const ProbeName = "contract.v1.Probe"
 
-// The method table of contract.v1.Probe.
-var (
-	probeAdd         = runtime.UnaryMethod("Add", ProbeNode.Add)
-	probeEcho        = runtime.UnaryMethod("Echo", ProbeNode.Echo, runtime.Concurrent())
-	probeFail        = runtime.UnaryMethod("Fail", ProbeNode.Fail)
-	probeBlock       = runtime.UnaryMethod("Block", ProbeNode.Block)
-	probeBlockBeside = runtime.UnaryMethod("BlockBeside", ProbeNode.BlockBeside, runtime.Concurrent())
-	probeRelease     = runtime.UnaryMethod("Release", ProbeNode.Release, runtime.Concurrent())
-	probeWho         = runtime.UnaryMethod("Who", ProbeNode.Who)
-	probeNothing     = runtime.UnaryMethod("Nothing", ProbeNode.Nothing)
-	probeCount       = runtime.ServerStreamMethod("Count", ProbeNode.Count)
-	probeSum         = runtime.ClientStreamMethod("Sum", ProbeNode.Sum)
-	probeChat        = runtime.BidiStreamMethod("Chat", ProbeNode.Chat)
-	probeLog         = runtime.UnaryMethod("Log", ProbeNode.Log, runtime.Concurrent())
-	probeRelay       = runtime.UnaryMethod("Relay", ProbeNode.Relay)
-	probeSpawn       = runtime.UnaryMethod("Spawn", ProbeNode.Spawn)
-	probeCrash       = runtime.UnaryMethod("Crash", ProbeNode.Crash)
-	probeService     = runtime.NewService(
-		contractv1.File_contract_v1_contract_proto.Services().ByName("Probe"),
-		runtime.ServiceConfig{
-			Type: "probe",
-			NewConfig: func() proto.Message {
-				return new(contractv1.ProbeConfig)
-			},
-			MaxPending: 64,
-			MaxStreams: 32,
+// The method table of contract.v1.Probe. Calls name a method by its index in it.
+var probeService = runtime.Table{
+	File:    &contractv1.File_contract_v1_contract_proto,
+	Service: "Probe",
+	Config: runtime.ServiceConfig{
+		Type: "probe",
+		NewConfig: func() proto.Message {
+			return new(contractv1.ProbeConfig)
 		},
-		probeAdd,
-		probeEcho,
-		probeFail,
-		probeBlock,
-		probeBlockBeside,
-		probeRelease,
-		probeWho,
-		probeNothing,
-		probeCount,
-		probeSum,
-		probeChat,
-		probeLog,
-		probeRelay,
-		probeSpawn,
-		probeCrash,
-	)
-)
+		MaxPending: 64,
+		MaxStreams: 32,
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Add",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
+		},
+		{
+			Name: "Echo",
+			NewRequest: func() proto.Message {
+				return new(contractv1.EchoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.EchoResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Fail",
+			NewRequest: func() proto.Message {
+				return new(contractv1.FailRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.FailResponse)
+			},
+		},
+		{
+			Name: "Block",
+			NewRequest: func() proto.Message {
+				return new(contractv1.BlockRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.BlockResponse)
+			},
+		},
+		{
+			Name: "BlockBeside",
+			NewRequest: func() proto.Message {
+				return new(contractv1.BlockRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.BlockResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Release",
+			NewRequest: func() proto.Message {
+				return new(contractv1.ReleaseRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.ReleaseResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Who",
+			NewRequest: func() proto.Message {
+				return new(contractv1.WhoRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.WhoResponse)
+			},
+		},
+		{
+			Name: "Nothing",
+			NewRequest: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+			NewResponse: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+		},
+		{
+			Name: "Count",
+			NewRequest: func() proto.Message {
+				return new(contractv1.CountRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.CountResponse)
+			},
+		},
+		{
+			Name: "Sum",
+			NewRequest: func() proto.Message {
+				return new(contractv1.SumRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.SumResponse)
+			},
+		},
+		{
+			Name: "Chat",
+			NewRequest: func() proto.Message {
+				return new(contractv1.ChatRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.ChatResponse)
+			},
+		},
+		{
+			Name: "Log",
+			NewRequest: func() proto.Message {
+				return new(contractv1.LogRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.LogResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Relay",
+			NewRequest: func() proto.Message {
+				return new(contractv1.RelayRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.RelayResponse)
+			},
+		},
+		{
+			Name: "Spawn",
+			NewRequest: func() proto.Message {
+				return new(contractv1.SpawnRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.SpawnResponse)
+			},
+		},
+		{
+			Name: "Crash",
+			NewRequest: func() proto.Message {
+				return new(contractv1.CrashRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.CrashResponse)
+			},
+		},
+	},
+}
+
+// What runs the methods of contract.v1.Probe on a node, in the order of the table.
+var probeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Add(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Echo(ctx, req.(*contractv1.EchoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.EchoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Fail(ctx, req.(*contractv1.FailRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.FailResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Block(ctx, req.(*contractv1.BlockRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.BlockResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).BlockBeside(ctx, req.(*contractv1.BlockRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.BlockResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Release(ctx, req.(*contractv1.ReleaseRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.ReleaseResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Who(ctx, req.(*contractv1.WhoRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.WhoResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Nothing(ctx, req.(*emptypb.Empty))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(emptypb.Empty)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*contractv1.CountRequest](stream)
+			if err != nil {
+				return err
+			}
+			return node.(ProbeNode).Count(ctx, req, runtime.ServerStream[*contractv1.CountResponse](stream))
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(ProbeNode).Sum(ctx, runtime.ClientStream[*contractv1.SumRequest](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(ProbeNode).Chat(ctx, runtime.BidiStream[*contractv1.ChatRequest, *contractv1.ChatResponse](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Log(ctx, req.(*contractv1.LogRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.LogResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Relay(ctx, req.(*contractv1.RelayRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.RelayResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Spawn(ctx, req.(*contractv1.SpawnRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.SpawnResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ProbeNode).Crash(ctx, req.(*contractv1.CrashRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.CrashResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // ProbeNode is what a node of the service contract.v1.Probe implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -219,7 +497,7 @@ func (UnimplementedProbeNode) Crash(context.Context, *contractv1.CrashRequest) (
 // ProbeType is the node type "probe", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func ProbeType(setup func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (ProbeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(probeService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(probeService.Host(probeHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*contractv1.ProbeConfig))
 	})
 }
@@ -239,154 +517,154 @@ func (h *Probe) Ref() runtime.Ref {
 
 // Add takes a turn.
 func (h *Probe) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
-	return probeAdd.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) AddAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
-	return probeAdd.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // Echo runs beside the turns.
 func (h *Probe) Echo(ctx context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
-	return probeEcho.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.EchoRequest, *contractv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) EchoAsync(ctx context.Context, req *contractv1.EchoRequest) *runtime.Future[*contractv1.EchoResponse] {
-	return probeEcho.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.EchoRequest, *contractv1.EchoResponse](ctx, h.ref, 1, req)
 }
 
 // Fail calls contract.v1.Probe.Fail, and waits for the response.
 func (h *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
-	return probeFail.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.FailRequest, *contractv1.FailResponse](ctx, h.ref, 2, req)
 }
 
 // FailAsync is Fail without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) FailAsync(ctx context.Context, req *contractv1.FailRequest) *runtime.Future[*contractv1.FailResponse] {
-	return probeFail.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.FailRequest, *contractv1.FailResponse](ctx, h.ref, 2, req)
 }
 
 // Block holds its turn.
 func (h *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
-	return probeBlock.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 3, req)
 }
 
 // BlockAsync is Block without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) BlockAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
-	return probeBlock.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 3, req)
 }
 
 // BlockBeside does not.
 func (h *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
-	return probeBlockBeside.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 4, req)
 }
 
 // BlockBesideAsync is BlockBeside without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *Probe) BlockBesideAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
-	return probeBlockBeside.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 4, req)
 }
 
 // Release calls contract.v1.Probe.Release, and waits for the response.
 func (h *Probe) Release(ctx context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
-	return probeRelease.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](ctx, h.ref, 5, req)
 }
 
 // ReleaseAsync is Release without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Probe) ReleaseAsync(ctx context.Context, req *contractv1.ReleaseRequest) *runtime.Future[*contractv1.ReleaseResponse] {
-	return probeRelease.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](ctx, h.ref, 5, req)
 }
 
 // Who calls contract.v1.Probe.Who, and waits for the response.
 func (h *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
-	return probeWho.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.WhoRequest, *contractv1.WhoResponse](ctx, h.ref, 6, req)
 }
 
 // WhoAsync is Who without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) WhoAsync(ctx context.Context, req *contractv1.WhoRequest) *runtime.Future[*contractv1.WhoResponse] {
-	return probeWho.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.WhoRequest, *contractv1.WhoResponse](ctx, h.ref, 6, req)
 }
 
 // Nothing calls contract.v1.Probe.Nothing, and waits for the response.
 func (h *Probe) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
-	return probeNothing.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 7, req)
 }
 
 // NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Probe) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
-	return probeNothing.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 7, req)
 }
 
 // Count calls contract.v1.Probe.Count, and returns the stream of its responses.
 func (h *Probe) Count(ctx context.Context, req *contractv1.CountRequest) (ProbeCountClientStream, error) {
-	return probeCount.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*contractv1.CountRequest, *contractv1.CountResponse](ctx, h.ref, 8, req)
 }
 
 // Sum adds the sum to the node's, in a turn.
 func (h *Probe) Sum(ctx context.Context) (ProbeSumClientStream, error) {
-	return probeSum.Call(ctx, h.ref)
+	return runtime.CallClientStream[*contractv1.SumRequest, *contractv1.SumResponse](ctx, h.ref, 9)
 }
 
 // Chat calls contract.v1.Probe.Chat, and returns the stream of its requests and responses.
 func (h *Probe) Chat(ctx context.Context) (ProbeChatClientStream, error) {
-	return probeChat.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*contractv1.ChatRequest, *contractv1.ChatResponse](ctx, h.ref, 10)
 }
 
 // Log calls contract.v1.Probe.Log, and waits for the response.
 func (h *Probe) Log(ctx context.Context, req *contractv1.LogRequest) (*contractv1.LogResponse, error) {
-	return probeLog.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.LogRequest, *contractv1.LogResponse](ctx, h.ref, 11, req)
 }
 
 // LogAsync is Log without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) LogAsync(ctx context.Context, req *contractv1.LogRequest) *runtime.Future[*contractv1.LogResponse] {
-	return probeLog.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.LogRequest, *contractv1.LogResponse](ctx, h.ref, 11, req)
 }
 
 // Relay calls contract.v1.Probe.Relay, and waits for the response.
 func (h *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
-	return probeRelay.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.RelayRequest, *contractv1.RelayResponse](ctx, h.ref, 12, req)
 }
 
 // RelayAsync is Relay without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) RelayAsync(ctx context.Context, req *contractv1.RelayRequest) *runtime.Future[*contractv1.RelayResponse] {
-	return probeRelay.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.RelayRequest, *contractv1.RelayResponse](ctx, h.ref, 12, req)
 }
 
 // Spawn calls contract.v1.Probe.Spawn, and waits for the response.
 func (h *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
-	return probeSpawn.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.SpawnRequest, *contractv1.SpawnResponse](ctx, h.ref, 13, req)
 }
 
 // SpawnAsync is Spawn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) SpawnAsync(ctx context.Context, req *contractv1.SpawnRequest) *runtime.Future[*contractv1.SpawnResponse] {
-	return probeSpawn.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.SpawnRequest, *contractv1.SpawnResponse](ctx, h.ref, 13, req)
 }
 
 // Crash calls contract.v1.Probe.Crash, and waits for the response.
 func (h *Probe) Crash(ctx context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
-	return probeCrash.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.CrashRequest, *contractv1.CrashResponse](ctx, h.ref, 14, req)
 }
 
 // CrashAsync is Crash without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) CrashAsync(ctx context.Context, req *contractv1.CrashRequest) *runtime.Future[*contractv1.CrashResponse] {
-	return probeCrash.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.CrashRequest, *contractv1.CrashResponse](ctx, h.ref, 14, req)
 }
 
 // CreateProbe creates a node of the type "probe" below parent, and waits until it is set up.
 func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) (*Probe, error) {
-	ref, err := runtime.Create(ctx, parent, probeService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, probeService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -395,7 +673,7 @@ func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.Pro
 
 // CreateProbeN creates n nodes of the type "probe" below parent at once: all, or none and an error.
 func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) ([]*Probe, error) {
-	refs, err := runtime.CreateN(ctx, parent, probeService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, probeService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -409,7 +687,7 @@ func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contra
 // FindProbe looks up a node of the service contract.v1.Probe, by path, alias or id. A relative path is relative to
 // from.
 func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*Probe, error) {
-	ref, err := runtime.Find(ctx, from, probeService, where)
+	ref, err := runtime.Find(ctx, from, probeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -418,7 +696,7 @@ func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // ProbeFrom makes a handle from a reference that came in a message. It asks nobody.
 func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
-	found, err := runtime.RefFrom(from, probeService, ref)
+	found, err := runtime.RefFrom(from, probeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -428,34 +706,58 @@ func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
 // NewLocalProbe puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalProbe(node ProbeNode) *Probe {
-	return &Probe{ref: runtime.NewLocal(probeService, node)}
+	return &Probe{ref: runtime.NewLocal(probeService.Host(probeHandlers), node)}
 }
 
 // RegisterProbeTunnel puts node behind a mailbox and registers it on server, where NewProbeTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterProbeTunnel(server *connect.Server, node ProbeNode) {
-	runtime.RegisterTunnel(server, probeService, node)
+	runtime.RegisterTunnel(server, probeService.Host(probeHandlers), node)
 }
 
 // NewProbeTunnel is the handle of the node that client reaches.
 func NewProbeTunnel(client *connect.Client) *Probe {
-	return &Probe{ref: runtime.NewTunnel(probeService, client)}
+	return &Probe{ref: runtime.NewTunnel(probeService.Caller(), client)}
 }
 
 // OtherName is the full name of the service Other.
 const OtherName = "contract.v1.Other"
 
-// The method table of contract.v1.Other.
-var (
-	otherPing    = runtime.UnaryMethod("Ping", OtherNode.Ping)
-	otherService = runtime.NewService(
-		contractv1.File_contract_v1_contract_proto.Services().ByName("Other"),
-		runtime.ServiceConfig{
-			Type: "other",
+// The method table of contract.v1.Other. Calls name a method by its index in it.
+var otherService = runtime.Table{
+	File:    &contractv1.File_contract_v1_contract_proto,
+	Service: "Other",
+	Config: runtime.ServiceConfig{
+		Type: "other",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Ping",
+			NewRequest: func() proto.Message {
+				return new(contractv1.AddRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(contractv1.AddResponse)
+			},
 		},
-		otherPing,
-	)
-)
+	},
+}
+
+// What runs the methods of contract.v1.Other on a node, in the order of the table.
+var otherHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(OtherNode).Ping(ctx, req.(*contractv1.AddRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(contractv1.AddResponse)
+			}
+			return res, nil
+		},
+	},
+}
 
 // OtherNode is what a node of the service contract.v1.Other implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -476,7 +778,7 @@ func (UnimplementedOtherNode) Ping(context.Context, *contractv1.AddRequest) (*co
 
 // OtherType is the node type "other", implemented by what setup returns. Setup is called once in each life of a node.
 func OtherType(setup func(context.Context, *runtime.Node) (OtherNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(otherService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(otherService.Host(otherHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -496,18 +798,18 @@ func (h *Other) Ref() runtime.Ref {
 
 // Ping calls contract.v1.Other.Ping, and waits for the response.
 func (h *Other) Ping(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
-	return otherPing.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // PingAsync is Ping without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Other) PingAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
-	return otherPing.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
 }
 
 // CreateOther creates a node of the type "other" below parent, and waits until it is set up.
 func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Other, error) {
-	ref, err := runtime.Create(ctx, parent, otherService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, otherService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -516,7 +818,7 @@ func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateOtherN creates n nodes of the type "other" below parent at once: all, or none and an error.
 func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Other, error) {
-	refs, err := runtime.CreateN(ctx, parent, otherService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, otherService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -530,7 +832,7 @@ func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 // FindOther looks up a node of the service contract.v1.Other, by path, alias or id. A relative path is relative to
 // from.
 func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*Other, error) {
-	ref, err := runtime.Find(ctx, from, otherService, where)
+	ref, err := runtime.Find(ctx, from, otherService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -539,7 +841,7 @@ func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // OtherFrom makes a handle from a reference that came in a message. It asks nobody.
 func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
-	found, err := runtime.RefFrom(from, otherService, ref)
+	found, err := runtime.RefFrom(from, otherService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -549,16 +851,16 @@ func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
 // NewLocalOther puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalOther(node OtherNode) *Other {
-	return &Other{ref: runtime.NewLocal(otherService, node)}
+	return &Other{ref: runtime.NewLocal(otherService.Host(otherHandlers), node)}
 }
 
 // RegisterOtherTunnel puts node behind a mailbox and registers it on server, where NewOtherTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterOtherTunnel(server *connect.Server, node OtherNode) {
-	runtime.RegisterTunnel(server, otherService, node)
+	runtime.RegisterTunnel(server, otherService.Host(otherHandlers), node)
 }
 
 // NewOtherTunnel is the handle of the node that client reaches.
 func NewOtherTunnel(client *connect.Client) *Other {
-	return &Other{ref: runtime.NewTunnel(otherService, client)}
+	return &Other{ref: runtime.NewTunnel(otherService.Caller(), client)}
 }

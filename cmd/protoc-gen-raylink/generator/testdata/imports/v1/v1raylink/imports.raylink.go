@@ -27,42 +27,170 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // ImporterName is the full name of the service Importer.
 const ImporterName = "imports.v1.Importer"
 
-// The method table of imports.v1.Importer.
-var (
-	importerNothing  = runtime.UnaryMethod("Nothing", ImporterNode.Nothing)
-	importerNothings = runtime.BidiStreamMethod("Nothings", ImporterNode.Nothings)
-	importerNested   = runtime.UnaryMethod("Nested", ImporterNode.Nested)
-	importerKnown    = runtime.UnaryMethod("Known", ImporterNode.Known)
-	importerDynamic  = runtime.UnaryMethod("Dynamic", ImporterNode.Dynamic)
-	importerOther    = runtime.ServerStreamMethod("Other", ImporterNode.Other)
-	importerRef      = runtime.UnaryMethod("Ref", ImporterNode.Ref)
-	importerService  = runtime.NewService(
-		v11.File_imports_imports_proto.Services().ByName("Importer"),
-		runtime.ServiceConfig{
-			Type: "importer",
-			NewConfig: func() proto.Message {
-				return new(deep.Deep_Config)
+// The method table of imports.v1.Importer. Calls name a method by its index in it.
+var importerService = runtime.Table{
+	File:    &v11.File_imports_imports_proto,
+	Service: "Importer",
+	Config: runtime.ServiceConfig{
+		Type: "importer",
+		NewConfig: func() proto.Message {
+			return new(deep.Deep_Config)
+		},
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Nothing",
+			NewRequest: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+			NewResponse: func() proto.Message {
+				return new(emptypb.Empty)
 			},
 		},
-		importerNothing,
-		importerNothings,
-		importerNested,
-		importerKnown,
-		importerDynamic,
-		importerOther,
-		importerRef,
-	)
-)
+		{
+			Name: "Nothings",
+			NewRequest: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+			NewResponse: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+		},
+		{
+			Name: "Nested",
+			NewRequest: func() proto.Message {
+				return new(v11.Outer_Inner)
+			},
+			NewResponse: func() proto.Message {
+				return new(v11.Outer_Inner_Innermost)
+			},
+		},
+		{
+			Name: "Known",
+			NewRequest: func() proto.Message {
+				return new(timestamppb.Timestamp)
+			},
+			NewResponse: func() proto.Message {
+				return new(durationpb.Duration)
+			},
+		},
+		{
+			Name: "Dynamic",
+			NewRequest: func() proto.Message {
+				return new(anypb.Any)
+			},
+			NewResponse: func() proto.Message {
+				return new(structpb.Struct)
+			},
+		},
+		{
+			Name: "Other",
+			NewRequest: func() proto.Message {
+				return new(v1.Message)
+			},
+			NewResponse: func() proto.Message {
+				return new(v1.Message_Part)
+			},
+		},
+		{
+			Name: "Ref",
+			NewRequest: func() proto.Message {
+				return new(nodev1.NodeRef)
+			},
+			NewResponse: func() proto.Message {
+				return new(emptypb.Empty)
+			},
+		},
+	},
+}
+
+// What runs the methods of imports.v1.Importer on a node, in the order of the table.
+var importerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ImporterNode).Nothing(ctx, req.(*emptypb.Empty))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(emptypb.Empty)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			return node.(ImporterNode).Nothings(ctx, runtime.BidiStream[*emptypb.Empty, *emptypb.Empty](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ImporterNode).Nested(ctx, req.(*v11.Outer_Inner))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(v11.Outer_Inner_Innermost)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ImporterNode).Known(ctx, req.(*timestamppb.Timestamp))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(durationpb.Duration)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ImporterNode).Dynamic(ctx, req.(*anypb.Any))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(structpb.Struct)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*v1.Message](stream)
+			if err != nil {
+				return err
+			}
+			return node.(ImporterNode).Other(ctx, req, runtime.ServerStream[*v1.Message_Part](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(ImporterNode).Ref(ctx, req.(*nodev1.NodeRef))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(emptypb.Empty)
+			}
+			return res, nil
+		},
+	},
+}
 
 // ImporterNode is what a node of the service imports.v1.Importer implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -136,7 +264,7 @@ func (UnimplementedImporterNode) Ref(context.Context, *nodev1.NodeRef) (*emptypb
 // ImporterType is the node type "importer", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func ImporterType(setup func(context.Context, *runtime.Node, *deep.Deep_Config) (ImporterNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(importerService, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runtime.NewNodeType(importerService.Host(importerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*deep.Deep_Config))
 	})
 }
@@ -154,72 +282,72 @@ func (h *Importer) Ref_() runtime.Ref {
 
 // Nothing calls imports.v1.Importer.Nothing, and waits for the response.
 func (h *Importer) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
-	return importerNothing.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 0, req)
 }
 
 // NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
-	return importerNothing.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 0, req)
 }
 
 // Nothings calls imports.v1.Importer.Nothings, and returns the stream of its requests and responses.
 func (h *Importer) Nothings(ctx context.Context) (ImporterNothingsClientStream, error) {
-	return importerNothings.Call(ctx, h.ref)
+	return runtime.CallBidiStream[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 1)
 }
 
 // Nested calls imports.v1.Importer.Nested, and waits for the response.
 func (h *Importer) Nested(ctx context.Context, req *v11.Outer_Inner) (*v11.Outer_Inner_Innermost, error) {
-	return importerNested.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](ctx, h.ref, 2, req)
 }
 
 // NestedAsync is Nested without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) NestedAsync(ctx context.Context, req *v11.Outer_Inner) *runtime.Future[*v11.Outer_Inner_Innermost] {
-	return importerNested.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](ctx, h.ref, 2, req)
 }
 
 // Known calls imports.v1.Importer.Known, and waits for the response.
 func (h *Importer) Known(ctx context.Context, req *timestamppb.Timestamp) (*durationpb.Duration, error) {
-	return importerKnown.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*timestamppb.Timestamp, *durationpb.Duration](ctx, h.ref, 3, req)
 }
 
 // KnownAsync is Known without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Importer) KnownAsync(ctx context.Context, req *timestamppb.Timestamp) *runtime.Future[*durationpb.Duration] {
-	return importerKnown.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*timestamppb.Timestamp, *durationpb.Duration](ctx, h.ref, 3, req)
 }
 
 // Dynamic calls imports.v1.Importer.Dynamic, and waits for the response.
 func (h *Importer) Dynamic(ctx context.Context, req *anypb.Any) (*structpb.Struct, error) {
-	return importerDynamic.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*anypb.Any, *structpb.Struct](ctx, h.ref, 4, req)
 }
 
 // DynamicAsync is Dynamic without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) DynamicAsync(ctx context.Context, req *anypb.Any) *runtime.Future[*structpb.Struct] {
-	return importerDynamic.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*anypb.Any, *structpb.Struct](ctx, h.ref, 4, req)
 }
 
 // Other calls imports.v1.Importer.Other, and returns the stream of its responses.
 func (h *Importer) Other(ctx context.Context, req *v1.Message) (ImporterOtherClientStream, error) {
-	return importerOther.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*v1.Message, *v1.Message_Part](ctx, h.ref, 5, req)
 }
 
 // Ref calls imports.v1.Importer.Ref, and waits for the response.
 func (h *Importer) Ref(ctx context.Context, req *nodev1.NodeRef) (*emptypb.Empty, error) {
-	return importerRef.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*nodev1.NodeRef, *emptypb.Empty](ctx, h.ref, 6, req)
 }
 
 // RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Importer) RefAsync(ctx context.Context, req *nodev1.NodeRef) *runtime.Future[*emptypb.Empty] {
-	return importerRef.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*nodev1.NodeRef, *emptypb.Empty](ctx, h.ref, 6, req)
 }
 
 // CreateImporter creates a node of the type "importer" below parent, and waits until it is set up.
 func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_Config, opts ...runtime.CreateOption) (*Importer, error) {
-	ref, err := runtime.Create(ctx, parent, importerService, cfg, opts...)
+	ref, err := runtime.Create(ctx, parent, importerService.Caller(), cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +356,7 @@ func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_C
 
 // CreateImporterN creates n nodes of the type "importer" below parent at once: all, or none and an error.
 func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *deep.Deep_Config, opts ...runtime.CreateOption) ([]*Importer, error) {
-	refs, err := runtime.CreateN(ctx, parent, importerService, n, cfg, opts...)
+	refs, err := runtime.CreateN(ctx, parent, importerService.Caller(), n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -242,7 +370,7 @@ func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *dee
 // FindImporter looks up a node of the service imports.v1.Importer, by path, alias or id. A relative path is relative to
 // from.
 func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Importer, error) {
-	ref, err := runtime.Find(ctx, from, importerService, where)
+	ref, err := runtime.Find(ctx, from, importerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +379,7 @@ func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // ImporterFrom makes a handle from a reference that came in a message. It asks nobody.
 func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
-	found, err := runtime.RefFrom(from, importerService, ref)
+	found, err := runtime.RefFrom(from, importerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -261,16 +389,16 @@ func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
 // NewLocalImporter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalImporter(node ImporterNode) *Importer {
-	return &Importer{ref: runtime.NewLocal(importerService, node)}
+	return &Importer{ref: runtime.NewLocal(importerService.Host(importerHandlers), node)}
 }
 
 // RegisterImporterTunnel puts node behind a mailbox and registers it on server, where NewImporterTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterImporterTunnel(server *connect.Server, node ImporterNode) {
-	runtime.RegisterTunnel(server, importerService, node)
+	runtime.RegisterTunnel(server, importerService.Host(importerHandlers), node)
 }
 
 // NewImporterTunnel is the handle of the node that client reaches.
 func NewImporterTunnel(client *connect.Client) *Importer {
-	return &Importer{ref: runtime.NewTunnel(importerService, client)}
+	return &Importer{ref: runtime.NewTunnel(importerService.Caller(), client)}
 }

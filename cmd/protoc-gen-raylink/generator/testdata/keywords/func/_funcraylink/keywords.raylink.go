@@ -20,35 +20,126 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // TypeName is the full name of the service type.
 const TypeName = "go.type.func.type"
 
-// The method table of go.type.func.type.
-var (
-	typeFunc_   = runtime.UnaryMethod("func_", TypeNode.Func_)
-	typeSelect  = runtime.ClientStreamMethod("select", TypeNode.Select)
-	typeChan    = runtime.ServerStreamMethod("chan", TypeNode.Chan)
-	typeLen     = runtime.UnaryMethod("len", TypeNode.Len)
-	typeInit    = runtime.UnaryMethod("init", TypeNode.Init)
-	typeService = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("type"),
-		runtime.ServiceConfig{
-			Type: "type",
+// The method table of go.type.func.type. Calls name a method by its index in it.
+var typeService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "type",
+	Config: runtime.ServiceConfig{
+		Type: "type",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "func_",
+			NewRequest: func() proto.Message {
+				return new(_func.Error)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.String)
+			},
 		},
-		typeFunc_,
-		typeSelect,
-		typeChan,
-		typeLen,
-		typeInit,
-	)
-)
+		{
+			Name: "select",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.NilMap)
+			},
+		},
+		{
+			Name: "chan",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Error)
+			},
+		},
+		{
+			Name: "len",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Nil)
+			},
+		},
+		{
+			Name: "init",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Nil)
+			},
+		},
+	},
+}
+
+// What runs the methods of go.type.func.type on a node, in the order of the table.
+var typeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(TypeNode).Func_(ctx, req.(*_func.Error))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.String)
+			}
+			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			res, err := node.(TypeNode).Select(ctx, runtime.ClientStream[*_func.Nil](stream))
+			return runtime.SendResponse(stream, res, err)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
+			req, err := runtime.ReceiveRequest[*_func.Nil](stream)
+			if err != nil {
+				return err
+			}
+			return node.(TypeNode).Chan(ctx, req, runtime.ServerStream[*_func.Error](stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(TypeNode).Len(ctx, req.(*_func.Nil))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Nil)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(TypeNode).Init(ctx, req.(*_func.Nil))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Nil)
+			}
+			return res, nil
+		},
+	},
+}
 
 // TypeNode is what a node of the service go.type.func.type implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -107,7 +198,7 @@ func (UnimplementedTypeNode) Init(context.Context, *_func.Nil) (*_func.Nil, erro
 
 // TypeType is the node type "type", implemented by what setup returns. Setup is called once in each life of a node.
 func TypeType(setup func(context.Context, *runtime.Node) (TypeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(typeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(typeService.Host(typeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -125,50 +216,50 @@ func (h *Type) Ref() runtime.Ref {
 
 // Func_ calls go.type.func.type.func_, and waits for the response.
 func (h *Type) Func_(ctx context.Context, req *_func.Error) (*_func.String, error) {
-	return typeFunc_.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Error, *_func.String](ctx, h.ref, 0, req)
 }
 
 // Func_Async is Func_ without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) Func_Async(ctx context.Context, req *_func.Error) *runtime.Future[*_func.String] {
-	return typeFunc_.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Error, *_func.String](ctx, h.ref, 0, req)
 }
 
 // Select calls go.type.func.type.select, and returns the stream to send its requests on.
 func (h *Type) Select(ctx context.Context) (TypeSelectClientStream, error) {
-	return typeSelect.Call(ctx, h.ref)
+	return runtime.CallClientStream[*_func.Nil, *_func.NilMap](ctx, h.ref, 1)
 }
 
 // Chan calls go.type.func.type.chan, and returns the stream of its responses.
 func (h *Type) Chan(ctx context.Context, req *_func.Nil) (TypeChanClientStream, error) {
-	return typeChan.Call(ctx, h.ref, req)
+	return runtime.CallServerStream[*_func.Nil, *_func.Error](ctx, h.ref, 2, req)
 }
 
 // Len calls go.type.func.type.len, and waits for the response.
 func (h *Type) Len(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return typeLen.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 3, req)
 }
 
 // LenAsync is Len without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) LenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return typeLen.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 3, req)
 }
 
 // Init calls go.type.func.type.init, and waits for the response.
 func (h *Type) Init(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return typeInit.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 4, req)
 }
 
 // InitAsync is Init without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) InitAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return typeInit.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 4, req)
 }
 
 // CreateType creates a node of the type "type" below parent, and waits until it is set up.
 func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Type, error) {
-	ref, err := runtime.Create(ctx, parent, typeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, typeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +268,7 @@ func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateTypeN creates n nodes of the type "type" below parent at once: all, or none and an error.
 func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Type, error) {
-	refs, err := runtime.CreateN(ctx, parent, typeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, typeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +281,7 @@ func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindType looks up a node of the service go.type.func.type, by path, alias or id. A relative path is relative to from.
 func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*Type, error) {
-	ref, err := runtime.Find(ctx, from, typeService, where)
+	ref, err := runtime.Find(ctx, from, typeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +290,7 @@ func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*T
 
 // TypeFrom makes a handle from a reference that came in a message. It asks nobody.
 func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
-	found, err := runtime.RefFrom(from, typeService, ref)
+	found, err := runtime.RefFrom(from, typeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -209,34 +300,58 @@ func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
 // NewLocalType puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalType(node TypeNode) *Type {
-	return &Type{ref: runtime.NewLocal(typeService, node)}
+	return &Type{ref: runtime.NewLocal(typeService.Host(typeHandlers), node)}
 }
 
 // RegisterTypeTunnel puts node behind a mailbox and registers it on server, where NewTypeTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterTypeTunnel(server *connect.Server, node TypeNode) {
-	runtime.RegisterTunnel(server, typeService, node)
+	runtime.RegisterTunnel(server, typeService.Host(typeHandlers), node)
 }
 
 // NewTypeTunnel is the handle of the node that client reaches.
 func NewTypeTunnel(client *connect.Client) *Type {
-	return &Type{ref: runtime.NewTunnel(typeService, client)}
+	return &Type{ref: runtime.NewTunnel(typeService.Caller(), client)}
 }
 
 // Error_Name is the full name of the service error_.
 const Error_Name = "go.type.func.error_"
 
-// The method table of go.type.func.error_.
-var (
-	error_Panic   = runtime.UnaryMethod("panic", Error_Node.Panic)
-	error_Service = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("error_"),
-		runtime.ServiceConfig{
-			Type: "error",
+// The method table of go.type.func.error_. Calls name a method by its index in it.
+var error_Service = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "error_",
+	Config: runtime.ServiceConfig{
+		Type: "error",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "panic",
+			NewRequest: func() proto.Message {
+				return new(_func.Error)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Error)
+			},
 		},
-		error_Panic,
-	)
-)
+	},
+}
+
+// What runs the methods of go.type.func.error_ on a node, in the order of the table.
+var error_Handlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(Error_Node).Panic(ctx, req.(*_func.Error))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Error)
+			}
+			return res, nil
+		},
+	},
+}
 
 // Error_Node is what a node of the service go.type.func.error_ implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -255,7 +370,7 @@ func (UnimplementedError_Node) Panic(context.Context, *_func.Error) (*_func.Erro
 
 // Error_Type is the node type "error", implemented by what setup returns. Setup is called once in each life of a node.
 func Error_Type(setup func(context.Context, *runtime.Node) (Error_Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(error_Service, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(error_Service.Host(error_Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -273,18 +388,18 @@ func (h *Error_) Ref() runtime.Ref {
 
 // Panic calls go.type.func.error_.panic, and waits for the response.
 func (h *Error_) Panic(ctx context.Context, req *_func.Error) (*_func.Error, error) {
-	return error_Panic.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Error, *_func.Error](ctx, h.ref, 0, req)
 }
 
 // PanicAsync is Panic without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Error_) PanicAsync(ctx context.Context, req *_func.Error) *runtime.Future[*_func.Error] {
-	return error_Panic.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Error, *_func.Error](ctx, h.ref, 0, req)
 }
 
 // CreateError_ creates a node of the type "error" below parent, and waits until it is set up.
 func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Error_, error) {
-	ref, err := runtime.Create(ctx, parent, error_Service, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, error_Service.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +408,7 @@ func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateError_N creates n nodes of the type "error" below parent at once: all, or none and an error.
 func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Error_, error) {
-	refs, err := runtime.CreateN(ctx, parent, error_Service, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, error_Service.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +422,7 @@ func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindError_ looks up a node of the service go.type.func.error_, by path, alias or id. A relative path is relative to
 // from.
 func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Error_, error) {
-	ref, err := runtime.Find(ctx, from, error_Service, where)
+	ref, err := runtime.Find(ctx, from, error_Service.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -316,7 +431,7 @@ func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // Error_From makes a handle from a reference that came in a message. It asks nobody.
 func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
-	found, err := runtime.RefFrom(from, error_Service, ref)
+	found, err := runtime.RefFrom(from, error_Service.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -326,32 +441,35 @@ func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
 // NewLocalError_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalError_(node Error_Node) *Error_ {
-	return &Error_{ref: runtime.NewLocal(error_Service, node)}
+	return &Error_{ref: runtime.NewLocal(error_Service.Host(error_Handlers), node)}
 }
 
 // RegisterError_Tunnel puts node behind a mailbox and registers it on server, where NewError_Tunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterError_Tunnel(server *connect.Server, node Error_Node) {
-	runtime.RegisterTunnel(server, error_Service, node)
+	runtime.RegisterTunnel(server, error_Service.Host(error_Handlers), node)
 }
 
 // NewError_Tunnel is the handle of the node that client reaches.
 func NewError_Tunnel(client *connect.Client) *Error_ {
-	return &Error_{ref: runtime.NewTunnel(error_Service, client)}
+	return &Error_{ref: runtime.NewTunnel(error_Service.Caller(), client)}
 }
 
 // AnyName is the full name of the service any.
 const AnyName = "go.type.func.any"
 
-// The method table of go.type.func.any.
-var (
-	anyService = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("any"),
-		runtime.ServiceConfig{
-			Type: "any",
-		},
-	)
-)
+// The method table of go.type.func.any. Calls name a method by its index in it.
+var anyService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "any",
+	Config: runtime.ServiceConfig{
+		Type: "any",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of go.type.func.any on a node, in the order of the table.
+var anyHandlers = []runtime.TableHandler{}
 
 // AnyNode is what a node of the service go.type.func.any implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -363,7 +481,7 @@ type UnimplementedAnyNode struct{}
 
 // AnyType is the node type "any", implemented by what setup returns. Setup is called once in each life of a node.
 func AnyType(setup func(context.Context, *runtime.Node) (AnyNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(anyService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(anyService.Host(anyHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -381,7 +499,7 @@ func (h *Any) Ref() runtime.Ref {
 
 // CreateAny creates a node of the type "any" below parent, and waits until it is set up.
 func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Any, error) {
-	ref, err := runtime.Create(ctx, parent, anyService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, anyService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -390,7 +508,7 @@ func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 
 // CreateAnyN creates n nodes of the type "any" below parent at once: all, or none and an error.
 func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Any, error) {
-	refs, err := runtime.CreateN(ctx, parent, anyService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, anyService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -403,7 +521,7 @@ func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 
 // FindAny looks up a node of the service go.type.func.any, by path, alias or id. A relative path is relative to from.
 func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*Any, error) {
-	ref, err := runtime.Find(ctx, from, anyService, where)
+	ref, err := runtime.Find(ctx, from, anyService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -412,7 +530,7 @@ func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*An
 
 // AnyFrom makes a handle from a reference that came in a message. It asks nobody.
 func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
-	found, err := runtime.RefFrom(from, anyService, ref)
+	found, err := runtime.RefFrom(from, anyService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -422,34 +540,58 @@ func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
 // NewLocalAny puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalAny(node AnyNode) *Any {
-	return &Any{ref: runtime.NewLocal(anyService, node)}
+	return &Any{ref: runtime.NewLocal(anyService.Host(anyHandlers), node)}
 }
 
 // RegisterAnyTunnel puts node behind a mailbox and registers it on server, where NewAnyTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterAnyTunnel(server *connect.Server, node AnyNode) {
-	runtime.RegisterTunnel(server, anyService, node)
+	runtime.RegisterTunnel(server, anyService.Host(anyHandlers), node)
 }
 
 // NewAnyTunnel is the handle of the node that client reaches.
 func NewAnyTunnel(client *connect.Client) *Any {
-	return &Any{ref: runtime.NewTunnel(anyService, client)}
+	return &Any{ref: runtime.NewTunnel(anyService.Caller(), client)}
 }
 
 // MakeName is the full name of the service make.
 const MakeName = "go.type.func.make"
 
-// The method table of go.type.func.make.
-var (
-	makeH       = runtime.UnaryMethod("h", MakeNode.H)
-	makeService = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("make"),
-		runtime.ServiceConfig{
-			Type: "make",
+// The method table of go.type.func.make. Calls name a method by its index in it.
+var makeService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "make",
+	Config: runtime.ServiceConfig{
+		Type: "make",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "h",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Nil)
+			},
 		},
-		makeH,
-	)
-)
+	},
+}
+
+// What runs the methods of go.type.func.make on a node, in the order of the table.
+var makeHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(MakeNode).H(ctx, req.(*_func.Nil))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Nil)
+			}
+			return res, nil
+		},
+	},
+}
 
 // MakeNode is what a node of the service go.type.func.make implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -468,7 +610,7 @@ func (UnimplementedMakeNode) H(context.Context, *_func.Nil) (*_func.Nil, error) 
 
 // MakeType is the node type "make", implemented by what setup returns. Setup is called once in each life of a node.
 func MakeType(setup func(context.Context, *runtime.Node) (MakeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(makeService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(makeService.Host(makeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -486,18 +628,18 @@ func (h *Make) Ref() runtime.Ref {
 
 // H calls go.type.func.make.h, and waits for the response.
 func (h *Make) H(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return makeH.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
 }
 
 // HAsync is H without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Make) HAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return makeH.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
 }
 
 // CreateMake creates a node of the type "make" below parent, and waits until it is set up.
 func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Make, error) {
-	ref, err := runtime.Create(ctx, parent, makeService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, makeService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -506,7 +648,7 @@ func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateMakeN creates n nodes of the type "make" below parent at once: all, or none and an error.
 func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Make, error) {
-	refs, err := runtime.CreateN(ctx, parent, makeService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, makeService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -519,7 +661,7 @@ func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindMake looks up a node of the service go.type.func.make, by path, alias or id. A relative path is relative to from.
 func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*Make, error) {
-	ref, err := runtime.Find(ctx, from, makeService, where)
+	ref, err := runtime.Find(ctx, from, makeService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -528,7 +670,7 @@ func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 
 // MakeFrom makes a handle from a reference that came in a message. It asks nobody.
 func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
-	found, err := runtime.RefFrom(from, makeService, ref)
+	found, err := runtime.RefFrom(from, makeService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -538,36 +680,79 @@ func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
 // NewLocalMake puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalMake(node MakeNode) *Make {
-	return &Make{ref: runtime.NewLocal(makeService, node)}
+	return &Make{ref: runtime.NewLocal(makeService.Host(makeHandlers), node)}
 }
 
 // RegisterMakeTunnel puts node behind a mailbox and registers it on server, where NewMakeTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterMakeTunnel(server *connect.Server, node MakeNode) {
-	runtime.RegisterTunnel(server, makeService, node)
+	runtime.RegisterTunnel(server, makeService.Host(makeHandlers), node)
 }
 
 // NewMakeTunnel is the handle of the node that client reaches.
 func NewMakeTunnel(client *connect.Client) *Make {
-	return &Make{ref: runtime.NewTunnel(makeService, client)}
+	return &Make{ref: runtime.NewTunnel(makeService.Caller(), client)}
 }
 
 // XHiddenName is the full name of the service _hidden.
 const XHiddenName = "go.type.func._hidden"
 
-// The method table of go.type.func._hidden.
-var (
-	xHiddenXHidden     = runtime.UnaryMethod("_hidden", XHiddenNode.XHidden)
-	xHiddenSnakeCase_2 = runtime.UnaryMethod("snake_case_2", XHiddenNode.SnakeCase_2)
-	xHiddenService     = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("_hidden"),
-		runtime.ServiceConfig{
-			Type: "hidden",
+// The method table of go.type.func._hidden. Calls name a method by its index in it.
+var xHiddenService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "_hidden",
+	Config: runtime.ServiceConfig{
+		Type: "hidden",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "_hidden",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Nil)
+			},
 		},
-		xHiddenXHidden,
-		xHiddenSnakeCase_2,
-	)
-)
+		{
+			Name: "snake_case_2",
+			NewRequest: func() proto.Message {
+				return new(_func.Nil)
+			},
+			NewResponse: func() proto.Message {
+				return new(_func.Nil)
+			},
+		},
+	},
+}
+
+// What runs the methods of go.type.func._hidden on a node, in the order of the table.
+var xHiddenHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(XHiddenNode).XHidden(ctx, req.(*_func.Nil))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Nil)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(XHiddenNode).SnakeCase_2(ctx, req.(*_func.Nil))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(_func.Nil)
+			}
+			return res, nil
+		},
+	},
+}
 
 // XHiddenNode is what a node of the service go.type.func._hidden implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -594,7 +779,7 @@ func (UnimplementedXHiddenNode) SnakeCase_2(context.Context, *_func.Nil) (*_func
 // XHiddenType is the node type "hidden", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func XHiddenType(setup func(context.Context, *runtime.Node) (XHiddenNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(xHiddenService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(xHiddenService.Host(xHiddenHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -612,29 +797,29 @@ func (h *XHidden) Ref() runtime.Ref {
 
 // XHidden calls go.type.func._hidden._hidden, and waits for the response.
 func (h *XHidden) XHidden(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return xHiddenXHidden.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
 }
 
 // XHiddenAsync is XHidden without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *XHidden) XHiddenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return xHiddenXHidden.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
 }
 
 // SnakeCase_2 calls go.type.func._hidden.snake_case_2, and waits for the response.
 func (h *XHidden) SnakeCase_2(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return xHiddenSnakeCase_2.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 1, req)
 }
 
 // SnakeCase_2Async is SnakeCase_2 without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *XHidden) SnakeCase_2Async(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return xHiddenSnakeCase_2.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 1, req)
 }
 
 // CreateXHidden creates a node of the type "hidden" below parent, and waits until it is set up.
 func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XHidden, error) {
-	ref, err := runtime.Create(ctx, parent, xHiddenService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, xHiddenService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -643,7 +828,7 @@ func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateXHiddenN creates n nodes of the type "hidden" below parent at once: all, or none and an error.
 func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XHidden, error) {
-	refs, err := runtime.CreateN(ctx, parent, xHiddenService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, xHiddenService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -657,7 +842,7 @@ func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindXHidden looks up a node of the service go.type.func._hidden, by path, alias or id. A relative path is relative to
 // from.
 func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) (*XHidden, error) {
-	ref, err := runtime.Find(ctx, from, xHiddenService, where)
+	ref, err := runtime.Find(ctx, from, xHiddenService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -666,7 +851,7 @@ func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // XHiddenFrom makes a handle from a reference that came in a message. It asks nobody.
 func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
-	found, err := runtime.RefFrom(from, xHiddenService, ref)
+	found, err := runtime.RefFrom(from, xHiddenService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -676,32 +861,35 @@ func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
 // NewLocalXHidden puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalXHidden(node XHiddenNode) *XHidden {
-	return &XHidden{ref: runtime.NewLocal(xHiddenService, node)}
+	return &XHidden{ref: runtime.NewLocal(xHiddenService.Host(xHiddenHandlers), node)}
 }
 
 // RegisterXHiddenTunnel puts node behind a mailbox and registers it on server, where NewXHiddenTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterXHiddenTunnel(server *connect.Server, node XHiddenNode) {
-	runtime.RegisterTunnel(server, xHiddenService, node)
+	runtime.RegisterTunnel(server, xHiddenService.Host(xHiddenHandlers), node)
 }
 
 // NewXHiddenTunnel is the handle of the node that client reaches.
 func NewXHiddenTunnel(client *connect.Client) *XHidden {
-	return &XHidden{ref: runtime.NewTunnel(xHiddenService, client)}
+	return &XHidden{ref: runtime.NewTunnel(xHiddenService.Caller(), client)}
 }
 
 // InitName is the full name of the service init.
 const InitName = "go.type.func.init"
 
-// The method table of go.type.func.init.
-var (
-	initService = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("init"),
-		runtime.ServiceConfig{
-			Type: "init",
-		},
-	)
-)
+// The method table of go.type.func.init. Calls name a method by its index in it.
+var initService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "init",
+	Config: runtime.ServiceConfig{
+		Type: "init",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of go.type.func.init on a node, in the order of the table.
+var initHandlers = []runtime.TableHandler{}
 
 // InitNode is what a node of the service go.type.func.init implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -713,7 +901,7 @@ type UnimplementedInitNode struct{}
 
 // InitType is the node type "init", implemented by what setup returns. Setup is called once in each life of a node.
 func InitType(setup func(context.Context, *runtime.Node) (InitNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(initService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(initService.Host(initHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -731,7 +919,7 @@ func (h *Init) Ref() runtime.Ref {
 
 // CreateInit creates a node of the type "init" below parent, and waits until it is set up.
 func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Init, error) {
-	ref, err := runtime.Create(ctx, parent, initService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, initService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -740,7 +928,7 @@ func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateInitN creates n nodes of the type "init" below parent at once: all, or none and an error.
 func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Init, error) {
-	refs, err := runtime.CreateN(ctx, parent, initService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, initService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -753,7 +941,7 @@ func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindInit looks up a node of the service go.type.func.init, by path, alias or id. A relative path is relative to from.
 func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*Init, error) {
-	ref, err := runtime.Find(ctx, from, initService, where)
+	ref, err := runtime.Find(ctx, from, initService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -762,7 +950,7 @@ func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*I
 
 // InitFrom makes a handle from a reference that came in a message. It asks nobody.
 func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
-	found, err := runtime.RefFrom(from, initService, ref)
+	found, err := runtime.RefFrom(from, initService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -772,32 +960,35 @@ func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
 // NewLocalInit puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalInit(node InitNode) *Init {
-	return &Init{ref: runtime.NewLocal(initService, node)}
+	return &Init{ref: runtime.NewLocal(initService.Host(initHandlers), node)}
 }
 
 // RegisterInitTunnel puts node behind a mailbox and registers it on server, where NewInitTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterInitTunnel(server *connect.Server, node InitNode) {
-	runtime.RegisterTunnel(server, initService, node)
+	runtime.RegisterTunnel(server, initService.Host(initHandlers), node)
 }
 
 // NewInitTunnel is the handle of the node that client reaches.
 func NewInitTunnel(client *connect.Client) *Init {
-	return &Init{ref: runtime.NewTunnel(initService, client)}
+	return &Init{ref: runtime.NewTunnel(initService.Caller(), client)}
 }
 
 // MainName is the full name of the service main.
 const MainName = "go.type.func.main"
 
-// The method table of go.type.func.main.
-var (
-	mainService = runtime.NewService(
-		_func.File_keywords_keywords_proto.Services().ByName("main"),
-		runtime.ServiceConfig{
-			Type: "main",
-		},
-	)
-)
+// The method table of go.type.func.main. Calls name a method by its index in it.
+var mainService = runtime.Table{
+	File:    &_func.File_keywords_keywords_proto,
+	Service: "main",
+	Config: runtime.ServiceConfig{
+		Type: "main",
+	},
+	Methods: []runtime.TableMethod{},
+}
+
+// What runs the methods of go.type.func.main on a node, in the order of the table.
+var mainHandlers = []runtime.TableHandler{}
 
 // MainNode is what a node of the service go.type.func.main implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -809,7 +1000,7 @@ type UnimplementedMainNode struct{}
 
 // MainType is the node type "main", implemented by what setup returns. Setup is called once in each life of a node.
 func MainType(setup func(context.Context, *runtime.Node) (MainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(mainService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(mainService.Host(mainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -827,7 +1018,7 @@ func (h *Main) Ref() runtime.Ref {
 
 // CreateMain creates a node of the type "main" below parent, and waits until it is set up.
 func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Main, error) {
-	ref, err := runtime.Create(ctx, parent, mainService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, mainService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -836,7 +1027,7 @@ func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateMainN creates n nodes of the type "main" below parent at once: all, or none and an error.
 func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Main, error) {
-	refs, err := runtime.CreateN(ctx, parent, mainService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, mainService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -849,7 +1040,7 @@ func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindMain looks up a node of the service go.type.func.main, by path, alias or id. A relative path is relative to from.
 func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Main, error) {
-	ref, err := runtime.Find(ctx, from, mainService, where)
+	ref, err := runtime.Find(ctx, from, mainService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -858,7 +1049,7 @@ func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 
 // MainFrom makes a handle from a reference that came in a message. It asks nobody.
 func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
-	found, err := runtime.RefFrom(from, mainService, ref)
+	found, err := runtime.RefFrom(from, mainService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -868,16 +1059,16 @@ func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
 // NewLocalMain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalMain(node MainNode) *Main {
-	return &Main{ref: runtime.NewLocal(mainService, node)}
+	return &Main{ref: runtime.NewLocal(mainService.Host(mainHandlers), node)}
 }
 
 // RegisterMainTunnel puts node behind a mailbox and registers it on server, where NewMainTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterMainTunnel(server *connect.Server, node MainNode) {
-	runtime.RegisterTunnel(server, mainService, node)
+	runtime.RegisterTunnel(server, mainService.Host(mainHandlers), node)
 }
 
 // NewMainTunnel is the handle of the node that client reaches.
 func NewMainTunnel(client *connect.Client) *Main {
-	return &Main{ref: runtime.NewTunnel(mainService, client)}
+	return &Main{ref: runtime.NewTunnel(mainService.Caller(), client)}
 }

@@ -21,27 +21,51 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(1 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 1)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v2.Learner"
 
-// The method table of thirdparty.v2.Learner.
-var (
-	learnerDo      = runtime.UnaryMethod("Do", LearnerNode.Do)
-	learnerService = runtime.NewService(
-		thirdpartyv2.File_thirdparty_v2_v2_proto.Services().ByName("Learner"),
-		runtime.ServiceConfig{
-			Type: "learner",
+// The method table of thirdparty.v2.Learner. Calls name a method by its index in it.
+var learnerService = runtime.Table{
+	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Service: "Learner",
+	Config: runtime.ServiceConfig{
+		Type: "learner",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		learnerDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v2.Learner on a node, in the order of the table.
+var learnerHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(LearnerNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // LearnerNode is what a node of the service thirdparty.v2.Learner implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -61,7 +85,7 @@ func (UnimplementedLearnerNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -79,18 +103,18 @@ func (h *Learner) Ref() runtime.Ref {
 
 // Do calls thirdparty.v2.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return learnerDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return learnerDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +123,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +137,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service thirdparty.v2.Learner, by path, alias or id. A relative path is relative
 // to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService, where)
+	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +146,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService, ref)
+	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -132,34 +156,58 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService, node)}
+	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService, node)
+	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService, client)}
+	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
 }
 
 // Foo_BarName is the full name of the service Foo_Bar.
 const Foo_BarName = "thirdparty.v2.Foo_Bar"
 
-// The method table of thirdparty.v2.Foo_Bar.
-var (
-	foo_BarDo      = runtime.UnaryMethod("Do", Foo_BarNode.Do)
-	foo_BarService = runtime.NewService(
-		thirdpartyv2.File_thirdparty_v2_v2_proto.Services().ByName("Foo_Bar"),
-		runtime.ServiceConfig{
-			Type: "foo-bar",
+// The method table of thirdparty.v2.Foo_Bar. Calls name a method by its index in it.
+var foo_BarService = runtime.Table{
+	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Service: "Foo_Bar",
+	Config: runtime.ServiceConfig{
+		Type: "foo-bar",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		foo_BarDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v2.Foo_Bar on a node, in the order of the table.
+var foo_BarHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(Foo_BarNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // Foo_BarNode is what a node of the service thirdparty.v2.Foo_Bar implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -181,7 +229,7 @@ func (UnimplementedFoo_BarNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // Foo_BarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func Foo_BarType(setup func(context.Context, *runtime.Node) (Foo_BarNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(foo_BarService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(foo_BarService.Host(foo_BarHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -201,18 +249,18 @@ func (h *Foo_Bar) Ref() runtime.Ref {
 
 // Do calls thirdparty.v2.Foo_Bar.Do, and waits for the response.
 func (h *Foo_Bar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return foo_BarDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Foo_Bar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return foo_BarDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateFoo_Bar creates a node of the type "foo-bar" below parent, and waits until it is set up.
 func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Foo_Bar, error) {
-	ref, err := runtime.Create(ctx, parent, foo_BarService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, foo_BarService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +269,7 @@ func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateFoo_BarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
 func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Foo_Bar, error) {
-	refs, err := runtime.CreateN(ctx, parent, foo_BarService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, foo_BarService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +283,7 @@ func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindFoo_Bar looks up a node of the service thirdparty.v2.Foo_Bar, by path, alias or id. A relative path is relative
 // to from.
 func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) (*Foo_Bar, error) {
-	ref, err := runtime.Find(ctx, from, foo_BarService, where)
+	ref, err := runtime.Find(ctx, from, foo_BarService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +292,7 @@ func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // Foo_BarFrom makes a handle from a reference that came in a message. It asks nobody.
 func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
-	found, err := runtime.RefFrom(from, foo_BarService, ref)
+	found, err := runtime.RefFrom(from, foo_BarService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -254,34 +302,58 @@ func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
 // NewLocalFoo_Bar puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFoo_Bar(node Foo_BarNode) *Foo_Bar {
-	return &Foo_Bar{ref: runtime.NewLocal(foo_BarService, node)}
+	return &Foo_Bar{ref: runtime.NewLocal(foo_BarService.Host(foo_BarHandlers), node)}
 }
 
 // RegisterFoo_BarTunnel puts node behind a mailbox and registers it on server, where NewFoo_BarTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFoo_BarTunnel(server *connect.Server, node Foo_BarNode) {
-	runtime.RegisterTunnel(server, foo_BarService, node)
+	runtime.RegisterTunnel(server, foo_BarService.Host(foo_BarHandlers), node)
 }
 
 // NewFoo_BarTunnel is the handle of the node that client reaches.
 func NewFoo_BarTunnel(client *connect.Client) *Foo_Bar {
-	return &Foo_Bar{ref: runtime.NewTunnel(foo_BarService, client)}
+	return &Foo_Bar{ref: runtime.NewTunnel(foo_BarService.Caller(), client)}
 }
 
 // FooBarName is the full name of the service FooBar.
 const FooBarName = "thirdparty.v2.FooBar"
 
-// The method table of thirdparty.v2.FooBar.
-var (
-	fooBarDo      = runtime.UnaryMethod("Do", FooBarNode.Do)
-	fooBarService = runtime.NewService(
-		thirdpartyv2.File_thirdparty_v2_v2_proto.Services().ByName("FooBar"),
-		runtime.ServiceConfig{
-			Type: "foo-bar",
+// The method table of thirdparty.v2.FooBar. Calls name a method by its index in it.
+var fooBarService = runtime.Table{
+	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Service: "FooBar",
+	Config: runtime.ServiceConfig{
+		Type: "foo-bar",
+	},
+	Methods: []runtime.TableMethod{
+		{
+			Name: "Do",
+			NewRequest: func() proto.Message {
+				return new(thirdparty.Text)
+			},
+			NewResponse: func() proto.Message {
+				return new(thirdparty.Text)
+			},
 		},
-		fooBarDo,
-	)
-)
+	},
+}
+
+// What runs the methods of thirdparty.v2.FooBar on a node, in the order of the table.
+var fooBarHandlers = []runtime.TableHandler{
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(FooBarNode).Do(ctx, req.(*thirdparty.Text))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(thirdparty.Text)
+			}
+			return res, nil
+		},
+	},
+}
 
 // FooBarNode is what a node of the service thirdparty.v2.FooBar implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -301,7 +373,7 @@ func (UnimplementedFooBarNode) Do(context.Context, *thirdparty.Text) (*thirdpart
 // FooBarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func FooBarType(setup func(context.Context, *runtime.Node) (FooBarNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(fooBarService, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return runtime.NewNodeType(fooBarService.Host(fooBarHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -319,18 +391,18 @@ func (h *FooBar) Ref() runtime.Ref {
 
 // Do calls thirdparty.v2.FooBar.Do, and waits for the response.
 func (h *FooBar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return fooBarDo.Call(ctx, h.ref, req)
+	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FooBar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return fooBarDo.CallAsync(ctx, h.ref, req)
+	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
 }
 
 // CreateFooBar creates a node of the type "foo-bar" below parent, and waits until it is set up.
 func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FooBar, error) {
-	ref, err := runtime.Create(ctx, parent, fooBarService, nil, opts...)
+	ref, err := runtime.Create(ctx, parent, fooBarService.Caller(), nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +411,7 @@ func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateFooBarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
 func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FooBar, error) {
-	refs, err := runtime.CreateN(ctx, parent, fooBarService, n, nil, opts...)
+	refs, err := runtime.CreateN(ctx, parent, fooBarService.Caller(), n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -353,7 +425,7 @@ func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindFooBar looks up a node of the service thirdparty.v2.FooBar, by path, alias or id. A relative path is relative to
 // from.
 func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (*FooBar, error) {
-	ref, err := runtime.Find(ctx, from, fooBarService, where)
+	ref, err := runtime.Find(ctx, from, fooBarService.Caller(), where)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +434,7 @@ func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // FooBarFrom makes a handle from a reference that came in a message. It asks nobody.
 func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
-	found, err := runtime.RefFrom(from, fooBarService, ref)
+	found, err := runtime.RefFrom(from, fooBarService.Caller(), ref)
 	if err != nil {
 		return nil, err
 	}
@@ -372,16 +444,16 @@ func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
 // NewLocalFooBar puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalFooBar(node FooBarNode) *FooBar {
-	return &FooBar{ref: runtime.NewLocal(fooBarService, node)}
+	return &FooBar{ref: runtime.NewLocal(fooBarService.Host(fooBarHandlers), node)}
 }
 
 // RegisterFooBarTunnel puts node behind a mailbox and registers it on server, where NewFooBarTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFooBarTunnel(server *connect.Server, node FooBarNode) {
-	runtime.RegisterTunnel(server, fooBarService, node)
+	runtime.RegisterTunnel(server, fooBarService.Host(fooBarHandlers), node)
 }
 
 // NewFooBarTunnel is the handle of the node that client reaches.
 func NewFooBarTunnel(client *connect.Client) *FooBar {
-	return &FooBar{ref: runtime.NewTunnel(fooBarService, client)}
+	return &FooBar{ref: runtime.NewTunnel(fooBarService.Caller(), client)}
 }
