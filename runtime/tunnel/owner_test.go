@@ -189,6 +189,52 @@ func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
 	}
 }
 
+// TestDeadlineHoldsForCallsOfEveryKind: none of them waits for the rest of an answer.
+func TestDeadlineHoldsForCallsOfEveryKind(t *testing.T) {
+	const size, deadline = 2 << 20, 50 * time.Millisecond
+	stream := func(shape connect.StreamType) func(context.Context, *tunnel.Conn) error {
+		return func(ctx context.Context, c *tunnel.Conn) error {
+			stream, err := c.Stream(ctx, tunnel.StreamRequest{Procedure: "/p/P", StreamType: shape})
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(wrapperspb.Bytes(make([]byte, size))); err != nil {
+				return err
+			}
+			return stream.Receive(&wrapperspb.BytesValue{})
+		}
+	}
+	for what, call := range map[string]func(context.Context, *tunnel.Conn) error{
+		"sync": func(ctx context.Context, c *tunnel.Conn) error { return invoke(ctx, c, size) },
+		"async": func(ctx context.Context, c *tunnel.Conn) error {
+			call, done, err := start(ctx, c, "/p/P", size)
+			if err == nil {
+				context.AfterFunc(ctx, func() { call.Cancel(ctx.Err()) })
+				err = <-done
+			}
+			return err
+		},
+		"connect client": stream(connect.StreamTypeUnary),
+		"server stream":  stream(connect.StreamTypeServer),
+		"bidi stream":    stream(connect.StreamTypeBidi),
+	} {
+		t.Run(what, func(t *testing.T) {
+			lent(t, func(t *testing.T, s setup, _ func() func()) {
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
+				defer cancel()
+				s.link.StallRepliesAfter(100 << 10)
+				begin := time.Now()
+				require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(call(ctx, s.client)))
+				require.LessOrEqual(t, time.Since(begin), deadline+2*time.Millisecond)
+				s.link.Resume()
+				alone(t, s.client)
+				synctest.Wait()
+				require.Zero(t, s.server.Pending())
+			})
+		})
+	}
+}
+
 // TestCancellationHoldsWhileAStreamsMessageComesSlowly: the caller that reads is in the middle of
 // another's message.
 func TestCancellationHoldsWhileAStreamsMessageComesSlowly(t *testing.T) {
