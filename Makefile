@@ -115,6 +115,13 @@ test-clients: $(TOOLS)/buf ## drive a node from curl, Python, TypeScript and grp
 	@if [ -z "$(CLIENTS)" ]; then echo "clients/test is not there"; exit 1; fi
 	$(CLIENTS)
 
+.PHONY: browser
+browser: ## install Chromium for the test of pages, where there is none (Debian's, as root)
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "There is no Chromium, and it can't be installed here: pages are not tested."; fi
+
 .PHONY: ci
 ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory check-generate

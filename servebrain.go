@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/raylink/raylink/brain"
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
@@ -36,8 +37,10 @@ type BrainOptions struct {
 	Open bool
 	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
 	Insecure bool
-	// Origins are the browser origins whose requests are answered; by default none.
+	// Origins are the browser origins whose pages may call nodes, here and at the hosts that join; by default none.
 	Origins []string
+	// Compression compresses responses over HTTP, here and at the hosts that join, see [runtime.Options].Compression.
+	Compression bool
 	// Lease is how long a host may be silent before it is declared dead. By default ten seconds.
 	Lease time.Duration
 	// Logger gets what there is to say. By default warnings and errors go to standard error.
@@ -84,6 +87,9 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 	if o.Insecure {
 		opts = append(opts, WithInsecure())
 	}
+	if o.Compression {
+		opts = append(opts, runtime.WithCompression())
+	}
 	if o.Lease != 0 {
 		opts = append(opts, WithLease(o.Lease))
 	}
@@ -107,6 +113,7 @@ func durable() *assemble.Embed {
 // openBrain opens a Brain for this process: one in a process of its own as one that is embedded.
 func openBrain(o brain.Options, options runtime.Options) (assemble.Brain, error) {
 	o.Lease = options.Lease
+	o.Web = &brainv1.WebPolicy{Origins: options.Origins, Compression: options.Compression}
 	o.Logger = options.Logger.With(slog.String("part", "brain"))
 	b, err := brain.Open(o)
 	if err != nil {

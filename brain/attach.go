@@ -71,7 +71,7 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 		return err
 	}
 	b.opts.Logger.Debug("host attached", "host", host.GetId(), "pid", host.GetPid(), "machine", host.GetMachine(), "unknown", len(unknown))
-	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown}
+	answer := &brainv1.AttachResponse{Lease: durationpb.New(b.opts.Lease), Unknown: unknown, Web: b.opts.Web}
 	if err := stream.Send(answer); err != nil {
 		return streamEnd(err)
 	}

@@ -16,8 +16,9 @@ import (
 //   - those for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
 //   - those for nodes of this process's own host, the one given to [Brain.SetHost], as `/<nid>/<package.Service>/<Method>`.
 //
-// Who may call is for whoever wraps the handler to decide. What a caller showed to be let in, its Authorization, ends here: dial
-// opens connections to hosts, on which both sides have proven themselves. If it is nil, they are plain, which is for tests.
+// Who may call is for the listener around the handler to decide: it answers browsers' preflight requests too. What a caller showed to
+// be let in, its Authorization, ends here, and so do `Origin`, `Sec-Fetch-*`, cookies and proxies' credentials: dial opens
+// connections to hosts, on which both sides have proven themselves. If it is nil, they are plain, which is for tests.
 func (b *Brain) Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler {
 	g := gateway.New(gateway.Options{
 		ID:      b.id,

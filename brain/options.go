@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/brain/internal/tree"
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
@@ -47,6 +48,9 @@ type Options struct {
 	// Defaults 16,384 and ten minutes.
 	Requests   int
 	RequestAge time.Duration
+	// Web is what the hosts that attach grant HTTP clients beside what their own options say, so that they agree with Brain's
+	// listener: which browser origins may call, and whether responses are compressed. Default: nothing.
+	Web *brainv1.WebPolicy
 	// Dial bounds the time that the gateway takes to connect to a host. Default 3s.
 	Dial time.Duration
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -23,7 +24,10 @@ import (
 )
 
 // firstBytes is how long a new connection may take to say what it is.
-const firstBytes = 10 * time.Second
+const firstBytes = pendingTime
+
+// pingAfter is after how long without a frame an HTTP/2 peer is pinged, and how long it has to answer.
+const pingAfter = 30 * time.Second
 
 // front is where a host is reached: one TCP listener and, for processes that share the file system, a Unix socket, each of which takes tunnels
 // and HTTP alike. A tunnel is told by its preface.
@@ -39,6 +43,16 @@ type front struct {
 	errors     *connecthttp.ErrorWriter
 	// own serves tunnel calls that are for the host itself.
 	own tunnel.Handler
+	// admission bounds the connections that are not admitted yet, public the calls that need no token.
+	admission *admission
+	public    atomic.Int64
+	// origins are the browser origins that may call: the host's own, and those that Brain allows.
+	origins atomic.Pointer[origins]
+	// compression says whether responses may be compressed.
+	compression atomic.Bool
+	// closing ends when shutdown begins.
+	closing context.Context //nolint:containedctx // the end of a listener, for what it serves
+	endAll  context.CancelFunc
 
 	mu      sync.Mutex // guards tunnels
 	tunnels map[*tunnel.Conn]struct{}
@@ -48,7 +62,22 @@ type front struct {
 // openFront binds the listeners and begins to serve.
 func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	o := h.options
-	f := &front{host: h, tunnels: make(map[*tunnel.Conn]struct{}), errors: connecthttp.NewErrorWriter(), own: tunnel.ServerHandler(h.server)}
+	f := &front{
+		host: h, tunnels: make(map[*tunnel.Conn]struct{}), errors: connecthttp.NewErrorWriter(), own: tunnel.ServerHandler(h.server),
+		admission: newAdmission(),
+	}
+	f.closing, f.endAll = context.WithCancel(context.Background())
+	allowed, err := parseOrigins(o.Origins)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(allowed, anyOrigin) && o.Token == "" {
+		return nil, connect.Errorf(connect.CodeFailedPrecondition,
+			"allowing every browser origin (%s) without a token would open this system to every page that a browser here shows: "+
+				"list the origins, or set a token (RAYLINK_TOKEN)", anyOrigin)
+	}
+	f.origins.Store(newOrigins(allowed))
+	f.compression.Store(o.Compression)
 	host, _, err := net.SplitHostPort(o.Listen)
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "the address to listen on, %q, is not of the form HOST:PORT", o.Listen)
@@ -91,9 +120,15 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	protocols.SetUnencryptedHTTP2(true)
 	f.webConns = newHandedConns(f.tcp.Addr())
 	f.web = &http.Server{
-		Handler: f.guard(handler), Protocols: protocols, ReadHeaderTimeout: firstBytes,
-		ConnContext: markProven,
-		ErrorLog:    slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+		Handler: f.guard(handler), Protocols: protocols, ReadHeaderTimeout: firstBytes, IdleTimeout: idleTime,
+		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
+			return context.WithValue(ctx, webConnKey{}, nc)
+		},
+		HTTP2: &http.HTTP2Config{
+			// The peer that has gone without a word is noticed: HTTP/2 connections are otherwise busy as long as a stream is.
+			SendPingTimeout: pingAfter, PingTimeout: pingAfter,
+		},
+		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
 	}
 	h.goBackground(func(context.Context) {
 		if err := f.web.Serve(f.webConns); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
@@ -115,7 +150,12 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 		switch {
 		case err == nil:
 			retry.Reset()
-			if !f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc) }) {
+			p := f.admission.enter(ctx, nc)
+			if p == nil {
+				return
+			}
+			if !f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc, p) }) {
+				p.gone()
 				_ = nc.Close()
 				return
 			}
@@ -135,7 +175,13 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 const helloBytes = 512
 
 // greet finds out what a new connection is, and hands it on.
-func (f *front) greet(ctx context.Context, nc net.Conn) {
+func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
+	isWeb := false
+	defer func() {
+		if !isWeb {
+			p.gone() // it was admitted, or closed
+		}
+	}()
 	in := bufio.NewReaderSize(nc, helloBytes)
 	if err := nc.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
 		_ = nc.Close()
@@ -164,7 +210,8 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 		return
 	}
 	if !isTunnel {
-		f.webConns.hand(&peekedConn{Conn: nc, in: in})
+		isWeb = true
+		f.webConns.hand(&webConn{Conn: nc, in: &peekedReader{conn: nc, in: in}, front: f, pending: p})
 		return
 	}
 	var tag *tunnelTag
@@ -190,7 +237,9 @@ func (f *front) greet(ctx context.Context, nc net.Conn) {
 		return
 	}
 	if raw != nil {
-		f.webConns.hand(provenConn{raw})
+		isWeb = true
+		p.admit()
+		f.webConns.hand(&webConn{Conn: raw, in: raw, front: f, pending: p, proven: true})
 		return
 	}
 	f.mu.Lock()
@@ -240,41 +289,6 @@ func (f *front) tokenFits(token string) bool {
 	return want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) == 1
 }
 
-// guard lets no HTTP request pass that has no business here: nothing of its body is read before.
-func (f *front) guard(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := f.refuse(r); err != nil && !isProven(r.Context()) {
-			if werr := f.errors.Write(w, r, err); werr != nil {
-				f.host.log.Debug("writing a refusal", slog.Any("error", werr))
-			}
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func (f *front) refuse(r *http.Request) error {
-	// A page in a browser can be made to send requests to loopback: by a name that the attacker lets point here, or straight from its own
-	// origin. Neither gets an answer.
-	if f.loopback && !isLoopback(hostOf(r.Host)) {
-		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
-	}
-	if origin := r.Header.Get("Origin"); origin != "" {
-		if !slices.Contains(f.host.options.Origins, origin) {
-			return connect.Errorf(connect.CodePermissionDenied, "requests from the browser origin %q are not allowed", origin)
-		}
-	} else if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
-		// A browser names the page's origin with everything but plain GETs, such as those of images and links.
-		return connect.Errorf(connect.CodePermissionDenied,
-			"%s requests from a browser's page that don't name its origin are not allowed", site)
-	}
-	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !f.tokenFits(token) {
-		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
-	}
-	return nil
-}
-
 // shutdown takes no more and lets what runs come to its end, until ctx ends.
 func (f *front) shutdown(ctx context.Context) error {
 	_ = f.tcp.Close()
@@ -282,6 +296,10 @@ func (f *front) shutdown(ctx context.Context) error {
 		_ = f.unix.Close()
 	}
 	var errs []error
+	f.endAll()
+	f.admission.closeIdle()
+	// What has still not ended then is a caller without a token that does not read what it is sent.
+	defer time.AfterFunc(endTime, f.admission.close).Stop()
 	for _, c := range f.openTunnels() {
 		errs = append(errs, c.Shutdown(ctx))
 	}
@@ -297,6 +315,8 @@ func (f *front) close() {
 	if f.unix != nil {
 		_ = f.unix.Close()
 	}
+	f.endAll()
+	f.admission.close()
 	_ = f.web.Close()
 	_ = f.webConns.Close()
 	for _, c := range f.openTunnels() {
@@ -315,18 +335,17 @@ func (f *front) openTunnels() []*tunnel.Conn {
 	return conns
 }
 
-// peekedConn gives back first what was peeked at.
-type peekedConn struct {
-	net.Conn
-
-	in *bufio.Reader
+// peekedReader gives back first what was peeked at.
+type peekedReader struct {
+	conn net.Conn
+	in   *bufio.Reader
 }
 
-func (c *peekedConn) Read(p []byte) (int, error) {
-	if c.in.Buffered() > 0 {
-		return c.in.Read(p)
+func (r *peekedReader) Read(p []byte) (int, error) {
+	if r.in.Buffered() > 0 {
+		return r.in.Read(p)
 	}
-	return c.Conn.Read(p)
+	return r.conn.Read(p)
 }
 
 // handedConns is a listener of connections that somebody else has accepted.

@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"net/http"
+	"slices"
 
 	"connectrpc.com/connect/v2"
 
@@ -11,83 +13,140 @@ import (
 // healthService is the name of gRPC's health service, which every host answers.
 const healthService = "grpc.health.v1.Health"
 
+// Load balancers and Kubernetes ask for these by plain GETs, without a token.
+const (
+	// livePath answers as long as the process serves at all.
+	livePath = "/livez"
+	// readyPath and healthPath answer as gRPC's health does for the host as a whole.
+	readyPath  = "/readyz"
+	healthPath = "/healthz"
+)
+
+func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
+
+// answerProbe says `ok`, or that the host ends, and nothing else.
+func (f *front) answerProbe(w http.ResponseWriter, r *http.Request) {
+	if c := webConnOf(r.Context()); c != nil {
+		defer c.pending.answers(false)()
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/plain; charset=utf-8")
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	status, text := http.StatusOK, "ok\n"
+	switch {
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		header.Set("Allow", "GET, HEAD")
+		status, text = http.StatusMethodNotAllowed, "this is asked for by GET\n"
+	case r.URL.Path != livePath && f.host.health("") != healthv1.HealthCheckResponse_SERVING:
+		status, text = http.StatusServiceUnavailable, "not serving\n"
+	}
+	f.dropBody(w, r)
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte(text)) // the caller may have gone
+	}
+}
+
+// isPublicProcedure says whether a call without a token is answered.
+func isPublicProcedure(procedure string) bool {
+	switch procedure {
+	case "/" + healthService + "/Check", "/" + healthService + "/List", "/" + healthService + "/Watch":
+		return true
+	}
+	return false
+}
+
 // mountHealth answers for the host as a whole (the empty service) and for each service that it can host.
+// Callers without the token learn of the host as a whole only.
 func mountHealth(server *connect.Server, h *Host) {
+	method := func(name string, streams connect.StreamType, handler connect.ServerFunc) connect.Method {
+		return connect.Method{Handler: handler, Spec: connect.Spec{
+			StreamType: streams, Procedure: "/" + healthService + "/" + name, IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}}
+	}
 	server.Register(
-		connect.Method{
-			Spec: connect.Spec{
-				StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/Check", IdempotencyLevel: connect.IdempotencyNoSideEffects,
-			},
-			Handler: func(_ context.Context, _ connect.Spec, stream connect.ServerStream) error {
-				var req healthv1.HealthCheckRequest
-				if err := stream.Receive(&req); err != nil {
-					return err
-				}
-				status := h.health(req.GetService())
-				if status == healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
-					return connect.Errorf(connect.CodeNotFound, "this host has no service %q", req.GetService())
-				}
-				return stream.Send(&healthv1.HealthCheckResponse{Status: status})
-			},
-		},
-		connect.Method{
-			Spec: connect.Spec{
-				StreamType: connect.StreamTypeUnary, Procedure: "/" + healthService + "/List", IdempotencyLevel: connect.IdempotencyNoSideEffects,
-			},
-			Handler: func(_ context.Context, _ connect.Spec, stream connect.ServerStream) error {
-				if err := stream.Receive(&healthv1.HealthListRequest{}); err != nil {
-					return err
-				}
-				return stream.Send(h.healthOfAll())
-			},
-		},
-		connect.Method{
-			Spec: connect.Spec{
-				StreamType: connect.StreamTypeServer, Procedure: "/" + healthService + "/Watch", IdempotencyLevel: connect.IdempotencyNoSideEffects,
-			},
-			Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
-				var req healthv1.HealthCheckRequest
-				if err := stream.Receive(&req); err != nil {
-					return err
-				}
-				if err := stream.Send(&healthv1.HealthCheckResponse{Status: h.health(req.GetService())}); err != nil {
-					return err
-				}
-				// The state changes once: when the host ends.
-				select {
-				case <-ctx.Done():
-					return causeOf(ctx)
-				case <-h.life.Done():
-					return stream.Send(&healthv1.HealthCheckResponse{Status: healthv1.HealthCheckResponse_NOT_SERVING})
-				}
-			},
-		},
+		method("Check", connect.StreamTypeUnary, h.checkHealth),
+		method("List", connect.StreamTypeUnary, h.listHealth),
+		method("Watch", connect.StreamTypeServer, h.watchHealth),
 	)
 }
 
-// healthOfAll is the health of the host and of all services that it can host.
-func (h *Host) healthOfAll() *healthv1.HealthListResponse {
-	res := &healthv1.HealthListResponse{Statuses: make(map[string]*healthv1.HealthCheckResponse)}
-	for _, name := range []string{"", healthService, builtins().service.name} {
-		res.Statuses[name] = &healthv1.HealthCheckResponse{Status: h.health(name)}
+func (h *Host) checkHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req healthv1.HealthCheckRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
 	}
-	for _, s := range h.types.services() {
-		res.Statuses[s.name] = &healthv1.HealthCheckResponse{Status: h.health(s.name)}
+	status := h.healthFor(ctx, req.GetService())
+	if status == healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
+		return connect.Errorf(connect.CodeNotFound, "this host has no service %q", req.GetService())
 	}
-	return res
+	return stream.Send(&healthv1.HealthCheckResponse{Status: status})
+}
+
+func (h *Host) listHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	if err := stream.Receive(new(healthv1.HealthListRequest)); err != nil {
+		return err
+	}
+	statuses := make(map[string]*healthv1.HealthCheckResponse)
+	for _, service := range append(h.serviceNames(), "") {
+		if status := h.healthFor(ctx, service); status != healthv1.HealthCheckResponse_SERVICE_UNKNOWN {
+			statuses[service] = &healthv1.HealthCheckResponse{Status: status}
+		}
+	}
+	return stream.Send(&healthv1.HealthListResponse{Statuses: statuses})
+}
+
+// watchHealth sends the state at once, and once more when it changes, which is when the host begins to end.
+// The stream ends then.
+func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req healthv1.HealthCheckRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	status := h.healthFor(ctx, req.GetService())
+	if err := stream.Send(&healthv1.HealthCheckResponse{Status: status}); err != nil {
+		return err
+	}
+	if status == healthv1.HealthCheckResponse_NOT_SERVING {
+		return nil
+	}
+	select {
+	case <-h.ending:
+		return stream.Send(&healthv1.HealthCheckResponse{Status: healthv1.HealthCheckResponse_NOT_SERVING})
+	case <-ctx.Done():
+		return causeOf(ctx)
+	}
+}
+
+// healthFor is the state of a service as a caller may know it.
+func (h *Host) healthFor(ctx context.Context, service string) healthv1.HealthCheckResponse_ServingStatus {
+	if service != "" && isAnonymous(ctx) {
+		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
+	}
+	return h.health(service)
 }
 
 func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {
 	if h.life.Err() != nil || h.isClosing() {
 		return healthv1.HealthCheckResponse_NOT_SERVING
 	}
-	if service == "" || service == healthService || service == builtins().service.name {
+	if service == "" {
 		return healthv1.HealthCheckResponse_SERVING
 	}
-	for _, s := range h.types.services() {
-		if s.name == service {
-			return healthv1.HealthCheckResponse_SERVING
-		}
+	if slices.Contains(h.serviceNames(), service) {
+		return healthv1.HealthCheckResponse_SERVING
 	}
 	return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
+}
+
+// serviceNames are the services that the host answers for by name.
+func (h *Host) serviceNames() []string {
+	services := h.types.services()
+	names := make([]string, 0, 2+len(services))
+	names = append(names, healthService, builtins().service.name)
+	for _, s := range services {
+		names = append(names, s.name)
+	}
+	return names
 }

@@ -77,6 +77,8 @@ type Host struct {
 	remotes   map[string]weak.Pointer[remote]
 	// closing is set when Close begins, ended when nothing may be begun any more.
 	closing, ended bool
+	// ending is closed when Close begins.
+	ending chan struct{}
 }
 
 // RootPath names Brain itself, the root of all paths.
@@ -149,6 +151,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		kids:      make(map[string][]*kid),
 		creations: make(map[*creation]struct{}),
 		remotes:   make(map[string]weak.Pointer[remote]),
+		ending:    make(chan struct{}),
 	}
 	if h.launcher == nil {
 		h.launcher = launch.Self(launch.WithHelloTimeout(options.StartTimeout))
@@ -257,6 +260,7 @@ func (h *Host) Close(ctx context.Context) error {
 		return nil
 	}
 	h.closing = true
+	close(h.ending)
 	h.mu.Unlock()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)

@@ -40,8 +40,13 @@ type Options struct {
 	Open bool
 	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
 	Insecure bool
-	// Origins are the browser origins whose requests are answered; by default none.
+	// Origins are the browser origins whose pages may call nodes here, such as `https://app.example.com` or `http://localhost:5173`; by
+	// default none. `*` stands for every origin, and needs a token. Those that Brain's own process allows are allowed at every host that joins.
 	Origins []string
+	// Compression compresses responses over HTTP with gzip, for clients on other machines that ask for it and where it makes a message
+	// smaller. By default it is off: on a fast network it costs more time than it saves. Requests may be compressed whatever this says.
+	// What Brain's own process says holds for every host that joins.
+	Compression bool
 	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder in the user's state directory.
 	Data string
 	// Logger gets what the runtime has to say. By default warnings and errors go to standard error.
@@ -111,6 +116,9 @@ func WithInsecure() Option { return optionFunc(func(o *Options) { o.Insecure = t
 func WithOrigins(origins ...string) Option {
 	return optionFunc(func(o *Options) { o.Origins = append(o.Origins, origins...) })
 }
+
+// WithCompression compresses responses for clients on other machines, see [Options].Compression.
+func WithCompression() Option { return optionFunc(func(o *Options) { o.Compression = true }) }
 
 // WithData keeps run directories in a directory, see [Options].Data.
 func WithData(directory string) Option { return optionFunc(func(o *Options) { o.Data = directory }) }

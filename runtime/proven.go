@@ -55,23 +55,10 @@ func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, 
 	return dialRaw(ctx, "tcp", info.GetAddress(), hello, l.host.tunnelConfig())
 }
 
-// provenConn is a connection for HTTP whose other side has proven that it knows the token.
-type provenConn struct{ net.Conn }
-
-type provenKey struct{}
-
-// markProven is the http.Server's ConnContext.
-func markProven(ctx context.Context, nc net.Conn) context.Context {
-	if _, ok := nc.(provenConn); ok {
-		return context.WithValue(ctx, provenKey{}, true)
-	}
-	return ctx
-}
-
 // isProven says whether a request came by a connection whose other side is proven: the gateway of the system's Brain, or the command line.
 func isProven(ctx context.Context) bool {
-	proven, _ := ctx.Value(provenKey{}).(bool)
-	return proven
+	c := webConnOf(ctx)
+	return c != nil && c.proven
 }
 
 // errOpen is why a connection without a token is not used where none was asked for on purpose.

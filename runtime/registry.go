@@ -144,6 +144,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 	if err != nil {
 		return false, err
 	}
+	r.host.front.setPolicy(res.GetWeb())
 	r.reconcile(ctx, res.GetUnknown())
 	attached()
 	r.heard.Store(time.Now().UnixNano())

@@ -26,8 +26,8 @@ const NodeHeader = webroute.NodeHeader
 type nodeHandler struct {
 	host *Host
 	// methods serves all methods of all types, and own what the host itself answers; both by the URL's last two segments.
-	methods http.Handler
-	own     http.Handler
+	methods responder
+	own     responder
 	// ownProcedures are those of own.
 	ownProcedures map[string]bool
 	errors        *connecthttp.ErrorWriter
@@ -37,7 +37,6 @@ type webNodeKey struct{}
 
 // newNodeHandler builds the routes once: connect's own registration is for set-up only.
 func newNodeHandler(h *Host) http.Handler {
-	limit := connecthttp.WithReadMaxBytes(h.options.MaxMessage)
 	server := connect.NewServer()
 	services := append([]*Service{builtins().service}, h.types.services()...)
 	for _, s := range services {
@@ -45,10 +44,10 @@ func newNodeHandler(h *Host) http.Handler {
 			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m)})
 		}
 	}
-	methods, own := http.NewServeMux(), http.NewServeMux()
-	connecthttp.Mount(methods, server, limit)
-	connecthttp.Mount(own, h.server, limit)
-	w := &nodeHandler{host: h, methods: methods, own: own, ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter()}
+	w := &nodeHandler{
+		host: h, methods: newResponder(h, server), own: newResponder(h, h.server),
+		ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter(),
+	}
 	for spec := range h.server.Specs() {
 		w.ownProcedures[spec.Procedure] = true
 	}
@@ -88,7 +87,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		// Brain, where it lives here, answers what every node answers.
 		name = RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
-		w.own.ServeHTTP(rw, r)
+		w.host.front.untilClosed(rw, r, true, w.own.handler(r))
 		return
 	}
 	var n *Node
@@ -105,7 +104,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.refuse(rw, r, err)
 		return
 	}
-	w.methods.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)))
+	w.host.front.untilClosed(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)), false, w.methods.handler(r))
 }
 
 // howToName is how a request names its node.
@@ -177,10 +176,7 @@ func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
 		brain.Register(server)
 	}
 	mountHealth(server, h)
-	names := []string{builtins().service.name, healthService}
-	for _, s := range h.types.services() {
-		names = append(names, s.name)
-	}
+	names := h.serviceNames()
 	for spec := range server.Specs() {
 		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && !slices.Contains(names, service) {
 			names = append(names, service)

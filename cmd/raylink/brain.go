@@ -46,7 +46,8 @@ had joined it find it again by themselves if it is at the same address.`,
 	flags.StringVar(&o.Listen, "listen", "", "the address to listen on (RAYLINK_LISTEN; default "+raylink.DefaultBrainAddress+")")
 	flags.StringVar(&o.Advertise, "advertise", "", "the address that others reach it by, where that is another one (RAYLINK_ADVERTISE)")
 	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
-	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose requests are answered; may be repeated")
+	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
+	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
 	a.tokenFlags(cmd)
 	return cmd

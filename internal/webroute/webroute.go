@@ -18,6 +18,7 @@ package webroute
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"strings"
 	"unicode/utf8"
@@ -28,6 +29,10 @@ import (
 // NodeHeader names the node of a request whose URL does not. gRPC clients, which can't choose their
 // URLs, send it as the metadata `raylink-node`.
 const NodeHeader = "Raylink-Node"
+
+// ViaHeader carries the id of the gateway that passed a request on. A request that comes back to it is in a
+// cycle; and of what its caller accepts, the gateway has passed on only what suits where the caller is.
+const ViaHeader = "Raylink-Gateway"
 
 // Root names Brain, the root of all paths.
 const Root = "BRAIN"
@@ -161,4 +166,18 @@ func clip(s string) string {
 		end--
 	}
 	return s[:end] + "..."
+}
+
+// IsSameMachine says whether a request comes from this machine, where compressing costs time and saves none.
+func IsSameMachine(r *http.Request) bool {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return true // a Unix socket
+	}
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsLoopback() {
+		return true
+	}
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	return ok && local.IP.Equal(ip)
 }

@@ -34,9 +34,6 @@ import (
 	"github.com/raylink/raylink/internal/webroute"
 )
 
-// viaHeader carries the id of the gateway that passed a request on: a request that comes back is in a cycle.
-const viaHeader = "Raylink-Gateway"
-
 // Options configures a gateway.
 type Options struct {
 	// ID is the gateway's own id, the same for all gateways that share a Brain.
@@ -165,7 +162,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s is starting: it has no host yet", rec.GetPath())
 	case rec.GetHost().GetAddress() == "":
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s can't be reached from here: its host has no address", rec.GetPath())
-	case r.Header.Get(viaHeader) == g.opts.ID:
+	case r.Header.Get(webroute.ViaHeader) == g.opts.ID:
 		err = connect.Errorf(connect.CodeInternal, "the request for %s has come round in a circle: at %s, its host's address, there is a gateway",
 			rec.GetPath(), rec.GetHost().GetAddress())
 	}
@@ -186,7 +183,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The transport must not read on once the handler has returned.
 		defer to.body.Close() //nolint:errcheck // nothing was written
 	}
-	r.Header.Set(viaHeader, g.opts.ID)
+	r.Header.Set(webroute.ViaHeader, g.opts.ID)
 	g.proxy.ServeHTTP(w, r)
 }
 
@@ -213,6 +210,12 @@ func rewrite(pr *httputil.ProxyRequest) {
 	for name := range pr.Out.Header {
 		if isForListener(name) {
 			delete(pr.Out.Header, name)
+		}
+	}
+	if webroute.IsSameMachine(pr.In) {
+		// Compressing costs time, and on one machine saves none. The host sees the gateway, not its caller.
+		for _, name := range []string{"Accept-Encoding", "Connect-Accept-Encoding", "Grpc-Accept-Encoding"} {
+			pr.Out.Header.Del(name)
 		}
 	}
 	// Who asked is for the host's log; the gateway is who it trusts or not.

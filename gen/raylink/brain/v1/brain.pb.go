@@ -974,7 +974,9 @@ type AttachResponse struct {
 	// How long the lease holds from here; send again well before.
 	Lease *durationpb.Duration `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	// First message only: the nids of the host's nodes that Brain no longer knows, or knows as another incarnation.
-	Unknown       []string `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	Unknown []string `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
+	// First message only: what Brain's listener grants HTTP clients, and its hosts' listeners grant beside it.
+	Web           *WebPolicy `protobuf:"bytes,3,opt,name=web,proto3" json:"web,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1023,6 +1025,67 @@ func (x *AttachResponse) GetUnknown() []string {
 	return nil
 }
 
+func (x *AttachResponse) GetWeb() *WebPolicy {
+	if x != nil {
+		return x.Web
+	}
+	return nil
+}
+
+type WebPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The browser origins whose pages may call.
+	Origins []string `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"`
+	// Whether responses are compressed for clients on other machines that ask for it.
+	Compression   bool `protobuf:"varint,2,opt,name=compression,proto3" json:"compression,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebPolicy) Reset() {
+	*x = WebPolicy{}
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebPolicy) ProtoMessage() {}
+
+func (x *WebPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebPolicy.ProtoReflect.Descriptor instead.
+func (*WebPolicy) Descriptor() ([]byte, []int) {
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WebPolicy) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *WebPolicy) GetCompression() bool {
+	if x != nil {
+		return x.Compression
+	}
+	return false
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Nids to follow from now on. Each is answered with its record as it stands; one that Brain doesn't know, with a dead one.
@@ -1037,7 +1100,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1112,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[16]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1125,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{16}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchRequest) GetAdd() []string {
@@ -1098,7 +1161,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1173,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[17]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1186,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{17}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchResponse) GetNodes() []*v1.NodeRecord {
@@ -1152,7 +1215,7 @@ type ReportHostRequest struct {
 
 func (x *ReportHostRequest) Reset() {
 	*x = ReportHostRequest{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1227,7 @@ func (x *ReportHostRequest) String() string {
 func (*ReportHostRequest) ProtoMessage() {}
 
 func (x *ReportHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[18]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1240,7 @@ func (x *ReportHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportHostRequest.ProtoReflect.Descriptor instead.
 func (*ReportHostRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{18}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportHostRequest) GetHostId() string {
@@ -1202,7 +1265,7 @@ type ReportHostResponse struct {
 
 func (x *ReportHostResponse) Reset() {
 	*x = ReportHostResponse{}
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1277,7 @@ func (x *ReportHostResponse) String() string {
 func (*ReportHostResponse) ProtoMessage() {}
 
 func (x *ReportHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_brain_v1_brain_proto_msgTypes[19]
+	mi := &file_raylink_brain_v1_brain_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1290,7 @@ func (x *ReportHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportHostResponse.ProtoReflect.Descriptor instead.
 func (*ReportHostResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{19}
+	return file_raylink_brain_v1_brain_proto_rawDescGZIP(), []int{20}
 }
 
 var File_raylink_brain_v1_brain_proto protoreflect.FileDescriptor
@@ -1303,10 +1366,14 @@ const file_raylink_brain_v1_brain_proto_rawDesc = "" +
 	"\rAttachRequest\x12-\n" +
 	"\x04host\x18\x01 \x01(\v2\x19.raylink.node.v1.HostInfoR\x04host\x12.\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x18.raylink.node.v1.NodeRefR\x05nodes\x12\x18\n" +
-	"\agoodbye\x18\x03 \x01(\bR\agoodbye\"[\n" +
+	"\agoodbye\x18\x03 \x01(\bR\agoodbye\"\x8a\x01\n" +
 	"\x0eAttachResponse\x12/\n" +
 	"\x05lease\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +
-	"\aunknown\x18\x02 \x03(\tR\aunknown\"J\n" +
+	"\aunknown\x18\x02 \x03(\tR\aunknown\x12-\n" +
+	"\x03web\x18\x03 \x01(\v2\x1b.raylink.brain.v1.WebPolicyR\x03web\"G\n" +
+	"\tWebPolicy\x12\x18\n" +
+	"\aorigins\x18\x01 \x03(\tR\aorigins\x12 \n" +
+	"\vcompression\x18\x02 \x01(\bR\vcompression\"J\n" +
 	"\fWatchRequest\x12\x10\n" +
 	"\x03add\x18\x01 \x03(\tR\x03add\x12\x16\n" +
 	"\x06remove\x18\x02 \x03(\tR\x06remove\x12\x10\n" +
@@ -1342,7 +1409,7 @@ func file_raylink_brain_v1_brain_proto_rawDescGZIP() []byte {
 	return file_raylink_brain_v1_brain_proto_rawDescData
 }
 
-var file_raylink_brain_v1_brain_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_raylink_brain_v1_brain_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_raylink_brain_v1_brain_proto_goTypes = []any{
 	(*HelloRequest)(nil),        // 0: raylink.brain.v1.HelloRequest
 	(*HelloResponse)(nil),       // 1: raylink.brain.v1.HelloResponse
@@ -1360,63 +1427,65 @@ var file_raylink_brain_v1_brain_proto_goTypes = []any{
 	(*ListResponse)(nil),        // 13: raylink.brain.v1.ListResponse
 	(*AttachRequest)(nil),       // 14: raylink.brain.v1.AttachRequest
 	(*AttachResponse)(nil),      // 15: raylink.brain.v1.AttachResponse
-	(*WatchRequest)(nil),        // 16: raylink.brain.v1.WatchRequest
-	(*WatchResponse)(nil),       // 17: raylink.brain.v1.WatchResponse
-	(*ReportHostRequest)(nil),   // 18: raylink.brain.v1.ReportHostRequest
-	(*ReportHostResponse)(nil),  // 19: raylink.brain.v1.ReportHostResponse
-	nil,                         // 20: raylink.brain.v1.RegisterRequest.AttributesEntry
-	nil,                         // 21: raylink.brain.v1.Change.SetAttributesEntry
-	(*v1.NodeRef)(nil),          // 22: raylink.node.v1.NodeRef
-	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
-	(*v1.HostInfo)(nil),         // 24: raylink.node.v1.HostInfo
-	(*v1.NodeRecord)(nil),       // 25: raylink.node.v1.NodeRecord
-	(v1.NodeState)(0),           // 26: raylink.node.v1.NodeState
-	(*v1.Value)(nil),            // 27: raylink.node.v1.Value
+	(*WebPolicy)(nil),           // 16: raylink.brain.v1.WebPolicy
+	(*WatchRequest)(nil),        // 17: raylink.brain.v1.WatchRequest
+	(*WatchResponse)(nil),       // 18: raylink.brain.v1.WatchResponse
+	(*ReportHostRequest)(nil),   // 19: raylink.brain.v1.ReportHostRequest
+	(*ReportHostResponse)(nil),  // 20: raylink.brain.v1.ReportHostResponse
+	nil,                         // 21: raylink.brain.v1.RegisterRequest.AttributesEntry
+	nil,                         // 22: raylink.brain.v1.Change.SetAttributesEntry
+	(*v1.NodeRef)(nil),          // 23: raylink.node.v1.NodeRef
+	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
+	(*v1.HostInfo)(nil),         // 25: raylink.node.v1.HostInfo
+	(*v1.NodeRecord)(nil),       // 26: raylink.node.v1.NodeRecord
+	(v1.NodeState)(0),           // 27: raylink.node.v1.NodeState
+	(*v1.Value)(nil),            // 28: raylink.node.v1.Value
 }
 var file_raylink_brain_v1_brain_proto_depIdxs = []int32{
-	22, // 0: raylink.brain.v1.HelloResponse.root:type_name -> raylink.node.v1.NodeRef
-	23, // 1: raylink.brain.v1.HelloResponse.lease:type_name -> google.protobuf.Duration
-	20, // 2: raylink.brain.v1.RegisterRequest.attributes:type_name -> raylink.brain.v1.RegisterRequest.AttributesEntry
-	24, // 3: raylink.brain.v1.RegisterRequest.launcher:type_name -> raylink.node.v1.HostInfo
-	25, // 4: raylink.brain.v1.RegisterResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	26, // 5: raylink.brain.v1.Change.state:type_name -> raylink.node.v1.NodeState
-	24, // 6: raylink.brain.v1.Change.host:type_name -> raylink.node.v1.HostInfo
-	21, // 7: raylink.brain.v1.Change.set_attributes:type_name -> raylink.brain.v1.Change.SetAttributesEntry
+	23, // 0: raylink.brain.v1.HelloResponse.root:type_name -> raylink.node.v1.NodeRef
+	24, // 1: raylink.brain.v1.HelloResponse.lease:type_name -> google.protobuf.Duration
+	21, // 2: raylink.brain.v1.RegisterRequest.attributes:type_name -> raylink.brain.v1.RegisterRequest.AttributesEntry
+	25, // 3: raylink.brain.v1.RegisterRequest.launcher:type_name -> raylink.node.v1.HostInfo
+	26, // 4: raylink.brain.v1.RegisterResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	27, // 5: raylink.brain.v1.Change.state:type_name -> raylink.node.v1.NodeState
+	25, // 6: raylink.brain.v1.Change.host:type_name -> raylink.node.v1.HostInfo
+	22, // 7: raylink.brain.v1.Change.set_attributes:type_name -> raylink.brain.v1.Change.SetAttributesEntry
 	4,  // 8: raylink.brain.v1.UpdateRequest.changes:type_name -> raylink.brain.v1.Change
-	25, // 9: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	25, // 10: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	26, // 9: raylink.brain.v1.UpdateResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	26, // 10: raylink.brain.v1.RemoveResponse.nodes:type_name -> raylink.node.v1.NodeRecord
 	9,  // 11: raylink.brain.v1.LookupRequest.where:type_name -> raylink.brain.v1.Where
-	25, // 12: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
-	25, // 13: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	24, // 14: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
-	22, // 15: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
-	23, // 16: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
-	25, // 17: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
-	27, // 18: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
-	27, // 19: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
-	0,  // 20: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
-	2,  // 21: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
-	5,  // 22: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
-	7,  // 23: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
-	10, // 24: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
-	12, // 25: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
-	14, // 26: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
-	16, // 27: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
-	18, // 28: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
-	1,  // 29: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
-	3,  // 30: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
-	6,  // 31: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
-	8,  // 32: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
-	11, // 33: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
-	13, // 34: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
-	15, // 35: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
-	17, // 36: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
-	19, // 37: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	26, // 12: raylink.brain.v1.LookupResponse.node:type_name -> raylink.node.v1.NodeRecord
+	26, // 13: raylink.brain.v1.ListResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	25, // 14: raylink.brain.v1.AttachRequest.host:type_name -> raylink.node.v1.HostInfo
+	23, // 15: raylink.brain.v1.AttachRequest.nodes:type_name -> raylink.node.v1.NodeRef
+	24, // 16: raylink.brain.v1.AttachResponse.lease:type_name -> google.protobuf.Duration
+	16, // 17: raylink.brain.v1.AttachResponse.web:type_name -> raylink.brain.v1.WebPolicy
+	26, // 18: raylink.brain.v1.WatchResponse.nodes:type_name -> raylink.node.v1.NodeRecord
+	28, // 19: raylink.brain.v1.RegisterRequest.AttributesEntry.value:type_name -> raylink.node.v1.Value
+	28, // 20: raylink.brain.v1.Change.SetAttributesEntry.value:type_name -> raylink.node.v1.Value
+	0,  // 21: raylink.brain.v1.BrainService.Hello:input_type -> raylink.brain.v1.HelloRequest
+	2,  // 22: raylink.brain.v1.BrainService.Register:input_type -> raylink.brain.v1.RegisterRequest
+	5,  // 23: raylink.brain.v1.BrainService.Update:input_type -> raylink.brain.v1.UpdateRequest
+	7,  // 24: raylink.brain.v1.BrainService.Remove:input_type -> raylink.brain.v1.RemoveRequest
+	10, // 25: raylink.brain.v1.BrainService.Lookup:input_type -> raylink.brain.v1.LookupRequest
+	12, // 26: raylink.brain.v1.BrainService.List:input_type -> raylink.brain.v1.ListRequest
+	14, // 27: raylink.brain.v1.BrainService.Attach:input_type -> raylink.brain.v1.AttachRequest
+	17, // 28: raylink.brain.v1.BrainService.Watch:input_type -> raylink.brain.v1.WatchRequest
+	19, // 29: raylink.brain.v1.BrainService.ReportHost:input_type -> raylink.brain.v1.ReportHostRequest
+	1,  // 30: raylink.brain.v1.BrainService.Hello:output_type -> raylink.brain.v1.HelloResponse
+	3,  // 31: raylink.brain.v1.BrainService.Register:output_type -> raylink.brain.v1.RegisterResponse
+	6,  // 32: raylink.brain.v1.BrainService.Update:output_type -> raylink.brain.v1.UpdateResponse
+	8,  // 33: raylink.brain.v1.BrainService.Remove:output_type -> raylink.brain.v1.RemoveResponse
+	11, // 34: raylink.brain.v1.BrainService.Lookup:output_type -> raylink.brain.v1.LookupResponse
+	13, // 35: raylink.brain.v1.BrainService.List:output_type -> raylink.brain.v1.ListResponse
+	15, // 36: raylink.brain.v1.BrainService.Attach:output_type -> raylink.brain.v1.AttachResponse
+	18, // 37: raylink.brain.v1.BrainService.Watch:output_type -> raylink.brain.v1.WatchResponse
+	20, // 38: raylink.brain.v1.BrainService.ReportHost:output_type -> raylink.brain.v1.ReportHostResponse
+	30, // [30:39] is the sub-list for method output_type
+	21, // [21:30] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_raylink_brain_v1_brain_proto_init() }
@@ -1436,7 +1505,7 @@ func file_raylink_brain_v1_brain_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_brain_v1_brain_proto_rawDesc), len(file_raylink_brain_v1_brain_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,129 @@
+package runtime
+
+import (
+	"compress/gzip"
+	"io"
+	"math"
+	"net/http"
+	"sync"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectgzip"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"github.com/raylink/raylink/internal/webroute"
+)
+
+const (
+	// minCompress is how large a message is at the least that is compressed, in bytes: smaller ones fit into
+	// one packet either way.
+	minCompress = 1400
+	// sampleSize is how much of a message is looked at, and least how much of that compression has to save
+	// for the rest to be compressed too: one part in least.
+	sampleSize = 16 << 10
+	least      = 8
+)
+
+// responder serves a connect server over HTTP, in two ways: with responses that are never compressed, and
+// with those that may be. Requests may be compressed either way.
+type responder struct {
+	host       *Host
+	plain      http.Handler
+	compressed func() http.Handler
+}
+
+func newResponder(h *Host, server *connect.Server) responder {
+	mount := func(opts ...connecthttp.Option) http.Handler {
+		mux := http.NewServeMux()
+		connecthttp.Mount(mux, server, append(opts, connecthttp.WithReadMaxBytes(h.options.MaxMessage))...)
+		return mux
+	}
+	return responder{
+		host:  h,
+		plain: mount(connecthttp.WithCompressMinBytes(math.MaxInt)),
+		compressed: sync.OnceValue(func() http.Handler { // few processes need it
+			return mount(connecthttp.WithCompressMinBytes(minCompress), connecthttp.WithCompressors(new(sampler)))
+		}),
+	}
+}
+
+// handler is the one for a request.
+func (s responder) handler(r *http.Request) http.Handler {
+	if s.host.front.compression.Load() && (r.Header.Get(webroute.ViaHeader) != "" || !webroute.IsSameMachine(r)) {
+		return s.compressed()
+	}
+	return s.plain
+}
+
+// sampler is a gzip [connect.Compressor] that looks at a message's beginning first: where compressing that
+// saves little, as with images or parameters, the rest is stored as it is.
+type sampler struct {
+	connectgzip.Compressor
+
+	fast, stored sync.Pool // of *gzip.Writer
+}
+
+// Name implements connect.Compressor.
+func (*sampler) Name() string { return connect.CompressionNameGzip }
+
+// Compress implements connect.Compressor.
+func (s *sampler) Compress(dst io.Writer) (io.WriteCloser, error) {
+	return &sampledWriter{sampler: s, dst: dst}, nil
+}
+
+func (s *sampler) writer(dst io.Writer, gains bool) (*gzip.Writer, *sync.Pool) {
+	pool, level := &s.stored, gzip.NoCompression
+	if gains {
+		pool, level = &s.fast, gzip.BestSpeed
+	}
+	w, ok := pool.Get().(*gzip.Writer)
+	if !ok {
+		w, _ = gzip.NewWriterLevel(nil, level) // the level is one that there is
+	}
+	w.Reset(dst)
+	return w, pool
+}
+
+// gains says whether compressing a sample is worth while.
+func (s *sampler) gains(sample []byte) bool {
+	var size byteCount
+	w, pool := s.writer(&size, true)
+	defer pool.Put(w)
+	_, err := w.Write(sample)
+	return err == nil && w.Close() == nil && int(size) < len(sample)-len(sample)/least
+}
+
+// byteCount counts what is written.
+type byteCount int
+
+func (c *byteCount) Write(p []byte) (int, error) {
+	*c += byteCount(len(p))
+	return len(p), nil
+}
+
+// sampledWriter compresses one message.
+type sampledWriter struct {
+	sampler *sampler
+	dst     io.Writer
+	w       *gzip.Writer
+	pool    *sync.Pool
+}
+
+// Write implements io.Writer. Connect writes a message as a whole.
+func (w *sampledWriter) Write(p []byte) (int, error) {
+	if w.w == nil {
+		w.w, w.pool = w.sampler.writer(w.dst, w.sampler.gains(p[:min(len(p), sampleSize)]))
+	}
+	return w.w.Write(p)
+}
+
+// Close implements io.Closer.
+func (w *sampledWriter) Close() error {
+	if w.w == nil {
+		w.w, w.pool = w.sampler.writer(w.dst, false)
+	}
+	err := w.w.Close()
+	w.w.Reset(nil)
+	w.pool.Put(w.w)
+	return err
+}

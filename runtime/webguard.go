@@ -1,0 +1,247 @@
+package runtime
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/webroute"
+)
+
+const (
+	// idleTime is how long a connection may be idle between two requests. It is longer than clients keep
+	// theirs, the gateway among them, so that they close first.
+	idleTime = 2 * time.Minute
+	// maxPublicBody bounds the request of a call that needs no token, in bytes.
+	maxPublicBody = 4 << 10
+	// maxPublicCalls bounds how many such calls may run at once; streams of health last.
+	maxPublicCalls = 64
+	// maxLinger bounds what is read, in bytes, of a refused request's body, and lingerTime for how long, so
+	// that the refusal arrives before the connection ends.
+	maxLinger  = 256 << 10
+	lingerTime = time.Second
+	// endTime is how long answers may take to be written when the listener closes, for requests that are
+	// for the host itself.
+	endTime = time.Second
+)
+
+// guard lets no HTTP request pass that has no business here: nothing of its body is read before.
+func (f *front) guard(next http.Handler) http.Handler {
+	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.admitRequest(w, r, next) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor < 2 && r.ContentLength != 0 {
+			// The server reads what its handler leaves of a body, for as long as that may take to come.
+			r = r.WithContext(r.Context()) // a copy: the server looks at its own
+			body := &endingBody{ReadCloser: r.Body}
+			r.Body = body
+			defer func() {
+				if c := webConnOf(r.Context()); !body.ended.Load() && c != nil && !c.lingers.Load() {
+					f.deadline(w, time.Now().Add(lingerTime))
+				}
+			}()
+		}
+		if isProven(r.Context()) {
+			admit.ServeHTTP(w, r)
+			return
+		}
+		if err := f.refusePage(r); err != nil {
+			w.Header().Add("Vary", "Origin, Sec-Fetch-Site")
+			f.refuseRequest(w, r, err)
+			return
+		}
+		f.origins.Load().wrap(admit).ServeHTTP(w, r)
+	})
+}
+
+// admitRequest passes on what shows the token, and answers what needs none.
+func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if isProbe(r.URL.Path) {
+		f.answerProbe(w, r)
+		return
+	}
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	switch {
+	case isProven(r.Context()) || f.tokenFits(token):
+		if c := webConnOf(r.Context()); c != nil {
+			c.pending.admit()
+		}
+		next.ServeHTTP(w, r)
+	case isPublic(r):
+		f.servePublic(w, r, next)
+	default:
+		f.refuseRequest(w, r, connect.NewError(connect.CodeUnauthenticated, wrongToken))
+	}
+}
+
+// refuseRequest answers with an error in the caller's protocol. A connection that is not admitted ends with
+// it, and so does one on which an unread body is still to come.
+func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
+	if c := webConnOf(r.Context()); c != nil && !c.pending.isAdmitted() {
+		w.Header().Set("Connection", "close") // over HTTP/2 the server makes it a GOAWAY
+	}
+	f.dropBody(w, r)
+	if werr := f.errors.Write(w, r, err); werr != nil {
+		f.host.log.Debug("writing a refusal", slog.Any("error", werr))
+	}
+}
+
+// dropBody keeps the server from waiting for the rest of a request that is answered without it, however long
+// that may take to come: the connection ends with the answer.
+func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
+	c := webConnOf(r.Context())
+	if c == nil || r.ProtoMajor > 1 || r.ContentLength == 0 {
+		return
+	}
+	w.Header().Set("Connection", "close")
+	c.lingers.Store(true)
+	f.deadline(w, time.Unix(1, 0))
+}
+
+// deadline sets until when more of a request is read.
+func (f *front) deadline(w http.ResponseWriter, t time.Time) {
+	if err := http.NewResponseController(w).SetReadDeadline(t); err != nil {
+		f.host.log.Debug("setting a request's deadline", slog.Any("error", err))
+	}
+}
+
+// isPublic says whether a request asks for the host's health, which needs no token.
+func isPublic(r *http.Request) bool {
+	to, err := webroute.Of(r)
+	return err == nil && (to.Node == "" || to.Node == webroute.Root) && isPublicProcedure(to.Procedure)
+}
+
+// servePublic serves a call that needs no token. It gets little memory and time: its whole request is read
+// first, for no such call takes more than one message.
+func (f *front) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	defer f.public.Add(-1)
+	if f.public.Add(1) > maxPublicCalls {
+		f.refuseRequest(w, r, connect.Errorf(connect.CodeResourceExhausted,
+			"the host answers %d calls without a token already", maxPublicCalls))
+		return
+	}
+	f.deadline(w, time.Now().Add(pendingTime))
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxPublicBody+1))
+	if err == nil && len(body) > maxPublicBody {
+		err = connect.Errorf(connect.CodeResourceExhausted, "a request without a token is larger than %d bytes", maxPublicBody)
+	}
+	if err != nil {
+		if _, authored := errors.AsType[*connect.Error](err); !authored {
+			err = connect.Errorf(connect.CodeDeadlineExceeded, "reading the request: %v", err)
+		}
+		f.refuseRequest(w, r, err)
+		return
+	}
+	f.deadline(w, time.Time{})
+	if c := webConnOf(r.Context()); c != nil {
+		defer c.pending.answers(true)()
+	}
+	r = r.WithContext(context.WithValue(r.Context(), anonymousKey{}, true))
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	next.ServeHTTP(w, r)
+}
+
+type anonymousKey struct{}
+
+// isAnonymous says whether a call came without a token where one is asked for.
+func isAnonymous(ctx context.Context) bool {
+	anonymous, _ := ctx.Value(anonymousKey{}).(bool)
+	return anonymous
+}
+
+// untilClosed serves a request that is for this process. When the listener closes, its nodes have ended:
+// whatever is still to be read is cut off, and the context of what the host itself serves ends.
+func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
+	ctx := r.Context()
+	if own {
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(f.closing, func() { cancel(errHostClosed) })()
+		r = r.WithContext(ctx)
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(f.closing, func() {
+		defer close(done)
+		f.deadline(w, time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-done // the writer must not be used once the handler has returned
+		}
+	}()
+	next.ServeHTTP(w, r)
+}
+
+// endingBody is a request's body that knows whether it was read to its end.
+type endingBody struct {
+	io.ReadCloser
+
+	ended atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *endingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+// webConn is a connection that speaks HTTP. It gives back first what was peeked at.
+type webConn struct {
+	net.Conn
+
+	in      io.Reader
+	front   *front
+	pending *pending
+	// proven says that the other side has proven in a handshake that it knows the token.
+	proven bool
+	// lingers says that the connection is to be closed only when its other side has had time to read the
+	// refusal: whatever is still unread would reset it.
+	lingers atomic.Bool
+}
+
+type webConnKey struct{}
+
+func webConnOf(ctx context.Context) *webConn {
+	c, _ := ctx.Value(webConnKey{}).(*webConn)
+	return c
+}
+
+func (c *webConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// Close implements net.Conn.
+func (c *webConn) Close() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok || !c.lingers.Swap(false) {
+		c.pending.gone()
+		return c.Conn.Close()
+	}
+	err := half.CloseWrite()
+	if !c.front.host.goBackground(c.linger) {
+		c.pending.gone()
+		return errors.Join(err, c.Conn.Close())
+	}
+	return err
+}
+
+// linger drops what still comes for a moment, and closes the connection.
+func (c *webConn) linger(ctx context.Context) {
+	defer c.pending.gone()
+	defer c.Conn.Close() //nolint:errcheck // the refusal has been written
+	if err := c.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, maxLinger)) // it ends one way or the other
+}
