@@ -48,7 +48,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	for _, opt := range opts {
 		opt(&o)
 	}
-	if err := o.configure(service, config); err != nil {
+	if err := o.configure(service, config, p.host.types); err != nil {
 		return nil, err
 	}
 	req := o.request
@@ -79,7 +79,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 }
 
 // configure encodes what the new nodes are configured by: one configuration for all, or each one's own.
-func (o *createOptions) configure(service *Service, config proto.Message) error {
+func (o *createOptions) configure(service *Service, config proto.Message, types *typeSet) error {
 	if service.config.NewConfig == nil {
 		if o.each != nil {
 			return connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, so EachConfig has none to set", service.Type())
@@ -89,25 +89,40 @@ func (o *createOptions) configure(service *Service, config proto.Message) error 
 	if config == nil || !config.ProtoReflect().IsValid() {
 		config = service.config.NewConfig()
 	}
+	// A type that this process does not have is its parent's host's to find, or to refuse.
+	t, _ := types.resolve(o.request.GetType(), service.name) //nolint:errcheck // see above
 	if o.each == nil {
 		var err error
-		if o.request.Config, err = anypb.New(config); err != nil {
-			return connect.Errorf(connect.CodeInvalidArgument, "the configuration can't be encoded: %v", err)
-		}
-		return nil
+		o.request.Config, err = t.encodeConfig(config)
+		return err
 	}
 	o.request.Configs = make([]*anypb.Any, o.request.GetCount())
 	for i := range o.request.GetConfigs() {
 		own := proto.Clone(config)
-		if err := o.each(i, own); err != nil {
-			return err
+		err := o.each(i, own)
+		if err == nil {
+			o.request.Configs[i], err = t.encodeConfig(own)
 		}
-		var err error
-		if o.request.Configs[i], err = anypb.New(own); err != nil {
-			return connect.Errorf(connect.CodeInvalidArgument, "the configuration of node number %d can't be encoded: %v", i, err)
+		if err != nil {
+			return fmt.Errorf("configuring node number %d: %w", i, err)
 		}
 	}
 	return nil
+}
+
+// encodeConfig is a configuration as it goes to where the node will live.
+func (t NodeType) encodeConfig(config proto.Message) (*anypb.Any, error) {
+	if t.prepare != nil {
+		config = proto.Clone(config)
+		if err := t.prepare(config); err != nil {
+			return nil, fmt.Errorf("preparing the configuration: %w", err)
+		}
+	}
+	encoded, err := anypb.New(config)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the configuration can't be encoded: %v", err)
+	}
+	return encoded, nil
 }
 
 // createBelow has the host of a parent in another process create nodes. When it returns an error, nothing is left of them.

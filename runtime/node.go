@@ -124,6 +124,15 @@ func (n *Node) NID() string { return n.nid }
 // Path is the node's path.
 func (n *Node) Path() string { return n.path }
 
+// MaxMessage is the largest message that the node's host receives, in bytes: see [WithMaxMessage]. A node that keeps what it was
+// sent can refuse what it could not be asked for again.
+func (n *Node) MaxMessage() int {
+	if n.host == nil {
+		return defaultMaxMessage
+	}
+	return n.host.options.MaxMessage
+}
+
 // Context ends when the node ends: after its last OnStop function, or at once if it is killed.
 func (n *Node) Context() context.Context { return n.life }
 

@@ -155,6 +155,8 @@ func WithStartTimeout(d time.Duration) Option {
 // WithLease says how long silence is borne, see [Options].Lease.
 func WithLease(d time.Duration) Option { return optionFunc(func(o *Options) { o.Lease = d }) }
 
+const defaultMaxMessage = 64 << 20
+
 // WithMaxMessage bounds one message, see [Options].MaxMessage.
 func WithMaxMessage(bytes int) Option { return optionFunc(func(o *Options) { o.MaxMessage = bytes }) }
 
@@ -212,7 +214,7 @@ func NewOptions(opts ...Option) Options {
 		o.Lease = 10 * time.Second
 	}
 	if o.MaxMessage == 0 {
-		o.MaxMessage = 64 << 20
+		o.MaxMessage = defaultMaxMessage
 	}
 	return o
 }

@@ -27,6 +27,8 @@ type NodeType struct {
 	limits Limits
 	// beside are unary methods that run beside the turns although the schema doesn't say so.
 	beside []string
+	// prepare changes a configuration in the creating process; nil for none.
+	prepare func(config proto.Message) error
 }
 
 // NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.
@@ -81,6 +83,14 @@ func (t NodeType) Limits(l Limits) NodeType {
 // Methods are named as in the schema; Init refuses a name that the service doesn't have.
 func (t NodeType) Concurrent(methods ...string) NodeType {
 	t.beside = append(slices.Clone(t.beside), methods...)
+	return t
+}
+
+// Preparing makes the process that creates nodes of this type change their configuration before it is sent to where they will
+// live: for what means something in that process only, such as a relative path. prepare gets a copy of what the caller gave. Its
+// error fails the creation. Where the creating process does not have the type, the configuration goes out as it is.
+func (t NodeType) Preparing(prepare func(config proto.Message) error) NodeType {
+	t.prepare = prepare
 	return t
 }
 

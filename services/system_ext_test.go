@@ -213,6 +213,26 @@ func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 	require.NoError(t, c.Close())
 }
 
+// The processes that open a replay's file have working directories of their own.
+func TestRelativeReplayDirectoryIsOpenedFromAnywhere(t *testing.T) {
+	ctx := t.Context()
+	directory := t.TempDir()
+	t.Chdir(directory)
+	handle, err := replayv1raylink.CreateReplay(ctx, driver, &replayv1.ReplayConfig{
+		Capacity: 10, Directory: ".", Columns: []*replayv1.Column{replay.Column[int32]("n")},
+	})
+	require.NoError(t, err)
+	t.Chdir(t.TempDir())
+	buffer, err := replay.Open(ctx, handle)
+	require.NoError(t, err)
+	require.True(t, buffer.Mapped())
+	files, err := os.ReadDir(directory)
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	require.NoError(t, buffer.Close())
+	require.NoError(t, handle.Ref().Stop(ctx))
+}
+
 func TestImpossibleReplayIsRefusedWithItsReason(t *testing.T) {
 	_, err := replayv1raylink.CreateReplay(t.Context(), driver, &replayv1.ReplayConfig{Capacity: 1})
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)

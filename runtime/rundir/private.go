@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 )
 
@@ -38,17 +39,33 @@ func checkPrivate(dir string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is %w: it is not a directory, but %s", dir, ErrNotPrivate, describe(info.Mode()))
 	}
+	if info.Mode()&fs.ModeSticky != 0 {
+		return fmt.Errorf("%s is %w: every user of the machine can use it; %s", dir, ErrNotPrivate, elsewhere(dir))
+	}
 	if uid := ownerOf(info); uid != os.Geteuid() {
-		return fmt.Errorf("%s is %w: it belongs to user %d, not to %d", dir, ErrNotPrivate, uid, os.Geteuid())
+		return fmt.Errorf("%s is %w: it belongs to user %d, not to %d; %s", dir, ErrNotPrivate, uid, os.Geteuid(), elsewhere(dir))
 	}
 	if info.Mode()&fs.ModeSticky != 0 || info.Mode().Perm()&0o002 != 0 {
 		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); use one of your own, such as %s (%s)",
 			dir, ErrNotPrivate, info.Mode().Perm(), filepath.Join(dir, "raylink"), RuntimeEnv)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%s is %w: its mode is %#o; if nobody else has been in it, run: chmod 700 %s", dir, ErrNotPrivate, mode, dir)
+		// What else is in it may have to be open to others: only a directory for RayLink alone is to be closed to them.
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			return fmt.Errorf("%s is %w: its mode is %#o, and it has files in it; %s", dir, ErrNotPrivate, mode, elsewhere(dir))
+		}
+		return fmt.Errorf("%s is %w: its mode is %#o; run: chmod 700 %s", dir, ErrNotPrivate, mode, dir)
 	}
 	return nil
+}
+
+// elsewhere says what to do where a directory can't be made private.
+func elsewhere(dir string) string {
+	own := filepath.Join(dir, "raylink-"+strconv.Itoa(os.Geteuid()))
+	if checkParent(dir) != nil {
+		own = "a directory that only you can use"
+	}
+	return "set " + RuntimeEnv + " to " + own
 }
 
 // checkOurs refuses a directory that another user owns or can write to. Letting others read it is the user's own affair.

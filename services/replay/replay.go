@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/gen/raylink/replay/v1/replayv1raylink"
@@ -43,13 +44,32 @@ func Type() runtime.NodeType {
 			if directory == "" {
 				directory = self.RunDirectory().Mapped()
 			}
+			if !filepath.IsAbs(directory) {
+				// By a process that knows the handle alone, and not this type.
+				return nil, connect.Errorf(connect.CodeInvalidArgument, "the replay's directory %q is relative: give an absolute one", directory)
+			}
 			n, err := newNode(directory, self.NID(), config)
 			if err != nil {
 				return nil, err
 			}
 			self.OnStop(func(context.Context) error { return n.close() })
 			return n, nil
-		})
+		}).Preparing(makeAbsolute)
+}
+
+// makeAbsolute makes the directory absolute in the process that creates the replay: the replay's own process, and those that read
+// and write it, have working directories of their own.
+func makeAbsolute(config proto.Message) error {
+	c, ok := config.(*replayv1.ReplayConfig)
+	if !ok || c.GetDirectory() == "" {
+		return nil
+	}
+	directory, err := filepath.Abs(c.GetDirectory())
+	if err != nil {
+		return fmt.Errorf("the replay's directory: %w", err)
+	}
+	c.Directory = directory
+	return nil
 }
 
 // Batch is rows outside the replay, column by column.

@@ -45,7 +45,9 @@ func (e *TypeError) Error() string {
 	return fmt.Sprintf("%q holds a value of the type %s, not %s", e.Key, e.Has, e.Want)
 }
 
-// Put stores a value, whatever was there before, and gives the id of the write.
+// Put stores a value, whatever was there before, and gives the id of the write. Bytes are copied. The error has the code
+// InvalidArgument where readers in other processes could not be sent the value: text that is not UTF-8, or more than fits into a
+// message.
 func Put[T Value](ctx context.Context, c *Client, key string, value T) (uint64, error) {
 	return c.put(ctx, key, valueOf(value))
 }
@@ -141,7 +143,7 @@ func (c *Client) Delete(ctx context.Context, key string) (bool, error) {
 }
 
 // All gives what is stored under a prefix, sorted by key. It asks for a page at a time: what is stored or deleted meanwhile may
-// come or not, and all else comes once. An error is the last thing that it gives. The entries must not be changed.
+// come or not, and all else comes once. An error is the last thing that it gives. The entries belong to the caller.
 func (c *Client) All(ctx context.Context, prefix string) iter.Seq2[*storagev1.Entry, error] {
 	return func(yield func(*storagev1.Entry, error) bool) {
 		token := ""

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"strings"
+	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -27,12 +28,15 @@ const (
 	maxPageBytes = 4 << 20
 )
 
-// node is a storage. Its methods run in turns, so it needs no lock. Values are never changed, only replaced: what a request
-// brought is kept, and what is kept is given out, without a copy.
+// node is a storage. Its methods run in turns, so it needs no lock. Values are never changed, only replaced. In one process
+// messages pass between caller and node without a copy, and callers use their buffers again: so values are copied on their way
+// in and out.
 type node struct {
 	storagev1raylink.UnimplementedStorageNode
 
 	maxKeys, maxBytes uint64
+	// maxValue bounds one value: with its key it must fit into the message that lists it.
+	maxValue int
 
 	entries map[string]*storagev1.Entry
 	keys    *keyList
@@ -40,9 +44,13 @@ type node struct {
 	lastID  uint64
 }
 
-func newNode(config *storagev1.StorageConfig) *node {
+// listingBytes is room in a message for one entry's key, the page token that names it, and their framing.
+const listingBytes = 4 * maxKey
+
+// newNode makes a storage on a host that receives messages of up to maxMessage bytes.
+func newNode(config *storagev1.StorageConfig, maxMessage int) *node {
 	n := &node{
-		maxKeys: config.GetMaxKeys(), maxBytes: config.GetMaxBytes(),
+		maxKeys: config.GetMaxKeys(), maxBytes: config.GetMaxBytes(), maxValue: max(maxMessage-listingBytes, 1),
 		entries: make(map[string]*storagev1.Entry), keys: newKeyList(),
 	}
 	if n.maxKeys == 0 {
@@ -82,8 +90,26 @@ func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
 }
 
 func checkKey(key string) error {
-	if key == "" || len(key) > maxKey {
+	switch {
+	case key == "" || len(key) > maxKey:
 		return connect.Errorf(connect.CodeInvalidArgument, "a key has 1 to %d bytes, and %.40q has %d", maxKey, key, len(key))
+	case !utf8.ValidString(key):
+		return connect.Errorf(connect.CodeInvalidArgument, "the key %.40q is not UTF-8", key)
+	}
+	return nil
+}
+
+// checkValue refuses what readers in other processes could not be sent.
+func (n *node) checkValue(key string, value *storagev1.Value) error {
+	text := value.GetStringValue() + value.GetMessageValue().GetTypeUrl()
+	switch size := proto.Size(value); {
+	case kindOf(value) == noKind:
+		return connect.Errorf(connect.CodeInvalidArgument, "storing %q: there is no value", key)
+	case size > n.maxValue:
+		return connect.Errorf(connect.CodeInvalidArgument,
+			"storing %q: a value of %d bytes would not fit into a message; the bound is %d", key, size, n.maxValue)
+	case !utf8.ValidString(text):
+		return connect.Errorf(connect.CodeInvalidArgument, "storing %q: the text %.40q is not UTF-8; store it as bytes", key, text)
 	}
 	return nil
 }
@@ -93,22 +119,22 @@ func (n *node) Put(_ context.Context, req *storagev1.PutRequest) (*storagev1.Put
 	if err := checkKey(req.GetKey()); err != nil {
 		return nil, err
 	}
-	if kindOf(req.GetValue()) == noKind {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "storing %q: there is no value", req.GetKey())
+	if err := n.checkValue(req.GetKey(), req.GetValue()); err != nil {
+		return nil, err
 	}
-	id, err := n.store(req.GetKey(), req.GetValue())
+	id, err := n.store(req.GetKey(), proto.CloneOf(req.GetValue()))
 	return &storagev1.PutResponse{Id: id}, err
 }
 
 // Get reads a value.
 func (n *node) Get(_ context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
 	if e, ok := n.entries[req.GetKey()]; ok {
-		return &storagev1.GetResponse{Value: e.GetValue(), Id: e.GetId()}, nil
+		return &storagev1.GetResponse{Value: proto.CloneOf(e.GetValue()), Id: e.GetId()}, nil
 	}
 	if req.GetDefault() == nil {
 		return nil, connect.Errorf(connect.CodeNotFound, "nothing is stored under %q", req.GetKey())
 	}
-	return &storagev1.GetResponse{Value: req.GetDefault()}, nil
+	return &storagev1.GetResponse{Value: proto.CloneOf(req.GetDefault())}, nil
 }
 
 // Has says whether a key is there.
@@ -144,7 +170,7 @@ func (n *node) step(key string, by, initial *storagev1.Value, down bool) (*stora
 		return nil, 0, err
 	}
 	id, err := n.store(key, value)
-	return value, id, err
+	return proto.CloneOf(value), id, err
 }
 
 // Delete removes a key.
@@ -181,7 +207,7 @@ func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.L
 			res.NextPageToken = tokenAfter(last)
 			break
 		}
-		res.Entries, last = append(res.Entries, e), key
+		res.Entries, last = append(res.Entries, proto.CloneOf(e)), key
 	}
 	return res, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"pgregory.net/rapid"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
@@ -23,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newClient(config *storagev1.StorageConfig) *Client {
-	return New(storagev1raylink.NewLocalStorage(newNode(config)))
+	return New(storagev1raylink.NewLocalStorage(newNode(config, 64<<20)))
 }
 
 func requireCode(t require.TestingT, code connect.Code, err error, texts ...string) {
@@ -32,6 +33,92 @@ func requireCode(t require.TestingT, code connect.Code, err error, texts ...stri
 	for _, text := range texts {
 		require.ErrorContains(t, err, text)
 	}
+}
+
+// In one process messages pass without a copy: still nothing that a caller does with its buffers, or with what it got, may change
+// what is stored.
+func TestWhatIsStoredSharesNoMemoryWithCallers(t *testing.T) {
+	c, ctx := newClient(nil), t.Context()
+	stored := func() string {
+		t.Helper()
+		got, err := Get[[]byte](ctx, c, "k")
+		require.NoError(t, err)
+		return string(got)
+	}
+	buffer := []byte("stored")
+	_, err := Put(ctx, c, "k", buffer)
+	require.NoError(t, err)
+	copy(buffer, "reused")
+	require.Equal(t, "stored", stored())
+	got, err := Get[[]byte](ctx, c, "k")
+	require.NoError(t, err)
+	copy(got, "change")
+	require.Equal(t, "stored", stored())
+	for e, err := range c.All(ctx, "") {
+		require.NoError(t, err)
+		copy(e.GetValue().GetBytesValue(), "change")
+		e.Key = "other"
+	}
+	require.Equal(t, "stored", stored())
+	missing := []byte("missing")
+	got, err = GetOr(ctx, c, "none", missing)
+	require.NoError(t, err)
+	copy(got, "changed")
+	require.Equal(t, "missing", string(missing))
+
+	// The same by the handle itself.
+	value := &storagev1.Value{Kind: &storagev1.Value_BytesValue{BytesValue: buffer}}
+	_, err = c.Handle().Put(ctx, &storagev1.PutRequest{Key: "k", Value: value})
+	require.NoError(t, err)
+	value.Kind = &storagev1.Value_BoolValue{}
+	copy(buffer, "change")
+	require.Equal(t, "reused", stored())
+	counted, err := c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "n"})
+	require.NoError(t, err)
+	counted.GetValue().Kind = nil
+	n, err := Get[int64](ctx, c, "n")
+	require.NoError(t, err)
+	require.EqualValues(t, 1, n)
+}
+
+func TestWhatCannotTravelIsNotStored(t *testing.T) {
+	c, ctx := New(storagev1raylink.NewLocalStorage(newNode(nil, 1<<20))), t.Context()
+	_, err := Put(ctx, c, "run/a", "first")
+	require.NoError(t, err)
+	_, err = Put(ctx, c, "run/text", "caf\xe9")
+	requireCode(t, connect.CodeInvalidArgument, err, "run/text", "not UTF-8")
+	_, err = Put(ctx, c, "run/\xff", int64(1))
+	requireCode(t, connect.CodeInvalidArgument, err, "not UTF-8")
+	_, err = Add(ctx, c, "run/\xfe", int64(1))
+	requireCode(t, connect.CodeInvalidArgument, err, "not UTF-8")
+	_, err = c.Handle().Put(ctx, &storagev1.PutRequest{Key: "run/any", Value: &storagev1.Value{Kind: &storagev1.Value_MessageValue{
+		MessageValue: &anypb.Any{TypeUrl: "x/\xff"},
+	}}})
+	requireCode(t, connect.CodeInvalidArgument, err, "run/any", "not UTF-8")
+	_, err = Put(ctx, c, "run/big", make([]byte, 1<<20))
+	requireCode(t, connect.CodeInvalidArgument, err, "run/big", "would not fit into a message")
+	var keys []string
+	for e, err := range c.All(ctx, "run/") {
+		require.NoError(t, err)
+		keys = append(keys, e.GetKey())
+	}
+	require.Equal(t, []string{"run/a"}, keys)
+}
+
+// The largest value still fits into the response that lists it, beside the longest key and a token.
+func TestTheLargestEntryCanBeListed(t *testing.T) {
+	const maxMessage = 1 << 20
+	n := newNode(nil, maxMessage)
+	key := strings.Repeat("k", maxKey)
+	value := &storagev1.Value{Kind: &storagev1.Value_BytesValue{BytesValue: make([]byte, n.maxValue-8)}}
+	for _, k := range []string{key, key[1:]} {
+		_, err := n.Put(t.Context(), &storagev1.PutRequest{Key: k, Value: value})
+		require.NoError(t, err)
+	}
+	res, err := n.List(t.Context(), &storagev1.ListRequest{PageSize: 1})
+	require.NoError(t, err)
+	require.NotEmpty(t, res.GetNextPageToken())
+	require.LessOrEqual(t, proto.Size(res), maxMessage)
 }
 
 func TestValuesComeBackAsTheyWereStored(t *testing.T) {

@@ -92,7 +92,8 @@ type ReplayConfig struct {
 	Columns []*Column              `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
 	// How many rows the ring holds.
 	Capacity uint64 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// The directory of the mapped file; empty for the run directory's.
+	// The directory of the mapped file; empty for the run directory's. A relative one begins at the working directory of the
+	// process that creates the node.
 	Directory     string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
