@@ -80,7 +80,7 @@ func TestHostIsNotMadeInAHostilePlace(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(place("used"), "file"), nil, 0o644))
 	require.NoError(t, os.Mkdir(place("tmp"), 0o700))
 	require.NoError(t, os.Chmod(place("tmp"), 0o777|os.ModeSticky))
-	own := "set RAYLINK_RUNTIME_DIR to %s/raylink-" + strconv.Itoa(os.Geteuid())
+	own := "use one of your own, such as %s/raylink-" + strconv.Itoa(os.Geteuid())
 	for base, reason := range map[string]string{
 		place("used"):        fmt.Sprintf(own, place("used")), // to close it to others is no good advice
 		place("tmp"):         fmt.Sprintf(own, place("tmp")),
@@ -106,7 +106,7 @@ func TestHostIsNotMadeInAHostilePlace(t *testing.T) {
 		_, err := NewHost(place("foreign"))
 		require.ErrorIs(t, err, ErrNotPrivate)
 		require.ErrorContains(t, err, "belongs to user 12345")
-		require.ErrorContains(t, err, "set RAYLINK_RUNTIME_DIR to a directory that only you can use")
+		require.ErrorContains(t, err, "use one that only you can use (RAYLINK_RUNTIME_DIR)")
 	}
 }
 

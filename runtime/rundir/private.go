@@ -39,15 +39,11 @@ func checkPrivate(dir string) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is %w: it is not a directory, but %s", dir, ErrNotPrivate, describe(info.Mode()))
 	}
-	if info.Mode()&fs.ModeSticky != 0 {
-		return fmt.Errorf("%s is %w: every user of the machine can use it; %s", dir, ErrNotPrivate, elsewhere(dir))
-	}
 	if uid := ownerOf(info); uid != os.Geteuid() {
 		return fmt.Errorf("%s is %w: it belongs to user %d, not to %d; %s", dir, ErrNotPrivate, uid, os.Geteuid(), elsewhere(dir))
 	}
 	if info.Mode()&fs.ModeSticky != 0 || info.Mode().Perm()&0o002 != 0 {
-		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); use one of your own, such as %s (%s)",
-			dir, ErrNotPrivate, info.Mode().Perm(), filepath.Join(dir, "raylink"), RuntimeEnv)
+		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); %s", dir, ErrNotPrivate, info.Mode().Perm(), elsewhere(dir))
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		// What else is in it may have to be open to others: only a directory for RayLink alone is to be closed to them.
@@ -61,11 +57,10 @@ func checkPrivate(dir string) error {
 
 // elsewhere says what to do where a directory can't be made private.
 func elsewhere(dir string) string {
-	own := filepath.Join(dir, "raylink-"+strconv.Itoa(os.Geteuid()))
 	if checkParent(dir) != nil {
-		own = "a directory that only you can use"
+		return "use one that only you can use (" + RuntimeEnv + ")"
 	}
-	return "set " + RuntimeEnv + " to " + own
+	return "use one of your own, such as " + filepath.Join(dir, "raylink-"+strconv.Itoa(os.Geteuid())) + " (" + RuntimeEnv + ")"
 }
 
 // checkOurs refuses a directory that another user owns or can write to. Letting others read it is the user's own affair.
