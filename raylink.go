@@ -45,6 +45,7 @@ var (
 	WithOrigins      = runtime.WithOrigins      //nolint:gochecknoglobals // as above
 	WithData         = runtime.WithData         //nolint:gochecknoglobals // as above
 	WithLogger       = runtime.WithLogger       //nolint:gochecknoglobals // as above
+	WithKeepRuns     = runtime.WithKeepRuns     //nolint:gochecknoglobals // as above
 	WithOutput       = runtime.WithOutput       //nolint:gochecknoglobals // as above
 	WithInterceptor  = runtime.WithInterceptor  //nolint:gochecknoglobals // as above
 	WithHiddenErrors = runtime.WithHiddenErrors //nolint:gochecknoglobals // as above

@@ -106,6 +106,7 @@ func durable() *assemble.Embed {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:   rundir.KeptToken,
+		Log:     runtime.RootPath,
 		Furnish: assemble.FurnishBeside,
 	}
 }

@@ -455,6 +455,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 		h.sweepDead()
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}
+	h.log.Info("a node's process is set up", slog.String("node", rec.GetPath()), slog.Int("pid", p.PID()))
 	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -27,8 +28,10 @@ import (
 type Host struct {
 	options Options
 	log     *slog.Logger
-	id      string
-	machine string
+	// tunnelLog is for connections.
+	tunnelLog *slog.Logger
+	id        string
+	machine   string
 	// life ends when the host is closed; every node's life descends from it.
 	life context.Context //nolint:containedctx // the host's life is this context
 	kill context.CancelCauseFunc
@@ -142,7 +145,8 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	}
 	h := &Host{
 		options:   options,
-		log:       options.Logger,
+		log:       partOf(options.Logger, logs.Host),
+		tunnelLog: partOf(options.Logger, logs.Tunnel),
 		id:        uuid.NewString(),
 		run:       parts.Run,
 		embedded:  parts.Brain,
@@ -197,7 +201,14 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	if err := h.join(ctx, parts.Brain != nil); err != nil {
 		return nil, err
 	}
+	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.front.advertised), slog.Int("pid", os.Getpid()),
+		slog.String("brain", options.Brain))
 	return h, nil
+}
+
+// partOf is the log of one part of the runtime.
+func partOf(log *slog.Logger, part string) *slog.Logger {
+	return log.With(slog.String(logs.PartKey, part))
 }
 
 // publishToken lets this user's other processes find the token that was made.

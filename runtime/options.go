@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/runtime/launch"
 )
 
@@ -49,8 +50,13 @@ type Options struct {
 	Compression bool
 	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder in the user's state directory.
 	Data string
-	// Logger gets what the runtime has to say. By default warnings and errors go to standard error.
+	// Logger gets what the runtime has to say, beside the file `driver.log` in the run directory. By default warnings and errors go to
+	// standard error; RAYLINK_LOG says what else: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
+	// are brain, host, session and tunnel), or both. It holds for the file too, which has info otherwise.
 	Logger *slog.Logger
+	// KeepRuns is how many run directories are kept in Data: older ones, if they are not marked by a file `keep` and no process uses them,
+	// are removed when a run begins. RAYLINK_KEEP_RUNS. By default 20; negative for all.
+	KeepRuns int
 	// Output gets each line that a node's process writes to its standard output or error. By default it is written to this process's
 	// standard error, after the node's path. It is called from one goroutine at a time for each node.
 	Output func(path, line string)
@@ -128,6 +134,9 @@ func WithLogger(logger *slog.Logger) Option {
 	return optionFunc(func(o *Options) { o.Logger = logger })
 }
 
+// WithKeepRuns keeps that many run directories, see [Options].KeepRuns.
+func WithKeepRuns(n int) Option { return optionFunc(func(o *Options) { o.KeepRuns = n }) }
+
 // WithOutput takes what the nodes' processes write, see [Options].Output.
 func WithOutput(output func(path, line string)) Option {
 	return optionFunc(func(o *Options) { o.Output = output })
@@ -166,6 +175,9 @@ func WithBusyPoll(d time.Duration) Option { return optionFunc(func(o *Options) {
 // WithHeapFloor makes collections rarer in small processes, see [Options].HeapFloor.
 func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.HeapFloor = bytes }) }
 
+// defaultKeepRuns is how many run directories are kept.
+const defaultKeepRuns = 20
+
 // NewOptions applies options, then the environment, then the defaults.
 func NewOptions(opts ...Option) Options {
 	var o Options
@@ -201,8 +213,18 @@ func NewOptions(opts ...Option) Options {
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1:0"
 	}
+	levels, err := logs.Parse(os.Getenv("RAYLINK_LOG"), slog.LevelWarn)
+	if err != nil {
+		o.invalid = append(o.invalid, connect.Errorf(connect.CodeInvalidArgument, "RAYLINK_LOG is %q: %v", os.Getenv("RAYLINK_LOG"), err))
+	}
 	if o.Logger == nil {
-		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		o.Logger = slog.New(logs.NewHandler(os.Stderr, levels))
+	}
+	if o.KeepRuns == 0 {
+		fromEnv(&o, "RAYLINK_KEEP_RUNS", "a number of run directories", &o.KeepRuns, strconv.Atoi)
+	}
+	if o.KeepRuns == 0 {
+		o.KeepRuns = defaultKeepRuns
 	}
 	if o.Drain == 0 {
 		o.Drain = 10 * time.Second

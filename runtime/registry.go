@@ -19,6 +19,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/logs"
 )
 
 // The versions of Brain's protocol that this runtime speaks.
@@ -92,16 +93,34 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { first <- err }) }
 	retry := r.backoff()
+	log := partOf(r.host.options.Logger, logs.Session)
+	// Brain's absence is logged when it begins and when it ends, whatever is tried in between.
+	var joined bool
+	var away time.Time
 	for {
-		held, err := r.holdLease(ctx, func() { tell(nil) })
+		held, err := r.holdLease(ctx, func() {
+			tell(nil)
+			if joined = true; !away.IsZero() {
+				log.Warn("Brain is back", slog.Duration("away", time.Since(away).Round(time.Millisecond)))
+				away = time.Time{}
+			}
+		})
 		if ctx.Err() != nil || err == nil {
 			return
 		}
 		tell(err)
+		if joined && away.IsZero() {
+			away = time.Now()
+			select {
+			case <-r.leaving:
+			default:
+				log.Warn("Brain is away; nodes that know each other go on, and it is looked for", slog.Any("error", err))
+			}
+		}
 		if held {
 			retry.Reset()
 		}
-		r.host.log.Debug("the lease stream ended", slog.Any("error", err))
+		log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
 		case <-r.leaving:
 			return

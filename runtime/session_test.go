@@ -44,7 +44,7 @@ func newSession(b *fakeBrain, lease time.Duration) *Host {
 	server := connect.NewServer()
 	brainv1connect.RegisterBrainServiceHandler(server, b)
 	h := &Host{
-		remotes: make(map[string]weak.Pointer[remote]), log: slog.New(slog.DiscardHandler),
+		remotes: make(map[string]weak.Pointer[remote]), log: slog.New(slog.DiscardHandler), options: Options{Logger: slog.New(slog.DiscardHandler)},
 		front: &front{}, dir: &rundir.Host{}, // what Info describes
 	}
 	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(connectinprocess.New(server)))

@@ -14,6 +14,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
@@ -34,6 +35,8 @@ type Embed struct {
 	Open func(options runtime.Options, data string) (Brain, error)
 	// Token is the token of the system where none is given; nil for a new one each time. data is the data directory.
 	Token func(data string) (string, error)
+	// Log is what the process's own log in the run directory is called; empty for `driver`.
+	Log string
 	// Furnish creates the system's own nodes; nil for none.
 	Furnish func(ctx context.Context, h *runtime.Host) error
 }
@@ -44,6 +47,8 @@ type Runtime struct {
 
 	brain    Brain
 	run      *rundir.Run
+	log      *launch.LogFile
+	late     *logs.Late
 	signals  func() // stops to listen to signals
 	only     bool
 	officer  *officerKeeper
@@ -108,6 +113,7 @@ func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime,
 
 func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
 	rt := &Runtime{}
+	file := rt.logTo(&options)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, rt.cleanUp())
@@ -149,6 +155,14 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		return nil, fmt.Errorf("making the run directory: %w", err)
 	}
 	parts.Run = rt.run
+	if err := rt.openLog(embed, file); err != nil {
+		return nil, fmt.Errorf("opening the log of this process: %w", err)
+	}
+	if options.KeepRuns >= 0 {
+		if perr := rundir.PruneRuns(data, options.KeepRuns); perr != nil {
+			options.Logger.Debug("pruning old runs", slog.Any("error", perr))
+		}
+	}
 	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
 		if unknown != nil && connect.CodeOf(err) == connect.CodeUnauthenticated {
 			err = fmt.Errorf("%w (%w)", err, unknown)
@@ -164,6 +178,34 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		rt.officer = keepOfficer(rt.Host)
 	}
 	return rt, nil
+}
+
+// logTo lets what is logged go to a file of the run directory too, once that is there.
+func (rt *Runtime) logTo(options *runtime.Options) *logs.Late {
+	rt.late = &logs.Late{}
+	levels, err := logs.Parse(os.Getenv("RAYLINK_LOG"), slog.LevelInfo)
+	if err != nil {
+		return rt.late // the options are refused for it
+	}
+	options.Logger = slog.New(slog.NewMultiHandler(options.Logger.Handler(), logs.NewHandler(rt.late, levels)))
+	return rt.late
+}
+
+// openLog opens that file.
+func (rt *Runtime) openLog(embed *Embed, late *logs.Late) error {
+	name := "driver"
+	if embed != nil && embed.Log != "" && rt.brain != nil {
+		name = embed.Log
+	}
+	path, err := rt.run.Log(name)
+	if err != nil {
+		return err
+	}
+	if rt.log, err = launch.OpenLog(path); err != nil {
+		return err
+	}
+	late.Open(rt.log)
+	return nil
 }
 
 // handleSignals closes the runtime when the process is interrupted or terminated, and then ends the process as the signal would have. A second
@@ -194,6 +236,12 @@ func (rt *Runtime) cleanUp() error {
 	}
 	if rt.brain != nil {
 		errs = append(errs, rt.brain.Close())
+	}
+	if rt.late != nil {
+		rt.late.Close()
+	}
+	if rt.log != nil {
+		errs = append(errs, rt.log.Close())
 	}
 	if rt.run != nil {
 		errs = append(errs, rt.run.Close())

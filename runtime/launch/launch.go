@@ -48,8 +48,8 @@ type Spec struct {
 	// [Child.Forward]. It is called from one goroutine at a time. While it blocks, whoever prints waits; it must not wait for
 	// the process itself. Nil drops the lines.
 	Output func(Line)
-	// Log names a file that the process's own lines are appended to as they are (its descendants have files of their own). It is
-	// created, readable to its owner alone, if it isn't there. Empty means none.
+	// Log names a file that the process's own lines are appended to, each after the time at which it came (its descendants have files
+	// of their own). It is a [LogFile]. Empty means none.
 	Log string
 }
 

@@ -230,7 +230,8 @@ func TestLogOfAProcess(t *testing.T) {
 	awaitDone(t, p)
 	text, err := os.ReadFile(log)
 	require.NoError(t, err)
-	assert.Equal(t, "an earlier life\none\ntwo\n", string(text))
+	const moment = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z `
+	assert.Regexp(t, "^an earlier life\n"+moment+"one\n"+moment+"two\n$", string(text))
 
 	_, err = Self().Launch(within(t), Spec{Name: "tester-0", Log: filepath.Join(log, "not a folder")})
 	require.ErrorIs(t, err, syscall.ENOTDIR)

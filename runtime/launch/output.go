@@ -131,7 +131,7 @@ type output struct {
 	receiver func(Line)
 
 	record sync.Mutex // guards what follows; never held while the receiver is called, which may be stuck
-	log    *os.File
+	log    *LogFile
 	tail   tail
 }
 
@@ -168,7 +168,7 @@ func (o *output) keep(line Line) error {
 	if o.log == nil {
 		return nil
 	}
-	if _, err := o.log.WriteString(line.Text + "\n"); err != nil {
+	if _, err := o.log.Write(stamped(line.Text)); err != nil {
 		err = errors.Join(err, o.log.Close())
 		o.log = nil
 		return err

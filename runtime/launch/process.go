@@ -88,7 +88,7 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 	}
 	p.commands, p.pipes = ours[0], ours[1:]
 	if spec.Log != "" {
-		log, err := os.OpenFile(spec.Log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		log, err := OpenLog(spec.Log)
 		if err != nil {
 			closeAll(ours)
 			return nil, fmt.Errorf("opening its log: %w", err)

@@ -26,6 +26,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,4 +239,42 @@ func isRunID(name string) bool {
 
 func isShortID(name string) bool {
 	return len(name) == 8 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
+
+// KeepMark is the file that keeps a run's directory from being pruned: `touch runs/<run>/keep`.
+const KeepMark = "keep"
+
+// PruneRuns removes the directories of runs that are over, except for the newest and those that are marked with [KeepMark]. One
+// that a process uses is never removed, however old. An empty data means [DataDir]. It goes on when something can't be removed, and
+// returns all errors.
+func PruneRuns(data string, newest int) error {
+	if data == "" {
+		var err error
+		if data, err = DataDir(); err != nil {
+			return err
+		}
+	}
+	runs := filepath.Join(data, runsFolder)
+	entries, err := os.ReadDir(runs)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	var old []string
+	for _, entry := range entries { // sorted by name, which begins with the time
+		if entry.IsDir() && isRunID(entry.Name()) {
+			old = append(old, entry.Name())
+		}
+	}
+	for _, name := range old[:max(0, len(old)-newest)] {
+		path := filepath.Join(runs, name)
+		if _, err := os.Lstat(filepath.Join(path, KeepMark)); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		errs = append(errs, sweepOne(path, os.RemoveAll))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("rundir: pruning the runs in %s: %w", runs, err)
+	}
+	return nil
 }

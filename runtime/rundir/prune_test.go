@@ -1,0 +1,56 @@
+//go:build !unguarded
+
+package rundir
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestOldRunsArePruned keeps the newest, what is marked, what a process uses, and what is no run's.
+func TestOldRunsArePruned(t *testing.T) {
+	data := t.TempDir()
+	runs := filepath.Join(data, "runs")
+	made := func(name string, files ...string) {
+		require.NoError(t, os.MkdirAll(filepath.Join(runs, name), 0o700))
+		require.NoError(t, fillRun(filepath.Join(runs, name)))
+		for _, file := range files {
+			require.NoError(t, os.WriteFile(filepath.Join(runs, name, file), nil, 0o600))
+		}
+	}
+	made("20260101T000000Z-aaaaaaaa", "logs/x.log")
+	made("20260102T000000Z-aaaaaaaa", KeepMark)
+	made("20260103T000000Z-aaaaaaaa")
+	made("20260104T000000Z-aaaaaaaa")
+	made("20260105T000000Z-aaaaaaaa")
+	made("mine")
+	running, err := OpenRun(filepath.Join(runs, "20260103T000000Z-aaaaaaaa"))
+	require.NoError(t, err)
+	now, err := NewRun(data)
+	require.NoError(t, err)
+	require.NoError(t, PruneRuns(data, 2))
+
+	left := func() (names []string) {
+		entries, err := os.ReadDir(runs)
+		require.NoError(t, err)
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		return names
+	}
+	assert.Equal(t, []string{
+		"20260102T000000Z-aaaaaaaa", "20260103T000000Z-aaaaaaaa", "20260105T000000Z-aaaaaaaa", now.ID(), "latest", "mine",
+	}, left())
+	require.NoError(t, running.Close())
+	require.NoError(t, PruneRuns(data, 2))
+	assert.NotContains(t, left(), "20260103T000000Z-aaaaaaaa")
+	latest, err := LatestRun(data)
+	require.NoError(t, err)
+	assert.Equal(t, now.Path(), latest)
+	require.NoError(t, now.Close())
+	require.NoError(t, PruneRuns(filepath.Join(data, "none"), 2))
+}
