@@ -442,9 +442,14 @@ func TestLaunchThatWaitsForASlotEndsWithItsContext(t *testing.T) {
 func TestSetUpThatIsGivenUpMayEndInGoodOrder(t *testing.T) {
 	p, printed := begin(t, "ends when it is given up")
 	ctx, cancel := context.WithCancel(t.Context())
+	started, ok := p.(*process)
+	require.True(t, ok)
 	go func() {
 		defer cancel()
-		assert.Eventually(t, func() bool { return slices.Contains(printed.texts(Stdout), "setting up") }, patience, time.Millisecond)
+		// The hello comes by another pipe than what is printed after it.
+		assert.Eventually(t, func() bool {
+			return started.greeted() && slices.Contains(printed.texts(Stdout), "setting up")
+		}, patience, time.Millisecond)
 	}()
 	_, err := p.Ready(ctx)
 	require.ErrorIs(t, err, context.Canceled)
