@@ -73,3 +73,27 @@ func TestCallThatNamesNoNodeReachesTheOnlyOne(t *testing.T) {
 		assert.Equal(t, http.StatusNotFound, res.StatusCode, "%s: %s", url, answer)
 	}
 }
+
+// TestCallsOfBrainUseNothingOfTheCallers: what the runtime asks Brain on behalf of a call, with that call's context, neither carries
+// the call's metadata nor shows in its CallInfo.
+func TestCallsOfBrainUseNothingOfTheCallers(t *testing.T) {
+	t.Parallel()
+	brain := system(t)
+	create(t, brain, runtime.WithAlias("found"))
+	ctx, info := connect.NewClientContext(t.Context())
+	info.RequestHeader().Set("see", "a value that no call can carry: \n")
+	for _, rt := range []runtime.Finder{brain, joined(t, brain)} {
+		p, err := contractv1raylink.FindProbe(ctx, rt, runtime.Alias("found"))
+		require.NoError(t, err, "Brain is not called with it")
+		_, err = p.Add(ctx, nil)
+		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err))
+	}
+	info.RequestHeader().Delete("see")
+	p, err := contractv1raylink.FindProbe(ctx, joined(t, brain), runtime.Alias("found"))
+	require.NoError(t, err)
+	_, err = p.Who(ctx, &contractv1.WhoRequest{Header: "h"})
+	require.NoError(t, err)
+	_, err = contractv1raylink.FindProbe(ctx, brain, runtime.Alias("found"))
+	require.NoError(t, err)
+	require.Equal(t, "h", info.ResponseHeader().Get("probe-header"), "it shows the caller's own last call")
+}

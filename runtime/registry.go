@@ -60,7 +60,7 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 		}
 		transport = h.links.brain(where)
 	}
-	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(transport))
+	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport))}
 	hello, err := h.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		return connect.Errorf(connect.CodeFailedPrecondition,

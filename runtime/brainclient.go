@@ -1,0 +1,66 @@
+package runtime
+
+import (
+	"context"
+
+	"connectrpc.com/connect/v2"
+
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
+)
+
+// brainClient makes the runtime's own calls of Brain. They are made with the contexts of users' calls, whose metadata is not meant for Brain,
+// and whose [connect.CallInfo] is not to show what Brain answers. Each method has a CallInfo of its own for that.
+type brainClient struct{ client brainv1connect.BrainServiceClient }
+
+var _ brainv1connect.BrainServiceClient = brainClient{}
+
+func own(ctx context.Context) context.Context {
+	ctx, _ = connect.NewClientContext(ctx)
+	return ctx
+}
+
+// Hello implements the client.
+func (b brainClient) Hello(ctx context.Context, req *brainv1.HelloRequest) (*brainv1.HelloResponse, error) {
+	return b.client.Hello(own(ctx), req)
+}
+
+// Register implements the client.
+func (b brainClient) Register(ctx context.Context, req *brainv1.RegisterRequest) (*brainv1.RegisterResponse, error) {
+	return b.client.Register(own(ctx), req)
+}
+
+// Update implements the client.
+func (b brainClient) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brainv1.UpdateResponse, error) {
+	return b.client.Update(own(ctx), req)
+}
+
+// Remove implements the client.
+func (b brainClient) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brainv1.RemoveResponse, error) {
+	return b.client.Remove(own(ctx), req)
+}
+
+// Lookup implements the client.
+func (b brainClient) Lookup(ctx context.Context, req *brainv1.LookupRequest) (*brainv1.LookupResponse, error) {
+	return b.client.Lookup(own(ctx), req)
+}
+
+// List implements the client.
+func (b brainClient) List(ctx context.Context, req *brainv1.ListRequest) (*brainv1.ListResponse, error) {
+	return b.client.List(own(ctx), req)
+}
+
+// Attach implements the client.
+func (b brainClient) Attach(ctx context.Context) (brainv1connect.BrainServiceAttachClientStream, error) {
+	return b.client.Attach(own(ctx))
+}
+
+// Watch implements the client.
+func (b brainClient) Watch(ctx context.Context) (brainv1connect.BrainServiceWatchClientStream, error) {
+	return b.client.Watch(own(ctx))
+}
+
+// ReportHost implements the client.
+func (b brainClient) ReportHost(ctx context.Context, req *brainv1.ReportHostRequest) (*brainv1.ReportHostResponse, error) {
+	return b.client.ReportHost(own(ctx), req)
+}
