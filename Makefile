@@ -15,7 +15,12 @@ FRESH := $(CURDIR)/.cache/generated
 export RAYLINK_TOOLS := $(TOOLS)
 
 # Modules of their own, beside the one of this directory.
-MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod))
+MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod internal/*/go.mod))
+# The official Connect conformance suite, as internal/conformance pins it: its sources with hooks, and what is built of them.
+SUITE := $(CURDIR)/.cache/conformance/suite
+CONFORMANCE := $(CURDIR)/.cache/conformance/bin
+# -race where a C compiler is found.
+RACE = $(shell $(GO) test -race -run='^$$' errors >/dev/null 2>&1 && echo -race)
 # What `buf generate` is told: the project's own schemas, each example's, and the benchmark's.
 TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.gen*.yaml bench/buf.gen*.yaml)
 # Where the drivers in other languages are.
@@ -90,7 +95,7 @@ fix: $(TOOLS)/golangci-lint ## format, and let the linters mend what they can
 
 # Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
 .PHONY: fresh
-fresh: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go $(TOOLS)/protoc-gen-go-grpc $(TOOLS)/protoc-gen-go-drpc
+fresh: $(SUITE) $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go $(TOOLS)/protoc-gen-go-grpc $(TOOLS)/protoc-gen-go-drpc
 	@rm -rf $(FRESH) && mkdir -p $(BIN) $(FRESH)
 	$(GO) build -o $(BIN)/ ./cmd/protoc-gen-raylink
 	@for t in $(TEMPLATES); do echo "buf generate --template $$t"; \
@@ -110,6 +115,19 @@ cross: ## build and vet for the platforms that this one is not
 	@for p in darwin/arm64 linux/arm64; do echo "build and vet for $$p"; \
 	  export CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/}; $(GO) build ./...; $(GO) vet ./...; done
 
+$(SUITE): internal/conformance/go.mod internal/conformance/run $(wildcard internal/conformance/hooks/*)
+	GO="$(GO)" internal/conformance/run suite $@
+
+# Its servers and clients under test have the race detector. WAYS="host-path tunnel" tests only those.
+.PHONY: test-conformance
+test-conformance: $(SUITE) ## the official Connect suite against a host, the gateway and handles: all cases must pass
+	@mkdir -p $(CONFORMANCE)
+	@cp internal/conformance/go.mod $(CONFORMANCE)/suite.mod && cp internal/conformance/go.sum $(CONFORMANCE)/suite.sum
+	@$(GO) mod edit -replace connectrpc.com/conformance=$(SUITE) -replace github.com/raylink/raylink=$(CURDIR) $(CONFORMANCE)/suite.mod
+	$(GO) -C internal/conformance build -mod=mod -modfile=$(CONFORMANCE)/suite.mod -o $(CONFORMANCE)/ connectrpc.com/conformance/cmd/connectconformance
+	$(GO) -C internal/conformance build $(RACE) -o $(CONFORMANCE)/ ./conformance-server ./conformance-client
+	internal/conformance/run test $(CONFORMANCE)
+
 .PHONY: test-clients
 test-clients: $(TOOLS)/buf ## drive a node from curl, Python, TypeScript and grpc-go
 	@if [ -z "$(CLIENTS)" ]; then echo "clients/test is not there"; exit 1; fi
@@ -128,6 +146,7 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory cross
 	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
+	@$(MAKE) --no-print-directory test-conformance
 	@$(MAKE) --no-print-directory test-guards
 	@$(MAKE) --no-print-directory test-economy
 	@$(MAKE) --no-print-directory test-soak
