@@ -47,6 +47,7 @@ func newSession(b *fakeBrain, lease time.Duration) *Host {
 		remotes: make(map[string]weak.Pointer[remote]), log: slog.New(slog.DiscardHandler), options: Options{Logger: slog.New(slog.DiscardHandler)},
 		front: &front{}, dir: &rundir.Host{}, // what Info describes
 	}
+	h.front.host = h
 	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(connectinprocess.New(server)))
 	h.registry = &registry{
 		host: h, hello: &brainv1.HelloResponse{Lease: durationpb.New(lease)},
