@@ -184,7 +184,9 @@ func (s serverStreamingServer[Res]) Send(res Res) error {
 
 func (s clientStreamingServer[Req]) Receive() (Req, error) { return typedMessage[Req](s.s.receive()) }
 
-func (s bidiStreamingServer[Req, Res]) Receive() (Req, error) { return typedMessage[Req](s.s.receive()) }
+func (s bidiStreamingServer[Req, Res]) Receive() (Req, error) {
+	return typedMessage[Req](s.s.receive())
+}
 
 func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
 	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
@@ -240,6 +242,8 @@ func (c clientStreamingClient[Req, Res]) Close() error { return c.c.stream.Close
 func (c bidiStreamingClient[Req, Res]) Send(req Req) error {
 	return c.c.stream.Send(orEmpty(req, c.c.method.newRequest))
 }
-func (c bidiStreamingClient[Req, Res]) CloseSend() error      { return c.c.stream.CloseSend() }
-func (c bidiStreamingClient[Req, Res]) Receive() (Res, error) { return typedMessage[Res](c.c.receive()) }
-func (c bidiStreamingClient[Req, Res]) Close() error          { return c.c.stream.Close() }
+func (c bidiStreamingClient[Req, Res]) CloseSend() error { return c.c.stream.CloseSend() }
+func (c bidiStreamingClient[Req, Res]) Receive() (Res, error) {
+	return typedMessage[Res](c.c.receive())
+}
+func (c bidiStreamingClient[Req, Res]) Close() error { return c.c.stream.Close() }

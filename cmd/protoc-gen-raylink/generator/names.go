@@ -28,8 +28,8 @@ type serviceNames struct {
 
 	table    string // the variable with the method table
 	handlers string // the variable with what runs the methods of nodes
-	ref     string // the handle's method that the plugin adds
-	methods map[protoreflect.Name]*methodNames
+	ref      string // the handle's method that the plugin adds
+	methods  map[protoreflect.Name]*methodNames
 }
 
 // methodNames are the identifiers of one method.

@@ -82,15 +82,15 @@ func (s *serviceWriter) methodTable() {
 		if s.options.concurrent[method.Desc.Name()] {
 			row = append(row, jen.Id("Concurrent").Op(":").True())
 		}
-		rows = append(rows, jen.Custom(multiline("{", "}"), row...))
+		rows = append(rows, jen.Custom(multiline(), row...))
 	}
 	s.Line()
 	s.Commentf("// The method table of %s. Calls name a method by its index in it.", s.service.Desc.FullName())
-	s.Var().Id(s.table).Op("=").Add(rt("Table")).Custom(multiline("{", "}"),
+	s.Var().Id(s.table).Op("=").Add(rt("Table")).Custom(multiline(),
 		jen.Id("File").Op(":").Op("&").Add(qual(s.src.GoDescriptorIdent)),
 		jen.Id("Service").Op(":").Lit(string(s.service.Desc.Name())),
-		jen.Id("Config").Op(":").Add(rt("ServiceConfig")).Custom(multiline("{", "}"), config...),
-		jen.Id("Methods").Op(":").Index().Add(rt("TableMethod")).Custom(multiline("{", "}"), rows...),
+		jen.Id("Config").Op(":").Add(rt("ServiceConfig")).Custom(multiline(), config...),
+		jen.Id("Methods").Op(":").Index().Add(rt("TableMethod")).Custom(multiline(), rows...),
 	)
 }
 
@@ -103,11 +103,11 @@ func newMessage(message *protogen.Message) *jen.Statement {
 func (s *serviceWriter) methodHandlers() {
 	handlers := make([]jen.Code, 0, len(s.service.Methods))
 	for _, method := range s.service.Methods {
-		handlers = append(handlers, jen.Custom(multiline("{", "}"), s.handler(method)))
+		handlers = append(handlers, jen.Custom(multiline(), s.handler(method)))
 	}
 	s.Line()
 	s.Commentf("// What runs the methods of %s on a node, in the order of the table.", s.service.Desc.FullName())
-	s.Var().Id(s.handlers).Op("=").Index().Add(rt("TableHandler")).Custom(multiline("{", "}"), handlers...)
+	s.Var().Id(s.handlers).Op("=").Index().Add(rt("TableHandler")).Custom(multiline(), handlers...)
 }
 
 // handler is the function that runs one method, as a field of runtime.TableHandler.

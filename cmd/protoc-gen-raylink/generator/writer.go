@@ -80,8 +80,8 @@ func rt(name string) *jen.Statement { return jen.Qual(runtimePackage, name) }
 func ctxType() *jen.Statement { return jen.Qual(contextPackage, "Context") }
 
 // multiline opens a list whose items each have a line of their own.
-func multiline(opening, closing string) jen.Options {
-	return jen.Options{Open: opening, Close: closing, Separator: ",", Multi: true}
+func multiline() jen.Options {
+	return jen.Options{Open: "{", Close: "}", Separator: ",", Multi: true}
 }
 
 // document puts a doc comment before the next declaration.
