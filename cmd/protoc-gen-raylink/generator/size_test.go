@@ -1,0 +1,33 @@
+//go:build !unguarded
+
+package generator_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestImportedCodeIsLeftOutUntilItIsUsed builds programs that import generated code, and looks for its
+// functions in them: one that uses nothing has none, one that only calls has none of the handlers.
+func TestImportedCodeIsLeftOutUntilItIsUsed(t *testing.T) {
+	const pkg = module + "/shapes/shapesv1raylink"
+	symbols := func(use string) string {
+		dir := t.TempDir()
+		source := "package main\n\nimport shapes \"" + pkg + "\"\n\nfunc main() { " + use + " }\n"
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600))
+		program := filepath.Join(dir, "program")
+		out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, filepath.Join(dir, "main.go")).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		out, err = exec.CommandContext(t.Context(), "go", "tool", "nm", program).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	assert.NotContains(t, symbols("var _ shapes.Echo"), "shapesv1raylink.")
+	assert.NotContains(t, symbols("shapes.NewEchoTunnel(nil)"), "echoHandlers")
+	assert.Contains(t, symbols("shapes.NewLocalEcho(nil)"), "echoHandlers")
+}
