@@ -3,12 +3,14 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/runtime/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -24,6 +26,7 @@ type clientTarget struct {
 
 type clientCall struct {
 	ctx    context.Context //nolint:containedctx // it waits in line with its call
+	cancel context.CancelCauseFunc
 	method *Method
 	req    proto.Message
 	out    outgoing
@@ -68,12 +71,10 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	f.watch(ctx, func(cause error) { cancel(cause) })
+	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {
 		// It takes no turn, so there is no order to keep.
-		go func() {
-			res, deliver, err := c.call(ctx, m, req, out)
-			f.completeWith(res, err, deliver)
-		}()
+		go c.run(call, func() {})
 		return nil
 	}
 	c.mu.Lock()
@@ -83,7 +84,7 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 		return connect.Errorf(connect.CodeResourceExhausted, "%d calls wait to be sent on this handle, the most it takes; the oldest is %s",
 			len(c.line), c.line[0].method.name)
 	}
-	c.line = append(c.line, &clientCall{ctx: ctx, method: m, req: req, out: out, future: f})
+	c.line = append(c.line, call)
 	if !c.sending {
 		c.sending = true
 		go c.send()
@@ -102,9 +103,30 @@ func (c *clientTarget) send() {
 		call := c.line[0]
 		c.line = c.line[1:]
 		c.mu.Unlock()
-		res, deliver, err := c.call(call.ctx, call.method, call.req, call.out)
-		call.future.completeWith(res, err, deliver)
+		c.run(call, func() { go c.send() })
 	}
+}
+
+// run makes the call and completes its future, whatever the client's transport and interceptors do,
+// which are the user's. goOn is called where they end this goroutine.
+func (c *clientTarget) run(call *clientCall, goOn func()) {
+	var res proto.Message
+	var deliver func()
+	usercode.Run(func() (err error) {
+		res, deliver, err = c.call(call.ctx, call.method, call.req, call.out)
+		return err
+	}, func(err error) {
+		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own
+			const what = "a connect client"
+			f.Log(call.future.log, what, slog.String("method", call.method.fullName()))
+			err = connect.Errorf(connect.CodeInternal, "%s, calling %s, %v", what, call.method.fullName(), f)
+			if f.Goexit {
+				defer goOn()
+			}
+		}
+		call.future.completeWith(res, err, deliver)
+		call.cancel(nil) // else the caller's context would keep it as long as it lives
+	})
 }
 
 func (c *clientTarget) stream(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
-	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -19,6 +18,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/runtime/internal/usercode"
 	"github.com/raylink/raylink/runtime/launch"
 )
 
@@ -362,38 +362,56 @@ func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) er
 	return nil
 }
 
-// callSetup calls the type's set-up function. Its ctx ends with the node too.
-func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) (impl any, err error) {
+// callSetup calls the type's set-up function, on a goroutine of its own. Its ctx ends with the node
+// too; a function that goes on for long after that is left behind.
+func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) (any, error) {
 	// A call that waits for the set-up must not be waited for by it.
 	cc := &callContext{node: n, life: n.work, caller: ctx, chain: &chain{nid: n.nid, path: n.path, method: "set-up"}}
-	defer func() {
-		cc.end()
-		if r := recover(); r != nil {
-			n.logger().Error("a set-up panicked", slog.String("node", n.path), slog.Any("panic", r), slog.String("stack", string(debug.Stack())))
-			err = connect.Errorf(connect.CodeInternal, "setting up %s panicked: %v", n.path, r)
+	defer cc.end()
+	setUp := make(chan any, 1)
+	over, err := usercode.Await(cc, grace, func() error {
+		impl, err := t.setup(cc, n, config)
+		if err != nil {
+			if ended := n.endOfSetup(ctx); ended != nil && errors.Is(err, context.Canceled) {
+				err = ended // it was told to
+			}
+			return setupError(n.path, err)
 		}
-	}()
-	if impl, err = t.setup(cc, n, config); err != nil {
-		switch {
-		case !errors.Is(err, context.Canceled):
-		case n.work.Err() != nil:
-			// It was told to end because the node does.
-			err = context.Cause(n.work)
-		case ctx.Err() != nil:
-			err = endOfCreation(ctx)
+		if isNilNode(impl) {
+			return connect.Errorf(connect.CodeInternal, "setting up %s: its set-up function returned no error and a nil %T, not a node: "+
+				"return the node, or an error", n.path, impl)
 		}
-		return nil, setupError(n.path, err)
+		setUp <- impl
+		return nil
+	})
+	ended := n.endOfSetup(ctx)
+	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own
+	case failed:
+		f.Log(n.logger(), "a set-up", slog.String("node", n.path))
+		return nil, connect.Errorf(connect.CodeInternal, "setting up %s: the set-up function %v", n.path, f)
+	case !over:
+		n.logger().Error("a set-up goes on although its context has ended: it is left behind",
+			slog.String("node", n.path), slog.Any("error", ended))
+		return nil, setupError(n.path, connect.Errorf(connect.CodeOf(ended),
+			"%s; %v later the set-up function had not returned", messageOf(ended), grace).WithCause(ended))
+	case ended != nil && err == nil:
+		return nil, setupError(n.path, ended)
+	case err != nil:
+		return nil, err
 	}
+	return <-setUp, nil
+}
+
+// endOfSetup is why a set-up has to end: its creation does, or its node. It is nil while neither
+// does.
+func (n *Node) endOfSetup(ctx context.Context) error {
 	switch {
-	case ctx.Err() != nil:
-		return nil, setupError(n.path, endOfCreation(ctx))
 	case n.work.Err() != nil:
-		return nil, setupError(n.path, context.Cause(n.work))
-	case isNilNode(impl):
-		return nil, connect.Errorf(connect.CodeInternal, "setting up %s: its set-up function returned no error and a nil %T, not a node: "+
-			"return the node, or an error", n.path, impl)
+		return context.Cause(n.work)
+	case ctx.Err() != nil:
+		return endOfCreation(ctx)
 	}
-	return impl, nil
+	return nil
 }
 
 // isNilNode says whether a set-up function returned nothing: nil, or a nil pointer in the interface.
@@ -411,7 +429,8 @@ func setupError(path string, err error) error {
 	case errors.Is(err, context.Canceled):
 		code = connect.CodeCanceled
 	}
-	out := connect.Errorf(code, "setting up %s: %s", path, messageOf(err)).WithCause(err)
+	text := messageOf(err)
+	out := connect.Errorf(code, "setting up %s: %s", path, text).WithCause(&foreign{err: err, text: text})
 	if e, ok := errors.AsType[*connect.Error](err); ok {
 		out = withDetailsOf(out, e)
 	}

@@ -223,8 +223,15 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 		in.ReplyNotRun(err)
 		return err
 	}
+	returned := false
+	defer func() {
+		if !returned { // the method has ended this goroutine
+			in.Reply(nil, k.node.goexited(k.method))
+		}
+	}()
 	reply := &replyStream{ServerStream: stream, node: k.node, call: cc, setHeader: func(md Metadata) { in.SetHeader(md.header) }}
 	trailer, err := reply.end(k.node.runStream(cc, reply))
+	returned = true
 	in.SetTrailer(trailer.header)
 	return err
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
+
+	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // grace is what the ends of a node's tasks and its OnStop functions are given when draining has used up all the time there was.
@@ -32,8 +35,12 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 	if err := n.endWork(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
 	}
-	for fn := n.nextOnStop(); fn != nil; fn = n.nextOnStop() {
-		if err := n.runOnStop(ctx, fn); err != nil {
+	for {
+		which, fn := n.nextOnStop()
+		if fn == nil {
+			break
+		}
+		if err := n.runOnStop(ctx, which, fn); err != nil {
 			errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
 		}
 	}
@@ -50,30 +57,43 @@ func (n *Node) endWork(ctx context.Context) error {
 	return err
 }
 
-func (n *Node) nextOnStop() func(context.Context) error {
+// nextOnStop takes the function that was given last, and says which it is.
+func (n *Node) nextOnStop() (which string, fn func(context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	last := len(n.onStop) - 1
 	if last < 0 {
-		return nil
+		return "", nil
 	}
-	fn := n.onStop[last]
+	n.onStops = max(n.onStops, len(n.onStop))
+	fn = n.onStop[last]
 	n.onStop = n.onStop[:last]
-	return fn
+	return fmt.Sprintf("OnStop function %d of %d", last+1, n.onStops), fn
 }
 
-func (n *Node) runOnStop(ctx context.Context, fn func(context.Context) error) (err error) {
+// runOnStop runs one function, for as long as it may take. One that goes on then is left behind.
+func (n *Node) runOnStop(ctx context.Context, which string, fn func(context.Context) error) error {
 	ctx, cancel := withGrace(ctx)
 	defer cancel()
 	// It is the node's code: the calls that it makes are the node's.
 	cc := &callContext{node: n, life: n.life, caller: ctx}
-	defer func() {
-		cc.end()
-		if r := recover(); r != nil {
-			err = fmt.Errorf("an OnStop function panicked: %v", r)
+	defer cc.end()
+	over, err := usercode.Await(ctx, grace/10, func() error {
+		if err := fn(cc); err != nil {
+			return &foreign{err: err, text: err.Error()}
 		}
-	}()
-	return fn(cc)
+		return nil
+	})
+	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own
+	case failed:
+		f.Log(n.logger(), "an OnStop function", slog.String("node", n.path), slog.String("which", which))
+		return fmt.Errorf("%s %w", which, f)
+	case !over:
+		n.logger().Error("an OnStop function goes on although its time is up: it is left behind",
+			slog.String("node", n.path), slog.String("which", which))
+		return fmt.Errorf("%s has not returned in its time: %w", which, causeOf(ctx))
+	}
+	return err
 }
 
 // withGrace is ctx, or a moment more where it has ended or is about to.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -32,8 +32,8 @@ func (n *Node) author(cc *callContext, err error) error {
 		// The method was told to end because the node does. Its caller has canceled nothing.
 		return closedError(n.path, "stopped while it was in "+m.name).WithCause(err)
 	}
-	if errors.Is(err, tunnel.ErrNotRun) {
-		err = begun{err} // a call that this one made was not run, but this one was
+	if _, own := err.(*connect.Error); !own || errors.Is(err, tunnel.ErrNotRun) { //nolint:errorlint // the very value
+		err = &foreign{err: err, text: err.Error(), begun: true}
 	}
 	if e, ok := errors.AsType[*connect.Error](err); ok && e != nil {
 		if e.IsRemote() {
@@ -100,15 +100,38 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	return out
 }
 
-// begun is an error of a method that has begun: it hides that a call which the method made was not
-// run ([tunnel.ErrNotRun]). All else that the error matches it still does.
-type begun struct{ error }
+// foreign is an error that was made by a user's code, as the cause of one that the runtime has
+// authored. Its text is what it was then; of its own methods only those that errors.Is and
+// errors.As use are called afterwards, and whatever they do does no harm to who asks. Where the
+// error is one of a method that has begun, it hides that a call which the method made was not run.
+type foreign struct {
+	err   error
+	text  string
+	begun bool
+}
+
+// Error implements error.
+func (f *foreign) Error() string { return f.text }
 
 // Is implements the interface that errors.Is looks for.
-func (b begun) Is(target error) bool { return target != tunnel.ErrNotRun && errors.Is(b.error, target) }
+func (f *foreign) Is(target error) (is bool) {
+	defer func() {
+		if recover() != nil {
+			is = false
+		}
+	}()
+	return (!f.begun || target != tunnel.ErrNotRun) && errors.Is(f.err, target)
+}
 
 // As implements the interface that errors.As looks for.
-func (b begun) As(target any) bool { return errors.As(b.error, target) }
+func (f *foreign) As(target any) (is bool) {
+	defer func() {
+		if recover() != nil {
+			is = false
+		}
+	}()
+	return errors.As(f.err, target)
+}
 
 // notHereName is the type of the detail that a dispatcher's refusal carries, see [isNotHere].
 var notHereName = string((&nodev1.NotHere{}).ProtoReflect().Descriptor().FullName()) //nolint:gochecknoglobals // a constant
@@ -140,16 +163,15 @@ func withoutInternalDetails(err error) error {
 	return out
 }
 
-// fromPeer marks an error as the verdict of the node that was called, which is what it is to the caller, who called with ctx. That ctx ended
-// is no verdict.
+// fromPeer marks an error as the verdict of the node that was called, which is what it is to the
+// caller, who called with ctx. That ctx ended is no verdict. It runs on goroutines of the runtime,
+// so it asks nothing of errors that the node's code has made.
 func fromPeer(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
+	e, ok := err.(*connect.Error) //nolint:errorlint // an authored error is this very type
+	if !ok || e.IsRemote() || ctx.Err() != nil && (e.Code() == connect.CodeCanceled || e.Code() == connect.CodeDeadlineExceeded) {
 		return err
 	}
-	if e, ok := err.(*connect.Error); ok && !e.IsRemote() { //nolint:errorlint // an authored error is this very type
-		return e.WithRemote()
-	}
-	return err
+	return e.WithRemote()
 }
 
 // wording is what a caller reads of an error that holds e somewhere: where plain texts are hidden, e's own message, which was written for callers.
@@ -187,14 +209,22 @@ func Trace(err error) []*nodev1.Hop {
 	return nil
 }
 
-// panicked makes a panic of a method an error for its caller and a log line, with the stack, for its owner.
-func (n *Node) panicked(m *Method, value any) error {
-	n.logger().Error("a method panicked", slog.String("node", n.path), slog.String("method", m.fullName()),
-		slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
-	if n.hideErrors() {
+// failed makes of a method that did not return an error for its caller, and a log line, with the
+// stack, for its owner.
+func (n *Node) failed(m *Method, f *usercode.UnreturnedError) error {
+	f.Log(n.logger(), "a method", slog.String("node", n.path), slog.String("method", m.fullName()))
+	switch {
+	case f.Goexit:
+		return n.goexited(m)
+	case n.hideErrors():
 		return connect.Errorf(connect.CodeInternal, "%s panicked in %s", n.path, m.name)
 	}
-	return connect.Errorf(connect.CodeInternal, "%s panicked in %s: %v", n.path, m.name, value)
+	return connect.Errorf(connect.CodeInternal, "%s panicked in %s: %s", n.path, m.name, f.Text)
+}
+
+// goexited is for the caller of a method that has ended its goroutine.
+func (n *Node) goexited(m *Method) error {
+	return connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
 }
 
 // maxCauseBytes bounds what a node's record says of its end.

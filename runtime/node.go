@@ -53,8 +53,10 @@ type Node struct {
 
 	mu sync.Mutex // guards all below
 	// record is the node as Brain knows it; replaced, never changed.
-	record   *nodev1.NodeRecord
-	onStop   []func(context.Context) error
+	record *nodev1.NodeRecord
+	onStop []func(context.Context) error
+	// onStops is how many of them there were when the node began to call them.
+	onStops  int
 	tunnels  map[string]*tunnelTag
 	stopping bool
 	failure  error

@@ -8,6 +8,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // pipeWindow is how many messages one direction of a stream inside a process holds before its sender waits.
@@ -22,7 +24,12 @@ type pipe struct {
 	requests chan passing
 	replies  chan passing
 
+	// sent is closed when the caller has ended its requests.
+	sent     chan struct{}
 	sendOnce sync.Once
+	// closed is closed when the caller has abandoned the stream.
+	closed    chan struct{}
+	closeOnce sync.Once
 	// ended is closed when the method has returned err.
 	ended chan struct{}
 	err   error
@@ -60,7 +67,8 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out outgoing) (connect.C
 	waits(ctx)
 	p := &pipe{
 		node: n, method: m, info: out.info,
-		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow), ended: make(chan struct{}),
+		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow),
+		sent: make(chan struct{}), closed: make(chan struct{}), ended: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	cc := localCall(ctx, m, out.metadata)
@@ -74,7 +82,7 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out outgoing) (connect.C
 		defer func() {
 			unlink()
 			if !returned {
-				p.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
+				p.err = n.goexited(m)
 			}
 			if wrong := p.begin(); wrong == nil {
 				_, p.trailer, p.err = n.outcome(cc, p.err)
@@ -120,13 +128,17 @@ func (s pipeServer) Receive(msg any) error { return receiveInto(s, msg) }
 
 func (s pipeServer) receiveMessage() (proto.Message, error) {
 	select {
-	case msg, ok := <-s.p.requests:
-		if !ok {
-			return nil, io.EOF
-		}
+	case msg := <-s.p.requests:
 		return s.p.receive(msg)
+	case <-s.p.sent:
 	case <-s.p.ctx.Done():
 		return nil, causeOf(s.p.ctx)
+	}
+	select {
+	case msg := <-s.p.requests: // what was sent before the end
+		return s.p.receive(msg)
+	default:
+		return nil, io.EOF
 	}
 }
 
@@ -172,6 +184,11 @@ func (c pipeClient) Send(msg any) error {
 		return io.EOF
 	default:
 	}
+	select {
+	case <-c.p.sent:
+		return tunnel.ErrSendAfterCloseSend
+	default:
+	}
 	err := c.p.send(c.p.requests, msg)
 	if cause := context.Cause(c.p.ctx); err != nil && (errors.Is(cause, errStreamEnded) || errors.Is(cause, errNodeStopped)) {
 		return io.EOF // Receive says why
@@ -180,7 +197,7 @@ func (c pipeClient) Send(msg any) error {
 }
 
 func (c pipeClient) CloseSend() error {
-	c.p.sendOnce.Do(func() { close(c.p.requests) })
+	c.p.sendOnce.Do(func() { close(c.p.sent) })
 	return nil
 }
 
@@ -194,6 +211,16 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	case <-c.p.ended:
 	case <-c.ctx.Done():
 		return nil, causeOf(c.ctx)
+	case <-c.p.closed:
+		return nil, closedStreamError()
+	case <-c.p.node.life.Done():
+		// Its methods were given time to return before.
+		select {
+		case <-c.p.ended:
+		default:
+			err := closedError(c.p.node.path, "stopped while it was in "+c.p.method.name+", which has not returned")
+			return nil, err.WithRemote()
+		}
 	}
 	// The method has returned: what it sent before comes first.
 	select {
@@ -211,6 +238,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 }
 
 func (c pipeClient) Close() error {
+	c.p.closeOnce.Do(func() { close(c.p.closed) })
 	c.p.cancel(errStreamClosed)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/runtime/internal/mailbox"
+	"github.com/raylink/raylink/runtime/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -137,6 +138,7 @@ func (n *Node) enterBeside(cc *callContext) error {
 	}
 	err := n.awaitReady(cc)
 	if err != nil {
+		cc.end()
 		n.leaveBeside(cc)
 	}
 	return err
@@ -232,9 +234,8 @@ func (j *job) Run(turn *mailbox.Turn) {
 	j.cc.turn = turn
 	ended := false
 	defer func() {
-		if !ended {
-			// The method ended its goroutine (runtime.Goexit): its caller must not wait for ever.
-			j.err = connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, j.cc.call.method.name)
+		if !ended { // its caller must not wait for ever
+			j.res, j.err = nil, n.goexited(j.cc.call.method)
 			j.end()
 		}
 	}()
@@ -252,6 +253,7 @@ func (j *job) Run(turn *mailbox.Turn) {
 
 // Refuse implements mailbox.Work.
 func (j *job) Refuse(err error) {
+	j.cc.end() // frees what waiting for the node's set-up may have taken
 	j.err = err
 	j.end()
 }
@@ -268,14 +270,22 @@ func (j *job) end() {
 	}
 }
 
-// run runs a unary method, and authors its error.
+// run runs a unary method, and authors its error. Where the method ends its goroutine run does not
+// return.
 func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err error) {
+	returned := false
 	defer func() {
 		cc.end()
-		if r := recover(); r != nil {
-			res, err = nil, n.panicked(cc.call.method, r)
+		if f := usercode.Outcome(returned, recover()); f != nil {
+			res, err = nil, n.failed(cc.call.method, f)
 		}
 	}()
+	res, err = n.runMethod(cc, req)
+	returned = true
+	return res, err
+}
+
+func (n *Node) runMethod(cc *callContext, req proto.Message) (res proto.Message, err error) {
 	if err := n.verifySent(cc); err != nil {
 		return nil, err
 	}
@@ -318,18 +328,20 @@ func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message
 	return inv.Response, nil
 }
 
-// runStream runs a streaming method beside the turns, and authors its error.
+// runStream runs a streaming method beside the turns, and authors its error. Where the method ends
+// its goroutine runStream does not return: its caller answers with [Node.goexited].
 func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err error) {
 	n.adopt(cc)
 	m := cc.call.method
 	if err := n.enterBeside(cc); err != nil {
 		return err
 	}
+	returned := false
 	defer func() {
 		cc.end()
 		n.leaveBeside(cc)
-		if r := recover(); r != nil {
-			err = n.panicked(m, r)
+		if f := usercode.Outcome(returned, recover()); f != nil {
+			err = n.failed(m, f)
 		}
 	}()
 	if n.intercept == nil {
@@ -338,7 +350,8 @@ func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err erro
 		err = n.intercept(cc, &Invocation{Node: n.ref(), Method: m, Stream: stream})
 	}
 	if err != nil {
-		return n.author(cc, err)
+		err = n.author(cc, err)
 	}
-	return nil
+	returned = true
+	return err
 }

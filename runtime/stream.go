@@ -1,11 +1,15 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // The stream types below are interfaces, so that a test can pass a fake. One goroutine may send and another receive at the
@@ -33,7 +37,8 @@ type (
 
 	// ServerStreamingClient is what a caller reads a server-streaming method's responses from.
 	ServerStreamingClient[Res proto.Message] interface {
-		// Receive waits for the next response. After the last one it returns io.EOF; any other error is the call's.
+		// Receive waits for the next response. After the last one it returns io.EOF; any other error is
+		// the call's. Once it has returned an error it returns that one again.
 		Receive() (Res, error)
 		// Close abandons the stream and frees what it holds. It may be called at any time, from any goroutine, more than once;
 		// it is not needed after Receive has returned an error.
@@ -42,9 +47,10 @@ type (
 
 	// ClientStreamingClient is what a caller sends a client-streaming method's requests on.
 	ClientStreamingClient[Req, Res proto.Message] interface {
-		// Send sends the next request. After the node has ended the call it returns io.EOF; CloseAndReceive tells why.
+		// Send sends the next request. After the node has ended the call it returns io.EOF, and
+		// CloseAndReceive says why. After CloseAndReceive it is an error, as after Close.
 		Send(req Req) error
-		// CloseAndReceive ends the requests and waits for the response.
+		// CloseAndReceive ends the requests and waits for the response, once.
 		CloseAndReceive() (Res, error)
 		// Close abandons the stream, as in ServerStreamingClient.
 		Close() error
@@ -52,9 +58,9 @@ type (
 
 	// BidiStreamingClient is both.
 	BidiStreamingClient[Req, Res proto.Message] interface {
-		// Send is as in ClientStreamingClient.
+		// Send is as in ClientStreamingClient. After CloseSend it is an error.
 		Send(req Req) error
-		// CloseSend ends the requests; responses may still come.
+		// CloseSend ends the requests; responses may still come. Only the first call does anything.
 		CloseSend() error
 		// Receive is as in ServerStreamingClient.
 		Receive() (Res, error)
@@ -192,20 +198,93 @@ func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
 	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
 }
 
-// callStream is the caller's side of a stream, without its types.
+// callStream is the caller's side of a stream, without its types. What a caller may no longer do with
+// its stream it is told here, so that the answer is the same whatever way the call goes.
 type callStream struct {
+	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	stream connect.ClientStream
 	source source // only receive uses it
 	method *Method
+
+	// state has streamHalfClosed, streamClosed and streamEnded. outcome is what receive ended with; it
+	// is set before streamEnded is.
+	state   atomic.Uint32
+	outcome error
+}
+
+const (
+	// streamHalfClosed: the caller has ended its requests.
+	streamHalfClosed = 1 << iota
+	// streamClosed: the caller has abandoned the stream.
+	streamClosed
+	// streamEnded: receive has returned an error, maybe io.EOF.
+	streamEnded
+)
+
+func (c *callStream) is(state uint32) bool { return c.state.Load()&state != 0 }
+
+// finish makes err what all further receives return.
+func (c *callStream) finish(err error) {
+	c.outcome = err
+	c.state.Or(streamEnded)
 }
 
 func (c *callStream) receive() (proto.Message, error) {
-	return c.source.from(c.stream).receive(c.method.newResponse)
+	switch {
+	case c.is(streamEnded):
+		return nil, c.outcome
+	case c.is(streamClosed):
+		return nil, closedStreamError()
+	}
+	res, err := c.source.from(c.stream).receive(c.method.newResponse)
+	if err != nil {
+		if c.is(streamClosed) && c.ctx.Err() == nil && !errors.Is(err, io.EOF) {
+			err = closedStreamError() // the stream was closed while this waited
+		}
+		c.finish(err)
+		return nil, err
+	}
+	return res, nil
+}
+
+func (c *callStream) send(req proto.Message) error {
+	switch {
+	case c.is(streamClosed):
+		return closedStreamError()
+	case c.is(streamHalfClosed):
+		return tunnel.ErrSendAfterCloseSend
+	case c.is(streamEnded):
+		return io.EOF // receive says why
+	case c.ctx.Err() != nil:
+		return causeOf(c.ctx)
+	}
+	err := c.stream.Send(req)
+	switch {
+	case err == nil || c.ctx.Err() == nil && !c.is(streamClosed):
+		return err
+	case c.ctx.Err() != nil:
+		return causeOf(c.ctx)
+	}
+	return closedStreamError()
+}
+
+// closeSend ends the requests, once; there is nothing to end where the stream is over.
+func (c *callStream) closeSend() error {
+	over := c.is(streamClosed | streamEnded)
+	if before := c.state.Or(streamHalfClosed); over || before&streamHalfClosed != 0 {
+		return nil
+	}
+	return c.stream.CloseSend()
+}
+
+func (c *callStream) close() error {
+	c.state.Or(streamClosed)
+	return c.stream.Close()
 }
 
 // closeAndReceive ends the requests and receives the only response.
 func (c *callStream) closeAndReceive() (proto.Message, error) {
-	if err := c.stream.CloseSend(); err != nil {
+	if err := c.closeSend(); err != nil {
 		return nil, err
 	}
 	res, err := c.receive()
@@ -223,27 +302,28 @@ func (c *callStream) closeAndReceive() (proto.Message, error) {
 	case !errors.Is(err, io.EOF):
 		return nil, err
 	}
+	c.finish(connect.NewError(connect.CodeInternal, "the response has been received: CloseAndReceive was called before"))
 	return res, c.stream.Close()
 }
 
 func (c serverStreamingClient[Res]) Receive() (Res, error) { return typedMessage[Res](c.c.receive()) }
-func (c serverStreamingClient[Res]) Close() error          { return c.c.stream.Close() }
+func (c serverStreamingClient[Res]) Close() error          { return c.c.close() }
 
 func (c clientStreamingClient[Req, Res]) Send(req Req) error {
-	return c.c.stream.Send(orEmpty(req, c.c.method.newRequest))
+	return c.c.send(orEmpty(req, c.c.method.newRequest))
 }
 
 func (c clientStreamingClient[Req, Res]) CloseAndReceive() (Res, error) {
 	return typedMessage[Res](c.c.closeAndReceive())
 }
 
-func (c clientStreamingClient[Req, Res]) Close() error { return c.c.stream.Close() }
+func (c clientStreamingClient[Req, Res]) Close() error { return c.c.close() }
 
 func (c bidiStreamingClient[Req, Res]) Send(req Req) error {
-	return c.c.stream.Send(orEmpty(req, c.c.method.newRequest))
+	return c.c.send(orEmpty(req, c.c.method.newRequest))
 }
-func (c bidiStreamingClient[Req, Res]) CloseSend() error { return c.c.stream.CloseSend() }
+func (c bidiStreamingClient[Req, Res]) CloseSend() error { return c.c.closeSend() }
 func (c bidiStreamingClient[Req, Res]) Receive() (Res, error) {
 	return typedMessage[Res](c.c.receive())
 }
-func (c bidiStreamingClient[Req, Res]) Close() error { return c.c.stream.Close() }
+func (c bidiStreamingClient[Req, Res]) Close() error { return c.c.close() }

@@ -3,13 +3,17 @@ package runtime
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -61,7 +65,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	cc.call.receive(Metadata{header: metadata})
 	if m.shape != connect.StreamTypeUnary {
 		reply := &replyStream{ServerStream: stream, node: n, call: cc, setHeader: func(md Metadata) { md.addTo(info.ResponseHeader()) }}
-		trailer, err := reply.end(n.runStream(cc, reply))
+		trailer, err := reply.end(n.runStreamApart(cc, reply))
 		trailer.addTo(info.ResponseTrailer())
 		return err
 	}
@@ -87,7 +91,56 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	if err != nil {
 		return err
 	}
-	return sendOver(m, stream, j.res)
+	return n.sendResponse(m, stream, j.res)
+}
+
+// sendResponse encodes and sends a unary method's response. The goroutine is the transport's: a
+// message that panics, because its node modifies it meanwhile, fails its call alone.
+func (n *Node) sendResponse(m *Method, stream connect.ServerStream, res proto.Message) (err error) {
+	returned := false
+	defer func() {
+		if f := usercode.Outcome(returned, recover()); f != nil {
+			f.Log(n.logger(), "encoding a response", slog.String("node", n.path), slog.String("method", m.fullName()))
+			err = connect.Errorf(connect.CodeInternal, "encoding a message of %s: it %v", m.spec.Procedure, f)
+		}
+	}()
+	err = sendOver(m, stream, res)
+	returned = true
+	return err
+}
+
+// runStreamApart is runStream on a goroutine of its own. The one at hand is the transport's, which
+// a method must neither end nor, once the call's context has ended, keep for long.
+func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
+	ctx, m := cc.caller, cc.call.method
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		returned := false
+		defer func() {
+			if !returned {
+				err = n.goexited(m)
+			}
+			done <- err
+		}()
+		err = n.runStream(cc, stream)
+		returned = true
+	}()
+	defer stream.over.Store(true)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		n.logger().Warn("a method goes on although its call is over", slog.String("node", n.path), slog.String("method", m.fullName()))
+		return causeOf(ctx)
+	}
 }
 
 // sendOver sends a response by one of connect's transports. What can't be encoded is the same error that every other way gives.
@@ -115,7 +168,10 @@ type replyStream struct {
 	setHeader func(Metadata)
 	once      sync.Once
 	wrong     error
-	source    source // only ReceiveEmpty uses it
+	// over says that the transport has its goroutine back: what is still sent would go nowhere, and
+	// may panic.
+	over   atomic.Bool
+	source source // only ReceiveEmpty uses it
 }
 
 // begin sets the header, once.
@@ -138,24 +194,56 @@ func (s *replyStream) end(err error) (trailer Metadata, _ error) {
 	return trailer, err
 }
 
+// guard runs an operation on the transport's stream, if that is still there.
+func (s *replyStream) guard(operation func() error) (err error) {
+	defer func() {
+		if !s.over.Load() {
+			return
+		}
+		if value := recover(); value != nil { // it ended just then
+			err = overError()
+		}
+	}()
+	if s.over.Load() {
+		return overError()
+	}
+	return operation()
+}
+
+// overError is for a method's code that uses its stream after the method has returned.
+func overError() error {
+	return connect.NewError(connect.CodeCanceled, errStreamEnded.Error()).WithCause(context.Canceled)
+}
+
+// Receive implements connect.ServerStream.
+func (s *replyStream) Receive(msg any) error {
+	return s.guard(func() error { return s.ServerStream.Receive(msg) })
+}
+
 // ReceiveEmpty implements emptyReceiver.
 func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
-	return s.source.from(s.ServerStream).fill(msg)
+	return s.guard(func() error { return s.source.from(s.ServerStream).fill(msg) })
 }
 
+// SendHeaders implements connect.ServerStream.
 func (s *replyStream) SendHeaders() error {
-	if err := s.begin(); err != nil {
-		return err
-	}
-	return s.ServerStream.SendHeaders()
+	return s.guard(func() error {
+		if err := s.begin(); err != nil {
+			return err
+		}
+		return s.ServerStream.SendHeaders()
+	})
 }
 
+// Send implements connect.ServerStream.
 func (s *replyStream) Send(msg any) error {
-	if err := s.begin(); err != nil {
-		return err
-	}
-	if s.call.call.way == byHTTP {
-		return sendOver(s.call.call.method, s.ServerStream, msg)
-	}
-	return s.ServerStream.Send(msg)
+	return s.guard(func() error {
+		if err := s.begin(); err != nil {
+			return err
+		}
+		if s.call.call.way == byHTTP {
+			return sendOver(s.call.call.method, s.ServerStream, msg)
+		}
+		return s.ServerStream.Send(msg)
+	})
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
+	"time"
+
+	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // Do takes a turn, runs fn and gives the turn back: how streams, timers and loops touch the node's state. Calls that fn makes with its ctx
@@ -35,33 +37,46 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	return fn(cc)
 }
 
-// Go runs fn as a task of the node: its ctx ends when the node stops, after the last call has been drained, and no OnStop function is called
-// before fn has returned. An error or a panic of fn is the node's failure: the node ends, and its callers are told why. An error that only
-// says that ctx ended is none.
+// Go runs fn as a task of the node: its ctx ends when the node stops, after the last call has been
+// drained, and no OnStop function is called before fn has returned. An error or a panic of fn is
+// the node's failure, as is that it ends its goroutine: the node ends, and its callers are told
+// why. An error that only says that ctx ended is none.
 func (n *Node) Go(fn func(ctx context.Context) error) {
 	n.tasks.begin()
-	go func() {
-		defer n.tasks.end()
-		err := n.runTask(fn)
+	go usercode.Run(func() error {
+		err := fn(n.work)
 		if err == nil || n.work.Err() != nil && errors.Is(err, context.Canceled) {
-			return
+			return nil
 		}
-		n.fail(err)
-	}()
+		return &foreign{err: err, text: err.Error()}
+	}, func(err error) {
+		defer n.tasks.end()
+		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own
+			f.Log(n.logger(), "a task", slog.String("node", n.path))
+			err = fmt.Errorf("a task %w", f)
+		}
+		if err != nil {
+			n.fail(err)
+		}
+	})
 }
 
-func (n *Node) runTask(fn func(ctx context.Context) error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			n.logger().Error("a task panicked", slog.String("node", n.path), slog.Any("panic", r), slog.String("stack", string(debug.Stack())))
-			err = fmt.Errorf("a task panicked: %v", r)
-		}
-	}()
-	return fn(n.work)
+// settle waits until a set-up under way is over, or for a moment: what fails beside it then fails
+// the node, and not, by chance, its creation. A set-up that may wait for what has failed is not
+// waited for.
+func (n *Node) settle() {
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-n.ready:
+	case <-n.work.Done():
+	case <-late.C:
+	}
 }
 
 // fail ends the node because of err.
 func (n *Node) fail(err error) {
+	n.settle()
 	n.mu.Lock()
 	if n.failure == nil {
 		n.failure = err

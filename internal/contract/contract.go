@@ -94,6 +94,9 @@ func Run(t *testing.T, way Way) {
 		{"a stream takes turns with calls", testTurnsOfStreams},
 		{"a canceled context calls nothing", testCanceledBefore},
 		{"a method runs once, whatever its error says", testOnce},
+		{"a stream method that does not return fails its caller", testStreamGoexit},
+		{"a stream says the same to who misuses it", testMisuse},
+		{"calls leave nothing with their context", testLeftBehind},
 	}
 	tests = append(tests, carryTests()...)
 	if !way.EndsOnClose {

@@ -62,6 +62,7 @@ func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.Prob
 			return nil, err
 		}
 	}
+	misbehave(config.GetFail())
 	if config.GetPrint() != "" {
 		fmt.Println(config.GetPrint())
 	}
@@ -224,6 +225,7 @@ func (p *Probe) Count(ctx context.Context, req *contractv1.CountRequest, stream 
 	if which, ok := forgery(req.GetFail()); ok {
 		return p.count(which)
 	}
+	misbehave(req.GetFail())
 	switch {
 	case req.GetFail() == "":
 		return nil
@@ -253,6 +255,12 @@ func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServer
 			p.mu.Unlock()
 			return nil, err
 		}
+		switch req.GetNumber() {
+		case sumPanics:
+			misbehave(WordPanic)
+		case sumGoexits:
+			misbehave(WordGoexit)
+		}
 		if req.GetNumber() < 0 {
 			return nil, connect.NewError(connect.CodeInvalidArgument, "a negative number")
 		}
@@ -280,6 +288,7 @@ func (p *Probe) Chat(ctx context.Context, stream contractv1raylink.ProbeChatServ
 		if which, ok := forgery(req.GetText()); ok {
 			return p.count(which)
 		}
+		misbehave(req.GetText())
 		if err == nil && req.GetText() == "bye" {
 			return nil
 		}

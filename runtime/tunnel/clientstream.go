@@ -84,6 +84,9 @@ type clientStream struct {
 
 var _ connect.ClientStream = (*clientStream)(nil)
 
+// ErrSendAfterCloseSend is what a stream's Send returns after its CloseSend.
+var ErrSendAfterCloseSend error = connect.NewError(connect.CodeInternal, "Send after CloseSend")
+
 // SendHeaders begins the call.
 func (s *clientStream) SendHeaders() error {
 	if s.opened.Load() {
@@ -163,7 +166,7 @@ func (s *clientStream) CloseSend() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.lane.over == nil {
-		s.lane.over = connect.NewError(connect.CodeInternal, "Send after CloseSend")
+		s.lane.over = ErrSendAfterCloseSend
 		c.out.frame(kindCloseSend, s.id, nil)
 		c.kick()
 	}

@@ -3,13 +3,13 @@ package tunnel
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime/debug"
 	"sync/atomic"
 	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // Handler serves what comes in over a connection.
@@ -188,12 +188,8 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	}
 	answered := false
 	defer func() {
-		if !answered { // by the message's own doing: the call is answered all the same
-			err := errEncodingEnded
-			if value := recover(); value != nil {
-				err = fmt.Errorf("%w: %v", errPanicked, value)
-			}
-			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, err))
+		if f := usercode.Outcome(answered, recover()); f != nil { // the message's or error's own doing
+			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, f))
 		}
 		in.ctx.finish()
 	}()
@@ -225,6 +221,9 @@ func (in *Incoming) abandon(reason error) {
 // reply queues the REPLY to a call of any shape.
 func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
 	size := 0
+	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // the value itself
+		failure = authored(failure) // without the lock: its methods may be anybody's
+	}
 	if failure == nil {
 		var err error
 		if size, err = sizeOf(res); err != nil {
@@ -423,5 +422,3 @@ func appendReplyMeta(b []byte, header, trailer Header) (uint8, []byte) {
 	}
 	return flags, b
 }
-
-func stack() string { return string(debug.Stack()) }

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // Waking another goroutine for each call costs more than most handlers take, so the reading goroutine may run a handler itself. What is
@@ -63,11 +65,13 @@ func (c *Conn) serveInline() bool {
 func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 	returned := false
 	defer func() {
-		switch value := recover(); {
-		case value != nil:
-			in.Reply(nil, c.recovered(in.Procedure, value))
-		case !returned:
-			c.handOver(turn) // the handler ended this goroutine
+		if f := usercode.Outcome(returned, recover()); f != nil {
+			if f.Goexit {
+				c.handOver(turn) // this was the reading goroutine
+			}
+			if !in.replied.Load() {
+				in.Reply(nil, c.failed(in.Procedure, f))
+			}
 		}
 	}()
 	work.Serve()

@@ -389,8 +389,3 @@ func (c *Conn) grant(id uint32, n int) {
 	c.kick()
 	c.mu.Unlock()
 }
-
-func (c *Conn) recovered(what string, value any) *connect.Error {
-	c.cfg.Logger.Error("tunnel: a handler panicked", "call", what, "panic", value, "stack", stack())
-	return connect.NewError(connect.CodeInternal, what+" panicked")
-}

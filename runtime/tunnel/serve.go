@@ -3,9 +3,12 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // What the accepting side does with the calls that come in. All but the handlers runs on the reading goroutine.
@@ -181,25 +184,25 @@ func (c *Conn) newIncoming() *Incoming {
 
 func (c *Conn) serveUnary(in *Incoming, r request) {
 	c.request = r
+	returned := false
 	defer func() {
 		c.request.body = nil
-		if value := recover(); value != nil {
-			in.Reply(nil, c.recovered(in.Procedure, value))
+		if f := usercode.Outcome(returned, recover()); f != nil {
+			in.Reply(nil, c.failed(in.Procedure, f))
+			if f.Goexit { // this is the reading goroutine, in the middle of a frame
+				c.fail(fmt.Errorf("the handler of %s %w", in.Procedure, f))
+			}
 		}
 	}()
 	c.handler.ServeUnary(in)
+	returned = true
 }
 
 func (c *Conn) serveStream(in *Incoming) {
-	var err error
-	defer func() {
-		if value := recover(); value != nil {
-			err = c.recovered(in.Procedure, value)
-		}
-		in.stream().finish(err)
-	}()
 	in.stream().watch()
-	err = c.handler.ServeStream(in.Context(), in, in.stream())
+	c.guard(in, func() error {
+		return c.handler.ServeStream(in.Context(), in, in.stream())
+	}, in.stream().finish)
 }
 
 // requestComplete hands on a unary call whose request came in several fragments.

@@ -26,23 +26,22 @@ func (h *serverHandler) ServeUnary(in *Incoming) {
 }
 
 func (h *serverHandler) unary(in *Incoming, body *buffer) {
-	defer func() {
-		if value := recover(); value != nil {
-			in.Reply(nil, in.conn().recovered(in.Procedure, value))
-		}
-	}()
 	info := serverInfo(in)
 	stream := &unaryServer{in: in, info: info, body: body}
-	err := h.server.Call(in.Context(), in.Procedure, info, stream)
-	if err == nil && !stream.answered {
-		err = connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
-	}
-	header, headerErr := HeaderFrom(info.ResponseHeader())
-	trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
-	in.SetHeader(header)
-	in.SetTrailer(trailer)
-	in.Reply(stream.response, cmp.Or(err, unsendableReply(headerErr), unsendableReply(trailerErr)))
-	stream.body.free()
+	in.conn().guard(in, func() error {
+		err := h.server.Call(in.Context(), in.Procedure, info, stream)
+		if err == nil && !stream.answered {
+			return connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
+		}
+		return err
+	}, func(err error) {
+		header, headerErr := HeaderFrom(info.ResponseHeader())
+		trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
+		in.SetHeader(header)
+		in.SetTrailer(trailer)
+		in.Reply(stream.response, cmp.Or(err, unsendableReply(headerErr), unsendableReply(trailerErr)))
+		stream.body.free()
+	})
 }
 
 // ServeStream runs the method.
