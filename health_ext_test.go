@@ -54,7 +54,9 @@ func TestHealthInJSON(t *testing.T) {
 			status, answer := ask(t, http.MethodPost, strings.TrimSuffix(check, "Check")+"List", "application/json", `{}`)
 			assert.Equal(t, http.StatusOK, status)
 			var list struct {
-				Statuses map[string]struct{ Status string } `json:"statuses"`
+				Statuses map[string]struct {
+					Status string `json:"status"`
+				} `json:"statuses"`
 			}
 			require.NoError(t, json.Unmarshal([]byte(answer), &list))
 			for _, service := range []string{"", "contract.v1.Probe", "contract.v1.Other", "grpc.health.v1.Health", "raylink.node.v1.NodeService"} {

@@ -63,7 +63,7 @@ func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 // failedFuture is that of a call of no node.
 func failedFuture(err error) *future {
 	f := newFuture(&Method{spec: connect.Spec{Procedure: "/(a method of no node)"}}, nil)
-	f.complete(nil, err)
+	f.complete(err)
 	return f
 }
 

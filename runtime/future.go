@@ -67,10 +67,10 @@ func newFuture(method *Method, t *target) *future {
 	return &future{method: method, target: t, log: t.logger(), done: make(chan struct{})}
 }
 
-// complete sets the outcome; only the first one counts. It returns whether this one was.
-func (f *future) complete(res proto.Message, err error) bool { return f.completeWith(res, err, nil) }
+// complete makes err the outcome; only the first outcome counts. It returns whether this one was.
+func (f *future) complete(err error) bool { return f.completeWith(nil, err, nil) }
 
-// completeWith is complete for an outcome that counts together with what deliver does: show the caller the response's metadata.
+// completeWith sets the outcome, together with what deliver does: show the caller the response's metadata.
 func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
 	if f.completed {
@@ -137,7 +137,7 @@ func (f *future) abort(cause error) {
 	if cancel != nil {
 		cancel(cause)
 	}
-	if f.complete(nil, err) {
+	if f.complete(err) {
 		// Whoever took the call back knows what became of it.
 		f.collect()
 	}

@@ -325,7 +325,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 				_ = r.refresh(ctx) // explain waits for news, whoever brings it
 				err = withoutInternalDetails(err)
 			}
-			f.complete(nil, r.explain(ctx, err))
+			f.complete(r.explain(ctx, err))
 		}()
 	}
 	// Before anybody can use it: nobody has the future yet, and Follow comes after Start.

@@ -64,7 +64,7 @@ func (t *target) submit(ctx context.Context, m *Method, req proto.Message) *futu
 	f := newFuture(m, t)
 	err := t.submitTo(ctx, m, req, f)
 	if err != nil {
-		f.complete(nil, err)
+		f.complete(err)
 	}
 	return f
 }
