@@ -29,6 +29,8 @@ CLIENTS := $(wildcard clients/test)
 # Flags of the demo: make demo SEEDS=20, make demo ABLATE=pull.
 SEEDS  ?=
 ABLATE ?=
+# Of test-hostile: for how long attacks are repeated; each happens once at least.
+HOSTILE ?= 1s
 # Of test-soak: how long, and what its choices follow from.
 SOAK   ?= 30s
 SEED   ?=
@@ -71,11 +73,17 @@ GUARDED := ./brain/... ./cmd/protoc-gen-raylink/generator ./runtime/launch ./run
 test-guards: ## the checks that cost too much always (-tags invariants), and checkers without what they guard (-tags unguarded)
 	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox
 	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
+	$(GO) test -tags=unguarded -timeout=10m -run='^TestHostile$$' .
 	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
 	$(GO) test -count=1 -run='Allocations|OneCall|Burst' -timeout=10m . ./runtime ./runtime/tunnel
+
+.PHONY: test-hostile
+test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: make test-hostile HOSTILE=10m
+	RAYLINK_HOSTILE=$(HOSTILE) $(GO) test -count=1 -timeout=0 -run='^TestHostile$$' -v .
+	$(GO) test -count=1 -timeout=10m -run='TestWhatACallerMakesAHostHold|TestWhatAServerMakesACallerHold|TestAPeerThatReadsLate' ./runtime/tunnel
 
 .PHONY: test-soak
 test-soak: ## three hosts under stress: make test-soak SOAK=10m; SEED=N chooses what happens
@@ -149,6 +157,7 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory test-conformance
 	@$(MAKE) --no-print-directory test-guards
 	@$(MAKE) --no-print-directory test-economy
+	@$(MAKE) --no-print-directory test-hostile
 	@$(MAKE) --no-print-directory test-soak
 	@$(MAKE) --no-print-directory test
 

@@ -32,17 +32,21 @@ type responder struct {
 	compressed func() http.Handler
 }
 
-func newResponder(h *Host, server *connect.Server) responder {
+// newResponder makes a responder. What requests are decompressed to counts for a bound.
+func newResponder(h *Host, server *connect.Server, requests *bodies) responder {
 	mount := func(opts ...connecthttp.Option) http.Handler {
 		mux := http.NewServeMux()
 		connecthttp.Mount(mux, server, append(opts, connecthttp.WithReadMaxBytes(h.options.MaxMessage))...)
 		return mux
 	}
+	counted := func(c connect.Compressor) connecthttp.Option {
+		return connecthttp.WithCompressors(countedCompressor{c, requests})
+	}
 	return responder{
 		host:  h,
-		plain: mount(connecthttp.WithCompressMinBytes(math.MaxInt)),
+		plain: mount(connecthttp.WithCompressMinBytes(math.MaxInt), counted(connectgzip.New())),
 		compressed: sync.OnceValue(func() http.Handler { // few processes need it
-			return mount(connecthttp.WithCompressMinBytes(minCompress), connecthttp.WithCompressors(new(sampler)))
+			return mount(connecthttp.WithCompressMinBytes(minCompress), counted(new(sampler)))
 		}),
 	}
 }

@@ -2,5 +2,6 @@
 
 package runtime
 
-// guarded makes the copies of WithCopy. The build tag `unguarded` takes them away, to show that the seals notice.
+// guarded makes the copies of WithCopy, and counts what HTTP messages hold. The build tag `unguarded` takes that away, to show that the seals and
+// TestHostile notice.
 const guarded = true

@@ -76,7 +76,8 @@ type Options struct {
 	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it declares it dead, and how long a call waits for
 	// one of the node's host. By default ten seconds.
 	Lease time.Duration
-	// MaxMessage bounds one message, in bytes. By default 64 MiB.
+	// MaxMessage bounds one message, in bytes. By default 64 MiB. By it follows what the process holds for others at the most: for each tunnel
+	// what [tunnel.Config.PeerMemory] says, and for HTTP requests and responses four times as much each, all connections together.
 	MaxMessage int
 	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once, before it lets itself be put to sleep.
 	// RAYLINK_BUSY_POLL, such as `20us`; negative for never. By default 50 µs. See [tunnel.Config].

@@ -31,22 +31,25 @@ type nodeHandler struct {
 	// ownProcedures are those of own.
 	ownProcedures map[string]bool
 	errors        *connecthttp.ErrorWriter
+	// requests and answers bound what is held of messages that come and go.
+	requests, answers *bodies
 }
 
 type webNodeKey struct{}
 
 // newNodeHandler builds the routes once: connect's own registration is for set-up only.
 func newNodeHandler(h *Host) http.Handler {
+	requests, answers := newBodies("requests that come", h.options.MaxMessage), newBodies("responses that go", h.options.MaxMessage)
 	server := connect.NewServer()
 	services := append([]*Service{builtins().service}, h.types.services()...)
 	for _, s := range services {
 		for _, m := range s.methods {
-			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m)})
+			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m, answers)})
 		}
 	}
 	w := &nodeHandler{
-		host: h, methods: newResponder(h, server), own: newResponder(h, h.server),
-		ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter(),
+		host: h, methods: newResponder(h, server, requests), own: newResponder(h, countedServer(h.server, answers), requests),
+		ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter(), requests: requests, answers: answers,
 	}
 	for spec := range h.server.Specs() {
 		w.ownProcedures[spec.Procedure] = true
@@ -55,7 +58,7 @@ func newNodeHandler(h *Host) http.Handler {
 }
 
 // serveWeb serves a method on the node that the request's context names.
-func serveWeb(m *Method) connect.ServerFunc {
+func serveWeb(m *Method, answers *bodies) connect.ServerFunc {
 	return func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 		n, ok := ctx.Value(webNodeKey{}).(*Node)
 		if !ok {
@@ -64,8 +67,20 @@ func serveWeb(m *Method) connect.ServerFunc {
 		if m.service != n.service && !m.builtin {
 			return n.noMethod(m.spec.Procedure)
 		}
-		return n.serveConnect(ctx, m, stream)
+		return n.serveConnect(ctx, m, countStream(ctx, answers, stream))
 	}
+}
+
+// countedServer is a server whose calls count their messages.
+func countedServer(server *connect.Server, answers *bodies) *connect.Server {
+	counted := connect.NewServer()
+	for spec := range server.Specs() {
+		counted.Register(connect.Method{Spec: spec, Handler: func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+			info, _ := connect.CallInfoForServerContext(ctx)
+			return server.Call(ctx, spec.Procedure, info, countStream(ctx, answers, stream))
+		}})
+	}
+	return counted
 }
 
 // ServeHTTP implements http.Handler.
@@ -80,7 +95,8 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name, procedure := to.Node, to.Procedure
-	r = r.Clone(r.Context())
+	r, done := w.requests.counted(r.Clone(r.Context()), w.host.options.MaxMessage)
+	defer done()
 	r.URL.Path, r.URL.RawPath = procedure, ""
 	atRoot := name == "" || name == RootPath
 	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
