@@ -12,12 +12,12 @@ import (
 
 func TestLevelsByPart(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                            "warn brain-warn tunnel-warn",
-		"debug":                       "debug info warn brain-debug brain-info brain-warn tunnel-debug tunnel-info tunnel-warn",
-		"error":                       "",
-		"info,tunnel=debug":           "info warn brain-info brain-warn tunnel-debug tunnel-info tunnel-warn",
-		" tunnel=debug , brain=error": "warn tunnel-debug tunnel-info tunnel-warn",
-		"WARN":                        "warn brain-warn tunnel-warn",
+		"":                           "warn brain-warn tunnel-warn",
+		"debug":                      "debug info warn brain-debug brain-info brain-warn tunnel-debug tunnel-info tunnel-warn",
+		"error":                      "",
+		"info,tunnel=debug":          "info warn brain-info brain-warn tunnel-debug tunnel-info tunnel-warn",
+		"tunnel=debug , brain=error": "warn tunnel-debug tunnel-info tunnel-warn",
+		"WARN":                       "warn brain-warn tunnel-warn",
 	} {
 		t.Run(text, func(t *testing.T) {
 			levels, err := Parse(text, slog.LevelWarn)
