@@ -65,7 +65,7 @@ func elsewhere(dir string) string {
 
 // checkOurs refuses a directory that another user owns or can write to. Letting others read it is the user's own affair.
 func checkOurs(dir string) error {
-	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
+	info, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func checkOurs(dir string) error {
 
 // checkParent refuses a directory in which others could rename ours. In one with the sticky bit, as /tmp has it, they can't.
 func checkParent(dir string) error {
-	info, err := os.Stat(dir)
+	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
 	if err != nil {
 		return err
 	}
