@@ -76,7 +76,10 @@ func (s *clientTargetStream) Receive(msg any) error {
 		return s.failed(err)
 	}
 	err := s.stream.Receive(msg)
-	deliverFrom(s.info, s.own)
+	// A transport in one process sets metadata when the stream ends, at any time until Receive says so; it names no protocol.
+	if err != nil || s.own != nil && s.own.Protocol != "" {
+		deliverFrom(s.info, s.own)
+	}
 	if err == nil {
 		return nil
 	}

@@ -90,7 +90,7 @@ func (o *createOptions) configure(service *Service, config proto.Message, types 
 		config = service.config.NewConfig()
 	}
 	// A type that this process does not have is its parent's host's to find, or to refuse.
-	t, _ := types.resolve(o.request.GetType(), service.name) //nolint:errcheck // see above
+	t, _ := types.resolve(o.request.GetType(), service.name)
 	if o.each == nil {
 		var err error
 		o.request.Config, err = t.encodeConfig(config)

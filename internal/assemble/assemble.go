@@ -151,18 +151,10 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 			return nil, unknown
 		}
 	}
-	if rt.run, err = rundir.NewRun(data); err != nil {
-		return nil, fmt.Errorf("making the run directory: %w", err)
+	if err := rt.openRun(embed, data, options, file); err != nil {
+		return nil, err
 	}
 	parts.Run = rt.run
-	if err := rt.openLog(embed, file); err != nil {
-		return nil, fmt.Errorf("opening the log of this process: %w", err)
-	}
-	if options.KeepRuns >= 0 {
-		if perr := rundir.PruneRuns(data, options.KeepRuns); perr != nil {
-			options.Logger.Debug("pruning old runs", slog.Any("error", perr))
-		}
-	}
 	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
 		if unknown != nil && connect.CodeOf(err) == connect.CodeUnauthenticated {
 			err = fmt.Errorf("%w (%w)", err, unknown)
@@ -178,6 +170,22 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		rt.officer = keepOfficer(rt.Host)
 	}
 	return rt, nil
+}
+
+// openRun makes the run directory with the log of this process, and prunes those of old runs.
+func (rt *Runtime) openRun(embed *Embed, data string, options runtime.Options, file *logs.Late) (err error) {
+	if rt.run, err = rundir.NewRun(data); err != nil {
+		return fmt.Errorf("making the run directory: %w", err)
+	}
+	if err := rt.openLog(embed, file); err != nil {
+		return fmt.Errorf("opening the log of this process: %w", err)
+	}
+	if options.KeepRuns >= 0 {
+		if perr := rundir.PruneRuns(data, options.KeepRuns); perr != nil {
+			options.Logger.Debug("pruning old runs", slog.Any("error", perr))
+		}
+	}
+	return nil
 }
 
 // logTo lets what is logged go to a file of the run directory too, once that is there.

@@ -2,8 +2,9 @@
 // its parts are doing.
 //
 // Values are typed, and stay what they are: a number is counted up by a number of its own kind, and what was stored as a text is
-// not read as a number. A value that is put or got belongs to its caller, who may change it. Every write has an id, so that a reader can see whether anything has changed. A storage has bounds,
-// and refuses what goes beyond them.
+// not read as a number. A value that is put or got belongs to its caller, who may change it. Every
+// write has an id, so that a reader can see whether anything has changed. A storage has bounds, and
+// refuses what goes beyond them.
 //
 // A running system has `storage-0`; [Type] makes more. [New] makes a client for a handle, and [Get], [Put] and [Add] use it.
 package storage
