@@ -3,9 +3,11 @@ package raylink_test
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -286,4 +288,51 @@ func TestOwnTunnelIsCounted(t *testing.T) {
 		stats, err := p.Ref().TunnelStats(ctx, "")
 		return err == nil && len(stats) == 2 && stats[1].GetConnectionsOpen() == 0 && stats[1].GetConnectionsTotal() == 1
 	}, patience, 5*time.Millisecond)
+}
+
+// TestStartMakesItsOwnSystemWhateverTheEnvironmentSays runs where a system does, as a test may.
+func TestStartMakesItsOwnSystemWhateverTheEnvironmentSays(t *testing.T) {
+	t.Setenv("RAYLINK_BRAIN", driver.Address())
+	rt := system(t)
+	assert.NotEqual(t, driver.Address(), rt.Address())
+	p := create(t, rt)
+	_, err := contractv1raylink.FindProbe(patient(t), driver, runtime.NID(p.Ref().NID()))
+	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
+	asked := system(t, raylink.WithBrainFromEnvironment())
+	_, err = contractv1raylink.FindProbe(patient(t), driver, runtime.NID(create(t, asked).Ref().NID()))
+	require.NoError(t, err)
+}
+
+// TestDriverOfARemoteBrainIsWarnedThatItListensOnLoopback joins as if from another machine.
+func TestDriverOfARemoteBrainIsWarnedThatItListensOnLoopback(t *testing.T) {
+	rt := system(t)
+	log := func() string {
+		var text lockedBuffer
+		part := joined(t, rt, runtime.WithLogger(slog.New(slog.NewTextHandler(&text, nil))))
+		require.NoError(t, part.Close())
+		return text.String()
+	}
+	assert.NotContains(t, log(), "cannot be reached")
+	t.Setenv("RAYLINK_MACHINE", "another")
+	said := log()
+	assert.Contains(t, said, "cannot be reached from there")
+	assert.Contains(t, said, "RAYLINK_LISTEN")
+}
+
+// lockedBuffer is a buffer that several goroutines write to.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }

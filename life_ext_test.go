@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -679,5 +680,67 @@ func TestNodeThatStopsItselfDoesNotWaitForItself(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, parent.Ref().Ended(ctx))
 		require.NoError(t, child.Ref().Ended(ctx))
+	}
+}
+
+// TestDeadlineErrorSaysHowFarTheCallHadCome asks over every way: which node and method it was, and whether the call waited or ran.
+func TestDeadlineErrorSaysHowFarTheCallHadCome(t *testing.T) {
+	t.Parallel()
+	for name, open := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			way := open(t)
+			peer := way.Open(t)
+			p := peer.Probe
+			soon := func() context.Context {
+				ctx, cancel := context.WithTimeout(patient(t), 50*time.Millisecond)
+				t.Cleanup(cancel)
+				return ctx
+			}
+			// On a machine that is busy the node may be too late to say it, so it is tried again. Connect's own clients never wait for it.
+			says := func(method, stage string, call func() error) {
+				t.Helper()
+				for until := time.Now().Add(patience); ; {
+					err := call()
+					require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+					require.ErrorIs(t, err, context.DeadlineExceeded)
+					require.Contains(t, err.Error(), "contract.v1.Probe/"+method)
+					if way.Foreign {
+						return
+					}
+					require.Contains(t, err.Error(), peer.Path)
+					if strings.Contains(err.Error(), stage) {
+						return
+					}
+					require.True(t, time.Now().Before(until), "no %s says that it ended %s: %v", method, stage, err)
+				}
+			}
+			says("Block", "while it ran", func() error {
+				_, err := p.Block(soon(), &contractv1.BlockRequest{Name: "sync"})
+				return err
+			})
+			says("Block", "while it ran", func() error {
+				_, err := p.BlockAsync(soon(), &contractv1.BlockRequest{Name: "async"}).Get(patient(t))
+				return err
+			})
+			if way.Foreign {
+				return
+			}
+			held := p.BlockAsync(patient(t), &contractv1.BlockRequest{Name: "held"})
+			require.Eventually(t, func() bool {
+				log, err := p.Log(patient(t), nil)
+				return err == nil && slices.Contains(log.GetBlocked(), "held")
+			}, patience, time.Millisecond)
+			const waited = "while it waited in the node's mailbox; it has not run"
+			says("Add", waited, func() error {
+				_, err := p.Add(soon(), nil)
+				return err
+			})
+			says("Add", waited, func() error {
+				_, err := p.AddAsync(soon(), nil).Get(patient(t))
+				return err
+			})
+			held.Cancel()
+		})
 	}
 }

@@ -36,26 +36,27 @@ type Options = runtime.Options
 
 // The options, see the fields of [Options] of the same names.
 var (
-	WithBrain        = runtime.WithBrain        //nolint:gochecknoglobals // a name for a function
-	WithListen       = runtime.WithListen       //nolint:gochecknoglobals // as above
-	WithAdvertise    = runtime.WithAdvertise    //nolint:gochecknoglobals // as above
-	WithToken        = runtime.WithToken        //nolint:gochecknoglobals // as above
-	WithOpen         = runtime.WithOpen         //nolint:gochecknoglobals // as above
-	WithInsecure     = runtime.WithInsecure     //nolint:gochecknoglobals // as above
-	WithOrigins      = runtime.WithOrigins      //nolint:gochecknoglobals // as above
-	WithData         = runtime.WithData         //nolint:gochecknoglobals // as above
-	WithLogger       = runtime.WithLogger       //nolint:gochecknoglobals // as above
-	WithKeepRuns     = runtime.WithKeepRuns     //nolint:gochecknoglobals // as above
-	WithOutput       = runtime.WithOutput       //nolint:gochecknoglobals // as above
-	WithInterceptor  = runtime.WithInterceptor  //nolint:gochecknoglobals // as above
-	WithHiddenErrors = runtime.WithHiddenErrors //nolint:gochecknoglobals // as above
-	WithInProcess    = runtime.WithInProcess    //nolint:gochecknoglobals // as above
-	WithDrain        = runtime.WithDrain        //nolint:gochecknoglobals // as above
-	WithStartTimeout = runtime.WithStartTimeout //nolint:gochecknoglobals // as above
-	WithLease        = runtime.WithLease        //nolint:gochecknoglobals // as above
-	WithMaxMessage   = runtime.WithMaxMessage   //nolint:gochecknoglobals // as above
-	WithBusyPoll     = runtime.WithBusyPoll     //nolint:gochecknoglobals // as above
-	WithHeapFloor    = runtime.WithHeapFloor    //nolint:gochecknoglobals // as above
+	WithBrain                = runtime.WithBrain                //nolint:gochecknoglobals // a name for a function
+	WithBrainFromEnvironment = runtime.WithBrainFromEnvironment //nolint:gochecknoglobals // as above
+	WithListen               = runtime.WithListen               //nolint:gochecknoglobals // as above
+	WithAdvertise            = runtime.WithAdvertise            //nolint:gochecknoglobals // as above
+	WithToken                = runtime.WithToken                //nolint:gochecknoglobals // as above
+	WithOpen                 = runtime.WithOpen                 //nolint:gochecknoglobals // as above
+	WithInsecure             = runtime.WithInsecure             //nolint:gochecknoglobals // as above
+	WithOrigins              = runtime.WithOrigins              //nolint:gochecknoglobals // as above
+	WithData                 = runtime.WithData                 //nolint:gochecknoglobals // as above
+	WithLogger               = runtime.WithLogger               //nolint:gochecknoglobals // as above
+	WithKeepRuns             = runtime.WithKeepRuns             //nolint:gochecknoglobals // as above
+	WithOutput               = runtime.WithOutput               //nolint:gochecknoglobals // as above
+	WithInterceptor          = runtime.WithInterceptor          //nolint:gochecknoglobals // as above
+	WithHiddenErrors         = runtime.WithHiddenErrors         //nolint:gochecknoglobals // as above
+	WithInProcess            = runtime.WithInProcess            //nolint:gochecknoglobals // as above
+	WithDrain                = runtime.WithDrain                //nolint:gochecknoglobals // as above
+	WithStartTimeout         = runtime.WithStartTimeout         //nolint:gochecknoglobals // as above
+	WithLease                = runtime.WithLease                //nolint:gochecknoglobals // as above
+	WithMaxMessage           = runtime.WithMaxMessage           //nolint:gochecknoglobals // as above
+	WithBusyPoll             = runtime.WithBusyPoll             //nolint:gochecknoglobals // as above
+	WithHeapFloor            = runtime.WithHeapFloor            //nolint:gochecknoglobals // as above
 )
 
 // Init joins the Brain that an option or RAYLINK_BRAIN names, or embeds one. Started as the host of a node it serves that and never returns. A
@@ -66,7 +67,8 @@ func Init(ctx context.Context, opts ...Option) (*Runtime, error) {
 }
 
 // Start is for tests and for embedding: it makes a system without any claim on the process, as often as wanted. Nodes are created in this
-// process unless an option of their creation says otherwise, and signals are left alone. The caller must Close the runtime.
+// process unless an option of their creation says otherwise, and signals are left alone. It joins the Brain that WithBrain names, and not the one
+// of RAYLINK_BRAIN, unless WithBrainFromEnvironment is given. The caller must Close the runtime.
 func Start(ctx context.Context, opts ...Option) (*Runtime, error) {
 	return assemble.Start(ctx, embedded(), opts...)
 }

@@ -77,7 +77,7 @@ func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &callStream{ctx: ctx, stream: stream, method: m}, nil
+	return &callStream{ctx: ctx, stream: stream, method: m, target: ref.t}, nil
 }
 
 // CallServerStream begins a call of a method, and returns its stream of responses.

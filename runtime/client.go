@@ -53,24 +53,27 @@ func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req pro
 // call makes a unary call. deliver shows its caller the response's metadata.
 func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out outgoing) (res proto.Message, deliver func(), err error) {
 	if ctx.Err() != nil {
-		return nil, func() {}, causeOf(ctx)
+		return nil, func() {}, endedAt(causeOf(ctx), "the node", m, unsent)
 	}
 	ctx, own := out.transportContext(ctx)
 	res = m.newResponse()
 	err = c.client.CallUnary(ctx, m.spec, req, res)
 	deliver = func() { deliverFrom(out.info, own) }
 	if err != nil {
-		return nil, deliver, clientError(ctx, unsendable(m, req, err))
+		return nil, deliver, endedAt(clientError(ctx, unsendable(m, req, err)), "the node", m, unanswered)
 	}
 	return res, deliver, nil
 }
 
 func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
 	if ctx.Err() != nil {
-		return causeOf(ctx)
+		return endedAt(causeOf(ctx), "the node", m, unsent)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	f.watch(ctx, func(cause error) { cancel(cause) })
+	f.watch(ctx, func(cause error) error {
+		cancel(cause)
+		return endedAt(takenBack(cause), f.target.pathHint(), m, unanswered)
+	})
 	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {
 		// It takes no turn, so there is no order to keep.

@@ -125,7 +125,7 @@ func (s *clientTargetStream) failed(err error) error {
 		// A transport may pass on the plain end of the stream's own context.
 		return closedStreamError()
 	}
-	return clientError(s.ctx, err)
+	return endedAt(clientError(s.ctx, err), "the node", s.method, streaming)
 }
 
 func closedStreamError() error {

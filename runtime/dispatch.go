@@ -158,7 +158,7 @@ func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
 // Ended is what [tunnel.Incoming.OnEnd] asks for: the caller does not wait any more. A call that is still in line never runs.
 func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
-		a.job.Refuse(causeOf(a.cc.caller))
+		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
 	}
 }
 

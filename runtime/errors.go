@@ -57,7 +57,11 @@ func (n *Node) author(cc *callContext, err error) error {
 			slog.String("method", m.fullName()), slog.Any("error", err))
 		text = fmt.Sprintf("%s failed in %s", n.path, m.name)
 	}
-	return connect.NewError(code, text).WithCause(err)
+	out := connect.NewError(code, text).WithCause(err)
+	if cc.caller.Err() != nil {
+		return endedAt(out, n.path, m, running)
+	}
+	return out
 }
 
 const (

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -41,13 +42,16 @@ type future struct {
 	log    *slog.Logger
 
 	done chan struct{}
+	// verdict gives a node in another process, which has the same deadline, a moment to say how far the call had come. It is set before the call
+	// is made; nil where there is no such node.
+	verdict func(done <-chan struct{})
 
 	mu        sync.Mutex // guards all below
 	completed bool
 	res       proto.Message
 	err       error
 	// cancel takes the call back; unwatch ends the watch on the call's context.
-	cancel  func(error)
+	cancel  func(error) error
 	unwatch func() bool
 	// waiting are told of the outcome, see notify and forget.
 	waiting []chan<- *future
@@ -105,13 +109,13 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 }
 
 // watch ties the future to its call: cancel takes the call back, when ctx ends too.
-func (f *future) watch(ctx context.Context, cancel func(error)) {
+func (f *future) watch(ctx context.Context, cancel func(error) error) {
 	f.cancelBy(cancel)
 	f.follow(ctx)
 }
 
-// cancelBy says what takes the call back.
-func (f *future) cancelBy(cancel func(error)) {
+// cancelBy says what takes the call back, and makes its outcome of the cause.
+func (f *future) cancelBy(cancel func(error) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.completed {
@@ -124,7 +128,12 @@ func (f *future) follow(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.completed && ctx.Done() != nil {
-		f.unwatch = context.AfterFunc(ctx, func() { f.abort(context.Cause(ctx)) })
+		f.unwatch = context.AfterFunc(ctx, func() {
+			if f.verdict != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				f.verdict(f.done)
+			}
+			f.abort(context.Cause(ctx))
+		})
 	}
 }
 
@@ -135,7 +144,7 @@ func (f *future) abort(cause error) {
 	f.mu.Unlock()
 	err := takenBack(cause)
 	if cancel != nil {
-		cancel(cause)
+		err = cancel(cause)
 	}
 	if f.complete(err) {
 		// Whoever took the call back knows what became of it.

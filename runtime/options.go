@@ -24,8 +24,8 @@ type Options struct {
 	Types []NodeType
 	// SystemTypes are those that it can host although the program gave none: they yield where names meet. It is for the front door.
 	SystemTypes []NodeType
-	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN. By default none: then the front door embeds one, or, on a lean
-	// join, refuses.
+	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN, but for raylink.Start, see [WithBrainFromEnvironment]. By default none:
+	// then the front door embeds one, or, on a lean join, refuses.
 	Brain string
 	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default 127.0.0.1:0, a free port on loopback.
 	Listen string
@@ -88,6 +88,8 @@ type Options struct {
 	HeapFloor int
 
 	// invalid is what of the environment could not be understood.
+	// alone says that RAYLINK_BRAIN is not looked at.
+	alone   bool
 	invalid []error
 }
 
@@ -176,6 +178,13 @@ func WithBusyPoll(d time.Duration) Option { return optionFunc(func(o *Options) {
 // WithHeapFloor makes collections rarer in small processes, see [Options].HeapFloor.
 func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.HeapFloor = bytes }) }
 
+// WithBrainFromEnvironment joins the Brain that RAYLINK_BRAIN names, if it names one, where a runtime would otherwise make a system of its own
+// whatever the environment says, as raylink.Start does.
+func WithBrainFromEnvironment() Option { return optionFunc(func(o *Options) { o.alone = false }) }
+
+// Alone makes a system of its own unless an option names a Brain to join. It is for the front door.
+func Alone() Option { return optionFunc(func(o *Options) { o.alone = true }) }
+
 // defaultKeepRuns is how many run directories are kept.
 const defaultKeepRuns = 20
 
@@ -189,7 +198,7 @@ func NewOptions(opts ...Option) Options {
 	for name, field := range map[string]*string{
 		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
 	} {
-		if *field == "" && (field != &o.Token || !o.Open) {
+		if *field == "" && (field != &o.Token || !o.Open) && (field != &o.Brain || !o.alone) {
 			*field = os.Getenv(name)
 		}
 	}

@@ -62,7 +62,7 @@ var (
 // openPipe runs a streaming method of a node in this process.
 func (n *Node) openPipe(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {
 	if ctx.Err() != nil {
-		return nil, causeOf(ctx)
+		return nil, n.ended(ctx, m, unsent)
 	}
 	waits(ctx)
 	p := &pipe{
@@ -132,7 +132,7 @@ func (s pipeServer) receiveMessage() (proto.Message, error) {
 		return s.p.receive(msg)
 	case <-s.p.sent:
 	case <-s.p.ctx.Done():
-		return nil, causeOf(s.p.ctx)
+		return nil, s.p.node.ended(s.p.ctx, s.p.method, streaming)
 	}
 	select {
 	case msg := <-s.p.requests: // what was sent before the end
@@ -149,7 +149,7 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 		return connect.Errorf(connect.CodeInternal, "%T is not a message", msg)
 	}
 	if p.ctx.Err() != nil {
-		return causeOf(p.ctx)
+		return p.node.ended(p.ctx, p.method, streaming)
 	}
 	if err := p.node.checkTravels(p.method, to == p.requests, m); err != nil {
 		return err
@@ -158,7 +158,7 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 	case to <- passing{msg: p.node.passes(m), sent: sealOf(m)}:
 		return nil
 	case <-p.ctx.Done():
-		return causeOf(p.ctx)
+		return p.node.ended(p.ctx, p.method, streaming)
 	}
 }
 
@@ -210,7 +210,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 		return c.p.receive(msg)
 	case <-c.p.ended:
 	case <-c.ctx.Done():
-		return nil, causeOf(c.ctx)
+		return nil, c.p.node.ended(c.ctx, c.p.method, streaming)
 	case <-c.p.closed:
 		return nil, closedStreamError()
 	case <-c.p.node.life.Done():

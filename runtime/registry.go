@@ -69,6 +69,9 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 	if err != nil {
 		return fmt.Errorf("joining Brain at %s: %w", where, err)
 	}
+	if !embedded {
+		h.warnUnreachable(ctx, where, hello.GetRoot().GetHost())
+	}
 	h.registry = &registry{
 		host: h, hello: hello, watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),

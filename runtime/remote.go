@@ -252,7 +252,7 @@ func (h *Host) newWaitedCall() *tunnel.Call {
 	if c, ok := h.waited.Get().(*tunnel.Call); ok {
 		return c
 	}
-	return &tunnel.Call{Waits: true}
+	return &tunnel.Call{Waits: true, Verdict: true}
 }
 
 func (h *Host) freeWaitedCall(c *tunnel.Call) {
@@ -282,28 +282,37 @@ func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Me
 func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
-		return nil, err
+		return nil, endedAt(err, r.path(), m, unsent)
 	}
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
 	describe(ctx, c, target, m, req, out.metadata, true)
 	waits(ctx)
 	if err := conn.Start(ctx, c); err != nil {
-		return nil, err
+		return nil, endedAt(err, r.path(), m, unsent)
 	}
 	conn.Wait(ctx, c, causeOf)
 	deliver(out.info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
 	if c.Err != nil {
-		return nil, overdue(ctx, c.Err)
+		err := overdue(ctx, c.Err)
+		if canceledOverdue(ctx, err) {
+			err = causeOf(ctx)
+		}
+		return nil, endedAt(err, r.path(), m, unanswered)
 	}
 	return c.Response, nil
+}
+
+// canceledOverdue says whether the node calls a call canceled because it heard of this side's deadline before its own had passed.
+func canceledOverdue(ctx context.Context, err error) bool {
+	return connect.CodeOf(err) == connect.CodeCanceled && errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
 // submit makes a unary call and returns when it is on its way. Its outcome completes the future, on the connection's reading goroutine.
 func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out outgoing) error {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
-		return err
+		return endedAt(err, r.path(), m, unsent)
 	}
 	c := &tunnel.Call{}
 	describe(ctx, c, target, m, req, out.metadata, false)
@@ -312,6 +321,10 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 		show := func() { deliver(info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer}) }
 		if c.Err == nil {
 			f.completeWith(c.Response, nil, show)
+			return
+		}
+		if canceledOverdue(ctx, c.Err) {
+			f.completeWith(nil, endedAt(causeOf(ctx), r.path(), m, unanswered), show)
 			return
 		}
 		if !isLost(c.Err) && !isNotHere(c.Err) {
@@ -329,13 +342,18 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 		}()
 	}
 	// Before anybody can use it: nobody has the future yet, and Follow comes after Start.
-	f.cancelBy(func(cause error) { c.Cancel(takenBack(cause)) })
+	f.cancelBy(func(cause error) error {
+		err := endedAt(takenBack(cause), r.path(), m, unanswered)
+		c.Cancel(err)
+		return err
+	})
 	if ctx.Done() != nil {
+		f.verdict = c.AwaitVerdict
 		c.Follow = func() { f.follow(ctx) }
 	}
 	if err := conn.Start(ctx, c); err != nil {
 		if ctx.Err() != nil {
-			return causeOf(ctx)
+			return endedAt(causeOf(ctx), r.path(), m, unsent)
 		}
 		if !isLost(err) {
 			return err // it was refused here: for what it was to carry, say
@@ -371,7 +389,7 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method, out outgoing
 	if err != nil {
 		return nil, err
 	}
-	return &remoteStream{ClientStream: stream, ctx: ctx, remote: r}, nil
+	return &remoteStream{ClientStream: stream, ctx: ctx, remote: r, method: m}, nil
 }
 
 // remoteStream explains the loss of its connection.
@@ -380,6 +398,7 @@ type remoteStream struct {
 
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	remote *remote
+	method *Method
 	source source // only ReceiveEmpty uses it
 }
 
@@ -395,7 +414,7 @@ func (s *remoteStream) explained(err error) error {
 		return nil
 	}
 	if s.ctx.Err() != nil {
-		return causeOf(s.ctx)
+		return endedAt(causeOf(s.ctx), s.remote.path(), s.method, streaming)
 	}
 	if isLost(err) {
 		return s.remote.explain(s.ctx, err)

@@ -38,7 +38,7 @@ func (n *Node) isConcurrent(m *Method) bool {
 func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error) {
 	ctx := cc.caller
 	if ctx.Err() != nil {
-		return nil, causeOf(ctx)
+		return nil, n.ended(ctx, cc.call.method, unsent)
 	}
 	n.adopt(cc)
 	if n.isConcurrent(cc.call.method) {
@@ -66,6 +66,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		return j.res, j.err
 	case <-ctx.Done():
 	}
+	at := inMailbox
 	if !n.mailbox.Remove(j.entry) {
 		select {
 		case <-j.done:
@@ -73,8 +74,9 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 			return j.res, j.err
 		default:
 		}
+		at = running
 	}
-	return nil, causeOf(ctx)
+	return nil, n.ended(ctx, cc.call.method, at)
 }
 
 // runInline runs a unary method on its caller's goroutine. A caller whose context has ended meanwhile gets that, as it would by any
@@ -82,7 +84,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
 	res, err := n.run(cc, req)
 	if cc.caller.Err() != nil {
-		return nil, causeOf(cc.caller)
+		return nil, n.ended(cc.caller, cc.call.method, running)
 	}
 	return res, err
 }
@@ -117,11 +119,13 @@ func (n *Node) submitJob(j *job) error {
 	return n.enqueue(j)
 }
 
-// cancel takes a submitted call back. Where it had not begun it never will, and finish is not called.
-func (n *Node) cancel(j *job, cause error) {
+// cancel takes a submitted call back, and returns how far it had come. Where it had not begun it never will, and finish is not called.
+func (n *Node) cancel(j *job, cause error) stage {
 	if j.entry == nil || !n.mailbox.Remove(j.entry) {
 		j.cc.abort(cause)
+		return running
 	}
+	return inMailbox
 }
 
 func (n *Node) enqueue(j *job) error {
@@ -171,7 +175,7 @@ func (n *Node) awaitReady(cc *callContext) error {
 	case <-n.ready:
 		return n.neverReady
 	case <-cc.Done():
-		return causeOf(cc)
+		return n.ended(cc, cc.call.method, inSetup)
 	}
 }
 
@@ -240,7 +244,7 @@ func (j *job) Run(turn *mailbox.Turn) {
 		}
 	}()
 	if j.cc.caller.Err() != nil {
-		j.err = causeOf(j.cc.caller)
+		j.err = n.ended(j.cc.caller, j.cc.call.method, inMailbox)
 	} else if begin, pace := monotonic(), n.paceOf(j); pace != nil {
 		j.res, j.err = n.run(j.cc, j.req)
 		pace.took(monotonic() - begin)

@@ -205,6 +205,7 @@ type callStream struct {
 	stream connect.ClientStream
 	source source // only receive uses it
 	method *Method
+	target *target
 
 	// state has streamHalfClosed, streamClosed and streamEnded. outcome is what receive ended with; it
 	// is set before streamEnded is.
@@ -256,14 +257,14 @@ func (c *callStream) send(req proto.Message) error {
 	case c.is(streamEnded):
 		return io.EOF // receive says why
 	case c.ctx.Err() != nil:
-		return causeOf(c.ctx)
+		return endedAt(causeOf(c.ctx), c.target.pathHint(), c.method, streaming)
 	}
 	err := c.stream.Send(req)
 	switch {
 	case err == nil || c.ctx.Err() == nil && !c.is(streamClosed):
 		return err
 	case c.ctx.Err() != nil:
-		return causeOf(c.ctx)
+		return endedAt(causeOf(c.ctx), c.target.pathHint(), c.method, streaming)
 	}
 	return closedStreamError()
 }

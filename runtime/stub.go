@@ -82,8 +82,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	select {
 	case <-done:
 	case <-ctx.Done():
-		n.cancel(j, context.Cause(ctx))
-		return causeOf(ctx)
+		return n.ended(ctx, m, n.cancel(j, context.Cause(ctx)))
 	}
 	header, trailer, err := n.outcome(cc, j.err)
 	header.addTo(info.ResponseHeader())
@@ -139,7 +138,7 @@ func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 		return err
 	case <-late.C:
 		n.logger().Warn("a method goes on although its call is over", slog.String("node", n.path), slog.String("method", m.fullName()))
-		return causeOf(ctx)
+		return n.ended(ctx, m, running)
 	}
 }
 

@@ -121,7 +121,7 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, ou
 // submitLocal is submit for a node of this process: the call always waits in line, so that its caller never runs it.
 func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
 	if ctx.Err() != nil {
-		return causeOf(ctx)
+		return n.ended(ctx, m, unsent)
 	}
 	if err := n.checkTravels(m, true, req); err != nil {
 		return err
@@ -138,6 +138,6 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	if err != nil {
 		return err
 	}
-	f.watch(ctx, func(cause error) { n.cancel(j, cause) })
+	f.watch(ctx, func(cause error) error { return endedAt(takenBack(cause), n.path, m, n.cancel(j, cause)) })
 	return nil
 }

@@ -106,9 +106,14 @@ func serve(child *launch.Child, options runtime.Options) int {
 }
 
 // Start makes a system, or joins one, without any claim on the process: as often as wanted. Nodes are created in this process unless an
-// option of their creation says otherwise.
+// option of their creation says otherwise. Where it can embed a Brain it does not look at RAYLINK_BRAIN unless an option says so: a test that runs
+// where a system does must not create its nodes there.
 func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
-	return start(ctx, embed, withSystemTypes(runtime.NewOptions(append([]runtime.Option{runtime.WithInProcess()}, opts...)...)))
+	first := []runtime.Option{runtime.WithInProcess()}
+	if embed != nil {
+		first = append(first, runtime.Alone())
+	}
+	return start(ctx, embed, withSystemTypes(runtime.NewOptions(append(first, opts...)...)))
 }
 
 func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {

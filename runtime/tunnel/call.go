@@ -29,6 +29,8 @@ type Call struct {
 
 	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is not used.
 	Waits bool
+	// Verdict says that a call which Waits goes on to wait after its deadline, for VerdictGrace at most, for the peer to say how far it had come.
+	Verdict bool
 	// Follow, for a call that doesn't Wait, says that Start's context is to be watched from now on: it is called once, if the call is open for some
 	// milliseconds or that context ends before. It may come when the call is just over, and must not block. Nil where nobody watches.
 	Follow func()

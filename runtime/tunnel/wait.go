@@ -1,6 +1,10 @@
 package tunnel
 
-import "context"
+import (
+	"context"
+	"errors"
+	"time"
+)
 
 // Most calls are over in less than a millisecond, and to watch their contexts meanwhile costs more
 // than all else that their callers do: a channel and a select for a caller that waits, a
@@ -97,7 +101,9 @@ func (s *sweep) tick() {
 }
 
 // Reset makes a call that is over one that can be started again, without what it had; it keeps what waiting needs.
-func (call *Call) Reset() { *call = Call{Waits: call.Waits, waiting: waiting{tokens: call.tokens}} }
+func (call *Call) Reset() {
+	*call = Call{Waits: call.Waits, Verdict: call.Verdict, waiting: waiting{tokens: call.tokens}}
+}
 
 // expect prepares for a caller that is going to wait: it is to read its own answer if it is alone
 // and the read loop is parked. Callers hold the lock.
@@ -130,7 +136,8 @@ func (c *Conn) sweepLater(ctx context.Context, call *Call) {
 // [Conn.Start] of such a call, with the same context, and may make the caller read the connection
 // meanwhile. If the context ends first, the call is cancelled with what ended makes of it: at once
 // where the call has been open for some milliseconds, and within two milliseconds before that, or
-// five if thousands of calls are as young.
+// five if thousands of calls are as young. A call that asks for a Verdict takes up to VerdictGrace
+// longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
 	watches := call.reads && c.readFor(call)
 	if !watches && <-call.tokens == over {
@@ -143,12 +150,81 @@ func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context)
 				return
 			}
 		case <-ctx.Done():
+			if call.Verdict && call.awaitVerdict(ctx) {
+				return
+			}
 			call.Cancel(ended(ctx))
 			for <-call.tokens != over {
 			}
 			return
 		}
 	}
+}
+
+// VerdictGrace is how long after its deadline a call waits for the peer, which has the same deadline,
+// to say how far the call had come: whether it still waited, or ran. The peer looks at the deadline
+// of a call that waits only when it is asked, after verdictAsk.
+const (
+	VerdictGrace = 4 * time.Millisecond
+	verdictAsk   = time.Millisecond
+)
+
+// awaitVerdict waits for the peer's word on a call whose deadline has passed. It returns whether the
+// call is over. A call that was cancelled before its deadline waits for nothing.
+func (call *Call) awaitVerdict(ctx context.Context) bool {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return false
+	}
+	limit := time.NewTimer(verdictAsk)
+	defer limit.Stop()
+	for asked := false; ; {
+		select {
+		case t := <-call.tokens:
+			if t == over {
+				return true
+			}
+		case <-limit.C:
+			if asked || !call.askVerdict() {
+				return false
+			}
+			asked = true
+			limit.Reset(VerdictGrace - verdictAsk)
+		}
+	}
+}
+
+// AwaitVerdict waits, for VerdictGrace at most, until done is closed, which the outcome of a call with
+// Done does, for the peer's word on a call whose deadline has passed.
+func (call *Call) AwaitVerdict(done <-chan struct{}) {
+	limit := time.NewTimer(verdictAsk)
+	defer limit.Stop()
+	select {
+	case <-done:
+		return
+	case <-limit.C:
+	}
+	if !call.askVerdict() {
+		return
+	}
+	limit.Reset(VerdictGrace - verdictAsk)
+	select {
+	case <-done:
+	case <-limit.C:
+	}
+}
+
+// askVerdict cancels the call at the peer and leaves it open here, for the peer's reply. It returns
+// false where none will come: the call is over, or was never sent.
+func (call *Call) askVerdict() bool {
+	c := call.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call || call.parcel != nil && !call.parcel.started {
+		return false
+	}
+	c.out.frame(kindCancel, call.id, nil)
+	c.kick()
+	return true
 }
 
 // openCall is a call that the sweeper looks at.

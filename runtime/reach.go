@@ -1,0 +1,55 @@
+package runtime
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+)
+
+// warnUnreachable warns where this host joins a Brain of another machine and listens on loopback: its nodes will be found from there, and calls to
+// them will fail, or reach something else. A process that creates no nodes needs none of this, so it is no error.
+func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
+	if !isLoopback(hostOf(h.front.advertised)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
+		return
+	}
+	h.log.Warn("Brain is on another machine, and this process listens on loopback only: the nodes that it creates cannot be reached from there. "+
+		"Listen on an address that other machines reach: WithListen or RAYLINK_LISTEN, such as HOST:0, with WithAdvertise or RAYLINK_ADVERTISE where "+
+		"they know this machine by another address", slog.String("brain", brain), slog.String("listen", h.front.advertised))
+}
+
+// resolveTimeout bounds how long a name is looked up for a warning.
+const resolveTimeout = time.Second
+
+// isElsewhere says whether a Brain at an address is on another machine than this one, as far as can be known.
+func isElsewhere(ctx context.Context, brain, machine, own string) bool {
+	if machine != "" && machine != own {
+		return true
+	}
+	// Containers may share what a machine is told by, and have networks of their own.
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOf(brain))
+	if err != nil {
+		return false
+	}
+	mine, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, address := range addresses {
+		address = address.Unmap()
+		if address.IsLoopback() || address.IsUnspecified() {
+			return false
+		}
+		for _, own := range mine {
+			if prefix, err := netip.ParsePrefix(own.String()); err == nil && prefix.Addr().Unmap() == address {
+				return false
+			}
+		}
+	}
+	return len(addresses) > 0
+}
