@@ -2,7 +2,6 @@ package contract
 
 import (
 	"context"
-	"errors"
 	"io"
 	"math"
 	"runtime"
@@ -295,14 +294,11 @@ func testLeftBehind(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		}
 		chat, err := p.Chat(ctx)
 		require.NoError(t, err)
-		for err == nil {
-			err = chat.Send(&contractv1.ChatRequest{Text: "bye"})
-		}
-		for errors.Is(err, io.EOF) || err == nil { // first Send's, then Receive's
-			if _, err = chat.Receive(); errors.Is(err, io.EOF) {
-				break
-			}
-		}
+		// Not again and again until it fails: every frame for a stream that is over is answered by a reset, and
+		// an HTTP/2 server closes the connection of a client that provokes more of these than it takes.
+		require.NoError(t, chat.Send(&contractv1.ChatRequest{Text: "bye"}))
+		_, err = chat.Receive()
+		require.ErrorIs(t, err, io.EOF)
 	}
 	require.Eventually(t, func() bool { return ctx.registered() == 0 }, Patience, 2*time.Millisecond,
 		"%d of its calls are registered with the context", ctx.registered())
