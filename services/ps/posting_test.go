@@ -1,3 +1,5 @@
+//go:build !unguarded
+
 package ps
 
 import (
