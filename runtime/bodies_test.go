@@ -16,6 +16,9 @@ func body(t *testing.T, b *bodies) *heldBody {
 }
 
 func TestOneMessageOfTheLargestSizeFindsRoomAlone(t *testing.T) {
+	if !guarded {
+		t.Skip("nothing is counted: TestHostile shows that this is noticed")
+	}
 	b := newBodies("requests", 1<<20)
 	one := body(t, b)
 	require.NoError(t, one.take(1<<20))
