@@ -33,11 +33,13 @@ const (
 	bodyPatience = 5 * time.Second
 	// bodyRoom is for what is around a message.
 	bodyRoom = 64 << 10
+	// bodyFloor is what there is for messages at least: where the largest are small, many come at once.
+	bodyFloor = 4 << 20
 )
 
 // newBodies makes a bound which one of the largest messages keeps to when it is alone.
 func newBodies(what string, maxMessage int) *bodies {
-	return &bodies{what: what, limit: 2 * bodyFactor * (maxMessage + bodyRoom)}
+	return &bodies{what: what, limit: max(bodyFloor, 2*bodyFactor*(maxMessage+bodyRoom))}
 }
 
 // heldBody is what one message holds.
