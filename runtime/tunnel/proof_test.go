@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -86,6 +87,7 @@ func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, cha
 	near, proxyNear := memnet.Pipe()
 	proxyFar, far := memnet.Pipe()
 	var o meeting
+	var changing sync.Mutex // change is called from both directions
 	forward := func(from, to net.Conn, fromDialler bool, record *[]byte) {
 		in := &peer{t: t, nc: from}
 		for first := true; ; first = false {
@@ -94,7 +96,9 @@ func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, cha
 				_ = to.Close()
 				return
 			}
+			changing.Lock()
 			out := change(fromDialler, frame)
+			changing.Unlock()
 			if first {
 				out = append([]byte(tunnel.Preface), out...)
 			}
