@@ -140,8 +140,8 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 const maxBrainPause = 500 * time.Millisecond
 
 // backoff spaces the attempts to reach Brain. Its bound is a share of the lease, so that a host that
-// has lost Brain makes several attempts before its lease runs out. Its field in lease.Options,
-// Reattach, relies on that.
+// has lost Brain makes several attempts before its lease runs out. Brain's option Reattach counts on
+// the bound.
 func (r *registry) backoff() *backoff.Backoff {
 	most := maxBrainPause
 	if lease := r.hello.GetLease().AsDuration(); lease > 0 {
