@@ -142,7 +142,10 @@ func (v *victim) bear(t *testing.T, a attack) {
 		end()
 		return
 	}
-	assert.LessOrEqual(t, held, a.most)
+	// The race detector slows collections and moves the heap: make test-hostile, which ci runs too, holds the bound without it.
+	if !raceEnabled {
+		assert.LessOrEqual(t, held, a.most)
+	}
 	require.Eventually(t, func() bool { return v.calls.Load() > calls+2 }, patience, time.Millisecond, "the neighbour's calls do not go on")
 	end()
 	const spare = 12 // the neighbour's own come and go

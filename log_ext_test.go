@@ -55,6 +55,7 @@ func TestOldRunsArePruned(t *testing.T) {
 	}
 	runs, err := filepath.Glob(filepath.Join(data, "runs", "2*"))
 	require.NoError(t, err)
-	assert.LessOrEqual(t, len(runs), 3)
+	// Two, the marked one, and the last of all: those of one second have no order, so it may be beside the two.
+	assert.LessOrEqual(t, len(runs), 4)
 	assert.Contains(t, runs, first)
 }
