@@ -170,7 +170,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, r, err)
 		return
 	}
-	to := &destination{node: rec, method: method, body: &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w)}}
+	to := &destination{node: rec, method: method, body: newRequestBody(w, r)}
 	r = r.WithContext(context.WithValue(r.Context(), destinationKey{}, to))
 	if r.ProtoMajor < 2 {
 		// Go's server would close the request's body as soon as the response begins, while the transport has yet to see its end: it would take that

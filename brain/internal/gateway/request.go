@@ -17,8 +17,15 @@ type requestBody struct {
 	io.ReadCloser
 
 	control *http.ResponseController
-	closed  atomic.Bool
 	ended   atomic.Bool
+	closed  atomic.Bool
+	// done is closed when the first Close is through. The transport closes the body on a goroutine of its own,
+	// and once the handler has returned, its ResponseWriter must not be used any more.
+	done chan struct{}
+}
+
+func newRequestBody(w http.ResponseWriter, r *http.Request) *requestBody {
+	return &requestBody{ReadCloser: r.Body, control: http.NewResponseController(w), done: make(chan struct{})}
 }
 
 // Read implements io.Reader.
@@ -33,10 +40,16 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // the transport compares with io.EOF
 }
 
-// Close implements io.Closer. The server closes what is below.
+// Close implements io.Closer. The server closes what is below. When Close returns, no other Close is
+// under way, so that a handler that has closed its body may return.
 func (b *requestBody) Close() error {
+	if b.closed.Swap(true) {
+		<-b.done
+		return nil
+	}
+	defer close(b.done)
 	// After the end there is nothing to interrupt, and over HTTP/1.1 a deadline would look like the caller's going away.
-	if b.closed.Swap(true) || b.ended.Load() {
+	if b.ended.Load() {
 		return nil
 	}
 	if err := b.control.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, http.ErrNotSupported) {
