@@ -92,8 +92,9 @@ test-soak: ## three hosts under stress: make test-soak SOAK=10m; SEED=N chooses 
 	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED))
 
 .PHONY: lint
-lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint and buf lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language
 	$(TOOLS)/buf lint
+	$(GO) test -count=1 ./internal/prose
 	$(TOOLS)/golangci-lint run ./...
 	@for m in $(MODULES); do echo "golangci-lint in $$m"; (cd $$m && $(TOOLS)/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); done
 
