@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -10,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/raylink/raylink/internal/fences"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,7 +23,7 @@ func TestTourInProcessesOfTheirOwn(t *testing.T) {
 	require.Empty(t, output)
 
 	tour := exec.CommandContext(t.Context(), program)
-	tour.Env = clean("RAYLINK_DATA=" + t.TempDir())
+	tour.Env = fences.Environment("RAYLINK_DATA=" + t.TempDir())
 	assert.Equal(t, strings.TrimPrefix(`
 created counter-0
 added 2: 3
@@ -37,7 +38,7 @@ tallied -5: 30
 `, "\n"), combined(t, tour))
 
 	wrong := exec.CommandContext(t.Context(), program, "sevre")
-	wrong.Env = clean("RAYLINK_DATA=" + t.TempDir())
+	wrong.Env = fences.Environment("RAYLINK_DATA=" + t.TempDir())
 	said, err := wrong.CombinedOutput()
 	require.Error(t, err)
 	assert.Contains(t, string(said), `unknown arguments ["sevre"]`)
@@ -49,15 +50,4 @@ func combined(t *testing.T, cmd *exec.Cmd) string {
 	output, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s\n%s", cmd, output)
 	return string(output)
-}
-
-// clean is the environment without anybody's settings for RayLink or make, and with those given.
-func clean(more ...string) []string {
-	var env []string
-	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, "RAYLINK_") && !strings.HasPrefix(e, "MAKE") {
-			env = append(env, e)
-		}
-	}
-	return append(env, more...)
 }
