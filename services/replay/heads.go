@@ -83,7 +83,7 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch) (int, error) {
 		}
 		sequences = append(sequences, res.GetSequence()...)
 	}
-	batch.Number(sequences)
+	batch.SetSequences(sequences)
 	return batch.Rows(), nil
 }
 

@@ -10,17 +10,19 @@ import (
 	"sync/atomic"
 )
 
-// An area is some rows that somebody reads in place: a range, or a few. There is a small table of ranges in the file; for each a
-// mark (a stamp and the participant that it belongs to, 0 for a free one), the first row and the number of rows. A bit in one
-// word says that it counts.
+// An area is a set of rows that are read in place: one range, or a few. The file has a small table
+// of ranges. An entry consists of an owner mark (a stamp and a participant's index; 0 if the entry
+// is free), the first row and the number of rows. A bit in one word activates the entry.
 //
-// Who wants an area takes a free entry, writes the range, sets the bit, and only then looks at the rows' words: what is whole
-// now stays whole. For a writer turns a row's word odd before it looks at the bits: either it sees the bit and backs out, or the
-// word was odd (or already another) when the reader looked. This is Dekker's argument; it needs the two looks to be
-// sequentially consistent with the two stores, as Go's atomics are.
+// To hold an area, a reader allocates a free entry, writes the range, sets the bit, and only then
+// loads the rows' words: a row that is complete now stays so. A writer makes a row's word odd
+// before it loads the bits. So either the writer sees the bit and backs out, or the reader found
+// the word odd or changed. This is Dekker's algorithm. It requires both loads to be sequentially
+// consistent with both stores, which Go's atomics are.
 //
-// An area of a dead participant is taken back by whoever finds it in the way: he puts his own mark in place of the one he saw,
-// so that only one does, and so that nobody clears the bit of an entry that has meanwhile gone to somebody else.
+// The area of a dead participant is reclaimed by any participant that finds it in its way. It first
+// replaces the mark it saw by its own, with compare-and-swap: only one participant succeeds, and
+// none clears the bit of an entry that was reallocated in between.
 
 // maxAreas is the number of bits in a word.
 const maxAreas = 64
@@ -41,7 +43,7 @@ func (r *Ring) areaOwner(i int) *atomic.Uint64 { return at(r.control, r.areaOffs
 func (r *Ring) areaFirst(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)+8) }
 func (r *Ring) areaCount(i int) *atomic.Uint64 { return at(r.control, r.areaOffset(i)+16) }
 
-// active has a bit for each entry that writers go around.
+// active returns the set of entries whose rows writers must skip, one bit each.
 func (r *Ring) active() uint64 {
 	if !guarded {
 		return 0
@@ -49,24 +51,25 @@ func (r *Ring) active() uint64 {
 	return r.counter(counterActive).Load()
 }
 
-// inArea says whether a row is held, and in which area.
+// inArea returns the area that holds a row, if any.
 func (r *Ring) inArea(slot uint64) (int, bool) {
 	for active := r.active(); active != 0; active &= active - 1 {
 		i := bits.TrailingZeros64(active)
-		if r.intoArea(i, slot) < r.areaCount(i).Load() {
+		if r.offsetInArea(i, slot) < r.areaCount(i).Load() {
 			return i, true
 		}
 	}
 	return 0, false
 }
 
-// intoArea is how many rows after the area's first one a row is, going around.
-func (r *Ring) intoArea(i int, slot uint64) uint64 {
+// offsetInArea returns the distance of a row from the area's first row, modulo the capacity.
+func (r *Ring) offsetInArea(i int, slot uint64) uint64 {
 	capacity := r.head.layout.Capacity
 	return (slot + capacity - r.areaFirst(i).Load()%capacity) % capacity
 }
 
-// ahead looks from a row to the areas before a writer: how many rows are held from there on, or how many are free.
+// ahead returns how many rows from slot on are held (blocked), or if slot is not held, how many
+// rows are free before the next area.
 func (r *Ring) ahead(slot uint64) (blocked, free uint64) {
 	capacity := r.head.layout.Capacity
 	free = capacity
@@ -75,7 +78,7 @@ func (r *Ring) ahead(slot uint64) (blocked, free uint64) {
 		if r.reaped(i) {
 			continue
 		}
-		into, count := r.intoArea(i, slot), min(r.areaCount(i).Load(), capacity)
+		into, count := r.offsetInArea(i, slot), min(r.areaCount(i).Load(), capacity)
 		if into < count {
 			return count - into, 0
 		}
@@ -84,11 +87,11 @@ func (r *Ring) ahead(slot uint64) (blocked, free uint64) {
 	return 0, free
 }
 
-// heldRows is how many rows are held, by whatever number of areas.
+// heldRows returns the number of rows held by areas; overlaps count once.
 func (r *Ring) heldRows() uint64 {
 	capacity := r.head.layout.Capacity
-	type stretch struct{ from, to uint64 }
-	var stretches []stretch
+	type interval struct{ from, to uint64 }
+	var intervals []interval
 	for active := r.active(); active != 0; active &= active - 1 {
 		i := bits.TrailingZeros64(active)
 		if r.reaped(i) {
@@ -96,32 +99,32 @@ func (r *Ring) heldRows() uint64 {
 		}
 		from := r.areaFirst(i).Load() % capacity
 		to := from + min(r.areaCount(i).Load(), capacity)
-		stretches = append(stretches, stretch{from, min(to, capacity)}, stretch{0, to - min(to, capacity)})
+		intervals = append(intervals, interval{from, min(to, capacity)}, interval{0, to - min(to, capacity)})
 	}
-	slices.SortFunc(stretches, func(a, b stretch) int { return cmp.Compare(a.from, b.from) })
+	slices.SortFunc(intervals, func(a, b interval) int { return cmp.Compare(a.from, b.from) })
 	var held, end uint64
-	for _, s := range stretches {
+	for _, s := range intervals {
 		held += max(s.to, end) - max(s.from, end)
 		end = max(s.to, end)
 	}
 	return held
 }
 
-// reaped says whether an area's participant is dead, and if so ends the area. Only a participant may: another's mark would be
-// a dead one's.
+// reaped reports whether an area's participant is dead, and if so reclaims the area. Only a
+// participant reclaims: the mark of any other process would look like that of a dead one.
 func (r *Ring) reaped(i int) bool {
 	mark := areaMark(r.areaOwner(i).Load())
-	if mark == 0 || !r.dead(mark.participant()) {
+	if mark == 0 || !r.knownDead(mark.participant()) {
 		return false
 	}
-	if r.self != none {
+	if r.self != noParticipant {
 		r.reclaim(i, mark)
 	}
 	return true
 }
 
-// takeEntries takes up to n entries for an area, or says who has them all.
-func (r *Ring) takeEntries(n int) ([]int, areaMark, error) {
+// allocateEntries allocates up to n entries. If there are none, the error lists their holders.
+func (r *Ring) allocateEntries(n int) ([]int, areaMark, error) {
 	mine := newAreaMark(r.counter(counterStamp).Add(1), r.self)
 	var taken []int
 	for i := range maxAreas {
@@ -141,25 +144,25 @@ func (r *Ring) takeEntries(n int) ([]int, areaMark, error) {
 	return taken, mine, nil
 }
 
-// giveBack ends an area that the caller's mark is on.
-func (r *Ring) giveBack(i int, mine areaMark) {
+// releaseEntry frees an entry that carries the caller's mark.
+func (r *Ring) releaseEntry(i int, mine areaMark) {
 	r.counter(counterActive).And(^(uint64(1) << i))
 	r.areaOwner(i).CompareAndSwap(uint64(mine), 0)
 }
 
-// reclaim ends an area of a dead participant, unless somebody else does.
+// reclaim frees the entry of a dead participant, unless another participant did so first.
 func (r *Ring) reclaim(i int, seen areaMark) {
 	mine := newAreaMark(r.counter(counterStamp).Add(1), r.self)
 	if r.areaOwner(i).CompareAndSwap(uint64(seen), uint64(mine)) {
-		r.giveBack(i, mine)
+		r.releaseEntry(i, mine)
 	}
 }
 
-// holders are the processes that hold areas.
+// holders returns the ids of the processes that hold areas.
 func (r *Ring) holders() []int {
 	var pids []int
 	for i := range maxAreas {
-		if mark := areaMark(r.areaOwner(i).Load()); mark != 0 && mark.participant() != none {
+		if mark := areaMark(r.areaOwner(i).Load()); mark != 0 && mark.participant() != noParticipant {
 			pids = append(pids, int(r.participantState(mark.participant()).Load())) //nolint:gosec // a process id, for a message
 		}
 	}
@@ -167,8 +170,8 @@ func (r *Ring) holders() []int {
 	return slices.Compact(pids)
 }
 
-// Area is some rows that can be read in place. Writers go around them until it is released. A process that has areas should
-// release them soon: what they hold is lost to the ring meanwhile.
+// Area is a set of rows that can be read in place. Writers skip them until it is released. Release
+// areas soon: the ring has no use of their rows meanwhile.
 type Area struct {
 	ring    *Ring
 	entries []int
@@ -177,7 +180,8 @@ type Area struct {
 	once    sync.Once
 }
 
-// Span is a piece of an area: rows that follow each other in memory and in sequence. It is valid until the area is released.
+// Span is a part of an area: rows that are contiguous in memory and in sequence. It is valid until
+// the area is released.
 type Span struct {
 	ring  *Ring
 	slot  uint64
@@ -185,16 +189,17 @@ type Span struct {
 	rows  int
 }
 
-// Rows is how many rows the span has.
+// Rows returns the number of rows.
 func (s Span) Rows() int { return s.rows }
 
-// First is the sequence number of the span's first row; the others count on from there.
+// First returns the sequence number of the first row. The others follow without gaps.
 func (s Span) First() uint64 { return s.first }
 
-// Layout is the ring's.
+// Layout returns the ring's layout. It must not be modified.
 func (s Span) Layout() Layout { return s.ring.head.layout }
 
-// Bytes is a column of the span's rows, in place. The memory is mapped read-only: who writes to it ends the process.
+// Bytes returns a column of the span's rows, without a copy. The memory is mapped read-only:
+// writing to it crashes the process.
 func (s Span) Bytes(column int) []byte {
 	c := s.ring.head.geometry.columns[column]
 	from := c.offset + s.slot*c.size
@@ -203,51 +208,52 @@ func (s Span) Bytes(column int) []byte {
 }
 
 const (
-	// holdTries is how often Hold starts again because writers were faster.
+	// holdTries is how often Hold retries after writers overwrote rows that it was about to hold.
 	holdTries = 8
-	// maxPieces is how many entries an area may take: rows that lie apart, because writers had gone around something
-	// between them, are not held with all that lies between.
+	// maxPieces is the maximum number of entries for one area. Rows can lie apart because writers
+	// skipped those between them; several entries avoid holding all that lies between.
 	maxPieces = 4
 )
 
-// Hold makes the newest n rows an area: fewer where there are fewer, or where writers keep overwriting them meanwhile.
-// [ErrEmpty] says that there are none, [ErrTooManyAreas] who has taken all that are possible.
+// Hold makes the newest n rows an area. The area has fewer rows if fewer are readable, or if
+// writers keep overwriting them meanwhile. Hold returns [ErrEmpty] if there are none, and
+// [ErrTooManyAreas] with the current holders if the table of areas is full.
 func (h *ReadHead) Hold(n int) (*Area, error) {
 	r := h.ring
-	if err := r.useAsParticipant(); err != nil {
+	if err := r.pinAsParticipant(); err != nil {
 		return nil, err
 	}
-	defer r.done()
+	defer r.unpin()
 	if r.ended() {
 		return nil, ErrEnded
 	}
 	if n <= 0 {
-		return nil, fmt.Errorf("%w: an area of %d rows", ErrBatch, n)
+		return nil, fmt.Errorf("%w: area of %d rows", ErrBatch, n)
 	}
-	entries, mark, err := r.takeEntries(maxPieces)
+	entries, mark, err := r.allocateEntries(maxPieces)
 	if err != nil {
 		return nil, err
 	}
 	area := &Area{ring: r, entries: entries, mark: mark}
 	for try := range holdTries {
-		if area.settle(uint64(n), try == holdTries-1) {
+		if area.tryHold(uint64(n), try == holdTries-1) {
 			r.held.Add(1)
 			return area, nil
 		}
 	}
-	area.giveBack(0)
+	area.releaseEntries(0)
 	return nil, ErrEmpty
 }
 
-// settle puts the area around the newest n rows. It fails where writers took some of them before they saw it, and takes
-// what is left where it is the last try.
-func (a *Area) settle(n uint64, last bool) bool {
+// tryHold puts the area around the newest n rows. It fails if writers claimed some of them before
+// they saw the area; on the last try, it accepts the rows that are left.
+func (a *Area) tryHold(n uint64, last bool) bool {
 	r := a.ring
 	ranges, found := r.newest(n)
 	if found == 0 {
 		return false
 	}
-	ranges = joined(ranges, len(a.entries))
+	ranges = mergeRanges(ranges, len(a.entries))
 	var active uint64
 	for i, piece := range ranges {
 		entry := a.entries[i]
@@ -260,34 +266,35 @@ func (a *Area) settle(n uint64, last bool) bool {
 		var rows uint64
 		a.spans, rows = r.spans(ranges)
 		if rows >= found || last && rows > 0 {
-			a.spans = newestOf(a.spans, rows, n)
-			a.giveBack(len(ranges))
+			a.spans = trimOldest(a.spans, rows, n)
+			a.releaseEntries(len(ranges))
 			return true
 		}
-		runtime.Gosched() // a writer that saw the bits is perhaps about to put a word back
+		runtime.Gosched() // a writer that saw the bits may be about to restore a word
 	}
 	r.counter(counterActive).And(^active)
 	return false
 }
 
-// giveBack gives all but the first entries back.
-func (a *Area) giveBack(keep int) {
-	for _, entry := range a.entries[keep:] {
-		a.ring.giveBack(entry, a.mark)
+// releaseEntries frees all entries from an index on.
+func (a *Area) releaseEntries(from int) {
+	for _, entry := range a.entries[from:] {
+		a.ring.releaseEntry(entry, a.mark)
 	}
-	a.entries = a.entries[:keep]
+	a.entries = a.entries[:from]
 }
 
-// positions is a range of them.
+// positions is the half-open range [from, to).
 type positions struct{ from, to uint64 }
 
-// newest finds the newest n whole rows, in ranges that have nothing else, newest first; and how many there are.
+// newest finds the newest n complete rows. It returns ranges that contain no other rows, newest
+// first, and the number of rows.
 func (r *Ring) newest(n uint64) (ranges []positions, found uint64) {
 	head := r.counter(counterHead).Load()
 	oldest := head - min(head, r.head.layout.Capacity)
 	for p := head; p > oldest && found < n; p-- {
 		if word(r.wordAt(r.all, (p-1)%r.head.layout.Capacity).Load()).holds(p - 1) {
-			ranges = extended(ranges, p-1)
+			ranges = addPosition(ranges, p-1)
 			found++
 		}
 	}
@@ -295,14 +302,15 @@ func (r *Ring) newest(n uint64) (ranges []positions, found uint64) {
 		older := r.olderThan(oldest)
 		older = older[:min(uint64(len(older)), n-found)]
 		for _, p := range older {
-			ranges = extended(ranges, p)
+			ranges = addPosition(ranges, p)
 		}
 		found += uint64(len(older))
 	}
 	return ranges, found
 }
 
-// olderThan are the whole rows that stayed where they were in the last round, because writers went around them; newest first.
+// olderThan returns the complete rows that survived the last round because writers skipped them,
+// newest first.
 func (r *Ring) olderThan(oldest uint64) []uint64 {
 	var older []uint64
 	for slot := range r.head.layout.Capacity {
@@ -315,8 +323,8 @@ func (r *Ring) olderThan(oldest uint64) []uint64 {
 	return older
 }
 
-// extended adds a position to ranges, newest first.
-func extended(ranges []positions, p uint64) []positions {
+// addPosition adds the next older position to ranges, newest first.
+func addPosition(ranges []positions, p uint64) []positions {
 	if k := len(ranges) - 1; k >= 0 && ranges[k].from == p+1 {
 		ranges[k].from = p
 		return ranges
@@ -324,8 +332,8 @@ func extended(ranges []positions, p uint64) []positions {
 	return append(ranges, positions{from: p, to: p + 1})
 }
 
-// joined makes at most n ranges of some, newest first, by taking in the smallest gaps between them.
-func joined(ranges []positions, n int) []positions {
+// mergeRanges reduces ranges, newest first, to at most n by closing the smallest gaps between them.
+func mergeRanges(ranges []positions, n int) []positions {
 	if len(ranges) <= n {
 		return ranges
 	}
@@ -334,20 +342,21 @@ func joined(ranges []positions, n int) []positions {
 		gaps = append(gaps, ranges[i].from-ranges[i+1].to)
 	}
 	slices.Sort(gaps)
-	small := gaps[len(gaps)-n] // n-1 gaps may stay, no larger one is taken in
-	kept := ranges[:1:1]
+	small := gaps[len(gaps)-n] // n-1 gaps may remain; none larger than this is closed
+	merged := ranges[:1:1]
 	for _, next := range ranges[1:] {
-		last := &kept[len(kept)-1]
+		last := &merged[len(merged)-1]
 		if last.from-next.to <= small {
 			last.from = next.from
 			continue
 		}
-		kept = append(kept, next)
+		merged = append(merged, next)
 	}
-	return kept
+	return merged
 }
 
-// spans are the whole rows of ranges of positions, newest range first, in pieces that hang together, oldest first.
+// spans returns the complete rows in ranges of positions (newest range first) as contiguous pieces,
+// oldest first.
 func (r *Ring) spans(ranges []positions) (spans []Span, rows uint64) {
 	capacity := r.head.layout.Capacity
 	for _, piece := range slices.Backward(ranges) {
@@ -367,8 +376,8 @@ func (r *Ring) spans(ranges []positions) (spans []Span, rows uint64) {
 	return spans, rows
 }
 
-// newestOf drops the oldest of the rows, down to n.
-func newestOf(spans []Span, rows, n uint64) []Span {
+// trimOldest drops the oldest rows until n are left.
+func trimOldest(spans []Span, rows, n uint64) []Span {
 	for rows > n {
 		s := &spans[0]
 		drop := min(rows-n, uint64(s.rows))                                   //nolint:gosec // positive
@@ -380,7 +389,7 @@ func newestOf(spans []Span, rows, n uint64) []Span {
 	return spans
 }
 
-// Rows is how many rows the area has.
+// Rows returns the number of rows.
 func (a *Area) Rows() int {
 	n := 0
 	for _, s := range a.spans {
@@ -389,19 +398,20 @@ func (a *Area) Rows() int {
 	return n
 }
 
-// Spans are the area's rows, oldest first: in one piece, or in two where the ring's end lies between, or in more where rows
-// were skipped or are being written.
+// Spans returns the area's rows, oldest first: one span, two if the area wraps around the ring's
+// end, or more if rows between them were skipped or are being written.
 func (a *Area) Spans() []Span { return a.spans }
 
-// Release lets writers have the rows again. The spans must not be used after it. Only the first call does anything.
+// Release lets writers reuse the rows. The spans must not be used afterwards. Further calls do
+// nothing.
 func (a *Area) Release() error {
 	var err error
 	a.once.Do(func() {
 		r := a.ring
-		r.life.Lock()
-		defer r.life.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		a.spans = nil
-		a.giveBack(0)
+		a.releaseEntries(0)
 		if r.held.Add(-1) == 0 && r.closed {
 			err = r.unmapFile()
 		}

@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
-	"unsafe" //nolint:depguard // aligned bytes without pointers are seen as numbers, in place: see view
+	"unsafe" //nolint:depguard // reinterprets aligned pointer-free bytes as numbers: see view
 )
 
-// Batch is some rows outside the ring, column by column: what is appended, and what is read. A batch belongs to who made it,
-// and is used by one goroutine at a time.
+// Batch is a set of rows outside the ring, stored by column: rows to append, or rows that were
+// read. It is not safe for concurrent use.
 type Batch struct {
 	layout    Layout
 	sizes     []uint64
@@ -17,7 +17,7 @@ type Batch struct {
 	sequences []uint64
 }
 
-// NewBatch makes a batch of n zeroed rows of a layout. Its capacity does not matter.
+// NewBatch returns a batch of n zeroed rows of a layout. The layout's capacity is ignored.
 func NewBatch(layout Layout, n int) (*Batch, error) {
 	layout = layout.clone()
 	layout.Capacity = max(layout.Capacity, 1)
@@ -29,8 +29,9 @@ func NewBatch(layout Layout, n int) (*Batch, error) {
 	return b, b.Resize(n)
 }
 
-// BatchOf makes a batch of rows that came from elsewhere, and which is not trusted to be right. It shares the columns' memory
-// where that is aligned as their elements need. The sequence numbers may be missing.
+// BatchOf returns a batch of rows from an untrusted source. It validates their sizes. It shares a
+// column's memory if that is aligned for the column's elements, and copies it otherwise. The
+// sequence numbers are optional.
 func BatchOf(layout Layout, rows uint64, columns [][]byte, sequences []uint64) (*Batch, error) {
 	b, err := NewBatch(layout, 0)
 	if err != nil {
@@ -53,18 +54,18 @@ func BatchOf(layout Layout, rows uint64, columns [][]byte, sequences []uint64) (
 	return b, nil
 }
 
-// aligned is a column in memory that suits its elements.
+// aligned returns the column, copied if its memory is not aligned for elements of the given size.
 func aligned(column []byte, size int) []byte {
-	if uintptr(unsafe.Pointer(unsafe.SliceData(column)))%uintptr(size) == 0 { //nolint:gosec // only looked at
+	if uintptr(unsafe.Pointer(unsafe.SliceData(column)))%uintptr(size) == 0 { //nolint:gosec // only the address is inspected
 		return slices.Clip(column)
 	}
 	return append(resized(nil, len(column))[:0], column...)
 }
 
-// Slice is a batch of some of the rows. It shares their memory, and their sequence numbers are left out.
+// Slice returns a batch of the rows [from, to). It shares their memory and has no sequence numbers.
 func (b *Batch) Slice(from, to int) (*Batch, error) {
 	if from < 0 || to < from || to > b.rows {
-		return nil, fmt.Errorf("%w: the rows from %d to %d of %d", ErrBatch, from, to, b.rows)
+		return nil, fmt.Errorf("%w: rows [%d, %d) of a batch of %d rows", ErrBatch, from, to, b.rows)
 	}
 	part := &Batch{layout: b.layout, sizes: b.sizes, rows: to - from, columns: make([][]byte, len(b.columns))}
 	for i, column := range b.columns {
@@ -74,14 +75,14 @@ func (b *Batch) Slice(from, to int) (*Batch, error) {
 	return part, nil
 }
 
-// Clone is a batch that shares nothing with this one.
+// Clone returns a deep copy.
 func (b *Batch) Clone() *Batch {
 	clone := &Batch{layout: b.layout, sizes: b.sizes, columns: make([][]byte, len(b.columns))}
 	clone.add(b)
 	return clone
 }
 
-// AppendRows adds the rows of another batch. Where both have them, sequence numbers are added as well.
+// AppendRows adds the rows of another batch, and their sequence numbers if both batches have them.
 func (b *Batch) AppendRows(other *Batch) error {
 	if !b.layout.SameRows(other.layout) {
 		return fmt.Errorf("%w: its columns are %v, and should be %v", ErrBatch, other.layout.Columns, b.layout.Columns)
@@ -105,11 +106,11 @@ func (b *Batch) add(other *Batch) {
 	}
 }
 
-// Number gives the rows the sequence numbers that they have got: for those who write them by other ways than [WriteHead].
-func (b *Batch) Number(sequences []uint64) { b.sequences = append(b.sequences[:0], sequences...) }
+// SetSequences sets the rows' sequence numbers, for writers other than [WriteHead].
+func (b *Batch) SetSequences(sequences []uint64) { b.sequences = append(b.sequences[:0], sequences...) }
 
-// Resize makes the batch n rows long. Rows that it had stay, new ones are zero. What the batch was read from or written as
-// is forgotten.
+// Resize changes the number of rows to n. Existing rows are kept, new rows are zero, and sequence
+// numbers are cleared.
 func (b *Batch) Resize(n int) error {
 	if n < 0 {
 		return fmt.Errorf("%w: a batch of %d rows", ErrBatch, n)
@@ -125,7 +126,7 @@ func (b *Batch) Resize(n int) error {
 	return nil
 }
 
-// grown makes a column n bytes long, with room for more where it has to move.
+// grown extends a column to n bytes, with spare capacity if it has to be reallocated.
 func grown(column []byte, n int) []byte {
 	if n <= cap(column) {
 		return column[:n]
@@ -133,7 +134,7 @@ func grown(column []byte, n int) []byte {
 	return resized(column, n+len(column))[:n]
 }
 
-// resized makes a column n bytes long, aligned for every element type.
+// resized returns a column with n bytes, aligned for every element type. Added bytes are zero.
 func resized(column []byte, n int) []byte {
 	if n <= cap(column) {
 		old := len(column)
@@ -149,47 +150,50 @@ func resized(column []byte, n int) []byte {
 	return grown[:n]
 }
 
-// Layout is what a row is. It must not be changed.
+// Layout returns the batch's columns. It must not be modified.
 func (b *Batch) Layout() Layout { return b.layout }
 
-// Rows is how many rows the batch has.
+// Rows returns the number of rows.
 func (b *Batch) Rows() int { return b.rows }
 
-// Bytes is a column of all rows, little-endian. Writing to it changes the batch; [Batch.Resize] may move it.
+// Bytes returns a column of all rows, little-endian. Writing to it changes the batch;
+// [Batch.Resize] may reallocate it.
 func (b *Batch) Bytes(column int) []byte { return b.columns[column] }
 
-// Sequences are the sequence numbers of the rows, after they were read or appended: one for each row that was.
+// Sequences returns the rows' sequence numbers after they were read or appended. After a partial
+// append it has one for each row that was written.
 func (b *Batch) Sequences() []uint64 { return b.sequences }
 
-// row is one row's part of a column.
+// row returns one row's part of a column.
 func (b *Batch) row(column, i int) []byte {
 	size := int(b.sizes[column]) //nolint:gosec // at most maxRow
 	return b.columns[column][i*size : (i+1)*size]
 }
 
-// Rows is what has typed columns: a [Batch], or a [Span] of an area.
+// Rows has typed columns: a [Batch], or a [Span] of an area.
 type Rows interface {
-	// Layout is what a row is.
+	// Layout returns the columns.
 	Layout() Layout
-	// Bytes is a column of all rows.
+	// Bytes returns a column of all rows.
 	Bytes(column int) []byte
 }
 
-// Element is a Go type that a column's elements can be seen as.
+// Element is a Go type that a column's elements can be represented as.
 type Element interface {
 	uint8 | int8 | int16 | int32 | int64 | float32 | float64
 }
 
-// Values is the column with a name as a slice of its elements, row after row, without a copy.
+// Values returns the named column as a slice of its elements, row after row, without a copy. It
+// returns [ErrLayout] if there is no such column, or if its elements are not of type T.
 func Values[T Element](rows Rows, name string) ([]T, error) {
 	layout := rows.Layout()
 	i, ok := layout.Index(name)
 	if !ok {
-		return nil, fmt.Errorf("%w: no column %q among %v", ErrLayout, name, layout.names())
+		return nil, fmt.Errorf("%w: no column %q; there are %v", ErrLayout, name, layout.names())
 	}
 	if dtype := layout.Columns[i].DType; !isOf[T](dtype) {
 		var zero T
-		return nil, fmt.Errorf("%w: column %q is of %v, not %T", ErrLayout, name, dtype, zero)
+		return nil, fmt.Errorf("%w: column %q has elements of type %v, not %T", ErrLayout, name, dtype, zero)
 	}
 	return view[T](rows.Bytes(i)), nil
 }
@@ -215,7 +219,8 @@ func isOf[T Element](dtype DType) bool {
 	return false
 }
 
-// view sees bytes as elements. Columns are aligned for all types, in a batch and in the file.
+// view reinterprets bytes as elements. Columns are aligned for every type, in a batch and in the
+// file.
 func view[T Element](b []byte) []T {
 	var zero T
 	n := len(b) / int(unsafe.Sizeof(zero))

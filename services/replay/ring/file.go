@@ -6,7 +6,7 @@ import (
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// mapFile maps the whole file to be read, and its control part to be written.
+// mapFile maps the whole file for reading and its control part for writing.
 func (r *Ring) mapFile() error {
 	var err error
 	if r.all, err = mapfile.Map(r.file, r.head.geometry.size, mapfile.ReadOnly); err != nil {
@@ -16,7 +16,7 @@ func (r *Ring) mapFile() error {
 	return err
 }
 
-// mapRows maps the whole file to be written. It wants r.life held for writing.
+// mapRows maps the whole file for writing. The caller must hold r.mu for writing.
 func (r *Ring) mapRows() error {
 	if r.rows != nil {
 		return nil
@@ -26,9 +26,9 @@ func (r *Ring) mapRows() error {
 	return err
 }
 
-// unmapFile gives everything back. It wants r.life held for writing.
+// unmapFile removes all mappings and closes the file. The caller must hold r.mu for writing.
 func (r *Ring) unmapFile() error {
-	errs := []error{r.leave()}
+	errs := []error{r.unregister()}
 	for _, mapping := range []*[]byte{&r.all, &r.control, &r.rows} {
 		errs = append(errs, mapfile.Unmap(*mapping))
 		*mapping = nil

@@ -6,16 +6,16 @@ import (
 	"math/bits"
 )
 
-// A ring's file, from its beginning:
+// The parts of a ring's file, in order:
 //
-//	header         see header.go; never changes
+//	header         see header.go; immutable
 //	counters       a cache line each
-//	areas          who holds which rows: area.go
-//	participants   who writes or holds: participant.go
+//	areas          which rows are held: area.go
+//	participants   which mappings write or hold: participant.go
 //	words          one for each row: word.go
 //	columns        one block for each column, row after row
 //
-// Everything follows from the layout. The offsets in a file are therefore compared, never used.
+// The layout determines all offsets. Those in a file are only compared with them, never used.
 const (
 	page      = 4096
 	cacheLine = 64
@@ -25,15 +25,15 @@ const (
 	wordSize        = 8
 )
 
-// counter is the place of a counter among the counters.
+// counter is an index into the counters.
 type counter uint64
 
 const (
-	// counterHead is the next position to be given to a writer.
+	// counterHead is the next position to be allocated to a writer.
 	counterHead counter = iota
-	// counterActive has a bit for each area that writers must go around.
+	// counterActive has a bit for each area whose rows writers must skip.
 	counterActive
-	// counterStamp is the last stamp given to an area.
+	// counterStamp is the stamp most recently given to an area.
 	counterStamp
 	counterSkipped
 	counterRefused
@@ -42,13 +42,13 @@ const (
 	counters
 )
 
-// block is where a column's rows are.
+// block is the place of a column's rows in the file; size is that of one row.
 type block struct{ offset, size uint64 }
 
-// geometry is where things are in a file.
+// geometry holds the offsets and sizes of a file's parts.
 type geometry struct {
 	counters, areas, participants uint64
-	// words is where the words of the rows begin; all before it is the control part.
+	// words is where the rows' words begin; all before it is the control part.
 	words   uint64
 	columns []block
 	size    uint64
@@ -64,13 +64,13 @@ func newGeometry(layout Layout) (geometry, error) {
 	g.areas = g.counters + roundUp(uint64(counters)*cacheLine, page)
 	g.participants = g.areas + maxAreas*areaSize
 	g.words = roundUp(g.participants+maxParticipants*participantSize, page)
-	end, err := after(g.words, layout.Capacity, wordSize)
+	end, err := blockEnd(g.words, layout.Capacity, wordSize)
 	if err != nil {
 		return geometry{}, err
 	}
 	for _, size := range sizes {
 		g.columns = append(g.columns, block{offset: end, size: size})
-		if end, err = after(end, layout.Capacity, size); err != nil {
+		if end, err = blockEnd(end, layout.Capacity, size); err != nil {
 			return geometry{}, err
 		}
 	}
@@ -78,11 +78,11 @@ func newGeometry(layout Layout) (geometry, error) {
 	return g, nil
 }
 
-// after is where the next block begins.
-func after(offset, rows, size uint64) (uint64, error) {
+// blockEnd returns where the next block begins.
+func blockEnd(offset, rows, size uint64) (uint64, error) {
 	over, length := bits.Mul64(rows, size)
 	if over != 0 || length > maxFile || offset+length > maxFile || offset+length > math.MaxInt-page {
-		return 0, fmt.Errorf("%w: %d rows would make a file of more than %d bytes", ErrLayout, rows, min(uint64(maxFile), math.MaxInt))
+		return 0, fmt.Errorf("%w: %d rows need a file of more than %d bytes", ErrLayout, rows, min(uint64(maxFile), math.MaxInt))
 	}
 	return roundUp(offset+length, cacheLine), nil
 }

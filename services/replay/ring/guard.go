@@ -2,6 +2,7 @@
 
 package ring
 
-// guarded is false under the build tag `unguarded`, which leaves out the reader's second look at a row's word and the writers'
-// look at the areas. The tests' checker must then find torn rows: that shows that it would.
+// guarded is false under the build tag "unguarded", which omits the reader's second check of a
+// row's word and the writers' check of the areas. The tests' checker must then find torn rows,
+// which shows that it can.
 const guarded = true

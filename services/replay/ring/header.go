@@ -16,15 +16,15 @@ import (
 //	24  ring id, 16 bytes
 //	40  boot id of the machine, 16 bytes
 //	56  capacity in rows, uint64
-//	64  size of the file, uint64
+//	64  size of the file in bytes, uint64
 //	72  offset of the words, uint64
-//	80  the columns: dtype uint8, rank uint8, length of the name uint16, dimensions uint64 each, name
+//	80  columns: dtype uint8, rank uint8, length of name uint16, dimensions uint64 each, name
 const (
 	magic         = "RLRING\r\n"
 	formatVersion = 1
 	fixedHeader   = 80
 	fixedColumn   = 4
-	// maxHeader is more than the longest possible header.
+	// maxHeader is an upper bound of the header's length.
 	maxHeader = fixedHeader + maxColumns*(fixedColumn+maxRank*8+maxName)
 )
 
@@ -78,23 +78,23 @@ func (h *header) encode() []byte {
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
-// parseHeader reads a header from the beginning of a file that has the given size. It trusts nothing: what it returns can be
-// mapped and used.
+// parseHeader reads a header from the beginning of a file of the given size. The input is
+// untrusted: a header that it returns describes a file that is safe to map and use.
 func parseHeader(b []byte, fileSize int64) (header, error) {
 	le := binary.LittleEndian
 	if len(b) < fixedHeader || string(b[:8]) != magic {
-		return header{}, fmt.Errorf("%w: it does not begin like one", ErrFormat)
+		return header{}, fmt.Errorf("%w: wrong magic number", ErrFormat)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return header{}, fmt.Errorf("%w: it has version %d of the format, and this program knows version %d", ErrFormat, v, formatVersion)
+		return header{}, fmt.Errorf("%w: format version %d, but this program supports only version %d", ErrFormat, v, formatVersion)
 	}
 	length := le.Uint32(b[12:])
 	if length < fixedHeader || uint64(length) > uint64(len(b)) {
-		return header{}, fmt.Errorf("%w: its header is said to have %d bytes", ErrFormat, length)
+		return header{}, fmt.Errorf("%w: invalid header length of %d bytes", ErrFormat, length)
 	}
 	b = b[:length]
 	if checksum(b[20:]) != le.Uint32(b[16:]) {
-		return header{}, fmt.Errorf("%w: its header is damaged", ErrFormat)
+		return header{}, fmt.Errorf("%w: wrong checksum of the header", ErrFormat)
 	}
 	layout, err := parseColumns(b[fixedHeader:], le.Uint32(b[20:]))
 	if err != nil {
@@ -108,10 +108,10 @@ func parseHeader(b []byte, fileSize int64) (header, error) {
 	copy(h.id[:], b[24:])
 	copy(h.boot[:], b[40:])
 	if le.Uint64(b[64:]) != h.geometry.size || le.Uint64(b[72:]) != h.geometry.words {
-		return header{}, fmt.Errorf("%w: its sizes contradict each other", ErrFormat)
+		return header{}, fmt.Errorf("%w: the header's sizes do not match its columns", ErrFormat)
 	}
 	if fileSize < 0 || uint64(fileSize) != h.geometry.size {
-		return header{}, fmt.Errorf("%w: the file has %d bytes, and should have %d", ErrFormat, fileSize, h.geometry.size)
+		return header{}, fmt.Errorf("%w: the file has %d bytes instead of %d", ErrFormat, fileSize, h.geometry.size)
 	}
 	return h, nil
 }
@@ -129,7 +129,7 @@ func parseColumns(b []byte, count uint32) (Layout, error) {
 		c := Column{DType: DType(b[0])}
 		rank, name := int(b[1]), int(le.Uint16(b[2:]))
 		if rank > maxRank || name > maxName || len(b) < fixedColumn+8*rank+name {
-			return Layout{}, fmt.Errorf("%w: column %d is cut short", ErrFormat, i)
+			return Layout{}, fmt.Errorf("%w: column %d is truncated", ErrFormat, i)
 		}
 		b = b[fixedColumn:]
 		for range rank {
@@ -141,7 +141,7 @@ func parseColumns(b []byte, count uint32) (Layout, error) {
 		layout.Columns = append(layout.Columns, c)
 	}
 	if len(b) != 0 {
-		return Layout{}, fmt.Errorf("%w: %d bytes too many in its header", ErrFormat, len(b))
+		return Layout{}, fmt.Errorf("%w: %d extra bytes at the end of the header", ErrFormat, len(b))
 	}
 	return layout, nil
 }

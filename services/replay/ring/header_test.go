@@ -24,8 +24,8 @@ func FuzzParseHeader(f *testing.F) {
 		f.Add(h.encode(), int64(h.geometry.size), true)
 	}
 	f.Add([]byte(magic), int64(8), false)
-	f.Fuzz(func(t *testing.T, b []byte, size int64, mend bool) {
-		if n := len(b); mend && n >= fixedHeader { // get past the checksum
+	f.Fuzz(func(t *testing.T, b []byte, size int64, fixChecksum bool) {
+		if n := len(b); fixChecksum && n >= fixedHeader { // make the checksum pass
 			length := min(uint64(binary.LittleEndian.Uint32(b[12:])), uint64(n))
 			if length >= 20 {
 				binary.LittleEndian.PutUint32(b[16:], checksum(b[20:length]))
@@ -48,7 +48,7 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-func TestDamagedFilesAreRefused(t *testing.T) {
+func TestOpenRejectsDamagedFiles(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	whole, err := os.ReadFile(r.Path())
 	require.NoError(t, err)
@@ -62,12 +62,12 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		"empty":                  nil,
 		"magic only":             whole[:8],
 		"header only":            whole[:length],
-		"cut short by a byte":    whole[:len(whole)-1],
-		"a byte too long":        append(append([]byte(nil), whole...), 0),
+		"one byte missing":       whole[:len(whole)-1],
+		"one byte extra":         append(append([]byte(nil), whole...), 0),
 		"another magic":          change(0, 1),
 		"another version":        change(8, 1),
 		"longer header":          change(12, 1),
-		"endless header":         change(15, 0xff),
+		"huge header":            change(15, 0xff),
 		"changed capacity":       change(56, 1),
 		"changed last name byte": change(length-1, 1),
 	} {
@@ -81,7 +81,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 	}
 }
 
-func TestFilesThatAreNotTheUsersAloneAreRefused(t *testing.T) {
+func TestOpenRejectsFilesAccessibleToOthers(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	info, err := os.Stat(r.Path())
 	require.NoError(t, err)
@@ -90,7 +90,7 @@ func TestFilesThatAreNotTheUsersAloneAreRefused(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(r.Path(), link))
 	_, err = Open(link, r.ID())
-	require.Error(t, err, "a link may lead anywhere")
+	require.Error(t, err, "symbolic links are not followed")
 
 	_, err = Open(filepath.Dir(r.Path()), r.ID())
 	require.Error(t, err)
@@ -101,7 +101,7 @@ func TestFilesThatAreNotTheUsersAloneAreRefused(t *testing.T) {
 	require.NoError(t, os.Chmod(r.Path(), 0o600))
 }
 
-func TestAnotherRingIsNotMistakenForThis(t *testing.T) {
+func TestOpenRejectsOtherRing(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	_, err := Open(r.Path(), ID{1})
 	require.ErrorIs(t, err, ErrWrongRing)
@@ -119,7 +119,7 @@ func TestAnotherRingIsNotMistakenForThis(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrExist)
 }
 
-func TestIDsAreReadAsTheyAreWritten(t *testing.T) {
+func TestParseIDRoundTrip(t *testing.T) {
 	id := ID{1, 2, 0xff}
 	again, err := ParseID(id.String())
 	require.NoError(t, err)

@@ -6,12 +6,14 @@ import (
 	"unicode/utf8"
 )
 
-// DType is the type of one element of a column. The numbers are those of raylink.tensor.v1.DataType, and part of the file's format.
+// DType is the type of a column's elements. The numbers are those of raylink.tensor.v1.DataType,
+// and part of the file format.
 type DType uint8
 
 // The element types.
 const (
-	// Bool is one byte, 0 or 1. It is read and written as uint8, for a byte that comes from another process may be neither.
+	// Bool is one byte, 0 or 1. It is represented as uint8, because a byte that another process
+	// wrote may have any value.
 	Bool DType = iota + 1
 	Uint8
 	Int8
@@ -22,7 +24,7 @@ const (
 	Float64
 )
 
-// Size is the size of an element in bytes, or 0 for what is no element type.
+// Size returns the size of an element in bytes, or 0 if the type is invalid.
 func (d DType) Size() int {
 	switch d {
 	case Bool, Uint8, Int8:
@@ -38,7 +40,7 @@ func (d DType) Size() int {
 	}
 }
 
-// String is the type's name.
+// String returns the type's name.
 func (d DType) String() string {
 	names := [...]string{"invalid", "bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"}
 	if int(d) < len(names) {
@@ -47,7 +49,7 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype(%d)", uint8(d))
 }
 
-// Column is one named field of a row: the same element type and shape in every row.
+// Column describes a named field: its element type and shape, which are the same in every row.
 type Column struct {
 	Name  string
 	DType DType
@@ -55,13 +57,13 @@ type Column struct {
 	Shape []uint64
 }
 
-// Layout is what a row consists of, and how many of them there is room for.
+// Layout describes a row's columns, and how many rows there is room for.
 type Layout struct {
 	Columns  []Column
 	Capacity uint64
 }
 
-// Bounds of a layout. They are generous for data and tight for nonsense: a file's header is checked against them.
+// Limits of a layout: generous for data, tight enough to reject nonsense in a file's header.
 const (
 	maxColumns = 256
 	maxName    = 128
@@ -72,7 +74,7 @@ const (
 	maxFile = 1 << 46
 )
 
-// Index is the position of the column with a name.
+// Index returns the position of the named column.
 func (l Layout) Index(name string) (int, bool) {
 	for i, c := range l.Columns {
 		if c.Name == name {
@@ -82,13 +84,13 @@ func (l Layout) Index(name string) (int, bool) {
 	return 0, false
 }
 
-// Validate says what is wrong with a layout.
+// Validate returns an error that wraps [ErrLayout] if the layout is invalid.
 func (l Layout) Validate() error {
 	_, err := l.sizes()
 	return err
 }
 
-// sizes are the columns' sizes in bytes, in one row. It validates on the way.
+// sizes validates the layout and returns the columns' sizes in bytes per row.
 func (l Layout) sizes() ([]uint64, error) {
 	switch {
 	case l.Capacity == 0:
@@ -125,7 +127,7 @@ func (l Layout) sizes() ([]uint64, error) {
 	return sizes, nil
 }
 
-// size is the column's size in bytes, in one row.
+// size returns the column's size in bytes per row.
 func (c Column) size() (uint64, error) {
 	if c.DType.Size() == 0 {
 		return 0, fmt.Errorf("%w: column %q has no such element type: %v", ErrLayout, c.Name, c.DType)
@@ -144,7 +146,7 @@ func (c Column) size() (uint64, error) {
 	return size, nil
 }
 
-// SameRows says whether another layout has the same columns. Capacities may differ.
+// SameRows reports whether another layout has the same columns. Capacities may differ.
 func (l Layout) SameRows(other Layout) bool {
 	if len(l.Columns) != len(other.Columns) {
 		return false
@@ -163,7 +165,7 @@ func (l Layout) SameRows(other Layout) bool {
 	return true
 }
 
-// clone is a copy that shares nothing.
+// clone returns a deep copy.
 func (l Layout) clone() Layout {
 	columns := make([]Column, len(l.Columns))
 	for i, c := range l.Columns {

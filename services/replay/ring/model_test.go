@@ -12,11 +12,11 @@ import (
 	"pgregory.net/rapid"
 )
 
-// model is a ring as one would describe it: rows by their place, and places that are held.
+// model is the reference implementation: rows by slot, and the slots that areas hold.
 type model struct {
 	capacity uint64
 	head     uint64
-	// rows are the sequence numbers by place; values are what was written under them.
+	// rows maps slots to sequence numbers, values maps sequence numbers to what was written.
 	rows   map[uint64]uint64
 	values map[uint64]int64
 	areas  []*modelArea
@@ -25,21 +25,22 @@ type model struct {
 type modelArea struct {
 	area      *Area
 	sequences []uint64
-	// places are what writers go around: the rows, and where those lie in many pieces, some of what is between.
-	places []uint64
+	// slots are those that writers skip: those of the rows, and if the rows consist of many pieces,
+	// some between them.
+	slots []uint64
 }
 
 func (m *model) held() map[uint64]bool {
 	held := make(map[uint64]bool)
 	for _, a := range m.areas {
-		for _, p := range a.places {
+		for _, p := range a.slots {
 			held[p] = true
 		}
 	}
 	return held
 }
 
-// newest are the sequence numbers of the newest n rows.
+// newest returns the sequence numbers of the newest n rows.
 func (m *model) newest(n int) []uint64 {
 	all := make([]uint64, 0, len(m.rows))
 	for _, s := range m.rows {
@@ -66,8 +67,8 @@ func (m *model) append(values []int64) ([]uint64, bool) {
 	return sequences, true
 }
 
-func TestRingBehavesLikeItsModel(t *testing.T) {
-	newRing(t, testLayout(1)) // where there are rings at all
+func TestRingMatchesModel(t *testing.T) {
+	newRing(t, testLayout(1)) // skips the test where rings are unsupported
 	layout := Layout{Columns: []Column{{Name: "value", DType: Int64}, {Name: "twice", DType: Int64, Shape: []uint64{2}}}}
 	directory := t.TempDir()
 	count := 0
@@ -85,7 +86,8 @@ func TestRingBehavesLikeItsModel(t *testing.T) {
 	})
 }
 
-// run does random things by two mappings of a ring, and compares with the model.
+// run performs random operations through two mappings of a ring, and compares the results with the
+// model.
 func run(t *rapid.T, rings []*Ring) {
 	m := &model{capacity: rings[0].Layout().Capacity, rows: map[uint64]uint64{}, values: map[uint64]int64{}}
 	writers, readers := make([]*WriteHead, len(rings)), make([]*ReadHead, len(rings))
@@ -157,7 +159,7 @@ func run(t *rapid.T, rings []*Ring) {
 			case len(want) == 0:
 				require.ErrorIs(t, err, ErrEmpty)
 			case err == nil:
-				m.areas = append(m.areas, &modelArea{area: area, sequences: want, places: placesOf(t, m, area, want)})
+				m.areas = append(m.areas, &modelArea{area: area, sequences: want, slots: slotsOf(t, m, area, want)})
 			default:
 				require.ErrorIs(t, err, ErrTooManyAreas)
 				require.GreaterOrEqual(t, len(m.areas), maxAreas/maxPieces)
@@ -196,7 +198,7 @@ func run(t *rapid.T, rings []*Ring) {
 	}
 }
 
-// check compares rows with what was written.
+// check compares rows with the values that were written.
 func check(t *rapid.T, m *model, rows Rows, sequences []uint64) {
 	value, err := Values[int64](rows, "value")
 	require.NoError(t, err)
@@ -209,8 +211,8 @@ func check(t *rapid.T, m *model, rows Rows, sequences []uint64) {
 	}
 }
 
-// placesOf are the places that an area holds.
-func placesOf(t *rapid.T, m *model, area *Area, sequences []uint64) []uint64 {
+// slotsOf returns the slots that an area holds.
+func slotsOf(t *rapid.T, m *model, area *Area, sequences []uint64) []uint64 {
 	held := make(map[uint64]bool)
 	for _, entry := range area.entries {
 		for i := range area.ring.areaCount(entry).Load() {

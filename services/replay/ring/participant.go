@@ -9,22 +9,25 @@ import (
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// A participant is a mapping of the ring that writes or holds areas. It has an index, which stands in the words of the rows
-// that it is writing and in its areas, and for as long as it lives the kernel keeps a lock for it: on one byte of the file, by
-// its open file description. Whoever finds its traces asks for that lock. If nobody has it, the participant is gone, and can't
-// write any more: the kernel gives the lock back only after the last thread has ended and the last mapping is gone. Unlike a
-// process id, this can't be mistaken for a later process, and holds across containers with process ids of their own.
+// A participant is a mapping of the ring that writes rows or holds areas. Its index is part of the
+// words of the rows that it is writing and of its areas' marks. While it lives, its open file
+// description holds a lock on one byte of the file. A process that finds a mark of the participant
+// queries that lock. If it is free, the participant is dead and can't write any more: the kernel
+// releases the lock only after the last thread has ended and the last mapping is gone. Unlike a
+// process id, the lock can't be confused with that of a later process, and it works across
+// containers with separate process id namespaces.
 //
-// An index is given out again after its holder has died. Its next holder first puts its traces away.
+// An index is reused after its holder died. The next holder first cleans up what is left of it.
 
 const (
-	// maxParticipants is bounded by the byte that a row's word has for them.
-	maxParticipants = none
-	// ownerIndex is kept for the ring's creator, so that others can see whether he is there.
+	// maxParticipants follows from the byte that a row's word has for an index.
+	maxParticipants = noParticipant
+	// ownerIndex is reserved for the ring's creator, so that others can see whether it is alive.
 	ownerIndex = 0
 )
 
-// participantState is a participant's process id, or 0 where the index was given back in good order.
+// participantState holds the participant's process id, or 0 if the index is free or was released by
+// a regular close.
 func (r *Ring) participantState(index int) *atomic.Uint64 {
 	return at(r.control, r.participantOffset(index))
 }
@@ -33,18 +36,18 @@ func (r *Ring) participantOffset(index int) uint64 {
 	return r.head.geometry.participants + uint64(index)*participantSize //nolint:gosec // 0 to 254
 }
 
-// participate makes the ring a participant, if it is none yet.
-func (r *Ring) participate() error {
-	r.life.Lock()
-	defer r.life.Unlock()
+// register makes the ring a participant, if it is not one yet.
+func (r *Ring) register() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
 		return ErrClosed
 	}
-	if r.self != none {
+	if r.self != noParticipant {
 		return nil
 	}
 	for index := ownerIndex + 1; index < maxParticipants; index++ {
-		switch err := r.enrol(index); {
+		switch err := r.claimIndex(index); {
 		case err == nil:
 			return nil
 		case !errors.Is(err, mapfile.ErrLocked):
@@ -54,14 +57,14 @@ func (r *Ring) participate() error {
 	return fmt.Errorf("%w: %d write or hold areas", ErrTooManyParticipants, maxParticipants-1)
 }
 
-// enrol takes an index, and puts away what its last holder may have left.
-func (r *Ring) enrol(index int) error {
+// claimIndex locks an index, and cleans up after its last holder.
+func (r *Ring) claimIndex(index int) error {
 	if err := mapfile.Lock(r.file, r.participantOffset(index)); err != nil {
 		return err
 	}
 	state := r.participantState(index)
 	if state.Load() != 0 {
-		if err := r.putAway(index); err != nil {
+		if err := r.cleanUp(index); err != nil {
 			return errors.Join(err, mapfile.Unlock(r.file, r.participantOffset(index)))
 		}
 	}
@@ -70,36 +73,36 @@ func (r *Ring) enrol(index int) error {
 	return nil
 }
 
-// leave gives the index back. Nothing is being written by it, and it holds no areas.
-func (r *Ring) leave() error {
-	if r.self == none {
+// unregister releases the index. The participant must not be writing a row or holding an area.
+func (r *Ring) unregister() error {
+	if r.self == noParticipant {
 		return nil
 	}
 	r.participantState(r.self).Store(0)
 	index := r.self
-	r.self = none
+	r.self = noParticipant
 	return mapfile.Unlock(r.file, r.participantOffset(index))
 }
 
-// alive says whether a participant is there.
+// alive reports whether a participant is alive.
 func (r *Ring) alive(index int) (bool, error) {
 	if index == r.self {
 		return true, nil
 	}
-	if index == none {
+	if index == noParticipant {
 		return false, nil
 	}
 	return mapfile.Locked(r.file, r.participantOffset(index))
 }
 
-// dead is alive for those who must not go on where it is not certain.
-func (r *Ring) dead(index int) bool {
+// knownDead reports whether a participant is certainly dead: false if that can't be determined.
+func (r *Ring) knownDead(index int) bool {
 	alive, err := r.alive(index)
 	return err == nil && !alive
 }
 
-// putAway gives to nobody what a dead participant owned. The caller has its lock.
-func (r *Ring) putAway(index int) error {
+// cleanUp releases the areas and disowns the rows of a dead participant. The caller holds its lock.
+func (r *Ring) cleanUp(index int) error {
 	for i := range maxAreas {
 		if mark := areaMark(r.areaOwner(i).Load()); mark != 0 && mark.participant() == index {
 			r.reclaim(i, mark)
@@ -113,7 +116,7 @@ func (r *Ring) putAway(index int) error {
 		if err := r.mapRows(); err != nil {
 			return err
 		}
-		r.wordAt(r.rows, slot).CompareAndSwap(uint64(w), uint64(writingWord(w.sequence(), none)))
+		r.wordAt(r.rows, slot).CompareAndSwap(uint64(w), uint64(writingWord(w.sequence(), noParticipant)))
 	}
 	return nil
 }

@@ -19,35 +19,36 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The tests below play with several processes: this binary, started again with a part to play in its environment.
+// Tests with several processes re-execute this binary, with a task in its environment.
 
-const partVariable = "RING_TEST_PART"
+const taskVariable = "RING_TEST_TASK"
 
-// part is what a process is to do. It says on its standard output, a line of JSON each, what came of it.
-type part struct {
+// task is what a subprocess has to do. The subprocess writes results to its standard output, one
+// line of JSON each.
+type task struct {
 	Name string `json:"name"`
 	Path string `json:"path"`
 	ID   string `json:"id"`
 	Seed uint64 `json:"seed"`
-	// Rows is how many rows to write or read altogether, in batches of Batch.
+	// Rows is the total number of rows to write or read, in batches of Batch.
 	Rows  int `json:"rows"`
 	Batch int `json:"batch"`
 }
 
-// outcome is what a process says.
-type outcome struct {
-	// Ready is said by a process that now waits, and is killed or told to go on by a line on its standard input.
+// result is what a subprocess reports.
+type result struct {
+	// Ready means that the subprocess is blocked until a line arrives on its standard input.
 	Ready bool `json:"ready"`
-	// Rows is how many rows were written or read; Torn is how many of those read were not as they had been written.
+	// Rows is the number of rows written or read; Torn is how many of those read were corrupt.
 	Rows  int    `json:"rows"`
 	Torn  int    `json:"torn"`
 	Error string `json:"error"`
 }
 
 func TestMain(m *testing.M) {
-	if text := os.Getenv(partVariable); text != "" {
-		if err := play(text); err != nil {
-			say(outcome{Error: err.Error()})
+	if text := os.Getenv(taskVariable); text != "" {
+		if err := runTask(text); err != nil {
+			report(result{Error: err.Error()})
 			os.Exit(1)
 		}
 		return
@@ -55,23 +56,23 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func say(o outcome) {
+func report(o result) {
 	if err := json.NewEncoder(os.Stdout).Encode(o); err != nil {
 		panic(err)
 	}
 }
 
-func play(text string) error {
-	var p part
+func runTask(text string) error {
+	var p task
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
-		return fmt.Errorf("read part: %w", err)
+		return fmt.Errorf("parse task: %w", err)
 	}
-	parts := map[string]func(*Ring, part) (outcome, error){
+	tasks := map[string]func(*Ring, task) (result, error){
 		"write":           writeRows,
 		"sample":          sampleRows,
 		"newest":          newestRows,
 		"hold":            holdRows,
-		"stop in a row":   stopInRow,
+		"stop mid-row":    stopMidRow,
 		"stop with areas": stopWithAreas,
 	}
 	id, err := ParseID(p.ID)
@@ -82,15 +83,16 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
-	o, err := parts[p.Name](r, p)
+	o, err := tasks[p.Name](r, p)
 	if err != nil {
 		return err
 	}
-	say(o)
+	report(o)
 	return r.Close()
 }
 
-// A test row is a random text and its checksum, in two columns, with another one between them.
+// testLayout is the layout of rows that consist of random text and its checksum, with another
+// column in between.
 func testLayout(capacity uint64) Layout {
 	return Layout{Capacity: capacity, Columns: []Column{
 		{Name: "text", DType: Uint8, Shape: []uint64{2, 1000}},
@@ -99,7 +101,7 @@ func testLayout(capacity uint64) Layout {
 	}}
 }
 
-// testRows fills a batch with rows.
+// testRows fills a batch with random rows.
 func testRows(b *Batch, rng *rand.Rand) {
 	text := b.Bytes(0)
 	fill := byte(rng.Uint32())
@@ -117,7 +119,7 @@ func rowSum(rows Rows, i int) uint32 {
 	return crc32.Update(sum, crc32.IEEETable, rows.Bytes(1)[4*i:4*(i+1)])
 }
 
-// torn counts the rows that are not as they were written.
+// torn counts the rows whose checksum does not match.
 func torn(rows Rows) int {
 	n := 0
 	for i := range len(rows.Bytes(2)) / 4 {
@@ -128,17 +130,17 @@ func torn(rows Rows) int {
 	return n
 }
 
-func writeRows(r *Ring, p part) (outcome, error) {
+func writeRows(r *Ring, p task) (result, error) {
 	w, err := r.Writer()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	b, err := NewBatch(r.Layout(), p.Batch)
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	rng := rand.New(rand.NewPCG(p.Seed, 0))
-	var o outcome
+	var o result
 	for o.Rows < p.Rows {
 		testRows(b, rng)
 		n, err := w.Append(b)
@@ -150,25 +152,25 @@ func writeRows(r *Ring, p part) (outcome, error) {
 	return o, nil
 }
 
-func sampleRows(r *Ring, p part) (outcome, error) {
+func sampleRows(r *Ring, p task) (result, error) {
 	rng := rand.New(rand.NewPCG(p.Seed, 0))
 	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Sample(rng, p.Batch, b) })
 }
 
-func newestRows(r *Ring, p part) (outcome, error) {
+func newestRows(r *Ring, p task) (result, error) {
 	return readRows(r, p, func(h *ReadHead, b *Batch) error { return h.Newest(p.Batch, b) })
 }
 
-func readRows(r *Ring, p part, read func(*ReadHead, *Batch) error) (outcome, error) {
+func readRows(r *Ring, p task, read func(*ReadHead, *Batch) error) (result, error) {
 	h, err := r.Reader()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	b, err := NewBatch(r.Layout(), 0)
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
-	var o outcome
+	var o result
 	for o.Rows < p.Rows {
 		if err := read(h, b); err != nil {
 			return o, err
@@ -179,13 +181,13 @@ func readRows(r *Ring, p part, read func(*ReadHead, *Batch) error) (outcome, err
 	return o, nil
 }
 
-// holdRows reads in place, each area twice: what it was must remain.
-func holdRows(r *Ring, p part) (outcome, error) {
+// holdRows reads areas in place, each twice, and counts rows that are corrupt or change meanwhile.
+func holdRows(r *Ring, p task) (result, error) {
 	h, err := r.Reader()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
-	var o outcome
+	var o result
 	for o.Rows < p.Rows {
 		area, err := h.Hold(p.Batch)
 		if err != nil {
@@ -206,55 +208,55 @@ func holdRows(r *Ring, p part) (outcome, error) {
 	return o, nil
 }
 
-// stopInRow claims a row, copies half of it, and waits. Told to go on, it finishes the row.
-func stopInRow(r *Ring, p part) (outcome, error) {
+// stopMidRow claims a row, copies half of it, and blocks. After input it completes the row.
+func stopMidRow(r *Ring, p task) (result, error) {
 	w, err := r.Writer()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	b, err := NewBatch(r.Layout(), 1)
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	testRows(b, rand.New(rand.NewPCG(p.Seed, 0)))
-	places := w.places(1)
-	sequence, ok := places.next(1)
+	positions := w.allocate(1)
+	sequence, ok := positions.next(1)
 	if !ok {
-		return outcome{}, ErrNoRoom
+		return result{}, ErrNoRoom
 	}
 	slot := sequence % r.Layout().Capacity
 	c := r.head.geometry.columns[0]
 	copy(r.rows[c.offset+slot*c.size:][:c.size/2], b.Bytes(0))
-	if err := waitForWord(); err != nil {
-		return outcome{}, err
+	if err := waitForInput(); err != nil {
+		return result{}, err
 	}
 	w.fill(sequence, b, 0)
 	w.publish(sequence)
-	return outcome{Rows: 1}, nil
+	return result{Rows: 1}, nil
 }
 
-func stopWithAreas(r *Ring, p part) (outcome, error) {
+func stopWithAreas(r *Ring, p task) (result, error) {
 	h, err := r.Reader()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	for range p.Rows {
 		if _, err := h.Hold(p.Batch); err != nil {
-			return outcome{}, err
+			return result{}, err
 		}
 	}
-	return outcome{}, waitForWord()
+	return result{}, waitForInput()
 }
 
-func waitForWord() error {
-	say(outcome{Ready: true})
+func waitForInput() error {
+	report(result{Ready: true})
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil && err != io.EOF {
 		return fmt.Errorf("wait: %w", err)
 	}
 	return nil
 }
 
-// process is one that plays a part.
+// process is a subprocess that runs a task.
 type process struct {
 	t   *testing.T
 	cmd *exec.Cmd
@@ -262,13 +264,14 @@ type process struct {
 	out *json.Decoder
 }
 
-func start(t *testing.T, r *Ring, p part) *process {
+// start runs a task in a subprocess.
+func start(t *testing.T, r *Ring, p task) *process {
 	t.Helper()
 	p.Path, p.ID = r.Path(), r.ID().String()
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), partVariable+"="+string(text))
+	cmd.Env = append(os.Environ(), taskVariable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
@@ -278,17 +281,17 @@ func start(t *testing.T, r *Ring, p part) *process {
 	return &process{t: t, cmd: cmd, in: in, out: json.NewDecoder(out)}
 }
 
-// next is the next thing that the process says.
-func (p *process) next() outcome {
+// next returns the subprocess's next result.
+func (p *process) next() result {
 	p.t.Helper()
-	var o outcome
+	var o result
 	require.NoError(p.t, p.out.Decode(&o))
 	require.Empty(p.t, o.Error)
 	return o
 }
 
-// end waits for the last thing that the process says, and for its end.
-func (p *process) end() outcome {
+// end returns the subprocess's last result, and waits for it to exit.
+func (p *process) end() result {
 	p.t.Helper()
 	o := p.next()
 	require.NoError(p.t, p.cmd.Wait())
@@ -301,7 +304,7 @@ func (p *process) kill() {
 	require.Error(p.t, p.cmd.Wait())
 }
 
-// newRing makes a ring in a directory of the test's.
+// newRing makes a ring in a temporary directory, or skips the test where rings are unsupported.
 func newRing(t *testing.T, layout Layout) *Ring {
 	t.Helper()
 	r, err := Create(filepath.Join(t.TempDir(), "ring"), layout)

@@ -6,42 +6,43 @@ import (
 	"slices"
 )
 
-// ReadHead reads rows. It may be used from several goroutines; a head for each is faster.
+// ReadHead reads rows. It is safe for concurrent use; a head for each goroutine is faster.
 type ReadHead struct {
 	ring  *Ring
 	fence fence
 }
 
-// Reader makes a read head. Close of the ring ends it.
+// Reader returns a read head. It becomes invalid when the ring is closed.
 func (r *Ring) Reader() (*ReadHead, error) {
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return nil, err
 	}
-	r.done()
+	r.unpin()
 	return &ReadHead{ring: r}, nil
 }
 
-// sampleTries is how many rows are drawn for one before the readable ones are listed. It is only needed where most can't be read.
+// sampleTries is how many random slots are tried before the readable ones are listed. The list is
+// only needed if most rows are unreadable.
 const sampleTries = 64
 
-// Sample fills a batch with n rows, each drawn from all readable ones with the same probability, whatever was drawn before.
-// [ErrEmpty] says that there are none.
+// Sample fills a batch with n rows. Each is drawn independently and uniformly from all readable
+// rows. It returns [ErrEmpty] if there are none.
 func (h *ReadHead) Sample(rng *rand.Rand, n int, into *Batch) error {
 	r := h.ring
-	if err := h.begin(n, into); err != nil {
+	if err := h.prepare(n, into); err != nil {
 		return err
 	}
-	defer r.done()
+	defer r.unpin()
 	for i := range n {
-		if !h.draw(rng, into, i) {
-			return h.cut(into, i)
+		if !h.sampleRow(rng, into, i) {
+			return h.truncate(into, i)
 		}
 	}
 	return nil
 }
 
-// draw copies one random row.
-func (h *ReadHead) draw(rng *rand.Rand, into *Batch, i int) bool {
+// sampleRow copies one random row.
+func (h *ReadHead) sampleRow(rng *rand.Rand, into *Batch, i int) bool {
 	begun := min(h.ring.counter(counterHead).Load(), h.ring.head.layout.Capacity)
 	if begun == 0 {
 		return false
@@ -73,17 +74,18 @@ func (r *Ring) readableSlots() []uint64 {
 	return slots
 }
 
-// newestTries is how often Newest looks for newer rows in place of those that were overwritten under its hands.
+// newestTries is how often Newest searches for newer rows to replace those overwritten meanwhile.
 const newestTries = 4
 
-// Newest fills a batch with the newest n rows, oldest of them first: fewer where there are fewer. [ErrEmpty] says that there
-// are none. Rows that are overwritten while they are being read are replaced by newer ones.
+// Newest fills a batch with the newest n rows, oldest first, or with fewer if fewer are readable.
+// It returns [ErrEmpty] if there are none. Rows that are overwritten while they are being read are
+// replaced by newer ones.
 func (h *ReadHead) Newest(n int, into *Batch) error {
 	r := h.ring
-	if err := h.begin(n, into); err != nil {
+	if err := h.prepare(n, into); err != nil {
 		return err
 	}
-	defer r.done()
+	defer r.unpin()
 	rows := 0
 	var done uint64
 	for range newestTries {
@@ -102,7 +104,7 @@ func (h *ReadHead) Newest(n int, into *Batch) error {
 		}
 	}
 	if rows == 0 && n > 0 {
-		return h.cut(into, 0)
+		return h.truncate(into, 0)
 	}
 	sequences := into.sequences
 	if err := into.Resize(rows); err != nil {
@@ -112,15 +114,15 @@ func (h *ReadHead) Newest(n int, into *Batch) error {
 	return nil
 }
 
-// begin prepares a batch for n rows, and the ring for being read.
-func (h *ReadHead) begin(n int, into *Batch) error {
+// prepare sizes a batch for n rows and pins the ring.
+func (h *ReadHead) prepare(n int, into *Batch) error {
 	r := h.ring
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return err
 	}
 	err := h.check(n, into)
 	if err != nil {
-		r.done()
+		r.unpin()
 	}
 	return err
 }
@@ -135,8 +137,8 @@ func (h *ReadHead) check(n int, into *Batch) error {
 	return into.Resize(n)
 }
 
-// cut leaves a batch with the rows that it has.
-func (h *ReadHead) cut(into *Batch, rows int) error {
+// truncate cuts a batch to the rows that were read, and returns [ErrEmpty].
+func (h *ReadHead) truncate(into *Batch, rows int) error {
 	sequences := into.sequences[:rows]
 	if err := into.Resize(rows); err != nil {
 		return err
@@ -145,7 +147,8 @@ func (h *ReadHead) cut(into *Batch, rows int) error {
 	return ErrEmpty
 }
 
-// copyRow copies a row into a batch, if it is whole before and after.
+// copyRow copies a row into a batch. It returns false if the row was incomplete, or was overwritten
+// meanwhile.
 func (h *ReadHead) copyRow(slot uint64, into *Batch, i int) bool {
 	r := h.ring
 	at := r.wordAt(r.all, slot)
@@ -156,7 +159,7 @@ func (h *ReadHead) copyRow(slot uint64, into *Batch, i int) bool {
 	for c, column := range r.head.geometry.columns {
 		copy(into.row(c, i), r.all[column.offset+slot*column.size:][:column.size])
 	}
-	h.fence.full()
+	h.fence.barrier()
 	if after := word(at.Load()); after != before && guarded {
 		return false
 	}

@@ -1,18 +1,22 @@
-// Package ring is the memory-mapped ring of rows that a replay is made of.
+// Package ring implements the memory-mapped ring of rows that a replay consists of.
 //
-// A ring is one file: named columns, each with a dtype and a shape, and room for a fixed number of rows. Any number of
-// processes of one machine map it and write and read at the same time, without a lock that could be left behind:
+// A ring is one file: named columns, each with a dtype and a shape, and room for a fixed number of
+// rows. Any number of processes of one machine map the file and read and write it concurrently.
+// They share no lock that a crashed process could leave behind:
 //
-//   - A row never comes out torn. Each row has a word that is odd while somebody writes it and that names the row's sequence
-//     number once it is whole; a reader copies the row and then looks whether the word is still the same.
-//   - A writer that dies in the middle of a row locks nothing. The row can't be read, and the next writer that comes around
-//     takes it over, once the kernel says that the first one is gone. A writer that is merely slow is passed by.
-//   - A range of rows can be read in place: while an [Area] is held, writers go around its rows. The area of a process that
-//     died is nobody's, and writers take its rows back.
-//   - A write that can't be done is refused at once, and leaves everything as it was.
+//   - Reads are never torn. Each row has a word that is odd while the row is being written, and
+//     that holds the row's sequence number once the row is complete. A reader copies the row, then
+//     checks that the word has not changed.
+//   - A writer that dies mid-row blocks no other. Its row is unreadable until the next writer that
+//     reaches it takes it over, after the kernel confirmed the death. A writer that is merely slow
+//     is skipped.
+//   - A range of rows can be read in place: writers skip the rows of an [Area] while it is held.
+//     When the holder dies, other processes reclaim its rows.
+//   - A write for which there is no room fails immediately instead of blocking.
 //
-// Create makes a ring; Open joins one. [Ring.Writer] and [Ring.Reader] give the heads that write and read it.
-// The protocol between the processes is described in word.go (rows), area.go (safe areas) and participant.go (who is alive).
+// [Create] makes a ring and [Open] maps an existing one. [Ring.Writer] and [Ring.Reader] return the
+// heads that write and read it. The protocol between processes is documented in word.go (rows),
+// area.go (safe areas) and participant.go (liveness).
 package ring
 
 import (
@@ -24,49 +28,53 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"unsafe" //nolint:depguard // words of mapped memory, aligned by the geometry, are used atomically: see at
+	"unsafe" //nolint:depguard // atomic access to aligned words of mapped memory: see at
 
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// ID is a ring's own id. It stands in the file's header, so that whoever was told of a ring can see that he mapped that one.
+// ID identifies a ring. It is part of the file's header, so that a process can verify that the file
+// it opened holds the ring it was referred to.
 type ID [16]byte
 
-// String is the id in hexadecimal digits.
+// String returns the id in hexadecimal.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// ParseID reads what String wrote.
+// ParseID parses the result of [ID.String].
 func ParseID(text string) (ID, error) {
 	var id ID
 	raw, err := hex.DecodeString(text)
 	if err != nil || len(raw) != len(id) {
-		return id, fmt.Errorf("%w: %q is not a ring's id", ErrFormat, text)
+		return id, fmt.Errorf("%w: %q is not a ring id", ErrFormat, text)
 	}
 	copy(id[:], raw)
 	return id, nil
 }
 
-// Ring is a mapped ring. Its methods may be called from any goroutine.
+// Ring is a mapped ring. It is safe for concurrent use.
 type Ring struct {
 	path string
 	head header
 	file *os.File
 
-	// life is held for reading while the mappings are used, and for writing while they are made or given back.
-	life   sync.RWMutex
+	// mu is held for reading while the mappings are in use, and for writing while they are created
+	// or removed.
+	mu     sync.RWMutex
 	closed bool
-	// all is the whole file, read-only; control is its first part (header, counters, areas, participants), writable.
+	// all maps the whole file read-only; control maps its first part (header, counters, areas,
+	// participants) for writing.
 	all, control []byte
-	// rows is the whole file, writable; nil until the first write head needs it.
+	// rows maps the whole file for writing; nil until the first write head is created.
 	rows []byte
-	// self is this ring's participant, or none; see participant.go.
+	// self is the index of this ring's participant, or noParticipant; see participant.go.
 	self int
-	// held counts the areas that are still to be released; they keep the mappings beyond Close.
+	// held counts the areas not yet released. The mappings outlive Close until it drops to zero.
 	held atomic.Int64
 }
 
-// Create makes a ring in a new file and opens it. The file's space is reserved; where there is not enough, the error says how
-// much there is. The file is the user's alone. It stays when the ring is closed: see [Ring.Remove].
+// Create makes a ring in a new file and opens it. The file is accessible to this user only, and all
+// of its space is reserved up front: where space is short, the error says how much is available.
+// Closing the ring keeps the file: see [Ring.Remove].
 func Create(path string, layout Layout) (*Ring, error) {
 	head, err := newHeader(layout)
 	if err != nil {
@@ -82,19 +90,20 @@ func Create(path string, layout Layout) (*Ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, err)
 	}
-	r := &Ring{path: path, head: head, file: file, self: none}
-	if err := r.found(); err != nil {
+	r := &Ring{path: path, head: head, file: file, self: noParticipant}
+	if err := r.initialize(); err != nil {
 		return nil, fmt.Errorf("create ring %s: %w", path, errors.Join(err, r.unmapFile(), os.Remove(path)))
 	}
 	return r, nil
 }
 
-// found fills in a new file. The header comes last: who opens the file before that finds no ring.
-func (r *Ring) found() error {
+// initialize fills in a new file. It writes the header last, so that a process that opens the file
+// earlier finds no ring.
+func (r *Ring) initialize() error {
 	if err := r.mapFile(); err != nil {
 		return err
 	}
-	if err := r.enrol(ownerIndex); err != nil {
+	if err := r.claimIndex(ownerIndex); err != nil {
 		return err
 	}
 	if _, err := r.file.WriteAt(r.head.encode(), 0); err != nil {
@@ -103,22 +112,22 @@ func (r *Ring) found() error {
 	return nil
 }
 
-// Open joins the ring in a file. The file is checked before a byte of it is used, and refused with [ErrFormat] where it is
-// not a whole ring; with [ErrWrongRing] where it is another one than the caller was told of; and with [ErrOtherMachine] where
-// its memory can't be shared.
+// Open maps the ring in a file. It validates the file before using any of its contents: it returns
+// [ErrFormat] if the file is not a complete ring, [ErrWrongRing] if it holds a ring with another
+// id, and [ErrOtherMachine] if its memory can't be shared.
 func Open(path string, id ID) (*Ring, error) {
 	file, size, err := mapfile.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open ring %s: %w", path, err)
 	}
-	r := &Ring{path: path, file: file, self: none}
-	if err := r.join(id, size); err != nil {
+	r := &Ring{path: path, file: file, self: noParticipant}
+	if err := r.attach(id, size); err != nil {
 		return nil, fmt.Errorf("open ring %s: %w", path, errors.Join(err, r.unmapFile()))
 	}
 	return r, nil
 }
 
-func (r *Ring) join(id ID, size int64) error {
+func (r *Ring) attach(id ID, size int64) error {
 	start := make([]byte, min(size, maxHeader))
 	if _, err := r.file.ReadAt(start, 0); err != nil {
 		return fmt.Errorf("read header: %w", err)
@@ -141,20 +150,21 @@ func (r *Ring) join(id ID, size int64) error {
 	return r.mapFile()
 }
 
-// Path is the ring's file.
+// Path returns the name of the ring's file.
 func (r *Ring) Path() string { return r.path }
 
-// ID is the ring's id.
+// ID returns the ring's id.
 func (r *Ring) ID() ID { return r.head.id }
 
-// Layout is what a row is, and how many there are. It must not be changed.
+// Layout returns the columns and the capacity. It must not be modified.
 func (r *Ring) Layout() Layout { return r.head.layout }
 
-// Close gives the ring back. Areas that are still held stay readable, and in the writers' way, until they are released;
-// everything else that was made from this ring answers [ErrClosed].
+// Close unmaps the ring. Areas that are still held stay readable, and block writers, until they are
+// released; everything else that was made from this ring returns [ErrClosed] from then on. Further
+// calls do nothing.
 func (r *Ring) Close() error {
-	r.life.Lock()
-	defer r.life.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
 		return nil
 	}
@@ -165,17 +175,18 @@ func (r *Ring) Close() error {
 	return r.unmapFile()
 }
 
-// End tells all processes that the ring is over: their heads answer [ErrEnded] from now on. It is for whoever created the ring.
+// End marks the ring as ended for all processes: their heads return [ErrEnded] from then on. Only
+// the ring's creator should call it.
 func (r *Ring) End() error {
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return err
 	}
-	defer r.done()
+	defer r.unpin()
 	r.counter(counterEnded).Store(1)
 	return nil
 }
 
-// Remove deletes the ring's file. Who has it mapped keeps it.
+// Remove deletes the ring's file. Processes that have mapped it keep their mapping.
 func (r *Ring) Remove() error {
 	if err := os.Remove(r.path); err != nil {
 		return fmt.Errorf("remove ring: %w", err)
@@ -183,42 +194,45 @@ func (r *Ring) Remove() error {
 	return nil
 }
 
-// Orphaned says whether the process that created the ring is gone, or has closed it.
+// Orphaned reports whether the process that created the ring has exited or closed it.
 func (r *Ring) Orphaned() (bool, error) {
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return false, err
 	}
-	defer r.done()
+	defer r.unpin()
 	alive, err := r.alive(ownerIndex)
 	return !alive, err
 }
 
-// Stats counts what happened to a ring, in all processes.
+// Stats counts events of a ring across all processes.
 type Stats struct {
-	// Capacity is how many rows there is room for.
+	// Capacity is the number of rows that the ring has room for.
 	Capacity uint64
-	// Written is how many rows were written since the beginning.
+	// Written is the number of rows written since the ring was created.
 	Written uint64
-	// Readable is how many rows can be read now: no more than the capacity, less those that are being written.
+	// Readable is the number of rows that can be read now: at most the capacity less the rows that
+	// are being written.
 	Readable uint64
-	// Held is how many rows writers go around now because areas are held.
+	// Held is the number of rows that writers skip now because areas hold them.
 	Held uint64
-	// Areas is how many areas are held.
+	// Areas is the number of held areas.
 	Areas int
-	// Skipped is how often a writer went around a row: it was held, or somebody else was writing it.
+	// Skipped is how often a writer skipped a row because it was held or another writer was writing
+	// it.
 	Skipped uint64
-	// Refused is how many writes were refused.
+	// Refused is the number of writes that failed for lack of room.
 	Refused uint64
-	// TakenOver is how many rows were taken over from writers that had died.
+	// TakenOver is the number of rows taken over from writers that died.
 	TakenOver uint64
 }
 
-// Stats looks at every row; it is for people and tests, not for each step of a loop.
+// Stats collects statistics. It inspects every row, so it is for monitoring and tests rather than
+// for hot loops.
 func (r *Ring) Stats() (Stats, error) {
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return Stats{}, err
 	}
-	defer r.done()
+	defer r.unpin()
 	head, skipped := r.counter(counterHead).Load(), r.counter(counterSkipped).Load()
 	s := Stats{
 		Capacity:  r.head.layout.Capacity,
@@ -237,42 +251,44 @@ func (r *Ring) Stats() (Stats, error) {
 	return s, nil
 }
 
-// use begins a use of the mappings; done ends it.
-func (r *Ring) use() error {
-	r.life.RLock()
+// pin keeps the mappings alive until unpin is called, or returns [ErrClosed].
+func (r *Ring) pin() error {
+	r.mu.RLock()
 	if r.closed {
-		r.life.RUnlock()
+		r.mu.RUnlock()
 		return ErrClosed
 	}
 	return nil
 }
 
-func (r *Ring) done() { r.life.RUnlock() }
+func (r *Ring) unpin() { r.mu.RUnlock() }
 
-// useAsParticipant is use for those who leave traces.
-func (r *Ring) useAsParticipant() error {
-	if err := r.use(); err != nil {
+// pinAsParticipant is pin for operations that leave marks in the file: it registers the ring as a
+// participant first.
+func (r *Ring) pinAsParticipant() error {
+	if err := r.pin(); err != nil {
 		return err
 	}
-	if r.self != none {
+	if r.self != noParticipant {
 		return nil
 	}
-	r.done()
-	if err := r.participate(); err != nil {
+	r.unpin()
+	if err := r.register(); err != nil {
 		return err
 	}
-	return r.use() // closed again, perhaps; but never again without a participant
+	return r.pin() // may have been closed meanwhile, but stays a participant
 }
 
-// ended says whether the ring's creator called End.
+// ended reports whether the ring's creator called End.
 func (r *Ring) ended() bool { return r.counter(counterEnded).Load() != 0 }
 
-// counter is one of the ring's counters; each has a cache line of its own.
+// counter returns one of the ring's counters. Each has a cache line of its own.
 func (r *Ring) counter(c counter) *atomic.Uint64 {
 	return at(r.control, r.head.geometry.counters+uint64(c)*cacheLine)
 }
 
-// at is the 64-bit word at an offset of a mapping. Offsets come from the geometry, which keeps them aligned and inside.
+// at returns the 64-bit word at an offset of a mapping. Offsets come from the geometry, which keeps
+// them aligned and in bounds.
 func at(mapping []byte, offset uint64) *atomic.Uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&mapping[offset])) //nolint:gosec // see above
+	return (*atomic.Uint64)(unsafe.Pointer(&mapping[offset])) //nolint:gosec // aligned and in bounds
 }

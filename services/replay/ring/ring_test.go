@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestImpossibleLayoutsAreRefused(t *testing.T) {
+func TestCreateRejectsInvalidLayouts(t *testing.T) {
 	scalar := Column{Name: "x", DType: Float32}
 	many := make([]Column, maxColumns+1)
 	for i := range many {
@@ -23,18 +23,18 @@ func TestImpossibleLayoutsAreRefused(t *testing.T) {
 	for name, layout := range map[string]Layout{
 		"no columns":       {Capacity: 1},
 		"no rows":          {Columns: []Column{scalar}},
-		"endless rows":     {Capacity: math.MaxUint64, Columns: []Column{scalar}},
+		"too many rows":    {Capacity: math.MaxUint64, Columns: []Column{scalar}},
 		"no name":          {Capacity: 1, Columns: []Column{{DType: Float32}}},
-		"long name":        {Capacity: 1, Columns: []Column{{Name: strings.Repeat("x", maxName+1), DType: Float32}}},
+		"name too long":    {Capacity: 1, Columns: []Column{{Name: strings.Repeat("x", maxName+1), DType: Float32}}},
 		"name not UTF-8":   {Capacity: 1, Columns: []Column{{Name: "\xff", DType: Float32}}},
-		"same name twice":  {Capacity: 1, Columns: []Column{scalar, scalar}},
+		"duplicate name":   {Capacity: 1, Columns: []Column{scalar, scalar}},
 		"no dtype":         {Capacity: 1, Columns: []Column{{Name: "x"}}},
 		"unknown dtype":    {Capacity: 1, Columns: []Column{{Name: "x", DType: Float64 + 1}}},
 		"empty dimension":  {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{3, 0}}}},
-		"endless":          {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 63, 4}}}},
+		"shape overflows":  {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 63, 4}}}},
 		"too many columns": {Capacity: 1, Columns: many},
-		"too high a rank":  {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: make([]uint64, maxRank+1)}}},
-		"too much":         {Capacity: 1 << 40, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 20}}}},
+		"rank too high":    {Capacity: 1, Columns: []Column{{Name: "x", DType: Int8, Shape: make([]uint64, maxRank+1)}}},
+		"file too large":   {Capacity: 1 << 40, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 20}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "ring")
@@ -45,7 +45,7 @@ func TestImpossibleLayoutsAreRefused(t *testing.T) {
 	}
 }
 
-func TestARingThatDoesNotFitIsRefusedAndLeavesNoFile(t *testing.T) {
+func TestCreateWithoutDiskSpaceLeavesNoFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring")
 	_, err := Create(path, Layout{Capacity: 1 << 25, Columns: []Column{{Name: "x", DType: Int8, Shape: []uint64{1 << 20}}}})
 	require.ErrorIs(t, err, unix.ENOSPC)
@@ -53,7 +53,7 @@ func TestARingThatDoesNotFitIsRefusedAndLeavesNoFile(t *testing.T) {
 	require.NoFileExists(t, path)
 }
 
-func TestClosedAndEndedRingsSaySo(t *testing.T) {
+func TestClosedAndEndedRingsReturnTheirErrors(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	other, err := Open(r.Path(), r.ID())
 	require.NoError(t, err)
@@ -87,7 +87,7 @@ func TestClosedAndEndedRingsSaySo(t *testing.T) {
 	require.ErrorIs(t, r.Remove(), os.ErrNotExist)
 }
 
-func TestAnAreaOutlivesTheClosingOfItsRing(t *testing.T) {
+func TestAreaOutlivesClosedRing(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 10)
 	other, err := Open(r.Path(), r.ID())
@@ -109,7 +109,7 @@ func TestAnAreaOutlivesTheClosingOfItsRing(t *testing.T) {
 	require.Zero(t, s.Areas)
 }
 
-func TestBatchesThatDoNotFitAreRefused(t *testing.T) {
+func TestBatchesThatDoNotFitAreRejected(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	w, err := r.Writer()
 	require.NoError(t, err)
@@ -130,7 +130,7 @@ func TestBatchesThatDoNotFitAreRefused(t *testing.T) {
 	require.ErrorIs(t, h.Sample(seeded(), 1, long), ErrEmpty)
 }
 
-func TestValuesAreSeenInPlaceAndOnlyAsWhatTheyAre(t *testing.T) {
+func TestValuesShareMemoryAndCheckTypes(t *testing.T) {
 	b, err := NewBatch(testLayout(1), 3)
 	require.NoError(t, err)
 	scale, err := Values[float32](b, "scale")
@@ -147,7 +147,7 @@ func TestValuesAreSeenInPlaceAndOnlyAsWhatTheyAre(t *testing.T) {
 	require.NoError(t, b.Resize(2))
 	again, err = Values[float32](b, "scale")
 	require.NoError(t, err)
-	require.Equal(t, []float32{0, 0}, again, "what comes back by resizing is zero")
+	require.Equal(t, []float32{0, 0}, again, "rows added by resizing are zero")
 }
 
 func TestSamplingIsUniform(t *testing.T) {
@@ -186,7 +186,7 @@ func TestSamplingIsUniform(t *testing.T) {
 	}
 }
 
-func TestOneMappingServesManyGoroutines(t *testing.T) {
+func TestMappingIsSafeForConcurrentUse(t *testing.T) {
 	r := newRing(t, testLayout(30))
 	write(t, r, 30)
 	other, err := Open(r.Path(), r.ID())
@@ -194,17 +194,17 @@ func TestOneMappingServesManyGoroutines(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 2 {
 		group.Go(func() {
-			o, err := writeRows(other, part{Seed: uint64(i), Rows: 500, Batch: 3})
+			o, err := writeRows(other, task{Seed: uint64(i), Rows: 500, Batch: 3})
 			require.NoError(t, err)
 			require.GreaterOrEqual(t, o.Rows, 500)
 		})
 		group.Go(func() {
-			o, err := sampleRows(other, part{Seed: uint64(i), Rows: 500, Batch: 3})
+			o, err := sampleRows(other, task{Seed: uint64(i), Rows: 500, Batch: 3})
 			require.NoError(t, err)
 			require.Zero(t, o.Torn)
 		})
 		group.Go(func() {
-			o, err := holdRows(other, part{Rows: 500, Batch: 10})
+			o, err := holdRows(other, task{Rows: 500, Batch: 10})
 			require.NoError(t, err)
 			require.Zero(t, o.Torn)
 		})

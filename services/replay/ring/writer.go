@@ -5,20 +5,20 @@ import (
 	"runtime"
 )
 
-// WriteHead writes rows. It may be used from several goroutines; a head for each is faster.
+// WriteHead writes rows. It is safe for concurrent use; a head for each goroutine is faster.
 type WriteHead struct {
 	ring  *Ring
 	fence fence
 }
 
-// Writer makes a write head. Close of the ring ends it.
+// Writer returns a write head. It becomes invalid when the ring is closed.
 func (r *Ring) Writer() (*WriteHead, error) {
-	if err := r.useAsParticipant(); err != nil {
+	if err := r.pinAsParticipant(); err != nil {
 		return nil, err
 	}
-	r.done()
-	r.life.Lock()
-	defer r.life.Unlock()
+	r.unpin()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
 		return nil, ErrClosed
 	}
@@ -28,17 +28,19 @@ func (r *Ring) Writer() (*WriteHead, error) {
 	return &WriteHead{ring: r}, nil
 }
 
-// Append writes a batch's rows, each as soon as there is a place for it, and says how many were written. All were, if there is
-// no error. The rows' sequence numbers are then the batch's [Batch.Sequences]; they grow, and may have gaps.
+// Append writes a batch's rows, publishing each as soon as it is written, and returns how many were
+// written: all of them if the error is nil. [Batch.Sequences] then returns their sequence numbers,
+// which increase and may have gaps.
 //
-// It never waits for anybody, and so may be refused: with a [NoRoomError] where areas, or others who are writing, leave no
-// place for the batch; with [ErrBatch], [ErrEnded] or [ErrClosed]. A refused row leaves nothing behind.
+// Append never blocks. It returns a [NoRoomError] if areas or other writers leave no room for the
+// batch, and [ErrBatch], [ErrEnded] or [ErrClosed] otherwise. A row that was not written leaves no
+// trace.
 func (w *WriteHead) Append(b *Batch) (int, error) {
 	r := w.ring
-	if err := r.use(); err != nil {
+	if err := r.pin(); err != nil {
 		return 0, err
 	}
-	defer r.done()
+	defer r.unpin()
 	b.sequences = b.sequences[:0]
 	if r.ended() {
 		return 0, ErrEnded
@@ -52,9 +54,9 @@ func (w *WriteHead) Append(b *Batch) (int, error) {
 	if held := r.heldRows(); held > 0 && held+uint64(b.rows) > r.head.layout.Capacity { //nolint:gosec // not negative
 		return 0, w.refused(b)
 	}
-	places := w.places(b.rows)
+	positions := w.allocate(b.rows)
 	for b.rows > len(b.sequences) {
-		sequence, ok := places.next(b.rows - len(b.sequences))
+		sequence, ok := positions.next(b.rows - len(b.sequences))
 		if !ok {
 			return len(b.sequences), w.refused(b)
 		}
@@ -65,7 +67,7 @@ func (w *WriteHead) Append(b *Batch) (int, error) {
 	return b.rows, nil
 }
 
-// refused counts a refused write and says why it was.
+// refused counts a failed write and returns its error.
 func (w *WriteHead) refused(b *Batch) error {
 	r := w.ring
 	r.counter(counterRefused).Add(1)
@@ -75,24 +77,24 @@ func (w *WriteHead) refused(b *Batch) error {
 	return fmt.Errorf("append to ring: %w", err)
 }
 
-// claim makes the row of a position the head's own, or leaves it as it is.
+// claim locks the row of a position for this head, or leaves the row unchanged and returns false.
 func (w *WriteHead) claim(sequence uint64) bool {
 	r := w.ring
 	slot := sequence % r.head.layout.Capacity
 	at := r.wordAt(r.rows, slot)
 	old := word(at.Load())
-	if old.begun() > sequence {
-		return false // somebody a round ahead has been here
+	if old.sequencePlusOne() > sequence {
+		return false // a writer one round ahead was here first
 	}
 	abandoned := old&writing != 0
-	if abandoned && !r.dead(old.participant()) {
+	if abandoned && !r.knownDead(old.participant()) {
 		return false
 	}
 	mine := writingWord(sequence, r.self)
 	if !at.CompareAndSwap(uint64(old), uint64(mine)) {
 		return false
 	}
-	w.fence.full()
+	w.fence.barrier()
 	if _, held := r.inArea(slot); held {
 		at.CompareAndSwap(uint64(mine), uint64(old))
 		return false
@@ -111,75 +113,77 @@ func (w *WriteHead) fill(sequence uint64, b *Batch, row int) {
 	}
 }
 
-// publish lets readers have a claimed row.
+// publish makes a claimed row readable.
 func (w *WriteHead) publish(sequence uint64) {
 	r := w.ring
 	mine := writingWord(sequence, r.self)
 	r.wordAt(r.rows, sequence%r.head.layout.Capacity).Store(uint64(mine.published()))
 }
 
-// places gives a writer positions whose rows it has claimed.
-type places struct {
+// allocator allocates positions to a writer and claims their rows.
+type allocator struct {
 	head *WriteHead
-	// next positions to try, taken from the ring.
+	// [from, to) are allocated positions not tried yet.
 	from, to uint64
-	// left is how many rows may still be passed by.
-	left uint64
+	// budget is how many more rows may be skipped.
+	budget uint64
 }
 
-// patience is how many rows a writer passes by, beyond two rounds, before it gives up: for small rings with many writers.
-const patience = 1 << 14
+// skipBudget is how many rows a writer skips, beyond two rounds, before it gives up. It matters to
+// small rings with many writers.
+const skipBudget = 1 << 14
 
-func (w *WriteHead) places(rows int) places {
-	return places{head: w, left: 2*w.ring.head.layout.Capacity + uint64(rows) + patience} //nolint:gosec // not negative
+func (w *WriteHead) allocate(rows int) allocator {
+	return allocator{head: w, budget: 2*w.ring.head.layout.Capacity + uint64(rows) + skipBudget} //nolint:gosec // not negative
 }
 
-// next claims a row. wanted is how many are still to be written.
-func (p *places) next(wanted int) (uint64, bool) {
+// next claims a row. wanted is how many rows are still to be written.
+func (a *allocator) next(wanted int) (uint64, bool) {
 	for {
-		for p.from < p.to {
-			sequence := p.from
-			p.from++
-			if p.head.claim(sequence) {
+		for a.from < a.to {
+			sequence := a.from
+			a.from++
+			if a.head.claim(sequence) {
 				return sequence, true
 			}
-			if !p.pass(1) {
+			if !a.skip(1) {
 				return 0, false
 			}
 			runtime.Gosched()
 		}
-		if !p.take(uint64(wanted)) { //nolint:gosec // positive
+		if !a.reserve(uint64(wanted)) { //nolint:gosec // positive
 			return 0, false
 		}
 	}
 }
 
-// pass counts rows that the writer went around.
-func (p *places) pass(rows uint64) bool {
-	p.head.ring.counter(counterSkipped).Add(rows)
-	ok := rows <= p.left
-	p.left -= min(rows, p.left)
+// skip counts skipped rows. It returns false once the budget is exceeded.
+func (a *allocator) skip(rows uint64) bool {
+	a.head.ring.counter(counterSkipped).Add(rows)
+	ok := rows <= a.budget
+	a.budget -= min(rows, a.budget)
 	return ok
 }
 
-// take takes positions from the ring: not more than are wanted, and only as far as the next area. Areas it jumps over.
-func (p *places) take(wanted uint64) bool {
-	r := p.head.ring
+// reserve takes positions from the ring: at most as many as are wanted, and none beyond the next
+// area. It skips areas.
+func (a *allocator) reserve(wanted uint64) bool {
+	r := a.head.ring
 	position := r.counter(counterHead)
-	for ; p.left > 0; p.left-- {
+	for ; a.budget > 0; a.budget-- {
 		head := position.Load()
 		if head > maxSequence-wanted-r.head.layout.Capacity {
 			return false
 		}
 		blocked, free := r.ahead(head % r.head.layout.Capacity)
 		if blocked > 0 {
-			if position.CompareAndSwap(head, head+blocked) && !p.pass(blocked) {
+			if position.CompareAndSwap(head, head+blocked) && !a.skip(blocked) {
 				return false
 			}
 			continue
 		}
 		if n := min(wanted, free); position.CompareAndSwap(head, head+n) {
-			p.from, p.to = head, head+n
+			a.from, a.to = head, head+n
 			return true
 		}
 	}

@@ -12,10 +12,10 @@ import (
 
 func seeded() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
-// write appends n checksummed rows in this process.
+// write appends n checksummed rows from this process.
 func write(t *testing.T, r *Ring, n int) {
 	t.Helper()
-	o, err := writeRows(r, part{Rows: n, Batch: 1})
+	o, err := writeRows(r, task{Rows: n, Batch: 1})
 	require.NoError(t, err)
 	require.Equal(t, n, o.Rows)
 }
@@ -27,10 +27,10 @@ func readable(t *testing.T, r *Ring) uint64 {
 	return s.Readable
 }
 
-func TestNoTornRowComesOutOfManyProcesses(t *testing.T) {
+func TestConcurrentProcessesReadNoTornRow(t *testing.T) {
 	r := newRing(t, testLayout(50))
 	write(t, r, 50)
-	for _, o := range torture(t, r, 4000) {
+	for _, o := range stress(t, r, 4000) {
 		require.Zero(t, o.Torn)
 	}
 	s, err := r.Stats()
@@ -44,11 +44,11 @@ func TestNoTornRowComesOutOfManyProcesses(t *testing.T) {
 func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 15)
-	writer := start(t, r, part{Name: "stop in a row", Seed: 7})
+	writer := start(t, r, task{Name: "stop mid-row", Seed: 7})
 	require.True(t, writer.next().Ready)
 	writer.kill()
 
-	require.Equal(t, uint64(9), readable(t, r), "the row that it was in can't be read")
+	require.Equal(t, uint64(9), readable(t, r), "the unfinished row is unreadable")
 	h, err := r.Reader()
 	require.NoError(t, err)
 	b, err := NewBatch(r.Layout(), 0)
@@ -60,7 +60,7 @@ func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
 	require.Equal(t, []uint64{6, 7, 8, 9, 10, 11, 12, 13, 14}, b.Sequences())
 
 	write(t, r, 10)
-	require.Equal(t, uint64(10), readable(t, r), "the next writer that came around took the row over")
+	require.Equal(t, uint64(10), readable(t, r), "the next writer that reached the row took it over")
 	s, err := r.Stats()
 	require.NoError(t, err)
 	require.Equal(t, uint64(1), s.TakenOver)
@@ -69,14 +69,14 @@ func TestReaderSurvivesWriterKilledMidRow(t *testing.T) {
 	require.Zero(t, torn(b))
 }
 
-func TestDeadWritersIndexIsGivenOutAgainWithoutItsRow(t *testing.T) {
+func TestReusedIndexDoesNotOwnRowsOfDeadWriter(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	for range 3 {
-		writer := start(t, r, part{Name: "stop in a row"})
+		writer := start(t, r, task{Name: "stop mid-row"})
 		require.True(t, writer.next().Ready)
 		writer.kill()
 	}
-	// The next participant gets the same index as the three, and must not be taken for the owner of what they left.
+	// The next participant gets the same index as these three, but must not own the rows they left.
 	other, err := Open(r.Path(), r.ID())
 	require.NoError(t, err)
 	write(t, other, 17)
@@ -84,14 +84,14 @@ func TestDeadWritersIndexIsGivenOutAgainWithoutItsRow(t *testing.T) {
 	require.NoError(t, other.Close())
 }
 
-func TestWritersPassByOneThatIsStoppedMidRow(t *testing.T) {
+func TestWritersSkipWriterStoppedMidRow(t *testing.T) {
 	r := newRing(t, testLayout(10))
-	writer := start(t, r, part{Name: "stop in a row"})
+	writer := start(t, r, task{Name: "stop mid-row"})
 	require.True(t, writer.next().Ready)
 	require.NoError(t, writer.cmd.Process.Signal(unix.SIGSTOP))
 
 	write(t, r, 45)
-	require.Equal(t, uint64(9), readable(t, r), "nobody took its row")
+	require.Equal(t, uint64(9), readable(t, r), "the row of a stopped writer is not taken over")
 
 	require.NoError(t, writer.cmd.Process.Signal(unix.SIGCONT))
 	_, err := writer.in.Write([]byte("\n"))
@@ -104,15 +104,15 @@ func TestWritersPassByOneThatIsStoppedMidRow(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, h.Sample(seeded(), 200, b))
 	require.Zero(t, torn(b))
-	require.Contains(t, b.Sequences(), uint64(0), "what it wrote is whole, if old")
+	require.Contains(t, b.Sequences(), uint64(0), "its row is complete, if old")
 	require.NoError(t, h.Newest(9, b))
-	require.NotContains(t, b.Sequences(), uint64(0), "and not among the newest")
+	require.NotContains(t, b.Sequences(), uint64(0), "an old row is not among the newest")
 }
 
-func TestAreaOfAKilledReaderIsTakenBack(t *testing.T) {
+func TestAreaOfKilledReaderIsReclaimed(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 10)
-	reader := start(t, r, part{Name: "stop with areas", Rows: 3, Batch: 10})
+	reader := start(t, r, task{Name: "stop with areas", Rows: 3, Batch: 10})
 	require.True(t, reader.next().Ready)
 
 	w, err := r.Writer()
@@ -134,10 +134,10 @@ func TestAreaOfAKilledReaderIsTakenBack(t *testing.T) {
 	require.Equal(t, uint64(1), s.Refused)
 }
 
-func TestAreasOfTheDeadMakeRoomForOthers(t *testing.T) {
+func TestEntriesOfKilledReaderAreReused(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 10)
-	reader := start(t, r, part{Name: "stop with areas", Rows: maxAreas, Batch: 1})
+	reader := start(t, r, task{Name: "stop with areas", Rows: maxAreas, Batch: 1})
 	require.True(t, reader.next().Ready)
 	h, err := r.Reader()
 	require.NoError(t, err)
@@ -149,7 +149,7 @@ func TestAreasOfTheDeadMakeRoomForOthers(t *testing.T) {
 	require.NoError(t, area.Release())
 }
 
-func TestRefusedWriteLeavesNothingLocked(t *testing.T) {
+func TestFailedWriteLeavesNothingLocked(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 10)
 	h, err := r.Reader()
@@ -167,32 +167,32 @@ func TestRefusedWriteLeavesNothingLocked(t *testing.T) {
 	}
 	require.Equal(t, uint64(10), readable(t, r))
 	require.NoError(t, area.Release())
-	require.NoError(t, area.Release(), "a second time does nothing")
+	require.NoError(t, area.Release(), "a second release does nothing")
 	write(t, r, 3)
 	require.Equal(t, uint64(10), readable(t, r))
 }
 
-func TestWriterThatHadItsPlaceBeforeTheAreaBacksOut(t *testing.T) {
+func TestWriterWithEarlierPositionBacksOutOfArea(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	write(t, r, 10)
 	w, err := r.Writer()
 	require.NoError(t, err)
-	places := w.places(1)
-	require.True(t, places.take(1))
+	positions := w.allocate(1)
+	require.True(t, positions.reserve(1))
 	before := r.wordAt(r.all, 0).Load()
 
 	h, err := r.Reader()
 	require.NoError(t, err)
 	area, err := h.Hold(10)
 	require.NoError(t, err)
-	require.False(t, w.claim(places.from), "it had looked for areas when there were none")
-	require.Equal(t, before, r.wordAt(r.all, 0).Load(), "the row is what it was")
+	require.False(t, w.claim(positions.from), "the area was held after the position was allocated")
+	require.Equal(t, before, r.wordAt(r.all, 0).Load(), "the row is unchanged")
 	require.Equal(t, 10, area.Rows())
 	require.NoError(t, area.Release())
-	require.True(t, w.claim(places.from))
+	require.True(t, w.claim(positions.from))
 }
 
-func TestRingIsOrphanedWhenItsCreatorIsGone(t *testing.T) {
+func TestRingIsOrphanedWhenCreatorCloses(t *testing.T) {
 	r := newRing(t, testLayout(10))
 	other, err := Open(r.Path(), r.ID())
 	require.NoError(t, err)
