@@ -192,7 +192,7 @@ func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, connect.Errorf(connect.CodeUnavailable, "nobody answers at %s: %v", address, err).WithCause(err)
+		return nil, connect.Errorf(connect.CodeUnavailable, "no process answers at %s: %v", address, err).WithCause(err)
 	}
 	conn, err := tunnel.Dial(ctx, nc, hello, config)
 	switch {

@@ -26,47 +26,50 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestWhatIsNoBrain joins, and asks, what is not there, is no Brain, or is one of another time. Each ends in one error that says so.
+// TestWhatIsNoBrain joins, and asks by the command line, an address at which there is no process, a
+// process that is not a Brain, or a Brain of another version. Each ends in one error that reports
+// it.
 func TestWhatIsNoBrain(t *testing.T) {
 	t.Parallel()
 	for _, at := range []struct {
 		name  string
 		serve func(t *testing.T, l net.Listener)
-		// joinCode and join are the code of the error that a program gets, and what it says; ask is what the command line says.
+		// joinCode and join are the code and the text of a program's error; ask is the text that
+		// the command line prints.
 		joinCode  connect.Code
 		join, ask string
-		// answer is what a program finds in its error of what answered.
+		// answer is the part of the peer's response that a program's error quotes.
 		answer string
 	}{
 		{
-			name: "nobody", serve: func(t *testing.T, l net.Listener) { require.NoError(t, l.Close()) },
-			joinCode: connect.CodeUnavailable, join: "nobody answers at ADDRESS", ask: "nobody answers at ADDRESS",
+			name: "no process", serve: func(t *testing.T, l net.Listener) { require.NoError(t, l.Close()) },
+			joinCode: connect.CodeUnavailable, join: "no process answers at ADDRESS", ask: "no process answers at ADDRESS",
 		},
 		{
-			name: "one who hangs up", serve: serveConns(func(nc net.Conn) { _ = nc.Close() }),
-			joinCode: connect.CodeUnavailable, join: "ADDRESS", ask: "what is at ADDRESS does not answer as a Brain does",
+			name: "a peer that closes", serve: serveConns(func(nc net.Conn) { _ = nc.Close() }),
+			joinCode: connect.CodeUnavailable, join: "ADDRESS", ask: "the process at ADDRESS does not answer as a Brain does",
 		},
 		{
-			name: "one who is silent", serve: serveConns(func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }),
-			joinCode: connect.CodeUnavailable, join: "what listens at ADDRESS did not answer", ask: "what is at ADDRESS does not answer within 5s",
+			name: "a silent peer", serve: serveConns(func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }),
+			joinCode: connect.CodeUnavailable, join: "what listens at ADDRESS did not answer", ask: "the process at ADDRESS does not answer within 5s",
 		},
 		{
-			name: "one who speaks something else", serve: serveConns(func(nc net.Conn) {
+			name: "a peer of another protocol", serve: serveConns(func(nc net.Conn) {
 				_, _ = nc.Write([]byte("220 mail.example ESMTP\r\n"))
 				_, _ = io.Copy(io.Discard, nc)
 			}),
 			answer:   "220 mail.example ESMTP\r\n",
 			joinCode: connect.CodeFailedPrecondition, join: "ADDRESS: tunnel handshake: failed_precondition: the other side is not a tunnel: it began with \"220 mail",
-			ask: "what answers at ADDRESS is no Brain",
+			ask: "the process at ADDRESS is not a Brain",
 		},
 		{
 			name: "a web server", serve: serveHTTP(http.NotFoundHandler()), answer: "HTTP/1.1 400 Bad Request",
-			joinCode: connect.CodeFailedPrecondition, ask: "what answers at ADDRESS is no Brain",
+			joinCode: connect.CodeFailedPrecondition, ask: "the process at ADDRESS is not a Brain",
 			join: `ADDRESS: tunnel handshake: failed_precondition: the other side is a web server, not a tunnel: it began with "HTTP/1.1 400 Bad Request"`,
 		},
 		{
 			name: "a web server with TLS", serve: serveTLS,
-			joinCode: connect.CodeUnavailable, join: "ADDRESS closed the connection", ask: "what is at ADDRESS does not answer as a Brain does",
+			joinCode: connect.CodeUnavailable, join: "ADDRESS closed the connection", ask: "the process at ADDRESS does not answer as a Brain does",
 		},
 		{
 			name: "a Brain of another time", serve: serveOther,
@@ -98,11 +101,11 @@ func TestHostThatIsNoBrain(t *testing.T) {
 	host := member(t, b)
 	token := host.Options().Token
 	_ = checkJoin(t, host.Address(), token, connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
-	checkAsk(t, host.Address(), token, "what answers at ADDRESS is no Brain")
+	checkAsk(t, host.Address(), token, "the process at ADDRESS is not a Brain")
 }
 
-// TestJoiningWhoeverIsSilentEndsWithItsContext waits no longer for an answer than its caller does.
-func TestJoiningWhoeverIsSilentEndsWithItsContext(t *testing.T) {
+// TestJoiningASilentPeerEndsWithItsContext waits no longer than the caller's context allows.
+func TestJoiningASilentPeerEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -150,7 +153,7 @@ func checkAsk(t *testing.T, address, token, text string) {
 	assert.Contains(t, replaceAddress(stderr, address), text)
 }
 
-// serveConns does something with every connection, until the test ends.
+// serveConns calls a function with every connection until the test ends.
 func serveConns(serve func(net.Conn)) func(t *testing.T, l net.Listener) {
 	return func(t *testing.T, l net.Listener) {
 		t.Helper()
@@ -212,7 +215,7 @@ func serveTLS(t *testing.T, l net.Listener) {
 	t.Cleanup(server.Close)
 }
 
-// otherBrain speaks versions of the protocol that nobody knows yet.
+// otherBrain speaks protocol versions that this program does not know.
 type otherBrain struct {
 	brainv1connect.UnimplementedBrainServiceHandler
 }
@@ -222,7 +225,7 @@ func (otherBrain) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.
 		req.GetMinVersion(), req.GetMaxVersion())
 }
 
-// serveOther serves it over tunnels and HTTP: each connection is the one or the other by its first byte.
+// serveOther serves it over tunnels and HTTP, distinguished by a connection's first byte.
 func serveOther(t *testing.T, l net.Listener) {
 	t.Helper()
 	server := connect.NewServer()
@@ -261,7 +264,7 @@ func serveOther(t *testing.T, l net.Listener) {
 	})(t, l)
 }
 
-// begun is a connection whose first byte was read.
+// begun is a connection whose first byte has been read.
 type begun struct {
 	net.Conn
 
@@ -286,7 +289,7 @@ func (c *begun) Close() error {
 	return c.Conn.Close()
 }
 
-// handed is a listener of connections that somebody else accepts.
+// handed is a listener whose connections another listener accepts.
 type handed struct {
 	net.Listener
 

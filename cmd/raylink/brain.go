@@ -18,13 +18,13 @@ func (a *app) brainCommand() *cobra.Command {
 		Long: `brain runs a system's registry in a process of its own, and is a gateway to all nodes. Programs join it by
 RAYLINK_BRAIN, which names its address.
 
-When it serves it prints one line with its address. The token that callers need is given by --token-file or RAYLINK_TOKEN; else
-Brain makes one and keeps it with its data, and programs of the same user find it by themselves (see
-raylink token).
+Once it serves, it prints one line with its address. The token that callers need is given by
+--token-file or RAYLINK_TOKEN; else Brain makes one and keeps it with its data, and programs of the
+same user find it by themselves (see raylink token).
 
-It ends in good order when it is interrupted or terminated; a second signal
-ends it at once. Started again with the same --data, after whatever end, it finds every node where it was, and the programs that
-had joined it find it again by themselves if it is at the same address.`,
+It shuts down gracefully when it is interrupted or terminated; a second signal ends it at once.
+Restarted with the same --data, after any kind of end, it still knows every node, and programs that
+had joined it reconnect by themselves if its address is the same.`,
 		Args: between(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.token != "" && a.tokenFile != "" {
@@ -42,9 +42,9 @@ had joined it find it again by themselves if it is at the same address.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.Data, "data", "", "the directory that keeps everything (RAYLINK_DATA; default: `raylink` in the user's state directory)")
+	flags.StringVar(&o.Data, "data", "", "the directory of registry, token and logs (RAYLINK_DATA; default: `raylink` in the user's state directory)")
 	flags.StringVar(&o.Listen, "listen", "", "the address to listen on (RAYLINK_LISTEN; default "+raylink.DefaultBrainAddress+")")
-	flags.StringVar(&o.Advertise, "advertise", "", "the address that others reach it by, where that is another one (RAYLINK_ADVERTISE)")
+	flags.StringVar(&o.Advertise, "advertise", "", "the address that others connect to, if it differs from --listen (RAYLINK_ADVERTISE)")
 	flags.BoolVar(&o.Insecure, "insecure", false, "listen beyond loopback although nothing is encrypted (RAYLINK_INSECURE=1)")
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
@@ -53,7 +53,7 @@ had joined it find it again by themselves if it is at the same address.`,
 	return cmd
 }
 
-// serving tells that Brain serves: one line.
+// serving prints the line which announces that Brain serves.
 func (a *app) serving(address, data, tokenFile string) {
 	if a.output == outputJSON {
 		fields := map[string]any{"address": address, "data": data, "pid": os.Getpid()}
@@ -62,7 +62,7 @@ func (a *app) serving(address, data, tokenFile string) {
 		}
 		line, err := json.Marshal(fields)
 		if err == nil {
-			_, _ = fmt.Fprintf(a.out, "%s\n", line) // who started it may have stopped listening
+			_, _ = fmt.Fprintf(a.out, "%s\n", line) // the reader may have closed the pipe
 		}
 		return
 	}

@@ -30,7 +30,7 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// member joins a Brain from the test's own process.
+// member joins a Brain from the test's process.
 func member(t *testing.T, b *brain, opts ...join.Option) *join.Runtime {
 	t.Helper()
 	opts = append(append([]join.Option{runtime.WithBrain(b.address), runtime.WithData(t.TempDir())}, contract.Types()...), opts...)
@@ -84,7 +84,7 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 	require.NoError(t, err)
 	before := b.records(t)
 
-	// Calls go on all the while, between processes that no call has to ask Brain for.
+	// Calls continue meanwhile: they go from process to process, and need no Brain.
 	var calls atomic.Int64
 	var wg sync.WaitGroup
 	var calling atomic.Bool
@@ -114,11 +114,11 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 	_, stderr, exit := b.raylink(t, "tree")
 	require.Equal(t, exitNoBrain, exit)
-	require.Contains(t, stderr, "nobody answers at "+b.address)
+	require.Contains(t, stderr, "no process answers at "+b.address)
 
 	b = startBrain(t, b.data, b.address, "--lease", "2s")
 	advance()
-	// Everybody comes back: whoever is not there within a lease would be declared dead.
+	// All hosts reattach: one that does not within a lease would be declared dead.
 	require.Eventually(t, func() bool {
 		_, err := contractv1raylink.FindProbe(ctx, rt, runtime.Path("probe-1"))
 		return err == nil
@@ -126,7 +126,7 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 	fresh, err := contractv1raylink.CreateProbe(ctx, rt, nil)
 	require.NoError(t, err, "new nodes can be made again")
 	assert.Equal(t, "probe-3", fresh.Ref().Path(), "indices go on")
-	beyond := time.Now().Add(3 * time.Second) // one lease, and what it takes to notice
+	beyond := time.Now().Add(3 * time.Second) // a lease, and the time to notice its end
 	require.Eventually(t, func() bool { return time.Now().After(beyond) }, patience, 10*time.Millisecond)
 	calling.Store(false)
 	wg.Wait()
@@ -154,9 +154,9 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// TestBrainEndsInOrder terminates Brain, which takes its own nodes along, and starts it again.
-// Hosts give their connections to a stopped Brain up, and make longer and longer pauses between their
-// attempts: when it goes on, all of them need time to come back.
+// TestBrainEndsInOrder terminates Brain, which ends its own nodes, and starts it again.
+// Hosts drop their connections to a stopped Brain and retry with backoff: once it continues, they
+// need time to reattach.
 func TestHealthyHostsSurviveABrainThatWasAway(t *testing.T) {
 	const lease = 500 * time.Millisecond
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--lease", lease.String())
@@ -166,7 +166,7 @@ func TestHealthyHostsSurviveABrainThatWasAway(t *testing.T) {
 		require.NoError(t, err)
 		nodes = append(nodes, p)
 	}
-	// pass lets so many leases go by.
+	// pass waits for that many leases.
 	pass := func(leases int) {
 		t.Helper()
 		beyond := time.Now().Add(time.Duration(leases) * lease)
@@ -217,7 +217,7 @@ func TestBrainEndsInOrder(t *testing.T) {
 	}
 }
 
-// TestBrainTakesItsNodesOverAndEndsThem is a Brain whose nodes were launched by one that was killed.
+// TestBrainTakesItsNodesOverAndEndsThem has a Brain supervise nodes that a killed one has launched.
 func TestBrainTakesItsNodesOverAndEndsThem(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	before := b.records(t)
@@ -234,7 +234,8 @@ func TestBrainTakesItsNodesOverAndEndsThem(t *testing.T) {
 	}
 }
 
-// TestStorageIsStartedAgain kills a node of Brain's own, once while the Brain that launched it is there and once while there is none.
+// TestStorageIsStartedAgain kills one of Brain's own nodes, while the Brain that launched it runs
+// and while none runs.
 func TestStorageIsStartedAgain(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	ctx := patient(t)
@@ -247,7 +248,8 @@ func TestStorageIsStartedAgain(t *testing.T) {
 
 	require.NoError(t, syscall.Kill(int(pid), syscall.SIGKILL))
 	gone(t, pid)
-	// The handle finds the next life by itself; calls that the last one died under have failed.
+	// The handle finds the next incarnation by itself; calls under way when the last one died
+	// failed.
 	require.Eventually(t, func() bool {
 		_, err := store.Has(ctx, &storagev1.HasRequest{Key: "x"})
 		return err == nil
@@ -265,7 +267,7 @@ func TestStorageIsStartedAgain(t *testing.T) {
 		return err == nil
 	}, patience, time.Millisecond)
 	assert.Equal(t, uint64(3), store.Ref().Incarnation())
-	// Stopping it is no way to get rid of it.
+	// Stopping it starts it again too.
 	_, stderr, exit := b.raylink(t, "call", "storage-0", "Stop")
 	require.Zero(t, exit, stderr)
 	require.Eventually(t, func() bool {
@@ -274,19 +276,20 @@ func TestStorageIsStartedAgain(t *testing.T) {
 	}, patience, 10*time.Millisecond)
 }
 
-// TestAbandonedNodesEnd is what becomes of Brain's own nodes if nobody starts it again.
+// TestAbandonedNodesEnd shows that Brain's own nodes end if Brain is not started again.
 func TestAbandonedNodesEnd(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0", "--lease", "100ms")
 	before := b.records(t)
 	b.end(syscall.SIGKILL)
 	gone(t, before["storage-0"].GetHost().GetPid(), before["ps-0"].GetHost().GetPid())
-	// What they say with nobody there to read it stands in their logs.
+	// Without a parent that reads their output, it is in their logs.
 	log, err := os.ReadFile(filepath.Join(b.data, "runs", "latest", "logs", "storage-0.log"))
 	require.NoError(t, err)
 	assert.Contains(t, string(log), "Brain has been away for long")
 }
 
-// TestBrainBeyondLoopback listens on all addresses, which needs a token, a word that this is meant, and an address to be reached by.
+// TestBrainBeyondLoopback listens on all addresses, which needs a token, --insecure and an address
+// to advertise.
 func TestBrainBeyondLoopback(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "0.0.0.0:0", "--token", "secret", "--insecure", "--advertise", "127.0.0.1:0")
 	stdout, stderr, exit := b.raylink(t, "call", "--token", "secret", "storage-0", "Has", `{"key": "x"}`, "-o", "json")
@@ -294,7 +297,7 @@ func TestBrainBeyondLoopback(t *testing.T) {
 	assert.Equal(t, "{}\n", stdout)
 }
 
-// TestTalk has a conversation: what is said is sent at once, and what is answered is printed at once.
+// TestTalk shows that a bidi call sends each request, and prints each response, at once.
 func TestTalk(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	startDriver(t, b)
@@ -316,7 +319,7 @@ func TestTalk(t *testing.T) {
 	assert.Zero(t, p.ProcessState.ExitCode(), p.stderr)
 }
 
-// TestInterruptedCall ends a call by Ctrl-C: the node is told.
+// TestInterruptedCall ends a call by Ctrl-C, which cancels it at the node.
 func TestInterruptedCall(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	startDriver(t, b)
@@ -333,7 +336,7 @@ func TestInterruptedCall(t *testing.T) {
 	require.Eventually(t, said(`"cancelled":["x"]`), patience, time.Millisecond)
 }
 
-// gone waits for the end of processes.
+// gone waits until processes have ended.
 func gone(t *testing.T, pids ...int32) {
 	t.Helper()
 	for _, pid := range pids {
@@ -342,7 +345,8 @@ func gone(t *testing.T, pids ...int32) {
 	}
 }
 
-// alive says whether a process runs. One that has ended and whose parent is gone may wait for an init that is in no hurry.
+// alive reports whether a process runs. A zombie does not: an orphan may stay one until init reaps
+// it.
 func alive(pid int32) bool {
 	stat, err := os.ReadFile(filepath.Join("/proc", itoa(pid), "stat"))
 	if err != nil {
@@ -352,7 +356,7 @@ func alive(pid int32) bool {
 	return !strings.HasPrefix(rest, "Z")
 }
 
-// TestBrainDirectory is what a second Brain is told of a directory that is in use.
+// TestBrainDirectory shows the error of a second Brain on a data directory that is in use.
 func TestBrainDirectory(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	cmd := exec.Command(filepath.Join(program, "raylink"), "brain", "--data", b.data, "--listen", "127.0.0.1:0")
@@ -362,11 +366,11 @@ func TestBrainDirectory(t *testing.T) {
 	assert.Equal(t, "raylink: open Brain: the directory "+filepath.Join(b.data, "brain")+" is in use by another Brain (pid "+itoa(int32(b.Process.Pid))+")\n", stderr)
 }
 
-// TestDirectoryOfANewerVersion is what a program is told that was replaced by an older one.
+// TestDirectoryOfANewerVersion shows the error after a downgrade.
 func TestDirectoryOfANewerVersion(t *testing.T) {
 	for _, newer := range []struct {
 		name string
-		// write makes a Brain's directory one that a newer version wrote.
+		// write makes a data directory look as if a newer version had written it.
 		write func(t *testing.T, dir string)
 		says  string
 	}{
@@ -408,7 +412,7 @@ func TestDirectoryOfANewerVersion(t *testing.T) {
 	}
 }
 
-// directory is what lies in a directory.
+// directory lists the contents of a directory.
 func directory(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
@@ -422,7 +426,7 @@ func directory(t *testing.T, dir string) map[string]string {
 	return files
 }
 
-// quiet is a logger of Pebble's.
+// quiet is a Pebble logger that discards all.
 type quiet struct{}
 
 func (quiet) Infof(string, ...any) {}
@@ -431,7 +435,7 @@ func (quiet) Errorf(string, ...any) {}
 
 func (quiet) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
-// TestToken shows that a token is asked for, however it is given.
+// TestToken shows that a token is required, and the ways to give it.
 func TestToken(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(file, []byte("secret\n"), 0o600))
@@ -445,7 +449,7 @@ func TestToken(t *testing.T) {
 	}{
 		{name: "none", says: "refuses: no token for Brain at " + b.address + " is found in"},
 		{name: "another", args: []string{"--token", "guess"}, says: "is not used: what answers did not prove that it knows this side's token"},
-		{name: "open", args: []string{"--open"}, says: "refuses: this side admits only who knows its token"},
+		{name: "open", args: []string{"--open"}, says: "refuses: this side admits only peers that know its token"},
 		{name: "flag", args: []string{"--token", "secret"}, fits: true},
 		{name: "file", args: []string{"--token-file", file}, fits: true},
 		{name: "environment", env: []string{"RAYLINK_TOKEN=secret"}, fits: true},

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 )
 
-// callFlags are what the flags of one call say.
+// callFlags are the flags of the command.
 type callFlags struct {
 	headers  []string
 	timeout  time.Duration
@@ -43,14 +43,15 @@ one line.`,
 		Example: `  raylink call counter-0 Add '{"by": 2}'
   raylink call learner-0 Info
   echo '{"number": 1} {"number": 2}' | raylink call probe-0 Sum -`,
-		Args: between(2, 3, "NODE METHOD [REQUEST]"), //nolint:mnd // as the usage says
+		Args:              between(2, 3, "NODE METHOD [REQUEST]"), //nolint:mnd // as the usage says
+		ValidArgsFunction: a.complete(completeNode, completeMethod, completeRequest),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.call(cmd.Context(), f, args)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.headers, "header", "H", nil, "metadata to send along, as 'Key: value'; may be repeated")
-	flags.DurationVar(&f.timeout, "timeout", 0, "the call's deadline, e.g. 1.5s; the node is told (default: none)")
+	flags.DurationVar(&f.timeout, "timeout", 0, "the call's deadline, e.g. 1.5s, which the node receives too (default: none)")
 	flags.BoolVar(&f.defaults, "defaults", false, "print fields that have their default value too")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "print the metadata that the node sends back, to standard error")
 	a.clientFlags(cmd)
@@ -64,7 +65,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 		return err
 	}
 	if f.timeout < 0 {
-		return usagef("a timeout is not negative")
+		return usagef("--timeout is negative")
 	}
 	s, err := a.connect(ctx)
 	if err != nil {
@@ -89,7 +90,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 		},
 	}
 	if f.timeout > 0 {
-		// It is the call's: finding the node and learning its schema don't count.
+		// The timeout is the call's: finding the node and fetching its schema don't count.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, f.timeout)
 		defer cancel()
@@ -106,7 +107,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 	return err
 }
 
-// isLocal says whether an error arose here, before or beside the call.
+// isLocal reports whether an error arose in this program rather than in the call.
 func isLocal(err error) bool {
 	var (
 		usage *usageError
@@ -115,8 +116,8 @@ func isLocal(err error) bool {
 	return errors.As(err, &usage) || errors.As(err, &here)
 }
 
-// requests is where the requests come from: the command line or standard input. For a call with one request and none given it is the empty
-// message.
+// requests returns the source of the requests: the command line or standard input. A unary call
+// without a request has the empty message.
 func (a *app) requests(shape connect.StreamType, given []string) io.Reader {
 	switch {
 	case len(given) > 0 && given[0] != "-":
@@ -151,7 +152,7 @@ func shapeOf(method protoreflect.MethodDescriptor) connect.StreamType {
 	return shape
 }
 
-// exchange is one call.
+// exchange is one call: its method, its flags and its source of requests.
 type exchange struct {
 	app      *app
 	schema   *schema
@@ -165,7 +166,7 @@ type exchange struct {
 
 func (x *exchange) run(ctx context.Context) error {
 	if x.flags.verbose {
-		defer x.tellMetadata()
+		defer x.printMetadata()
 	}
 	if x.spec.StreamType&connect.StreamTypeClient != 0 {
 		return x.talk(ctx)
@@ -196,7 +197,7 @@ func (x *exchange) run(ctx context.Context) error {
 	return x.receive(stream)
 }
 
-// talk makes a call to which messages are sent while it runs.
+// talk makes a client-streaming or bidi call: it sends and receives concurrently.
 func (x *exchange) talk(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := x.client.CallClientStream(ctx, x.spec)
@@ -205,7 +206,8 @@ func (x *exchange) talk(ctx context.Context) error {
 		return err
 	}
 	defer func() {
-		// In this order: what is closed first has ended well for the node, and what is cancelled has not.
+		// Cancel before closing: a stream that is closed first would have ended without an error
+		// for the node.
 		cancel()
 		_ = stream.Close()
 	}()
@@ -215,7 +217,8 @@ func (x *exchange) talk(ctx context.Context) error {
 	received := make(chan error, 1)
 	go func() { received <- x.receive(stream) }()
 	sent := make(chan error, 1)
-	// When the node ends the call first, this goroutine may be waiting for standard input; it ends with the process.
+	// If the node ends the call first, this goroutine may block in reading standard input until the
+	// process exits.
 	go func() { sent <- x.send(stream) }()
 	select {
 	case err := <-received:
@@ -230,7 +233,7 @@ func (x *exchange) talk(ctx context.Context) error {
 	}
 }
 
-// send sends the requests as they come, and says when that was all.
+// send sends the requests as they are read, and half-closes the stream after the last.
 func (x *exchange) send(stream connect.ClientStream) error {
 	for decoder := json.NewDecoder(x.requests); ; {
 		req, err := x.next(decoder)
@@ -241,13 +244,13 @@ func (x *exchange) send(stream connect.ClientStream) error {
 			return err
 		}
 		if err := stream.Send(req); err != nil {
-			// Why, the receiving side is told.
+			// The receiving goroutine gets the cause.
 			return nil //nolint:nilerr // see above
 		}
 	}
 }
 
-// receive prints the responses as they come.
+// receive prints the responses as they arrive.
 func (x *exchange) receive(stream connect.ClientStream) error {
 	for {
 		res := dynamicpb.NewMessage(x.method.Output())
@@ -264,7 +267,7 @@ func (x *exchange) receive(stream connect.ClientStream) error {
 	}
 }
 
-// next reads one request; at the end io.EOF.
+// next reads one request. It returns io.EOF after the last.
 func (x *exchange) next(decoder *json.Decoder) (proto.Message, error) {
 	var raw json.RawMessage
 	if err := decoder.Decode(&raw); err != nil {
@@ -273,7 +276,7 @@ func (x *exchange) next(decoder *json.Decoder) (proto.Message, error) {
 		case errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 			return nil, io.EOF
 		case errors.As(err, &syntax), errors.Is(err, io.ErrUnexpectedEOF):
-			return nil, usagef("the request is no JSON: %v", err)
+			return nil, usagef("the request is not JSON: %v", err)
 		}
 		return nil, &localError{fmt.Errorf("reading the request: %w", err)}
 	}
@@ -284,7 +287,7 @@ func (x *exchange) next(decoder *json.Decoder) (proto.Message, error) {
 	return req, nil
 }
 
-// jsonReason is protojson's error without its prefix, whose blank varies on purpose.
+// jsonReason is protojson's error text without its prefix, whose space varies on purpose.
 func jsonReason(err error) string {
 	text := strings.ReplaceAll(err.Error(), "\u00a0", " ")
 	return strings.TrimPrefix(text, "proto: ")
@@ -338,8 +341,8 @@ func (x *exchange) print(res proto.Message) error {
 	return nil
 }
 
-// tellMetadata prints what came beside the responses.
-func (x *exchange) tellMetadata() {
+// printMetadata prints the response's header and trailer to standard error.
+func (x *exchange) printMetadata() {
 	for _, part := range []struct {
 		name   string
 		header *connect.Header
@@ -349,13 +352,13 @@ func (x *exchange) tellMetadata() {
 				continue
 			}
 			for _, value := range values {
-				_, _ = fmt.Fprintf(x.app.err, "%s %s: %s\n", part.name, printable(key), printable(value)) // there is nobody else to tell
+				_, _ = fmt.Fprintf(x.app.err, "%s %s: %s\n", part.name, printable(key), printable(value)) // no other place to report it
 			}
 		}
 	}
 }
 
-// transportHeader says whether a header is the transport's and not the node's.
+// transportHeader reports whether the transport has set a header, rather than the node.
 func transportHeader(key string) bool {
 	switch strings.ToLower(key) {
 	case "accept-encoding", "accept-post", "date", "trailer", "vary":

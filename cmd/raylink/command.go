@@ -14,7 +14,7 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// app is one run of the program: where it reads and writes, and what the flags that all commands share say.
+// app is one run of the program: its standard streams, and the flags that all commands share.
 type app struct {
 	in       io.Reader
 	out, err io.Writer
@@ -26,7 +26,7 @@ type app struct {
 	output    outputForm
 }
 
-// outputForm is how results and errors are written.
+// outputForm is the format of results and errors.
 type outputForm string
 
 const (
@@ -47,7 +47,7 @@ func (f *outputForm) Set(s string) error {
 		*f = form
 		return nil
 	}
-	return usagef("the output is `text` or `json`, not %q", s)
+	return usagef("the output format is `text` or `json`, not %q", s)
 }
 
 // run runs a command line and returns the exit code.
@@ -62,7 +62,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	return a.tell(err)
+	return a.writeError(err)
 }
 
 func (a *app) command() *cobra.Command {
@@ -71,21 +71,22 @@ func (a *app) command() *cobra.Command {
 		Short: "Run a Brain, look at a system's nodes, and call them",
 		Long: `raylink runs a Brain, shows the nodes of a system, and calls them.
 
-Brain is found by --brain, else RAYLINK_BRAIN, else at ` + raylink.DefaultBrainAddress + `. The system's token is --token-file, --token (which
-other users of this machine may see) or RAYLINK_TOKEN; without any, the one that a Brain of this user on this machine has made.
+Brain's address is --brain, else RAYLINK_BRAIN, else that of the only Brain this user runs on this
+machine, else ` + raylink.DefaultBrainAddress + `. The system's token is --token-file, --token (which other users of this
+machine may see) or RAYLINK_TOKEN, else the one that Brain has made for this user.
 
-Exit codes: 0 done; 1 failed on this side; 2 wrong usage; 3 no Brain that can be used; 64 + the code of the error that a
-call ended in, e.g. 69 for not_found (5).`,
+Exit codes: 0 success; 1 local failure; 2 wrong usage; 3 no usable Brain; 64 + N if a call failed
+with code N, e.g. 69 for not_found (5).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("there is no command %q; there are brain, tree, call and token", args[0])
+				return usagef("there is no command %q; the commands are %s", args[0], commandNames(cmd))
 			}
 			return nil
 		},
 		PersistentPreRun: func(*cobra.Command, []string) {
-			a.token = strings.Clone(a.token) // what it was shares its memory with what is hidden
+			a.token = strings.Clone(a.token) // the original shares the memory that is overwritten
 			hideArgument("--token")
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -93,29 +94,41 @@ call ended in, e.g. 69 for not_found (5).`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%v; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.CompletionOptions.HiddenDefaultCmd = true
-	flags := root.PersistentFlags()
-	flags.VarP(&a.output, "output", "o", "how to write results and errors: text or json")
-	root.AddCommand(a.brainCommand(), a.treeCommand(), a.callCommand(), a.tokenCommand())
+	root.PersistentFlags().VarP(&a.output, "output", "o", "format of results and errors: text or json")
+	completeFlag(root, "output", cobra.FixedCompletions([]string{string(outputText), string(outputJSON)}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddCommand(
+		a.brainCommand(), a.treeCommand(), a.methodsCommand(), a.callCommand(), a.tokenCommand(), a.versionCommand())
+	root.InitDefaultCompletionCmd()
 	return root
 }
 
-// clientFlags are those of the commands that need a Brain elsewhere.
+// commandNames lists the commands of the program.
+func commandNames(root *cobra.Command) string {
+	names := make([]string, 0, len(root.Commands()))
+	for _, cmd := range root.Commands() {
+		names = append(names, cmd.Name())
+	}
+	return strings.Join(names, ", ")
+}
+
+// clientFlags adds the flags of commands that connect to a running Brain.
 func (a *app) clientFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&a.brain, "brain", "", "Brain's address, HOST:PORT (RAYLINK_BRAIN; default "+raylink.DefaultBrainAddress+")")
+	flags.StringVar(&a.brain, "brain", "", "Brain's address, HOST:PORT (RAYLINK_BRAIN; default: this user's only Brain, else "+raylink.DefaultBrainAddress+")")
+	completeFlag(cmd, "brain", completeBrain)
 	a.tokenFlags(cmd)
 }
 
 func (a *app) tokenFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&a.token, "token", "", "the system's token, seen by whoever lists processes (RAYLINK_TOKEN)")
-	flags.StringVar(&a.tokenFile, "token-file", "", "a file whose first line is the system's token")
-	flags.BoolVar(&a.open, "open", false, "the system asks for no token: every user of the machine may do everything (RAYLINK_OPEN=1)")
+	flags.StringVar(&a.token, "token", "", "the system's token; other users may see it in the list of processes (RAYLINK_TOKEN)")
+	flags.StringVar(&a.tokenFile, "token-file", "", "read the system's token from the first line of this file")
+	flags.BoolVar(&a.open, "open", false, "the system has no token: every user of the machine has full access (RAYLINK_OPEN=1)")
 }
 
-// secret is the token for Brain at an address: what the flags or the environment give, else what a Brain of this user has made. It
-// is "" where the system is open. A token that is not found is rundir.ErrNoToken.
+// secret returns the token for the Brain at address: from a flag, the environment, or the file that
+// a Brain of this user has published. It is "" if the system is open. It returns rundir.ErrNoToken
+// if there is none.
 func (a *app) secret(address string) (string, error) {
 	fromEnv := os.Getenv("RAYLINK_TOKEN")
 	open := a.open
@@ -144,26 +157,16 @@ func (a *app) secret(address string) (string, error) {
 }
 
 func errOpenAndToken() error {
-	return usagef("a token is given, and the system is said to be open (--open, RAYLINK_OPEN): which one is it?")
+	return usagef("both a token and --open (RAYLINK_OPEN) are given; an open system has no token")
 }
 
-func errTwoTokens() error { return usagef("both --token and --token-file are given: which one is it?") }
-
-// address is Brain's.
-func (a *app) address() string {
-	for _, address := range []string{a.brain, os.Getenv("RAYLINK_BRAIN")} {
-		if address != "" {
-			return strings.TrimPrefix(address, "http://")
-		}
-	}
-	return raylink.DefaultBrainAddress
-}
+func errTwoTokens() error { return usagef("both --token and --token-file are given; give only one") }
 
 // between bounds the number of a command's arguments.
 func between(low, high int, usage string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < low || len(args) > high {
-			return usagef("`%s` is called as `%s`", cmd.CommandPath(), strings.TrimSpace(cmd.CommandPath()+" "+usage))
+			return usagef("wrong number of arguments (%d); usage: %s", len(args), strings.TrimSpace(cmd.CommandPath()+" "+usage))
 		}
 		return nil
 	}

@@ -24,11 +24,11 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitNoBrain = 3
-	// A call that ended in an error: exitCall + its code, as grpcurl has it.
+	// A call that failed exits with exitCall + its code, as grpcurl does.
 	exitCall = 64
 )
 
-// usageError is what the user got wrong.
+// usageError is a mistake in the command line.
 type usageError struct{ text string }
 
 // Error implements error.
@@ -36,7 +36,7 @@ func (e *usageError) Error() string { return e.text }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
 
-// brainError says that there is no Brain that can be used.
+// brainError reports that there is no usable Brain.
 type brainError struct {
 	code connect.Code
 	text string
@@ -46,23 +46,23 @@ type brainError struct {
 // Error implements error.
 func (e *brainError) Error() string { return e.text }
 
-// Unwrap gives what went wrong.
+// Unwrap returns the cause.
 func (e *brainError) Unwrap() error { return e.err }
 
 func brainErrorf(err error, format string, args ...any) *brainError {
 	return &brainError{connect.CodeUnavailable, fmt.Sprintf(format, args...), err}
 }
 
-// localError is a failure on this side, whatever code it has.
+// localError is a failure of this program, whatever its code.
 type localError struct{ err error }
 
 // Error implements error.
 func (e *localError) Error() string { return reason(e.err) }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *localError) Unwrap() error { return e.err }
 
-// callError is the error that a call, or the way to it, ended in, with what is needed to read its details.
+// callError is the error of a call, or of the lookups before it, with the schema of its details.
 type callError struct {
 	err    error
 	schema *schema
@@ -71,10 +71,10 @@ type callError struct {
 // Error implements error.
 func (e *callError) Error() string { return reason(e.err) }
 
-// Unwrap gives the call's error.
+// Unwrap returns the call's error.
 func (e *callError) Unwrap() error { return e.err }
 
-// failure is an error as it is told.
+// failure is an error as it is printed.
 type failure struct {
 	Code    string          `json:"code,omitempty"`
 	Message string          `json:"message"`
@@ -85,7 +85,7 @@ type failure struct {
 type failureDetail struct {
 	Type  string          `json:"type"`
 	Value json.RawMessage `json:"value,omitempty"`
-	// Base64 has the bytes of a detail whose schema could not be had.
+	// Base64 is set instead of Value if the schema of the detail is not known.
 	Base64 []byte `json:"base64,omitempty"`
 }
 
@@ -94,8 +94,8 @@ type failureHop struct {
 	Method string `json:"method"`
 }
 
-// tell writes an error and returns the exit code that goes with it.
-func (a *app) tell(err error) int {
+// writeError writes an error to standard error and returns its exit code.
+func (a *app) writeError(err error) int {
 	exit, f := exitFailed, failure{Message: reason(err)}
 	var (
 		usage  *usageError
@@ -119,7 +119,7 @@ func (a *app) tell(err error) int {
 	if a.output == outputJSON {
 		text, merr := json.Marshal(map[string]failure{"error": f})
 		if merr == nil {
-			_, _ = fmt.Fprintf(a.err, "%s\n", text) // there is nobody else to tell
+			_, _ = fmt.Fprintf(a.err, "%s\n", text) // no other place to report it
 			return exit
 		}
 	}
@@ -127,7 +127,7 @@ func (a *app) tell(err error) int {
 	return exit
 }
 
-// codeOf is the code of a call's error.
+// codeOf returns the code of a call's error.
 func codeOf(err error) connect.Code {
 	var failed *connect.Error
 	switch {
@@ -141,7 +141,7 @@ func codeOf(err error) connect.Code {
 	return connect.CodeUnknown
 }
 
-// explain adds what a call's error carries beside its text.
+// explain adds the details and the trace of a call's error.
 func (f *failure) explain(err error) {
 	var (
 		failed *connect.Error
@@ -182,7 +182,7 @@ func readDetail(known *schema, d *connect.ErrorDetail) (proto.Message, error) {
 	return known.decode(d.Type, d.Value)
 }
 
-// compactJSON is a message as JSON on one line. Protojson varies its blanks on purpose; here they are always the same.
+// compactJSON writes a message as JSON on one line. Unlike protojson's, its spaces don't vary.
 func compactJSON(known *schema, msg proto.Message) (json.RawMessage, error) {
 	options := protojson.MarshalOptions{}
 	if known != nil {
@@ -199,7 +199,7 @@ func compactJSON(known *schema, msg proto.Message) (json.RawMessage, error) {
 	return line.Bytes(), nil
 }
 
-// text is the failure for a person to read.
+// text formats the failure for a terminal.
 func (f *failure) text() string {
 	var b strings.Builder
 	b.WriteString("raylink: ")
@@ -220,7 +220,7 @@ func (f *failure) text() string {
 	return b.String()
 }
 
-// reason is an error's text without connect's code in front.
+// reason returns an error's text without connect's code in front.
 func reason(err error) string {
 	if failed, ok := errors.AsType[*connect.Error](err); ok {
 		if code := failed.Error(); strings.HasSuffix(err.Error(), code) {
@@ -230,7 +230,7 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// printable keeps what others wrote from talking to the terminal.
+// printable replaces control characters: a remote text must not control the terminal.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' || unicode.IsPrint(r) {

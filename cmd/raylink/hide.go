@@ -6,9 +6,10 @@ import (
 	"unsafe" //nolint:depguard // it makes bytes of os.Args, which lie in memory that is this process's to write
 )
 
-// hideArgument overwrites a flag's value among this process's arguments, where whoever lists the machine's processes reads them.
-// Go's strings of os.Args lie in the very memory that the system shows. That memory is the process's to write; nothing else
-// refers to it. Until it has run, the value could be seen: a file or the environment keeps it from the beginning.
+// hideArgument overwrites a flag's value in this process's arguments, which every user can list.
+// The strings of os.Args lie in the memory that the kernel shows; it is writable, and nothing else
+// refers to it. Until this function has run, the value is visible: a file or the environment avoids
+// that.
 func hideArgument(flag string) {
 	next := false
 	for _, arg := range os.Args[min(1, len(os.Args)):] {

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTokenIsInNoProcessList gives the token in the one place where others could read it.
+// TestTokenIsInNoProcessList gives the token by a flag, which other users could list.
 func TestTokenIsInNoProcessList(t *testing.T) {
 	const secret = "s3cret-on-the-command-line"
 	for _, form := range [][]string{{"--token", secret}, {"--token=" + secret}} {
@@ -23,7 +23,7 @@ func TestTokenIsInNoProcessList(t *testing.T) {
 		for _, file := range files {
 			line, err := os.ReadFile(file)
 			if err != nil {
-				continue // it has ended
+				continue // it has exited
 			}
 			assert.NotContains(t, string(line), secret)
 			titles[strings.TrimRight(string(line), "\x00")] = true

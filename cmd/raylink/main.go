@@ -1,14 +1,21 @@
-// Raylink is the command line for people: it runs a Brain, shows what a system consists of, and calls its nodes.
+// Raylink is the command line: it runs a Brain, lists the nodes of a system, and calls them.
 //
-//	raylink brain                                   run a Brain until it is interrupted
-//	raylink tree [NODE]                             show the nodes
-//	raylink call NODE Method '{"by": 2}'            call one, by path, alias or nid
+//	raylink brain                           run a Brain until it is interrupted
+//	raylink tree [NODE]                     show the nodes
+//	raylink methods NODE                    list a node's methods
+//	raylink call NODE Method '{"by": 2}'    call one, by path, alias or nid
+//	raylink token                           print the system's token
+//	raylink version                         print the versions of program and protocols
+//	raylink completion SHELL                print a script that completes all of this
 //
-// A command finds Brain by --brain, RAYLINK_BRAIN, or the address where `raylink brain` listens by default. It needs no schema: it learns
-// that of a node from the node. docs/cli.md is the reference.
+// A command finds Brain by --brain, RAYLINK_BRAIN, or the files that a running Brain of the same
+// user publishes. It needs no schema files: it fetches a node's schema from its host by gRPC
+// reflection. docs/cli.md is the reference.
 //
-// What stands where: command.go has the flags that all commands share; brain.go, tree.go and call.go have a command each; system.go is the way
-// to Brain and through its gateway to the nodes; schema.go learns schemas; failure.go says how errors are told.
+// Start with command.go, which has the root command and the shared flags. Each command has a file
+// of its name; discover.go finds Brain, system.go connects to it and through its gateway to the
+// nodes, schema.go fetches schemas, complete.go has the candidates for completion, and failure.go
+// the errors and exit codes.
 package main
 
 import (

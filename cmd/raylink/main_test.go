@@ -27,10 +27,11 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// patience bounds how long a test waits for what must come; no test passes or fails by how fast it does.
+// patience bounds how long a test waits for an event that must come. No test depends on how soon it
+// does.
 const patience = 60 * time.Second
 
-// driverMode makes this test binary a program that joins a Brain and creates nodes.
+// driverMode is the variable that makes this test binary a program that joins a Brain.
 const driverMode = "RAYLINK_TEST_JOINS"
 
 // program is the directory of the real `raylink`, built for these tests.
@@ -63,7 +64,7 @@ func testMain(m *testing.M) int {
 	return m.Run()
 }
 
-// drive creates the nodes that the tests look at and call, and waits for its end.
+// drive joins a Brain, creates the nodes that the tests call, and blocks until it is ended.
 func drive(ctx context.Context) error {
 	rt, err := join.Init(ctx, contract.Types()...)
 	if err != nil {
@@ -84,7 +85,7 @@ func drive(ctx context.Context) error {
 	select {}
 }
 
-// environment is this process's, without what would tell `raylink` where to look, and with vars.
+// environment is this process's without RayLink's variables, and with vars.
 func environment(vars ...string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
@@ -96,17 +97,17 @@ func environment(vars ...string) []string {
 	return append(env, vars...)
 }
 
-// process is a program that runs in the background.
+// process is a program in the background.
 type process struct {
 	*exec.Cmd
 
 	t      *testing.T
-	ended  chan struct{} // closed when it has ended
+	ended  chan struct{} // closed once it has exited
 	stdout *lines
 	stderr *lines
 }
 
-// lines is a writer that keeps all, and tells of each change.
+// lines is a writer that keeps everything and signals each write.
 type lines struct {
 	mu      sync.Mutex
 	text    bytes.Buffer
@@ -127,14 +128,14 @@ func (l *lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is what was written.
+// String returns everything written so far.
 func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-// background starts a program in the background. What still runs when the test ends is terminated.
+// background starts a program. It is terminated when the test ends, if it still runs.
 func background(t *testing.T, env []string, name string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(name, args...), t: t, ended: make(chan struct{}), stdout: newLines(), stderr: newLines()}
@@ -144,14 +145,14 @@ func background(t *testing.T, env []string, name string, args ...string) *proces
 	return p
 }
 
-// start starts it.
+// start starts the program.
 func (p *process) start() {
 	p.t.Helper()
 	p.WaitDelay = time.Second // its own children may hold its output
 	require.NoError(p.t, p.Start())
 	go func() {
 		defer close(p.ended)
-		_ = p.Wait() // ProcessState says how
+		_ = p.Wait() // see ProcessState
 	}()
 	p.t.Cleanup(func() {
 		_ = p.Process.Signal(syscall.SIGTERM)
@@ -180,12 +181,12 @@ func (p *process) line() string {
 		case <-p.ended:
 			require.Fail(p.t, "it ended", "%s: %s", strings.Join(p.Args, " "), p.stderr)
 		case <-limit:
-			require.Fail(p.t, "it says nothing", strings.Join(p.Args, " "))
+			require.Fail(p.t, "it prints nothing", strings.Join(p.Args, " "))
 		}
 	}
 }
 
-// end sends a signal, waits for the end, and returns how it was.
+// end sends a signal and waits until the program has exited.
 func (p *process) end(sig syscall.Signal) *os.ProcessState {
 	p.t.Helper()
 	require.NoError(p.t, p.Process.Signal(sig))
@@ -205,20 +206,30 @@ type brain struct {
 	data    string
 }
 
-// startBrain starts `raylink brain`, at an address of before or, by port 0, a new one.
+// startBrain starts `raylink brain`. Port 0 in listen stands for a free one.
 func startBrain(t *testing.T, data, listen string, args ...string) *brain {
 	t.Helper()
 	args = append([]string{"brain", "--data", data, "--listen", listen, "-o", "json"}, args...)
 	p := background(t, environment(), filepath.Join(program, "raylink"), args...)
-	var serving struct {
-		Address string `json:"address"`
-		Data    string `json:"data"`
-		PID     int    `json:"pid"`
-	}
-	require.NoError(t, json.Unmarshal([]byte(p.line()), &serving))
+	serving := p.serving()
 	require.Equal(t, data, serving.Data)
 	require.Equal(t, p.Process.Pid, serving.PID)
 	return &brain{process: p, address: serving.Address, data: data}
+}
+
+// serving is the line that `raylink brain` prints when it serves.
+type serving struct {
+	Address string `json:"address"`
+	Data    string `json:"data"`
+	PID     int    `json:"pid"`
+}
+
+// serving waits for the line.
+func (p *process) serving() serving {
+	p.t.Helper()
+	var s serving
+	require.NoError(p.t, json.Unmarshal([]byte(p.line()), &s))
+	return s
 }
 
 // startDriver starts a program that joins a Brain and creates nodes.
@@ -231,7 +242,7 @@ func startDriver(t *testing.T, b *brain) *process {
 	return p
 }
 
-// raylink runs a command line to its end.
+// raylink runs a command to its end.
 func (b *brain) raylink(t *testing.T, args ...string) (stdout, stderr string, exit int) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(program, "raylink"), args...)

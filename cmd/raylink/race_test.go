@@ -2,5 +2,5 @@
 
 package main
 
-// raceEnabled says that the programs under test are to be built with the race detector, as the tests are.
+// raceEnabled reports whether the tests, and so the programs under test, have the race detector.
 const raceEnabled = true

@@ -22,8 +22,9 @@ import (
 // maxFiles bounds the files of a schema.
 const maxFiles = 10_000
 
-// schema is what a node's host says of the types that its calls are made of, asked for by gRPC reflection as it is needed. It resolves the
-// types of Any fields too. Its methods may be called from any goroutine.
+// schema resolves the types of a node's methods, which it fetches from the node's host by gRPC
+// reflection when they are first needed. It resolves the types in Any fields too. Its methods may
+// be called concurrently.
 type schema struct {
 	stream *grpcreflect.ClientStream
 	cancel context.CancelFunc
@@ -33,7 +34,7 @@ type schema struct {
 	files *protoregistry.Files
 }
 
-// learn begins to ask a node's host for its schema. Close ends it.
+// learn opens a reflection stream to a node's host. The caller must close the schema.
 func (s *system) learn(ctx context.Context, node string) *schema {
 	ctx, cancel := context.WithCancel(ctx)
 	return &schema{
@@ -44,10 +45,10 @@ func (s *system) learn(ctx context.Context, node string) *schema {
 	}
 }
 
-// close ends the conversation with the host.
+// close ends the stream.
 func (s *schema) close() { s.cancel() }
 
-// find is the descriptor of a name.
+// find returns the descriptor of a name.
 func (s *schema) find(name protoreflect.FullName) (protoreflect.Descriptor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,7 +65,7 @@ func (s *schema) find(name protoreflect.FullName) (protoreflect.Descriptor, erro
 	return s.files.FindDescriptorByName(name)
 }
 
-// add takes files in, and asks for those that they import. The caller holds mu.
+// add adds files and fetches those that they import. The caller holds mu.
 func (s *schema) add(files []*descriptorpb.FileDescriptorProto) error {
 	for queue := files; len(queue) > 0; {
 		file := queue[0]
@@ -96,7 +97,7 @@ func (s *schema) add(files []*descriptorpb.FileDescriptorProto) error {
 	return err
 }
 
-// service is the descriptor of a service.
+// service returns the descriptor of a service.
 func (s *schema) service(name string) (protoreflect.ServiceDescriptor, error) {
 	d, err := s.find(protoreflect.FullName(name))
 	if err != nil {
@@ -104,12 +105,12 @@ func (s *schema) service(name string) (protoreflect.ServiceDescriptor, error) {
 	}
 	service, ok := d.(protoreflect.ServiceDescriptor)
 	if !ok {
-		return nil, connect.Errorf(connect.CodeInternal, "the node's host says that its service %s is none", name)
+		return nil, connect.Errorf(connect.CodeInternal, "the node's host describes %s, which should be a service, as something else", name)
 	}
 	return service, nil
 }
 
-// decode reads a message of a type by its name.
+// decode decodes a message of the type with the given full name.
 func (s *schema) decode(name string, value []byte) (proto.Message, error) {
 	t, err := s.FindMessageByName(protoreflect.FullName(name))
 	if err != nil {
@@ -123,7 +124,7 @@ func (s *schema) decode(name string, value []byte) (proto.Message, error) {
 func (s *schema) FindMessageByName(name protoreflect.FullName) (protoreflect.MessageType, error) {
 	d, err := s.find(name)
 	if err != nil {
-		// A well-known type that no file of the host mentions.
+		// It may be a well-known type that none of the host's files imports.
 		return protoregistry.GlobalTypes.FindMessageByName(name)
 	}
 	message, ok := d.(protoreflect.MessageDescriptor)
@@ -148,20 +149,21 @@ func (s *schema) FindExtensionByNumber(message protoreflect.FullName, field prot
 	return s.types().FindExtensionByNumber(message, field)
 }
 
-// types are those that were asked for so far.
+// types returns the types that have been fetched so far.
 func (s *schema) types() *dynamicpb.Types {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return dynamicpb.NewTypes(s.files)
 }
 
-// The services that every node's host answers beside the node's own: builtinService under the node's name.
+// Services that every host serves besides those of its nodes. Each node answers builtinService.
 const (
 	builtinService = "raylink.node.v1.NodeService"
 	healthService  = "grpc.health.v1.Health"
 )
 
-// method finds the method that a person named: `Method`, `Service/Method` or `package.Service/Method`, with a dot instead of the slash too.
+// method finds a method by `Method`, `Service/Method` or `package.Service/Method`; a dot may stand
+// for the slash.
 func (s *schema) method(rec *nodev1.NodeRecord, name string) (protoreflect.MethodDescriptor, error) {
 	wanted, method := "", strings.TrimPrefix(name, "/")
 	if i := strings.LastIndexAny(method, "/."); i >= 0 {
@@ -185,11 +187,12 @@ func (s *schema) method(rec *nodev1.NodeRecord, name string) (protoreflect.Metho
 			return m, nil
 		}
 	}
-	return nil, connect.Errorf(connect.CodeUnimplemented, "%s has no method %s; it has %s", rec.GetPath(), name, methodNames(services))
+	return nil, connect.Errorf(connect.CodeUnimplemented, "%s has no method %s; it has %s", rec.GetPath(), name, strings.Join(methodNames(services), ", "))
 }
 
-// methodNames lists what exists: a method by its bare name if that is enough to call it.
-func methodNames(services []protoreflect.ServiceDescriptor) string {
+// methodNames lists the methods of services: a method by its bare name if that is enough to call
+// it.
+func methodNames(services []protoreflect.ServiceDescriptor) []string {
 	var names []string
 	for i, service := range services {
 		for j := range service.Methods().Len() {
@@ -203,5 +206,5 @@ func methodNames(services []protoreflect.ServiceDescriptor) string {
 			names = append(names, name)
 		}
 	}
-	return strings.Join(names, ", ")
+	return names
 }

@@ -13,11 +13,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the outputs of testdata's scripts anew")
+var rewrite = flag.Bool("rewrite", false, "update the output in the scripts of testdata")
 
-// TestScripts runs the commands in testdata, each against a system of its own, and compares what they print. A script has a command after `$`,
-// for a shell, then its output: lines of standard error begin with `!`, and a last line has the exit code, if it isn't 0. What varies from run to
-// run is written in capitals. The flag -rewrite writes what is printed now.
+// TestScripts runs each script in testdata against a system of its own and compares the output. A
+// script has a shell command after `$`, then its output: lines of standard error begin with `!`,
+// and the last line has the exit code if it isn't 0. Words in capitals stand for text that varies.
+// The flag -rewrite updates the scripts.
 func TestScripts(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -46,7 +47,7 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// shell runs a command, and gives its output as the scripts have it.
+// shell runs a command and returns its output in the format of the scripts.
 func (b *brain) shell(t *testing.T, command string) string {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", command)
@@ -66,7 +67,7 @@ func (b *brain) shell(t *testing.T, command string) string {
 	return stdout
 }
 
-// varying is what differs from run to run.
+// varying lists text that differs from run to run.
 var varying = []struct {
 	pattern *regexp.Regexp
 	with    string

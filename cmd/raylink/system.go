@@ -21,28 +21,31 @@ import (
 )
 
 const (
-	// The versions of Brain's protocol that this program speaks.
+	// The range of versions of Brain's protocol that this program speaks.
 	minVersion, maxVersion = 1, 1
-	// answerTimeout bounds the questions that Brain and hosts answer out of memory.
+	// answerTimeout bounds requests that Brain and hosts answer from memory.
 	answerTimeout = 5 * time.Second
-	// maxMessage bounds one message, in bytes: what hosts take by default.
+	// maxMessage bounds one message, in bytes: the hosts' default.
 	maxMessage = 64 << 20
 )
 
-// system is a running system, as it is reached from outside: everything goes by HTTP through Brain's gateway, on connections on
-// which both sides have proven that they know the token. It is never sent.
+// system is a client of a running system. All requests go by HTTP through Brain's gateway, on
+// connections on which both sides have proven that they know the token, which is never sent.
 type system struct {
 	address string
 	http    *http.Client
 	token   string
 	brain   brainv1connect.BrainServiceClient
-	// root is Brain itself.
+	// root is Brain's own reference.
 	root *nodev1.NodeRef
 }
 
-// connect finds Brain and agrees on a version with it.
+// connect finds Brain, connects to it and negotiates a version.
 func (a *app) connect(ctx context.Context) (*system, error) {
-	address := a.address()
+	address, err := a.address(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, usagef("Brain's address, %q, is not of the form HOST:PORT", address)
 	}
@@ -81,7 +84,7 @@ func (a *app) connect(ctx context.Context) (*system, error) {
 
 func (s *system) close() { s.http.CloseIdleConnections() }
 
-// client calls the node that a path, an alias or an nid names; "" is Brain's registry.
+// client returns a client of the node with the given path, alias or nid; "" is Brain's registry.
 func (s *system) client(node string) *connect.Client {
 	base := url.URL{Scheme: "http", Host: s.address}
 	if node != "" {
@@ -106,15 +109,16 @@ func (s *system) lookup(ctx context.Context, node string) (*nodev1.NodeRecord, e
 	return res.GetNode(), nil
 }
 
-// openError is a system that asks for no token where none was expected to be open.
+// openError reports a system without a token that was not expected to be open.
 type openError struct{ unknown error }
 
 // Error implements error.
 func (e *openError) Error() string {
-	return "it asks for no token, so it could be anybody's: use it with --open (RAYLINK_OPEN=1) if it is meant to be so; " + e.unknown.Error()
+	return "it asks for no token, so any user of the machine could have started it: give --open (RAYLINK_OPEN=1) if it is meant to be open; " + e.unknown.Error()
 }
 
-// refusedBy is what the handshake with what is at Brain's address came to.
+// refusedBy converts a failed handshake at Brain's address to an error, or returns nil for other
+// errors.
 func refusedBy(address string, err, unknown error) *brainError {
 	if open, ok := errors.AsType[*openError](err); ok {
 		return &brainError{connect.CodeUnauthenticated, "Brain at " + address + " is not used: " + open.Error(), err}
@@ -128,9 +132,9 @@ func refusedBy(address string, err, unknown error) *brainError {
 	case tunnel.FaultUnproven:
 		return &brainError{failed.Code, "Brain at " + address + " is not used: " + text, err}
 	case tunnel.FaultNotAPeer:
-		return brainErrorf(err, "what answers at %s is no Brain (%s): %s", address, text, whereBrainIs)
+		return brainErrorf(err, "the process at %s is not a Brain (%s): %s", address, text, whereBrainIs)
 	case tunnel.FaultLost:
-		return brainErrorf(err, "what is at %s does not answer as a Brain does (%s): %s", address, text, whereBrainIs)
+		return brainErrorf(err, "the process at %s does not answer as a Brain does (%s): %s", address, text, whereBrainIs)
 	}
 	if unknown != nil && failed.Code == connect.CodeUnauthenticated {
 		text = unknown.Error() + "; give it by --token-file or RAYLINK_TOKEN"
@@ -140,7 +144,8 @@ func refusedBy(address string, err, unknown error) *brainError {
 
 const whereBrainIs = "give Brain's address by --brain or RAYLINK_BRAIN, or start one with `raylink brain`"
 
-// noBrain says what is wrong with what should be a Brain. unknown is why there is no token, if so.
+// noBrain converts the error of a request to Brain. unknown is the cause of a missing token, or
+// nil.
 func noBrain(address string, err, unknown error) error {
 	const where = whereBrainIs
 	if refusal := refusedBy(address, err, unknown); refusal != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -149,20 +154,20 @@ func noBrain(address string, err, unknown error) error {
 	text := reason(err)
 	switch code := connect.CodeOf(err); {
 	case errors.Is(err, context.DeadlineExceeded) || code == connect.CodeDeadlineExceeded:
-		return brainErrorf(err, "what is at %s does not answer within %v: %s", address, answerTimeout, where)
+		return brainErrorf(err, "the process at %s does not answer within %v: %s", address, answerTimeout, where)
 	case code == connect.CodeUnauthenticated, code == connect.CodePermissionDenied, code == connect.CodeFailedPrecondition:
 		refusal := brainErrorf(err, "Brain at %s refuses: %s", address, text)
 		refusal.code = code
 		return refusal
 	case refused(err):
-		return brainErrorf(err, "nobody answers at %s (%s): %s", address, text, where)
+		return brainErrorf(err, "no process answers at %s (%s): %s", address, text, where)
 	case code == connect.CodeUnimplemented, code == connect.CodeNotFound:
-		return brainErrorf(err, "what answers at %s is no Brain (%s): %s", address, text, where)
+		return brainErrorf(err, "the process at %s is not a Brain (%s): %s", address, text, where)
 	}
-	return brainErrorf(err, "what is at %s does not answer as a Brain does (%s): %s", address, text, where)
+	return brainErrorf(err, "the process at %s does not answer as a Brain does (%s): %s", address, text, where)
 }
 
-// refused says whether there was no connection at all.
+// refused reports whether no connection could be made.
 func refused(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial"

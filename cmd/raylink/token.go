@@ -12,8 +12,8 @@ func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
 		Short: "Print the system's token, for programs that call nodes over HTTP",
-		Long: `token prints the token of the system whose Brain is at the address: the one given, or the one that a Brain of this user on this
-machine has made. It is printed only if what answers there has proven that it knows it too, so that it can be sent there.`,
+		Long: `token prints the system's token, for Authorization headers. It prints the token only if the process at
+Brain's address has proven that it knows it too, so that it is safe to send it there.`,
 		Example: `  curl http://127.0.0.1:6800/counter-0/counter.v1.Counter/Get -H "Authorization: Bearer $(raylink token)" \
     -H 'Content-Type: application/json' -d '{}'`,
 		Args: between(0, 0, ""),

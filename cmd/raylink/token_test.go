@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTokenThatBrainMakes is found by its user's programs, stays the same when Brain is started again, and is printed for no other address.
+// TestTokenThatBrainMakes shows that programs of Brain's user find its token, and that it is
+// printed only if the process at the address knows it.
 func TestTokenThatBrainMakes(t *testing.T) {
 	data := t.TempDir()
 	b := startBrain(t, data, "127.0.0.1:0")
@@ -25,7 +26,7 @@ func TestTokenThatBrainMakes(t *testing.T) {
 	require.Zero(t, exit, stderr)
 	assert.Contains(t, stdout, "storage-0")
 
-	// To a process with another runtime directory, as another user has, it is not known.
+	// A process with another runtime directory, as another user has, does not find it.
 	cmd := exec.Command(filepath.Join(program, "raylink"), "tree", "--brain", b.address)
 	cmd.Env = environment("RAYLINK_RUNTIME_DIR=" + t.TempDir())
 	_, stderr, exit = finish(t, cmd)

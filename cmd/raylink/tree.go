@@ -24,7 +24,8 @@ func (a *app) treeCommand() *cobra.Command {
 alias or an nid; without one the whole tree is shown, from BRAIN.
 
 With -o json it prints one object whose "nodes" are the records, parents before children.`,
-		Args: between(0, 1, "[NODE]"),
+		Args:              between(0, 1, "[NODE]"),
+		ValidArgsFunction: a.complete(completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			node := rootPath
 			if len(args) > 0 {
@@ -87,7 +88,8 @@ func (a *app) treeJSON(records []*nodev1.NodeRecord) error {
 	return err
 }
 
-// drawTree draws records, parents before children, the top one first, as a table whose first column is a tree.
+// drawTree formats records as a table whose first column is a tree. The first record is the root,
+// and parents precede their children.
 func drawTree(records []*nodev1.NodeRecord) string {
 	if len(records) == 0 {
 		return ""
@@ -102,8 +104,8 @@ func drawTree(records []*nodev1.NodeRecord) string {
 		children[parent] = append(children[parent], rec)
 	}
 	rows := [][]string{{"NODE", "TYPE", "STATE", "PID", "HOST", "ALIAS", "ATTRIBUTES"}}
-	var draw func(rec *nodev1.NodeRecord, head, below string)
-	draw = func(rec *nodev1.NodeRecord, head, below string) {
+	var draw func(rec *nodev1.NodeRecord, head, indent string)
+	draw = func(rec *nodev1.NodeRecord, head, indent string) {
 		name := rec.GetName()
 		if rec == top {
 			name = rec.GetPath()
@@ -116,12 +118,12 @@ func drawTree(records []*nodev1.NodeRecord) string {
 			head + printable(name), printable(rec.GetType()), stateName(rec), pid, printable(rec.GetHost().GetAddress()),
 			printable(rec.GetAlias()), attributes(rec.GetAttributes()),
 		})
-		kids := children[rec.GetNid()]
-		for i, kid := range kids {
-			if i < len(kids)-1 {
-				draw(kid, below+"├─ ", below+"│  ")
+		siblings := children[rec.GetNid()]
+		for i, child := range siblings {
+			if i < len(siblings)-1 {
+				draw(child, indent+"├─ ", indent+"│  ")
 			} else {
-				draw(kid, below+"└─ ", below+"   ")
+				draw(child, indent+"└─ ", indent+"   ")
 			}
 		}
 	}
@@ -129,7 +131,7 @@ func drawTree(records []*nodev1.NodeRecord) string {
 	return table(rows)
 }
 
-// table aligns columns; those without any entry are left out.
+// table aligns columns and omits those without an entry. Its first row has the headings.
 func table(rows [][]string) string {
 	widths := make([]int, len(rows[0]))
 	for _, row := range rows[1:] {
@@ -160,7 +162,7 @@ func stateName(rec *nodev1.NodeRecord) string {
 	return name
 }
 
-// attributes are written as key=value, in the order of the keys.
+// attributes formats attributes as key=value, sorted by key.
 func attributes(values map[string]*nodev1.Value) string {
 	parts := make([]string, 0, len(values))
 	for _, key := range slices.Sorted(maps.Keys(values)) {
@@ -185,7 +187,7 @@ func attribute(v *nodev1.Value) string {
 	return "?"
 }
 
-// word quotes what would not read as one word.
+// word quotes a text that is not one word.
 func word(s string) string {
 	if s == "" || strconv.Quote(s) != `"`+s+`"` || strings.ContainsAny(s, " =") {
 		return strconv.Quote(s)

@@ -109,6 +109,21 @@ func FindToken(address string) (token, path string, err error) {
 		ErrNoToken, address, filepath.Join(RuntimeDir(), tokensFolder), text)
 }
 
+// PublishedBrains returns an address of each Brain that this user runs on this machine and that has
+// made its token, sorted. A Brain that was killed may be among them until the next run sweeps what
+// it left.
+func PublishedBrains() []string {
+	var addresses, tokens []string
+	for _, address := range publishedAddresses(runtimeDirs()) {
+		token, _, err := FindToken(address)
+		if err != nil || slices.Contains(tokens, token) { // one Brain publishes all its addresses
+			continue
+		}
+		addresses, tokens = append(addresses, address), append(tokens, token)
+	}
+	return addresses
+}
+
 // Tokens are those of all systems that this user has running on this machine and that have made one.
 func Tokens() []string {
 	var tokens []string

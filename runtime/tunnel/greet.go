@@ -9,7 +9,7 @@ import (
 
 // What the two sides of a failed proof can do about it.
 const (
-	needsToken = "this side admits only who knows its token, and the dialler has none: " +
+	needsToken = "this side admits only peers that know its token, and the dialler has none: " +
 		"give it the system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
 	wrongToken = "the dialler has another token than this side: " +
 		"give it this system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
