@@ -12,6 +12,7 @@ import (
 // slowControl is a ResponseWriter whose SetReadDeadline takes until released is closed.
 type slowControl struct {
 	http.ResponseWriter
+
 	released chan struct{}
 	begun    int
 }
