@@ -160,7 +160,7 @@ func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, ours.Ref().Stop(ctx))
 			_, err = replayv1raylink.CreateReplay(ctx, driver, nil, place)
-			require.ErrorContains(t, err, "configuring a replay", "ours was meant")
+			require.ErrorContains(t, err, "configure replay", "ours was meant")
 		})
 	}
 	of, err := storagev1raylink.FindStorage(patient(t), driver, runtime.Path("storage-0"))

@@ -6,32 +6,33 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// Area is the newest rows, as they were when it was made, to be read without hurry.
+// Area is a snapshot of the newest rows that can be read at leisure.
 //
-// Where the ring is mapped they are read in place, and writers go around them until the area is released: what it holds is lost to
-// the replay meanwhile, and a replay that is held as a whole refuses to be written. From elsewhere it is a copy, and in nobody's way.
+// If the ring is mapped, rows are read in place, and writers skip them until the area is released.
+// They are lost to the replay meanwhile: if areas hold all of its rows, writes fail. On other
+// machines an area is a copy that writers need not skip.
 type Area struct {
 	spans   []Span
 	release func() error
 }
 
-// Span is a piece of an area: rows that lie together in memory, oldest first.
+// Span is a part of an area: rows that are contiguous in memory, oldest first.
 type Span struct {
 	Rows
 
 	sequences []uint64
 }
 
-// Len is how many rows the span has.
+// Len returns the number of rows.
 func (s Span) Len() int { return len(s.sequences) }
 
-// Sequences are the sequence numbers of the rows.
+// Sequences returns the rows' sequence numbers.
 func (s Span) Sequences() []uint64 { return s.sequences }
 
-// Spans are the area's rows, oldest first. They must not be written to, nor used after Release.
+// Spans returns the area's rows, oldest first. They must not be written to, nor used after Release.
 func (a *Area) Spans() []Span { return a.spans }
 
-// Len is how many rows the area has.
+// Len returns the number of rows.
 func (a *Area) Len() int {
 	n := 0
 	for _, s := range a.spans {
@@ -40,17 +41,18 @@ func (a *Area) Len() int {
 	return n
 }
 
-// Release lets writers have the rows again. Only the first call does anything.
+// Release lets writers reuse the rows. Further calls do nothing.
 func (a *Area) Release() error {
 	a.spans = nil
 	return a.release()
 }
 
-// Hold makes the newest n rows an area: fewer where there are fewer. [ring.ErrEmpty] says that there are none.
+// Hold makes the newest n rows an area, or fewer if fewer are readable. It returns [ring.ErrEmpty]
+// if there are none.
 func (h *ReadHead) Hold(ctx context.Context, n int) (*Area, error) {
 	var area *Area
 	err := h.client.with(ctx, func(r *ring.Ring) error {
-		if err := h.turnTo(r); err != nil {
+		if err := h.bind(r); err != nil {
 			return err
 		}
 		held, err := h.head.Hold(n)

@@ -12,35 +12,38 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// Client is a replay as a process sees it. Its methods may be called from any goroutine.
+// Client gives a process access to a replay. It is safe for concurrent use.
 //
-// Where it maps the ring it goes on with the next one when the replay is started again; what was in the one before is gone with it.
+// When a replay that it has mapped is restarted, the client switches to the new ring. The rows of
+// the old one are lost.
 type Client struct {
 	handle *replayv1raylink.Replay
 	layout ring.Layout
 
-	// turning is full while somebody finds out where the replay is now.
-	turning chan struct{}
+	// relocating is a semaphore: full while a goroutine asks the node where its ring is now.
+	relocating chan struct{}
 	// mu guards the fields below.
 	mu     sync.Mutex
 	closed bool
-	// mapping is nil where the replay is elsewhere.
+	// mapping is nil if the replay is on another machine.
 	mapping *mapping
 }
 
-// mapping is a ring that the client has mapped. It is closed when the last one that uses it lets it go.
+// mapping is a ring that the client has mapped.
 type mapping struct {
 	ring *ring.Ring
-	// seen is when its creator was last seen.
+	// seen is when the ring's creator was last found alive.
 	seen time.Time
 }
 
-// seenFor is how long a replay that was seen is taken to be there. To look costs a microsecond, not to look a few nanoseconds.
-const seenFor = 100 * time.Millisecond
+// recheckInterval is how long the ring's creator is assumed to be alive after it was found alive. A
+// check costs a microsecond, relying on the last one a few nanoseconds.
+const recheckInterval = 100 * time.Millisecond
 
-// Open makes a client for a replay. It asks the replay what it is, and maps its ring if that is possible.
+// Open returns a client for a replay. It gets the replay's description, and maps its ring if that
+// is possible.
 func Open(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) {
-	c := &Client{handle: handle, turning: make(chan struct{}, 1)}
+	c := &Client{handle: handle, relocating: make(chan struct{}, 1)}
 	description, err := handle.Describe(ctx, &replayv1.DescribeRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
@@ -49,13 +52,13 @@ func Open(ctx context.Context, handle *replayv1raylink.Replay) (*Client, error) 
 	if err := c.layout.Validate(); err != nil {
 		return nil, fmt.Errorf("open replay: %w", err)
 	}
-	c.mapping = mapped(description)
+	c.mapping = mapRing(description)
 	return c, nil
 }
 
-// mapped maps the ring of a description, or returns nil. That it can't be mapped is no error: whatever the reason is, the node
-// can be asked.
-func mapped(description *replayv1.DescribeResponse) *mapping {
+// mapRing maps the ring of a description. It returns nil if that fails, which is not an error:
+// whatever the reason, the client can go through the node.
+func mapRing(description *replayv1.DescribeResponse) *mapping {
 	id, err := ring.ParseID(description.GetRingId())
 	if err != nil {
 		return nil
@@ -67,23 +70,23 @@ func mapped(description *replayv1.DescribeResponse) *mapping {
 	return &mapping{ring: r, seen: time.Now()}
 }
 
-// Handle is the replay's handle.
+// Handle returns the replay's handle.
 func (c *Client) Handle() *replayv1raylink.Replay { return c.handle }
 
-// Layout is what a row is, and how many there are. It must not be changed.
+// Layout returns the columns and the capacity. It must not be modified.
 func (c *Client) Layout() ring.Layout { return c.layout }
 
-// Mapped says whether the client has the ring mapped, or goes through the node.
+// Mapped reports whether the client has mapped the ring. If not, it goes through the node.
 func (c *Client) Mapped() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.mapping != nil
 }
 
-// NewBatch makes a batch of n zeroed rows.
+// NewBatch returns a batch of n zeroed rows.
 func (c *Client) NewBatch(n int) (*Batch, error) { return ring.NewBatch(c.layout, n) }
 
-// Close gives the mapping back. Areas that are held stay until they are released.
+// Close unmaps the ring. Areas that are held remain valid until they are released.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,17 +99,17 @@ func (c *Client) Close() error {
 	return m.ring.Close()
 }
 
-// current is the ring as it is now: nil where the node is to be asked.
+// current returns the current ring, or nil if calls go through the node.
 func (c *Client) current(ctx context.Context) (*ring.Ring, error) {
-	r, there, err := c.looked()
-	if err != nil || there {
+	r, served, err := c.lastSeen()
+	if err != nil || served {
 		return r, err
 	}
-	return c.next(ctx, r)
+	return c.relocate(ctx, r)
 }
 
-// looked is the ring as it was last seen, and whether it is still served.
-func (c *Client) looked() (r *ring.Ring, there bool, err error) {
+// lastSeen returns the mapped ring and whether it is still served.
+func (c *Client) lastSeen() (r *ring.Ring, served bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -116,7 +119,7 @@ func (c *Client) looked() (r *ring.Ring, there bool, err error) {
 		return nil, true, nil
 	}
 	now := time.Now()
-	if now.Sub(c.mapping.seen) < seenFor {
+	if now.Sub(c.mapping.seen) < recheckInterval {
 		return c.mapping.ring, true, nil
 	}
 	orphaned, err := c.mapping.ring.Orphaned()
@@ -126,13 +129,14 @@ func (c *Client) looked() (r *ring.Ring, there bool, err error) {
 	return c.mapping.ring, !orphaned, err
 }
 
-// next asks the replay where it is now, after a ring that has ended, unless somebody else has done so.
-func (c *Client) next(ctx context.Context, ended *ring.Ring) (*ring.Ring, error) {
+// relocate replaces a ring that has ended by the current one, unless another goroutine did so
+// already.
+func (c *Client) relocate(ctx context.Context, ended *ring.Ring) (*ring.Ring, error) {
 	select {
-	case c.turning <- struct{}{}:
-		defer func() { <-c.turning }()
+	case c.relocating <- struct{}{}:
+		defer func() { <-c.relocating }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for the replay to be found again: %w", ctx.Err())
+		return nil, fmt.Errorf("waiting for another call to locate the replay's new ring: %w", ctx.Err())
 	}
 	if r, changed, err := c.changed(ended); changed || err != nil {
 		return r, err
@@ -142,12 +146,12 @@ func (c *Client) next(ctx context.Context, ended *ring.Ring) (*ring.Ring, error)
 		return nil, fmt.Errorf("the replay's ring is no longer served: %w", err)
 	}
 	if now := layoutOf(description.GetColumns(), description.GetCapacity()); !now.SameRows(c.layout) {
-		return nil, fmt.Errorf("%w: the replay has other columns now: %v, before %v", ring.ErrLayout, now.Columns, c.layout.Columns)
+		return nil, fmt.Errorf("%w: the restarted replay has columns %v instead of %v", ring.ErrLayout, now.Columns, c.layout.Columns)
 	}
-	return c.turnTo(mapped(description))
+	return c.switchTo(mapRing(description))
 }
 
-// changed is the ring, if it is another one than the one that has ended.
+// changed returns the current ring and whether it differs from the one that has ended.
 func (c *Client) changed(ended *ring.Ring) (*ring.Ring, bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,8 +165,8 @@ func (c *Client) changed(ended *ring.Ring) (*ring.Ring, bool, error) {
 	}
 }
 
-// turnTo goes on with another mapping, or with none.
-func (c *Client) turnTo(m *mapping) (*ring.Ring, error) {
+// switchTo replaces the mapping. m is nil if calls go through the node from then on.
+func (c *Client) switchTo(m *mapping) (*ring.Ring, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.mapping
@@ -177,31 +181,32 @@ func (c *Client) turnTo(m *mapping) (*ring.Ring, error) {
 		return nil, err
 	}
 	if m == nil {
-		return nil, nil //nolint:nilnil // no ring and no error: that is how it is
+		return nil, nil //nolint:nilnil // nil means: go through the node
 	}
 	return m.ring, nil
 }
 
-// with does something with the ring, or asks the node, and once more where the ring has ended meanwhile.
-func (c *Client) with(ctx context.Context, there func(*ring.Ring) error, elsewhere func() error) error {
+// with calls local with the current ring, or remote if there is none. It tries again once if the
+// ring has ended meanwhile.
+func (c *Client) with(ctx context.Context, local func(*ring.Ring) error, remote func() error) error {
 	r, err := c.current(ctx)
 	if err != nil {
 		return err
 	}
 	if r != nil {
-		err = there(r)
+		err = local(r)
 		if !errors.Is(err, ring.ErrEnded) && !errors.Is(err, ring.ErrClosed) {
 			return err
 		}
-		if r, err = c.next(ctx, r); err != nil {
+		if r, err = c.relocate(ctx, r); err != nil {
 			return err
 		}
 		if r != nil {
-			return there(r)
+			return local(r)
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return restored(elsewhere())
+	return ringError(remote())
 }

@@ -10,31 +10,32 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// maxPiece is how many bytes of rows travel at once. Longer batches are sent and asked for in pieces.
-const maxPiece = 8 << 20
+// maxChunk is the maximum size in bytes of the rows in one message. Larger batches are split.
+const maxChunk = 8 << 20
 
-// pieceOf is how many rows travel at once.
-func pieceOf(layout ring.Layout) int {
-	return int(max(1, maxPiece/rowSize(layout))) //nolint:gosec // at most maxPiece
+// rowsPerChunk returns the number of rows that fit into one message, at least one.
+func rowsPerChunk(layout ring.Layout) int {
+	return int(max(1, maxChunk/rowSize(layout))) //nolint:gosec // at most maxChunk
 }
 
-// WriteHead writes to a replay. It is used by one goroutine at a time.
+// WriteHead writes to a replay. It is not safe for concurrent use.
 type WriteHead struct {
 	client *Client
-	// head writes to ring; both are nil before the first write, and where the replay is elsewhere.
+	// head writes to ring; both are nil before the first write, and if the replay is on another
+	// machine.
 	ring *ring.Ring
 	head *ring.WriteHead
 }
 
-// Writer makes a write head.
+// Writer returns a write head.
 func (c *Client) Writer() *WriteHead { return &WriteHead{client: c} }
 
-// Append writes a batch's rows, and says how many were written: all, if there is no error. It is refused with
-// [ring.ErrNoRoom] where areas or other writers leave no place for them, and does not wait until they do.
+// Append writes a batch's rows, and returns how many were written: all of them if the error is nil.
+// It never waits for room: it returns [ring.ErrNoRoom] if areas or other writers leave none.
 func (w *WriteHead) Append(ctx context.Context, batch *Batch) (int, error) {
 	var written int
 	err := w.client.with(ctx, func(r *ring.Ring) error {
-		if err := w.turnTo(r); err != nil {
+		if err := w.bind(r); err != nil {
 			return err
 		}
 		var err error
@@ -48,7 +49,7 @@ func (w *WriteHead) Append(ctx context.Context, batch *Batch) (int, error) {
 	return written, err
 }
 
-func (w *WriteHead) turnTo(r *ring.Ring) error {
+func (w *WriteHead) bind(r *ring.Ring) error {
 	if w.ring == r {
 		return nil
 	}
@@ -64,19 +65,20 @@ func (w *WriteHead) turnTo(r *ring.Ring) error {
 func (w *WriteHead) send(ctx context.Context, batch *Batch) (int, error) {
 	layout := w.client.layout
 	if !layout.SameRows(batch.Layout()) {
-		return 0, fmt.Errorf("%w: its columns are %v, the replay's %v", ring.ErrBatch, batch.Layout().Columns, layout.Columns)
+		return 0, fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, batch.Layout().Columns, layout.Columns)
 	}
-	piece := pieceOf(layout)
+	chunk := rowsPerChunk(layout)
 	sequences := make([]uint64, 0, batch.Rows())
-	for from := 0; from < batch.Rows(); from += piece {
-		part, err := batch.Slice(from, min(from+piece, batch.Rows()))
+	for from := 0; from < batch.Rows(); from += chunk {
+		part, err := batch.Slice(from, min(from+chunk, batch.Rows()))
 		if err != nil {
 			return from, err
 		}
-		res, err := w.client.handle.Write(ctx, &replayv1.WriteRequest{Batch: messageOf(part.Clone())}) // the caller's batch stays his
+		// Clone: the caller may modify the batch after Append.
+		res, err := w.client.handle.Write(ctx, &replayv1.WriteRequest{Batch: messageOf(part.Clone())})
 		if err != nil {
 			var room *ring.NoRoomError
-			if err = restored(err); errors.As(err, &room) {
+			if err = ringError(err); errors.As(err, &room) {
 				from += room.Written
 			}
 			return from, err
@@ -87,7 +89,7 @@ func (w *WriteHead) send(ctx context.Context, batch *Batch) (int, error) {
 	return batch.Rows(), nil
 }
 
-// ReadHead reads a replay. It is used by one goroutine at a time.
+// ReadHead reads a replay. It is not safe for concurrent use.
 type ReadHead struct {
 	client *Client
 	rng    *rand.Rand
@@ -95,36 +97,38 @@ type ReadHead struct {
 	head   *ring.ReadHead
 }
 
-// Reader makes a read head. What it draws is decided by rng; nil stands for chance.
+// Reader returns a read head. It draws samples with rng, or with a randomly seeded generator if rng
+// is nil.
 func (c *Client) Reader(rng *rand.Rand) *ReadHead {
 	if rng == nil {
-		rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // for chance, not for secrecy
+		rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())) //nolint:gosec // sampling needs no cryptographic randomness
 	}
 	return &ReadHead{client: c, rng: rng}
 }
 
-// Sample fills a batch with n rows, each drawn from all with the same probability. [ring.ErrEmpty] says that there are none.
+// Sample fills a batch with n rows, each drawn independently and uniformly from all readable rows.
+// It returns [ring.ErrEmpty] if there are none.
 func (h *ReadHead) Sample(ctx context.Context, n int, into *Batch) error {
 	return h.client.with(ctx, func(r *ring.Ring) error {
-		if err := h.turnTo(r); err != nil {
+		if err := h.bind(r); err != nil {
 			return err
 		}
 		return h.head.Sample(h.rng, n, into)
 	}, func() error { return h.fetchSample(ctx, n, into) })
 }
 
-// Newest fills a batch with the newest n rows, oldest of them first: fewer where there are fewer. [ring.ErrEmpty] says that
-// there are none.
+// Newest fills a batch with the newest n rows, oldest first, or with fewer if fewer are readable.
+// It returns [ring.ErrEmpty] if there are none.
 func (h *ReadHead) Newest(ctx context.Context, n int, into *Batch) error {
 	return h.client.with(ctx, func(r *ring.Ring) error {
-		if err := h.turnTo(r); err != nil {
+		if err := h.bind(r); err != nil {
 			return err
 		}
 		return h.head.Newest(n, into)
 	}, func() error { return h.fetchNewest(ctx, n, into) })
 }
 
-func (h *ReadHead) turnTo(r *ring.Ring) error {
+func (h *ReadHead) bind(r *ring.Ring) error {
 	if h.ring == r {
 		return nil
 	}
@@ -136,19 +140,20 @@ func (h *ReadHead) turnTo(r *ring.Ring) error {
 	return nil
 }
 
-// fetchSample asks the node. As each row is drawn for itself, many can be drawn in pieces.
+// fetchSample samples through the node. Rows are drawn independently, so a large sample can be
+// drawn in several calls.
 func (h *ReadHead) fetchSample(ctx context.Context, n int, into *Batch) error {
 	if err := h.prepare(n, into); err != nil {
 		return err
 	}
-	piece := pieceOf(h.client.layout)
-	for left := n; left > 0; left -= min(left, piece) {
+	chunk := rowsPerChunk(h.client.layout)
+	for left := n; left > 0; left -= min(left, chunk) {
 		seed := h.rng.Uint64() | 1
-		res, err := h.client.handle.Sample(ctx, &replayv1.SampleRequest{Rows: uint32(min(left, piece)), Seed: seed}) //nolint:gosec // at most maxPiece
+		res, err := h.client.handle.Sample(ctx, &replayv1.SampleRequest{Rows: uint32(min(left, chunk)), Seed: seed}) //nolint:gosec // at most maxChunk
 		if err != nil {
 			return err
 		}
-		if err := h.take(res.GetBatch(), into); err != nil {
+		if err := h.add(res.GetBatch(), into); err != nil {
 			return err
 		}
 	}
@@ -164,25 +169,25 @@ func (h *ReadHead) fetchNewest(ctx context.Context, n int, into *Batch) error {
 	if err != nil {
 		return err
 	}
-	return h.take(res.GetBatch(), into)
+	return h.add(res.GetBatch(), into)
 }
 
-// prepare empties a batch for n rows that are to come.
+// prepare checks a batch that is to receive n rows, and empties it.
 func (h *ReadHead) prepare(n int, into *Batch) error {
 	if !h.client.layout.SameRows(into.Layout()) {
-		return fmt.Errorf("%w: its columns are %v, the replay's %v", ring.ErrBatch, into.Layout().Columns, h.client.layout.Columns)
+		return fmt.Errorf("%w: its columns are %v, those of the replay %v", ring.ErrBatch, into.Layout().Columns, h.client.layout.Columns)
 	}
 	if n <= 0 {
-		return fmt.Errorf("%w: a batch of %d rows", ring.ErrBatch, n)
+		return fmt.Errorf("%w: batch of %d rows", ring.ErrBatch, n)
 	}
 	return into.Resize(0)
 }
 
-// take adds rows that came to a batch.
-func (h *ReadHead) take(message *replayv1.Batch, into *Batch) error {
+// add appends received rows to a batch.
+func (h *ReadHead) add(message *replayv1.Batch, into *Batch) error {
 	rows, err := batchOf(h.client.layout, message)
 	if err != nil {
-		return fmt.Errorf("the replay's answer: %w", err)
+		return fmt.Errorf("invalid response from the replay: %w", err)
 	}
 	if rows.Rows() == 0 {
 		return ring.ErrEmpty

@@ -13,7 +13,8 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// layoutOf is the ring's view of columns. An element type that the ring does not know becomes one that it refuses.
+// layoutOf converts columns to a ring's layout. An unknown element type becomes an invalid one,
+// which the ring rejects.
 func layoutOf(columns []*replayv1.Column, capacity uint64) ring.Layout {
 	layout := ring.Layout{Capacity: capacity}
 	for _, c := range columns {
@@ -34,7 +35,7 @@ func columnsOf(layout ring.Layout) []*replayv1.Column {
 	return columns
 }
 
-// rowSize is the size of a valid layout's row, in bytes.
+// rowSize returns the size in bytes of a row of a valid layout.
 func rowSize(layout ring.Layout) uint64 {
 	var row uint64
 	for _, c := range layout.Columns {
@@ -47,7 +48,7 @@ func rowSize(layout ring.Layout) uint64 {
 	return row
 }
 
-// messageOf is a batch as it travels. It shares the batch's memory.
+// messageOf converts a batch to a message that shares its memory.
 func messageOf(batch *ring.Batch) *replayv1.Batch {
 	layout := batch.Layout()
 	message := &replayv1.Batch{Rows: uint64(batch.Rows()), Sequence: batch.Sequences()} //nolint:gosec // not negative
@@ -61,10 +62,11 @@ func messageOf(batch *ring.Batch) *replayv1.Batch {
 	return message
 }
 
-// batchOf is a batch that came. Nothing of it is trusted; where it is right, its memory is shared.
+// batchOf converts an untrusted message to a batch. The batch shares the message's memory if it is
+// valid.
 func batchOf(layout ring.Layout, message *replayv1.Batch) (*ring.Batch, error) {
 	if len(message.GetColumns()) != len(layout.Columns) {
-		return nil, fmt.Errorf("%w: it has %d columns, and should have %d", ring.ErrBatch, len(message.GetColumns()), len(layout.Columns))
+		return nil, fmt.Errorf("%w: it has %d columns instead of %d", ring.ErrBatch, len(message.GetColumns()), len(layout.Columns))
 	}
 	columns := make([][]byte, len(layout.Columns))
 	for i, tensor := range message.GetColumns() {
@@ -72,8 +74,8 @@ func batchOf(layout ring.Layout, message *replayv1.Batch) (*ring.Batch, error) {
 		fits := tensor.GetDtype() == tensorv1.DataType(c.DType) &&
 			len(shape) == 1+len(c.Shape) && shape[0] == message.GetRows() && slices.Equal(shape[1:], c.Shape)
 		if !fits {
-			return nil, fmt.Errorf("%w: column %q is %v of the shape %v, and should be %v of %d times %v",
-				ring.ErrBatch, c.Name, ring.DType(tensor.GetDtype()), shape, c.DType, message.GetRows(), c.Shape) //nolint:gosec // for a text
+			return nil, fmt.Errorf("%w: column %q has type %v and shape %v instead of type %v and %d rows of shape %v",
+				ring.ErrBatch, c.Name, ring.DType(tensor.GetDtype()), shape, c.DType, message.GetRows(), c.Shape) //nolint:gosec // for an error message
 		}
 		columns[i] = tensor.GetData()
 	}
@@ -88,25 +90,25 @@ func detailOf(e *ring.NoRoomError) *replayv1.NoRoom {
 	return detail
 }
 
-// restored gives an error of the node the type that it has on the node's own machine.
-func restored(err error) error {
-	var authored *connect.Error
-	if !errors.As(err, &authored) {
+// ringError converts an error from the node to the one that a ring on this machine would return.
+func ringError(err error) error {
+	var remote *connect.Error
+	if !errors.As(err, &remote) {
 		return err
 	}
-	for _, detail := range authored.Details() {
+	for _, detail := range remote.Details() {
 		message, err := connectproto.UnmarshalErrorDetail(detail)
 		room, ok := message.(*replayv1.NoRoom)
 		if err != nil || !ok {
 			continue
 		}
-		restored := &ring.NoRoomError{
-			Rows: int(room.GetRows()), Written: int(room.GetWritten()), Capacity: room.GetCapacity(), Held: room.GetHeld(), //nolint:gosec // for a text
+		noRoom := &ring.NoRoomError{
+			Rows: int(room.GetRows()), Written: int(room.GetWritten()), Capacity: room.GetCapacity(), Held: room.GetHeld(), //nolint:gosec // for an error message
 		}
 		for _, pid := range room.GetHolders() {
-			restored.Holders = append(restored.Holders, int(pid))
+			noRoom.Holders = append(noRoom.Holders, int(pid))
 		}
-		return fmt.Errorf("%w (%w)", restored, authored)
+		return fmt.Errorf("%w (%w)", noRoom, remote)
 	}
 	return err
 }

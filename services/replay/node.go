@@ -13,10 +13,10 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// maxAnswer bounds the rows of one answer, in bytes.
-const maxAnswer = 32 << 20
+// maxResponse is the maximum size of the rows in one response, in bytes.
+const maxResponse = 32 << 20
 
-// node is a replay. All of its methods are concurrent: the ring does the locking, by having none.
+// node is a replay node. All of its methods are concurrent, because the ring needs no lock.
 type node struct {
 	replayv1raylink.UnimplementedReplayNode
 
@@ -25,16 +25,16 @@ type node struct {
 	rowSize uint64
 }
 
-// close ends the ring: heads in other processes learn it, and the file is gone.
+// close ends the ring for heads in all processes, and deletes its file.
 func (n *node) close() error {
 	return errors.Join(n.ring.End(), n.ring.Remove(), n.ring.Close())
 }
 
-// Describe says what a row is and where the ring is.
+// Describe returns the columns of a row and the place of the ring.
 func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
 	stats, err := n.ring.Stats()
 	if err != nil {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	return &replayv1.DescribeResponse{
 		Columns: columnsOf(n.ring.Layout()), Capacity: stats.Capacity, File: n.ring.Path(), RingId: n.ring.ID().String(),
@@ -46,19 +46,19 @@ func (n *node) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.D
 func (n *node) Write(_ context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
 	batch, err := batchOf(n.ring.Layout(), req.GetBatch())
 	if err != nil {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	if _, err := n.writer.Append(batch); err != nil {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	return &replayv1.WriteResponse{Sequence: batch.Sequences()}, nil
 }
 
-// Sample draws rows at random.
+// Sample draws random rows.
 func (n *node) Sample(_ context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
 	seed, stream := req.GetSeed(), uint64(0)
 	if seed == 0 {
-		seed, stream = rand.Uint64(), rand.Uint64() //nolint:gosec // for chance, not for secrecy
+		seed, stream = rand.Uint64(), rand.Uint64() //nolint:gosec // sampling needs no cryptographic randomness
 	}
 	rng := rand.New(rand.NewPCG(seed, stream)) //nolint:gosec // as above
 	batch, err := n.read(req.GetRows(), func(h *ring.ReadHead, into *ring.Batch) error {
@@ -74,37 +74,37 @@ func (n *node) Newest(_ context.Context, req *replayv1.NewestRequest) (*replayv1
 	return &replayv1.NewestResponse{Batch: batch}, err
 }
 
-// read reads up to a number of rows into a message.
+// read reads up to the given number of rows into a message.
 func (n *node) read(rows uint32, read func(*ring.ReadHead, *ring.Batch) error) (*replayv1.Batch, error) {
-	if uint64(rows)*n.rowSize > maxAnswer {
+	if uint64(rows)*n.rowSize > maxResponse {
 		return nil, connect.Errorf(connect.CodeResourceExhausted,
-			"%d rows of %d bytes are more than one answer carries: %d bytes", rows, n.rowSize, uint64(maxAnswer))
+			"read %d rows of %d bytes: they exceed the %d bytes that fit into one response", rows, n.rowSize, uint64(maxResponse))
 	}
 	h, err := n.ring.Reader()
 	if err != nil {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	batch, err := ring.NewBatch(n.ring.Layout(), 0)
 	if err != nil {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	if err := read(h, batch); err != nil && !errors.Is(err, ring.ErrEmpty) {
-		return nil, authored(err)
+		return nil, connectError(err)
 	}
 	return messageOf(batch), nil
 }
 
-// authored gives an error of the ring the code that it has for a caller.
-func authored(err error) error {
+// connectError converts an error of the ring to a connect error with a code for the caller.
+func connectError(err error) error {
 	var room *ring.NoRoomError
 	switch {
 	case errors.As(err, &room):
-		authored := connect.NewError(connect.CodeResourceExhausted, err.Error()).WithCause(err)
+		connectErr := connect.NewError(connect.CodeResourceExhausted, err.Error()).WithCause(err)
 		detail, detailErr := connectproto.NewErrorDetail(detailOf(room))
 		if detailErr != nil {
-			return authored
+			return connectErr
 		}
-		return authored.WithDetail(detail)
+		return connectErr.WithDetail(detail)
 	case errors.Is(err, ring.ErrBatch), errors.Is(err, ring.ErrLayout):
 		return connect.NewError(connect.CodeInvalidArgument, err.Error()).WithCause(err)
 	case errors.Is(err, ring.ErrEnded), errors.Is(err, ring.ErrClosed):

@@ -1,11 +1,12 @@
-// Package replay is the buffer between those who act and those who learn: rows of named columns, written and sampled by many
-// processes at once.
+// Package replay implements the replay buffer between actors and learners: rows of named columns,
+// written and sampled by many processes concurrently.
 //
-// The node owns a memory-mapped ring (package ring, which has the promises). [Open] makes a client for a handle of it, with one
-// API for both ways: on the node's machine its heads write and read the mapping itself, without a call; from elsewhere they go
-// through the node. Which way it is, is proven by finding the ring's id in the file that the node names, and nothing else.
+// A replay node owns a memory-mapped ring (see package ring for its guarantees). [Open] returns a
+// client for a replay's handle. Its heads have one API for local and remote access: on the node's
+// machine they read and write the mapping directly, without a call; on other machines they call the
+// node. The client uses the mapping if and only if the file that the node names has the ring's id.
 //
-// A replay is created with a configuration of columns:
+// A replay is created with a configuration of its columns:
 //
 //	config := &replayv1.ReplayConfig{Capacity: 50_000, Columns: []*replayv1.Column{
 //		replay.Column[float32]("observation", 4),
@@ -36,7 +37,7 @@ import (
 	"github.com/raylink/raylink/services/replay/ring"
 )
 
-// Type is the node type `replay`.
+// Type returns the node type "replay".
 func Type() runtime.NodeType {
 	return replayv1raylink.ReplayType(
 		func(_ context.Context, self *runtime.Node, config *replayv1.ReplayConfig) (replayv1raylink.ReplayNode, error) {
@@ -45,8 +46,9 @@ func Type() runtime.NodeType {
 				directory = self.RunDirectory().Mapped()
 			}
 			if !filepath.IsAbs(directory) {
-				// By a process that knows the handle alone, and not this type.
-				return nil, connect.Errorf(connect.CodeInvalidArgument, "the replay's directory %q is relative: give an absolute one", directory)
+				// The creator did not link this package, which makes paths absolute.
+				return nil, connect.Errorf(connect.CodeInvalidArgument,
+					"create replay: directory %q is relative: use an absolute path", directory)
 			}
 			n, err := newNode(directory, self.NID(), config)
 			if err != nil {
@@ -57,8 +59,8 @@ func Type() runtime.NodeType {
 		}).Preparing(makeAbsolute)
 }
 
-// makeAbsolute makes the directory absolute in the process that creates the replay: the replay's own process, and those that read
-// and write it, have working directories of their own.
+// makeAbsolute makes the directory absolute in the process that creates the replay. The replay's
+// process and those that use it have other working directories.
 func makeAbsolute(config proto.Message) error {
 	c, ok := config.(*replayv1.ReplayConfig)
 	if !ok || c.GetDirectory() == "" {
@@ -66,22 +68,23 @@ func makeAbsolute(config proto.Message) error {
 	}
 	directory, err := filepath.Abs(c.GetDirectory())
 	if err != nil {
-		return fmt.Errorf("the replay's directory: %w", err)
+		return fmt.Errorf("make the replay's directory absolute: %w", err)
 	}
 	c.Directory = directory
 	return nil
 }
 
-// Batch is rows outside the replay, column by column.
+// Batch is a set of rows outside the replay, stored by column.
 type Batch = ring.Batch
 
-// Rows is what has typed columns: a [Batch], or a [Span] of an area.
+// Rows has typed columns: a [Batch], or a [Span] of an area.
 type Rows = ring.Rows
 
-// Values is the column with a name as a slice of its elements, row after row, without a copy.
+// Values returns the named column as a slice of its elements, row after row, without a copy.
 func Values[T ring.Element](rows Rows, name string) ([]T, error) { return ring.Values[T](rows, name) }
 
-// Column describes a column of a configuration. Without a shape it is a scalar in each row.
+// Column returns the description of a column with elements of type T. Without a shape it has one
+// element per row.
 func Column[T ring.Element](name string, shape ...uint64) *replayv1.Column {
 	var zero T
 	var dtype tensorv1.DataType
@@ -104,13 +107,14 @@ func Column[T ring.Element](name string, shape ...uint64) *replayv1.Column {
 	return &replayv1.Column{Name: name, Dtype: dtype, Shape: shape}
 }
 
-// newNode makes a node and its ring. The file's name has the node's id, so that its next life finds what the last one left.
+// newNode creates a node and its ring. The file's name contains the node's id, so that the next
+// incarnation finds the file that this one left behind.
 func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error) {
 	layout := layoutOf(config.GetColumns(), config.GetCapacity())
 	if err := layout.Validate(); err != nil {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "configuring a replay: %v", err)
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "configure replay: %v", err)
 	}
-	if err := removeLeft(directory, nid); err != nil {
+	if err := removeStale(directory, nid); err != nil {
 		return nil, err
 	}
 	r, err := ring.Create(filepath.Join(directory, fileName(nid, rand.Text())), layout)
@@ -124,24 +128,24 @@ func newNode(directory, nid string, config *replayv1.ReplayConfig) (*node, error
 	return &node{ring: r, writer: w, rowSize: rowSize(layout)}, nil
 }
 
-func fileName(nid, life string) string { return "replay-" + nid + "-" + life + ".ring" }
+func fileName(nid, suffix string) string { return "replay-" + nid + "-" + suffix + ".ring" }
 
-// removeLeft removes the rings of the node's earlier lives.
-func removeLeft(directory, nid string) error {
-	left, err := filepath.Glob(filepath.Join(escaped(directory), fileName(nid, "*")))
+// removeStale removes the rings of earlier incarnations.
+func removeStale(directory, nid string) error {
+	stale, err := filepath.Glob(filepath.Join(escapeGlob(directory), fileName(nid, "*")))
 	if err != nil {
-		return fmt.Errorf("look for rings of an earlier life: %w", err)
+		return fmt.Errorf("find rings of earlier incarnations: %w", err)
 	}
-	for _, path := range left {
+	for _, path := range stale {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove the ring of an earlier life: %w", err)
+			return fmt.Errorf("remove ring of an earlier incarnation: %w", err)
 		}
 	}
 	return nil
 }
 
-// escaped is a path that matches itself only.
-func escaped(path string) string {
+// escapeGlob returns a pattern that matches exactly the given path.
+func escapeGlob(path string) string {
 	var b []byte
 	for i := range len(path) {
 		switch path[i] {

@@ -45,22 +45,22 @@ func testNode(t *testing.T, config *replayv1.ReplayConfig) *node {
 	return n
 }
 
-// far is a replay as processes on other machines see it: the file that it names is not there.
-type far struct {
+// remoteReplay simulates a replay on another machine: the file that it names does not exist.
+type remoteReplay struct {
 	*node
 
 	writes atomic.Int64
 }
 
-func (f *far) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
+func (f *remoteReplay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
 	res, err := f.node.Describe(ctx, req)
 	if res != nil {
-		res.File += ".elsewhere"
+		res.File += ".remote"
 	}
 	return res, err
 }
 
-func (f *far) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
+func (f *remoteReplay) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
 	f.writes.Add(1)
 	return f.node.Write(ctx, req)
 }
@@ -73,7 +73,7 @@ func open(t *testing.T, n replayv1raylink.ReplayNode) *Client {
 	return c
 }
 
-// rowsOf makes a batch with the given numbers.
+// rowsOf returns a batch of rows with the given numbers.
 func rowsOf(t *testing.T, c *Client, numbers ...int64) *Batch {
 	t.Helper()
 	b, err := c.NewBatch(len(numbers))
@@ -88,7 +88,7 @@ func rowsOf(t *testing.T, c *Client, numbers ...int64) *Batch {
 	return b
 }
 
-// numbersOf reads them back, and checks the rest of the rows.
+// numbersOf returns the numbers, and checks the other columns of the rows.
 func numbersOf(t *testing.T, rows Rows) []int64 {
 	t.Helper()
 	n, err := Values[int64](rows, "n")
@@ -110,23 +110,23 @@ func write(t *testing.T, c *Client, numbers ...int64) []uint64 {
 	return b.Sequences()
 }
 
-// bothWays runs a test on the mapping and through the node.
-func bothWays(t *testing.T, capacity uint64, test func(t *testing.T, c *Client)) {
+// mappedAndRemote runs a test with a mapped ring and through the node.
+func mappedAndRemote(t *testing.T, capacity uint64, test func(t *testing.T, c *Client)) {
 	t.Helper()
 	t.Run("mapped", func(t *testing.T) {
 		c := open(t, testNode(t, testConfig(capacity)))
 		require.True(t, c.Mapped())
 		test(t, c)
 	})
-	t.Run("through the node", func(t *testing.T) {
-		c := open(t, &far{node: testNode(t, testConfig(capacity))})
+	t.Run("remote", func(t *testing.T) {
+		c := open(t, &remoteReplay{node: testNode(t, testConfig(capacity))})
 		require.False(t, c.Mapped())
 		test(t, c)
 	})
 }
 
-func TestRowsComeBackBothWays(t *testing.T) {
-	bothWays(t, 4, func(t *testing.T, c *Client) {
+func TestRowsRoundTrip(t *testing.T) {
+	mappedAndRemote(t, 4, func(t *testing.T, c *Client) {
 		ctx := t.Context()
 		into, err := c.NewBatch(0)
 		require.NoError(t, err)
@@ -171,8 +171,8 @@ func TestRowsComeBackBothWays(t *testing.T) {
 	})
 }
 
-func TestMistakesGetTheSameErrorBothWays(t *testing.T) {
-	bothWays(t, 4, func(t *testing.T, c *Client) {
+func TestInvalidUseReturnsSameErrorMappedAndRemote(t *testing.T) {
+	mappedAndRemote(t, 4, func(t *testing.T, c *Client) {
 		ctx := t.Context()
 		other, err := ring.NewBatch(ring.Layout{Columns: []ring.Column{{Name: "n", DType: ring.Int32}}}, 1)
 		require.NoError(t, err)
@@ -191,14 +191,14 @@ func TestMistakesGetTheSameErrorBothWays(t *testing.T) {
 	})
 }
 
-func TestARefusedWriteSaysWhyAndLeavesNothingLockedBothWays(t *testing.T) {
-	for _, way := range []string{"mapped", "through the node"} {
+func TestFailedWriteExplainsItselfAndLeavesNothingLocked(t *testing.T) {
+	for _, way := range []string{"mapped", "remote"} {
 		t.Run(way, func(t *testing.T) {
 			n := testNode(t, testConfig(4))
 			holder := open(t, n)
 			c := holder
 			if way != "mapped" {
-				c = open(t, &far{node: n})
+				c = open(t, &remoteReplay{node: n})
 			}
 			write(t, c, 1, 2, 3, 4)
 			area, err := holder.Reader(nil).Hold(t.Context(), 4)
@@ -221,10 +221,10 @@ func TestARefusedWriteSaysWhyAndLeavesNothingLockedBothWays(t *testing.T) {
 	}
 }
 
-func TestLongBatchesTravelInPieces(t *testing.T) {
+func TestLargeBatchesAreSplit(t *testing.T) {
 	const wide = 1 << 20
 	config := &replayv1.ReplayConfig{Capacity: 40, Columns: []*replayv1.Column{Column[uint8]("b", wide)}}
-	f := &far{node: testNode(t, config)}
+	f := &remoteReplay{node: testNode(t, config)}
 	c := open(t, f)
 	b, err := c.NewBatch(20)
 	require.NoError(t, err)
@@ -246,14 +246,14 @@ func TestLongBatchesTravelInPieces(t *testing.T) {
 	require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err), "%v", err)
 }
 
-// lives is a replay that is started again.
-type lives struct {
+// restartable is a replay that can be replaced by another incarnation.
+type restartable struct {
 	replayv1raylink.ReplayNode
 }
 
-func TestAClientGoesOnWithTheNextRing(t *testing.T) {
+func TestClientSwitchesToRingOfRestartedReplay(t *testing.T) {
 	first := testNode(t, testConfig(4))
-	n := &lives{first}
+	n := &restartable{first}
 	c := open(t, n)
 	w, h := c.Writer(), c.Reader(nil)
 	_, err := w.Append(t.Context(), rowsOf(t, c, 1))
@@ -263,7 +263,7 @@ func TestAClientGoesOnWithTheNextRing(t *testing.T) {
 
 	second := testNode(t, testConfig(8))
 	n.ReplayNode = second
-	require.NoError(t, first.close()) // in good order: heads see it at once
+	require.NoError(t, first.close()) // graceful: heads notice immediately
 	require.ErrorIs(t, h.Newest(t.Context(), 1, into), ring.ErrEmpty)
 	_, err = w.Append(t.Context(), rowsOf(t, c, 2))
 	require.NoError(t, err)
@@ -273,8 +273,8 @@ func TestAClientGoesOnWithTheNextRing(t *testing.T) {
 
 	third := testNode(t, testConfig(4))
 	n.ReplayNode = third
-	require.NoError(t, second.ring.Close()) // as if it had been killed: heads see it when they look for its creator
-	c.mapping.seen = c.mapping.seen.Add(-seenFor)
+	require.NoError(t, second.ring.Close()) // as if killed: heads notice at their next check
+	c.mapping.seen = c.mapping.seen.Add(-recheckInterval)
 	_, err = w.Append(t.Context(), rowsOf(t, c, 3))
 	require.NoError(t, err)
 	require.NoError(t, h.Newest(t.Context(), 2, into))
@@ -286,30 +286,30 @@ func TestAClientGoesOnWithTheNextRing(t *testing.T) {
 	require.ErrorIs(t, h.Newest(t.Context(), 2, into), ring.ErrLayout)
 }
 
-// gone is a replay that does not answer any more.
-type gone struct {
+// unavailable is a replay that has stopped responding.
+type unavailable struct {
 	replayv1raylink.UnimplementedReplayNode
 }
 
-func TestADeadReplayIsAnErrorAtOnce(t *testing.T) {
+func TestDeadReplayFailsImmediately(t *testing.T) {
 	first := testNode(t, testConfig(4))
-	n := &lives{first}
+	n := &restartable{first}
 	c := open(t, n)
-	n.ReplayNode = gone{}
+	n.ReplayNode = unavailable{}
 	require.NoError(t, first.close())
 	_, err := c.Writer().Append(t.Context(), rowsOf(t, c, 1))
 	require.ErrorContains(t, err, "no longer served")
 }
 
-func TestImpossibleConfigurationsAreRefused(t *testing.T) {
+func TestInvalidConfigurationsAreRejected(t *testing.T) {
 	for name, config := range map[string]*replayv1.ReplayConfig{
-		"nothing":       nil,
-		"no capacity":   {Columns: []*replayv1.Column{Column[int8]("x")}},
-		"no columns":    {Capacity: 1},
-		"same name":     {Capacity: 1, Columns: []*replayv1.Column{Column[int8]("x"), Column[int16]("x")}},
-		"no dtype":      {Capacity: 1, Columns: []*replayv1.Column{{Name: "x"}}},
-		"unknown dtype": {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: 256 + 1}}},
-		"negative":      {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: -1}}},
+		"nil config":     nil,
+		"no capacity":    {Columns: []*replayv1.Column{Column[int8]("x")}},
+		"no columns":     {Capacity: 1},
+		"duplicate name": {Capacity: 1, Columns: []*replayv1.Column{Column[int8]("x"), Column[int16]("x")}},
+		"no dtype":       {Capacity: 1, Columns: []*replayv1.Column{{Name: "x"}}},
+		"unknown dtype":  {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: 256 + 1}}},
+		"negative":       {Capacity: 1, Columns: []*replayv1.Column{{Name: "x", Dtype: -1}}},
 	} {
 		_, err := newNode(t.TempDir(), "nid", config)
 		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", name, err)
@@ -318,15 +318,15 @@ func TestImpossibleConfigurationsAreRefused(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestANodesNextLifeRemovesWhatTheLastOneLeft(t *testing.T) {
-	testNode(t, testConfig(1)) // where there are rings at all
+func TestNextIncarnationRemovesStaleRing(t *testing.T) {
+	testNode(t, testConfig(1)) // skips the test where rings are unsupported
 	directory := filepath.Join(t.TempDir(), "odd [name]*")
 	require.NoError(t, os.Mkdir(directory, 0o700))
 	first, err := newNode(directory, "a", testConfig(1))
 	require.NoError(t, err)
 	other, err := newNode(directory, "b", testConfig(1))
 	require.NoError(t, err)
-	require.NoError(t, first.ring.Close()) // killed: the file stays
+	require.NoError(t, first.ring.Close()) // as if killed: the file remains
 	again, err := newNode(directory, "a", testConfig(1))
 	require.NoError(t, err)
 	require.NoFileExists(t, first.ring.Path())
@@ -338,7 +338,7 @@ func TestANodesNextLifeRemovesWhatTheLastOneLeft(t *testing.T) {
 	require.Empty(t, left)
 }
 
-func TestSamplingBySeedCanBeRepeated(t *testing.T) {
+func TestSamplingWithSeedIsRepeatable(t *testing.T) {
 	n := testNode(t, testConfig(50))
 	c := open(t, n)
 	for i := range 50 {
@@ -355,7 +355,7 @@ func TestSamplingBySeedCanBeRepeated(t *testing.T) {
 	require.NotEqual(t, zero, draw(0))
 }
 
-func FuzzBatchesFromElsewhere(f *testing.F) {
+func FuzzBatchOf(f *testing.F) {
 	layout := layoutOf(testConfig(4).GetColumns(), 4)
 	good, err := ring.NewBatch(layout, 2)
 	require.NoError(f, err)
@@ -381,7 +381,7 @@ func FuzzBatchesFromElsewhere(f *testing.F) {
 	})
 }
 
-func TestColumnsAreDescribedByTheirGoTypes(t *testing.T) {
+func TestColumnDerivesDTypeFromGoType(t *testing.T) {
 	require.Equal(t, tensorv1.DataType_DATA_TYPE_UINT8, Column[uint8]("x").GetDtype())
 	require.Equal(t, tensorv1.DataType_DATA_TYPE_INT16, Column[int16]("x").GetDtype())
 	require.Equal(t, tensorv1.DataType_DATA_TYPE_FLOAT64, Column[float64]("x", 3).GetDtype())
