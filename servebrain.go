@@ -15,47 +15,52 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// DefaultBrainAddress is where [ServeBrain] listens, and where the command line looks for a Brain, unless they are told otherwise.
+// DefaultBrainAddress is the address at which [ServeBrain] listens by default, and the last at
+// which the command line looks for a Brain.
 const DefaultBrainAddress = "127.0.0.1:6800"
 
-// BrainOptions are all that can be said of a Brain in a process of its own. A field that is not set is read from the environment, where one is
-// named; else the default holds.
+// BrainOptions configure a Brain that has a process of its own. A field that is not set is read
+// from its environment variable, if it has one, and else has its default.
 type BrainOptions struct {
-	// Data is the directory that holds all that Brain keeps: its registry in the folder `brain`, the logs of its own nodes in `runs`.
-	// RAYLINK_DATA. By default a `raylink` folder in the user's state directory. One Brain at a time uses it.
+	// Data is the directory of everything that Brain stores: its registry in the folder `brain`,
+	// the logs of its own nodes in `runs`. RAYLINK_DATA. By default a `raylink` folder in the
+	// user's state directory. One Brain at a time can use it.
 	Data string
 	// Listen is the address to listen on. RAYLINK_LISTEN. By default [DefaultBrainAddress].
 	Listen string
-	// Advertise is the address that others reach Brain by, where that is another one. RAYLINK_ADVERTISE.
+	// Advertise is the address at which others reach Brain, if it differs. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the secret that both sides of every connection must know. RAYLINK_TOKEN. By default Brain makes one, and keeps it with its
-	// data; see [Options].Token.
+	// Token is the secret that both sides of every connection must know. RAYLINK_TOKEN. By default
+	// Brain makes one and keeps it with its data; see [Options].Token.
 	Token string
 	// TokenFile is a file whose first line is the token.
 	TokenFile string
-	// Open asks for no token, see [Options].Open. RAYLINK_OPEN=1.
+	// Open makes a system without a token, see [Options].Open. RAYLINK_OPEN=1.
 	Open bool
-	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
+	// Insecure allows unencrypted connections beyond loopback. RAYLINK_INSECURE=1.
 	Insecure bool
-	// Origins are the browser origins whose pages may call nodes, here and at the hosts that join; by default none.
+	// Origins are the browser origins whose pages may call nodes, here and at the hosts that join.
+	// By default there are none.
 	Origins []string
-	// Compression compresses responses over HTTP, here and at the hosts that join, see [runtime.Options].Compression.
+	// Compression compresses HTTP responses, here and at the hosts that join, see
+	// [Options].Compression.
 	Compression bool
 	// Lease is how long a host may be silent before it is declared dead. By default ten seconds.
 	Lease time.Duration
-	// Logger gets what there is to say. By default warnings and errors go to standard error.
+	// Logger gets Brain's log records. By default warnings and errors go to standard error.
 	Logger *slog.Logger
-	// Serving is called once, when Brain serves at the address. tokenFile is the file of the token that it has made; it is empty where
-	// the token was given, or Brain is open.
+	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
+	// token that Brain has made; it is "" if the token was given or Brain is open.
 	Serving func(address, data, tokenFile string)
 }
 
-// ServeBrain runs a Brain that keeps its registry on disk, for other processes to join. It returns nil when ctx has ended and Brain has ended
-// in good order, or the error that ended it. When it is started again with the same data, after whatever end, every node is where it was;
-// hosts attach again by themselves, and none is declared dead because Brain was away.
+// ServeBrain runs a Brain that keeps its registry on disk, for other processes to join. It returns
+// nil once ctx has ended and Brain has shut down gracefully, or the error that ended it. Restarted
+// with the same data, after any kind of end, it knows all nodes again; hosts reattach by
+// themselves, and none is declared dead because Brain was away.
 //
-// It is what `raylink brain` calls. Brain's own nodes get processes of their own, which are this program once more: there, ServeBrain serves
-// the node and never returns.
+// `raylink brain` calls it. Brain's own nodes have processes of their own, which run this program
+// again: there, ServeBrain serves the node and never returns.
 func ServeBrain(ctx context.Context, o BrainOptions) error {
 	serving := o.Serving
 	if serving == nil {
@@ -64,7 +69,7 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 	return assemble.ServeBrain(ctx, durable(), o.runtime, serving)
 }
 
-// runtime are the options of Brain's own host.
+// runtime returns the options of Brain's own host.
 func (o *BrainOptions) runtime() (runtime.Options, error) {
 	listen := o.Listen
 	if listen == "" && os.Getenv("RAYLINK_LISTEN") == "" {
@@ -73,7 +78,7 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 	token := o.Token
 	if o.TokenFile != "" {
 		if token != "" {
-			return runtime.Options{}, fmt.Errorf("both a token and a token file (%s) are given: which one is it?", o.TokenFile)
+			return runtime.Options{}, fmt.Errorf("both a token and a token file (%s) are given; give only one", o.TokenFile)
 		}
 		var err error
 		if token, err = assemble.ReadToken(o.TokenFile); err != nil {
@@ -105,13 +110,13 @@ func durable() *assemble.Embed {
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
-		Token:   rundir.KeptToken,
-		Log:     runtime.RootPath,
-		Furnish: assemble.FurnishBeside,
+		Token:            rundir.KeptToken,
+		Log:              runtime.RootPath,
+		StartSystemNodes: assemble.StartSupervised,
 	}
 }
 
-// openBrain opens a Brain for this process: one in a process of its own as one that is embedded.
+// openBrain opens a Brain in this process.
 func openBrain(o brain.Options, options runtime.Options) (assemble.Brain, error) {
 	o.Lease = options.Lease
 	o.Web = &brainv1.WebPolicy{Origins: options.Origins, Compression: options.Compression}

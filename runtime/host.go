@@ -288,11 +288,13 @@ func (h *Host) Close(ctx context.Context) error {
 	if h.front != nil {
 		errs = append(errs, h.front.shutdown(ctx))
 	}
-	h.release(errHostClosed)
+	h.release(ErrClosed)
 	return errors.Join(errs...)
 }
 
-var errHostClosed = errors.New("the runtime was closed")
+// ErrClosed is the cause that nodes, calls and creations end with when their process's runtime is shut
+// down.
+var ErrClosed = errors.New("the runtime was closed")
 
 // release ends what is left, without regard.
 func (h *Host) release(cause error) {

@@ -175,7 +175,7 @@ func (h *Host) drop(n *Node) {
 		}
 	}
 	h.mu.Unlock()
-	n.kill(errHostClosed)
+	n.kill(ErrClosed)
 }
 
 // beginStop returns true to the first who asks.

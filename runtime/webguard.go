@@ -165,7 +165,7 @@ func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, ne
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(f.closing, func() { cancel(errHostClosed) })()
+		defer context.AfterFunc(f.closing, func() { cancel(ErrClosed) })()
 		r = r.WithContext(ctx)
 	}
 	done := make(chan struct{})

@@ -1,5 +1,6 @@
-// Package assemble makes a system, or a part in one, of its pieces. It is what the two front doors share: raylink, which can embed a Brain, and
-// join, which can't and so links neither Brain nor its store.
+// Package assemble makes a system, or a process's part in one, of its pieces. The two public
+// packages share it: raylink, which can embed a Brain, and join, which can't and so links neither
+// Brain nor its store.
 package assemble
 
 import (
@@ -9,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
@@ -24,21 +24,22 @@ import (
 type Brain interface {
 	runtime.EmbeddedBrain
 
-	// Failed is closed when it can keep no further changes, and Err says why.
+	// Failed is closed when the store has failed, so that no further changes can be made. Err
+	// returns the cause.
 	Failed() <-chan struct{}
 	Err() error
 }
 
-// Embed makes a Brain in this process, and furnishes it with the nodes that every system has.
+// Embed makes a Brain in this process, and the nodes that every system has.
 type Embed struct {
-	// Open opens Brain. data is the data directory.
+	// Open opens Brain on a data directory.
 	Open func(options runtime.Options, data string) (Brain, error)
-	// Token is the token of the system where none is given; nil for a new one each time. data is the data directory.
+	// Token returns the token of the system if no option gives one; nil for a new one each time.
 	Token func(data string) (string, error)
-	// Log is what the process's own log in the run directory is called; empty for `driver`.
+	// Log is the name of the process's own log in the run directory; empty for `driver`.
 	Log string
-	// Furnish creates the system's own nodes; nil for none.
-	Furnish func(ctx context.Context, h *runtime.Host) error
+	// StartSystemNodes creates the system's own nodes; nil for none.
+	StartSystemNodes func(ctx context.Context, h *runtime.Host) error
 }
 
 // Runtime is this process's part in a system: it creates, finds and hosts nodes.
@@ -49,21 +50,24 @@ type Runtime struct {
 	run      *rundir.Run
 	log      *launch.LogFile
 	late     *logs.Late
-	signals  func() // stops to listen to signals
-	only     bool
-	officer  *officerKeeper
-	close    sync.Once
-	closeErr error
+	officer  *officerSupervisor
+	signals  func() // stops handling signals
+	fromInit bool
+
+	closing  atomic.Bool
+	done     chan struct{} // closed once the runtime has ended
+	err      error         // why it ended; set before done is closed
+	closeErr error         // what went wrong on the way; likewise
 }
 
-// inited says that this process called Init: a process is one host of one system.
-var inited atomic.Bool //nolint:gochecknoglobals // a process is one
+// initialized reports whether this process has called Init: a process is one host of one system.
+var initialized atomic.Bool //nolint:gochecknoglobals // there is one process
 
-// Init makes this process a driver, or, if it was launched as the host of a node, serves that node and never returns. embed is nil for a
-// process that only joins.
+// Init makes this process a driver. If the process was launched as the host of a node, it serves
+// the node and never returns. embed is nil for a process that only joins.
 func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
-	if !inited.CompareAndSwap(false, true) {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which is a part of one system: keep what it returned, or use Start for further systems")
+	if !initialized.CompareAndSwap(false, true) {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which can be part of one system: use the runtime that it returned, or Start for further systems")
 	}
 	options := withSystemTypes(runtime.NewOptions(opts...))
 	raiseHeapFloor(&options)
@@ -72,16 +76,16 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 	}
 	rt, err := start(ctx, embed, options)
 	if err != nil {
-		inited.Store(false)
+		initialized.Store(false)
 		return nil, err
 	}
-	rt.only = true
+	rt.fromInit = true
 	rt.handleSignals()
 	return rt, nil
 }
 
-// serveLaunched serves the node that this process was launched for, if it was, and then never returns. Otherwise processes can be launched when
-// it has returned.
+// serveLaunched serves the node that this process was launched for, and never returns. It returns
+// if the process was not launched for one, and from then on processes can be launched.
 func serveLaunched(options runtime.Options) error {
 	child, err := launch.Inherited()
 	if err != nil {
@@ -89,12 +93,12 @@ func serveLaunched(options runtime.Options) error {
 	}
 	launch.AllowInTests()
 	if child != nil {
-		os.Exit(serve(child, options)) //nolint:forbidigo // a node's host is not the program that main goes on with
+		os.Exit(serve(child, options)) //nolint:forbidigo // main must not continue in a node's process
 	}
 	return nil
 }
 
-// serve is the life of a node's host; it returns the process's exit code.
+// serve serves a node until it ends, and returns the process's exit code.
 func serve(child *launch.Child, options runtime.Options) int {
 	err := runtime.ServeChild(child, options)
 	_ = child.Close()
@@ -105,9 +109,9 @@ func serve(child *launch.Child, options runtime.Options) int {
 	return 0
 }
 
-// Start makes a system, or joins one, without any claim on the process: as often as wanted. Nodes are created in this process unless an
-// option of their creation says otherwise. Where it can embed a Brain it does not look at RAYLINK_BRAIN unless an option says so: a test that runs
-// where a system does must not create its nodes there.
+// Start makes a system, or joins one, any number of times per process. Nodes are created in this
+// process unless an option of their creation says otherwise. If it can embed a Brain, it ignores
+// RAYLINK_BRAIN unless an option asks for it: a test must not create its nodes in a live system.
 func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
 	first := []runtime.Option{runtime.WithInProcess()}
 	if embed != nil {
@@ -117,11 +121,11 @@ func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime,
 }
 
 func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
-	rt := &Runtime{}
+	rt := &Runtime{done: make(chan struct{})}
 	file := rt.logTo(&options)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, rt.cleanUp())
+			err = errors.Join(err, rt.Close())
 		}
 	}()
 	data := options.Data
@@ -130,9 +134,9 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 			return nil, err
 		}
 	}
-	// What earlier runs could not remove, because they were killed, is removed now; if that fails it is tried again next time.
+	// Remove what runs that were killed have left. If that fails, the next run tries again.
 	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); serr != nil {
-		options.Logger.Debug("sweeping what dead processes left", slog.Any("error", serr))
+		options.Logger.Debug("sweeping the files of dead processes", slog.Any("error", serr))
 	}
 	var parts runtime.Parts
 	if options.Brain == "" {
@@ -166,13 +170,13 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		}
 		return nil, err
 	}
-	if rt.brain != nil && embed.Furnish != nil {
-		if err := embed.Furnish(ctx, rt.Host); err != nil {
+	if rt.brain != nil && embed.StartSystemNodes != nil {
+		if err := embed.StartSystemNodes(ctx, rt.Host); err != nil {
 			return nil, fmt.Errorf("creating the system's own nodes: %w", err)
 		}
 	}
 	if rt.brain == nil {
-		rt.officer = keepOfficer(rt.Host)
+		rt.officer = superviseOfficer(rt.Host)
 	}
 	return rt, nil
 }
@@ -193,18 +197,18 @@ func (rt *Runtime) openRun(embed *Embed, data string, options runtime.Options, f
 	return nil
 }
 
-// logTo lets what is logged go to a file of the run directory too, once that is there.
+// logTo copies log records to a file of the run directory, once openLog has opened it.
 func (rt *Runtime) logTo(options *runtime.Options) *logs.Late {
 	rt.late = &logs.Late{}
 	levels, err := logs.Parse(os.Getenv("RAYLINK_LOG"), slog.LevelInfo)
 	if err != nil {
-		return rt.late // the options are refused for it
+		return rt.late // the options are refused for the same error
 	}
 	options.Logger = slog.New(slog.NewMultiHandler(options.Logger.Handler(), logs.NewHandler(rt.late, levels)))
 	return rt.late
 }
 
-// openLog opens that file.
+// openLog opens the file of this process's log.
 func (rt *Runtime) openLog(embed *Embed, late *logs.Late) error {
 	name := "driver"
 	if embed != nil && embed.Log != "" && rt.brain != nil {
@@ -221,30 +225,72 @@ func (rt *Runtime) openLog(embed *Embed, late *logs.Late) error {
 	return nil
 }
 
-// handleSignals closes the runtime when the process is interrupted or terminated, and then ends the process as the signal would have. A second
-// signal ends it at once.
+// handleSignals closes the runtime when the process is interrupted or terminated, and then ends the
+// process as the signal would have. A second signal ends it at once.
 func (rt *Runtime) handleSignals() {
 	rt.signals = onSignals(func(s os.Signal) {
-		_ = rt.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
+		defer cancel()
+		_ = rt.shutdown(ctx, fmt.Errorf("%w by a signal: %v", runtime.ErrClosed, s)) // the process ends either way
 		endBySignal(s)
 	}, func() {})
 }
 
-// Close ends the runtime: its nodes, children before parents, each drained; then its connections and, where it is embedded, Brain. It returns
-// when no process, socket, goroutine or mapped file of it is left. Further calls wait for the first and return its error.
+// Shutdown stops the runtime gracefully: its nodes, children before parents, each drained; then its
+// connections; then an embedded Brain. When ctx ends, what is left is ended unconditionally. It
+// returns once no process, socket, goroutine or mapped file of the runtime is left. Further calls
+// wait for the first, or until their ctx ends.
+func (rt *Runtime) Shutdown(ctx context.Context) error { return rt.shutdown(ctx, runtime.ErrClosed) }
+
+// Close is Shutdown within twice the drain time.
 func (rt *Runtime) Close() error {
-	rt.close.Do(func() { rt.closeErr = rt.cleanUp() })
+	ctx := context.Background()
+	if rt.Host != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 2*rt.Host.Options().Drain)
+		defer cancel()
+	}
+	if err := rt.Shutdown(ctx); err == nil || !errors.Is(err, ctx.Err()) {
+		return err
+	}
+	<-rt.done // a Shutdown under way has more time
 	return rt.closeErr
 }
 
-func (rt *Runtime) cleanUp() error {
+// Done returns a channel that is closed once the runtime has ended.
+func (rt *Runtime) Done() <-chan struct{} { return rt.done }
+
+// Err returns why the runtime has ended, or nil while it runs.
+func (rt *Runtime) Err() error {
+	select {
+	case <-rt.done:
+		return rt.err
+	default:
+		return nil
+	}
+}
+
+func (rt *Runtime) shutdown(ctx context.Context, cause error) error {
+	if rt.closing.CompareAndSwap(false, true) {
+		rt.closeErr = rt.cleanUp(ctx)
+		rt.err = cause
+		close(rt.done)
+		return rt.closeErr
+	}
+	select {
+	case <-rt.done:
+		return rt.closeErr
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (rt *Runtime) cleanUp(ctx context.Context) error {
 	var errs []error
 	if rt.officer != nil {
 		rt.officer.stop()
 	}
 	if rt.Host != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
-		defer cancel()
 		errs = append(errs, rt.Host.Close(ctx))
 	}
 	if rt.brain != nil {
@@ -258,14 +304,15 @@ func (rt *Runtime) cleanUp() error {
 	}
 	if rt.run != nil {
 		errs = append(errs, rt.run.Close())
-		// The mapped files of nodes that were killed are there still. What can't be removed now is tried again by the next run.
+		// Remove the mapped files of nodes that were killed. If that fails, the next run tries
+		// again.
 		_ = rundir.SweepRuns(filepath.Dir(filepath.Dir(rt.run.Path())))
 	}
 	if rt.signals != nil {
 		rt.signals()
 	}
-	if rt.only {
-		inited.Store(false)
+	if rt.fromInit {
+		initialized.Store(false)
 	}
 	return errors.Join(errs...)
 }

@@ -11,12 +11,13 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// serving says that this process serves a Brain by ServeBrain.
-var serving atomic.Bool //nolint:gochecknoglobals // a process is one
+// serving reports whether this process serves a Brain by ServeBrain.
+var serving atomic.Bool //nolint:gochecknoglobals // there is one process
 
-// ServeBrain makes this process a Brain for others, tells ready when it serves, and returns when ctx has ended and Brain with it, in good order,
-// or when Brain has failed. If the process was launched as the host of one of Brain's own nodes, it serves that and never returns. options are
-// asked for after that was found out.
+// ServeBrain makes this process a Brain for others, and calls ready once it serves. It returns
+// after Brain has been shut down gracefully because ctx has ended, or after Brain has failed. If
+// the process was launched as the host of one of Brain's own nodes, it serves the node and never
+// returns; options is not called then.
 func ServeBrain(
 	ctx context.Context, embed *Embed, options func() (runtime.Options, error), ready func(address, data, tokenFile string),
 ) error {
@@ -32,7 +33,7 @@ func ServeBrain(
 		return err
 	}
 	o = withSystemTypes(o)
-	// Whoever serves a Brain joins none, whatever the environment says.
+	// A process that serves a Brain does not join one, even if RAYLINK_BRAIN is set.
 	o.Brain = ""
 	if o.Data == "" {
 		if o.Data, err = rundir.DataDir(); err != nil {

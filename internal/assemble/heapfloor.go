@@ -7,15 +7,16 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// The collector runs whenever what a program has allocated since the last time is as much as what was alive then, or 4 MiB if that is more. A
-// process with little in it that serves many small calls so collects dozens of times a second, and spends a quarter of its time on it
-// (docs/speed.md). Memory that is alive, though nothing ever touches it, makes those times rarer: it takes room in the address space alone.
+// Go's collector runs once a program has allocated as much as was live after the last collection,
+// or 4 MiB if that is more. A process with a small heap that serves many calls so collects dozens
+// of times a second, and spends a quarter of its time on it (docs/speed.md). A live slice that is
+// never touched makes collections rarer, and takes address space only.
 
-// ballast is that memory. A process has one.
-var ballast atomic.Pointer[[]byte] //nolint:gochecknoglobals // the collector is the process's
+// ballast is that slice.
+var ballast atomic.Pointer[[]byte] //nolint:gochecknoglobals // a process has one heap
 
-// raiseHeapFloor keeps the collector from running for less than the options say. Who has told Go's runtime what to do (GOGC, GOMEMLIMIT) is not
-// contradicted.
+// raiseHeapFloor sets the heap at which collections start, see [runtime.Options].HeapFloor. It does
+// nothing if the user tunes the collector by GOGC or GOMEMLIMIT.
 func raiseHeapFloor(options *runtime.Options) {
 	if options.HeapFloor <= 0 || os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return

@@ -12,7 +12,8 @@ import (
 // maxToken bounds a token file's line, in bytes.
 const maxToken = 4 << 10
 
-// ReadToken reads a token from the first line of a file. The file may be a pipe, as a shell makes of `<(command)`.
+// ReadToken reads a token from the first line of a file, which may be a pipe: a shell's
+// `<(command)`.
 func ReadToken(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {

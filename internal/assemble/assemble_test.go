@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestTheLeanFrontDoorLinksNoBrain checks what a binary that only joins is made of.
-func TestTheLeanFrontDoorLinksNoBrain(t *testing.T) {
+// TestJoinDoesNotLinkBrain checks the dependencies of a binary that only joins.
+func TestJoinDoesNotLinkBrain(t *testing.T) {
 	t.Parallel()
 	for door, full := range map[string]bool{"github.com/raylink/raylink/join": false, "github.com/raylink/raylink": true} {
 		deps, err := exec.CommandContext(t.Context(), "go", "list", "-deps", door).Output()

@@ -23,25 +23,26 @@ const (
 	CaptainPath = "ps-0"
 )
 
-// withSystemTypes adds the node types that every process can host: storages, replays and parameter servers. They take no name from the
-// program's own types, and yield to implementations of their services that it brings.
+// withSystemTypes adds the node types that every process can host: storages, replays and parameter
+// servers. If a name or a service is the program's own too, the program's type takes precedence.
 func withSystemTypes(o runtime.Options) runtime.Options {
 	o.SystemTypes = append([]runtime.NodeType{storage.Type(), replay.Type()}, ps.Types()...)
 	return o
 }
 
-// FurnishHere creates the system's own nodes in this process, as an embedded Brain has them: they end with it, after all others.
-func FurnishHere(ctx context.Context, h *runtime.Host) error {
-	return furnish(ctx, h, runtime.ProvideNode)
+// StartInProcess creates the system's own nodes in this process, for an embedded Brain: they end
+// with it, after all other nodes.
+func StartInProcess(ctx context.Context, h *runtime.Host) error {
+	return startSystemNodes(ctx, h, runtime.ProvideNode)
 }
 
-// FurnishBeside sees to it that the system's own nodes live, each in a process of its own, as a Brain in a process of its own has them: they
-// outlive its death, and are started again after theirs.
-func FurnishBeside(ctx context.Context, h *runtime.Host) error {
-	return furnish(ctx, h, runtime.KeepNode)
+// StartSupervised creates the system's own nodes, each in a process of its own, for a Brain that
+// has a process of its own: they outlive its death, and are restarted after theirs.
+func StartSupervised(ctx context.Context, h *runtime.Host) error {
+	return startSystemNodes(ctx, h, runtime.KeepNode)
 }
 
-func furnish(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {
+func startSystemNodes(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {
 	if err := add(ctx, h, storagev1raylink.StorageName); err != nil {
 		return fmt.Errorf("the storage: %w", err)
 	}
@@ -51,22 +52,23 @@ func furnish(ctx context.Context, h *runtime.Host, add func(ctx context.Context,
 	return nil
 }
 
-// officerKeeper sees to it that this process's machine has an officer of the parameter server, as long as the process lives: the first process
-// of a machine that gets the lock hosts it, and when that process dies another gets the lock.
-type officerKeeper struct {
+// officerSupervisor ensures that this process's machine has an officer of the parameter server. The
+// process of a machine that holds a file lock hosts the officer; when it dies, another gets the
+// lock.
+type officerSupervisor struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
 
-// The keeper pauses between its attempts, longer and longer while there is no captain to serve. While there is one, it only listens.
+// The delay between attempts doubles while there is no captain to serve.
 const (
 	firstPause = time.Second
 	lastPause  = 30 * time.Second
 )
 
-func keepOfficer(h *runtime.Host) *officerKeeper {
+func superviseOfficer(h *runtime.Host) *officerSupervisor {
 	ctx, cancel := context.WithCancel(context.Background())
-	k := &officerKeeper{cancel: cancel}
+	k := &officerSupervisor{cancel: cancel}
 	k.done.Go(func() {
 		pause := firstPause
 		for ctx.Err() == nil {
@@ -88,13 +90,14 @@ func keepOfficer(h *runtime.Host) *officerKeeper {
 	return k
 }
 
-func (k *officerKeeper) stop() {
+func (k *officerSupervisor) stop() {
 	k.cancel()
 	k.done.Wait()
 }
 
-// serveMachine sees the present life of the captain through: it hosts the machine's officer, if it is this process's turn to. It returns nil
-// when that life or the officer's has ended. On the captain's own machine it only waits: the captain has an officer there.
+// serveMachine hosts the machine's officer once this process holds the lock. It returns nil when
+// the captain's present incarnation or the officer has ended. On the captain's own machine it only
+// waits for that: the captain has an officer there.
 func serveMachine(ctx context.Context, h *runtime.Host) error {
 	machine, err := rundir.Machine()
 	if err != nil {
@@ -122,7 +125,7 @@ func serveMachine(ctx context.Context, h *runtime.Host) error {
 	if err != nil {
 		return err
 	}
-	// The lock is held for as long as the officer lives, and he no longer than his captain.
+	// Hold the lock for as long as the officer lives, and end the officer with its captain.
 	captainLives, end := context.WithCancel(ctx)
 	go func() {
 		defer end()
