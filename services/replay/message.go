@@ -103,7 +103,7 @@ func ringError(err error) error {
 			continue
 		}
 		noRoom := &ring.NoRoomError{
-			Rows: int(room.GetRows()), Written: int(room.GetWritten()), Capacity: room.GetCapacity(), Held: room.GetHeld(), //nolint:gosec // for an error message
+			Rows: int(room.GetRows()), Written: int(room.GetWritten()), Capacity: room.GetCapacity(), Held: room.GetHeld(), //nolint:gosec // an error text
 		}
 		for _, pid := range room.GetHolders() {
 			noRoom.Holders = append(noRoom.Holders, int(pid))
