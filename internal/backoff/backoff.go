@@ -8,15 +8,14 @@ import (
 	"time"
 )
 
-// Backoff spaces the retries of one loop. The zero value is ready for use. It belongs to one
-// goroutine.
+// Backoff spaces the retries of one loop. The zero value is ready for use. It must not be used
+// concurrently.
 //
 // Pause n is drawn at random from the upper half of First<<n, bounded by Max ("equal jitter" in
 // "Exponential Backoff and Jitter", AWS Architecture Blog, 2015): clients that lost the same peer
 // at the same time don't return to it at the same time.
 type Backoff struct {
-	// First bounds the first pause, Max every one. Defaults: 20 ms and 2 s. A Max below First holds
-	// for the first pause too.
+	// First bounds the first pause, Max every pause, the first included. Defaults: 20 ms and 2 s.
 	First, Max time.Duration
 
 	bound time.Duration // of the last pause; 0 before the first
@@ -27,10 +26,10 @@ const (
 	defaultMax   = 2 * time.Second
 )
 
-// Reset makes the next pause the first again: the last attempt had worked.
+// Reset makes the next pause the first again. Call it after an attempt that succeeded.
 func (b *Backoff) Reset() { b.bound = 0 }
 
-// Next is the next pause.
+// Next returns the next pause.
 func (b *Backoff) Next() time.Duration {
 	first, most := b.First, b.Max
 	if first <= 0 {

@@ -1,5 +1,5 @@
-// Package logs decides what of the runtime's log is shown: a level for all, and levels for parts, as RAYLINK_LOG has them. Start with
-// [Parse].
+// Package logs filters log records by level: one for all records, and one for each part of the
+// runtime, in the syntax of RAYLINK_LOG. Start with [Parse].
 package logs
 
 import (
@@ -12,26 +12,27 @@ import (
 	"sync"
 )
 
-// PartKey is the attribute that names the part a record is from.
+// PartKey is the key of the attribute that names the part which logged a record.
 const PartKey = "part"
 
 // The parts that have levels of their own.
 const (
 	Brain   = "brain"   // the registry, its leases and the gateway
 	Host    = "host"    // nodes, creation, the listener
-	Session = "session" // a host's line to Brain
+	Session = "session" // a host's session with Brain
 	Tunnel  = "tunnel"  // connections between hosts
 )
 
 func parts() []string { return []string{Brain, Host, Session, Tunnel} }
 
-// Levels say from which level on records are shown.
+// Levels are the lowest levels at which records are written.
 type Levels struct {
 	all   slog.Level
 	parts map[string]slog.Level
 }
 
-// Parse reads levels, such as `info` or `warn,tunnel=debug`. Where text names no level for all, that is standard.
+// Parse parses levels, such as `info` or `warn,tunnel=debug`. If text has no level for all parts,
+// theirs is standard.
 func Parse(text string, standard slog.Level) (Levels, error) {
 	l := Levels{all: standard, parts: make(map[string]slog.Level)}
 	for entry := range strings.SplitSeq(text, ",") {
@@ -78,7 +79,7 @@ func (l Levels) of(part string) slog.Level {
 	return l.all
 }
 
-// NewHandler writes records of the levels as text.
+// NewHandler returns a handler that writes records of the levels as text.
 func NewHandler(w io.Writer, levels Levels) slog.Handler {
 	return &handler{
 		Handler: slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}),
@@ -116,12 +117,13 @@ func (h *handler) WithGroup(name string) slog.Handler {
 	return &next
 }
 
-// maxHeld bounds what a [Late] holds.
+// maxHeld bounds the records that a [Late] buffers, in bytes.
 const maxHeld = 64 << 10
 
-// Late is a writer to a file that is opened after the first records have come: it holds them until then, up to 64 KiB.
+// Late is a writer to a file that is opened after the first records: it buffers up to 64 KiB of
+// them.
 type Late struct {
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards all below
 	held []byte
 	to   io.Writer
 	over bool
@@ -141,15 +143,15 @@ func (l *Late) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Open lets all go to w.
+// Open writes the buffered records, and all further ones, to w.
 func (l *Late) Open(w io.Writer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, _ = w.Write(l.held) // a log that fails has nowhere to say so
+	_, _ = w.Write(l.held) // there is no other place to report it
 	l.to, l.held = w, nil
 }
 
-// Close drops what comes from now on.
+// Close discards all further records.
 func (l *Late) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package nodename has the rules for the names of nodes: types, aliases, nids and services. Brain, the
-// runtime and the plugin all ask here, so that none accepts what another one refuses.
+// Package nodename has the rules for the names of nodes: types, aliases, nids and services. Brain,
+// the runtime and the plugin share it, so that none accepts a name that another refuses.
 package nodename
 
 import (
@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// RootPath is the root's name. As a part of paths it is not written.
+// RootPath is the path of the root, Brain. Paths of other nodes omit it.
 const RootPath = "BRAIN"
 
 // Limits on the length of names, in bytes.
@@ -22,17 +22,18 @@ const (
 	MaxProcedureBytes = 1 << 10
 )
 
-// Of is the name of the node of a type with an index among its siblings.
+// Of returns the name of a node of a type with an index among its siblings.
 func Of(kind string, index uint64) string { return kind + "-" + strconv.FormatUint(index, 10) }
 
-// IsName says whether s has the form of a node's name: a type, a hyphen, and digits. Leading zeros count
-// too, though no node has them, so that an alias can't be mistaken for a name.
+// IsName reports whether s has the form of a node's name: a type, a hyphen, and digits. It accepts
+// leading zeros, which no node's name has, so that an alias can't be mistaken for a name.
 func IsName(s string) bool {
 	i := strings.LastIndexByte(s, '-')
 	return i > 0 && i+1 < len(s) && strings.Trim(s[i+1:], "0123456789") == ""
 }
 
-// IsUUID says whether s is written as a UUID: five groups of hexadecimal digits, in either case.
+// IsUUID reports whether s has the form of a UUID: five groups of hexadecimal digits, in either
+// case.
 func IsUUID(s string) bool { return isHexGroups(s, 8, 4, 4, 4, 12) }
 
 func isHexGroups(s string, sizes ...int) bool {
@@ -48,8 +49,8 @@ func isHexGroups(s string, sizes ...int) bool {
 	return true
 }
 
-// BadType says why kind can't be a type of node, or returns "". A type appears in names, paths, file
-// names, URLs and HTTP headers.
+// BadType returns why kind can't be a type of node, or "" if it can. A type appears in names,
+// paths, file names, URLs and HTTP headers.
 func BadType(kind string) string {
 	switch {
 	case len(kind) > MaxTypeBytes:
@@ -64,7 +65,7 @@ func BadType(kind string) string {
 	return ""
 }
 
-// BadService says why name can't be the full name of a node's service, or returns "".
+// BadService returns why name can't be the full name of a node's service, or "" if it can.
 func BadService(name string) string {
 	if len(name) > MaxServiceBytes {
 		return fmt.Sprintf("it has %d bytes; the limit is %d", len(name), MaxServiceBytes)
@@ -72,7 +73,7 @@ func BadService(name string) string {
 	return ""
 }
 
-// BadProcedure says why `/package.Service/Method` can't be called, or returns "".
+// BadProcedure returns why `/package.Service/Method` can't be called, or "" if it can.
 func BadProcedure(procedure string) string {
 	if len(procedure) > MaxProcedureBytes {
 		return fmt.Sprintf("the procedure %.32s... has %d bytes; the limit is %d", procedure, len(procedure), MaxProcedureBytes)
@@ -80,7 +81,7 @@ func BadProcedure(procedure string) string {
 	return ""
 }
 
-// BadAlias says why alias can't be an alias, as the predicate of a sentence, or returns "".
+// BadAlias returns why alias can't be an alias, as the predicate of a sentence, or "" if it can.
 func BadAlias(alias string) string {
 	switch {
 	case alias == "":

@@ -8,10 +8,11 @@
 //
 //   - The URL's path is percent-decoded once, the header not at all. Slashes at either end of both
 //     are ignored. A URL of fewer than two segments is no call's ([ErrNotACall]).
-//   - An empty header is no header. A node that is named more than once has to be the same each time.
+//   - An empty header is no header. A node that is named more than once has to be the same each
+//     time.
 //   - Paths are absolute: a relative path has no meaning outside of a node's own code. Names have
-//     single slashes between them, and are UTF-8. The root, BRAIN, is not written as a part of a path.
-//   - nids are compared without regard to case; [Of] returns them in lower case.
+//     single slashes between them, and are UTF-8. The root, BRAIN, is omitted in paths.
+//   - nids are compared case-insensitively; [Of] returns them in lower case.
 //
 // Start with [Of].
 package webroute
@@ -24,18 +25,21 @@ import (
 	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // NodeHeader names the node of a request whose URL does not. gRPC clients, which can't choose their
 // URLs, send it as the metadata `raylink-node`.
 const NodeHeader = "Raylink-Node"
 
-// ViaHeader carries the id of the gateway that passed a request on. A request that comes back to it is in a
-// cycle; and of what its caller accepts, the gateway has passed on only what suits where the caller is.
+// ViaHeader carries the id of the gateway that forwarded a request. The gateway refuses a request
+// that comes back to it, which is in a cycle. It has removed the encodings that the caller accepts
+// if the caller is on its machine.
 const ViaHeader = "Raylink-Gateway"
 
 // Root names Brain, the root of all paths.
-const Root = "BRAIN"
+const Root = nodename.RootPath
 
 // ErrNotACall is the error of a request whose URL does not end in a service and a method.
 var ErrNotACall = errors.New("a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>")
@@ -48,7 +52,7 @@ type Route struct {
 	Procedure string
 }
 
-// Path is the URL path, before escaping, that means the route without any header.
+// Path returns the unescaped URL path that stands for the route without a header.
 func (r Route) Path() string {
 	if r.Node == "" {
 		return r.Procedure
@@ -56,8 +60,8 @@ func (r Route) Path() string {
 	return "/" + r.Node + r.Procedure
 }
 
-// Of reads the route of a request. Its error is [ErrNotACall], or a *connect.Error with the code
-// InvalidArgument for a request that names its node in a way that can't be meant.
+// Of returns the route of a request. It returns [ErrNotACall], or a *connect.Error with code
+// InvalidArgument if the request names its node ambiguously or in no valid form.
 func Of(r *http.Request) (Route, error) {
 	node, procedure, ok := split(r.URL.Path)
 	if !ok {
@@ -85,7 +89,7 @@ func Of(r *http.Request) (Route, error) {
 	return Route{Node: node, Procedure: procedure}, nil
 }
 
-// split takes a path apart. It is not ok where the path does not end in a service and a method.
+// split splits a path. ok is false if the path does not end in a service and a method.
 func split(path string) (node, procedure string, ok bool) {
 	path = strings.Trim(path, "/")
 	node, method := cutLast(path)
@@ -106,7 +110,7 @@ func cutLast(path string) (before, last string) {
 	return path[:i], path[i+1:]
 }
 
-// normalize brings a node's name into its one form, or refuses it.
+// normalize returns the canonical form of a node's path, alias or nid.
 func normalize(node string) (string, error) {
 	if node == "" {
 		return "", nil
@@ -129,32 +133,13 @@ func normalize(node string) (string, error) {
 				"%q is not an absolute path: only a node's own code has a place that a relative path starts from", clip(node))
 		}
 	}
-	if isUUID(node) {
+	if nodename.IsUUID(node) {
 		return strings.ToLower(node), nil
 	}
 	return node, nil
 }
 
-// isUUID says whether s is written as a UUID, in either case.
-func isUUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case i == 8 || i == 13 || i == 18 || i == 23:
-			if c != '-' {
-				return false
-			}
-		case (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F'):
-			return false
-		}
-	}
-	return true
-}
-
-// clip shortens what goes into an error's text: it came from the wire, and may be long.
+// clip shortens text from the wire for an error.
 func clip(s string) string {
 	const bound = 256
 	s = strings.ToValidUTF8(s, "\uFFFD")
@@ -168,7 +153,8 @@ func clip(s string) string {
 	return s[:end] + "..."
 }
 
-// IsSameMachine says whether a request comes from this machine, where compressing costs time and saves none.
+// IsSameMachine reports whether a request comes from this machine, where compression costs time and
+// saves none.
 func IsSameMachine(r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

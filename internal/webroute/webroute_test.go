@@ -16,7 +16,7 @@ import (
 
 const nid = "0a1b2c3d-2222-4333-8444-55555555abcd"
 
-// request is one whose URL is written as on the wire, percent-encoded.
+// request makes a request of a percent-encoded URL.
 func request(t *testing.T, path string, headers ...string) *http.Request {
 	t.Helper()
 	u, err := url.ParseRequestURI(path)
@@ -110,8 +110,8 @@ func TestRouteOfWhatIsNoCall(t *testing.T) {
 	require.ErrorIs(t, err, webroute.ErrNotACall)
 }
 
-// FuzzRoute holds what the gateway relies on when it passes a request on: a route's own path is read
-// as the same route, whatever the request looked like, and without its header.
+// FuzzRoute checks that a route's own path is read as the same route without a header. The gateway
+// relies on it when it forwards a request.
 func FuzzRoute(f *testing.F) {
 	for _, path := range []string{"/pkg.S/M", "/x/pkg.S/M/", "//x//y/pkg.S/M", "/../x/S/M", "/%2e/S/M", "/\xff/S/M", "*", ""} {
 		for _, header := range []string{"", "x", "/x/", "./x", "a,b", strings.ToUpper(nid), "BRAIN", "BRAIN/x", "\x00"} {
@@ -140,7 +140,7 @@ func FuzzRoute(f *testing.F) {
 		again, err := webroute.Of(&http.Request{URL: &url.URL{Path: got.Path()}})
 		require.NoError(t, err)
 		assert.Equal(t, got, again)
-		// And so it is once it has been on the wire.
+		// So it is after a round trip over the wire.
 		u, err := url.ParseRequestURI((&url.URL{Path: got.Path()}).RequestURI())
 		require.NoError(t, err)
 		again, err = webroute.Of(&http.Request{URL: u})
