@@ -20,7 +20,8 @@ const root = "../.."
 // index is the page that the others are listed on, and whose commands precede theirs.
 const index = "README.md"
 
-// TestGuides follows each guide in a module of its own. The build of a program is most of the time that it takes.
+// TestGuides follows each guide in a module of its own. The build of a program is most of the time
+// that it takes.
 func TestGuides(t *testing.T) {
 	t.Parallel()
 	start, err := filepath.Abs(root)

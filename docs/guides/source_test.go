@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestEveryVariableIsDocumented compares the variables that the code reads with those in the tables of environment.md. A
-// variable is a string in the code that is nothing but its name.
+// TestEveryVariableIsDocumented compares the variables that the code reads with those in the tables
+// of environment.md. A variable is a string in the code that is nothing but its name.
 func TestEveryVariableIsDocumented(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("environment.md")
@@ -41,8 +41,8 @@ func TestEveryVariableIsDocumented(t *testing.T) {
 		"the variables in the code and those in the tables of docs/guides/environment.md differ")
 }
 
-// TestEverySymptomIsReal looks for the texts of trouble.md's headings in the strings of the code: what stands between `...` must
-// be in one of them, between its verbs.
+// TestEverySymptomIsReal looks for the texts of trouble.md's headings in the strings of the code:
+// what stands between `...` must be in one of them, between its verbs.
 func TestEverySymptomIsReal(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("trouble.md")
@@ -65,7 +65,8 @@ func TestEverySymptomIsReal(t *testing.T) {
 	}
 }
 
-// source returns the strings of the module's code, tests and generated code left out. Strings that are added up are one.
+// source returns the strings of the module's code, tests and generated code left out. Strings that
+// are added up are one.
 func source(t *testing.T) []string {
 	t.Helper()
 	var texts []string
@@ -121,7 +122,7 @@ func constant(e ast.Expr) (string, bool) {
 	return "", false
 }
 
-// isModule says whether a directory is a module of its own.
+// isModule reports whether a directory is a module of its own.
 func isModule(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, "go.mod"))
 	return err == nil

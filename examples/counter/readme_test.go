@@ -12,8 +12,9 @@ import (
 	"github.com/raylink/raylink/internal/fences"
 )
 
-// TestReadmeInModuleOfItsOwn follows the README's steps as a newcomer does, in a module outside this repository. Commands, files
-// and output are the README's own: see package fences for its marks.
+// TestReadmeInModuleOfItsOwn follows the README's steps as a newcomer does, in a module outside
+// this repository. Commands, files and output are the README's own: see package fences for its
+// marks.
 func TestReadmeInModuleOfItsOwn(t *testing.T) {
 	t.Parallel()
 	root, err := filepath.Abs("../..")

@@ -1,15 +1,16 @@
-// Package fences turns a page of documentation into a test of itself: it reads the marked code fences of a Markdown page and
-// makes a shell script of them, whose output the page states.
+// Package fences turns a page of documentation into a test of itself: it reads the marked code
+// fences of a Markdown page and makes a shell script of them, whose output the page states.
 //
-// A mark is an HTML comment on the line before a fence, so that it can't be seen on the rendered page:
+// A mark is an HTML comment on the line before a fence, so that it can't be seen on the rendered
+// page:
 //
-//	<!-- run -->             shell commands, run in the directory that the script is in
-//	<!-- run elsewhere -->   shell commands, run in a new, empty directory; the script stays there
-//	<!-- file: PATH -->      a file, written to PATH below the directory that the script is in
-//	<!-- prints -->          the standard output of the nearest `run` above, exactly; `...` stands for any text in a line
-//	<!-- from: PATH -->      lines quoted from a file of this repository, without their common indentation
+//	<!-- run -->             shell commands, run in the script's directory
+//	<!-- run elsewhere -->   shell commands, run in a new, empty directory, the script's from then on
+//	<!-- file: PATH -->      a file, written to PATH below the script's directory
+//	<!-- prints -->          the output of the nearest `run` above; `...` matches any text in a line
+//	<!-- from: PATH -->      lines of a file of this repository, without their common indentation
 //
-// A fence without a mark is not looked at.
+// Fences without a mark are ignored.
 package fences
 
 import (
@@ -50,7 +51,8 @@ var (
 	mark   = regexp.MustCompile(`(?m)^<!-- (run|file|from|prints)\b.*$`)
 )
 
-// Parse returns a page's marked fences in order. A mark that is misspelled or has no fence below it is an error.
+// Parse returns a page's marked fences in order. A mark that is misspelled or has no fence below it
+// is an error.
 func Parse(page string) ([]Fence, error) {
 	matches := marked.FindAllStringSubmatchIndex(page, -1)
 	found := make([]Fence, 0, len(matches))
@@ -81,11 +83,11 @@ func Read(file string) ([]Fence, error) {
 	return found, nil
 }
 
-// separator begins the line that a script prints before each `run`, so that the output of one can be told from the next one's.
+// separator begins the line that a script prints before each `run`. It separates their outputs.
 const separator = "-- output of the fence at line "
 
-// Script returns a bash script that follows the fences, beginning in the directory start. It calls elsewhere for the directory
-// of each `run elsewhere`. Where a command fails, so does the script.
+// Script returns a bash script that follows the fences, beginning in the directory start. It calls
+// elsewhere for the directory of each `run elsewhere`. Where a command fails, so does the script.
 func Script(found []Fence, start string, elsewhere func() string) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "set -euo pipefail\ncd %q\n", start)
@@ -103,8 +105,8 @@ func Script(found []Fence, start string, elsewhere func() string) string {
 	return s.String()
 }
 
-// Compare compares the output of the fences' script with what the fences say that it prints. The error names each `prints`
-// whose `run` printed something else.
+// Compare compares the output of the fences' script with what the fences say that it prints. The
+// error names each `prints` whose `run` printed something else.
 func Compare(found []Fence, output string) error {
 	outputs := strings.Split("\n"+output, "\n"+separator)[1:]
 	var problems []error
@@ -133,8 +135,8 @@ func pattern(text string) *regexp.Regexp {
 	return regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(text), `\.\.\.`, ".*") + "$")
 }
 
-// CheckQuotations compares each From with the file of that name below root: its lines must be there one after the other, all
-// indented by as much as the first is.
+// CheckQuotations compares each From with the file of that name below root: its lines must be there
+// one after the other, all indented by as much as the first is.
 func CheckQuotations(found []Fence, root string) error {
 	var problems []error
 	for _, f := range found {
@@ -170,7 +172,7 @@ func quoted(file, text string) bool {
 	return false
 }
 
-// Environment is this process's environment without anyone's settings for RayLink, make and the Go command's modules, and with
+// Environment returns this process's environment without the variables of RayLink and make, plus
 // those given.
 func Environment(more ...string) []string {
 	var env []string
