@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// backoff is the pause between two tries: twice as long each time, up to a bound, and a little random, so that many who
-// lost the same peer don't come back at once.
+// backoff spaces retries. Each pause is up to twice as long as the previous one, bounded and
+// jittered, so that clients that lost the same peer do not reconnect at the same time.
 type backoff struct{ last time.Duration }
 
 const (
@@ -17,10 +17,10 @@ const (
 
 func (b *backoff) wait(ctx context.Context) error { return b.waitOr(ctx, nil) }
 
-// waitOr is wait, but not beyond an event.
+// waitOr waits for the next pause or until event, whichever comes first.
 func (b *backoff) waitOr(ctx context.Context, event <-chan struct{}) error {
 	b.last = min(max(firstPause, 2*b.last), maxPause)
-	timer := time.NewTimer(b.last/2 + rand.N(b.last/2)) //nolint:gosec // for chance, not for secrecy
+	timer := time.NewTimer(b.last/2 + rand.N(b.last/2)) //nolint:gosec // jitter needs no cryptographic randomness
 	defer timer.Stop()
 	select {
 	case <-timer.C:

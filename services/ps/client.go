@@ -18,21 +18,21 @@ import (
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-// ErrNoVersion is the pulling of a tag under which nothing was pushed.
+// ErrNoVersion means that nothing was pushed under a tag.
 var ErrNoVersion = store.ErrNoVersion
 
-// Client is a parameter server as a process sees it. Its methods may be called from any goroutine.
+// Client gives a process access to a parameter server. It is safe for concurrent use.
 type Client struct {
 	captain *psv1raylink.Captain
 	machine string
 
-	// looking is full while somebody looks for the machine's officer.
-	looking chan struct{}
-	// files are the officer's; nil where there is none, or its files can't be mapped.
+	// locating is a semaphore: full while a goroutine locates the machine's officer.
+	locating chan struct{}
+	// files are the files of the machine's officer; nil if there is none, or they can't be mapped.
 	files atomic.Pointer[files]
-	// looked is when the officer was last looked for, in nanoseconds since start.
-	looked atomic.Int64
-	start  time.Time
+	// checked is when the officer was last checked for, in nanoseconds since start.
+	checked atomic.Int64
+	start   time.Time
 
 	// mu guards the fields below.
 	mu     sync.Mutex
@@ -40,7 +40,7 @@ type Client struct {
 	pulled map[string]*psv1.PullResponse
 }
 
-// files are what a client has mapped of an officer's.
+// files is the mapped state of an officer's directory.
 type files struct {
 	directory string
 	nonce     string
@@ -51,17 +51,17 @@ type files struct {
 	readers map[string]*store.Reader
 }
 
-// lookAgain is how long an officer that was seen is taken to be there, and how long one that was not is not looked for.
-const lookAgain = 200 * time.Millisecond
+// recheckInterval is how long the result of the last check for an officer is reused.
+const recheckInterval = 200 * time.Millisecond
 
-// Open makes a client for a captain's handle.
+// Open returns a client for a captain.
 func Open(ctx context.Context, captain *psv1raylink.Captain) (*Client, error) {
 	machine, err := rundir.Machine()
 	if err != nil {
 		return nil, err
 	}
 	c := &Client{
-		captain: captain, machine: machine, looking: make(chan struct{}, 1), start: time.Now(), pulled: make(map[string]*psv1.PullResponse),
+		captain: captain, machine: machine, locating: make(chan struct{}, 1), start: time.Now(), pulled: make(map[string]*psv1.PullResponse),
 	}
 	if err := c.locate(ctx); err != nil {
 		return nil, fmt.Errorf("open parameter server: %w", err)
@@ -69,18 +69,20 @@ func Open(ctx context.Context, captain *psv1raylink.Captain) (*Client, error) {
 	return c, nil
 }
 
-// Captain is the captain's handle.
+// Captain returns the captain's handle.
 func (c *Client) Captain() *psv1raylink.Captain { return c.captain }
 
-// Mapped says whether the client reads an officer's files, or asks the captain.
+// Mapped reports whether the client has mapped an officer's files. If not, it calls the captain.
 func (c *Client) Mapped() bool { return c.files.Load() != nil }
 
-// Push makes parameters the newest of a tag. They and the info stay the caller's.
+// Push makes parameters the newest version of a tag. The caller may modify parameters and info
+// afterwards.
 func (c *Client) Push(ctx context.Context, tag string, parameters []byte, info map[string]string) (*psv1.Version, error) {
 	return c.PushVersion(ctx, tag, 0, parameters, info)
 }
 
-// PushVersion is Push under a number of the pusher's own. The error has the code Aborted where it is not above the newest one.
+// PushVersion is Push with an explicit version number. It fails with the code Aborted unless the
+// number is above the newest version's.
 func (c *Client) PushVersion(
 	ctx context.Context, tag string, version uint64, parameters []byte, info map[string]string,
 ) (*psv1.Version, error) {
@@ -90,14 +92,14 @@ func (c *Client) PushVersion(
 	return res.GetVersion(), err
 }
 
-// Tags are the newest versions of all tags, sorted by tag.
+// Tags returns the newest version of each tag, sorted by tag.
 func (c *Client) Tags(ctx context.Context) ([]*psv1.Version, error) {
 	res, err := c.captain.ListTags(ctx, &psv1.ListTagsRequest{})
 	return res.GetVersions(), err
 }
 
-// ID is the id of a tag's newest version, or 0 before there is one. Where the parameters are mapped it can be asked for in
-// each step of a loop: it costs some nanoseconds.
+// ID returns the id of a tag's newest version, or 0 if there is none. If the parameters are mapped
+// it takes nanoseconds, so it can be called in every iteration of a loop.
 func (c *Client) ID(ctx context.Context, tag string) (uint64, error) {
 	for {
 		r, err := c.reader(ctx, tag)
@@ -109,13 +111,14 @@ func (c *Client) ID(ctx context.Context, tag string) (uint64, error) {
 			return res.GetId(), err
 		}
 		id, err := r.ID()
-		if err == nil || !c.turned(err) {
+		if err == nil || !c.replaced(err) {
 			return id, err
 		}
 	}
 }
 
-// Pull gives a tag's newest parameters: mapped ones in place, others as they came. [ErrNoVersion] says that there are none yet.
+// Pull returns a tag's newest parameters, without a copy if they are mapped. It returns
+// [ErrNoVersion] if there are none.
 func (c *Client) Pull(ctx context.Context, tag string) (*Parameters, error) {
 	for {
 		r, err := c.reader(ctx, tag)
@@ -129,14 +132,15 @@ func (c *Client) Pull(ctx context.Context, tag string) (*Parameters, error) {
 		if err == nil {
 			return &Parameters{version: p.Version(), bytes: p.Bytes(), release: p.Release}, nil
 		}
-		if !c.turned(err) {
+		if !c.replaced(err) {
 			return nil, err
 		}
 	}
 }
 
-// turned says whether an error is that of files that were closed because another officer has come, and not by Close.
-func (c *Client) turned(err error) bool {
+// replaced reports whether an error means that the files were closed because another officer has
+// replaced theirs, rather than by Close.
+func (c *Client) replaced(err error) bool {
 	if !errors.Is(err, store.ErrClosed) {
 		return false
 	}
@@ -145,14 +149,14 @@ func (c *Client) turned(err error) bool {
 	return !c.closed
 }
 
-// fetch pulls from the captain. What came last is kept, and not sent again.
+// fetch pulls from the captain. It caches the result, which is then not transferred again.
 func (c *Client) fetch(ctx context.Context, tag string) (*Parameters, error) {
 	c.mu.Lock()
 	have := c.pulled[tag]
 	c.mu.Unlock()
 	res, err := c.captain.Pull(ctx, &psv1.PullRequest{Tag: tag, Have: have.GetVersion().GetId()})
 	if err != nil {
-		return nil, c.missing(ctx, tag, err)
+		return nil, c.noVersion(ctx, tag, err)
 	}
 	if res.GetUnchanged() && have != nil {
 		res = have
@@ -166,8 +170,9 @@ func (c *Client) fetch(ctx context.Context, tag string) (*Parameters, error) {
 	return &Parameters{version: newest.GetVersion(), bytes: newest.GetParameters()}, nil
 }
 
-// missing tells a tag without a version from a captain who is not found himself.
-func (c *Client) missing(ctx context.Context, tag string, err error) error {
+// noVersion converts a NotFound error to [ErrNoVersion] if it is about the tag rather than about
+// the captain.
+func (c *Client) noVersion(ctx context.Context, tag string, err error) error {
 	if connect.CodeOf(err) != connect.CodeNotFound {
 		return err
 	}
@@ -177,21 +182,21 @@ func (c *Client) missing(ctx context.Context, tag string, err error) error {
 	return fmt.Errorf("%w: %w", ErrNoVersion, err)
 }
 
-// Parameters are one version of a tag. They are what was pushed, and stay so until they are released.
+// Parameters are one version of a tag. They do not change until they are released.
 type Parameters struct {
 	version *psv1.Version
 	bytes   []byte
 	release func() error
 }
 
-// Version says which they are. It must not be changed.
+// Version describes the parameters. It must not be modified.
 func (p *Parameters) Version() *psv1.Version { return p.version }
 
-// Bytes are the parameters. They must not be changed: where they are mapped, who writes to them ends the process. They must
-// not be used after Release.
+// Bytes returns the parameters. They must not be modified: writing to mapped memory crashes the
+// process. They must not be used after Release.
 func (p *Parameters) Bytes() []byte { return p.bytes }
 
-// Release lets the parameters go. Only the first call does anything.
+// Release releases the parameters. Further calls do nothing.
 func (p *Parameters) Release() error {
 	p.bytes = nil
 	if p.release == nil {
@@ -200,7 +205,7 @@ func (p *Parameters) Release() error {
 	return p.release()
 }
 
-// Close gives the mapped files back. Parameters that were pulled stay until they are released.
+// Close unmaps the files. Parameters that were pulled remain valid until they are released.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -209,10 +214,10 @@ func (c *Client) Close() error {
 	return f.close()
 }
 
-// reader is the reader of a tag's mapped files, or nil where the captain is to be asked.
+// reader returns the reader of a tag's mapped files, or nil if calls go to the captain.
 func (c *Client) reader(ctx context.Context, tag string) (*store.Reader, error) {
-	if int64(time.Since(c.start))-c.looked.Load() >= int64(lookAgain) {
-		if err := c.look(ctx, tag); err != nil {
+	if int64(time.Since(c.start))-c.checked.Load() >= int64(recheckInterval) {
+		if err := c.recheck(ctx, tag); err != nil {
 			return nil, err
 		}
 	}
@@ -223,22 +228,22 @@ func (c *Client) reader(ctx context.Context, tag string) (*store.Reader, error) 
 		if c.closed {
 			return nil, store.ErrClosed
 		}
-		return nil, nil //nolint:nilnil // no files and no error: that is how it is
+		return nil, nil //nolint:nilnil // nil means: call the captain
 	}
 	r, err := f.reader(tag)
-	if err != nil && c.turned(err) {
+	if err != nil && c.replaced(err) {
 		return c.reader(ctx, tag)
 	}
 	return r, err
 }
 
-// look finds out whether the officer is still there, and where the next one is.
-func (c *Client) look(ctx context.Context, tag string) error {
+// recheck checks whether the officer is alive, and locates the next one if it is not.
+func (c *Client) recheck(ctx context.Context, tag string) error {
 	select {
-	case c.looking <- struct{}{}:
-		defer func() { <-c.looking }()
+	case c.locating <- struct{}{}:
+		defer func() { <-c.locating }()
 	default:
-		return nil // somebody else does
+		return nil // another goroutine is checking
 	}
 	if f := c.files.Load(); f != nil {
 		served, err := f.served(tag)
@@ -246,18 +251,19 @@ func (c *Client) look(ctx context.Context, tag string) error {
 			return err
 		}
 		if served {
-			c.looked.Store(int64(time.Since(c.start)))
+			c.checked.Store(int64(time.Since(c.start)))
 			return nil
 		}
 	}
 	return c.locate(ctx)
 }
 
-// locate asks the captain for the machine's officer, and maps its files if they are the ones that it means.
+// locate gets the machine's officer from the captain, and maps its files if its nonce is found in
+// its directory.
 func (c *Client) locate(ctx context.Context) error {
 	res, err := c.captain.Locate(ctx, &psv1.LocateRequest{Machine: c.machine})
 	if err != nil {
-		return fmt.Errorf("look for the machine's officer: %w", err)
+		return fmt.Errorf("locate the machine's officer: %w", err)
 	}
 	d := res.GetDirectory()
 	c.mu.Lock()
@@ -270,11 +276,11 @@ func (c *Client) locate(ctx context.Context) error {
 	case !rundir.Proves(d.GetDirectory(), d.GetNonce()):
 		c.files.Store(nil)
 	case before != nil && before.directory == d.GetDirectory() && before.nonce == d.GetNonce():
-		before = nil // the same: nothing changes
+		before = nil // unchanged: stays open
 	default:
 		c.files.Store(&files{directory: d.GetDirectory(), nonce: d.GetNonce(), readers: make(map[string]*store.Reader)})
 	}
-	c.looked.Store(int64(time.Since(c.start)))
+	c.checked.Store(int64(time.Since(c.start)))
 	return before.close()
 }
 
@@ -301,7 +307,7 @@ func (f *files) reader(tag string) (*store.Reader, error) {
 	return r, nil
 }
 
-// served says whether the officer is there.
+// served reports whether the officer is alive.
 func (f *files) served(tag string) (bool, error) {
 	r, err := f.reader(tag)
 	if err != nil {

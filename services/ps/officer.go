@@ -18,7 +18,7 @@ import (
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-// officer keeps one machine's parameters. Its store does the locking.
+// officer is an officer node. All of its state that needs locking is in its store.
 type officer struct {
 	psv1raylink.UnimplementedOfficerNode
 
@@ -26,12 +26,12 @@ type officer struct {
 	store   *store.Store
 	nonce   string
 
-	// mu guards readers: what this process itself has mapped, to serve those who can't map.
+	// mu guards readers: mappings of this process, to serve clients that can't map the files.
 	mu      sync.Mutex
 	readers map[string]*store.Reader
 }
 
-// nonceFile is the file that proves that one shares the officer's files.
+// nonceFile is the file that proves that a client shares the officer's file system.
 const nonceFile = "nonce"
 
 func newOfficer(directory string, config *psv1.OfficerConfig) (*officer, error) {
@@ -54,7 +54,7 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// writePrivate makes a new file that is the user's alone.
+// writePrivate creates a file that only its user can access.
 func writePrivate(path, content string) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -64,7 +64,7 @@ func writePrivate(path, content string) error {
 	return errors.Join(err, file.Close())
 }
 
-// close ends the officer in good order: nobody takes over, and nothing stays.
+// close ends the officer gracefully: it deletes the store.
 func (o *officer) close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -75,7 +75,7 @@ func (o *officer) close() error {
 	return errors.Join(append(errs, o.store.Close(), o.store.Remove())...)
 }
 
-// Store takes a version from the captain.
+// Store stores a version from the captain.
 func (o *officer) Store(_ context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
 	stored, err := o.store.Put(req.GetVersion(), req.GetParameters())
 	switch {
@@ -86,10 +86,10 @@ func (o *officer) Store(_ context.Context, req *psv1.StoreRequest) (*psv1.StoreR
 	case err != nil && !stored:
 		return nil, err
 	}
-	return &psv1.StoreResponse{Stored: stored}, nil // a file too many is no reason to refuse a version
+	return &psv1.StoreResponse{Stored: stored}, nil // failing to remove an old file is not fatal
 }
 
-// Pull gives the newest parameters of a tag, for clients that can't map them.
+// Pull returns the newest parameters of a tag, for clients that can't map them.
 func (o *officer) Pull(_ context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
 	version := o.store.Newest(req.GetTag())
 	switch {
@@ -124,17 +124,17 @@ func (o *officer) reader(tag string) (*store.Reader, error) {
 	return r, nil
 }
 
-// GetID says what is newest here.
+// GetID returns the id of a tag's newest version on this machine.
 func (o *officer) GetID(_ context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return &psv1.GetIDResponse{Id: o.store.Last(req.GetTag())}, nil
 }
 
-// ListTags lists what there is here.
+// ListTags returns the newest version of each tag on this machine.
 func (o *officer) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return &psv1.ListTagsResponse{Versions: o.store.Versions()}, nil
 }
 
-// Directory says where the mapped files are.
+// Directory returns the directory of the mapped files, and its nonce.
 func (o *officer) Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
 	return o.directory(), nil
 }
@@ -143,7 +143,7 @@ func (o *officer) directory() *psv1.DirectoryResponse {
 	return &psv1.DirectoryResponse{Directory: o.store.Directory(), Nonce: o.nonce}
 }
 
-// enlist tells a captain of the officer, until he has heard it.
+// enlist registers the officer with its captain. It retries while the captain is unavailable.
 func (o *officer) enlist(ctx context.Context, captain *psv1raylink.Captain, self *nodev1.NodeRef) error {
 	req := &psv1.EnlistRequest{Machine: o.machine, Officer: self, Directory: o.directory(), Versions: o.store.Versions()}
 	var pause backoff

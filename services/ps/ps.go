@@ -1,17 +1,21 @@
-// Package ps is the parameter server: what a learner pushes, everybody else pulls, wherever they are.
+// Package ps is the parameter server: a learner pushes parameters, and processes on all machines
+// pull them.
 //
-// Its entrance is the captain, who takes pushes, gives each a version and sends it to his officers. An officer keeps the
-// parameters of one machine in mapped files (package store, which has the promises). [Open] makes a client for a captain's
-// handle: on a machine with an officer it reads the files in place, and learns of a new version by looking at a word of
-// memory; elsewhere it asks the captain. Which way it is, is proven by finding the officer's nonce in the directory that it
-// names.
+// Its entrance is the captain. It accepts pushes, assigns each a version and sends it to its
+// officers. An officer keeps one machine's copy of the parameters in mapped files (see package
+// store for their guarantees). [Open] returns a client for a captain. On a machine with an officer
+// it reads the files in place, and detects a new version by loading one word of memory; elsewhere
+// it calls the captain. It uses the files if and only if the directory that the officer names
+// contains the officer's nonce.
 //
-//   - What is pulled is one whole version, and stays so until it is released, however many pushes come after it.
-//   - A version that arrives late never replaces a newer one: at the captain, at his officers, or in the eyes of a client.
-//   - When a push has returned, clients on the captain's machine see it; others do as soon as their officer has it, and where an
-//     officer is slow, versions between may never come there.
+//   - A pulled version is complete, and does not change until it is released, no matter how many
+//     pushes follow.
+//   - A late version never replaces a newer one: not at the captain, not at its officers, and not
+//     from the view of a client.
+//   - Once a push has returned, clients on the captain's machine see it. Others see it as soon as
+//     their officer has it; a slow officer may skip versions in between.
 //
-// A running system has the captain `ps-0`; [Type] and [OfficerType] make more.
+// A running system has the captain "ps-0"; [Type] and [OfficerType] make more.
 package ps
 
 import (
@@ -29,10 +33,12 @@ import (
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-// Types are the node types of a parameter server: a process that hosts captains needs both.
+// Types returns the node types of a parameter server. A process that hosts captains needs all of
+// them.
 func Types() []runtime.NodeType { return []runtime.NodeType{Type(), OfficerType()} }
 
-// Type is the node type `ps`, the captain. He creates the officer of his own machine, in his own process.
+// Type returns the node type "ps", the captain. A captain creates the officer of its own machine,
+// in its own process.
 func Type() runtime.NodeType {
 	return psv1raylink.CaptainType(
 		func(ctx context.Context, self *runtime.Node, config *psv1.CaptainConfig) (psv1raylink.CaptainNode, error) {
@@ -49,11 +55,12 @@ func Type() runtime.NodeType {
 			if err != nil {
 				return nil, fmt.Errorf("create the machine's officer: %w", err)
 			}
-			return c, c.enlistHome(ctx, officer)
+			return c, c.enlistLocal(ctx, officer)
 		})
 }
 
-// OfficerType is the node type `officer`. One that is told whose officer it is enlists with him when it is set up.
+// OfficerType returns the node type "officer". An officer whose configuration names a captain
+// enlists with it.
 func OfficerType() runtime.NodeType {
 	return psv1raylink.OfficerType(
 		func(_ context.Context, self *runtime.Node, config *psv1.OfficerConfig) (psv1raylink.OfficerNode, error) {
@@ -61,7 +68,7 @@ func OfficerType() runtime.NodeType {
 			if directory == "" {
 				directory = self.RunDirectory().Mapped()
 			}
-			// The officer's next life has the same id, and takes over what this one kept.
+			// The officer's next incarnation has the same nid, and takes over this one's files.
 			o, err := newOfficer(filepath.Join(directory, "parameters-"+self.NID()), config)
 			if err != nil {
 				return nil, err
@@ -81,17 +88,17 @@ func OfficerType() runtime.NodeType {
 		})
 }
 
-// options are a configuration's, for a store.
+// options returns the store's options in a configuration.
 func options(config *psv1.CaptainConfig) store.Options {
 	return store.Options{
 		Held: int(config.GetHeldVersions()), MaxBytes: config.GetMaxBytes(), MaxTags: int(config.GetMaxTags()),
 	}
 }
 
-// newNonce is a text that nobody else knows.
+// newNonce returns an unguessable text.
 func newNonce() string { return rand.Text() + rand.Text() }
 
-// noVersion is the error of a tag under which nothing was pushed.
+// noVersion is the error for a tag without a version.
 func noVersion(tag string) error {
-	return connect.Errorf(connect.CodeNotFound, "nothing was pushed under the tag %q", tag)
+	return connect.Errorf(connect.CodeNotFound, "nothing was pushed under tag %q", tag)
 }

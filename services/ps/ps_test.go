@@ -30,14 +30,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// server is a captain with officers, in this process.
+// server is a captain with its officers, in this process.
 type server struct {
 	t       testing.TB
 	captain *captain
 	handle  *psv1raylink.Captain
-	home    *officer
+	local   *officer
 
-	// officers are those that may enlist, by their nid.
+	// officers are those that may enlist, by nid.
 	officers map[string]*psv1raylink.Officer
 }
 
@@ -49,15 +49,15 @@ func newServer(t testing.TB, config *psv1.CaptainConfig) *server {
 	life, end := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	s.captain = newCaptain(config, machine, slog.New(slog.DiscardHandler), func(task func(context.Context) error) {
-		tasks.Go(func() { _ = task(life) }) // ends with the test
+		tasks.Go(func() { _ = task(life) }) // life ends with the test
 	})
 	s.captain.find = func(req *psv1.EnlistRequest) (*psv1raylink.Officer, error) {
 		return s.officers[req.GetOfficer().GetNid()], nil
 	}
 	t.Cleanup(func() { end(); tasks.Wait() })
 	s.handle = psv1raylink.NewLocalCaptain(s.captain)
-	s.home = s.officer(filepath.Join(t.TempDir(), "home"), machine)
-	require.NoError(t, s.captain.enlistHome(t.Context(), psv1raylink.NewLocalOfficer(s.home)))
+	s.local = s.officer(filepath.Join(t.TempDir(), "local"), machine)
+	require.NoError(t, s.captain.enlistLocal(t.Context(), psv1raylink.NewLocalOfficer(s.local)))
 	return s
 }
 
@@ -72,7 +72,7 @@ func (s *server) officer(directory, machine string) *officer {
 	return o
 }
 
-// enlist makes an officer of another machine one of the captain's.
+// enlist adds the officer of another machine.
 func (s *server) enlist(machine string, o psv1raylink.OfficerNode, mapped *officer) {
 	s.t.Helper()
 	nid := strconv.Itoa(len(s.officers))
@@ -83,7 +83,7 @@ func (s *server) enlist(machine string, o psv1raylink.OfficerNode, mapped *offic
 	require.NoError(s.t, err)
 }
 
-// client is one on a machine: "" stands for the captain's.
+// client returns a client on a machine; "" means the captain's.
 func (s *server) client(machine string) *Client {
 	s.t.Helper()
 	c, err := Open(s.t.Context(), s.handle)
@@ -115,8 +115,8 @@ func requirePulled(t *testing.T, c *Client, tag, want string, id uint64) {
 	require.NoError(t, p.Release())
 }
 
-// bothWays runs a test with mapped files, and through the captain.
-func bothWays(t *testing.T, test func(t *testing.T, c *Client)) {
+// mappedAndThroughCaptain runs a test with mapped files, and through the captain.
+func mappedAndThroughCaptain(t *testing.T, test func(t *testing.T, c *Client)) {
 	t.Helper()
 	t.Run("mapped", func(t *testing.T) {
 		c := newServer(t, nil).client("")
@@ -124,14 +124,14 @@ func bothWays(t *testing.T, test func(t *testing.T, c *Client)) {
 		test(t, c)
 	})
 	t.Run("through the captain", func(t *testing.T) {
-		c := newServer(t, nil).client("a machine without an officer")
+		c := newServer(t, nil).client("machine without officer")
 		require.False(t, c.Mapped())
 		test(t, c)
 	})
 }
 
-func TestWhatIsPushedIsPulledBothWays(t *testing.T) {
-	bothWays(t, func(t *testing.T, c *Client) {
+func TestPushedParametersArePulled(t *testing.T) {
+	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
 		_, err := c.Pull(t.Context(), "w")
 		require.ErrorIs(t, err, ErrNoVersion)
 		id, err := c.ID(t.Context(), "w")
@@ -163,8 +163,8 @@ func TestWhatIsPushedIsPulledBothWays(t *testing.T) {
 	})
 }
 
-func TestALatePushNeverReplacesANewerVersionBothWays(t *testing.T) {
-	bothWays(t, func(t *testing.T, c *Client) {
+func TestLatePushNeverReplacesNewerVersion(t *testing.T) {
+	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
 		ctx := t.Context()
 		_, err := c.PushVersion(ctx, "w", 10, []byte("ten"), map[string]string{"is": "ten"})
 		require.NoError(t, err)
@@ -179,20 +179,20 @@ func TestALatePushNeverReplacesANewerVersionBothWays(t *testing.T) {
 	})
 }
 
-func TestAReaderSlowerThanManyPushesKeepsItsVersionBothWays(t *testing.T) {
-	bothWays(t, func(t *testing.T, c *Client) {
-		pushed(t, c, "w", "the one that it reads")
+func TestSlowReaderKeepsItsVersion(t *testing.T) {
+	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
+		pushed(t, c, "w", "version being read...")
 		p, err := c.Pull(t.Context(), "w")
 		require.NoError(t, err)
 		for i := range 20 {
 			pushed(t, c, "w", fmt.Sprintf("%021d", i))
 		}
-		require.Equal(t, "the one that it reads", string(p.Bytes()))
+		require.Equal(t, "version being read...", string(p.Bytes()))
 		require.NoError(t, p.Release())
 	})
 }
 
-func TestPullingMapsAndDoesNotCopy(t *testing.T) {
+func TestPullDoesNotCopyMappedParameters(t *testing.T) {
 	c := newServer(t, nil).client("")
 	pushed(t, c, "w", "parameters")
 	first, err := c.Pull(t.Context(), "w")
@@ -201,12 +201,12 @@ func TestPullingMapsAndDoesNotCopy(t *testing.T) {
 	require.NoError(t, err)
 	require.Same(t, &first.Bytes()[0], &second.Bytes()[0])
 	require.NoError(t, first.Release())
-	require.Equal(t, "parameters", string(second.Bytes()), "each release is its own")
+	require.Equal(t, "parameters", string(second.Bytes()), "releases are independent")
 	require.NoError(t, second.Release())
 }
 
-func TestWhatWasPushedStaysThePushers(t *testing.T) {
-	bothWays(t, func(t *testing.T, c *Client) {
+func TestPusherMayModifyItsParameters(t *testing.T) {
+	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
 		weights, info := []byte("before"), map[string]string{"is": "before"}
 		_, err := c.Push(t.Context(), "w", weights, info)
 		require.NoError(t, err)
@@ -216,7 +216,7 @@ func TestWhatWasPushedStaysThePushers(t *testing.T) {
 	})
 }
 
-func TestImpossiblePushesAreRefusedAndChangeNothing(t *testing.T) {
+func TestInvalidPushesChangeNothing(t *testing.T) {
 	s := newServer(t, &psv1.CaptainConfig{MaxBytes: 10, MaxTags: 1})
 	c := s.client("")
 	pushed(t, c, "w", "one")
@@ -239,24 +239,24 @@ func TestImpossiblePushesAreRefusedAndChangeNothing(t *testing.T) {
 	require.Equal(t, uint64(2), pushed(t, c, "w", "two"))
 }
 
-// slow is an officer that takes its time, and sometimes does not answer.
-type slow struct {
+// slowOfficer blocks until released, and can fail a number of times.
+type slowOfficer struct {
 	*officer
 
-	gate   chan struct{}
-	stores atomic.Int64
-	fails  atomic.Int64
+	release chan struct{}
+	stores  atomic.Int64
+	fails   atomic.Int64
 }
 
-func (o *slow) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
+func (o *slowOfficer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
 	o.stores.Add(1)
 	select {
-	case <-o.gate:
+	case <-o.release:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	if o.fails.Add(-1) >= 0 {
-		return nil, connect.NewError(connect.CodeUnavailable, "not just now")
+		return nil, connect.NewError(connect.CodeUnavailable, "busy")
 	}
 	return o.officer.Store(ctx, req)
 }
@@ -266,105 +266,105 @@ func eventually(t *testing.T, what func() bool) {
 	require.Eventually(t, what, 10*time.Second, time.Millisecond)
 }
 
-func TestASlowOfficerHoldsNobodyUpAndGetsTheNewest(t *testing.T) {
+func TestSlowOfficerDoesNotDelayPushesAndGetsNewest(t *testing.T) {
 	s := newServer(t, nil)
 	c := s.client("")
-	pushed(t, c, "w", "before it enlisted")
-	o := &slow{officer: s.officer(filepath.Join(t.TempDir(), "away"), "away"), gate: make(chan struct{})}
+	pushed(t, c, "w", "pushed before the officer enlisted")
+	o := &slowOfficer{officer: s.officer(filepath.Join(t.TempDir(), "remote"), "remote"), release: make(chan struct{})}
 	o.fails.Store(2)
-	s.enlist("away", o, o.officer)
-	away := s.client("away")
-	require.True(t, away.Mapped())
+	s.enlist("remote", o, o.officer)
+	remote := s.client("remote")
+	require.True(t, remote.Mapped())
 
 	for i := range 50 {
 		pushed(t, c, "w", strconv.Itoa(i))
 	}
 	requirePulled(t, c, "w", "49", 51)
-	_, err := away.Pull(t.Context(), "w")
+	_, err := remote.Pull(t.Context(), "w")
 	require.ErrorIs(t, err, ErrNoVersion)
 
-	close(o.gate)
+	close(o.release)
 	eventually(t, func() bool { return o.store.Last("w") == 51 })
-	requirePulled(t, away, "w", "49", 51)
-	require.Less(t, o.stores.Load(), int64(50), "versions between were left out")
+	requirePulled(t, remote, "w", "49", 51)
+	require.Less(t, o.stores.Load(), int64(50), "superseded versions were skipped")
 }
 
-func TestACaptainThatIsStartedAgainLearnsFromHisOfficer(t *testing.T) {
+func TestRestartedCaptainRestoresFromOfficer(t *testing.T) {
 	s := newServer(t, nil)
 	c := s.client("")
 	pushed(t, c, "w", "one")
 	pushed(t, c, "w", "two")
 
-	again := newServer(t, nil)
-	again.home = s.home
-	require.NoError(t, again.captain.enlistHome(t.Context(), psv1raylink.NewLocalOfficer(s.home)))
-	c2 := again.client("")
+	restarted := newServer(t, nil)
+	restarted.local = s.local
+	require.NoError(t, restarted.captain.enlistLocal(t.Context(), psv1raylink.NewLocalOfficer(s.local)))
+	c2 := restarted.client("")
 	requirePulled(t, c2, "w", "two", 2)
 	require.Equal(t, uint64(3), pushed(t, c2, "w", "three"))
 	requirePulled(t, c, "w", "three", 3)
-	requirePulled(t, again.client("elsewhere"), "w", "three", 3)
+	requirePulled(t, restarted.client("remote without officer"), "w", "three", 3)
 }
 
-func TestTheOfficersVersionIsNotGivenTwice(t *testing.T) {
+func TestIDOfOfficersVersionIsNotReused(t *testing.T) {
 	s := newServer(t, nil)
-	// The officer has a version that the captain does not know of: the captain was killed in the middle of a push.
-	_, err := s.home.store.Put(&psv1.Version{Tag: "w", Id: 7}, []byte("seven"))
+	// As if the captain was killed during a push: the officer has a version unknown to the captain.
+	_, err := s.local.store.Put(&psv1.Version{Tag: "w", Id: 7}, []byte("seven"))
 	require.NoError(t, err)
 	c := s.client("")
 	require.Equal(t, uint64(8), pushed(t, c, "w", "eight"))
 	requirePulled(t, c, "w", "eight", 8)
-	_, err = s.home.store.Put(&psv1.Version{Tag: "v", Id: 7}, []byte("seven"))
+	_, err = s.local.store.Put(&psv1.Version{Tag: "v", Id: 7}, []byte("seven"))
 	require.NoError(t, err)
 	_, err = c.PushVersion(t.Context(), "v", 6, []byte("six"), nil)
 	require.Equal(t, connect.CodeAborted, connect.CodeOf(err), "%v", err)
 }
 
-func TestAClientFollowsTheNextOfficer(t *testing.T) {
+func TestClientFollowsNextOfficer(t *testing.T) {
 	s := newServer(t, nil)
-	o := s.officer(filepath.Join(t.TempDir(), "first"), "away")
-	s.enlist("away", o, o)
-	c, away := s.client(""), s.client("away")
+	o := s.officer(filepath.Join(t.TempDir(), "first"), "remote")
+	s.enlist("remote", o, o)
+	c, remote := s.client(""), s.client("remote")
 	pushed(t, c, "w", "one")
 	eventually(t, func() bool { return o.store.Last("w") == 1 })
-	requirePulled(t, away, "w", "one", 1)
-	mapped, err := away.Pull(t.Context(), "w")
+	requirePulled(t, remote, "w", "one", 1)
+	mapped, err := remote.Pull(t.Context(), "w")
 	require.NoError(t, err)
 
-	require.NoError(t, o.store.Close()) // dies
-	again := func() { away.looked.Add(-int64(lookAgain)) }
-	again()
-	next := s.officer(filepath.Join(t.TempDir(), "second"), "away")
-	s.enlist("away", next, next)
+	require.NoError(t, o.store.Close()) // as if killed
+	expire := func() { remote.checked.Add(-int64(recheckInterval)) }
+	expire()
+	next := s.officer(filepath.Join(t.TempDir(), "second"), "remote")
+	s.enlist("remote", next, next)
 	eventually(t, func() bool { return next.store.Last("w") == 1 })
-	requirePulled(t, away, "w", "one", 1)
+	requirePulled(t, remote, "w", "one", 1)
 	pushed(t, c, "w", "two")
 	eventually(t, func() bool { return next.store.Last("w") == 2 })
-	again()
-	requirePulled(t, away, "w", "two", 2)
-	require.True(t, away.Mapped())
-	require.Equal(t, "one", string(mapped.Bytes()), "what was pulled stays")
+	expire()
+	requirePulled(t, remote, "w", "two", 2)
+	require.True(t, remote.Mapped())
+	require.Equal(t, "one", string(mapped.Bytes()), "pulled parameters outlive the officer")
 	require.NoError(t, mapped.Release())
 
 	require.NoError(t, os.Remove(filepath.Join(next.store.Directory(), nonceFile)))
 	require.NoError(t, next.store.Close())
-	again()
-	requirePulled(t, away, "w", "two", 2)
-	require.False(t, away.Mapped(), "from elsewhere the captain is asked")
+	expire()
+	requirePulled(t, remote, "w", "two", 2)
+	require.False(t, remote.Mapped(), "the client calls the captain instead")
 }
 
-func TestFilesThatAreNotTheOfficersAreNotRead(t *testing.T) {
+func TestFilesWithWrongNonceAreNotMapped(t *testing.T) {
 	s := newServer(t, nil)
-	o := s.officer(filepath.Join(t.TempDir(), "away"), "away")
-	s.enlist("away", o, o)
+	o := s.officer(filepath.Join(t.TempDir(), "remote"), "remote")
+	s.enlist("remote", o, o)
 	require.NoError(t, os.WriteFile(filepath.Join(o.store.Directory(), nonceFile), []byte(newNonce()), 0o600))
-	require.False(t, s.client("away").Mapped())
+	require.False(t, s.client("remote").Mapped())
 }
 
-func TestOfficersAnswerForThemselves(t *testing.T) {
+func TestOfficerServesItsParameters(t *testing.T) {
 	s := newServer(t, nil)
 	c := s.client("")
 	pushed(t, c, "w", "one")
-	h := psv1raylink.NewLocalOfficer(s.home)
+	h := psv1raylink.NewLocalOfficer(s.local)
 	ctx := t.Context()
 	res, err := h.Pull(ctx, &psv1.PullRequest{Tag: "w"})
 	require.NoError(t, err)
@@ -384,7 +384,7 @@ func TestOfficersAnswerForThemselves(t *testing.T) {
 }
 
 func TestClientsSeeVersionsInOrderWhileManyPush(t *testing.T) {
-	bothWays(t, func(t *testing.T, c *Client) {
+	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
 		const pushers, each = 4, 50
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
@@ -421,9 +421,9 @@ func TestClientsSeeVersionsInOrderWhileManyPush(t *testing.T) {
 	})
 }
 
-func TestCaptainBehavesLikeItsModel(t *testing.T) {
+func TestCaptainMatchesModel(t *testing.T) {
 	s := newServer(t, nil)
-	clients := []*Client{s.client(""), s.client("elsewhere")}
+	clients := []*Client{s.client(""), s.client("remote without officer")}
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++

@@ -2,6 +2,7 @@
 
 package store
 
-// guarded is false under the build tag `unguarded`: then an older version replaces a newer one, and readers are told of a
-// version before it is written, into a file that they can open. The tests' checker must then find both.
+// guarded is false under the build tag "unguarded". Then an older version replaces a newer one, and
+// a version's id is published before its file is complete. The tests' checker must find both
+// faults.
 const guarded = true

@@ -7,19 +7,19 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-	"unsafe" //nolint:depguard // a word of a mapped page is used atomically: see id
+	"unsafe" //nolint:depguard // atomic access to a word of a mapped page: see id
 
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// A tag's index, one page, little-endian:
+// A tag's index is one page, little-endian:
 //
 //	 0  magic, 8 bytes
-//	 8  version of the format, uint32
+//	 8  format version, uint32
 //	16  boot id of the machine, 16 bytes
-//	64  the id of the newest version, uint64; 0 before the first
+//	64  id of the newest version, uint64; 0 before the first
 //
-// It is mapped by everybody who follows the tag.
+// Every reader of the tag maps it.
 const (
 	indexMagic  = "RLPSIDX\n"
 	indexIDAt   = 64
@@ -31,28 +31,29 @@ type index struct {
 	page      []byte
 }
 
-// id is the newest version's. The mapping begins a page, so the word is aligned; and it has the page's size.
+// id returns the word that holds the newest version's id. It is aligned, because the mapping begins
+// at a page boundary, and in bounds, because the mapping has the size of a page.
 func (x *index) id() *atomic.Uint64 {
-	return (*atomic.Uint64)(unsafe.Pointer(&x.page[indexIDAt])) //nolint:gosec // see above
+	return (*atomic.Uint64)(unsafe.Pointer(&x.page[indexIDAt])) //nolint:gosec // aligned and in bounds
 }
 
-// openIndex maps a tag's index to be written, and makes one where there is none that can be used.
+// openIndex maps a tag's index for writing. It creates the index if there is no usable one.
 func openIndex(directory string) (index, error) {
 	x, err := mapIndex(directory, mapfile.ReadWrite)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrFormat) || errors.Is(err, ErrOtherMachine) {
-		return makeIndex(directory)
+		return createIndex(directory)
 	}
 	return x, err
 }
 
-// mapIndex maps a tag's index.
+// mapIndex maps an existing index.
 func mapIndex(directory string, access mapfile.Access) (index, error) {
 	file, size, err := mapfile.Open(filepath.Join(directory, indexName))
 	if err != nil {
 		return index{}, err
 	}
 	if size != page {
-		return index{}, errors.Join(fmt.Errorf("%w: an index of %d bytes", ErrFormat, size), file.Close())
+		return index{}, errors.Join(fmt.Errorf("%w: index has %d bytes", ErrFormat, size), file.Close())
 	}
 	mapping, err := mapfile.Map(file, page, access)
 	if err := errors.Join(err, file.Close()); err != nil {
@@ -67,7 +68,7 @@ func mapIndex(directory string, access mapfile.Access) (index, error) {
 
 func (x *index) check() error {
 	if string(x.page[:8]) != indexMagic || binary.LittleEndian.Uint32(x.page[8:]) != formatVersion {
-		return fmt.Errorf("%w: it is no index, or one of another version", ErrFormat)
+		return fmt.Errorf("%w: wrong magic number or format version of the index", ErrFormat)
 	}
 	boot, err := mapfile.BootID()
 	if err != nil {
@@ -79,14 +80,14 @@ func (x *index) check() error {
 	return nil
 }
 
-// makeIndex makes an index. It comes to its place when it is whole.
-func makeIndex(directory string) (index, error) {
+// createIndex creates an index under a temporary name, and renames it once it is complete.
+func createIndex(directory string) (index, error) {
 	boot, err := mapfile.BootID()
 	if err != nil {
 		return index{}, err
 	}
 	path := filepath.Join(directory, indexName)
-	file, err := mapfile.Create(path+begunSuffix, page)
+	file, err := mapfile.Create(path+tempSuffix, page)
 	if err != nil {
 		return index{}, err
 	}
@@ -96,9 +97,9 @@ func makeIndex(directory string) (index, error) {
 	copy(content[indexBootAt:], boot[:])
 	_, err = file.WriteAt(content, 0)
 	if err := errors.Join(err, file.Close()); err != nil {
-		return index{}, errors.Join(err, os.Remove(path+begunSuffix))
+		return index{}, errors.Join(err, os.Remove(path+tempSuffix))
 	}
-	if err := os.Rename(path+begunSuffix, path); err != nil {
+	if err := os.Rename(path+tempSuffix, path); err != nil {
 		return index{}, err
 	}
 	return mapIndex(directory, mapfile.ReadWrite)

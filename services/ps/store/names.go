@@ -10,31 +10,32 @@ import (
 	"unicode/utf8"
 )
 
-// MaxTag is the length of the longest tag, in bytes. As a directory's name it may be three times as long.
+// MaxTag is the maximum length of a tag in bytes. Escaped as a directory name it can be three times
+// as long.
 const MaxTag = 80
 
 const (
 	tagPrefix     = "tag-"
 	versionSuffix = ".params"
-	begunSuffix   = ".begun"
+	tempSuffix    = ".begun"
 	indexName     = "index"
 )
 
-// CheckTag says why a text can't be a tag.
+// CheckTag returns an error that wraps [ErrVersion] if a tag is invalid.
 func CheckTag(name string) error {
 	if name == "" || len(name) > MaxTag || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return fmt.Errorf("%w: a tag is printable text of 1 to %d bytes, and %q is not", ErrVersion, MaxTag, name)
+		return fmt.Errorf("%w: invalid tag %q: a tag consists of 1 to %d bytes of printable text", ErrVersion, name, MaxTag)
 	}
 	return nil
 }
 
-// tagPath is a tag's directory. The prefix keeps `.` and `..` from being one.
+// tagPath returns a tag's directory. The prefix prevents the names "." and "..".
 func tagPath(directory, name string) string {
 	return filepath.Join(directory, tagPrefix+url.QueryEscape(name))
 }
 
-// tagOf reads the name of a tag's directory.
-func tagOf(directory string) (string, bool) {
+// parseTagDirectory decodes the name of a tag's directory.
+func parseTagDirectory(directory string) (string, bool) {
 	escaped, ok := strings.CutPrefix(directory, tagPrefix)
 	if !ok {
 		return "", false
@@ -47,8 +48,8 @@ func versionPath(tagDirectory string, id uint64) string {
 	return filepath.Join(tagDirectory, strconv.FormatUint(id, 10)+versionSuffix)
 }
 
-// idOf reads the name of a version's file.
-func idOf(file string) (uint64, bool) {
+// parseVersionFile decodes the name of a version's file.
+func parseVersionFile(file string) (uint64, bool) {
 	digits, ok := strings.CutSuffix(file, versionSuffix)
 	if !ok {
 		return 0, false

@@ -17,24 +17,25 @@ import (
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 )
 
-// The tests below play with several processes: this binary, started again with a part to play in its environment.
+// Tests with several processes re-execute this binary, with a task in its environment.
+const taskVariable = "STORE_TEST_TASK"
 
-const partVariable = "STORE_TEST_PART"
-
-type part struct {
+// task is what a subprocess has to do.
+type task struct {
 	Name      string `json:"name"`
 	Directory string `json:"directory"`
-	// Until is the version with which a reader ends.
+	// Until is the version that a reader stops at.
 	Until uint64 `json:"until"`
-	// Size is the size of parameters.
+	// Size is the size of parameters in bytes.
 	Size int `json:"size"`
 }
 
-type outcome struct {
-	// Ready is said by a process that now waits, to be killed or to be told to go on.
+// result is what a subprocess reports.
+type result struct {
+	// Ready means that the subprocess is blocked until it gets input or is killed.
 	Ready bool `json:"ready"`
-	// Pulled counts the versions that were pulled; Torn those that were not as they were pushed; Back those that were older
-	// than one before.
+	// Pulled counts the versions that were pulled, Torn those that were corrupt, and Back those
+	// that were older than a version pulled before.
 	Pulled int    `json:"pulled"`
 	Torn   int    `json:"torn"`
 	Back   int    `json:"back"`
@@ -42,26 +43,26 @@ type outcome struct {
 }
 
 func TestMain(m *testing.M) {
-	text := os.Getenv(partVariable)
+	text := os.Getenv(taskVariable)
 	if text == "" {
 		goleak.VerifyTestMain(m)
 		return
 	}
-	if err := play(text); err != nil {
-		say(outcome{Error: err.Error()})
+	if err := runTask(text); err != nil {
+		report(result{Error: err.Error()})
 	}
 }
 
-func say(o outcome) {
+func report(o result) {
 	if err := json.NewEncoder(os.Stdout).Encode(o); err != nil {
 		panic(err)
 	}
 }
 
-func play(text string) error {
-	var p part
+func runTask(text string) error {
+	var p task
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
-		return fmt.Errorf("read part: %w", err)
+		return fmt.Errorf("parse task: %w", err)
 	}
 	if p.Name == "officer" {
 		return serve(p)
@@ -70,20 +71,20 @@ func play(text string) error {
 	if err != nil {
 		return err
 	}
-	var o outcome
+	var o result
 	if p.Name == "slow reader" {
-		o, err = readSlowly(r)
+		o, err = readInHalves(r)
 	} else {
-		o, err = follow(r, p.Until)
+		o, err = followUntil(r, p.Until)
 	}
 	if err != nil {
 		return err
 	}
-	say(o)
+	report(o)
 	return r.Close()
 }
 
-// weights are the parameters of a version: every byte says which one it is.
+// weights returns a version's parameters: each byte is derived from the id.
 func weights(id uint64, size int) []byte {
 	b := make([]byte, size)
 	for i := range b {
@@ -92,7 +93,7 @@ func weights(id uint64, size int) []byte {
 	return b
 }
 
-// torn says whether parameters are other than they were pushed.
+// torn reports whether parameters are corrupt.
 func torn(p *Parameters) bool {
 	for _, b := range p.Bytes() {
 		if b != byte(p.Version().GetId()) {
@@ -106,9 +107,9 @@ func put(s *Store, id uint64, size int) (bool, error) {
 	return s.Put(&psv1.Version{Tag: "w", Id: id}, weights(id, size))
 }
 
-// follow pulls whenever there is a new version, until a certain one.
-func follow(r *Reader, until uint64) (outcome, error) {
-	var o outcome
+// followUntil pulls each new version until it has pulled a certain one.
+func followUntil(r *Reader, until uint64) (result, error) {
+	var o result
 	var have uint64
 	for have != until {
 		id, err := r.ID()
@@ -142,18 +143,18 @@ func follow(r *Reader, until uint64) (outcome, error) {
 	return o, nil
 }
 
-// readSlowly has read half of the parameters when it is told to go on with the rest.
-func readSlowly(r *Reader) (outcome, error) {
+// readInHalves reads the first half of the parameters, waits for input, and reads the second half.
+func readInHalves(r *Reader) (result, error) {
 	p, err := r.Pull()
 	if err != nil {
-		return outcome{}, err
+		return result{}, err
 	}
 	half := len(p.Bytes()) / 2
 	whole := bytes.Clone(p.Bytes()[:half])
-	if err := wait(); err != nil {
-		return outcome{}, err
+	if err := waitForInput(); err != nil {
+		return result{}, err
 	}
-	var o outcome
+	var o result
 	whole = append(whole, p.Bytes()[half:]...)
 	if Checksum(whole) != p.Version().GetChecksum() || torn(p) {
 		o.Torn++
@@ -163,7 +164,7 @@ func readSlowly(r *Reader) (outcome, error) {
 }
 
 // serve stores a version, and waits to be killed.
-func serve(p part) error {
+func serve(p task) error {
 	s, err := Open(p.Directory, Options{})
 	if err != nil {
 		return err
@@ -171,17 +172,18 @@ func serve(p part) error {
 	if _, err := put(s, p.Until, p.Size); err != nil {
 		return err
 	}
-	return wait()
+	return waitForInput()
 }
 
-func wait() error {
-	say(outcome{Ready: true})
+func waitForInput() error {
+	report(result{Ready: true})
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("wait: %w", err)
 	}
 	return nil
 }
 
+// process is a subprocess that runs a task.
 type process struct {
 	t   *testing.T
 	cmd *exec.Cmd
@@ -189,12 +191,12 @@ type process struct {
 	out *json.Decoder
 }
 
-func start(t *testing.T, p part) *process {
+func start(t *testing.T, p task) *process {
 	t.Helper()
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), partVariable+"="+string(text))
+	cmd.Env = append(os.Environ(), taskVariable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
@@ -204,22 +206,22 @@ func start(t *testing.T, p part) *process {
 	return &process{t: t, cmd: cmd, in: in, out: json.NewDecoder(out)}
 }
 
-func (p *process) next() outcome {
+func (p *process) next() result {
 	p.t.Helper()
-	var o outcome
+	var o result
 	require.NoError(p.t, p.out.Decode(&o))
 	require.Empty(p.t, o.Error)
 	return o
 }
 
-func (p *process) end() outcome {
+func (p *process) end() result {
 	p.t.Helper()
 	o := p.next()
 	require.NoError(p.t, p.cmd.Wait())
 	return o
 }
 
-// newStore opens a store in a directory of the test's.
+// newStore opens a store in a temporary directory, or skips the test where stores are unsupported.
 func newStore(t *testing.T, options Options) *Store {
 	t.Helper()
 	s, err := Open(t.TempDir(), options)

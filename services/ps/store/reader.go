@@ -11,20 +11,20 @@ import (
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// Reader follows one tag of a store, from any process of the machine. Its methods may be called from any goroutine.
+// Reader follows one tag of a store from any process of the machine. It is safe for concurrent use.
 type Reader struct {
 	store, directory, name string
 
-	// mu guards the fields below. It is held for reading while the index is read.
+	// mu guards the fields below. Loads of the index hold it for reading.
 	mu     sync.RWMutex
 	closed bool
 	index  index
-	// newest is the version that was pulled last; nil before the first.
+	// newest is the version pulled most recently; nil before the first pull.
 	newest *mapped
 	lock   *os.File
 }
 
-// NewReader follows a tag of the store in a directory, from its first version on: neither need exist yet.
+// NewReader returns a reader of a tag. Neither the store nor the tag need exist yet.
 func NewReader(directory, name string) (*Reader, error) {
 	if err := CheckTag(name); err != nil {
 		return nil, err
@@ -32,8 +32,8 @@ func NewReader(directory, name string) (*Reader, error) {
 	return &Reader{store: directory, directory: tagPath(directory, name), name: name}, nil
 }
 
-// ID is the id of the tag's newest version, or 0 before there is one. Once there is one it costs no more than a look at a word
-// of memory.
+// ID returns the id of the tag's newest version, or 0 if there is none. Once there is a version, it
+// costs one load from mapped memory.
 func (r *Reader) ID() (uint64, error) {
 	r.mu.RLock()
 	if r.index.page != nil {
@@ -42,11 +42,11 @@ func (r *Reader) ID() (uint64, error) {
 		return id, nil
 	}
 	r.mu.RUnlock()
-	return r.firstID()
+	return r.mapAndLoadID()
 }
 
-// firstID maps the index, if there is one.
-func (r *Reader) firstID() (uint64, error) {
+// mapAndLoadID maps the index, if it exists, and returns the newest id.
+func (r *Reader) mapAndLoadID() (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -65,7 +65,7 @@ func (r *Reader) firstID() (uint64, error) {
 	return r.index.id().Load(), nil
 }
 
-// Served says whether the store has an officer: without one no new version will come.
+// Served reports whether the store has a live officer. Without one there will be no new versions.
 func (r *Reader) Served() (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,17 +78,18 @@ func (r *Reader) Served() (bool, error) {
 			return false, nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("look for the officer: %w", err)
+			return false, fmt.Errorf("check for the officer: %w", err)
 		}
 		r.lock = lock
 	}
 	return mapfile.Locked(r.lock, 0)
 }
 
-// pullTries is how often Pull starts again because the version that it had learned of was old when it came to map it.
+// pullTries is how often Pull retries because the version was deleted before it could be mapped.
 const pullTries = 100
 
-// Pull gives the tag's newest version, in place. [ErrNoVersion] says that there is none yet.
+// Pull returns the tag's newest version, without a copy. It returns [ErrNoVersion] if there is none
+// yet.
 func (r *Reader) Pull() (*Parameters, error) {
 	var err error
 	for range pullTries {
@@ -116,27 +117,28 @@ func (r *Reader) pull(id uint64) (*Parameters, error) {
 	if r.closed {
 		return nil, ErrClosed
 	}
-	older := r.newest == nil || r.newest.version.GetId() < id // a newer one was pulled by another goroutine meanwhile
+	// Another goroutine may have pulled a newer version meanwhile.
+	older := r.newest == nil || r.newest.version.GetId() < id
 	if older || !guarded {
-		if err := r.turnTo(id); err != nil {
+		if err := r.switchTo(id); err != nil {
 			return nil, err
 		}
 	}
-	return r.newest.use(), nil
+	return r.newest.retain(), nil
 }
 
-// turnTo maps a version, and lets go of the one before.
-func (r *Reader) turnTo(id uint64) error {
+// switchTo maps a version, and releases the previous one.
+func (r *Reader) switchTo(id uint64) error {
 	m, err := mapVersion(r.directory, r.name, id)
 	if err != nil {
 		return err
 	}
 	before := r.newest
 	r.newest = m
-	return before.drop()
+	return before.release()
 }
 
-// Close ends the reader. Parameters that were pulled stay until they are released.
+// Close closes the reader. Parameters that were pulled remain valid until they are released.
 func (r *Reader) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,14 +146,14 @@ func (r *Reader) Close() error {
 		return nil
 	}
 	r.closed = true
-	errs := []error{r.newest.drop(), r.index.close()}
+	errs := []error{r.newest.release(), r.index.close()}
 	if r.lock != nil {
 		errs = append(errs, r.lock.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// mapped is a version in memory, for as long as somebody uses it.
+// mapped is a reference-counted mapping of a version.
 type mapped struct {
 	version    *psv1.Version
 	all        []byte
@@ -162,15 +164,16 @@ type mapped struct {
 	uses int
 }
 
-func (m *mapped) use() *Parameters {
+// retain adds a reference.
+func (m *mapped) retain() *Parameters {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.uses++
 	return &Parameters{mapped: m}
 }
 
-// drop ends a use. Nil has none.
-func (m *mapped) drop() error {
+// release drops a reference, and unmaps the version with the last one. It accepts nil.
+func (m *mapped) release() error {
 	if m == nil {
 		return nil
 	}
@@ -182,31 +185,32 @@ func (m *mapped) drop() error {
 	return mapfile.Unmap(m.all)
 }
 
-// Parameters are one version of a tag, in place. They are what was pushed, and stay so until they are released.
+// Parameters are one version of a tag, in mapped memory. They do not change until they are
+// released.
 type Parameters struct {
 	mapped *mapped
 	once   sync.Once
 }
 
-// Version says which they are. It must not be changed.
+// Version describes the parameters. It must not be modified.
 func (p *Parameters) Version() *psv1.Version { return p.mapped.version }
 
-// Bytes are the parameters, mapped read-only: who writes to them ends the process. They begin at a page's beginning, and must
-// not be used after Release.
+// Bytes returns the parameters. They begin at a page boundary, and must not be used after Release.
+// The memory is mapped read-only: writing to it crashes the process.
 func (p *Parameters) Bytes() []byte { return p.mapped.parameters }
 
-// Verify compares the bytes with the checksum that they were pushed with.
+// Verify compares the parameters with the checksum computed when they were pushed.
 func (p *Parameters) Verify() error {
 	if sum := Checksum(p.Bytes()); sum != p.Version().GetChecksum() {
-		return fmt.Errorf("%w: version %d of parameters %q has the checksum %08x, not %08x",
+		return fmt.Errorf("%w: version %d of parameters %q has checksum %08x instead of %08x",
 			ErrFormat, p.Version().GetId(), p.Version().GetTag(), sum, p.Version().GetChecksum())
 	}
 	return nil
 }
 
-// Release lets the parameters go. Only the first call does anything.
+// Release releases the parameters. Further calls do nothing.
 func (p *Parameters) Release() error {
 	var err error
-	p.once.Do(func() { err = p.mapped.drop() })
+	p.once.Do(func() { err = p.mapped.release() })
 	return err
 }

@@ -1,18 +1,20 @@
-// Package store keeps parameters where all processes of a machine can map them.
+// Package store keeps parameters in files that all processes of a machine can map.
 //
-// A store is a directory with one writer, the machine's officer, and any number of readers. Each version of each tag is a
-// file of its own, which is written under another name, moved into its place when it is whole, and never changed again; then the
-// tag's index, a mapped page, gets its id. So a reader
+// A store is a directory with one writer, the machine's officer, and any number of readers. Each
+// version of a tag is a file of its own. It is written under a temporary name, renamed once it is
+// complete, and never modified afterwards. Then its id is stored in the tag's index, a mapped page.
+// So a reader
 //
-//   - learns of a new version by loading one word;
-//   - reads a version in place, without a copy, for as long as it likes: the kernel keeps a mapped file's pages when the
-//     file is removed, so that no number of pushes can overwrite what somebody reads;
+//   - detects a new version by loading one word;
+//   - reads a version in place, without a copy, for as long as it likes: the kernel keeps a mapped
+//     file's pages when the file is removed, so no number of pushes can overwrite what is being
+//     read;
 //   - never sees a mixture of versions, and never goes back to an older one.
 //
-// The newest version of a tag, and a few before it, have files; see [Options]. The memory of older ones lives as long as
-// somebody has them mapped, and belongs to nobody when their readers have died.
+// Files exist for the newest version of a tag and a few before it; see [Options]. The memory of
+// older versions is freed when the last reader unmaps it or dies.
 //
-// Open makes or takes over a store, for its officer. [NewReader] reads one.
+// [Open] creates or takes over a store, for its officer. [NewReader] reads one.
 package store
 
 import (
@@ -32,37 +34,38 @@ import (
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
-// What a caller may decide by. They come wrapped: compare with [errors.Is].
+// Errors that a caller may act on. They are returned wrapped: compare with [errors.Is].
 var (
-	// ErrUnsupported is a store on a system that lacks what it needs.
+	// ErrUnsupported means that the operating system lacks what stores need.
 	ErrUnsupported = mapfile.ErrUnsupported
-	// ErrTaken is a store that has an officer already.
-	ErrTaken = errors.New("another officer has the directory")
-	// ErrClosed is the use of what was closed.
+	// ErrInUse means that another officer has the store open.
+	ErrInUse = errors.New("another officer has the directory open")
+	// ErrClosed means that the store or reader was closed.
 	ErrClosed = errors.New("the parameter store is closed")
-	// ErrNoVersion is a tag under which nothing was stored.
+	// ErrNoVersion means that nothing was stored under a tag.
 	ErrNoVersion = errors.New("nothing was pushed under the tag")
-	// ErrVersion is a version that a store can't take.
-	ErrVersion = errors.New("impossible version")
-	// ErrFormat is a file that is damaged, or that another version of this program made.
-	ErrFormat = errors.New("not a usable parameter file")
-	// ErrOtherMachine is a store whose memory is another machine's, or this one's before it was last started.
-	ErrOtherMachine = errors.New("the parameters were mapped on another machine, or before this one was last started")
+	// ErrVersion means that a version is invalid or exceeds the store's limits.
+	ErrVersion = errors.New("invalid version")
+	// ErrFormat means that a file is damaged or has another format version.
+	ErrFormat = errors.New("not a valid parameter file")
+	// ErrOtherMachine means that the store was mapped on another machine, or before this one was
+	// last booted.
+	ErrOtherMachine = errors.New("the parameters were mapped on another machine, or before this one was last booted")
 )
 
-// Options says how a store is kept. The zero Options are the defaults.
+// Options configures a store. The zero value selects the defaults.
 type Options struct {
-	// Held is how many versions before the newest one keep their files, for readers that are between learning of a version and
-	// mapping it. By default 2.
+	// Held is how many versions before the newest one keep their files, for readers that have
+	// loaded an id and not yet mapped its version. Default: 2.
 	Held int
-	// MaxBytes is the size of the largest parameters that are taken. By default 1 GiB.
+	// MaxBytes is the maximum size of parameters. Default: 1 GiB.
 	MaxBytes uint64
-	// MaxTags is how many tags there may be. By default 1024.
+	// MaxTags is the maximum number of tags. Default: 1024.
 	MaxTags int
 }
 
-// Filled are the options with the defaults filled in.
-func (o Options) Filled() Options {
+// WithDefaults returns the options with unset fields replaced by their defaults.
+func (o Options) WithDefaults() Options {
 	if o.Held <= 0 {
 		o.Held = 2
 	}
@@ -75,59 +78,59 @@ func (o Options) Filled() Options {
 	return o
 }
 
-// Store is an officer's side of a store. Its methods may be called from any goroutine.
+// Store is the officer's side of a store. It is safe for concurrent use.
 type Store struct {
 	directory string
 	options   Options
 	lock      *os.File
 
-	// mu guards the fields below, and is held only for short.
+	// mu guards the fields below. It is never held during I/O of parameters.
 	mu     sync.Mutex
 	closed bool
 	tags   map[string]*tag
 }
 
-// tag is what a store knows of one.
+// tag is the state of one tag.
 type tag struct {
 	directory string
 	// mu is held while a version is written.
 	mu    sync.Mutex
 	index index
-	// newest is nil before the first version. It is written with the store's mu held as well.
+	// newest is nil before the first version. Writing it requires the store's mu as well.
 	newest *psv1.Version
-	// last is the id that the next version must be above: the newest one's, or one that an officer before had acknowledged and
-	// whose file somebody has damaged or removed since.
+	// last is the id that the next version must exceed: that of the newest version, or one that a
+	// previous officer acknowledged and whose file was damaged or removed since.
 	last uint64
 }
 
-// lockName is the file that the officer's lock is on.
+// lockName is the file that the officer locks.
 const lockName = "officer.lock"
 
-// Open makes a store in a directory, or takes over what is there: what a dead officer had acknowledged is still the
-// newest. [ErrTaken] says that there is a living one.
+// Open creates a store in a directory, or takes over an existing one: versions that a previous
+// officer acknowledged are preserved. It returns [ErrInUse] if that officer is alive.
 func Open(directory string, options Options) (*Store, error) {
-	s := &Store{directory: directory, options: options.Filled(), tags: make(map[string]*tag)}
+	s := &Store{directory: directory, options: options.WithDefaults(), tags: make(map[string]*tag)}
 	if err := os.MkdirAll(directory, 0o700); err != nil {
 		return nil, fmt.Errorf("open parameter store: %w", err)
 	}
-	if err := s.take(); err != nil {
+	if err := s.acquireLock(); err != nil {
 		return nil, fmt.Errorf("open parameter store %s: %w", directory, err)
 	}
-	if err := s.adopt(); err != nil {
+	if err := s.loadTags(); err != nil {
 		return nil, fmt.Errorf("open parameter store %s: %w", directory, errors.Join(err, s.Close()))
 	}
 	return s, nil
 }
 
-// take takes the officer's lock.
-func (s *Store) take() error {
+// acquireLock acquires the officer's lock.
+func (s *Store) acquireLock() error {
 	lock, err := os.OpenFile(filepath.Join(s.directory, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	if err := mapfile.Lock(lock, 0); err != nil {
 		if errors.Is(err, mapfile.ErrLocked) {
-			err = ErrTaken
+			err = ErrInUse
 		}
 		return errors.Join(err, lock.Close())
 	}
@@ -135,34 +138,35 @@ func (s *Store) take() error {
 	return nil
 }
 
-// adopt takes over the tags of an officer before.
-func (s *Store) adopt() error {
+// loadTags loads the tags that a previous officer left.
+func (s *Store) loadTags() error {
 	entries, err := os.ReadDir(s.directory)
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
-		name, ok := tagOf(entry.Name())
+		name, ok := parseTagDirectory(entry.Name())
 		if !entry.IsDir() || !ok {
 			continue
 		}
 		t := &tag{directory: filepath.Join(s.directory, entry.Name())}
-		if err := t.adopt(name); err != nil {
-			return fmt.Errorf("adopt tag %q: %w", name, err)
+		if err := t.load(name); err != nil {
+			return fmt.Errorf("load tag %q: %w", name, err)
 		}
 		s.tags[name] = t
 	}
 	return nil
 }
 
-// adopt finds a tag's newest whole version, and removes what is newer: the rest of an officer that died while it wrote.
-func (t *tag) adopt(name string) error {
+// load finds a tag's newest complete version. It removes the incomplete files of an officer that
+// died during a write.
+func (t *tag) load(name string) error {
 	ids, err := t.files()
 	if err != nil {
 		return err
 	}
 	for _, id := range slices.Backward(ids) {
-		version, err := verified(t.directory, name, id)
+		version, err := verifyVersion(t.directory, name, id)
 		if err == nil {
 			t.newest = version
 			break
@@ -178,12 +182,13 @@ func (t *tag) adopt(name string) error {
 	if err != nil {
 		return err
 	}
-	t.last = max(t.newest.GetId(), t.index.id().Load()) // what readers have seen never goes back
+	t.last = max(t.newest.GetId(), t.index.id().Load()) // readers never see ids decrease
 	t.index.id().Store(t.last)
 	return nil
 }
 
-// files are the ids of the versions that have files, in order. What was only begun is removed.
+// files returns the ids of the versions that have files, in ascending order. It removes temporary
+// files.
 func (t *tag) files() ([]uint64, error) {
 	entries, err := os.ReadDir(t.directory)
 	if err != nil {
@@ -191,9 +196,9 @@ func (t *tag) files() ([]uint64, error) {
 	}
 	var ids []uint64
 	for _, entry := range entries {
-		if id, ok := idOf(entry.Name()); ok {
+		if id, ok := parseVersionFile(entry.Name()); ok {
 			ids = append(ids, id)
-		} else if strings.HasSuffix(entry.Name(), begunSuffix) {
+		} else if strings.HasSuffix(entry.Name(), tempSuffix) {
 			if err := os.Remove(filepath.Join(t.directory, entry.Name())); err != nil {
 				return nil, err
 			}
@@ -203,10 +208,11 @@ func (t *tag) files() ([]uint64, error) {
 	return ids, nil
 }
 
-// Put stores a version, and says whether it did: one that is not newer than the newest changes nothing. The version's size and
-// checksum are found here, and must be right where they are given.
+// Put stores a version and reports whether it did: a version that is not newer than the newest one
+// changes nothing. Put computes the version's size and checksum; if they are set already, they must
+// be correct.
 func (s *Store) Put(version *psv1.Version, parameters []byte) (bool, error) {
-	version, err := s.completed(version, parameters)
+	version, err := s.validated(version, parameters)
 	if err != nil {
 		return false, err
 	}
@@ -231,18 +237,18 @@ func (s *Store) Put(version *psv1.Version, parameters []byte) (bool, error) {
 	return true, t.removeOld(s.options.Held)
 }
 
-// completed checks a version, and gives a copy of it with its size and checksum.
-func (s *Store) completed(version *psv1.Version, parameters []byte) (*psv1.Version, error) {
+// validated checks a version and returns a copy with its size and checksum.
+func (s *Store) validated(version *psv1.Version, parameters []byte) (*psv1.Version, error) {
 	size, sum := uint64(len(parameters)), Checksum(parameters)
 	switch {
 	case version.GetId() == 0:
-		return nil, fmt.Errorf("%w: it has no id", ErrVersion)
+		return nil, fmt.Errorf("%w: no id", ErrVersion)
 	case size > s.options.MaxBytes:
-		return nil, fmt.Errorf("%w: %d bytes, and at most %d are taken", ErrVersion, size, s.options.MaxBytes)
+		return nil, fmt.Errorf("%w: %d bytes exceed the limit of %d", ErrVersion, size, s.options.MaxBytes)
 	case version.GetSize() != 0 && version.GetSize() != size:
-		return nil, fmt.Errorf("%w: it should have %d bytes, and has %d", ErrVersion, version.GetSize(), size)
+		return nil, fmt.Errorf("%w: it has %d bytes instead of %d", ErrVersion, size, version.GetSize())
 	case version.GetChecksum() != 0 && version.GetChecksum() != sum:
-		return nil, fmt.Errorf("%w: its bytes are damaged: their checksum is %08x, not %08x", ErrVersion, sum, version.GetChecksum())
+		return nil, fmt.Errorf("%w: the parameters are damaged: checksum %08x instead of %08x", ErrVersion, sum, version.GetChecksum())
 	}
 	if err := CheckTag(version.GetTag()); err != nil {
 		return nil, err
@@ -250,12 +256,12 @@ func (s *Store) completed(version *psv1.Version, parameters []byte) (*psv1.Versi
 	version = proto.CloneOf(version)
 	version.Size, version.Checksum = size, sum
 	if n := proto.Size(version); n > MaxDescription {
-		return nil, fmt.Errorf("%w: its info has more than %d bytes", ErrVersion, MaxDescription)
+		return nil, fmt.Errorf("%w: tag and info exceed %d bytes", ErrVersion, MaxDescription)
 	}
 	return version, nil
 }
 
-// tag finds a tag, or makes it.
+// tag returns a tag, and creates it if necessary.
 func (s *Store) tag(name string) (*tag, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,7 +272,7 @@ func (s *Store) tag(name string) (*tag, error) {
 		return t, nil
 	}
 	if len(s.tags) >= s.options.MaxTags {
-		return nil, fmt.Errorf("%w: there are %d tags already", ErrVersion, len(s.tags))
+		return nil, fmt.Errorf("%w: the limit of %d tags is reached", ErrVersion, len(s.tags))
 	}
 	t := &tag{directory: tagPath(s.directory, name)}
 	if err := os.Mkdir(t.directory, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -280,7 +286,7 @@ func (s *Store) tag(name string) (*tag, error) {
 	return t, nil
 }
 
-// put writes a version's file, and lets readers know.
+// put writes a version's file, then publishes its id to readers.
 func (t *tag) put(version *psv1.Version, parameters []byte) error {
 	if !guarded {
 		t.index.id().Store(version.GetId())
@@ -293,7 +299,7 @@ func (t *tag) put(version *psv1.Version, parameters []byte) error {
 	return nil
 }
 
-// removeOld removes the files of all but the newest version and some before it.
+// removeOld removes all files but those of the newest version and of held versions before it.
 func (t *tag) removeOld(held int) error {
 	ids, err := t.files()
 	if err != nil {
@@ -307,7 +313,7 @@ func (t *tag) removeOld(held int) error {
 	return nil
 }
 
-// Newest is the newest version of a tag, or nil.
+// Newest returns the newest version of a tag, or nil. It must not be modified.
 func (s *Store) Newest(name string) *psv1.Version {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,7 +323,7 @@ func (s *Store) Newest(name string) *psv1.Version {
 	return nil
 }
 
-// Last is the id that a tag's next version must be above.
+// Last returns the id that a tag's next version must exceed.
 func (s *Store) Last(name string) uint64 {
 	s.mu.Lock()
 	t, ok := s.tags[name]
@@ -330,7 +336,7 @@ func (s *Store) Last(name string) uint64 {
 	return t.last
 }
 
-// Versions are the newest versions of all tags, sorted by tag. They must not be changed.
+// Versions returns the newest version of each tag, sorted by tag. They must not be modified.
 func (s *Store) Versions() []*psv1.Version {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -344,10 +350,10 @@ func (s *Store) Versions() []*psv1.Version {
 	return versions
 }
 
-// Directory is where the store is.
+// Directory returns the store's directory.
 func (s *Store) Directory() string { return s.directory }
 
-// Close ends the officer's part. The parameters stay where they are: for readers, and for the next officer.
+// Close closes the officer's side. The files remain, for readers and for the next officer.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -359,14 +365,14 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	errs := make([]error, 0, len(tags)+1)
 	for _, t := range tags {
-		t.mu.Lock() // a version that is being written is finished
+		t.mu.Lock() // waits for a write in progress
 		errs = append(errs, t.index.close())
 		t.mu.Unlock()
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
-// Remove deletes a closed store's directory. Who has parameters mapped keeps them.
+// Remove deletes the directory of a closed store. Readers keep what they have mapped.
 func (s *Store) Remove() error {
 	if err := os.RemoveAll(s.directory); err != nil {
 		return fmt.Errorf("remove parameter store: %w", err)
@@ -374,7 +380,7 @@ func (s *Store) Remove() error {
 	return nil
 }
 
-// Checksum is the CRC-32C of parameters.
+// Checksum returns the CRC-32C of parameters.
 func Checksum(parameters []byte) uint32 {
 	return crc32.Checksum(parameters, crc32.MakeTable(crc32.Castagnoli))
 }

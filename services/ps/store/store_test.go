@@ -29,12 +29,12 @@ func reader(t *testing.T, s *Store, name string) *Reader {
 	return r
 }
 
-func TestReadersInOtherProcessesSeeWholeVersionsInOrder(t *testing.T) {
+func TestReadersInOtherProcessesSeeCompleteVersionsInOrder(t *testing.T) {
 	s := newStore(t, Options{})
 	const versions = 200
 	followers := make([]*process, 3)
 	for i := range followers {
-		followers[i] = start(t, part{Name: "reader", Directory: s.Directory(), Until: versions})
+		followers[i] = start(t, task{Name: "reader", Directory: s.Directory(), Until: versions})
 	}
 	for id := uint64(1); id <= versions; id++ {
 		stored, err := put(s, id, 50_000)
@@ -57,7 +57,7 @@ func TestReadersInOtherProcessesSeeWholeVersionsInOrder(t *testing.T) {
 func TestReaderSlowerThanManyPushesKeepsItsBytes(t *testing.T) {
 	s := newStore(t, Options{Held: 1})
 	mustPut(t, s, 1)
-	slow := start(t, part{Name: "slow reader", Directory: s.Directory()})
+	slow := start(t, task{Name: "slow reader", Directory: s.Directory()})
 	require.True(t, slow.next().Ready)
 	for id := uint64(2); id < 20; id++ {
 		mustPut(t, s, id)
@@ -67,7 +67,7 @@ func TestReaderSlowerThanManyPushesKeepsItsBytes(t *testing.T) {
 	require.Zero(t, slow.end().Torn)
 }
 
-func TestLateOlderVersionNeverReplacesANewer(t *testing.T) {
+func TestLateVersionNeverReplacesNewerOne(t *testing.T) {
 	s := newStore(t, Options{})
 	mustPut(t, s, 5)
 	for _, id := range []uint64{5, 4, 1} {
@@ -83,7 +83,7 @@ func TestLateOlderVersionNeverReplacesANewer(t *testing.T) {
 	require.NoError(t, p.Release())
 }
 
-func TestOnlyAFewFilesAreKept(t *testing.T) {
+func TestOldFilesAreRemoved(t *testing.T) {
 	s := newStore(t, Options{Held: 2})
 	for id := uint64(1); id < 10; id++ {
 		mustPut(t, s, id)
@@ -93,10 +93,10 @@ func TestOnlyAFewFilesAreKept(t *testing.T) {
 	require.Len(t, files, 3)
 }
 
-func TestANewOfficerTakesOverWhatADeadOneHadAcknowledged(t *testing.T) {
+func TestNextOfficerPreservesAcknowledgedVersions(t *testing.T) {
 	directory := filepath.Join(t.TempDir(), "parameters")
-	newStore(t, Options{}) // where there are stores at all
-	officer := start(t, part{Name: "officer", Directory: directory, Until: 7, Size: 5000})
+	newStore(t, Options{}) // skips the test where stores are unsupported
+	officer := start(t, task{Name: "officer", Directory: directory, Until: 7, Size: 5000})
 	require.True(t, officer.next().Ready)
 	r, err := NewReader(directory, "w")
 	require.NoError(t, err)
@@ -104,20 +104,20 @@ func TestANewOfficerTakesOverWhatADeadOneHadAcknowledged(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, served)
 	_, err = Open(directory, Options{})
-	require.ErrorIs(t, err, ErrTaken)
+	require.ErrorIs(t, err, ErrInUse)
 
 	require.NoError(t, officer.cmd.Process.Kill())
 	require.Error(t, officer.cmd.Wait())
 	served, err = r.Served()
 	require.NoError(t, err)
-	require.False(t, served, "its readers can know that it is gone")
+	require.False(t, served, "readers can detect that the officer is dead")
 	id, err := r.ID()
 	require.NoError(t, err)
 	require.Equal(t, uint64(7), id)
 
-	// What it had begun is no version.
+	// Incomplete files are ignored.
 	tagDirectory := tagPath(directory, "w")
-	require.NoError(t, os.WriteFile(versionPath(tagDirectory, 8)+begunSuffix, []byte("half"), 0o600))
+	require.NoError(t, os.WriteFile(versionPath(tagDirectory, 8)+tempSuffix, []byte("half"), 0o600))
 	require.NoError(t, os.WriteFile(versionPath(tagDirectory, 9), []byte("half"), 0o600))
 	s, err := Open(directory, Options{})
 	require.NoError(t, err)
@@ -128,13 +128,13 @@ func TestANewOfficerTakesOverWhatADeadOneHadAcknowledged(t *testing.T) {
 	mustPut(t, s, 8)
 	p, err := r.Pull()
 	require.NoError(t, err)
-	require.Equal(t, uint64(8), p.Version().GetId(), "readers that had mapped the index follow the new officer")
+	require.Equal(t, uint64(8), p.Version().GetId(), "readers that mapped the index before follow the next officer")
 	require.NoError(t, p.Release())
 	require.NoError(t, r.Close())
 	require.NoError(t, s.Close())
 }
 
-func TestAcknowledgedVersionWhoseFileIsGoneIsNotForgotten(t *testing.T) {
+func TestIDOfLostVersionIsNotReused(t *testing.T) {
 	s := newStore(t, Options{})
 	mustPut(t, s, 4)
 	require.NoError(t, s.Close())
@@ -151,8 +151,8 @@ func TestAcknowledgedVersionWhoseFileIsGoneIsNotForgotten(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
-func TestStoreBehavesLikeItsModel(t *testing.T) {
-	newStore(t, Options{}) // where there are stores at all
+func TestStoreMatchesModel(t *testing.T) {
+	newStore(t, Options{}) // skips the test where stores are unsupported
 	directory := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		require.NoError(t, os.RemoveAll(directory))
@@ -178,7 +178,7 @@ func TestStoreBehavesLikeItsModel(t *testing.T) {
 				}
 				require.NoError(t, err)
 				require.Equal(t, v.GetId() > newest[name].GetId(), stored)
-				v.Info["n"] = "changed after it was handed over"
+				v.Info["n"] = "modified after Put"
 				if stored {
 					newest[name], content[name] = v, bytes
 				}
@@ -214,7 +214,7 @@ func TestStoreBehavesLikeItsModel(t *testing.T) {
 	})
 }
 
-func TestImpossibleVersionsAreRefused(t *testing.T) {
+func TestInvalidVersionsAreRejected(t *testing.T) {
 	s := newStore(t, Options{MaxBytes: 10})
 	long := make([]byte, MaxDescription)
 	for i := range long {
@@ -239,7 +239,7 @@ func TestImpossibleVersionsAreRefused(t *testing.T) {
 	require.ErrorIs(t, err, ErrVersion)
 }
 
-func TestClosedStoresAndReadersSaySo(t *testing.T) {
+func TestClosedStoresAndReadersReturnErrClosed(t *testing.T) {
 	s := newStore(t, Options{})
 	mustPut(t, s, 1)
 	r := reader(t, s, "w")
@@ -247,7 +247,7 @@ func TestClosedStoresAndReadersSaySo(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, r.Close())
 	require.NoError(t, r.Close())
-	require.False(t, torn(p), "what was pulled stays")
+	require.False(t, torn(p), "pulled parameters outlive the reader")
 	require.NoError(t, p.Release())
 	_, err = r.Pull()
 	require.ErrorIs(t, err, ErrClosed)
@@ -262,9 +262,9 @@ func TestClosedStoresAndReadersSaySo(t *testing.T) {
 	require.NoDirExists(t, s.Directory())
 }
 
-func TestDamagedIndexesAreRefusedByReadersAndMadeAnewByOfficers(t *testing.T) {
+func TestReadersRejectDamagedIndexAndOfficersReplaceIt(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
-		"cut short":       func(b []byte) []byte { return b[:100] },
+		"truncated":       func(b []byte) []byte { return b[:100] },
 		"another magic":   func(b []byte) []byte { b[0]++; return b },
 		"another version": func(b []byte) []byte { b[8]++; return b },
 		"another machine": func(b []byte) []byte { b[indexBootAt]++; return b },
@@ -293,7 +293,7 @@ func TestDamagedIndexesAreRefusedByReadersAndMadeAnewByOfficers(t *testing.T) {
 	}
 }
 
-func TestAStoreBelongsToTheUserAlone(t *testing.T) {
+func TestStoreIsAccessibleToItsUserOnly(t *testing.T) {
 	s := newStore(t, Options{})
 	mustPut(t, s, 1)
 	require.NoError(t, filepath.Walk(s.Directory(), func(path string, info os.FileInfo, err error) error {

@@ -8,20 +8,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Without the guards, the checker that the other tests rely on must find torn versions, and older ones after newer.
+// Without the guards, the other tests' checker must find torn versions and versions that go back.
 
-func TestCheckerFindsTornAndOldVersionsWithoutTheGuards(t *testing.T) {
+func TestCheckerFindsTornAndOldVersionsWithoutGuards(t *testing.T) {
 	const rounds, versions, size = 20, 200, 1_000_000
 	var torn, back int
 	for range rounds {
 		s := newStore(t, Options{})
-		follower := start(t, part{Name: "reader", Directory: s.Directory(), Until: versions})
+		follower := start(t, task{Name: "reader", Directory: s.Directory(), Until: versions})
 		for id := uint64(1); id <= versions; id++ {
 			_, err := put(s, id, size)
 			require.NoError(t, err)
 			if id > 2 && id < versions {
 				if _, err := put(s, id-2, size); err != nil {
-					continue // its file is still there
+					continue // its file still exists
 				}
 			}
 		}
@@ -32,5 +32,5 @@ func TestCheckerFindsTornAndOldVersionsWithoutTheGuards(t *testing.T) {
 			return
 		}
 	}
-	t.Fatalf("in %d rounds the checker found %d torn versions, and %d older ones after newer", rounds, torn, back)
+	t.Fatalf("the checker found %d torn versions and %d that go back in %d rounds", torn, back, rounds)
 }

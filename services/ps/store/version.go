@@ -15,18 +15,19 @@ import (
 // A version's file, little-endian:
 //
 //	 0  magic, 8 bytes
-//	 8  version of the format, uint32
-//	12  length of the description, uint32
+//	 8  format version, uint32
+//	12  length of the description in bytes, uint32
 //	16  CRC-32C of the description, uint32
 //	20  0, uint32
-//	24  the description: a raylink.ps.v1.Version
-//	    the parameters, from the next page on, as many bytes as the description says
+//	24  description: a raylink.ps.v1.Version
+//	    parameters, from the next page boundary on; the description has their size
 const (
 	versionMagic  = "RLPARAM\n"
 	formatVersion = 1
 	fixedHeader   = 24
 	page          = 4096
-	// MaxDescription bounds a version without its parameters, in bytes: its tag and info.
+	// MaxDescription is the maximum size of a serialized version without its parameters, in bytes.
+	// It bounds tag and info.
 	MaxDescription = 64 << 10
 )
 
@@ -34,19 +35,19 @@ func parametersOffset(description int) uint64 {
 	return (fixedHeader + uint64(description) + page - 1) / page * page //nolint:gosec // at most MaxDescription
 }
 
-// writeVersion writes a version's file under another name, and moves it to its place when it is whole.
+// writeVersion writes a version's file under a temporary name, and renames it once it is complete.
 func writeVersion(directory string, version *psv1.Version, parameters []byte) error {
 	description, err := proto.Marshal(version)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrVersion, err)
 	}
 	path := versionPath(directory, version.GetId())
-	begun := path + begunSuffix
+	temp := path + tempSuffix
 	if !guarded {
-		begun = path
+		temp = path
 	}
 	offset := parametersOffset(len(description))
-	file, err := mapfile.Create(begun, offset+uint64(len(parameters)))
+	file, err := mapfile.Create(temp, offset+uint64(len(parameters)))
 	if err != nil {
 		return err
 	}
@@ -61,28 +62,28 @@ func writeVersion(directory string, version *psv1.Version, parameters []byte) er
 	_, headErr := file.WriteAt(header, 0)
 	_, bodyErr := file.WriteAt(parameters, int64(offset)) //nolint:gosec // at most MaxDescription
 	if err := errors.Join(headErr, bodyErr, file.Close()); err != nil {
-		return errors.Join(err, os.Remove(begun))
+		return errors.Join(err, os.Remove(temp))
 	}
-	return os.Rename(begun, path)
+	return os.Rename(temp, path)
 }
 
-// parseVersion reads the header of a version's file, and says where the parameters begin. It trusts nothing: the parameters
-// are inside a file of the given size.
+// parseVersion parses the header of a version's file, and returns the offset of the parameters. The
+// input is untrusted: parameters that it returns are within a file of the given size.
 func parseVersion(b []byte, fileSize uint64) (*psv1.Version, uint64, error) {
 	le := binary.LittleEndian
 	if len(b) < fixedHeader || string(b[:8]) != versionMagic {
-		return nil, 0, fmt.Errorf("%w: it does not begin like one", ErrFormat)
+		return nil, 0, fmt.Errorf("%w: wrong magic number", ErrFormat)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return nil, 0, fmt.Errorf("%w: it has version %d of the format, and this program knows version %d", ErrFormat, v, formatVersion)
+		return nil, 0, fmt.Errorf("%w: format version %d, but this program supports only version %d", ErrFormat, v, formatVersion)
 	}
 	length := le.Uint32(b[12:])
 	if length > MaxDescription || int(length) > len(b)-fixedHeader {
-		return nil, 0, fmt.Errorf("%w: its description is said to have %d bytes", ErrFormat, length)
+		return nil, 0, fmt.Errorf("%w: invalid description length of %d bytes", ErrFormat, length)
 	}
 	description := b[fixedHeader : fixedHeader+length]
 	if Checksum(description) != le.Uint32(b[16:]) {
-		return nil, 0, fmt.Errorf("%w: its description is damaged", ErrFormat)
+		return nil, 0, fmt.Errorf("%w: wrong checksum of the description", ErrFormat)
 	}
 	version := new(psv1.Version)
 	if err := proto.Unmarshal(description, version); err != nil {
@@ -90,7 +91,7 @@ func parseVersion(b []byte, fileSize uint64) (*psv1.Version, uint64, error) {
 	}
 	offset := parametersOffset(int(length))
 	if fileSize < offset || version.GetSize() != fileSize-offset {
-		return nil, 0, fmt.Errorf("%w: the file has %d bytes, and should have %d for the header and %d for the parameters",
+		return nil, 0, fmt.Errorf("%w: the file has %d bytes instead of %d for the header and %d for the parameters",
 			ErrFormat, fileSize, offset, version.GetSize())
 	}
 	return version, offset, nil
@@ -103,7 +104,7 @@ func mapVersion(directory, name string, id uint64) (*mapped, error) {
 		return nil, err
 	}
 	if size < fixedHeader {
-		return nil, errors.Join(fmt.Errorf("%w: it has %d bytes", ErrFormat, size), file.Close())
+		return nil, errors.Join(fmt.Errorf("%w: only %d bytes", ErrFormat, size), file.Close())
 	}
 	all, err := mapfile.Map(file, uint64(size), mapfile.ReadOnly)
 	if err := errors.Join(err, file.Close()); err != nil {
@@ -111,7 +112,7 @@ func mapVersion(directory, name string, id uint64) (*mapped, error) {
 	}
 	version, offset, err := parseVersion(all, uint64(len(all)))
 	if err == nil && (version.GetTag() != name || version.GetId() != id) {
-		err = fmt.Errorf("%w: it is version %d of tag %q", ErrFormat, version.GetId(), version.GetTag())
+		err = fmt.Errorf("%w: the file holds version %d of tag %q", ErrFormat, version.GetId(), version.GetTag())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("version %d: %w", id, err), mapfile.Unmap(all))
@@ -119,14 +120,14 @@ func mapVersion(directory, name string, id uint64) (*mapped, error) {
 	return &mapped{version: version, all: all, parameters: all[offset:len(all):len(all)], uses: 1}, nil
 }
 
-// verified reads a version's file and checks its parameters.
-func verified(directory, name string, id uint64) (*psv1.Version, error) {
+// verifyVersion maps a version's file, and checks its parameters.
+func verifyVersion(directory, name string, id uint64) (*psv1.Version, error) {
 	m, err := mapVersion(directory, name, id)
 	if err != nil {
 		return nil, err
 	}
 	if Checksum(m.parameters) != m.version.GetChecksum() {
-		err = fmt.Errorf("%w: the parameters of version %d are damaged", ErrFormat, id)
+		err = fmt.Errorf("%w: wrong checksum of the parameters of version %d", ErrFormat, id)
 	}
 	return m.version, errors.Join(err, mapfile.Unmap(m.all))
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// counting is a log that counts its warnings.
+// counting is a log handler that counts warnings.
 type counting struct {
 	slog.Handler
 
@@ -28,15 +28,14 @@ func (h *counting) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// TestAnOfficerThatKeepsFailingIsWarnedAboutOnce although it is tried again and again.
-func TestAnOfficerThatKeepsFailingIsWarnedAboutOnce(t *testing.T) {
+func TestRepeatedOfficerFailureIsLoggedOnce(t *testing.T) {
 	s := newServer(t, nil)
 	log := &counting{Handler: slog.DiscardHandler}
 	s.captain.log = slog.New(log)
-	o := &slow{officer: s.officer(filepath.Join(t.TempDir(), "away"), "away"), gate: make(chan struct{})}
-	close(o.gate)
+	o := &slowOfficer{officer: s.officer(filepath.Join(t.TempDir(), "remote"), "remote"), release: make(chan struct{})}
+	close(o.release)
 	o.fails.Store(4)
-	s.enlist("away", o, o.officer)
+	s.enlist("remote", o, o.officer)
 	pushed(t, s.client(""), "w", "one")
 	eventually(t, func() bool { return o.store.Last("w") == 1 })
 	require.Equal(t, int64(5), o.stores.Load())
