@@ -14,8 +14,11 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/pluginpb"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator"
-	"github.com/raylink/raylink/proto"
+	schemas "github.com/raylink/raylink/proto"
 )
 
 const usage = `protoc-gen-raylink turns the services of .proto files into RayLink nodes, in Go. Buf and protoc run it:
@@ -42,14 +45,40 @@ Run by hand it takes one of these:
 `
 
 func main() {
+	var err error
 	if len(os.Args) == 1 {
-		generator.Options().Run(generator.Generate)
-		return
+		err = respond(os.Stdin, os.Stdout)
+	} else {
+		err = run(os.Args[1:], os.Stdout)
 	}
-	if err := run(os.Args[1:], os.Stdout); err != nil {
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "protoc-gen-raylink: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+// respond reads a request of buf or protoc and writes the response, in which refusals are.
+func respond(in io.Reader, out io.Writer) error {
+	raw, err := io.ReadAll(in)
+	if err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	request := &pluginpb.CodeGeneratorRequest{}
+	if err := proto.Unmarshal(raw, request); err != nil {
+		return fmt.Errorf("read the request, which buf or protoc writes to standard input: %w", err)
+	}
+	plugin, err := generator.Options().New(request)
+	if err != nil {
+		return err
+	}
+	response, err := proto.Marshal(generator.Respond(plugin))
+	if err != nil {
+		return fmt.Errorf("encode the response: %w", err)
+	}
+	if _, err := out.Write(response); err != nil {
+		return fmt.Errorf("write the response: %w", err)
+	}
+	return nil
 }
 
 // run does what a person asked for on the command line.
@@ -85,11 +114,11 @@ func export(dir string, out io.Writer) error {
 	if dir == "" {
 		return errors.New("--export takes one directory")
 	}
-	return fs.WalkDir(proto.Schemas, ".", func(path string, entry fs.DirEntry, err error) error {
+	return fs.WalkDir(schemas.Schemas, ".", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		content, err := fs.ReadFile(proto.Schemas, path)
+		content, err := fs.ReadFile(schemas.Schemas, path)
 		if err != nil {
 			return err
 		}

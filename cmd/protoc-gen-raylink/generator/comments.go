@@ -2,8 +2,10 @@ package generator
 
 import (
 	"fmt"
+	godoc "go/doc/comment"
 	"regexp"
 	"strings"
+	"unicode"
 
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -11,14 +13,18 @@ import (
 )
 
 // comment writes text as a Go comment that is nothing but a comment. A directive (`//go:embed`) has no space after the slashes, so each
-// line gets one; characters that the Go compiler takes in no place go.
+// line gets one; characters that the Go compiler takes in no place go. Gofmt would make a build constraint of a line that begins
+// with `+build`, wherever it stands.
 func comment(text string) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	text = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\x00", "", "\uFEFF", "").Replace(text)
 	text = strings.TrimRight(text, "\n")
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
-		line = strings.TrimRight(line, " \t\v\f")
+		line = strings.TrimRightFunc(line, unicode.IsSpace)
+		if words := strings.TrimSpace(line); strings.HasPrefix(words, "+build") {
+			line = "(" + words + ")"
+		}
 		switch {
 		case line == "":
 			lines[i] = "//"
@@ -31,15 +37,39 @@ func comment(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-// header writes text as a comment above the package clause, where build constraints are looked for.
-func header(text string) string {
-	lines := strings.Split(comment(text), "\n")
-	for i, line := range lines {
-		if words := strings.TrimSpace(strings.TrimPrefix(line, "//")); strings.HasPrefix(words, "+build") {
-			lines[i] = "// (" + words + ")"
+// maxFormats bounds how often formatDoc formats a comment; twice has been seen to be needed.
+const maxFormats = 16
+
+// formatDoc writes a doc comment as gofmt does, until that changes nothing or has been done so often: lists and code can take it more
+// than once.
+func formatDoc(text string, times int) string {
+	var parser godoc.Parser
+	var printer godoc.Printer
+	for range times {
+		if text == "" {
+			break
 		}
+		var words strings.Builder
+		for line := range strings.SplitSeq(text, "\n") {
+			words.WriteString(strings.TrimPrefix(strings.TrimPrefix(line, "//"), " "))
+			words.WriteByte('\n')
+		}
+		lines := strings.Split(strings.TrimSuffix(string(printer.Comment(parser.Parse(words.String()))), "\n"), "\n")
+		for i, line := range lines {
+			switch line = strings.TrimRightFunc(line, unicode.IsSpace); {
+			case line == "" || line[0] == '\t':
+				lines[i] = "//" + line
+			default:
+				lines[i] = "// " + line
+			}
+		}
+		formatted := strings.Join(lines, "\n")
+		if formatted == text {
+			break
+		}
+		text = formatted
 	}
-	return strings.Join(lines, "\n")
+	return text
 }
 
 // doc is the documentation of one symbol: paragraphs, empty ones left out.
@@ -52,7 +82,9 @@ var lintComment = regexp.MustCompile(`(?m)^[ \t]*buf:lint:ignore .*\n?`)
 func (d doc) text() string {
 	var paragraphs []string
 	for _, p := range d {
-		p = lintComment.ReplaceAllString(p, "")
+		if strings.Contains(p, "buf:lint:ignore") {
+			p = lintComment.ReplaceAllString(p, "")
+		}
 		if p = strings.Trim(p, "\n"); strings.TrimSpace(p) != "" {
 			paragraphs = append(paragraphs, p)
 		}

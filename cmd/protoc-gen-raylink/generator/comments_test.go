@@ -34,22 +34,36 @@ func FuzzComment(f *testing.F) {
 				assert.False(t, directive, c.Text)
 			}
 		}
-		formatted, err := formatGo("x.go", []byte(source))
-		require.NoError(t, err)
-		again, err := format.Source(formatted)
-		require.NoError(t, err)
-		assert.Equal(t, string(formatted), string(again), "protogen formats once more")
-		for line := range strings.Lines(header(text)) {
+		for line := range strings.Lines(comment(text)) {
 			assert.False(t, constraint.IsGoBuild(line) || constraint.IsPlusBuild(line), line)
 		}
 	})
 }
 
-func TestCodeThatDoesNotParseIsShownWithLineNumbers(t *testing.T) {
-	_, err := formatGo("x.raylink.go", []byte("package x\n\nfunc {\n}\n"))
-	require.Error(t, err)
-	require.ErrorContains(t, err, "x.raylink.go: the generated code is not valid Go, which is a fault of protoc-gen-raylink: 3:6: ")
-	assert.Contains(t, err.Error(), "\n    3\tfunc {\n    4\t}\n")
+// FuzzCommentsAreAsGofmtWritesThem compares comments in all places of a generated file with what gofmt makes of them.
+func FuzzCommentsAreAsGofmtWritesThem(f *testing.F) {
+	for _, seed := range []string{
+		"", " words\n", " - a\n   - b\n\n\t code", "# H\n#H", " Words.\n\n A heading\n\n More ``words''.\n", "[a]: http://b\n", "1. x\n\n\n2. y",
+		"+build never", "\u00a0", " x\u0085\n\v\f", "  indented\n plain\n  indented",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		w := &writer{}
+		w.line("package x")
+		w.document(doc{text})
+		w.line("var V int")
+		w.line()
+		w.comment("", comment(text))
+		w.line()
+		w.line("type I interface {")
+		w.comment("\t", formatDoc(doc{text}.String(), 1))
+		w.line("\tM()")
+		w.line("}")
+		formatted, err := format.Source(w.text.Bytes())
+		require.NoError(t, err)
+		assert.Equal(t, string(formatted), w.text.String())
+	})
 }
 
 func TestGeneratedCodeIsForThisRuntime(t *testing.T) {

@@ -9,16 +9,19 @@
 //     trailing underscore (names.go says which of two yields);
 //   - what it can't support is refused with file, line and reason, all faults of a run at once, and nothing is written then.
 //
-// Start reading at [Generate]. Schemas are read with protogen and Go is written with jennifer, which alone sees to the
-// imports of a generated file; protogen prints the file and finds its annotated symbols.
+// Start reading at [Generate]. Schemas are read with protogen. Go is written line by line, as gofmt would write
+// it, in parallel; only where annotations are asked for, protogen parses it to find their symbols.
 package generator
 
 import (
 	"fmt"
 	"io/fs"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -53,17 +56,33 @@ func Generate(plugin *protogen.Plugin) error {
 	if err := g.problems.err(); err != nil {
 		return err
 	}
-	for _, pkg := range g.packages {
-		for _, file := range pkg.files {
-			if !file.Generate {
-				continue
-			}
-			if err := g.generate(pkg, file); err != nil {
-				return err
-			}
+	annotate := slices.ContainsFunc(strings.Split(plugin.Request.GetParameter(), ","), func(parameter string) bool {
+		name, value, _ := strings.Cut(parameter, "=")
+		return name == "annotate_code" && value != "false"
+	})
+	for _, file := range g.generate() {
+		if err := file.add(plugin, annotate); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+const goSuffix = ".go"
+
+// Respond runs [Generate] and makes the plugin's response.
+func Respond(plugin *protogen.Plugin) *pluginpb.CodeGeneratorResponse {
+	if err := Generate(plugin); err != nil {
+		plugin.Error(err)
+	}
+	response := plugin.Response()
+	// Protogen parses and prints what has Go's suffix, once more than is needed, and so the files have theirs from here.
+	for _, file := range response.GetFile() {
+		if !strings.HasSuffix(file.GetName(), goSuffix) && !strings.HasSuffix(file.GetName(), ".meta") {
+			file.Name = new(file.GetName() + goSuffix)
+		}
+	}
+	return response
 }
 
 // generator is one run of the plugin.
@@ -290,12 +309,25 @@ func (g *generator) checkImport(file *protogen.File, where protoreflect.SourcePa
 	}
 }
 
-// generate writes one file.
-func (g *generator) generate(pkg *goPackage, file *protogen.File) error {
-	w := newWriter(g.plugin, pkg, file, g.options)
-	w.preamble()
-	for _, service := range file.Services {
-		w.service(service)
+// generate writes all files that the request asks for, on all processors.
+func (g *generator) generate() []*writer {
+	var files []*writer
+	for _, pkg := range g.packages {
+		for _, src := range pkg.files {
+			if src.Generate {
+				files = append(files, &writer{pkg: pkg, src: src, options: g.options})
+			}
+		}
 	}
-	return w.print()
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(files)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(files)); i = next.Add(1) - 1 {
+				files[i].file(g.plugin)
+			}
+		})
+	}
+	workers.Wait()
+	return files
 }

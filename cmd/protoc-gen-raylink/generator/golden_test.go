@@ -191,7 +191,13 @@ syntax = "proto3";
 package x;
 option go_package = "example.com/x";
 message M {}
-service S { rpc Do(M) returns (M); }`}
+//+build never
+service S {
+  // +build never
+
+  // +build never
+  rpc Do(M) returns (M);
+}`}
 	content := outputs(t, generate(t, request(t, schema, "paths=source_relative", "x.proto")))["xraylink/x.raylink.go"]
 	assert.Contains(t, content, "never")
 	for line := range strings.Lines(content) {

@@ -114,10 +114,7 @@ func generate(t *testing.T, req *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGe
 	t.Helper()
 	plugin, err := generator.Options().New(overTheWire(t, req))
 	require.NoError(t, err)
-	if err := generator.Generate(plugin); err != nil {
-		plugin.Error(err)
-	}
-	return plugin.Response()
+	return generator.Respond(plugin)
 }
 
 // generateMessages runs protoc-gen-go.

@@ -4,11 +4,9 @@ import (
 	"go/token"
 	"go/types"
 	"maps"
-	"path"
 	"slices"
 	"strconv"
 
-	"github.com/dave/jennifer/jen"
 	"google.golang.org/protobuf/compiler/protogen"
 )
 
@@ -29,12 +27,11 @@ func localNames() []string {
 	}
 }
 
-// importNames gives every package that a file imports its name in that file. It decides all of them, and jennifer is told: jennifer's
-// own guess for connect/v2 would be v2, and it doesn't know what else is declared in the generated package.
+// importNames gives every package that a file imports its name in that file, clear of what else is declared in the generated package.
+// Every file with a service uses all of them.
 func importNames(taken map[string]bool, messages map[protogen.GoImportPath]protogen.GoPackageName) map[string]string {
 	named := make(map[string]string)
 	used := make(map[string]bool)
-	maps.Copy(used, taken)
 	for _, name := range slices.Concat(localNames(), types.Universe.Names()) {
 		used[name] = true
 	}
@@ -43,7 +40,7 @@ func importNames(taken map[string]bool, messages map[protogen.GoImportPath]proto
 			return
 		}
 		free := want
-		for i := 1; used[free] || jen.IsReservedWord(free) || !token.IsIdentifier(free); i++ {
+		for i := 1; taken[free] || used[free] || !token.IsIdentifier(free); i++ {
 			free = want + strconv.Itoa(i)
 		}
 		used[free] = true
@@ -59,16 +56,4 @@ func importNames(taken map[string]bool, messages map[protogen.GoImportPath]proto
 		name(string(importPath), string(messages[importPath]))
 	}
 	return named
-}
-
-// tellImports tells jennifer the names, and which of them to write out: those that the path doesn't end in.
-func tellImports(file *jen.File, named map[string]string, messages map[protogen.GoImportPath]protogen.GoPackageName) {
-	for importPath, name := range named {
-		declared, isMessages := messages[protogen.GoImportPath(importPath)]
-		if path.Base(importPath) == name && (!isMessages || string(declared) == name) {
-			file.ImportName(importPath, name)
-		} else {
-			file.ImportAlias(importPath, name)
-		}
-	}
 }

@@ -2,8 +2,9 @@ package generator
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
-	"github.com/dave/jennifer/jen"
 	"google.golang.org/protobuf/compiler/protogen"
 )
 
@@ -45,20 +46,19 @@ func (s *serviceWriter) doc(what string, more ...string) doc {
 
 func (s *serviceWriter) nameConst() {
 	for _, detached := range s.service.Comments.LeadingDetached {
-		w := s.writer
-		w.Line()
-		w.Comment(comment(string(detached)))
+		s.line()
+		s.comment("", comment(string(detached)))
 	}
 	s.document(s.doc(sentence("%s is the full name of the service %s.", s.name, s.service.Desc.Name())))
-	s.Const().Id(s.name).Op("=").Lit(string(s.service.Desc.FullName()))
+	s.line("const ", s.name, " = ", strconv.Quote(string(s.service.Desc.FullName())))
 	s.annotate(s.service.Location, s.name)
 }
 
 // methodTable writes the data that callers work with.
 func (s *serviceWriter) methodTable() {
-	config := []jen.Code{jen.Id("Type").Op(":").Lit(s.options.typeName)}
+	config := [][2]string{{"Type", strconv.Quote(s.options.typeName)}}
 	if s.options.config != nil {
-		config = append(config, jen.Id("NewConfig").Op(":").Add(newMessage(s.options.config)))
+		config = append(config, [2]string{"NewConfig", s.newMessage("\t\t", s.options.config)})
 	}
 	for _, bound := range []struct {
 		field string
@@ -69,129 +69,143 @@ func (s *serviceWriter) methodTable() {
 		{"MaxStreams", s.options.maxStreams},
 	} {
 		if bound.value != 0 {
-			config = append(config, jen.Id(bound.field).Op(":").Lit(int(bound.value)))
+			config = append(config, [2]string{bound.field, strconv.FormatUint(uint64(bound.value), 10)})
 		}
 	}
-	rows := make([]jen.Code, 0, len(s.service.Methods))
-	for _, method := range s.service.Methods {
-		row := []jen.Code{
-			jen.Id("Name").Op(":").Lit(string(method.Desc.Name())),
-			jen.Id("NewRequest").Op(":").Add(newMessage(method.Input)),
-			jen.Id("NewResponse").Op(":").Add(newMessage(method.Output)),
-		}
-		if s.options.concurrent[method.Desc.Name()] {
-			row = append(row, jen.Id("Concurrent").Op(":").True())
-		}
-		rows = append(rows, jen.Custom(multiline(), row...))
-	}
-	s.Line()
-	s.Commentf("// The method table of %s. Calls name a method by its index in it.", s.service.Desc.FullName())
-	s.Var().Id(s.table).Op("=").Add(rt("Table")).Custom(multiline(),
-		jen.Id("File").Op(":").Op("&").Add(qual(s.src.GoDescriptorIdent)),
-		jen.Id("Service").Op(":").Lit(string(s.service.Desc.Name())),
-		jen.Id("Config").Op(":").Add(rt("ServiceConfig")).Custom(multiline(), config...),
-		jen.Id("Methods").Op(":").Index().Add(rt("TableMethod")).Custom(multiline(), rows...),
+	s.line()
+	s.line("// The method table of ", string(s.service.Desc.FullName()), ". Calls name a method by its index in it.")
+	s.line("var ", s.table, " = ", s.rt("Table"), "{")
+	s.pairs("\t",
+		[2]string{"File", "&" + s.qual(s.src.GoDescriptorIdent)},
+		[2]string{"Service", strconv.Quote(string(s.service.Desc.Name()))},
 	)
+	s.line("\tConfig: ", s.rt("ServiceConfig"), "{")
+	s.pairs("\t\t", config...)
+	s.line("\t},")
+	if len(s.service.Methods) == 0 {
+		s.line("\tMethods: []", s.rt("TableMethod"), "{},")
+	} else {
+		s.line("\tMethods: []", s.rt("TableMethod"), "{")
+		for _, method := range s.service.Methods {
+			s.line("\t\t{")
+			s.line("\t\t\tName: ", strconv.Quote(string(method.Desc.Name())), ",")
+			s.line("\t\t\tNewRequest: ", s.newMessage("\t\t\t", method.Input), ",")
+			s.line("\t\t\tNewResponse: ", s.newMessage("\t\t\t", method.Output), ",")
+			if s.options.concurrent[method.Desc.Name()] {
+				s.line("\t\t\tConcurrent: true,")
+			}
+			s.line("\t\t},")
+		}
+		s.line("\t},")
+	}
+	s.line("}")
 }
 
 // newMessage is a function that makes an empty message.
-func newMessage(message *protogen.Message) *jen.Statement {
-	return jen.Func().Params().Qual(protoPackage, "Message").Block(jen.Return(jen.New(qual(message.GoIdent))))
+func (s *serviceWriter) newMessage(indent string, message *protogen.Message) string {
+	return "func() " + s.protoMessage() + " {\n" +
+		indent + "\treturn new(" + s.qual(message.GoIdent) + ")\n" +
+		indent + "}"
 }
 
 // methodHandlers writes the functions that run the methods of a node.
 func (s *serviceWriter) methodHandlers() {
-	handlers := make([]jen.Code, 0, len(s.service.Methods))
-	for _, method := range s.service.Methods {
-		handlers = append(handlers, jen.Custom(multiline(), s.handler(method)))
+	s.line()
+	s.line("// What runs the methods of ", string(s.service.Desc.FullName()), " on a node, in the order of the table.")
+	if len(s.service.Methods) == 0 {
+		s.line("var ", s.handlers, " = []", s.rt("TableHandler"), "{}")
+		return
 	}
-	s.Line()
-	s.Commentf("// What runs the methods of %s on a node, in the order of the table.", s.service.Desc.FullName())
-	s.Var().Id(s.handlers).Op("=").Index().Add(rt("TableHandler")).Custom(multiline(), handlers...)
+	s.line("var ", s.handlers, " = []", s.rt("TableHandler"), "{")
+	for _, method := range s.service.Methods {
+		s.line("\t{")
+		s.handler(method)
+		s.line("\t},")
+	}
+	s.line("}")
 }
 
-// handler is the function that runs one method, as a field of runtime.TableHandler.
-func (s *serviceWriter) handler(method *protogen.Method) jen.Code {
-	node, ctx := jen.Id("node").Any(), jen.Id("ctx").Add(ctxType())
-	call := jen.Id("node").Assert(jen.Id(s.node)).Dot(method.GoName)
+// handler writes the function that runs one method, as a field of runtime.TableHandler.
+func (s *serviceWriter) handler(method *protogen.Method) {
+	call := "node.(" + s.node + ")." + method.GoName + "(ctx, "
+	in, out := s.pointer(method.Input), s.pointer(method.Output)
 	if !isStreaming(method) {
-		message := jen.Qual(protoPackage, "Message")
-		return jen.Id("Unary").Op(":").Func().Params(node, ctx, jen.Id("req").Add(message)).Params(message, jen.Error()).Block(
-			jen.List(jen.Id("res"), jen.Err()).Op(":=").Add(call).Call(jen.Id("ctx"), jen.Id("req").Assert(pointer(method.Input))),
-			jen.If(jen.Err().Op("!=").Nil()).Block(jen.Return(jen.Nil(), jen.Err())),
-			jen.If(jen.Id("res").Op("==").Nil()).Block(jen.Id("res").Op("=").New(qual(method.Output.GoIdent))),
-			jen.Return(jen.Id("res"), jen.Nil()),
-		)
+		s.line("\t\tUnary: func(node any, ctx ", s.ctxType(), ", req ", s.protoMessage(), ") (", s.protoMessage(), ", error) {")
+		s.line("\t\t\tres, err := ", call, "req.(", in, "))")
+		s.line("\t\t\tif err != nil {")
+		s.line("\t\t\t\treturn nil, err")
+		s.line("\t\t\t}")
+		s.line("\t\t\tif res == nil {")
+		s.line("\t\t\t\tres = new(", s.qual(method.Output.GoIdent), ")")
+		s.line("\t\t\t}")
+		s.line("\t\t\treturn res, nil")
+		s.line("\t\t},")
+		return
 	}
-	client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer()
-	var body []jen.Code
-	switch {
+	s.line("\t\tStream: func(node any, ctx ", s.ctxType(), ", stream *", s.rt("ServedStream"), ") error {")
+	switch client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer(); {
 	case client && server:
-		typed := rt("BidiStream").Types(pointer(method.Input), pointer(method.Output)).Call(jen.Id("stream"))
-		body = []jen.Code{jen.Return(call.Call(jen.Id("ctx"), typed))}
+		s.line("\t\t\treturn ", call, s.rt("BidiStream"), "[", in, ", ", out, "](stream))")
 	case client:
-		typed := rt("ClientStream").Types(pointer(method.Input)).Call(jen.Id("stream"))
-		body = []jen.Code{
-			jen.List(jen.Id("res"), jen.Err()).Op(":=").Add(call).Call(jen.Id("ctx"), typed),
-			jen.Return(rt("SendResponse").Call(jen.Id("stream"), jen.Id("res"), jen.Err())),
-		}
+		s.line("\t\t\tres, err := ", call, s.rt("ClientStream"), "[", in, "](stream))")
+		s.line("\t\t\treturn ", s.rt("SendResponse"), "(stream, res, err)")
 	default:
-		typed := rt("ServerStream").Types(pointer(method.Output)).Call(jen.Id("stream"))
-		body = []jen.Code{
-			jen.List(jen.Id("req"), jen.Err()).Op(":=").Add(rt("ReceiveRequest")).Types(pointer(method.Input)).Call(jen.Id("stream")),
-			jen.If(jen.Err().Op("!=").Nil()).Block(jen.Return(jen.Err())),
-			jen.Return(call.Call(jen.Id("ctx"), jen.Id("req"), typed)),
-		}
+		s.line("\t\t\treq, err := ", s.rt("ReceiveRequest"), "[", in, "](stream)")
+		s.line("\t\t\tif err != nil {")
+		s.line("\t\t\t\treturn err")
+		s.line("\t\t\t}")
+		s.line("\t\t\treturn ", call, "req, ", s.rt("ServerStream"), "[", out, "](stream))")
 	}
-	return jen.Id("Stream").Op(":").Func().Params(node, ctx, jen.Id("stream").Op("*").Add(rt("ServedStream"))).Error().Block(body...)
+	s.line("\t\t},")
 }
 
 // caller and host are the service as constructors pass it on.
-func (s *serviceWriter) caller() *jen.Statement { return jen.Id(s.table).Dot("Caller").Call() }
-
-func (s *serviceWriter) host() *jen.Statement {
-	return jen.Id(s.table).Dot("Host").Call(jen.Id(s.handlers))
-}
+func (s *serviceWriter) caller() string { return s.table + ".Caller()" }
+func (s *serviceWriter) host() string   { return s.table + ".Host(" + s.handlers + ")" }
 
 func (s *serviceWriter) nodeInterface() {
-	var items []jen.Code
-	for _, method := range s.service.Methods {
-		if len(items) > 0 {
-			items = append(items, jen.Line())
-		}
-		for _, detached := range method.Comments.LeadingDetached {
-			items = append(items, jen.Comment(comment(string(detached))), jen.Line())
-		}
-		d := append(schemaDoc(method.Comments), deprecation(s.src, method.Desc, method.Comments))
-		if text := d.String(); text != "" {
-			items = append(items, jen.Comment(text))
-		}
-		params, result := s.nodeSignature(method)
-		items = append(items, jen.Id(method.GoName).Params(params...).Add(result))
-		s.annotate(method.Location, s.node+"."+method.GoName)
-	}
 	s.document(s.doc(
 		sentence("%s is what a node of the service %s implements. Its unary methods run one at a time unless the schema says otherwise.",
 			s.node, s.service.Desc.FullName()),
 		schemaDoc(s.service.Comments)...,
 	))
-	s.Type().Id(s.node).Interface(items...)
 	s.annotate(s.service.Location, s.node)
+	if len(s.service.Methods) == 0 {
+		s.line("type ", s.node, " interface{}")
+		return
+	}
+	s.line("type ", s.node, " interface {")
+	for i, method := range s.service.Methods {
+		if i > 0 {
+			s.line()
+		}
+		for _, detached := range method.Comments.LeadingDetached {
+			s.comment("\t", comment(string(detached)))
+			s.line()
+		}
+		d := append(schemaDoc(method.Comments), deprecation(s.src, method.Desc, method.Comments))
+		// Gofmt leaves the comments of methods alone: once is for the reader.
+		s.comment("\t", formatDoc(d.String(), 1))
+		params, result := s.nodeSignature(method)
+		s.line("\t", method.GoName, "(", params, ") ", result)
+		s.annotate(method.Location, s.node+"."+method.GoName)
+	}
+	s.line("}")
 }
 
 // nodeSignature is a method as a node implements it.
-func (s *serviceWriter) nodeSignature(method *protogen.Method) (params []jen.Code, result *jen.Statement) {
-	params = []jen.Code{ctxType()}
+func (s *serviceWriter) nodeSignature(method *protogen.Method) (params, result string) {
+	params = s.ctxType()
 	if !method.Desc.IsStreamingClient() {
-		params = append(params, pointer(method.Input))
+		params += ", " + s.pointer(method.Input)
 	}
 	if isStreaming(method) {
-		params = append(params, jen.Id(s.methods[method.Desc.Name()].serverStream))
+		params += ", " + s.methods[method.Desc.Name()].serverStream
 	}
 	if method.Desc.IsStreamingServer() {
-		return params, jen.Error()
+		return params, "error"
 	}
-	return params, jen.Params(pointer(method.Output), jen.Error())
+	return params, "(" + s.pointer(method.Output) + ", error)"
 }
 
 // streamTypes names the streams of each streaming method, so that nobody has to spell them out.
@@ -201,22 +215,18 @@ func (s *serviceWriter) streamTypes() {
 			continue
 		}
 		own := s.methods[method.Desc.Name()]
-		kind, types := "ServerStreaming", []jen.Code{pointer(method.Output)}
+		in, out := s.pointer(method.Input), s.pointer(method.Output)
+		kind, serverTypes, clientTypes := "ServerStreaming", out, out
 		if method.Desc.IsStreamingClient() {
-			kind = "ClientStreaming"
+			kind, serverTypes, clientTypes = "ClientStreaming", in, in+", "+out // the response is the method's result
 			if method.Desc.IsStreamingServer() {
-				kind = "BidiStreaming"
+				kind, serverTypes = "BidiStreaming", clientTypes
 			}
-			types = []jen.Code{pointer(method.Input), pointer(method.Output)}
-		}
-		serverTypes := types
-		if kind == "ClientStreaming" {
-			serverTypes = types[:1] // the response is the method's result
 		}
 		s.document(s.doc(sentence("%s is the node's side of %s.", own.serverStream, method.GoName)))
-		s.Type().Id(own.serverStream).Op("=").Add(rt(kind + "Server")).Types(serverTypes...)
+		s.line("type ", own.serverStream, " = ", s.rt(kind+"Server"), "[", serverTypes, "]")
 		s.document(s.doc(sentence("%s is the caller's side of %s.", own.clientStream, method.GoName)))
-		s.Type().Id(own.clientStream).Op("=").Add(rt(kind + "Client")).Types(types...)
+		s.line("type ", own.clientStream, " = ", s.rt(kind+"Client"), "[", clientTypes, "]")
 		s.annotate(method.Location, own.serverStream, own.clientStream)
 	}
 }
@@ -224,45 +234,42 @@ func (s *serviceWriter) streamTypes() {
 func (s *serviceWriter) unimplementedNode() {
 	s.document(s.doc(sentence("%s answers every method with an error of the code Unimplemented. "+
 		"Embed it in a node, and the node still compiles when the schema gets a method more.", s.unimplemented)))
-	s.Type().Id(s.unimplemented).Struct()
+	s.line("type ", s.unimplemented, " struct{}")
 	s.annotate(s.service.Location, s.unimplemented)
 	for _, method := range s.service.Methods {
 		params, result := s.nodeSignature(method)
-		err := jen.Qual(connectPackage, "NewError").Call(jen.Qual(connectPackage, "CodeUnimplemented"),
-			jen.Lit(fmt.Sprintf("%s/%s is not implemented", s.service.Desc.FullName(), method.Desc.Name())))
-		returned := jen.Return(jen.Nil(), err)
+		none := "nil, "
 		if method.Desc.IsStreamingServer() {
-			returned = jen.Return(err)
+			none = ""
 		}
 		s.document(doc{
 			sentence("%s returns an error of the code Unimplemented.", method.GoName),
 			deprecation(s.src, method.Desc, method.Comments),
 		})
-		s.Func().Params(jen.Id(s.unimplemented)).Id(method.GoName).Params(params...).Add(result).Block(returned)
+		s.line("func (", s.unimplemented, ") ", method.GoName, "(", params, ") ", result, " {")
+		s.line("\treturn ", none, s.connect("NewError"), "(", s.connect("CodeUnimplemented"), ", ",
+			strconv.Quote(fmt.Sprintf("%s/%s is not implemented", s.service.Desc.FullName(), method.Desc.Name())), ")")
+		s.line("}")
 		s.annotate(method.Location, s.unimplemented+"."+method.GoName)
 	}
 }
 
 // typeFunc writes the function that makes an implementation a type of node.
 func (s *serviceWriter) typeFunc() {
-	params := []jen.Code{ctxType(), jen.Op("*").Add(rt("Node"))}
-	args := []jen.Code{jen.Id("ctx"), jen.Id("node")}
-	config, given := "_", ""
+	params := []string{s.ctxType(), "*" + s.rt("Node")}
+	config, given, args := "_", "", "ctx, node"
 	if s.options.config != nil {
 		config, given = "config", " with the configuration it was created with"
-		params = append(params, pointer(s.options.config))
-		args = append(args, jen.Id("config").Assert(pointer(s.options.config)))
+		params = append(params, s.pointer(s.options.config))
+		args += ", config.(" + s.pointer(s.options.config) + ")"
 	}
 	s.document(s.doc(sentence("%s is the node type %q, implemented by what setup returns. Setup is called once in each life of a node%s.",
 		s.nodeType, s.options.typeName, given)))
-	s.Func().Id(s.nodeType).Params(
-		jen.Id("setup").Func().Params(params...).Params(jen.Id(s.node), jen.Error()),
-	).Add(rt("NodeType")).Block(
-		jen.Return(rt("NewNodeType").Call(s.host(), jen.Func().Params(
-			jen.Id("ctx").Add(ctxType()), jen.Id("node").Op("*").Add(rt("Node")), jen.Id(config).Qual(protoPackage, "Message"),
-		).Params(jen.Any(), jen.Error()).Block(
-			jen.Return(jen.Id("setup").Call(args...)),
-		))),
-	)
+	s.line("func ", s.nodeType, "(setup func(", strings.Join(params, ", "), ") (", s.node, ", error)) ", s.rt("NodeType"), " {")
+	s.line("\treturn ", s.rt("NewNodeType"), "(", s.host(), ", func(ctx ", s.ctxType(), ", node *", s.rt("Node"), ", ",
+		config, " ", s.protoMessage(), ") (any, error) {")
+	s.line("\t\treturn setup(", args, ")")
+	s.line("\t})")
+	s.line("}")
 	s.annotate(s.service.Location, s.nodeType)
 }
