@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: bench/v1/echo.proto
 
-// The service that every system of the benchmark serves: the same messages, the same work.
+// The service that every system under test serves: the same messages, the same work.
 
 package benchv1
 
@@ -158,7 +158,7 @@ func (x *CountRequest) GetPayload() []byte {
 
 type CountResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many messages came.
+	// The number of messages received.
 	Messages      uint64 `protobuf:"varint,1,opt,name=messages,proto3" json:"messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -203,7 +203,7 @@ func (x *CountResponse) GetMessages() uint64 {
 
 type FloodRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How large each message's payload is.
+	// The size of each message's payload.
 	Size          uint32 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: bench/v1/echo.proto
 
-// The service that every system of the benchmark serves: the same messages, the same work.
+// The service that every system under test serves: the same messages, the same work.
 
 package benchv1
 
@@ -31,15 +31,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Echo gives back what it gets.
+// Echo returns what it receives.
 type EchoClient interface {
 	// Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 	Echo(ctx context.Context, in *EchoRequest, opts ...grpc.CallOption) (*EchoResponse, error)
-	// EchoConcurrent is the same beside the turns.
+	// EchoConcurrent is Echo as a concurrent method.
 	EchoConcurrent(ctx context.Context, in *EchoRequest, opts ...grpc.CallOption) (*EchoResponse, error)
 	// Count counts the messages of a stream.
 	Count(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[CountRequest, CountResponse], error)
-	// Flood sends messages until its caller has enough, however slowly they are read.
+	// Flood sends messages until the caller cancels, however slowly they are read.
 	Flood(ctx context.Context, in *FloodRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FloodResponse], error)
 }
 
@@ -107,15 +107,15 @@ type Echo_FloodClient = grpc.ServerStreamingClient[FloodResponse]
 // All implementations must embed UnimplementedEchoServer
 // for forward compatibility.
 //
-// Echo gives back what it gets.
+// Echo returns what it receives.
 type EchoServer interface {
 	// Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 	Echo(context.Context, *EchoRequest) (*EchoResponse, error)
-	// EchoConcurrent is the same beside the turns.
+	// EchoConcurrent is Echo as a concurrent method.
 	EchoConcurrent(context.Context, *EchoRequest) (*EchoResponse, error)
 	// Count counts the messages of a stream.
 	Count(grpc.ClientStreamingServer[CountRequest, CountResponse]) error
-	// Flood sends messages until its caller has enough, however slowly they are read.
+	// Flood sends messages until the caller cancels, however slowly they are read.
 	Flood(*FloodRequest, grpc.ServerStreamingServer[FloodResponse]) error
 	mustEmbedUnimplementedEchoServer()
 }

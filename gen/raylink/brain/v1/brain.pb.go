@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/brain/v1/brain.proto
 
-// The registry: every node's record, who is alive, and who wants to know.
+// The registry: it names nodes, records where they run, and monitors their liveness.
 
 package brainv1
 
@@ -27,7 +27,7 @@ const (
 
 type HelloRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The versions of this protocol that the caller speaks.
+	// The range of protocol versions that the caller supports.
 	MinVersion    uint32 `protobuf:"varint,1,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
 	MaxVersion    uint32 `protobuf:"varint,2,opt,name=max_version,json=maxVersion,proto3" json:"max_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -80,12 +80,13 @@ func (x *HelloRequest) GetMaxVersion() uint32 {
 
 type HelloResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version both speak.
+	// The version to use: the highest that both sides support.
 	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Brain's own id: new with each data directory, the same after a restart.
+	// Brain's own id. It is created with the data directory, and survives restarts.
 	BrainId string `protobuf:"bytes,2,opt,name=brain_id,json=brainId,proto3" json:"brain_id,omitempty"`
-	// Brain's nid, under which it answers the methods of every node.
-	Root          *v1.NodeRef          `protobuf:"bytes,3,opt,name=root,proto3" json:"root,omitempty"`
+	// A reference to Brain, which serves NodeService like every node.
+	Root *v1.NodeRef `protobuf:"bytes,3,opt,name=root,proto3" json:"root,omitempty"`
+	// The duration of a host's lease.
 	Lease         *durationpb.Duration `protobuf:"bytes,4,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -155,17 +156,18 @@ type RegisterRequest struct {
 	Parent  string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
 	Type    string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Service string `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
-	// How many, all or none; 0 means one.
+	// The number of nodes: all are registered or none. 0 means one.
 	Count uint32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	// Only with a count of one.
+	// Requires a count of one.
 	Alias      string               `protobuf:"bytes,5,opt,name=alias,proto3" json:"alias,omitempty"`
 	Attributes map[string]*v1.Value `protobuf:"bytes,6,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The host that launches the nodes and answers for them until they have one of their own.
+	// The host that launches the nodes, and is responsible for them until they have a host of their
+	// own.
 	Launcher *v1.HostInfo `protobuf:"bytes,7,opt,name=launcher,proto3" json:"launcher,omitempty"`
-	// Makes a retried request harmless: the same id gives the same nodes. A UUID.
+	// A UUID that makes the request idempotent: a retry with the same id returns the same nodes.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The launcher starts the nodes again when they die: a death leaves their records in the tree, dead, until the next
-	// incarnation begins or they are removed.
+	// The launcher restarts the nodes when they die. A node that died keeps its record, with the
+	// state dead, until its next incarnation begins or it is removed.
 	Restarts      bool `protobuf:"varint,9,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -308,18 +310,19 @@ func (x *RegisterResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
-// Change is one change of one record. Unset fields stay as they are.
+// Change is a change of one record. Fields that are not set leave the record unchanged.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nid   string                 `protobuf:"bytes,1,opt,name=nid,proto3" json:"nid,omitempty"`
-	// The incarnation it is meant for, never 0: a change for an earlier life is refused. One more than the present one begins
-	// the next life of a node that restarts, with the state starting; whatever was below it is gone.
+	// The incarnation to change, never 0; a change of an earlier incarnation is rejected. The current
+	// incarnation plus one starts the next incarnation of a node that restarts, with the state
+	// starting, and removes all nodes below it.
 	Incarnation      uint64               `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	State            v1.NodeState         `protobuf:"varint,3,opt,name=state,proto3,enum=raylink.node.v1.NodeState" json:"state,omitempty"`
 	Host             *v1.HostInfo         `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	SetAttributes    map[string]*v1.Value `protobuf:"bytes,5,rep,name=set_attributes,json=setAttributes,proto3" json:"set_attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	DeleteAttributes []string             `protobuf:"bytes,6,rep,name=delete_attributes,json=deleteAttributes,proto3" json:"delete_attributes,omitempty"`
-	// For the state dead: how it died.
+	// With the state dead: how the node died.
 	Cause         string `protobuf:"bytes,7,opt,name=cause,proto3" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -406,7 +409,7 @@ func (x *Change) GetCause() string {
 
 type UpdateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// All or none.
+	// Applied atomically: all or none.
 	Changes       []*Change `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -495,12 +498,13 @@ func (x *UpdateResponse) GetNodes() []*v1.NodeRecord {
 
 type RemoveRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The nodes to remove, each with all below it.
+	// The nodes to remove, each with its descendants.
 	Nids []string `protobuf:"bytes,1,rep,name=nids,proto3" json:"nids,omitempty"`
-	// How they ended; kept for a while, for those who still ask.
+	// How they ended. Brain keeps it for a while, for callers that look the nodes up afterwards.
 	Cause string `protobuf:"bytes,2,opt,name=cause,proto3" json:"cause,omitempty"`
-	// Registrations to withdraw, by their request ids: for a caller that does not know whether Brain got its request. What was
-	// registered is removed, and a request with that id which arrives later is refused.
+	// Registrations to undo, by request id, for a caller that does not know whether Brain received
+	// its request. Their nodes are removed, and a request with such an id that arrives later is
+	// rejected.
 	RequestIds    []string `protobuf:"bytes,3,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -559,7 +563,7 @@ func (x *RemoveRequest) GetRequestIds() []string {
 
 type RemoveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was removed, children before parents.
+	// The removed nodes, children before parents.
 	Nodes         []*v1.NodeRecord `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -602,7 +606,7 @@ func (x *RemoveResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
-// Where names a node that lives: an absolute path, an alias or a nid. Brain itself is `BRAIN`.
+// Where identifies a live node: by absolute path, alias or nid. Brain's path is `BRAIN`.
 type Where struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to By:
@@ -706,7 +710,7 @@ type Where_Nid struct {
 }
 
 type Where_Any struct {
-	// Any of the three, told apart by form: what a person types, or a URL holds.
+	// Any of the three, distinguished by its form, as in user input or a URL.
 	Any string `protobuf:"bytes,4,opt,name=any,proto3,oneof"`
 }
 
@@ -808,9 +812,9 @@ func (x *LookupResponse) GetNode() *v1.NodeRecord {
 
 type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The nid whose subtree is wanted; empty for the whole tree.
+	// The nid of the root of the subtree to list; empty for the whole tree.
 	Root string `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
-	// Only direct children.
+	// List only the direct children of the root.
 	Children      bool `protobuf:"varint,2,opt,name=children,proto3" json:"children,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -862,7 +866,8 @@ func (x *ListRequest) GetChildren() bool {
 
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Parents before children, siblings in the order of their creation; the wanted root first, Brain itself never.
+	// Parents before children, siblings in the order of their creation. The requested root comes
+	// first. Brain itself is not listed.
 	Nodes         []*v1.NodeRecord `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -905,14 +910,16 @@ func (x *ListResponse) GetNodes() []*v1.NodeRecord {
 	return nil
 }
 
-// AttachRequest is what a host sends on its lease stream: first itself and its nodes, then a sign of life, again and again.
+// AttachRequest is a message on a host's lease stream: the first one describes the host and its
+// nodes, the following ones are keepalives.
 type AttachRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// First message only.
+	// First message only: the host.
 	Host *v1.HostInfo `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// First message only: the nids of the nodes that live there, as it sees them.
+	// First message only: the live nodes of the host, from its point of view.
 	Nodes []*v1.NodeRef `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The host ends in good order: what it still had is removed at once, and no death is reported.
+	// The host shuts down gracefully: its remaining nodes are removed at once, and not reported as
+	// dead.
 	Goodbye       bool `protobuf:"varint,3,opt,name=goodbye,proto3" json:"goodbye,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -971,11 +978,12 @@ func (x *AttachRequest) GetGoodbye() bool {
 
 type AttachResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long the lease holds from here; send again well before.
+	// The remaining duration of the lease; the host must send a keepalive well before it expires.
 	Lease *durationpb.Duration `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
-	// First message only: the nids of the host's nodes that Brain no longer knows, or knows as another incarnation.
+	// First message only: nids in the request that Brain does not know, or knows with another
+	// incarnation.
 	Unknown []string `protobuf:"bytes,2,rep,name=unknown,proto3" json:"unknown,omitempty"`
-	// First message only: what Brain's listener grants HTTP clients, and its hosts' listeners grant beside it.
+	// First message only: what Brain's listener, and the hosts' listeners too, allow HTTP clients.
 	Web           *WebPolicy `protobuf:"bytes,3,opt,name=web,proto3" json:"web,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1036,7 +1044,7 @@ type WebPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The browser origins whose pages may call.
 	Origins []string `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"`
-	// Whether responses are compressed for clients on other machines that ask for it.
+	// Compress responses for clients on other machines that accept compression.
 	Compression   bool `protobuf:"varint,2,opt,name=compression,proto3" json:"compression,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1088,9 +1096,10 @@ func (x *WebPolicy) GetCompression() bool {
 
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Nids to follow from now on. Each is answered with its record as it stands; one that Brain doesn't know, with a dead one.
+	// Nids to follow. The response has each one's current record, or for an unknown node a record
+	// with the state dead.
 	Add []string `protobuf:"bytes,1,rep,name=add,proto3" json:"add,omitempty"`
-	// Nids to follow no longer.
+	// Nids to stop following.
 	Remove []string `protobuf:"bytes,2,rep,name=remove,proto3" json:"remove,omitempty"`
 	// Follow the whole tree.
 	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
@@ -1151,9 +1160,9 @@ func (x *WatchRequest) GetAll() bool {
 
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Records as they stand now; a dead or removed node has the state dead and a cause.
+	// Current records. The record of a node that died or was removed has the state dead and a cause.
 	Nodes []*v1.NodeRecord `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	// The whole tree has been sent: from here on come changes.
+	// The whole tree has been sent; subsequent messages are changes.
 	Synced        bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

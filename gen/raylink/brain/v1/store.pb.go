@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/brain/v1/store.proto
 
-// What Brain's data directory holds.
+// The contents of Brain's data directory.
 
 package brainv1
 
@@ -29,9 +29,9 @@ const (
 type StoredNode struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Record *v1.NodeRecord         `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
-	// The revision at which it was registered: siblings are listed in this order.
+	// The revision of its registration, which determines the order of siblings.
 	Born uint64 `protobuf:"varint,2,opt,name=born,proto3" json:"born,omitempty"`
-	// Who launched it, and answers for it until it has a host of its own.
+	// The host that launched it, responsible for it until it has a host of its own.
 	Launcher      *v1.HostInfo `protobuf:"bytes,3,opt,name=launcher,proto3" json:"launcher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -88,7 +88,7 @@ func (x *StoredNode) GetLauncher() *v1.HostInfo {
 	return nil
 }
 
-// StoredTombstone is the last record of a node that is gone.
+// StoredTombstone is the last record of a node that was removed.
 type StoredTombstone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Record        *v1.NodeRecord         `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
@@ -141,11 +141,11 @@ func (x *StoredTombstone) GetDied() *timestamppb.Timestamp {
 	return nil
 }
 
-// StoredRequest is a registration that was done, so that a retry of it is not done again.
+// StoredRequest is a completed registration, which makes a retry of it idempotent.
 type StoredRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What the request asked for, in a form that can be compared.
+	// The request's parameters in a canonical form.
 	Asked         string                 `protobuf:"bytes,2,opt,name=asked,proto3" json:"asked,omitempty"`
 	Nids          []string               `protobuf:"bytes,3,rep,name=nids,proto3" json:"nids,omitempty"`
 	Done          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=done,proto3" json:"done,omitempty"`

@@ -4,8 +4,9 @@
 // 	protoc        (unknown)
 // source: raylink/health/v1/health.proto
 
-// gRPC's health schema (grpc.health.v1), field for field, under a name of our own: a binary that also links grpc-go's copy would
-// otherwise hold two files of one name, which protobuf's registry refuses. On the wire the service is grpc.health.v1.Health.
+// gRPC's health schema (grpc.health.v1), field for field, under a package of our own: a binary that
+// also links grpc-go's copy would otherwise register two files of the same name, which protobuf's
+// registry rejects. On the wire the service is grpc.health.v1.Health.
 
 package healthv1
 
@@ -24,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// The names are gRPC's, because JSON has them: a check reads `"status":"SERVING"`.
+// gRPC's names, because they appear in JSON: health checks read `"status":"SERVING"`.
 type HealthCheckResponse_ServingStatus int32
 
 const (
@@ -35,7 +36,7 @@ const (
 	HealthCheckResponse_SERVING HealthCheckResponse_ServingStatus = 1
 	// buf:lint:ignore ENUM_VALUE_PREFIX
 	HealthCheckResponse_NOT_SERVING HealthCheckResponse_ServingStatus = 2
-	// Only Watch says so; Check answers NotFound instead.
+	// Returned by Watch only; Check fails with NotFound.
 	// buf:lint:ignore ENUM_VALUE_PREFIX
 	HealthCheckResponse_SERVICE_UNKNOWN HealthCheckResponse_ServingStatus = 3
 )
@@ -85,7 +86,7 @@ func (HealthCheckResponse_ServingStatus) EnumDescriptor() ([]byte, []int) {
 
 type HealthCheckRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A service's full name; empty for the host as a whole.
+	// The full name of a service; empty for the host as a whole.
 	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -210,7 +211,8 @@ func (*HealthListRequest) Descriptor() ([]byte, []int) {
 
 type HealthListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every service that the host can serve, by its full name; the empty name is the host as a whole.
+	// The status of every service that the host serves, by full name; the empty name is the host as a
+	// whole.
 	Statuses      map[string]*HealthCheckResponse `protobuf:"bytes,1,rep,name=statuses,proto3" json:"statuses,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

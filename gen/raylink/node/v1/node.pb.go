@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/node/v1/node.proto
 
-// What a node is to the rest of the system, and the methods that every node answers beside its own.
+// The description of a node, and the methods that every node serves in addition to its own.
 
 package nodev1
 
@@ -26,18 +26,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// NodeState is where a node is in its life.
+// NodeState is the phase of a node's life cycle.
 type NodeState int32
 
 const (
 	NodeState_NODE_STATE_UNSPECIFIED NodeState = 0
-	// Registered; its process or its set-up is not finished.
+	// Registered; its process or set-up is not complete.
 	NodeState_NODE_STATE_STARTING NodeState = 1
 	// Set up and serving.
 	NodeState_NODE_STATE_RUNNING NodeState = 2
-	// Asked to stop: it drains and takes no new calls.
+	// Draining: it finishes its calls and accepts no new ones.
 	NodeState_NODE_STATE_STOPPING NodeState = 3
-	// Gone, in good order or not: the record's cause says which.
+	// Ended, gracefully or not; the record's cause has the reason.
 	NodeState_NODE_STATE_DEAD NodeState = 4
 )
 
@@ -86,16 +86,18 @@ func (NodeState) EnumDescriptor() ([]byte, []int) {
 	return file_raylink_node_v1_node_proto_rawDescGZIP(), []int{0}
 }
 
-// Placement says where a new node's home is.
+// Placement selects the process of a new node.
 type Placement int32
 
 const (
-	// A process of its own.
+	// The default of the parent's host: a process of its own, unless that host creates nodes
+	// in-process.
 	Placement_PLACEMENT_UNSPECIFIED Placement = 0
+	// A process of its own.
 	Placement_PLACEMENT_OWN_PROCESS Placement = 1
-	// Its parent's process.
+	// The parent's process.
 	Placement_PLACEMENT_PARENT_PROCESS Placement = 2
-	// The process of who creates it, which never asks another host to.
+	// The process of the creator. Not valid in a request to another host.
 	Placement_PLACEMENT_HERE Placement = 3
 )
 
@@ -273,25 +275,25 @@ func (*Value_StringValue) isValue_Kind() {}
 
 func (*Value_BytesValue) isValue_Kind() {}
 
-// HostInfo says where a host is and how to reach it. It carries addresses, never credentials.
+// HostInfo describes a host and how to reach it. It carries addresses, never credentials.
 type HostInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The host's id (a UUID), new with each process.
+	// A UUID, new for each process.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The address of its listener, `HOST:PORT`.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// The path of its Unix socket; empty where it has none. Useful only to processes that share the file system.
+	// The path of its Unix socket, for processes that share its file system; empty if it has none.
 	Socket string `protobuf:"bytes,3,opt,name=socket,proto3" json:"socket,omitempty"`
-	// The machine it runs on: names and placement only, never proof of a shared memory.
+	// The name of its machine, for display and placement only: it does not prove shared memory.
 	Machine string `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
 	// Its process id on that machine.
 	Pid int32 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The build of its executable.
 	Build string `protobuf:"bytes,6,opt,name=build,proto3" json:"build,omitempty"`
-	// Its runtime directory; empty where it has none. A file `nonce` in it proves, to a process that can open it, that the two
-	// share a file system.
+	// Its runtime directory; empty if it has none. A process that finds the expected content in the
+	// file `nonce` in it has proof that both share a file system.
 	Directory string `protobuf:"bytes,7,opt,name=directory,proto3" json:"directory,omitempty"`
-	// The secret-free content of that file.
+	// The content of that file. It is not a secret.
 	Nonce         string `protobuf:"bytes,8,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -383,7 +385,8 @@ func (x *HostInfo) GetNonce() string {
 	return ""
 }
 
-// NodeRef names one life of one node. It travels in messages, and a typed handle is made from it without asking anybody.
+// NodeRef identifies one incarnation of a node. It can be sent in messages, and converted to a
+// typed handle without a call.
 type NodeRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's id (a UUID).
@@ -392,11 +395,11 @@ type NodeRef struct {
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// The full name of the node's service, e.g. `demo.v1.Learner`.
 	Service string `protobuf:"bytes,3,opt,name=service,proto3" json:"service,omitempty"`
-	// How often the node was started under its nid, from 1.
+	// How often the node was started under its nid, counting from 1.
 	Incarnation uint64 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	// Where it lived when the reference was made: a hint, which saves the first lookup.
+	// The host of the node when the reference was made: a hint that avoids the first lookup.
 	Host *HostInfo `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
-	// The tag of the node's extra tunnel that calls are to go over; empty for the one that is shared.
+	// The tag of the node's tunnel to use; empty for the shared one.
 	Tag           string `protobuf:"bytes,6,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -474,11 +477,11 @@ func (x *NodeRef) GetTag() string {
 	return ""
 }
 
-// NodeRecord is all that Brain knows of a node.
+// NodeRecord is Brain's record of a node.
 type NodeRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Nid   string                 `protobuf:"bytes,1,opt,name=nid,proto3" json:"nid,omitempty"`
-	// Type and index, e.g. `learner-0`.
+	// The type and an index, e.g. `learner-0`.
 	Name  string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Path  string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	Type  string `protobuf:"bytes,4,opt,name=type,proto3" json:"type,omitempty"`
@@ -487,19 +490,19 @@ type NodeRecord struct {
 	Parent string `protobuf:"bytes,6,opt,name=parent,proto3" json:"parent,omitempty"`
 	// The full name of the node's service.
 	Service string `protobuf:"bytes,7,opt,name=service,proto3" json:"service,omitempty"`
-	// Empty where the node has none.
+	// Empty if the node has none.
 	Alias       string    `protobuf:"bytes,8,opt,name=alias,proto3" json:"alias,omitempty"`
 	Incarnation uint64    `protobuf:"varint,9,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	State       NodeState `protobuf:"varint,10,opt,name=state,proto3,enum=raylink.node.v1.NodeState" json:"state,omitempty"`
-	// Where it lives; unset until its host has said so.
+	// The node's host; unset until the host has attached the node.
 	Host       *HostInfo              `protobuf:"bytes,11,opt,name=host,proto3" json:"host,omitempty"`
 	Attributes map[string]*Value      `protobuf:"bytes,12,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Created    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created,proto3" json:"created,omitempty"`
-	// Brain's revision at the record's last change; grows with every change of any record.
+	// Brain's revision at the record's last change. It increases with each change of any record.
 	Revision uint64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
-	// For a dead node: how it died, in a sentence.
+	// For a dead node: how it died, as a sentence.
 	Cause string `protobuf:"bytes,15,opt,name=cause,proto3" json:"cause,omitempty"`
-	// It is started again after a death, as its next incarnation.
+	// The node is restarted when it dies, as its next incarnation.
 	Restarts      bool `protobuf:"varint,16,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -647,12 +650,13 @@ func (x *NodeRecord) GetRestarts() bool {
 	return false
 }
 
-// TunnelInfo is what a process needs to reach a node over a connection of its own. It carries addresses, never credentials.
+// TunnelInfo has what a process needs to call a node over a tagged tunnel. It carries addresses,
+// never credentials.
 type TunnelInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The node; its tag is that of the tunnel, so that a handle made of it goes that way.
+	// The node. Its tag is that of the tunnel, so that a handle made from it uses the tunnel.
 	Node *NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// The tunnel's tag, unique among the node's tunnels.
+	// The tunnel's tag, unique among the tunnels of the node.
 	Tag           string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -702,16 +706,16 @@ func (x *TunnelInfo) GetTag() string {
 	return ""
 }
 
-// TunnelStats counts what went over one of a node's tunnels since it was made.
+// TunnelStats counts the traffic of one of a node's tagged tunnels since it was created.
 type TunnelStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
-	// Connections open now, and all that there have been.
+	// The number of connections that are open now, and since the tunnel was created.
 	ConnectionsOpen  uint64 `protobuf:"varint,2,opt,name=connections_open,json=connectionsOpen,proto3" json:"connections_open,omitempty"`
 	ConnectionsTotal uint64 `protobuf:"varint,3,opt,name=connections_total,json=connectionsTotal,proto3" json:"connections_total,omitempty"`
-	// Calls begun, of every shape.
+	// The number of calls that were started, unary and streaming.
 	Calls uint64 `protobuf:"varint,4,opt,name=calls,proto3" json:"calls,omitempty"`
-	// Payload and framing read from and written to the connections.
+	// The number of bytes, payload and framing, received and sent.
 	BytesReceived uint64 `protobuf:"varint,5,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
 	BytesSent     uint64 `protobuf:"varint,6,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -790,15 +794,15 @@ func (x *TunnelStats) GetBytesSent() uint64 {
 	return 0
 }
 
-// NodeInfo is a record and what only the node itself knows.
+// NodeInfo is a node's record, and state that only the node itself knows.
 type NodeInfo struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Record *NodeRecord            `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
 	// The host part of the host's address.
 	Ip string `protobuf:"bytes,2,opt,name=ip,proto3" json:"ip,omitempty"`
-	// Calls waiting in the mailbox or running.
+	// The number of calls in the mailbox or running.
 	PendingCalls uint64 `protobuf:"varint,3,opt,name=pending_calls,json=pendingCalls,proto3" json:"pending_calls,omitempty"`
-	// Calls ended since the node was set up, failed ones included.
+	// The number of calls that ended since the node was set up, including failed ones.
 	FinishedCalls uint64               `protobuf:"varint,4,opt,name=finished_calls,json=finishedCalls,proto3" json:"finished_calls,omitempty"`
 	Uptime        *durationpb.Duration `protobuf:"bytes,5,opt,name=uptime,proto3" json:"uptime,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -870,7 +874,7 @@ func (x *NodeInfo) GetUptime() *durationpb.Duration {
 	return nil
 }
 
-// Hop is one link of the way that an error came: an error detail, added by every node that passes a remote error on.
+// Hop is one step of an error's path: every node that passes on a remote error adds one.
 type Hop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The node's path.
@@ -925,7 +929,7 @@ func (x *Hop) GetMethod() string {
 	return ""
 }
 
-// ErrorTrace is the detail that carries an error's hops, the node where it arose first.
+// ErrorTrace is the error detail with the hops of an error, beginning at its origin.
 type ErrorTrace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hops          []*Hop                 `protobuf:"bytes,1,rep,name=hops,proto3" json:"hops,omitempty"`
@@ -970,7 +974,8 @@ func (x *ErrorTrace) GetHops() []*Hop {
 	return nil
 }
 
-// NotHere is the detail of an error that a host gives to a call for a node, or a life of it, that it does not host. The call did not begin.
+// NotHere is the detail of the error that a host returns for a call to a node, or an incarnation of
+// it, that it does not host. The call was not started.
 type NotHere struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nid           string                 `protobuf:"bytes,1,opt,name=nid,proto3" json:"nid,omitempty"`
@@ -1258,25 +1263,25 @@ func (x *ChildrenResponse) GetChildren() []*NodeRecord {
 
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A type that the parent's binary contains, by its name. Empty for the only one of the service, or that with
-	// the schema's own name.
+	// The name of a type in the parent's binary. Empty selects the service's only type, or the one
+	// that has the schema's name.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// The type's configuration; unset for a type that takes none.
+	// The type's configuration; unset if the type takes none.
 	Config *anypb.Any `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
-	// How many, all or none; 0 means one.
+	// The number of nodes: all are created or none. 0 means one.
 	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
-	// Only with a count of one.
+	// Requires a count of one.
 	Alias     string    `protobuf:"bytes,4,opt,name=alias,proto3" json:"alias,omitempty"`
 	Placement Placement `protobuf:"varint,5,opt,name=placement,proto3,enum=raylink.node.v1.Placement" json:"placement,omitempty"`
-	// Answers as soon as the nodes are registered, before they are set up.
+	// Respond as soon as the nodes are registered, before they are set up.
 	NoWait bool `protobuf:"varint,6,opt,name=no_wait,json=noWait,proto3" json:"no_wait,omitempty"`
-	// The attributes they have from the beginning.
+	// The initial attributes.
 	Attributes map[string]*Value `protobuf:"bytes,7,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// A UUID by which the creation can be canceled, see CancelCreate; empty for one that can't be.
+	// A UUID to cancel the creation with, see CancelCreate; empty if that is not needed.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The configuration of each node, in order, instead of one for all; as many as count says, or none.
+	// One configuration for each node, in order, instead of config; empty or count of them.
 	Configs []*anypb.Any `protobuf:"bytes,9,rep,name=configs,proto3" json:"configs,omitempty"`
-	// The full name of the type's service. Empty where the name of the type is enough.
+	// The full name of the type's service. Optional if the type's name is unambiguous.
 	Service       string `protobuf:"bytes,10,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1687,7 +1692,7 @@ func (x *TunnelStatsResponse) GetTunnels() []*TunnelStats {
 
 type StopRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long running and waiting calls may take to finish. Unset: ten seconds.
+	// How long running and waiting calls may take to finish. Unset means ten seconds.
 	Drain         *durationpb.Duration `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

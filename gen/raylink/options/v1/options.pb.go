@@ -4,8 +4,8 @@
 // 	protoc        (unknown)
 // source: raylink/options/v1/options.proto
 
-// Options that give an ordinary protobuf service the behaviour of a node.
-// Every option has a default, so any existing service is a node as it stands.
+// Options that configure how an ordinary protobuf service behaves as a node.
+// Every option has a default, so any existing service is usable as a node without changes.
 
 package optionsv1
 
@@ -25,21 +25,24 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// NodeOptions describes the nodes of one service.
+// NodeOptions configures the nodes of one service.
 type NodeOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type's name, as it stands in a node's name (`learner` in `learner-0`): lower-case letters, digits
-	// and hyphens, beginning with a letter and not ending in a hyphen, with or without digits behind it. Unique in a binary.
-	// By default the service's name in kebab case.
+	// The type's name, which is part of a node's name (`learner` in `learner-0`). It consists of
+	// lower-case letters, digits and hyphens, begins with a letter, does not end in a hyphen, and
+	// stays valid when digits are appended. It must be unique in a binary. Default: the service's
+	// name in kebab case.
 	Type *string `protobuf:"bytes,1,opt,name=type,proto3,oneof" json:"type,omitempty"`
-	// The full name of the message that configures a node when it is created (`demo.v1.LearnerConfig`).
-	// It must be in the service's file or in one that this file imports. Without it a node takes no configuration.
+	// The full name of the message that configures a node when it is created
+	// (`demo.v1.LearnerConfig`). The message must be defined in the service's file or in one that
+	// this file imports. By default a node takes no configuration.
 	Config *string `protobuf:"bytes,2,opt,name=config,proto3,oneof" json:"config,omitempty"`
-	// How many turns the node's mailbox gives out at once. By default 1: methods run one at a time.
+	// How many calls may have a turn at once. Default: 1, which means that methods run one at a time.
 	MaxConcurrency *uint32 `protobuf:"varint,3,opt,name=max_concurrency,json=maxConcurrency,proto3,oneof" json:"max_concurrency,omitempty"`
-	// How many calls may wait in the mailbox before further ones are refused. By default 16384.
+	// How many calls may wait in the mailbox before further ones are rejected. Default: 16384.
 	MaxPending *uint32 `protobuf:"varint,4,opt,name=max_pending,json=maxPending,proto3,oneof" json:"max_pending,omitempty"`
-	// How many concurrent methods and streams, together, may run beside the turns. By default 1024.
+	// How many concurrent methods and streams may run at once, in addition to the turns. Default:
+	// 1024.
 	MaxStreams    *uint32 `protobuf:"varint,5,opt,name=max_streams,json=maxStreams,proto3,oneof" json:"max_streams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -110,11 +113,11 @@ func (x *NodeOptions) GetMaxStreams() uint32 {
 	return 0
 }
 
-// MethodOptions describes one method.
+// MethodOptions configures one method.
 type MethodOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Runs beside the turns instead of taking one: the method must do its own locking.
-	// Streams always do; on them the option may be left out.
+	// Run the method concurrently with the turns instead of taking one. It must do its own locking.
+	// Streams are always concurrent; setting the option on them is not necessary.
 	Concurrent    *bool `protobuf:"varint,1,opt,name=concurrent,proto3,oneof" json:"concurrent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: raylink/ps/v1/ps.proto
 
-// The parameter server: a captain that takes parameters, and on each machine an officer that keeps a mapped copy.
+// The parameter server: a captain that accepts parameters, and an officer on each machine that
+// keeps a mapped copy.
 
 package psv1
 
@@ -28,14 +29,14 @@ const (
 
 type CaptainConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The largest parameters taken, in bytes; 0 means 1 GiB.
+	// The maximum size of parameters in bytes; 0 means 1 GiB.
 	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
-	// How many versions of a tag before the newest one keep their files, for readers that are about to map them; 0 means 2.
-	// What a reader has mapped stays whole however many come after it.
+	// How many versions of a tag before the newest one keep their files, for readers that are about
+	// to map them; 0 means 2. Versions that a reader has mapped remain readable however many follow.
 	HeldVersions uint32 `protobuf:"varint,2,opt,name=held_versions,json=heldVersions,proto3" json:"held_versions,omitempty"`
-	// How many tags there may be; 0 means 1024.
+	// The maximum number of tags; 0 means 1024.
 	MaxTags uint32 `protobuf:"varint,3,opt,name=max_tags,json=maxTags,proto3" json:"max_tags,omitempty"`
-	// Where officers keep their mapped files; empty for the run directory.
+	// The directory of the officers' mapped files; empty for the run directory.
 	Directory     string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -102,9 +103,9 @@ func (x *CaptainConfig) GetDirectory() string {
 type OfficerConfig struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Captain *CaptainConfig         `protobuf:"bytes,1,opt,name=captain,proto3" json:"captain,omitempty"`
-	// The machine it serves.
+	// The machine that the officer serves.
 	Machine string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
-	// Whose officer it is.
+	// The captain that the officer enlists with.
 	CaptainRef    *v1.NodeRef `protobuf:"bytes,3,opt,name=captain_ref,json=captainRef,proto3" json:"captain_ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -161,15 +162,15 @@ func (x *OfficerConfig) GetCaptainRef() *v1.NodeRef {
 	return nil
 }
 
-// Version names one push of one tag.
+// Version describes one push of a tag.
 type Version struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
-	// Grows with every push that was taken; never reused.
+	// Increases with every accepted push of the tag, and is never reused.
 	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	// The size of the parameters, in bytes.
 	Size uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	// Whatever the pusher said of them.
+	// Arbitrary information from the pusher.
 	Info   map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Pushed *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pushed,proto3" json:"pushed,omitempty"`
 	// CRC-32C of the parameters.
@@ -255,7 +256,8 @@ type PushRequest struct {
 	Tag        string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
 	Parameters []byte                 `protobuf:"bytes,2,opt,name=parameters,proto3" json:"parameters,omitempty"`
 	Info       map[string]string      `protobuf:"bytes,3,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The pusher's own count. A push whose version is not above the newest one's is refused as Aborted; 0 lets the captain count.
+	// The pusher's own version number. The push fails with Aborted unless the number is above the
+	// newest version's. 0 lets the captain assign one.
 	Version       uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -366,7 +368,7 @@ func (x *PushResponse) GetVersion() *Version {
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
-	// Answers without parameters where the newest id is this one.
+	// The response has no parameters if this is the id of the newest version.
 	Have          uint64 `protobuf:"varint,2,opt,name=have,proto3" json:"have,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -419,7 +421,7 @@ func (x *PullRequest) GetHave() uint64 {
 type PullResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Empty where the caller has them, and where `unchanged` says so.
+	// Empty if `unchanged` is set.
 	Parameters    []byte `protobuf:"bytes,2,opt,name=parameters,proto3" json:"parameters,omitempty"`
 	Unchanged     bool   `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -523,7 +525,7 @@ func (x *GetIDRequest) GetTag() string {
 
 type GetIDResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0 where nothing was pushed under the tag.
+	// 0 if nothing was pushed under the tag.
 	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -649,7 +651,7 @@ func (x *ListTagsResponse) GetVersions() []*Version {
 
 type LocateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The machine of the caller.
+	// The caller's machine.
 	Machine       string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -694,9 +696,9 @@ func (x *LocateRequest) GetMachine() string {
 
 type LocateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The machine's officer; unset where it has none.
+	// The machine's officer; unset if it has none.
 	Officer *v1.NodeRef `protobuf:"bytes,1,opt,name=officer,proto3" json:"officer,omitempty"`
-	// Where its mapped files are, as Directory says.
+	// The result of the officer's Directory method.
 	Directory     *DirectoryResponse `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -748,12 +750,12 @@ func (x *LocateResponse) GetDirectory() *DirectoryResponse {
 
 type EnlistRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The machine that the officer serves. It takes the place of an officer that did so before.
+	// The machine that the officer serves. The officer replaces the machine's previous one.
 	Machine string      `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
 	Officer *v1.NodeRef `protobuf:"bytes,2,opt,name=officer,proto3" json:"officer,omitempty"`
-	// Where its mapped files are.
+	// The result of the officer's Directory method.
 	Directory *DirectoryResponse `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
-	// What it has already: after a restart, it may know more than its captain.
+	// The versions that the officer has. They may be newer than those of a restarted captain.
 	Versions      []*Version `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -893,7 +895,8 @@ type DirectoryResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The directory of the officer's mapped files, for processes on its machine.
 	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
-	// The content of the file `nonce` in it: who can open it shares the officer's memory.
+	// The content of the file `nonce` in it: a process that finds it there shares the officer's file
+	// system.
 	Nonce         string `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -997,7 +1000,7 @@ func (x *StoreRequest) GetParameters() []byte {
 
 type StoreResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False where the officer had this version or a newer one.
+	// False if the officer had this version or a newer one.
 	Stored        bool `protobuf:"varint,1,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

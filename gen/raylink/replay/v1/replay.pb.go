@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/replay/v1/replay.proto
 
-// The replay: a memory-mapped ring of rows, written and read by several processes at once.
+// The replay: a memory-mapped ring of rows that several processes write and read concurrently.
 
 package replayv1
 
@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Column is one named field of a row: the same dtype and shape in every row.
+// Column describes a named field: its element type and shape, which are the same in every row.
 type Column struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -90,10 +90,10 @@ func (x *Column) GetShape() []uint64 {
 type ReplayConfig struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Columns []*Column              `protobuf:"bytes,1,rep,name=columns,proto3" json:"columns,omitempty"`
-	// How many rows the ring holds.
+	// The number of rows that the ring has room for.
 	Capacity uint64 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// The directory of the mapped file; empty for the run directory's. A relative one begins at the working directory of the
-	// process that creates the node.
+	// The directory of the mapped file; empty for the run directory's. A relative path is relative to
+	// the working directory of the process that creates the node.
 	Directory     string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -192,9 +192,9 @@ type DescribeResponse struct {
 	Capacity uint64                 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// The mapped file, for processes on the replay's machine.
 	File string `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
-	// The ring's own id, which stands in the file's head: who maps the file and finds it there has the right one.
+	// The ring's id. The header of the file that holds this ring has the same id.
 	RingId string `protobuf:"bytes,4,opt,name=ring_id,json=ringId,proto3" json:"ring_id,omitempty"`
-	// Rows written since the beginning, and rows that can be read now.
+	// The number of rows written since the ring was created, and the number that can be read now.
 	Written       uint64 `protobuf:"varint,5,opt,name=written,proto3" json:"written,omitempty"`
 	Rows          uint64 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -273,13 +273,13 @@ func (x *DescribeResponse) GetRows() uint64 {
 	return 0
 }
 
-// Batch is some rows, column by column: each tensor's first dimension is the number of rows.
+// Batch is a set of rows, stored by column: each tensor's first dimension is the number of rows.
 type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Rows  uint64                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
-	// One for each column, in the order of the configuration.
+	// One tensor for each column, in the order of the configuration.
 	Columns []*v1.Tensor `protobuf:"bytes,2,rep,name=columns,proto3" json:"columns,omitempty"`
-	// The sequence number of each row, from 0 in the order of writing.
+	// The sequence number of each row. Numbers increase in the order of writing, and may have gaps.
 	Sequence      []uint64 `protobuf:"varint,3,rep,packed,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -382,7 +382,7 @@ func (x *WriteRequest) GetBatch() *Batch {
 
 type WriteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The sequence numbers given to the rows.
+	// The sequence numbers assigned to the rows.
 	Sequence      []uint64 `protobuf:"varint,1,rep,packed,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -425,14 +425,15 @@ func (x *WriteResponse) GetSequence() []uint64 {
 	return nil
 }
 
-// NoRoom is the detail of a refused write (ResourceExhausted): areas that readers hold, or other writers, left no place.
+// NoRoom is the detail of the error of a failed write (ResourceExhausted): areas or other writers
+// left no room.
 type NoRoom struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rows were to be written, and how many of them were: the first ones.
+	// The size of the batch, and how many of its rows were written: the first ones.
 	Rows     uint64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
 	Written  uint64 `protobuf:"varint,2,opt,name=written,proto3" json:"written,omitempty"`
 	Capacity uint64 `protobuf:"varint,3,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// How many of the ring's rows are in areas, and the processes that hold those.
+	// The number of rows held by areas, and the ids of the processes that hold the areas.
 	Held          uint64  `protobuf:"varint,4,opt,name=held,proto3" json:"held,omitempty"`
 	Holders       []int64 `protobuf:"varint,5,rep,packed,name=holders,proto3" json:"holders,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -506,9 +507,9 @@ func (x *NoRoom) GetHolders() []int64 {
 
 type SampleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rows, drawn uniformly with replacement.
+	// The number of rows to draw, uniformly and with replacement.
 	Rows uint32 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
-	// For a repeatable draw; 0 means none.
+	// Makes the draw repeatable; 0 means a random seed.
 	Seed          uint64 `protobuf:"varint,2,opt,name=seed,proto3" json:"seed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -560,7 +561,7 @@ func (x *SampleRequest) GetSeed() uint64 {
 
 type SampleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Without rows where there is nothing to draw from.
+	// Empty if the ring has no readable row.
 	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -605,7 +606,7 @@ func (x *SampleResponse) GetBatch() *Batch {
 
 type NewestRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many; fewer come where there are fewer.
+	// The number of rows; the response has fewer if fewer are readable.
 	Rows          uint32 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -650,7 +651,7 @@ func (x *NewestRequest) GetRows() uint32 {
 
 type NewestResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of writing; without rows where there are none.
+	// In the order of writing. Empty if the ring has no readable row.
 	Batch         *Batch `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

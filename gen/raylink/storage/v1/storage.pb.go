@@ -25,12 +25,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// StorageConfig configures a storage node. (Durability comes with a later version: today's storage is in memory.)
+// StorageConfig configures a storage node. Storage is in memory; it is not durable yet.
 type StorageConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many keys it holds at the most; 0 means 1048576.
+	// The maximum number of keys; 0 means 1048576.
 	MaxKeys uint64 `protobuf:"varint,1,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"`
-	// How many bytes keys and values may take together; 0 means 1 GiB.
+	// The maximum total size of keys and values in bytes; 0 means 1 GiB.
 	MaxBytes      uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -227,12 +227,12 @@ func (*Value_BytesValue) isValue_Kind() {}
 
 func (*Value_MessageValue) isValue_Kind() {}
 
-// Entry is a key with what is stored under it.
+// Entry is a key and its value.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Value *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// Grows with every write to the storage: two reads that saw the same id saw the same value.
+	// Increases with every write to the storage: reads that return the same id return the same value.
 	Id            uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -389,7 +389,7 @@ func (x *PutResponse) GetId() uint64 {
 type GetRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The answer where the key is missing; without it, a missing key is NotFound.
+	// Returned if the key is missing. If unset, Get of a missing key fails with NotFound.
 	Default       *Value `protobuf:"bytes,2,opt,name=default,proto3" json:"default,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -442,7 +442,7 @@ func (x *GetRequest) GetDefault() *Value {
 type GetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Value *Value                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
-	// 0 where the default was taken.
+	// 0 if the default was returned.
 	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -626,7 +626,7 @@ func (x *GetIDRequest) GetKey() string {
 
 type GetIDResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0 where the key is missing.
+	// 0 if the key is missing.
 	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -672,9 +672,10 @@ func (x *GetIDResponse) GetId() uint64 {
 type IncrRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// By how much: an int64 or a double, as the stored value is; unset means one, of the type of the stored or the initial value.
+	// The amount: an int64 or a double, the type of the stored value. Unset means one, with the type
+	// of the stored or initial value.
 	By *Value `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
-	// What a missing key counts as before the step; unset means zero.
+	// The value of a missing key before the operation; unset means zero.
 	Initial       *Value `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -733,7 +734,7 @@ func (x *IncrRequest) GetInitial() *Value {
 
 type IncrResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The value after the step.
+	// The new value.
 	Value         *Value `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
 	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -942,7 +943,7 @@ func (x *DeleteRequest) GetKey() string {
 
 type DeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether there was anything to delete.
+	// Whether the key existed.
 	Deleted       bool `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -987,11 +988,12 @@ func (x *DeleteResponse) GetDeleted() bool {
 
 type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only keys that begin with it; empty for all.
+	// List only keys with this prefix; empty for all.
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
-	// How many entries may come at the most; 0 means 1000, and more than 10000 means 10000. Fewer may come: an answer is bounded in bytes too.
+	// The maximum number of entries; 0 means 1000, and more than 10000 means 10000. The response may
+	// have fewer, because its size in bytes is limited too.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The last answer's next_page_token, for reading on; empty for the first page. The prefix must be the same.
+	// The previous response's next_page_token; empty for the first page. The prefix must be the same.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1052,7 +1054,8 @@ type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sorted by key.
 	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
-	// For reading on; empty where that was all. What is stored or deleted between two pages may come or not; all else comes once.
+	// The token for the next page; empty on the last page. Entries that are stored or deleted between
+	// two pages may be missing or included; all others are listed exactly once.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

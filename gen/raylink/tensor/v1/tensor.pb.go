@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: raylink/tensor/v1/tensor.proto
 
-// Arrays of numbers as they travel: a dtype, a shape, and the elements in one block of bytes.
+// Arrays of numbers: an element type, a shape, and the elements in one block of bytes.
 
 package tensorv1
 
@@ -97,7 +97,7 @@ type Tensor struct {
 	Dtype DataType               `protobuf:"varint,1,opt,name=dtype,proto3,enum=raylink.tensor.v1.DataType" json:"dtype,omitempty"`
 	// Empty for a scalar.
 	Shape []uint64 `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
-	// Row-major, little-endian; its length is the dtype's size times the product of the shape.
+	// Row-major, little-endian. The length is the element size times the product of the shape.
 	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -2,7 +2,7 @@
 //
 // Source: bench/v1/echo.proto
 
-// The service that every system of the benchmark serves: the same messages, the same work.
+// The service that every system under test serves: the same messages, the same work.
 package benchv1connect
 
 import (
@@ -70,11 +70,11 @@ var (
 type EchoClient interface {
 	// Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 	Echo(context.Context, *v1.EchoRequest) (*v1.EchoResponse, error)
-	// EchoConcurrent is the same beside the turns.
+	// EchoConcurrent is Echo as a concurrent method.
 	EchoConcurrent(context.Context, *v1.EchoRequest) (*v1.EchoResponse, error)
 	// Count counts the messages of a stream.
 	Count(context.Context) (EchoCountClientStream, error)
-	// Flood sends messages until its caller has enough, however slowly they are read.
+	// Flood sends messages until the caller cancels, however slowly they are read.
 	Flood(context.Context, *v1.FloodRequest) (EchoFloodClientStream, error)
 }
 
@@ -137,11 +137,11 @@ func (s EchoFloodClientStream) Close() error {
 type EchoHandler interface {
 	// Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 	Echo(context.Context, *v1.EchoRequest) (*v1.EchoResponse, error)
-	// EchoConcurrent is the same beside the turns.
+	// EchoConcurrent is Echo as a concurrent method.
 	EchoConcurrent(context.Context, *v1.EchoRequest) (*v1.EchoResponse, error)
 	// Count counts the messages of a stream.
 	Count(context.Context, EchoCountServerStream) (*v1.CountResponse, error)
-	// Flood sends messages until its caller has enough, however slowly they are read.
+	// Flood sends messages until the caller cancels, however slowly they are read.
 	Flood(context.Context, *v1.FloodRequest, EchoFloodServerStream) error
 }
 

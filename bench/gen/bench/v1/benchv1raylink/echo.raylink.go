@@ -4,7 +4,7 @@
 
 // Package benchv1raylink has the nodes and handles of the services in bench/v1/echo.proto.
 //
-// The service that every system of the benchmark serves: the same messages, the same work.
+// The service that every system under test serves: the same messages, the same work.
 package benchv1raylink
 
 import (
@@ -126,18 +126,18 @@ var echoHandlers = []runtime.TableHandler{
 // EchoNode is what a node of the service bench.v1.Echo implements. Its unary methods run one at a time unless the
 // schema says otherwise.
 //
-// Echo gives back what it gets.
+// Echo returns what it receives.
 type EchoNode interface {
 	// Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 	Echo(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error)
 
-	// EchoConcurrent is the same beside the turns.
+	// EchoConcurrent is Echo as a concurrent method.
 	EchoConcurrent(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error)
 
 	// Count counts the messages of a stream.
 	Count(context.Context, EchoCountServerStream) (*benchv1.CountResponse, error)
 
-	// Flood sends messages until its caller has enough, however slowly they are read.
+	// Flood sends messages until the caller cancels, however slowly they are read.
 	Flood(context.Context, *benchv1.FloodRequest, EchoFloodServerStream) error
 }
 
@@ -187,7 +187,7 @@ func EchoType(setup func(context.Context, *runtime.Node) (EchoNode, error)) runt
 // Echo is the handle of a node of the service bench.v1.Echo, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Echo gives back what it gets.
+// Echo returns what it receives.
 type Echo struct {
 	ref runtime.Ref
 }
@@ -208,7 +208,7 @@ func (h *Echo) EchoAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime
 	return runtime.CallAsync[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)
 }
 
-// EchoConcurrent is the same beside the turns.
+// EchoConcurrent is Echo as a concurrent method.
 func (h *Echo) EchoConcurrent(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
 	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 1, req)
 }
@@ -224,7 +224,7 @@ func (h *Echo) Count(ctx context.Context) (EchoCountClientStream, error) {
 	return runtime.CallClientStream[*benchv1.CountRequest, *benchv1.CountResponse](ctx, h.ref, 2)
 }
 
-// Flood sends messages until its caller has enough, however slowly they are read.
+// Flood sends messages until the caller cancels, however slowly they are read.
 func (h *Echo) Flood(ctx context.Context, req *benchv1.FloodRequest) (EchoFloodClientStream, error) {
 	return runtime.CallServerStream[*benchv1.FloodRequest, *benchv1.FloodResponse](ctx, h.ref, 3, req)
 }

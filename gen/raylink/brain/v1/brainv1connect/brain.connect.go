@@ -2,7 +2,7 @@
 //
 // Source: raylink/brain/v1/brain.proto
 
-// The registry: every node's record, who is alive, and who wants to know.
+// The registry: it names nodes, records where they run, and monitors their liveness.
 package brainv1connect
 
 import (
@@ -113,24 +113,24 @@ var (
 
 // BrainServiceClient is a client for the raylink.brain.v1.BrainService service.
 type BrainServiceClient interface {
-	// Hello agrees on a version; the first call of every process.
+	// Hello negotiates the protocol version. Every process calls it first.
 	Hello(context.Context, *v1.HelloRequest) (*v1.HelloResponse, error)
-	// Register names new nodes.
+	// Register adds nodes to the tree and names them.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// Update changes records.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
-	// Remove takes nodes, and all below them, out of the tree, and withdraws registrations.
+	// Remove removes nodes with their descendants, and undoes registrations.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
-	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
-	// the error's detail.
+	// Lookup finds one node. For a node that died it fails with NotFound; the message describes the
+	// death, and the node's last record is an error detail.
 	Lookup(context.Context, *v1.LookupRequest) (*v1.LookupResponse, error)
-	// List gives a subtree.
+	// List returns a subtree.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
-	// Attach holds a host's lease for as long as the stream is open and signs of life come.
+	// Attach holds a host's lease while the stream is open and keepalives arrive.
 	Attach(context.Context) (BrainServiceAttachClientStream, error)
 	// Watch follows records.
 	Watch(context.Context) (BrainServiceWatchClientStream, error)
-	// ReportHost tells of a host's death, by who saw it die: its launcher.
+	// ReportHost reports the death of a host. The host's launcher calls it.
 	ReportHost(context.Context, *v1.ReportHostRequest) (*v1.ReportHostResponse, error)
 }
 
@@ -214,24 +214,24 @@ func (s BrainServiceWatchClientStream) Close() error {
 
 // BrainServiceHandler is an implementation of the raylink.brain.v1.BrainService service.
 type BrainServiceHandler interface {
-	// Hello agrees on a version; the first call of every process.
+	// Hello negotiates the protocol version. Every process calls it first.
 	Hello(context.Context, *v1.HelloRequest) (*v1.HelloResponse, error)
-	// Register names new nodes.
+	// Register adds nodes to the tree and names them.
 	Register(context.Context, *v1.RegisterRequest) (*v1.RegisterResponse, error)
 	// Update changes records.
 	Update(context.Context, *v1.UpdateRequest) (*v1.UpdateResponse, error)
-	// Remove takes nodes, and all below them, out of the tree, and withdraws registrations.
+	// Remove removes nodes with their descendants, and undoes registrations.
 	Remove(context.Context, *v1.RemoveRequest) (*v1.RemoveResponse, error)
-	// Lookup finds one node. For one that has died it fails with NotFound, says how it died, and carries its last record as
-	// the error's detail.
+	// Lookup finds one node. For a node that died it fails with NotFound; the message describes the
+	// death, and the node's last record is an error detail.
 	Lookup(context.Context, *v1.LookupRequest) (*v1.LookupResponse, error)
-	// List gives a subtree.
+	// List returns a subtree.
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
-	// Attach holds a host's lease for as long as the stream is open and signs of life come.
+	// Attach holds a host's lease while the stream is open and keepalives arrive.
 	Attach(context.Context, BrainServiceAttachServerStream) error
 	// Watch follows records.
 	Watch(context.Context, BrainServiceWatchServerStream) error
-	// ReportHost tells of a host's death, by who saw it die: its launcher.
+	// ReportHost reports the death of a host. The host's launcher calls it.
 	ReportHost(context.Context, *v1.ReportHostRequest) (*v1.ReportHostResponse, error)
 }
 

@@ -2,7 +2,7 @@
 //
 // Source: raylink/node/v1/node.proto
 
-// What a node is to the rest of the system, and the methods that every node answers beside its own.
+// The description of a node, and the methods that every node serves in addition to its own.
 package nodev1connect
 
 import (
@@ -104,22 +104,23 @@ var (
 
 // NodeServiceClient is a client for the raylink.node.v1.NodeService service.
 type NodeServiceClient interface {
-	// Ping answers at once, also while the node is busy.
+	// Ping responds immediately, even if the node is busy.
 	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
-	// Info says who and where the node is, and what it is doing.
+	// Info returns the node's record and current load.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
-	// Children lists the node's living children.
+	// Children returns the node's live children.
 	Children(context.Context, *v1.ChildrenRequest) (*v1.ChildrenResponse, error)
-	// Create makes children of the node, launched by its host.
+	// Create creates children of the node, launched by its host.
 	Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error)
-	// CancelCreate undoes a creation, whether it is under way, done or still to arrive, and answers when nothing of it is left. It is for
-	// a caller that did not get the answer of Create.
+	// CancelCreate undoes a creation that is in progress, complete or yet to arrive, and responds
+	// once nothing is left of it. It is for a caller that did not get Create's response.
 	CancelCreate(context.Context, *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error)
-	// CreateTunnel opens an extra way to the node; the tag must be new.
+	// CreateTunnel creates a tagged tunnel to the node. The tag must be new.
 	CreateTunnel(context.Context, *v1.CreateTunnelRequest) (*v1.CreateTunnelResponse, error)
-	// TunnelStats counts what went over the node's extra tunnels.
+	// TunnelStats returns statistics of the node's tagged tunnels.
 	TunnelStats(context.Context, *v1.TunnelStatsRequest) (*v1.TunnelStatsResponse, error)
-	// Stop ends the node: children first, then its own waiting calls, then the node. It answers when all is done.
+	// Stop ends the node: first its children, then its waiting calls, then the node. It responds when
+	// all have ended.
 	Stop(context.Context, *v1.StopRequest) (*v1.StopResponse, error)
 }
 
@@ -131,22 +132,23 @@ func NewNodeServiceClient(client *connect.Client) NodeServiceClient {
 
 // NodeServiceHandler is an implementation of the raylink.node.v1.NodeService service.
 type NodeServiceHandler interface {
-	// Ping answers at once, also while the node is busy.
+	// Ping responds immediately, even if the node is busy.
 	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
-	// Info says who and where the node is, and what it is doing.
+	// Info returns the node's record and current load.
 	Info(context.Context, *v1.InfoRequest) (*v1.InfoResponse, error)
-	// Children lists the node's living children.
+	// Children returns the node's live children.
 	Children(context.Context, *v1.ChildrenRequest) (*v1.ChildrenResponse, error)
-	// Create makes children of the node, launched by its host.
+	// Create creates children of the node, launched by its host.
 	Create(context.Context, *v1.CreateRequest) (*v1.CreateResponse, error)
-	// CancelCreate undoes a creation, whether it is under way, done or still to arrive, and answers when nothing of it is left. It is for
-	// a caller that did not get the answer of Create.
+	// CancelCreate undoes a creation that is in progress, complete or yet to arrive, and responds
+	// once nothing is left of it. It is for a caller that did not get Create's response.
 	CancelCreate(context.Context, *v1.CancelCreateRequest) (*v1.CancelCreateResponse, error)
-	// CreateTunnel opens an extra way to the node; the tag must be new.
+	// CreateTunnel creates a tagged tunnel to the node. The tag must be new.
 	CreateTunnel(context.Context, *v1.CreateTunnelRequest) (*v1.CreateTunnelResponse, error)
-	// TunnelStats counts what went over the node's extra tunnels.
+	// TunnelStats returns statistics of the node's tagged tunnels.
 	TunnelStats(context.Context, *v1.TunnelStatsRequest) (*v1.TunnelStatsResponse, error)
-	// Stop ends the node: children first, then its own waiting calls, then the node. It answers when all is done.
+	// Stop ends the node: first its children, then its waiting calls, then the node. It responds when
+	// all have ended.
 	Stop(context.Context, *v1.StopRequest) (*v1.StopResponse, error)
 }
 

@@ -4,7 +4,8 @@
 
 // Package psv1raylink has the nodes and handles of the services in raylink/ps/v1/ps.proto.
 //
-// The parameter server: a captain that takes parameters, and on each machine an officer that keeps a mapped copy.
+// The parameter server: a captain that accepts parameters, and an officer on each machine that
+// keeps a mapped copy.
 package psv1raylink
 
 import (
@@ -183,24 +184,24 @@ var captainHandlers = []runtime.TableHandler{
 // CaptainNode is what a node of the service raylink.ps.v1.Captain implements. Its unary methods run one at a time
 // unless the schema says otherwise.
 //
-// Captain takes pushes, gives each a version and sends it to its officers.
+// Captain accepts pushes, assigns each a version and sends it to its officers.
 type CaptainNode interface {
-	// Push makes parameters the newest of their tag, or refuses them.
+	// Push makes parameters the newest version of their tag, or fails and changes nothing.
 	Push(context.Context, *psv1.PushRequest) (*psv1.PushResponse, error)
 
-	// Pull gives the newest parameters of a tag.
+	// Pull returns the newest parameters of a tag.
 	Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error)
 
-	// GetID says what is newest, without the parameters.
+	// GetID returns the id of a tag's newest version.
 	GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error)
 
-	// ListTags lists what there is.
+	// ListTags returns the newest version of each tag.
 	ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error)
 
-	// Locate says which officer serves a machine.
+	// Locate returns the officer of a machine.
 	Locate(context.Context, *psv1.LocateRequest) (*psv1.LocateResponse, error)
 
-	// Enlist makes an officer one of the captain's: it is sent what is newer than what it has, and all that comes.
+	// Enlist adds an officer. The captain sends it all newer versions, and those of future pushes.
 	Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error)
 }
 
@@ -249,7 +250,7 @@ func CaptainType(setup func(context.Context, *runtime.Node, *psv1.CaptainConfig)
 // Captain is the handle of a node of the service raylink.ps.v1.Captain, wherever that node lives. It may be used by
 // several goroutines at once.
 //
-// Captain takes pushes, gives each a version and sends it to its officers.
+// Captain accepts pushes, assigns each a version and sends it to its officers.
 type Captain struct {
 	ref runtime.Ref
 }
@@ -259,7 +260,7 @@ func (h *Captain) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Push makes parameters the newest of their tag, or refuses them.
+// Push makes parameters the newest version of their tag, or fails and changes nothing.
 func (h *Captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
 	return runtime.CallUnary[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
 }
@@ -270,7 +271,7 @@ func (h *Captain) PushAsync(ctx context.Context, req *psv1.PushRequest) *runtime
 	return runtime.CallAsync[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
 }
 
-// Pull gives the newest parameters of a tag.
+// Pull returns the newest parameters of a tag.
 func (h *Captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
 	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
@@ -281,7 +282,7 @@ func (h *Captain) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime
 	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
-// GetID says what is newest, without the parameters.
+// GetID returns the id of a tag's newest version.
 func (h *Captain) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
@@ -292,7 +293,7 @@ func (h *Captain) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runti
 	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
-// ListTags lists what there is.
+// ListTags returns the newest version of each tag.
 func (h *Captain) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
@@ -303,7 +304,7 @@ func (h *Captain) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) 
 	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
-// Locate says which officer serves a machine.
+// Locate returns the officer of a machine.
 func (h *Captain) Locate(ctx context.Context, req *psv1.LocateRequest) (*psv1.LocateResponse, error) {
 	return runtime.CallUnary[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
 }
@@ -314,7 +315,7 @@ func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *run
 	return runtime.CallAsync[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
 }
 
-// Enlist makes an officer one of the captain's: it is sent what is newer than what it has, and all that comes.
+// Enlist adds an officer. The captain sends it all newer versions, and those of future pushes.
 func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
 	return runtime.CallUnary[*psv1.EnlistRequest, *psv1.EnlistResponse](ctx, h.ref, 5, req)
 }
@@ -518,19 +519,19 @@ var officerHandlers = []runtime.TableHandler{
 //
 // Officer keeps one machine's mapped copy of the parameters.
 type OfficerNode interface {
-	// Store takes a version from the captain; one that is not newer changes nothing.
+	// Store stores a version from the captain; one that is not newer changes nothing.
 	Store(context.Context, *psv1.StoreRequest) (*psv1.StoreResponse, error)
 
-	// Pull gives the newest parameters of a tag, for clients that can't map them.
+	// Pull returns the newest parameters of a tag, for clients that can't map them.
 	Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error)
 
-	// GetID says what is newest here.
+	// GetID returns the id of a tag's newest version on this machine.
 	GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error)
 
-	// ListTags lists what there is here.
+	// ListTags returns the newest version of each tag on this machine.
 	ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error)
 
-	// Directory says where the mapped files are.
+	// Directory returns the directory of the mapped files, and its nonce.
 	Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error)
 }
 
@@ -584,7 +585,7 @@ func (h *Officer) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Store takes a version from the captain; one that is not newer changes nothing.
+// Store stores a version from the captain; one that is not newer changes nothing.
 func (h *Officer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
 	return runtime.CallUnary[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
 }
@@ -595,7 +596,7 @@ func (h *Officer) StoreAsync(ctx context.Context, req *psv1.StoreRequest) *runti
 	return runtime.CallAsync[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
 }
 
-// Pull gives the newest parameters of a tag, for clients that can't map them.
+// Pull returns the newest parameters of a tag, for clients that can't map them.
 func (h *Officer) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
 	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
@@ -606,7 +607,7 @@ func (h *Officer) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime
 	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
 }
 
-// GetID says what is newest here.
+// GetID returns the id of a tag's newest version on this machine.
 func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
@@ -617,7 +618,7 @@ func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runti
 	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
 }
 
-// ListTags lists what there is here.
+// ListTags returns the newest version of each tag on this machine.
 func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
@@ -628,7 +629,7 @@ func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) 
 	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
 }
 
-// Directory says where the mapped files are.
+// Directory returns the directory of the mapped files, and its nonce.
 func (h *Officer) Directory(ctx context.Context, req *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
 	return runtime.CallUnary[*psv1.DirectoryRequest, *psv1.DirectoryResponse](ctx, h.ref, 4, req)
 }

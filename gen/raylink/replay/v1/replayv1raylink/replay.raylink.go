@@ -4,7 +4,7 @@
 
 // Package replayv1raylink has the nodes and handles of the services in raylink/replay/v1/replay.proto.
 //
-// The replay: a memory-mapped ring of rows, written and read by several processes at once.
+// The replay: a memory-mapped ring of rows that several processes write and read concurrently.
 package replayv1raylink
 
 import (
@@ -141,15 +141,16 @@ var replayHandlers = []runtime.TableHandler{
 // ReplayNode is what a node of the service raylink.replay.v1.Replay implements. Its unary methods run one at a time
 // unless the schema says otherwise.
 //
-// Replay owns the ring. Processes on its machine write and read the mapping itself; the others come here.
+// Replay owns the ring. Processes on its machine access the mapping directly; others call this
+// service.
 type ReplayNode interface {
-	// Describe says what a row is and where the ring is.
+	// Describe returns the columns of a row and the place of the ring.
 	Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error)
 
 	// Write appends rows.
 	Write(context.Context, *replayv1.WriteRequest) (*replayv1.WriteResponse, error)
 
-	// Sample draws rows at random.
+	// Sample draws random rows.
 	Sample(context.Context, *replayv1.SampleRequest) (*replayv1.SampleResponse, error)
 
 	// Newest reads the newest rows.
@@ -191,7 +192,8 @@ func ReplayType(setup func(context.Context, *runtime.Node, *replayv1.ReplayConfi
 // Replay is the handle of a node of the service raylink.replay.v1.Replay, wherever that node lives. It may be used by
 // several goroutines at once.
 //
-// Replay owns the ring. Processes on its machine write and read the mapping itself; the others come here.
+// Replay owns the ring. Processes on its machine access the mapping directly; others call this
+// service.
 type Replay struct {
 	ref runtime.Ref
 }
@@ -201,7 +203,7 @@ func (h *Replay) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Describe says what a row is and where the ring is.
+// Describe returns the columns of a row and the place of the ring.
 func (h *Replay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
 	return runtime.CallUnary[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)
 }
@@ -223,7 +225,7 @@ func (h *Replay) WriteAsync(ctx context.Context, req *replayv1.WriteRequest) *ru
 	return runtime.CallAsync[*replayv1.WriteRequest, *replayv1.WriteResponse](ctx, h.ref, 1, req)
 }
 
-// Sample draws rows at random.
+// Sample draws random rows.
 func (h *Replay) Sample(ctx context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
 	return runtime.CallUnary[*replayv1.SampleRequest, *replayv1.SampleResponse](ctx, h.ref, 2, req)
 }

@@ -220,31 +220,29 @@ var storageHandlers = []runtime.TableHandler{
 
 // StorageNode is what a node of the service raylink.storage.v1.Storage implements. Its unary methods run one at a time
 // unless the schema says otherwise.
-//
-// Storage holds typed values by key.
 type StorageNode interface {
-	// Put stores a value, whatever was there before.
+	// Put stores a value, and replaces any previous one.
 	Put(context.Context, *storagev1.PutRequest) (*storagev1.PutResponse, error)
 
-	// Get reads a value.
+	// Get returns a value.
 	Get(context.Context, *storagev1.GetRequest) (*storagev1.GetResponse, error)
 
-	// Has says whether a key is there.
+	// Has reports whether a key exists.
 	Has(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
 
-	// GetID says whether a value has changed, without its bytes.
+	// GetID returns the id of a key's last write, to detect changes without transferring the value.
 	GetID(context.Context, *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error)
 
-	// Incr adds to a number, atomically.
+	// Incr atomically adds to a number.
 	Incr(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error)
 
-	// Decr subtracts from a number, atomically.
+	// Decr atomically subtracts from a number.
 	Decr(context.Context, *storagev1.DecrRequest) (*storagev1.DecrResponse, error)
 
 	// Delete removes a key.
 	Delete(context.Context, *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error)
 
-	// List reads what is stored under a prefix, a page at a time.
+	// List returns the entries under a prefix, one page at a time.
 	List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error)
 }
 
@@ -302,8 +300,6 @@ func StorageType(setup func(context.Context, *runtime.Node, *storagev1.StorageCo
 
 // Storage is the handle of a node of the service raylink.storage.v1.Storage, wherever that node lives. It may be used
 // by several goroutines at once.
-//
-// Storage holds typed values by key.
 type Storage struct {
 	ref runtime.Ref
 }
@@ -313,7 +309,7 @@ func (h *Storage) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Put stores a value, whatever was there before.
+// Put stores a value, and replaces any previous one.
 func (h *Storage) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
 	return runtime.CallUnary[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
 }
@@ -324,7 +320,7 @@ func (h *Storage) PutAsync(ctx context.Context, req *storagev1.PutRequest) *runt
 	return runtime.CallAsync[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
 }
 
-// Get reads a value.
+// Get returns a value.
 func (h *Storage) Get(ctx context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
 	return runtime.CallUnary[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
 }
@@ -335,7 +331,7 @@ func (h *Storage) GetAsync(ctx context.Context, req *storagev1.GetRequest) *runt
 	return runtime.CallAsync[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
 }
 
-// Has says whether a key is there.
+// Has reports whether a key exists.
 func (h *Storage) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
 	return runtime.CallUnary[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
 }
@@ -346,7 +342,7 @@ func (h *Storage) HasAsync(ctx context.Context, req *storagev1.HasRequest) *runt
 	return runtime.CallAsync[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
 }
 
-// GetID says whether a value has changed, without its bytes.
+// GetID returns the id of a key's last write, to detect changes without transferring the value.
 func (h *Storage) GetID(ctx context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
 	return runtime.CallUnary[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
 }
@@ -357,7 +353,7 @@ func (h *Storage) GetIDAsync(ctx context.Context, req *storagev1.GetIDRequest) *
 	return runtime.CallAsync[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
 }
 
-// Incr adds to a number, atomically.
+// Incr atomically adds to a number.
 func (h *Storage) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
 	return runtime.CallUnary[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
 }
@@ -368,7 +364,7 @@ func (h *Storage) IncrAsync(ctx context.Context, req *storagev1.IncrRequest) *ru
 	return runtime.CallAsync[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
 }
 
-// Decr subtracts from a number, atomically.
+// Decr atomically subtracts from a number.
 func (h *Storage) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
 	return runtime.CallUnary[*storagev1.DecrRequest, *storagev1.DecrResponse](ctx, h.ref, 5, req)
 }
@@ -390,7 +386,7 @@ func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest)
 	return runtime.CallAsync[*storagev1.DeleteRequest, *storagev1.DeleteResponse](ctx, h.ref, 6, req)
 }
 
-// List reads what is stored under a prefix, a page at a time.
+// List returns the entries under a prefix, one page at a time.
 func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
 	return runtime.CallUnary[*storagev1.ListRequest, *storagev1.ListResponse](ctx, h.ref, 7, req)
 }
