@@ -5,6 +5,7 @@ package rundir
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -53,4 +54,24 @@ func TestOldRunsArePruned(t *testing.T) {
 	assert.Equal(t, now.Path(), latest)
 	require.NoError(t, now.Close())
 	require.NoError(t, PruneRuns(filepath.Join(data, "none"), 2))
+}
+
+// TestRunsOfOneSecondArePrunedInOrder makes runs faster than the seconds of their names change, beside
+// one whose name has no fraction, as earlier versions made them.
+func TestRunsOfOneSecondArePrunedInOrder(t *testing.T) {
+	data := t.TempDir()
+	var made []string
+	for range 20 {
+		run, err := NewRun(data)
+		require.NoError(t, err)
+		require.NoError(t, run.Close())
+		made = append(made, run.ID())
+	}
+	// The time of the last, cut to its second, is older than those of that second.
+	second, _, _ := strings.Cut(made[19], ".")
+	require.NoError(t, os.Mkdir(filepath.Join(data, "runs", second+"Z-zzzzzzzz"), 0o700))
+	require.NoError(t, PruneRuns(data, 1))
+	left, err := filepath.Glob(filepath.Join(data, "runs", "2*"))
+	require.NoError(t, err)
+	assert.Equal(t, []string{filepath.Join(data, "runs", made[19])}, left)
 }

@@ -29,6 +29,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -80,7 +81,8 @@ const (
 const (
 	runsFolder = "runs"
 	latestLink = "latest"
-	runTime    = "20060102T150405Z"
+	// runTime begins a run's name. The fraction orders the runs of one second.
+	runTime = "20060102T150405.000000Z"
 )
 
 // NewRun makes a run's directory, <data>/runs/<UTC time>-<id>, and lets <data>/runs/latest point to it. An empty data means
@@ -232,9 +234,16 @@ func shortID() string {
 }
 
 func isRunID(name string) bool {
+	_, ok := runBegan(name)
+	return ok
+}
+
+// runBegan parses the time in a run's name.
+func runBegan(name string) (time.Time, bool) {
 	began, id, _ := strings.Cut(name, "-")
-	_, err := time.Parse(runTime, began)
-	return err == nil && isShortID(id)
+	// Parse accepts a fraction after the seconds; earlier versions made names without one.
+	t, err := time.Parse("20060102T150405Z", began)
+	return t, err == nil && isShortID(id)
 }
 
 func isShortID(name string) bool {
@@ -260,14 +269,21 @@ func PruneRuns(data string, newest int) error {
 		return nil
 	}
 	errs := []error{err}
-	var old []string
-	for _, entry := range entries { // sorted by name, which begins with the time
-		if entry.IsDir() && isRunID(entry.Name()) {
-			old = append(old, entry.Name())
+	type run struct {
+		name  string
+		began time.Time
+	}
+	var old []run
+	for _, entry := range entries {
+		if began, ok := runBegan(entry.Name()); ok && entry.IsDir() {
+			old = append(old, run{entry.Name(), began})
 		}
 	}
-	for _, name := range old[:max(0, len(old)-newest)] {
-		path := filepath.Join(runs, name)
+	// By time, not by name: a name with a fraction sorts before one without it. Entries come sorted
+	// by name, which decides between equal times.
+	slices.SortStableFunc(old, func(a, b run) int { return a.began.Compare(b.began) })
+	for _, run := range old[:max(0, len(old)-newest)] {
+		path := filepath.Join(runs, run.name)
 		if _, err := os.Lstat(filepath.Join(path, KeepMark)); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
