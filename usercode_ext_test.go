@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	goruntime "runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -147,4 +151,107 @@ func TestTaskThatEndsItsGoroutineIsItsNodesFailure(t *testing.T) {
 	}
 	require.True(t, log.contains("a task ended its goroutine"))
 	require.NoError(t, rt.Close())
+}
+
+// blocking is a log handler that does not return until its gate is open.
+type blocking struct {
+	slog.Handler
+
+	gate <-chan struct{}
+}
+
+func (b blocking) Handle(ctx context.Context, r slog.Record) error {
+	<-b.gate
+	return b.Handler.Handle(ctx, r)
+}
+
+func (b blocking) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return blocking{b.Handler.WithAttrs(attrs), b.gate}
+}
+
+// TestOutputThatBlocksHoldsNothingUp: an Output function that does not return delays what a node prints, which is more than
+// fits into pipes, but not its life, and Close says what it did not wait for. The node's log has all lines.
+func TestOutputThatBlocksHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	gate := make(chan struct{})
+	defer close(gate)
+	var log logged
+	rt, err := raylink.Start(ctx, append(contract.Types(), raylink.WithData(t.TempDir()), raylink.WithDrain(5*time.Second), log.option(),
+		raylink.WithOutput(func(string, string) { <-gate }))...)
+	require.NoError(t, err)
+	text := strings.Repeat("a line of what the node prints\n", 1<<15)
+	p, err := contractv1raylink.CreateProbe(ctx, rt, &contractv1.ProbeConfig{Print: text}, runtime.OwnProcess())
+	require.NoError(t, err)
+	_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
+	require.NoError(t, err)
+	require.NoError(t, p.Ref().Stop(ctx))
+	require.True(t, log.contains("the function given with WithOutput takes no lines"))
+	file, err := os.ReadFile(filepath.Join(rt.RunDirectory().Logs(), "probe-0.log"))
+	require.NoError(t, err)
+	assert.Equal(t, 1<<15, strings.Count(string(file), "a line of what the node prints"))
+	err = rt.Close()
+	require.ErrorContains(t, err, "what probe-0 printed could not be shown: the function given with WithOutput has not returned for ")
+}
+
+// TestOutputThatPanicsGetsTheNextLine: and so does one that ends its goroutine.
+func TestOutputThatPanicsGetsTheNextLine(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var log logged
+	got := make(chan string, 3)
+	rt, err := raylink.Start(ctx, append(contract.Types(), raylink.WithData(t.TempDir()), raylink.WithDrain(5*time.Second), log.option(),
+		raylink.WithOutput(func(_, line string) {
+			got <- line
+			switch line {
+			case "one":
+				panic("on purpose")
+			case "two":
+				goruntime.Goexit()
+			}
+		}))...)
+	require.NoError(t, err)
+	_, err = contractv1raylink.CreateProbe(ctx, rt, &contractv1.ProbeConfig{Print: "one\ntwo\nthree"}, runtime.OwnProcess())
+	require.NoError(t, err)
+	for _, want := range []string{"one", "two", "three"} {
+		select {
+		case line := <-got:
+			assert.Equal(t, want, line)
+		case <-ctx.Done():
+			require.FailNow(t, "a line is missing")
+		}
+	}
+	require.NoError(t, rt.Close())
+	require.True(t, log.contains("the function given with WithOutput panicked"))
+}
+
+// TestLoggerThatBlocksHoldsNothingUp: a log handler that does not return costs no call and no end of a node; the file in the
+// run directory has what it has not taken, and says so, and Close returns an error.
+func TestLoggerThatBlocksHoldsNothingUp(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	gate := make(chan struct{})
+	defer close(gate)
+	rt := others(t, func(_ context.Context, n *runtime.Node) error {
+		n.Logger().Warn("from a node's set-up")
+		n.OnStop(func(context.Context) error { panic("logged by the runtime") })
+		return nil
+	}, raylink.WithLogger(slog.New(blocking{slog.NewTextHandler(io.Discard, nil), gate})))
+	for range 3 {
+		n, err := contractv1raylink.CreateOther(ctx, rt)
+		require.NoError(t, err)
+		_, err = n.Ping(ctx, nil)
+		require.Equal(t, connect.CodeUnimplemented, connect.CodeOf(err), "%v", err)
+		require.ErrorContains(t, n.Ref().Stop(ctx), "logged by the runtime")
+	}
+	file := filepath.Join(rt.RunDirectory().Logs(), "driver.log")
+	err := rt.Close()
+	require.ErrorContains(t, err, "closing the runtime: the log's handler has not returned for ")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "the log's handler (WithLogger, by default a write to standard error) does not return")
+	assert.Equal(t, 3, strings.Count(string(text), "an OnStop function panicked"))
 }

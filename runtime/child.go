@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -364,18 +363,4 @@ func decodeError(b []byte) error {
 		e = e.WithDetail(&w.Details[i])
 	}
 	return e
-}
-
-// printing keeps lines whole that several processes print at once.
-var printing sync.Mutex //nolint:gochecknoglobals // standard error is global too
-
-// print is what becomes of a node's output where no option says otherwise.
-func (o *Options) print(l launch.Line) {
-	if o.Output != nil {
-		o.Output(l.Path, l.Text)
-		return
-	}
-	printing.Lock()
-	defer printing.Unlock()
-	_, _ = io.WriteString(os.Stderr, l.Path+" | "+l.Text+"\n") // there is nowhere to tell of a failure
 }

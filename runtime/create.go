@@ -443,7 +443,8 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 	if err != nil {
 		return nil, rec, err
 	}
-	spec := launch.Spec{Name: rec.GetPath(), Payload: payload, Output: h.output}
+	spec := launch.Spec{Name: rec.GetPath(), Payload: payload, Output: h.output.take}
+	spec.Stalled = func(stalled bool) { h.output.waits(spec.Name, stalled) }
 	if h.run != nil {
 		if spec.Log, err = h.run.Log(rec.GetPath()); err != nil {
 			return nil, rec, err
@@ -469,8 +470,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 	}
 	newest := &nodev1.NodeRecord{}
 	if err := proto.Unmarshal(ready, newest); err != nil {
-		_ = p.Kill()
-		<-p.Done()
+		h.endProcess(p, rec.GetPath())
 		h.sweepDead()
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}

@@ -42,7 +42,7 @@ type Host struct {
 	dir      *rundir.Host
 	run      *rundir.Run
 	launcher launch.Launcher
-	output   func(launch.Line)
+	output   *output
 	front    *front
 	// tokenFile is set where this host has made the system's token.
 	tokenFile string
@@ -110,7 +110,8 @@ type Parts struct {
 	Token string
 	// Run is the run directory.
 	Run *rundir.Run
-	// Launcher is where the processes of new nodes come from; nil for this executable's own.
+	// Launcher is where the processes of new nodes come from; nil for this executable's own. Where a method of it or
+	// its processes goes on for 12 seconds after its context has ended, it is left behind with an error.
 	Launcher launch.Launcher
 	// Output gets the lines that nodes' processes print; nil for what the options say.
 	Output func(launch.Line)
@@ -159,10 +160,10 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	}
 	if h.launcher == nil {
 		h.launcher = launch.Self(launch.WithHelloTimeout(options.StartTimeout))
+	} else {
+		h.launcher = &userLauncher{inner: h.launcher, log: h.log, limit: launcherLimit}
 	}
-	if h.output = parts.Output; h.output == nil {
-		h.output = options.print
-	}
+	h.output = newOutput(&h.options, parts.Output, h.log)
 	h.life, h.kill = context.WithCancelCause(context.Background())
 	h.keepLife, h.keepEnd = context.WithCancel(h.life)
 	defer func() {
@@ -289,7 +290,7 @@ func (h *Host) Close(ctx context.Context) error {
 		errs = append(errs, h.front.shutdown(ctx))
 	}
 	h.release(ErrClosed)
-	return errors.Join(errs...)
+	return errors.Join(append(errs, h.output.err())...)
 }
 
 // ErrClosed is the cause that nodes, calls and creations end with when their process's runtime is shut

@@ -52,13 +52,16 @@ type Options struct {
 	Data string
 	// Logger gets what the runtime has to say, beside the file `driver.log` in the run directory. By default warnings and errors go to
 	// standard error; RAYLINK_LOG says what else: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
-	// are brain, host, session and tunnel), or both. It holds for the file too, which has info otherwise.
+	// are brain, host, session and tunnel), or both. It holds for the file too, which has info otherwise. A record waits for its handler
+	// for 200 ms at most; after that up to 256 records wait in the background until the handler returns, and those beyond are counted.
 	Logger *slog.Logger
 	// KeepRuns is how many run directories are kept in Data: older ones, if they are not marked by a file `keep` and no process uses them,
 	// are removed when a run begins. RAYLINK_KEEP_RUNS. By default 20; negative for all.
 	KeepRuns int
 	// Output gets each line that a node's process writes to its standard output or error. By default it is written to this process's
-	// standard error, after the node's path. It is called from one goroutine at a time for each node.
+	// standard error, after the node's path. It is called from one goroutine at a time for each node. While it blocks, what the process
+	// prints waits, but for a second at most: then lines go to the process's log in the run directory alone until it returns, a warning
+	// says so, and Close returns an error if it still has not.
 	Output func(path, line string)
 	// Interceptors wrap the serving of every call, the first outermost.
 	Interceptors []Interceptor
@@ -230,6 +233,7 @@ func NewOptions(opts ...Option) Options {
 	if o.Logger == nil {
 		o.Logger = slog.New(logs.NewHandler(os.Stderr, levels))
 	}
+	o.Logger = slog.New(logs.Bound(o.Logger.Handler()))
 	if o.KeepRuns == 0 {
 		fromEnv(&o, "RAYLINK_KEEP_RUNS", "a number of run directories", &o.KeepRuns, strconv.Atoi)
 	}

@@ -128,7 +128,17 @@ func remaining(ctx context.Context, most time.Duration) time.Duration {
 
 // watchProcess waits for the end of a child's process, and tells Brain if it was no good one.
 func (h *Host) watchProcess(parent string, k *kid) {
-	<-k.process.Done()
+	select {
+	case <-k.process.Done():
+	case <-h.life.Done():
+		select {
+		case <-k.process.Done():
+		default:
+			// All have been stopped by now: its end can't be waited for.
+			h.log.Warn("a process has not ended although it was stopped", slog.String("node", k.path), slog.Int("pid", k.process.PID()))
+			return
+		}
+	}
 	h.mu.Lock()
 	h.kids[parent] = slices.DeleteFunc(h.kids[parent], func(other *kid) bool { return other == k })
 	if len(h.kids[parent]) == 0 {

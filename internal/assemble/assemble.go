@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -50,6 +51,7 @@ type Runtime struct {
 	run      *rundir.Run
 	log      *launch.LogFile
 	late     *logs.Late
+	user     *logs.Bounded // the handler of the options' logger
 	officer  *officerSupervisor
 	signals  func() // stops handling signals
 	fromInit bool
@@ -204,7 +206,13 @@ func (rt *Runtime) logTo(options *runtime.Options) *logs.Late {
 	if err != nil {
 		return rt.late // the options are refused for the same error
 	}
-	options.Logger = slog.New(slog.NewMultiHandler(options.Logger.Handler(), logs.NewHandler(rt.late, levels)))
+	rt.user = logs.Bound(options.Logger.Handler())
+	file := logs.Bound(logs.NewHandler(rt.late, levels))
+	rt.user.OnStall(func(time.Time) {
+		slog.New(file).Warn("the log's handler (WithLogger, by default a write to standard error) does not return: " +
+			"up to 256 records wait for it, further ones are in this file alone")
+	})
+	options.Logger = slog.New(slog.NewMultiHandler(rt.user, file))
 	return rt.late
 }
 
@@ -295,6 +303,11 @@ func (rt *Runtime) cleanUp(ctx context.Context) error {
 	}
 	if rt.brain != nil {
 		errs = append(errs, rt.brain.Close())
+	}
+	if rt.user != nil {
+		if err := rt.user.Flush(); err != nil {
+			errs = append(errs, fmt.Errorf("closing the runtime: %w (WithLogger gives another one)", err))
+		}
 	}
 	if rt.late != nil {
 		rt.late.Close()

@@ -12,7 +12,8 @@
 //     holds what it printed. So does the error of one that dies.
 //   - The parent's death is the end of file of that pipe, seen at once by [Child.Orphaned], also after kill -9.
 //   - Every line that a process prints on stdout or stderr is handed over whole, however fast it prints: a receiver that is
-//     too slow makes the printer wait, and nothing piles up.
+//     too slow makes the process wait, and nothing piles up. A receiver that takes no line for a second is not waited for:
+//     see [Spec.Output].
 //   - When [Process.Done] is closed the process has been reaped, its output has been delivered, and nothing of it is left in
 //     this process, even if a process that it started still holds its stdout.
 //   - What a launched process has started ends with it, see descendants.go.
@@ -45,9 +46,13 @@ type Spec struct {
 	// up to 64 MiB, and may be secret.
 	Payload []byte
 	// Output gets every line that the process prints, and every line of its descendants that it passes on by
-	// [Child.Forward]. It is called from one goroutine at a time. While it blocks, whoever prints waits; it must not wait for
-	// the process itself. Nil drops the lines.
+	// [Child.Forward]. It is called from one goroutine at a time. While it blocks, the process that prints waits, but for
+	// a second at most: then Output has stalled, and lines are counted instead of handed over until it has returned and
+	// taken those that wait; it gets a line that says how many are missing. Nil drops the lines.
 	Output func(Line)
+	// Stalled is called with true when Output has stalled, and with false when it has gone on. It must not block. Nil is
+	// allowed.
+	Stalled func(stalled bool)
 	// Log names a file that the process's own lines are appended to, each after the time at which it came (its descendants have files
 	// of their own). It is a [LogFile]. Empty means none.
 	Log string

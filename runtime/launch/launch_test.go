@@ -269,7 +269,8 @@ func TestLinesArriveWhole(t *testing.T) {
 func TestFloodMakesThePrinterWait(t *testing.T) {
 	gate, plenty := make(chan struct{}), make(chan struct{})
 	seen := 0
-	p, _ := begin(t, "floods", func(s *Spec) {
+	launcher := tuned(func(o *options) { o.stallLimit = patience })
+	p, _ := beginWith(t, launcher, "floods", func(s *Spec) {
 		s.Output = func(line Line) {
 			<-gate
 			assert.Equal(t, fmt.Sprintf("line %d", seen), line.Text, "no line is lost")
@@ -288,6 +289,71 @@ func TestFloodMakesThePrinterWait(t *testing.T) {
 	}
 	require.NoError(t, p.Stop(within(t)))
 	assert.Len(t, p.Exit().Lines, tailLines)
+}
+
+// TestReceiverThatStallsDoesNotHoldTheProcessUp: the process prints on while the receiver does not return, its log has all
+// lines, and when the receiver goes on it gets those that waited, then how many are missing, then the next.
+func TestReceiverThatStallsDoesNotHoldTheProcessUp(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	gate, stalled, resumed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var lines []string
+	next := make(chan string)
+	launcher := tuned(func(o *options) { o.stallLimit = 10 * time.Millisecond })
+	p, _ := beginWith(t, launcher, "floods", func(s *Spec) {
+		s.Log = log
+		s.Output = func(line Line) {
+			<-gate
+			if len(lines) < 100 {
+				if lines = append(lines, line.Text); strings.Contains(line.Text, "are missing here") {
+					next <- lines[len(lines)-2]
+				}
+			}
+		}
+		var first, second sync.Once // it may stall again
+		s.Stalled = func(is bool) {
+			if is {
+				first.Do(func() { close(stalled) })
+				return
+			}
+			second.Do(func() { close(resumed) })
+		}
+	})
+	_, err := p.Ready(within(t))
+	require.NoError(t, err)
+	select {
+	case <-stalled:
+	case <-within(t).Done():
+		require.FailNow(t, "nothing says that the receiver has stalled")
+	}
+	size := func() int64 {
+		info, err := os.Stat(log)
+		require.NoError(t, err)
+		return info.Size()
+	}
+	const more = 1 << 20 // than fits into pipes and buffers
+	require.Eventually(t, func() bool { return size() > more }, patience, time.Millisecond, "the process is blocked in a print")
+	close(gate)
+	select {
+	case last := <-next:
+		assert.Equal(t, fmt.Sprintf("line %d", linesWaiting), last, "the one that was being handed over and those that waited")
+	case <-within(t).Done():
+		require.FailNow(t, "the receiver gets no further lines")
+	}
+	<-resumed
+	require.NoError(t, p.Stop(within(t)))
+}
+
+// TestReceiverThatEndsItsGoroutineGetsTheNextLine: as one that returns does.
+func TestReceiverThatEndsItsGoroutineGetsTheNextLine(t *testing.T) {
+	var got []string
+	p, _ := begin(t, "prints:one\ntwo\nthree\n", func(s *Spec) {
+		s.Output = func(line Line) {
+			got = append(got, line.Text)
+			runtime.Goexit()
+		}
+	})
+	awaitDone(t, p)
+	assert.Equal(t, []string{"one", "two", "three"}, got)
 }
 
 func TestStuckReceiverDoesNotHideDeath(t *testing.T) {

@@ -124,13 +124,25 @@ func (t *tail) lines() []Line {
 }
 
 // output is where a process's lines go: to the receiver, the log and the tail.
+//
+// The receiver is called from one goroutine, deliver's, which begins with the first line. A line waits for
+// the receiver for up to stallLimit. Then the receiver has stalled: lines are not handed over any more, but
+// counted, until it has taken those that wait.
 type output struct {
-	name string
+	name       string
+	receiver   func(Line)
+	stallLimit time.Duration
+	// stalled is called when the receiver stalls, and when it has gone on.
+	stalled func(bool)
 
-	delivery sync.Mutex // held while the receiver is called, so that it is called from one goroutine at a time
-	receiver func(Line)
+	delivery sync.Mutex // guards what follows
+	lines    chan Line  // nil before the first line
+	over     bool       // no further lines
+	skipped  int        // lines that were not handed over since the receiver stalled; 0 where it has not
+	// delivered is closed when the receiver has got all lines.
+	delivered chan struct{}
 
-	record sync.Mutex // guards what follows; never held while the receiver is called, which may be stuck
+	record sync.Mutex // guards what follows
 	log    *LogFile
 	tail   tail
 }
@@ -154,10 +166,101 @@ func (o *output) forwarded(line Line) {
 	o.deliver(line)
 }
 
+// linesWaiting is how many lines may wait for the receiver.
+const linesWaiting = 16
+
+// deliver hands a line over. o.delivery is held.
 func (o *output) deliver(line Line) {
-	if o.receiver != nil {
+	if o.receiver == nil || o.over {
+		return
+	}
+	if o.lines == nil {
+		o.lines, o.delivered = make(chan Line, linesWaiting), make(chan struct{})
+		go o.receive(o.lines, o.delivered)
+	}
+	if o.skipped > 0 && !o.resume() {
+		o.skipped++
+		return
+	}
+	select {
+	case o.lines <- line:
+		return
+	default:
+	}
+	timer := time.NewTimer(o.stallLimit)
+	defer timer.Stop()
+	select {
+	case o.lines <- line:
+	case <-timer.C:
+		o.skipped = 1
+		if o.stalled != nil {
+			o.stalled(true)
+		}
+	}
+}
+
+// resume says whether the receiver, which had stalled, takes lines again. If so, it gets one that says what it has
+// missed. o.delivery is held.
+func (o *output) resume() bool {
+	if len(o.lines) > 0 {
+		return false
+	}
+	select {
+	case o.lines <- o.gap():
+	default:
+		return false
+	}
+	o.skipped = 0
+	if o.stalled != nil {
+		o.stalled(false)
+	}
+	return true
+}
+
+// gap is the line that stands for those that were not handed over.
+func (o *output) gap() Line {
+	return Line{Path: o.name, Stream: Stderr, Text: fmt.Sprintf(
+		"launch: %d lines are missing here, for the receiver of the output did not return; the process's log has its own", o.skipped)}
+}
+
+// receive calls the receiver until there are no further lines.
+func (o *output) receive(lines <-chan Line, delivered chan<- struct{}) {
+	over := false
+	defer func() {
+		if !over {
+			go o.receive(lines, delivered) // the receiver has ended its goroutine
+		}
+	}()
+	for line := range lines {
 		o.receiver(line)
 	}
+	o.delivery.Lock()
+	skipped, gap := o.skipped > 0, o.gap()
+	o.skipped = 0
+	o.delivery.Unlock()
+	if skipped {
+		o.receiver(gap)
+		if o.stalled != nil {
+			o.stalled(false)
+		}
+	}
+	over = true
+	close(delivered)
+}
+
+// finish says that no further lines come. It returns a channel that is closed when the receiver has got all.
+func (o *output) finish() <-chan struct{} {
+	o.delivery.Lock()
+	defer o.delivery.Unlock()
+	if !o.over && o.lines != nil {
+		close(o.lines)
+	}
+	o.over = true
+	if o.delivered == nil {
+		o.delivered = make(chan struct{})
+		close(o.delivered)
+	}
+	return o.delivered
 }
 
 // keep records the line. Its error says that the log has been given up.

@@ -54,7 +54,7 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 		spec:     spec,
 		options:  opts,
 		cmd:      cmd,
-		output:   &output{name: spec.Name, receiver: spec.Output},
+		output:   &output{name: spec.Name, receiver: spec.Output, stalled: spec.Stalled, stallLimit: opts.stallLimit},
 		settled:  make(chan struct{}),
 		stopping: make(chan struct{}),
 		exited:   make(chan struct{}),
@@ -395,6 +395,7 @@ func (p *process) awaitReaders() {
 	delivered := make(chan struct{})
 	go func() {
 		p.readers.Wait()
+		<-p.output.finish()
 		close(delivered)
 	}()
 	limit := time.NewTimer(p.options.outputGrace + 750*time.Millisecond)

@@ -34,6 +34,8 @@ type options struct {
 	cancelGrace time.Duration
 	// reapLimit is for how long a killed process is waited for. Only one that is stuck in the kernel needs more.
 	reapLimit time.Duration
+	// stallLimit is for how long a line of output waits for its receiver.
+	stallLimit time.Duration
 }
 
 // WithHelloTimeout bounds the time between a process's start and its hello. It is what the program does before it calls
@@ -84,6 +86,7 @@ func Self(opts ...Option) Launcher {
 		exitGrace:    5 * time.Second,
 		cancelGrace:  time.Second,
 		reapLimit:    10 * time.Second,
+		stallLimit:   time.Second,
 	}, starting: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	for _, opt := range opts {
 		opt(&s.options)
