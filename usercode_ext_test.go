@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -239,7 +238,7 @@ func TestLoggerThatBlocksHoldsNothingUp(t *testing.T) {
 		n.Logger().Warn("from a node's set-up")
 		n.OnStop(func(context.Context) error { panic("logged by the runtime") })
 		return nil
-	}, raylink.WithLogger(slog.New(blocking{slog.NewTextHandler(io.Discard, nil), gate})))
+	}, raylink.WithLogger(slog.New(blocking{slog.NewTextHandler(&logged{}, nil), gate})))
 	for range 3 {
 		n, err := contractv1raylink.CreateOther(ctx, rt)
 		require.NoError(t, err)

@@ -98,7 +98,7 @@ func TestHandlerThatDoesNotReturnLosesItsRecordAlone(t *testing.T) {
 		for _, message := range []string{"panic", "goexit", "1", "block, goexit", "panic", "2", "goexit", "3"} {
 			log.Info(message)
 		}
-		require.ErrorContains(t, log.Handler().(*Bounded).Flush(), "4 records wait") //nolint:forcetypeassert // it is
+		require.ErrorContains(t, log.Handler().(*Bounded).Flush(), "4 records wait")
 		close(gate)
 		synctest.Wait()
 		for _, message := range []string{"1", "2", "3"} {
