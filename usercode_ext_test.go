@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -253,4 +256,113 @@ func TestLoggerThatBlocksHoldsNothingUp(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, string(text), "the log's handler (WithLogger, by default a write to standard error) does not return")
 	assert.Equal(t, 3, strings.Count(string(text), "an OnStop function panicked"))
+}
+
+// deaf is a node whose methods ignore their contexts: they go on until the gate is open.
+type deaf struct {
+	contractv1raylink.UnimplementedProbeNode
+
+	began chan struct{}
+	gate  chan struct{}
+}
+
+func (d deaf) wait() {
+	d.began <- struct{}{}
+	<-d.gate
+}
+
+func (d deaf) Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	d.wait()
+	return &contractv1.AddResponse{}, nil
+}
+
+func (d deaf) BlockBeside(context.Context, *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
+	d.wait()
+	return &contractv1.BlockResponse{}, nil
+}
+
+func (d deaf) Count(context.Context, *contractv1.CountRequest, contractv1raylink.ProbeCountServerStream) error {
+	d.wait()
+	return nil
+}
+
+// TestCallersOfAMethodThatDoesNotReturnHearThatItsNodeHasStopped: by every way but a call from the same process that runs the
+// method itself, and although their contexts have no end.
+func TestCallersOfAMethodThatDoesNotReturnHearThatItsNodeHasStopped(t *testing.T) {
+	t.Parallel()
+	d := deaf{began: make(chan struct{}), gate: make(chan struct{})}
+	rt, err := raylink.Start(t.Context(), raylink.WithData(t.TempDir()), raylink.WithDrain(100*time.Millisecond), contractv1raylink.ProbeType(
+		func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
+			return d, nil
+		}))
+	require.NoError(t, err)
+	other, err := join.Start(t.Context(), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, other.Close())
+		require.NoError(t, rt.Close())
+	})
+	t.Cleanup(func() { close(d.gate) })
+	ctx := context.Background()
+	add := func(p *contractv1raylink.Probe) error {
+		_, err := p.Add(ctx, &contractv1.AddRequest{})
+		return err
+	}
+	addAsync := func(p *contractv1raylink.Probe) error {
+		_, err := p.AddAsync(ctx, &contractv1.AddRequest{}).Get(ctx)
+		return err
+	}
+	beside := func(p *contractv1raylink.Probe) error {
+		_, err := p.BlockBeside(ctx, &contractv1.BlockRequest{})
+		return err
+	}
+	count := func(p *contractv1raylink.Probe) error {
+		s, err := p.Count(ctx, &contractv1.CountRequest{})
+		if err == nil {
+			_, err = s.Receive()
+		}
+		return err
+	}
+	for name, test := range map[string]struct {
+		method string
+		call   func(p *contractv1raylink.Probe) error
+		ways   string
+	}{
+		"a call":              {"Add", add, "tunnel http"},
+		"an async call":       {"Add", addAsync, "local tunnel http"},
+		"a concurrent method": {"BlockBeside", beside, "tunnel http"},
+		"a stream":            {"Count", count, "local tunnel http"},
+	} {
+		for way := range strings.FieldsSeq(test.ways) {
+			t.Run(name+" by "+way, func(t *testing.T) {
+				p, err := contractv1raylink.CreateProbe(ctx, rt, nil)
+				require.NoError(t, err)
+				path := p.Ref().Path()
+				caller := p
+				switch way {
+				case "tunnel":
+					caller, err = contractv1raylink.FindProbe(ctx, other, runtime.Path(path))
+					require.NoError(t, err)
+				case "http":
+					client := &http.Client{Transport: &http.Transport{}}
+					t.Cleanup(client.CloseIdleConnections)
+					caller = contractv1raylink.NewProbeTunnel(connect.NewClient(connecthttp.NewTransport(
+						runtime.HTTPClient(client), "http://"+rt.Address()+"/"+path)))
+				}
+				called := make(chan error, 1)
+				go func() { called <- test.call(caller) }()
+				<-d.began
+				err = p.Ref().Stop(ctx)
+				require.ErrorContains(t, err, "draining "+path+": 1 calls were still running and 0 waiting (running for ")
+				require.ErrorContains(t, err, "ms at least: "+test.method+")")
+				select {
+				case err := <-called:
+					require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+					require.ErrorContains(t, err, path+" stopped while it was in "+test.method+", which has not returned")
+				case <-time.After(patience):
+					require.FailNow(t, "the caller still waits")
+				}
+			})
+		}
+	}
 }

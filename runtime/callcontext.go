@@ -5,7 +5,10 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect/v2"
+
 	"github.com/raylink/raylink/runtime/internal/mailbox"
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 type callKey struct{}
@@ -28,6 +31,10 @@ type callContext struct {
 	ownTurn mailbox.Turn
 	// chain is who waits for this call, see chain.go.
 	chain *chain
+	// in or future is the caller of a method that has not returned when its node has stopped, see cut. Both are nil for
+	// callers that wait for the end of the node, too.
+	in     *tunnel.Incoming
+	future *future
 	// sent is the request of a call from this process, see seal.go.
 	sent seal
 
@@ -142,6 +149,16 @@ func (c *callContext) abort(cause error) {
 		j.unlink()
 	}
 	j.cancel(cause)
+}
+
+// cut ends the wait of the caller although the method goes on.
+func (c *callContext) cut(err *connect.Error) {
+	switch {
+	case c.in != nil:
+		c.in.Refuse(err)
+	case c.future != nil:
+		c.future.complete(fromPeer(c.caller, err))
+	}
 }
 
 // callContextOf returns the call context that ctx belongs to, or nil.

@@ -119,7 +119,7 @@ func (d *dispatcher) describe(in *tunnel.Incoming, k known, cc *callContext) err
 		return connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
 			m.fullName(), m.shape, in.StreamType)
 	}
-	cc.call.method, cc.call.way, cc.call.from, cc.caller = m, byTunnel, k.from, in.Context()
+	cc.call.method, cc.call.way, cc.call.from, cc.caller, cc.in = m, byTunnel, k.from, in.Context(), in
 	cc.call.receive(Metadata{header: in.Header()})
 	if chain := in.Chain(); len(chain) > 0 {
 		var err error

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
+
+	"connectrpc.com/connect/v2"
 
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
@@ -25,10 +28,12 @@ func (n *Node) OnStop(fn func(ctx context.Context) error) {
 // context ended. Then it ends the node's tasks and runs what OnStop was given.
 func (n *Node) drain(ctx context.Context, cause error) error {
 	n.mailbox.Close(closedError(n.path, "is stopping"))
+	began := time.Now()
 	var errs []error
 	if err := n.mailbox.Drain(ctx); err != nil {
 		s := n.mailbox.Stats()
-		errs = append(errs, fmt.Errorf("draining %s: %d calls were still running and %d waiting: %w", n.path, s.Running, s.Waiting, err))
+		errs = append(errs, fmt.Errorf("draining %s: %d calls were still running and %d waiting%s: %w",
+			n.path, s.Running, s.Waiting, n.stillRunning(time.Since(began)), err))
 		n.mailbox.Abandon(closedError(n.path, "stopped"))
 	}
 	n.cut(cause)
@@ -45,7 +50,65 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 		}
 	}
 	n.kill(cause)
+	for _, cc := range n.runningCalls() {
+		err := n.unreturned(cc.call.method)
+		n.logger().Error("a method goes on although its node has stopped: it is left behind",
+			slog.String("node", n.path), slog.String("method", cc.call.method.fullName()))
+		cc.cut(err)
+	}
 	return errors.Join(errs...)
+}
+
+// runningCalls are the calls whose methods run.
+func (n *Node) runningCalls() []*callContext {
+	var calls []*callContext
+	for _, of := range n.mailbox.Running() {
+		switch of := of.(type) {
+		case *callContext:
+			calls = append(calls, of)
+		case *job:
+			calls = append(calls, of.cc)
+		}
+	}
+	return calls
+}
+
+// maxNamed is how many methods an error names.
+const maxNamed = 5
+
+// stillRunning names the methods that run, after the drain has taken as long as that. When each began is not
+// known: a clock would cost every call.
+func (n *Node) stillRunning(least time.Duration) string {
+	counts := make(map[string]int)
+	var names []string
+	for _, cc := range n.runningCalls() {
+		name := cc.call.method.name
+		if counts[name]++; counts[name] == 1 {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	more := len(names) - maxNamed
+	if more > 0 {
+		names = names[:maxNamed]
+	}
+	for i, name := range names {
+		if count := counts[name]; count > 1 {
+			names[i] = fmt.Sprintf("%s %d times", name, count)
+		}
+	}
+	text := strings.Join(names, ", ")
+	if more > 0 {
+		text += fmt.Sprintf(" and %d other methods", more)
+	}
+	return fmt.Sprintf(" (running for %v at least: %s)", least.Round(time.Millisecond), text)
+}
+
+// unreturned is for the caller of a method that goes on although its node has stopped.
+func (n *Node) unreturned(m *Method) *connect.Error {
+	return closedError(n.path, "stopped while it was in "+m.name+", which has not returned")
 }
 
 // endWork waits for tasks, and for calls that could not be drained; all have been told to end.

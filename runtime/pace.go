@@ -76,7 +76,7 @@ func (n *Node) takeHere(j *job, moreBehind bool) (bool, error) {
 	if err := n.refuseCircle(cc); err != nil {
 		return false, err
 	}
-	if !n.mailbox.TryTurn(&cc.ownTurn) {
+	if !n.mailbox.TryTurn(&cc.ownTurn, cc) {
 		return false, nil
 	}
 	cc.turn = &cc.ownTurn

@@ -218,8 +218,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 		select {
 		case <-c.p.ended:
 		default:
-			err := closedError(c.p.node.path, "stopped while it was in "+c.p.method.name+", which has not returned")
-			return nil, err.WithRemote()
+			return nil, c.p.node.unreturned(c.p.method).WithRemote()
 		}
 	}
 	// The method has returned: what it sent before comes first.

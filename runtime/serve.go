@@ -51,7 +51,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if err := n.refuseCircle(cc); err != nil {
 		return nil, err
 	}
-	if n.mailbox.TryTurn(&cc.ownTurn) {
+	if n.mailbox.TryTurn(&cc.ownTurn, cc) {
 		cc.turn = &cc.ownTurn
 		defer cc.ownTurn.Release()
 		return n.runInline(cc, req)
@@ -64,6 +64,13 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	select {
 	case <-j.done:
 		return j.res, j.err
+	case <-n.life.Done():
+		select {
+		case <-j.done:
+			return j.res, j.err
+		default:
+			return nil, n.unreturned(cc.call.method)
+		}
 	case <-ctx.Done():
 	}
 	at := inMailbox
@@ -158,7 +165,7 @@ func (n *Node) reserveBeside(cc *callContext) error {
 	if err := n.refuseUnready(cc.chain, cc.call.from, m.fullName()); err != nil {
 		return err
 	}
-	return n.mailbox.Enter(m.name)
+	return n.mailbox.Enter(&cc.ownTurn, m.name, cc)
 }
 
 // awaitReady waits until the node is set up.
@@ -181,7 +188,7 @@ func (n *Node) awaitReady(cc *callContext) error {
 
 func (n *Node) leaveBeside(cc *callContext) {
 	if !cc.call.method.builtin {
-		n.mailbox.Leave()
+		n.mailbox.Leave(&cc.ownTurn)
 	}
 }
 

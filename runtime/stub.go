@@ -81,6 +81,12 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	}
 	select {
 	case <-done:
+	case <-n.life.Done():
+		select {
+		case <-done:
+		default:
+			return n.unreturned(m)
+		}
 	case <-ctx.Done():
 		return n.ended(ctx, m, n.cancel(j, context.Cause(ctx)))
 	}
@@ -129,6 +135,13 @@ func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 	select {
 	case err := <-done:
 		return err
+	case <-n.life.Done():
+		select {
+		case err := <-done:
+			return err
+		default:
+			return n.unreturned(m)
+		}
 	case <-ctx.Done():
 	}
 	late := time.NewTimer(grace)

@@ -131,6 +131,7 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	info := out.info
 	// Nobody waits for an async call yet, so its caller's turn is in nobody's way.
 	cc.chain = nil
+	cc.future = f
 	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) {
 		header, trailer, err := n.outcome(cc, j.err)
 		f.completeWith(j.res, fromPeer(ctx, err), func() { deliver(info, header, trailer) })

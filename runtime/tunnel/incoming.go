@@ -210,6 +210,10 @@ func (in *Incoming) refuse(err error) {
 	}
 }
 
+// Refuse answers a call with an error although its handler goes on: what the handler has prepared, and its own answer, are
+// not looked at. It does nothing where the call was answered before.
+func (in *Incoming) Refuse(err error) { in.refuse(err) }
+
 // abandon ends a call whose connection is gone.
 func (in *Incoming) abandon(reason error) {
 	if s := in.stream(); s != nil {

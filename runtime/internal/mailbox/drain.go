@@ -30,6 +30,8 @@ func (m *Mailbox) next() *Entry {
 		e.granted <- nil
 		return nil
 	}
+	e.turn = Turn{mailbox: m, held: 1, drained: true, of: e.Work}
+	m.running.push(&e.turn)
 	return e
 }
 
@@ -63,7 +65,6 @@ func (m *Mailbox) run(e *Entry) (next *Entry) {
 			go m.drainFrom(next)
 		}
 	}()
-	e.turn = Turn{mailbox: m, held: 1, drained: true}
 	e.Work.Run(&e.turn)
 	returned = true
 	return nil

@@ -50,6 +50,8 @@ type Mailbox struct {
 	bytes    int64
 	// beside is how many run beside the turns.
 	beside int
+	// running has what runs, but for turns of Acquire.
+	running runList
 	// finished counts what ended.
 	finished uint64
 	// refusal is what new work is told once the mailbox is closed to it; cut says that nobody gets a turn any more.
@@ -115,10 +117,14 @@ func (m *Mailbox) Remove(e *Entry) bool {
 }
 
 // TryTurn gives the caller a turn if one is free and nothing waits for it. The caller must end it with [Turn.Release], in a
-// defer, on any way out.
-func (m *Mailbox) TryTurn(t *Turn) bool {
+// defer, on any way out. of is what [Mailbox.Running] lists meanwhile.
+func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	m.mu.Lock()
 	ok := m.refusal == nil && m.take(t)
+	if ok {
+		t.of = of
+		m.running.push(t)
+	}
 	m.mu.Unlock()
 	return ok
 }
@@ -175,8 +181,9 @@ func (m *Mailbox) giveUp(e *Entry) {
 	}
 }
 
-// Enter counts work that runs beside the turns, or refuses it. It ends with [Mailbox.Leave].
-func (m *Mailbox) Enter(label string) error {
+// Enter counts work that runs beside the turns, or refuses it. It ends with [Mailbox.Leave] of the same t, which holds no
+// turn. of is what [Mailbox.Running] lists meanwhile.
+func (m *Mailbox) Enter(t *Turn, label string, of any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.refusal != nil {
@@ -187,12 +194,15 @@ func (m *Mailbox) Enter(label string) error {
 			"%s runs %d concurrent methods and streams, the most it may (max_streams): %s is refused", m.owner(), m.beside, label)
 	}
 	m.beside++
+	*t = Turn{of: of}
+	m.running.push(t)
 	return nil
 }
 
 // Leave ends what Enter began.
-func (m *Mailbox) Leave() {
+func (m *Mailbox) Leave(t *Turn) {
 	m.mu.Lock()
+	t.leave()
 	m.beside--
 	m.finished++
 	m.settle()
@@ -213,6 +223,18 @@ func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.lent + m.beside, Finished: m.finished}
+}
+
+// Running lists what runs with turns and beside them, in the order in which it began: the work of entries, and what
+// TryTurn and Enter were given.
+func (m *Mailbox) Running() []any {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []any
+	for t := m.running.head; t != nil; t = t.next {
+		all = append(all, t.of)
+	}
+	return all
 }
 
 // Close refuses new work with err from now on. What waits still runs.

@@ -83,7 +83,7 @@ func TestOrderUnderLoad(t *testing.T) {
 					}
 				case 1:
 					var turn Turn
-					if m.TryTurn(&turn) {
+					if m.TryTurn(&turn, nil) {
 						serve(&turn, caller, call)
 						turn.Release()
 						continue
@@ -130,12 +130,12 @@ func TestTurnLentTwice(t *testing.T) {
 		m := New(func() string { return "m" }, modelLimits)
 		m.Open()
 		var turn, other Turn
-		require.True(t, m.TryTurn(&turn))
+		require.True(t, m.TryTurn(&turn, nil))
 		turn.Suspend()
 		turn.Suspend()
 		var back atomic.Int32
 		for range 2 {
-			require.True(t, m.TryTurn(&other), "the turn was not lent")
+			require.True(t, m.TryTurn(&other, nil), "the turn was not lent")
 			go func() {
 				turn.Resume()
 				back.Add(1)
@@ -148,7 +148,7 @@ func TestTurnLentTwice(t *testing.T) {
 		require.Equal(t, int32(2), back.Load())
 		require.True(t, turn.Held())
 		turn.Release()
-		require.True(t, m.TryTurn(&other), "the turn is gone")
+		require.True(t, m.TryTurn(&other, nil), "the turn is gone")
 		other.Release()
 	})
 }
@@ -175,11 +175,11 @@ func TestFullMailboxSaysWhy(t *testing.T) {
 	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
 		t.Fatal(err)
 	}
-	if err := m.Enter("Watch"); err != nil {
+	if err := m.Enter(new(Turn), "Watch", nil); err != nil {
 		t.Fatal(err)
 	}
 	want = "counter-0 runs 1 concurrent methods and streams, the most it may (max_streams): Watch is refused"
-	if err := m.Enter("Watch"); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+	if err := m.Enter(new(Turn), "Watch", nil); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
 		t.Fatal(err)
 	}
 }
@@ -189,4 +189,42 @@ func messageOf(err error) string {
 		return e.Message()
 	}
 	return fmt.Sprint(err)
+}
+
+// gated runs until its gate is open.
+type gated struct{ began, gate chan struct{} }
+
+func (g gated) Run(*Turn) {
+	close(g.began)
+	<-g.gate
+}
+
+func (gated) Refuse(error) {}
+
+// TestRunningListsWhatRuns: with a turn of the line, with a caller's and beside the turns, until it ends.
+func TestRunningListsWhatRuns(t *testing.T) {
+	m := New(func() string { return "counter-0" }, Limits{Turns: 2, Pending: 9, Bytes: 9, Beside: 9})
+	m.Open()
+	first, second := gated{make(chan struct{}), make(chan struct{})}, gated{make(chan struct{}), make(chan struct{})}
+	_, err := m.Enqueue(&Entry{Work: first, Label: "Add"})
+	require.NoError(t, err)
+	<-first.began
+	var turn, mark Turn
+	require.True(t, m.TryTurn(&turn, "with a caller's"))
+	require.NoError(t, m.Enter(&mark, "Watch", "beside"))
+	_, err = m.Enqueue(&Entry{Work: second, Label: "Add"})
+	require.NoError(t, err)
+	require.Equal(t, []any{first, "with a caller's", "beside"}, m.Running(), "what waits does not run")
+	m.Leave(&mark)
+	require.Equal(t, []any{first, "with a caller's"}, m.Running())
+	turn.Suspend() // what has lent its turn still runs
+	<-second.began
+	require.Equal(t, []any{first, "with a caller's", second}, m.Running())
+	close(second.gate)
+	turn.Resume()
+	turn.Release()
+	close(first.gate)
+	m.Close(errors.New("closed"))
+	require.NoError(t, m.Drain(t.Context()))
+	require.Empty(t, m.Running())
 }

@@ -95,6 +95,7 @@ type world struct {
 	line, resuming []*player
 	opened, over   bool
 	beside         int
+	marks          []*Turn // of those beside
 	finished       uint64
 	closedWith     error
 	cut            bool
@@ -240,7 +241,7 @@ func (w *world) play(s step) string {
 		if w.free() > 0 && w.closedWith == nil {
 			p.is = runs
 		}
-		if p.started = w.m.TryTurn(p.turn); !p.started {
+		if p.started = w.m.TryTurn(p.turn, nil); !p.started {
 			p.refused = errors.New("no turn is free")
 		}
 		return p.name + " tries"
@@ -390,15 +391,19 @@ func (w *world) goBeside(s step) string {
 		w.beside--
 		w.finished++
 		w.end()
-		w.m.Leave()
+		w.m.Leave(w.marks[0])
+		w.marks = w.marks[1:]
 		return "one leaves"
 	}
 	fits := w.closedWith == nil && w.beside < w.limits.Beside
 	if fits {
 		w.beside++
 	}
-	if err := w.m.Enter("beside"); (err == nil) != fits {
+	mark := &Turn{}
+	if err := w.m.Enter(mark, "beside", nil); (err == nil) != fits {
 		w.beside += 100 // the comparison says the rest
+	} else if err == nil {
+		w.marks = append(w.marks, mark)
 	}
 	return "one enters"
 }

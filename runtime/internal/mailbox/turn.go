@@ -13,6 +13,42 @@ type Turn struct {
 	// over says that the work which had the turn has ended. The mailbox's lock guards it, and loan.
 	over bool
 	loan *loan
+	// of is what runs with it; list has it among what runs. The mailbox's lock guards them.
+	of         any
+	list       *runList
+	prev, next *Turn
+}
+
+// runList is what runs, in the order in which it began.
+type runList struct{ head, tail *Turn }
+
+func (l *runList) push(t *Turn) {
+	t.list, t.prev, t.next = l, l.tail, nil
+	if l.tail == nil {
+		l.head = t
+	} else {
+		l.tail.next = t
+	}
+	l.tail = t
+}
+
+// leave takes t out of the list that it is in, if it is in one.
+func (t *Turn) leave() {
+	l := t.list
+	if l == nil {
+		return
+	}
+	if t.prev == nil {
+		l.head = t.next
+	} else {
+		t.prev.next = t.next
+	}
+	if t.next == nil {
+		l.tail = t.prev
+	} else {
+		t.next.prev = t.prev
+	}
+	t.of, t.list, t.prev, t.next = nil, nil, nil, nil
 }
 
 // loan is a turn that others have for a while.
@@ -133,6 +169,7 @@ func (m *Mailbox) end(t *Turn) *Entry {
 		return nil
 	}
 	t.over = true
+	t.leave()
 	m.finished++
 	if l := t.loan; l != nil {
 		// A goroutine that the method left behind has lent the turn: it is not there to be passed on.

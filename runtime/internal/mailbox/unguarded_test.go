@@ -28,7 +28,7 @@ func TestBooksNoticeATurnLentTwice(t *testing.T) {
 	m := New(func() string { return "m" }, modelLimits)
 	m.Open()
 	var turn Turn
-	require.True(t, m.TryTurn(&turn))
+	require.True(t, m.TryTurn(&turn, nil))
 	turn.Release()
 	require.Panics(t, turn.Suspend)
 }
