@@ -1,246 +1,368 @@
 package runtime
 
 import (
+	"container/list"
 	"context"
-	"io"
 	"net/http"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/proto"
 )
 
-// bodies bounds what a host holds of the messages of HTTP requests while they come, or of responses while they go: of all its
-// connections together, before a mailbox has counted them and after it has ceased to. A message that finds no room waits
-// for a moment, and is refused then.
+// bodies bounds what a host holds of messages over HTTP, of all its connections together: of requests
+// while they are read, of what they are decompressed to, or of responses while they are written. A
+// mailbox counts requests after that.
 //
-// A message may take no more than twice what it leaves for others. So one that comes slowly, or never ends, can't keep small ones out.
+// What callers may rely on:
+//
+//   - What is reserved never exceeds limit, whatever is asked for, nor what waits parked, where what
+//     waits is in memory already.
+//   - A message whose size is known (Content-Length, the length of an envelope, a response) reserves
+//     all of it at once, before a byte of it is read. It never waits again, so that it can finish.
+//   - A message whose size is not known grows by steps. A step is granted only if the largest of those
+//     that grow can still become as large as any message may be, when the others hold on to what they
+//     have. So there is always one that can finish, and messages never wait for each other in a cycle.
+//   - Those that wait are served first in, first out. Steps of messages that hold room come before
+//     messages that hold none, so what has begun finishes.
+//   - Small messages have room of their own, of which one may take no more than twice what it leaves.
+//     So large ones, and small ones that never end, don't keep others out. Where it is full they wait
+//     with the large ones.
+//   - What is slow can't block others for long: while messages wait, one that has held its room for longer
+//     than patience and what it takes at bodyRate is interrupted. Its call fails.
+//   - Nothing waits longer than bodyWait, or than its call: it is refused with resource_exhausted.
 type bodies struct {
-	what  string
-	limit int
+	what string
+	// large and small are the bounds of the two kinds, most and smallMost what one message may take.
+	large, small, most, smallMost int
+	// parked bounds what waits, in bytes; 0 where what waits is not in memory yet.
+	parked int
 
-	mu   sync.Mutex // guards what follows
-	held int
-	// released is closed when there is more room; nil while nothing waits for that.
-	released chan struct{}
+	mu sync.Mutex // guards what follows, and the fields of heldBody
+	// inLarge and inSmall are reserved. growing is the part of inLarge that messages of unknown size hold.
+	inLarge, inSmall, growing int
+	// holders is the ring of all messages that hold room.
+	holders heldBody
+	// queue is of *heldBody: those that wait. waiting is their size.
+	queue   list.List
+	waiting int
+	// sweeper interrupts what is slow, while the queue is not empty.
+	sweeper *time.Timer
 }
 
 const (
 	// bodyFactor is what a message takes while it is read or written, in its own size: buffers grow by doubling.
 	bodyFactor = 2
-	// bodyPatience is how long a message waits for room.
+	// bodyWait is how long a message waits for room at most.
+	bodyWait = 30 * time.Second
+	// bodyPatience is how long a message may hold room, be it ever so small, while others wait, and bodyRate how
+	// much may come in a second of what is larger, in bytes.
 	bodyPatience = 5 * time.Second
+	bodyRate     = 1 << 20
+	// bodySweep is how often slow messages are looked for, while others wait.
+	bodySweep = time.Second
 	// bodyRoom is for what is around a message.
 	bodyRoom = 64 << 10
 	// bodyFloor is what there is for messages at least: where the largest are small, many come at once.
 	bodyFloor = 4 << 20
+	// smallBody is how large a small message is at most, in bytes.
+	smallBody = 64 << 10
+	// smallPart is the part of all room that only small messages get.
+	smallPart = 8
 )
 
-// newBodies makes a bound which one of the largest messages keeps to when it is alone.
+// newBodies makes a bound of twice what one of the largest messages takes.
 func newBodies(what string, maxMessage int) *bodies {
-	return &bodies{what: what, limit: max(bodyFloor, 2*bodyFactor*(maxMessage+bodyRoom))}
+	most := bodyFactor * (maxMessage + bodyRoom)
+	all := max(bodyFloor, 2*most)
+	b := &bodies{what: what, most: most, small: all / smallPart}
+	b.large = all - b.small
+	b.smallMost = min(bodyFactor*smallBody, b.small/smallPart)
+	b.holders.next, b.holders.previous = &b.holders, &b.holders
+	return b
 }
 
-// heldBody is what one message holds.
+// limit is how many bytes may be reserved.
+func (b *bodies) limit() int { return b.large + b.small }
+
+// heldBody is what one message holds, of a call which has one at a time.
 type heldBody struct {
 	of  *bodies
 	ctx context.Context //nolint:containedctx // as long as its call
+	// interrupt makes the call fail that reads or writes the message; nil if it can't. It is not called after end.
+	interrupt func()
 
-	// What follows is guarded by the lock of bodies: what is held, and that the call is over.
-	held int
-	over bool
+	// What follows is guarded by the lock of bodies.
+
+	inLarge, inSmall int
+	// grows says that the message's size is not known.
+	grows bool
+	// since is when it got its first room, without the time that it waited since.
+	since time.Time
+	// whole says that it waits for nothing of the other side any more.
+	whole bool
+	// slow says that it was interrupted, over that its call has ended.
+	slow, over bool
+	// place is where it waits for want bytes; granted is closed when it has them.
+	place          *list.Element
+	want           int
+	granted        chan struct{}
+	waits          time.Time
+	next, previous *heldBody
+
+	// interrupting is held while interrupt runs, and by end.
+	interrupting sync.Mutex
 }
 
-// take counts n more bytes of a message.
-func (h *heldBody) take(n int) error {
+// reserve makes the room of a message that of one of size bytes, and may block. grows says that the message
+// may need more later. Only one goroutine at a time may call it.
+func (h *heldBody) reserve(size int, grows bool) error {
+	b, want := h.of, size*bodyFactor
 	if !guarded {
 		return nil
 	}
-	n *= bodyFactor
-	b := h.of
-	var timeout <-chan time.Time
-	for {
-		b.mu.Lock()
-		if h.over {
-			b.mu.Unlock()
-			return http.ErrBodyReadAfterClose
-		}
-		if free := b.limit - b.held - n; h.held+n <= 2*free || free >= 0 && b.held == h.held {
-			h.held += n
-			b.held += n
-			b.mu.Unlock()
-			return nil
-		}
-		held, own := b.held, h.held
-		if b.released == nil {
-			b.released = make(chan struct{})
-		}
-		released := b.released
+	b.mu.Lock()
+	switch {
+	case h.over:
 		b.mu.Unlock()
-		if timeout == nil {
-			timer := time.NewTimer(bodyPatience)
-			defer timer.Stop()
-			timeout = timer.C
-		}
-		select {
-		case <-released:
-		case <-h.ctx.Done():
-			return causeOf(h.ctx)
-		case <-timeout:
-			return connect.Errorf(connect.CodeResourceExhausted, "the host holds %d bytes of %s over HTTP, of which it takes %d; one with %d bytes found no room within %v: "+
-				"send fewer or smaller messages at once", held, b.what, b.limit, own+n, bodyPatience)
-		}
+		return http.ErrBodyReadAfterClose
+	case h.slow:
+		b.mu.Unlock()
+		return h.tooSlow()
+	case want > b.most:
+		b.mu.Unlock()
+		return connect.Errorf(connect.CodeResourceExhausted, "a message of the %s over HTTP has more than %d bytes", b.what, b.most/bodyFactor)
+	case want <= h.inSmall+h.inLarge:
+		b.mu.Unlock()
+		return nil
 	}
+	h.want, h.grows = want, grows
+	if b.trySmall(h) || b.queue.Len() == 0 && b.tryLarge(h) {
+		b.mu.Unlock()
+		return nil
+	}
+	if b.parked > 0 && b.waiting+size > b.parked {
+		held, waiting := b.inLarge+b.inSmall, b.waiting
+		b.mu.Unlock()
+		return connect.Errorf(connect.CodeResourceExhausted, "the host holds %d bytes of %s over HTTP, of which it takes %d, and %d bytes more wait; "+
+			"there is no room for %d: read responses faster, or call less at once", held, b.what, b.limit(), waiting, size)
+	}
+	b.enqueue(h)
+	b.serve()
+	granted := h.granted
+	b.mu.Unlock()
+	timer := time.NewTimer(bodyWait)
+	defer timer.Stop()
+	var err error
+	select {
+	case <-granted:
+	case <-h.ctx.Done():
+		err = causeOf(h.ctx)
+	case <-timer.C:
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if h.over {
+		return http.ErrBodyReadAfterClose
+	}
+	if h.place == nil {
+		return nil // granted, if only just now
+	}
+	before := b.withdraw(h)
+	if err == nil {
+		err = connect.Errorf(connect.CodeResourceExhausted, "the host holds %d bytes of %s over HTTP, of which it takes %d; one of %d bytes found no room within %v, "+
+			"behind %d others: send fewer or smaller messages at once", b.inLarge+b.inSmall, b.what, b.limit(), size, bodyWait, before)
+	}
+	b.serve() // it may have been in the way of others
+	return err
 }
 
-// release gives back all that was taken.
+// tooSlow is why the call of a message that was interrupted fails.
+func (h *heldBody) tooSlow() error {
+	return connect.Errorf(connect.CodeResourceExhausted, "a message of the %s over HTTP was too slow while others waited for its room: "+
+		"it may take %v, and a second for each %d bytes", h.of.what, bodyPatience, bodyRate/bodyFactor)
+}
+
+// release gives back all that was reserved.
 func (h *heldBody) release() {
-	h.of.mu.Lock()
-	defer h.of.mu.Unlock()
-	h.free()
-}
-
-// end is release for a call that is over.
-func (h *heldBody) end() {
-	h.of.mu.Lock()
-	defer h.of.mu.Unlock()
-	h.over = true
-	h.free()
-}
-
-// free is release. Callers hold the lock.
-func (h *heldBody) free() {
-	b := h.of
-	if h.held == 0 {
+	if h.of == nil {
 		return
 	}
-	b.held -= h.held
-	h.held = 0
-	if b.released != nil {
-		close(b.released)
-		b.released = nil
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	h.of.free(h)
+}
+
+// end is release for a call that is over. When it returns, interrupt is not running and will not be called.
+func (h *heldBody) end() {
+	if h.of == nil {
+		return
 	}
+	h.of.mu.Lock()
+	h.over = true
+	h.of.withdraw(h)
+	h.of.free(h)
+	h.of.mu.Unlock()
+	h.interrupting.Lock()
+	defer h.interrupting.Unlock()
+	h.interrupt = nil
 }
 
-// countedBody is a request's body: what is read of it counts until the message has been handed on.
-type countedBody struct {
-	io.ReadCloser
-
-	held *heldBody
-	// declared is what is still to come by the request's own word. It is taken at once, so that requests that have a
-	// part of their message each don't wait for each other.
-	declared int64
-	begun    bool
+// complete says that the message waits for nothing of the other side any more: it can't be slow.
+func (h *heldBody) complete() {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	h.whole = true
 }
 
-// Read implements io.Reader.
-func (c *countedBody) Read(p []byte) (int, error) {
-	if !c.begun {
-		c.begun = true
-		if err := c.held.take(int(c.declared)); err != nil {
-			return 0, err
+// isSlow says whether the message was interrupted.
+func (h *heldBody) isSlow() bool {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	return h.slow
+}
+
+// trySmall gives a message room among the small ones. Callers hold the lock, as of all that follow.
+func (b *bodies) trySmall(h *heldBody) bool {
+	free := b.small - b.inSmall + h.inSmall - h.want
+	if h.inLarge > 0 || h.want > b.smallMost || h.want > 2*free {
+		return false
+	}
+	b.hold(h, h.want, 0)
+	return true
+}
+
+// tryLarge gives a message room among the large ones.
+func (b *bodies) tryLarge(h *heldBody) bool {
+	if b.inLarge-h.inLarge+h.want > b.large {
+		return false
+	}
+	if h.grows && b.growing-h.inLarge+h.want-max(h.want, b.largestGrowing(h)) > b.large-b.most {
+		return false
+	}
+	b.hold(h, 0, h.want)
+	return true
+}
+
+// largestGrowing is what the largest message of unknown size holds, other than h.
+func (b *bodies) largestGrowing(h *heldBody) (largest int) {
+	for other := b.holders.next; other != &b.holders; other = other.next {
+		if other != h && other.grows {
+			largest = max(largest, other.inLarge)
 		}
 	}
-	n, err := c.ReadCloser.Read(p)
-	if known := min(int64(n), c.declared); known > 0 {
-		c.declared -= known
-		return n, err //nolint:wrapcheck // as a body
+	return largest
+}
+
+// hold makes what a message holds that.
+func (b *bodies) hold(h *heldBody, small, large int) {
+	now := time.Now()
+	if h.next == nil {
+		h.since, h.whole = now, false
+		h.next, h.previous = &b.holders, b.holders.previous
+		h.next.previous, h.previous.next = h, h
+	} else if h.place != nil {
+		h.since = h.since.Add(now.Sub(h.waits))
 	}
-	if n > 0 {
-		if err := c.held.take(n); err != nil {
-			return 0, err
+	b.count(h, small, large)
+}
+
+func (b *bodies) count(h *heldBody, small, large int) {
+	b.inSmall += small - h.inSmall
+	b.inLarge += large - h.inLarge
+	if h.grows {
+		b.growing += large - h.inLarge
+	}
+	h.inSmall, h.inLarge = small, large
+}
+
+// free takes all from a message, and serves those that wait.
+func (b *bodies) free(h *heldBody) {
+	if h.next == nil {
+		return
+	}
+	h.next.previous, h.previous.next = h.previous, h.next
+	h.next, h.previous = nil, nil
+	b.count(h, 0, 0)
+	h.grows = false
+	b.serve()
+}
+
+// enqueue lets a message wait.
+func (b *bodies) enqueue(h *heldBody) {
+	h.waits, h.granted = time.Now(), make(chan struct{})
+	h.place = b.queue.PushBack(h)
+	b.waiting += h.want / bodyFactor
+	if b.sweeper == nil {
+		b.sweeper = time.AfterFunc(bodySweep, b.sweep)
+	}
+}
+
+// withdraw lets a message wait no longer. It returns how many were before it.
+func (b *bodies) withdraw(h *heldBody) (before int) {
+	if h.place == nil {
+		return 0
+	}
+	for e := h.place.Prev(); e != nil; e = e.Prev() {
+		before++
+	}
+	b.queue.Remove(h.place)
+	h.place = nil
+	b.waiting -= h.want / bodyFactor
+	close(h.granted)
+	return before
+}
+
+// serve gives room to those that wait.
+func (b *bodies) serve() {
+	for e := b.queue.Front(); e != nil; {
+		h, _ := e.Value.(*heldBody)
+		if e = e.Next(); b.trySmall(h) {
+			b.withdraw(h)
 		}
 	}
-	return n, err //nolint:wrapcheck // as a body
-}
-
-type countedBodyKey struct{}
-
-// counted is the request with a body that counts. The caller calls done when the request has been served.
-func (b *bodies) counted(r *http.Request, maxMessage int) (_ *http.Request, done func()) {
-	held := &heldBody{of: b, ctx: r.Context()}
-	r = r.WithContext(context.WithValue(r.Context(), countedBodyKey{}, held))
-	if r.Body != nil && r.Body != http.NoBody {
-		declared := r.ContentLength
-		if declared > int64(maxMessage+bodyRoom) {
-			declared = 0 // it will be refused when that much has come
+	for b.queue.Len() > 0 {
+		first, _ := b.queue.Front().Value.(*heldBody)
+		for e := b.queue.Front(); e != nil; e = e.Next() {
+			if h, _ := e.Value.(*heldBody); h.inLarge > first.inLarge {
+				first = h
+			}
 		}
-		r.Body = &countedBody{ReadCloser: r.Body, held: held, declared: max(declared, 0)}
-	}
-	return r, held.end
-}
-
-// countedStream ends the counting of a request's messages when they have been received, and counts responses while they are sent.
-type countedStream struct {
-	connect.ServerStream
-
-	received *heldBody
-	sending  heldBody
-}
-
-// countStream counts a call's messages, if it came over HTTP.
-func countStream(ctx context.Context, answers *bodies, stream connect.ServerStream) connect.ServerStream {
-	received, ok := ctx.Value(countedBodyKey{}).(*heldBody)
-	if !ok {
-		return stream
-	}
-	return &countedStream{ServerStream: stream, received: received, sending: heldBody{of: answers, ctx: ctx}}
-}
-
-// Receive implements connect.ServerStream.
-func (s *countedStream) Receive(msg any) error {
-	err := s.ServerStream.Receive(msg)
-	s.received.release()
-	return err //nolint:wrapcheck // as a stream
-}
-
-// Send implements connect.ServerStream.
-func (s *countedStream) Send(msg any) error {
-	if m, ok := msg.(proto.Message); ok {
-		if err := s.sending.take(proto.Size(m)); err != nil {
-			return err
+		if !b.tryLarge(first) {
+			return
 		}
-		defer s.sending.release()
+		b.withdraw(first)
 	}
-	return s.ServerStream.Send(msg) //nolint:wrapcheck // as a stream
 }
 
-// countedCompressor counts what requests are decompressed to, which may be a thousand times what has come.
-type countedCompressor struct {
-	connect.Compressor
-
-	of *bodies
-}
-
-// Decompress implements connect.Compressor.
-func (c countedCompressor) Decompress(src io.Reader) (io.ReadCloser, error) {
-	r, err := c.Compressor.Decompress(src)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // connect says what was being done
-	}
-	return &countedReader{ReadCloser: r, held: heldBody{of: c.of, ctx: context.Background()}}, nil
-}
-
-type countedReader struct {
-	io.ReadCloser
-
-	held heldBody
-}
-
-// Read implements io.Reader.
-func (d *countedReader) Read(p []byte) (int, error) {
-	n, err := d.ReadCloser.Read(p)
-	if n > 0 {
-		if err := d.held.take(n); err != nil {
-			return 0, err
+// sweep interrupts messages that are slow while others wait for their room.
+func (b *bodies) sweep() {
+	b.mu.Lock()
+	var slow []*heldBody
+	if b.queue.Len() == 0 {
+		b.sweeper = nil
+	} else {
+		now, small := time.Now(), false
+		for e := b.queue.Front(); e != nil && !small; e = e.Next() {
+			h, _ := e.Value.(*heldBody)
+			small = h.want <= b.smallMost
 		}
+		for h := b.holders.next; h != &b.holders; h = h.next {
+			held := h.inLarge + h.inSmall
+			isInTheWay := h.inLarge > 0 || small
+			if isInTheWay && h.place == nil && !h.whole && !h.slow && now.Sub(h.since) > bodyPatience+time.Duration(held)*time.Second/bodyRate {
+				h.slow = true
+				slow = append(slow, h)
+			}
+		}
+		b.sweeper.Reset(bodySweep)
 	}
-	return n, err //nolint:wrapcheck // connect compares it with io.EOF
-}
-
-// Close implements io.Closer.
-func (d *countedReader) Close() error {
-	d.held.release()
-	return d.ReadCloser.Close() //nolint:wrapcheck // as a reader
+	b.mu.Unlock()
+	for _, h := range slow {
+		h.interrupting.Lock()
+		if h.interrupt != nil {
+			h.interrupt()
+		}
+		h.interrupting.Unlock()
+	}
 }

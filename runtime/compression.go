@@ -32,21 +32,21 @@ type responder struct {
 	compressed func() http.Handler
 }
 
-// newResponder makes a responder. What requests are decompressed to counts for a bound.
-func newResponder(h *Host, server *connect.Server, requests *bodies) responder {
+// newResponder makes a responder.
+func newResponder(h *Host, server *connect.Server) responder {
 	mount := func(opts ...connecthttp.Option) http.Handler {
 		mux := http.NewServeMux()
 		connecthttp.Mount(mux, server, append(opts, connecthttp.WithReadMaxBytes(h.options.MaxMessage))...)
 		return mux
 	}
-	counted := func(c connect.Compressor) connecthttp.Option {
-		return connecthttp.WithCompressors(countedCompressor{c, requests})
+	bounded := func(c connect.Compressor) connecthttp.Option {
+		return connecthttp.WithCompressors(boundedCompressor{c})
 	}
 	return responder{
 		host:  h,
-		plain: mount(connecthttp.WithCompressMinBytes(math.MaxInt), counted(connectgzip.New())),
+		plain: mount(connecthttp.WithCompressMinBytes(math.MaxInt), bounded(connectgzip.New())),
 		compressed: sync.OnceValue(func() http.Handler { // few processes need it
-			return mount(connecthttp.WithCompressMinBytes(minCompress), counted(new(sampler)))
+			return mount(connecthttp.WithCompressMinBytes(minCompress), bounded(new(sampler)))
 		}),
 	}
 }

@@ -53,7 +53,7 @@ func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
 		},
 	})
 	h := &Host{options: Options{MaxMessage: 64 << 20}, front: &front{}}
-	s := newResponder(h, server, newBodies("requests", 64<<20))
+	s := newResponder(h, server)
 	echo := func(body []byte, edit func(*http.Request)) (answer []byte, encoding string) {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/t.T/Echo", bytes.NewReader(body))
 		r.RemoteAddr = "192.0.2.1:1"

@@ -80,7 +80,8 @@ type Options struct {
 	// one of the node's host. By default ten seconds.
 	Lease time.Duration
 	// MaxMessage bounds one message, in bytes. By default 64 MiB. By it follows what the process holds for others at the most: for each tunnel
-	// what [tunnel.Config.PeerMemory] says, and for HTTP requests and responses four times as much each, all connections together.
+	// what [tunnel.Config.PeerMemory] says, and for HTTP requests, what they are decompressed to, and responses four times as much
+	// each, all connections together.
 	MaxMessage int
 	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once, before it lets itself be put to sleep.
 	// RAYLINK_BUSY_POLL, such as `20us`; negative for never. By default 50 µs. See [tunnel.Config].

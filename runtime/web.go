@@ -31,25 +31,24 @@ type nodeHandler struct {
 	// ownProcedures are those of own.
 	ownProcedures map[string]bool
 	errors        *connecthttp.ErrorWriter
-	// requests and answers bound what is held of messages that come and go.
-	requests, answers *bodies
+	// memory bounds what is held of messages that come and go.
+	memory *webMemory
 }
 
 type webNodeKey struct{}
 
 // newNodeHandler builds the routes once: connect's own registration is for set-up only.
 func newNodeHandler(h *Host) http.Handler {
-	requests, answers := newBodies("requests that come", h.options.MaxMessage), newBodies("responses that go", h.options.MaxMessage)
 	server := connect.NewServer()
 	services := append([]*Service{builtins().service}, h.types.services()...)
 	for _, s := range services {
 		for _, m := range s.methods {
-			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m, answers)})
+			server.Register(connect.Method{Spec: m.spec, Handler: serveWeb(m)})
 		}
 	}
 	w := &nodeHandler{
-		host: h, methods: newResponder(h, server, requests), own: newResponder(h, countedServer(h.server, answers), requests),
-		ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter(), requests: requests, answers: answers,
+		host: h, methods: newResponder(h, server), own: newResponder(h, countedServer(h.server)),
+		ownProcedures: make(map[string]bool), errors: connecthttp.NewErrorWriter(), memory: newWebMemory(h.options.MaxMessage),
 	}
 	for spec := range h.server.Specs() {
 		w.ownProcedures[spec.Procedure] = true
@@ -58,7 +57,7 @@ func newNodeHandler(h *Host) http.Handler {
 }
 
 // serveWeb serves a method on the node that the request's context names.
-func serveWeb(m *Method, answers *bodies) connect.ServerFunc {
+func serveWeb(m *Method) connect.ServerFunc {
 	return func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 		n, ok := ctx.Value(webNodeKey{}).(*Node)
 		if !ok {
@@ -67,17 +66,17 @@ func serveWeb(m *Method, answers *bodies) connect.ServerFunc {
 		if m.service != n.service && !m.builtin {
 			return n.noMethod(m.spec.Procedure)
 		}
-		return n.serveConnect(ctx, m, countStream(ctx, answers, stream))
+		return n.serveConnect(ctx, m, countStream(ctx, stream))
 	}
 }
 
 // countedServer is a server whose calls count their messages.
-func countedServer(server *connect.Server, answers *bodies) *connect.Server {
+func countedServer(server *connect.Server) *connect.Server {
 	counted := connect.NewServer()
 	for spec := range server.Specs() {
 		counted.Register(connect.Method{Spec: spec, Handler: func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 			info, _ := connect.CallInfoForServerContext(ctx)
-			return server.Call(ctx, spec.Procedure, info, countStream(ctx, answers, stream))
+			return server.Call(ctx, spec.Procedure, info, countStream(ctx, stream))
 		}})
 	}
 	return counted
@@ -95,8 +94,13 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name, procedure := to.Node, to.Procedure
-	r, done := w.requests.counted(r.Clone(r.Context()), w.host.options.MaxMessage)
+	counted, done, err := w.memory.counted(rw, r.Clone(r.Context()))
+	if err != nil {
+		w.refuse(rw, r, err)
+		return
+	}
 	defer done()
+	r = counted
 	r.URL.Path, r.URL.RawPath = procedure, ""
 	atRoot := name == "" || name == RootPath
 	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
