@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// small makes rows that do as the real ones do, with as little as shows that they work.
+// small returns scaled-down variants of the real rows, just large enough to exercise them.
 func small() []row {
 	rs := rows()
 	for i := range rs {
@@ -28,7 +28,7 @@ func small() []row {
 	return rs
 }
 
-// TestEveryCell runs every system on every row, in processes of their own as the benchmark does.
+// TestEveryCell runs every system on every row, in separate processes as the benchmark does.
 func TestEveryCell(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts some twenty processes")
@@ -49,9 +49,9 @@ func TestEveryCell(t *testing.T) {
 	for _, r := range rows() {
 		for _, system := range r.systems {
 			l, ok := got[cell{r.name, system}]
-			require.True(t, ok, "%s has no figure of %s", r.name, system)
+			require.True(t, ok, "row %s has no result of %s", r.name, system)
 			if r.size() {
-				continue // with so few of them the figure may be anything
+				continue // meaningless with so few of them
 			}
 			assert.Positive(t, l.Value, "%s of %s", r.name, system)
 			assert.Positive(t, l.P50, "%s of %s", r.name, system)
@@ -69,7 +69,7 @@ func TestEveryCell(t *testing.T) {
 	assert.Positive(t, info.Size())
 }
 
-// TestOutput is what a reader of the output finds: JSON, one object a line, then the tables.
+// TestOutput checks the format of the output: JSON, one object per line, then the tables.
 func TestOutput(t *testing.T) {
 	var out bytes.Buffer
 	err := run(t.Context(), []string{"-bench=rpc/unary/16B/inflight=1$", "-systems=floor,floor-sync", "-rounds=3", "-duration=5ms"}, &out, t.Output())
@@ -93,8 +93,8 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-// TestEarlierRunIsSummedUp: what was printed can be presented later, without measuring again.
-func TestEarlierRunIsSummedUp(t *testing.T) {
+// TestEarlierRunIsSummarized presents the printed output of an earlier run without measuring again.
+func TestEarlierRunIsSummarized(t *testing.T) {
 	dir := t.TempDir()
 	printed, table, picture := filepath.Join(dir, "out.txt"), filepath.Join(dir, "table.md"), filepath.Join(dir, "plot.png")
 	const row = "rpc/unary/16B/inflight=64"
@@ -113,7 +113,7 @@ func TestEarlierRunIsSummedUp(t *testing.T) {
 }
 
 func TestWrongFlags(t *testing.T) {
-	for _, args := range [][]string{{"-bench=rpc/none"}, {"-bench=("}, {"-systems=nobody"}, {"-rounds=0"}, {"-duration=0s"}, {"-unknown"}} {
+	for _, args := range [][]string{{"-bench=rpc/none"}, {"-bench=("}, {"-systems=none"}, {"-rounds=0"}, {"-duration=0s"}, {"-unknown"}} {
 		require.Error(t, run(t.Context(), args, t.Output(), t.Output()), args)
 	}
 }
@@ -133,7 +133,7 @@ func TestSelected(t *testing.T) {
 	assert.Equal(t, []string{"rpc/unix/16B/inflight=1", "rpc/unix/16B/inflight=512"}, names("^rpc/unix"))
 }
 
-// TestSlowFloor is the rule by which a run fails.
+// TestSlowFloor tests the rule that makes a run fail.
 func TestSlowFloor(t *testing.T) {
 	const name = "rpc/unary/16B/inflight=1"
 	for _, test := range []struct {
@@ -142,16 +142,16 @@ func TestSlowFloor(t *testing.T) {
 		slow   []string
 	}{
 		{"the floor is the fastest", map[string]float64{"raylink": 9, "grpc-go": 5, "floor": 10, "floor-sync": 8}, nil},
-		{"the other floor is", map[string]float64{"raylink": 9, "grpc-go": 5, "floor": 8, "floor-sync": 10}, nil},
+		{"the other floor is the fastest", map[string]float64{"raylink": 9, "grpc-go": 5, "floor": 8, "floor-sync": 10}, nil},
 		{"a peer is faster", map[string]float64{"raylink": 9, "grpc-go": 11, "floor": 10, "floor-sync": 8}, []string{"grpc-go"}},
 		{"RayLink is faster", map[string]float64{"raylink": 12, "drpc": 5, "floor": 10}, nil},
-		{"both are", map[string]float64{"raylink": 12, "drpc": 11, "floor": 10}, []string{"drpc"}},
+		{"RayLink and a peer are faster", map[string]float64{"raylink": 12, "drpc": 11, "floor": 10}, []string{"drpc"}},
 		{"there is no floor", map[string]float64{"raylink": 12, "drpc": 11}, nil},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			res := newResults([]row{{name: name}})
 			for system, v := range test.values {
-				// The median counts: one round may be as it will.
+				// The median counts: a single outlier has no effect.
 				for _, round := range []float64{v, v, 100} {
 					res.add(name, system, figures{value: round})
 				}
@@ -165,7 +165,7 @@ func TestSlowFloor(t *testing.T) {
 	}
 }
 
-// TestSizesHaveNoSlowFloor: where bytes are counted, the share is how near to the floor's a system's bytes come.
+// TestSizesHaveNoSlowFloor checks the share of a row in bytes: the floor's bytes over the system's.
 func TestSizesHaveNoSlowFloor(t *testing.T) {
 	res := newResults([]row{{name: "idle", unit: "bytes each", job: job{Kind: connections}}})
 	res.add("idle", "floor", figures{value: 10})
@@ -177,12 +177,13 @@ func TestSizesHaveNoSlowFloor(t *testing.T) {
 	assert.Empty(t, slowFloors(lines))
 }
 
-// TestFailureIsToldAndPassedBy: a system that fails costs its own figures only, and the run's success.
-func TestFailureIsToldAndPassedBy(t *testing.T) {
+// TestFailureIsReportedAndSkipped checks that a failing system costs only its own results, and
+// makes the run fail.
+func TestFailureIsReportedAndSkipped(t *testing.T) {
 	d, err := newDriver(options{rounds: 1, duration: 5 * time.Millisecond}, t.Output())
 	require.NoError(t, err)
 	res, err := d.run(t.Context(), []row{
-		// The floor has no stream that nobody reads.
+		// The floor does not implement this row.
 		{name: "a", network: "tcp", systems: []string{"floor-sync"}, job: job{Kind: stuck, Inflight: 1}},
 		{name: "b", network: "tcp", systems: []string{"floor-sync"}, job: job{Kind: unary, Size: 16, Inflight: 1}},
 	})

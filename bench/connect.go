@@ -15,7 +15,8 @@ import (
 	"github.com/raylink/raylink/bench/gen/bench/v1/benchv1connect"
 )
 
-// h2Conns is how many HTTP/2 connections the client has, h1Conns the most HTTP/1.1 connections: a call takes one for itself, more calls wait.
+// h2Conns is the number of HTTP/2 connections of the client. h1Conns is the maximum number of its
+// HTTP/1.1 connections: each carries one call, further calls block.
 const (
 	h2Conns   = 2
 	h2Streams = 10000
@@ -72,7 +73,7 @@ func serveConnect(ctx context.Context, network string) (server, error) {
 	benchv1connect.RegisterEchoHandler(rpc, connectEcho{})
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, rpc, connecthttp.WithCompressors())
-	s := &http.Server{ //nolint:gosec // no time limits: its one client is this benchmark's
+	s := &http.Server{ //nolint:gosec // needs no timeouts: the benchmark is its only client
 		Handler: mux, Protocols: protocols,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: h2Streams, MaxReceiveBufferPerConnection: h2Window, MaxReceiveBufferPerStream: h2Stream},
 	}
@@ -90,8 +91,8 @@ type connectClient struct {
 	transports       []*http.Transport
 	stubs            []benchv1connect.EchoClient
 	next             atomic.Uint32
-	// idling have nothing to do.
-	idling []*connectClient
+	// idleConns are clients without calls.
+	idleConns []*connectClient
 }
 
 func dialConnectH1(_ context.Context, network, address string) (client, error) {
@@ -101,10 +102,10 @@ func dialConnectH1(_ context.Context, network, address string) (client, error) {
 }
 
 func dialConnectH2C(_ context.Context, network, address string) (client, error) {
-	return h2cClient{newConnectClient(network, address, h2Conns, speakH2C)}, nil
+	return h2cClient{newConnectClient(network, address, h2Conns, useH2C)}, nil
 }
 
-func speakH2C(t *http.Transport) {
+func useH2C(t *http.Transport) {
 	t.Protocols = new(http.Protocols)
 	t.Protocols.SetUnencryptedHTTP2(true)
 	t.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerConnection: h2Window, MaxReceiveBufferPerStream: h2Stream}
@@ -186,11 +187,11 @@ func (c *connectClient) idle(connections int) error {
 			return err
 		}
 	}
-	c.idling = append(c.idling, more)
+	c.idleConns = append(c.idleConns, more)
 	return nil
 }
 
-// h2cClient is one whose connections carry several calls.
+// h2cClient is a connectClient whose connections carry several calls at once.
 type h2cClient struct{ *connectClient }
 
 func (c h2cClient) shared() sharer {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// driver runs the processes, and has them measured.
+// driver starts the benchmark's processes and measures them.
 type driver struct {
 	options options
 	log     io.Writer
@@ -33,7 +33,7 @@ type options struct {
 
 type pairKey struct{ system, network string }
 
-// pair is a system's server and client.
+// pair is the server and the client of a system.
 type pair struct{ server, client *process }
 
 func (p *pair) stop() error {
@@ -44,10 +44,11 @@ func (p *pair) stop() error {
 	return errors.Join(err, p.server.stop())
 }
 
-// figures are what one round of one system on one row came to.
+// figures are the results of one round of one system on one row.
 type figures struct {
 	value, p50, p99, allocs, cpu float64
-	// goroutines are how many the client had, where the row says something of them; peak is the most memory of both sides, in bytes.
+	// goroutines is the number of goroutines of the client, if the row measures it; peak is the
+	// peak memory of both sides in bytes.
 	goroutines int
 	peak       uint64
 }
@@ -60,7 +61,7 @@ func newDriver(o options, log io.Writer) (*driver, error) {
 	return &driver{options: o, log: log, dir: dir, token: rand.Text(), pairs: make(map[pairKey]*pair)}, nil
 }
 
-// close ends all processes.
+// close stops all processes.
 func (d *driver) close() error {
 	var errs []error
 	for _, p := range d.pairs {
@@ -72,7 +73,7 @@ func (d *driver) close() error {
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }
 
-// env is the environment of the processes: none of RayLink's variables may come from outside.
+// env returns the environment of the processes. It overrides all of RayLink's variables.
 func (d *driver) env() []string {
 	brain := ""
 	if d.brain != nil {
@@ -86,7 +87,7 @@ func (d *driver) env() []string {
 	}
 }
 
-// pair is a system's server and client on a network, started when they are first needed.
+// pair returns a system's server and client on a network. It starts them on first use.
 func (d *driver) pair(ctx context.Context, system, network string) (*pair, error) {
 	key := pairKey{system, network}
 	if p := d.pairs[key]; p != nil {
@@ -108,16 +109,16 @@ func (d *driver) pair(ctx context.Context, system, network string) (*pair, error
 	return p, err
 }
 
-// forget ends a pair that has failed; the next measurement starts another.
-func (d *driver) forget(system, network string) {
+// discard stops a pair that failed; the next measurement starts a new one.
+func (d *driver) discard(system, network string) {
 	key := pairKey{system, network}
 	if p := d.pairs[key]; p != nil {
-		_ = p.stop() // it has failed already
+		_ = p.stop() // the failure was reported already
 		delete(d.pairs, key)
 	}
 }
 
-// run measures all rows: round by round, and in each round the systems in another order.
+// run measures all rows, round by round. The order of the systems differs between rounds.
 func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 	res := newResults(rs)
 	for round := range d.options.rounds {
@@ -126,7 +127,7 @@ func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 			if r.once && round > 0 {
 				continue
 			}
-			names := d.wanted(r)
+			names := d.selectedSystems(r)
 			for j := range names {
 				if err := d.measure(ctx, r, names[(j+round)%len(names)], res); err != nil {
 					return nil, err
@@ -138,8 +139,8 @@ func (d *driver) run(ctx context.Context, rs []row) (*results, error) {
 	return res, nil
 }
 
-// wanted are those of a row's systems that the options ask for.
-func (d *driver) wanted(r *row) []string {
+// selectedSystems returns the systems of a row that the options select.
+func (d *driver) selectedSystems(r *row) []string {
 	return slices.DeleteFunc(slices.Clone(r.systems), func(s string) bool {
 		if s == plainCalls {
 			s = "raylink"
@@ -148,7 +149,8 @@ func (d *driver) wanted(r *row) []string {
 	})
 }
 
-// measure has one system do one row once. What fails is among the results too; an error means that nothing more can be measured.
+// measure measures one system on one row once. It records failures in the results; an error means
+// that the run can't continue.
 func (d *driver) measure(ctx context.Context, r *row, system string, res *results) error {
 	j := r.job
 	j.Duration = d.options.duration
@@ -171,7 +173,7 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	err = fmt.Errorf("%s on %s: %w", system, r.name, err)
 	fmt.Fprintln(d.log, err)
 	res.failed = append(res.failed, err)
-	d.forget(process, r.network)
+	d.discard(process, r.network)
 	return nil
 }
 
@@ -206,20 +208,20 @@ func (d *driver) measureCalls(ctx context.Context, r *row, j job, system, proces
 	return nil
 }
 
-// measureSize has a new server and client, with nothing in them yet, hold what the row is about.
+// measureSize measures the memory that the row's objects take in a fresh server and client.
 func (d *driver) measureSize(ctx context.Context, r *row, j job, system string, res *results) error {
-	d.forget(system, r.network)
+	d.discard(system, r.network)
 	p, err := d.pair(ctx, system, r.network)
 	if err != nil {
 		return err
 	}
-	defer d.forget(system, r.network)
+	defer d.discard(system, r.network)
 	if _, err := p.client.ask(request{Op: "prepare", Job: j}); err != nil {
 		return err
 	}
 	var before, after [3]uint64 // the client, the server, Brain
-	weigh := func(memory *[3]uint64) error {
-		// Twice, for what was pooled goes with the second collection.
+	measureMemory := func(memory *[3]uint64) error {
+		// Twice, because pooled objects are freed by the second collection.
 		for range 2 {
 			client, server, err := p.collect()
 			if err != nil {
@@ -236,13 +238,13 @@ func (d *driver) measureSize(ctx context.Context, r *row, j job, system string, 
 		}
 		return nil
 	}
-	if err := weigh(&before); err != nil {
+	if err := measureMemory(&before); err != nil {
 		return err
 	}
 	if _, err := p.client.ask(request{Op: "run"}); err != nil {
 		return err
 	}
-	if err := weigh(&after); err != nil {
+	if err := measureMemory(&after); err != nil {
 		return err
 	}
 	each := func(i int) float64 { return (float64(after[i]) - float64(before[i])) / float64(j.Inflight) }
@@ -255,7 +257,7 @@ func (d *driver) measureSize(ctx context.Context, r *row, j job, system string, 
 	return nil
 }
 
-// collect has both sides collect what is garbage, and say what they use.
+// collect runs a garbage collection on both sides, and returns their usage.
 func (p *pair) collect() (client, server usage, err error) {
 	c, err := p.client.ask(request{Op: "collect"})
 	if err != nil {

@@ -15,10 +15,11 @@ import (
 	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
 )
 
-// drpcConns is the most connections: one carries one call at a time, so that their number is what is in flight; more calls wait.
+// drpcConns is the maximum number of calls in flight, and so of connections in use: a connection
+// carries one call at a time, further calls block.
 const (
 	drpcConns = 64
-	// drpcIdle is how many the pool keeps: enough for the row of idle connections.
+	// drpcIdle is the capacity of the pool: enough for the row of idle connections.
 	drpcIdle = 1024
 )
 
@@ -135,7 +136,7 @@ func (s *drpcSending) finish() (uint64, error) {
 }
 
 func (c *drpcClient) idle(connections int) error {
-	// Streams that are open at once have a connection each; ended, they leave it to the pool.
+	// Concurrent streams have a connection each, which returns to the pool when the stream ends.
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
 	stub := benchv1.NewDRPCEchoClient(c.conn)

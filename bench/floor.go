@@ -11,42 +11,47 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// The floor is the least that can be done for these calls: a length, a number, and the protobuf message. A frame is eight octets, the body's
-// length and an id, and the body. The id's upper bits say what the frame is.
+// The floor does the least work that such calls need. A frame has 8 bytes of header, the body's
+// length and an id, followed by the body, a protobuf message. The id's upper bits are the frame's
+// kind.
 const (
 	frameHeader = 8
 
-	frameEcho  = 0 << 30 // a message, to be sent back
-	frameCount = 1 << 30 // a message of a stream, to be counted
-	frameEnd   = 2 << 30 // the end of a stream, answered with the count
+	frameEcho  = 0 << 30 // a message to echo
+	frameCount = 1 << 30 // a message of a stream to count
+	frameEnd   = 2 << 30 // the end of a stream; the response is the count
 	frameKind  = 3 << 30
 
-	// floorBuffer is how much is read at once, at the most. A connection begins with floorBegin, and doubles that whenever a read fills it.
+	// floorBuffer is the maximum size of a read. A connection starts with floorBegin, and doubles
+	// it whenever a read fills the buffer.
 	floorBuffer = 256 << 10
 	floorBegin  = 512
-	// floorLarge is the payload from which on it is neither copied into a buffer for writing nor out of one after reading.
+	// floorLarge is the minimum size of payloads that are not copied to or from the buffers.
 	floorLarge = 16 << 10
-	// payloadTag is the first octet of the only field of EchoRequest, EchoResponse and CountRequest: number 1, bytes.
+	// payloadTag is the tag of the only field of EchoRequest, EchoResponse and CountRequest: number
+	// 1, bytes.
 	payloadTag = 1<<3 | byte(protowire.BytesType)
-	// payloadHead is the most octets before a payload in a frame.
+	// payloadHead is the maximum number of bytes before a payload in a frame.
 	payloadHead = frameHeader + 1 + 5
 )
 
-// floorKind is one of the floors.
+// floorKind selects one of the floors.
 type floorKind int
 
 const (
 	floorPlain floorKind = iota
-	// floorPolling looks for a moment before it is put to sleep.
+	// floorPolling busy-polls the socket before it blocks.
 	floorPolling
-	// floorOwned uses memory of large payloads again only after ownedBytes of others, as a system must whose callers and methods own what they get.
+	// floorOwned reuses the memory of a large payload only after ownedBytes of others, like a
+	// system whose callers and methods own the payloads they receive.
 	floorOwned
 )
 
-// ownedBytes is several times what a processor's own cache holds, and what RayLink keeps to be used again.
+// ownedBytes is several times the size of a core's own cache, and of the memory that RayLink keeps
+// for reuse.
 const ownedBytes = 32 << 20
 
-// reading is a connection as it is read.
+// reading returns the connection to read from.
 func (how floorKind) reading(nc net.Conn) (net.Conn, error) {
 	if how == floorPolling {
 		return newPollingConn(nc)
@@ -54,9 +59,9 @@ func (how floorKind) reading(nc net.Conn) (net.Conn, error) {
 	return nc, nil
 }
 
-var errFloor = errors.New("the floor's connection broke its format")
+var errFloor = errors.New("invalid frame on the floor's connection")
 
-// appendHead appends all of a frame but the payload.
+// appendHead appends a frame without its payload.
 func appendHead(b []byte, id uint32, payload int) []byte {
 	size := 1 + protowire.SizeVarint(uint64(payload)) + payload
 	b = binary.LittleEndian.AppendUint32(b, uint32(size))
@@ -65,12 +70,12 @@ func appendHead(b []byte, id uint32, payload int) []byte {
 	return protowire.AppendVarint(b, uint64(payload))
 }
 
-// frameReader reads frames, many with one system call.
+// frameReader reads frames, many per system call.
 type frameReader struct {
 	nc         net.Conn
 	buf        []byte
 	start, end int
-	// idle is called before a read, when all that has come has been used.
+	// idle is called before a read, when all received frames have been processed.
 	idle func() error
 }
 
@@ -78,7 +83,7 @@ func newFrameReader(nc net.Conn, idle func() error) *frameReader {
 	return &frameReader{nc: nc, buf: make([]byte, floorBegin), idle: idle}
 }
 
-// need makes n octets be there.
+// need reads until n bytes are buffered.
 func (r *frameReader) need(n int) error {
 	for r.end-r.start < n {
 		if err := r.idle(); err != nil {
@@ -104,7 +109,7 @@ func (r *frameReader) need(n int) error {
 	return nil
 }
 
-// grow makes the buffer so large at least.
+// grow enlarges the buffer to at least n bytes.
 func (r *frameReader) grow(n int) {
 	n = max(n, 2*len(r.buf))
 	larger := make([]byte, n)
@@ -112,7 +117,7 @@ func (r *frameReader) grow(n int) {
 	r.start, r.buf = 0, larger
 }
 
-// next reads a frame up to its payload, of which it returns the size.
+// next reads a frame's header, and returns the size of the payload, which is not read yet.
 func (r *frameReader) next() (id uint32, payload int, err error) {
 	if err := r.need(frameHeader); err != nil {
 		return 0, 0, err
@@ -128,13 +133,13 @@ func (r *frameReader) next() (id uint32, payload int, err error) {
 	}
 	size, n := protowire.ConsumeVarint(r.buf[r.start+1 : r.end])
 	if r.buf[r.start] != payloadTag || n < 0 || 1+n+int(size) != body {
-		return 0, 0, fmt.Errorf("%w: a body of %d octets", errFloor, body)
+		return 0, 0, fmt.Errorf("%w: body of %d bytes", errFloor, body)
 	}
 	r.start += 1 + n
 	return id, int(size), nil
 }
 
-// read reads the payload into into: what the buffer has not is read straight there.
+// read reads the payload. Bytes that are not buffered yet are read directly into the destination.
 func (r *frameReader) read(into []byte) error {
 	n := copy(into, r.buf[r.start:r.end])
 	r.start += n
@@ -148,7 +153,7 @@ func (r *frameReader) read(into []byte) error {
 	return err
 }
 
-// small is the payload within the buffer, valid until the next call of the reader.
+// small returns a payload in the buffer. It is valid until the next call of a method.
 func (r *frameReader) small(size int) ([]byte, error) {
 	if err := r.need(size); err != nil {
 		return nil, err
@@ -158,21 +163,23 @@ func (r *frameReader) small(size int) ([]byte, error) {
 	return p, nil
 }
 
-// gathered is what waits to be written: small frames in one buffer, and between them large payloads that aren't copied.
-type gathered struct {
+// outBuffer is the data to write: small frames in one buffer, and references to large payloads
+// between them, which are not copied.
+type outBuffer struct {
 	buf   []byte
 	large []largePart
-	// vec is the memory for what is written vectored, and rest what is left of it: a field, for its address goes to the connection.
+	// vec is the reusable array for vectored writes; rest is the part not written yet. It is a
+	// field so that its address can be passed to the connection without an allocation.
 	vec, rest net.Buffers
 }
 
-// largePart is a payload that goes after so many octets of the buffer.
+// largePart is a payload that follows after the given number of bytes of the buffer.
 type largePart struct {
 	after   int
 	payload []byte
 }
 
-func (g *gathered) add(id uint32, payload []byte) {
+func (g *outBuffer) add(id uint32, payload []byte) {
 	g.buf = appendHead(g.buf, id, len(payload))
 	if len(payload) < floorLarge {
 		g.buf = append(g.buf, payload...)
@@ -181,10 +188,10 @@ func (g *gathered) add(id uint32, payload []byte) {
 	g.large = append(g.large, largePart{after: len(g.buf), payload: payload})
 }
 
-func (g *gathered) empty() bool { return len(g.buf) == 0 }
+func (g *outBuffer) empty() bool { return len(g.buf) == 0 }
 
-// write writes all, and is empty again.
-func (g *gathered) write(nc net.Conn) error {
+// write writes and clears the buffer.
+func (g *outBuffer) write(nc net.Conn) error {
 	defer g.reset()
 	if len(g.large) == 0 {
 		_, err := nc.Write(g.buf)
@@ -203,23 +210,26 @@ func (g *gathered) write(nc net.Conn) error {
 	return err
 }
 
-func (g *gathered) reset() {
+func (g *outBuffer) reset() {
 	clear(g.vec)
 	clear(g.large)
 	g.buf, g.large, g.vec, g.rest = g.buf[:0], g.large[:0], g.vec[:0], nil
 }
 
-// bufferPool keeps buffers for large payloads. The one that was given back last is taken first: it is in the processor's cache, most likely.
+// bufferPool reuses buffers for large payloads. It prefers the most recently returned one, which is
+// probably in the cache.
 type bufferPool struct {
-	// owned says that the one that was given back longest ago is taken first, out of as many as ownedBytes are.
+	// owned makes the pool reuse the least recently returned buffer instead, and only once buffers
+	// of ownedBytes in total exist.
 	owned bool
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	free [][]byte
 	made int
 }
 
-// get returns a buffer of a size: for a small one it is small, made larger where needed.
+// get returns a buffer of the given size. Small sizes use the buffer small, reallocated if
+// necessary.
 func (p *bufferPool) get(small []byte, size int) []byte {
 	if size < floorLarge {
 		if cap(small) < size {
@@ -245,7 +255,8 @@ func (p *bufferPool) get(small []byte, size int) []byte {
 	return make([]byte, size)
 }
 
-// put takes a buffer back, and returns what its owner keeps of it: all that is small.
+// put returns a large buffer to the pool. It returns the buffer that its owner keeps: b if it is
+// small, else nil.
 func (p *bufferPool) put(b []byte) []byte {
 	if cap(b) <= floorLarge {
 		return b

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFloorEchoes has all floors carry payloads of all kinds of sizes, several at once where they can.
+// TestFloorEchoes sends payloads of various sizes through all floors, concurrently where supported.
 func TestFloorEchoes(t *testing.T) {
 	for _, test := range []struct {
 		system  string
@@ -42,7 +42,7 @@ func TestFloorEchoes(t *testing.T) {
 	}
 }
 
-// TestFloorEnds: who waits for an answer is told that the connection is gone.
+// TestFloorEnds checks that a waiting caller fails when the connection closes.
 func TestFloorEnds(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -53,7 +53,7 @@ func TestFloorEnds(t *testing.T) {
 	failed := make(chan error, 1)
 	go func() { failed <- c.caller([]byte("x"))() }()
 	var one [1]byte
-	_, err = nc.Read(one[:]) // the call has been made
+	_, err = nc.Read(one[:]) // the request has been sent
 	require.NoError(t, err)
 	require.NoError(t, nc.Close())
 	require.Error(t, <-failed)

@@ -12,35 +12,36 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// floorGather is how much a stream's sender may be ahead of the writer, in bytes.
-const floorGather = 256 << 10
+// floorSendBuffer is how many bytes a stream's sender may be ahead of the writer.
+const floorSendBuffer = 256 << 10
 
-// floorClient multiplexes calls over one connection. Whoever has something to write, while nobody else writes, writes what there is, his own and
-// that of others, until there is no more; one goroutine reads, and wakes who waits.
+// floorClient multiplexes calls over one connection. A caller that finds no writer active becomes
+// the writer, and writes everything queued, including other callers' frames, until the queue is
+// empty. One goroutine reads and wakes the waiting callers.
 type floorClient struct {
 	nc   net.Conn
 	run  sync.WaitGroup
 	pool bufferPool
-	// idling have nothing to do.
-	idling []client
+	// idleConns are clients without calls.
+	idleConns []client
 
 	mu      sync.Mutex // guards all below
-	room    sync.Cond  // out has become smaller, or the connection has ended
-	out     gathered
-	spare   gathered
+	room    sync.Cond  // signals that out was drained, or that the connection failed
+	out     outBuffer
+	spare   outBuffer
 	writing bool
-	// calls is how many calls wait, or are about to.
+	// calls is the number of callers that wait for a response, or are about to.
 	calls int
 	err   error
 	slots []*floorSlot
 }
 
-// floorSlot is where one caller waits; its index is the id of the caller's frames.
+// floorSlot is the state of one caller; its index is the id of the caller's frames.
 type floorSlot struct {
 	id    uint32
 	ready chan struct{}
 	reply []byte
-	// each, where set, is called instead of waking somebody.
+	// each, if set, is called for each response instead of signalling ready.
 	each func()
 }
 
@@ -65,7 +66,7 @@ func newFloorClient(ctx context.Context, network, address string, how floorKind)
 
 func (c *floorClient) close() error {
 	err := c.nc.Close()
-	for _, more := range c.idling {
+	for _, more := range c.idleConns {
 		err = errors.Join(err, more.close())
 	}
 	c.run.Wait()
@@ -79,7 +80,7 @@ func (c *floorClient) idle(connections int) error {
 		if err != nil {
 			return err
 		}
-		c.idling = append(c.idling, more)
+		c.idleConns = append(c.idleConns, more)
 		if err := more.caller(nil)(); err != nil {
 			return err
 		}
@@ -87,7 +88,7 @@ func (c *floorClient) idle(connections int) error {
 	return nil
 }
 
-// fail ends the waiting of all.
+// fail wakes all callers with an error.
 func (c *floorClient) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -104,7 +105,7 @@ func (c *floorClient) slot(s *floorSlot) *floorSlot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.id = uint32(len(c.slots))
-	c.slots = append(append([]*floorSlot(nil), c.slots...), s) // the reader may have the old one
+	c.slots = append(append([]*floorSlot(nil), c.slots...), s) // the reader may be using the old one
 	return s
 }
 
@@ -122,7 +123,7 @@ func (c *floorClient) read() error {
 			slots = c.slots
 			c.mu.Unlock()
 			if i >= len(slots) {
-				return fmt.Errorf("%w: an answer for %d", errFloor, i)
+				return fmt.Errorf("%w: response for unknown slot %d", errFloor, i)
 			}
 		}
 		s := slots[i]
@@ -138,7 +139,7 @@ func (c *floorClient) read() error {
 	}
 }
 
-// flush writes until nothing is left. writing is true, and becomes false.
+// flush writes until the queue is empty. It requires writing to be true, and sets it to false.
 func (c *floorClient) flush() {
 	c.mu.Lock()
 	for !c.out.empty() && c.err == nil {
@@ -172,7 +173,7 @@ func (c *floorClient) caller(payload []byte) func() error {
 		c.mu.Unlock()
 		if writer {
 			if !alone {
-				// The others that can run have something to write too, most likely.
+				// Other runnable callers probably have frames to write too: batch them.
 				runtime.Gosched()
 			}
 			c.flush()
@@ -192,7 +193,7 @@ func (c *floorClient) caller(payload []byte) func() error {
 }
 
 func (c *floorClient) start(payload []byte, outstanding int, more func() bool, done func(time.Duration)) error {
-	// Answers come in order, so a ring of times has all that is to be known of each call.
+	// Responses arrive in order, so a ring of start times is sufficient.
 	begun := make([]time.Time, outstanding)
 	var sent, received int // guarded by mu
 	s := c.slot(&floorSlot{})
@@ -219,7 +220,7 @@ func (c *floorClient) start(payload []byte, outstanding int, more func() bool, d
 		sent++
 		c.append(s.id, payload)
 		if sent%64 == 0 {
-			c.mu.Unlock() // so that others get it
+			c.mu.Unlock() // lets other goroutines acquire it
 			c.mu.Lock()
 		}
 	}
@@ -229,7 +230,7 @@ func (c *floorClient) start(payload []byte, outstanding int, more func() bool, d
 	return c.err
 }
 
-// append adds a frame, for a goroutine to write. The caller holds mu.
+// append queues a frame for a goroutine to write. The caller holds mu.
 func (c *floorClient) append(id uint32, payload []byte) {
 	c.out.add(id, payload)
 	if !c.writing {
@@ -251,7 +252,7 @@ type floorSending struct {
 func (s *floorSending) send() error {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	for len(s.c.out.buf) >= floorGather && s.c.err == nil {
+	for len(s.c.out.buf) >= floorSendBuffer && s.c.err == nil {
 		s.c.room.Wait()
 	}
 	s.c.append(s.slot.id|frameCount, s.payload)
@@ -271,12 +272,12 @@ func (s *floorSending) finish() (uint64, error) {
 	return n, nil
 }
 
-// floorSyncClient makes one call at a time, on the caller's goroutine alone.
+// floorSyncClient makes one call at a time, on the caller's goroutine.
 type floorSyncClient struct {
-	mu  sync.Mutex // held for a call
+	mu  sync.Mutex // held during a call
 	nc  net.Conn
 	in  *frameReader
-	out gathered
+	out outBuffer
 	buf []byte
 }
 

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// pollFor is how long a polling floor looks for what may come at once before it waits: as RayLink does.
+// pollFor is how long a polling floor busy-polls before it blocks: the same as RayLink.
 const pollFor = 50 * time.Microsecond
 
-// pollingConn is a socket whose reader looks for a moment before it is put to sleep. It is read by one goroutine.
+// pollingConn is a socket whose reader busy-polls before it blocks. Only one goroutine may read.
 type pollingConn struct {
 	net.Conn
 
-	raw  syscall.RawConn
-	look func(fd uintptr) bool
-	buf  []byte
-	n    int
-	err  error
+	raw     syscall.RawConn
+	readNow func(fd uintptr) bool
+	buf     []byte
+	n       int
+	err     error
 }
 
 func newPollingConn(nc net.Conn) (net.Conn, error) {
@@ -32,7 +32,7 @@ func newPollingConn(nc net.Conn) (net.Conn, error) {
 		return nil, err
 	}
 	c := &pollingConn{Conn: nc, raw: raw}
-	c.look = func(fd uintptr) bool {
+	c.readNow = func(fd uintptr) bool {
 		c.n, c.err = syscall.Read(int(fd), c.buf)
 		return true
 	}
@@ -43,7 +43,7 @@ func newPollingConn(nc net.Conn) (net.Conn, error) {
 func (c *pollingConn) Read(b []byte) (int, error) {
 	c.buf = b
 	for begin := time.Now(); time.Since(begin) < pollFor; runtime.Gosched() {
-		if err := c.raw.Read(c.look); err != nil {
+		if err := c.raw.Read(c.readNow); err != nil {
 			return 0, err
 		}
 		switch {

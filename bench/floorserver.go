@@ -9,7 +9,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// floorServer echoes. One goroutine per connection reads, and writes what it has gathered before it has to wait for more.
+// floorServer echoes payloads. One goroutine per connection reads requests, and writes the
+// collected responses before it blocks in a read.
 type floorServer struct {
 	listener net.Listener
 	how      floorKind
@@ -19,7 +20,7 @@ type floorServer struct {
 	conns map[net.Conn]struct{}
 }
 
-// serveFloor serves a floor of that kind.
+// serveFloor returns a function that starts a floor of the given kind.
 func serveFloor(how floorKind) func(ctx context.Context, network string) (server, error) {
 	return func(ctx context.Context, network string) (server, error) {
 		listener, err := listen(ctx, network)
@@ -55,7 +56,7 @@ func (s *floorServer) accept() {
 		s.conns[nc] = struct{}{}
 		s.mu.Unlock()
 		s.run.Go(func() {
-			_ = s.how.echoFrames(nc) // it ends with the connection
+			_ = s.how.echoFrames(nc) // ends with the connection
 			s.mu.Lock()
 			delete(s.conns, nc)
 			s.mu.Unlock()
@@ -64,12 +65,12 @@ func (s *floorServer) accept() {
 	}
 }
 
-// echoFrames serves one connection until it ends.
+// echoFrames serves one connection until it closes.
 func (how floorKind) echoFrames(nc net.Conn) error {
-	var out gathered
+	var out outBuffer
 	var counted uint64
 	pool := bufferPool{owned: how == floorOwned}
-	var used [][]byte // large payloads that are to be written
+	var used [][]byte // large payloads to write
 	flush := func() error {
 		if out.empty() {
 			return nil

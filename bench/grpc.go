@@ -13,8 +13,9 @@ import (
 	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
 )
 
-// grpcConns is how many channels the client has: its authors advise several where one is busy. grpcWindow is both windows' size; a size that is
-// set turns off the estimation of bandwidth and delay.
+// grpcConns is the number of channels of the client: grpc's documentation recommends several for a
+// busy client. grpcWindow is the size of both flow-control windows; setting it disables their
+// dynamic estimation.
 const (
 	grpcConns  = 2
 	grpcWindow = 16 << 20
@@ -113,7 +114,7 @@ func (c *grpcClient) close() error {
 	return err
 }
 
-// stub is a client of one of the channels, in turn.
+// stub returns a client of one of the channels, round-robin.
 func (c *grpcClient) stub() benchv1.EchoClient {
 	return benchv1.NewEchoClient(c.conns[int(c.next.Add(1))%len(c.conns)])
 }

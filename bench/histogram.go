@@ -2,14 +2,14 @@ package main
 
 import "math/bits"
 
-// subBuckets is how finely a power of two is divided: a value is known to one part in 64.
+// subBuckets is the number of buckets per power of two, which limits the relative error to 1/64.
 const (
 	subBits    = 6
 	subBuckets = 1 << subBits
 )
 
-// histogram counts durations in buckets whose width grows with the value, as HDR histograms do. It belongs to one goroutine; those of several
-// are merged afterwards.
+// histogram counts durations in buckets whose width grows with the value, like HDR histograms. It
+// is not safe for concurrent use; merge histograms of several goroutines afterwards.
 type histogram struct {
 	counts [(64 - subBits) * subBuckets]uint64
 	total  uint64
@@ -21,7 +21,7 @@ func (h *histogram) record(ns int64) {
 	h.total++
 }
 
-// merge adds what another has counted.
+// merge adds the counts of another histogram.
 func (h *histogram) merge(other *histogram) {
 	for i, n := range other.counts {
 		h.counts[i] += n
@@ -29,7 +29,7 @@ func (h *histogram) merge(other *histogram) {
 	h.total += other.total
 }
 
-// quantile is the duration, in nanoseconds, that a share q of all did not exceed; 0 if nothing was counted.
+// quantile returns the q-quantile in nanoseconds, or 0 if the histogram is empty.
 func (h *histogram) quantile(q float64) float64 {
 	if h.total == 0 {
 		return 0
@@ -45,7 +45,7 @@ func (h *histogram) quantile(q float64) float64 {
 	return 0
 }
 
-// bucketOf is the index of a value's bucket: exact below 64, then 64 buckets for each power of two.
+// bucketOf returns the index of a value's bucket: exact below 64, then 64 buckets per power of two.
 func bucketOf(v uint64) int {
 	if v < subBuckets {
 		return int(v)
@@ -54,7 +54,7 @@ func bucketOf(v uint64) int {
 	return (shift+1)*subBuckets + int(v>>shift) - subBuckets
 }
 
-// bucketRange is the smallest value of a bucket, and how many values it holds.
+// bucketRange returns the smallest value of a bucket, and the number of values in it.
 func bucketRange(i int) (low, width uint64) {
 	if i < subBuckets {
 		return uint64(i), 1

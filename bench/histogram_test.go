@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestBuckets: every value is in its bucket, and the buckets lie side by side.
+// TestBuckets checks that buckets contain their values, and are contiguous.
 func TestBuckets(t *testing.T) {
 	next := uint64(0)
 	last := bucketOf(math.MaxInt64)
@@ -50,7 +50,7 @@ func TestQuantiles(t *testing.T) {
 func TestEmptyHistogram(t *testing.T) {
 	var h histogram
 	assert.Zero(t, h.quantile(0.5))
-	h.record(-1) // a clock that went back
+	h.record(-1) // a clock that went backwards
 	assert.Zero(t, h.quantile(0.5))
 	assert.Equal(t, uint64(1), h.total)
 }

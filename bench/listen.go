@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 )
 
-// dirEnv names the directory of this run, which the first process removes at the end.
+// dirEnv names the run's directory, which the driver removes at the end.
 const dirEnv = "RAYLINK_BENCH_DIR"
 
-// listen binds a free port on loopback, or a Unix socket in the run's directory.
+// listen listens on a free loopback port, or on a Unix socket in the run's directory.
 func listen(ctx context.Context, network string) (net.Listener, error) {
 	address := "127.0.0.1:0"
 	if network == "unix" {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// kind is what a row does.
+// kind is what a row measures.
 type kind string
 
 const (
@@ -16,16 +16,16 @@ const (
 	async  kind = "async"
 	stream kind = "stream"
 	stuck  kind = "stuck"
-	// The kinds below are calls within the client's process: of a node's methods, and of a plain interface's.
+	// The kinds below are calls within the client's process: of a node, or of a plain interface.
 	mailbox    kind = "mailbox"
 	concurrent kind = "concurrent"
 	plain      kind = "plain"
-	// The kinds below are measured in bytes.
+	// The kinds below measure memory in bytes.
 	connections kind = "connections"
 	nodes       kind = "nodes"
 )
 
-// job is what a client is told to do.
+// job is the work of a client.
 type job struct {
 	Kind     kind          `json:"kind"`
 	Size     int           `json:"size"`
@@ -33,28 +33,28 @@ type job struct {
 	Duration time.Duration `json:"duration"`
 }
 
-// outcome is what came of a job.
+// outcome is the result of a job.
 type outcome struct {
 	Ops     uint64  `json:"ops"`
 	Seconds float64 `json:"seconds"`
 	P50     float64 `json:"p50"` // nanoseconds
 	P99     float64 `json:"p99"`
-	// Mallocs are the client's allocations meanwhile, without those that prepare the measurement.
+	// Mallocs is the number of the client's allocations during the measurement.
 	Mallocs uint64 `json:"mallocs"`
-	// Ratio is what a row of its own unit measures.
+	// Ratio is the result of a row that measures a ratio.
 	Ratio float64 `json:"ratio"`
-	// Goroutines are how many the client had at the most.
+	// Goroutines is the maximum number of the client's goroutines.
 	Goroutines int `json:"goroutines"`
 }
 
-// load is a job with all that can be made ready before it is measured.
+// load is a job with everything that can be prepared before the measurement.
 type load struct {
 	job     job
 	client  client
 	payload []byte
 	callers []func() error
-	// kept is what must not be collected.
-	kept any
+	// keepAlive references objects that must not be collected.
+	keepAlive any
 }
 
 func newLoad(c client, j job) *load {
@@ -64,7 +64,7 @@ func newLoad(c client, j job) *load {
 	}
 	if sh, ok := c.(sharer); ok && j.Kind == stuck {
 		one := sh.shared()
-		l.kept = one
+		l.keepAlive = one
 		for range j.Inflight {
 			l.callers = append(l.callers, one.caller(l.payload))
 		}
@@ -77,7 +77,7 @@ func newLoad(c client, j job) *load {
 	return l
 }
 
-// warmUp brings connections, windows, pools and buffers to the size that the load needs.
+// warmUp grows connections, windows, pools and buffers to the size that the load needs.
 func (l *load) warmUp() error {
 	const calls = 64
 	if l.job.Kind == stuck || l.job.Kind == connections || l.job.Kind == nodes {
@@ -112,16 +112,17 @@ func (l *load) run() (outcome, error) {
 	case connections:
 		i, ok := l.client.(idler)
 		if !ok {
-			return outcome{}, errors.New("this system's client has no connections to spare")
+			return outcome{}, errors.New("the client of this system can't hold idle connections")
 		}
 		return outcome{Ops: uint64(l.job.Inflight)}, i.idle(l.job.Inflight)
 	case nodes:
 		return l.nodes()
 	}
-	return outcome{}, fmt.Errorf("a client knows no %q", l.job.Kind)
+	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }
 
-// concurrently lets each caller call until the time is up, and waits for what is under way then: the time of that counts too.
+// concurrently calls each caller in a loop until the time is up, and waits for the calls in flight,
+// which are included in the result.
 func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 	var shards [16]shard
 	errs := make([]error, len(callers))
@@ -159,7 +160,8 @@ func concurrently(callers []func() error, d time.Duration) (outcome, error) {
 	return o, nil
 }
 
-// shard is a histogram that some of the callers share: one for each would cost more than it measures, where there are thousands.
+// shard is a histogram shared by some of the callers: with thousands of callers, one for each would
+// cost more than what it measures.
 type shard struct {
 	histogram
 
@@ -198,7 +200,7 @@ func (l *load) start(s starter) (outcome, error) {
 func (l *load) stream() (outcome, error) {
 	streams, ok := l.client.(streamer)
 	if !ok {
-		return outcome{}, errors.New("this system's client has no streams")
+		return outcome{}, errors.New("the client of this system has no streams")
 	}
 	s, err := streams.stream(l.payload)
 	if err != nil {
@@ -221,7 +223,7 @@ func (l *load) stream() (outcome, error) {
 		return outcome{}, err
 	}
 	if n != h.total {
-		return outcome{}, fmt.Errorf("%d messages were sent, and %d arrived", h.total, n)
+		return outcome{}, fmt.Errorf("%d messages were sent, but %d arrived", h.total, n)
 	}
 	o := outcomeOf(h, time.Since(begun))
 	o.Mallocs = mallocs() - before

@@ -12,14 +12,15 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// batch is how many calls within a process are timed together: one is too short for the clock.
+// batch is the number of calls in this process that are timed together: one is too short for the
+// clock.
 const batch = 1000
 
-// local measures calls within this process: the histogram is of the batches' means.
+// local measures calls within this process. The histogram is of the means of batches.
 func (l *load) local() (outcome, error) {
 	c, ok := l.client.(*raylinkClient)
 	if !ok {
-		return outcome{}, errors.New("only RayLink has calls within a process")
+		return outcome{}, errors.New("only RayLink supports calls within a process")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
@@ -47,7 +48,8 @@ func (l *load) local() (outcome, error) {
 	return o, nil
 }
 
-// local returns the function to call: a node's in this process, or that of a plain interface with a context value for each call.
+// local returns the function to call: of a node in this process, or of a plain interface with a
+// context value per call.
 func (c *raylinkClient) local(ctx context.Context, k kind) (func(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error), error) {
 	if k == plain {
 		var node benchv1raylink.EchoNode = echoNode{}
@@ -55,22 +57,23 @@ func (c *raylinkClient) local(ctx context.Context, k kind) (func(context.Context
 			return plainCall(context.WithValue(ctx, callKey{}, req), node, req)
 		}, nil
 	}
-	if c.here == nil {
-		here, err := benchv1raylink.CreateEcho(ctx, c.rt, runtime.ParentProcess())
+	if c.localNode == nil {
+		node, err := benchv1raylink.CreateEcho(ctx, c.rt, runtime.ParentProcess())
 		if err != nil {
 			return nil, err
 		}
-		c.here = here
+		c.localNode = node
 	}
 	if k == concurrent {
-		return c.here.EchoConcurrent, nil
+		return c.localNode.EchoConcurrent, nil
 	}
-	return c.here.Echo, nil
+	return c.localNode.Echo, nil
 }
 
 type callKey struct{}
 
-// plainCall is a call of an interface's method, which the compiler must not see through.
+// plainCall calls an interface method. It is not inlined, so that the compiler can't devirtualize
+// it.
 //
 //go:noinline
 func plainCall(ctx context.Context, node benchv1raylink.EchoNode, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
@@ -80,26 +83,27 @@ func plainCall(ctx context.Context, node benchv1raylink.EchoNode, req *benchv1.E
 func (l *load) nodes() (outcome, error) {
 	c, ok := l.client.(*raylinkClient)
 	if !ok {
-		return outcome{}, errors.New("only RayLink has nodes")
+		return outcome{}, errors.New("only RayLink supports nodes")
 	}
 	var err error
-	l.kept, err = c.nodes(l.job.Inflight)
+	l.keepAlive, err = c.nodes(l.job.Inflight)
 	return outcome{Ops: uint64(l.job.Inflight)}, err
 }
 
-// stuckPairs is how many pairs of measurements the row of the stuck stream consists of.
+// stuckPairs is the number of pairs of measurements of the row with a stuck stream.
 const stuckPairs = 15
 
-// stuck measures calls with and without a stream, on the same connection, that the server fills and nobody reads. The ratio is the median of the
-// pairs'; the times are those beside the stream.
+// stuck measures calls with and without a stream on the same connection that the server fills and
+// the client does not read. The ratio is the median over the pairs; the times are those with the
+// stream.
 func (l *load) stuck() (outcome, error) {
-	sh, ok := l.kept.(sharer)
+	sh, ok := l.keepAlive.(sharer)
 	if !ok {
-		return outcome{}, errors.New("this system's connections carry one call each")
+		return outcome{}, errors.New("connections of this system carry only one call at a time")
 	}
 	d := min(l.job.Duration, 200*time.Millisecond)
 	var ratios []float64
-	var beside outcome
+	var withStream outcome
 	for i := range stuckPairs {
 		var without, with outcome
 		var err error
@@ -117,7 +121,7 @@ func (l *load) stuck() (outcome, error) {
 				return
 			}
 			defer end()
-			// Meanwhile the stream fills what there is room for.
+			// Lets the stream fill all buffers.
 			if _, err = concurrently(l.callers, d/4); err == nil {
 				with, err = concurrently(l.callers, d)
 			}
@@ -128,9 +132,9 @@ func (l *load) stuck() (outcome, error) {
 			return outcome{}, fmt.Errorf("pair %d: %w", i, err)
 		}
 		ratios = append(ratios, float64(with.Ops)/with.Seconds/(float64(without.Ops)/without.Seconds))
-		beside = with
+		withStream = with
 	}
 	slices.Sort(ratios)
-	beside.Ratio = median(ratios)
-	return beside, nil
+	withStream.Ratio = median(ratios)
+	return withStream, nil
 }

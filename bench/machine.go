@@ -11,17 +11,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine says where, with what and when the figures were made.
+// machine describes the hardware, the software and the date of the measurement.
 func machine(now time.Time) string {
 	return fmt.Sprintf("%s, %d processors, %s, %s %s/%s, %s",
 		processor(), runtime.NumCPU(), kernel(), runtime.Version(), runtime.GOOS, runtime.GOARCH, now.Format("2 January 2006"))
 }
 
-// processor is the processor's name.
+// processor returns the CPU's model name.
 func processor() string {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
-		return "an unknown processor"
+		return "unknown processor"
 	}
 	defer f.Close() //nolint:errcheck // only read
 	for lines := bufio.NewScanner(f); lines.Scan(); {
@@ -29,15 +29,15 @@ func processor() string {
 			return strings.TrimSpace(value)
 		}
 	}
-	return "an unknown processor"
+	return "unknown processor"
 }
 
-// kernel is the system's name and release.
+// kernel returns the operating system's name and release.
 func kernel() string {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return runtime.GOOS
 	}
-	release, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // without what its builder says of it
+	release, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // without the distribution's suffix
 	return unix.ByteSliceToString(name.Sysname[:]) + " " + release
 }

@@ -1,5 +1,6 @@
-// Bench runs the same calls on RayLink and on its peers, side by side, and prints what came of it. README.md says how each is set up, and how to
-// read the result; `make bench` runs it.
+// Bench runs the same calls on RayLink and on comparable systems, interleaved, and prints the
+// results. README.md describes the set-up of each system and how to read the results; `make bench`
+// runs it.
 package main
 
 import (
@@ -24,28 +25,29 @@ func main() {
 
 func begin() error {
 	if words := os.Getenv(roleEnv); words != "" {
-		return role(strings.Fields(words), os.Stdin, os.Stdout)
+		return runRole(strings.Fields(words), os.Stdin, os.Stdout)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }
 
-// errSlowFloor says that the comparison is not worth much: what does the least wasn't the fastest.
-var errSlowFloor = errors.New("a floor is slower than what it is the floor of")
+// errSlowFloor means that the comparison is invalid: the system that does the least was not the
+// fastest.
+var errSlowFloor = errors.New("a floor is slower than a system that does more")
 
 func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	var o options
-	flags.StringVar(&o.pattern, "bench", "", "`rows` to run: the beginning of their names, or a regular expression")
-	names := flags.String("systems", "", "`systems` to run, separated by commas; by default all")
-	flags.IntVar(&o.rounds, "rounds", 5, "how often everything is measured")
-	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "how long each measurement lasts")
-	cpu := flags.String("cpuprofile", "", "write processor profiles, of each process its own, to files that begin with this `prefix`")
-	mem := flags.String("memprofile", "", "write profiles of allocations likewise")
-	picture := flags.String("plot", "", "draw a picture of the result to this `file` (.png, .svg)")
-	table := flags.String("summary", "", "write a table of all rows, in Markdown, to this `file`")
-	read := flags.String("read", "", "measure nothing, and draw and sum up what an earlier run has printed to this `file`")
+	flags.StringVar(&o.pattern, "bench", "", "`rows` to run: a prefix of their names, or a regular expression")
+	names := flags.String("systems", "", "`systems` to run, separated by commas (default all)")
+	flags.IntVar(&o.rounds, "rounds", 5, "number of rounds: each measures everything once")
+	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "duration of each measurement")
+	cpu := flags.String("cpuprofile", "", "write a CPU profile of each process to a file with this `prefix`")
+	mem := flags.String("memprofile", "", "write an allocation profile of each process to a file with this `prefix`")
+	picture := flags.String("plot", "", "plot the results to this `file` (.png, .svg)")
+	table := flags.String("summary", "", "write a Markdown table of all rows to this `file`")
+	read := flags.String("read", "", "measure nothing: plot and summarize the output of an earlier run in this `file`")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -58,7 +60,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 		}
 	}
 	if o.rounds < 1 || o.duration <= 0 {
-		return fmt.Errorf("%d rounds of %v measure nothing", o.rounds, o.duration)
+		return fmt.Errorf("nothing to measure in %d rounds of %v", o.rounds, o.duration)
 	}
 	o.profile = "cpu=" + *cpu + ",mem=" + *mem
 	present := func(lines []line) error {
@@ -73,7 +75,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 		return err
 	}
 	if *read != "" {
-		lines, err := earlier(*read)
+		lines, err := readResults(*read)
 		if err != nil {
 			return err
 		}

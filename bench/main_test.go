@@ -9,10 +9,10 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain is main for the processes that the tests' drivers start: they are this binary once more.
+// TestMain replaces main in subprocesses: the tests' drivers re-execute this binary.
 func TestMain(m *testing.M) {
 	if words := os.Getenv(roleEnv); words != "" {
-		if err := role(strings.Fields(words), os.Stdin, os.Stdout); err != nil {
+		if err := runRole(strings.Fields(words), os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, words+":", err)
 			os.Exit(1)
 		}

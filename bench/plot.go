@@ -11,7 +11,7 @@ import (
 	"gonum.org/v1/plot/vg"
 )
 
-// plotted are the rows of the picture, and how they are called in it.
+// plotted lists the rows in the plot, and their labels.
 var plotted = []struct{ row, label string }{ //nolint:gochecknoglobals // a table
 	{"rpc/unary/16B/inflight=1", "16 B\n1 in flight"},
 	{"rpc/unary/16B/inflight=64", "16 B\n64 in flight"},
@@ -22,7 +22,7 @@ var plotted = []struct{ row, label string }{ //nolint:gochecknoglobals // a tabl
 	{"rpc/stream/1KiB", "stream\nof 1 KiB"},
 }
 
-// colours are the systems', in the order of the legend.
+// colours are those of the systems, in the order of the legend.
 var colours = []struct { //nolint:gochecknoglobals // a table
 	system string
 	colour color.Color
@@ -35,7 +35,7 @@ var colours = []struct { //nolint:gochecknoglobals // a table
 	{"floor", color.RGBA{R: 0x7f, G: 0x7f, B: 0x7f, A: 0xff}},
 }
 
-// draw makes a picture of throughput, as multiples of grpc-go's, in a file whose name says the format.
+// draw plots throughput as a multiple of grpc-go's. The file's extension selects the format.
 func draw(lines []line, where, path string) error {
 	values := make(map[cell]float64)
 	for _, l := range lines {
@@ -54,7 +54,7 @@ func draw(lines []line, where, path string) error {
 		}
 	}
 	if len(labels) == 0 {
-		return fmt.Errorf("nothing to draw in %s: the rows of the picture were not measured", path)
+		return fmt.Errorf("nothing to plot in %s: none of the plotted rows were measured", path)
 	}
 	p := plot.New()
 	p.Title.Text = "Throughput as a multiple of grpc-go's (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"
@@ -83,8 +83,9 @@ func draw(lines []line, where, path string) error {
 	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
 }
 
-// lowest is where the picture's axis begins.
+// lowest is the origin of the plot's axis.
 const lowest = 0.1
 
-// height is how high a bar is for a multiple: the axis is logarithmic, which the library's bars are not.
+// height returns the height of a bar. The axis is logarithmic, which the library does not support
+// for bars.
 func height(multiple float64) float64 { return max(0, math.Log10(multiple/lowest)) }

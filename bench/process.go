@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// patience bounds how long a process may take for one answer, and for its end.
-const patience = 2 * time.Minute
+// responseTimeout bounds how long a process may take to respond, and to exit.
+const responseTimeout = 2 * time.Minute
 
-// process is one of the benchmark's processes, seen from the driver. It ends when its input does.
+// process is a process of the benchmark, from the driver's view. It exits when its input is closed.
 type process struct {
 	what    string
 	cmd     *exec.Cmd
@@ -47,7 +47,7 @@ func spawn(ctx context.Context, env []string, words ...string) (*process, error)
 		return nil, err
 	}
 	p := &process{what: strings.Join(words, " "), cmd: cmd, in: in, out: bufio.NewReader(out)}
-	ready, err := p.hear()
+	ready, err := p.receive()
 	if err != nil {
 		return nil, errors.Join(err, p.stop())
 	}
@@ -55,7 +55,7 @@ func spawn(ctx context.Context, env []string, words ...string) (*process, error)
 	return p, nil
 }
 
-// ask sends a request and waits for its answer.
+// ask sends a request and waits for the response.
 func (p *process) ask(r request) (response, error) {
 	line, err := json.Marshal(r)
 	if err != nil {
@@ -64,19 +64,19 @@ func (p *process) ask(r request) (response, error) {
 	if _, err := p.in.Write(append(line, '\n')); err != nil {
 		return response{}, fmt.Errorf("%s: %w", p.what, err)
 	}
-	return p.hear()
+	return p.receive()
 }
 
-func (p *process) hear() (response, error) {
-	late := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+func (p *process) receive() (response, error) {
+	late := time.AfterFunc(responseTimeout, func() { _ = p.cmd.Process.Kill() })
 	defer late.Stop()
 	line, err := p.out.ReadBytes('\n')
 	if err != nil {
-		return response{}, fmt.Errorf("%s has ended, or was stopped after %v without an answer: %w", p.what, patience, err)
+		return response{}, fmt.Errorf("%s exited, or was killed because it did not respond within %v: %w", p.what, responseTimeout, err)
 	}
 	var res response
 	if err := json.Unmarshal(line, &res); err != nil {
-		return response{}, fmt.Errorf("%s said %q: %w", p.what, line, err)
+		return response{}, fmt.Errorf("%s: invalid response %q: %w", p.what, line, err)
 	}
 	if res.Error != "" {
 		return res, fmt.Errorf("%s: %s", p.what, res.Error)
@@ -84,10 +84,10 @@ func (p *process) hear() (response, error) {
 	return res, nil
 }
 
-// stop ends the process and waits for its end.
+// stop makes the process exit and waits for it.
 func (p *process) stop() error {
-	_ = p.in.Close() // it may have ended before
-	late := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() })
+	_ = p.in.Close() // it may have exited already
+	late := time.AfterFunc(responseTimeout, func() { _ = p.cmd.Process.Kill() })
 	defer late.Stop()
 	if err := p.cmd.Wait(); err != nil {
 		return fmt.Errorf("%s: %w", p.what, err)

@@ -15,7 +15,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// echoNode is RayLink's side of the service.
+// echoNode implements the benchmark's service.
 type echoNode struct{}
 
 func newEchoNode(context.Context, *runtime.Node) (benchv1raylink.EchoNode, error) {
@@ -53,7 +53,7 @@ func (echoNode) Flood(_ context.Context, req *benchv1.FloodRequest, stream bench
 	}
 }
 
-// brainRole is the process of Brain, as `raylink brain` runs it. It serves until ctx ends.
+// brainRole runs Brain like `raylink brain`, until ctx ends.
 func brainRole(ctx context.Context, serving func(address string)) error {
 	return raylink.ServeBrain(ctx, raylink.BrainOptions{Serving: func(address, _, _ string) { serving(address) }})
 }
@@ -63,7 +63,7 @@ type raylinkServer struct {
 	path string
 }
 
-// serveRaylink hosts a node in this process, which joins the Brain that the environment names.
+// serveRaylink hosts a node in this process, which joins the Brain in the environment.
 func serveRaylink(ctx context.Context, network string) (server, error) {
 	rt, err := raylink.Init(ctx, benchv1raylink.EchoType(newEchoNode))
 	if err != nil {
@@ -74,8 +74,9 @@ func serveRaylink(ctx context.Context, network string) (server, error) {
 		return nil, errors.Join(err, rt.Close())
 	}
 	if network == "tcp" {
-		// A process of the same machine would go by the host's Unix socket. One on another machine doesn't find it, and goes by TCP: so does
-		// this client, once the host's directory isn't where its record says.
+		// A process of the same machine would use the host's Unix socket. Renaming the host's
+		// directory hides the socket from this client, so that it uses TCP like a client on another
+		// machine.
 		dir := echo.Ref().Record().GetHost().GetDirectory()
 		if err := os.Rename(dir, dir+".elsewhere"); err != nil {
 			return nil, errors.Join(err, rt.Close())
@@ -93,8 +94,8 @@ type raylinkClient struct {
 	echo *benchv1raylink.Echo
 	call func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error)
 	send func(*benchv1raylink.Echo, context.Context, *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse]
-	// here is a node of this process, once it is needed.
-	here *benchv1raylink.Echo
+	// localNode is a node in this process, created on first use.
+	localNode *benchv1raylink.Echo
 }
 
 func dialRaylink(ctx context.Context, network, path string) (client, error) {
@@ -126,7 +127,7 @@ func newRaylinkClient(ctx context.Context, network, path string) (*raylinkClient
 	}
 	_, err = os.Stat(echo.Ref().Record().GetHost().GetSocket())
 	if (err == nil) != (network == "unix") {
-		return nil, errors.Join(fmt.Errorf("calls would not go by %s: %w", network, err), rt.Close())
+		return nil, errors.Join(fmt.Errorf("calls would not use %s: %w", network, err), rt.Close())
 	}
 	return &raylinkClient{rt: rt, echo: echo}, nil
 }
@@ -144,7 +145,7 @@ func (c *raylinkClient) caller(payload []byte) func() error {
 	})
 }
 
-// outstandingCall is a future that nobody has collected yet.
+// outstandingCall is a future that has not been collected yet.
 type outstandingCall struct {
 	future *runtime.Future[*benchv1.EchoResponse]
 	cancel context.CancelFunc
@@ -219,7 +220,7 @@ func (c *raylinkClient) flood(size int) (end func(), err error) {
 	return func() { _ = s.Close() }, nil
 }
 
-// idle opens tunnels of their own to the node: two processes have one connection otherwise.
+// idle creates tagged tunnels to the node: two processes share one connection otherwise.
 func (c *raylinkClient) idle(connections int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()
@@ -235,7 +236,7 @@ func (c *raylinkClient) idle(connections int) error {
 	return nil
 }
 
-// nodes creates nodes in this process, and calls each once. What it returns keeps their handles.
+// nodes creates nodes in this process, and calls each once. The result keeps their handles alive.
 func (c *raylinkClient) nodes(n int) (any, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
 	defer cancel()

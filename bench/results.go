@@ -9,17 +9,17 @@ import (
 	"text/tabwriter"
 )
 
-// results are all rounds' figures.
+// results are the results of all rounds.
 type results struct {
 	rows    []row
 	figures map[cell][]figures
-	// failed are the measurements that came to nothing.
+	// failed are the errors of measurements that failed.
 	failed []error
 }
 
 type cell struct{ row, system string }
 
-// line is what is printed of one cell, as one JSON object.
+// line is the output for one cell, one JSON object.
 type line struct {
 	Name   string  `json:"name"`
 	System string  `json:"system"`
@@ -28,9 +28,10 @@ type line struct {
 	P50    float64 `json:"p50_us"`
 	P99    float64 `json:"p99_us"`
 	Allocs float64 `json:"allocs"`
-	// CPU is the processor time of both sides for an operation: on a machine that is busy otherwise it says more than the clock.
+	// CPU is the CPU time of both sides per operation: on a busy machine it is more meaningful than
+	// the elapsed time.
 	CPU float64 `json:"cpu_us"`
-	// Floor is the share of the row's floor that the system reaches; absent where there is none.
+	// Floor is the system's share of the row's floor; absent if the row has no floor.
 	Floor float64 `json:"floor,omitempty"`
 	// Spread is the distance between the lowest and the highest round, as a share of the median.
 	Spread float64 `json:"spread"`
@@ -43,7 +44,7 @@ func (r *results) add(row, system string, f figures) {
 	r.figures[c] = append(r.figures[c], f)
 }
 
-// line is a cell's medians; false where it was not measured.
+// line returns the medians of a cell, or false if it was not measured.
 func (r *results) line(row *row, system string) (line, bool) {
 	fs := r.figures[cell{row.name, system}]
 	if len(fs) == 0 {
@@ -66,7 +67,7 @@ func (r *results) line(row *row, system string) (line, bool) {
 	}, true
 }
 
-// names are all that figures can be of, in the order of the tables.
+// names returns the names that results can have, in the order of the tables.
 func names() []string {
 	var all []string
 	for _, s := range systems() {
@@ -80,7 +81,8 @@ func median(sorted []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// lines are all cells, row by row, each with its share of the row's floor: of the faster one where there are two.
+// lines returns all cells, row by row, with their share of the row's floor, or of the faster one if
+// there are two.
 func (r *results) lines() []line {
 	var all []line
 	for i := range r.rows {
@@ -106,8 +108,8 @@ func (r *results) lines() []line {
 	return all
 }
 
-// slowFloors says of which rows the floor is slower than a peer, who does more. (RayLink may be faster: it looks before it sleeps, which the floors
-// don't; floor-polling does.)
+// slowFloors lists the rows in which a peer, which does more, is faster than the floor. (RayLink
+// may be faster: it busy-polls before it blocks. Of the floors only floor-polling does.)
 func slowFloors(lines []line) []string {
 	var slow []string
 	for _, l := range lines {
@@ -115,7 +117,7 @@ func slowFloors(lines []line) []string {
 			continue
 		}
 		if l.Floor > 1 && l.Unit != "bytes each" {
-			slow = append(slow, fmt.Sprintf("%s: %s reached %.4g %s, %.3f of what the floor did", l.Name, l.System, l.Value, l.Unit, l.Floor))
+			slow = append(slow, fmt.Sprintf("%s: %s reached %.4g %s, %.3f times the floor", l.Name, l.System, l.Value, l.Unit, l.Floor))
 		}
 	}
 	return slow
@@ -149,7 +151,7 @@ func printTable(w io.Writer, lines []line) error {
 	return t.Flush()
 }
 
-// number writes a figure with three digits at least, thousands set apart.
+// number formats a figure with at least three digits and thousands separators.
 func number(v float64) string {
 	switch {
 	case v == 0:

@@ -18,17 +18,17 @@ import (
 	"time"
 )
 
-// roleEnv tells a process of the benchmark what it is; not set, it is the one that drives the others. The role is words: brain, or server or
-// client, a system, a network, and for a client an address.
+// roleEnv selects the role of a process; the driver runs without it. The value consists of words:
+// "brain", or "server" or "client", followed by a system, a network, and for a client an address.
 const roleEnv = "RAYLINK_BENCH_ROLE"
 
-// request is what the driver says to a process, one line of JSON each.
+// request is a message from the driver to a process, one line of JSON.
 type request struct {
 	Op  string `json:"op"` // usage, prepare or run
 	Job job    `json:"job"`
 }
 
-// response is the process's answer. The first, to nothing, says that it is ready.
+// response is the process's response. An initial one, without a request, means that it is ready.
 type response struct {
 	Error   string  `json:"error,omitempty"`
 	Address string  `json:"address,omitempty"`
@@ -36,32 +36,33 @@ type response struct {
 	Outcome outcome `json:"outcome"`
 }
 
-// usage is what a process has used.
+// usage is the resources that a process has used.
 type usage struct {
 	Mallocs uint64 `json:"mallocs"`
-	// Memory is heap and stacks, in bytes.
+	// Memory is the size of heap and stacks in bytes.
 	Memory uint64 `json:"memory"`
-	// Peak is the most memory since it was last collected.
+	// Peak is the peak memory since the last collection.
 	Peak uint64 `json:"peak"`
-	// CPU is the processor time that it has used.
+	// CPU is the CPU time used.
 	CPU time.Duration `json:"cpu"`
 }
 
-// role is the life of a process that isn't the driver. It ends when the driver closes its input, or dies.
-func role(words []string, in io.Reader, out io.Writer) error {
+// runRole runs a process other than the driver. It returns when the driver closes its input, or
+// dies.
+func runRole(words []string, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	c := &conversation{in: bufio.NewScanner(in), out: json.NewEncoder(out)}
+	c := &driverConn{in: bufio.NewScanner(in), out: json.NewEncoder(out)}
 	if words[0] == "brain" {
 		return c.brain(ctx, cancel)
 	}
 	stop, err := profile(strings.Join(words[:2], "-"))
 	if err != nil {
-		return c.refuse(err)
+		return c.reportError(err)
 	}
 	s, err := systemNamed(words[1])
 	if err != nil {
-		return c.refuse(err)
+		return c.reportError(err)
 	}
 	switch words[0] {
 	case "server":
@@ -69,44 +70,48 @@ func role(words []string, in io.Reader, out io.Writer) error {
 	case "client":
 		err = c.client(ctx, s, words[2], words[3])
 	default:
-		err = c.refuse(fmt.Errorf("no process is a %q", words[0]))
+		err = c.reportError(fmt.Errorf("unknown role %q", words[0]))
 	}
 	return errors.Join(err, stop())
 }
 
-type conversation struct {
+// driverConn is the connection of a process to the driver.
+type driverConn struct {
 	in  *bufio.Scanner
 	out *json.Encoder
 }
 
-func (c *conversation) refuse(err error) error {
+func (c *driverConn) reportError(err error) error {
 	return errors.Join(err, c.out.Encode(response{Error: err.Error()}))
 }
 
-func (c *conversation) brain(ctx context.Context, cancel context.CancelFunc) error {
+func (c *driverConn) brain(ctx context.Context, cancel context.CancelFunc) error {
 	go func() {
-		// The end of what the driver says is its end.
-		_ = c.serve(func(r request) (response, error) { return response{}, fmt.Errorf("no process of Brain knows %q", r.Op) })
+		// Exit when the driver closes the input.
+		_ = c.serve(func(r request) (response, error) {
+			return response{}, fmt.Errorf("the process of Brain does not support %q", r.Op)
+		})
 		cancel()
 	}()
-	// On this goroutine, for it becomes the host of Brain's own nodes where this process was started as that.
+	// Not in a goroutine: the call does not return if this process was started to host Brain's
+	// nodes.
 	return brainRole(ctx, func(address string) { _ = c.out.Encode(response{Address: address}) })
 }
 
-func (c *conversation) server(ctx context.Context, s system, network string) error {
+func (c *driverConn) server(ctx context.Context, s system, network string) error {
 	srv, err := s.serve(ctx, network)
 	if err != nil {
-		return c.refuse(err)
+		return c.reportError(err)
 	}
 	return errors.Join(c.answer(response{Address: srv.address()}, func(r request) (response, error) {
-		return response{}, fmt.Errorf("a server knows no %q", r.Op)
+		return response{}, fmt.Errorf("a server does not support %q", r.Op)
 	}), srv.close())
 }
 
-func (c *conversation) client(ctx context.Context, s system, network, address string) error {
+func (c *driverConn) client(ctx context.Context, s system, network, address string) error {
 	cl, err := s.dial(ctx, network, address)
 	if err != nil {
-		return c.refuse(err)
+		return c.reportError(err)
 	}
 	var l *load
 	return errors.Join(c.answer(response{}, func(r request) (response, error) {
@@ -120,19 +125,19 @@ func (c *conversation) client(ctx context.Context, s system, network, address st
 			o, err := l.run()
 			return response{Outcome: o}, err
 		}
-		return response{}, fmt.Errorf("a client knows no %q", r.Op)
+		return response{}, fmt.Errorf("a client does not support %q", r.Op)
 	}), cl.close())
 }
 
-// answer answers requests until there are no more. What all processes can answer it answers itself.
-func (c *conversation) answer(ready response, do func(request) (response, error)) error {
+// answer serves requests until the input ends. It handles those that all processes support itself.
+func (c *driverConn) answer(ready response, do func(request) (response, error)) error {
 	if err := c.out.Encode(ready); err != nil {
 		return err
 	}
 	return c.serve(do)
 }
 
-func (c *conversation) serve(do func(request) (response, error)) error {
+func (c *driverConn) serve(do func(request) (response, error)) error {
 	peak := new(peak)
 	defer peak.stop()
 	for c.in.Scan() {
@@ -170,14 +175,14 @@ func used() usage {
 	return usage{Mallocs: mallocs(), Memory: samples[0].Value.Uint64() + samples[1].Value.Uint64(), CPU: processorTime()}
 }
 
-// mallocs is how many objects this process has allocated, exactly: for that it stops the process for a moment.
+// mallocs returns the exact number of objects allocated by this process. It stops the world.
 func mallocs() uint64 {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	return stats.Mallocs
 }
 
-// peak watches how much memory the process uses.
+// peak samples the memory usage of the process.
 type peak struct {
 	bytes  atomic.Uint64
 	cancel context.CancelFunc
@@ -213,18 +218,18 @@ func (p *peak) stop() {
 	}
 }
 
-// profileEnv is where profiles go, for the kinds named in front: cpu=PREFIX or mem=PREFIX, separated by commas.
+// profileEnv lists the profiles to write: cpu=PREFIX or mem=PREFIX, separated by commas.
 const profileEnv = "RAYLINK_BENCH_PROFILE"
 
-// profile begins what profiles were asked for. The function that it returns writes them.
-func profile(who string) (stop func() error, err error) {
+// profile starts the requested profiles. The returned function writes them.
+func profile(name string) (stop func() error, err error) {
 	stop = func() error { return nil }
 	for what := range strings.SplitSeq(os.Getenv(profileEnv), ",") {
 		kind, prefix, _ := strings.Cut(what, "=")
 		if prefix == "" {
 			continue
 		}
-		f, err := os.Create(filepath.Clean(prefix + "." + who + ".prof"))
+		f, err := os.Create(filepath.Clean(prefix + "." + name + ".prof"))
 		if err != nil {
 			return nil, err
 		}

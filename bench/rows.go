@@ -7,28 +7,29 @@ import (
 	"strings"
 )
 
-// row is one line of the comparison.
+// row is one row of the comparison.
 type row struct {
 	name    string
 	network string
 	job     job
 	unit    string
-	// systems are the names of those that take part.
+	// systems are the names of the systems that take part.
 	systems []string
-	// once says that one round is enough: the row has rounds of its own, or what it measures doesn't vary.
+	// once makes one round suffice: the row has rounds of its own, or its result does not vary.
 	once bool
 }
 
-// Names of what takes part in a row without being a system: a plain call of a Go interface, and Brain's part in what a node costs.
+// Entries in a row that are no systems: a plain call of a Go interface, and Brain's share of the
+// memory of a node.
 const (
 	plainCalls = "plain"
 	brainPart  = "raylink-brain"
 )
 
-// size says that the row is measured in bytes, of which fewer are better.
+// size reports whether the row is measured in bytes, where fewer are better.
 func (r *row) size() bool { return r.job.Kind == connections || r.job.Kind == nodes }
 
-// value is a row's figure for one round.
+// value returns the result of one round.
 func (r *row) value(o outcome) float64 {
 	if r.job.Kind == stuck {
 		return o.Ratio
@@ -69,7 +70,7 @@ func rows() []row {
 	rs = append(rs,
 		row{
 			name: "rpc/async/16B/outstanding=10000", network: "tcp", unit: "calls/s", job: job{Kind: async, Size: 16, Inflight: 10000},
-			// A node runs up to 1,024 concurrent methods at once (max_streams), and refuses more.
+			// A node runs at most 1,024 concurrent methods at once (max_streams), and rejects more.
 			systems: []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"},
 		},
 		row{
@@ -82,7 +83,7 @@ func rows() []row {
 		row{name: "rpc/local/concurrent", network: "tcp", unit: "calls/s", systems: []string{"raylink", plainCalls}, job: job{Kind: concurrent, Size: 16}},
 		row{
 			name: "rpc/stuck/16B/inflight=64", network: "tcp", unit: "of calls/s without", once: true, job: job{Kind: stuck, Size: 16, Inflight: 64},
-			// The others have a connection for each call.
+			// The others use a connection per call.
 			systems: []string{"raylink", "grpc-go", "connect-h2c"},
 		},
 		row{
@@ -97,7 +98,8 @@ func rows() []row {
 	return rs
 }
 
-// selected are the rows whose names begin with the pattern, or match it as a regular expression.
+// selected returns the rows whose names begin with the pattern, or match it as a regular
+// expression.
 func selected(rs []row, pattern string) ([]row, error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -110,7 +112,7 @@ func selected(rs []row, pattern string) ([]row, error) {
 		}
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("no row's name begins with or matches %q", pattern)
+		return nil, fmt.Errorf("no row matches %q", pattern)
 	}
 	return found, nil
 }

@@ -8,10 +8,11 @@ import (
 	"strings"
 )
 
-// summed are the systems of the summary, in its order.
-var summed = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"} //nolint:gochecknoglobals // a table
+// summarySystems are the systems of the summary, in its order.
+var summarySystems = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"} //nolint:gochecknoglobals // a table
 
-// summarize writes one line for each row as a table in Markdown: the value of each system, and RayLink's and grpc-go's median times.
+// summarize writes a Markdown table with one line per row: the value of each system, and the median
+// times of RayLink and grpc-go.
 func summarize(lines []line, where, path string) error {
 	values := make(map[cell]line)
 	var rows []line // the first line of each
@@ -22,11 +23,11 @@ func summarize(lines []line, where, path string) error {
 		values[cell{l.Name, l.System}] = l
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\n\n| row | unit | %s | p50 µs | grpc-go's |\n", where, strings.Join(summed, " | "))
-	fmt.Fprintf(&b, "| --- | --- |%s\n", strings.Repeat(" ---: |", len(summed)+2))
+	fmt.Fprintf(&b, "%s.\n\n| row | unit | %s | p50 µs | grpc-go's |\n", where, strings.Join(summarySystems, " | "))
+	fmt.Fprintf(&b, "| --- | --- |%s\n", strings.Repeat(" ---: |", len(summarySystems)+2))
 	for _, row := range rows {
 		fmt.Fprintf(&b, "| `%s` | %s |", strings.TrimPrefix(row.Name, "rpc/"), row.Unit)
-		for _, system := range summed {
+		for _, system := range summarySystems {
 			fmt.Fprintf(&b, " %s |", number(values[cell{row.Name, system}].Value))
 		}
 		fmt.Fprintf(&b, " %s | %s |\n", number(values[cell{row.Name, "raylink"}].P50), number(values[cell{row.Name, "grpc-go"}].P50))
@@ -34,8 +35,8 @@ func summarize(lines []line, where, path string) error {
 	return os.WriteFile(path, []byte(b.String()), 0o600)
 }
 
-// earlier reads the lines of an earlier run, from what it printed.
-func earlier(path string) ([]line, error) {
+// readResults reads the lines of an earlier run from its output.
+func readResults(path string) ([]line, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

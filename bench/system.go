@@ -7,17 +7,18 @@ import (
 	"time"
 )
 
-// callDeadline is the deadline that each call has, on all systems but the floors.
+// callDeadline is the deadline of each call, on all systems but the floors.
 const callDeadline = 30 * time.Second
 
-// system is one way to make calls.
+// system is one implementation of the calls.
 type system struct {
 	name string
-	// serve makes this process the server. The address is told to the client; network is "tcp" or "unix".
+	// serve makes this process the server. network is "tcp" or "unix".
 	serve func(ctx context.Context, network string) (server, error)
 	// dial makes this process the client.
 	dial func(ctx context.Context, network, address string) (client, error)
-	// floor says that this is what the others are compared with; peer, that it must not be faster than that.
+	// floor marks a baseline for the comparison; peer marks a system that must not be faster than
+	// it.
 	floor, peer bool
 }
 
@@ -27,17 +28,18 @@ type server interface {
 	close() error
 }
 
-// client makes calls. What it can do beyond unary calls it says by implementing the interfaces below.
+// client makes calls. It implements the interfaces below for what it supports beyond unary calls.
 type client interface {
-	// caller returns a function that makes one call with such a payload and waits for it. It is used by one goroutine.
+	// caller returns a function that makes one call and waits for it. The function is not safe for
+	// concurrent use.
 	caller(payload []byte) func() error
 	close() error
 }
 
-// starter is a client that has a way of its own to start calls without waiting for each.
+// starter is a client that can start calls without waiting for each.
 type starter interface {
-	// start makes calls from this goroutine alone, so many outstanding at most, until more says no. Each call's duration goes to done, which is
-	// called from one goroutine at a time.
+	// start makes calls from this goroutine, at most the given number outstanding, until more
+	// returns false. It passes each call's duration to done, one call at a time.
 	start(payload []byte, outstanding int, more func() bool, done func(time.Duration)) error
 }
 
@@ -55,31 +57,31 @@ type sending interface {
 
 // sharer is a client whose connection can carry several calls at once.
 type sharer interface {
-	// shared is this client with one connection for all that it does.
+	// shared returns this client, limited to one connection.
 	shared() sharer
 	caller(payload []byte) func() error
-	// flood opens a stream that the server fills, and that nobody reads until it is ended.
+	// flood opens a stream that the server fills. The client does not read it until end is called.
 	flood(size int) (end func(), err error)
 }
 
-// idler is a client that can hold many connections.
+// idler is a client that can hold many idle connections.
 type idler interface {
-	// idle opens so many connections more, and makes one call over each.
+	// idle opens more connections, and makes one call over each.
 	idle(connections int) error
 }
 
-// errWrongEcho says that what came back isn't what was sent.
-var errWrongEcho = errors.New("the echo differs from what was sent")
+// errWrongEcho means that the response differs from the request.
+var errWrongEcho = errors.New("the echo differs from the request")
 
-// sameSize checks an echo as far as this can be done in no time.
+// sameSize checks an echo at negligible cost: its size, first and last byte.
 func sameSize(sent, got []byte) error {
 	if len(sent) != len(got) || len(sent) > 0 && (sent[0] != got[0] || sent[len(sent)-1] != got[len(got)-1]) {
-		return fmt.Errorf("%w: %d bytes for %d", errWrongEcho, len(got), len(sent))
+		return fmt.Errorf("%w: %d bytes instead of %d", errWrongEcho, len(got), len(sent))
 	}
 	return nil
 }
 
-// underDeadline makes a function that gives each call its own deadline.
+// underDeadline returns a function that makes a call with its own deadline.
 func underDeadline(call func(ctx context.Context) error) func() error {
 	return func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
@@ -88,7 +90,7 @@ func underDeadline(call func(ctx context.Context) error) func() error {
 	}
 }
 
-// systems are all that there are, in the order of the tables.
+// systems returns all systems, in the order of the tables.
 func systems() []system {
 	return []system{
 		{name: "raylink", serve: serveRaylink, dial: dialRaylink},
@@ -110,5 +112,5 @@ func systemNamed(name string) (system, error) {
 			return s, nil
 		}
 	}
-	return system{}, fmt.Errorf("there is no system %q", name)
+	return system{}, fmt.Errorf("unknown system %q", name)
 }

@@ -6,20 +6,21 @@ import (
 	"text/tabwriter"
 )
 
-// target is something that RayLink is to reach.
+// target is a performance goal for RayLink.
 type target struct {
 	what string
 	goal string
-	// reached is the figure, and whether it is enough; measured is false where the rows that it takes were not run.
+	// reached is the measured figure, and ok whether it meets the goal; measured is false if the
+	// rows that it needs were not run.
 	reached  string
 	ok       bool
 	measured bool
 }
 
-// figuresOf finds the lines that targets are judged by.
+// figuresOf holds the lines that targets are computed from.
 type figuresOf map[cell]line
 
-// ratio compares two figures; false where one is missing.
+// ratio returns a/b, or false if a figure is missing.
 func ratio(a, b float64, both ...bool) (float64, bool) {
 	for _, ok := range both {
 		if !ok {
@@ -34,7 +35,7 @@ func (f figuresOf) of(row, system string) (line, bool) {
 	return l, ok
 }
 
-// atLeast is a target for a ratio of throughputs.
+// atLeast is a goal for a ratio of throughputs.
 func (f figuresOf) atLeast(row, system string, times float64) target {
 	mine, ok1 := f.of(row, "raylink")
 	theirs, ok2 := f.of(row, system)
@@ -44,7 +45,7 @@ func (f figuresOf) atLeast(row, system string, times float64) target {
 	}
 }
 
-// atMost is a target for a ratio of times.
+// atMost is a goal for a ratio of times.
 func (f figuresOf) atMost(row, system, what string, of func(line) float64, times float64) target {
 	mine, ok1 := f.of(row, "raylink")
 	theirs, ok2 := f.of(row, system)
@@ -54,7 +55,7 @@ func (f figuresOf) atMost(row, system, what string, of func(line) float64, times
 	}
 }
 
-// bound is a target for a figure by itself.
+// bound is a goal for a single figure.
 func (f figuresOf) bound(row, goal, format string, of func(line) float64, fits func(float64) bool) target {
 	l, ok := f.of(row, "raylink")
 	v := of(l)
@@ -68,23 +69,23 @@ func allocs(l line) float64 { return l.Allocs }
 
 func below(bound float64) func(float64) bool { return func(v float64) bool { return v <= bound } }
 
-// bulk is the target of large messages: three times grpc-go, or nearly the floor where the floor is lower than that.
+// bulk is the goal for large messages: three times grpc-go, or nearly the floor if that is lower.
 func (f figuresOf) bulk(row string) target {
 	mine, ok1 := f.of(row, "raylink")
 	grpc, ok2 := f.of(row, "grpc-go")
 	least, ok3 := f.of(row, "floor")
 	goal := min(3*grpc.Value, 0.9*least.Value)
-	beside := ""
+	versusOwned := ""
 	if owned, ok := f.of(row, "floor-owned"); ok {
-		beside = fmt.Sprintf(", %.2f x floor-owned", mine.Value/owned.Value)
+		versusOwned = fmt.Sprintf(", %.2f x floor-owned", mine.Value/owned.Value)
 	}
 	return target{
 		what: row, goal: "at least 3 x grpc-go or 0.9 x floor", ok: mine.Value >= goal, measured: ok1 && ok2 && ok3,
-		reached: fmt.Sprintf("%.2f x grpc-go, %.2f x floor", mine.Value/grpc.Value, mine.Value/least.Value) + beside,
+		reached: fmt.Sprintf("%.2f x grpc-go, %.2f x floor", mine.Value/grpc.Value, mine.Value/least.Value) + versusOwned,
 	}
 }
 
-// targets judges what was measured.
+// targets evaluates the goals.
 func (r *results) targets(lines []line) []target {
 	f := make(figuresOf)
 	for _, l := range lines {
@@ -114,7 +115,7 @@ func (r *results) targets(lines []line) []target {
 	)
 }
 
-// asMany compares two rows of RayLink's own.
+// asMany compares two rows of RayLink.
 func (r *results) asMany(f figuresOf, row, other string) target {
 	a, ok1 := f.of(row, "raylink")
 	b, ok2 := f.of(other, "raylink")
@@ -122,7 +123,7 @@ func (r *results) asMany(f figuresOf, row, other string) target {
 	return target{what: row, goal: "at least 1 x 512 in flight", reached: fmt.Sprintf("%.2f x", times), ok: times >= 1, measured: ok}
 }
 
-// goroutines says how many the client had while so many calls were outstanding.
+// goroutines checks the number of the client's goroutines while calls are outstanding.
 func (r *results) goroutines(row string) target {
 	most := 0
 	fs := r.figures[cell{row, "raylink"}]
@@ -132,7 +133,7 @@ func (r *results) goroutines(row string) target {
 	return target{what: row, goal: "no goroutine per call", reached: fmt.Sprintf("%d in all", most), ok: most < 1000, measured: len(fs) > 0}
 }
 
-// bounded compares the memory of both sides with few calls and with many.
+// bounded compares the memory of both sides with few and with many calls.
 func (r *results) bounded(few, many string) target {
 	most := func(row string) (peak uint64) {
 		for _, f := range r.figures[cell{row, "raylink"}] {
@@ -154,7 +155,7 @@ func printTargets(w io.Writer, ts []target) error {
 			continue
 		}
 		if !begun {
-			fmt.Fprintln(t, "\nto reach\tgoal\tmeasured\t")
+			fmt.Fprintln(t, "\nrow\tgoal\tmeasured\t")
 			begun = true
 		}
 		verdict := "missed"
