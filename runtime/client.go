@@ -138,7 +138,7 @@ func (c *clientTarget) stream(ctx context.Context, m *Method, out outgoing) (con
 	stream, err := c.client.CallClientStream(life, m.spec)
 	if err != nil {
 		cancel()
-		return nil, clientError(ctx, err)
+		return nil, endedAt(clientError(ctx, err), "the node", m, unsent)
 	}
 	return &clientTargetStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
 }
@@ -199,10 +199,14 @@ func unsendable(m *Method, msg any, err error) error {
 	return err
 }
 
-// clientError makes a context's end the error that every other way gives.
+// clientError makes a context's end, and a connection's, the error that every other way gives.
 func clientError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
+	}
+	// Transports have this code for connections that break, too, and the caller has canceled nothing.
+	if e, ok := errors.AsType[*connect.Error](err); ok && !e.IsRemote() && e.Code() == connect.CodeCanceled {
+		return connect.Errorf(connect.CodeUnavailable, "the connection to the node was lost: %s", e.Message()).WithCause(err)
 	}
 	return overdue(ctx, withoutInternalDetails(err))
 }

@@ -3,8 +3,10 @@ package tunnel_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"testing"
 
 	"connectrpc.com/connect/v2"
@@ -16,7 +18,16 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(peerMode) != "" {
+		if err := beAPeer(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // handlers makes a handler of two functions.
 type handlers struct {
