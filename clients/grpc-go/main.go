@@ -1,6 +1,7 @@
-// Grpc-go drives a counter node with grpc-go, as a program would that knows gRPC and not RayLink: it names the node in the header raylink-node.
+// Grpc-go calls a counter node with grpc-go, as a gRPC client without RayLink does: it names the
+// node in the header raylink-node.
 //
-// The environment says where: RAYLINK_COUNTER is what `counter serve` printed, RAYLINK_TOKEN the system's token.
+// RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token.
 package main
 
 import (
@@ -22,10 +23,10 @@ import (
 	counterv1 "github.com/raylink/raylink/clients/grpc-go/gen/counter/v1"
 )
 
-// patience bounds every story; reaching it is a failure, not a time that anything should take.
+// patience bounds every story; to reach it is a failure.
 const patience = 20 * time.Second
 
-// whereabouts is what `counter serve` prints.
+// whereabouts is the line that `counter serve` prints.
 type whereabouts struct {
 	Gateway string `json:"gateway"`
 	Host    string `json:"host"`
@@ -59,7 +60,7 @@ func main() {
 	}
 }
 
-// cast is what a story is told with. Its context names the node and has the token.
+// cast is the argument of a story. Its context names the node and has the token.
 type cast struct {
 	context.Context
 
@@ -68,7 +69,7 @@ type cast struct {
 	counter counterv1.CounterClient
 }
 
-// as is a context for the same node with another token.
+// as returns a context for the same node with another token.
 func (c *cast) as(token string) context.Context {
 	return metadata.NewOutgoingContext(c.Context, metadata.Pairs("raylink-node", c.node, "authorization", "Bearer "+token))
 }

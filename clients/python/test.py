@@ -1,6 +1,6 @@
-"""Drives a counter node with the Connect client for Python: its host directly and the gateway, in every protocol that the client speaks.
+"""Calls a counter node with the Connect client for Python, through its host and through the gateway, in each protocol of the client.
 
-The environment says where: RAYLINK_COUNTER is what `counter serve` printed, RAYLINK_TOKEN the system's token.
+RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from gen.counter.v1.counter_pb import (
 WHERE = json.loads(os.environ["RAYLINK_COUNTER"])
 TOKEN = {"Authorization": "Bearer " + os.environ["RAYLINK_TOKEN"]}
 
-# Reaching it is a failure, not a time that anything should take.
+# The bound of a story, in seconds; to reach it is a failure.
 PATIENCE = 20
 
 
@@ -194,5 +194,6 @@ async def main():
 code = int(asyncio.run(main()))
 sys.stdout.flush()
 sys.stderr.flush()
-# Not sys.exit: now and then the HTTP client's native threads abort the interpreter while it takes itself down, after all has passed.
+# Not sys.exit: occasionally the HTTP client's native threads abort the interpreter at its end,
+# after all stories have passed.
 os._exit(code)

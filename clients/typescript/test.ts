@@ -1,6 +1,7 @@
-// Drives a counter node with the Connect client for Node.js: its host directly and the gateway, in every protocol that the client speaks.
+// Calls a counter node with the Connect client for Node.js, through its host and through the
+// gateway, in each protocol of the client.
 //
-// The environment says where: RAYLINK_COUNTER is what `counter serve` printed, RAYLINK_TOKEN the system's token.
+// RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token.
 
 import assert from "node:assert/strict";
 import { env, exit } from "node:process";
@@ -19,7 +20,7 @@ interface Whereabouts {
 
 const where = JSON.parse(env["RAYLINK_COUNTER"]!) as Whereabouts;
 
-// Reaching it is a failure, not a time that anything should take.
+// The bound of a story, in milliseconds; to reach it is a failure.
 const patience = 20_000;
 
 /** Sends a token with every call; none if it is empty. */
@@ -58,7 +59,7 @@ async function* numbers<T extends typeof SumRequestSchema | typeof TallyRequestS
   }
 }
 
-/** What a story is told with: a client that has the token, and a way to make others. */
+/** The argument of a story: a client that has the token, and a way to make others. */
 interface Cast {
   counter: Client<typeof Counter>;
   another: (options: { token?: string; path?: string }) => Client<typeof Counter>;

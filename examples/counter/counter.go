@@ -20,14 +20,15 @@ type counter struct {
 	min  int64
 	max  int64
 
-	// Turns guard what is below: a unary method holds one while it runs, and whatever runs beside them takes one with node.Do.
+	// Turns guard the fields below: a unary method holds one while it runs; concurrent methods and
+	// streams take one with node.Do.
 
 	sum int64
-	// changed is closed, and replaced, when the sum changes.
+	// changed is closed and replaced when the sum changes.
 	changed chan struct{}
 }
 
-// newCounter sets a new node up, in its own process. An error would be CreateCounter's.
+// newCounter sets up a new node in its own process. Its error is returned by CreateCounter.
 func newCounter(_ context.Context, node *runtime.Node, config *counterv1.CounterConfig) (counterv1raylink.CounterNode, error) {
 	c := &counter{node: node, min: math.MinInt64, max: math.MaxInt64, sum: config.GetStart(), changed: make(chan struct{})}
 	if config.GetMin() != 0 || config.GetMax() != 0 {
@@ -65,7 +66,7 @@ func (c *counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			// The caller's deadline, or its having gone: it gets DeadlineExceeded or Canceled of this.
+			// The caller's deadline or cancellation: it gets DeadlineExceeded or Canceled.
 			return nil, ctx.Err()
 		}
 	}
@@ -145,7 +146,7 @@ func (c *counter) Tally(ctx context.Context, stream counterv1raylink.CounterTall
 	}
 }
 
-// add changes the sum, or says why not. It is called in a turn.
+// add changes the sum, or returns the reason why it can't. The caller holds a turn.
 func (c *counter) add(by int64) error {
 	if by > 0 && c.sum > c.max-by || by < 0 && c.sum < c.min-by {
 		detail, err := connectproto.NewErrorDetail(&counterv1.Limits{Min: c.min, Max: c.max, Sum: c.sum})
@@ -162,7 +163,7 @@ func (c *counter) add(by int64) error {
 	return nil
 }
 
-// look returns the sum, and a channel that is closed when it has changed.
+// look returns the sum, and a channel that is closed when the sum changes.
 func (c *counter) look(ctx context.Context) (sum int64, changed <-chan struct{}, err error) {
 	err = c.node.Do(ctx, func(context.Context) error {
 		sum, changed = c.sum, c.changed

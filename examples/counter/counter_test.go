@@ -18,7 +18,7 @@ import (
 	"github.com/raylink/raylink/examples/counter/gen/counter/v1/counterv1raylink"
 )
 
-// system is a system of this test's own, whose nodes live in this process.
+// system starts a system for one test, whose nodes live in this process.
 func system(t *testing.T) *raylink.Runtime {
 	t.Helper()
 	rt, err := raylink.Start(t.Context(), counterv1raylink.CounterType(newCounter), raylink.WithData(t.TempDir()))
@@ -182,7 +182,7 @@ func TestWatchSeesTheLastSum(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// stuck is a counter for the tests of those who call one: it has a method or two, and no system around it.
+// stuck is a fake counter for tests of callers: it has one method, and no system around it.
 type stuck struct {
 	counterv1raylink.UnimplementedCounterNode
 }

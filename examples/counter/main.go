@@ -1,10 +1,10 @@
-// Counter is RayLink's smallest program: one node, called in every way there is.
+// Counter is RayLink's smallest program: one node, called in every way.
 //
-// Read the schema first (proto/counter/v1/counter.proto), then counter.go, which implements it; tour.go calls it. The code in gen is made
-// by `make generate`.
+// Read the schema first (proto/counter/v1/counter.proto), then counter.go, which implements it, and
+// tour.go, which calls it. `make generate` generates the code in gen.
 //
-//	counter          shows what can be done with a node
-//	counter serve    keeps one running for other programs, and prints where it is
+//	counter          calls a node in every way
+//	counter serve    keeps one running for other programs, and prints its address
 package main
 
 import (
@@ -25,12 +25,12 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) (err error) {
-	// A node's process is this program once more: there, Init serves the node and never returns.
+	// A node's process runs this program too: there, Init serves the node and never returns.
 	rt, err := raylink.Init(ctx, counterv1raylink.CounterType(newCounter))
 	if err != nil {
 		return err
 	}
-	// Closing ends the nodes, and their processes.
+	// Close ends the nodes and their processes.
 	defer func() { err = errors.Join(err, rt.Close()) }()
 
 	switch {

@@ -15,7 +15,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestTourInProcessesOfTheirOwn runs the program as a newcomer does: the driver is one process, and the counter another.
+// TestTourInProcessesOfTheirOwn runs the program as a newcomer does: the driver is one process, and
+// the counter another.
 func TestTourInProcessesOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	program := filepath.Join(t.TempDir(), "counter")

@@ -10,7 +10,8 @@ import (
 	"github.com/raylink/raylink/examples/counter/gen/counter/v1/counterv1raylink"
 )
 
-// whereabouts is how a program in another language finds the counter: `http://<gateway or host>/<path or nid>/counter.v1.Counter/Add`.
+// whereabouts is the address of the counter, for programs in other languages:
+// `http://<gateway or host>/<path or nid>/counter.v1.Counter/Add`.
 type whereabouts struct {
 	// Gateway is Brain's address, which reaches every node.
 	Gateway string `json:"gateway"`
@@ -18,11 +19,12 @@ type whereabouts struct {
 	Host string `json:"host"`
 	Path string `json:"path"`
 	NID  string `json:"nid"`
-	// TokenFile is the file of the token that a request needs as `Authorization: Bearer TOKEN`, where none was given by RAYLINK_TOKEN.
+	// TokenFile is the file of the token, which a request sends as `Authorization: Bearer TOKEN`.
+	// It is empty if RAYLINK_TOKEN set the token.
 	TokenFile string `json:"token_file,omitempty"`
 }
 
-// serve keeps a counter running, and prints its whereabouts as one line of JSON.
+// serve keeps a counter running, and prints its address as one line of JSON.
 func serve(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
 	counter, err := counterv1raylink.CreateCounter(ctx, rt, &counterv1.CounterConfig{Min: -1000, Max: 1000})
 	if err != nil {
@@ -36,6 +38,6 @@ func serve(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// Interrupted or terminated, the runtime closes itself and ends the process.
+	// On SIGINT and SIGTERM the runtime closes itself and ends the process.
 	select {}
 }

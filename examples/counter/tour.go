@@ -16,16 +16,16 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// tour shows what can be done with a node.
+// tour calls a node in every way.
 func tour(ctx context.Context, rt *raylink.Runtime) error {
-	// A node of its own process, by default. An alias is a name that others can find it by.
+	// By default a node has a process of its own. An alias is a second name to find it by.
 	counter, err := counterv1raylink.CreateCounter(ctx, rt, &counterv1.CounterConfig{Start: 1, Max: 100}, runtime.WithAlias("the-counter"))
 	if err != nil {
 		return err
 	}
 	fmt.Printf("created %s\n", counter.Ref().Path())
 
-	// A call waits for its response.
+	// A sync call waits for its response.
 	sum, err := counter.Add(ctx, &counterv1.AddRequest{By: 2})
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func tour(ctx context.Context, rt *raylink.Runtime) error {
 	_, err = counter.WaitFor(hurried, &counterv1.WaitForRequest{AtLeast: 50})
 	fmt.Printf("waited for 50: %v\n", connect.CodeOf(err))
 
-	// Anybody can find the node, by its path, its alias or its id.
+	// Every program in the system can find the node, by its path, its alias or its nid.
 	found, err := counterv1raylink.FindCounter(ctx, rt, runtime.Alias("the-counter"))
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func streams(ctx context.Context, counter *counterv1raylink.Counter) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = watch.Close() }() // it would go on for ever
+	defer func() { _ = watch.Close() }() // otherwise it goes on until the node ends
 	first, err := watch.Receive()
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func streams(ctx context.Context, counter *counterv1raylink.Counter) error {
 	}
 	for by := range int64(4) {
 		if err := sum.Send(&counterv1.SumRequest{By: by}); err != nil {
-			break // why, CloseAndReceive says
+			break // CloseAndReceive returns the error
 		}
 	}
 	res, err := sum.CloseAndReceive()

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: counter/v1/counter.proto
 
-// A number that lives in a process of its own, and everything that can be asked of it: the smallest node that has a method of each shape.
+// A number in a process of its own: the smallest node that has a method of each shape.
 
 package counterv1
 
@@ -24,11 +24,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// CounterConfig is what a new counter is told.
+// CounterConfig configures a new counter.
 type CounterConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Start int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
-	// The sum stays between min and max. Both 0: it may be anything.
+	// The sum stays between min and max. If both are 0 it is not limited.
 	Min           int64 `protobuf:"varint,2,opt,name=min,proto3" json:"min,omitempty"`
 	Max           int64 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -344,7 +344,7 @@ func (x *WaitForResponse) GetSum() int64 {
 
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many sums to send, the present one first. 0: until the caller has seen enough.
+	// How many sums to send, beginning with the present one. 0: until the caller ends the stream.
 	Count         uint32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -621,7 +621,7 @@ type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Min   int64                  `protobuf:"varint,1,opt,name=min,proto3" json:"min,omitempty"`
 	Max   int64                  `protobuf:"varint,2,opt,name=max,proto3" json:"max,omitempty"`
-	// What the sum was, and still is.
+	// The sum, which the refused call has not changed.
 	Sum           int64 `protobuf:"varint,3,opt,name=sum,proto3" json:"sum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

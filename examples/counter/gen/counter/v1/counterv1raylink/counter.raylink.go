@@ -4,7 +4,7 @@
 
 // Package counterv1raylink has the nodes and handles of the services in counter/v1/counter.proto.
 //
-// A number that lives in a process of its own, and everything that can be asked of it: the smallest node that has a method of each shape.
+// A number in a process of its own: the smallest node that has a method of each shape.
 package counterv1raylink
 
 import (
@@ -164,24 +164,28 @@ var counterHandlers = []runtime.TableHandler{
 // CounterNode is what a node of the service counter.v1.Counter implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Counter is a number to add to. Its methods run one at a time, so they need no lock; what is concurrent, and streams, run beside them.
+// Counter is a number to add to. Its unary methods run one at a time, so they need no lock.
+// Concurrent methods and streams run beside them.
 type CounterNode interface {
-	// Add adds, and returns the new sum. Where that would be beyond the limits the error is OutOfRange, with Limits as its detail.
+	// Add adds, and returns the new sum. If the sum would exceed the limits the error is OutOfRange,
+	// with Limits as its detail, and nothing is added.
 	Add(context.Context, *counterv1.AddRequest) (*counterv1.AddResponse, error)
 
 	// Get returns the sum.
 	Get(context.Context, *counterv1.GetRequest) (*counterv1.GetResponse, error)
 
-	// WaitFor waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
+	// WaitFor waits until the sum is at_least or more. It takes no turn, so that other calls can add
+	// meanwhile.
 	WaitFor(context.Context, *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error)
 
-	// Watch sends the sum, now and whenever it has changed. A slow watcher misses sums in between, never the last one.
+	// Watch sends the sum, now and after each change. A slow caller misses intermediate sums, never
+	// the last one.
 	Watch(context.Context, *counterv1.WatchRequest, CounterWatchServerStream) error
 
-	// Sum adds a stream of numbers all at once, when it has ended: all or none.
+	// Sum adds a stream of numbers at its end: all or none.
 	Sum(context.Context, CounterSumServerStream) (*counterv1.SumResponse, error)
 
-	// Tally adds each number as it comes, and answers with the new sum.
+	// Tally adds each number as it arrives, and sends the new sum.
 	Tally(context.Context, CounterTallyServerStream) error
 }
 
@@ -248,7 +252,8 @@ func CounterType(setup func(context.Context, *runtime.Node, *counterv1.CounterCo
 // Counter is the handle of a node of the service counter.v1.Counter, wherever that node lives. It may be used by
 // several goroutines at once.
 //
-// Counter is a number to add to. Its methods run one at a time, so they need no lock; what is concurrent, and streams, run beside them.
+// Counter is a number to add to. Its unary methods run one at a time, so they need no lock.
+// Concurrent methods and streams run beside them.
 type Counter struct {
 	ref runtime.Ref
 }
@@ -258,7 +263,8 @@ func (h *Counter) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Add adds, and returns the new sum. Where that would be beyond the limits the error is OutOfRange, with Limits as its detail.
+// Add adds, and returns the new sum. If the sum would exceed the limits the error is OutOfRange,
+// with Limits as its detail, and nothing is added.
 func (h *Counter) Add(ctx context.Context, req *counterv1.AddRequest) (*counterv1.AddResponse, error) {
 	return runtime.CallUnary[*counterv1.AddRequest, *counterv1.AddResponse](ctx, h.ref, 0, req)
 }
@@ -280,7 +286,8 @@ func (h *Counter) GetAsync(ctx context.Context, req *counterv1.GetRequest) *runt
 	return runtime.CallAsync[*counterv1.GetRequest, *counterv1.GetResponse](ctx, h.ref, 1, req)
 }
 
-// WaitFor waits until the sum is at least so high. Adding must go on meanwhile, so it takes no turn.
+// WaitFor waits until the sum is at_least or more. It takes no turn, so that other calls can add
+// meanwhile.
 func (h *Counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
 	return runtime.CallUnary[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
 }
@@ -291,17 +298,18 @@ func (h *Counter) WaitForAsync(ctx context.Context, req *counterv1.WaitForReques
 	return runtime.CallAsync[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
 }
 
-// Watch sends the sum, now and whenever it has changed. A slow watcher misses sums in between, never the last one.
+// Watch sends the sum, now and after each change. A slow caller misses intermediate sums, never
+// the last one.
 func (h *Counter) Watch(ctx context.Context, req *counterv1.WatchRequest) (CounterWatchClientStream, error) {
 	return runtime.CallServerStream[*counterv1.WatchRequest, *counterv1.WatchResponse](ctx, h.ref, 3, req)
 }
 
-// Sum adds a stream of numbers all at once, when it has ended: all or none.
+// Sum adds a stream of numbers at its end: all or none.
 func (h *Counter) Sum(ctx context.Context) (CounterSumClientStream, error) {
 	return runtime.CallClientStream[*counterv1.SumRequest, *counterv1.SumResponse](ctx, h.ref, 4)
 }
 
-// Tally adds each number as it comes, and answers with the new sum.
+// Tally adds each number as it arrives, and sends the new sum.
 func (h *Counter) Tally(ctx context.Context) (CounterTallyClientStream, error) {
 	return runtime.CallBidiStream[*counterv1.TallyRequest, *counterv1.TallyResponse](ctx, h.ref, 5)
 }
