@@ -13,8 +13,15 @@ func sizeOf(msg proto.Message) (size int, err error) {
 	if msg == nil {
 		return 0, nil
 	}
-	defer recoverEncoding(&err)
-	return proto.Size(msg), nil
+	returned := false
+	defer func() {
+		if !returned {
+			err = panicked(recover())
+		}
+	}()
+	size = proto.Size(msg)
+	returned = true
+	return size, nil
 }
 
 // appendMessage encodes a message of which the size has just been taken; nil is the empty one.
@@ -27,20 +34,28 @@ func appendMessage(b []byte, msg proto.Message, size int) ([]byte, error) {
 }
 
 // marshal appends an encoded message; nil is the empty one.
-func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (_ []byte, err error) {
+func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (out []byte, err error) {
 	if msg == nil {
 		return b, nil
 	}
-	defer recoverEncoding(&err)
-	return how.MarshalAppend(b, msg) //nolint:wrapcheck // the callers say what was being encoded
+	returned := false
+	defer func() {
+		if !returned {
+			err = panicked(recover())
+		}
+	}()
+	out, err = how.MarshalAppend(b, msg)
+	returned = true
+	return out, err //nolint:wrapcheck // the callers say what was being encoded
 }
 
-// recoverEncoding makes a panic of protobuf an error. A message that is modified while it is being
-// sent can cause one: its sender is told, and what others send goes on.
-func recoverEncoding(err *error) {
-	if value := recover(); value != nil {
-		*err = fmt.Errorf("%w: %v", errPanicked, value)
+// panicked makes an error of what was recovered from protobuf. A message that is modified while it
+// is being sent can cause a panic: its sender gets the error, and what others send goes on.
+func panicked(value any) error {
+	if value == nil {
+		return nil // runtime.Goexit, of which only the goroutine's owner can say more
 	}
+	return fmt.Errorf("%w: %v", errPanicked, value)
 }
 
 var (

@@ -52,7 +52,12 @@ func (e *encoded) take(n int, each func(part []byte)) {
 
 // encode encodes a message, of which the size has just been taken, into memory of its own and of the message's.
 func encode(msg proto.Message, size int) (_ *encoded, err error) {
-	defer recoverEncoding(&err)
+	returned := false
+	defer func() {
+		if !returned {
+			err = panicked(recover())
+		}
+	}()
 	e := &encoded{}
 	if large, where := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
 		e.small = newBuffer(size - large + splitRoom)
@@ -64,6 +69,7 @@ func encode(msg proto.Message, size int) (_ *encoded, err error) {
 		e.small.b, err = appendMessage(e.small.b, msg, size)
 		e.parts = append(e.few[:0], e.small.b)
 	}
+	returned = true
 	if err != nil {
 		e.free()
 		return nil, err

@@ -34,7 +34,9 @@ func (g *gate) take(cost int) {
 func (g *gate) give(cost int) {
 	g.used -= cost
 	g.open--
-	g.serve()
+	if g.waiters.Len() > 0 {
+		g.serve()
+	}
 }
 
 func (g *gate) serve() {

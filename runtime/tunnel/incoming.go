@@ -120,11 +120,14 @@ func (in *Incoming) SetTrailer(h Header) {
 }
 
 func (in *Incoming) setResponse(h Header, set func(*responseMeta)) {
+	if len(h) > 0 || in.response.Load() != nil {
+		in.changeResponse(set)
+	}
+}
+
+func (in *Incoming) changeResponse(set func(*responseMeta)) {
 	r := in.response.Load()
 	if r == nil {
-		if len(h) == 0 {
-			return
-		}
 		in.response.CompareAndSwap(nil, new(responseMeta))
 		r = in.response.Load()
 	}
@@ -135,10 +138,13 @@ func (in *Incoming) setResponse(h Header, set func(*responseMeta)) {
 
 // responded is what the handler has set so far.
 func (in *Incoming) responded() (header, trailer Header) {
-	r := in.response.Load()
-	if r == nil {
-		return nil, nil
+	if r := in.response.Load(); r != nil {
+		return in.setSoFar(r)
 	}
+	return nil, nil
+}
+
+func (in *Incoming) setSoFar(r *responseMeta) (header, trailer Header) {
 	in.ctx.mu.Lock()
 	defer in.ctx.mu.Unlock()
 	return r.header, r.trailer
@@ -188,9 +194,12 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	}
 	answered := false
 	defer func() {
-		if f := usercode.Outcome(answered, recover()); f != nil { // the message's or error's own doing
-			in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, f))
+		if answered {
+			in.ctx.finish()
+			return
 		}
+		f := usercode.Outcome(false, recover()) // the message's or error's own doing
+		in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, f))
 		in.ctx.finish()
 	}()
 	in.conn().reply(in, header, trailer, res, err)
@@ -251,18 +260,25 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		}
 		header, trailer = nil, nil
 	}
-	var err error // of the encoding, which for small messages is done below
-	defer func() {
+	c.mu.Lock()
+	if c.servedAt(in.id) != in {
+		c.mu.Unlock()
+		body.free()
+		return // the connection is gone, or the call was ended before
+	}
+	err := errEncodingEnded // of the encoding, which for small messages is done below
+	defer func() {          // also where the message ends this goroutine
+		if c.serving == 0 {
+			c.flush()
+		} else {
+			c.kick()
+		}
+		c.checkQuiet()
+		c.mu.Unlock()
 		if err != nil {
 			_ = c.notEncoded(in, res, err) // not with the lock
 		}
 	}()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.servedAt(in.id) != in {
-		body.free()
-		return // the connection is gone, or the call was ended before
-	}
 	c.retire(in)
 	if failure == nil {
 		failure = c.overflow(in, size)
@@ -274,15 +290,6 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 			header, trailer, failure = nil, nil, brief(failure)
 		}
 	}
-	defer func() { // also where the message ends this goroutine
-		if c.serving == 0 {
-			c.flush()
-		} else {
-			c.kick()
-		}
-		c.checkQuiet()
-	}()
-	err = errEncodingEnded
 	err = c.queueReply(in, header, trailer, res, size, body, failure)
 }
 

@@ -65,13 +65,15 @@ func (c *Conn) serveInline() bool {
 func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 	returned := false
 	defer func() {
-		if f := usercode.Outcome(returned, recover()); f != nil {
-			if f.Goexit {
-				c.handOver(turn) // this was the reading goroutine
-			}
-			if !in.replied.Load() {
-				in.Reply(nil, c.failed(in.Procedure, f))
-			}
+		if returned {
+			return
+		}
+		f := usercode.Outcome(false, recover())
+		if f.Goexit {
+			c.handOver(turn) // this was the reading goroutine
+		}
+		if !in.replied.Load() {
+			in.Reply(nil, c.failed(in.Procedure, f))
 		}
 	}()
 	work.Serve()

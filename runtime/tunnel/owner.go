@@ -101,10 +101,16 @@ var (
 
 // passOwnership applies an event, and reports whether the owner has changed. Callers hold the lock.
 func (c *Conn) passOwnership(e ownerEvent) bool {
-	before, after := c.owner, nextOwner[c.owner][e]
-	if before == after {
+	after := nextOwner[c.owner][e]
+	if after == c.owner {
 		return false
 	}
+	c.changeOwner(after)
+	return true
+}
+
+func (c *Conn) changeOwner(after readOwner) {
+	before := c.owner
 	c.owner = after
 	switch {
 	case after == ownerInterrupted:
@@ -119,7 +125,6 @@ func (c *Conn) passOwnership(e ownerEvent) bool {
 		default:
 		}
 	}
-	return true
 }
 
 // stopped is why reading stops, of which err is the first sign.

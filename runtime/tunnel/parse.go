@@ -28,6 +28,11 @@ func (p *parser) failf(format string, args ...any) {
 }
 
 func (p *parser) uint64() uint64 {
+	if len(p.rest) > 0 && p.rest[0] < 0x80 { // most numbers are small
+		n := p.rest[0]
+		p.rest = p.rest[1:]
+		return uint64(n)
+	}
 	n, used := binary.Uvarint(p.rest)
 	if used <= 0 {
 		p.failf("a number that does not end")

@@ -42,7 +42,9 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		}
 		r.fault = fault
 	}
-	p.responded(&r, flags, c.own.maxHeader)
+	if flags&(replyHeader|replyTrailer) != 0 {
+		p.responded(&r, flags, c.own.maxHeader)
+	}
 	total := 0
 	if flags&flagSized != 0 {
 		total = p.sized()

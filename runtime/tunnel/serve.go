@@ -187,11 +187,13 @@ func (c *Conn) serveUnary(in *Incoming, r request) {
 	returned := false
 	defer func() {
 		c.request.body = nil
-		if f := usercode.Outcome(returned, recover()); f != nil {
-			in.Reply(nil, c.failed(in.Procedure, f))
-			if f.Goexit { // this is the reading goroutine, in the middle of a frame
-				c.fail(fmt.Errorf("the handler of %s %w", in.Procedure, f))
-			}
+		if returned {
+			return
+		}
+		f := usercode.Outcome(false, recover())
+		in.Reply(nil, c.failed(in.Procedure, f))
+		if f.Goexit { // this is the reading goroutine, in the middle of a frame
+			c.fail(fmt.Errorf("the handler of %s %w", in.Procedure, f))
 		}
 	}()
 	c.handler.ServeUnary(in)
