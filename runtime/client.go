@@ -29,12 +29,12 @@ type clientCall struct {
 	cancel context.CancelCauseFunc
 	method *Method
 	req    proto.Message
-	out    outgoing
+	out    *outgoing
 	future *future
 }
 
 // invoke makes a unary call and waits. Where async calls wait to be sent it waits behind them.
-func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	c.mu.Lock()
 	sending := c.sending
 	c.mu.Unlock()
@@ -51,7 +51,7 @@ func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req pro
 }
 
 // call makes a unary call. deliver shows its caller the response's metadata.
-func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out outgoing) (res proto.Message, deliver func(), err error) {
+func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out *outgoing) (res proto.Message, deliver func(), err error) {
 	if ctx.Err() != nil {
 		return nil, func() {}, endedAt(causeOf(ctx), "the node", m, unsent)
 	}
@@ -65,7 +65,7 @@ func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, o
 	return res, deliver, nil
 }
 
-func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
+func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
 	if ctx.Err() != nil {
 		return endedAt(causeOf(ctx), "the node", m, unsent)
 	}
@@ -121,7 +121,7 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 	}, func(err error) {
 		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own
 			const what = "a connect client"
-			f.Log(call.future.log, what, slog.String("method", call.method.fullName()))
+			f.Log(call.future.target.logger(), what, slog.String("method", call.method.fullName()))
 			err = connect.Errorf(connect.CodeInternal, "%s, calling %s, %v", what, call.method.fullName(), f)
 			if f.Goexit {
 				defer goOn()
@@ -132,7 +132,7 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 	})
 }
 
-func (c *clientTarget) stream(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {
+func (c *clientTarget) stream(ctx context.Context, m *Method, out *outgoing) (connect.ClientStream, error) {
 	life, own := out.transportContext(ctx)
 	life, cancel := context.WithCancel(life)
 	stream, err := c.client.CallClientStream(life, m.spec)
@@ -146,7 +146,7 @@ func (c *clientTarget) stream(ctx context.Context, m *Method, out outgoing) (con
 // transportContext is ctx for a call of connect's client, whose [connect.CallInfo] is the call's own: the caller's may be used by
 // several calls. It has what the caller's has, reserved keys included, for that is the transport's to look at, and what
 // [WithMetadata] said. own is nil where there is neither.
-func (o outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
+func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
 	if o.info == nil && o.said.Len() == 0 {
 		return ctx, nil
 	}

@@ -102,8 +102,10 @@ func (c *Call) Metadata() Metadata {
 
 // receive sets what the caller sent beside the request, before the call is seen. Every way ends here.
 func (c *Call) receive(metadata Metadata) {
-	metadata = metadata.withoutReserved()
-	if metadata.Len() > 0 {
+	if metadata.Len() == 0 {
+		return
+	}
+	if metadata = metadata.withoutReserved(); metadata.Len() > 0 {
 		kept := metadata // so that only what is kept is moved to the heap
 		c.metadata = &kept
 	}
@@ -133,6 +135,9 @@ func (c *Call) replying() *reply {
 	}
 	return c.reply.Load()
 }
+
+// hasReply says whether the node's code has set any metadata of the response.
+func (c *Call) hasReply() bool { return c.reply.Load() != nil }
 
 // sent returns what the node's code has said so far.
 func (c *Call) sent() (header, trailer Metadata) {

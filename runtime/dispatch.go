@@ -164,6 +164,10 @@ func (a *arrival) Ended() {
 
 // answer sends the outcome of a job that came through a tunnel.
 func (j *job) answer() {
+	if j.err == nil && !j.cc.call.hasReply() {
+		j.in.Reply(j.res, nil)
+		return
+	}
 	header, trailer, err := j.cc.node.outcome(j.cc, j.err)
 	j.in.SetHeader(header.header)
 	j.in.SetTrailer(trailer.header)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel"
 )
 
 // Future is the outcome of an async call, which may still be to come. Its methods may be called from any goroutine, any number of times; all
@@ -39,12 +41,11 @@ type future struct {
 	// where the call went, for errors and circles.
 	method *Method
 	target *target
-	log    *slog.Logger
 
 	done chan struct{}
-	// verdict gives a node in another process, which has the same deadline, a moment to say how far the call had come. It is set before the call
-	// is made; nil where there is no such node.
-	verdict func(done <-chan struct{})
+	// verdict is the call where it goes to another process: that has the same deadline, and a moment
+	// after it to say how far the call had come. It is set before the call is made, or nil.
+	verdict *tunnel.Call
 
 	mu        sync.Mutex // guards all below
 	completed bool
@@ -68,7 +69,7 @@ type uncollected struct {
 }
 
 func newFuture(method *Method, t *target) *future {
-	return &future{method: method, target: t, log: t.logger(), done: make(chan struct{})}
+	return &future{method: method, target: t, done: make(chan struct{})}
 }
 
 // complete makes err the outcome; only the first outcome counts. It returns whether this one was.
@@ -89,7 +90,7 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 	unwatch := f.unwatch
 	f.cancel, f.unwatch = nil, nil
 	if err != nil {
-		f.uncollected = &uncollected{err: err, method: f.method.fullName(), log: f.log}
+		f.uncollected = &uncollected{err: err, method: f.method.fullName(), log: f.target.logger()}
 		runtime.AddCleanup(f, func(u *uncollected) {
 			if !u.collected.Load() {
 				u.log.Error("an async call failed and nobody asked for its outcome", slog.String("method", u.method), slog.Any("error", u.err))
@@ -130,7 +131,7 @@ func (f *future) follow(ctx context.Context) {
 	if !f.completed && ctx.Done() != nil {
 		f.unwatch = context.AfterFunc(ctx, func() {
 			if f.verdict != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				f.verdict(f.done)
+				f.verdict.AwaitVerdict(f.done)
 			}
 			f.abort(context.Cause(ctx))
 		})

@@ -77,14 +77,24 @@ type outgoing struct {
 
 // outgoingOf returns what a call carries that is made with ctx, or why that can't be. What an earlier call with the same context
 // has left in the caller's [connect.CallInfo] is forgotten.
-func outgoingOf(ctx context.Context, m *Method) (outgoing, error) {
-	var out outgoing
+func outgoingOf(ctx context.Context, m *Method) (*outgoing, error) {
 	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
+	info, _ := connect.CallInfoForClientContext(ctx)
+	if said == nil && info == nil {
+		return &nothing, nil
+	}
+	return outgoingWith(said, info, m)
+}
+
+// nothing is what most calls carry beside their request.
+var nothing outgoing //nolint:gochecknoglobals // it is empty, and stays so
+
+func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgoing, error) {
+	out := &outgoing{info: info}
 	if said != nil {
 		out.metadata, out.said = said.metadata, said.metadata
 	}
-	if info, ok := connect.CallInfoForClientContext(ctx); ok {
-		out.info = info
+	if info != nil {
 		resetInfo(info, m)
 		more, err := tunnel.HeaderFrom(info.RequestHeader())
 		if err != nil {
@@ -118,8 +128,10 @@ func resetInfo(info *connect.CallInfo, m *Method) {
 // deliver shows a caller that asked for them, by [connect.NewClientContext], the response's header and trailer, in place of those
 // of any call before. info is nil for one that did not.
 func deliver(info *connect.CallInfo, header, trailer Metadata) {
-	deliverHeader(info, header)
-	deliverTrailer(info, trailer)
+	if info != nil {
+		deliverHeader(info, header)
+		deliverTrailer(info, trailer)
+	}
 }
 
 // deliverHeader is deliver for the header of a stream, which comes first.

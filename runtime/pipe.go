@@ -60,7 +60,7 @@ var (
 )
 
 // openPipe runs a streaming method of a node in this process.
-func (n *Node) openPipe(ctx context.Context, m *Method, out outgoing) (connect.ClientStream, error) {
+func (n *Node) openPipe(ctx context.Context, m *Method, out *outgoing) (connect.ClientStream, error) {
 	if ctx.Err() != nil {
 		return nil, n.ended(ctx, m, unsent)
 	}

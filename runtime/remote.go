@@ -261,7 +261,7 @@ func (h *Host) freeWaitedCall(c *tunnel.Call) {
 }
 
 // invoke makes a unary call and waits. A call that did not begin, because the node had moved, is made once more.
-func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	res, err := r.invokeOnce(ctx, tag, m, req, out)
 	if err == nil || ctx.Err() != nil {
 		return res, err
@@ -279,7 +279,7 @@ func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Me
 	return nil, err
 }
 
-func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return nil, endedAt(err, r.path(), m, unsent)
@@ -309,7 +309,7 @@ func canceledOverdue(ctx context.Context, err error) bool {
 }
 
 // submit makes a unary call and returns when it is on its way. Its outcome completes the future, on the connection's reading goroutine.
-func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out outgoing) error {
+func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out *outgoing) error {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return endedAt(err, r.path(), m, unsent)
@@ -348,7 +348,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 		return err
 	})
 	if ctx.Done() != nil {
-		f.verdict = c.AwaitVerdict
+		f.verdict = c
 		c.Follow = func() { f.follow(ctx) }
 	}
 	if err := conn.Start(ctx, c); err != nil {
@@ -364,7 +364,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 }
 
 // stream begins a streaming call.
-func (r *remote) stream(ctx context.Context, tag string, m *Method, out outgoing) (connect.ClientStream, error) {
+func (r *remote) stream(ctx context.Context, tag string, m *Method, out *outgoing) (connect.ClientStream, error) {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
 		return nil, err

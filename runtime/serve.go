@@ -287,8 +287,8 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 	returned := false
 	defer func() {
 		cc.end()
-		if f := usercode.Outcome(returned, recover()); f != nil {
-			res, err = nil, n.failed(cc.call.method, f)
+		if !returned {
+			res, err = nil, n.failed(cc.call.method, usercode.Outcome(false, recover()))
 		}
 	}()
 	res, err = n.runMethod(cc, req)
@@ -351,8 +351,8 @@ func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err erro
 	defer func() {
 		cc.end()
 		n.leaveBeside(cc)
-		if f := usercode.Outcome(returned, recover()); f != nil {
-			err = n.failed(m, f)
+		if !returned {
+			err = n.failed(m, usercode.Outcome(false, recover()))
 		}
 	}()
 	if n.intercept == nil {

@@ -103,13 +103,16 @@ func (t *target) stream(ctx context.Context, m *Method) (connect.ClientStream, e
 }
 
 // invokeLocal is invoke for a node of this process.
-func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, out outgoing) (proto.Message, error) {
+func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	if err := n.checkTravels(m, true, req); err != nil {
 		return nil, err
 	}
 	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)
 	res, err := n.invoke(cc, n.passes(req))
+	if err == nil && out.info == nil && !cc.call.hasReply() {
+		return res, nil
+	}
 	header, trailer, err := n.outcome(cc, err)
 	deliver(out.info, header, trailer)
 	if err != nil {
@@ -119,7 +122,7 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, ou
 }
 
 // submitLocal is submit for a node of this process: the call always waits in line, so that its caller never runs it.
-func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out outgoing) error {
+func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
 	if ctx.Err() != nil {
 		return n.ended(ctx, m, unsent)
 	}
@@ -133,12 +136,25 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	cc.chain = nil
 	cc.future = f
 	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) {
-		header, trailer, err := n.outcome(cc, j.err)
-		f.completeWith(j.res, fromPeer(ctx, err), func() { deliver(info, header, trailer) })
+		// The goroutine is new: with a large frame here, completeWith would outgrow its first stack.
+		show, err := j.asyncOutcome(ctx, info)
+		f.completeWith(j.res, err, show)
 	})
 	if err != nil {
 		return err
 	}
 	f.watch(ctx, func(cause error) error { return endedAt(takenBack(cause), n.path, m, n.cancel(j, cause)) })
 	return nil
+}
+
+// asyncOutcome is the outcome of an async call, and what shows its metadata to a caller that asked
+// for it by info; nil for one that did not. Its frame is gone when the future is completed.
+//
+//go:noinline
+func (j *job) asyncOutcome(ctx context.Context, info *connect.CallInfo) (show func(), _ error) {
+	header, trailer, err := j.cc.node.outcome(j.cc, j.err)
+	if info != nil {
+		show = func() { deliver(info, header, trailer) }
+	}
+	return show, fromPeer(ctx, err)
 }

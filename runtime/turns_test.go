@@ -347,9 +347,10 @@ func TestUncollectedErrors(t *testing.T) {
 	j := &journal{}
 	s.does(func(context.Context) error { return io.ErrUnexpectedEOF })
 	drop := func(use func(f *Future[*storagev1.IncrResponse])) {
-		f := &Future[*storagev1.IncrResponse]{f: newFuture(&s.incr.m, s.ref.t)}
-		f.f.log = slog.New(j)
-		require.NoError(t, s.node.submitLocal(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f, outgoing{}))
+		logged := *s.ref.t
+		logged.host = &Host{log: slog.New(j)}
+		f := &Future[*storagev1.IncrResponse]{f: newFuture(&s.incr.m, &logged)}
+		require.NoError(t, s.node.submitLocal(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f, &outgoing{}))
 		<-f.Done()
 		use(f)
 	}
