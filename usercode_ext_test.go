@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -171,30 +172,36 @@ func (b blocking) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return blocking{b.Handler.WithAttrs(attrs), b.gate}
 }
 
-// TestOutputThatBlocksHoldsNothingUp: an Output function that does not return delays what a node prints, which is more than
+// TestOutputThatBlocksHoldsNothingUp: an Output function that does not return delays what a node prints, one line or more than
 // fits into pipes, but not its life, and Close says what it did not wait for. The node's log has all lines.
 func TestOutputThatBlocksHoldsNothingUp(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	gate := make(chan struct{})
-	defer close(gate)
-	var log logged
-	rt, err := raylink.Start(ctx, append(contract.Types(), raylink.WithData(t.TempDir()), raylink.WithDrain(5*time.Second), log.option(),
-		raylink.WithOutput(func(string, string) { <-gate }))...)
-	require.NoError(t, err)
-	text := strings.Repeat("a line of what the node prints\n", 1<<15)
-	p, err := contractv1raylink.CreateProbe(ctx, rt, &contractv1.ProbeConfig{Print: text}, runtime.OwnProcess())
-	require.NoError(t, err)
-	_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
-	require.NoError(t, err)
-	require.NoError(t, p.Ref().Stop(ctx))
-	require.True(t, log.contains("the function given with WithOutput takes no lines"))
-	file, err := os.ReadFile(filepath.Join(rt.RunDirectory().Logs(), "probe-0.log"))
-	require.NoError(t, err)
-	assert.Equal(t, 1<<15, strings.Count(string(file), "a line of what the node prints"))
-	err = rt.Close()
-	require.ErrorContains(t, err, "what probe-0 printed could not be shown: the function given with WithOutput has not returned for ")
+	for _, lines := range []int{1, 1 << 15} {
+		t.Run(strconv.Itoa(lines), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			gate := make(chan struct{})
+			defer close(gate)
+			var log logged
+			rt, err := raylink.Start(ctx, append(contract.Types(), raylink.WithData(t.TempDir()), raylink.WithDrain(5*time.Second),
+				log.option(), raylink.WithOutput(func(string, string) { <-gate }))...)
+			require.NoError(t, err)
+			text := strings.Repeat("a line of what the node prints\n", lines)
+			p, err := contractv1raylink.CreateProbe(ctx, rt, &contractv1.ProbeConfig{Print: text}, runtime.OwnProcess())
+			require.NoError(t, err)
+			_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
+			require.NoError(t, err)
+			require.NoError(t, p.Ref().Stop(ctx))
+			file := filepath.Join(rt.RunDirectory().Logs(), "probe-0.log")
+			err = rt.Close()
+			require.ErrorContains(t, err, "what probe-0 printed could not be shown: the function given with WithOutput has not returned for ")
+			require.True(t, log.contains("the function given with WithOutput takes no lines"))
+			printed, err := os.ReadFile(file)
+			require.NoError(t, err)
+			assert.Equal(t, lines, strings.Count(string(printed), "a line of what the node prints"))
+		})
+	}
 }
 
 // TestOutputThatPanicsGetsTheNextLine: and so does one that ends its goroutine.

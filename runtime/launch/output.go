@@ -139,6 +139,7 @@ type output struct {
 	lines    chan Line  // nil before the first line
 	over     bool       // no further lines
 	skipped  int        // lines that were not handed over since the receiver stalled; 0 where it has not
+	late     bool       // the end of the process was not to wait for the receiver any more
 	// delivered is closed when the receiver has got all lines.
 	delivered chan struct{}
 
@@ -235,17 +236,32 @@ func (o *output) receive(lines <-chan Line, delivered chan<- struct{}) {
 		o.receiver(line)
 	}
 	o.delivery.Lock()
-	skipped, gap := o.skipped > 0, o.gap()
-	o.skipped = 0
+	skipped, gap, resumed := o.skipped > 0, o.gap(), o.skipped > 0 || o.late
+	o.skipped, o.late = 0, false
 	o.delivery.Unlock()
 	if skipped {
 		o.receiver(gap)
-		if o.stalled != nil {
-			o.stalled(false)
-		}
+	}
+	if resumed && o.stalled != nil {
+		o.stalled(false)
 	}
 	over = true
 	close(delivered)
+}
+
+// giveUp is called when the process has ended and the receiver is not waited for any more.
+func (o *output) giveUp() {
+	o.delivery.Lock()
+	defer o.delivery.Unlock()
+	select {
+	case <-o.delivered: // nil, and not ready, where no line has come
+		return
+	default:
+	}
+	if o.lines != nil && o.skipped == 0 && !o.late && o.stalled != nil {
+		o.late = true
+		o.stalled(true)
+	}
 }
 
 // finish says that no further lines come. It returns a channel that is closed when the receiver has got all.

@@ -403,5 +403,6 @@ func (p *process) awaitReaders() {
 	select {
 	case <-delivered:
 	case <-limit.C:
+		p.output.giveUp()
 	}
 }
