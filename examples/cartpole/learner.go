@@ -13,23 +13,23 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// learner samples, learns and pushes.
+// learner implements the learner node: it samples the replay, learns, and pushes parameters.
 type learner struct {
-	links   *links
+	clients *clients
 	learner *dqn.Learner
 	sampler *replay.ReadHead
 	batch   *replay.Batch
 	stats   *cartpolev1.LearnerStats
 }
 
-// newLearner pushes the first parameters: whoever is created after the learner finds some.
+// newLearner pushes the initial parameters, so that nodes created after the learner can pull.
 func newLearner(ctx context.Context, self *runtime.Node, config *cartpolev1.LearnerConfig) (cartpolev1raylink.LearnerNode, error) {
-	l, err := openLinks(ctx, self, config.GetReplay())
+	l, err := openClients(ctx, self, config.GetReplay())
 	if err != nil {
 		return nil, err
 	}
 	run, learning := l.config.GetSeed(), l.config.GetLearning()
-	n := &learner{links: l, sampler: l.replay.Reader(seed.Stream(run, "sampler", 0)), stats: &cartpolev1.LearnerStats{}}
+	n := &learner{clients: l, sampler: l.replay.Reader(seed.Stream(run, "sampler", 0)), stats: &cartpolev1.LearnerStats{}}
 	hidden := make([]int, len(learning.GetHidden()))
 	for i, width := range learning.GetHidden() {
 		hidden[i] = int(width)
@@ -46,11 +46,11 @@ func newLearner(ctx context.Context, self *runtime.Node, config *cartpolev1.Lear
 	return n, n.push(ctx)
 }
 
-// Learn takes as many steps as the workers' pace allows, until the run is over.
+// Learn takes as many steps as the workers' progress allows, until the run ends.
 func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
-	store, warmup, pace := n.links.storage, n.links.config.GetExperience().GetWarmup(), uint64(n.links.config.GetPace())
+	store, warmup, pace := n.clients.storage, n.clients.config.GetExperience().GetWarmup(), uint64(n.clients.config.GetPace())
 	for {
-		if on, err := n.links.running(ctx); err != nil || !on {
+		if on, err := n.clients.running(ctx); err != nil || !on {
 			return &cartpolev1.LearnResponse{Steps: n.stats.GetSteps(), Version: n.stats.GetVersion()}, err
 		}
 		seen, err := storage.GetOr[int64](ctx, store, keySteps, 0)
@@ -61,14 +61,14 @@ func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartp
 		if steps := uint64(seen); steps > warmup { //nolint:gosec // a count
 			due = (steps - warmup) / pace
 		}
-		if due <= n.stats.GetSteps() || n.links.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
-			// The workers are behind: let them.
+		if due <= n.stats.GetSteps() || n.clients.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
+			// Wait for the workers.
 			if err := pause(ctx, time.Millisecond); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		for range min(due-n.stats.GetSteps(), uint64(n.links.config.GetLearning().GetPushEvery())) {
+		for range min(due-n.stats.GetSteps(), uint64(n.clients.config.GetLearning().GetPushEvery())) {
 			if err := n.step(ctx); err != nil {
 				return nil, err
 			}
@@ -82,7 +82,7 @@ func (n *learner) Learn(ctx context.Context, _ *cartpolev1.LearnRequest) (*cartp
 	}
 }
 
-// step learns from one batch, and pushes every so often.
+// step learns from one batch, and pushes at regular intervals.
 func (n *learner) step(ctx context.Context) error {
 	if err := n.sampler.Sample(ctx, n.batch.Rows(), n.batch); err != nil {
 		return err
@@ -95,9 +95,9 @@ func (n *learner) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Storage may still hold the one before for its readers: what was sent is not changed.
+	// A new message, because the previous one was passed to storage and must not be modified.
 	n.stats = &cartpolev1.LearnerStats{Steps: n.stats.GetSteps() + 1, Loss: loss, Version: n.stats.GetVersion()}
-	if n.stats.GetSteps()%uint64(n.links.config.GetLearning().GetPushEvery()) == 0 {
+	if n.stats.GetSteps()%uint64(n.clients.config.GetLearning().GetPushEvery()) == 0 {
 		return n.push(ctx)
 	}
 	return nil
@@ -108,7 +108,7 @@ func (n *learner) push(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	version, err := n.links.ps.Push(ctx, tagPolicy, parameters, nil)
+	version, err := n.clients.ps.Push(ctx, tagPolicy, parameters, nil)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (n *learner) push(ctx context.Context) error {
 	return nil
 }
 
-// pause waits a little, or until ctx ends.
+// pause sleeps for d, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -1,5 +1,7 @@
-// Command cartpole trains CartPole with a whole pipeline: workers that act, a replay, a learner, a parameter server and shared counters, each in a
-// process of its own. README.md says who there is and how data gets around; read this file, run.go and then a node: worker.go or learner.go.
+// Command cartpole trains CartPole with a complete pipeline: workers that act, a replay, a learner,
+// a parameter server and shared counters, each in a process of its own. README.md describes the
+// nodes and the flow of data. Read this file first, then run.go, then a node: worker.go or
+// learner.go.
 package main
 
 import (
@@ -26,7 +28,8 @@ func main() {
 	}
 }
 
-// nodes are the types that this program's processes can host. What comes before Init runs in every process, so it is just this and the flags.
+// nodes returns the node types that this program's processes can host. Code before Init runs in
+// every process, so it is limited to this and the flags.
 func nodes() []raylink.Option {
 	return []raylink.Option{
 		cartpolev1raylink.ManagerType(newManager),
@@ -41,10 +44,10 @@ var errNotSolved = errors.New("not solved")
 
 func run(ctx context.Context) error {
 	config := defaultConfig()
-	flag.Uint64Var(&config.Seed, "seed", config.GetSeed(), "all random numbers of the run come from it")
-	seeds := flag.Int("seeds", 0, "train so many seeds, one after the other, and print a table")
-	cut := flag.String("ablate", "", "cut one link, to show that learning needs it: pull or replay")
-	limit := flag.Duration("limit", config.GetLimit().AsDuration(), "when a run is given up, from its first environment step")
+	flag.Uint64Var(&config.Seed, "seed", config.GetSeed(), "seed of all random numbers of the run")
+	seeds := flag.Int("seeds", 0, "number of seeds to train, one after another; prints a table")
+	cut := flag.String("ablate", "", "disable one link, pull or replay, to show that learning needs it")
+	limit := flag.Duration("limit", config.GetLimit().AsDuration(), "time limit of a run, from its first environment step")
 	flag.Parse()
 	config.Limit = durationpb.New(*limit)
 	switch *cut {
@@ -54,7 +57,7 @@ func run(ctx context.Context) error {
 	case "replay":
 		config.Cut = cartpolev1.Link_LINK_REPLAY
 	default:
-		return fmt.Errorf("-ablate is pull or replay, not %q", *cut)
+		return fmt.Errorf("invalid value %q of -ablate: use pull or replay", *cut)
 	}
 	if *seeds > 0 {
 		return table(ctx, config, *seeds)
@@ -70,7 +73,7 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// defaultConfig holds the figures that the single-process trial (internal/solo) was tuned with.
+// defaultConfig returns the parameters found by tuning the single-process version (internal/solo).
 func defaultConfig() *cartpolev1.RunConfig {
 	exam := play.DefaultExam()
 	return &cartpolev1.RunConfig{
@@ -86,7 +89,7 @@ func defaultConfig() *cartpolev1.RunConfig {
 	}
 }
 
-// table trains many seeds, each in a system of its own.
+// table trains many seeds, each in a separate system, and prints a table.
 func table(ctx context.Context, config *cartpolev1.RunConfig, seeds int) error {
 	var took []float64
 	solved := 0
@@ -96,7 +99,8 @@ func table(ctx context.Context, config *cartpolev1.RunConfig, seeds int) error {
 			return fmt.Errorf("seed %d: %w", config.GetSeed(), err)
 		}
 		if i == 0 {
-			// Not before the first Init has returned: until then this could be a node's process, which would print it too.
+			// Only after the first Init: before, this may be a node's process, which would print it
+			// too.
 			fmt.Println("seed  before   exam  played  learner steps  env steps  seconds")
 		}
 		verdict := "NOT SOLVED"
@@ -111,7 +115,7 @@ func table(ctx context.Context, config *cartpolev1.RunConfig, seeds int) error {
 	}
 	slices.Sort(took)
 	if solved > 0 {
-		fmt.Printf("%d of %d solved; %.1f s in the median, %.1f s at the most\n", solved, seeds, took[len(took)/2], took[len(took)-1])
+		fmt.Printf("%d of %d solved; median %.1f s, maximum %.1f s\n", solved, seeds, took[len(took)/2], took[len(took)-1])
 	}
 	if solved*20 < seeds*19 {
 		return fmt.Errorf("%w: %d of %d seeds", errNotSolved, seeds-solved, seeds)

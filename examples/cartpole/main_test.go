@@ -16,7 +16,7 @@ import (
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
 )
 
-// TestMain serves a node where this binary was launched for one.
+// TestMain serves a node in a process that was launched for one.
 func TestMain(m *testing.M) {
 	if err := serveOrPrepare(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -30,9 +30,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// serveOrPrepare begins a system and ends it: in a node's process it does not return, elsewhere processes may be launched from then on.
+// serveOrPrepare starts and closes a system. In a node's process it does not return; in the test's
+// process it enables launching node processes.
 func serveOrPrepare() error {
-	// The race detector makes every process wait a second before it ends.
+	// By default the race detector delays the exit of every process by a second.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		return err
 	}
@@ -43,14 +44,15 @@ func serveOrPrepare() error {
 	return rt.Close()
 }
 
-// shortConfig is a run that ends after a few hundred learner steps, whatever it has learned.
+// shortConfig returns the configuration of a run that ends after a few hundred learner steps,
+// whatever the policy has learned.
 func shortConfig() *cartpolev1.RunConfig {
 	config := defaultConfig()
 	config.Exam.Every, config.Exam.Few, config.Exam.Many, config.Exam.Pass = 300, 2, 3, 0
 	return config
 }
 
-func TestThePipelineCarriesDataOnEveryLink(t *testing.T) {
+func TestPipelineTransfersDataOnEveryLink(t *testing.T) {
 	t.Setenv("RAYLINK_DATA", t.TempDir())
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -59,7 +61,7 @@ func TestThePipelineCarriesDataOnEveryLink(t *testing.T) {
 	run := res.GetRun()
 	assert.Equal(t, cartpolev1.RunState_RUN_STATE_SOLVED, run.GetState(), "any policy passes this exam")
 	assert.GreaterOrEqual(t, run.GetLearnerSteps(), uint64(300))
-	// The pace holds: two environment steps to a learner step, and at the most what the workers may be ahead.
+	// There are two environment steps per learner step, plus the workers' maximum lead.
 	c := defaultConfig().GetExperience()
 	most := 2*run.GetLearnerSteps() + c.GetWarmup() + 4*uint64(c.GetStint()) + 2*uint64(defaultConfig().GetLearning().GetPushEvery())
 	assert.GreaterOrEqual(t, run.GetSteps(), 2*run.GetLearnerSteps())
@@ -67,11 +69,11 @@ func TestThePipelineCarriesDataOnEveryLink(t *testing.T) {
 	last := run.GetEpisodes()[len(run.GetEpisodes())-1]
 	assert.Greater(t, last.GetVersion(), uint64(1), "workers act with newer parameters than the first")
 	assert.Equal(t, run.GetExams()[len(run.GetExams())-1].GetVersion(), res.GetVersion())
-	assert.Positive(t, res.GetPlayed(), "the player played what it pulled by the tag")
+	assert.Positive(t, res.GetPlayed(), "the player played the version that it pulled by tag")
 	assert.FileExists(t, res.picture)
 }
 
-func TestWithoutOneLinkNothingIsLearned(t *testing.T) {
+func TestNothingIsLearnedWithoutOneLink(t *testing.T) {
 	for _, cut := range []cartpolev1.Link{cartpolev1.Link_LINK_PULL, cartpolev1.Link_LINK_REPLAY} {
 		t.Run(cut.String(), func(t *testing.T) {
 			t.Setenv("RAYLINK_DATA", t.TempDir())
@@ -83,12 +85,12 @@ func TestWithoutOneLinkNothingIsLearned(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, cartpolev1.RunState_RUN_STATE_GIVEN_UP, res.GetRun().GetState())
 			assert.False(t, res.GetSolved())
-			assert.Len(t, res.GetRun().GetExams(), 1, "nothing but the first version was there to examine")
+			assert.Len(t, res.GetRun().GetExams(), 1, "only the first version can be examined")
 			for _, e := range res.GetRun().GetEpisodes() {
-				assert.Equal(t, uint64(1), e.GetVersion(), "a worker acted with parameters that could not have reached it")
+				assert.Equal(t, uint64(1), e.GetVersion(), "workers can only act with the first version")
 			}
 			if cut == cartpolev1.Link_LINK_REPLAY {
-				assert.Zero(t, res.GetRun().GetLearnerSteps(), "the learner learned from nothing")
+				assert.Zero(t, res.GetRun().GetLearnerSteps(), "the learner has no data to learn from")
 			}
 		})
 	}

@@ -13,13 +13,13 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// manager is a run from outside.
+// manager implements the manager node, the entrance to a run.
 type manager struct {
 	self   *runtime.Node
 	config *cartpolev1.RunConfig
 }
 
-// newManager puts the configuration where every node of the run reads it.
+// newManager stores the configuration, which every node of the run reads.
 func newManager(ctx context.Context, self *runtime.Node, config *cartpolev1.ManagerConfig) (cartpolev1raylink.ManagerNode, error) {
 	store, err := openStorage(ctx, self)
 	if err != nil {
@@ -29,7 +29,7 @@ func newManager(ctx context.Context, self *runtime.Node, config *cartpolev1.Mana
 	return &manager{self: self, config: config.GetRun()}, err
 }
 
-// Train makes the replay and the runner, and has the result played by somebody new.
+// Train creates the replay and the runner, and lets a new player confirm the result.
 func (m *manager) Train(ctx context.Context, _ *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
 	buffer, err := replayv1raylink.CreateReplay(ctx, m.self, &replayv1.ReplayConfig{
 		Columns: columns(), Capacity: m.config.GetExperience().GetCapacity(),

@@ -10,17 +10,17 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// player plays what stands under a tag.
-type player struct{ links *links }
+// player implements the player node: it plays the newest policy of a tag.
+type player struct{ clients *clients }
 
 func newPlayer(ctx context.Context, self *runtime.Node) (cartpolev1raylink.PlayerNode, error) {
-	l, err := openLinks(ctx, self, nil)
-	return &player{links: l}, err
+	l, err := openClients(ctx, self, nil)
+	return &player{clients: l}, err
 }
 
-// Play pulls and plays.
+// Play pulls a policy and plays it.
 func (p *player) Play(ctx context.Context, req *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error) {
-	policy, version, err := p.links.pull(ctx, req.GetTag())
+	policy, version, err := p.clients.pull(ctx, req.GetTag())
 	if err != nil {
 		return nil, err
 	}

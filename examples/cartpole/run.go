@@ -16,7 +16,7 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// outcome is what a run came to.
+// outcome is the result of a run.
 type outcome struct {
 	*cartpolev1.TrainResponse
 
@@ -24,7 +24,8 @@ type outcome struct {
 	picture string
 }
 
-// train makes a system for one run, and ends it. Where progress is nil it says nothing meanwhile.
+// train starts a system for one run, and closes it afterwards. If progress is not nil, it prints
+// the run's status there.
 func train(ctx context.Context, config *cartpolev1.RunConfig, progress io.Writer) (_ outcome, err error) {
 	rt, err := raylink.Init(ctx, nodes()...)
 	if err != nil {
@@ -51,7 +52,7 @@ func train(ctx context.Context, config *cartpolev1.RunConfig, progress io.Writer
 	return out, draw(res.GetRun()).WritePNG(out.picture)
 }
 
-// follow prints a line about the run, again and again, until it is over.
+// follow prints a status line every second until the run ends.
 func follow(ctx context.Context, w io.Writer, store *storage.Client, over <-chan struct{}) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -64,20 +65,20 @@ func follow(ctx context.Context, w io.Writer, store *storage.Client, over <-chan
 		}
 		now, err := readStatus(ctx, store)
 		if err != nil {
-			continue // what is not there yet will be
+			continue // not all entries exist yet
 		}
 		fmt.Fprintln(w, now.line(last))
 		last = now
 	}
 }
 
-// status is what storage says of the run at one moment.
+// status is a snapshot of the run's statistics in storage.
 type status struct {
 	at       time.Time
 	steps    int64
 	episodes uint64
 	mean     float64
-	// behind is how many versions the worker that is furthest behind has not pulled yet.
+	// behind is the number of versions that the slowest worker lags behind the learner.
 	behind  uint64
 	learner cartpolev1.LearnerStats
 	exam    cartpolev1.ExamStats
@@ -109,7 +110,7 @@ func readStatus(ctx context.Context, store *storage.Client) (*status, error) {
 		}
 	}
 	s.mean /= float64(max(workers, 1))
-	// There is no exam before the first.
+	// Not found before the first exam.
 	_ = storage.GetMessage(ctx, store, keyExam, &s.exam)
 	return s, nil
 }
@@ -126,13 +127,13 @@ func (s *status) line(last *status) string {
 		s.learner.GetVersion(), s.behind, s.exam.GetMeanReturn())
 }
 
-// print is the summary.
+// print prints the summary.
 func (o outcome) print(w io.Writer) {
-	fmt.Fprintf(w, "\nbefore training the policy earned %.1f on average\n", o.GetFirst())
+	fmt.Fprintf(w, "\nbefore training, the policy's mean return was %.1f\n", o.GetFirst())
 	if o.GetExam() > 0 {
 		fmt.Fprintf(w, "version %d passed its exam with %.1f, %.1f s after the first environment step (%d environment steps, %d learner steps)\n",
 			o.GetVersion(), o.GetExam(), o.GetTook().AsDuration().Seconds(), o.GetRun().GetSteps(), o.GetRun().GetLearnerSteps())
-		fmt.Fprintf(w, "played by another process, that version earned %.1f over 100 fresh episodes; %d are asked for\n", o.GetPlayed(), pole.Solved)
+		fmt.Fprintf(w, "played by another process, its mean return over 100 new episodes was %.1f; required are %d\n", o.GetPlayed(), pole.Solved)
 	} else {
 		fmt.Fprintf(w, "no version passed its exam within %.1f s (%d environment steps, %d learner steps)\n",
 			o.GetTook().AsDuration().Seconds(), o.GetRun().GetSteps(), o.GetRun().GetLearnerSteps())
@@ -140,7 +141,7 @@ func (o outcome) print(w io.Writer) {
 	fmt.Fprintf(w, "learning curve: %s\n", o.picture)
 }
 
-// draw makes the learning curve of a run: each point of the workers' is the mean of some episodes.
+// draw returns a run's learning curve. Each point of the workers is the mean of several episodes.
 func draw(run *cartpolev1.RunResponse) curve.Curve {
 	const smooth = 10
 	c := curve.Curve{Title: "CartPole-v1", Goal: pole.Solved, Best: pole.MaxSteps}

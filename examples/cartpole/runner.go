@@ -22,33 +22,33 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// runner makes those who learn, and examines what they achieve.
+// runner implements the runner node: it creates the learner and the workers, and examines policies.
 type runner struct {
-	self   *runtime.Node
-	links  *links
-	replay *nodev1.NodeRef
-	rng    *rand.Rand
-	exams  []*cartpolev1.ExamStats
+	self    *runtime.Node
+	clients *clients
+	replay  *nodev1.NodeRef
+	rng     *rand.Rand
+	exams   []*cartpolev1.ExamStats
 }
 
 func newRunner(ctx context.Context, self *runtime.Node, config *cartpolev1.RunnerConfig) (cartpolev1raylink.RunnerNode, error) {
-	l, err := openLinks(ctx, self, nil)
+	l, err := openClients(ctx, self, nil)
 	if err != nil {
 		return nil, err
 	}
-	return &runner{self: self, links: l, replay: config.GetReplay(), rng: seed.Stream(l.config.GetSeed(), "examiner", 0)}, nil
+	return &runner{self: self, clients: l, replay: config.GetReplay(), rng: seed.Stream(l.config.GetSeed(), "examiner", 0)}, nil
 }
 
-// Run trains until an exam is passed, or the time is up.
+// Run trains until a policy passes an exam, or until the time limit.
 func (r *runner) Run(ctx context.Context, _ *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error) {
-	learner, workers, err := r.hire(ctx)
+	learner, workers, err := r.create(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := r.examineFirst(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.say(ctx, cartpolev1.RunState_RUN_STATE_RUNNING); err != nil {
+	if err := r.setState(ctx, cartpolev1.RunState_RUN_STATE_RUNNING); err != nil {
 		return nil, err
 	}
 	began := time.Now()
@@ -59,17 +59,17 @@ func (r *runner) Run(ctx context.Context, _ *cartpolev1.RunRequest) (*cartpolev1
 	}
 	state, err := r.watch(ctx, began, learning, working)
 	took := time.Since(began)
-	// Whatever came of it, those who still work are told to stop.
-	if serr := r.say(ctx, state); serr != nil || err != nil {
+	// Stop the learner and the workers, whatever the result.
+	if serr := r.setState(ctx, state); serr != nil || err != nil {
 		return nil, errors.Join(err, serr)
 	}
 	learned, err := learning.Get(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("the learner: %w", err)
+		return nil, fmt.Errorf("learner: %w", err)
 	}
 	worked, err := runtime.Gather(ctx, working...)
 	if err != nil {
-		return nil, fmt.Errorf("a worker: %w", err)
+		return nil, fmt.Errorf("worker: %w", err)
 	}
 	res := &cartpolev1.RunResponse{State: state, Exams: r.exams, LearnerSteps: learned.GetSteps(), Took: durationpb.New(took)}
 	for _, w := range worked {
@@ -80,13 +80,14 @@ func (r *runner) Run(ctx context.Context, _ *cartpolev1.RunRequest) (*cartpolev1
 	return res, nil
 }
 
-// hire creates the learner, who pushes the first parameters, and then all workers at once, who pull them.
-func (r *runner) hire(ctx context.Context) (*cartpolev1raylink.Learner, []*cartpolev1raylink.Worker, error) {
+// create creates the learner, which pushes the initial parameters, and then all workers
+// concurrently, which pull them.
+func (r *runner) create(ctx context.Context) (*cartpolev1raylink.Learner, []*cartpolev1raylink.Worker, error) {
 	learner, err := cartpolev1raylink.CreateLearner(ctx, r.self, &cartpolev1.LearnerConfig{Replay: r.replay})
 	if err != nil {
 		return nil, nil, err
 	}
-	workers := make([]*cartpolev1raylink.Worker, r.links.config.GetWorkers())
+	workers := make([]*cartpolev1raylink.Worker, r.clients.config.GetWorkers())
 	all, ctx := errgroup.WithContext(ctx)
 	for i := range workers {
 		all.Go(func() (err error) {
@@ -98,21 +99,22 @@ func (r *runner) hire(ctx context.Context) (*cartpolev1raylink.Learner, []*cartp
 	return learner, workers, all.Wait()
 }
 
-// watch examines a version every so many learner steps, until one passes, the time is up, or somebody's work has ended before it should.
+// watch examines a version at regular intervals of learner steps, until one passes, the time limit
+// is reached, or a node fails.
 func (r *runner) watch(
 	ctx context.Context, began time.Time, learning *runtime.Future[*cartpolev1.LearnResponse], working []*runtime.Future[*cartpolev1.WorkResponse],
 ) (cartpolev1.RunState, error) {
 	const givenUp = cartpolev1.RunState_RUN_STATE_GIVEN_UP
-	every := int64(r.links.config.GetExam().GetEvery())
+	every := int64(r.clients.config.GetExam().GetEvery())
 	next := every
-	for time.Since(began) < r.links.config.GetLimit().AsDuration() {
+	for time.Since(began) < r.clients.config.GetLimit().AsDuration() {
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return givenUp, err
 		}
 		if err := failed(ctx, learning, working); err != nil {
 			return givenUp, err
 		}
-		learned, err := storage.GetOr[int64](ctx, r.links.storage, keyLearnerSteps, 0)
+		learned, err := storage.GetOr[int64](ctx, r.clients.storage, keyLearnerSteps, 0)
 		if err != nil {
 			return givenUp, err
 		}
@@ -131,12 +133,12 @@ func (r *runner) watch(
 	return givenUp, nil
 }
 
-// failed tells of the first whose work has ended by an error.
+// failed returns the first error of a call that has ended.
 func failed(ctx context.Context, learning *runtime.Future[*cartpolev1.LearnResponse], working []*runtime.Future[*cartpolev1.WorkResponse]) error {
 	select {
 	case <-learning.Done():
 		if _, err := learning.Get(ctx); err != nil {
-			return fmt.Errorf("the learner: %w", err)
+			return fmt.Errorf("learner: %w", err)
 		}
 	default:
 	}
@@ -144,7 +146,7 @@ func failed(ctx context.Context, learning *runtime.Future[*cartpolev1.LearnRespo
 		select {
 		case <-w.Done():
 			if _, err := w.Get(ctx); err != nil {
-				return fmt.Errorf("a worker: %w", err)
+				return fmt.Errorf("worker: %w", err)
 			}
 		default:
 		}
@@ -152,24 +154,24 @@ func failed(ctx context.Context, learning *runtime.Future[*cartpolev1.LearnRespo
 	return nil
 }
 
-// examineFirst plays the policy that nothing has taught yet, so that there is something to compare with.
+// examineFirst evaluates the untrained policy, as a baseline.
 func (r *runner) examineFirst(ctx context.Context) error {
-	policy, version, err := r.links.pull(ctx, tagPolicy)
+	policy, version, err := r.clients.pull(ctx, tagPolicy)
 	if err != nil {
 		return err
 	}
-	many := r.links.config.GetExam().GetMany()
+	many := r.clients.config.GetExam().GetMany()
 	earned, err := play.Episodes(ctx, policy, int(many), r.rng)
 	r.exams = append(r.exams, &cartpolev1.ExamStats{Version: version, Episodes: many, MeanReturn: play.Mean(earned)})
 	return err
 }
 
-// examine lets the newest version sit the exam. The very bytes that passed are pushed for the player.
+// examine examines the newest version. If it passes, the same bytes are pushed for the player.
 func (r *runner) examine(ctx context.Context) (passed bool, err error) {
-	if r.links.config.GetCut() == cartpolev1.Link_LINK_PULL {
-		return false, nil // nobody pulls a second time
+	if r.clients.config.GetCut() == cartpolev1.Link_LINK_PULL {
+		return false, nil // the link is cut: no second pull
 	}
-	parameters, err := r.links.ps.Pull(ctx, tagPolicy)
+	parameters, err := r.clients.ps.Pull(ctx, tagPolicy)
 	if err != nil {
 		return false, err
 	}
@@ -178,12 +180,12 @@ func (r *runner) examine(ctx context.Context) (passed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c := r.links.config.GetExam()
+	c := r.clients.config.GetExam()
 	result, err := play.Exam{Few: int(c.GetFew()), Many: int(c.GetMany()), Pass: c.GetPass()}.Take(ctx, policy, r.rng)
 	if err != nil {
 		return false, err
 	}
-	steps, err := storage.GetOr[int64](ctx, r.links.storage, keySteps, 0)
+	steps, err := storage.GetOr[int64](ctx, r.clients.storage, keySteps, 0)
 	if err != nil {
 		return false, err
 	}
@@ -192,15 +194,15 @@ func (r *runner) examine(ctx context.Context) (passed bool, err error) {
 		MeanReturn: result.Mean, Passed: result.Passed,
 	}
 	r.exams = append(r.exams, stats)
-	if _, err := storage.PutMessage(ctx, r.links.storage, keyExam, stats); err != nil || !result.Passed {
+	if _, err := storage.PutMessage(ctx, r.clients.storage, keyExam, stats); err != nil || !result.Passed {
 		return false, err
 	}
-	_, err = r.links.ps.Push(ctx, tagSolved, parameters.Bytes(), nil)
+	_, err = r.clients.ps.Push(ctx, tagSolved, parameters.Bytes(), nil)
 	return err == nil, err
 }
 
-// say tells everybody whether to go on.
-func (r *runner) say(ctx context.Context, state cartpolev1.RunState) error {
-	_, err := storage.Put(ctx, r.links.storage, keyState, int64(state))
+// setState publishes whether the run continues.
+func (r *runner) setState(ctx context.Context, state cartpolev1.RunState) error {
+	_, err := storage.Put(ctx, r.clients.storage, keyState, int64(state))
 	return err
 }

@@ -15,12 +15,12 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// worker acts, and writes what it sees.
+// worker implements the worker node: it acts, and writes transitions to the replay.
 type worker struct {
-	links *links
-	index int
-	rows  *replay.WriteHead
-	batch *replay.Batch
+	clients *clients
+	index   int
+	rows    *replay.WriteHead
+	batch   *replay.Batch
 
 	env       *pole.Environment
 	seen      pole.Observation
@@ -29,19 +29,19 @@ type worker struct {
 	policy    *dqn.Policy
 	version   uint64
 
-	earned   float64 // in the episode under way
+	earned   float64 // in the current episode
 	episodes []*cartpolev1.Episode
 	steps    uint64
 }
 
 func newWorker(ctx context.Context, self *runtime.Node, config *cartpolev1.WorkerConfig) (cartpolev1raylink.WorkerNode, error) {
-	l, err := openLinks(ctx, self, config.GetReplay())
+	l, err := openClients(ctx, self, config.GetReplay())
 	if err != nil {
 		return nil, err
 	}
 	run, experience, index := l.config.GetSeed(), l.config.GetExperience(), int(config.GetIndex())
 	w := &worker{
-		links: l, index: index, rows: l.replay.Writer(),
+		clients: l, index: index, rows: l.replay.Writer(),
 		env: pole.New(seed.Stream(run, "environment", index)),
 		explorer: dqn.NewExplorer(dqn.NewExploration(index, int(l.config.GetWorkers()), int(experience.GetExplore())), //nolint:gosec // small numbers
 			seed.Stream(run, "explorer", index)),
@@ -55,11 +55,11 @@ func newWorker(ctx context.Context, self *runtime.Node, config *cartpolev1.Worke
 	return w, err
 }
 
-// Work plays one stint after the other, until the run is over.
+// Work plays one stint after another until the run ends.
 func (w *worker) Work(ctx context.Context, _ *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
 	total := uint64(0)
 	for {
-		if on, err := w.links.running(ctx); err != nil || !on {
+		if on, err := w.clients.running(ctx); err != nil || !on {
 			return &cartpolev1.WorkResponse{Episodes: w.episodes, Steps: w.steps}, err
 		}
 		ahead, err := w.ahead(ctx, total)
@@ -88,38 +88,38 @@ func (w *worker) Work(ctx context.Context, _ *cartpolev1.WorkRequest) (*cartpole
 	}
 }
 
-// ahead says whether the workers have taken as many steps as the learner's allow, and one stint each.
+// ahead reports whether the workers are ahead of the learner by more than one stint each.
 func (w *worker) ahead(ctx context.Context, total uint64) (bool, error) {
-	learned, err := storage.GetOr[int64](ctx, w.links.storage, keyLearnerSteps, 0)
+	learned, err := storage.GetOr[int64](ctx, w.clients.storage, keyLearnerSteps, 0)
 	if err != nil {
 		return false, err
 	}
-	experience := w.links.config.GetExperience()
-	slack := experience.GetWarmup() + uint64(experience.GetStint()*w.links.config.GetWorkers())
-	return total > slack+uint64(learned)*uint64(w.links.config.GetPace()), nil //nolint:gosec // a count
+	experience := w.clients.config.GetExperience()
+	slack := experience.GetWarmup() + uint64(experience.GetStint()*w.clients.config.GetWorkers())
+	return total > slack+uint64(learned)*uint64(w.clients.config.GetPace()), nil //nolint:gosec // a count
 }
 
-// refresh pulls parameters if there are newer ones: asking costs next to nothing.
+// refresh pulls parameters if there are newer ones. The check is cheap.
 func (w *worker) refresh(ctx context.Context) error {
-	if w.links.config.GetCut() == cartpolev1.Link_LINK_PULL {
+	if w.clients.config.GetCut() == cartpolev1.Link_LINK_PULL {
 		return nil
 	}
-	id, err := w.links.ps.ID(ctx, tagPolicy)
+	id, err := w.clients.ps.ID(ctx, tagPolicy)
 	if err != nil || id == w.version {
 		return err
 	}
-	w.policy, w.version, err = w.links.pull(ctx, tagPolicy)
+	w.policy, w.version, err = w.clients.pull(ctx, tagPolicy)
 	return err
 }
 
 // stint takes some steps, and returns the transitions that they complete.
 func (w *worker) stint(total uint64) ([]dqn.Transition, error) {
 	var rows []dqn.Transition
-	for i := range uint64(w.links.config.GetExperience().GetStint()) {
+	for i := range uint64(w.clients.config.GetExperience().GetStint()) {
 		action := w.explorer.Act(w.policy, w.seen)
 		out, err := w.env.Step(action)
 		if err != nil {
-			return nil, fmt.Errorf("acting: %w", err)
+			return nil, fmt.Errorf("step environment: %w", err)
 		}
 		rows = w.assembler.Add(rows, w.seen, action, out)
 		w.seen = out.Observation
@@ -134,9 +134,9 @@ func (w *worker) stint(total uint64) ([]dqn.Transition, error) {
 	return rows, nil
 }
 
-// write puts transitions into the replay, as one batch.
+// write appends transitions to the replay as one batch.
 func (w *worker) write(ctx context.Context, rows []dqn.Transition) error {
-	if len(rows) == 0 || w.links.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
+	if len(rows) == 0 || w.clients.config.GetCut() == cartpolev1.Link_LINK_REPLAY {
 		return nil
 	}
 	if err := w.batch.Resize(len(rows)); err != nil {
@@ -155,7 +155,8 @@ func (w *worker) write(ctx context.Context, rows []dqn.Transition) error {
 	return err
 }
 
-// report counts the stint's steps, and says how the worker is doing. It returns the steps of all workers.
+// report counts the stint's steps and publishes the worker's statistics. It returns the total steps
+// of all workers.
 func (w *worker) report(ctx context.Context) (uint64, error) {
 	const recent = 20
 	var sum float64
@@ -163,12 +164,12 @@ func (w *worker) report(ctx context.Context) (uint64, error) {
 	for _, e := range last {
 		sum += e.GetEarned()
 	}
-	_, err := storage.PutMessage(ctx, w.links.storage, fmt.Sprint(keyWorker, w.index), &cartpolev1.WorkerStats{
+	_, err := storage.PutMessage(ctx, w.clients.storage, fmt.Sprint(keyWorker, w.index), &cartpolev1.WorkerStats{
 		Steps: w.steps, Episodes: uint64(len(w.episodes)), MeanReturn: sum / float64(max(1, len(last))), Version: w.version,
 	})
 	if err != nil {
 		return 0, err
 	}
-	total, err := storage.Add(ctx, w.links.storage, keySteps, int64(w.links.config.GetExperience().GetStint()))
+	total, err := storage.Add(ctx, w.clients.storage, keySteps, int64(w.clients.config.GetExperience().GetStint()))
 	return uint64(total), err //nolint:gosec // a count
 }

@@ -1,4 +1,4 @@
-// Package curve draws a learning curve: how the return grew with the steps that were taken.
+// Package curve plots a learning curve: the return as a function of the number of steps.
 package curve
 
 import (
@@ -14,48 +14,48 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 )
 
-// Point is a mean return, and how many environment steps had been taken.
+// Point is a mean return after a number of environment steps.
 type Point struct {
 	Steps  uint64
 	Return float64
 }
 
-// Curve is what is drawn.
+// Curve is the data of the plot.
 type Curve struct {
 	Title string
-	// Training are the returns of exploring workers, as they went.
+	// Training are the returns of the exploring workers.
 	Training []Point
 	// Exams are the returns of greedy evaluations.
 	Exams []Point
-	// Goal is the return at which the task is solved, and Best the highest there is.
+	// Goal is the return at which the task is solved, and Best the maximum return.
 	Goal, Best float64
 }
 
-// window is how many points of Training are averaged, up to each.
+// window is the number of points of Training in the moving average.
 const window = 20
 
-// WritePNG draws the curve into a file: either all of it is there in the end, or what was there before.
+// WritePNG writes the plot to a file atomically: on failure, the previous content is unchanged.
 func (c Curve) WritePNG(path string) (err error) {
 	picture, err := c.plot()
 	if err != nil {
-		return fmt.Errorf("drawing the learning curve: %w", err)
+		return fmt.Errorf("plot learning curve: %w", err)
 	}
 	png, err := picture.WriterTo(20*vg.Centimeter, 12*vg.Centimeter, "png")
 	if err != nil {
-		return fmt.Errorf("drawing the learning curve: %w", err)
+		return fmt.Errorf("plot learning curve: %w", err)
 	}
 	file, err := os.CreateTemp(filepath.Dir(path), ".curve-*.png")
 	if err != nil {
-		return fmt.Errorf("writing the learning curve: %w", err)
+		return fmt.Errorf("write learning curve: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("writing the learning curve: %w", err)
-			_ = os.Remove(file.Name()) // what went wrong before matters more
+			err = fmt.Errorf("write learning curve: %w", err)
+			_ = os.Remove(file.Name()) // the first error is returned
 		}
 	}()
 	if _, err = png.WriteTo(file); err != nil {
-		_ = file.Close() // as above
+		_ = file.Close() // the first error is returned
 		return err
 	}
 	if err = file.Close(); err != nil {
@@ -110,7 +110,7 @@ func (c Curve) plot() (*plot.Plot, error) {
 	return p, nil
 }
 
-// hundreds marks an axis at every hundred.
+// hundreds places ticks at multiples of a hundred.
 type hundreds struct{}
 
 // Ticks implements [plot.Ticker].
@@ -130,7 +130,7 @@ func points(from []Point) plotter.XYs {
 	return xys
 }
 
-// smooth averages each point with those before it.
+// smooth returns the moving average.
 func smooth(from []Point) []Point {
 	to := make([]Point, len(from))
 	sum, oldest := 0.0, 0

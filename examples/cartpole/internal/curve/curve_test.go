@@ -23,7 +23,7 @@ func anyCurve() Curve {
 	return c
 }
 
-func TestCurveIsAPicture(t *testing.T) {
+func TestCurveIsWrittenAsPNG(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]Curve{
 		"whole":     anyCurve(),
@@ -43,11 +43,11 @@ func TestCurveIsAPicture(t *testing.T) {
 
 		entries, err := os.ReadDir(dir)
 		require.NoError(t, err, name)
-		assert.Len(t, entries, 1, "no temporary file stays behind")
+		assert.Len(t, entries, 1, "no temporary file is left")
 	}
 }
 
-func TestCurveThatCannotBeWrittenLeavesNothing(t *testing.T) {
+func TestFailedWriteLeavesNoFile(t *testing.T) {
 	t.Parallel()
 	require.ErrorIs(t, anyCurve().WritePNG(filepath.Join(t.TempDir(), "missing", "curve.png")), os.ErrNotExist)
 
@@ -57,10 +57,10 @@ func TestCurveThatCannotBeWrittenLeavesNothing(t *testing.T) {
 	require.Error(t, anyCurve().WritePNG(taken))
 	entries, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	assert.Len(t, entries, 1, "no temporary file stays behind")
+	assert.Len(t, entries, 1, "no temporary file is left")
 }
 
-func TestSmoothIsTheMeanOfTheLast(t *testing.T) {
+func TestSmoothIsMovingAverage(t *testing.T) {
 	t.Parallel()
 	rising := make([]Point, 40)
 	for i := range rising {

@@ -5,13 +5,13 @@ import "math"
 const (
 	meanDecay   = 0.9
 	squareDecay = 0.999
-	// adamEpsilon is larger than the paper's 1e-8: gradients by temporal differences are noisy, and steps along tiny ones should
-	// stay tiny.
+	// adamEpsilon is larger than the paper's 1e-8: gradients of temporal differences are noisy, and
+	// steps along tiny ones should stay tiny.
 	adamEpsilon = 1e-5
 )
 
-// adam follows gradients: D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization" (2015), algorithm 1, with
-// the paper's decay rates.
+// adam is the optimizer of D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization"
+// (2015), algorithm 1, with the paper's decay rates.
 type adam struct {
 	rate   float64
 	steps  int
@@ -34,7 +34,7 @@ func (a *adam) step(params, gradient []float32) {
 	}
 }
 
-// clip scales a gradient down to a length, where it is longer.
+// clip scales a gradient down to the given norm if it is longer.
 func clip(gradient []float32, longest float64) {
 	sum := 0.0
 	for _, g := range gradient {

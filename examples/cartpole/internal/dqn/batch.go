@@ -7,12 +7,12 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 )
 
-// ErrBatch is the error of a batch that can't be learned from.
-var ErrBatch = errors.New("the batch's columns do not fit together")
+// ErrBatch means that a batch is empty or inconsistent.
+var ErrBatch = errors.New("invalid batch")
 
-// Batch is a number of transitions, column by column, as a replay gives them.
+// Batch is a number of transitions, stored by column like in a replay.
 type Batch struct {
-	// Observations and Next hold [pole.Features] numbers a row, the other columns one.
+	// Observations and Next have [pole.Features] numbers per row, the other columns one.
 	Observations []float32
 	Actions      []int32
 	Returns      []float32
@@ -20,7 +20,7 @@ type Batch struct {
 	Discounts    []float32
 }
 
-// Rows is how many transitions there are.
+// Rows returns the number of transitions.
 func (b *Batch) Rows() int { return len(b.Actions) }
 
 // Append adds a transition as the last row.
@@ -32,7 +32,7 @@ func (b *Batch) Append(t Transition) {
 	b.Discounts = append(b.Discounts, t.Discount)
 }
 
-// Clear removes all rows and keeps their room.
+// Clear removes all rows, and keeps the memory for reuse.
 func (b *Batch) Clear() {
 	b.Observations, b.Actions, b.Returns = b.Observations[:0], b.Actions[:0], b.Returns[:0]
 	b.Next, b.Discounts = b.Next[:0], b.Discounts[:0]
@@ -41,7 +41,7 @@ func (b *Batch) Clear() {
 func (b *Batch) check() error {
 	rows := b.Rows()
 	if rows == 0 {
-		return fmt.Errorf("%w: it is empty", ErrBatch)
+		return fmt.Errorf("%w: no rows", ErrBatch)
 	}
 	if len(b.Returns) != rows || len(b.Discounts) != rows ||
 		len(b.Observations) != rows*pole.Features || len(b.Next) != rows*pole.Features {

@@ -7,8 +7,8 @@ import (
 	"math"
 )
 
-// A network travels as a head (magic, version, number of widths), the widths, and the parameters as float32, layer by layer,
-// weights before biases; all of it little-endian.
+// A serialized network consists of a header (magic, version, number of widths), the widths, and the
+// parameters as float32, layer by layer, weights before biases. All numbers are little-endian.
 const (
 	codecMagic   = "CPQN"
 	codecVersion = 1
@@ -17,10 +17,10 @@ const (
 	paramSize    = 4
 )
 
-// ErrNetwork is the error of bytes that are not a network.
-var ErrNetwork = errors.New("these bytes are not a network")
+// ErrNetwork means that bytes are not a valid serialized network.
+var ErrNetwork = errors.New("invalid network")
 
-// MarshalBinary writes the network down; it never fails.
+// MarshalBinary serializes the network. The error is always nil.
 func (n *Network) MarshalBinary() ([]byte, error) {
 	data := make([]byte, 0, headSize+widthSize*len(n.widths)+paramSize*len(n.params))
 	data = append(data, codecMagic...)
@@ -35,19 +35,19 @@ func (n *Network) MarshalBinary() ([]byte, error) {
 	return data, nil
 }
 
-// ParseNetwork reads what MarshalBinary wrote. It allocates nothing that the bytes themselves do not back, and takes no
-// parameter that is not a number.
+// ParseNetwork parses the result of [Network.MarshalBinary]. The input is untrusted: allocations
+// are bounded by its length, and parameters that are not finite numbers are rejected.
 func ParseNetwork(data []byte) (*Network, error) {
 	if len(data) < headSize || string(data[:len(codecMagic)]) != codecMagic {
-		return nil, fmt.Errorf("%w: no magic %q in front", ErrNetwork, codecMagic)
+		return nil, fmt.Errorf("%w: wrong magic number, not %q", ErrNetwork, codecMagic)
 	}
 	if version := binary.LittleEndian.Uint16(data[4:]); version != codecVersion {
-		return nil, fmt.Errorf("%w: version %d, and this program knows %d", ErrNetwork, version, codecVersion)
+		return nil, fmt.Errorf("%w: version %d, but this program supports only %d", ErrNetwork, version, codecVersion)
 	}
 	count := int(binary.LittleEndian.Uint16(data[6:]))
 	data = data[headSize:]
 	if count > maxLayers+1 || len(data) < widthSize*count {
-		return nil, fmt.Errorf("%w: %d widths announced", ErrNetwork, count)
+		return nil, fmt.Errorf("%w: invalid number of widths %d", ErrNetwork, count)
 	}
 	widths := make([]int, count)
 	for i := range widths {
@@ -59,7 +59,7 @@ func ParseNetwork(data []byte) (*Network, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNetwork, err)
 	}
 	if len(data) != paramSize*params {
-		return nil, fmt.Errorf("%w: widths %v need %d bytes of parameters, and there are %d",
+		return nil, fmt.Errorf("%w: widths %v need %d bytes of parameters instead of %d",
 			ErrNetwork, widths, paramSize*params, len(data))
 	}
 	values := make([]float32, params)
@@ -72,7 +72,8 @@ func ParseNetwork(data []byte) (*Network, error) {
 	return bind(widths, values), nil
 }
 
-// ParsePolicy reads a network and makes the policy that acts by it, if it is one for this task.
+// ParsePolicy parses a network, and returns a policy that uses it if it has the right size for the
+// task.
 func ParsePolicy(data []byte) (*Policy, error) {
 	network, err := ParseNetwork(data)
 	if err != nil {

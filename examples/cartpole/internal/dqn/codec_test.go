@@ -13,7 +13,7 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-func TestNetworkArrivesAsItWasSent(t *testing.T) {
+func TestNetworkRoundTrip(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		widths := rapid.SliceOfN(rapid.IntRange(1, 20), 2, maxLayers+1).Draw(t, "widths")
@@ -27,7 +27,7 @@ func TestNetworkArrivesAsItWasSent(t *testing.T) {
 	})
 }
 
-func TestBytesThatAreNoNetwork(t *testing.T) {
+func TestParseNetworkRejectsInvalidBytes(t *testing.T) {
 	t.Parallel()
 	n, err := NewNetwork(seed.Stream(1, "network", 0), pole.Features, 3, pole.Actions)
 	require.NoError(t, err)
@@ -42,10 +42,10 @@ func TestBytesThatAreNoNetwork(t *testing.T) {
 		"another width":    func(data []byte) []byte { data[8]++; return data },
 		"too short":        func(data []byte) []byte { return data[:len(data)-1] },
 		"too long":         func(data []byte) []byte { return append(data, 0) },
-		"only a head":      func(data []byte) []byte { return data[:headSize] },
+		"only a header":    func(data []byte) []byte { return data[:headSize] },
 		"not a number":     func(data []byte) []byte { return putLast(data, float32(math.NaN())) },
 		"an infinite one":  func(data []byte) []byte { return putLast(data, float32(math.Inf(1))) },
-		"widths cut short": func(data []byte) []byte { return data[:headSize+widthSize] },
+		"widths truncated": func(data []byte) []byte { return data[:headSize+widthSize] },
 	} {
 		data, err := n.MarshalBinary()
 		require.NoError(t, err)
@@ -59,7 +59,7 @@ func putLast(data []byte, v float32) []byte {
 	return data
 }
 
-func TestPolicyForAnotherTaskIsRefused(t *testing.T) {
+func TestPolicyOfWrongSizeIsRejected(t *testing.T) {
 	t.Parallel()
 	n, err := NewNetwork(seed.Stream(1, "network", 0), pole.Features, 3, pole.Actions+1)
 	require.NoError(t, err)
@@ -86,6 +86,6 @@ func FuzzParseNetwork(f *testing.F) {
 		}
 		again, err := n.MarshalBinary()
 		require.NoError(t, err)
-		assert.Equal(t, data, again, "what can be read is written as it was")
+		assert.Equal(t, data, again, "parsing and serializing is lossless")
 	})
 }

@@ -1,12 +1,13 @@
-// Package dqn learns to act by double deep Q-learning on n-step returns, in plain Go.
+// Package dqn implements double deep Q-learning with n-step returns, in plain Go.
 //
-// It knows nothing of where its data comes from and where its results go; that is the pipeline's affair. Its parts meet where
-// the pipeline's processes do:
+// It is independent of the pipeline that transports its data. Its interfaces are the data that
+// processes exchange:
 //
-//   - an actor holds a [Policy] and explores with an [Explorer]; an [Assembler] makes [Transition] values of its steps;
-//   - a [Learner] takes each [Batch] of transitions, sampled from wherever they are kept, and improves its [Network];
-//   - a network travels as bytes: [Network.MarshalBinary] and [ParseNetwork].
+//   - an actor has a [Policy] and explores with an [Explorer]; an [Assembler] turns its steps into
+//     [Transition] values;
+//   - a [Learner] improves its [Network] by each sampled [Batch] of transitions;
+//   - a network is serialized by [Network.MarshalBinary] and [ParseNetwork].
 //
-// Everything random is drawn from generators that the caller gives, so a run that is single-threaded can be repeated.
-// None of it is for several goroutines at once.
+// All random numbers come from generators passed by the caller, so single-threaded runs are
+// repeatable. No type is safe for concurrent use.
 package dqn

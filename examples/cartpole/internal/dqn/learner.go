@@ -9,18 +9,19 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 )
 
-// ErrDiverged is the error of a learner whose loss is not a finite number any more.
+// ErrDiverged means that the learner's loss is no longer a finite number.
 var ErrDiverged = errors.New("the loss is not a finite number")
 
-// Config is how a learner learns. The zero value of a field means the default that its comment ends with.
+// Config configures a learner. A zero field selects the default in its comment.
 type Config struct {
-	// Hidden are the widths of the hidden layers: 64, 64.
+	// Hidden are the widths of the hidden layers. Default: 64, 64.
 	Hidden []int
-	// Rate is Adam's: 2e-3.
+	// Rate is Adam's learning rate. Default: 2e-3.
 	Rate float64
-	// Average is how much of the newest parameters goes into the target network at each step: 0.01.
+	// Average is the weight of the newest parameters in the target network's moving average.
+	// Default: 0.01.
 	Average float64
-	// MaxNorm is the greatest length of a gradient: 10.
+	// MaxNorm is the maximum norm of a gradient. Default: 10.
 	MaxNorm float64
 }
 
@@ -40,7 +41,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Learner improves a network batch by batch. It is not for several goroutines at once.
+// Learner improves a network batch by batch. It is not safe for concurrent use.
 type Learner struct {
 	config    Config
 	online    *Network
@@ -48,12 +49,12 @@ type Learner struct {
 	gradient  *Network
 	optimiser *adam
 
-	// The passes of one step, kept for their room.
+	// The activations of one step, reused.
 	now, ahead, judged, scratch activations
 	input, byOutput             []float32
 }
 
-// NewLearner makes a learner with random first weights.
+// NewLearner returns a learner with random initial weights.
 func NewLearner(config Config, rng *rand.Rand) (*Learner, error) {
 	config = config.withDefaults()
 	online, err := NewNetwork(rng, slices.Concat([]int{pole.Features}, config.Hidden, []int{pole.Actions})...)
@@ -66,16 +67,17 @@ func NewLearner(config Config, rng *rand.Rand) (*Learner, error) {
 	}, nil
 }
 
-// Network is a copy of what was learned so far.
+// Network returns a copy of the current network.
 func (l *Learner) Network() *Network { return l.online.Clone() }
 
-// Learn takes one step against the batch's gradient, and returns the mean loss before it.
+// Learn takes one step along the batch's gradient, and returns the mean loss before the step.
 func (l *Learner) Learn(batch *Batch) (float64, error) {
 	if err := batch.check(); err != nil {
 		return 0, err
 	}
-	// The online network chooses the next action and the target network judges it, lest one network's errors choose and praise
-	// themselves: H. van Hasselt, A. Guez and D. Silver, "Deep reinforcement learning with double Q-learning" (2016).
+	// The online network selects the next action and the target network evaluates it, which avoids
+	// the overestimation by a single network: H. van Hasselt, A. Guez and D. Silver, "Deep
+	// reinforcement learning with double Q-learning" (2016).
 	l.input = appendFeatures(l.input[:0], batch.Next)
 	choices := l.online.forward(&l.ahead, l.input)
 	values := l.target.forward(&l.judged, l.input)
@@ -105,7 +107,7 @@ func (l *Learner) Learn(batch *Batch) (float64, error) {
 	return loss, nil
 }
 
-// huber is quadratic near zero and linear beyond, so that one surprise does not outweigh the rest of a batch.
+// huber is quadratic near zero and linear beyond, which limits the influence of outliers.
 func huber(off float32) float64 {
 	size := math.Abs(float64(off))
 	if size <= 1 {

@@ -18,9 +18,10 @@ func newLearner(t *testing.T, run uint64) *Learner {
 	return l
 }
 
-// A chain whose values are known: at position 0 both actions earn 1 and lead to position 1, where action 1 earns 2 and 0 earns
-// nothing, and that is the end. So the values are (1 + 0.5*2) at position 0, and 0 and 2 at position 1.
-func TestLearnsTheValuesOfAChain(t *testing.T) {
+// A chain with known values: at position 0 both actions earn 1 and lead to position 1, where action
+// 1 earns 2, action 0 earns nothing, and the episode ends. So the values are 1 + 0.5*2 at position
+// 0, and 0 and 2 at position 1.
+func TestLearnsValuesOfChain(t *testing.T) {
 	t.Parallel()
 	l := newLearner(t, 1)
 	start, middle := pole.Observation{0}, pole.Observation{1}
@@ -41,16 +42,16 @@ func TestLearnsTheValuesOfAChain(t *testing.T) {
 	assert.Less(t, loss, 0.001)
 }
 
-// Double Q-learning: the online network chooses, the target network judges.
-func TestNextActionIsChosenByOneNetworkAndJudgedByTheOther(t *testing.T) {
+// Double Q-learning: the online network selects, the target network evaluates.
+func TestOnlineNetworkSelectsAndTargetEvaluates(t *testing.T) {
 	t.Parallel()
 	l := newLearner(t, 1)
 	outputs := func(n *Network, values ...float32) {
 		clear(n.params)
 		copy(n.layers[len(n.layers)-1].biases, values)
 	}
-	outputs(l.online, 1, 3) // it would choose action 1, and its own judgement would be 3
-	outputs(l.target, 7, 5) // whose greatest value is another's
+	outputs(l.online, 1, 3) // selects action 1, which it values at 3
+	outputs(l.target, 7, 5) // has its greatest value at another action
 	var batch Batch
 	batch.Append(Transition{Action: 0, Return: 10, Discount: 1})
 	loss, err := l.Learn(&batch)
@@ -58,7 +59,7 @@ func TestNextActionIsChosenByOneNetworkAndJudgedByTheOther(t *testing.T) {
 	assert.InDelta(t, (10+5-1)-0.5, loss, 1e-5)
 }
 
-func TestTargetFollowsSlowly(t *testing.T) {
+func TestTargetIsMovingAverage(t *testing.T) {
 	t.Parallel()
 	l := newLearner(t, 1)
 	before := l.target.params[0]
@@ -69,7 +70,7 @@ func TestTargetFollowsSlowly(t *testing.T) {
 	assert.InDelta(t, before+0.01*(l.online.params[0]-before), l.target.params[0], 1e-7)
 }
 
-func TestBatchesThatCannotBeLearnedFrom(t *testing.T) {
+func TestLearnRejectsInvalidBatches(t *testing.T) {
 	t.Parallel()
 	l := newLearner(t, 1)
 	before := l.Network()
@@ -97,13 +98,13 @@ func TestBatchesThatCannotBeLearnedFrom(t *testing.T) {
 	b.Returns[1] = float32(math.NaN())
 	_, err := l.Learn(b)
 	require.ErrorIs(t, err, ErrDiverged)
-	assert.Equal(t, before, l.Network(), "what was refused has taught nothing")
+	assert.Equal(t, before, l.Network(), "an invalid batch changes nothing")
 
 	_, err = l.Learn(whole())
 	require.NoError(t, err)
 }
 
-func TestSameSeedLearnsTheSame(t *testing.T) {
+func TestLearningIsRepeatable(t *testing.T) {
 	t.Parallel()
 	learn := func(run uint64) *Network {
 		l, rng := newLearner(t, run), seed.Stream(run, "batches", 0)
@@ -132,7 +133,7 @@ func TestNetworkIsACopy(t *testing.T) {
 	batch.Append(Transition{Return: 1})
 	_, err := l.Learn(&batch)
 	require.NoError(t, err)
-	assert.Equal(t, before, taken, "who acts by a network does not see it change")
+	assert.Equal(t, before, taken, "learning does not change the copy")
 	assert.NotEqual(t, before, l.Network())
 }
 

@@ -11,17 +11,18 @@ import (
 	"gonum.org/v1/gonum/blas/blas32"
 )
 
-// Bounds on what a network may be, so that one that arrives from elsewhere is not trusted for its size.
+// Limits of a network's size, so that untrusted input can't cause large allocations.
 const (
 	maxLayers = 8
 	maxWidth  = 4096
 )
 
-// ErrShape is the error of a network that can't be.
+// ErrShape means that a network's widths are invalid.
 var ErrShape = errors.New("a network has 2 to 9 widths, each from 1 to 4096")
 
-// Network is a multilayer perceptron: affine layers with rectifiers between them. Its parameters are one array, so that
-// what works on all of them alike (Adam, averaging, sending) need not know the layers.
+// Network is a multilayer perceptron: affine layers with rectifiers in between. All parameters are
+// in one array, so that operations on all of them (Adam, averaging, serialization) are independent
+// of the layers.
 type Network struct {
 	widths []int
 	params []float32
@@ -35,14 +36,15 @@ type layer struct {
 	biases  []float32
 }
 
-// NewNetwork makes a network of the given widths (inputs, hidden layers, outputs) with random weights.
+// NewNetwork returns a network of the given widths (inputs, hidden layers, outputs) with random
+// weights.
 func NewNetwork(rng *rand.Rand, widths ...int) (*Network, error) {
 	n, err := emptyNetwork(widths)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range n.layers {
-		// Uniform within 1/sqrt(inputs), as PyTorch's linear layers begin.
+		// Uniform within 1/sqrt(inputs), like PyTorch's linear layers.
 		bound := 1 / math.Sqrt(float64(l.in))
 		for _, values := range [][]float32{l.weights.Data, l.biases} {
 			for i := range values {
@@ -53,7 +55,7 @@ func NewNetwork(rng *rand.Rand, widths ...int) (*Network, error) {
 	return n, nil
 }
 
-// checkWidths says whether there can be a network of these widths, and how many parameters it has.
+// checkWidths validates the widths, and returns the number of parameters.
 func checkWidths(widths []int) (params int, err error) {
 	if len(widths) < 2 || len(widths) > maxLayers+1 {
 		return 0, fmt.Errorf("%w: got %d of them", ErrShape, len(widths))
@@ -77,7 +79,7 @@ func emptyNetwork(widths []int) (*Network, error) {
 	return bind(slices.Clone(widths), make([]float32, params)), nil
 }
 
-// bind lays layers of these widths out over params, which are as many as they need.
+// bind creates the layers of a network as views of params, which must have the right length.
 func bind(widths []int, params []float32) *Network {
 	n := &Network{widths: widths, params: params}
 	take := func(count int) []float32 {
@@ -93,23 +95,23 @@ func bind(widths []int, params []float32) *Network {
 	return n
 }
 
-// Clone makes a network with the same values that shares nothing with it.
+// Clone returns a deep copy.
 func (n *Network) Clone() *Network { return bind(slices.Clone(n.widths), slices.Clone(n.params)) }
 
-// Inputs is how many numbers a row of input has.
+// Inputs returns the number of inputs.
 func (n *Network) Inputs() int { return n.widths[0] }
 
-// Outputs is how many numbers a row of output has.
+// Outputs returns the number of outputs.
 func (n *Network) Outputs() int { return n.widths[len(n.widths)-1] }
 
-// activations are what one pass through a network leaves behind: the input, and each layer's output after its rectifier.
-// They are reused from pass to pass, and belong to whoever makes the pass.
+// activations are the intermediate results of a forward pass: the input, and each layer's output
+// after its rectifier. They are reused between passes, and owned by the caller of the pass.
 type activations struct {
 	rows   int
 	values []blas32.General
 }
 
-// fit makes room for a pass of some rows.
+// fit resizes the activations for a number of rows.
 func (a *activations) fit(widths []int, rows int) {
 	a.rows = rows
 	a.values = slices.Grow(a.values[:0], len(widths))[:len(widths)]
@@ -119,7 +121,7 @@ func (a *activations) fit(widths []int, rows int) {
 	}
 }
 
-// output of the last pass, row by row. It lives until the next one.
+// output returns the output of the last pass, row by row. It is valid until the next one.
 func (a *activations) output() []float32 { return a.values[len(a.values)-1].Data }
 
 // forward runs rows of input through the network.
@@ -141,8 +143,9 @@ func (n *Network) forward(a *activations, input []float32) []float32 {
 	return a.output()
 }
 
-// backward turns the loss's gradient by the outputs of the forward pass `a` into its gradient by the parameters. In scratch it
-// leaves the gradients by each layer's output.
+// backward computes the gradient of the loss with respect to the parameters from that with respect
+// to the outputs of the forward pass a. It leaves the gradients with respect to each layer's output
+// in scratch.
 func (n *Network) backward(a, scratch *activations, byOutput []float32, gradient *Network) {
 	scratch.fit(n.widths, a.rows)
 	copy(scratch.output(), byOutput)

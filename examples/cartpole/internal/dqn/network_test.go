@@ -12,28 +12,29 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-// By hand: two inputs, two hidden units of which one is cut off by its rectifier, one output.
+// Computed by hand: two inputs, two hidden units of which a rectifier zeroes one, one output.
 func TestForwardByHand(t *testing.T) {
 	t.Parallel()
 	n, err := emptyNetwork([]int{2, 2, 1})
 	require.NoError(t, err)
 	copy(n.params, []float32{
 		1, -1, // weights of the first input to the hidden units
-		2, 1, // of the second
+		2, 1, // weights of the second
 		0.5, 0, // hidden biases
-		3, 5, // to the output
+		3, 5, // output weights
 		-1, // output bias
 	})
 	var pass activations
-	// Hidden: 1*1 + 2*2 + 0.5 = 5.5, and -1*1 + 1*2 = 1; then, with a larger first input: 7.5, and -1, which is cut off.
+	// Hidden: 1*1 + 2*2 + 0.5 = 5.5, and -1*1 + 1*2 = 1; with a larger first input: 7.5, and -1,
+	// which the rectifier sets to 0.
 	assert.Equal(t, []float32{3*5.5 + 5*1 - 1, 3*7.5 - 1}, n.forward(&pass, []float32{1, 2, 3, 2}))
-	// Fewer rows afterwards, in the same room.
+	// Fewer rows afterwards, in the same memory.
 	assert.Equal(t, []float32{3*7.5 - 1}, n.forward(&pass, []float32{3, 2}))
 }
 
-// The gradient must be what small changes of each parameter do to the loss. The loss here is a random weighting of the outputs,
-// linear, so that nothing but the network bends it.
-func TestGradientIsWhatSmallChangesDo(t *testing.T) {
+// The gradient must match finite differences. The loss is a random weighting of the outputs: it is
+// linear, so that only the network is nonlinear.
+func TestGradientMatchesFiniteDifferences(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		rng := seed.Stream(rapid.Uint64().Draw(t, "seed"), "gradient", 0)
@@ -76,7 +77,7 @@ func TestGradientIsWhatSmallChangesDo(t *testing.T) {
 			below, bent2 := loss()
 			n.params[i] = was
 			if !slices.Equal(bent, bent2) {
-				continue // there is a kink in between, and no one slope
+				continue // not differentiable in between
 			}
 			want := (above - below) / (2 * small)
 			assert.InDelta(t, want, gradient.params[i], 1e-2*(1+math.Abs(want)), "parameter %d of %v", i, widths)
@@ -84,7 +85,7 @@ func TestGradientIsWhatSmallChangesDo(t *testing.T) {
 	})
 }
 
-func TestNetworksThatCannotBe(t *testing.T) {
+func TestInvalidShapes(t *testing.T) {
 	t.Parallel()
 	rng := seed.Stream(1, "network", 0)
 	for _, widths := range [][]int{nil, {4}, {4, 0}, {4, -1, 2}, {4, maxWidth + 1}, make([]int, maxLayers+2)} {
@@ -105,8 +106,9 @@ func TestCloneSharesNothing(t *testing.T) {
 	assert.Equal(t, 4, c.Inputs())
 }
 
-// On a quadratic bowl the first step of Adam is as long as its rate in each direction, and it finds the bottom.
-func TestAdamFindsTheBottom(t *testing.T) {
+// On a quadratic bowl Adam's first step has the length of the rate in each direction, and it finds
+// the minimum.
+func TestAdamFindsMinimum(t *testing.T) {
 	t.Parallel()
 	params, gradient := []float32{3, -2}, make([]float32, 2)
 	a := newAdam(0.05, 2)
@@ -122,11 +124,11 @@ func TestAdamFindsTheBottom(t *testing.T) {
 	assert.InDeltaSlice(t, []float32{0, 0}, params, 1e-2)
 }
 
-func TestClipKeepsTheDirection(t *testing.T) {
+func TestClipKeepsDirection(t *testing.T) {
 	t.Parallel()
 	long, short := []float32{30, -40}, []float32{3, -4}
 	clip(long, 5)
 	clip(short, 5)
 	assert.InDeltaSlice(t, []float32{3, -4}, long, 1e-5)
-	assert.Equal(t, []float32{3, -4}, short, "a short gradient stays as it is")
+	assert.Equal(t, []float32{3, -4}, short, "a short gradient is unchanged")
 }

@@ -2,8 +2,8 @@ package dqn
 
 import "github.com/raylink/raylink/examples/cartpole/internal/pole"
 
-// Transition is what the learner learns from: from Observation, Action earned Return within the next steps and led to Next,
-// whose value counts Discount times (0 where the pole had fallen: there is nothing to come).
+// Transition is the learner's input: from Observation, Action earned Return within the next steps
+// and led to Next. The value of Next is weighted by Discount, which is 0 if the pole had fallen.
 type Transition struct {
 	Observation pole.Observation
 	Action      int32
@@ -12,21 +12,24 @@ type Transition struct {
 	Discount    float32
 }
 
-// Assembler makes n-step transitions of the steps of one environment. It is not for several goroutines at once.
+// Assembler turns the steps of one environment into n-step transitions. It is not safe for
+// concurrent use.
 type Assembler struct {
 	steps    int
 	discount float32
-	// pending are the transitions that look fewer than `steps` ahead yet, oldest first.
+	// pending are the transitions with fewer than `steps` steps so far, oldest first.
 	pending []Transition
 }
 
-// NewAssembler makes one that looks the given number of steps ahead, each step's reward counting discount times the one before.
+// NewAssembler returns an assembler of transitions of the given number of steps. Each step's reward
+// is weighted by discount relative to the previous one.
 func NewAssembler(steps int, discount float32) *Assembler {
 	return &Assembler{steps: max(steps, 1), discount: discount}
 }
 
-// Add takes one step and appends to done the transitions that it completes: usually one, all that are left where the episode
-// ends. An episode that was only cut off goes on in the value of its last observation.
+// Add processes one step, and appends the transitions that it completes to done: usually one, and
+// all pending ones at the end of an episode. A truncated episode continues with the value of its
+// last observation.
 func (a *Assembler) Add(done []Transition, before pole.Observation, action int, out pole.Outcome) []Transition {
 	a.pending = append(a.pending, Transition{Observation: before, Action: int32(action), Discount: 1}) //nolint:gosec // 0 or 1
 	for i := range a.pending {

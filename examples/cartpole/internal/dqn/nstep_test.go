@@ -10,15 +10,16 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 )
 
-// taken is one step of a made-up episode.
+// taken is one step of a random episode.
 type taken struct {
 	before pole.Observation
 	action int
 	out    pole.Outcome
 }
 
-// An assembler's transitions are what one computes who sees the whole of each episode: one for each step, in order.
-func TestAssemblerAgainstHindsight(t *testing.T) {
+// The assembler's transitions must match those computed from the complete episode: one per step, in
+// order.
+func TestAssemblerMatchesHindsight(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		ahead := rapid.IntRange(1, 6).Draw(t, "steps")

@@ -8,30 +8,30 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 )
 
-// Policy acts by a network's values. It is not for several goroutines at once.
+// Policy acts by a network's action values. It is not safe for concurrent use.
 type Policy struct {
 	network *Network
 	pass    activations
 	input   []float32
 }
 
-// NewPolicy makes a policy that acts by a network, from an observation's features to a value for each action, which must not
-// change while it does.
+// NewPolicy returns a policy that uses a network from an observation's features to action values.
+// The network must not be modified afterwards.
 func NewPolicy(network *Network) (*Policy, error) {
 	if network.Inputs() != pole.Features || network.Outputs() != pole.Actions {
-		return nil, fmt.Errorf("%w: this task needs one from %d features to %d actions, not from %d to %d",
+		return nil, fmt.Errorf("%w: the task needs %d inputs and %d outputs, not %d and %d",
 			ErrShape, pole.Features, pole.Actions, network.Inputs(), network.Outputs())
 	}
 	return &Policy{network: network}, nil
 }
 
-// Act is the action with the highest value.
+// Act returns the action with the highest value.
 func (p *Policy) Act(seen pole.Observation) int {
 	p.input = appendFeatures(p.input[:0], seen[:])
 	return argmax(p.network.forward(&p.pass, p.input))
 }
 
-// ActEach appends to actions what Act says to each observation, in one pass.
+// ActEach appends the result of Act for each observation to actions, computed in one pass.
 func (p *Policy) ActEach(actions []int, seen []pole.Observation) []int {
 	p.input = p.input[:0]
 	for i := range seen {
@@ -44,8 +44,9 @@ func (p *Policy) ActEach(actions []int, seen []pole.Observation) []int {
 	return actions
 }
 
-// appendFeatures makes a network's input of observations: each feature scaled so that what matters of it is about as large as one. A
-// pole that leans by a tenth of a radian is in as much danger as a cart a metre away from the middle.
+// appendFeatures appends a network's input for observations: each feature is scaled to a relevant
+// range of about one. A pole that leans by a tenth of a radian is in as much danger as a cart one
+// metre from the middle.
 func appendFeatures(input, observations []float32) []float32 {
 	for i := 0; i < len(observations); i += pole.Features {
 		o := observations[i : i+pole.Features]
@@ -64,17 +65,18 @@ func argmax(values []float32) int {
 	return best
 }
 
-// Exploration says how often a worker takes a random action instead of its policy's: always at first, then less and less.
+// Exploration is a schedule for the probability of random actions. It starts at 1, and decreases
+// linearly.
 type Exploration struct {
-	// Last is the rate at which it ends.
+	// Last is the final probability.
 	Last float64
-	// Steps is how many steps of its own the worker takes to get there.
+	// Steps is the number of the worker's own steps until it is reached.
 	Steps int
 }
 
-// NewExploration makes the schedule of one of several workers. They end at different rates, so that one follows the policy to
-// where it is good while another still finds out what is beside: D. Horgan and others, "Distributed prioritized experience
-// replay" (2018), spread their actors so.
+// NewExploration returns the schedule of one of several workers. Final rates differ between
+// workers, so that some follow the policy while others explore, as in D. Horgan and others,
+// "Distributed prioritized experience replay" (2018).
 func NewExploration(worker, workers, steps int) Exploration {
 	const boldest, spread = 0.1, 1.0
 	share := 0.5
@@ -84,7 +86,7 @@ func NewExploration(worker, workers, steps int) Exploration {
 	return Exploration{Last: math.Pow(boldest, 1+spread*share), Steps: steps}
 }
 
-// Rate is how often a random action is taken at a worker's step.
+// Rate returns the probability of a random action at a worker's step.
 func (e Exploration) Rate(step int) float64 {
 	if step >= e.Steps {
 		return e.Last
@@ -92,19 +94,20 @@ func (e Exploration) Rate(step int) float64 {
 	return 1 + (e.Last-1)*float64(step)/float64(e.Steps)
 }
 
-// Explorer acts like a policy, but for random actions now and then. It is not for several goroutines at once.
+// Explorer acts like a policy, except for occasional random actions. It is not safe for concurrent
+// use.
 type Explorer struct {
 	schedule Exploration
 	rng      *rand.Rand
 	steps    int
 }
 
-// NewExplorer makes an explorer at its first step.
+// NewExplorer returns an explorer at its first step.
 func NewExplorer(schedule Exploration, rng *rand.Rand) *Explorer {
 	return &Explorer{schedule: schedule, rng: rng}
 }
 
-// Act chooses an action. How many random numbers it draws does not depend on the policy.
+// Act selects an action. The number of random numbers that it draws does not depend on the policy.
 func (e *Explorer) Act(policy *Policy, seen pole.Observation) int {
 	stray, action := e.rng.Float64() < e.schedule.Rate(e.steps), e.rng.IntN(pole.Actions)
 	e.steps++

@@ -19,7 +19,7 @@ func anyPolicy(t *testing.T) *Policy {
 	return p
 }
 
-func TestOneByOneAndTogetherActAlike(t *testing.T) {
+func TestActEachMatchesAct(t *testing.T) {
 	t.Parallel()
 	p, rng := anyPolicy(t), seed.Stream(2, "observations", 0)
 	seen, want := make([]pole.Observation, 200), make([]int, 200)
@@ -33,20 +33,20 @@ func TestOneByOneAndTogetherActAlike(t *testing.T) {
 	}
 	assert.Equal(t, want, p.ActEach(nil, seen))
 	assert.Empty(t, p.ActEach(nil, nil))
-	assert.Len(t, both, pole.Actions, "a policy that always did the same would prove nothing")
+	assert.Len(t, both, pole.Actions, "the test needs a policy that uses all actions")
 }
 
-func TestExplorationComesDown(t *testing.T) {
+func TestExplorationDecreases(t *testing.T) {
 	t.Parallel()
 	first, last := NewExploration(0, 2, 1000), NewExploration(1, 2, 1000)
-	assert.InDelta(t, 1, first.Rate(0), 0, "at first everything is tried")
+	assert.InDelta(t, 1, first.Rate(0), 0, "all first actions are random")
 	assert.Greater(t, first.Rate(100), first.Rate(500))
 	assert.InDelta(t, 0.1, first.Rate(1000), 1e-9)
 	assert.InDelta(t, 0.01, last.Rate(1_000_000), 1e-9)
-	assert.InDelta(t, 0.03, NewExploration(0, 1, 0).Rate(0), 0.01, "one worker alone is neither bold nor timid")
+	assert.InDelta(t, 0.03, NewExploration(0, 1, 0).Rate(0), 0.01, "a single worker has a medium rate")
 }
 
-func TestExplorerStraysAsOftenAsItsScheduleSays(t *testing.T) {
+func TestExplorerFollowsSchedule(t *testing.T) {
 	t.Parallel()
 	p := anyPolicy(t)
 	const steps = 20_000
@@ -57,6 +57,6 @@ func TestExplorerStraysAsOftenAsItsScheduleSays(t *testing.T) {
 			strayed++
 		}
 	}
-	// Half of the random actions are the policy's own.
+	// Half of the random actions match the policy's.
 	assert.InDelta(t, 0.15, float64(strayed)/steps, 0.01)
 }

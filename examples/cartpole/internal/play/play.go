@@ -1,4 +1,5 @@
-// Package play judges a policy: it plays whole episodes, always taking the action that the policy holds best.
+// Package play evaluates a policy: it plays whole episodes, always taking the action with the
+// highest value.
 package play
 
 import (
@@ -10,7 +11,8 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
 )
 
-// Episodes plays a number of fresh episodes side by side and returns what each earned. rng draws how they begin.
+// Episodes plays a number of new episodes concurrently, and returns the return of each. rng draws
+// the initial states.
 func Episodes(ctx context.Context, policy *dqn.Policy, count int, rng *rand.Rand) ([]float64, error) {
 	type table struct {
 		env    *pole.Environment
@@ -26,14 +28,14 @@ func Episodes(ctx context.Context, policy *dqn.Policy, count int, rng *rand.Rand
 	var actions []int
 	for len(tables) > 0 {
 		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("playing %d episodes: %w", count, err)
+			return nil, fmt.Errorf("play %d episodes: %w", count, err)
 		}
 		actions = policy.ActEach(actions[:0], seen)
 		running := 0
 		for i, action := range actions {
 			out, err := tables[i].env.Step(action)
 			if err != nil {
-				return nil, fmt.Errorf("playing %d episodes: %w", count, err)
+				return nil, fmt.Errorf("play %d episodes: %w", count, err)
 			}
 			*tables[i].earned += float64(out.Reward)
 			if !out.Over() {
@@ -46,7 +48,7 @@ func Episodes(ctx context.Context, policy *dqn.Policy, count int, rng *rand.Rand
 	return returns, nil
 }
 
-// Mean of what episodes earned.
+// Mean returns the mean of returns.
 func Mean(returns []float64) float64 {
 	sum := 0.0
 	for _, r := range returns {

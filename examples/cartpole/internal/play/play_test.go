@@ -13,7 +13,7 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-// untrained policies do badly: about ten steps.
+// untrained returns a random policy, which balances for about ten steps.
 func untrained(t *testing.T) *dqn.Policy {
 	t.Helper()
 	learner, err := dqn.NewLearner(dqn.Config{}, seed.Stream(1, "learner", 0))
@@ -23,8 +23,8 @@ func untrained(t *testing.T) *dqn.Policy {
 	return policy
 }
 
-// Side by side or one after the other: an episode is what its first state and the policy make of it.
-func TestEpisodesSideBySideAreThoseThatOnePlaysAlone(t *testing.T) {
+// The initial state and the policy determine an episode, whether it is played with others or alone.
+func TestEpisodesAreIndependent(t *testing.T) {
 	t.Parallel()
 	policy := untrained(t)
 	got, err := play.Episodes(t.Context(), policy, 20, seed.Stream(1, "episodes", 0))
@@ -47,7 +47,7 @@ func TestEpisodesSideBySideAreThoseThatOnePlaysAlone(t *testing.T) {
 	assert.Equal(t, want, got)
 }
 
-func TestPlayingCanBeStopped(t *testing.T) {
+func TestEpisodesStopWhenCanceled(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -61,7 +61,7 @@ func TestMean(t *testing.T) {
 	assert.InDelta(t, 0, play.Mean(nil), 0)
 }
 
-func TestExamEndsEarlyForTheWeak(t *testing.T) {
+func TestWeakPolicyFailsFirstPart(t *testing.T) {
 	t.Parallel()
 	result, err := play.DefaultExam().Take(t.Context(), untrained(t), seed.Stream(1, "exam", 0))
 	require.NoError(t, err)
@@ -70,7 +70,7 @@ func TestExamEndsEarlyForTheWeak(t *testing.T) {
 	assert.Less(t, result.Mean, 100.0)
 }
 
-func TestExamIsHeldTwiceForTheStrong(t *testing.T) {
+func TestStrongPolicyPlaysBothParts(t *testing.T) {
 	t.Parallel()
 	result, err := play.Exam{Few: 2, Many: 5, Pass: 5}.Take(t.Context(), untrained(t), seed.Stream(1, "exam", 0))
 	require.NoError(t, err)

@@ -8,10 +8,11 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The equations of motion must know mechanics: these tests do not repeat them, but ask what any cart with a uniform pole
-// obeys, wherever it is and whatever pushes it.
+// The equations of motion must obey the laws of mechanics. These tests do not repeat the equations:
+// they check conservation laws that hold for any cart with a uniform pole, in any state.
 
-// energy of the cart and the pole; the pole's moment of inertia about its centre is m l²/3 for a rod of half length l.
+// energy returns the energy of the cart and the pole. The pole's moment of inertia about its centre
+// is m l²/3 for a rod of half length l.
 func (s State) energy() float64 {
 	sin, cos := math.Sincos(s.Angle)
 	// The velocity of the pole's centre.
@@ -22,12 +23,12 @@ func (s State) energy() float64 {
 	return kinetic/2 + poleMass*gravity*halfPole*cos
 }
 
-// momentum along the track.
+// momentum returns the momentum along the track.
 func (s State) momentum() float64 {
 	return totalMass*s.Velocity + poleMass*halfPole*s.AngularVelocity*math.Cos(s.Angle)
 }
 
-// rate is the derivative of a quantity along the motion, by a symmetric difference.
+// rate returns the time derivative of a quantity, by a symmetric difference.
 func (s State) rate(quantity func(State) float64, force float64) float64 {
 	const h = 1e-5
 	linear, angular := s.accelerations(force)
@@ -51,7 +52,7 @@ func anyState(t *rapid.T) State {
 	}
 }
 
-func TestEnergyChangesByTheWorkOfTheForce(t *testing.T) {
+func TestEnergyChangesByWorkOfForce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		state, force := anyState(t), rapid.Float64Range(-20, 20).Draw(t, "force")
@@ -59,7 +60,7 @@ func TestEnergyChangesByTheWorkOfTheForce(t *testing.T) {
 	})
 }
 
-func TestMomentumChangesByTheForce(t *testing.T) {
+func TestMomentumChangesByForce(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		state, force := anyState(t), rapid.Float64Range(-20, 20).Draw(t, "force")
@@ -67,7 +68,7 @@ func TestMomentumChangesByTheForce(t *testing.T) {
 	})
 }
 
-func TestLeftAndRightAreMirrored(t *testing.T) {
+func TestDynamicsAreMirrorSymmetric(t *testing.T) {
 	t.Parallel()
 	mirror := func(s State) State {
 		return State{Position: -s.Position, Velocity: -s.Velocity, Angle: -s.Angle, AngularVelocity: -s.AngularVelocity}
@@ -78,7 +79,7 @@ func TestLeftAndRightAreMirrored(t *testing.T) {
 	})
 }
 
-func TestTheTrackIsAlikeEverywhere(t *testing.T) {
+func TestDynamicsAreTranslationInvariant(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		state, force := anyState(t), rapid.Float64Range(-20, 20).Draw(t, "force")

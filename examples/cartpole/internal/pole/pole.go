@@ -1,7 +1,9 @@
-// Package pole is the cart-pole balancing task: a pole hinged on a cart that is pushed left or right, and must not fall.
+// Package pole implements the cart-pole balancing task: a pole hinged on a cart, which is pushed
+// left or right to keep the pole upright.
 //
-// It is CartPole-v1 as Gymnasium defines it (physics, limits, reward, length), written from the published equations and
-// held to Gymnasium's own trajectories by a test. Start with [New], then [Environment.Reset] and [Environment.Step].
+// It is CartPole-v1 as defined by Gymnasium (physics, limits, reward, length), implemented from the
+// published equations and tested against Gymnasium's own trajectories. Start with [New], then
+// [Environment.Reset] and [Environment.Step].
 package pole
 
 import (
@@ -10,48 +12,50 @@ import (
 	"math/rand/v2"
 )
 
-// What defines CartPole-v1 beside the physics.
+// Parameters of CartPole-v1, except for the physics.
 const (
 	// Features is the length of an observation: position, velocity, angle and angular velocity.
 	Features = 4
-	// Actions is how many there are: 0 pushes to the left, 1 to the right.
+	// Actions is the number of actions: 0 pushes to the left, 1 to the right.
 	Actions = 2
-	// MaxSteps is where an episode is cut off, and, with a reward of 1 a step, the highest return there is.
+	// MaxSteps is the maximum length of an episode, and, with a reward of 1 per step, the maximum
+	// return.
 	MaxSteps = 500
 	// Solved is the mean return at which the task counts as solved.
 	Solved = 475
 
-	// trackEnd is how far the cart may go from the middle, in metres.
+	// trackEnd is the maximum distance of the cart from the middle in metres.
 	trackEnd = 2.4
-	// maxAngle is how far the pole may lean: 12 degrees.
+	// maxAngle is the maximum angle of the pole: 12 degrees.
 	maxAngle = 12 * 2 * math.Pi / 360
 	// spread bounds each feature of the initial state.
 	spread = 0.05
 )
 
-// Errors of a caller who steps where no step can be taken.
+// Errors of [Environment.Step].
 var (
-	ErrNoEpisode = errors.New("no episode is running: reset the environment first")
-	ErrAction    = errors.New("no such action: there are 0 (left) and 1 (right)")
+	ErrNoEpisode = errors.New("no episode in progress: reset the environment first")
+	ErrAction    = errors.New("invalid action: use 0 (left) or 1 (right)")
 )
 
-// Observation is what an agent sees: position (m), velocity (m/s), angle (rad) and angular velocity (rad/s).
+// Observation is the agent's view of the state: position (m), velocity (m/s), angle (rad) and
+// angular velocity (rad/s).
 type Observation [Features]float32
 
-// Outcome is what one step led to.
+// Outcome is the result of one step.
 type Outcome struct {
 	Observation Observation
 	Reward      float32
-	// Terminated says that the pole fell or the cart left the track: there is no future to hope for.
+	// Terminated means that the pole fell or the cart left the track: there are no further rewards.
 	Terminated bool
-	// Truncated says that the episode was cut off at [MaxSteps]: it would have gone on.
+	// Truncated means that the episode was ended at [MaxSteps]; its last state has a future value.
 	Truncated bool
 }
 
-// Over says that the episode has ended, either way.
+// Over reports whether the episode has ended.
 func (o Outcome) Over() bool { return o.Terminated || o.Truncated }
 
-// Environment plays one episode after the other. It is not for several goroutines at once.
+// Environment plays episodes, one after another. It is not safe for concurrent use.
 type Environment struct {
 	rng     *rand.Rand
 	state   State
@@ -59,12 +63,12 @@ type Environment struct {
 	running bool
 }
 
-// New makes an environment that draws its initial states from rng.
+// New returns an environment that draws its initial states from rng.
 func New(rng *rand.Rand) *Environment {
 	return &Environment{rng: rng}
 }
 
-// Reset begins an episode, whatever became of the one before.
+// Reset starts an episode.
 func (e *Environment) Reset() Observation {
 	draw := func() float64 { return spread * (2*e.rng.Float64() - 1) }
 	return e.begin(State{Position: draw(), Velocity: draw(), Angle: draw(), AngularVelocity: draw()})
@@ -75,7 +79,7 @@ func (e *Environment) begin(state State) Observation {
 	return state.observe()
 }
 
-// Step pushes the cart for a fiftieth of a second.
+// Step pushes the cart for 20 ms.
 func (e *Environment) Step(action int) (Outcome, error) {
 	if !e.running {
 		return Outcome{}, ErrNoEpisode

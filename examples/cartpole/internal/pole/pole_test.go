@@ -14,8 +14,9 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-// The file holds six episodes that Gymnasium played: pushed one way only, at random, and one that was balanced to the end.
-func TestEpisodesGoAsInGymnasium(t *testing.T) {
+// The file holds six episodes recorded with Gymnasium: pushed in one direction, at random, and one
+// that was balanced to the end.
+func TestEpisodesMatchGymnasium(t *testing.T) {
 	t.Parallel()
 	file, err := os.ReadFile("testdata/gymnasium.txt")
 	require.NoError(t, err)
@@ -48,7 +49,8 @@ func TestEpisodesGoAsInGymnasium(t *testing.T) {
 		assert.Equal(t, verdict == "terminated", out.Terminated, "line %d", n)
 		assert.Equal(t, verdict == "truncated", out.Truncated, "line %d", n)
 		ends[verdict]++
-		// The task is chaotic: a difference in rounding grows a millionfold in two hundred steps, so each step is judged by itself.
+		// The task is chaotic: a rounding difference grows a millionfold in two hundred steps. So
+		// each step is compared separately.
 		env.state = want
 	}
 	require.NoError(t, lines.Err())
@@ -60,17 +62,18 @@ func (s State) slice() []float64 {
 	return []float64{s.Position, s.Velocity, s.Angle, s.AngularVelocity}
 }
 
-// By hand: upright and at rest, a push of 10 N moves the cart by 10/1.1 - 0.05 a/1.1, where a = -(10/1.1) / (0.5 (4/3 - 0.1/1.1)).
+// Computed by hand: upright and at rest, a push of 10 N accelerates the cart by 10/1.1 - 0.05
+// a/1.1, where a = -(10/1.1) / (0.5 (4/3 - 0.1/1.1)).
 func TestFirstPushByHand(t *testing.T) {
 	t.Parallel()
 	after := State{}.Step(pushForce)
-	assert.Zero(t, after.Position, "Euler's method moves with the velocity of before")
+	assert.Zero(t, after.Position, "Euler's method uses the previous velocity")
 	assert.Zero(t, after.Angle)
 	assert.InDelta(t, 0.1951219512195122, after.Velocity, 1e-12)
 	assert.InDelta(t, -0.2926829268292683, after.AngularVelocity, 1e-12)
 }
 
-func TestInitialStatesFillTheirRange(t *testing.T) {
+func TestInitialStatesCoverTheirRange(t *testing.T) {
 	t.Parallel()
 	env := New(seed.Stream(7, "environment", 0))
 	var low, high Observation
@@ -88,18 +91,18 @@ func TestInitialStatesFillTheirRange(t *testing.T) {
 	}
 }
 
-func TestTheTrackEnds(t *testing.T) {
+func TestCartLeavesTrack(t *testing.T) {
 	t.Parallel()
 	env := New(seed.Stream(1, "environment", 0))
 	env.begin(State{Position: 2.39, Velocity: 1})
 	out, err := env.Step(1)
 	require.NoError(t, err)
 	assert.True(t, out.Terminated)
-	assert.InDelta(t, 1, out.Reward, 0, "the last step counts too")
+	assert.InDelta(t, 1, out.Reward, 0, "the last step is rewarded too")
 }
 
-// A fall in the last step is a fall: it must not look like an episode that would have gone on.
-func TestFallInTheLastStepIsNotTruncated(t *testing.T) {
+// A fall in the last step must count as terminated, not as truncated.
+func TestFallInLastStepIsNotTruncated(t *testing.T) {
 	t.Parallel()
 	env := New(seed.Stream(1, "environment", 0))
 	env.begin(State{Angle: maxAngle, AngularVelocity: 1})
@@ -110,7 +113,7 @@ func TestFallInTheLastStepIsNotTruncated(t *testing.T) {
 	assert.False(t, out.Truncated)
 }
 
-func TestStepsThatCannotBeTaken(t *testing.T) {
+func TestInvalidSteps(t *testing.T) {
 	t.Parallel()
 	env := New(seed.Stream(1, "environment", 0))
 	_, err := env.Step(0)
@@ -121,13 +124,13 @@ func TestStepsThatCannotBeTaken(t *testing.T) {
 	require.ErrorIs(t, err, ErrAction)
 	_, err = env.Step(-1)
 	require.ErrorIs(t, err, ErrAction)
-	assert.Equal(t, before, env.state.observe(), "a refused action changes nothing")
+	assert.Equal(t, before, env.state.observe(), "an invalid action changes nothing")
 
 	env.begin(State{Position: 3})
 	_, err = env.Step(0)
 	require.NoError(t, err)
 	_, err = env.Step(0)
-	require.ErrorIs(t, err, ErrNoEpisode, "the episode was over")
+	require.ErrorIs(t, err, ErrNoEpisode, "the episode has ended")
 }
 
 func TestSameSeedSameEpisodes(t *testing.T) {

@@ -2,9 +2,10 @@ package pole
 
 import "math"
 
-// The physics, in SI units. See A. G. Barto, R. S. Sutton and C. W. Anderson, "Neuronlike adaptive elements that can solve
-// difficult learning control problems" (1983), for the task, and R. V. Florian, "Correct equations for the dynamics of the
-// cart-pole system" (2007), for the equations, here without friction. The numbers are Gymnasium's.
+// The physics, in SI units. The task is that of A. G. Barto, R. S. Sutton and C. W. Anderson,
+// "Neuronlike adaptive elements that can solve difficult learning control problems" (1983). The
+// equations are those of R. V. Florian, "Correct equations for the dynamics of the cart-pole
+// system" (2007), without friction. The numbers are Gymnasium's.
 const (
 	gravity  = 9.8
 	cartMass = 1.0
@@ -12,21 +13,22 @@ const (
 	// halfPole is the distance from the hinge to the pole's centre of mass.
 	halfPole  = 0.5
 	pushForce = 10.0
-	// tick is the time between two steps.
+	// tick is the duration of a step.
 	tick = 0.02
 
 	totalMass = cartMass + poleMass
 )
 
-// State is where the cart and the pole are, and how fast they move.
+// State is the position and velocity of the cart and the pole.
 type State struct {
 	Position, Velocity float64
-	// Angle is 0 where the pole is upright, and grows as it leans to the right.
+	// Angle is 0 if the pole is upright, and positive if it leans to the right.
 	Angle, AngularVelocity float64
 }
 
-// Step is the state a tick later, under a horizontal force on the cart, by Euler's method: positions move with the
-// velocities of before, as in Gymnasium's `kinematics_integrator = "euler"`.
+// Step returns the state one tick later, under a horizontal force on the cart, by Euler's method:
+// positions change by the previous velocities, as with Gymnasium's `kinematics_integrator =
+// "euler"`.
 func (s State) Step(force float64) State {
 	linear, angular := s.accelerations(force)
 	return State{
@@ -37,7 +39,8 @@ func (s State) Step(force float64) State {
 	}
 }
 
-// accelerations of the cart and of the pole: Florian's equations (23) and (24) without friction.
+// accelerations returns the accelerations of the cart and the pole: Florian's equations (23) and
+// (24) without friction.
 func (s State) accelerations(force float64) (linear, angular float64) {
 	sin, cos := math.Sincos(s.Angle)
 	pushed := (force + poleMass*halfPole*s.AngularVelocity*s.AngularVelocity*sin) / totalMass

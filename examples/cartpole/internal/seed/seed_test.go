@@ -11,13 +11,13 @@ import (
 func TestPartsDrawIndependently(t *testing.T) {
 	t.Parallel()
 	once, again := seed.Stream(1, "worker", 0), seed.Stream(1, "worker", 0)
-	assert.Equal(t, once.Uint64(), again.Uint64(), "a stream can be repeated")
+	assert.Equal(t, once.Uint64(), again.Uint64(), "streams are repeatable")
 	first := map[uint64]string{}
 	for run := range uint64(3) {
 		for _, part := range []string{"worker", "explore", "learner"} {
 			for index := range 3 {
 				drawn := seed.Stream(run, part, index).Uint64()
-				assert.Empty(t, first[drawn], "two streams begin alike")
+				assert.Empty(t, first[drawn], "two streams begin with the same number")
 				first[drawn] = part
 			}
 		}

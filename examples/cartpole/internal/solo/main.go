@@ -1,5 +1,6 @@
-// Command solo trains CartPole in one process, without RayLink: where the pipeline fails to learn, solo tells whether the
-// algorithm or the pipeline is to blame. It prints a line for each seed, and a summary.
+// Command solo trains CartPole in one process, without RayLink. If the pipeline fails to learn,
+// solo shows whether the cause is the algorithm or the pipeline. It prints a line per seed, and a
+// summary.
 package main
 
 import (
@@ -26,10 +27,10 @@ func main() {
 
 func run(ctx context.Context) error {
 	c := defaultConfig()
-	seeds := flag.Int("seeds", 20, "how many seeds to train, one after the other")
+	seeds := flag.Int("seeds", 20, "number of seeds to train, one after another")
 	first := flag.Uint64("first", 1, "the first seed")
-	flag.IntVar(&c.stale, "stale", c.stale, "learner steps between two pulls of the workers")
-	flag.IntVar(&c.limit, "limit", c.limit, "learner steps before a seed is given up")
+	flag.IntVar(&c.stale, "stale", c.stale, "learner steps between pulls by the workers")
+	flag.IntVar(&c.limit, "limit", c.limit, "maximum number of learner steps of a seed")
 	flag.Parse()
 
 	fmt.Println("seed  before   after  learner steps  seconds")
@@ -52,7 +53,7 @@ func run(ctx context.Context) error {
 		return nil
 	}
 	slices.Sort(took)
-	fmt.Printf("%d of %d solved; %.1f s in the median, %.1f s at the most\n",
+	fmt.Printf("%d of %d solved; median %.1f s, maximum %.1f s\n",
 		solved, len(took), took[len(took)/2].Seconds(), took[len(took)-1].Seconds())
 	return nil
 }

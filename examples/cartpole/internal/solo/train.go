@@ -12,20 +12,20 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-// config is what a run is made of. The pipeline has the same figures as flags; solo is where they were found.
+// config configures a run. Its defaults are also those of the pipeline.
 type config struct {
 	learner  dqn.Config
 	exam     play.Exam
 	workers  int
-	lookout  int     // steps that a transition looks ahead
-	discount float32 // of a step's reward against the one before
+	lookout  int     // steps of a transition
+	discount float32 // of a step's reward relative to the previous one
 	capacity int     // rows in the replay
 	warmup   int     // rows before the first learner step
 	batch    int     // rows in a learner step
-	explore  int     // steps of a worker until its exploration has come down
-	stale    int     // learner steps between two pulls: how old the workers' parameters get
-	examine  int     // learner steps between two exams
-	limit    int     // learner steps before it gives up
+	explore  int     // steps of a worker until its final exploration rate
+	stale    int     // learner steps between pulls: the maximum age of the workers' parameters
+	examine  int     // learner steps between exams
+	limit    int     // maximum number of learner steps
 }
 
 func defaultConfig() config {
@@ -35,16 +35,17 @@ func defaultConfig() config {
 	}
 }
 
-// result is how a run went.
+// result is the result of a run.
 type result struct {
-	// first and last are the mean returns of 100 greedy episodes, before training and with the parameters that passed the exam.
+	// first and last are the mean returns of 100 greedy episodes: before training, and with the
+	// parameters that passed the exam.
 	first, last  float64
 	learnerSteps int
 	took         time.Duration
 	passed       bool
 }
 
-// worker plays and gathers what it saw.
+// worker acts and collects transitions.
 type worker struct {
 	env       *pole.Environment
 	seen      pole.Observation
@@ -92,7 +93,8 @@ func (r *ring) sample(batch *dqn.Batch, rows int, rng *rand.Rand) {
 	}
 }
 
-// train runs one seed: each worker takes a step to each of the learner's, and acts with parameters that are a little old.
+// train runs one seed: workers and learner alternate steps, and the workers' parameters are
+// slightly stale, as in the pipeline.
 func train(ctx context.Context, c config, run uint64) (result, error) {
 	learner, err := dqn.NewLearner(c.learner, seed.Stream(run, "learner", 0))
 	if err != nil {
@@ -151,14 +153,14 @@ func act(workers []*worker, replay *ring) error {
 	for _, w := range workers {
 		var err error
 		if done, err = w.step(done); err != nil {
-			return fmt.Errorf("acting: %w", err)
+			return fmt.Errorf("step environment: %w", err)
 		}
 	}
 	replay.add(done)
 	return nil
 }
 
-// pull gives every worker the newest parameters.
+// pull updates the parameters of all workers.
 func pull(learner *dqn.Learner, workers []*worker) error {
 	network := learner.Network()
 	for _, w := range workers {

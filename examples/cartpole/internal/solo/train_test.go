@@ -11,19 +11,19 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 )
 
-// One seed that learns quickly; `go run ./examples/cartpole/internal/solo` tries twenty.
+// A seed that learns quickly; `go run ./examples/cartpole/internal/solo` runs twenty seeds.
 func TestTrainsInOneProcess(t *testing.T) {
 	t.Parallel()
 	c := defaultConfig()
 	c.limit = 5_000
 	res, err := train(t.Context(), c, 3)
 	require.NoError(t, err)
-	assert.Less(t, res.first, 100.0, "it knew nothing at first")
+	assert.Less(t, res.first, 100.0, "the policy is untrained at first")
 	assert.True(t, res.passed)
 	assert.GreaterOrEqual(t, res.last, float64(pole.Solved))
 }
 
-func TestRingForgetsTheOldest(t *testing.T) {
+func TestRingOverwritesOldest(t *testing.T) {
 	t.Parallel()
 	r := &ring{capacity: 3}
 	for i := range 5 {

@@ -4,9 +4,9 @@
 // 	protoc        (unknown)
 // source: cartpole/v1/cartpole.proto
 
-// A pipeline that learns to balance a pole: who its nodes are, what they say to each other, and what they keep where others see
-// it. Its data goes four ways, each made for it: rows of experience through a replay, parameters through the parameter server,
-// status and statistics through storage, and calls for the rest.
+// A pipeline that learns to balance a pole: its nodes, their messages, and their shared state. Data
+// takes four ways, each made for its purpose: rows of experience in a replay, parameters in the
+// parameter server, status and statistics in storage, and calls for the rest.
 
 package cartpolev1
 
@@ -28,14 +28,14 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Link is a way that data takes.
+// Link is a connection in the flow of data.
 type Link int32
 
 const (
 	Link_LINK_UNSPECIFIED Link = 0
-	// From the parameter server to those who act: nobody pulls a second time.
+	// From the parameter server to the workers. If it is cut, they pull only once.
 	Link_LINK_PULL Link = 1
-	// From the workers to the replay: nobody writes.
+	// From the workers to the replay. If it is cut, they write nothing.
 	Link_LINK_REPLAY Link = 2
 )
 
@@ -80,7 +80,8 @@ func (Link) EnumDescriptor() ([]byte, []int) {
 	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{0}
 }
 
-// RunState says whether to go on. The runner writes it under `run/state`; everyone else reads it at each visit.
+// RunState is whether the run continues. The runner stores it under `run/state`; the other nodes
+// read it periodically.
 type RunState int32
 
 const (
@@ -88,7 +89,7 @@ const (
 	RunState_RUN_STATE_RUNNING     RunState = 1
 	// A policy passed its exam: stop.
 	RunState_RUN_STATE_SOLVED RunState = 2
-	// The limit was reached, or something broke: stop.
+	// The limit was reached, or a node failed: stop.
 	RunState_RUN_STATE_GIVEN_UP RunState = 3
 )
 
@@ -135,21 +136,21 @@ func (RunState) EnumDescriptor() ([]byte, []int) {
 	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{1}
 }
 
-// RunConfig is all that can be set about a run. It is made of the command's flags, and stands in storage under `config`, where
-// every node of the run reads it.
+// RunConfig is the configuration of a run. It is made from the command's flags, and stored in
+// storage under `config`, where every node of the run reads it.
 type RunConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every random number of the run comes from it.
+	// The seed of all random numbers of the run.
 	Seed       uint64      `protobuf:"varint,1,opt,name=seed,proto3" json:"seed,omitempty"`
 	Workers    uint32      `protobuf:"varint,2,opt,name=workers,proto3" json:"workers,omitempty"`
 	Experience *Experience `protobuf:"bytes,3,opt,name=experience,proto3" json:"experience,omitempty"`
 	Learning   *Learning   `protobuf:"bytes,4,opt,name=learning,proto3" json:"learning,omitempty"`
 	Exam       *Exam       `protobuf:"bytes,5,opt,name=exam,proto3" json:"exam,omitempty"`
-	// Environment steps, by all workers together, to each step of the learner: who is ahead waits for the other.
+	// Environment steps of all workers per learner step. Workers and learner wait for each other.
 	Pace uint32 `protobuf:"varint,6,opt,name=pace,proto3" json:"pace,omitempty"`
-	// When an unsolved run is given up, counted from the first environment step.
+	// The maximum duration of a run, from its first environment step.
 	Limit *durationpb.Duration `protobuf:"bytes,7,opt,name=limit,proto3" json:"limit,omitempty"`
-	// The link that is cut, to show that learning needs it.
+	// The link that is disabled, to show that learning needs it.
 	Cut           Link `protobuf:"varint,8,opt,name=cut,proto3,enum=cartpole.v1.Link" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -241,18 +242,18 @@ func (x *RunConfig) GetCut() Link {
 	return Link_LINK_UNSPECIFIED
 }
 
-// Experience is how workers gather it.
+// Experience configures how workers collect experience.
 type Experience struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many steps a transition looks ahead.
+	// The number of steps of a transition.
 	Lookout uint32 `protobuf:"varint,1,opt,name=lookout,proto3" json:"lookout,omitempty"`
-	// What a step's reward counts against that of the step before.
+	// The weight of a step's reward relative to that of the previous step.
 	Discount float32 `protobuf:"fixed32,2,opt,name=discount,proto3" json:"discount,omitempty"`
-	// A worker's steps until its exploration has come down.
+	// A worker's steps until its final exploration rate.
 	Explore uint64 `protobuf:"varint,3,opt,name=explore,proto3" json:"explore,omitempty"`
-	// A worker's steps between two visits to replay, storage and parameter server.
+	// A worker's steps between accesses to replay, storage and parameter server.
 	Stint uint32 `protobuf:"varint,4,opt,name=stint,proto3" json:"stint,omitempty"`
-	// Rows in the replay, and rows in it before the learner's first step.
+	// The capacity of the replay in rows, and the number of rows before the learner's first step.
 	Capacity      uint64 `protobuf:"varint,5,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Warmup        uint64 `protobuf:"varint,6,opt,name=warmup,proto3" json:"warmup,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -331,20 +332,20 @@ func (x *Experience) GetWarmup() uint64 {
 	return 0
 }
 
-// Learning is how the learner turns it into a policy.
+// Learning configures the learner.
 type Learning struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rows in a step.
+	// Rows per learner step.
 	Batch uint32 `protobuf:"varint,1,opt,name=batch,proto3" json:"batch,omitempty"`
 	// Widths of the network's hidden layers.
 	Hidden []uint32 `protobuf:"varint,2,rep,packed,name=hidden,proto3" json:"hidden,omitempty"`
-	// Adam's rate.
+	// Adam's learning rate.
 	Rate float64 `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
-	// How much of the newest parameters goes into the target network at each step.
+	// The weight of the newest parameters in the target network's moving average.
 	Average float64 `protobuf:"fixed64,4,opt,name=average,proto3" json:"average,omitempty"`
-	// The greatest length of a gradient.
+	// The maximum norm of a gradient.
 	MaxNorm float64 `protobuf:"fixed64,5,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
-	// Steps between two pushes.
+	// Learner steps between pushes.
 	PushEvery     uint32 `protobuf:"varint,6,opt,name=push_every,json=pushEvery,proto3" json:"push_every,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -422,14 +423,15 @@ func (x *Learning) GetPushEvery() uint32 {
 	return 0
 }
 
-// Exam decides when a policy is good enough: a few greedy episodes first, and who passes those plays many more.
+// Exam configures when a policy is good enough: it plays a few greedy episodes, and if it passes,
+// many more.
 type Exam struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Few   uint32                 `protobuf:"varint,1,opt,name=few,proto3" json:"few,omitempty"`
 	Many  uint32                 `protobuf:"varint,2,opt,name=many,proto3" json:"many,omitempty"`
-	// The mean return to reach in both.
+	// The mean return required in both.
 	Pass float64 `protobuf:"fixed64,3,opt,name=pass,proto3" json:"pass,omitempty"`
-	// Learner steps between two exams.
+	// Learner steps between exams.
 	Every         uint32 `protobuf:"varint,4,opt,name=every,proto3" json:"every,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -493,14 +495,14 @@ func (x *Exam) GetEvery() uint32 {
 	return 0
 }
 
-// WorkerStats is how one worker is doing, under `stats/worker-N`.
+// WorkerStats are the statistics of a worker, under `stats/worker-N`.
 type WorkerStats struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Steps    uint64                 `protobuf:"varint,1,opt,name=steps,proto3" json:"steps,omitempty"`
 	Episodes uint64                 `protobuf:"varint,2,opt,name=episodes,proto3" json:"episodes,omitempty"`
-	// Mean return of its last episodes, while exploring.
+	// Mean return of its most recent episodes, with exploration.
 	MeanReturn float64 `protobuf:"fixed64,3,opt,name=mean_return,json=meanReturn,proto3" json:"mean_return,omitempty"`
-	// The parameters that it acts with.
+	// The version of its parameters.
 	Version       uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -564,12 +566,13 @@ func (x *WorkerStats) GetVersion() uint64 {
 	return 0
 }
 
-// LearnerStats is how the learner is doing, under `stats/learner`.
+// LearnerStats are the statistics of the learner, under `stats/learner`.
 type LearnerStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Steps uint64                 `protobuf:"varint,1,opt,name=steps,proto3" json:"steps,omitempty"`
 	Loss  float64                `protobuf:"fixed64,2,opt,name=loss,proto3" json:"loss,omitempty"`
-	// The version that it pushed last. How far a worker's is behind is the worker's staleness.
+	// The most recently pushed version. Its distance from a worker's version is the worker's
+	// staleness.
 	Version       uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -626,11 +629,11 @@ func (x *LearnerStats) GetVersion() uint64 {
 	return 0
 }
 
-// ExamStats is the last exam, under `stats/exam`.
+// ExamStats is the result of the latest exam, under `stats/exam`.
 type ExamStats struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Environment steps of all workers at the time.
+	// Environment steps of all workers at that time.
 	Steps         uint64  `protobuf:"varint,2,opt,name=steps,proto3" json:"steps,omitempty"`
 	Episodes      uint32  `protobuf:"varint,3,opt,name=episodes,proto3" json:"episodes,omitempty"`
 	MeanReturn    float64 `protobuf:"fixed64,4,opt,name=mean_return,json=meanReturn,proto3" json:"mean_return,omitempty"`
@@ -787,13 +790,14 @@ func (*TrainRequest) Descriptor() ([]byte, []int) {
 type TrainResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Solved bool                   `protobuf:"varint,1,opt,name=solved,proto3" json:"solved,omitempty"`
-	// Mean greedy returns: of the first version, of the one that passed, at its exam, and of that one again, played by the player.
+	// Mean greedy returns: of the first version, of the version that passed at its exam, and of the
+	// same version when the player played it.
 	First  float64 `protobuf:"fixed64,2,opt,name=first,proto3" json:"first,omitempty"`
 	Exam   float64 `protobuf:"fixed64,3,opt,name=exam,proto3" json:"exam,omitempty"`
 	Played float64 `protobuf:"fixed64,4,opt,name=played,proto3" json:"played,omitempty"`
-	// The version that passed, and the learner step it was pushed at.
+	// The version that passed.
 	Version uint64 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	// From the first environment step to the exam that was passed, or to giving up.
+	// From the first environment step to the exam that was passed, or to the end of an unsolved run.
 	Took          *durationpb.Duration `protobuf:"bytes,6,opt,name=took,proto3" json:"took,omitempty"`
 	Run           *RunResponse         `protobuf:"bytes,7,opt,name=run,proto3" json:"run,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -962,12 +966,12 @@ func (*RunRequest) Descriptor() ([]byte, []int) {
 type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	State RunState               `protobuf:"varint,1,opt,name=state,proto3,enum=cartpole.v1.RunState" json:"state,omitempty"`
-	// What the workers earned, in the order of steps: the learning curve.
+	// The workers' episodes, in the order of steps: the learning curve.
 	Episodes     []*Episode   `protobuf:"bytes,2,rep,name=episodes,proto3" json:"episodes,omitempty"`
 	Exams        []*ExamStats `protobuf:"bytes,3,rep,name=exams,proto3" json:"exams,omitempty"`
 	Steps        uint64       `protobuf:"varint,4,opt,name=steps,proto3" json:"steps,omitempty"`
 	LearnerSteps uint64       `protobuf:"varint,5,opt,name=learner_steps,json=learnerSteps,proto3" json:"learner_steps,omitempty"`
-	// From the first environment step to the exam that was passed, or to giving up.
+	// From the first environment step to the exam that was passed, or to the end of an unsolved run.
 	Took          *durationpb.Duration `protobuf:"bytes,6,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1134,7 +1138,7 @@ func (*WorkRequest) Descriptor() ([]byte, []int) {
 	return file_cartpole_v1_cartpole_proto_rawDescGZIP(), []int{14}
 }
 
-// Episode is one that a worker played, exploring.
+// Episode is an episode that a worker played, with exploration.
 type Episode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Environment steps of all workers when it ended.
@@ -1383,7 +1387,7 @@ func (x *LearnResponse) GetVersion() uint64 {
 
 type PlayRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose newest parameters to play.
+	// The tag whose newest parameters to play.
 	Tag           string `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
 	Episodes      uint32 `protobuf:"varint,2,opt,name=episodes,proto3" json:"episodes,omitempty"`
 	Seed          uint64 `protobuf:"varint,3,opt,name=seed,proto3" json:"seed,omitempty"`

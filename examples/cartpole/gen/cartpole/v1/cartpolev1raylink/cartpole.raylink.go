@@ -4,9 +4,9 @@
 
 // Package cartpolev1raylink has the nodes and handles of the services in cartpole/v1/cartpole.proto.
 //
-// A pipeline that learns to balance a pole: who its nodes are, what they say to each other, and what they keep where others see
-// it. Its data goes four ways, each made for it: rows of experience through a replay, parameters through the parameter server,
-// status and statistics through storage, and calls for the rest.
+// A pipeline that learns to balance a pole: its nodes, their messages, and their shared state. Data
+// takes four ways, each made for its purpose: rows of experience in a replay, parameters in the
+// parameter server, status and statistics in storage, and calls for the rest.
 package cartpolev1raylink
 
 import (
@@ -76,9 +76,10 @@ var managerHandlers = []runtime.TableHandler{
 // ManagerNode is what a node of the service cartpole.v1.Manager implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Manager is a run from outside: it makes the replay and the runner, and has the result played once more by somebody new.
+// Manager is the entrance to a run: it creates the replay and the runner, and lets a new player
+// confirm the result.
 type ManagerNode interface {
-	// Train runs the whole pipeline, until a policy is solved and judged or the limit is reached.
+	// Train runs the whole pipeline until a solution has been confirmed, or the limit is reached.
 	Train(context.Context, *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error)
 }
 
@@ -102,7 +103,8 @@ func ManagerType(setup func(context.Context, *runtime.Node, *cartpolev1.ManagerC
 // Manager is the handle of a node of the service cartpole.v1.Manager, wherever that node lives. It may be used by
 // several goroutines at once.
 //
-// Manager is a run from outside: it makes the replay and the runner, and has the result played once more by somebody new.
+// Manager is the entrance to a run: it creates the replay and the runner, and lets a new player
+// confirm the result.
 type Manager struct {
 	ref runtime.Ref
 }
@@ -112,7 +114,7 @@ func (h *Manager) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Train runs the whole pipeline, until a policy is solved and judged or the limit is reached.
+// Train runs the whole pipeline until a solution has been confirmed, or the limit is reached.
 func (h *Manager) Train(ctx context.Context, req *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
 	return runtime.CallUnary[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
 }
@@ -226,9 +228,10 @@ var runnerHandlers = []runtime.TableHandler{
 // RunnerNode is what a node of the service cartpole.v1.Runner implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Runner makes the learner and the workers, examines what they achieve, and stops them.
+// Runner creates the learner and the workers, examines policies, and stops the run.
 type RunnerNode interface {
-	// Run ends when an exam is passed, whose version then stands under the tag `solved`, or when the limit is reached.
+	// Run returns when an exam is passed, whose version then has the tag `solved`, or when the limit
+	// is reached.
 	Run(context.Context, *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error)
 }
 
@@ -252,7 +255,7 @@ func RunnerType(setup func(context.Context, *runtime.Node, *cartpolev1.RunnerCon
 // Runner is the handle of a node of the service cartpole.v1.Runner, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Runner makes the learner and the workers, examines what they achieve, and stops them.
+// Runner creates the learner and the workers, examines policies, and stops the run.
 type Runner struct {
 	ref runtime.Ref
 }
@@ -262,7 +265,8 @@ func (h *Runner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Run ends when an exam is passed, whose version then stands under the tag `solved`, or when the limit is reached.
+// Run returns when an exam is passed, whose version then has the tag `solved`, or when the limit
+// is reached.
 func (h *Runner) Run(ctx context.Context, req *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error) {
 	return runtime.CallUnary[*cartpolev1.RunRequest, *cartpolev1.RunResponse](ctx, h.ref, 0, req)
 }
@@ -376,9 +380,10 @@ var workerHandlers = []runtime.TableHandler{
 // WorkerNode is what a node of the service cartpole.v1.Worker implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Worker acts: it pulls parameters when there are newer ones, and writes what it sees to the replay.
+// Worker acts: it pulls newer parameters when there are any, and writes its transitions to the
+// replay.
 type WorkerNode interface {
-	// Work goes on until the run's state in storage says otherwise.
+	// Work returns when the run's state in storage is no longer running.
 	Work(context.Context, *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error)
 }
 
@@ -402,7 +407,8 @@ func WorkerType(setup func(context.Context, *runtime.Node, *cartpolev1.WorkerCon
 // Worker is the handle of a node of the service cartpole.v1.Worker, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Worker acts: it pulls parameters when there are newer ones, and writes what it sees to the replay.
+// Worker acts: it pulls newer parameters when there are any, and writes its transitions to the
+// replay.
 type Worker struct {
 	ref runtime.Ref
 }
@@ -412,7 +418,7 @@ func (h *Worker) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Work goes on until the run's state in storage says otherwise.
+// Work returns when the run's state in storage is no longer running.
 func (h *Worker) Work(ctx context.Context, req *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
 	return runtime.CallUnary[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
 }
@@ -526,9 +532,10 @@ var learnerHandlers = []runtime.TableHandler{
 // LearnerNode is what a node of the service cartpole.v1.Learner implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Learner samples the replay, learns, and pushes parameters. It has pushed its first ones when it has been created.
+// Learner samples the replay, learns, and pushes parameters. It pushes the first ones before its
+// creation is complete.
 type LearnerNode interface {
-	// Learn goes on until the run's state in storage says otherwise.
+	// Learn returns when the run's state in storage is no longer running.
 	Learn(context.Context, *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error)
 }
 
@@ -552,7 +559,8 @@ func LearnerType(setup func(context.Context, *runtime.Node, *cartpolev1.LearnerC
 // Learner is the handle of a node of the service cartpole.v1.Learner, wherever that node lives. It may be used by
 // several goroutines at once.
 //
-// Learner samples the replay, learns, and pushes parameters. It has pushed its first ones when it has been created.
+// Learner samples the replay, learns, and pushes parameters. It pushes the first ones before its
+// creation is complete.
 type Learner struct {
 	ref runtime.Ref
 }
@@ -562,7 +570,7 @@ func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Learn goes on until the run's state in storage says otherwise.
+// Learn returns when the run's state in storage is no longer running.
 func (h *Learner) Learn(ctx context.Context, req *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
 	return runtime.CallUnary[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
 }
@@ -673,9 +681,9 @@ var playerHandlers = []runtime.TableHandler{
 // PlayerNode is what a node of the service cartpole.v1.Player implements. Its unary methods run one at a time unless
 // the schema says otherwise.
 //
-// Player pulls parameters by their tag and plays, greedily. It knows nothing of where they come from.
+// Player pulls parameters by tag and plays greedily. It is independent of how they were made.
 type PlayerNode interface {
-	// Play plays fresh episodes.
+	// Play plays new episodes.
 	Play(context.Context, *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error)
 }
 
@@ -698,7 +706,7 @@ func PlayerType(setup func(context.Context, *runtime.Node) (PlayerNode, error)) 
 // Player is the handle of a node of the service cartpole.v1.Player, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Player pulls parameters by their tag and plays, greedily. It knows nothing of where they come from.
+// Player pulls parameters by tag and plays greedily. It is independent of how they were made.
 type Player struct {
 	ref runtime.Ref
 }
@@ -708,7 +716,7 @@ func (h *Player) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Play plays fresh episodes.
+// Play plays new episodes.
 func (h *Player) Play(ctx context.Context, req *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error) {
 	return runtime.CallUnary[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](ctx, h.ref, 0, req)
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// What stands where in storage.
+// Keys in storage.
 const (
 	keyConfig       = "config"
 	keyState        = "run/state"
@@ -30,24 +30,25 @@ const (
 	keyExam         = "stats/exam"
 )
 
-// The tags of the parameter server.
+// Tags of the parameter server.
 const (
 	tagPolicy = "policy"
 	tagSolved = "solved"
 )
 
-// links are a node's ways to the others.
-type links struct {
+// clients are a node's clients of the run's services.
+type clients struct {
 	config  *cartpolev1.RunConfig
 	storage *storage.Client
 	ps      *ps.Client
-	// replay is there for those who were told of one.
+	// replay is nil in nodes that do not use the replay.
 	replay *replay.Client
 }
 
-// openLinks finds what every system has, reads the configuration, and opens the run's replay. All of it ends with the node.
-func openLinks(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef) (*links, error) {
-	l := &links{config: &cartpolev1.RunConfig{}}
+// openClients finds the services of the system, reads the configuration, and opens the run's replay
+// if there is a reference to it. The clients are closed when the node stops.
+func openClients(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef) (*clients, error) {
+	l := &clients{config: &cartpolev1.RunConfig{}}
 	var err error
 	if l.storage, err = openStorage(ctx, self); err != nil {
 		return nil, err
@@ -85,20 +86,20 @@ func openStorage(ctx context.Context, from runtime.Finder) (*storage.Client, err
 	return storage.New(handle), nil
 }
 
-// running says whether the run goes on.
-func (l *links) running(ctx context.Context) (bool, error) {
+// running reports whether the run is still in progress.
+func (l *clients) running(ctx context.Context) (bool, error) {
 	state, err := storage.GetOr(ctx, l.storage, keyState, int64(cartpolev1.RunState_RUN_STATE_RUNNING))
 	return state == int64(cartpolev1.RunState_RUN_STATE_RUNNING), err
 }
 
-// pull reads a tag's newest policy, and says which version it is.
-func (l *links) pull(ctx context.Context, tag string) (_ *dqn.Policy, version uint64, err error) {
+// pull returns the newest policy of a tag, and its version.
+func (l *clients) pull(ctx context.Context, tag string) (_ *dqn.Policy, version uint64, err error) {
 	parameters, err := l.ps.Pull(ctx, tag)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, parameters.Release()) }()
-	// The bytes are mapped memory that ends with the release: the policy has its own.
+	// ParsePolicy copies the bytes, which are mapped memory and invalid after Release.
 	policy, err := dqn.ParsePolicy(parameters.Bytes())
 	if err != nil {
 		return nil, 0, fmt.Errorf("version %d of %q: %w", parameters.Version().GetId(), tag, err)
@@ -106,7 +107,7 @@ func (l *links) pull(ctx context.Context, tag string) (_ *dqn.Policy, version ui
 	return policy, parameters.Version().GetId(), nil
 }
 
-// The replay's columns: one row is one transition.
+// Columns of the replay; a row is a transition.
 const (
 	columnObservation = "observation"
 	columnAction      = "action"
@@ -125,7 +126,7 @@ func columns() []*replayv1.Column {
 	}
 }
 
-// view is a replay's batch as the learner's: the same memory, column by column.
+// view returns a replay's batch as a learner's batch, which shares its memory.
 func view(b *replay.Batch) (*dqn.Batch, error) {
 	var v dqn.Batch
 	var errs [5]error
