@@ -359,10 +359,15 @@ func (b *bodies) sweep() {
 	}
 	b.mu.Unlock()
 	for _, h := range slow {
-		h.interrupting.Lock()
-		if h.interrupt != nil {
-			h.interrupt()
-		}
-		h.interrupting.Unlock()
+		h.interruptNow()
+	}
+}
+
+// interruptNow makes the call fail that reads or writes the message, unless it is over.
+func (h *heldBody) interruptNow() {
+	h.interrupting.Lock()
+	defer h.interrupting.Unlock()
+	if h.interrupt != nil {
+		h.interrupt()
 	}
 }

@@ -64,7 +64,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	}
 	cc.call.receive(Metadata{header: metadata})
 	if m.shape != connect.StreamTypeUnary {
-		reply := &replyStream{ServerStream: stream, node: n, call: cc, setHeader: func(md Metadata) { md.addTo(info.ResponseHeader()) }}
+		reply := &replyStream{ServerStream: stream, node: n, call: cc, isShared: true, setHeader: func(md Metadata) { md.addTo(info.ResponseHeader()) }}
 		trailer, err := reply.end(n.runStreamApart(cc, reply))
 		trailer.addTo(info.ResponseTrailer())
 		return err
@@ -131,7 +131,7 @@ func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 		err = n.runStream(cc, stream)
 		returned = true
 	}()
-	defer stream.over.Store(true)
+	defer stream.finish(ctx)
 	select {
 	case err := <-done:
 		return err
@@ -180,10 +180,17 @@ type replyStream struct {
 	setHeader func(Metadata)
 	once      sync.Once
 	wrong     error
-	// over says that the transport has its goroutine back: what is still sent would go nowhere, and
+	source    source // only ReceiveEmpty uses it
+
+	// over says that the transport gets its goroutine back: what is still sent would go nowhere, and
 	// may panic.
-	over   atomic.Bool
-	source source // only ReceiveEmpty uses it
+	over atomic.Bool
+	// isShared says that the response must not be used once the transport has its goroutine back.
+	isShared bool
+	mu       sync.Mutex // guards what follows, and that over is set
+	// sending is how many operations use the response, and sent is closed when there are none, after the end.
+	sending int
+	sent    chan struct{}
 }
 
 // begin sets the header, once.
@@ -222,6 +229,65 @@ func (s *replyStream) guard(operation func() error) (err error) {
 	return operation()
 }
 
+// guardResponse is guard for an operation that uses the response: the transport gets its goroutine back
+// only when that is through.
+func (s *replyStream) guardResponse(operation func() error) error {
+	if !s.isShared {
+		return s.guard(operation)
+	}
+	s.mu.Lock()
+	if s.over.Load() {
+		s.mu.Unlock()
+		return overError()
+	}
+	s.sending++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.sending--; s.sending == 0 && s.sent != nil {
+			close(s.sent)
+		}
+	}()
+	return s.guard(operation)
+}
+
+// finish lets nothing use the transport's stream any more. A method may have returned while another
+// goroutine of its sends, or go on sending after its call is over: finish waits for that, and interrupts
+// it when the caller has gone, the node has ended, or it takes long.
+func (s *replyStream) finish(ctx context.Context) {
+	s.mu.Lock()
+	s.over.Store(true)
+	if s.sending == 0 {
+		s.mu.Unlock()
+		return
+	}
+	sent := make(chan struct{})
+	s.sent = sent
+	s.mu.Unlock()
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-sent:
+		return
+	case <-ctx.Done():
+	case <-s.node.life.Done():
+	case <-late.C:
+	}
+	if counted, ok := s.ServerStream.(*countedStream); ok {
+		counted.call.response.interruptNow()
+		<-sent
+		return
+	}
+	late.Reset(grace)
+	select {
+	case <-sent:
+	case <-late.C: // there is no way to interrupt another's transport
+		s.node.logger().Warn("a stream is still being sent on although its call is over",
+			slog.String("node", s.node.path), slog.String("method", s.call.call.method.fullName()))
+	}
+}
+
 // overError is for a method's code that uses its stream after the method has returned.
 func overError() error {
 	return connect.NewError(connect.CodeCanceled, errStreamEnded.Error()).WithCause(context.Canceled)
@@ -239,7 +305,7 @@ func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
 
 // SendHeaders implements connect.ServerStream.
 func (s *replyStream) SendHeaders() error {
-	return s.guard(func() error {
+	return s.guardResponse(func() error {
 		if err := s.begin(); err != nil {
 			return err
 		}
@@ -249,7 +315,7 @@ func (s *replyStream) SendHeaders() error {
 
 // Send implements connect.ServerStream.
 func (s *replyStream) Send(msg any) error {
-	return s.guard(func() error {
+	return s.guardResponse(func() error {
 		if err := s.begin(); err != nil {
 			return err
 		}
