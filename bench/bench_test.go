@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,12 +17,15 @@ import (
 
 // small returns scaled-down variants of the real rows, just large enough to exercise them.
 func small() []row {
-	rs := rows()
+	// Programs are built by TestProgramsWithGeneratedCodeCompile.
+	rs := slices.DeleteFunc(rows(), func(r row) bool { return r.job.Kind == codeImported || r.job.Kind == codeUsed })
 	for i := range rs {
 		j := &rs[i].job
 		switch j.Kind {
 		case connections, nodes:
 			j.Inflight = 20
+		case pluginTime:
+			j.Size /= 100
 		default:
 			j.Inflight, j.Size = min(j.Inflight, 8), min(j.Size, 128<<10)
 		}
@@ -46,11 +51,11 @@ func TestEveryCell(t *testing.T) {
 	for _, l := range lines {
 		got[cell{l.Name, l.System}] = l
 	}
-	for _, r := range rows() {
+	for _, r := range small() {
 		for _, system := range r.systems {
 			l, ok := got[cell{r.name, system}]
 			require.True(t, ok, "row %s has no result of %s", r.name, system)
-			if r.size() {
+			if r.size() || r.code() {
 				continue // meaningless with so few of them
 			}
 			assert.Positive(t, l.Value, "%s of %s", r.name, system)
@@ -59,6 +64,9 @@ func TestEveryCell(t *testing.T) {
 		}
 	}
 	for _, target := range res.targets(lines) {
+		if target.what == "code/imported" || target.what == "code/used" {
+			continue
+		}
 		assert.True(t, target.measured, "%s, %s", target.what, target.goal)
 	}
 
@@ -67,6 +75,22 @@ func TestEveryCell(t *testing.T) {
 	info, err := os.Stat(picture)
 	require.NoError(t, err)
 	assert.Positive(t, info.Size())
+}
+
+// TestProgramsWithGeneratedCodeCompile checks what the rows about the size of code build, without the time that linking takes.
+func TestProgramsWithGeneratedCodeCompile(t *testing.T) {
+	module, err := moduleDir()
+	require.NoError(t, err)
+	for system, parts := range codeSystems {
+		for _, k := range []kind{codeNone, codeImported, codeUsed} {
+			source := filepath.Join(t.TempDir(), "main.go")
+			require.NoError(t, os.WriteFile(source, []byte(parts.program(k)), 0o600))
+			vet := exec.CommandContext(t.Context(), "go", "vet", source)
+			vet.Dir = module
+			out, err := vet.CombinedOutput()
+			require.NoError(t, err, "%s, %s: %s\n%s", system, k, out, parts.program(k))
+		}
+	}
 }
 
 // TestOutput checks the format of the output: JSON, one object per line, then the tables.

@@ -159,9 +159,14 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		process, j.Kind = "raylink", plain
 	}
 	var err error
-	if r.size() {
+	switch {
+	case r.job.Kind == pluginTime:
+		err = d.measurePlugin(r, res)
+	case r.code():
+		err = d.measureCode(ctx, r, system, res)
+	case r.size():
 		err = d.measureSize(ctx, r, j, process, res)
-	} else {
+	default:
 		err = d.measureCalls(ctx, r, j, system, process, res)
 	}
 	if err == nil {

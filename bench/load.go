@@ -23,6 +23,12 @@ const (
 	// The kinds below measure memory in bytes.
 	connections kind = "connections"
 	nodes       kind = "nodes"
+	// The kinds below are about generated code, and no calls: how large it is in a program, and how long the plugin takes for
+	// so many files.
+	codeNone     kind = "no code"
+	codeImported kind = "imported code"
+	codeUsed     kind = "used code"
+	pluginTime   kind = "plugin"
 )
 
 // job is the work of a client.

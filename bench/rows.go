@@ -19,6 +19,12 @@ type row struct {
 	once bool
 }
 
+// Rows of the plugin that are compared.
+const (
+	fewFiles       = "code/plugin/files=500"
+	fourTimesFiles = "code/plugin/files=2000"
+)
+
 // Entries in a row that are no systems: a plain call of a Go interface, and Brain's share of the
 // memory of a node.
 const (
@@ -28,6 +34,11 @@ const (
 
 // size reports whether the row is measured in bytes, where fewer are better.
 func (r *row) size() bool { return r.job.Kind == connections || r.job.Kind == nodes }
+
+// code reports whether the row is about generated code.
+func (r *row) code() bool {
+	return r.job.Kind == codeImported || r.job.Kind == codeUsed || r.job.Kind == pluginTime
+}
 
 // value returns the result of one round.
 func (r *row) value(o outcome) float64 {
@@ -94,6 +105,10 @@ func rows() []row {
 			name: "rpc/idle/nodes=10000", network: "tcp", unit: "bytes each", once: true, job: job{Kind: nodes, Inflight: 10000},
 			systems: []string{"raylink"},
 		},
+		row{name: "code/imported", unit: "bytes a method", once: true, job: job{Kind: codeImported}, systems: []string{"raylink", "grpc-go", "connect-h2c"}},
+		row{name: "code/used", unit: "bytes a method", once: true, job: job{Kind: codeUsed}, systems: []string{"raylink", "grpc-go", "connect-h2c"}},
+		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
+		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
 	return rs
 }

@@ -112,7 +112,20 @@ func (r *results) targets(lines []line) []target {
 		f.bound("rpc/stuck/16B/inflight=64", "at least 0.8 x without the stream", "%.2f x", value, func(v float64) bool { return v >= 0.8 }),
 		f.bound("rpc/idle/connections=1000", "at most 20,480 bytes each", "%.0f", value, below(20<<10)),
 		f.bound("rpc/idle/nodes=10000", "at most 4,096 bytes each", "%.0f", value, below(4<<10)),
+		f.bound("code/imported", "at most 500 bytes a method", "%.0f", value, below(500)),
+		f.atMost("code/used", "connect-h2c", "bytes", value, 1),
+		f.linear(),
 	)
+}
+
+// linear requires that the plugin needs no more time per file for many files than for few.
+func (f figuresOf) linear() target {
+	few, ok1 := f.of(fewFiles, "raylink")
+	many, ok2 := f.of(fourTimesFiles, "raylink")
+	times, ok := ratio(many.Value, few.Value, ok1, ok2)
+	return target{
+		what: fourTimesFiles, goal: "a file at most 1.5 x one of 500", reached: fmt.Sprintf("%.2f x", times), ok: times <= 1.5, measured: ok,
+	}
 }
 
 // asMany compares two rows of RayLink.
