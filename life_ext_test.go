@@ -598,6 +598,7 @@ func TestWhatANodeHasStartedEndsWithItsProcess(t *testing.T) {
 		"one in a session of its own":   `setsid sh -c 'echo $$ >$FILE; exec sleep 1000'`,
 		"a daemon":                      `(setsid sh -c 'echo $$ >$FILE; cd /; exec sleep 1000 </dev/null >/dev/null 2>&1' &) ; exit`,
 		"one with no environment":       `env -i sh -c "echo \$\$ >$FILE; exec sleep 1000"`,
+		"a daemon with no environment":  `(env -i setsid sh -c "echo \$\$ >$FILE; cd /; exec sleep 1000 </dev/null >/dev/null 2>&1" &) ; exit`,
 		"a stubborn one in a session":   `setsid sh -c 'trap "" TERM HUP; echo $$ >$FILE; while :; do sleep 1; done'`,
 		"one that is started by a pipe": `sh -c 'echo $$ >$FILE; exec sleep 1000' | cat`,
 	}

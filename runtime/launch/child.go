@@ -62,6 +62,7 @@ func Inherited() (*Child, error) {
 	if err := c.start(frames); err != nil {
 		return nil, errors.Join(fmt.Errorf("launch: reading what this process was launched for: %w", err), from.Close(), to.Close())
 	}
+	markSelf()
 	signal.Notify(c.broken, syscall.SIGPIPE)
 	go c.listen(frames)
 	return c, nil

@@ -3,6 +3,7 @@ package launch
 import (
 	"bytes"
 	"errors"
+	"hash/fnv"
 	"io"
 	"os"
 	"slices"
@@ -25,8 +26,45 @@ func awaitExit(pid int) {
 	}
 }
 
-// marked finds the processes that have one of the marks in their environment.
+// limitOf is the soft limit RLIMIT_RTTIME that stands for a mark. It is how many microseconds of CPU a real-time thread may use
+// without a break: between 2^62 and 2^63 are no limit.
+func limitOf(mark string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(mark)) // never fails
+	return 1<<62 | h.Sum64()>>2
+}
+
+// isMarked says whether a soft limit stands for some mark.
+func isMarked(limit uint64) bool { return limit>>62 == 1 }
+
+// markSelf gives this process its mark as a limit, too, which descendants inherit whatever they do to their environment. Where
+// the limit is in use it is left alone.
+func markSelf() {
+	mark := os.Getenv(markVariable)
+	var limit unix.Rlimit
+	if mark == "" || unix.Prlimit(0, unix.RLIMIT_RTTIME, nil, &limit) != nil || limit.Max != unix.RLIM_INFINITY ||
+		limit.Cur != unix.RLIM_INFINITY && !isMarked(limit.Cur) {
+		return
+	}
+	limit.Cur = limitOf(mark)
+	_ = unix.Prlimit(0, unix.RLIMIT_RTTIME, &limit, nil) // the environment has the mark
+}
+
+// limitMarkOf is the limit of a process, if it stands for a mark, else 0.
+func limitMarkOf(pid int) uint64 {
+	var limit unix.Rlimit
+	if unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &limit) != nil || !isMarked(limit.Cur) {
+		return 0
+	}
+	return limit.Cur
+}
+
+// marked finds the processes that have one of the marks, in their environment or, where that has none, as their limit.
 func marked(marks []string) []*os.Process {
+	limits := make([]uint64, len(marks))
+	for i, mark := range marks {
+		limits[i] = limitOf(mark)
+	}
 	var found []*os.Process
 	for _, pid := range processes() {
 		// The handle comes first, so that it is the process that was looked at which is killed, and none that has got its id since.
@@ -34,7 +72,8 @@ func marked(marks []string) []*os.Process {
 		if err != nil {
 			continue
 		}
-		if mark := markOf(environOf(pid)); mark != "" && slices.Contains(marks, mark) {
+		mark := markOf(environOf(pid))
+		if slices.Contains(marks, mark) || mark == "" && slices.Contains(limits, limitMarkOf(pid)) {
 			found = append(found, p)
 			continue
 		}
@@ -67,7 +106,12 @@ func descendants(self int, mark string) []*os.Process {
 		case mark:
 			e.mine = true
 		case "":
-			e.mine = s.group == self
+			limit := limitMarkOf(pid)
+			if limit != 0 && limit != limitOf(mark) { // it descends from another launched process
+				_ = p.Release()
+				continue
+			}
+			e.mine = limit != 0 || s.group == self
 		default: // it is another launched process, or one of its own
 			_ = p.Release()
 			continue

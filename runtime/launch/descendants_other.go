@@ -7,6 +7,9 @@ import "os"
 // awaitExit does nothing here: the process is reaped before its group is killed.
 func awaitExit(int) {}
 
+// markSelf does nothing here: limits of other processes can't be read.
+func markSelf() {}
+
 // marked finds nothing here: the environment of other processes can't be read.
 func marked([]string) []*os.Process { return nil }
 
