@@ -88,7 +88,7 @@ type stoppable struct {
 
 func startPeer(t *testing.T, mode, address string) *stoppable {
 	t.Helper()
-	p := &stoppable{cmd: exec.Command(os.Args[0])} //nolint:gosec // this very binary
+	p := &stoppable{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), peerMode+"="+mode, peerMode+"_ADDRESS="+address)
 	p.cmd.Stderr = os.Stderr
 	out, err := p.cmd.StdoutPipe()
