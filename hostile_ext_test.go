@@ -134,6 +134,7 @@ func (v *victim) url(method string) string {
 // bear lets an attack happen.
 func (v *victim) bear(t *testing.T, a attack) {
 	t.Helper()
+	heapHeld()
 	heap, routines, files := heapHeld(), goruntime.NumGoroutine(), openFiles(t)
 	calls := v.calls.Load()
 	most := watchHeap()
@@ -156,11 +157,9 @@ func (v *victim) bear(t *testing.T, a attack) {
 
 // heapHeld is what the process holds, when all that can be collected has been: what the last collection found in use, and
 // stacks. Neither what was allocated since counts, nor spans that are partly free: how much that is depends on
-// what was there before.
+// what was there before. Pools keep things through one collection.
 func heapHeld() int {
-	for range 2 { // pools keep things through one collection
-		goruntime.GC()
-	}
+	goruntime.GC()
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 	metrics.Read(samples)
 	return int(samples[0].Value.Uint64() + samples[1].Value.Uint64())
@@ -257,7 +256,7 @@ func attacks() []attack {
 		{name: "slow drip", most: 16 * mib, do: drip},
 		{name: "responses that nothing reads", most: 5*hostileBodies/2 + 16*mib, do: unread},
 	}
-	return append(all, floods()...)
+	return append(append(all, floods()...), h2Attacks()...)
 }
 
 // unadmitted opens connections that begin in many ways and say no more.
