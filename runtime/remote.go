@@ -15,6 +15,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -209,6 +210,9 @@ func messageOf(err error) string {
 // same code, text and details, and decides nothing.
 func isNotHere(err error) bool {
 	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, and no other
+	if faults.Repetition && isLost(err) {
+		return true
+	}
 	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)
 }
 

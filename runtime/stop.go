@@ -13,6 +13,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 // stopNode ends a node that lives here: children first, then its calls, then itself. All who ask wait for the one end, and get its error.
@@ -175,6 +176,9 @@ func (h *Host) nodeFailed(n *Node, err error) {
 
 // drop forgets a node that is gone.
 func (h *Host) drop(n *Node) {
+	if faults.Remains {
+		return
+	}
 	defer h.changes.Add(1)
 	h.mu.Lock()
 	delete(h.nodes, n.nid)

@@ -3,6 +3,7 @@ package soak
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -20,6 +21,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/raylink/raylink"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/join"
+	"github.com/raylink/raylink/runtime"
 )
 
 var (
@@ -30,7 +34,9 @@ var (
 const (
 	// brainMode makes this binary a Brain: the address to listen on.
 	brainMode = "RAYLINK_TEST_SOAK_BRAIN"
-	token     = "soaked"
+	// cradleMode makes this binary the cradle, unless it is Brain: the address of Brain.
+	cradleMode = "RAYLINK_TEST_SOAK_CRADLE"
+	token      = "soaked"
 	// patience bounds every wait of the test's own. Reaching it is a failure.
 	patience = time.Minute
 )
@@ -48,6 +54,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if address := os.Getenv(cradleMode); address != "" {
+		if err := cradle(address); err != nil {
+			fmt.Fprintln(os.Stderr, "the cradle:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -61,6 +74,24 @@ func serveBrain(address string) error {
 	})
 }
 
+// cradle is the life of the cradle: a host with a node below which there are nodes with processes of
+// their own. It is also theirs.
+func cradle(address string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	rt, err := join.Init(ctx, append((&world{}).options(), runtime.WithBrain(address))...)
+	if err != nil {
+		return err
+	}
+	p, err := contractv1raylink.CreateProbe(ctx, rt, nil, runtime.ParentProcess())
+	if err != nil {
+		return errors.Join(err, rt.Close())
+	}
+	fmt.Println("serving", p.Ref().Path())
+	<-ctx.Done()
+	return rt.Close()
+}
+
 // brain is a Brain in a process of its own, which always listens on one address.
 type brain struct {
 	address string
@@ -69,26 +100,31 @@ type brain struct {
 
 // start starts the process, and returns when Brain serves.
 func (b *brain) start() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	b.cmd = exec.Command(self)
+	b.cmd = exec.Command(os.Args[0])
 	b.cmd.Env = append(os.Environ(), brainMode+"="+b.address)
-	b.cmd.Stderr = os.Stderr
-	out, err := b.cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := b.cmd.Start(); err != nil {
-		return err
-	}
-	// The pipe is read to its end by Wait's caller: Brain's nodes may hold it a little longer.
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "serving ") {
-		return fmt.Errorf("starting Brain: it said %q: %w", line, err)
+	if _, err := startServing(b.cmd); err != nil {
+		return fmt.Errorf("starting Brain: %w", err)
 	}
 	return nil
+}
+
+// startServing starts a process, and returns what it serves when it does.
+func startServing(cmd *exec.Cmd) (string, error) {
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	// The pipe is read to its end by Wait's caller: the process's nodes may hold it a little longer.
+	line, err := bufio.NewReader(out).ReadString('\n')
+	what, serves := strings.CutPrefix(strings.TrimSpace(line), "serving ")
+	if err != nil || !serves {
+		return "", fmt.Errorf("it said %q: %w", line, err)
+	}
+	return what, nil
 }
 
 func (b *brain) signal(s os.Signal) error { return b.cmd.Process.Signal(s) }

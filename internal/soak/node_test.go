@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect/v2"
+
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 	"github.com/raylink/raylink/runtime"
@@ -34,6 +36,8 @@ func number(caller, epoch, count int64) int64 { return (caller<<16|epoch)<<32 | 
 func (w *world) setUp(
 	_ context.Context, n *runtime.Node, _ *contractv1.ProbeConfig,
 ) (contractv1raylink.ProbeNode, error) {
+	w.ups.Add(1)
+	n.OnStop(func(context.Context) error { w.downs.Add(1); return nil })
 	return &node{world: w, node: n, last: make(map[int64]int64), blocked: &w.blocked}, nil
 }
 
@@ -41,7 +45,9 @@ func (w *world) setUp(
 func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	caller, count := req.GetBy()>>32, req.GetBy()&(1<<32-1)
 	if last := n.last[caller]; count <= last {
-		n.world.faultf("call %d of caller %x ran on %s after call %d", count, caller, n.node.Path(), last)
+		err := connect.Errorf(connect.CodeInternal, "call %d of caller %x ran on %s after call %d", count, caller, n.node.Path(), last)
+		n.world.faultf("%v", err)
+		return nil, err // its caller notes it too: the node may live in a process of its own
 	}
 	n.last[caller] = count
 	if count%97 == 0 { // so that some are slow

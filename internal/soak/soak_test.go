@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -57,10 +58,14 @@ type world struct {
 	t     *testing.T
 	hosts []*host
 	brain *brain
+	// cradle is the process of nodes whose children have processes of their own.
+	cradle *exec.Cmd
 
 	run     sync.WaitGroup
 	over    chan struct{}
 	blocked atomic.Int64
+	// ups and downs count the nodes of this process that were set up, and stopped.
+	ups, downs atomic.Int64
 	// alone says that mostly one caller of each host makes calls: it reads its own answers then.
 	alone atomic.Bool
 	// clock is how long the process has been running, in ticks. On a machine that has much other
@@ -80,6 +85,8 @@ type host struct {
 	proxy *proxy
 	own   *contractv1raylink.Probe
 	nodes []*contractv1raylink.Probe
+	// cradle is the host's handle of the node in the cradle.
+	cradle *contractv1raylink.Probe
 	// cut is when the connections to the host were last cut, on the world's clock.
 	cut atomic.Int64
 }
@@ -114,6 +121,11 @@ type call struct {
 	begun int64
 	limit time.Time
 	end   func()
+	// slack is how much longer than others it may take, and brain says that it needs Brain.
+	slack time.Duration
+	brain bool
+	// life, where there is one, is that of the node which is called, or which calls.
+	life *life
 }
 
 // begin makes the context of a call, which ends by itself, early or late, or is cancelled.
@@ -136,14 +148,19 @@ func (w *world) begin(r *rand.Rand, what string, least time.Duration, to ...*hos
 	return c
 }
 
+// checkLate checks that the call has returned in time.
+func (c *call) checkLate(err error) {
+	late, running := time.Since(c.limit), time.Duration(c.w.clock.Load()-c.begun)*tick
+	if allowed := grace + c.slack; late > allowed && running > c.limit.Sub(c.begin)+allowed {
+		c.w.faultf("%s returned %v after it should have: %v", c.what, late, err)
+	}
+}
+
 // check ends a call: it must have returned in time, and may have failed for its context and for
 // what was done to its connection only. It reports whether the call has succeeded.
 func (c *call) check(err error) bool {
 	defer c.end()
-	late, running := time.Since(c.limit), time.Duration(c.w.clock.Load()-c.begun)*tick
-	if late > grace && running > c.limit.Sub(c.begin)+grace {
-		c.w.faultf("%s returned %v after it should have: %v", c.what, late, err)
-	}
+	c.checkLate(err)
 	code, outcome := connect.CodeOf(err), "ok"
 	if err != nil {
 		outcome = code.String()
@@ -160,7 +177,8 @@ func (c *call) check(err error) bool {
 		return true
 	case ended && (code == connect.CodeCanceled || code == connect.CodeDeadlineExceeded):
 	case code == connect.CodeUnavailable && slices.ContainsFunc(c.to, func(h *host) bool { return recently(&h.cut) }):
-	case code == connect.CodeUnavailable && c.what == "find" && recently(&c.w.away):
+	case code == connect.CodeUnavailable && c.brain && recently(&c.w.away):
+	case code == connect.CodeUnavailable && c.life != nil && c.life.ending.Load():
 	case code == connect.CodeResourceExhausted: // its node has a bound, and calls that were given up may still run
 	default:
 		c.w.faultf("%s failed: %v", c.what, err)
@@ -397,6 +415,7 @@ func (c *caller) sum() {
 
 func (c *caller) find() {
 	ctx := c.w.begin(c.r, "find", 0)
+	ctx.brain = true
 	want := c.host.nodes[c.r.IntN(hosts)].Ref()
 	found, err := contractv1raylink.FindProbe(ctx, c.host.rt, raylink.Path(want.Path()))
 	if ctx.check(err) && found.Ref().NID() != want.NID() {
@@ -540,16 +559,21 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
+// options are every host's.
+func (w *world) options() []join.Option {
+	return []join.Option{
+		raylink.WithToken(token), raylink.WithDrain(drain),
+		raylink.WithStartTimeout(processBirth), contractv1raylink.ProbeType(w.setUp),
+	}
+}
+
 // join makes a host that others reach by a proxy, and a node on it.
 func (w *world) join(ctx context.Context) *host {
 	t, listen := w.t, reserve(w.t)
 	p, err := newProxy(listen)
 	require.NoError(t, err)
 	t.Cleanup(p.close)
-	rt, err := join.Start(ctx,
-		raylink.WithBrain(w.brain.address), raylink.WithToken(token), raylink.WithListen(listen), raylink.WithAdvertise(p.address()),
-		contractv1raylink.ProbeType(w.setUp),
-	)
+	rt, err := join.Start(ctx, append(w.options(), raylink.WithBrain(w.brain.address), raylink.WithListen(listen), raylink.WithAdvertise(p.address()))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, rt.Close()) }) // once more does nothing
 	// Processes of one machine meet by Unix sockets; these are to meet at the proxy.
@@ -559,13 +583,27 @@ func (w *world) join(ctx context.Context) *host {
 	return &host{rt: rt, proxy: p, own: own}
 }
 
+// startCradle starts the cradle.
+func (w *world) startCradle(ctx context.Context) {
+	t := w.t
+	w.cradle = exec.Command(os.Args[0])
+	w.cradle.Env = append(os.Environ(), cradleMode+"="+w.brain.address)
+	node, err := startServing(w.cradle)
+	t.Cleanup(func() { _ = w.cradle.Process.Kill() })
+	require.NoError(t, err)
+	for _, h := range w.hosts {
+		h.cradle, err = contractv1raylink.FindProbe(ctx, h.rt, raylink.Path(node))
+		require.NoError(t, err)
+	}
+}
+
 // await waits for everything that makes calls. A call that never returns is the worst fault.
 func (w *world) await() {
 	done := make(chan struct{})
 	go func() { w.run.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(longest + 2*grace + patience):
+	case <-time.After(processBirth + drain + 2*grace + 2*patience):
 		_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 		require.Fail(w.t, "a call has not returned")
 	}
@@ -586,7 +624,7 @@ func TestSoak(t *testing.T) {
 	sockets := filepath.Join(dir, "s")
 	t.Setenv("RAYLINK_DATA", filepath.Join(dir, "data"))
 	t.Setenv("RAYLINK_RUNTIME_DIR", sockets)
-	t.Setenv("GOGC", "5") // of Brain's processes
+	t.Setenv("GOGC", "5") // of Brain's processes, and those of nodes
 	defer debug.SetGCPercent(debug.SetGCPercent(5))
 	w := &world{t: t, over: make(chan struct{}), outcomes: make(map[string]int)}
 	w.brain = &brain{address: reserve(t)}
@@ -605,6 +643,7 @@ func TestSoak(t *testing.T) {
 			h.nodes = append(h.nodes, handle)
 		}
 	}
+	w.startCradle(ctx)
 	before := heap()
 	for _, h := range w.hosts {
 		h.cut.Store(math.MinInt32)
@@ -620,6 +659,10 @@ func TestSoak(t *testing.T) {
 	w.run.Go(func() { w.disturbLinks(rand.New(rand.NewPCG(*seed, 1<<32))) })
 	w.run.Go(func() { w.disturbBrain(rand.New(rand.NewPCG(*seed, 1<<33))) })
 	w.run.Go(func() { w.floods(rand.New(rand.NewPCG(*seed, 1<<34))) })
+	for i, h := range w.hosts {
+		w.run.Go(func() { w.churn(h, rand.New(rand.NewPCG(*seed, 1<<35+uint64(i))), churners+int64(i)) })
+	}
+	w.run.Go(func() { w.visit(rand.New(rand.NewPCG(*seed, 1<<36)), churners+hosts) })
 	w.run.Go(w.watchHeap)
 	<-time.After(*duration)
 	// On a machine that is busy enough some kinds of calls have had no turn yet.
@@ -628,6 +671,7 @@ func TestSoak(t *testing.T) {
 	w.await()
 	w.report()
 	w.checkRecovery()
+	w.checkLives()
 	w.checkEnd(files, sockets, before)
 }
 
@@ -652,6 +696,7 @@ func (w *world) missingLocked() []string {
 	return slices.DeleteFunc([]string{
 		"add ok", "echo ok", "fetch ok", "async ok", "nested ok", "chat ok", "count ok", "sum ok",
 		"find ok", "wait deadline_exceeded", "wait canceled",
+		"create here ok", "create below ok", "create far ok", "live ok", "stop ok", "visit ok",
 	}, func(what string) bool { return w.outcomes[what] > 0 })
 }
 
@@ -687,6 +732,8 @@ func (w *world) checkEnd(files int, sockets string, before uint64) {
 		require.NoError(t, h.rt.Close())
 		h.proxy.close()
 	}
+	require.NoError(t, w.cradle.Process.Signal(syscall.SIGTERM))
+	assert.NoError(t, w.cradle.Wait())
 	require.NoError(t, w.brain.signal(syscall.SIGTERM))
 	assert.NoError(t, w.brain.cmd.Wait())
 	var left any

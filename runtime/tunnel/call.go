@@ -7,6 +7,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 // Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call again until it is done.
@@ -135,7 +137,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
-	if guarded && body == nil && len(o.requests) > 0 {
+	if guarded && !faults.Overtaking && body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still on its way: go after it.
 			var err error

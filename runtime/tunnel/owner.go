@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 // One goroutine at a time reads a connection. On the accepting side that is the read loop, see
@@ -132,6 +134,7 @@ func (c *Conn) stopped(err error) error {
 	switch {
 	case errors.Is(err, errYielded), errors.Is(err, errInterrupted):
 		return err
+	case faults.Interruption && c.fragment.assembly != nil:
 	case c.waited != nil && isInterruption(err):
 		return errInterrupted
 	}

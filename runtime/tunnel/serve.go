@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
@@ -223,6 +224,9 @@ func (c *Conn) requestComplete(in *Incoming) {
 }
 
 func (c *Conn) onCancel(id uint32) {
+	if faults.Uncancelled {
+		return
+	}
 	c.mu.Lock()
 	in := c.servedAt(id)
 	var p *parcel

@@ -1,0 +1,17 @@
+//go:build faults
+
+package faults
+
+import "os"
+
+//nolint:gochecknoglobals // constant while the process runs
+var (
+	chosen = os.Getenv("RAYLINK_FAULT")
+
+	Interruption = chosen == "interruption"
+	Overtaking   = chosen == "overtaking"
+	Repetition   = chosen == "repetition"
+	Deafness     = chosen == "deafness"
+	Uncancelled  = chosen == "uncancelled"
+	Remains      = chosen == "remains"
+)
