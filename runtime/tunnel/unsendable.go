@@ -2,13 +2,12 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/raylink/raylink/internal/protocheck"
 )
 
 // Unsendable is the error for a message that can't be encoded, the same for every way that the call could go: InvalidArgument for
@@ -50,60 +49,13 @@ func CheckMessage(procedure string, request bool, msg proto.Message) error {
 
 // unsendableField names the first field for which a message can't be encoded, or is empty.
 func unsendableField(msg proto.Message) (why string) {
-	if msg == nil {
-		return ""
-	}
 	defer func() {
 		if recover() != nil { // the message is being changed meanwhile
 			why = ""
 		}
 	}()
-	if err := checkFields(msg.ProtoReflect()); err != nil {
-		return err.Error()
+	if found := protocheck.First(msg); found != nil {
+		return found.Error()
 	}
 	return ""
-}
-
-func checkFields(m protoreflect.Message) error {
-	required := m.Descriptor().RequiredNumbers()
-	for i := range required.Len() {
-		if fd := m.Descriptor().Fields().ByNumber(required.Get(i)); !m.Has(fd) {
-			return fmt.Errorf("the required field %s is not set", fd.FullName())
-		}
-	}
-	var wrong error
-	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		switch {
-		case fd.IsList():
-			for i, list := 0, v.List(); i < list.Len() && wrong == nil; i++ {
-				wrong = checkValue(fd, list.Get(i))
-			}
-		case fd.IsMap():
-			v.Map().Range(func(key protoreflect.MapKey, v protoreflect.Value) bool {
-				if wrong = checkValue(fd.MapKey(), key.Value()); wrong == nil {
-					wrong = checkValue(fd.MapValue(), v)
-				}
-				return wrong == nil
-			})
-		default:
-			wrong = checkValue(fd, v)
-		}
-		return wrong == nil
-	})
-	return wrong
-}
-
-func checkValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) error {
-	switch fd.Kind() {
-	case protoreflect.MessageKind, protoreflect.GroupKind:
-		return checkFields(v.Message())
-	case protoreflect.StringKind:
-		// As protobuf's own encoder decides it: proto2's strings may be anything.
-		enforced, ok := fd.(interface{ EnforceUTF8() bool })
-		if must := ok && enforced.EnforceUTF8() || !ok && fd.Syntax() == protoreflect.Proto3; must && !utf8.ValidString(v.String()) {
-			return fmt.Errorf("the field %s is a string that is not UTF-8; use bytes for other data", fd.FullName())
-		}
-	default:
-	}
-	return nil
 }
