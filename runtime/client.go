@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -58,7 +59,10 @@ func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, o
 	ctx, own := out.transportContext(ctx)
 	res = m.newResponse()
 	err = c.client.CallUnary(ctx, m.spec, req, res)
-	deliver = func() { deliverFrom(out.info, own) }
+	deliver = func() {}
+	if isSettled(ctx, err) {
+		deliver = func() { deliverFrom(out.info, own) }
+	}
 	if err != nil {
 		return nil, deliver, endedAt(clientError(ctx, unsendable(m, req, err)), "the node", m, unanswered)
 	}
@@ -158,6 +162,14 @@ func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own
 	}
 	o.said.addTo(own.RequestHeader())
 	return ctx, own
+}
+
+// isSettled says of a call or stream that ended with err whether its transport has set all metadata.
+// connect's transports don't wait for an answer, or a handler, whose caller's context has ended: what
+// is still to come sets metadata at any time.
+func isSettled(ctx context.Context, err error) bool {
+	e, ok := errors.AsType[*connect.Error](err)
+	return ctx.Err() == nil || err == nil || errors.Is(err, io.EOF) || ok && e.IsRemote()
 }
 
 // deliverFrom shows the caller all that a transport has set for the call; info is the caller's, and own the call's.

@@ -77,7 +77,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 	}
 	err := s.stream.Receive(msg)
 	// A transport in one process sets metadata when the stream ends, at any time until Receive says so; it names no protocol.
-	if err != nil || s.own != nil && s.own.Protocol != "" {
+	if err != nil && isSettled(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
 		deliverFrom(s.info, s.own)
 	}
 	if err == nil {

@@ -32,6 +32,7 @@ const errorText, repaired = "bad octets \xff\xfe here", "bad octets \uFFFD here"
 
 // deeds are what a call may make the probe do.
 var deeds = map[string]func(*raylink.Call) error{
+	"chatter": chatter,
 	"nothing": func(*raylink.Call) error { return nil },
 	"headers": func(c *raylink.Call) error { return say(c, "early", "late") },
 	"headers and an error": func(c *raylink.Call) error {
@@ -117,7 +118,8 @@ func shapes(way Way) []shape {
 			return err
 		}},
 		{"async", func(ctx context.Context, p *contractv1raylink.Probe) error {
-			_, err := p.FailAsync(ctx, &contractv1.FailRequest{Nothing: true}).Get(ctx)
+			// What comes beside the response can be read once the future is done.
+			_, err := p.FailAsync(ctx, &contractv1.FailRequest{Nothing: true}).Get(context.WithoutCancel(ctx))
 			return err
 		}},
 		{"server stream", func(ctx context.Context, p *contractv1raylink.Probe) error {

@@ -97,6 +97,9 @@ func Run(t *testing.T, way Way) {
 		{"a stream method that does not return fails its caller", testStreamGoexit},
 		{"a stream says the same to who misuses it", testMisuse},
 		{"calls leave nothing with their context", testLeftBehind},
+		{"metadata is set while its calls end", testChatter},
+		{"very many calls whose context ends all return, and what follows is as before", testBurst},
+		{"what is large can be given up on its way", testLargeRequestIsOverdue},
 	}
 	tests = append(tests, carryTests()...)
 	if !way.EndsOnClose {
@@ -135,6 +138,7 @@ func Run(t *testing.T, way Way) {
 	for _, test := range hops {
 		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t), way.Open(t)) })
 	}
+	t.Run("metadata is set while its node ends", func(t *testing.T) { testChatterOfANodeThatEnds(t, way, way.Open(t)) })
 	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })
 }
 

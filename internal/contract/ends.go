@@ -1,0 +1,195 @@
+package contract
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	raylink "github.com/raylink/raylink/runtime"
+)
+
+// Keys of a call that the probe chatters about: its number, and the same in the response's metadata.
+const (
+	chatterKey     = "chatter"
+	chatterHeader  = "chatter-early"
+	chatterTrailer = "chatter-late"
+)
+
+// chatter sets and reads a call's metadata from several goroutines, which go on after the method has
+// returned.
+func chatter(c *raylink.Call) error {
+	number := c.Metadata().Get(chatterKey)
+	var begun sync.WaitGroup
+	for _, say := range []func(){
+		func() { c.SetHeader(chatterHeader, number) },
+		func() { c.SetTrailer(chatterTrailer, number) },
+		func() {
+			for range c.Metadata().All() {
+				runtime.Gosched()
+			}
+		},
+	} {
+		begun.Add(1)
+		go func() {
+			for i := range 20 {
+				if say(); i == 0 {
+					begun.Done()
+				}
+				for range rand.IntN(10) {
+					runtime.Gosched()
+				}
+			}
+		}()
+	}
+	begun.Wait()
+	return nil
+}
+
+// ends are the ways in which a call's context ends while its metadata is set.
+var ends = []struct {
+	name string
+	of   func(ctx context.Context) (context.Context, context.CancelFunc)
+}{
+	{"answered", context.WithCancel},
+	{"canceled", func(ctx context.Context) (context.Context, context.CancelFunc) {
+		ctx, cancel := context.WithCancel(ctx)
+		timer := time.AfterFunc(rand.N(2*time.Millisecond), cancel)
+		return ctx, func() { timer.Stop(); cancel() }
+	}},
+	{"overdue", func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, rand.N(2*time.Millisecond))
+	}},
+}
+
+// chat makes calls of every shape that the node chatters about, each with an end of its own, and
+// checks that what comes back is the call's own. until ends it.
+func chat(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, until <-chan struct{}) {
+	for i := range times {
+		select {
+		case <-until:
+			return
+		default:
+		}
+		for n, s := range shapes(way) {
+			end := ends[rand.IntN(len(ends))]
+			number := fmt.Sprintf("%d.%d.%d", caller, i, n)
+			ctx := raylink.WithMetadata(raylink.WithMetadata(patient(t), deedKey, "chatter"), chatterKey, number)
+			ctx, cancel := end.of(ctx)
+			ctx, info := connect.NewClientContext(ctx)
+			err := s.call(ctx, p)
+			if end.name == "answered" && until == nil {
+				if err != nil {
+					t.Errorf("%s: %v", s.name, err)
+				}
+				assert.Contains(t, info.ResponseHeader().Values(chatterHeader), number, s.name)
+				assert.Contains(t, info.ResponseTrailer().Values(chatterTrailer), number, s.name)
+			}
+			for _, values := range [][]string{
+				info.ResponseHeader().Values(chatterHeader), info.ResponseTrailer().Values(chatterTrailer),
+			} {
+				for _, value := range values {
+					assert.Equal(t, number, value, "%s has another call's metadata", s.name)
+				}
+			}
+			cancel()
+		}
+	}
+}
+
+// testChatter is for the race detector too: a node sets and reads the metadata of calls that are
+// answered, canceled and overdue meanwhile, and goes on when they are over.
+func testChatter(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	var callers sync.WaitGroup
+	for i := range 3 {
+		callers.Go(func() { chat(t, way, p, i, 30, nil) })
+	}
+	callers.Wait()
+}
+
+// testChatterOfANodeThatEnds is the same while the node stops.
+func testChatterOfANodeThatEnds(t *testing.T, way Way, peer Peer) {
+	if peer.Near == nil {
+		return // a node outside any system has no end
+	}
+	over := make(chan struct{})
+	var callers sync.WaitGroup
+	for i := range 3 {
+		callers.Go(func() { chat(t, way, peer.Probe, i, 1000, over) })
+	}
+	_, err := peer.Near.Add(patient(t), &contractv1.AddRequest{By: 1}) // the others have begun
+	require.NoError(t, err)
+	require.NoError(t, peer.Near.Ref().Stop(patient(t)))
+	close(over)
+	callers.Wait()
+}
+
+// burst is how many calls are open at once when their context ends.
+const burst = 2000
+
+// testBurst ends the context of very many calls at once. Each hears of it, and so does a lone call
+// after them, whose connection is as good as new.
+func testBurst(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	for n, ends := range []func(context.Context) (context.Context, context.CancelFunc){
+		context.WithCancel,
+		func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, 100*time.Millisecond)
+		},
+	} {
+		ctx, cancel := ends(patient(t))
+		all := make([]*raylink.Future[*contractv1.BlockResponse], burst)
+		for i := range all {
+			all[i] = p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "never released"})
+		}
+		if n == 0 {
+			cancel()
+		}
+		for i, f := range all {
+			_, err := f.Get(patient(t))
+			require.Contains(t, []connect.Code{connect.CodeCanceled, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted},
+				connect.CodeOf(err), "call %d: %v", i, err)
+		}
+		cancel()
+		lone, end := context.WithCancel(patient(t))
+		timer := time.AfterFunc(5*time.Millisecond, end)
+		_, err := p.Block(lone, &contractv1.BlockRequest{Name: "alone"})
+		timer.Stop()
+		require.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
+		_, err = p.Add(patient(t), &contractv1.AddRequest{By: 1})
+		require.NoError(t, err)
+	}
+}
+
+// testLargeRequestIsOverdue gives up requests and messages of streams while they are on their way.
+func testLargeRequestIsOverdue(t *testing.T, _ Way, p *contractv1raylink.Probe) {
+	payload := make([]byte, 8<<20)
+	for range 5 {
+		ctx, cancel := context.WithTimeout(patient(t), rand.N(20*time.Millisecond))
+		_, err := p.Echo(ctx, &contractv1.EchoRequest{Payload: payload})
+		if err != nil {
+			require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+		}
+		stream, err := p.Count(ctx, &contractv1.CountRequest{To: 100, Payload: 1 << 20})
+		for err == nil {
+			_, err = stream.Receive()
+		}
+		if !errors.Is(err, io.EOF) {
+			require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+		}
+		cancel()
+	}
+	res, err := p.Echo(patient(t), &contractv1.EchoRequest{Payload: payload[:1<<20]})
+	require.NoError(t, err)
+	require.Len(t, res.GetPayload(), 1<<20)
+}
