@@ -307,14 +307,15 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), h.options.Drain)
 	defer cancel()
 	started = slices.DeleteFunc(started, func(k *kid) bool { return k == nil })
-	if err := h.stopAll(ctx, started); err != nil {
+	why := "was not set up: " + messageOf(cause)
+	if err := h.stopAll(ctx, started, why); err != nil {
 		h.log.Warn("undoing a creation", slog.Any("error", err))
 	}
 	nids := make([]string, len(records))
 	for i, rec := range records {
 		nids[i] = rec.GetNid()
 	}
-	h.removeRecords(ctx, nids, "was not set up: "+messageOf(cause))
+	h.removeRecords(ctx, nids, why)
 }
 
 // setUp brings a node to life in this process.

@@ -127,7 +127,7 @@ func (h *Host) stopMatching(ctx context.Context, match func(*kid) bool) error {
 		}
 	}
 	h.mu.Unlock()
-	return h.stopAll(ctx, matching)
+	return h.stopAll(ctx, matching, "its creation was canceled")
 }
 
 // firstError is the first of several errors in time.

@@ -13,7 +13,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
-	"github.com/raylink/raylink/runtime/internal/faults"
+	"github.com/raylink/raylink/internal/backoff"
 )
 
 // stopNode ends a node that lives here: children first, then its calls, then itself. All who ask wait for the one end, and get its error.
@@ -92,24 +92,24 @@ func (h *Host) stopKids(ctx context.Context, parent string) error {
 	kids := h.kids[parent]
 	delete(h.kids, parent)
 	h.mu.Unlock()
-	return h.stopAll(ctx, kids)
+	return h.stopAll(ctx, kids, "stopped")
 }
 
 // stopAll ends children of this host, all at once.
-func (h *Host) stopAll(ctx context.Context, kids []*kid) error {
+func (h *Host) stopAll(ctx context.Context, kids []*kid, cause string) error {
 	errs := make([]error, len(kids))
 	var all sync.WaitGroup
 	for i, k := range kids {
-		all.Go(func() { errs[i] = h.stopKid(ctx, k) })
+		all.Go(func() { errs[i] = h.stopKid(ctx, k, cause) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
 }
 
 // stopKid ends one child and all below it.
-func (h *Host) stopKid(ctx context.Context, k *kid) error {
+func (h *Host) stopKid(ctx context.Context, k *kid, cause string) error {
 	if k.node != nil {
-		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), "stopped")
+		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), cause)
 	}
 	if err := k.process.Stop(ctx); err != nil {
 		if !k.restarts {
@@ -148,6 +148,8 @@ func (h *Host) watchProcess(parent string, k *kid) {
 	h.mu.Unlock()
 	exit := k.process.Exit()
 	if exit.Goodbye {
+		// Brain may have been away when the process removed its records and took its leave.
+		h.reportEnd(h.life, k, "stopped")
 		return
 	}
 	defer h.sweepDead()
@@ -156,12 +158,31 @@ func (h *Host) watchProcess(parent string, k *kid) {
 		how += " by itself, before its node was stopped"
 	}
 	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", how))
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), 5*time.Second)
-	defer cancel()
-	// Its host may have held more nodes than the one that it was launched for: all of them died with it.
-	_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(how)})
-	if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
-		h.log.Warn("the death of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
+	h.reportEnd(context.WithoutCancel(h.life), k, how)
+}
+
+// reportEnd tells Brain that a child's process has ended, with all nodes that its host had: perhaps
+// more than the one that it was launched for. While Brain is away it tries again, until this host
+// ends: else the nodes would seem to live until their host's lease runs out. The first attempt has ctx.
+func (h *Host) reportEnd(ctx context.Context, k *kid, how string) {
+	report := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, brainTimeout)
+		defer cancel()
+		_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(how)})
+		if err == nil || connect.CodeOf(err) == connect.CodeNotFound {
+			return nil
+		}
+		return err
+	}
+	err := report(ctx)
+	if err == nil || h.life.Err() != nil {
+		return
+	}
+	h.log.Warn("the end of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
+	for retry := new(backoff.Backoff); !isVerdict(err) && retry.Wait(h.life) == nil; {
+		if err = report(h.life); err == nil {
+			return
+		}
 	}
 }
 
@@ -176,9 +197,6 @@ func (h *Host) nodeFailed(n *Node, err error) {
 
 // drop forgets a node that is gone.
 func (h *Host) drop(n *Node) {
-	if faults.Remains {
-		return
-	}
 	defer h.changes.Add(1)
 	h.mu.Lock()
 	delete(h.nodes, n.nid)
