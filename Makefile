@@ -70,11 +70,12 @@ test: ## vet and run all tests that need only Go; with the race detector where a
 GUARDED := ./brain/... ./cmd/protoc-gen-raylink/generator ./runtime/launch ./runtime/rundir ./runtime/tunnel ./services/...
 
 .PHONY: test-guards
-test-guards: ## the checks that cost too much always (-tags invariants), and checkers without what they guard (-tags unguarded)
+test-guards: ## the checks that cost too much always (-tags invariants), and checkers without what they guard (-tags unguarded, faults)
 	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox
 	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
 	$(GO) test -tags=unguarded -timeout=10m -run='^TestHostile$$' .
 	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
+	$(GO) test -tags=faults -timeout=20m -run='^TestSoakNotices$$' ./internal/soak
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes

@@ -46,6 +46,8 @@ const (
 type life struct {
 	at    place
 	probe *contractv1raylink.Probe
+	// later says that the node was not set up when its creation returned: it may never be.
+	later bool
 	// ending is set before the node is stopped or killed: from then on its calls may fail.
 	ending atomic.Bool
 }
@@ -94,7 +96,8 @@ func (c *caller) lasting(what string, longest time.Duration, early bool, to ...*
 func (c *caller) live() {
 	at := c.place()
 	opts := at.opts
-	if c.r.IntN(3) == 0 {
+	later := c.r.IntN(3) == 0
+	if later {
 		opts = append(opts, raylink.NoWait())
 	}
 	ctx := c.lasting(at.what, at.longest, c.r.IntN(4) == 0, at.on, c.host)
@@ -104,7 +107,7 @@ func (c *caller) live() {
 	}
 	var all sync.WaitGroup
 	for i, probe := range probes {
-		l := &life{at: at, probe: probe}
+		l := &life{at: at, probe: probe, later: later}
 		user := &caller{w: c.w, host: c.w.hosts[c.r.IntN(hosts)], r: rand.New(rand.NewPCG(c.r.Uint64(), uint64(i))), name: c.name}
 		ender := &caller{w: c.w, host: c.host, r: rand.New(rand.NewPCG(c.r.Uint64(), uint64(i)))}
 		all.Go(func() { user.use(l) })
@@ -207,6 +210,9 @@ func (l *life) over() <-chan struct{} {
 func (w *world) churn(h *host, r *rand.Rand, name int64) {
 	c := &caller{w: w, host: h, r: r, name: name}
 	for !w.isOver() {
+		for w.alone.Load() && !w.isOver() { // its calls go over the same connections
+			w.pause(100 * time.Millisecond)
+		}
 		c.live()
 		w.pause(time.Duration(r.IntN(100)) * time.Millisecond)
 	}

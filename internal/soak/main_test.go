@@ -31,14 +31,21 @@ var (
 	seed     = flag.Uint64("soak.seed", 0, "what TestSoak's choices follow from; 0 for one of its own")
 )
 
+// patience bounds every wait of the test's own. Reaching it is a failure, of which a run with a fault
+// on purpose has enough sooner.
+var patience = time.Minute
+
+// fault is what is wrong on purpose in this run.
+var fault = os.Getenv(faultVariable)
+
 const (
 	// brainMode makes this binary a Brain: the address to listen on.
 	brainMode = "RAYLINK_TEST_SOAK_BRAIN"
 	// cradleMode makes this binary the cradle, unless it is Brain: the address of Brain.
 	cradleMode = "RAYLINK_TEST_SOAK_CRADLE"
 	token      = "soaked"
-	// patience bounds every wait of the test's own. Reaching it is a failure.
-	patience = time.Minute
+	// faultVariable names what is wrong on purpose in this run, see TestSoakNotices.
+	faultVariable = "RAYLINK_FAULT"
 )
 
 func TestMain(m *testing.M) {
@@ -46,6 +53,9 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	if fault != "" {
+		patience = 10 * time.Second
 	}
 	if address := os.Getenv(brainMode); address != "" {
 		if err := serveBrain(address); err != nil {

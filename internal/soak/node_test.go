@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +31,22 @@ type node struct {
 	blocked *atomic.Int64
 }
 
+// kept is what a run keeps on purpose.
+var kept []any
+
+// leave leaves something behind where that is the fault on purpose.
+func (w *world) leave() {
+	switch fault {
+	case "goroutine":
+		go func() { select {} }()
+	case "file":
+		file, _ := os.Open(os.DevNull)
+		kept = append(kept, file) // else the collector closes it
+	case "process":
+		_ = exec.Command("sleep", "60").Start()
+	}
+}
+
 // number is what a call adds: who makes it, and how many it has made before. A caller has a new
 // name after a connection was cut: what is still on its way over an old connection may arrive after
 // what goes over the next.
@@ -37,6 +56,7 @@ func (w *world) setUp(
 	_ context.Context, n *runtime.Node, _ *contractv1.ProbeConfig,
 ) (contractv1raylink.ProbeNode, error) {
 	w.ups.Add(1)
+	w.leave()
 	n.OnStop(func(context.Context) error { w.downs.Add(1); return nil })
 	return &node{world: w, node: n, last: make(map[int64]int64), blocked: &w.blocked}, nil
 }
@@ -62,11 +82,19 @@ func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1
 // fetchPrefix begins a request for so many bytes.
 const fetchPrefix = "fetch "
 
+// keptBy guards kept.
+var keptBy sync.Mutex
+
 // Echo runs beside the turns.
 func (*node) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	if digits, ok := strings.CutPrefix(string(req.GetPayload()), fetchPrefix); ok {
 		size, err := strconv.Atoi(digits)
 		return &contractv1.EchoResponse{Payload: pattern(size, size)}, err
+	}
+	if fault == "memory" {
+		keptBy.Lock()
+		kept = append(kept, make([]byte, 4<<20))
+		keptBy.Unlock()
 	}
 	return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil
 }

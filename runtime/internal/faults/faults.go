@@ -5,17 +5,15 @@
 package faults
 
 const (
-	// Interruption: a caller that is interrupted while it reads a fragment takes that for the end of
+	// Interruption means: a caller that is interrupted while it reads a fragment takes that for the end of
 	// the connection.
 	Interruption = false
-	// Overtaking: a small request overtakes a large one of the same caller to the same node.
+	// Overtaking means: a small request overtakes a large one of the same caller to the same node.
 	Overtaking = false
-	// Repetition: a call that was lost with its connection is made once more.
+	// Repetition means: a call that was lost with its connection is made once more.
 	Repetition = false
-	// Deafness: a caller that waits is not notified of the end of its context.
+	// Deafness means: a caller that waits is not notified of the end of its context.
 	Deafness = false
-	// Uncancelled: a node is not notified that its caller has given up.
+	// Uncancelled means: a node is not notified that its caller has given up.
 	Uncancelled = false
-	// Remains: a node that was stopped stays with its host.
-	Remains = false
 )

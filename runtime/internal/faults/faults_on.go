@@ -13,5 +13,4 @@ var (
 	Repetition   = chosen == "repetition"
 	Deafness     = chosen == "deafness"
 	Uncancelled  = chosen == "uncancelled"
-	Remains      = chosen == "remains"
 )
