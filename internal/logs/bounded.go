@@ -19,10 +19,10 @@ const (
 	maxPending = 256
 )
 
-// Bounded is a handler that bounds how long a record waits for another one, which may be the
-// user's code or write to a pipe that is not read. After stallLimit the record is left to a goroutine
-// of its own, and until that has returned up to maxPending further records wait; the rest is counted.
-// A handler that panics or ends its goroutine loses its record.
+// Bounded is a handler that bounds how long a record waits for another handler, which may be the
+// user's code or write to a pipe that is not read. After stallLimit the record is left to a
+// goroutine of its own. Until that returns, up to maxPending further records wait, and the rest is
+// counted. A handler that panics or ends its goroutine loses its record.
 type Bounded struct {
 	inner slog.Handler
 	state *stallState // of all handlers derived from one
@@ -71,7 +71,8 @@ func (b *Bounded) OnStall(fn func(since time.Time)) {
 	b.state.stalled = fn
 }
 
-// Flush waits for records that the handler has not returned for, up to stallLimit. Its error says what is missing.
+// Flush waits for records that the handler has not returned for, up to stallLimit. Its error says
+// what is missing.
 func (b *Bounded) Flush() error {
 	s := b.state
 	s.mu.Lock()
@@ -96,8 +97,8 @@ func (b *Bounded) Flush() error {
 		"the goroutine that it blocks is left behind", time.Since(s.since).Round(time.Millisecond), len(s.pending), s.lost)
 }
 
-// Enabled implements slog.Handler. While the handler handles a record it is not asked, for it may hold a
-// lock that this needs, too.
+// Enabled implements slog.Handler. It does not call the handler while that handles a record, since
+// the handler may hold a lock that its Enabled needs too.
 func (b *Bounded) Enabled(ctx context.Context, level slog.Level) (enabled bool) {
 	if b.state.handling.Load() > 0 {
 		return int64(level) > b.disabled.Load() // and it is asked before it handles the record
@@ -226,7 +227,8 @@ func (h *handling) end(handler slog.Handler) (next pendingRecord, more bool) {
 	return next, false
 }
 
-// next is what is handled next, once the handler has returned for a record that was overdue. s.mu is held.
+// next returns the record to handle next, once the handler has returned for an overdue one. s.mu
+// is held.
 func (h *handling) next(handler slog.Handler) (p pendingRecord, more bool) {
 	s := h.state
 	switch {

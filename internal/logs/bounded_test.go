@@ -31,9 +31,10 @@ func (h hooked) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return hooked{h.Handler.WithAttrs(attrs), h.before}
 }
 
-// TestHandlerThatBlocksDoesNotBlockThoseWhoLog: a record waits for stallLimit, those after it do not; when the handler goes on
-// it gets all that waited, in order, and a record that says how many are lost.
-func TestHandlerThatBlocksDoesNotBlockThoseWhoLog(t *testing.T) {
+// TestHandlerThatBlocksDoesNotBlockCallers: a record waits for stallLimit, those after it do not.
+// When the handler goes on it gets all that waited, in order, and a record with the number of lost
+// ones.
+func TestHandlerThatBlocksDoesNotBlockCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		gate := make(chan struct{})
@@ -77,7 +78,8 @@ func TestHandlerThatBlocksDoesNotBlockThoseWhoLog(t *testing.T) {
 	})
 }
 
-// TestHandlerThatDoesNotReturnLosesItsRecordAlone: one that panics, and one that ends its goroutine, also while others wait.
+// TestHandlerThatDoesNotReturnLosesItsRecordAlone covers a handler that panics, and one that ends
+// its goroutine, also while others wait.
 func TestHandlerThatDoesNotReturnLosesItsRecordAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
