@@ -27,8 +27,8 @@ func TestAllocationsOfARemoteCall(t *testing.T) {
 	require.LessOrEqual(t, fewest, 7.0)
 }
 
-// TestAllocationsOfARemoteAsyncCall is the same for an async call: its caller's side has a future as
-// well, and what completes and cancels it.
+// TestAllocationsOfARemoteAsyncCall is the same for an async call, which has a future as well, and
+// what completes and cancels that.
 func TestAllocationsOfARemoteAsyncCall(t *testing.T) {
 	far := farProbe(t)
 	req := &contractv1.AddRequest{By: 1}
