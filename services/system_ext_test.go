@@ -1,6 +1,6 @@
 //go:build !unguarded
 
-// Package services_test plays with the services as users do: in processes of their own.
+// Package services_test tests the services as users run them: in processes of their own.
 package services_test
 
 import (
@@ -29,18 +29,19 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// driver is the system that Init made for this test binary: its nodes get processes of their own.
+// driver is the system of this test binary. Its nodes have processes of their own.
 var driver *raylink.Runtime
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	// The race detector makes every process wait a second before it ends.
+	// By default the race detector delays the exit of every process by a second.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if os.Getenv("RAYLINK_DATA") == "" { // a node's process is this binary once more, and finds the driver's directory there
+	// A node's process runs this binary too, and inherits the driver's directory.
+	if os.Getenv("RAYLINK_DATA") == "" {
 		data, err := os.MkdirTemp("", "raylink-test")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -64,17 +65,17 @@ func run(m *testing.M) int {
 		code = 1
 	}
 	if left := mapped(); len(left) > 0 {
-		fmt.Fprintln(os.Stderr, "mapped files were left behind:", left)
+		fmt.Fprintln(os.Stderr, "mapped files were leaked:", left)
 		code = 1
 	}
 	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, "goroutines were left behind:", err)
+		fmt.Fprintln(os.Stderr, "goroutines were leaked:", err)
 		code = 1
 	}
 	return code
 }
 
-// mapped are the mapped files of living nodes.
+// mapped returns the mapped files of live nodes.
 func mapped() []string {
 	found, err := filepath.Glob(filepath.Join(os.Getenv("RAYLINK_DATA"), "*", "*", "mapped", "*"))
 	if err != nil {
@@ -92,7 +93,7 @@ func pidOf(t *testing.T, ref runtime.Ref) int {
 	info, err := ref.Info(t.Context())
 	require.NoError(t, err)
 	pid := int(info.GetRecord().GetHost().GetPid())
-	require.NotEqual(t, os.Getpid(), pid, "it has a process of its own")
+	require.NotEqual(t, os.Getpid(), pid, "the node has a process of its own")
 	return pid
 }
 
@@ -148,7 +149,7 @@ func TestReplayOfAnotherProcessIsMapped(t *testing.T) {
 		require.GreaterOrEqual(t, s, uint64(500))
 	}
 
-	// The node itself sees what was written past it, and answers those who can't map.
+	// The node sees rows written to the mapping, and serves clients that can't map it.
 	res, err := handle.Newest(ctx, &replayv1.NewestRequest{Rows: 3})
 	require.NoError(t, err)
 	require.Equal(t, []uint64{1497, 1498, 1499}, res.GetBatch().GetSequence())
@@ -191,7 +192,7 @@ func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 		require.NoError(t, err)
 		id, err := c.ID(ctx, "policy")
 		require.NoError(t, err)
-		require.Equal(t, v.GetId(), id, "what has been pushed is seen")
+		require.Equal(t, v.GetId(), id, "a completed push is visible")
 	}
 	p, err := c.Pull(ctx, "policy")
 	require.NoError(t, err)
@@ -208,13 +209,13 @@ func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 	}
 	require.NoError(t, patient.Err())
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
-	require.Equal(t, weights, p.Bytes(), "what was pulled stays")
+	require.Equal(t, weights, p.Bytes(), "pulled parameters outlive the officer")
 	require.NoError(t, p.Release())
 	require.NoError(t, c.Close())
 }
 
-// The processes that open a replay's file have working directories of their own.
-func TestRelativeReplayDirectoryIsOpenedFromAnywhere(t *testing.T) {
+// Processes that open a replay's file have other working directories.
+func TestRelativeReplayDirectoryBecomesAbsolute(t *testing.T) {
 	ctx := t.Context()
 	directory := t.TempDir()
 	t.Chdir(directory)
@@ -233,7 +234,7 @@ func TestRelativeReplayDirectoryIsOpenedFromAnywhere(t *testing.T) {
 	require.NoError(t, handle.Ref().Stop(ctx))
 }
 
-func TestImpossibleReplayIsRefusedWithItsReason(t *testing.T) {
+func TestInvalidReplayFailsWithReason(t *testing.T) {
 	_, err := replayv1raylink.CreateReplay(t.Context(), driver, &replayv1.ReplayConfig{Capacity: 1})
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
 	require.ErrorContains(t, err, "no columns")

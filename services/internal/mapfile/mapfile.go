@@ -1,23 +1,24 @@
-// Package mapfile makes and opens the files that services map into memory: files of fixed size, which belong to the user alone
-// and whose space is reserved before it is touched. It needs Linux; elsewhere everything is refused with [ErrUnsupported].
+// Package mapfile creates and opens the files that services map into memory: files of fixed size
+// that only their user can access, and whose space is reserved before it is used. It requires
+// Linux; elsewhere all functions return [ErrUnsupported].
 package mapfile
 
 import "errors"
 
-// What a caller may decide by.
+// Errors that a caller may act on.
 var (
-	// ErrUnsupported is the answer of systems that lack what is needed.
+	// ErrUnsupported means that the platform lacks what mapped files need.
 	ErrUnsupported = errors.New("memory-mapped files need Linux on a little-endian, 64-bit machine")
-	// ErrForeign is a file that others could write to.
-	ErrForeign = errors.New("the file is not a regular file of the user's alone")
-	// ErrLocked is a lock that somebody else has.
-	ErrLocked = errors.New("somebody else has the lock")
+	// ErrForeign means that users other than the current one could access a file.
+	ErrForeign = errors.New("the file is not a regular file that only its user can access")
+	// ErrLocked means that a lock is held.
+	ErrLocked = errors.New("the lock is held by another process or open file")
 )
 
-// Access says what may be done with a mapping.
+// Access selects the permissions of a mapping.
 type Access bool
 
-// A mapping is read, or written as well.
+// Read-only, or readable and writable.
 const (
 	ReadOnly  Access = false
 	ReadWrite Access = true

@@ -14,19 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reserveStep is how much of a file is reserved at once: a signal (the Go runtime sends itself some) makes tmpfs give back
-// what one call had reserved so far.
+// reserveStep is the size of the reservations: when a signal interrupts a call (the Go runtime
+// sends itself signals), tmpfs releases what the call had reserved so far.
 const (
 	reserveStep  = 64 << 20
 	reserveTries = 1000
 )
 
-// Create makes a new file of a size, the user's alone, and reserves its space: to touch a mapped page that the file system has
-// no room for would end the process with SIGBUS. Where there is not enough, the error says how much there is, and no file stays.
+// Create creates a file of the given size that only its user can access, and reserves its space:
+// accessing a mapped page for which the file system has no space would crash the process with
+// SIGBUS. If space is short, the error says how much is available, and no file is left.
 func Create(path string, size uint64) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says all; the caller adds what was being done
+		return nil, err //nolint:wrapcheck // complete; the caller adds the operation
 	}
 	if err := reserve(file, path, size); err != nil {
 		return nil, errors.Join(err, file.Close(), os.Remove(path))
@@ -37,7 +38,7 @@ func Create(path string, size uint64) (*os.File, error) {
 func reserve(file *os.File, path string, size uint64) error {
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(file.Fd()), &fs); err == nil && fs.Bavail < size/uint64(fs.Bsize) { //nolint:gosec // positive
-		return reserveError(unix.ENOSPC, path, size) // better than to fill it up first
+		return reserveError(unix.ENOSPC, path, size) // avoids filling the file system first
 	}
 	for from := uint64(0); from < size; from += reserveStep {
 		length := min(reserveStep, size-from)
@@ -52,12 +53,12 @@ func reserve(file *os.File, path string, size uint64) error {
 	return nil
 }
 
-// reserveError says why there was no space, where that can be known.
+// reserveError adds the cause of a lack of space, where it is known.
 func reserveError(err error, path string, size uint64) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("reserve %d bytes: the file system can't (fallocate): choose a directory on another one: %w", size, err)
+		return fmt.Errorf("reserve %d bytes: the file system does not support fallocate: use a directory on another one: %w", size, err)
 	default:
 		return fmt.Errorf("reserve %d bytes: %w", size, err)
 	}
@@ -71,7 +72,7 @@ func reserveError(err error, path string, size uint64) error {
 	return fmt.Errorf("reserve %d bytes: %s is too small or too full: %w", size, text, err)
 }
 
-// spaceHint names the file system that had no room.
+// spaceHint describes the file system that lacks space.
 func spaceHint(path string, tmpfs bool, total uint64) string {
 	const containerDefault = 64 << 20
 	switch {
@@ -94,11 +95,12 @@ func parent(path string) string {
 	return "."
 }
 
-// Open opens a file to be read and written, and gives its size. A file that is not the user's alone is refused with [ErrForeign].
+// Open opens a file for reading and writing, and returns its size. It returns [ErrForeign] if
+// others than its user can access the file.
 func Open(path string) (*os.File, int64, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // says all; the caller adds what was being done
+		return nil, 0, err //nolint:wrapcheck // complete; the caller adds the operation
 	}
 	size, err := check(file)
 	if err != nil {
@@ -121,7 +123,7 @@ func check(file *os.File) (int64, error) {
 	return stat.Size, nil
 }
 
-// Map maps the beginning of a file, which others may map as well.
+// Map maps the beginning of a file. The mapping is shared with other processes that map the file.
 func Map(file *os.File, size uint64, access Access) ([]byte, error) {
 	protection := unix.PROT_READ
 	if access == ReadWrite {
@@ -137,7 +139,7 @@ func Map(file *os.File, size uint64, access Access) ([]byte, error) {
 	return mapping, nil
 }
 
-// Unmap ends a mapping. Nothing may use it any more. A nil mapping is none.
+// Unmap removes a mapping, which must not be used afterwards. It accepts nil.
 func Unmap(mapping []byte) error {
 	if mapping == nil {
 		return nil
@@ -148,8 +150,9 @@ func Unmap(mapping []byte) error {
 	return nil
 }
 
-// Lock locks one byte of a file for this opening of it, or says with [ErrLocked] that another has. The kernel ends the lock
-// when the file is closed and unmapped, which it is when the process has ended, in whatever way.
+// Lock locks one byte of a file for this open file description. It returns [ErrLocked] if another
+// one holds the lock. The kernel releases the lock when the file is closed and unmapped, at the
+// latest when the process has ended for any reason.
 func Lock(file *os.File, offset uint64) error {
 	lock := byteLock(unix.F_WRLCK, offset)
 	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
@@ -163,7 +166,7 @@ func Lock(file *os.File, offset uint64) error {
 	}
 }
 
-// Unlock ends a lock.
+// Unlock releases a lock.
 func Unlock(file *os.File, offset uint64) error {
 	lock := byteLock(unix.F_UNLCK, offset)
 	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
@@ -172,11 +175,11 @@ func Unlock(file *os.File, offset uint64) error {
 	return nil
 }
 
-// Locked says whether another opening of the file has locked a byte.
+// Locked reports whether another open file description has locked a byte.
 func Locked(file *os.File, offset uint64) (bool, error) {
 	lock := byteLock(unix.F_WRLCK, offset)
 	if err := unix.FcntlFlock(file.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return false, fmt.Errorf("look for a lock on byte %d: %w", offset, err)
+		return false, fmt.Errorf("query lock of byte %d: %w", offset, err)
 	}
 	return lock.Type != unix.F_UNLCK, nil
 }
@@ -185,7 +188,8 @@ func byteLock(kind int16, offset uint64) unix.Flock_t {
 	return unix.Flock_t{Type: kind, Whence: io.SeekStart, Start: int64(offset), Len: 1} //nolint:gosec // a file's size
 }
 
-// BootID names this start of this machine's kernel: who has the same one shares its memory, containers included.
+// BootID identifies this boot of the machine's kernel. Processes with the same boot id, including
+// those in containers, share memory.
 func BootID() ([16]byte, error) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -193,7 +197,7 @@ func BootID() ([16]byte, error) {
 	}
 	digits, err := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
 	if err != nil || len(digits) != 16 {
-		return [16]byte{}, fmt.Errorf("read the machine's boot id: %q is none", text)
+		return [16]byte{}, fmt.Errorf("read the machine's boot id: invalid id %q", text)
 	}
 	return [16]byte(digits), nil
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAContainersSmallSharedMemoryIsNamed(t *testing.T) {
+func TestSpaceHintNamesSmallSharedMemory(t *testing.T) {
 	require.Contains(t, spaceHint("/dev/shm/ring", true, 64<<20), "--shm-size")
 	require.NotContains(t, spaceHint("/dev/shm/ring", true, 65<<20), "--shm-size")
 	require.Contains(t, spaceHint("/data/rings/a", false, 64<<20), "/data/rings")

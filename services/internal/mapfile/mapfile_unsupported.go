@@ -4,26 +4,26 @@ package mapfile
 
 import "os"
 
-// Create is refused here.
+// Create returns [ErrUnsupported].
 func Create(string, uint64) (*os.File, error) { return nil, ErrUnsupported }
 
-// Open is refused here.
+// Open returns [ErrUnsupported].
 func Open(string) (*os.File, int64, error) { return nil, 0, ErrUnsupported }
 
-// Map is refused here.
+// Map returns [ErrUnsupported].
 func Map(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
-// Unmap is refused here.
+// Unmap returns [ErrUnsupported].
 func Unmap([]byte) error { return ErrUnsupported }
 
-// Lock is refused here.
+// Lock returns [ErrUnsupported].
 func Lock(*os.File, uint64) error { return ErrUnsupported }
 
-// Unlock is refused here.
+// Unlock returns [ErrUnsupported].
 func Unlock(*os.File, uint64) error { return ErrUnsupported }
 
-// Locked is refused here.
+// Locked returns [ErrUnsupported].
 func Locked(*os.File, uint64) (bool, error) { return false, ErrUnsupported }
 
-// BootID is refused here.
+// BootID returns [ErrUnsupported].
 func BootID() ([16]byte, error) { return [16]byte{}, ErrUnsupported }
