@@ -12,42 +12,42 @@ import (
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 )
 
-// Client is a storage's handle with Go's types. It may be used from any goroutine.
+// Client provides access to a storage with Go's types. It is safe for concurrent use.
 type Client struct {
 	handle *storagev1raylink.Storage
 }
 
-// New makes a client of a handle.
+// New returns a client for a handle.
 func New(handle *storagev1raylink.Storage) *Client { return &Client{handle: handle} }
 
-// Handle is the storage's handle.
+// Handle returns the storage's handle.
 func (c *Client) Handle() *storagev1raylink.Storage { return c.handle }
 
-// Value is what can be stored; and any message: see [PutMessage].
+// Value is a type that can be stored. Messages can be stored too: see [PutMessage].
 type Value interface {
 	int64 | int | float64 | bool | string | []byte
 }
 
-// Number is what can be counted.
+// Number is a type that can be incremented.
 type Number interface {
 	int64 | int | float64
 }
 
-// TypeError is the reading of a value as something that it is not.
+// TypeError means that a value was read as another type than it has.
 type TypeError struct {
 	Key string
-	// Has is the type of what is stored, Want what it was to be read as: `int64`, `double`, `string`, ...
+	// Has is the type of the stored value, Want the requested one: "int64", "double", "string", ...
 	Has, Want string
 }
 
-// Error names both types.
+// Error names the key and both types.
 func (e *TypeError) Error() string {
-	return fmt.Sprintf("%q holds a value of the type %s, not %s", e.Key, e.Has, e.Want)
+	return fmt.Sprintf("%q has type %s, not %s", e.Key, e.Has, e.Want)
 }
 
-// Put stores a value, whatever was there before, and gives the id of the write. Bytes are copied. The error has the code
-// InvalidArgument where readers in other processes could not be sent the value: text that is not UTF-8, or more than fits into a
-// message.
+// Put stores a value, replacing any previous one, and returns the id of the write. Bytes are
+// copied. It fails with InvalidArgument if the value can't be sent to readers in other processes: a
+// string that is not UTF-8, or a value that exceeds the size of a message.
 func Put[T Value](ctx context.Context, c *Client, key string, value T) (uint64, error) {
 	return c.put(ctx, key, valueOf(value))
 }
@@ -66,17 +66,18 @@ func (c *Client) put(ctx context.Context, key string, value *storagev1.Value) (u
 	return res.GetId(), err
 }
 
-// Get reads a value. The error has the code NotFound where the key is missing, and is a [TypeError] where it holds something else.
+// Get returns a value. It fails with NotFound if the key is missing, and with a [TypeError] if the
+// value has another type.
 func Get[T Value](ctx context.Context, c *Client, key string) (T, error) {
 	res, err := c.handle.Get(ctx, &storagev1.GetRequest{Key: key})
 	if err != nil {
-		var none T
-		return none, err
+		var zero T
+		return zero, err
 	}
 	return as[T](key, res.GetValue())
 }
 
-// GetOr reads a value, and gives another where the key is missing.
+// GetOr returns a value, or the default missing if the key does not exist.
 func GetOr[T Value](ctx context.Context, c *Client, key string, missing T) (T, error) {
 	res, err := c.handle.Get(ctx, &storagev1.GetRequest{Key: key, Default: valueOf(missing)})
 	if err != nil {
@@ -85,7 +86,7 @@ func GetOr[T Value](ctx context.Context, c *Client, key string, missing T) (T, e
 	return as[T](key, res.GetValue())
 }
 
-// GetMessage reads a message. Its type must be the one that was stored.
+// GetMessage reads a message, which must have the type that was stored.
 func GetMessage(ctx context.Context, c *Client, key string, into proto.Message) error {
 	res, err := c.handle.Get(ctx, &storagev1.GetRequest{Key: key})
 	if err != nil {
@@ -105,8 +106,9 @@ func GetMessage(ctx context.Context, c *Client, key string, into proto.Message) 
 	return nil
 }
 
-// Add adds to a number, or subtracts where it is negative, atomically; a missing key counts as zero. It gives the sum. The
-// error has the code OutOfRange where there is none, and FailedPrecondition where the key holds something else.
+// Add atomically adds to a number and returns the sum. A missing key counts as zero. It fails with
+// OutOfRange if the sum exceeds the type's range, and with FailedPrecondition if the value has
+// another type.
 func Add[T Number](ctx context.Context, c *Client, key string, by T) (T, error) {
 	res, err := c.handle.Incr(ctx, &storagev1.IncrRequest{Key: key, By: valueOf(by)})
 	if err != nil {
@@ -115,7 +117,7 @@ func Add[T Number](ctx context.Context, c *Client, key string, by T) (T, error) 
 	return as[T](key, res.GetValue())
 }
 
-// AddFrom is [Add], with another number for a missing key.
+// AddFrom is [Add] with another initial value for a missing key.
 func AddFrom[T Number](ctx context.Context, c *Client, key string, initial, by T) (T, error) {
 	res, err := c.handle.Incr(ctx, &storagev1.IncrRequest{Key: key, By: valueOf(by), Initial: valueOf(initial)})
 	if err != nil {
@@ -124,26 +126,27 @@ func AddFrom[T Number](ctx context.Context, c *Client, key string, initial, by T
 	return as[T](key, res.GetValue())
 }
 
-// Has says whether a key is there.
+// Has reports whether a key exists.
 func (c *Client) Has(ctx context.Context, key string) (bool, error) {
 	res, err := c.handle.Has(ctx, &storagev1.HasRequest{Key: key})
 	return res.GetHas(), err
 }
 
-// ID is the id of a key's last write, or 0 where it is missing.
+// ID returns the id of a key's last write, or 0 if the key is missing.
 func (c *Client) ID(ctx context.Context, key string) (uint64, error) {
 	res, err := c.handle.GetID(ctx, &storagev1.GetIDRequest{Key: key})
 	return res.GetId(), err
 }
 
-// Delete removes a key, and says whether it was there.
+// Delete removes a key, and reports whether it existed.
 func (c *Client) Delete(ctx context.Context, key string) (bool, error) {
 	res, err := c.handle.Delete(ctx, &storagev1.DeleteRequest{Key: key})
 	return res.GetDeleted(), err
 }
 
-// All gives what is stored under a prefix, sorted by key. It asks for a page at a time: what is stored or deleted meanwhile may
-// come or not, and all else comes once. An error is the last thing that it gives. The entries belong to the caller.
+// All iterates over the entries under a prefix, sorted by key. It fetches one page at a time:
+// entries stored or deleted meanwhile may be missing or included, all others are yielded exactly
+// once. An error ends the iteration. Entries are owned by the caller.
 func (c *Client) All(ctx context.Context, prefix string) iter.Seq2[*storagev1.Entry, error] {
 	return func(yield func(*storagev1.Entry, error) bool) {
 		token := ""
@@ -183,7 +186,7 @@ func valueOf[T Value](value T) *storagev1.Value {
 	return nil
 }
 
-// as reads a value as one of Go's types.
+// as returns a value as one of Go's types.
 func as[T Value](key string, v *storagev1.Value) (T, error) {
 	var out T
 	var want kind

@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// keyList keeps keys in order: a skip list (Pugh, "Skip lists: a probabilistic alternative to balanced trees", 1990), with
-// half of the keys on each level also on the one above.
+// keyList is a sorted set of keys: a skip list (Pugh, "Skip lists: a probabilistic alternative to
+// balanced trees", 1990), in which half of the keys on each level are also on the next.
 type keyList struct {
 	head keyNode
 }
 
-// maxLevel is enough for 2^32 keys.
+// maxLevel suffices for 2^32 keys.
 const maxLevel = 32
 
 type keyNode struct {
@@ -23,7 +23,7 @@ type keyNode struct {
 
 func newKeyList() *keyList { return &keyList{head: keyNode{next: make([]*keyNode, maxLevel)}} }
 
-// before finds the last node before a key, on each level.
+// before returns the last node before a key, on each level.
 func (l *keyList) before(key string) [maxLevel]*keyNode {
 	var path [maxLevel]*keyNode
 	at := &l.head
@@ -36,10 +36,10 @@ func (l *keyList) before(key string) [maxLevel]*keyNode {
 	return path
 }
 
-// insert adds a key that is not there.
+// insert adds a key that is not in the list.
 func (l *keyList) insert(key string) {
 	path := l.before(key)
-	levels := 1 + bits.TrailingZeros32(rand.Uint32()|1<<(maxLevel-1)) //nolint:gosec // for balance, not for secrecy
+	levels := 1 + bits.TrailingZeros32(rand.Uint32()|1<<(maxLevel-1)) //nolint:gosec // balancing needs no cryptographic randomness
 	n := &keyNode{key: key, next: make([]*keyNode, levels)}
 	for level, before := range path[:levels] {
 		n.next[level] = before.next[level]
@@ -47,7 +47,7 @@ func (l *keyList) insert(key string) {
 	}
 }
 
-// remove takes a key out.
+// remove removes a key, if it is in the list.
 func (l *keyList) remove(key string) {
 	path := l.before(key)
 	n := path[0].next[0]
@@ -59,7 +59,8 @@ func (l *keyList) remove(key string) {
 	}
 }
 
-// from gives the keys with a prefix that come after another key, in order. The list must not be changed meanwhile.
+// from iterates over the keys with a prefix that follow another key, in order. The list must not be
+// modified meanwhile.
 func (l *keyList) from(prefix, after string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		n := l.before(max(prefix, after))[0].next[0]

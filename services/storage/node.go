@@ -16,26 +16,26 @@ import (
 const (
 	defaultMaxKeys  = 1 << 20
 	defaultMaxBytes = 1 << 30
-	// maxKey is the length of the longest key.
+	// maxKey is the maximum length of a key in bytes.
 	maxKey = 4096
-	// entryOverhead is what an entry is counted for beside its key and value.
+	// entryOverhead is the size of an entry that is counted in addition to key and value.
 	entryOverhead = 64
 
-	// A page of List has so many entries where its caller names no number, and never more than maxPage.
+	// defaultPage and maxPage are the default and maximum number of entries in a page of List.
 	defaultPage = 1000
 	maxPage     = 10000
-	// maxPageBytes bounds it in bytes; at least one entry comes.
+	// maxPageBytes is the maximum size of a page. A page has at least one entry.
 	maxPageBytes = 4 << 20
 )
 
-// node is a storage. Its methods run in turns, so it needs no lock. Values are never changed, only replaced. In one process
-// messages pass between caller and node without a copy, and callers use their buffers again: so values are copied on their way
-// in and out.
+// node is a storage node. Its methods take turns, so it needs no lock. Stored values are immutable;
+// writes replace them. Within a process messages are passed without a copy, and callers may reuse
+// their buffers, so values are copied when they are stored and returned.
 type node struct {
 	storagev1raylink.UnimplementedStorageNode
 
 	maxKeys, maxBytes uint64
-	// maxValue bounds one value: with its key it must fit into the message that lists it.
+	// maxValue is the maximum size of a value: with its key it must fit into List's response.
 	maxValue int
 
 	entries map[string]*storagev1.Entry
@@ -44,10 +44,11 @@ type node struct {
 	lastID  uint64
 }
 
-// listingBytes is room in a message for one entry's key, the page token that names it, and their framing.
+// listingBytes is the space in a response for one entry's key, the page token with that key, and
+// their framing.
 const listingBytes = 4 * maxKey
 
-// newNode makes a storage on a host that receives messages of up to maxMessage bytes.
+// newNode returns a storage on a host that receives messages of up to maxMessage bytes.
 func newNode(config *storagev1.StorageConfig, maxMessage int) *node {
 	n := &node{
 		maxKeys: config.GetMaxKeys(), maxBytes: config.GetMaxBytes(), maxValue: max(maxMessage-listingBytes, 1),
@@ -66,7 +67,7 @@ func sizeOf(key string, value *storagev1.Value) uint64 {
 	return uint64(len(key)) + uint64(proto.Size(value)) + entryOverhead //nolint:gosec // not negative
 }
 
-// store puts a value under a key, or refuses it and changes nothing.
+// store stores a value under a key, or fails and changes nothing.
 func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
 	before, replaces := n.entries[key]
 	bytes := n.bytes + sizeOf(key, value)
@@ -75,11 +76,11 @@ func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
 	}
 	if bytes > n.maxBytes && bytes > n.bytes {
 		return 0, connect.Errorf(connect.CodeResourceExhausted,
-			"storing %q: the storage may take %d bytes, and would take %d", key, n.maxBytes, bytes)
+			"store %q: the storage's limit is %d bytes, and it would need %d", key, n.maxBytes, bytes)
 	}
 	if !replaces {
 		if uint64(len(n.entries)) >= n.maxKeys {
-			return 0, connect.Errorf(connect.CodeResourceExhausted, "storing %q: the storage has its %d keys", key, n.maxKeys)
+			return 0, connect.Errorf(connect.CodeResourceExhausted, "store %q: the storage's limit of %d keys is reached", key, n.maxKeys)
 		}
 		n.keys.insert(key)
 	}
@@ -92,29 +93,29 @@ func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
 func checkKey(key string) error {
 	switch {
 	case key == "" || len(key) > maxKey:
-		return connect.Errorf(connect.CodeInvalidArgument, "a key has 1 to %d bytes, and %.40q has %d", maxKey, key, len(key))
+		return connect.Errorf(connect.CodeInvalidArgument, "invalid key: a key has 1 to %d bytes, but %.40q has %d", maxKey, key, len(key))
 	case !utf8.ValidString(key):
-		return connect.Errorf(connect.CodeInvalidArgument, "the key %.40q is not UTF-8", key)
+		return connect.Errorf(connect.CodeInvalidArgument, "invalid key: %.40q is not UTF-8", key)
 	}
 	return nil
 }
 
-// checkValue refuses what readers in other processes could not be sent.
+// checkValue rejects values that can't be sent to readers in other processes.
 func (n *node) checkValue(key string, value *storagev1.Value) error {
 	text := value.GetStringValue() + value.GetMessageValue().GetTypeUrl()
 	switch size := proto.Size(value); {
 	case kindOf(value) == noKind:
-		return connect.Errorf(connect.CodeInvalidArgument, "storing %q: there is no value", key)
+		return connect.Errorf(connect.CodeInvalidArgument, "store %q: no value", key)
 	case size > n.maxValue:
 		return connect.Errorf(connect.CodeInvalidArgument,
-			"storing %q: a value of %d bytes would not fit into a message; the bound is %d", key, size, n.maxValue)
+			"store %q: the value of %d bytes would not fit into a message; the limit is %d", key, size, n.maxValue)
 	case !utf8.ValidString(text):
-		return connect.Errorf(connect.CodeInvalidArgument, "storing %q: the text %.40q is not UTF-8; store it as bytes", key, text)
+		return connect.Errorf(connect.CodeInvalidArgument, "store %q: the text %.40q is not UTF-8; store it as bytes", key, text)
 	}
 	return nil
 }
 
-// Put stores a value, whatever was there before.
+// Put stores a value, replacing any previous one.
 func (n *node) Put(_ context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
 	if err := checkKey(req.GetKey()); err != nil {
 		return nil, err
@@ -126,24 +127,24 @@ func (n *node) Put(_ context.Context, req *storagev1.PutRequest) (*storagev1.Put
 	return &storagev1.PutResponse{Id: id}, err
 }
 
-// Get reads a value.
+// Get returns a value.
 func (n *node) Get(_ context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
 	if e, ok := n.entries[req.GetKey()]; ok {
 		return &storagev1.GetResponse{Value: proto.CloneOf(e.GetValue()), Id: e.GetId()}, nil
 	}
 	if req.GetDefault() == nil {
-		return nil, connect.Errorf(connect.CodeNotFound, "nothing is stored under %q", req.GetKey())
+		return nil, connect.Errorf(connect.CodeNotFound, "no key %q", req.GetKey())
 	}
 	return &storagev1.GetResponse{Value: proto.CloneOf(req.GetDefault())}, nil
 }
 
-// Has says whether a key is there.
+// Has reports whether a key exists.
 func (n *node) Has(_ context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
 	_, ok := n.entries[req.GetKey()]
 	return &storagev1.HasResponse{Has: ok}, nil
 }
 
-// GetID says whether a value has changed.
+// GetID returns the id of a key's last write.
 func (n *node) GetID(_ context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
 	return &storagev1.GetIDResponse{Id: n.entries[req.GetKey()].GetId()}, nil
 }
@@ -160,7 +161,7 @@ func (n *node) Decr(_ context.Context, req *storagev1.DecrRequest) (*storagev1.D
 	return &storagev1.DecrResponse{Value: value, Id: id}, err
 }
 
-// step changes a number.
+// step increments or decrements a number.
 func (n *node) step(key string, by, initial *storagev1.Value, down bool) (*storagev1.Value, uint64, error) {
 	if err := checkKey(key); err != nil {
 		return nil, 0, err
@@ -184,12 +185,12 @@ func (n *node) Delete(_ context.Context, req *storagev1.DeleteRequest) (*storage
 	return &storagev1.DeleteResponse{Deleted: ok}, nil
 }
 
-// List reads what is stored under a prefix, a page at a time.
+// List returns the entries under a prefix, one page at a time.
 func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
 	limit := int(req.GetPageSize())
 	switch {
 	case limit < 0:
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "a page of %d entries", limit)
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "invalid page size %d", limit)
 	case limit == 0:
 		limit = defaultPage
 	}
@@ -212,14 +213,15 @@ func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.L
 	return res, nil
 }
 
-// tokenAfter names the page that begins after a key. Whether the key is still there then makes no difference.
+// tokenAfter returns the token of the page after a key. The key need not exist when the token is
+// used.
 func tokenAfter(key string) string { return base64.RawURLEncoding.EncodeToString([]byte(key)) }
 
-// afterToken is the key that a page begins after; "" for the first page.
+// afterToken returns the key that a page follows; "" for the first page.
 func afterToken(prefix, token string) (string, error) {
 	key, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || token != "" && !strings.HasPrefix(string(key), prefix) {
-		return "", connect.Errorf(connect.CodeInvalidArgument, "%.40q is no page token of a list of the prefix %.40q", token, prefix)
+		return "", connect.Errorf(connect.CodeInvalidArgument, "invalid page token %.40q for the prefix %.40q", token, prefix)
 	}
 	return string(key), nil
 }

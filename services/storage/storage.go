@@ -1,12 +1,13 @@
-// Package storage is the key-value node for global status and statistics: how far a run is, what it was configured with, how
-// its parts are doing.
+// Package storage is the key-value node for global status and statistics: the progress of a run,
+// its configuration, the state of its parts.
 //
-// Values are typed, and stay what they are: a number is counted up by a number of its own kind, and what was stored as a text is
-// not read as a number. A value that is put or got belongs to its caller, who may change it. Every
-// write has an id, so that a reader can see whether anything has changed. A storage has bounds, and
-// refuses what goes beyond them.
+// Values are typed, and keep their type: a number is incremented by a number of its own type, and a
+// string can't be read as a number. Values passed to or returned by a client are owned by the
+// caller, which may modify them. Every write has an id, so that a reader can detect changes. A
+// storage has limits, and rejects writes that exceed them.
 //
-// A running system has `storage-0`; [Type] makes more. [New] makes a client for a handle, and [Get], [Put] and [Add] use it.
+// A running system has "storage-0"; [Type] makes more. [New] returns a client for a handle, and
+// [Get], [Put] and [Add] use it.
 package storage
 
 import (
@@ -17,7 +18,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// Type is the node type `storage`.
+// Type returns the node type "storage".
 func Type() runtime.NodeType {
 	return storagev1raylink.StorageType(
 		func(_ context.Context, self *runtime.Node, config *storagev1.StorageConfig) (storagev1raylink.StorageNode, error) {

@@ -35,9 +35,9 @@ func requireCode(t require.TestingT, code connect.Code, err error, texts ...stri
 	}
 }
 
-// In one process messages pass without a copy: still nothing that a caller does with its buffers, or with what it got, may change
-// what is stored.
-func TestWhatIsStoredSharesNoMemoryWithCallers(t *testing.T) {
+// Within a process messages are passed without a copy. Still, callers that modify their buffers or
+// results must not change the stored value.
+func TestStoredValuesShareNoMemoryWithCallers(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	stored := func() string {
 		t.Helper()
@@ -66,7 +66,7 @@ func TestWhatIsStoredSharesNoMemoryWithCallers(t *testing.T) {
 	copy(got, "changed")
 	require.Equal(t, "missing", string(missing))
 
-	// The same by the handle itself.
+	// The same with the handle.
 	value := &storagev1.Value{Kind: &storagev1.Value_BytesValue{BytesValue: buffer}}
 	_, err = c.Handle().Put(ctx, &storagev1.PutRequest{Key: "k", Value: value})
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func TestWhatIsStoredSharesNoMemoryWithCallers(t *testing.T) {
 	require.EqualValues(t, 1, n)
 }
 
-func TestWhatCannotTravelIsNotStored(t *testing.T) {
+func TestValuesThatCannotBeSentAreRejected(t *testing.T) {
 	c, ctx := New(storagev1raylink.NewLocalStorage(newNode(nil, 1<<20))), t.Context()
 	_, err := Put(ctx, c, "run/a", "first")
 	require.NoError(t, err)
@@ -105,8 +105,8 @@ func TestWhatCannotTravelIsNotStored(t *testing.T) {
 	require.Equal(t, []string{"run/a"}, keys)
 }
 
-// The largest value still fits into the response that lists it, beside the longest key and a token.
-func TestTheLargestEntryCanBeListed(t *testing.T) {
+// The largest value fits into List's response together with the longest key and a token.
+func TestLargestEntryCanBeListed(t *testing.T) {
 	const maxMessage = 1 << 20
 	n := newNode(nil, maxMessage)
 	key := strings.Repeat("k", maxKey)
@@ -121,7 +121,7 @@ func TestTheLargestEntryCanBeListed(t *testing.T) {
 	require.LessOrEqual(t, proto.Size(res), maxMessage)
 }
 
-func TestValuesComeBackAsTheyWereStored(t *testing.T) {
+func TestValuesRoundTrip(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	roundTrip(t, c, int64(math.MinInt64), int64(7))
 	roundTrip(t, c, -1, 7)
@@ -176,7 +176,7 @@ func roundTrip[T Value](t *testing.T, c *Client, value, other T) {
 	require.False(t, has)
 }
 
-func TestCountingStaysInItsTypeAndItsRange(t *testing.T) {
+func TestAddKeepsTypeAndRange(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	n, err := Add(ctx, c, "n", 5)
 	require.NoError(t, err)
@@ -206,7 +206,7 @@ func TestCountingStaysInItsTypeAndItsRange(t *testing.T) {
 
 	res, err := c.Handle().Incr(ctx, &storagev1.IncrRequest{Key: "x"})
 	require.NoError(t, err)
-	require.InDelta(t, 1.5, res.GetValue().GetDoubleValue(), 0, "without a step, by one of the stored type")
+	require.InDelta(t, 1.5, res.GetValue().GetDoubleValue(), 0, "the default step is one, with the stored type")
 
 	_, err = Put(ctx, c, "n", int64(math.MaxInt64))
 	require.NoError(t, err)
@@ -225,7 +225,7 @@ func TestCountingStaysInItsTypeAndItsRange(t *testing.T) {
 	requireCode(t, connect.CodeOutOfRange, err)
 }
 
-func TestStepsAreExactAtTheEdges(t *testing.T) {
+func TestStepsAreExactAtLimits(t *testing.T) {
 	edge := rapid.OneOf(rapid.Int64(),
 		rapid.SampledFrom([]int64{math.MinInt64, math.MinInt64 + 1, -1, 0, 1, math.MaxInt64 - 1, math.MaxInt64}))
 	rapid.Check(t, func(t *rapid.T) {
@@ -244,7 +244,7 @@ func TestStepsAreExactAtTheEdges(t *testing.T) {
 	})
 }
 
-func TestBoundsAreNamedAndARefusedWriteChangesNothing(t *testing.T) {
+func TestLimitsAreReportedAndFailedWritesChangeNothing(t *testing.T) {
 	ctx := t.Context()
 	c := newClient(&storagev1.StorageConfig{MaxKeys: 2, MaxBytes: 1000})
 	for _, key := range []string{"a", "b"} {
@@ -272,7 +272,7 @@ func TestBoundsAreNamedAndARefusedWriteChangesNothing(t *testing.T) {
 	requireCode(t, connect.CodeInvalidArgument, err)
 }
 
-func TestAListOfLargeValuesComesInPages(t *testing.T) {
+func TestListSplitsLargeValuesIntoPages(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	for i := range 9 {
 		_, err := Put(ctx, c, fmt.Sprintf("big/%d", i), make([]byte, maxPageBytes/3))
@@ -291,7 +291,7 @@ func TestAListOfLargeValuesComesInPages(t *testing.T) {
 	require.Equal(t, 9, n)
 }
 
-func TestAListIsOfItsPrefixAlone(t *testing.T) {
+func TestListReturnsOnlyItsPrefix(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	stored := []string{"a", "a/", "a/\x00", "a/1", "a/\U0010ffff", "a/\U0010ffff/x", "a0", "b", "é", "€/x", "\U0010ffff"}
 	for _, key := range stored {
@@ -330,7 +330,7 @@ func TestAListIsOfItsPrefixAlone(t *testing.T) {
 	}
 }
 
-func TestAPageHasItsBounds(t *testing.T) {
+func TestPageLimits(t *testing.T) {
 	c, ctx := newClient(nil), t.Context()
 	for i := range maxPage + 1 {
 		_, err := Put(ctx, c, fmt.Sprintf("k/%05d", i), i)
@@ -354,12 +354,12 @@ func TestAPageHasItsBounds(t *testing.T) {
 	requireCode(t, connect.CodeInvalidArgument, err, `"other/"`)
 }
 
-func TestAListGoesOnWhereKeysComeAndGo(t *testing.T) {
+func TestListSurvivesConcurrentChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
 		c := newClient(nil)
 		key := rapid.StringMatching(`[ab]{1,4}`)
-		throughout := map[string]bool{} // stored all the while
+		throughout := map[string]bool{} // stored during the whole iteration
 		for _, k := range rapid.SliceOfDistinct(key, rapid.ID[string]).Draw(t, "stored") {
 			_, err := Put(ctx, c, k, 1)
 			require.NoError(t, err)
@@ -393,7 +393,7 @@ func TestAListGoesOnWhereKeysComeAndGo(t *testing.T) {
 			}
 		}
 		require.True(t, slices.IsSorted(got))
-		require.Equal(t, slices.Compact(slices.Clone(got)), got, "a key came twice")
+		require.Equal(t, slices.Compact(slices.Clone(got)), got, "no key is listed twice")
 		for _, k := range got {
 			require.True(t, ever[k] && strings.HasPrefix(k, prefix), "%q", k)
 		}
@@ -403,7 +403,7 @@ func TestAListGoesOnWhereKeysComeAndGo(t *testing.T) {
 	})
 }
 
-// model is a storage as one would describe it.
+// model is the reference implementation.
 type model struct {
 	entries map[string]*storagev1.Entry
 	lastID  uint64
@@ -426,7 +426,7 @@ func (m *model) put(key string, v *storagev1.Value) uint64 {
 	return m.lastID
 }
 
-func TestStorageBehavesLikeItsModel(t *testing.T) {
+func TestStorageMatchesModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
 		c := newClient(nil)

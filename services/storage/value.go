@@ -8,7 +8,7 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 )
 
-// kind is the type of a value, as people call it.
+// kind is the name of a value's type.
 type kind string
 
 const (
@@ -50,17 +50,17 @@ func doubleValue(x float64) *storagev1.Value {
 	return &storagev1.Value{Kind: &storagev1.Value_DoubleValue{DoubleValue: x}}
 }
 
-// stepped is what a number is after a step. stored is nil where the key is missing.
+// stepped returns a number after an increment or decrement. stored is nil if the key is missing.
 func stepped(key string, stored, by, initial *storagev1.Value, down bool) (*storagev1.Value, error) {
 	of := int64Kind
-	for _, v := range []*storagev1.Value{by, initial, stored} { // the last one there is says of which kind the step is
+	for _, v := range []*storagev1.Value{by, initial, stored} { // the last one that is set determines the type
 		if v != nil {
 			of = kindOf(v)
 		}
 	}
 	if stored != nil && !of.isNumber() {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition,
-			"%q holds a value of the type %s, and only numbers can be counted", key, of)
+			"%q has type %s: only numbers can be incremented", key, of)
 	}
 	for _, part := range []struct {
 		name  string
@@ -70,10 +70,10 @@ func stepped(key string, stored, by, initial *storagev1.Value, down bool) (*stor
 		case part.value == nil, got == of && got.isNumber():
 		case stored != nil && got.isNumber():
 			return nil, connect.Errorf(connect.CodeFailedPrecondition,
-				"%q holds a value of the type %s, and the %s is of the type %s", key, of, part.name, got)
+				"%q has type %s, but the %s has type %s", key, of, part.name, got)
 		default:
 			return nil, connect.Errorf(connect.CodeInvalidArgument,
-				"counting %q: the %s is of the type %s; step and initial value are numbers of the same type", key, part.name, got)
+				"increment %q: the %s has type %s; step and initial value must be numbers of the same type", key, part.name, got)
 		}
 	}
 	if stored == nil {
@@ -91,11 +91,11 @@ func steppedInt64(key string, stored, by *storagev1.Value, down bool) (*storagev
 		step = by.GetInt64Value()
 	}
 	to, over := from+step, step > 0 && from > math.MaxInt64-step || step < 0 && from < math.MinInt64-step
-	if down { // not by the step's opposite: the smallest number has none
+	if down { // not by negating the step, which overflows for the smallest number
 		to, over = from-step, step < 0 && from > math.MaxInt64+step || step > 0 && from < math.MinInt64+step
 	}
 	if over {
-		return nil, connect.Errorf(connect.CodeOutOfRange, "counting %q: %d and a step of %d leave the range of int64", key, from, step)
+		return nil, connect.Errorf(connect.CodeOutOfRange, "increment %q: %d with a step of %d exceeds the range of int64", key, from, step)
 	}
 	return int64Value(to), nil
 }
@@ -110,7 +110,7 @@ func steppedDouble(key string, stored, by *storagev1.Value, down bool) (*storage
 		to = from - step
 	}
 	if math.IsNaN(to) || math.IsInf(to, 0) {
-		return nil, connect.Errorf(connect.CodeOutOfRange, "counting %q: %g and a step of %g make no finite number", key, from, step)
+		return nil, connect.Errorf(connect.CodeOutOfRange, "increment %q: %g with a step of %g is not a finite number", key, from, step)
 	}
 	return doubleValue(to), nil
 }
