@@ -11,8 +11,9 @@ type assembly struct {
 	discard bool
 }
 
-// How much is allocated for a message on the word of its first frame, before its bytes come. The sizes of unary messages that are
-// announced are bounded together, by the window; those of streams are not.
+// How much is allocated for a message on the word of its first frame, before its bytes come. The
+// sizes of unary messages that are announced are bounded together, by the window; those of streams
+// are not.
 const (
 	claimOfUnary  = 4 << 20
 	claimOfStream = 64 << 10
@@ -22,7 +23,8 @@ func newAssembly(total, claim int) *assembly {
 	return &assembly{total: total, buf: newBuffer(min(total, claim))}
 }
 
-// newUnaryAssembly makes an assembly for a unary message. keeps says that the message will probably keep the buffer.
+// newUnaryAssembly makes an assembly for a unary message. keeps says that the message will probably
+// keep the buffer.
 func newUnaryAssembly(total int, keeps bool) *assembly {
 	if keeps {
 		// The message will keep the buffer, which therefore is no larger than it need be.
@@ -31,8 +33,8 @@ func newUnaryAssembly(total int, keeps bool) *assembly {
 	return newAssembly(total, claimOfUnary)
 }
 
-// kept notes whether the response of a procedure has kept the buffer that it was assembled in; if not, that goes back. Procedures are remembered
-// within bounds: what is forgotten costs a copy.
+// kept notes whether the response of a procedure has kept the buffer that it was assembled in; if
+// not, that goes back. Procedures are remembered within bounds: what is forgotten costs a copy.
 func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
 	switch {
 	case !kept:
@@ -46,7 +48,8 @@ func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
 	}
 }
 
-// maxKeeps bounds the procedures of which a dialling side remembers that their responses keep their buffers.
+// maxKeeps bounds the procedures of which a dialling side remembers that their responses keep their
+// buffers.
 const maxKeeps = 1 << 10
 
 // room makes place for the next n bytes.
@@ -77,7 +80,8 @@ func (a *assembly) add(fragment []byte) error {
 
 func (a *assembly) complete() bool { return a.got == a.total }
 
-// sized reads the total that stands before the first of several fragments. A message that fits one frame is not announced so.
+// sized reads the total that stands before the first of several fragments. A message that fits one
+// frame is not announced so.
 func (p *parser) sized() int {
 	total := p.int()
 	if p.err == nil && total <= len(p.rest) {

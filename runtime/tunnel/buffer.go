@@ -6,7 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Buffers come from pools by size class, powers of two from 512 bytes to 4 MiB. Larger ones are made and left to the collector.
+// Buffers come from pools by size class, powers of two from 512 bytes to 4 MiB. Larger ones are
+// made and left to the collector.
 const (
 	smallestClass = 9
 	largestClass  = 22
@@ -14,9 +15,11 @@ const (
 
 type buffer struct {
 	b []byte
-	// shared is how many there are who hold it beside the one that it was made for. Each frees it, and the last one does.
+	// shared is how many there are who hold it beside the one that it was made for. Each frees it,
+	// and the last one does.
 	shared atomic.Int32
-	// cost and extra are, where it has one large message of a stream, what that took of the window and beyond.
+	// cost and extra are, where it has one large message of a stream, what that took of the window
+	// and beyond.
 	cost, extra int
 }
 
@@ -47,7 +50,8 @@ func (b *buffer) free() {
 	b.shared.Store(0)
 	b.cost, b.extra = 0, 0
 	class := classOf(cap(b.b))
-	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its class promises.
+	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its
+	// class promises.
 	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {
 		b.b = b.b[:0]
 		pools[class].Put(b)
@@ -63,7 +67,8 @@ func (b *buffer) share() *buffer {
 // held says whether others hold the buffer too.
 func (b *buffer) held() bool { return b != nil && b.shared.Load() > 0 }
 
-// lend is an empty slice of a pool with room for n bytes. It may grow, and recycle takes it back whatever became of it.
+// lend is an empty slice of a pool with room for n bytes. It may grow, and recycle takes it back
+// whatever became of it.
 func lend(n int) []byte { return newBuffer(n).b }
 
 // recycle takes a slice for the pools, if it is of a size that they have.
@@ -73,8 +78,9 @@ func recycle(b []byte) {
 	}
 }
 
-// extend makes room for n more bytes and returns them, uninitialised, as part of the buffer.
-// It grows by doubling up to whole, so that a size that a peer merely claims is not allocated before its bytes come.
+// extend makes room for n more bytes and returns them, uninitialised, as part of the buffer. It
+// grows by doubling up to whole, so that a size that a peer merely claims is not allocated before
+// its bytes come.
 func (b *buffer) extend(n, whole int) []byte {
 	old := len(b.b)
 	if need := old + n; need > cap(b.b) {

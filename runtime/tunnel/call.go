@@ -11,11 +11,13 @@ import (
 	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
-// Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call again until it is done.
+// Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call
+// again until it is done.
 type Call struct {
 	waiting
 
-	// Target is whom the call is for, Caller who makes it, Procedure which method, as "/package.Service/Method".
+	// Target is whom the call is for, Caller who makes it, Procedure which method, as
+	// "/package.Service/Method".
 	Target, Caller, Procedure string
 	// Header goes with the request; nil for none. It may not be changed any more.
 	Header Header
@@ -23,18 +25,22 @@ type Call struct {
 	Chain []byte
 	// Request is the message to send; nil is the empty one. It may not be changed any more.
 	Request proto.Message
-	// Response is an empty message, which the reading goroutine fills with the answer. nil throws the answer away.
+	// Response is an empty message, which the reading goroutine fills with the answer. nil throws
+	// the answer away.
 	Response proto.Message
-	// Done is called exactly once when the call is over, by the connection's reading goroutine or by whoever ended the call or
-	// the connection. It must not block. Not for calls that Waits.
+	// Done is called exactly once when the call is over, by the connection's reading goroutine or
+	// by whoever ended the call or the connection. It must not block. Not for calls that Waits.
 	Done func(*Call)
 
-	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is not used.
+	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is
+	// not used.
 	Waits bool
-	// Verdict says that a call which Waits goes on to wait after its deadline, for VerdictGrace at most, for the peer to say how far it had come.
+	// Verdict says that a call which Waits goes on to wait after its deadline, for VerdictGrace at
+	// most, for the peer to say how far it had come.
 	Verdict bool
-	// Follow, for a call that doesn't Wait, says that Start's context is to be watched from now on: it is called once, if the call is open for some
-	// milliseconds or that context ends before. It may come when the call is just over, and must not block. Nil where nobody watches.
+	// Follow, for a call that doesn't Wait, says that Start's context is to be watched from now on:
+	// it is called once, if the call is open for some milliseconds or that context ends before. It
+	// may come when the call is just over, and must not block. Nil where nobody watches.
 	Follow func()
 
 	// Err is set before Done: nil, or a [connect.Error].
@@ -52,7 +58,8 @@ type Call struct {
 	body *buffer
 }
 
-// slot is what the dialling side knows of an open call. A call that was cancelled keeps its slot, empty, until the peer's reply.
+// slot is what the dialling side knows of an open call. A call that was cancelled keeps its slot,
+// empty, until the peer's reply.
 type slot struct {
 	busy   bool
 	call   *Call
@@ -62,9 +69,10 @@ type slot struct {
 	reply *partialReply
 }
 
-// Start sends a call. It blocks only while the connection's window is full, until there is room, ctx ends or the connection
-// does. ctx's remaining time goes with the call as its deadline, but Start does not watch ctx once it has returned: a caller that stops
-// waiting says so by [Call.Cancel]. Calls that one goroutine starts reach the other side in that order.
+// Start sends a call. It blocks only while the connection's window is full, until there is room,
+// ctx ends or the connection does. ctx's remaining time goes with the call as its deadline, but
+// Start does not watch ctx once it has returned: a caller that stops waiting says so by
+// [Call.Cancel]. Calls that one goroutine starts reach the other side in that order.
 //
 // After an error Done is never called. All of Start's errors match [ErrNotRun].
 func (c *Conn) Start(ctx context.Context, call *Call) error {
@@ -90,7 +98,8 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	var body *encoded
 	if size > inlineBytes {
-		// Only now, so that those who wait hold nothing; and without the lock, since it may take a while.
+		// Only now, so that those who wait hold nothing; and without the lock, since it may take a
+		// while.
 		var err error
 		c.mu.Unlock()
 		body, err = encode(call.Request, size)
@@ -128,8 +137,8 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	return nil
 }
 
-// callBatch is after how many calls the caller of the last one writes them itself, though more may come: so the other side has
-// something to do meanwhile.
+// callBatch is after how many calls the caller of the last one writes them itself, though more may
+// come: so the other side has something to do meanwhile.
 const callBatch = 32
 
 // sendCall queues the CALL frame.
@@ -197,8 +206,8 @@ func metaSize(target, caller, procedure string, header Header, chain []byte) int
 	return n
 }
 
-// Cancel ends the call at once with err, and tells the peer. It does nothing if the call is over already. A Call whose Start
-// failed must not be cancelled.
+// Cancel ends the call at once with err, and tells the peer. It does nothing if the call is over
+// already. A Call whose Start failed must not be cancelled.
 func (call *Call) Cancel(err error) {
 	c := call.conn
 	c.mu.Lock()
@@ -234,7 +243,8 @@ func (call *Call) finish(err error) {
 	}
 }
 
-// complete is the reading goroutine's end of a call that was answered. own says that the response may keep the body; it reports whether it has.
+// complete is the reading goroutine's end of a call that was answered. own says that the response
+// may keep the body; it reports whether it has.
 func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error

@@ -13,21 +13,23 @@ import (
 
 // StreamRequest says which call a stream is to be.
 type StreamRequest struct {
-	// Target is whom the call is for, Caller who makes it, Procedure which method, as "/package.Service/Method".
+	// Target is whom the call is for, Caller who makes it, Procedure which method, as
+	// "/package.Service/Method".
 	Target, Caller, Procedure string
 	// StreamType is the call's shape.
 	StreamType connect.StreamType
 	// Header goes with the call; nil for none.
 	Header Header
-	// OnMetadata, if it is not nil, gets the response's header with the first Receive that returns, and its trailer with the one
-	// that reports the end, before they return.
+	// OnMetadata, if it is not nil, gets the response's header with the first Receive that returns,
+	// and its trailer with the one that reports the end, before they return.
 	OnMetadata func(header, trailer Header)
 	// Chain is opaque to the tunnel; nil for none.
 	Chain []byte
 }
 
-// Stream makes a stream for a call of any shape. The call begins with the first Send, Receive or SendHeaders, and lives as long as
-// ctx. A [connect.CallInfo] in ctx is not looked at: that is for connect's clients, see [Conn.Transport].
+// Stream makes a stream for a call of any shape. The call begins with the first Send, Receive or
+// SendHeaders, and lives as long as ctx. A [connect.CallInfo] in ctx is not looked at: that is for
+// connect's clients, see [Conn.Transport].
 func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStream, error) {
 	return c.stream(ctx, req, nil)
 }
@@ -138,7 +140,8 @@ func (s *clientStream) open() error {
 	return nil
 }
 
-// Send sends the next request message. After the server has ended the call it returns io.EOF, and Receive says why.
+// Send sends the next request message. After the server has ended the call it returns io.EOF, and
+// Receive says why.
 func (s *clientStream) Send(msg any) error {
 	m, err := message(msg)
 	if err != nil {
@@ -173,7 +176,8 @@ func (s *clientStream) CloseSend() error {
 	return nil
 }
 
-// Receive reads the next response message, and at the end of the stream returns io.EOF or the call's error.
+// Receive reads the next response message, and at the end of the stream returns io.EOF or the
+// call's error.
 func (s *clientStream) Receive(msg any) error {
 	to, err := message(msg)
 	if err != nil {
@@ -215,7 +219,8 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	return nil
 }
 
-// receiveEnd waits for the end of a stream that has one response: only then its outcome and its trailer are known.
+// receiveEnd waits for the end of a stream that has one response: only then its outcome and its
+// trailer are known.
 func (s *clientStream) receiveEnd() error {
 	m, err := s.inbox.receive()
 	if err == nil {
@@ -231,8 +236,8 @@ func (s *clientStream) receiveEnd() error {
 	return err
 }
 
-// inform hands the metadata that has come to the caller, on the caller's goroutine. err is what Receive is about to return: a
-// trailer belongs to the stream's end, even where it has come before.
+// inform hands the metadata that has come to the caller, on the caller's goroutine. err is what
+// Receive is about to return: a trailer belongs to the stream's end, even where it has come before.
 func (s *clientStream) inform(err error) {
 	if s.info == nil && s.req.OnMetadata == nil {
 		return
@@ -255,7 +260,8 @@ func (s *clientStream) inform(err error) {
 	}
 }
 
-// requestHeader is what goes with a call: what it was given, and what the caller's [connect.CallInfo] has, if there is one.
+// requestHeader is what goes with a call: what it was given, and what the caller's
+// [connect.CallInfo] has, if there is one.
 func requestHeader(given Header, info *connect.CallInfo) (Header, error) {
 	if info == nil || info.RequestHeader().Len() == 0 {
 		return given, nil

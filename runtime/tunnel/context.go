@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// callContext is the context of a call that is served. Most calls' contexts are never waited for, so it makes its channel and its
-// timer only when somebody does.
+// callContext is the context of a call that is served. Most calls' contexts are never waited for,
+// so it makes its channel and its timer only when somebody does.
 type callContext struct {
 	conn *Conn
 	// in is the call.

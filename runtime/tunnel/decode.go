@@ -8,9 +8,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A large message is nearly always one of a few large fields of bytes: a tensor, a picture, a file. protobuf's Unmarshal copies them out
-// of what was read. Where they are most of a message, keepFields leaves them where they are instead, so that the buffer becomes the
-// message's own.
+// A large message is nearly always one of a few large fields of bytes: a tensor, a picture, a file.
+// protobuf's Unmarshal copies them out of what was read. Where they are most of a message,
+// keepFields leaves them where they are instead, so that the buffer becomes the message's own.
 
 const (
 	// keptBytes is the smallest field that is worth it.
@@ -19,13 +19,14 @@ const (
 	keptDepth = 4
 )
 
-// fill decodes b into an empty message. To empty it first, as protobuf's Unmarshal does, would be a quarter of the work for a small one.
+// fill decodes b into an empty message. To empty it first, as protobuf's Unmarshal does, would be a
+// quarter of the work for a small one.
 func fill(b []byte, empty proto.Message) error {
 	return proto.UnmarshalOptions{Merge: true}.Unmarshal(b, empty) //nolint:wrapcheck // the callers say what was being decoded
 }
 
-// decodeKeeping decodes b into msg, which is empty, and reports whether the message has kept b: then b is the message's from there on, and nobody else may
-// change or reuse it.
+// decodeKeeping decodes b into msg, which is empty, and reports whether the message has kept b:
+// then b is the message's from there on, and nobody else may change or reuse it.
 func decodeKeeping(b []byte, msg proto.Message) (kept bool, err error) {
 	m := msg.ProtoReflect()
 	if len(b) < keptBytes || 4*keepable(m.Descriptor(), b, keptDepth) < 3*len(b) {
@@ -53,7 +54,8 @@ func keepable(md protoreflect.MessageDescriptor, b []byte, depth int) int {
 	return total
 }
 
-// keepFields decodes b into m, like [proto.UnmarshalOptions] with Merge and AllowPartial, but for the large fields, which stay in b.
+// keepFields decodes b into m, like [proto.UnmarshalOptions] with Merge and AllowPartial, but for
+// the large fields, which stay in b.
 func keepFields(m protoreflect.Message, b []byte, depth int) error {
 	rest := 0
 	err := eachLarge(b, func(num protowire.Number, begin, end int, value []byte) error {
@@ -93,7 +95,8 @@ func mergeInto(m protoreflect.Message, b []byte) error {
 	return proto.UnmarshalOptions{Merge: true, AllowPartial: true}.Unmarshal(b, m.Interface())
 }
 
-// keptField is the field of that number if it is one that keepFields knows how to treat: of bytes or a message, and not of a map.
+// keptField is the field of that number if it is one that keepFields knows how to treat: of bytes
+// or a message, and not of a map.
 func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoreflect.FieldDescriptor {
 	fd := md.Fields().ByNumber(num)
 	if fd == nil || !splits(fd) {
@@ -102,8 +105,8 @@ func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoref
 	return fd
 }
 
-// eachLarge calls visit for the large length-delimited fields at the top of an encoded message: with a field's number, where it begins and
-// ends, and its value.
+// eachLarge calls visit for the large length-delimited fields at the top of an encoded message:
+// with a field's number, where it begins and ends, and its value.
 func eachLarge(b []byte, visit func(num protowire.Number, begin, end int, value []byte) error) error {
 	for at := 0; at < len(b); {
 		num, typ, n := protowire.ConsumeTag(b[at:])

@@ -9,8 +9,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A large message is nearly always one of a few large fields of bytes (decode.go), and copying those to encode them costs as much as writing them.
-// So they are written from where they are in the message, which may not be changed any more, and only what stands between them is encoded.
+// A large message is nearly always one of a few large fields of bytes (decode.go), and copying
+// those to encode them costs as much as writing them. So they are written from where they are in
+// the message, which may not be changed any more, and only what stands between them is encoded.
 
 // encoded is an encoded message that goes in fragments.
 type encoded struct {
@@ -50,7 +51,8 @@ func (e *encoded) take(n int, each func(part []byte)) {
 	}
 }
 
-// encode encodes a message, of which the size has just been taken, into memory of its own and of the message's.
+// encode encodes a message, of which the size has just been taken, into memory of its own and of
+// the message's.
 func encode(msg proto.Message, size int) (_ *encoded, err error) {
 	returned := false
 	defer func() {
@@ -80,7 +82,8 @@ func encode(msg proto.Message, size int) (_ *encoded, err error) {
 	return e, nil
 }
 
-// splitRoom is for the tags and lengths of what is written by itself: if there are more of them than that, the buffer grows.
+// splitRoom is for the tags and lengths of what is written by itself: if there are more of them
+// than that, the buffer grows.
 const splitRoom = 64
 
 // largeBytes counts the bytes in a message's large fields, and says how they were looked for.
@@ -93,14 +96,16 @@ func largeBytes(msg proto.Message, size int) (total int, where search) {
 	return total, where
 }
 
-// search says where large fields are looked for: so many messages deep, and in lists of messages that are no longer than what could be large
-// mostly, but not in lists of lists. So looking costs little beside encoding, whatever the message.
+// search says where large fields are looked for: so many messages deep, and in lists of messages
+// that are no longer than what could be large mostly, but not in lists of lists. So looking costs
+// little beside encoding, whatever the message.
 type search struct {
 	depth, most int
 	inList      bool
 }
 
-// each calls visit for the fields of a message that are large or have large fields in them, with how many bytes those have.
+// each calls visit for the fields of a message that are large or have large fields in them, with
+// how many bytes those have.
 func (s search) each(m protoreflect.Message, visit func(fd protoreflect.FieldDescriptor, large int)) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
@@ -144,7 +149,8 @@ func (s search) inside(fd protoreflect.FieldDescriptor) (search, bool) {
 	return search{depth: s.depth - 1, most: s.most, inList: s.inList || fd.IsList()}, true
 }
 
-// splits says whether a field is of a kind that can be written, and kept, by itself: of bytes or a message, and not of a map.
+// splits says whether a field is of a kind that can be written, and kept, by itself: of bytes or a
+// message, and not of a map.
 func splits(fd protoreflect.FieldDescriptor) bool {
 	return !fd.IsMap() && (fd.Kind() == protoreflect.BytesKind || fd.Kind() == protoreflect.MessageKind)
 }
@@ -158,8 +164,8 @@ type splitter struct {
 	parts  [][]byte
 }
 
-// message writes all of a message: first what has no large fields, then those that have, in the order of their numbers. (On the wire the order of
-// different fields means nothing.)
+// message writes all of a message: first what has no large fields, then those that have, in the
+// order of their numbers. (On the wire the order of different fields means nothing.)
 func (s *splitter) message(m protoreflect.Message, where search) error {
 	var apart []protoreflect.FieldDescriptor
 	where.each(m, func(fd protoreflect.FieldDescriptor, _ int) { apart = append(apart, fd) })

@@ -1,8 +1,9 @@
 package tunnel
 
-// extraBudget bounds what all streams of a connection have granted beyond their windows, for messages larger than these. A
-// reader that waits for such a message gets all that it lacks at once, or waits its turn: so those in the making can always be
-// completed, and are being waited for. It is guarded by the connection's lock.
+// extraBudget bounds what all streams of a connection have granted beyond their windows, for
+// messages larger than these. A reader that waits for such a message gets all that it lacks at
+// once, or waits its turn: so those in the making can always be completed, and are being waited
+// for. It is guarded by the connection's lock.
 type extraBudget struct {
 	used    int
 	waiting []extraWaiter
@@ -46,7 +47,8 @@ func (c *Conn) releaseExtra(n int) {
 	}
 }
 
-// leaveExtra is releaseExtra for an inbox that is closed, and may be waiting for some of the n bytes.
+// leaveExtra is releaseExtra for an inbox that is closed, and may be waiting for some of the n
+// bytes.
 func (c *Conn) leaveExtra(b *inbox, n int) {
 	if n == 0 {
 		return

@@ -11,14 +11,16 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler, so that they may be tried
-// elsewhere whatever they do.
+// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler, so
+// that they may be tried elsewhere whatever they do.
 var ErrNotRun = errors.New("tunnel: the call was not run")
 
-// ErrClosed is matched by the errors of a connection that ended in good order: by [Conn.Close] or [Conn.Shutdown] on either side.
+// ErrClosed is matched by the errors of a connection that ended in good order: by [Conn.Close] or
+// [Conn.Shutdown] on either side.
 var ErrClosed = errors.New("tunnel: connection closed")
 
-// ErrProtocol is matched by the errors of a connection that ended because one side broke the protocol.
+// ErrProtocol is matched by the errors of a connection that ended because one side broke the
+// protocol.
 var ErrProtocol = errors.New("tunnel: protocol violation")
 
 // violation is what a peer did that no well-behaved one does. The connection ends with it.
@@ -46,8 +48,8 @@ func contextError(err error, doing string) *connect.Error {
 	return connect.NewError(code, text).WithCause(err)
 }
 
-// authored is the error that a caller is told of for err, which is not nil. An error that somebody has authored is told as
-// it is; others by their text.
+// authored is the error that a caller is told of for err, which is not nil. An error that somebody
+// has authored is told as it is; others by their text.
 func authored(err error) *connect.Error {
 	var known *connect.Error
 	switch {
@@ -60,13 +62,14 @@ func authored(err error) *connect.Error {
 	}
 }
 
-// MaxErrorSize bounds an error that goes back to a caller: its text and its details. Together with metadata of [MaxHeaderSize] it
-// fits what a peer takes by default.
+// MaxErrorSize bounds an error that goes back to a caller: its text and its details. Together with
+// metadata of [MaxHeaderSize] it fits what a peer takes by default.
 const MaxErrorSize = 24 << 10
 
-// NormalizeError returns err as every way can carry it. A code that does not exist becomes Unknown, octets of texts that are not
-// UTF-8 become U+FFFD, and an error larger than [MaxErrorSize] loses its details, and then the end of its message. Where nothing
-// is to be done it is err itself; else err is its cause.
+// NormalizeError returns err as every way can carry it. A code that does not exist becomes Unknown,
+// octets of texts that are not UTF-8 become U+FFFD, and an error larger than [MaxErrorSize] loses
+// its details, and then the end of its message. Where nothing is to be done it is err itself; else
+// err is its cause.
 func NormalizeError(err *connect.Error) *connect.Error {
 	code := err.Code()
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
@@ -90,15 +93,16 @@ func NormalizeError(err *connect.Error) *connect.Error {
 	return out
 }
 
-// replacement stands for octets that are not UTF-8, which neither JSON nor protobuf's strings can hold.
+// replacement stands for octets that are not UTF-8, which neither JSON nor protobuf's strings can
+// hold.
 const replacement = "\uFFFD"
 
 // maxDetails bounds the details of one error. [connect.Error.WithDetail] copies what is there
 // already, so that building an error of n details takes n² steps: with this bound they are few.
 const maxDetails = 128
 
-// fitError is an error's message and details in no more than limit bytes: details go first if they don't fit, then the message's end.
-// Of more than maxDetails details the first are kept.
+// fitError is an error's message and details in no more than limit bytes: details go first if they
+// don't fit, then the message's end. Of more than maxDetails details the first are kept.
 func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 	message, details := strings.ToValidUTF8(err.Message(), replacement), err.Details()
 	details = details[:min(len(details), maxDetails)]
@@ -139,7 +143,8 @@ func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	return b
 }
 
-// fault reads an error block. The error is marked as the peer's, and has no more than maxDetails details: the others are skipped.
+// fault reads an error block. The error is marked as the peer's, and has no more than maxDetails
+// details: the others are skipped.
 func (p *parser) fault() *connect.Error {
 	code := connect.Code(p.int()) //nolint:gosec // bounded by int
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {

@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempt writes to a socket as much as it takes without waiting, so that whoever has something to write can do it at once
-// instead of waking a goroutine. Connections that are no sockets have none. It belongs to whoever is writing.
+// attempt writes to a socket as much as it takes without waiting, so that whoever has something to
+// write can do it at once instead of waking a goroutine. Connections that are no sockets have none.
+// It belongs to whoever is writing.
 type attempt struct {
 	raw  syscall.RawConn
 	try  func(fd uintptr) bool
@@ -18,11 +19,13 @@ type attempt struct {
 	err  error
 }
 
-// mostPieces is the most that the system takes in one write: Linux's IOV_MAX. Beyond that the write is a part of the batch, as any may be.
+// mostPieces is the most that the system takes in one write: Linux's IOV_MAX. Beyond that the write
+// is a part of the batch, as any may be.
 const mostPieces = 1024
 
-// attemptBytes is the most small frames that are written so: that many are better written beside the reader or the caller than by them. Large
-// messages are, up to batchBytes, for they are in their processor's cache.
+// attemptBytes is the most small frames that are written so: that many are better written beside
+// the reader or the caller than by them. Large messages are, up to batchBytes, for they are in
+// their processor's cache.
 const attemptBytes = 64 << 10
 
 func (a *attempt) init(nc net.Conn) {
@@ -51,8 +54,9 @@ func (a *attempt) write(b [][]byte) (int, error) {
 	return max(a.n, 0), err
 }
 
-// flush writes what is queued, here and now if it is little and the socket takes it, and else by the writing goroutine. It is called
-// with the lock and returns with it, but may let go of it meanwhile.
+// flush writes what is queued, here and now if it is little and the socket takes it, and else by
+// the writing goroutine. It is called with the lock and returns with it, but may let go of it
+// meanwhile.
 func (c *Conn) flush() {
 	if !c.startWriting() {
 		return

@@ -5,17 +5,18 @@ import (
 	"fmt"
 )
 
-// A frame is a header of eight bytes and a body. The header is one little-endian 64-bit number: the body's length in the
-// lowest 24 bits, then 8 bits of kind, 8 bits of flags, and 24 bits of call id. docs/tunnel.md has every kind's body.
+// A frame is a header of eight bytes and a body. The header is one little-endian 64-bit number: the
+// body's length in the lowest 24 bits, then 8 bits of kind, 8 bits of flags, and 24 bits of call
+// id. docs/tunnel.md has every kind's body.
 type frameHeader uint64
 
 const (
 	headerBytes = 8
-	// floorMaxFragment is the most of one message that a frame carries to a receiver that has not said that it takes more. A round 64 KiB with
-	// what encodes it goes in one.
+	// floorMaxFragment is the most of one message that a frame carries to a receiver that has not
+	// said that it takes more. A round 64 KiB with what encodes it goes in one.
 	floorMaxFragment = 65 << 10
-	// wholeBytes is the largest message that goes in one frame. Of larger ones the first frame tells the size alone, so that the
-	// receiver can read the fragments straight into place.
+	// wholeBytes is the largest message that goes in one frame. Of larger ones the first frame
+	// tells the size alone, so that the receiver can read the fragments straight into place.
 	wholeBytes = 32 << 10
 	maxCallID  = 1<<24 - 1
 
@@ -23,11 +24,13 @@ const (
 	maxRefusalBytes   = 2 << 10
 	maxGoAwayBytes    = 4 << 10
 	pingBytes         = 8
-	// maxNames and maxNamesBytes bound a connection's table of interned names; further names travel in full.
+	// maxNames and maxNamesBytes bound a connection's table of interned names; further names travel
+	// in full.
 	maxNames      = 16 << 10
 	maxNamesBytes = 1 << 20
 	maxNameBytes  = 1 << 10
-	// messageCost stands for what a message costs its receiver beyond its bytes, so that empty ones are not free.
+	// messageCost stands for what a message costs its receiver beyond its bytes, so that empty ones
+	// are not free.
 	messageCost = 32
 	// callCost is the same for a whole call.
 	callCost = 256
@@ -56,8 +59,8 @@ const (
 	kindGoAway kind = 0x22
 )
 
-// Flags. flagSized is shared by the three kinds that carry a message: the frame is the first of several, and the message's
-// whole size stands before its first fragment.
+// Flags. flagSized is shared by the three kinds that carry a message: the frame is the first of
+// several, and the message's whole size stands before its first fragment.
 const (
 	flagSized uint8 = 0x20
 

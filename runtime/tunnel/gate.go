@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// gate lets unary requests out while they fit the peer's window, and calls of every shape while they are not too many. Who has to
-// wait waits in order. It is guarded by the connection's lock.
+// gate lets unary requests out while they fit the peer's window, and calls of every shape while
+// they are not too many. Who has to wait waits in order. It is guarded by the connection's lock.
 type gate struct {
 	window, maxOpen int
 	used, open      int
@@ -57,8 +57,8 @@ func (g *gate) leave(place *list.Element) {
 	g.serve()
 }
 
-// enter waits until a call of that cost may go out. It is called with the connection's lock and returns with it; after an
-// error nothing is held of the gate.
+// enter waits until a call of that cost may go out. It is called with the connection's lock and
+// returns with it; after an error nothing is held of the gate.
 func (c *Conn) enter(ctx context.Context, cost int) error {
 	if err := c.refusing(); err != nil {
 		return err

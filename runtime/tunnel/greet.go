@@ -93,8 +93,8 @@ func (c *Conn) welcomed(body []byte) error {
 	return err
 }
 
-// checkPeer reads the accepting side's proof, checks it, and makes this side's. Both are empty where
-// there is no token.
+// checkPeer reads the accepting side's proof, checks it, and makes this side's. Both are empty
+// where there is no token.
 func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 	frame, err := c.receive(kindProof)
 	if err != nil {
@@ -113,7 +113,8 @@ func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
 
-// receive reads the frame that is due. In its place a refusal may come, which is returned as an error.
+// receive reads the frame that is due. In its place a refusal may come, which is returned as an
+// error.
 func (c *Conn) receive(due kind) ([]byte, error) {
 	h, frame, err := readHandshakeFrame(&c.in)
 	switch {
@@ -264,7 +265,8 @@ func wrongHost(expected, found string) *HandshakeError {
 	return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
 }
 
-// refuse says to the dialler why it is not admitted, where nothing was said before, and returns that as an error.
+// refuse says to the dialler why it is not admitted, where nothing was said before, and returns
+// that as an error.
 func (c *Conn) refuse(err error) error { return c.sendRefusal([]byte(Preface), err) }
 
 // decline is refuse for a side that has sent its preface. What the peer itself refused, or a

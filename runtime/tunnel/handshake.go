@@ -14,22 +14,25 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Preface is what both sides of a tunnel connection send first. No HTTP/1 request, HTTP/2 preface or TLS record starts with
-// its first byte.
+// Preface is what both sides of a tunnel connection send first. No HTTP/1 request, HTTP/2 preface
+// or TLS record starts with its first byte.
 const Preface = "\x8dRAYLINK"
 
-// The versions of the protocol that this package speaks. Version 1 sent the token in clear; it is refused.
+// The versions of the protocol that this package speaks. Version 1 sent the token in clear; it is
+// refused.
 const (
 	MinVersion = 2
 	MaxVersion = 2
 )
 
-// ProtocolHTTP is the [Hello].Protocol of a connection that carries HTTP once both sides are proven.
+// ProtocolHTTP is the [Hello].Protocol of a connection that carries HTTP once both sides are
+// proven.
 const ProtocolHTTP = "http"
 
 // Hello is the dialler's part of the handshake.
 type Hello struct {
-	// Host is the id of the host that the dialler expects. Any other host is refused. Empty means any.
+	// Host is the id of the host that the dialler expects. Any other host is refused. Empty means
+	// any.
 	Host string
 	// Client is the id of the caller's host.
 	Client string
@@ -39,7 +42,8 @@ type Hello struct {
 	Target string
 	// Build is the build of the dialler's executable.
 	Build string
-	// Protocol is what the connection carries after the handshake. Empty means the tunnel's frames; see [DialRaw].
+	// Protocol is what the connection carries after the handshake. Empty means the tunnel's frames;
+	// see [DialRaw].
 	Protocol string
 }
 
@@ -64,13 +68,15 @@ const (
 	FaultVersion
 	// FaultWrongHost: the server is another host than the expected one.
 	FaultWrongHost
-	// FaultRefused: the server did not admit the dialler, for the reason that the code and the text say.
+	// FaultRefused: the server did not admit the dialler, for the reason that the code and the text
+	// say.
 	FaultRefused
 	// FaultUnproven: the server did not prove that it knows the token. It learned nothing about it.
 	FaultUnproven
 )
 
-// HandshakeError is why a connection did not come to be. It unwraps to a [connect.Error] with its code.
+// HandshakeError is why a connection did not come to be. It unwraps to a [connect.Error] with its
+// code.
 type HandshakeError struct {
 	Fault HandshakeFault
 	// Code is what the failure is to a caller.
@@ -79,7 +85,8 @@ type HandshakeError struct {
 	Message string
 	// Remote says that it is the other side's verdict.
 	Remote bool
-	// Answer is, for FaultNotAPeer, what the other side began with, up to 64 bytes of it; empty where it began as a tunnel does.
+	// Answer is, for FaultNotAPeer, what the other side began with, up to 64 bytes of it; empty
+	// where it began as a tunnel does.
 	Answer string
 	cause  error
 }
@@ -128,12 +135,12 @@ const (
 	fieldCount // one more than the last
 )
 
-// lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes no sense to it, and says so at once
-// instead of waiting for more until somebody loses patience.
+// lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes
+// no sense to it, and says so at once instead of waiting for more until somebody loses patience.
 const lineEnd = "\r\n\r\n"
 
-// greeting is the union of the bodies' fields. What it takes does not depend on what the peer sends,
-// beyond the bytes of the frame itself.
+// greeting is the union of the bodies' fields. What it takes does not depend on what the peer
+// sends, beyond the bytes of the frame itself.
 type greeting struct {
 	text    [fieldCount]string
 	numbers [fieldCount]uint64
@@ -156,7 +163,8 @@ func (l *limits) fields() map[protowire.Number]*int {
 	}
 }
 
-// limits are what the peer receives, brought within what this package ever sends. A limit that is missing is nothing.
+// limits are what the peer receives, brought within what this package ever sends. A limit that is
+// missing is nothing.
 func (g *greeting) limits() (limits, error) {
 	var l limits
 	for field, value := range l.fields() {
@@ -218,7 +226,8 @@ func parseGreeting(b []byte) (*greeting, error) {
 	return g, nil
 }
 
-// bounded runs a handshake within the configured time and ctx; what it reads and writes ends with either.
+// bounded runs a handshake within the configured time and ctx; what it reads and writes ends with
+// either.
 func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
 	deadline := time.Now().Add(cfg.HandshakeTimeout)
 	if err := nc.SetDeadline(deadline); err != nil {
@@ -253,7 +262,8 @@ func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) err
 	return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v", err)
 }
 
-// readPreface reads the peer's first bytes. One wrong byte is enough to know that this is not a peer: it may send no more.
+// readPreface reads the peer's first bytes. One wrong byte is enough to know that this is not a
+// peer: it may send no more.
 func readPreface(in *frameReader) error {
 	for i := 1; i <= len(Preface); i++ {
 		b, err := in.peek(i)

@@ -15,8 +15,9 @@ type Field struct {
 	Value string
 }
 
-// Header is what travels with a call beside its messages: keys in lower case, each with any number of values, in the order
-// they were added. nil is the empty one. A header that was given to a call is not changed from then on.
+// Header is what travels with a call beside its messages: keys in lower case, each with any number
+// of values, in the order they were added. nil is the empty one. A header that was given to a call
+// is not changed from then on.
 type Header []Field //nolint:recvcheck // reading takes the slice, as [net/http.Header] does; writing may replace it
 
 // Get is the key's first value, or "".
@@ -76,9 +77,10 @@ func (h Header) All() iter.Seq2[string, string] {
 	}
 }
 
-// HeaderFrom copies a connect header. It is nil where that is empty. By connect's convention the values of keys that end in
-// `-bin` are base64, which is decoded here: a Header has the octets. Reserved keys (see [Reserved]) are left out, as
-// connect's transports leave them out. Fields that no call can carry are refused as [Header.Validate] does.
+// HeaderFrom copies a connect header. It is nil where that is empty. By connect's convention the
+// values of keys that end in `-bin` are base64, which is decoded here: a Header has the octets.
+// Reserved keys (see [Reserved]) are left out, as connect's transports leave them out. Fields that
+// no call can carry are refused as [Header.Validate] does.
 func HeaderFrom(from *connect.Header) (Header, error) {
 	if from.Len() == 0 {
 		return nil, nil
@@ -122,8 +124,8 @@ func (h Header) CopyTo(to *connect.Header) {
 	}
 }
 
-// fieldCost is what a field of a header counts for beside its octets, about what it takes to hold: an
-// empty field takes two octets on the wire.
+// fieldCost is what a field of a header counts for beside its octets, about what it takes to hold:
+// an empty field takes two octets on the wire.
 const fieldCost = 32
 
 // size is what a header counts for, which is more than append will write.
@@ -144,7 +146,8 @@ func (h Header) append(b []byte) []byte {
 	return b
 }
 
-// header reads a header, and returns what it counts for. One that counts for more than room is skipped.
+// header reads a header, and returns what it counts for. One that counts for more than room is
+// skipped.
 func (p *parser) header(room int) (h Header, cost int) {
 	before := len(p.rest)
 	count := p.int()

@@ -9,12 +9,13 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// inbox is what has come of a stream and waits for its reader. The reading goroutine of the connection puts messages in and never
-// waits; one reader takes them out. Its bytes are bounded by the credit that its side has granted: a window full, and what more a
-// reader grants that waits for a message larger than that.
+// inbox is what has come of a stream and waits for its reader. The reading goroutine of the
+// connection puts messages in and never waits; one reader takes them out. Its bytes are bounded by
+// the credit that its side has granted: a window full, and what more a reader grants that waits for
+// a message larger than that.
 //
-// Both sides work in batches, so that a small message costs no lock: what one read has brought is published at once, see [Conn.publish], and the
-// reader takes at once all that is there.
+// Both sides work in batches, so that a small message costs no lock: what one read has brought is
+// published at once, see [Conn.publish], and the reader takes at once all that is there.
 type inbox struct {
 	arrivals
 	batchInHand
@@ -23,7 +24,8 @@ type inbox struct {
 	id   uint32
 	what string
 
-	// dropped says that what has not been read is not wanted any more; ended, that nothing that comes is.
+	// dropped says that what has not been read is not wanted any more; ended, that nothing that
+	// comes is.
 	dropped, ended atomic.Bool
 
 	mu      sync.Mutex // guards what follows
@@ -33,14 +35,15 @@ type inbox struct {
 	waiting bool
 	// large is how many of the queue have an extra.
 	large int
-	// credit is, with the allowance, what the peer may still send; owed was read and not granted again yet.
+	// credit is, with the allowance, what the peer may still send; owed was read and not granted
+	// again yet.
 	credit, owed, window int
 	// beyond is how much of the window was taken of what the connection's streams share.
 	beyond int
 	// granted is when credit was last granted again.
 	granted time.Duration
-	// total is what the message in the making takes of the credit, got what it has taken, and asked what its reader has
-	// asked the connection to grant beyond the window.
+	// total is what the message in the making takes of the credit, got what it has taken, and asked
+	// what its reader has asked the connection to grant beyond the window.
 	total, got, asked int
 
 	header, trailer Header
@@ -50,10 +53,11 @@ type inbox struct {
 type arrivals struct {
 	// assembly is the message in the making.
 	assembly *assembly
-	// allowance is credit that was set aside, to be charged without the lock. There is none while a message is in the making.
+	// allowance is credit that was set aside, to be charged without the lock. There is none while a
+	// message is in the making.
 	allowance int
-	// fresh are the messages that are not published yet. Small ones are still where they were read; burst is how many bytes those have. listed
-	// says that the connection is to publish them.
+	// fresh are the messages that are not published yet. Small ones are still where they were read;
+	// burst is how many bytes those have. listed says that the connection is to publish them.
 	fresh  []packet
 	burst  int
 	listed bool
@@ -62,11 +66,13 @@ type arrivals struct {
 	widened bool
 }
 
-// batchInHand belongs to the reader: the messages that it has taken out of the queue and not returned yet. All of them still take credit.
+// batchInHand belongs to the reader: the messages that it has taken out of the queue and not
+// returned yet. All of them still take credit.
 type batchInHand struct {
 	taken []packet
 	next  int
-	// paid is what the messages returned since the last time have taken of the window, and due when that is to be granted again.
+	// paid is what the messages returned since the last time have taken of the window, and due when
+	// that is to be granted again.
 	paid, due int
 }
 
@@ -134,7 +140,8 @@ func (b *inbox) charge(n int) error {
 	return nil
 }
 
-// takes says whether a small message of n bytes may come now as a whole, with the credit that has been set aside, and charges it.
+// takes says whether a small message of n bytes may come now as a whole, with the credit that has
+// been set aside, and charges it.
 func (b *inbox) takes(n, limit int) bool {
 	if b.assembly != nil || n > limit || n+messageCost > b.allowance {
 		return false
@@ -206,8 +213,9 @@ func (b *inbox) put(body []byte) {
 	}
 }
 
-// keep sees to it that small messages last until they have been read. Where they are a good part of what was read they keep that memory; else they
-// are copied, so that what waits for its reader takes little more than its window.
+// keep sees to it that small messages last until they have been read. Where they are a good part of
+// what was read they keep that memory; else they are copied, so that what waits for its reader
+// takes little more than its window.
 func (b *inbox) keep() {
 	last := len(b.fresh) - 1
 	for last >= 0 && b.fresh[last].slab != nil {
@@ -242,7 +250,8 @@ func (b *inbox) keep() {
 	b.burst = 0
 }
 
-// assembled notes that the message in the making has grown, and puts it into the queue when it is complete.
+// assembled notes that the message in the making has grown, and puts it into the queue when it is
+// complete.
 func (b *inbox) assembled() {
 	a := b.assembly
 	if !a.complete() {
@@ -315,7 +324,8 @@ func release(list []packet) int {
 	return extra
 }
 
-// widen grants the configured window, as soon as a stream has used a good part of what each has from the beginning.
+// widen grants the configured window, as soon as a stream has used a good part of what each has
+// from the beginning.
 func (b *inbox) widen() {
 	b.widened = true
 	b.mu.Lock()
@@ -328,8 +338,8 @@ func (b *inbox) widen() {
 	b.conn.grant(b.id, more)
 }
 
-// enlarge makes the window larger by up to n bytes, as far as the streams of the connection have room for that. Callers hold the lock, and
-// grant what it returns.
+// enlarge makes the window larger by up to n bytes, as far as the streams of the connection have
+// room for that. Callers hold the lock, and grant what it returns.
 func (b *inbox) enlarge(n int) int {
 	n = b.conn.takeWindow(n)
 	b.window += n
@@ -337,13 +347,15 @@ func (b *inbox) enlarge(n int) int {
 	return n
 }
 
-// leaveWindow gives back what the window has taken of what the connection's streams share. Callers hold the lock, and nothing is in the queue.
+// leaveWindow gives back what the window has taken of what the connection's streams share. Callers
+// hold the lock, and nothing is in the queue.
 func (b *inbox) leaveWindow() {
 	b.conn.windows.Add(int64(-b.beyond))
 	b.beyond = 0
 }
 
-// takeWindow takes up to n bytes of what all streams may have beyond the windows that they begin with.
+// takeWindow takes up to n bytes of what all streams may have beyond the windows that they begin
+// with.
 func (c *Conn) takeWindow(n int) int {
 	for n > 0 {
 		used := c.windows.Load()
@@ -409,7 +421,8 @@ func (b *inbox) receive() (packet, error) {
 		}
 		switch {
 		case b.large > 0 && len(b.queue) > 0:
-			// One by one: what a message takes beyond the window is to be given back even if its reader reads no more.
+			// One by one: what a message takes beyond the window is to be given back even if its
+			// reader reads no more.
 			m := b.first()
 			b.paid += m.cost() - m.extra()
 			owed += b.settle()
@@ -467,7 +480,8 @@ func (b *inbox) first() packet {
 	return m
 }
 
-// settle counts what was read since the last time, and says what to grant again. Callers hold the lock, and are the reader.
+// settle counts what was read since the last time, and says what to grant again. Callers hold the
+// lock, and are the reader.
 func (b *inbox) settle() int {
 	b.owed += b.paid
 	b.paid = 0
@@ -485,10 +499,12 @@ func (b *inbox) settle() int {
 	return owed
 }
 
-// quickWindow: a window of which a quarter is read in less time is too small: to wake a sender takes a good part of that.
+// quickWindow: a window of which a quarter is read in less time is too small: to wake a sender
+// takes a good part of that.
 const quickWindow = 2 * time.Millisecond
 
-// close ends the inbox with err; only the first end counts. What is queued can still be read, unless drop says otherwise.
+// close ends the inbox with err; only the first end counts. What is queued can still be read,
+// unless drop says otherwise.
 func (b *inbox) close(err error, drop bool) {
 	b.mu.Lock()
 	extra := 0

@@ -14,21 +14,25 @@ import (
 
 // Handler serves what comes in over a connection.
 type Handler interface {
-	// ServeUnary gets each unary call, complete, on the connection's reading goroutine and in the order in which they came. It must
-	// not block. The call is answered by [Incoming.Reply], then or later; [Incoming.ServeHere] leaves the rest to that goroutine.
+	// ServeUnary gets each unary call, complete, on the connection's reading goroutine and in the
+	// order in which they came. It must not block. The call is answered by [Incoming.Reply], then
+	// or later; [Incoming.ServeHere] leaves the rest to that goroutine.
 	ServeUnary(call *Incoming)
-	// ServeStream runs a call of the other shapes on a goroutine of its own. What it returns is the stream's outcome.
+	// ServeStream runs a call of the other shapes on a goroutine of its own. What it returns is the
+	// stream's outcome.
 	ServeStream(ctx context.Context, call *Incoming, stream connect.ServerStream) error
 }
 
-// Allocator is a [Handler] that keeps more of each call than the tunnel does, and so makes the memory for both at once.
+// Allocator is a [Handler] that keeps more of each call than the tunnel does, and so makes the
+// memory for both at once.
 type Allocator interface {
-	// NewIncoming makes an Incoming of which the tunnel fills in the rest. It is called on the connection's reading goroutine, for calls of
-	// every shape.
+	// NewIncoming makes an Incoming of which the tunnel fills in the rest. It is called on the
+	// connection's reading goroutine, for calls of every shape.
 	NewIncoming() *Incoming
 }
 
-// Incoming is a call on the serving side. Most calls are small, quick and many, so it has what every call has; the rest is in extra.
+// Incoming is a call on the serving side. Most calls are small, quick and many, so it has what
+// every call has; the rest is in extra.
 type Incoming struct {
 	// Names say whom the call is for, who makes it, and which method.
 	*Names
@@ -41,11 +45,13 @@ type Incoming struct {
 	StreamType connect.StreamType
 
 	ctx callContext
-	// extra is set by the reading goroutine before the call is on the connection's table, and never after.
+	// extra is set by the reading goroutine before the call is on the connection's table, and never
+	// after.
 	extra *extra
 	// response is what the handler has set. It is made when there is something to set.
 	response atomic.Pointer[responseMeta]
-	// cost is what the call takes of the window; meta, what stands before its message and is held with it.
+	// cost is what the call takes of the window; meta, what stands before its message and is held
+	// with it.
 	cost, meta uint32
 	id         uint32
 
@@ -107,14 +113,15 @@ func (in *Incoming) Chain() []byte {
 	return in.extra.chain
 }
 
-// SetHeader sets what goes back before the response. It is called before Reply, on streams before the first Send; later it has no
-// effect. Safe for concurrent use, also with the end of the call.
+// SetHeader sets what goes back before the response. It is called before Reply, on streams before
+// the first Send; later it has no effect. Safe for concurrent use, also with the end of the call.
 func (in *Incoming) SetHeader(h Header) {
 	in.setResponse(h, func(r *responseMeta) { r.header = h })
 }
 
-// SetTrailer sets what goes back after the response. It is called before Reply, on streams before ServeStream returns; later it has no
-// effect. Safe for concurrent use, also with the end of the call.
+// SetTrailer sets what goes back after the response. It is called before Reply, on streams before
+// ServeStream returns; later it has no effect. Safe for concurrent use, also with the end of the
+// call.
 func (in *Incoming) SetTrailer(h Header) {
 	in.setResponse(h, func(r *responseMeta) { r.trailer = h })
 }
@@ -153,20 +160,22 @@ func (in *Incoming) setSoFar(r *responseMeta) (header, trailer Header) {
 // Client is the caller's host, as it said in the handshake.
 func (in *Incoming) Client() string { return in.conn().hello.Client }
 
-// OnEnd makes the end of the call's context call Owner, which has a method Ended, unless that end was because the call was answered. It is called
-// by whoever ends the context, and must not block. Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It
-// is for use in ServeUnary, once.
+// OnEnd makes the end of the call's context call Owner, which has a method Ended, unless that end
+// was because the call was answered. It is called by whoever ends the context, and must not block.
+// Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It is
+// for use in ServeUnary, once.
 func (in *Incoming) OnEnd() { in.ctx.tellOwner() }
 
-// Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it has been answered. It carries no
-// values. Asking for it is cheap: timers and channels are made when somebody waits.
+// Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it
+// has been answered. It carries no values. Asking for it is cheap: timers and channels are made
+// when somebody waits.
 func (in *Incoming) Context() context.Context { return &in.ctx }
 
 // PeerAddr is the network address of the caller's end.
 func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String() }
 
-// Decode reads the request into msg, an empty message. The request is there until ServeUnary returns, and not for streams. A large one is decoded once: its
-// bytes become the message's own.
+// Decode reads the request into msg, an empty message. The request is there until ServeUnary
+// returns, and not for streams. A large one is decoded once: its bytes become the message's own.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
 	if r := &in.conn().request; r.own {
@@ -182,8 +191,9 @@ func (in *Incoming) Decode(msg proto.Message) error {
 	return nil
 }
 
-// Reply answers a unary call, with res (nil is the empty message) or an error. It may be called from any goroutine and does not
-// block; res may not be changed any more. A second Reply does nothing.
+// Reply answers a unary call, with res (nil is the empty message) or an error. It may be called
+// from any goroutine and does not block; res may not be changed any more. A second Reply does
+// nothing.
 func (in *Incoming) Reply(res proto.Message, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
@@ -219,8 +229,8 @@ func (in *Incoming) refuse(err error) {
 	}
 }
 
-// Refuse answers a call with an error although its handler goes on: what the handler has prepared, and its own answer, are
-// not looked at. It does nothing where the call was answered before.
+// Refuse answers a call with an error although its handler goes on: what the handler has prepared,
+// and its own answer, are not looked at. It does nothing where the call was answered before.
 func (in *Incoming) Refuse(err error) { in.refuse(err) }
 
 // abandon ends a call whose connection is gone.
@@ -293,8 +303,8 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	err = c.queueReply(in, header, trailer, res, size, body, failure)
 }
 
-// encodeReply encodes a large response. While it does, the response counts as one that waits to be written,
-// so that handlers that answer at once don't pass the limit together.
+// encodeReply encodes a large response. While it does, the response counts as one that waits to be
+// written, so that handlers that answer at once don't pass the limit together.
 func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded, error) {
 	c.mu.Lock()
 	if err := c.overflow(in, size); err != nil {
@@ -329,8 +339,8 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 		waiting, c.peerName(), size, clipped(in.Procedure), c.cfg.MaxBacklog)
 }
 
-// brief is what is left of an error, and of all that goes with it, where too much waits to be written
-// already: the code and the beginning of its text.
+// brief is what is left of an error, and of all that goes with it, where too much waits to be
+// written already: the code and the beginning of its text.
 func brief(failure error) error {
 	known := authored(failure)
 	short := connect.NewError(known.Code(), clipped(known.Message()))

@@ -9,29 +9,33 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// Waking another goroutine for each call costs more than most handlers take, so the reading goroutine may run a handler itself. What is
-// behind it on the connection waits meanwhile; therefore reading is handed over to another goroutine when the handler is about to wait for
+// Waking another goroutine for each call costs more than most handlers take, so the reading
+// goroutine may run a handler itself. What is behind it on the connection waits meanwhile;
+// therefore reading is handed over to another goroutine when the handler is about to wait for
 // something (callContext.Waits), and when it turns out to take long ([Overseer]).
 
 // Work is what the reading goroutine is to do itself.
 type Work interface {
-	// Serve does the work. It should take no longer than waking a goroutine, a few microseconds, and is overseen in case it does.
+	// Serve does the work. It should take no longer than waking a goroutine, a few microseconds,
+	// and is overseen in case it does.
 	Serve()
 }
 
-// ServeHere makes the reading goroutine do the work when ServeUnary, in which it is called, has returned. The request is not there any more
-// then. One call of it counts for each call of ServeUnary.
+// ServeHere makes the reading goroutine do the work when ServeUnary, in which it is called, has
+// returned. The request is not there any more then. One call of it counts for each call of
+// ServeUnary.
 func (in *Incoming) ServeHere(work Work) {
 	c := in.conn()
 	c.inline, c.inlineCall = work, in
 }
 
-// MoreBehind says whether something that has been read already is behind this call on the connection, and would wait for work that is done
-// here. It is for use in ServeUnary.
+// MoreBehind says whether something that has been read already is behind this call on the
+// connection, and would wait for work that is done here. It is for use in ServeUnary.
 func (in *Incoming) MoreBehind() bool { return in.conn().in.end > in.conn().frameEnd }
 
-// Waits tells the connection that the work which serves the call is about to wait for others: if that work is done on the reading goroutine,
-// another one goes on reading, and the answer is true. It is a method of [Incoming.Context]'s result.
+// Waits tells the connection that the work which serves the call is about to wait for others: if
+// that work is done on the reading goroutine, another one goes on reading, and the answer is true.
+// It is a method of [Incoming.Context]'s result.
 func (c *callContext) Waits() bool {
 	return c.inlineTurn != 0 && c.conn.handOver(c.inlineTurn)
 }
@@ -39,7 +43,8 @@ func (c *callContext) Waits() bool {
 // errHandedOver ends a reading goroutine whose work another one goes on with.
 var errHandedOver = errors.New("tunnel: reading was handed over")
 
-// serveInline does what a handler has left for the reading goroutine. It reports whether that still is the reading goroutine afterwards.
+// serveInline does what a handler has left for the reading goroutine. It reports whether that still
+// is the reading goroutine afterwards.
 func (c *Conn) serveInline() bool {
 	c.publish()
 	work, in := c.inline, c.inlineCall
@@ -80,8 +85,9 @@ func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 	returned = true
 }
 
-// inlineBatch is after how many calls their answers are written, though more calls have been read: so the other side has something to do
-// meanwhile. It is a small multiple of what a system call costs.
+// inlineBatch is after how many calls their answers are written, though more calls have been read:
+// so the other side has something to do meanwhile. It is a small multiple of what a system call
+// costs.
 const inlineBatch = 16
 
 // handOver makes another goroutine go on reading, if the work of that turn still keeps this one.
@@ -217,13 +223,14 @@ func (l *overseen) unchanged() bool {
 
 // inlining is a connection's part in all this.
 type inlining struct {
-	// turns counts the beginnings and ends of work on the reading goroutine: it is odd while some is done. Who adds one to an odd count
-	// decides which goroutine reads from then on.
+	// turns counts the beginnings and ends of work on the reading goroutine: it is odd while some
+	// is done. Who adds one to an odd count decides which goroutine reads from then on.
 	turns atomic.Uint64
 	// overseen says that the overseer knows the connection.
 	overseen atomic.Bool
 
-	// What follows belongs to the reading goroutine: the work that is left for it, for which call, and where the frame at hand ends.
+	// What follows belongs to the reading goroutine: the work that is left for it, for which call,
+	// and where the frame at hand ends.
 	inline     Work
 	inlineCall *Incoming
 	frameEnd   int

@@ -22,7 +22,8 @@ type keepalive struct {
 	// last is when the last tick was, silent how many ticks in a row since brought nothing.
 	last   time.Time
 	silent int
-	// sent is how much was written at the last tick, stalled how many ticks in a row nothing was that should have been.
+	// sent is how much was written at the last tick, stalled how many ticks in a row nothing was
+	// that should have been.
 	sent    uint64
 	stalled int
 }
@@ -82,11 +83,12 @@ func (k *keepalive) isLate(now time.Time) bool {
 	return passed > k.period()+max(k.period()/2, leastLateness)
 }
 
-// stalledTicks is for how many ticks nothing may have been written to a peer that this side has stopped reading from, before it counts as
-// silent: one write may be long, and the link slow.
+// stalledTicks is for how many ticks nothing may have been written to a peer that this side has
+// stopped reading from, before it counts as silent: one write may be long, and the link slow.
 const stalledTicks = 4 * ticksPerInterval
 
-// slow says whether a peer that can't be heard, since this side has stopped reading (see [Conn.awaitWriter]), still reads what is written to it.
+// slow says whether a peer that can't be heard, since this side has stopped reading (see
+// [Conn.awaitWriter]), still reads what is written to it.
 func (k *keepalive) slow(paused bool, sent uint64) bool {
 	progress := sent != k.sent
 	k.sent = sent

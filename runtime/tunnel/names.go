@@ -1,7 +1,8 @@
 package tunnel
 
-// Targets, callers and procedures repeat from call to call. The dialling side gives each a number the first time, by a NAME
-// frame, and then sends the number alone. The table has an end (the peer's to say); names past it travel in full, as number 0.
+// Targets, callers and procedures repeat from call to call. The dialling side gives each a number
+// the first time, by a NAME frame, and then sends the number alone. The table has an end (the
+// peer's to say); names past it travel in full, as number 0.
 
 // interner is the sending half. It is guarded by the connection's lock.
 type interner struct {
@@ -15,7 +16,8 @@ type interner struct {
 // refs are the numbers of a call's names, 0 for one that travels in full.
 type refs [3]uint32
 
-// refer looks a call's names up, and appends the NAME frames for those that are new and still fit the table.
+// refer looks a call's names up, and appends the NAME frames for those that are new and still fit
+// the table.
 func (t *interner) refer(o *outbox, names [3]string, peer *limits) refs {
 	for i, name := range names {
 		if t.known[i] == 0 || t.last[i] != name {
@@ -55,13 +57,16 @@ func (r refs) append(b []byte, names [3]string) []byte {
 	return b
 }
 
-// Names are what a CALL says of itself: calls of one connection that have the same names share them.
+// Names are what a CALL says of itself: calls of one connection that have the same names share
+// them.
 type Names struct {
-	// Target is whom the call is for, Caller who makes it, Procedure which method. They are whatever the caller sent.
+	// Target is whom the call is for, Caller who makes it, Procedure which method. They are
+	// whatever the caller sent.
 	Target, Caller, Procedure string
 	// Known is what the handler remembers of such calls; only ServeUnary may use it.
 	Known any
-	// keeps says that the last large request of such a call has kept the buffer that it came in. It belongs to the reading goroutine.
+	// keeps says that the last large request of such a call has kept the buffer that it came in. It
+	// belongs to the reading goroutine.
 	keeps bool
 }
 

@@ -5,15 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// outbox is what a connection has still to write. Small frames are encoded straight into one buffer, in order. A message that
-// is large, or that waits for credit, is a parcel: its fragments go after the small frames of their batch, up to turnBytes from each lane in
-// turn. Within a lane parcels go one after the other. It is guarded by the connection's lock.
+// outbox is what a connection has still to write. Small frames are encoded straight into one
+// buffer, in order. A message that is large, or that waits for credit, is a parcel: its fragments
+// go after the small frames of their batch, up to turnBytes from each lane in turn. Within a lane
+// parcels go one after the other. It is guarded by the connection's lock.
 type outbox struct {
 	buf   []byte
 	spare []byte
 	// calls is how many of a dialling side's calls were queued since something was taken.
 	calls int
-	// usual is how large buf was the last time, so that it need not grow to that again step by step.
+	// usual is how large buf was the last time, so that it need not grow to that again step by
+	// step.
 	usual int
 	// batch is what the writing goroutine has in hand.
 	batch batch
@@ -23,39 +25,48 @@ type outbox struct {
 	requests map[laneKey]*lane
 	// maxFragment is the largest that the peer takes.
 	maxFragment int
-	// replyBytes is the size of the unary responses among the parcels that has not been taken yet; encoding, of those that are being encoded.
+	// replyBytes is the size of the unary responses among the parcels that has not been taken yet;
+	// encoding, of those that are being encoded.
 	replyBytes, encoding int
 	// pongs is how many PONGs are in buf.
 	pongs int
-	// full says that buf holds more than fullBytes: an accepting side reads nothing more then, see [Conn.awaitWriter].
+	// full says that buf holds more than fullBytes: an accepting side reads nothing more then, see
+	// [Conn.awaitWriter].
 	full atomic.Bool
-	// replyWindow is what the large responses on their way take of the peer's window; replies wait for it in order.
+	// replyWindow is what the large responses on their way take of the peer's window; replies wait
+	// for it in order.
 	replyWindow int
 	replies     []*parcel
-	// leaving are the large responses that have not been taken yet, by their calls, so that a CANCEL can stop them.
+	// leaving are the large responses that have not been taken yet, by their calls, so that a
+	// CANCEL can stop them.
 	leaving map[uint32]*parcel
 
-	// writing says that a goroutine is at it. corked says that the reading goroutine is in the middle of what it has read and
-	// will see to the writing afterwards, so that the answers to one read go out in one write.
+	// writing says that a goroutine is at it. corked says that the reading goroutine is in the
+	// middle of what it has read and will see to the writing afterwards, so that the answers to one
+	// read go out in one write.
 	writing bool
 	corked  bool
 }
 
 const (
-	// inlineBytes is the largest message that is encoded into the common buffer; copying it costs less than another buffer.
+	// inlineBytes is the largest message that is encoded into the common buffer; copying it costs
+	// less than another buffer.
 	inlineBytes = 8 << 10
 	// roomBytes is how much the common buffer may hold before a stream's Send waits for the writer.
 	roomBytes = 256 << 10
-	// fullBytes is how much the common buffer may hold before an accepting side stops reading: what it reads makes it write,
-	// and a peer that doesn't read would make it hold all of that.
+	// fullBytes is how much the common buffer may hold before an accepting side stops reading: what
+	// it reads makes it write, and a peer that doesn't read would make it hold all of that.
 	fullBytes = 1 << 20
-	// maxPongs is how many PONGs a dialling side holds for a peer that doesn't read. It can't stop reading, for the peer
-	// may have stopped until its answers are read; so one more ends the connection.
+	// maxPongs is how many PONGs a dialling side holds for a peer that doesn't read. It can't stop
+	// reading, for the peer may have stopped until its answers are read; so one more ends the
+	// connection.
 	maxPongs = 1 << 10
 	// batchBytes is how much of the parcels one write takes.
 	batchBytes = 512 << 10
-	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment, all large messages would be under way at once, and
-	// both sides would go through more memory than their processors' caches hold; a message that is much larger still holds nobody up for long.
+	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment,
+	// all large messages would be under way at once, and both sides would go through more memory
+	// than their processors' caches hold; a message that is much larger still holds nobody up for
+	// long.
 	turnBytes = 1 << 20
 )
 
@@ -119,7 +130,8 @@ func (o *outbox) finish(p *parcel) {
 // ready says that something of the lane may be sent now.
 func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room(floorMaxFragment) >= 0 }
 
-// room is how many bytes of the first parcel may go now in one frame, or -1 if not even its first frame may.
+// room is how many bytes of the first parcel may go now in one frame, or -1 if not even its first
+// frame may.
 func (l *lane) room(maxFragment int) int {
 	p := l.parcels[0]
 	rest := p.rest()
@@ -130,8 +142,9 @@ func (l *lane) room(maxFragment int) int {
 			return -1
 		}
 	case rest > wholeBytes:
-		// The first frame has the size alone. Of a message that fits the window it waits until all of it can follow: the receiver
-		// gives credit back by the quarter of its window at the latest.
+		// The first frame has the size alone. Of a message that fits the window it waits until all
+		// of it can follow: the receiver gives credit back by the quarter of its window at the
+		// latest.
 		if need := rest + messageCost + varintBytes; bounded && l.credit < min(need, l.window/2) {
 			return -1
 		}
@@ -210,8 +223,8 @@ func (o *outbox) pushRequest(p *parcel) {
 	o.push(l, p)
 }
 
-// pushReply appends a unary response. Those of more than one frame wait for their part of the peer's window, so that it
-// holds few unfinished ones, and always room to finish them.
+// pushReply appends a unary response. Those of more than one frame wait for their part of the
+// peer's window, so that it holds few unfinished ones, and always room to finish them.
 func (o *outbox) pushReply(p *parcel, window int) {
 	p.reply = true
 	o.replyBytes += p.rest()

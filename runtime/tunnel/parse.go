@@ -5,7 +5,8 @@ import (
 	"math"
 )
 
-// varintBytes is the most that a number in a body takes: all of them are below 2^32 but for the deadline.
+// varintBytes is the most that a number in a body takes: all of them are below 2^32 but for the
+// deadline.
 const varintBytes = binary.MaxVarintLen32
 
 func appendInt(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)) } //nolint:gosec // lengths and counts are never negative
@@ -14,7 +15,8 @@ func appendString(b []byte, s string) []byte { return append(appendInt(b, len(s)
 
 func appendBytes(b, s []byte) []byte { return append(appendInt(b, len(s)), s...) }
 
-// parser takes a frame's body apart. After the first fault it yields zeros, and err says what the fault was.
+// parser takes a frame's body apart. After the first fault it yields zeros, and err says what the
+// fault was.
 type parser struct {
 	rest []byte
 	err  error

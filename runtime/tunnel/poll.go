@@ -10,10 +10,12 @@ import (
 	"time"
 )
 
-// To be put to sleep and woken again costs a processor more than a small call does, on both sides: the one that wakes pays as well. So who reads
-// looks again and again for a moment, before it waits, where something may come at once: the side that serves, which has just answered, and a
-// caller that reads its own answer. A moment in which nothing came makes the next ones rarer, so a connection on which little happens
-// costs what it did; and no more than half of the processors look at any time, so that there is one for who is to answer.
+// To be put to sleep and woken again costs a processor more than a small call does, on both sides:
+// the one that wakes pays as well. So who reads looks again and again for a moment, before it
+// waits, where something may come at once: the side that serves, which has just answered, and a
+// caller that reads its own answer. A moment in which nothing came makes the next ones rarer, so a
+// connection on which little happens costs what it did; and no more than half of the processors
+// look at any time, so that there is one for who is to answer.
 
 // polling is a connection's part in that. It belongs to who reads.
 type polling struct {
@@ -22,7 +24,8 @@ type polling struct {
 	buf  []byte
 	n    int
 	err  error
-	// budget is how long it looks; 0 for not at all. most is how many readers of this process may look at once.
+	// budget is how long it looks; 0 for not at all. most is how many readers of this process may
+	// look at once.
 	budget time.Duration
 	most   int32
 	// skip is how many reads are to go without; missed, how many there were the last time.
@@ -30,7 +33,8 @@ type polling struct {
 }
 
 const (
-	// defaultBusyPoll is several times what a small call takes on one machine, and about what it costs to wake a processor.
+	// defaultBusyPoll is several times what a small call takes on one machine, and about what it
+	// costs to wake a processor.
 	defaultBusyPoll = 50 * time.Microsecond
 	// mostMissed is the largest number of reads that go without, after several moments in vain.
 	mostMissed = 63

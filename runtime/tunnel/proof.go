@@ -9,14 +9,15 @@ import (
 
 // The token itself is never sent. Each side proves that it knows it by an HMAC-SHA-256 over
 //
-//   - a label, which differs for the two directions, so that a proof sent back to its author is worthless;
+//   - a label, which differs for the two directions, so that a proof sent back to its author is
+//     worthless;
 //   - both greetings as they were sent, header and body: nonces, host ids, versions and limits. A
 //     greeting that was changed on its way makes the proof wrong, and a recorded proof does not fit
 //     the nonces of another connection;
 //   - for the dialler's proof, the accepting side's.
 //
-// The accepting side goes first: a dialler that has a wrong address shows nothing that depends on the
-// token before it knows that it has found a peer.
+// The accepting side goes first: a dialler that has a wrong address shows nothing that depends on
+// the token before it knows that it has found a peer.
 const (
 	acceptLabel = "raylink tunnel 2: accepting side"
 	dialLabel   = "raylink tunnel 2: dialling side"

@@ -8,8 +8,8 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// read is the reading goroutine: it reads frames until the connection ends, and does what each asks for. It never blocks but in
-// reading, and in work that it is to do itself: see serveInline.
+// read is the reading goroutine: it reads frames until the connection ends, and does what each asks
+// for. It never blocks but in reading, and in work that it is to do itself: see serveInline.
 func (c *Conn) read() {
 	err := c.readFrames()
 	for errors.Is(err, errYielded) {
@@ -54,7 +54,8 @@ func (c *Conn) tell(reason error) {
 	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // it ends either way
 }
 
-// beforeRead writes what was queued meanwhile, since the next read may wait. It says no to a read between frames that somebody else is to make.
+// beforeRead writes what was queued meanwhile, since the next read may wait. It says no to a read
+// between frames that somebody else is to make.
 func (c *Conn) beforeRead(between bool) error {
 	c.publish()
 	c.mu.Lock()
@@ -144,8 +145,9 @@ func (c *Conn) readEachFrame() error {
 	}
 }
 
-// readRun takes the messages of a stream that follow each other, each in one frame, of which the first is at hand. It reports false, and has done
-// nothing, where that is to be looked at more closely.
+// readRun takes the messages of a stream that follow each other, each in one frame, of which the
+// first is at hand. It reports false, and has done nothing, where that is to be looked at more
+// closely.
 func (c *Conn) readRun(h frameHeader) bool {
 	if !c.plainData(h) {
 		return false
@@ -171,7 +173,8 @@ func (c *Conn) readRun(h frameHeader) bool {
 	return took
 }
 
-// plainData says of most frames of a stream what check would: that there is nothing wrong with them.
+// plainData says of most frames of a stream what check would: that there is nothing wrong with
+// them.
 func (c *Conn) plainData(h frameHeader) bool {
 	return h.kind() == kindData && h.flags() == 0 && h.id() != 0 && h.length() <= c.own.maxFragment
 }
@@ -279,8 +282,8 @@ func (c *Conn) assembled(id uint32, t target) error {
 	return nil
 }
 
-// publish hands to their readers what has come of streams. It is called by who reads: before a read that may wait, before work that may take
-// long, and before whatever is to come after the messages.
+// publish hands to their readers what has come of streams. It is called by who reads: before a read
+// that may wait, before work that may take long, and before whatever is to come after the messages.
 func (c *Conn) publish() {
 	for i, b := range c.unpublished {
 		b.listed = false

@@ -17,22 +17,26 @@ const (
 // A read that fails leaves everything that has come in the frameReader: after an interruption any
 // goroutine can go on with it.
 //
-// Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has been mostly empty for a while,
-// so that an idle connection holds little. The fragments of large messages are read straight to where they are needed.
+// Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has
+// been mostly empty for a while, so that an idle connection holds little. The fragments of large
+// messages are read straight to where they are needed.
 type frameReader struct {
 	nc net.Conn
-	// mem is the memory of buf. Others may hold it too: then what has been read stays where it is, and buf becomes another.
+	// mem is the memory of buf. Others may hold it too: then what has been read stays where it is,
+	// and buf becomes another.
 	mem   *buffer
 	buf   []byte
 	begin int
 	end   int
-	// limit is how much is asked for; quiet, how often in a row little came; shrink, that the buffer is to be a smaller one.
+	// limit is how much is asked for; quiet, how often in a row little came; shrink, that the
+	// buffer is to be a smaller one.
 	limit  int
 	quiet  int
 	shrink bool
 	// moving is called before what is in the buffer moves or is overwritten.
 	moving func()
-	// poll, where there is one, is tried between frames before a read that may wait. It may find nothing, without an error.
+	// poll, where there is one, is tried between frames before a read that may wait. It may find
+	// nothing, without an error.
 	poll func(dst []byte, between bool) (int, error)
 	// before and after surround every read that may block; an error of before's is the read's.
 	before func(between bool) error

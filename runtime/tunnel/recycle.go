@@ -8,20 +8,24 @@ import (
 	"unsafe" //nolint:depguard // for memory of the collector's that only its length is known of: a slice's, and the bytes of a string that nobody else has
 )
 
-// The buffer of a large message is the message's own (decode.go), and so its receiver's for as long as it likes. Left to the collector, such buffers
-// are most of what a process allocates: each few MiB of them is a collection, and new memory for the next ones, page by page from the system. So the
-// collector is asked to give them back instead of freeing them: a finalizer takes the memory of a message that nobody holds any more.
+// The buffer of a large message is the message's own (decode.go), and so its receiver's for as long
+// as it likes. Left to the collector, such buffers are most of what a process allocates: each few
+// MiB of them is a collection, and new memory for the next ones, page by page from the system. So
+// the collector is asked to give them back instead of freeing them: a finalizer takes the memory of
+// a message that nobody holds any more.
 
-// recycler lends memory to messages and gets it back when they have been collected. It keeps up to recycledBytes of it, less what was not used
-// between two collections.
+// recycler lends memory to messages and gets it back when they have been collected. It keeps up to
+// recycledBytes of it, less what was not used between two collections.
 type recycler struct {
 	mu sync.Mutex // guards what follows
-	// free has what was given back, by class; what came last goes first, as it may be in a processor's cache.
+	// free has what was given back, by class; what came last goes first, as it may be in a
+	// processor's cache.
 	free [recycledClasses][]*byte
 	// idle is how many bytes those are, and lowest how few they were since the last collection.
 	idle, lowest int
 	watching     bool
-	// early takes memory back while it is held: only the test that shows that this is noticed does so.
+	// early takes memory back while it is held: only the test that shows that this is noticed does
+	// so.
 	early bool
 }
 
@@ -49,7 +53,8 @@ func recycledClass(n int) (class, size int) {
 	return 4*(power-recycledSmallest) + quarters, 1<<power + quarters*step
 }
 
-// lend returns an empty slice with room for n bytes, n > 0, that is the caller's for good. It is not cleared.
+// lend returns an empty slice with room for n bytes, n > 0, that is the caller's for good. It is
+// not cleared.
 func (r *recycler) lend(n int) []byte {
 	class, size := recycledClass(n)
 	if class < 0 {
@@ -126,8 +131,9 @@ func (c *collection) happened() {
 	}
 }
 
-// uncleared is an empty slice with room for n bytes, n > 0, that nobody has set to zero: where all of it is going to be overwritten, clearing a
-// large one costs as much as copying it. Only [strings.Builder] has such memory, and keeps it for itself until it is asked for its string.
+// uncleared is an empty slice with room for n bytes, n > 0, that nobody has set to zero: where all
+// of it is going to be overwritten, clearing a large one costs as much as copying it. Only
+// [strings.Builder] has such memory, and keeps it for itself until it is asked for its string.
 func uncleared(n int) []byte {
 	var b strings.Builder
 	b.Grow(n)

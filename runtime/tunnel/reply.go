@@ -1,6 +1,7 @@
 package tunnel
 
-// What the dialling side does with the answers to its calls. All of it runs on the reading goroutine.
+// What the dialling side does with the answers to its calls. All of it runs on the reading
+// goroutine.
 
 // slotOf is the slot of an open call, or nil. Callers hold the lock.
 func (c *Conn) slotOf(id uint32) *slot {
@@ -112,7 +113,8 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 	c.replyBytes += total
 	s.reply = r
 	if total > c.own.maxMessage {
-		// The peer was told the limit; this one call fails, and what still comes of it is thrown away.
+		// The peer was told the limit; this one call fails, and what still comes of it is thrown
+		// away.
 		r.fault = responseTooLarge("the call", total, c.own.maxMessage)
 		r.discard = true
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// What the accepting side does with the calls that come in. All but the handlers runs on the reading goroutine.
+// What the accepting side does with the calls that come in. All but the handlers runs on the
+// reading goroutine.
 
 // notRunError refuses a call before it has reached the handler.
 type notRunError struct{ reason *connect.Error }
@@ -111,8 +112,8 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 
 const maxDeadline = 100 * 365 * 24 * time.Hour
 
-// take puts a call on the table, if it may be there. One that the peer should not have sent ends the connection; one that
-// cannot be served right now is refused, and the refusal returned.
+// take puts a call on the table, if it may be there. One that the peer should not have sent ends
+// the connection; one that cannot be served right now is refused, and the refusal returned.
 func (c *Conn) take(in *Incoming) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -251,7 +252,8 @@ func (c *Conn) onCancel(id uint32) {
 	}
 }
 
-// cancelReply stops a large response in the middle. A REPLY that replaces it is the last word. Callers hold the lock.
+// cancelReply stops a large response in the middle. A REPLY that replaces it is the last word.
+// Callers hold the lock.
 func (c *Conn) cancelReply(id uint32) *parcel {
 	p := c.out.leaving[id]
 	if p == nil {

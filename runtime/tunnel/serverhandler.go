@@ -10,9 +10,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// ServerHandler serves the methods that are registered on a connect server, whatever the call's target. Every call runs on a
-// goroutine of its own. An error that is not a [connect.Error] reaches the caller as Unknown with its text, and the end of a context as
-// Canceled or DeadlineExceeded; an error that came from another node goes on with its code, text and details.
+// ServerHandler serves the methods that are registered on a connect server, whatever the call's
+// target. Every call runs on a goroutine of its own. An error that is not a [connect.Error] reaches
+// the caller as Unknown with its text, and the end of a context as Canceled or DeadlineExceeded; an
+// error that came from another node goes on with its code, text and details.
 func ServerHandler(server *connect.Server) Handler { return &serverHandler{server: server} }
 
 type serverHandler struct{ server *connect.Server }
@@ -150,7 +151,8 @@ func (s *informedStream) Send(msg any) error {
 	return s.stream.Send(msg)
 }
 
-// head sets the response's header, once: before the first message, or at the end of a stream that has none.
+// head sets the response's header, once: before the first message, or at the end of a stream that
+// has none.
 func (s *informedStream) head() error {
 	if !s.begun {
 		s.begun = true

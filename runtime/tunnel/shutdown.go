@@ -8,8 +8,9 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Shutdown ends the connection in good order: no new calls begin, on either side; those that are open are waited for; what they
-// answered is written; then the connection is closed. If ctx ends first, the connection is closed then, and ctx's error returned.
+// Shutdown ends the connection in good order: no new calls begin, on either side; those that are
+// open are waited for; what they answered is written; then the connection is closed. If ctx ends
+// first, the connection is closed then, and ctx's error returned.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	over := c.err != nil
@@ -35,8 +36,8 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// parted waits until the dialler has closed the connection: it alone knows that it has read everything. One that does not close
-// in time is not waited for.
+// parted waits until the dialler has closed the connection: it alone knows that it has read
+// everything. One that does not close in time is not waited for.
 func (c *Conn) parted(ctx context.Context) error {
 	if c.dialled {
 		return nil
@@ -52,8 +53,8 @@ func (c *Conn) parted(ctx context.Context) error {
 	return nil
 }
 
-// drain refuses new calls from now on and says so to the peer. On a connection that has ended there is nothing to refuse. Callers hold the
-// lock.
+// drain refuses new calls from now on and says so to the peer. On a connection that has ended there
+// is nothing to refuse. Callers hold the lock.
 func (c *Conn) drain(reason error) {
 	if c.draining != nil || c.err != nil {
 		return
@@ -65,8 +66,8 @@ func (c *Conn) drain(reason error) {
 	c.kick()
 }
 
-// checkQuiet wakes Shutdown when nothing is left to wait for. A dialler whose peer is shutting down closes the connection then.
-// Callers hold the lock.
+// checkQuiet wakes Shutdown when nothing is left to wait for. A dialler whose peer is shutting down
+// closes the connection then. Callers hold the lock.
 func (c *Conn) checkQuiet() {
 	leaving := c.dialled && c.peerDrained
 	if c.quiet == nil && !leaving {
@@ -74,7 +75,8 @@ func (c *Conn) checkQuiet() {
 	}
 	over := c.err != nil
 	idle := c.pending() == 0 && !c.out.writing && len(c.out.buf) == 0 && len(c.out.ring) == 0 && len(c.out.replies) == 0
-	// An accepting side waits until the dialler knows, so that no call that was already on its way is lost without an answer.
+	// An accepting side waits until the dialler knows, so that no call that was already on its way
+	// is lost without an answer.
 	if !over && (!idle || !c.dialled && !c.peerDrained) {
 		return
 	}

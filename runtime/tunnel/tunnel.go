@@ -1,19 +1,25 @@
 // Package tunnel carries typed calls between two processes over one connection.
 //
-// A tunnel is a multiplexed connection over any [net.Conn] (TCP, a Unix socket, or memnet's in tests): the side that dialled
-// calls, the side that accepted serves. It knows nothing of nodes; targets and callers are opaque strings. It promises:
+// A tunnel is a multiplexed connection over any [net.Conn] (TCP, a Unix socket, or memnet's in
+// tests): the side that dialled calls, the side that accepted serves. It knows nothing of nodes;
+// targets and callers are opaque strings. It promises:
 //
-//   - All RPC shapes, with deadlines, cancellation, headers, trailers, and errors with code, message and details.
+//   - All RPC shapes, with deadlines, cancellation, headers, trailers, and errors with code,
+//     message and details.
 //   - Unary calls from one goroutine reach the handler in the order they were started.
-//   - A slow reader of one stream, or one large message, holds up nobody else: streams have windows of their own, large
+//   - A slow reader of one stream, or one large message, holds up nobody else: streams have windows
+//     of their own, large
 //     messages go in fragments that take turns.
-//   - Every size that comes from the wire has a limit, and whatever a side buffers for the other has a bound. See [Config].
-//   - When the connection ends, every open call ends with Unavailable and the reason. A peer that is silent while calls are
+//   - Every size that comes from the wire has a limit, and whatever a side buffers for the other
+//     has a bound. See [Config].
+//   - When the connection ends, every open call ends with Unavailable and the reason. A peer that
+//     is silent while calls are
 //     open is pinged, and found out.
 //
-// Start with [Dial] and [Accept]. [Conn.Start] makes unary calls without a goroutine for each, [Conn.Stream] makes the
-// others, and [Conn.Transport] is the same for connect's generated clients. A [Handler] serves; [ServerHandler] makes one
-// from a connect server. docs/tunnel.md specifies the wire.
+// Start with [Dial] and [Accept]. [Conn.Start] makes unary calls without a goroutine for each,
+// [Conn.Stream] makes the others, and [Conn.Transport] is the same for connect's generated clients.
+// A [Handler] serves; [ServerHandler] makes one from a connect server. docs/tunnel.md specifies the
+// wire.
 package tunnel
 
 import (
@@ -114,8 +120,9 @@ type Conn struct {
 	metaBytes int
 }
 
-// Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also when it fails. It returns after
-// the handshake, in which both sides have proven that they know the token; a failure is a [*HandshakeError].
+// Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also
+// when it fails. It returns after the handshake, in which both sides have proven that they know the
+// token; a failure is a [*HandshakeError].
 func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
 	hello.Protocol = ""
 	c, err := dial(ctx, nc, hello, cfg)
@@ -128,8 +135,9 @@ func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 	return c, nil
 }
 
-// DialRaw makes the same handshake for another protocol, the one that hello names, and returns the connection
-// for it. So a client of that protocol knows whom it talks to, and need not show a token.
+// DialRaw makes the same handshake for another protocol, the one that hello names, and returns the
+// connection for it. So a client of that protocol knows whom it talks to, and need not show a
+// token.
 func DialRaw(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (net.Conn, Welcome, error) {
 	c, err := dial(ctx, nc, hello, cfg)
 	if err != nil {
@@ -148,10 +156,10 @@ func dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 	return c, nil
 }
 
-// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also when it fails. self
-// is what the dialler learns of this side. admit is asked when the dialler has proven that it knows the token, and
-// before anything else is read; its error refuses the dialler, with the code that connect finds in it.
-// A dialler that wants another protocol is refused.
+// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also
+// when it fails. self is what the dialler learns of this side. admit is asked when the dialler has
+// proven that it knows the token, and before anything else is read; its error refuses the dialler,
+// with the code that connect finds in it. A dialler that wants another protocol is refused.
 func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error)) (*Conn, error) {
 	c, _, err := AcceptAny(ctx, nc, cfg, self, func(hello Hello) (Handler, error) {
 		if hello.Protocol != "" {
@@ -162,8 +170,9 @@ func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit fu
 	return c, err
 }
 
-// AcceptAny is Accept for a side that serves other protocols too: where the dialler has named one, and admit has
-// admitted it, perhaps with a nil Handler, it returns the connection for that protocol and no Conn.
+// AcceptAny is Accept for a side that serves other protocols too: where the dialler has named one,
+// and admit has admitted it, perhaps with a nil Handler, it returns the connection for that
+// protocol and no Conn.
 func AcceptAny(
 	ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error),
 ) (*Conn, net.Conn, error) {
@@ -249,7 +258,8 @@ func (c *Conn) Err() error {
 type Stats struct {
 	// Calls is how many calls of every shape were begun.
 	Calls uint64
-	// BytesSent and BytesReceived count all that was written and read, framing included, the handshake excluded.
+	// BytesSent and BytesReceived count all that was written and read, framing included, the
+	// handshake excluded.
 	BytesSent, BytesReceived uint64
 }
 
@@ -292,8 +302,9 @@ func lost(err error) error {
 	return fmt.Errorf("%w: %w", errLost, err)
 }
 
-// hasLeft says whether the connection's end is that of a peer which was done with it: it had said that it would leave. That it has is first
-// noticed by whoever reads, or by whoever writes what nobody waits for any more, as the answer to a ping. Callers hold the lock.
+// hasLeft says whether the connection's end is that of a peer which was done with it: it had said
+// that it would leave. That it has is first noticed by whoever reads, or by whoever writes what
+// nobody waits for any more, as the answer to a ping. Callers hold the lock.
 func (c *Conn) hasLeft(reason error) bool {
 	return c.peerDrained && (errors.Is(reason, errPeerClosed) || c.pending() == 0 && errors.Is(reason, errLost))
 }
@@ -359,8 +370,8 @@ func (c *Conn) fail(reason error) {
 	}
 }
 
-// AfterEnd has f called, on a goroutine of its own, when the connection has ended: at once if it has. An idle connection has one goroutine less
-// than with somebody who waits for Done.
+// AfterEnd has f called, on a goroutine of its own, when the connection has ended: at once if it
+// has. An idle connection has one goroutine less than with somebody who waits for Done.
 func (c *Conn) AfterEnd(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -158,8 +158,9 @@ type transport struct {
 	target, caller string
 }
 
-// Transport is the connection for connect's generated clients, whose calls go to target and come from caller. The
-// [connect.CallInfo] of such a call gives its request's header and gets the response's header and trailer.
+// Transport is the connection for connect's generated clients, whose calls go to target and come
+// from caller. The [connect.CallInfo] of such a call gives its request's header and gets the
+// response's header and trailer.
 func (c *Conn) Transport(target, caller string) connect.Transport {
 	return &transport{conn: c, target: target, caller: caller}
 }

@@ -5,8 +5,9 @@ import (
 	"slices"
 )
 
-// Unread returns a connection that first gives back head, which was read from nc to find out what comes there, and then goes on
-// with nc. Dial and Accept see through it, so that writes still go to the socket itself.
+// Unread returns a connection that first gives back head, which was read from nc to find out what
+// comes there, and then goes on with nc. Dial and Accept see through it, so that writes still go to
+// the socket itself.
 func Unread(nc net.Conn, head []byte) net.Conn {
 	return &unread{Conn: nc, head: slices.Clone(head)}
 }

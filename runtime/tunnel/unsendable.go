@@ -10,9 +10,10 @@ import (
 	"github.com/raylink/raylink/internal/protocheck"
 )
 
-// Unsendable is the error for a message that can't be encoded, the same for every way that the call could go: InvalidArgument for
-// a request, Internal for a response and for a message that was changed meanwhile. It names the field that is the reason, where
-// that is known. cause is what the encoder said; its text varies between codecs and builds.
+// Unsendable is the error for a message that can't be encoded, the same for every way that the call
+// could go: InvalidArgument for a request, Internal for a response and for a message that was
+// changed meanwhile. It names the field that is the reason, where that is known. cause is what the
+// encoder said; its text varies between codecs and builds.
 func Unsendable(procedure string, request bool, msg proto.Message, cause error) *connect.Error {
 	code, what := connect.CodeInternal, "a response"
 	if request {
@@ -39,7 +40,8 @@ func MessageTooLarge(procedure string, request bool, size, limit int) *connect.E
 	return tooLarge(what+strings.TrimPrefix(procedure, "/"), size, limit, "the receiver's")
 }
 
-// CheckMessage returns the error of [Unsendable] for a message that can't be encoded. It costs as much as encoding it.
+// CheckMessage returns the error of [Unsendable] for a message that can't be encoded. It costs as
+// much as encoding it.
 func CheckMessage(procedure string, request bool, msg proto.Message) error {
 	if _, err := marshal(proto.MarshalOptions{}, nil, msg); err != nil {
 		return Unsendable(procedure, request, msg, err)

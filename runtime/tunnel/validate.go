@@ -7,12 +7,13 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// What a call can carry beside its messages is the same for every way that it can go, and decided here: in one process, through
-// a tunnel, over HTTP/1.1 and HTTP/2, in each of connect's protocols. A rule that only one way has would let a program work until
-// its parts are placed differently.
+// What a call can carry beside its messages is the same for every way that it can go, and decided
+// here: in one process, through a tunnel, over HTTP/1.1 and HTTP/2, in each of connect's protocols.
+// A rule that only one way has would let a program work until its parts are placed differently.
 
-// MaxHeaderSize bounds the metadata of one call in each direction: of its request, and of its response, trailers included. A
-// field counts its key, its value and 32 bytes, as in HPACK (RFC 7541).
+// MaxHeaderSize bounds the metadata of one call in each direction: of its request, and of its
+// response, trailers included. A field counts its key, its value and 32 bytes, as in HPACK (RFC
+// 7541).
 const MaxHeaderSize = 32 << 10
 
 const fieldOverhead = 32
@@ -26,8 +27,8 @@ func (h Header) Size() int {
 	return n
 }
 
-// Validate returns an InvalidArgument error that names the first field which no call can carry, and ResourceExhausted for a
-// header that is larger than [MaxHeaderSize].
+// Validate returns an InvalidArgument error that names the first field which no call can carry, and
+// ResourceExhausted for a header that is larger than [MaxHeaderSize].
 func (h Header) Validate() error {
 	for _, f := range h {
 		if err := ValidateField(f.Key, f.Value); err != nil {
@@ -46,8 +47,9 @@ func (h Header) ValidateSize() error {
 	return nil
 }
 
-// ValidateField returns an InvalidArgument error for a field that no call can carry. Keys consist of a-z, 0-9, `-`, `_` and `.`,
-// and are not reserved. The values of keys that end in `-bin` are any octets, others printable ASCII without spaces at the ends.
+// ValidateField returns an InvalidArgument error for a field that no call can carry. Keys consist
+// of a-z, 0-9, `-`, `_` and `.`, and are not reserved. The values of keys that end in `-bin` are
+// any octets, others printable ASCII without spaces at the ends.
 func ValidateField(key, value string) error {
 	if key == "" {
 		return illegal(key, "a key must not be empty")
@@ -80,8 +82,9 @@ func illegal(key, why string) *connect.Error {
 
 func isBinary(key string) bool { return strings.HasSuffix(key, "-bin") }
 
-// Reserved reports whether a key, in lower case, belongs to the transports: it is never metadata. What HTTP, connect, gRPC and
-// gRPC-Web use to carry calls is reserved, and what admits callers: credentials, cookies and what browsers say of pages.
+// Reserved reports whether a key, in lower case, belongs to the transports: it is never metadata.
+// What HTTP, connect, gRPC and gRPC-Web use to carry calls is reserved, and what admits callers:
+// credentials, cookies and what browsers say of pages.
 func Reserved(key string) bool {
 	if reservedKeys[key] {
 		return true

@@ -102,7 +102,8 @@ func (s *sweep) tick() {
 	s.due = s.quota
 }
 
-// Reset makes a call that is over one that can be started again, without what it had; it keeps what waiting needs.
+// Reset makes a call that is over one that can be started again, without what it had; it keeps what
+// waiting needs.
 func (call *Call) Reset() {
 	*call = Call{Waits: call.Waits, Verdict: call.Verdict, waiting: waiting{tokens: call.tokens}}
 }
@@ -163,16 +164,16 @@ func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context)
 	}
 }
 
-// VerdictGrace is how long after its deadline a call waits for the peer, which has the same deadline,
-// to say how far the call had come: whether it still waited, or ran. The peer looks at the deadline
-// of a call that waits only when it is asked, after verdictAsk.
+// VerdictGrace is how long after its deadline a call waits for the peer, which has the same
+// deadline, to say how far the call had come: whether it still waited, or ran. The peer looks at
+// the deadline of a call that waits only when it is asked, after verdictAsk.
 const (
 	VerdictGrace = 4 * time.Millisecond
 	verdictAsk   = time.Millisecond
 )
 
-// awaitVerdict waits for the peer's word on a call whose deadline has passed. It returns whether the
-// call is over. A call that was cancelled before its deadline waits for nothing.
+// awaitVerdict waits for the peer's word on a call whose deadline has passed. It returns whether
+// the call is over. A call that was cancelled before its deadline waits for nothing.
 func (call *Call) awaitVerdict(ctx context.Context) bool {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return false
@@ -195,8 +196,8 @@ func (call *Call) awaitVerdict(ctx context.Context) bool {
 	}
 }
 
-// AwaitVerdict waits, for VerdictGrace at most, until done is closed, which the outcome of a call with
-// Done does, for the peer's word on a call whose deadline has passed.
+// AwaitVerdict waits, for VerdictGrace at most, until done is closed, which the outcome of a call
+// with Done does, for the peer's word on a call whose deadline has passed.
 func (call *Call) AwaitVerdict(done <-chan struct{}) {
 	limit := time.NewTimer(verdictAsk)
 	defer limit.Stop()

@@ -5,14 +5,15 @@ import (
 	"runtime"
 )
 
-// batch is what one write takes: the common buffer, into which the heads of fragments were put as well, and the fragments, which
-// are written from where they are.
+// batch is what one write takes: the common buffer, into which the heads of fragments were put as
+// well, and the fragments, which are written from where they are.
 type batch struct {
 	buf   []byte
 	cuts  []cut
 	taken []*parcel
 	iov   net.Buffers
-	// begun says that the batch was collected by somebody who could write only the first done bytes of it.
+	// begun says that the batch was collected by somebody who could write only the first done bytes
+	// of it.
 	begun bool
 	done  int
 }
@@ -161,7 +162,8 @@ func (o *outbox) release(b *batch) {
 // restBytes is the largest buffer that is kept while there is nothing to write.
 const restBytes = 4 << 10
 
-// rest gives large buffers back when there is nothing to write, so that an idle connection holds little.
+// rest gives large buffers back when there is nothing to write, so that an idle connection holds
+// little.
 func (o *outbox) rest() {
 	if cap(o.spare) > restBytes {
 		recycle(o.spare)
@@ -173,7 +175,8 @@ func (o *outbox) rest() {
 	}
 }
 
-// kick starts the writing goroutine if there is something to write and none is at it. Callers hold the lock.
+// kick starts the writing goroutine if there is something to write and none is at it. Callers hold
+// the lock.
 func (c *Conn) kick() {
 	if c.startWriting() {
 		go c.writing()
@@ -188,8 +191,8 @@ func (c *Conn) startWriting() bool {
 	return true
 }
 
-// write writes until there is nothing left. What is queued while a write is in flight goes with the next: there is no timer,
-// and the busier the connection is the more goes at once.
+// write writes until there is nothing left. What is queued while a write is in flight goes with the
+// next: there is no timer, and the busier the connection is the more goes at once.
 func (c *Conn) write() {
 	b := &c.out.batch
 	// Those who are about to queue something go first, so that theirs goes with it.

@@ -5,8 +5,8 @@
 package faults
 
 const (
-	// Interruption means: a caller that is interrupted while it reads a fragment takes that for the end of
-	// the connection.
+	// Interruption means: a caller that is interrupted while it reads a fragment takes that for the
+	// end of the connection.
 	Interruption = false
 	// Overtaking means: a small request overtakes a large one of the same caller to the same node.
 	Overtaking = false

@@ -1,6 +1,7 @@
 package mailbox
 
-// takeForLine takes a turn for a goroutine that is about to drain the line, if one is free and somebody waits for it. The lock is held.
+// takeForLine takes a turn for a goroutine that is about to drain the line, if one is free and
+// somebody waits for it. The lock is held.
 func (m *Mailbox) takeForLine() bool {
 	if m.free == 0 || m.line.len+m.resuming.len <= m.starting {
 		return false
@@ -11,8 +12,8 @@ func (m *Mailbox) takeForLine() bool {
 	return true
 }
 
-// next hands the turn that the caller holds to whoever is first: it returns work for the caller to run with that turn, or nil when
-// the turn went elsewhere or is free again. The lock is held.
+// next hands the turn that the caller holds to whoever is first: it returns work for the caller to
+// run with that turn, or nil when the turn went elsewhere or is free again. The lock is held.
 func (m *Mailbox) next() *Entry {
 	if e := m.resuming.pop(); e != nil {
 		m.restore(e.resumes)
@@ -52,8 +53,8 @@ func (m *Mailbox) drainFrom(e *Entry) {
 	}
 }
 
-// run runs one piece of work, and returns the next to run with the same turn. Work that ends its goroutine (runtime.Goexit) must not take
-// the turn with it.
+// run runs one piece of work, and returns the next to run with the same turn. Work that ends its
+// goroutine (runtime.Goexit) must not take the turn with it.
 func (m *Mailbox) run(e *Entry) (next *Entry) {
 	returned := false
 	defer func() {

@@ -8,7 +8,8 @@ type Work interface {
 	Refuse(err error)
 }
 
-// Entry is a place in line. It is for one piece of work: only one that was refused or removed may be put in line again.
+// Entry is a place in line. It is for one piece of work: only one that was refused or removed may
+// be put in line again.
 type Entry struct {
 	// Work is what is to be run.
 	Work Work
@@ -17,7 +18,8 @@ type Entry struct {
 	// Bytes is its size.
 	Bytes int64
 
-	// granted is set where the turn is to be handed over to a goroutine that waits, instead of Work being run.
+	// granted is set where the turn is to be handed over to a goroutine that waits, instead of Work
+	// being run.
 	granted chan error
 	// resumes is the turn that was lent, where it is wanted back.
 	resumes *Turn

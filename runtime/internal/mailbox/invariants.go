@@ -2,7 +2,8 @@ package mailbox
 
 import "fmt"
 
-// step follows every change, with the lock held. Under the build tag `invariants` it checks the books.
+// step follows every change, with the lock held. Under the build tag `invariants` it checks the
+// books.
 func (m *Mailbox) step() {
 	if !checked {
 		return
@@ -12,7 +13,8 @@ func (m *Mailbox) step() {
 	}
 }
 
-// audit says what is wrong with the books, which must balance whenever nobody is at them. The lock is held.
+// audit says what is wrong with the books, which must balance whenever nobody is at them. The lock
+// is held.
 func (m *Mailbox) audit() error {
 	var bytes int64
 	waiting := 0

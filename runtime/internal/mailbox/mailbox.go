@@ -1,10 +1,11 @@
 // Package mailbox gives out a node's turns.
 //
-// A mailbox has a number of turns, one by default; a method that takes turns runs while it holds one. Work that finds no turn
-// free waits in line and is run, in order, by a goroutine that the mailbox starts when there is something to run and that ends
-// when there is nothing left: an idle mailbox costs no goroutine. A caller who finds nothing waiting and a turn free may run the
-// method on its own goroutine instead ([Mailbox.TryTurn]); what piles up meanwhile is not run by that caller but by a goroutine
-// of the mailbox.
+// A mailbox has a number of turns, one by default; a method that takes turns runs while it holds
+// one. Work that finds no turn free waits in line and is run, in order, by a goroutine that the
+// mailbox starts when there is something to run and that ends when there is nothing left: an idle
+// mailbox costs no goroutine. A caller who finds nothing waiting and a turn free may run the method
+// on its own goroutine instead ([Mailbox.TryTurn]); what piles up meanwhile is not run by that
+// caller but by a goroutine of the mailbox.
 //
 // Methods that run beside the turns are only counted and bounded ([Mailbox.Enter]).
 //
@@ -43,7 +44,8 @@ type Mailbox struct {
 	free, holding int
 	// starting of the held turns belong to goroutines that have not looked for their work yet.
 	starting int
-	// lent counts work that had its turn and lent it ([Turn.Suspend]); resuming are those of it that want it back. They come before line.
+	// lent counts work that had its turn and lent it ([Turn.Suspend]); resuming are those of it
+	// that want it back. They come before line.
 	lent     int
 	resuming list
 	line     list
@@ -54,14 +56,16 @@ type Mailbox struct {
 	running runList
 	// finished counts what ended.
 	finished uint64
-	// refusal is what new work is told once the mailbox is closed to it; cut says that nobody gets a turn any more.
+	// refusal is what new work is told once the mailbox is closed to it; cut says that nobody gets
+	// a turn any more.
 	refusal error
 	cut     bool
 	// over says that the mailbox is closed and nothing runs or waits any more.
 	over bool
 }
 
-// New makes a mailbox. owner names the node, for errors. It gives out no turns before [Mailbox.Open]: work waits.
+// New makes a mailbox. owner names the node, for errors. It gives out no turns before
+// [Mailbox.Open]: work waits.
 func New(owner func() string, limits Limits) *Mailbox {
 	return &Mailbox{owner: owner, limits: limits, idle: make(chan struct{})}
 }
@@ -85,9 +89,9 @@ func (m *Mailbox) Open() {
 // Turns is how many turns the mailbox has.
 func (m *Mailbox) Turns() int { return m.limits.Turns }
 
-// Enqueue puts work at the end of the line. From then on exactly one of its methods will be called, on a goroutine of the
-// mailbox, unless [Mailbox.Remove] takes it out again. An error says why it was refused; then neither is called. waits says that
-// the work has to wait for others.
+// Enqueue puts work at the end of the line. From then on exactly one of its methods will be called,
+// on a goroutine of the mailbox, unless [Mailbox.Remove] takes it out again. An error says why it
+// was refused; then neither is called. waits says that the work has to wait for others.
 func (m *Mailbox) Enqueue(e *Entry) (waits bool, err error) {
 	m.mu.Lock()
 	if err := m.refusal; err != nil {
@@ -102,7 +106,8 @@ func (m *Mailbox) Enqueue(e *Entry) (waits bool, err error) {
 	return !start, err
 }
 
-// Remove takes work out of the line. It returns false where the work has begun, has ended or was never there.
+// Remove takes work out of the line. It returns false where the work has begun, has ended or was
+// never there.
 func (m *Mailbox) Remove(e *Entry) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -116,8 +121,8 @@ func (m *Mailbox) Remove(e *Entry) bool {
 	return true
 }
 
-// TryTurn gives the caller a turn if one is free and nothing waits for it. The caller must end it with [Turn.Release], in a
-// defer, on any way out. of is what [Mailbox.Running] lists meanwhile.
+// TryTurn gives the caller a turn if one is free and nothing waits for it. The caller must end it
+// with [Turn.Release], in a defer, on any way out. of is what [Mailbox.Running] lists meanwhile.
 func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	m.mu.Lock()
 	ok := m.refusal == nil && m.take(t)
@@ -129,8 +134,9 @@ func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	return ok
 }
 
-// Acquire waits in line for a turn. It is for what a node's own code does: a closed mailbox still gives it turns, until it is over or cut,
-// so that what runs can come to its end. An error is ctx's, or says why the wait was refused.
+// Acquire waits in line for a turn. It is for what a node's own code does: a closed mailbox still
+// gives it turns, until it is over or cut, so that what runs can come to its end. An error is
+// ctx's, or says why the wait was refused.
 func (m *Mailbox) Acquire(ctx context.Context, t *Turn, label string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -181,8 +187,8 @@ func (m *Mailbox) giveUp(e *Entry) {
 	}
 }
 
-// Enter counts work that runs beside the turns, or refuses it. It ends with [Mailbox.Leave] of the same t, which holds no
-// turn. of is what [Mailbox.Running] lists meanwhile.
+// Enter counts work that runs beside the turns, or refuses it. It ends with [Mailbox.Leave] of the
+// same t, which holds no turn. of is what [Mailbox.Running] lists meanwhile.
 func (m *Mailbox) Enter(t *Turn, label string, of any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -225,8 +231,8 @@ func (m *Mailbox) Stats() Stats {
 	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.lent + m.beside, Finished: m.finished}
 }
 
-// Running lists what runs with turns and beside them, in the order in which it began: the work of entries, and what
-// TryTurn and Enter were given.
+// Running lists what runs with turns and beside them, in the order in which it began: the work of
+// entries, and what TryTurn and Enter were given.
 func (m *Mailbox) Running() []any {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -260,7 +266,8 @@ func (m *Mailbox) Drain(ctx context.Context) error {
 	}
 }
 
-// Abandon closes the mailbox and refuses with err what waits in line, and whoever wants a turn from then on. What runs goes on.
+// Abandon closes the mailbox and refuses with err what waits in line, and whoever wants a turn from
+// then on. What runs goes on.
 func (m *Mailbox) Abandon(err error) {
 	m.mu.Lock()
 	m.cut = true
@@ -285,7 +292,8 @@ func (m *Mailbox) close(err error) {
 	m.settle()
 }
 
-// take gives out a turn to a goroutine that is there already, if nobody waits for one. The lock is held.
+// take gives out a turn to a goroutine that is there already, if nobody waits for one. The lock is
+// held.
 func (m *Mailbox) take(t *Turn) bool {
 	if m.free == 0 || m.line.len > 0 || m.resuming.len > 0 {
 		return false
@@ -297,7 +305,8 @@ func (m *Mailbox) take(t *Turn) bool {
 	return true
 }
 
-// push puts e at the end of the line, or says why not. start says that the caller must start a goroutine to drain it. The lock is held.
+// push puts e at the end of the line, or says why not. start says that the caller must start a
+// goroutine to drain it. The lock is held.
 func (m *Mailbox) push(e *Entry) (start bool, err error) {
 	if err := m.full(e); err != nil {
 		return false, err
@@ -312,7 +321,8 @@ func (m *Mailbox) push(e *Entry) (start bool, err error) {
 // full says why e may not wait. The lock is held.
 func (m *Mailbox) full(e *Entry) error {
 	if m.free > 0 || m.line.len == 0 {
-		// It does not wait, or it is alone: the bounds are on what piles up, so one message larger than they are is taken.
+		// It does not wait, or it is alone: the bounds are on what piles up, so one message larger
+		// than they are is taken.
 		return nil
 	}
 	if m.line.len >= m.limits.Pending {

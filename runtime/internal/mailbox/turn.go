@@ -5,8 +5,8 @@ import "sync/atomic"
 // Turn is a hold on a mailbox. The zero Turn holds nothing.
 type Turn struct {
 	mailbox *Mailbox
-	// held is read by other goroutines of the method that holds the turn, so it is atomic. (Not an atomic.Bool: turns are copied while nobody
-	// holds them.)
+	// held is read by other goroutines of the method that holds the turn, so it is atomic. (Not an
+	// atomic.Bool: turns are copied while nobody holds them.)
 	held uint32
 	// drained turns belong to a goroutine of the mailbox, which gives them back itself.
 	drained bool
@@ -61,7 +61,8 @@ type loan struct {
 	back chan struct{}
 }
 
-// Release gives the turn of a [Mailbox.TryTurn] or [Mailbox.Acquire] back. A second call does nothing.
+// Release gives the turn of a [Mailbox.TryTurn] or [Mailbox.Acquire] back. A second call does
+// nothing.
 func (t *Turn) Release() {
 	m := t.mailbox
 	if m == nil || t.drained {
@@ -87,9 +88,9 @@ func (t *Turn) hold(held bool) {
 	atomic.StoreUint32(&t.held, v)
 }
 
-// Suspend lends the turn to the next in line while its holder waits for something that may need the node itself. It ends with
-// [Turn.Resume]. Several goroutines of one method may lend its turn: it is back when all of them want it back. A turn that is over can't be
-// lent: then both do nothing.
+// Suspend lends the turn to the next in line while its holder waits for something that may need the
+// node itself. It ends with [Turn.Resume]. Several goroutines of one method may lend its turn: it
+// is back when all of them want it back. A turn that is over can't be lent: then both do nothing.
 func (t *Turn) Suspend() {
 	m := t.mailbox
 	if m == nil {
@@ -104,8 +105,8 @@ func (t *Turn) Suspend() {
 	}
 }
 
-// Resume waits for the turn again, ahead of all that waits in line. It can't be refused, for the work had begun; it waits as long as those
-// who have the turn now.
+// Resume waits for the turn again, ahead of all that waits in line. It can't be refused, for the
+// work had begun; it waits as long as those who have the turn now.
 func (t *Turn) Resume() {
 	m := t.mailbox
 	if m == nil {
@@ -125,7 +126,8 @@ func (t *Turn) Resume() {
 	<-l.back
 }
 
-// lend gives the turn to the next, and returns work for a new goroutine to run with it. The lock is held.
+// lend gives the turn to the next, and returns work for a new goroutine to run with it. The lock is
+// held.
 func (m *Mailbox) lend(t *Turn) *Entry {
 	if t.over && guarded {
 		return nil
@@ -163,7 +165,8 @@ func (m *Mailbox) restore(t *Turn) {
 	t.loan = nil
 }
 
-// end ends the work that had the turn, and returns work for the caller to run with it. The lock is held.
+// end ends the work that had the turn, and returns work for the caller to run with it. The lock is
+// held.
 func (m *Mailbox) end(t *Turn) *Entry {
 	if t.over {
 		return nil
@@ -172,7 +175,8 @@ func (m *Mailbox) end(t *Turn) *Entry {
 	t.leave()
 	m.finished++
 	if l := t.loan; l != nil {
-		// A goroutine that the method left behind has lent the turn: it is not there to be passed on.
+		// A goroutine that the method left behind has lent the turn: it is not there to be passed
+		// on.
 		if l.entry.list != nil {
 			l.entry.list.remove(&l.entry)
 		}

@@ -54,8 +54,8 @@ func Outcome(returned bool, recovered any) *UnreturnedError {
 	return nil
 }
 
-// Run calls fn, and then end with its error, or with a [*UnreturnedError]. end is called once, whatever fn
-// does, as long as it ends at all. Where fn ends its goroutine Run does not return.
+// Run calls fn, and then end with its error, or with a [*UnreturnedError]. end is called once,
+// whatever fn does, as long as it ends at all. Where fn ends its goroutine Run does not return.
 func Run(fn func() error, end func(error)) {
 	var err error
 	settled := false

@@ -1,8 +1,9 @@
-// Package memnet is a network in memory, for tests: connections that need no ports, and links that can be cut, delayed and
-// stalled.
+// Package memnet is a network in memory, for tests: connections that need no ports, and links that
+// can be cut, delayed and stalled.
 //
-// Its connections keep the contracts of [net.Conn], deadlines included, buffer a bounded number of bytes, and wait only in ways that
-// testing/synctest understands. Start with [New] for a network with addresses, or [Pipe] for one connection.
+// Its connections keep the contracts of [net.Conn], deadlines included, buffer a bounded number of
+// bytes, and wait only in ways that testing/synctest understands. Start with [New] for a network
+// with addresses, or [Pipe] for one connection.
 package memnet
 
 import (
@@ -81,7 +82,8 @@ func (n *Network) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return near, nil
 }
 
-// Links are the links of all connections that were made to an address, oldest first, ended ones included.
+// Links are the links of all connections that were made to an address, oldest first, ended ones
+// included.
 func (n *Network) Links(address string) []*Link {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -105,7 +107,8 @@ func (n *Network) Cut(address string) {
 	}
 }
 
-// Stall holds back everything on the present connections to an address, in both directions, until Resume.
+// Stall holds back everything on the present connections to an address, in both directions, until
+// Resume.
 func (n *Network) Stall(address string) {
 	for _, link := range n.Links(address) {
 		link.Stall()

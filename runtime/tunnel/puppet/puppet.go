@@ -1,7 +1,8 @@
 // Package puppet makes peers that do not keep to the tunnel's protocol, for tests.
 //
-// A [Conn] lets an ordinary tunnel do the handshake. Once it is seized, a test writes what it likes, and the tunnel's own end of
-// the connection neither reads nor writes any more. So tests need not know how a handshake goes.
+// A [Conn] lets an ordinary tunnel do the handshake. Once it is seized, a test writes what it
+// likes, and the tunnel's own end of the connection neither reads nor writes any more. So tests
+// need not know how a handshake goes.
 package puppet
 
 import (
@@ -15,7 +16,8 @@ import (
 	"time"
 )
 
-// Conn is a connection that can be taken away from the tunnel that uses it. The tunnel's end has to be closed too, once Close was called.
+// Conn is a connection that can be taken away from the tunnel that uses it. The tunnel's end has to
+// be closed too, once Close was called.
 type Conn struct {
 	net.Conn
 
@@ -28,8 +30,9 @@ type Conn struct {
 // New wraps a connection.
 func New(nc net.Conn) *Conn { return &Conn{Conn: nc, closed: make(chan struct{})} }
 
-// Seize takes the connection from the tunnel: what is read from it afterwards by [net.Conn]'s methods of the embedded connection is the
-// test's. It must be called once, when the handshake is over.
+// Seize takes the connection from the tunnel: what is read from it afterwards by [net.Conn]'s
+// methods of the embedded connection is the test's. It must be called once, when the handshake is
+// over.
 func (c *Conn) Seize() error {
 	c.seized.Store(true)
 	if err := c.Conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
