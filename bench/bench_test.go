@@ -77,7 +77,8 @@ func TestEveryCell(t *testing.T) {
 	assert.Positive(t, info.Size())
 }
 
-// TestProgramsWithGeneratedCodeCompile checks what the rows about the size of code build, without the time that linking takes.
+// TestProgramsWithGeneratedCodeCompile checks what the rows about the size of code build, without
+// the time that linking takes.
 func TestProgramsWithGeneratedCodeCompile(t *testing.T) {
 	module, err := moduleDir()
 	require.NoError(t, err)

@@ -18,14 +18,15 @@ import (
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator"
 )
 
-// benchModule is where the programs that are measured are built.
+// benchModule is the module that the measured programs are built in.
 const benchModule = "github.com/raylink/raylink/bench"
 
-// codeParts are what a system's programs are made of. All link the system's library and the messages.
+// codeParts are the parts of a system's programs. All programs link the system's library and the
+// messages.
 type codeParts struct {
-	// library is imports, generated the import path of the service's code.
+	// library is a list of imports, generated the import path of the service's code.
 	library, generated string
-	// declarations use the library, host and client the generated code, which is named g.
+	// declarations use the library; host and client use the generated code, which is imported as g.
 	declarations, host, client string
 }
 
@@ -55,12 +56,13 @@ var codeSystems = map[string]codeParts{
 	},
 }
 
-// wideMethods are those of the service whose code is measured.
+// wideMethods returns the methods of the service whose code is measured.
 func wideMethods() protoreflect.MethodDescriptors {
 	return codev1.File_code_v1_code_proto.Services().ByName("Wide").Methods()
 }
 
-// program is the source of one: with nothing of the service, with its code merely imported, or hosted and all methods called.
+// program returns a program's source: without the service's code, with the code merely imported, or
+// with the service hosted and all of its methods called.
 func (p *codeParts) program(k kind) string {
 	generated, body := "", ""
 	switch k {
@@ -78,17 +80,19 @@ func (p *codeParts) program(k kind) string {
 			fmt.Fprintf(&calls, "\t_, _ = h.%s(ctx%s)\n", m.Name(), request)
 		}
 		body = "\t" + p.host + "\n\t" + p.client + "\n" + calls.String()
+	default: // without the service's code
 	}
 	return fmt.Sprintf("package main\n\nimport (\"context\"; codev1 %q; %s%s)\n\n"+
 		"var ctx = context.Background()\nvar file = codev1.File_code_v1_code_proto\n%s\n\nfunc main() {\n%s}\n",
 		benchModule+"/gen/code/v1", p.library, generated, p.declarations, body)
 }
 
-// measureCode builds two programs, without the code that the row is about and with it: the difference is what a method costs.
+// measureCode builds two programs, without and with the code that the row measures. The result is
+// the difference of their sizes per method.
 func (d *driver) measureCode(ctx context.Context, r *row, system string, res *results) error {
 	p, ok := codeSystems[system]
 	if !ok {
-		return fmt.Errorf("no generated code of %s is measured", system)
+		return fmt.Errorf("the generated code of %s is not measured", system)
 	}
 	module, err := moduleDir()
 	if err != nil {
@@ -107,7 +111,7 @@ func (d *driver) measureCode(ctx context.Context, r *row, system string, res *re
 		build := exec.CommandContext(ctx, "go", "build", "-o", program, source)
 		build.Dir = module
 		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build a program of %s (%s): %w\n%s", system, k, err, out)
+			return fmt.Errorf("build program of %s (%s): %w\n%s", system, k, err, out)
 		}
 		info, err := os.Stat(program)
 		if err != nil {
@@ -119,7 +123,8 @@ func (d *driver) measureCode(ctx context.Context, r *row, system string, res *re
 	return nil
 }
 
-// moduleDir finds this module's sources, from the repository's root or within the module.
+// moduleDir returns the directory of this module's sources. The working directory must be the
+// repository's root or the module.
 func moduleDir() (string, error) {
 	for _, dir := range []string{"bench", "."} {
 		raw, err := os.ReadFile(filepath.Join(dir, "go.mod"))
@@ -127,10 +132,10 @@ func moduleDir() (string, error) {
 			return filepath.Abs(dir)
 		}
 	}
-	return "", errors.New("programs can't be built, for the benchmark's sources are not here; run it from the repository's root")
+	return "", errors.New("can't build programs: the benchmark's sources are not found; run it from the repository's root")
 }
 
-// measurePlugin has the plugin make the code of many files of five methods each.
+// measurePlugin measures the CPU time of the plugin for many files of five methods each.
 func (d *driver) measurePlugin(r *row, res *results) error {
 	plugin, err := generator.Options().New(manyFiles(r.job.Size))
 	if err != nil {
@@ -143,13 +148,14 @@ func (d *driver) measurePlugin(r *row, res *results) error {
 		return errors.New(response.GetError())
 	}
 	if got := len(response.GetFile()); got != r.job.Size {
-		return fmt.Errorf("the plugin made %d files of %d", got, r.job.Size)
+		return fmt.Errorf("the plugin generated %d files instead of %d", got, r.job.Size)
 	}
 	res.add(r.name, "raylink", figures{value: float64(used) / float64(time.Microsecond) / float64(r.job.Size)})
 	return nil
 }
 
-// manyFiles is a request for n files with one service of five methods, four of them to a package.
+// manyFiles returns a request for n files, each with a service of five methods, in packages of four
+// files.
 func manyFiles(n int) *pluginpb.CodeGeneratorRequest {
 	req := &pluginpb.CodeGeneratorRequest{}
 	for i := range n {

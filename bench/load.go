@@ -23,8 +23,7 @@ const (
 	// The kinds below measure memory in bytes.
 	connections kind = "connections"
 	nodes       kind = "nodes"
-	// The kinds below are about generated code, and no calls: how large it is in a program, and how long the plugin takes for
-	// so many files.
+	// The kinds below measure generated code: its size in a program, and the plugin's CPU time.
 	codeNone     kind = "no code"
 	codeImported kind = "imported code"
 	codeUsed     kind = "used code"
@@ -123,6 +122,7 @@ func (l *load) run() (outcome, error) {
 		return outcome{Ops: uint64(l.job.Inflight)}, i.idle(l.job.Inflight)
 	case nodes:
 		return l.nodes()
+	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }

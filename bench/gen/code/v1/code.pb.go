@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: code/v1/code.proto
 
-// A service of forty methods, each with messages of its own: what its code adds to a program.
+// A service of forty methods, each with its own messages, to measure the size of its code.
 
 package codev1
 

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: code/v1/code.proto
 
-// A service of forty methods, each with messages of its own: what its code adds to a program.
+// A service of forty methods, each with its own messages, to measure the size of its code.
 
 package codev1
 
@@ -67,7 +67,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Wide is that service.
+// Wide has forty methods.
 type WideClient interface {
 	Do0(ctx context.Context, in *Do0Request, opts ...grpc.CallOption) (*Do0Response, error)
 	Do1(ctx context.Context, in *Do1Request, opts ...grpc.CallOption) (*Do1Response, error)
@@ -583,7 +583,7 @@ type Wide_Do39Client = grpc.BidiStreamingClient[Do39Request, Do39Response]
 // All implementations must embed UnimplementedWideServer
 // for forward compatibility.
 //
-// Wide is that service.
+// Wide has forty methods.
 type WideServer interface {
 	Do0(context.Context, *Do0Request) (*Do0Response, error)
 	Do1(context.Context, *Do1Request) (*Do1Response, error)

@@ -4,7 +4,7 @@
 
 // Package codev1raylink has the nodes and handles of the services in code/v1/code.proto.
 //
-// A service of forty methods, each with messages of its own: what its code adds to a program.
+// A service of forty methods, each with its own messages, to measure the size of its code.
 package codev1raylink
 
 import (
@@ -826,7 +826,7 @@ var wideHandlers = []runtime.TableHandler{
 // WideNode is what a node of the service code.v1.Wide implements. Its unary methods run one at a time unless the schema
 // says otherwise.
 //
-// Wide is that service.
+// Wide has forty methods.
 type WideNode interface {
 	Do0(context.Context, *codev1.Do0Request) (*codev1.Do0Response, error)
 
@@ -1195,7 +1195,7 @@ func WideType(setup func(context.Context, *runtime.Node) (WideNode, error)) runt
 // Wide is the handle of a node of the service code.v1.Wide, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Wide is that service.
+// Wide has forty methods.
 type Wide struct {
 	ref runtime.Ref
 }
