@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// What connections may hold before their other side has shown that it knows the token. They are bounded in
-// number and time, so that however many are opened, calls on admitted connections go on, and a new caller
-// still gets in.
+// What connections may hold before their other side has shown that it knows the token. They are
+// bounded in number and time, so that however many are opened, calls on admitted connections go on,
+// and a new caller still gets in.
 const (
 	// maxPending is how many there may be at once.
 	maxPending = 512
@@ -47,8 +47,8 @@ type pending struct {
 
 func newAdmission() *admission { return &admission{freed: make(chan struct{}, 1)} }
 
-// enter takes a connection in. Where there are too many it closes the oldest, or waits until that may be
-// closed. It returns nil, and has closed the connection, when ctx ends first.
+// enter takes a connection in. Where there are too many it closes the oldest, or waits until that
+// may be closed. It returns nil, and has closed the connection, when ctx ends first.
 func (a *admission) enter(ctx context.Context, nc net.Conn) *pending {
 	for {
 		p, wait := a.tryEnter(nc)
@@ -174,8 +174,8 @@ func (p *pending) gone() {
 	p.leave()
 }
 
-// answers says that a request that needs no token is being answered; watch, that it is a stream. The
-// returned function ends that.
+// answers says that a request that needs no token is being answered; watch, that it is a stream.
+// The returned function ends that.
 func (p *pending) answers(watch bool) (done func()) {
 	count := func(by int) {
 		p.in.mu.Lock()

@@ -17,8 +17,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// The methods that every node answers beside its own. They run beside the turns and outside the mailbox: a node answers them also while it is
-// busy, draining or still being set up.
+// The methods that every node answers beside its own. They run beside the turns and outside the
+// mailbox: a node answers them also while it is busy, draining or still being set up.
 type builtinMethods struct {
 	ping         *Unary[*nodev1.PingRequest, *nodev1.PingResponse]
 	info         *Unary[*nodev1.InfoRequest, *nodev1.InfoResponse]
@@ -172,8 +172,8 @@ func (n *Node) serveStop(ctx context.Context, req *nodev1.StopRequest) (*nodev1.
 	return &nodev1.StopResponse{}, nil
 }
 
-// isAwaitedBy says whether the node's end has to wait for the call with ctx: it is made by the node's own code, or by that of a node below it, or a
-// turn of one of those waits for it.
+// isAwaitedBy says whether the node's end has to wait for the call with ctx: it is made by the
+// node's own code, or by that of a node below it, or a turn of one of those waits for it.
 func (n *Node) isAwaitedBy(ctx context.Context) bool {
 	cc := callContextOf(ctx)
 	if cc == nil {
@@ -249,9 +249,11 @@ func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats
 	return res.GetTunnels(), err
 }
 
-// Stop ends the node and returns when it is gone: its children first, then the calls that run or wait, then the node. The calls get as long as
-// the node's process allows, ten seconds by default. Where that end would have to wait for the call of Stop itself, because the node's own code makes
-// it, or that of a node below it, or a turn of one of them waits for it, Stop begins the end and returns at once.
+// Stop ends the node and returns when it is gone: its children first, then the calls that run or
+// wait, then the node. The calls get as long as the node's process allows, ten seconds by default.
+// Where that end would have to wait for the call of Stop itself, because the node's own code makes
+// it, or that of a node below it, or a turn of one of them waits for it, Stop begins the end and
+// returns at once.
 func (r Ref) Stop(ctx context.Context) error {
 	_, err := builtins().stop.Call(ctx, r, nil)
 	return err

@@ -10,9 +10,10 @@ import (
 
 // Call calls the method and waits for its response.
 //
-// The request belongs to nobody from then on, nor does the response once returned: nobody may change either. A nil request is the empty
-// message. A call whose context ends returns at once, unless its method runs on the caller's own goroutine: a call to an idle node in the
-// same process returns when its method does, whose context has ended then too.
+// The request belongs to nobody from then on, nor does the response once returned: nobody may
+// change either. A nil request is the empty message. A call whose context ends returns at once,
+// unless its method runs on the caller's own goroutine: a call to an idle node in the same process
+// returns when its method does, whose context has ended then too.
 func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
 	var none Res
 	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
@@ -35,8 +36,8 @@ func (r Ref) method(index int) (*Method, error) {
 	return r.t.service.methods[index], nil
 }
 
-// CallUnary is [Unary.Call] for the method at an index of the [Table] that ref's service is made of. It is for generated code, as are the
-// functions below.
+// CallUnary is [Unary.Call] for the method at an index of the [Table] that ref's service is made
+// of. It is for generated code, as are the functions below.
 func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (Res, error) {
 	var none Res
 	m, err := ref.method(index)
@@ -50,8 +51,9 @@ func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
 }
 
-// CallAsync enqueues a call of a method. It blocks only while the way to the node is full or being opened, until it is not or ctx ends. Calls
-// enqueued one after the other run in that order. The call lives as long as ctx; the future's outcome is the call's.
+// CallAsync enqueues a call of a method. It blocks only while the way to the node is full or being
+// opened, until it is not or ctx ends. Calls enqueued one after the other run in that order. The
+// call lives as long as ctx; the future's outcome is the call's.
 func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) *Future[Res] {
 	m, err := ref.method(index)
 	if err != nil {
@@ -147,7 +149,8 @@ func orEmpty[M proto.Message](msg M, fresh func() proto.Message) proto.Message {
 	return msg
 }
 
-// chainOf is who waits for the calls made with ctx: the turn that its method holds, and whoever waits for that.
+// chainOf is who waits for the calls made with ctx: the turn that its method holds, and whoever
+// waits for that.
 func chainOf(ctx context.Context) *chain {
 	cc := callContextOf(ctx)
 	if cc == nil {

@@ -13,10 +13,12 @@ import (
 
 type callKey struct{}
 
-// callContext is the context of one run of a node's method. It ends with the caller's context, with the node's work and with the run itself;
-// its values are the node's alone, so that nothing of a local caller's context leaks in that a remote caller's could not.
+// callContext is the context of one run of a node's method. It ends with the caller's context, with
+// the node's work and with the run itself; its values are the node's alone, so that nothing of a
+// local caller's context leaks in that a remote caller's could not.
 //
-// It is one allocation. Only a method that waits on Done, derives a context or asks for the cause pays for joining the ends.
+// It is one allocation. Only a method that waits on Done, derives a context or asks for the cause
+// pays for joining the ends.
 type callContext struct {
 	call Call
 	// node is the node that serves.
@@ -31,8 +33,8 @@ type callContext struct {
 	ownTurn mailbox.Turn
 	// chain is who waits for this call, see chain.go.
 	chain *chain
-	// in or future is the caller of a method that has not returned when its node has stopped, see cut. Both are nil for
-	// callers that wait for the end of the node, too.
+	// in or future is the caller of a method that has not returned when its node has stopped, see
+	// cut. Both are nil for callers that wait for the end of the node, too.
 	in     *tunnel.Incoming
 	future *future
 	// sent is the request of a call from this process, see seal.go.
@@ -41,7 +43,8 @@ type callContext struct {
 	mu sync.Mutex // guards all below
 	// err is what Err has said: it never says anything else afterwards.
 	err error
-	// over is why the run's context has ended by itself: the method has returned, or the call was taken back.
+	// over is why the run's context has ended by itself: the method has returned, or the call was
+	// taken back.
 	over error
 	// joint is made for those who need one context.
 	joint *joint
@@ -56,8 +59,8 @@ type joint struct {
 
 var _ context.Context = (*callContext)(nil)
 
-// maxDeadline is how far away a deadline may be: one that is further is none, whatever way the call came. Connect's header for it has
-// ten digits for milliseconds, which are 115 days.
+// maxDeadline is how far away a deadline may be: one that is further is none, whatever way the call
+// came. Connect's header for it has ten digits for milliseconds, which are 115 days.
 const maxDeadline = 100 * 24 * time.Hour
 
 // Deadline implements context.Context.
@@ -101,8 +104,9 @@ func (c *callContext) Value(key any) any {
 	case callKey:
 		return c
 	case *int:
-		// This is how package context looks for the context that can be cancelled, to ask for its cause and to derive others without
-		// a goroutine. It is not the node's life, which is what it would find otherwise. Should that change, TestCauseOfACall says so.
+		// This is how package context looks for the context that can be cancelled, to ask for its
+		// cause and to derive others without a goroutine. It is not the node's life, which is what
+		// it would find otherwise. Should that change, TestCauseOfACall says so.
 		if joined := c.join(); joined.Value(key) == any(joined) {
 			return joined
 		}

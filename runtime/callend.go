@@ -21,7 +21,8 @@ const (
 	streaming  stage = "while its stream was open"
 )
 
-// endedAt adds to the end of a call's context which call that was, of which node, and how far it had come. Other errors stay as they are.
+// endedAt adds to the end of a call's context which call that was, of which node, and how far it
+// had come. Other errors stay as they are.
 func endedAt(err error, path string, m *Method, at stage) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.IsRemote() || e.Code() != connect.CodeDeadlineExceeded && e.Code() != connect.CodeCanceled {

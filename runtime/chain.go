@@ -8,11 +8,11 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// chain is who waits for a call: each link is a turn held while its method waits for the next. It is a list from the innermost
-// caller outwards, shared between calls and never changed.
+// chain is who waits for a call: each link is a turn held while its method waits for the next. It
+// is a list from the innermost caller outwards, shared between calls and never changed.
 //
-// A call whose target holds, somewhere in the chain, all the turns it has can never run: that is a direct circle, and it is refused
-// at once. Circles across several chains are not seen here.
+// A call whose target holds, somewhere in the chain, all the turns it has can never run: that is a
+// direct circle, and it is refused at once. Circles across several chains are not seen here.
 type chain struct {
 	nid    string
 	path   string
@@ -35,7 +35,8 @@ func (c *chain) circle(nid, path, method string, turns int) error {
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
 }
 
-// circleFrom is circle for the waiting caller's side, which knows of the node what its link in the chain says.
+// circleFrom is circle for the waiting caller's side, which knows of the node what its link in the
+// chain says.
 func (c *chain) circleFrom(nid, path string, m *Method) error {
 	for link := c; link != nil; link = link.outer {
 		if link.nid != nid {
@@ -50,7 +51,8 @@ func (c *chain) circleFrom(nid, path string, m *Method) error {
 	return nil
 }
 
-// overrides are the turns of the type's nodes and the methods that it makes concurrent, as "4 Peek Poke"; empty where the schema's hold.
+// overrides are the turns of the type's nodes and the methods that it makes concurrent, as "4 Peek
+// Poke"; empty where the schema's hold.
 func (t NodeType) overrides(c ServiceConfig) string {
 	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.beside) == 0 {
 		return ""
@@ -58,7 +60,8 @@ func (t NodeType) overrides(c ServiceConfig) string {
 	return strings.Join(append([]string{strconv.Itoa(c.MaxConcurrency)}, t.beside...), " ")
 }
 
-// parseOverrides reads that for a method; a link that says nothing, or nonsense, leaves what the schema says.
+// parseOverrides reads that for a method; a link that says nothing, or nonsense, leaves what the
+// schema says.
 func parseOverrides(overrides string, m *Method) (turns int, beside bool) {
 	turns = m.service.config.MaxConcurrency
 	words := strings.Split(overrides, " ")
@@ -92,7 +95,8 @@ func (c *chain) String() string {
 	return strings.Join(links, " -> ")
 }
 
-// appendTo encodes the chain for the wire: for each link, innermost first, four length-prefixed strings.
+// appendTo encodes the chain for the wire: for each link, innermost first, four length-prefixed
+// strings.
 func (c *chain) appendTo(b []byte) []byte {
 	for link := c; link != nil; link = link.outer {
 		for _, s := range [...]string{link.nid, link.path, link.method, link.overrides} {

@@ -23,7 +23,8 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// launchPayload is what a new node's process is told, over its inherited pipe. Both ends are the same build, so its form may change freely.
+// launchPayload is what a new node's process is told, over its inherited pipe. Both ends are the
+// same build, so its form may change freely.
 type launchPayload struct {
 	Record []byte // a NodeRecord
 	Type   string
@@ -72,12 +73,15 @@ func onFreePort(address string) string {
 	return net.JoinHostPort(hostOf(address), "0")
 }
 
-// setupEndLimit is how long the set-up of a node may go on after its context has ended because its launcher died, or its process was told to end.
+// setupEndLimit is how long the set-up of a node may go on after its context has ended because its
+// launcher died, or its process was told to end.
 const setupEndLimit = 5 * time.Second
 
-// ServeChild makes this process the host of the one node that it was launched for, and returns when that has ended: with nil after an end in good
-// order, also one that its parent's death brought about. An end that hangs, in code that ignores its context, is cut short: the process then ends
-// without returning, setupEndLimit after the end of a set-up's context, and twice the drain time and endLimit after that of a node that ran.
+// ServeChild makes this process the host of the one node that it was launched for, and returns when
+// that has ended: with nil after an end in good order, also one that its parent's death brought
+// about. An end that hangs, in code that ignores its context, is cut short: the process then ends
+// without returning, setupEndLimit after the end of a set-up's context, and twice the drain time
+// and endLimit after that of a node that ran.
 func ServeChild(child *launch.Child, options Options) error {
 	if err := child.Hello(launch.Build()); err != nil {
 		return fmt.Errorf("greeting the parent: %w", err)
@@ -113,7 +117,8 @@ func ServeChild(child *launch.Child, options Options) error {
 	n.mu.Lock()
 	failure := n.failure
 	n.mu.Unlock()
-	// Stopping gets its time to drain and as much again for what is below, no more: a process must not be left behind.
+	// Stopping gets its time to drain and as much again for what is below, no more: a process must
+	// not be left behind.
 	limit := 2 * h.options.Drain
 	hangs := time.AfterFunc(limit+endLimit, func() { c.cutShort(n.path+" has been stopping for too long", nil) })
 	defer hangs.Stop()
@@ -145,7 +150,8 @@ type childLife struct {
 	host       atomic.Pointer[Host]
 }
 
-// watchSignals makes a first SIGTERM end the node in good order, and a second one the process at once. It returns what ends that.
+// watchSignals makes a first SIGTERM end the node in good order, and a second one the process at
+// once. It returns what ends that.
 func (c *childLife) watchSignals() (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM)
@@ -164,7 +170,8 @@ func (c *childLife) watchSignals() (stop func()) {
 	}
 }
 
-// cutShort ends the process although something in it hangs, and leaves nothing of it but that. why goes on a sentence.
+// cutShort ends the process although something in it hangs, and leaves nothing of it but that. why
+// goes on a sentence.
 func (c *childLife) cutShort(why string, by os.Signal) {
 	c.log.Error("this process ends at once: " + why)
 	if h := c.host.Load(); h != nil {
@@ -180,7 +187,8 @@ func (c *childLife) cutShort(why string, by os.Signal) {
 	os.Exit(code) //nolint:forbidigo // what hangs can't be ended otherwise
 }
 
-// abandoned is closed when the launcher is dead and Brain has not been heard of for long either: then nobody will come back for the process.
+// abandoned is closed when the launcher is dead and Brain has not been heard of for long either:
+// then nobody will come back for the process.
 func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} {
 	given := make(chan struct{})
 	h.goBackground(func(ctx context.Context) {
@@ -231,7 +239,8 @@ func outputToLog(run *rundir.Run, path string) error {
 	return errors.Join(duplicate(log, os.Stdout), duplicate(log, os.Stderr))
 }
 
-// sweep removes what processes left that were killed. What can't be removed now is tried again by the next who sweeps.
+// sweep removes what processes left that were killed. What can't be removed now is tried again by
+// the next who sweeps.
 func sweep(log *slog.Logger, data string) {
 	if err := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); err != nil {
 		log.Debug("sweeping what dead processes left", slog.Any("error", err))

@@ -15,8 +15,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// clientTarget reaches a node through a connect client, whatever its transport. Such a transport can't pipeline, so async calls are sent one
-// after the other, in order, by one goroutine for each handle, which lives while there is something to send.
+// clientTarget reaches a node through a connect client, whatever its transport. Such a transport
+// can't pipeline, so async calls are sent one after the other, in order, by one goroutine for each
+// handle, which lives while there is something to send.
 type clientTarget struct {
 	client *connect.Client
 
@@ -147,9 +148,10 @@ func (c *clientTarget) stream(ctx context.Context, m *Method, out *outgoing) (co
 	return &clientTargetStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
 }
 
-// transportContext is ctx for a call of connect's client, whose [connect.CallInfo] is the call's own: the caller's may be used by
-// several calls. It has what the caller's has, reserved keys included, for that is the transport's to look at, and what
-// [WithMetadata] said. own is nil where there is neither.
+// transportContext is ctx for a call of connect's client, whose [connect.CallInfo] is the call's
+// own: the caller's may be used by several calls. It has what the caller's has, reserved keys
+// included, for that is the transport's to look at, and what [WithMetadata] said. own is nil where
+// there is neither.
 func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
 	if o.info == nil && o.said.Len() == 0 {
 		return ctx, nil
@@ -164,15 +166,16 @@ func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own
 	return ctx, own
 }
 
-// isSettled says of a call or stream that ended with err whether its transport has set all metadata.
-// connect's transports don't wait for an answer, or a handler, whose caller's context has ended: what
-// is still to come sets metadata at any time.
+// isSettled says of a call or stream that ended with err whether its transport has set all
+// metadata. connect's transports don't wait for an answer, or a handler, whose caller's context has
+// ended: what is still to come sets metadata at any time.
 func isSettled(ctx context.Context, err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	return ctx.Err() == nil || err == nil || errors.Is(err, io.EOF) || ok && e.IsRemote()
 }
 
-// deliverFrom shows the caller all that a transport has set for the call; info is the caller's, and own the call's.
+// deliverFrom shows the caller all that a transport has set for the call; info is the caller's, and
+// own the call's.
 func deliverFrom(info, own *connect.CallInfo) {
 	if info == nil || own == nil {
 		return
@@ -197,8 +200,8 @@ func copyHeader(to, from *connect.Header) {
 	}
 }
 
-// unsendable is err, which a connect client gave for a call of m with msg; where that is because msg can't be encoded, it is the
-// error that every other way gives.
+// unsendable is err, which a connect client gave for a call of m with msg; where that is because
+// msg can't be encoded, it is the error that every other way gives.
 func unsendable(m *Method, msg any, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	message, isMessage := msg.(proto.Message)
@@ -216,7 +219,8 @@ func clientError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	// Transports have this code for connections that break, too, and the caller has canceled nothing.
+	// Transports have this code for connections that break, too, and the caller has canceled
+	// nothing.
 	if e, ok := errors.AsType[*connect.Error](err); ok && !e.IsRemote() && e.Code() == connect.CodeCanceled {
 		return connect.Errorf(connect.CodeUnavailable, "the connection to the node was lost: %s", e.Message()).WithCause(err)
 	}

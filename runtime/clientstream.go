@@ -10,12 +10,13 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// contextGrace is how long a transport may take to notice a context's end. HTTP/2 without [HTTPClient] doesn't while requests may still be
-// sent; its streams are closed then, so that nobody waits on them for ever.
+// contextGrace is how long a transport may take to notice a context's end. HTTP/2 without
+// [HTTPClient] doesn't while requests may still be sent; its streams are closed then, so that
+// nobody waits on them for ever.
 const contextGrace = time.Second
 
-// clientTargetStream makes of a connect client's stream what every other way gives: a context's end ends it on both sides, and is the error;
-// and so does Close, whatever else is going on.
+// clientTargetStream makes of a connect client's stream what every other way gives: a context's end
+// ends it on both sides, and is the error; and so does Close, whatever else is going on.
 type clientTargetStream struct {
 	stream connect.ClientStream
 	method *Method
@@ -76,7 +77,8 @@ func (s *clientTargetStream) Receive(msg any) error {
 		return s.failed(err)
 	}
 	err := s.stream.Receive(msg)
-	// A transport in one process sets metadata when the stream ends, at any time until Receive says so; it names no protocol.
+	// A transport in one process sets metadata when the stream ends, at any time until Receive says
+	// so; it names no protocol.
 	if err != nil && isSettled(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
 		deliverFrom(s.info, s.own)
 	}
@@ -101,7 +103,8 @@ func (s *clientTargetStream) release() {
 	s.cancel()
 }
 
-// Close implements connect.ClientStream. The context comes first: closing alone would say that all requests were sent.
+// Close implements connect.ClientStream. The context comes first: closing alone would say that all
+// requests were sent.
 func (s *clientTargetStream) Close() error {
 	s.mu.Lock()
 	s.closed = true

@@ -22,7 +22,8 @@ const (
 	WayHTTP Way = "http"
 )
 
-// Call is what a node's code can know of the call it is serving, the same whatever way the call came. See [CallFrom].
+// Call is what a node's code can know of the call it is serving, the same whatever way the call
+// came. See [CallFrom].
 type Call struct {
 	method *Method
 	// from is nil where the call comes from outside nodes, and metadata where there is none.
@@ -56,7 +57,8 @@ type reply struct {
 	header, trailer Metadata
 }
 
-// CallFrom returns the call that ctx belongs to: the one a node's method was given. It returns nil outside of calls.
+// CallFrom returns the call that ctx belongs to: the one a node's method was given. It returns nil
+// outside of calls.
 func CallFrom(ctx context.Context) *Call {
 	c, _ := ctx.Value(callKey{}).(*callContext)
 	if c == nil || c.call.method == nil {
@@ -65,10 +67,12 @@ func CallFrom(ctx context.Context) *Call {
 	return &c.call
 }
 
-// NodeFrom returns the node whose code runs with ctx: in its methods, and what they have derived; in its tasks, OnStop functions and whatever
-// [Node.Do] runs. It returns nil outside of nodes. This is how an implementation without a set-up function of its own, behind a local stub or a
-// generated `Register...Tunnel`, has turns by [Node.Do]. Such a node is of no system, so it can neither create nor find others; it never stops, so
-// its tasks end by themselves or with their process, and what OnStop is given never runs.
+// NodeFrom returns the node whose code runs with ctx: in its methods, and what they have derived;
+// in its tasks, OnStop functions and whatever [Node.Do] runs. It returns nil outside of nodes. This
+// is how an implementation without a set-up function of its own, behind a local stub or a generated
+// `Register...Tunnel`, has turns by [Node.Do]. Such a node is of no system, so it can neither
+// create nor find others; it never stops, so its tasks end by themselves or with their process, and
+// what OnStop is given never runs.
 func NodeFrom(ctx context.Context) *Node {
 	if c := callContextOf(ctx); c != nil {
 		return c.node
@@ -90,9 +94,10 @@ func (c *Call) Caller() Caller {
 	return *c.from
 }
 
-// Metadata is what the caller sent beside the request, whatever way it came; values of keys that end in `-bin` are the octets
-// themselves. Keys that are the transport's (see [WithMetadata]) are left out, credentials (`authorization`, `proxy-authorization`,
-// `cookie`) among them. It must not be changed.
+// Metadata is what the caller sent beside the request, whatever way it came; values of keys that
+// end in `-bin` are the octets themselves. Keys that are the transport's (see [WithMetadata]) are
+// left out, credentials (`authorization`, `proxy-authorization`, `cookie`) among them. It must not
+// be changed.
 func (c *Call) Metadata() Metadata {
 	if c.metadata == nil {
 		return Metadata{}
@@ -100,7 +105,8 @@ func (c *Call) Metadata() Metadata {
 	return *c.metadata
 }
 
-// receive sets what the caller sent beside the request, before the call is seen. Every way ends here.
+// receive sets what the caller sent beside the request, before the call is seen. Every way ends
+// here.
 func (c *Call) receive(metadata Metadata) {
 	if metadata.Len() == 0 {
 		return
@@ -111,9 +117,10 @@ func (c *Call) receive(metadata Metadata) {
 	}
 }
 
-// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first message, or with its end if it
-// has none. What can be carried is as for [WithMetadata]; header and trailer share one limit. A call whose metadata can't be carried
-// fails with Internal, unless it fails already: that error is worth more. Safe for concurrent use.
+// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first
+// message, or with its end if it has none. What can be carried is as for [WithMetadata]; header and
+// trailer share one limit. A call whose metadata can't be carried fails with Internal, unless it
+// fails already: that error is worth more. Safe for concurrent use.
 func (c *Call) SetHeader(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -121,7 +128,8 @@ func (c *Call) SetHeader(key, value string) {
 	r.mu.Unlock()
 }
 
-// SetTrailer adds to the metadata that goes out after the response, as SetHeader does. Safe for concurrent use.
+// SetTrailer adds to the metadata that goes out after the response, as SetHeader does. Safe for
+// concurrent use.
 func (c *Call) SetTrailer(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -153,7 +161,8 @@ func (c *Call) sent() (header, trailer Metadata) {
 // causeOf is the end of a context as a call's error.
 func causeOf(ctx context.Context) error { return takenBack(ctx.Err(), context.Cause(ctx)) }
 
-// takenBack is the error of a call that ended because its caller's context did. Its causes are for errors.Is.
+// takenBack is the error of a call that ended because its caller's context did. Its causes are for
+// errors.Is.
 func takenBack(causes ...error) error {
 	code := connect.CodeCanceled
 	text := context.Canceled.Error()
@@ -174,7 +183,8 @@ func takenBack(causes ...error) error {
 	return out
 }
 
-// overdue makes errors.Is find the deadline in an error that the node's side was the first to notice it by.
+// overdue makes errors.Is find the deadline in an error that the node's side was the first to
+// notice it by.
 func overdue(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.Code() != connect.CodeDeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {

@@ -36,8 +36,8 @@ type countedCall struct {
 
 type countedCallKey struct{}
 
-// counted is the request with a body that counts. The caller calls done when the request has been served.
-// When done has returned, the ResponseWriter is not used any more.
+// counted is the request with a body that counts. The caller calls done when the request has been
+// served. When done has returned, the ResponseWriter is not used any more.
 func (m *webMemory) counted(w http.ResponseWriter, r *http.Request) (_ *http.Request, done func(), _ error) {
 	control, past := http.NewResponseController(w), time.Unix(1, 0)
 	c := &countedCall{
@@ -79,7 +79,8 @@ type countedBody struct {
 
 	call       *countedCall
 	maxMessage int
-	// isEnveloped says that each message has its length before it, as gRPC's and the streams of Connect. Else the body is one message.
+	// isEnveloped says that each message has its length before it, as gRPC's and the streams of
+	// Connect. Else the body is one message.
 	isEnveloped bool
 	// isCompressed says that the message, the present one if there are several, is.
 	isCompressed bool
@@ -135,7 +136,8 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// How much room a message of unknown size asks for beyond what has come: as much again, within these bounds in bytes.
+// How much room a message of unknown size asks for beyond what has come: as much again, within
+// these bounds in bytes.
 const (
 	firstStep   = 4 << 10
 	largestStep = 256 << 10
@@ -200,7 +202,8 @@ func (b *countedBody) complete() error {
 	return nil
 }
 
-// countedStream ends the counting of a request's messages when they have been received, and counts responses while they are sent.
+// countedStream ends the counting of a request's messages when they have been received, and counts
+// responses while they are sent.
 type countedStream struct {
 	connect.ServerStream
 
@@ -231,7 +234,8 @@ func (s *countedStream) Send(msg any) error {
 		return s.ServerStream.Send(msg) //nolint:wrapcheck // as a stream
 	}
 	response := &s.call.response
-	// A client may take more than the host: what is above the host's largest message is the method's own.
+	// A client may take more than the host: what is above the host's largest message is the
+	// method's own.
 	size := min(proto.Size(m), response.of.most/bodyFactor)
 	if err := response.reserve(size, false); err != nil {
 		return err
@@ -244,8 +248,8 @@ func (s *countedStream) Send(msg any) error {
 	return err //nolint:wrapcheck // as a stream
 }
 
-// boundedCompressor decompresses no more than the data says itself that it becomes, which has been counted: it may be a
-// thousand times what has come.
+// boundedCompressor decompresses no more than the data says itself that it becomes, which has been
+// counted: it may be a thousand times what has come.
 type boundedCompressor struct{ connect.Compressor }
 
 // Decompress implements connect.Compressor.

@@ -7,8 +7,9 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// deadSweeper removes the host directories of processes that were killed: they could not do it themselves. Sweeps that are asked for while one is
-// under way share the next one, so that the end of many processes at once costs few.
+// deadSweeper removes the host directories of processes that were killed: they could not do it
+// themselves. Sweeps that are asked for while one is under way share the next one, so that the end
+// of many processes at once costs few.
 type deadSweeper struct {
 	mu sync.Mutex // held during a sweep
 

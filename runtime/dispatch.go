@@ -25,7 +25,8 @@ type dispatcher struct {
 
 var _ tunnel.Handler = (*dispatcher)(nil)
 
-// targetOf names one life of a node on the wire: `nid` or `nid@incarnation`. The empty target is the host itself.
+// targetOf names one life of a node on the wire: `nid` or `nid@incarnation`. The empty target is
+// the host itself.
 func targetOf(nid string, incarnation uint64) string {
 	if incarnation == 0 {
 		return nid
@@ -155,7 +156,8 @@ func (*dispatcher) NewIncoming() *tunnel.Incoming {
 // Serve implements tunnel.Work: it runs the method on the goroutine that reads the connection.
 func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
 
-// Ended is what [tunnel.Incoming.OnEnd] asks for: the caller does not wait any more. A call that is still in line never runs.
+// Ended is what [tunnel.Incoming.OnEnd] asks for: the caller does not wait any more. A call that is
+// still in line never runs.
 func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
 		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
@@ -174,7 +176,8 @@ func (j *job) answer() {
 	j.in.Reply(j.res, err)
 }
 
-// ServeUnary implements tunnel.Handler: it puts the call in line, or leaves it to the goroutine that reads the connection.
+// ServeUnary implements tunnel.Handler: it puts the call in line, or leaves it to the goroutine
+// that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
 		d.host.front.own.ServeUnary(in)

@@ -13,19 +13,22 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// grace is what the ends of a node's tasks and its OnStop functions are given when draining has used up all the time there was.
+// grace is what the ends of a node's tasks and its OnStop functions are given when draining has
+// used up all the time there was.
 const grace = time.Second
 
-// OnStop makes the node's end call fn, after the last call has been drained and the last task has returned; the last fn given is called first.
-// Its ctx bounds how long it may take. A node that could not be drained in time calls fn all the same. One that has ended does not.
+// OnStop makes the node's end call fn, after the last call has been drained and the last task has
+// returned; the last fn given is called first. Its ctx bounds how long it may take. A node that
+// could not be drained in time calls fn all the same. One that has ended does not.
 func (n *Node) OnStop(fn func(ctx context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.onStop = append(n.onStop, fn)
 }
 
-// drain refuses new calls and waits for those that run or wait; when ctx ends before they have, the rest is refused and what runs has its
-// context ended. Then it ends the node's tasks and runs what OnStop was given.
+// drain refuses new calls and waits for those that run or wait; when ctx ends before they have, the
+// rest is refused and what runs has its context ended. Then it ends the node's tasks and runs what
+// OnStop was given.
 func (n *Node) drain(ctx context.Context, cause error) error {
 	n.mailbox.Close(closedError(n.path, "is stopping"))
 	began := time.Now()
@@ -76,8 +79,8 @@ func (n *Node) runningCalls() []*callContext {
 // maxNamed is how many methods an error names.
 const maxNamed = 5
 
-// stillRunning names the methods that run, after the drain has taken as long as that. When each began is not
-// known: a clock would cost every call.
+// stillRunning names the methods that run, after the drain has taken as long as that. When each
+// began is not known: a clock would cost every call.
 func (n *Node) stillRunning(least time.Duration) string {
 	counts := make(map[string]int)
 	var names []string

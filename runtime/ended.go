@@ -8,9 +8,10 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Ended waits until the life that the node is in has ended: it was stopped, it died, or it has been started again since. Then it returns nil,
-// and Record's cause says how it ended, where that is known. If ctx ends first, its error is returned. A node in another process is not asked:
-// Brain tells of its end, so that waiting costs nobody anything.
+// Ended waits until the life that the node is in has ended: it was stopped, it died, or it has been
+// started again since. Then it returns nil, and Record's cause says how it ended, where that is
+// known. If ctx ends first, its error is returned. A node in another process is not asked: Brain
+// tells of its end, so that waiting costs nobody anything.
 func (r Ref) Ended(ctx context.Context) error {
 	waits(ctx)
 	switch {

@@ -65,14 +65,16 @@ func (n *Node) author(cc *callContext, err error) error {
 }
 
 const (
-	// maxDetails bounds the details of an error that is passed on, as the tunnel does: adding a detail to
-	// an error copies those that it has.
+	// maxDetails bounds the details of an error that is passed on, as the tunnel does: adding a
+	// detail to an error copies those that it has.
 	maxDetails = 128
-	// maxHops bounds an error's trace, so that an error that goes round for long does not grow for long.
+	// maxHops bounds an error's trace, so that an error that goes round for long does not grow for
+	// long.
 	maxHops = 64
 )
 
-// withHop adds a hop to a trace. Of a trace that is at its bound the first half stays, and the newest hops.
+// withHop adds a hop to a trace. Of a trace that is at its bound the first half stays, and the
+// newest hops.
 func withHop(hops []*nodev1.Hop, hop *nodev1.Hop) []*nodev1.Hop {
 	if extra := len(hops) + 1 - maxHops; extra > 0 {
 		hops = slices.Delete(hops, maxHops/2, maxHops/2+extra)
@@ -178,7 +180,8 @@ func fromPeer(ctx context.Context, err error) error {
 	return e.WithRemote()
 }
 
-// wording is what a caller reads of an error that holds e somewhere: where plain texts are hidden, e's own message, which was written for callers.
+// wording is what a caller reads of an error that holds e somewhere: where plain texts are hidden,
+// e's own message, which was written for callers.
 func (n *Node) wording(m *Method, err error, e *connect.Error) string {
 	text := textOf(err, e)
 	if !n.hideErrors() || text == e.Message() {
@@ -189,7 +192,8 @@ func (n *Node) wording(m *Method, err error, e *connect.Error) string {
 	return e.Message()
 }
 
-// textOf is the message of an error that holds e somewhere: a wrapper's own words count, without connect's code in front of e's.
+// textOf is the message of an error that holds e somewhere: a wrapper's own words count, without
+// connect's code in front of e's.
 func textOf(err error, e *connect.Error) string {
 	if err.Error() == e.Error() {
 		return e.Message()
@@ -197,8 +201,9 @@ func textOf(err error, e *connect.Error) string {
 	return err.Error()
 }
 
-// Trace returns the way that an error came: for each node that passed it on its path and the method, the first to do so first. It is nil for
-// an error that came straight from the node that was called.
+// Trace returns the way that an error came: for each node that passed it on its path and the
+// method, the first to do so first. It is nil for an error that came straight from the node that
+// was called.
 func Trace(err error) []*nodev1.Hop {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok {

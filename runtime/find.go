@@ -12,8 +12,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Find looks a node up with Brain. The error is NotFound, and names what there is, where no such node lives; FailedPrecondition where it is
-// of another service. It is for generated code.
+// Find looks a node up with Brain. The error is NotFound, and names what there is, where no such
+// node lives; FailedPrecondition where it is of another service. It is for generated code.
 func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
 	host, base := from.finder()
 	if host == nil {
@@ -66,8 +66,8 @@ func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.No
 	return res.GetNode(), nil
 }
 
-// RefFrom makes a reference from what travelled in a message, without asking anybody; it goes over the tunnel that the message names. It is for
-// generated code.
+// RefFrom makes a reference from what travelled in a message, without asking anybody; it goes over
+// the tunnel that the message names. It is for generated code.
 func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
 	host, _ := from.finder()
 	if host == nil {

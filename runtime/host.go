@@ -23,8 +23,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Host is a process's part in a system: it hosts nodes, reaches those of other hosts, and holds its lease with Brain. The front door makes
-// it, one for each process; a test may have as many as it wants.
+// Host is a process's part in a system: it hosts nodes, reaches those of other hosts, and holds its
+// lease with Brain. The front door makes it, one for each process; a test may have as many as it
+// wants.
 type Host struct {
 	options Options
 	log     *slog.Logger
@@ -62,7 +63,8 @@ type Host struct {
 	embedded EmbeddedBrain
 	// outlives says that this process goes on when its launcher has died.
 	outlives bool
-	// keeping are the goroutines that start kept nodes again; keepEnd ends keepLife, and with it them.
+	// keeping are the goroutines that start kept nodes again; keepEnd ends keepLife, and with it
+	// them.
 	keeping  sync.WaitGroup
 	keepLife context.Context //nolint:containedctx // the goroutines' life is this context
 	keepEnd  context.CancelFunc
@@ -72,7 +74,8 @@ type Host struct {
 	nodes map[string]*Node
 	// root is Brain as a node, where it lives here: it answers what every node answers.
 	root *Node
-	// kids are the children that this host launched, in order, by their parent's nid ("" for the root).
+	// kids are the children that this host launched, in order, by their parent's nid ("" for the
+	// root).
 	kids    map[string][]*kid
 	keepers []*keeper
 	// creations are those under way.
@@ -105,19 +108,21 @@ type kid struct {
 type Parts struct {
 	// Brain is the one that lives in this process; nil for a process that joins one elsewhere.
 	Brain EmbeddedBrain
-	// Token is what a system with an embedded Brain has for its token where the options give none and don't open it. Empty means a
-	// new one.
+	// Token is what a system with an embedded Brain has for its token where the options give none
+	// and don't open it. Empty means a new one.
 	Token string
 	// Run is the run directory.
 	Run *rundir.Run
-	// Launcher is where the processes of new nodes come from; nil for this executable's own. Where a method of it or
-	// its processes goes on for 12 seconds after its context has ended, it is left behind with an error.
+	// Launcher is where the processes of new nodes come from; nil for this executable's own. Where
+	// a method of it or its processes goes on for 12 seconds after its context has ended, it is
+	// left behind with an error.
 	Launcher launch.Launcher
 	// Output gets the lines that nodes' processes print; nil for what the options say.
 	Output func(launch.Line)
 }
 
-// EmbeddedBrain is a Brain in the host's own process: the host's listener is Brain's, and the gateway to every node.
+// EmbeddedBrain is a Brain in the host's own process: the host's listener is Brain's, and the
+// gateway to every node.
 type EmbeddedBrain interface {
 	// Register mounts Brain's service.
 	Register(server *connect.Server)
@@ -128,12 +133,14 @@ type EmbeddedBrain interface {
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.
 	Root() *nodev1.NodeRecord
-	// Close ends Brain. The host calls it when its own nodes have ended and before its listener closes: connections that break while
-	// Brain is open mean that their hosts have gone. Further calls do nothing.
+	// Close ends Brain. The host calls it when its own nodes have ended and before its listener
+	// closes: connections that break while Brain is open mean that their hosts have gone. Further
+	// calls do nothing.
 	Close() error
 }
 
-// Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close it.
+// Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close
+// it.
 func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
 	if err := options.check(); err != nil {
 		return nil, err
@@ -222,8 +229,8 @@ func (h *Host) publishToken() (err error) {
 	return err
 }
 
-// TokenFile is the file that has the system's token, where this host has made one: programs of this user read it to call nodes over HTTP.
-// It is "" where the token was given, or there is none.
+// TokenFile is the file that has the system's token, where this host has made one: programs of this
+// user read it to call nodes over HTTP. It is "" where the token was given, or there is none.
 func (h *Host) TokenFile() string { return h.tokenFile }
 
 // Info is how others find this host.
@@ -249,7 +256,8 @@ func (h *Host) Address() string { return h.front.advertised }
 // RunDirectory is where this run keeps its logs, models, variables and mapped files.
 func (h *Host) RunDirectory() *rundir.Run { return h.run }
 
-// RunDirectory is where this run keeps its logs, models, variables and mapped files; nil for a stub outside any system.
+// RunDirectory is where this run keeps its logs, models, variables and mapped files; nil for a stub
+// outside any system.
 func (n *Node) RunDirectory() *rundir.Run {
 	if n.host == nil {
 		return nil
@@ -261,8 +269,9 @@ func (h *Host) parentOf() parentOf { return parentOf{host: h} }
 
 func (h *Host) finder() (*Host, string) { return h, "" }
 
-// Close ends the host: its nodes and those below them, children first, each drained; then its connections. What is not done when ctx ends is
-// ended the hard way. Close returns when nothing of the host is left.
+// Close ends the host: its nodes and those below them, children first, each drained; then its
+// connections. What is not done when ctx ends is ended the hard way. Close returns when nothing of
+// the host is left.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	if h.closing {
@@ -293,8 +302,8 @@ func (h *Host) Close(ctx context.Context) error {
 	return errors.Join(append(errs, h.output.err())...)
 }
 
-// ErrClosed is the cause that nodes, calls and creations end with when their process's runtime is shut
-// down.
+// ErrClosed is the cause that nodes, calls and creations end with when their process's runtime is
+// shut down.
 var ErrClosed = errors.New("the runtime was closed")
 
 // release ends what is left, without regard.
@@ -355,8 +364,8 @@ func (h *Host) localNamed(name string) *Node {
 	return nil
 }
 
-// goBackground runs fn on a goroutine of the host's; fn must return soon after ctx ends. It returns false, and runs nothing, when the host has
-// ended.
+// goBackground runs fn on a goroutine of the host's; fn must return soon after ctx ends. It returns
+// false, and runs nothing, when the host has ended.
 func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -53,7 +53,8 @@ func sentOnce(req *http.Request) *http.Request {
 	return req
 }
 
-// requestBody is a request's body that fails when the request's context has ended, whether or not it was ended beside that.
+// requestBody is a request's body that fails when the request's context has ended, whether or not
+// it was ended beside that.
 type requestBody struct {
 	io.ReadCloser
 

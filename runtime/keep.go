@@ -16,17 +16,19 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// The nodes that a host keeps for the system, the storage and the parameter server of a Brain in a process of its own, differ from all others in
-// two ways. They restart: whenever one has died it is started again, with the same nid and as the next incarnation, and calls that begin
-// meanwhile wait for that. And they outlive their launcher when that is killed, as all nodes outlive Brain: they hold what the system has in
-// memory. The Brain that comes back finds them by their records.
+// The nodes that a host keeps for the system, the storage and the parameter server of a Brain in a
+// process of its own, differ from all others in two ways. They restart: whenever one has died it is
+// started again, with the same nid and as the next incarnation, and calls that begin meanwhile wait
+// for that. And they outlive their launcher when that is killed, as all nodes outlive Brain: they
+// hold what the system has in memory. The Brain that comes back finds them by their records.
 
 const (
 	// kept is the key of the kids that are processes of kept nodes: they end after all others.
 	kept = "kept"
 	// lasting is how long a life must have been for the next one to begin at once.
 	lasting = 10 * time.Second
-	// orphanLeases is for how many leases a kept node whose launcher is dead serves on without having heard from Brain.
+	// orphanLeases is for how many leases a kept node whose launcher is dead serves on without
+	// having heard from Brain.
 	orphanLeases = 30
 	// answerPatience is how long a kept node's host may take to answer a Brain that has come back.
 	answerPatience = 3 * time.Second
@@ -42,9 +44,9 @@ type keeper struct {
 	kid *kid       // the present life's process, if this process launched it
 }
 
-// ProvideNode creates the first node of a system type, by its service, below the root in the host's own process. It ends
-// after all nodes that others create. It is for
-// the front door, where that embeds a Brain.
+// ProvideNode creates the first node of a system type, by its service, below the root in the host's
+// own process. It ends after all nodes that others create. It is for the front door, where that
+// embeds a Brain.
 func ProvideNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
@@ -66,10 +68,10 @@ func ProvideNode(ctx context.Context, h *Host, service string) error {
 	return nil
 }
 
-// KeepNode makes sure that the first node of a system type, by its service, below the root is there, and stays so
-// until the host is closed: it is started when it has
-// never been, taken over where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the host of a Brain in a
-// process of its own.
+// KeepNode makes sure that the first node of a system type, by its service, below the root is
+// there, and stays so until the host is closed: it is started when it has never been, taken over
+// where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the
+// host of a Brain in a process of its own.
 func KeepNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
@@ -184,7 +186,8 @@ func (k *keeper) watch(ctx context.Context) {
 	}
 }
 
-// nextLife begins the next incarnation and waits until it is set up. Where that fails, the record says that it is dead.
+// nextLife begins the next incarnation and waits until it is set up. Where that fails, the record
+// says that it is dead.
 func (k *keeper) nextLife(ctx context.Context) error {
 	now, err := k.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: k.remote.nid}}})
 	rec := now.GetNode()

@@ -18,8 +18,8 @@ import (
 // dialTimeout bounds one try to reach a host.
 const dialTimeout = 5 * time.Second
 
-// links are this host's connections to others: one for each host, and one for each tagged tunnel. A connection is made when it is first needed and
-// again, after a pause that grows, when it was lost.
+// links are this host's connections to others: one for each host, and one for each tagged tunnel. A
+// connection is made when it is first needed and again, after a pause that grows, when it was lost.
 type links struct {
 	host *Host
 
@@ -79,7 +79,8 @@ func (l *links) link(key linkKey) (*link, error) {
 	return k, nil
 }
 
-// get returns the open connection, or makes one. Those who come while one is being made wait for that one.
+// get returns the open connection, or makes one. Those who come while one is being made wait for
+// that one.
 func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) (*tunnel.Conn, error) {
 	for {
 		k.mu.Lock()
@@ -170,7 +171,8 @@ func (l *links) forget(k *link, conn *tunnel.Conn) {
 	}
 }
 
-// dialHost opens a connection to a host: by its Unix socket where this process can open that and it is the host's indeed, else by TCP.
+// dialHost opens a connection to a host: by its Unix socket where this process can open that and it
+// is the host's indeed, else by TCP.
 func (l *links) dialHost(ctx context.Context, info *nodev1.HostInfo, key linkKey) (*tunnel.Conn, error) {
 	hello := l.hello()
 	hello.Host = info.GetId()

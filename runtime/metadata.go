@@ -13,8 +13,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Metadata is what travels beside a message: pairs of a key and a value, in order. Keys are compared without regard to case and
-// written in lower case. A Metadata is immutable; the zero value is empty.
+// Metadata is what travels beside a message: pairs of a key and a value, in order. Keys are
+// compared without regard to case and written in lower case. A Metadata is immutable; the zero
+// value is empty.
 type Metadata struct{ header tunnel.Header }
 
 // With returns a copy with one more pair.
@@ -45,14 +46,17 @@ type saidMetadata struct {
 	err error
 }
 
-// WithMetadata makes the calls that are made with the returned context carry one more pair. A node reads it from [CallFrom]; it does not
-// go further by itself: the calls that the node makes carry their own.
+// WithMetadata makes the calls that are made with the returned context carry one more pair. A node
+// reads it from [CallFrom]; it does not go further by itself: the calls that the node makes carry
+// their own.
 //
-// What can be carried is the same whatever way a call goes. Keys consist of letters, digits, `-`, `_` and `.`. The value of a key
-// that ends in `-bin` is any octets; other values are printable ASCII without spaces at the ends. Keys that begin with `raylink-`,
-// and those that HTTP, connect and gRPC reserve (`authorization` and `user-agent` among them), are the transport's. A call's
-// metadata is at most 32 KiB, counting 32 bytes for each pair beside its key and value. A call that is made with anything else is
-// refused before it begins: with InvalidArgument, or ResourceExhausted for too much.
+// What can be carried is the same whatever way a call goes. Keys consist of letters, digits, `-`,
+// `_` and `.`. The value of a key that ends in `-bin` is any octets; other values are printable
+// ASCII without spaces at the ends. Keys that begin with `raylink-`, and those that HTTP, connect
+// and gRPC reserve (`authorization` and `user-agent` among them), are the transport's. A call's
+// metadata is at most 32 KiB, counting 32 bytes for each pair beside its key and value. A call that
+// is made with anything else is refused before it begins: with InvalidArgument, or
+// ResourceExhausted for too much.
 func WithMetadata(ctx context.Context, key, value string) context.Context {
 	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
 	next := &saidMetadata{}
@@ -66,7 +70,8 @@ func WithMetadata(ctx context.Context, key, value string) context.Context {
 	return context.WithValue(ctx, metadataKey{}, next)
 }
 
-// outgoing is what a call carries beside its request, and where its caller looks for what comes back beside the response.
+// outgoing is what a call carries beside its request, and where its caller looks for what comes
+// back beside the response.
 type outgoing struct {
 	metadata Metadata
 	// said is the part of metadata that [WithMetadata] has put there.
@@ -75,8 +80,8 @@ type outgoing struct {
 	info *connect.CallInfo
 }
 
-// outgoingOf returns what a call carries that is made with ctx, or why that can't be. What an earlier call with the same context
-// has left in the caller's [connect.CallInfo] is forgotten.
+// outgoingOf returns what a call carries that is made with ctx, or why that can't be. What an
+// earlier call with the same context has left in the caller's [connect.CallInfo] is forgotten.
 func outgoingOf(ctx context.Context, m *Method) (*outgoing, error) {
 	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
 	info, _ := connect.CallInfoForClientContext(ctx)
@@ -111,7 +116,8 @@ func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgo
 	return out, out.metadata.header.ValidateSize()
 }
 
-// infos guards what calls write into their callers' [connect.CallInfo]s: a context may be used by several calls at once.
+// infos guards what calls write into their callers' [connect.CallInfo]s: a context may be used by
+// several calls at once.
 var infos sync.Mutex //nolint:gochecknoglobals // nothing that a CallInfo belongs to is known
 
 // resetInfo forgets what a transport has set for an earlier call, as connect's own clients do.
@@ -125,8 +131,8 @@ func resetInfo(info *connect.CallInfo, m *Method) {
 	info.SendStats, info.ReceiveStats = connect.MessageStats{}, connect.MessageStats{}
 }
 
-// deliver shows a caller that asked for them, by [connect.NewClientContext], the response's header and trailer, in place of those
-// of any call before. info is nil for one that did not.
+// deliver shows a caller that asked for them, by [connect.NewClientContext], the response's header
+// and trailer, in place of those of any call before. info is nil for one that did not.
 func deliver(info *connect.CallInfo, header, trailer Metadata) {
 	if info != nil {
 		deliverHeader(info, header)
@@ -160,8 +166,9 @@ func replaceHeader(h *connect.Header, by Metadata) {
 // addTo copies the metadata to connect's headers.
 func (m Metadata) addTo(h *connect.Header) { m.header.CopyTo(h) }
 
-// withoutReserved is what a node's code sees of the metadata that came with a call: the transports' own keys are none of it, not
-// least the credentials between a caller and the listener that it reaches.
+// withoutReserved is what a node's code sees of the metadata that came with a call: the transports'
+// own keys are none of it, not least the credentials between a caller and the listener that it
+// reaches.
 func (m Metadata) withoutReserved() Metadata {
 	reserved := func(f tunnel.Field) bool { return tunnel.Reserved(f.Key) }
 	if !slices.ContainsFunc(m.header, reserved) {
@@ -170,9 +177,9 @@ func (m Metadata) withoutReserved() Metadata {
 	return Metadata{header: slices.DeleteFunc(slices.Clone(m.header), reserved)}
 }
 
-// outcome is what goes back from a call that ended with err, nil for success, as every way can carry it: the response's metadata and
-// the error. Metadata that no call can carry is left out; it fails the call, unless that has failed already: the reason is worth
-// more.
+// outcome is what goes back from a call that ended with err, nil for success, as every way can
+// carry it: the response's metadata and the error. Metadata that no call can carry is left out; it
+// fails the call, unless that has failed already: the reason is worth more.
 func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ error) {
 	if e, ok := err.(*connect.Error); ok && e != nil { //nolint:errorlint // an authored error is this very type
 		err = tunnel.NormalizeError(e)

@@ -30,7 +30,8 @@ type Method struct {
 	newResponse func() proto.Message
 	// requestType and responseType are the Go types of these messages.
 	requestType, responseType reflect.Type
-	// unary runs a unary method on a node's implementation. req is never nil, nor is the response of a nil error.
+	// unary runs a unary method on a node's implementation. req is never nil, nor is the response
+	// of a nil error.
 	unary func(node any, ctx context.Context, req proto.Message) (proto.Message, error)
 	// stream runs a streaming method on a node's implementation.
 	stream func(node any, ctx context.Context, stream connect.ServerStream) error
@@ -72,8 +73,8 @@ type Unary[Req, Res proto.Message] struct{ m Method }
 
 func (u *Unary[Req, Res]) method() *Method { return &u.m }
 
-// UnaryMethod makes a unary method from a method expression of the node's type. It is for services that no generated code is made
-// of, such as the one that every node has.
+// UnaryMethod makes a unary method from a method expression of the node's type. It is for services
+// that no generated code is made of, such as the one that every node has.
 func UnaryMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 	name string, fn func(Node, context.Context, PReq) (PRes, error), opts ...MethodOption,
 ) *Unary[PReq, PRes] {

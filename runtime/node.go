@@ -14,13 +14,14 @@ import (
 // maxPendingBytes bounds what waits in one node's mailbox.
 const maxPendingBytes = 64 << 20
 
-// Node is a node as its own code sees it: its set-up function is given one and may keep it. Its methods may be called from any goroutine.
+// Node is a node as its own code sees it: its set-up function is given one and may keep it. Its
+// methods may be called from any goroutine.
 type Node struct {
 	host    *Host // nil for a stub outside any system
 	service *Service
 	impl    any
-	// beside has the unary methods, by their index, that the type makes concurrent; overrides is that, and how many turns there are, as it
-	// travels in a chain.
+	// beside has the unary methods, by their index, that the type makes concurrent; overrides is
+	// that, and how many turns there are, as it travels in a chain.
 	beside    []bool
 	overrides string
 	// copies says that messages are copied between the node and its callers in this process.
@@ -37,15 +38,15 @@ type Node struct {
 	paces     []pace
 	intercept Invoke
 	target    *target
-	// life is what every context of the node's code descends from; kill ends it. work is that of its calls and tasks, which end before OnStop's
-	// functions are called; cut ends it.
+	// life is what every context of the node's code descends from; kill ends it. work is that of
+	// its calls and tasks, which end before OnStop's functions are called; cut ends it.
 	life, work context.Context //nolint:containedctx // the node's life is this context
 	kill, cut  context.CancelCauseFunc
 	// tasks are those of Go.
 	tasks tasks
 	born  time.Time
-	// ready is closed when the node is set up, or never will be: then neverReady says why. isUp is for those who only look whether it is, and
-	// creating counts the children that it waits for.
+	// ready is closed when the node is set up, or never will be: then neverReady says why. isUp is
+	// for those who only look whether it is, and creating counts the children that it waits for.
 	ready      chan struct{}
 	neverReady error
 	isUp       atomic.Bool
@@ -91,7 +92,8 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	return n
 }
 
-// serveWith gives the node its implementation: from here on it can serve. It returns false, and changes nothing, for a node that is stopping.
+// serveWith gives the node its implementation: from here on it can serve. It returns false, and
+// changes nothing, for a node that is stopping.
 func (n *Node) serveWith(impl any) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -126,8 +128,8 @@ func (n *Node) NID() string { return n.nid }
 // Path is the node's path.
 func (n *Node) Path() string { return n.path }
 
-// MaxMessage is the largest message that the node's host receives, in bytes: see [WithMaxMessage]. A node that keeps what it was
-// sent can refuse what it could not be asked for again.
+// MaxMessage is the largest message that the node's host receives, in bytes: see [WithMaxMessage].
+// A node that keeps what it was sent can refuse what it could not be asked for again.
 func (n *Node) MaxMessage() int {
 	if n.host == nil {
 		return defaultMaxMessage

@@ -17,78 +17,96 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// Options are all that can be said of a runtime. An Option sets a field; a field that no option sets is read from the environment, where
-// one is named; else the default holds.
+// Options are all that can be said of a runtime. An Option sets a field; a field that no option
+// sets is read from the environment, where one is named; else the default holds.
 type Options struct {
 	// Types are the node types that this process can host. Their names must differ.
 	Types []NodeType
-	// SystemTypes are those that it can host although the program gave none: they yield where names meet. It is for the front door.
+	// SystemTypes are those that it can host although the program gave none: they yield where names
+	// meet. It is for the front door.
 	SystemTypes []NodeType
-	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN, but for raylink.Start, see [WithBrainFromEnvironment]. By default none:
-	// then the front door embeds one, or, on a lean join, refuses.
+	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN, but for raylink.Start,
+	// see [WithBrainFromEnvironment]. By default none: then the front door embeds one, or, on a
+	// lean join, refuses.
 	Brain string
-	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default 127.0.0.1:0, a free port on loopback.
+	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default
+	// 127.0.0.1:0, a free port on loopback.
 	Listen string
-	// Advertise is the address that others reach the listener by, where it can't know that itself; port 0 stands for the one
-	// that is bound. Nodes in processes of their own advertise the same host. RAYLINK_ADVERTISE.
+	// Advertise is the address that others reach the listener by, where it can't know that itself;
+	// port 0 stands for the one that is bound. Nodes in processes of their own advertise the same
+	// host. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the secret that both sides of every connection must know; HTTP clients send it as `Authorization: Bearer TOKEN`.
-	// RAYLINK_TOKEN. By default a system makes one of 256 random bits when its Brain starts, and other processes of the same user
-	// on the same machine find it by themselves. One of your own should be as random, for who can connect can try guesses.
+	// Token is the secret that both sides of every connection must know; HTTP clients send it as
+	// `Authorization: Bearer TOKEN`. RAYLINK_TOKEN. By default a system makes one of 256 random
+	// bits when its Brain starts, and other processes of the same user on the same machine find it
+	// by themselves. One of your own should be as random, for who can connect can try guesses.
 	Token string
-	// Open asks for no token, on loopback: every user of the machine can then do everything in the system. RAYLINK_OPEN=1. A process
-	// that joins such a system must say so too.
+	// Open asks for no token, on loopback: every user of the machine can then do everything in the
+	// system. RAYLINK_OPEN=1. A process that joins such a system must say so too.
 	Open bool
 	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
 	Insecure bool
 	// Origins are the browser origins whose pages may call nodes here, such as `https://app.example.com` or `http://localhost:5173`; by
 	// default none. `*` stands for every origin, and needs a token. Those that Brain's own process allows are allowed at every host that joins.
 	Origins []string
-	// Compression compresses responses over HTTP with gzip, for clients on other machines that ask for it and where it makes a message
-	// smaller. By default it is off: on a fast network it costs more time than it saves. Requests may be compressed whatever this says.
-	// What Brain's own process says holds for every host that joins.
+	// Compression compresses responses over HTTP with gzip, for clients on other machines that ask
+	// for it and where it makes a message smaller. By default it is off: on a fast network it costs
+	// more time than it saves. Requests may be compressed whatever this says. What Brain's own
+	// process says holds for every host that joins.
 	Compression bool
-	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder in the user's state directory.
+	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder
+	// in the user's state directory.
 	Data string
-	// Logger gets what the runtime has to say, beside the file `driver.log` in the run directory. By default warnings and errors go to
-	// standard error; RAYLINK_LOG says what else: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
-	// are brain, host, session and tunnel), or both. It holds for the file too, which has info otherwise. A record waits for its handler
-	// for 200 ms at most; after that up to 256 records wait in the background until the handler returns, and those beyond are counted.
+	// Logger gets what the runtime has to say, beside the file `driver.log` in the run directory.
+	// By default warnings and errors go to standard error; RAYLINK_LOG says what else: a level
+	// (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts are brain, host,
+	// session and tunnel), or both. It holds for the file too, which has info otherwise. A record
+	// waits for its handler for 200 ms at most; after that up to 256 records wait in the background
+	// until the handler returns, and those beyond are counted.
 	Logger *slog.Logger
-	// KeepRuns is how many run directories are kept in Data: older ones, if they are not marked by a file `keep` and no process uses them,
-	// are removed when a run begins. RAYLINK_KEEP_RUNS. By default 20; negative for all.
+	// KeepRuns is how many run directories are kept in Data: older ones, if they are not marked by
+	// a file `keep` and no process uses them, are removed when a run begins. RAYLINK_KEEP_RUNS. By
+	// default 20; negative for all.
 	KeepRuns int
-	// Output gets each line that a node's process writes to its standard output or error. By default it is written to this process's
-	// standard error, after the node's path. It is called from one goroutine at a time for each node. While it blocks, what the process
-	// prints waits, but for a second at most: then lines go to the process's log in the run directory alone until it returns, a warning
-	// says so, and Close returns an error if it still has not.
+	// Output gets each line that a node's process writes to its standard output or error. By
+	// default it is written to this process's standard error, after the node's path. It is called
+	// from one goroutine at a time for each node. While it blocks, what the process prints waits,
+	// but for a second at most: then lines go to the process's log in the run directory alone until
+	// it returns, a warning says so, and Close returns an error if it still has not.
 	Output func(path, line string)
 	// Interceptors wrap the serving of every call, the first outermost.
 	Interceptors []Interceptor
-	// HideErrors keeps the texts of plain errors and panics from callers, what such an error says around a *connect.Error included: they are logged
-	// here instead.
+	// HideErrors keeps the texts of plain errors and panics from callers, what such an error says
+	// around a *connect.Error included: they are logged here instead.
 	HideErrors bool
-	// InProcess creates nodes in their parent's process where no option of the creation says otherwise.
+	// InProcess creates nodes in their parent's process where no option of the creation says
+	// otherwise.
 	InProcess bool
 	// Drain bounds how long stopping waits for calls that run. By default ten seconds.
 	Drain time.Duration
-	// StartTimeout bounds how long a node's process may take from its start until it calls Init: what the program does before that, such as
-	// loading a model, counts; waiting for other processes to start and the node's set-up don't. RAYLINK_START_TIMEOUT, such as `1m`. By default
-	// ten seconds.
+	// StartTimeout bounds how long a node's process may take from its start until it calls Init:
+	// what the program does before that, such as loading a model, counts; waiting for other
+	// processes to start and the node's set-up don't. RAYLINK_START_TIMEOUT, such as `1m`. By
+	// default ten seconds.
 	StartTimeout time.Duration
-	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it declares it dead, and how long a call waits for
-	// one of the node's host. By default ten seconds.
+	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it
+	// declares it dead, and how long a call waits for one of the node's host. By default ten
+	// seconds.
 	Lease time.Duration
-	// MaxMessage bounds one message, in bytes. By default 64 MiB. By it follows what the process holds for others at the most: for each tunnel
-	// what [tunnel.Config.PeerMemory] says, and for HTTP requests, what they are decompressed to, and responses four times as much
-	// each, all connections together.
+	// MaxMessage bounds one message, in bytes. By default 64 MiB. By it follows what the process
+	// holds for others at the most: for each tunnel what [tunnel.Config.PeerMemory] says, and for
+	// HTTP requests, what they are decompressed to, and responses four times as much each, all
+	// connections together.
 	MaxMessage int
-	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once, before it lets itself be put to sleep.
-	// RAYLINK_BUSY_POLL, such as `20us`; negative for never. By default 50 µs. See [tunnel.Config].
+	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once,
+	// before it lets itself be put to sleep. RAYLINK_BUSY_POLL, such as `20us`; negative for never.
+	// By default 50 µs. See [tunnel.Config].
 	BusyPoll time.Duration
-	// HeapFloor is how many bytes a process may allocate between two collections at the least: Go's own floor of 4 MiB makes small processes that
-	// serve many calls collect all the time. RAYLINK_HEAP_FLOOR, in bytes; negative for Go's own. By default 16 MiB, where neither GOGC nor GOMEMLIMIT
-	// is set. It is a slice that nobody touches, so heap profiles show it and no memory is spent on it. Only Init does this: it is the process's.
+	// HeapFloor is how many bytes a process may allocate between two collections at the least: Go's
+	// own floor of 4 MiB makes small processes that serve many calls collect all the time.
+	// RAYLINK_HEAP_FLOOR, in bytes; negative for Go's own. By default 16 MiB, where neither GOGC
+	// nor GOMEMLIMIT is set. It is a slice that nobody touches, so heap profiles show it and no
+	// memory is spent on it. Only Init does this: it is the process's.
 	HeapFloor int
 
 	// invalid is what of the environment could not be understood.
@@ -163,7 +181,8 @@ func WithInProcess() Option { return optionFunc(func(o *Options) { o.InProcess =
 // WithDrain bounds how long stopping takes, see [Options].Drain.
 func WithDrain(d time.Duration) Option { return optionFunc(func(o *Options) { o.Drain = d }) }
 
-// WithStartTimeout bounds how long a node's process may take to call Init, see [Options].StartTimeout.
+// WithStartTimeout bounds how long a node's process may take to call Init, see
+// [Options].StartTimeout.
 func WithStartTimeout(d time.Duration) Option {
 	return optionFunc(func(o *Options) { o.StartTimeout = d })
 }
@@ -182,8 +201,9 @@ func WithBusyPoll(d time.Duration) Option { return optionFunc(func(o *Options) {
 // WithHeapFloor makes collections rarer in small processes, see [Options].HeapFloor.
 func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.HeapFloor = bytes }) }
 
-// WithBrainFromEnvironment joins the Brain that RAYLINK_BRAIN names, if it names one, where a runtime would otherwise make a system of its own
-// whatever the environment says, as raylink.Start does.
+// WithBrainFromEnvironment joins the Brain that RAYLINK_BRAIN names, if it names one, where a
+// runtime would otherwise make a system of its own whatever the environment says, as raylink.Start
+// does.
 func WithBrainFromEnvironment() Option { return optionFunc(func(o *Options) { o.alone = false }) }
 
 // Alone makes a system of its own unless an option names a Brain to join. It is for the front door.
@@ -329,24 +349,27 @@ func ParentProcess() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
 }
 
-// Here puts the node into the process that creates it, wherever its parent lives: on another machine, for example. The node ends with that
-// process, and when its parent dies.
+// Here puts the node into the process that creates it, wherever its parent lives: on another
+// machine, for example. The node ends with that process, and when its parent dies.
 func Here() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_HERE }
 }
 
-// NoWait makes the creation return as soon as the node has its name, before it is set up. Calls wait for the set-up, and fail if it does.
+// NoWait makes the creation return as soon as the node has its name, before it is set up. Calls
+// wait for the set-up, and fail if it does.
 func NoWait() CreateOption {
 	return func(o *createOptions) { o.request.NoWait = true }
 }
 
-// EachConfig gives each of the nodes that one creation makes a configuration of its own. set is called for each node, i counting from 0 in the
-// order in which the creation returns them, with a copy of the configuration that the creation was given, and changes it:
+// EachConfig gives each of the nodes that one creation makes a configuration of its own. set is
+// called for each node, i counting from 0 in the order in which the creation returns them, with a
+// copy of the configuration that the creation was given, and changes it:
 //
 //	learners, err := CreateLearnerN(ctx, rt, 8, &demov1.LearnerConfig{Steps: 1000},
 //		runtime.EachConfig(func(i int, cfg *demov1.LearnerConfig) { cfg.Seed = int64(i) }))
 //
-// C is the type of the nodes' configuration; a creation of nodes that are configured by another fails.
+// C is the type of the nodes' configuration; a creation of nodes that are configured by another
+// fails.
 func EachConfig[C proto.Message](set func(i int, config C)) CreateOption {
 	return func(o *createOptions) {
 		o.each = func(i int, config proto.Message) error {

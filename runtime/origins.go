@@ -35,7 +35,8 @@ func parseOrigins(origins []string) ([]string, error) {
 	return out, nil
 }
 
-// parseOrigin returns the origin as browsers write it: lower case, and without its scheme's own port.
+// parseOrigin returns the origin as browsers write it: lower case, and without its scheme's own
+// port.
 func parseOrigin(written string) (origin, why string) {
 	if written == anyOrigin {
 		return anyOrigin, ""
@@ -84,8 +85,9 @@ func newOrigins(list []string) *origins {
 	o.cors = cors.New(cors.Options{
 		AllowOriginFunc: o.allows,
 		AllowedMethods:  connectcors.AllowedMethods(),
-		// Metadata travels in headers of any name, so all are allowed and exposed: Connect's and gRPC-Web's own
-		// among them. `Authorization` is never exposed by the wildcard, and cookies never come along.
+		// Metadata travels in headers of any name, so all are allowed and exposed: Connect's and
+		// gRPC-Web's own among them. `Authorization` is never exposed by the wildcard, and cookies
+		// never come along.
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: append(connectcors.ExposedHeaders(), "*"),
 		MaxAge:         7200, // seconds; no browser keeps an answer for longer
@@ -100,8 +102,8 @@ func (o *origins) allows(origin string) bool {
 	return slices.Contains(o.list, anyOrigin) || slices.Contains(o.list, strings.ToLower(origin))
 }
 
-// wrap answers preflight requests, and gives the answers of next the headers by which the browser lets the
-// page read them, refusals among them. Requests of other origins have been refused before.
+// wrap answers preflight requests, and gives the answers of next the headers by which the browser
+// lets the page read them, refusals among them. Requests of other origins have been refused before.
 func (o *origins) wrap(next http.Handler) http.Handler {
 	if o.cors == nil {
 		return next
@@ -109,8 +111,8 @@ func (o *origins) wrap(next http.Handler) http.Handler {
 	return o.cors.Handler(next)
 }
 
-// refusePage refuses what the page of an origin that is not allowed makes a browser send. A page can reach
-// loopback by a name that its owner lets point there, or straight from its own origin.
+// refusePage refuses what the page of an origin that is not allowed makes a browser send. A page
+// can reach loopback by a name that its owner lets point there, or straight from its own origin.
 func (f *front) refusePage(r *http.Request) error {
 	if f.loopback && !isLoopback(hostOf(r.Host)) {
 		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
@@ -124,7 +126,8 @@ func (f *front) refusePage(r *http.Request) error {
 		}
 		return nil
 	}
-	// A browser names the page's origin with everything but plain GETs, such as those of images and links.
+	// A browser names the page's origin with everything but plain GETs, such as those of images and
+	// links.
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
 		return connect.Errorf(connect.CodePermissionDenied,
 			"%s requests of a browser's page that don't name its origin are not allowed", site)
@@ -132,8 +135,8 @@ func (f *front) refusePage(r *http.Request) error {
 	return nil
 }
 
-// setPolicy adds what Brain grants HTTP clients to what the host's own options say, so that what Brain's
-// address serves to a page its hosts serve too.
+// setPolicy adds what Brain grants HTTP clients to what the host's own options say, so that what
+// Brain's address serves to a page its hosts serve too.
 func (f *front) setPolicy(brains *brainv1.WebPolicy) {
 	f.compression.Store(f.host.options.Compression || brains.GetCompression())
 	list, err := parseOrigins(append(slices.Clone(f.host.options.Origins), brains.GetOrigins()...))

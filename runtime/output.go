@@ -55,7 +55,8 @@ func newOutput(options *Options, to func(launch.Line), log *slog.Logger) *output
 	return o
 }
 
-// take hands over a line. A panic costs that line; where to ends its goroutine the launcher goes on with another.
+// take hands over a line. A panic costs that line; where to ends its goroutine the launcher goes on
+// with another.
 func (o *output) take(l launch.Line) {
 	returned := false
 	defer func() {
@@ -75,7 +76,8 @@ func (o *output) take(l launch.Line) {
 	returned = true
 }
 
-// waits is called when lines of a node's process can't be handed over any more, and when they can again.
+// waits is called when lines of a node's process can't be handed over any more, and when they can
+// again.
 func (o *output) waits(path string, stalled bool) {
 	o.mu.Lock()
 	if stalled {

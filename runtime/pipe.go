@@ -12,7 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// pipeWindow is how many messages one direction of a stream inside a process holds before its sender waits.
+// pipeWindow is how many messages one direction of a stream inside a process holds before its
+// sender waits.
 const pipeWindow = 16
 
 // pipe is a stream inside one process: messages are handed over, not copied.
@@ -37,7 +38,8 @@ type pipe struct {
 	call *callContext
 	// info is where the caller looks for header and trailer, nil if it does not.
 	info *connect.CallInfo
-	// header is set once, before the first response is handed over, or when ended is closed, as trailer is.
+	// header is set once, before the first response is handed over, or when ended is closed, as
+	// trailer is.
 	beginOnce       sync.Once
 	header, trailer Metadata
 	wrong           error
@@ -74,7 +76,8 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out *outgoing) (connect.
 	cc := localCall(ctx, m, out.metadata)
 	cc.caller = p.ctx
 	p.call = cc
-	// Whoever opened the stream need not wait for it, and it may outlive the turn that it was opened in.
+	// Whoever opened the stream need not wait for it, and it may outlive the turn that it was
+	// opened in.
 	cc.chain = nil
 	unlink := context.AfterFunc(n.work, func() { p.cancel(errNodeStopped) })
 	go func() {
@@ -110,7 +113,8 @@ func (s pipeServer) Send(msg any) error {
 	return s.p.send(s.p.replies, msg)
 }
 
-// begin fixes the response's header, once: it goes with the first response, or with the end of a stream that has none.
+// begin fixes the response's header, once: it goes with the first response, or with the end of a
+// stream that has none.
 func (p *pipe) begin() error {
 	p.beginOnce.Do(func() { p.header, _, p.wrong = p.node.outcome(p.call, nil) })
 	return p.wrong
@@ -242,7 +246,8 @@ func (c pipeClient) Close() error {
 	return nil
 }
 
-// receiveInto is for callers that bring a message of their own: interceptors' wrappers, and connect's.
+// receiveInto is for callers that bring a message of their own: interceptors' wrappers, and
+// connect's.
 func receiveInto(h handover, into any) error {
 	msg, err := h.receiveMessage()
 	if err != nil {

@@ -16,16 +16,18 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// DialHTTP opens a connection for HTTP/1.1, or HTTP/2 without TLS, to a host or Brain at an address, HOST:PORT. Both sides have then
-// proven that they know the token, which is not sent, so requests on the connection need no Authorization. An empty token is
-// that of a system that is open. The caller closes the connection.
+// DialHTTP opens a connection for HTTP/1.1, or HTTP/2 without TLS, to a host or Brain at an
+// address, HOST:PORT. Both sides have then proven that they know the token, which is not sent, so
+// requests on the connection need no Authorization. An empty token is that of a system that is
+// open. The caller closes the connection.
 func DialHTTP(ctx context.Context, address, token string) (net.Conn, error) {
 	hello := tunnel.Hello{Build: launch.Build(), Protocol: tunnel.ProtocolHTTP}
 	return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
 }
 
-// NewHTTPTransport makes a transport for an [http.Client] whose connections are those of [DialHTTP]. What took the address of a
-// host that has ended gets no request. protocols may be nil, for HTTP/1.1.
+// NewHTTPTransport makes a transport for an [http.Client] whose connections are those of
+// [DialHTTP]. What took the address of a host that has ended gets no request. protocols may be nil,
+// for HTTP/1.1.
 func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
 	return &http.Transport{
 		Protocols: protocols, DisableCompression: true,
@@ -43,7 +45,8 @@ func dialRaw(ctx context.Context, network, address string, hello tunnel.Hello, c
 	return raw, err
 }
 
-// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket where that leads there, else by TCP.
+// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket where that
+// leads there, else by TCP.
 func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
 	hello := l.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
@@ -55,7 +58,8 @@ func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, 
 	return dialRaw(ctx, "tcp", info.GetAddress(), hello, l.host.tunnelConfig())
 }
 
-// isProven says whether a request came by a connection whose other side is proven: the gateway of the system's Brain, or the command line.
+// isProven says whether a request came by a connection whose other side is proven: the gateway of
+// the system's Brain, or the command line.
 func isProven(ctx context.Context) bool {
 	c := webConnOf(ctx)
 	return c != nil && c.proven
@@ -74,8 +78,8 @@ func isUnproven(err error) bool {
 	return ok && e.Code == connect.CodeUnauthenticated
 }
 
-// dialOutside makes a tunnel for a process that has no runtime, with the token given, else that of the environment, else
-// whichever of those that this user's systems have made fits.
+// dialOutside makes a tunnel for a process that has no runtime, with the token given, else that of
+// the environment, else whichever of those that this user's systems have made fits.
 func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token string) (*tunnel.Conn, error) {
 	if token == "" {
 		token = os.Getenv("RAYLINK_TOKEN")

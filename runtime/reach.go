@@ -10,8 +10,9 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// warnUnreachable warns where this host joins a Brain of another machine and listens on loopback: its nodes will be found from there, and calls to
-// them will fail, or reach something else. A process that creates no nodes needs none of this, so it is no error.
+// warnUnreachable warns where this host joins a Brain of another machine and listens on loopback:
+// its nodes will be found from there, and calls to them will fail, or reach something else. A
+// process that creates no nodes needs none of this, so it is no error.
 func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
 	if !isLoopback(hostOf(h.front.advertised)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
 		return
@@ -24,7 +25,8 @@ func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.Hos
 // resolveTimeout bounds how long a name is looked up for a warning.
 const resolveTimeout = time.Second
 
-// isElsewhere says whether a Brain at an address is on another machine than this one, as far as can be known.
+// isElsewhere says whether a Brain at an address is on another machine than this one, as far as can
+// be known.
 func isElsewhere(ctx context.Context, brain, machine, own string) bool {
 	if machine != "" && machine != own {
 		return true

@@ -11,9 +11,10 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Ref is the untyped half of a handle: which node it is, and what can be asked of any node. It is small; copy it freely. What its methods
-// without a context return is what this process knows, at no cost: the node's record as it was last told. The zero Ref reaches no node, and
-// its calls say so.
+// Ref is the untyped half of a handle: which node it is, and what can be asked of any node. It is
+// small; copy it freely. What its methods without a context return is what this process knows, at
+// no cost: the node's record as it was last told. The zero Ref reaches no node, and its calls say
+// so.
 type Ref struct{ t *target }
 
 // IsZero says whether the Ref reaches no node.
@@ -60,7 +61,8 @@ func (r Ref) Service() string {
 // Attributes are the node's attributes. The map is the caller's.
 func (r Ref) Attributes() map[string]*nodev1.Value { return maps.Clone(r.record().GetAttributes()) }
 
-// NodeRef is what to put into a message, for others to make a handle of. That of a tagged Ref makes handles whose calls go over that tunnel.
+// NodeRef is what to put into a message, for others to make a handle of. That of a tagged Ref makes
+// handles whose calls go over that tunnel.
 func (r Ref) NodeRef() *nodev1.NodeRef {
 	tag := ""
 	if r.t != nil {
@@ -80,9 +82,10 @@ func (r Ref) String() string {
 	return "no node"
 }
 
-// Tagged returns a Ref to the same node whose calls go over the tunnel of that tag, a connection of its own. The node must have made it with
-// CreateTunnel. Calls over one tunnel are not ordered with those over another. Where the node lives in this process there is no way to
-// choose, and its calls need no tunnel. A handle that goes that way is made of the reference:
+// Tagged returns a Ref to the same node whose calls go over the tunnel of that tag, a connection of
+// its own. The node must have made it with CreateTunnel. Calls over one tunnel are not ordered with
+// those over another. Where the node lives in this process there is no way to choose, and its calls
+// need no tunnel. A handle that goes that way is made of the reference:
 //
 //	bulk, err := demov1raylink.LearnerFrom(rt, learner.Ref().Tagged("bulk").NodeRef())
 func (r Ref) Tagged(tag string) Ref {
@@ -101,8 +104,8 @@ func (r Ref) parentOf() parentOf {
 	return parentOf{host: r.t.host, ref: r, node: r.t.node}
 }
 
-// Parent is where a new node goes: the runtime itself (a child of the root that lives as long as this process), the node that asks, or the Ref
-// of a handle.
+// Parent is where a new node goes: the runtime itself (a child of the root that lives as long as
+// this process), the node that asks, or the Ref of a handle.
 type Parent interface{ parentOf() parentOf }
 
 // parentOf says who a parent is. node is set where it lives here, ref where there is a node at all.
@@ -145,7 +148,8 @@ func valueOf[T AttributeValue](v T) *nodev1.Value {
 	return nil
 }
 
-// Attribute reads an attribute from a reference, without asking anybody. It returns false where the node has none of that name and type.
+// Attribute reads an attribute from a reference, without asking anybody. It returns false where the
+// node has none of that name and type.
 func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
 	var out T
 	v, ok := ref.record().GetAttributes()[key]
@@ -175,7 +179,8 @@ func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
 	return out, ok
 }
 
-// SetAttribute publishes an attribute of the node. When it returns, Brain has it; those who hold handles are told soon after.
+// SetAttribute publishes an attribute of the node. When it returns, Brain has it; those who hold
+// handles are told soon after.
 func SetAttribute[T AttributeValue](ctx context.Context, n *Node, key string, v T) error {
 	if n.host == nil {
 		return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no attributes")
@@ -197,7 +202,8 @@ const (
 	whereNID
 )
 
-// Path names a node by its path: absolute, or relative to the node that asks (`./child`, `../sibling`).
+// Path names a node by its path: absolute, or relative to the node that asks (`./child`,
+// `../sibling`).
 func Path(path string) Where { return Where{wherePath, path} }
 
 // Alias names a node by its alias.

@@ -28,8 +28,9 @@ const (
 	maxBrainVersion = 1
 )
 
-// registry is a host's line to Brain: its lease, and the watch on the nodes it knows. Both are streams that are opened again, with backoff,
-// whenever they end: a host goes on serving without Brain.
+// registry is a host's line to Brain: its lease, and the watch on the nodes it knows. Both are
+// streams that are opened again, with backoff, whenever they end: a host goes on serving without
+// Brain.
 type registry struct {
 	host  *Host
 	hello *brainv1.HelloResponse
@@ -37,9 +38,9 @@ type registry struct {
 	heard atomic.Int64
 
 	mu sync.Mutex // guards all below
-	// watched counts, for each nid that is followed, the remotes that follow it: while the collector is
-	// at work there can be more than one. unsent are the nids whose following has changed since the
-	// last request on the watch stream; changed wakes the sender.
+	// watched counts, for each nid that is followed, the remotes that follow it: while the
+	// collector is at work there can be more than one. unsent are the nids whose following has
+	// changed since the last request on the watch stream; changed wakes the sender.
 	watched map[string]int
 	unsent  map[string]struct{}
 	changed chan struct{}
@@ -90,7 +91,8 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 	}
 }
 
-// attach holds the host's lease until ctx ends. first is told once: that it has it, or why it does not get it.
+// attach holds the host's lease until ctx ends. first is told once: that it has it, or why it does
+// not get it.
 func (r *registry) attach(ctx context.Context, first chan<- error) {
 	defer close(r.left)
 	var once sync.Once
@@ -139,9 +141,9 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 // within a second, also just after Brain has come back.
 const maxBrainPause = 500 * time.Millisecond
 
-// backoff spaces the attempts to reach Brain. Its bound is a share of the lease, so that a host that
-// has lost Brain makes several attempts before its lease runs out. Brain's option Reattach counts on
-// the bound.
+// backoff spaces the attempts to reach Brain. Its bound is a share of the lease, so that a host
+// that has lost Brain makes several attempts before its lease runs out. Brain's option Reattach
+// counts on the bound.
 func (r *registry) backoff() *backoff.Backoff {
 	most := maxBrainPause
 	if lease := r.hello.GetLease().AsDuration(); lease > 0 {
@@ -209,8 +211,9 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 	}
 }
 
-// reconcile ends the nodes that Brain has declared dead while their host could not be reached: whoever asked Brain was told that they are dead,
-// and may have made others in their place. Another Brain than the one that was joined knows nothing of them, and decides nothing.
+// reconcile ends the nodes that Brain has declared dead while their host could not be reached:
+// whoever asked Brain was told that they are dead, and may have made others in their place. Another
+// Brain than the one that was joined knows nothing of them, and decides nothing.
 func (r *registry) reconcile(ctx context.Context, unknown []string) {
 	if len(unknown) == 0 {
 		return
@@ -375,7 +378,8 @@ func (h *Host) nodeRefs() []*nodev1.NodeRef {
 	return refs
 }
 
-// remote is the one remote of a nid, which all handles of this process share. It is followed for as long as a handle lives.
+// remote is the one remote of a nid, which all handles of this process share. It is followed for as
+// long as a handle lives.
 func (h *Host) remote(nid string) *remote {
 	h.mu.Lock()
 	defer h.mu.Unlock()

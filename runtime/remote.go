@@ -19,8 +19,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// obituary is how long a call whose connection was lost waits for Brain to say how the node died. Process death is noticed within a
-// second.
+// obituary is how long a call whose connection was lost waits for Brain to say how the node died.
+// Process death is noticed within a second.
 const obituary = time.Second
 
 // remote is a node that lives in another process, as this process knows it.
@@ -47,8 +47,8 @@ type route struct {
 func newRemote(h *Host, nid string) *remote {
 	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{}), watched: new(atomic.Bool)}
 	watched := r.watched
-	// The next handle of the nid may have made another remote by now, which follows the node itself:
-	// what is released here is this remote's own.
+	// The next handle of the nid may have made another remote by now, which follows the node
+	// itself: what is released here is this remote's own.
 	runtime.AddCleanup(r, func(nid string) {
 		h.mu.Lock()
 		if h.remotes[nid].Value() == nil {
@@ -222,7 +222,8 @@ func isLost(err error) bool {
 	return ok && e.Code() == connect.CodeUnavailable && !e.IsRemote()
 }
 
-// isRefused says whether the node's host is alive and has said why it does not let us in: the token is wrong, or there is no such tunnel.
+// isRefused says whether the node's host is alive and has said why it does not let us in: the token
+// is wrong, or there is no such tunnel.
 func isRefused(err error) bool {
 	e, ok := errors.AsType[*tunnel.HandshakeError](err)
 	return ok && e.Fault == tunnel.FaultRefused && e.Remote && e.Code != connect.CodeUnavailable
@@ -250,8 +251,8 @@ func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req
 	}
 }
 
-// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once it is over or if it was never begun: the
-// tunnel does not touch it any more then.
+// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once
+// it is over or if it was never begun: the tunnel does not touch it any more then.
 func (h *Host) newWaitedCall() *tunnel.Call {
 	if c, ok := h.waited.Get().(*tunnel.Call); ok {
 		return c
@@ -264,7 +265,8 @@ func (h *Host) freeWaitedCall(c *tunnel.Call) {
 	h.waited.Put(c)
 }
 
-// invoke makes a unary call and waits. A call that did not begin, because the node had moved, is made once more.
+// invoke makes a unary call and waits. A call that did not begin, because the node had moved, is
+// made once more.
 func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	res, err := r.invokeOnce(ctx, tag, m, req, out)
 	if err == nil || ctx.Err() != nil {
@@ -307,12 +309,14 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	return c.Response, nil
 }
 
-// canceledOverdue says whether the node calls a call canceled because it heard of this side's deadline before its own had passed.
+// canceledOverdue says whether the node calls a call canceled because it heard of this side's
+// deadline before its own had passed.
 func canceledOverdue(ctx context.Context, err error) bool {
 	return connect.CodeOf(err) == connect.CodeCanceled && errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
-// submit makes a unary call and returns when it is on its way. Its outcome completes the future, on the connection's reading goroutine.
+// submit makes a unary call and returns when it is on its way. Its outcome completes the future, on
+// the connection's reading goroutine.
 func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out *outgoing) error {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
@@ -386,7 +390,8 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method, out *outgoin
 		}
 	}
 	if cc := callContextOf(ctx); cc != nil {
-		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that it was opened in.
+		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that
+		// it was opened in.
 		req.Caller = cc.node.wireName
 	}
 	stream, err := conn.Stream(ctx, req)

@@ -14,14 +14,16 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// A message belongs to nobody once it was sent or returned. Under the build tag `invariants`, calls inside a process are held to that: a message
-// is sealed with its hash when it is sent, and the seal is looked at when the node gets it, when its method has returned, and when later calls of
+// A message belongs to nobody once it was sent or returned. Under the build tag `invariants`, calls
+// inside a process are held to that: a message is sealed with its hash when it is sent, and the
+// seal is looked at when the node gets it, when its method has returned, and when later calls of
 // the node end. The call at which a broken seal is found fails, and its owner's log says the same.
 
 // sealing says that messages are sealed.
 const sealing = true
 
-// remembered is how many messages a node looks at again, and maxSealed how large one may be for that.
+// remembered is how many messages a node looks at again, and maxSealed how large one may be for
+// that.
 const (
 	remembered = 16
 	maxSealed  = 1 << 20
@@ -115,7 +117,8 @@ func (n *Node) verifyPassed(s seal, m *Method) error {
 	return nil
 }
 
-// checkTravels encodes a message that passes inside the process, so that a test notices one that no other way could carry.
+// checkTravels encodes a message that passes inside the process, so that a test notices one that no
+// other way could carry.
 func (n *Node) checkTravels(m *Method, request bool, msg proto.Message) error {
 	if n.host != nil {
 		if size, limit := proto.Size(msg), n.host.options.MaxMessage; size > limit {

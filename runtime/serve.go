@@ -12,7 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end and deadline count, its values don't.
+// newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end
+// and deadline count, its values don't.
 func newCall(ctx context.Context, m *Method, way wayNumber) *callContext {
 	return &callContext{call: Call{method: m, way: way}, caller: ctx}
 }
@@ -32,9 +33,11 @@ func (n *Node) isConcurrent(m *Method) bool {
 	return m.Concurrent() || n.beside != nil && !m.builtin && n.beside[m.index]
 }
 
-// invoke runs a unary method for a caller that waits in this process. When the node is idle, and for concurrent methods, that is on the
-// caller's own goroutine: there is nobody to hand over to, and nobody to wake. Such a call can't return before its method does, so it
-// may overrun its deadline by as long as the method takes to notice (docs/turns.md has the figures behind this choice).
+// invoke runs a unary method for a caller that waits in this process. When the node is idle, and
+// for concurrent methods, that is on the caller's own goroutine: there is nobody to hand over to,
+// and nobody to wake. Such a call can't return before its method does, so it may overrun its
+// deadline by as long as the method takes to notice (docs/turns.md has the figures behind this
+// choice).
 func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error) {
 	ctx := cc.caller
 	if ctx.Err() != nil {
@@ -86,8 +89,8 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	return nil, n.ended(ctx, cc.call.method, at)
 }
 
-// runInline runs a unary method on its caller's goroutine. A caller whose context has ended meanwhile gets that, as it would by any
-// other way.
+// runInline runs a unary method on its caller's goroutine. A caller whose context has ended
+// meanwhile gets that, as it would by any other way.
 func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
 	res, err := n.run(cc, req)
 	if cc.caller.Err() != nil {
@@ -96,8 +99,8 @@ func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, err
 	return res, err
 }
 
-// submit puts a unary call in line, or starts it beside the turns, and returns. finish is called once, on a goroutine of the node's; after an
-// error it is never called.
+// submit puts a unary call in line, or starts it beside the turns, and returns. finish is called
+// once, on a goroutine of the node's; after an error it is never called.
 func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(*job)) (*job, error) {
 	j := &job{cc: cc, req: req, size: size, finish: finish}
 	return j, n.submitJob(j)
@@ -126,7 +129,8 @@ func (n *Node) submitJob(j *job) error {
 	return n.enqueue(j)
 }
 
-// cancel takes a submitted call back, and returns how far it had come. Where it had not begun it never will, and finish is not called.
+// cancel takes a submitted call back, and returns how far it had come. Where it had not begun it
+// never will, and finish is not called.
 func (n *Node) cancel(j *job, cause error) stage {
 	if j.entry == nil || !n.mailbox.Remove(j.entry) {
 		j.cc.abort(cause)
@@ -155,8 +159,8 @@ func (n *Node) enterBeside(cc *callContext) error {
 	return err
 }
 
-// reserveBeside counts a call that is to run beside the turns, or refuses it. Built-in methods are always answered, and not counted: not least
-// the one that drains the node.
+// reserveBeside counts a call that is to run beside the turns, or refuses it. Built-in methods are
+// always answered, and not counted: not least the one that drains the node.
 func (n *Node) reserveBeside(cc *callContext) error {
 	m := cc.call.method
 	if m.builtin {
@@ -195,8 +199,8 @@ func (n *Node) leaveBeside(cc *callContext) {
 	}
 }
 
-// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for the call, or for a child, and the child, in its
-// own set-up, calls the node.
+// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for the
+// call, or for a child, and the child, in its own set-up, calls the node.
 func (n *Node) refuseUnready(chain *chain, caller *Caller, method string) error {
 	if n.isUp.Load() {
 		return nil

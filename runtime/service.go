@@ -19,7 +19,8 @@ const (
 	DefaultMaxStreams     = 1024
 )
 
-// ServiceConfig is what the schema's options say of a service's nodes. Generated code fills it in; zero fields mean the defaults.
+// ServiceConfig is what the schema's options say of a service's nodes. Generated code fills it in;
+// zero fields mean the defaults.
 type ServiceConfig struct {
 	// Type is the node type's name, unique in a binary: `learner` in `learner-0`.
 	Type string
@@ -33,8 +34,8 @@ type ServiceConfig struct {
 	MaxStreams int
 }
 
-// Service is one service's method table, made once by generated code. The host's dispatcher, the HTTP handler, the local
-// stub and the tunnel adapters all work from it. It is immutable.
+// Service is one service's method table, made once by generated code. The host's dispatcher, the
+// HTTP handler, the local stub and the tunnel adapters all work from it. It is immutable.
 type Service struct {
 	name    string
 	desc    protoreflect.ServiceDescriptor
@@ -43,8 +44,8 @@ type Service struct {
 	byProc  map[string]*Method
 }
 
-// NewService makes the method table of a service that no generated code is made of; see [Table] for the others. It panics where the methods
-// don't fit the schema.
+// NewService makes the method table of a service that no generated code is made of; see [Table] for
+// the others. It panics where the methods don't fit the schema.
 func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods ...MethodTable) *Service {
 	rows := make([]*Method, len(methods))
 	for i, table := range methods {

@@ -3,8 +3,8 @@ package runtime
 import "time"
 
 // silence measures for how long nothing has been heard of a peer, while this process was running.
-// What is heard while the process is stopped or its machine suspended is only known later: after such
-// a time the peer is given the whole of it anew.
+// What is heard while the process is stopped or its machine suspended is only known later: after
+// such a time the peer is given the whole of it anew.
 type silence struct {
 	period time.Duration
 	heard  int64

@@ -16,7 +16,8 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// stopNode ends a node that lives here: children first, then its calls, then itself. All who ask wait for the one end, and get its error.
+// stopNode ends a node that lives here: children first, then its calls, then itself. All who ask
+// wait for the one end, and get its error.
 func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause string) error {
 	h.beginStop(n, drain, cause)
 	select {
@@ -52,7 +53,8 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
 	h.cancelCreations(ctx, func(c *creation) bool { return c.parent == n.nid }, closedError(n.path, "is stopping: it gets no more children"))
 	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
-	// The record goes whatever became of the rest; a moment is left for that also when the time is up.
+	// The record goes whatever became of the rest; a moment is left for that also when the time is
+	// up.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if !n.snapshot().GetRestarts() {
@@ -62,8 +64,8 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	return errors.Join(errs...)
 }
 
-// stopSetup ends the set-up of a node that is stopped before it serves, and waits for that: it will not serve the calls that wait, so they
-// are refused at once.
+// stopSetup ends the set-up of a node that is stopped before it serves, and waits for that: it will
+// not serve the calls that wait, so they are refused at once.
 func (h *Host) stopSetup(ctx context.Context, n *Node, cause string) {
 	err := closedError(n.path, cause+" before it was set up")
 	n.mailbox.Abandon(err)
@@ -163,7 +165,8 @@ func (h *Host) watchProcess(parent string, k *kid) {
 
 // reportEnd tells Brain that a child's process has ended, with all nodes that its host had: perhaps
 // more than the one that it was launched for. While Brain is away it tries again, until this host
-// ends: else the nodes would seem to live until their host's lease runs out. The first attempt has ctx.
+// ends: else the nodes would seem to live until their host's lease runs out. The first attempt has
+// ctx.
 func (h *Host) reportEnd(ctx context.Context, k *kid, how string) {
 	report := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, brainTimeout)

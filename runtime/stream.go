@@ -12,12 +12,14 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// The stream types below are interfaces, so that a test can pass a fake. One goroutine may send and another receive at the
-// same time; two sends, or two receives, may not overlap. A message handed to Send belongs to nobody from then on.
+// The stream types below are interfaces, so that a test can pass a fake. One goroutine may send and
+// another receive at the same time; two sends, or two receives, may not overlap. A message handed
+// to Send belongs to nobody from then on.
 type (
 	// ServerStreamingServer is what a server-streaming method sends its responses on.
 	ServerStreamingServer[Res proto.Message] interface {
-		// Send sends the next response. It blocks while the receiver is behind, until the call's context ends.
+		// Send sends the next response. It blocks while the receiver is behind, until the call's
+		// context ends.
 		Send(res Res) error
 	}
 
@@ -37,11 +39,11 @@ type (
 
 	// ServerStreamingClient is what a caller reads a server-streaming method's responses from.
 	ServerStreamingClient[Res proto.Message] interface {
-		// Receive waits for the next response. After the last one it returns io.EOF; any other error is
-		// the call's. Once it has returned an error it returns that one again.
+		// Receive waits for the next response. After the last one it returns io.EOF; any other
+		// error is the call's. Once it has returned an error it returns that one again.
 		Receive() (Res, error)
-		// Close abandons the stream and frees what it holds. It may be called at any time, from any goroutine, more than once;
-		// it is not needed after Receive has returned an error.
+		// Close abandons the stream and frees what it holds. It may be called at any time, from any
+		// goroutine, more than once; it is not needed after Receive has returned an error.
 		Close() error
 	}
 
@@ -69,7 +71,8 @@ type (
 	}
 )
 
-// handover is implemented by streams inside one process: they hand the message itself over, without a copy.
+// handover is implemented by streams inside one process: they hand the message itself over, without
+// a copy.
 type handover interface {
 	receiveMessage() (proto.Message, error)
 }
@@ -77,12 +80,14 @@ type handover interface {
 // receiver is the half of connect's streams that both sides share.
 type receiver interface{ Receive(msg any) error }
 
-// emptyReceiver is implemented by streams that need not empty a message which is empty already: see tunnel's.
+// emptyReceiver is implemented by streams that need not empty a message which is empty already: see
+// tunnel's.
 type emptyReceiver interface {
 	ReceiveEmpty(msg proto.Message) error
 }
 
-// source is a stream to receive from. What it can do beyond connect's is looked up once: that would cost as much as receiving a small message.
+// source is a stream to receive from. What it can do beyond connect's is looked up once: that would
+// cost as much as receiving a small message.
 type source struct {
 	stream receiver
 	local  handover
@@ -150,7 +155,8 @@ func ReceiveRequest[Req proto.Message](s *ServedStream) (Req, error) {
 	return typedMessage[Req](s.receive())
 }
 
-// SendResponse sends the only response of a client-streaming method, unless err says that there is none.
+// SendResponse sends the only response of a client-streaming method, unless err says that there is
+// none.
 func SendResponse[Res proto.Message](s *ServedStream, res Res, err error) error {
 	if err != nil {
 		return err
@@ -173,8 +179,8 @@ func BidiStream[Req, Res proto.Message](s *ServedStream) BidiStreamingServer[Req
 	return bidiStreamingServer[Req, Res]{s}
 }
 
-// The typed streams have one pointer each, so that to make one allocates nothing, and as little code as can be, for there is one of each for
-// every method.
+// The typed streams have one pointer each, so that to make one allocates nothing, and as little
+// code as can be, for there is one of each for every method.
 type (
 	serverStreamingServer[Res proto.Message]      struct{ s *ServedStream }
 	clientStreamingServer[Req proto.Message]      struct{ s *ServedStream }
@@ -198,8 +204,8 @@ func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
 	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
 }
 
-// callStream is the caller's side of a stream, without its types. What a caller may no longer do with
-// its stream it is told here, so that the answer is the same whatever way the call goes.
+// callStream is the caller's side of a stream, without its types. What a caller may no longer do
+// with its stream it is told here, so that the answer is the same whatever way the call goes.
 type callStream struct {
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	stream connect.ClientStream
@@ -207,8 +213,8 @@ type callStream struct {
 	method *Method
 	target *target
 
-	// state has streamHalfClosed, streamClosed and streamEnded. outcome is what receive ended with; it
-	// is set before streamEnded is.
+	// state has streamHalfClosed, streamClosed and streamEnded. outcome is what receive ended with;
+	// it is set before streamEnded is.
 	state   atomic.Uint32
 	outcome error
 }

@@ -10,9 +10,10 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Table is what generated code says of a service. It is plain data, of which the linker keeps nothing where nothing uses it, and from which
-// the method table is made when first asked for: to import generated code costs nothing. Callers need the table alone; who hosts nodes
-// brings the handlers too. It is for generated code.
+// Table is what generated code says of a service. It is plain data, of which the linker keeps
+// nothing where nothing uses it, and from which the method table is made when first asked for: to
+// import generated code costs nothing. Callers need the table alone; who hosts nodes brings the
+// handlers too. It is for generated code.
 type Table struct {
 	// File is the variable with the descriptor of the service's file.
 	File *protoreflect.FileDescriptor
@@ -57,7 +58,8 @@ func (t *Table) Caller() *Service {
 	return t.service
 }
 
-// Host is the service for those who host its nodes, whose methods the handlers run, in the table's order.
+// Host is the service for those who host its nodes, whose methods the handlers run, in the table's
+// order.
 func (t *Table) Host(handlers []TableHandler) *Service {
 	service := t.Caller()
 	t.hosted.Do(func() {

@@ -121,7 +121,8 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, ou
 	return res, nil
 }
 
-// submitLocal is submit for a node of this process: the call always waits in line, so that its caller never runs it.
+// submitLocal is submit for a node of this process: the call always waits in line, so that its
+// caller never runs it.
 func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
 	if ctx.Err() != nil {
 		return n.ended(ctx, m, unsent)
@@ -136,7 +137,8 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	cc.chain = nil
 	cc.future = f
 	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) {
-		// The goroutine is new: with a large frame here, completeWith would outgrow its first stack.
+		// The goroutine is new: with a large frame here, completeWith would outgrow its first
+		// stack.
 		show, err := j.asyncOutcome(ctx, info)
 		f.completeWith(j.res, err, show)
 	})

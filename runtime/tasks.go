@@ -11,9 +11,10 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// Do takes a turn, runs fn and gives the turn back: how streams, timers and loops touch the node's state. Calls that fn makes with its ctx
-// are made from that turn. The error is fn's, or says why there was no turn: ctx ended, the node has stopped, or the turn is held by who
-// waits for Do. While a node stops, what runs still gets turns, so that it can come to its end.
+// Do takes a turn, runs fn and gives the turn back: how streams, timers and loops touch the node's
+// state. Calls that fn makes with its ctx are made from that turn. The error is fn's, or says why
+// there was no turn: ctx ended, the node has stopped, or the turn is held by who waits for Do.
+// While a node stops, what runs still gets turns, so that it can come to its end.
 func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	outer := chainOf(ctx)
 	const method = "Do"

@@ -28,8 +28,9 @@ type tunnelTag struct {
 	past  tunnel.Stats
 }
 
-// CreateTunnel opens an extra way to the node, a connection to each process that uses it which carries nothing else. In a system a handle goes
-// that way if it was made of the result's node (`LearnerFrom(rt, info.GetNode())`, see also [Ref.Tagged]); a process outside dials it by
+// CreateTunnel opens an extra way to the node, a connection to each process that uses it which
+// carries nothing else. In a system a handle goes that way if it was made of the result's node
+// (`LearnerFrom(rt, info.GetNode())`, see also [Ref.Tagged]); a process outside dials it by
 // [DialTunnel]. The tag must be new for this node.
 func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 	if n.host == nil {
@@ -50,7 +51,8 @@ func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 	return &nodev1.TunnelInfo{Node: refOf(n.record, tag), Tag: tag}, nil
 }
 
-// TunnelStats counts what went over the node's extra tunnels, sorted by tag; an empty tag means all.
+// TunnelStats counts what went over the node's extra tunnels, sorted by tag; an empty tag means
+// all.
 func (n *Node) TunnelStats(tag string) ([]*nodev1.TunnelStats, error) {
 	n.mu.Lock()
 	var tags []*tunnelTag
@@ -129,8 +131,9 @@ type Tunnel struct {
 	target string
 }
 
-// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in this process. token is the system's; if it
-// is empty, it is RAYLINK_TOKEN, or the one that a system of this user's on this machine has made. The caller must Close the tunnel.
+// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in
+// this process. token is the system's; if it is empty, it is RAYLINK_TOKEN, or the one that a
+// system of this user's on this machine has made. The caller must Close the tunnel.
 func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {
 	ref := info.GetNode()
 	hello := tunnel.Hello{Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}

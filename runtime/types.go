@@ -15,8 +15,8 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// NodeType is a type of node that this process can host: a service, and how one is set up. It is an [Option], and a
-// value: its methods return a changed copy.
+// NodeType is a type of node that this process can host: a service, and how one is set up. It is an
+// [Option], and a value: its methods return a changed copy.
 type NodeType struct {
 	service *Service
 	setup   func(ctx context.Context, node *Node, config proto.Message) (any, error)
@@ -31,7 +31,8 @@ type NodeType struct {
 	prepare func(config proto.Message) error
 }
 
-// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil, or nil where it names none.
+// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil,
+// or nil where it names none.
 func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
 	return NodeType{service: service, setup: setup}
 }
@@ -39,22 +40,24 @@ func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, c
 // Service is the type's service.
 func (t NodeType) Service() *Service { return t.service }
 
-// Name is the type's name, `learner` in `learner-0`: what the schema says, unless [NodeType.Named] said otherwise.
+// Name is the type's name, `learner` in `learner-0`: what the schema says, unless [NodeType.Named]
+// said otherwise.
 func (t NodeType) Name() string { return cmp.Or(t.name, t.service.Type()) }
 
 // ApplyRuntime implements Option.
 func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
 
-// Named gives the type another name than its schema does. Types of one name can't be in one process, so this is how
-// services of one simple name share a program, and how one service has two implementations:
+// Named gives the type another name than its schema does. Types of one name can't be in one
+// process, so this is how services of one simple name share a program, and how one service has two
+// implementations:
 //
 //	rt, err := raylink.Init(ctx, demov1raylink.LearnerType(newLearner), demov2raylink.LearnerType(newSecond).Named("learner-v2"),
 //		demov1raylink.LearnerType(newGreedy).Named("greedy"))
 //	learner, err := demov1raylink.CreateLearner(ctx, rt)                            // learner-0
 //	greedy, err := demov1raylink.CreateLearner(ctx, rt, runtime.OfType("greedy"))   // greedy-0
 //
-// A name is lower-case letters, digits and hyphens, beginning with a letter, of at most 128 bytes, and doesn't end in a
-// hyphen and digits. Init refuses others.
+// A name is lower-case letters, digits and hyphens, beginning with a letter, of at most 128 bytes,
+// and doesn't end in a hyphen and digits. Init refuses others.
 func (t NodeType) Named(name string) NodeType {
 	if name == "" {
 		name = "-" // no name at all: Init says so, instead of taking the schema's
@@ -63,7 +66,8 @@ func (t NodeType) Named(name string) NodeType {
 	return t
 }
 
-// Limits bound what the mailbox of one node holds and runs. A field that is 0 leaves what the schema says.
+// Limits bound what the mailbox of one node holds and runs. A field that is 0 leaves what the
+// schema says.
 type Limits struct {
 	// MaxConcurrency is how many turns are given out at once.
 	MaxConcurrency int
@@ -79,23 +83,26 @@ func (t NodeType) Limits(l Limits) NodeType {
 	return t
 }
 
-// Concurrent makes unary methods run beside the turns although the schema doesn't say so: they must do their own locking.
-// Methods are named as in the schema; Init refuses a name that the service doesn't have.
+// Concurrent makes unary methods run beside the turns although the schema doesn't say so: they must
+// do their own locking. Methods are named as in the schema; Init refuses a name that the service
+// doesn't have.
 func (t NodeType) Concurrent(methods ...string) NodeType {
 	t.beside = append(slices.Clone(t.beside), methods...)
 	return t
 }
 
-// Preparing makes the process that creates nodes of this type change their configuration before it is sent to where they will
-// live: for what means something in that process only, such as a relative path. prepare gets a copy of what the caller gave. Its
-// error fails the creation. Where the creating process does not have the type, the configuration goes out as it is.
+// Preparing makes the process that creates nodes of this type change their configuration before it
+// is sent to where they will live: for what means something in that process only, such as a
+// relative path. prepare gets a copy of what the caller gave. Its error fails the creation. Where
+// the creating process does not have the type, the configuration goes out as it is.
 func (t NodeType) Preparing(prepare func(config proto.Message) error) NodeType {
 	t.prepare = prepare
 	return t
 }
 
-// OfType creates a node of a type by its name, where a process has several types of one service, see [NodeType.Named]. Without
-// it the type is the service's only one, or that with the schema's own name.
+// OfType creates a node of a type by its name, where a process has several types of one service,
+// see [NodeType.Named]. Without it the type is the service's only one, or that with the schema's
+// own name.
 func OfType(name string) CreateOption {
 	return func(o *createOptions) { o.request.Type = name }
 }
@@ -140,7 +147,8 @@ func (t NodeType) check() error {
 	return nil
 }
 
-// besideTable has, by their index, the unary methods that run beside the turns by the type's own word; nil for none.
+// besideTable has, by their index, the unary methods that run beside the turns by the type's own
+// word; nil for none.
 func (t NodeType) besideTable() []bool {
 	if len(t.beside) == 0 {
 		return nil
@@ -157,7 +165,8 @@ type typeSet struct {
 	// own are those that the program gave, in order, and named the same by name.
 	own   []NodeType
 	named map[string]NodeType
-	// system are those that every process has, by their service's name. They yield: their names are free for the program.
+	// system are those that every process has, by their service's name. They yield: their names are
+	// free for the program.
 	system map[string]NodeType
 }
 

@@ -1,11 +1,13 @@
 package runtime
 
-// Generated code says for which version of its contract with this package it was made; the two constants below say which
-// ones this package fulfils. A file that does not fit does not compile, and the comment beside its guard says how to mend it.
+// Generated code says for which version of its contract with this package it was made; the two
+// constants below say which ones this package fulfils. A file that does not fit does not compile,
+// and the comment beside its guard says how to mend it.
 const (
 	// MinGenerated is the oldest generated code that this package supports.
 	MinGenerated = 2
-	// MaxGenerated is the newest generated code that this package supports: what its own plugin emits.
+	// MaxGenerated is the newest generated code that this package supports: what its own plugin
+	// emits.
 	MaxGenerated = 2
 )
 

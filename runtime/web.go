@@ -19,13 +19,15 @@ import (
 // NodeHeader names the node of a request whose URL can't: gRPC clients send it, as `raylink-node`.
 const NodeHeader = webroute.NodeHeader
 
-// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or `/<package.Service>/<Method>`
-// with the node in [NodeHeader]; package webroute has the rules. Without a node the host itself answers: reflection,
-// health, and Brain where it lives here. For any other service the only node of the host that serves it is meant, if
-// there is exactly one: so gRPC tools need no header in the simplest case.
+// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or
+// `/<package.Service>/<Method>` with the node in [NodeHeader]; package webroute has the rules.
+// Without a node the host itself answers: reflection, health, and Brain where it lives here. For
+// any other service the only node of the host that serves it is meant, if there is exactly one: so
+// gRPC tools need no header in the simplest case.
 type nodeHandler struct {
 	host *Host
-	// methods serves all methods of all types, and own what the host itself answers; both by the URL's last two segments.
+	// methods serves all methods of all types, and own what the host itself answers; both by the
+	// URL's last two segments.
 	methods responder
 	own     responder
 	// ownProcedures are those of own.
@@ -131,7 +133,8 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 const howToName = "name a node in the URL, /<path, alias or nid>/<package.Service>/<Method>, or by the header raylink-node " +
 	"(grpcurl -H 'raylink-node: <path>'); Brain's address reaches every node"
 
-// onlyNodeServing is the node of this host that a request means which names none: the only one of the procedure's service.
+// onlyNodeServing is the node of this host that a request means which names none: the only one of
+// the procedure's service.
 func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 	service, _, _ := strings.Cut(procedure[1:], "/")
 	var found []*Node
@@ -162,8 +165,8 @@ func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", procedure[1:], howToName)
 }
 
-// refuse answers with an error in the caller's protocol. A method that does not exist is HTTP's 404, as with connect's own servers;
-// connect would have 501 for the code.
+// refuse answers with an error in the caller's protocol. A method that does not exist is HTTP's
+// 404, as with connect's own servers; connect would have 501 for the code.
 func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error) {
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		rw = notFoundWriter{rw}
@@ -184,7 +187,8 @@ func (w notFoundWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL ask there for schema and health.
+// isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL
+// ask there for schema and health.
 func isHostService(procedure string) bool {
 	return strings.HasPrefix(procedure, "/grpc.reflection.") || strings.HasPrefix(procedure, "/grpc.health.")
 }
