@@ -20,8 +20,8 @@ type received[M any] struct {
 	err error
 }
 
-// receiving turns a stream's Receive, which only the stream's end interrupts, into a channel. The goroutine ends with the stream,
-// which ends when the handler returns.
+// receiving turns a stream's Receive, which only the stream's end interrupts, into a channel. The
+// goroutine ends with the stream, which ends when the handler returns.
 func receiving[M any](ctx context.Context, receive func() (M, error)) <-chan received[M] {
 	messages := make(chan received[M])
 	go func() {
@@ -118,7 +118,8 @@ func (b *Brain) goodbye(ctx context.Context, session interface{ Goodbye() }, las
 	return nil
 }
 
-// streamEnd is what a handler returns when its stream has ended: nothing where the other side just closed it.
+// streamEnd is what a handler returns when its stream has ended: nothing where the other side just
+// closed it.
 func streamEnd(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil

@@ -1,17 +1,19 @@
-// Package brain is the registry: it knows every node of a system, gives each a unique path, sees who is alive, tells who wants to
-// know, and is a gateway to all of them.
+// Package brain is the registry: it knows every node of a system, gives each a unique path, sees
+// who is alive, tells who wants to know, and is a gateway to all of them.
 //
-// What it promises: a change that it has acknowledged is on disk, and survives kill -9. After a restart on the same directory every
-// node is where it was, with the same indices to come; nobody is declared dead for Brain's own absence. A dead node is noticed,
-// taken out of the tree with all below it, and remembered for a while with how it died. Reading never waits for a disk or for
+// What it promises: a change that it has acknowledged is on disk, and survives kill -9. After a
+// restart on the same directory every node is where it was, with the same indices to come; nobody
+// is declared dead for Brain's own absence. A dead node is noticed, taken out of the tree with all
+// below it, and remembered for a while with how it died. Reading never waits for a disk or for
 // another reader.
 //
-// Start with [Open]. [Brain.Register] puts the registry's service on a connect server, and [Brain.Gateway] makes the handler for
-// its listener.
+// Start with [Open]. [Brain.Register] puts the registry's service on a connect server, and
+// [Brain.Gateway] makes the handler for its listener.
 //
-// Its parts, each in a package below internal: tree (the records and their rules), store (the directory), lease (who is alive),
-// watch (who wants to know), gateway (the proxy). A change goes from the service through one goroutine, which puts what is
-// asked at the same time into one group, has the store sync it, and only then merges it into the tree that everybody reads.
+// Its parts, each in a package below internal: tree (the records and their rules), store (the
+// directory), lease (who is alive), watch (who wants to know), gateway (the proxy). A change goes
+// from the service through one goroutine, which puts what is asked at the same time into one group,
+// has the store sync it, and only then merges it into the tree that everybody reads.
 package brain
 
 import (
@@ -145,7 +147,8 @@ func (b *Brain) Root() *nodev1.NodeRecord {
 	return proto.CloneOf(b.tree.Root())
 }
 
-// SetHost says where Brain itself, and with it the process's own host, can be reached: once the listener is there.
+// SetHost says where Brain itself, and with it the process's own host, can be reached: once the
+// listener is there.
 func (b *Brain) SetHost(ctx context.Context, host *nodev1.HostInfo) error {
 	if err := tree.CheckHost("host", host); err != nil {
 		return err
@@ -161,24 +164,27 @@ func (b *Brain) SetHost(ctx context.Context, host *nodev1.HostInfo) error {
 	})
 }
 
-// Resolve finds the node that a path, an alias or an nid names. For one that isn't there it fails with NotFound, and says how it
-// died or what there is instead. The record is not to be changed.
+// Resolve finds the node that a path, an alias or an nid names. For one that isn't there it fails
+// with NotFound, and says how it died or what there is instead. The record is not to be changed.
 func (b *Brain) Resolve(_ context.Context, where string) (*nodev1.NodeRecord, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.tree.Lookup(tree.ByAny, where)
 }
 
-// Service is the registry as the embedding process calls it without a connection; the streams can be had from a server only.
+// Service is the registry as the embedding process calls it without a connection; the streams can
+// be had from a server only.
 func (b *Brain) Service() brainv1connect.BrainServiceHandler { return &service{brain: b} }
 
-// Register puts the registry's service on a server. It is for set-up, before the server takes calls.
+// Register puts the registry's service on a server. It is for set-up, before the server takes
+// calls.
 func (b *Brain) Register(server *connect.Server) {
 	brainv1connect.RegisterBrainServiceHandler(server, b.Service())
 }
 
-// Failed is closed when the directory could not be written. From then on Brain serves what it has in memory, and refuses every
-// change; only opening the directory again tells what of the last one is in it. [Brain.Err] says why.
+// Failed is closed when the directory could not be written. From then on Brain serves what it has
+// in memory, and refuses every change; only opening the directory again tells what of the last one
+// is in it. [Brain.Err] says why.
 func (b *Brain) Failed() <-chan struct{} { return b.failed }
 
 // Err says why Brain has failed; nil while it hasn't.
@@ -189,9 +195,9 @@ func (b *Brain) Err() error {
 	return nil
 }
 
-// Close ends Brain: all streams end with Unavailable, changes under way are finished, and the directory is let go. Nobody is
-// declared dead for it, as long as Brain is closed before the listener: connections that break while it is open mean that their
-// hosts have gone.
+// Close ends Brain: all streams end with Unavailable, changes under way are finished, and the
+// directory is let go. Nobody is declared dead for it, as long as Brain is closed before the
+// listener: connections that break while it is open mean that their hosts have gone.
 func (b *Brain) Close() error {
 	b.closeOnce.Do(func() {
 		b.leases.Close()
@@ -225,8 +231,8 @@ func (b *Brain) hostDied(ctx context.Context, host *nodev1.HostInfo, cause strin
 	}
 }
 
-// causeOfDeath waits a moment for the news that a node has died, since those who use it learn of a broken connection before
-// Brain has made sure of what it means. It returns ” where none comes.
+// causeOfDeath waits a moment for the news that a node has died, since those who use it learn of a
+// broken connection before Brain has made sure of what it means. It returns ” where none comes.
 func (b *Brain) causeOfDeath(ctx context.Context, nid string) string {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.Grace+b.opts.Grace/2+250*time.Millisecond)
 	defer cancel()

@@ -19,8 +19,8 @@ type change struct {
 	done chan error // buffered: whoever asked may have gone
 }
 
-// change has a change made, and waits until it is on disk. What run leaves behind may be read when change has returned nil; when
-// the context ends first, the change may still be made.
+// change has a change made, and waits until it is on disk. What run leaves behind may be read when
+// change has returned nil; when the context ends first, the change may still be made.
 func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
 	c := &change{run: run, done: make(chan error, 1)}
 	select {
@@ -50,7 +50,8 @@ func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
 	}
 }
 
-// commitLoop is the one goroutine that changes the tree. While it waits for the disk, changes gather; they share the next sync.
+// commitLoop is the one goroutine that changes the tree. While it waits for the disk, changes
+// gather; they share the next sync.
 func (b *Brain) commitLoop() {
 	defer close(b.stopped)
 	group := make([]*change, 0, maxGroup)
@@ -75,8 +76,9 @@ func (b *Brain) commitLoop() {
 	}
 }
 
-// commit makes a group of changes. Each is made or refused by itself, in view of those before it. None is answered before all that
-// is made is on disk, the refused ones neither, for they may have been refused on account of the others.
+// commit makes a group of changes. Each is made or refused by itself, in view of those before it.
+// None is answered before all that is made is on disk, the refused ones neither, for they may have
+// been refused on account of the others.
 func (b *Brain) commit(group []*change) {
 	// Reading the tree needs no lock here: only this goroutine writes it.
 	x := b.tree.Begin(time.Now())
@@ -116,8 +118,9 @@ func (b *Brain) commit(group []*change) {
 	}
 }
 
-// refuse refuses what can't be encoded. The service checks what it is asked to keep before it queues it, so none of this is
-// expected; but if one change has slipped through, it fails by itself, and neither its neighbours nor Brain with it.
+// refuse refuses what can't be encoded. The service checks what it is asked to keep before it
+// queues it, so none of this is expected; but if one change has slipped through, it fails by
+// itself, and neither its neighbours nor Brain with it.
 func (b *Brain) refuse(group []*change, err error) {
 	if len(group) > 1 {
 		for i := range group {

@@ -11,7 +11,8 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 )
 
-// Watch follows records. It goes on after the caller has ended its side of the stream: what was asked for stays asked for.
+// Watch follows records. It goes on after the caller has ended its side of the stream: what was
+// asked for stays asked for.
 func (s *service) Watch(ctx context.Context, stream brainv1connect.BrainServiceWatchServerStream) error {
 	b := s.brain
 	ctx, cancel := context.WithCancelCause(ctx)

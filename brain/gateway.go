@@ -9,16 +9,19 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Gateway makes the handler for Brain's listener, which reaches every node: `/<path, alias or nid>/<package.Service>/<Method>`,
-// or `/<package.Service>/<Method>` with the header `raylink-node`, goes to the node's host. local gets
+// Gateway makes the handler for Brain's listener, which reaches every node: `/<path, alias or
+// nid>/<package.Service>/<Method>`, or `/<package.Service>/<Method>` with the header
+// `raylink-node`, goes to the node's host. local gets
 //
 //   - requests that name no node, as they came;
 //   - those for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
-//   - those for nodes of this process's own host, the one given to [Brain.SetHost], as `/<nid>/<package.Service>/<Method>`.
+//   - those for nodes of this process's own host, the one given to [Brain.SetHost], as
+//     `/<nid>/<package.Service>/<Method>`.
 //
-// Who may call is for the listener around the handler to decide: it answers browsers' preflight requests too. What a caller showed to
-// be let in, its Authorization, ends here, and so do `Origin`, `Sec-Fetch-*`, cookies and proxies' credentials: dial opens
-// connections to hosts, on which both sides have proven themselves. If it is nil, they are plain, which is for tests.
+// Who may call is for the listener around the handler to decide: it answers browsers' preflight
+// requests too. What a caller showed to be let in, its Authorization, ends here, and so do
+// `Origin`, `Sec-Fetch-*`, cookies and proxies' credentials: dial opens connections to hosts, on
+// which both sides have proven themselves. If it is nil, they are plain, which is for tests.
 func (b *Brain) Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler {
 	g := gateway.New(gateway.Options{
 		ID:      b.id,

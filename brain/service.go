@@ -17,7 +17,8 @@ const (
 	maxVersion = 1
 )
 
-// service implements brainv1connect.BrainServiceHandler. Its streams are in attach.go and follow.go.
+// service implements brainv1connect.BrainServiceHandler. Its streams are in attach.go and
+// follow.go.
 type service struct{ brain *Brain }
 
 // Hello agrees on a version.

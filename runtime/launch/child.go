@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Child is a launched process's end of the connection to its parent. Its methods may be called from any goroutine.
+// Child is a launched process's end of the connection to its parent. Its methods may be called from
+// any goroutine.
 type Child struct {
 	payload  []byte
 	stop     chan struct{}
@@ -29,15 +30,17 @@ type Child struct {
 	to *os.File
 }
 
-// startTimeout is how long the parent may take to send what it launched the process for. It sends it at once.
+// startTimeout is how long the parent may take to send what it launched the process for. It sends
+// it at once.
 const startTimeout = HelloTimeout
 
-// Inherited returns this process's end of the connection to its parent, if it was launched as a host, and else nil. Call it
-// early, and once: from then on this process's own children can't take themselves for launched ones, nor hold the connection open. When it
-// has been called, hello is due ([Child.Hello]).
+// Inherited returns this process's end of the connection to its parent, if it was launched as a
+// host, and else nil. Call it early, and once: from then on this process's own children can't take
+// themselves for launched ones, nor hold the connection open. When it has been called, hello is due
+// ([Child.Hello]).
 //
-// From then on a write to stdout or stderr that fails because the parent is gone returns an error, where it would
-// otherwise kill a Go program (SIGPIPE): an orphan is to end in good order.
+// From then on a write to stdout or stderr that fails because the parent is gone returns an error,
+// where it would otherwise kill a Go program (SIGPIPE): an orphan is to end in good order.
 func Inherited() (*Child, error) {
 	value, ok := os.LookupEnv(marker)
 	if !ok {
@@ -144,22 +147,23 @@ func (c *Child) listen(frames *bufio.Reader) {
 // Payload is what the parent launched this process for: [Spec.Payload].
 func (c *Child) Payload() []byte { return c.payload }
 
-// Hello tells the parent which build this process is: [Build]. It is due at once, since the parent doesn't wait for it longer
-// than [HelloTimeout]. A parent of another build kills this process.
+// Hello tells the parent which build this process is: [Build]. It is due at once, since the parent
+// doesn't wait for it longer than [HelloTimeout]. A parent of another build kills this process.
 func (c *Child) Hello(build string) error { return c.send(kindHello, versioned([]byte(build))) }
 
 // Ready tells the parent that this process is set up. The payload is what [Process.Ready] returns.
 func (c *Child) Ready(payload []byte) error { return c.send(kindReady, payload) }
 
-// Failed tells the parent that setting up has failed, and why. The process should then end; the parent gives it five seconds.
+// Failed tells the parent that setting up has failed, and why. The process should then end; the
+// parent gives it five seconds.
 func (c *Child) Failed(payload []byte) error { return c.send(kindFailed, payload) }
 
-// Goodbye tells the parent that this process, which was set up, has ended all that it was set up for. A process that ends without it, with
-// whatever exit code, has died.
+// Goodbye tells the parent that this process, which was set up, has ended all that it was set up
+// for. A process that ends without it, with whatever exit code, has died.
 func (c *Child) Goodbye() error { return c.send(kindGoodbye, nil) }
 
-// Forward passes on a line that a process below this one has printed. It blocks while the parent is slow to take it. What is
-// longer than [MaxLine] is cut.
+// Forward passes on a line that a process below this one has printed. It blocks while the parent is
+// slow to take it. What is longer than [MaxLine] is cut.
 func (c *Child) Forward(line Line) error { return c.send(kindLine, encodeLine(line)) }
 
 func (c *Child) send(k kind, body []byte) error {
@@ -171,11 +175,12 @@ func (c *Child) send(k kind, body []byte) error {
 // Stop is closed when the parent asks this process to stop.
 func (c *Child) Stop() <-chan struct{} { return c.stop }
 
-// Orphaned is closed when the parent is dead. Nobody waits for this process any more, and nobody reads what it prints.
+// Orphaned is closed when the parent is dead. Nobody waits for this process any more, and nobody
+// reads what it prints.
 func (c *Child) Orphaned() <-chan struct{} { return c.orphaned }
 
-// Close closes this end of the connection. A process that goes on nevertheless can't be told to stop, nor notice its parent's
-// death. Ending the process does the same.
+// Close closes this end of the connection. A process that goes on nevertheless can't be told to
+// stop, nor notice its parent's death. Ending the process does the same.
 func (c *Child) Close() error {
 	signal.Stop(c.broken)
 	fromErr, toErr := c.from.Close(), c.to.Close()

@@ -14,10 +14,12 @@ import (
 //	kind    1 byte
 //	body    length-1 bytes
 //
-// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one ready or one failed, after a ready
-// perhaps one goodbye, and lines at any time after hello. Start and hello begin with the version of all this, in 2 bytes. The end of
-// file, from the parent, is its death. Both ends are the same build (hello sees to that), so that a version never needs to be
-// negotiated: it is there for one thing, an error that says what is wrong when an executable was replaced while it ran.
+// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one
+// ready or one failed, after a ready perhaps one goodbye, and lines at any time after hello. Start
+// and hello begin with the version of all this, in 2 bytes. The end of file, from the parent, is
+// its death. Both ends are the same build (hello sees to that), so that a version never needs to be
+// negotiated: it is there for one thing, an error that says what is wrong when an executable was
+// replaced while it ran.
 const controlVersion = 1
 
 type kind uint8
@@ -82,7 +84,8 @@ func (k kind) String() string {
 // protocolError is what the other end did wrong.
 type protocolError struct {
 	text string
-	// cut says that the channel ended within a frame, as it does when a process is killed while it writes.
+	// cut says that the channel ended within a frame, as it does when a process is killed while it
+	// writes.
 	cut bool
 }
 
@@ -106,7 +109,8 @@ func writeFrame(w io.Writer, k kind, body []byte) error {
 	return nil
 }
 
-// readFrame reads one frame. It returns io.EOF, as it is, only between frames. No more memory is taken than bytes arrive for.
+// readFrame reads one frame. It returns io.EOF, as it is, only between frames. No more memory is
+// taken than bytes arrive for.
 func readFrame(r io.Reader) (kind, []byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
@@ -150,7 +154,8 @@ func unversioned(k kind, body []byte) ([]byte, error) {
 	return body[versionSize:], nil
 }
 
-// encodeLine makes a line's body. What is too long is cut: that a line arrives matters more than all of it.
+// encodeLine makes a line's body. What is too long is cut: that a line arrives matters more than
+// all of it.
 func encodeLine(line Line) []byte {
 	path, text := line.Path, line.Text
 	path, text = path[:min(len(path), maxPath)], text[:min(len(text), MaxLine)]

@@ -1,7 +1,8 @@
 package launch
 
-// conversation is the parent's view of what the child has said so far: what may come next, and what it means. It knows nothing
-// of processes and pipes, so that it can be tested and fuzzed without them.
+// conversation is the parent's view of what the child has said so far: what may come next, and what
+// it means. It knows nothing of processes and pipes, so that it can be tested and fuzzed without
+// them.
 type conversation struct {
 	// build is what the child must be.
 	build string
@@ -13,8 +14,8 @@ type conversation struct {
 	goodbye bool
 }
 
-// hear takes the child's next frame. An error means that the child has broken the protocol and can't be kept. For a line it
-// returns the line.
+// hear takes the child's next frame. An error means that the child has broken the protocol and
+// can't be kept. For a line it returns the line.
 func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 	if !c.greeted && k != kindHello {
 		return nil, protocolErrorf("it sent a %s before hello", k)

@@ -12,22 +12,28 @@ import (
 
 // What a node's code starts, a simulator or a data loader, ends with the node's process:
 //
-//   - A process that ends in good order ends it itself, before its goodbye ([EndDescendants]): by SIGTERM, and what is there still after
+//   - A process that ends in good order ends it itself, before its goodbye ([EndDescendants]): by
+//     SIGTERM, and what is there still after
 //     descendantGrace by SIGKILL.
-//   - When a process has ended in any way, the launcher kills what is left of it. That is the way after kill -9 or a crash.
+//   - When a process has ended in any way, the launcher kills what is left of it. That is the way
+//     after kill -9 or a crash.
 //
-// Descendants are found by their process group, which is the launched process's own, and on Linux by a mark, which they inherit:
-// a daemon that has left the group, its session and its parent has it still. The mark is in the environment and, for those that
-// have cleared that, a soft limit (RLIMIT_RTTIME, so high that it is none). What has left the group, cleared its environment and
-// set that limit by itself is found while its ancestors live. Elsewhere than on Linux the process group is all.
+// Descendants are found by their process group, which is the launched process's own, and on Linux
+// by a mark, which they inherit: a daemon that has left the group, its session and its parent has
+// it still. The mark is in the environment and, for those that have cleared that, a soft limit
+// (RLIMIT_RTTIME, so high that it is none). What has left the group, cleared its environment and
+// set that limit by itself is found while its ancestors live. Elsewhere than on Linux the process
+// group is all.
 //
-// Marks take no privileges and change nothing in the process that uses this package. A subreaper would: measured, each process
-// that a command leaves in the background becomes a zombie of the subreaper when it ends (100 of 100), and a goroutine that
-// reaps them takes the exit status of commands that the program's own code waits for (6 of 100 failed with "waitid: no child
-// processes"). Cgroups belong to whoever manages the machine, and few processes may make any. PR_SET_PDEATHSIG follows
-// the parent's thread, and is cleared by a fork.
+// Marks take no privileges and change nothing in the process that uses this package. A subreaper
+// would: measured, each process that a command leaves in the background becomes a zombie of the
+// subreaper when it ends (100 of 100), and a goroutine that reaps them takes the exit status of
+// commands that the program's own code waits for (6 of 100 failed with "waitid: no child
+// processes"). Cgroups belong to whoever manages the machine, and few processes may make any.
+// PR_SET_PDEATHSIG follows the parent's thread, and is cleared by a fork.
 
-// markVariable is the environment variable that holds the mark of the launched process that a process descends from.
+// markVariable is the environment variable that holds the mark of the launched process that a
+// process descends from.
 const markVariable = "RAYLINK_PROCESS"
 
 // descendantGrace is how long descendants have between SIGTERM and SIGKILL.
@@ -36,8 +42,9 @@ const descendantGrace = time.Second
 // newMark makes the mark of a process to be launched.
 func newMark() string { return rand.Text() }
 
-// EndDescendants ends what this process, a launched one, and its descendants have started, launched processes of their own excepted. It returns
-// when none of it is left, or can't be killed. It is for the end of the process.
+// EndDescendants ends what this process, a launched one, and its descendants have started, launched
+// processes of their own excepted. It returns when none of it is left, or can't be killed. It is
+// for the end of the process.
 func EndDescendants() {
 	mark := os.Getenv(markVariable)
 	if mark == "" || os.Getpid() != unix.Getpgrp() {
@@ -59,7 +66,8 @@ func EndDescendants() {
 	killAll(found, find)
 }
 
-// killAll kills what is found until nothing more is, for what is killed may have started something meanwhile.
+// killAll kills what is found until nothing more is, for what is killed may have started something
+// meanwhile.
 func killAll(found []*os.Process, find func() []*os.Process) {
 	const most = 100 // what is there still can't be killed
 	for range most {
@@ -86,8 +94,8 @@ func release(processes []*os.Process) {
 	}
 }
 
-// leftovers kills what dead processes have left. Requests that come while it is at work are served together: it looks at all processes of the
-// machine.
+// leftovers kills what dead processes have left. Requests that come while it is at work are served
+// together: it looks at all processes of the machine.
 type leftovers struct {
 	mu sync.Mutex // held while at work
 
@@ -99,7 +107,8 @@ type leftovers struct {
 //nolint:gochecknoglobals // the machine's processes are there once
 var left leftovers
 
-// kill kills what the dead process with the mark has left, outside of its process group, and returns when that is done.
+// kill kills what the dead process with the mark has left, outside of its process group, and
+// returns when that is done.
 func (l *leftovers) kill(mark string) {
 	l.asking.Lock()
 	l.marks = append(l.marks, mark)

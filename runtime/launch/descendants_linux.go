@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxEnviron bounds what is read of a process's environment. The kernel puts a quarter of the stack's limit at most into one.
+// maxEnviron bounds what is read of a process's environment. The kernel puts a quarter of the
+// stack's limit at most into one.
 const maxEnviron = 8 << 20
 
-// awaitExit waits until a child of this process has ended, and leaves it a zombie: its id, and with it that of its process group, stays taken.
+// awaitExit waits until a child of this process has ended, and leaves it a zombie: its id, and with
+// it that of its process group, stays taken.
 func awaitExit(pid int) {
 	for {
 		var info unix.Siginfo
@@ -26,8 +28,8 @@ func awaitExit(pid int) {
 	}
 }
 
-// limitOf is the soft limit RLIMIT_RTTIME that stands for a mark. It is how many microseconds of CPU a real-time thread may use
-// without a break: between 2^62 and 2^63 are no limit.
+// limitOf is the soft limit RLIMIT_RTTIME that stands for a mark. It is how many microseconds of
+// CPU a real-time thread may use without a break: between 2^62 and 2^63 are no limit.
 func limitOf(mark string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(mark)) // never fails
@@ -37,8 +39,8 @@ func limitOf(mark string) uint64 {
 // isMarked says whether a soft limit stands for some mark.
 func isMarked(limit uint64) bool { return limit>>62 == 1 }
 
-// markSelf gives this process its mark as a limit, too, which descendants inherit whatever they do to their environment. Where
-// the limit is in use it is left alone.
+// markSelf gives this process its mark as a limit, too, which descendants inherit whatever they do
+// to their environment. Where the limit is in use it is left alone.
 func markSelf() {
 	mark := os.Getenv(markVariable)
 	var limit unix.Rlimit
@@ -59,7 +61,8 @@ func limitMarkOf(pid int) uint64 {
 	return limit.Cur
 }
 
-// marked finds the processes that have one of the marks, in their environment or, where that has none, as their limit.
+// marked finds the processes that have one of the marks, in their environment or, where that has
+// none, as their limit.
 func marked(marks []string) []*os.Process {
 	limits := make([]uint64, len(marks))
 	for i, mark := range marks {
@@ -67,7 +70,8 @@ func marked(marks []string) []*os.Process {
 	}
 	var found []*os.Process
 	for _, pid := range processes() {
-		// The handle comes first, so that it is the process that was looked at which is killed, and none that has got its id since.
+		// The handle comes first, so that it is the process that was looked at which is killed, and
+		// none that has got its id since.
 		p, err := os.FindProcess(pid)
 		if err != nil {
 			continue
@@ -82,8 +86,9 @@ func marked(marks []string) []*os.Process {
 	return found
 }
 
-// descendants finds the living processes that are in the process group of a process, have its mark, or descend from it, itself excepted. Processes
-// with a mark of their own, and what descends from them, are not among them.
+// descendants finds the living processes that are in the process group of a process, have its mark,
+// or descend from it, itself excepted. Processes with a mark of their own, and what descends from
+// them, are not among them.
 func descendants(self int, mark string) []*os.Process {
 	type entry struct {
 		process *os.Process
@@ -159,7 +164,8 @@ func processes() []int {
 	return pids
 }
 
-// environOf is a process's environment as it was when its program began; empty for a zombie, and for what may not be seen.
+// environOf is a process's environment as it was when its program began; empty for a zombie, and
+// for what may not be seen.
 func environOf(pid int) string {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {

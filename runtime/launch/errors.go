@@ -38,7 +38,8 @@ func (e *DiedError) Error() string {
 	return fmt.Sprintf("launch: %s (process %d) ended %s: %s%s", e.Name, e.PID, when, e.Exit, e.Exit.output())
 }
 
-// HandshakeError says that a process was killed because it didn't say hello in time, is another build, or broke the protocol.
+// HandshakeError says that a process was killed because it didn't say hello in time, is another
+// build, or broke the protocol.
 type HandshakeError struct {
 	// Name is the process's, as in [Spec].
 	Name string

@@ -13,11 +13,13 @@ type Exit struct {
 	Code int
 	// Signal is the signal that ended it, or 0.
 	Signal syscall.Signal
-	// Goodbye says that the process had said goodbye ([Child.Goodbye]): its node had ended by then, and nothing of it was left.
+	// Goodbye says that the process had said goodbye ([Child.Goodbye]): its node had ended by then,
+	// and nothing of it was left.
 	Goodbye bool
 	// Reason is why its parent killed it, if its parent did.
 	Reason string
-	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's first lines come first.
+	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's
+	// first lines come first.
 	Lines []Line
 
 	ended  bool
@@ -42,7 +44,8 @@ func exitOf(state *os.ProcessState, reason string, lines []Line) Exit {
 // Success says whether the process ended by itself with exit code 0.
 func (e Exit) Success() bool { return e.ended && e.Code == 0 && e.Signal == 0 }
 
-// String says how it ended, without what it printed: "exited with code 1", "killed by signal 9 (killed)".
+// String says how it ended, without what it printed: "exited with code 1", "killed by signal 9
+// (killed)".
 func (e Exit) String() string {
 	var text string
 	switch {

@@ -9,8 +9,8 @@ import (
 	"testing" //nolint:depguard // to know whether this is a test binary; it registers no flags
 )
 
-// ErrInTests says that nothing is launched, because the program is a test binary that would run its tests again instead of
-// becoming a host.
+// ErrInTests says that nothing is launched, because the program is a test binary that would run its
+// tests again instead of becoming a host.
 var ErrInTests = errors.New("a test binary launches no processes unless its TestMain calls raylink.Init before m.Run: " +
 	"without that, the new process would run the tests instead of its node. Add\n\n" +
 	"\tfunc TestMain(m *testing.M) {\n" +
@@ -23,9 +23,10 @@ var ErrInTests = errors.New("a test binary launches no processes unless its Test
 //nolint:gochecknoglobals // whether TestMain is prepared is a fact about the binary
 var allowedInTests atomic.Bool
 
-// AllowInTests says that this program, if it is a test binary, has looked whether it is a host ([Inherited]) before it runs its
-// tests. It is for the function that TestMain calls to become a host. It counts only when called before m.Run, on TestMain's
-// goroutine: called within a test it would come too late in the new process, and so it changes nothing there. In programs that are not
+// AllowInTests says that this program, if it is a test binary, has looked whether it is a host
+// ([Inherited]) before it runs its tests. It is for the function that TestMain calls to become a
+// host. It counts only when called before m.Run, on TestMain's goroutine: called within a test it
+// would come too late in the new process, and so it changes nothing there. In programs that are not
 // test binaries it does nothing.
 func AllowInTests() {
 	if inTestBinary() && beforeTests() {
@@ -61,7 +62,8 @@ func beforeTests() bool {
 	}
 }
 
-// withoutTestFlags is the arguments without the flags of go test. takesValue says of a flag whether the next argument is its value.
+// withoutTestFlags is the arguments without the flags of go test. takesValue says of a flag whether
+// the next argument is its value.
 func withoutTestFlags(args []string, takesValue func(name string) bool) []string {
 	kept := make([]string, 0, len(args))
 	for i := 0; i < len(args); i++ {

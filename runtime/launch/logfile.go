@@ -19,7 +19,8 @@ const (
 // logTime begins every line of a process's log.
 const logTime = "2006-01-02T15:04:05.000Z "
 
-// LogFile is a log that is rotated by size: no line is cut in two, and what is kept has a bound. Its methods may be called from any goroutine.
+// LogFile is a log that is rotated by size: no line is cut in two, and what is kept has a bound.
+// Its methods may be called from any goroutine.
 type LogFile struct {
 	path  string
 	limit int64
@@ -31,7 +32,8 @@ type LogFile struct {
 	rotates bool
 }
 
-// OpenLog opens a log for appending. It is created, readable to its owner alone, if it isn't there. The caller closes it.
+// OpenLog opens a log for appending. It is created, readable to its owner alone, if it isn't there.
+// The caller closes it.
 func OpenLog(path string) (*LogFile, error) {
 	l := &LogFile{path: path, limit: maxLogFile}
 	if err := l.open(); err != nil {

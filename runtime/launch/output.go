@@ -58,8 +58,8 @@ func (s *splitter) flush() {
 
 func (s *splitter) line(text []byte) { s.emit(string(bytes.TrimSuffix(text, []byte("\r")))) }
 
-// wholeRunes is how much of p can be emitted without cutting a character in two: all of it, or all but the beginning of its
-// last character.
+// wholeRunes is how much of p can be emitted without cutting a character in two: all of it, or all
+// but the beginning of its last character.
 func wholeRunes(p []byte) int {
 	for back := 1; back < utf8.UTFMax && back < len(p); back++ {
 		if at := len(p) - back; utf8.RuneStart(p[at]) {
@@ -79,8 +79,9 @@ const (
 	crashLines   = 20
 )
 
-// tail keeps what a process printed last, for the error that says how it died. The last lines of a crash are the stack of
-// some goroutine; what the crash was is said by its first lines, so the tail holds on to these as well.
+// tail keeps what a process printed last, for the error that says how it died. The last lines of a
+// crash are the stack of some goroutine; what the crash was is said by its first lines, so the tail
+// holds on to these as well.
 type tail struct {
 	ring  [tailLines]Line
 	count int // of all lines so far
@@ -125,9 +126,9 @@ func (t *tail) lines() []Line {
 
 // output is where a process's lines go: to the receiver, the log and the tail.
 //
-// The receiver is called from one goroutine, deliver's, which begins with the first line. A line waits for
-// the receiver for up to stallLimit. Then the receiver has stalled: lines are not handed over any more, but
-// counted, until it has taken those that wait.
+// The receiver is called from one goroutine, deliver's, which begins with the first line. A line
+// waits for the receiver for up to stallLimit. Then the receiver has stalled: lines are not handed
+// over any more, but counted, until it has taken those that wait.
 type output struct {
 	name       string
 	receiver   func(Line)
@@ -200,8 +201,8 @@ func (o *output) deliver(line Line) {
 	}
 }
 
-// resume says whether the receiver, which had stalled, takes lines again. If so, it gets one that says what it has
-// missed. o.delivery is held.
+// resume says whether the receiver, which had stalled, takes lines again. If so, it gets one that
+// says what it has missed. o.delivery is held.
 func (o *output) resume() bool {
 	if len(o.lines) > 0 {
 		return false
@@ -264,7 +265,8 @@ func (o *output) giveUp() {
 	}
 }
 
-// finish says that no further lines come. It returns a channel that is closed when the receiver has got all.
+// finish says that no further lines come. It returns a channel that is closed when the receiver has
+// got all.
 func (o *output) finish() <-chan struct{} {
 	o.delivery.Lock()
 	defer o.delivery.Unlock()
@@ -325,11 +327,12 @@ func (o *output) copy(r *os.File, stream Stream) {
 	_ = r.Close() // a pipe's read end: nothing can be lost
 }
 
-// drainLimit is the largest size of a pipe's buffer that a user without privileges gets on Linux (/proc/sys/fs/pipe-max-size).
+// drainLimit is the largest size of a pipe's buffer that a user without privileges gets on Linux
+// (/proc/sys/fs/pipe-max-size).
 const drainLimit = 1 << 20
 
-// drain takes what is in the pipe, without waiting for more. The process has ended, so that what it printed is all there; what
-// keeps the pipe open is another process.
+// drain takes what is in the pipe, without waiting for more. The process has ended, so that what it
+// printed is all there; what keeps the pipe open is another process.
 func drain(r *os.File, buf []byte, take func([]byte)) {
 	if r.SetReadDeadline(time.Time{}) != nil {
 		return

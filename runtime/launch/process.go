@@ -16,8 +16,8 @@ import (
 
 // process is a process of this machine, as its parent sees it.
 //
-// Its goroutines: reap waits for it; listen reads what it says; tell writes what it is told; two copy its output. All end when
-// the process has, and done is closed last.
+// Its goroutines: reap waits for it; listen reads what it says; tell writes what it is told; two
+// copy its output. All end when the process has, and done is closed last.
 type process struct {
 	spec    Spec
 	options options
@@ -73,7 +73,8 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 		}
 	}
 	defer func() { closeAll(theirs) }()
-	// The ends that the child reads from, and those that it writes to. All are close-on-exec, so that no other child gets them.
+	// The ends that the child reads from, and those that it writes to. All are close-on-exec, so
+	// that no other child gets them.
 	for i := range 4 {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -137,8 +138,8 @@ func (p *process) Exit() Exit {
 // Kill implements [Process].
 func (p *process) Kill() error { return p.kill("it was told to") }
 
-// kill kills the process. os.Process holds a pidfd where there are any, and its own lock where not, so that no other process
-// that has got the same id can be hit.
+// kill kills the process. os.Process holds a pidfd where there are any, and its own lock where not,
+// so that no other process that has got the same id can be hit.
 func (p *process) kill(reason string) error {
 	p.mu.Lock()
 	if p.reason == "" {
@@ -214,8 +215,8 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	return nil, &FailedError{Name: p.spec.Name, Payload: talk.payload, Exit: p.Exit()}
 }
 
-// giveUp ends a process that has not been set up. One that has said hello is asked to stop first, so that what its set-up has begun can be
-// ended, too: it gets cancelGrace for that.
+// giveUp ends a process that has not been set up. One that has said hello is asked to stop first,
+// so that what its set-up has begun can be ended, too: it gets cancelGrace for that.
 func (p *process) giveUp(cause error) error {
 	err := fmt.Errorf("launch: %s was not set up in time, and was ended: %w", p.spec.Name, cause)
 	if p.greeted() {
@@ -317,8 +318,8 @@ func (p *process) hear(k kind, body []byte) error {
 	return nil
 }
 
-// hungUp is called when the child has closed its end of the channel: it has died, which reap is about to see, or it is about to,
-// or it is a program that closes what it doesn't know.
+// hungUp is called when the child has closed its end of the channel: it has died, which reap is
+// about to see, or it is about to, or it is a program that closes what it doesn't know.
 func (p *process) hungUp() {
 	select {
 	case <-p.settled:
@@ -330,7 +331,8 @@ func (p *process) hungUp() {
 	}
 }
 
-// exits waits until the process has ended, but not longer than limit. The end of its pipes comes before that.
+// exits waits until the process has ended, but not longer than limit. The end of its pipes comes
+// before that.
 func (p *process) exits(limit time.Duration) bool {
 	patience := time.NewTimer(limit)
 	defer patience.Stop()
@@ -342,7 +344,8 @@ func (p *process) exits(limit time.Duration) bool {
 	}
 }
 
-// tell writes what the child is told: what it is, and to stop. If it can't be told, it is dead or about to be.
+// tell writes what the child is told: what it is, and to stop. If it can't be told, it is dead or
+// about to be.
 func (p *process) tell() {
 	if err := writeFrame(p.commands, kindStart, versioned(p.spec.Payload)); err != nil {
 		return
@@ -368,7 +371,8 @@ func (p *process) reap() {
 	p.hello.Stop()
 	p.free()
 	_ = p.commands.Close()
-	// What it printed is in the pipes, and their end is, too, unless another process holds them open.
+	// What it printed is in the pipes, and their end is, too, unless another process holds them
+	// open.
 	deadline := time.Now().Add(p.options.outputGrace)
 	for _, pipe := range p.pipes {
 		_ = pipe.SetReadDeadline(deadline) // fails if it has already been read to its end
@@ -389,8 +393,8 @@ func (p *process) reap() {
 	close(p.done)
 }
 
-// awaitReaders waits until all output has been delivered, but not for ever: a receiver that is stuck must not hide the
-// process's death.
+// awaitReaders waits until all output has been delivered, but not for ever: a receiver that is
+// stuck must not hide the process's death.
 func (p *process) awaitReaders() {
 	delivered := make(chan struct{})
 	go func() {

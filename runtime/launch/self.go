@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-// HelloTimeout is how long a new process may take to say hello, unless [WithHelloTimeout] says otherwise.
+// HelloTimeout is how long a new process may take to say hello, unless [WithHelloTimeout] says
+// otherwise.
 const HelloTimeout = 10 * time.Second
 
-// marker is the environment variable that tells a process which of its file descriptors are its end of the control channel. It
-// holds nothing else, and [Inherited] removes it.
+// marker is the environment variable that tells a process which of its file descriptors are its end
+// of the control channel. It holds nothing else, and [Inherited] removes it.
 const marker = "RAYLINK_HOST_FDS"
 
 // Option changes how [Self] launches.
@@ -26,26 +27,30 @@ type options struct {
 	helloTimeout time.Duration
 	// build is what the process must be.
 	build string
-	// outputGrace is for how long output is waited for, when the process has ended and another one holds its stdout open.
+	// outputGrace is for how long output is waited for, when the process has ended and another one
+	// holds its stdout open.
 	outputGrace time.Duration
-	// exitGrace is how long a process may take to end after it said that its set-up failed, or hung up.
+	// exitGrace is how long a process may take to end after it said that its set-up failed, or hung
+	// up.
 	exitGrace time.Duration
 	// cancelGrace is how long a process whose set-up is given up may take to end by itself.
 	cancelGrace time.Duration
-	// reapLimit is for how long a killed process is waited for. Only one that is stuck in the kernel needs more.
+	// reapLimit is for how long a killed process is waited for. Only one that is stuck in the
+	// kernel needs more.
 	reapLimit time.Duration
 	// stallLimit is for how long a line of output waits for its receiver.
 	stallLimit time.Duration
 }
 
-// WithHelloTimeout bounds the time between a process's start and its hello. It is what the program does before it calls
-// [Inherited] that takes this time, not the node's set-up.
+// WithHelloTimeout bounds the time between a process's start and its hello. It is what the program
+// does before it calls [Inherited] that takes this time, not the node's set-up.
 func WithHelloTimeout(limit time.Duration) Option {
 	return func(o *options) { o.helloTimeout = limit }
 }
 
-// start is how this process was started. It is looked at before the program can change any of it: a program that changes its
-// directory, say, must find itself where it was started when it runs once more.
+// start is how this process was started. It is looked at before the program can change any of it: a
+// program that changes its directory, say, must find itself where it was started when it runs once
+// more.
 //
 //nolint:gochecknoglobals // there is one past to remember
 var start = lookAtStart()
@@ -65,20 +70,22 @@ func lookAtStart() beginnings {
 // self launches this program again.
 type self struct {
 	options options
-	// starting holds the slots of processes that have been started and have not said hello: they share the processors, so that more at a time
-	// would only make each of them slower, against the same time limit.
+	// starting holds the slots of processes that have been started and have not said hello: they
+	// share the processors, so that more at a time would only make each of them slower, against the
+	// same time limit.
 	starting chan struct{}
 }
 
-// Self launches the program that calls it once more on this machine: the same executable, even if the file has been replaced
-// meanwhile (Linux), with the arguments and in the directory that this process was started with, and with its present environment. The
-// program is expected to call [Inherited] early.
+// Self launches the program that calls it once more on this machine: the same executable, even if
+// the file has been replaced meanwhile (Linux), with the arguments and in the directory that this
+// process was started with, and with its present environment. The program is expected to call
+// [Inherited] early.
 //
-// In a test binary the flags of `go test` (-test.*) are dropped, and nothing is launched unless [AllowInTests] has been
-// called; see there.
+// In a test binary the flags of `go test` (-test.*) are dropped, and nothing is launched unless
+// [AllowInTests] has been called; see there.
 //
-// At most GOMAXPROCS processes start up at a time; a start-up ends with the hello. Launch waits for a slot,
-// and the time limit for the hello counts from the start of the process.
+// At most GOMAXPROCS processes start up at a time; a start-up ends with the hello. Launch waits for
+// a slot, and the time limit for the hello counts from the start of the process.
 func Self(opts ...Option) Launcher {
 	s := &self{options: options{
 		helloTimeout: HelloTimeout,
@@ -160,7 +167,8 @@ func command() (*exec.Cmd, error) {
 	}, nil
 }
 
-// executable is a path that leads to this program's file. On Linux it does so even when the file has been replaced or removed.
+// executable is a path that leads to this program's file. On Linux it does so even when the file
+// has been replaced or removed.
 func executable() (string, error) {
 	if runtime.GOOS == "linux" {
 		const self = "/proc/self/exe"

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// A process's arguments can be read by every user of the machine. So those of a launched one say what it is, `program: path of
-// the node`, and nothing else; the program's own arguments, which may hold secrets, come by a pipe, and are in os.Args again before the
-// program's main begins.
+// A process's arguments can be read by every user of the machine. So those of a launched one say
+// what it is, `program: path of the node`, and nothing else; the program's own arguments, which may
+// hold secrets, come by a pipe, and are in os.Args again before the program's main begins.
 
 // argsMarker is the environment variable that names the file descriptor to read the arguments from.
 const argsMarker = "RAYLINK_HOST_ARGS"
@@ -20,8 +20,9 @@ const argsMarker = "RAYLINK_HOST_ARGS"
 // title is what a launched process is called in lists of processes.
 func title(args []string, name string) string { return filepath.Base(args[0]) + ": " + name }
 
-// passArguments makes the pipe that the arguments go by. They are written by the function, which must be called when the process has been
-// started or not: what a pipe does not hold waits for the process to read.
+// passArguments makes the pipe that the arguments go by. They are written by the function, which
+// must be called when the process has been started or not: what a pipe does not hold waits for the
+// process to read.
 func passArguments(args []string) (*os.File, func(), error) {
 	text, err := json.Marshal(args)
 	if err != nil {
@@ -39,7 +40,8 @@ func passArguments(args []string) (*os.File, func(), error) {
 	}, nil
 }
 
-// takeArguments gives a launched process the arguments of its program, and the process the node's name.
+// takeArguments gives a launched process the arguments of its program, and the process the node's
+// name.
 func takeArguments() {
 	value, ok := os.LookupEnv(argsMarker)
 	if !ok {
@@ -62,8 +64,8 @@ func takeArguments() {
 	nameProcess(path.Base(name))
 }
 
-// childEnvironment is this process's present environment with the markers and the mark of the new process, and without the
-// token: the payload has that.
+// childEnvironment is this process's present environment with the markers and the mark of the new
+// process, and without the token: the payload has that.
 func childEnvironment(fds, args, mark string) []string {
 	var env []string
 	for _, entry := range os.Environ() {

@@ -5,7 +5,8 @@ import "os"
 // threadName is how many bytes of a name the kernel keeps.
 const threadName = 15
 
-// nameProcess names the process where only its executable's name is shown (top, pstree): all hosts would be `exe`.
+// nameProcess names the process where only its executable's name is shown (top, pstree): all hosts
+// would be `exe`.
 func nameProcess(name string) {
 	_ = os.WriteFile("/proc/self/comm", []byte(short(name, threadName)), 0) // it only helps people
 }

@@ -12,17 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A directory is in use while a process holds a lock (flock) on the directory itself: exclusive for a host's, shared for a
-// run's. The kernel lets go of it when the process dies, and systemd-tmpfiles, which cleans up /tmp, leaves a locked directory
-// alone. There is no file that could be missing.
+// A directory is in use while a process holds a lock (flock) on the directory itself: exclusive for
+// a host's, shared for a run's. The kernel lets go of it when the process dies, and
+// systemd-tmpfiles, which cleans up /tmp, leaves a locked directory alone. There is no file that
+// could be missing.
 //
-// A directory is born under a hidden name, locked and filled there, and gets its name last. So one with a name has been locked
-// since before it had that, and if it isn't locked, nobody will use it again. Only the hidden ones, between their making and
-// their locking, might be alive and not locked; these are spared for a minute, and if their maker slept for longer, it finds
-// out and makes another.
+// A directory is born under a hidden name, locked and filled there, and gets its name last. So one
+// with a name has been locked since before it had that, and if it isn't locked, nobody will use it
+// again. Only the hidden ones, between their making and their locking, might be alive and not
+// locked; these are spared for a minute, and if their maker slept for longer, it finds out and
+// makes another.
 
-// dirLock is an open and locked directory. It is a bare file descriptor: an *os.File that is forgotten is closed by the
-// garbage collector, and the lock would be gone.
+// dirLock is an open and locked directory. It is a bare file descriptor: an *os.File that is
+// forgotten is closed by the garbage collector, and the lock would be gone.
 type dirLock struct{ fd int }
 
 type lockMode int
@@ -42,8 +44,8 @@ const (
 // ErrLocked says that somebody else holds the lock.
 var ErrLocked = errors.New("somebody else holds the lock")
 
-// errNoLocks says that the file system can't lock the directory; some network file systems can't. Then it is used without, and
-// no sweep touches it.
+// errNoLocks says that the file system can't lock the directory; some network file systems can't.
+// Then it is used without, and no sweep touches it.
 var errNoLocks = errors.New("the file system has no locks for directories")
 
 // lockDir opens and locks the directory, without waiting. It doesn't follow a symbolic link.
@@ -127,8 +129,8 @@ func tryBirth(parent, name string, mode lockMode, fill func(path string) error) 
 	return path, lock, nil
 }
 
-// sweep deals with all directories of parent that belong to a dead process: those that are ours by name are passed to bury,
-// the hidden ones are removed. Several may sweep at once.
+// sweep deals with all directories of parent that belong to a dead process: those that are ours by
+// name are passed to bury, the hidden ones are removed. Several may sweep at once.
 func sweep(parent string, ours func(name string) bool, bury func(path string) error) error {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {

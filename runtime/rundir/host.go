@@ -20,16 +20,19 @@ const (
 	scratchFolder = "scratch"
 )
 
-// locksFolder is where [LockPath] puts locks; its name is no short id, so that no sweep takes it for a host's.
+// locksFolder is where [LockPath] puts locks; its name is no short id, so that no sweep takes it
+// for a host's.
 const locksFolder = "locks"
 
-// maxSocketPath is the longest path that a Unix socket can have on every system: macOS has room for 104 bytes with the zero at their
-// end, Linux for 108.
+// maxSocketPath is the longest path that a Unix socket can have on every system: macOS has room for
+// 104 bytes with the zero at their end, Linux for 108.
 const maxSocketPath = 103
 
-// RuntimeDir is where host directories are made: $RAYLINK_RUNTIME_DIR, else $XDG_RUNTIME_DIR/raylink if that is usable, else
-// /tmp/raylink-<user id>, or, where another user has made that, the first of /tmp/raylink-<user id>-1 and so on that none
-// has. What a variable names is passed over too where it belongs to another user, as it may under sudo. It need not be there.
+// RuntimeDir is where host directories are made: $RAYLINK_RUNTIME_DIR, else
+// $XDG_RUNTIME_DIR/raylink if that is usable, else /tmp/raylink-<user id>, or, where another user
+// has made that, the first of /tmp/raylink-<user id>-1 and so on that none has. What a variable
+// names is passed over too where it belongs to another user, as it may under sudo. It need not be
+// there.
 func RuntimeDir() string {
 	if dir := os.Getenv(RuntimeEnv); dir != "" && !isForeign(dir) {
 		return dir
@@ -46,7 +49,8 @@ func isForeign(dir string) bool {
 	return err == nil && ownerOf(info) != os.Geteuid()
 }
 
-// runtimeDirs are the places where the user's other processes, in other surroundings, may have their runtime directory.
+// runtimeDirs are the places where the user's other processes, in other surroundings, may have
+// their runtime directory.
 func runtimeDirs() []string {
 	dirs := []string{RuntimeDir()}
 	if os.Getenv(RuntimeEnv) != "" {
@@ -61,8 +65,9 @@ func runtimeDirs() []string {
 	return dirs
 }
 
-// underXDG is the runtime directory below what XDG_RUNTIME_DIR names, or "" where that can't be used: it may be set, but of
-// another user (sudo), or not there (a container that got the variable only).
+// underXDG is the runtime directory below what XDG_RUNTIME_DIR names, or "" where that can't be
+// used: it may be set, but of another user (sudo), or not there (a container that got the variable
+// only).
 func underXDG(xdg string) string {
 	if !filepath.IsAbs(xdg) || checkPrivate(xdg) != nil {
 		return ""
@@ -86,8 +91,9 @@ func sharedDirs() []string {
 	return dirs
 }
 
-// firstUsable is the first that is the user's, else the first that isn't there. What somebody else has put in a place is passed
-// over: it can keep nobody from starting. If that has happened to all, it is the first, which then is refused with the reason.
+// firstUsable is the first that is the user's, else the first that isn't there. What somebody else
+// has put in a place is passed over: it can keep nobody from starting. If that has happened to all,
+// it is the first, which then is refused with the reason.
 func firstUsable(dirs []string) string {
 	free := ""
 	for _, dir := range dirs {
@@ -122,8 +128,8 @@ type Host struct {
 	err     error // of closing
 }
 
-// NewHost makes a directory for this process in runtimeDir; empty means [RuntimeDir]. Others see that this process is alive by
-// it until it is closed.
+// NewHost makes a directory for this process in runtimeDir; empty means [RuntimeDir]. Others see
+// that this process is alive by it until it is closed.
 func NewHost(runtimeDir string) (*Host, error) {
 	host, err := newHost(runtimeDir)
 	if err != nil {
@@ -186,8 +192,8 @@ func (h *Host) Socket() string { return filepath.Join(h.path, socketFile) }
 // Scratch is a folder for whatever the process needs while it lives.
 func (h *Host) Scratch() string { return filepath.Join(h.path, scratchFolder) }
 
-// Nonce is the random text that is in the directory's nonce file. A process that is told it, and finds it there with
-// [Proves], shares this file system.
+// Nonce is the random text that is in the directory's nonce file. A process that is told it, and
+// finds it there with [Proves], shares this file system.
 func (h *Host) Nonce() string { return h.nonce }
 
 // Close removes the directory. What the process still has open stays usable.
@@ -200,8 +206,8 @@ func (h *Host) Close() error {
 	return h.err
 }
 
-// SweepHosts removes the directories of dead hosts from runtimeDir; empty means [RuntimeDir]. It goes on when something can't be
-// removed, and returns all errors.
+// SweepHosts removes the directories of dead hosts from runtimeDir; empty means [RuntimeDir]. It
+// goes on when something can't be removed, and returns all errors.
 func SweepHosts(runtimeDir string) error {
 	dir, err := openRuntimeDir(runtimeDir)
 	if err != nil {
@@ -210,8 +216,8 @@ func SweepHosts(runtimeDir string) error {
 	return sweep(dir, isShortID, os.RemoveAll)
 }
 
-// LockPath is the path of a lock, for [AcquireLock], that all of the user's processes on this machine that have the same
-// runtimeDir mean by the name; empty means [RuntimeDir].
+// LockPath is the path of a lock, for [AcquireLock], that all of the user's processes on this
+// machine that have the same runtimeDir mean by the name; empty means [RuntimeDir].
 func LockPath(runtimeDir, name string) (string, error) {
 	if filepath.Base(name) != name || name == "." || name == ".." {
 		return "", fmt.Errorf("rundir: %q is no name for a lock: it must be a single path element", name)

@@ -19,8 +19,8 @@ type Lock struct {
 	err       error // of releasing
 }
 
-// TryLock takes the lock on the file at path, which is made if it isn't there. If somebody else holds it, also in this process,
-// the error is [ErrLocked].
+// TryLock takes the lock on the file at path, which is made if it isn't there. If somebody else
+// holds it, also in this process, the error is [ErrLocked].
 func TryLock(path string) (*Lock, error) {
 	lock, err := tryLock(path)
 	if err != nil {
@@ -31,17 +31,20 @@ func TryLock(path string) (*Lock, error) {
 
 // How a lock is waited for. See AcquireLock.
 const (
-	// A holder's death is announced a moment before its lock is free, so that a waiter tries a few times more.
+	// A holder's death is announced a moment before its lock is free, so that a waiter tries a few
+	// times more.
 	retryFirst = time.Millisecond
 	retryLast  = 128 * time.Millisecond
-	// Where the file can't be watched: how often it is tried. Where it can, some file systems don't announce all (network, overlay).
+	// Where the file can't be watched: how often it is tried. Where it can, some file systems don't
+	// announce all (network, overlay).
 	pollUnwatched = 250 * time.Millisecond
 	pollWatched   = time.Second
 )
 
-// AcquireLock takes the lock on the file at path, which is made if it isn't there, and waits until it is free or ctx ends.
-// On Linux it is woken by the kernel when the holder closes the file or dies; elsewhere, or if the user has too many watches, it looks
-// four times a second. Among several who wait, any one gets it.
+// AcquireLock takes the lock on the file at path, which is made if it isn't there, and waits until
+// it is free or ctx ends. On Linux it is woken by the kernel when the holder closes the file or
+// dies; elsewhere, or if the user has too many watches, it looks four times a second. Among several
+// who wait, any one gets it.
 func AcquireLock(ctx context.Context, path string) (*Lock, error) {
 	lock, err := acquire(ctx, path, watchFile)
 	if err != nil {
@@ -145,7 +148,8 @@ func openLock(path string) (int, error) {
 // Path is the locked file.
 func (l *Lock) Path() string { return l.path }
 
-// Release lets go of the lock. The file stays: were it removed, two processes could hold a lock on it, each on its own.
+// Release lets go of the lock. The file stays: were it removed, two processes could hold a lock on
+// it, each on its own.
 func (l *Lock) Release() error {
 	l.releasing.Do(func() {
 		if err := unix.Close(l.fd); err != nil {

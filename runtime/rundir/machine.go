@@ -10,9 +10,9 @@ import (
 
 const maxMachine = 64
 
-// Machine identifies this machine for names and placement: $RAYLINK_MACHINE if that is set, else a short hash of what the
-// system's start and network are called. Two containers with networks of their own are two machines; a machine that restarts
-// is another one afterwards.
+// Machine identifies this machine for names and placement: $RAYLINK_MACHINE if that is set, else a
+// short hash of what the system's start and network are called. Two containers with networks of
+// their own are two machines; a machine that restarts is another one afterwards.
 //
 // It proves nothing. That two processes share a file system is shown by [Proves].
 func Machine() (string, error) {

@@ -13,9 +13,10 @@ const (
 	maxNonce = 128
 )
 
-// Proves says whether dir is a host directory with this nonce, and so whether the peer that named both can share files and
-// sockets with this process. Both are taken for what they are, words from the wire: a dir that is not a directory of this user
-// alone proves nothing, nor does a nonce file that is not a small regular file, and neither is followed if it is a symbolic link.
+// Proves says whether dir is a host directory with this nonce, and so whether the peer that named
+// both can share files and sockets with this process. Both are taken for what they are, words from
+// the wire: a dir that is not a directory of this user alone proves nothing, nor does a nonce file
+// that is not a small regular file, and neither is followed if it is a symbolic link.
 func Proves(dir, nonce string) bool {
 	if !filepath.IsAbs(dir) || len(nonce) < minNonce || len(nonce) > maxNonce || checkPrivate(dir) != nil {
 		return false

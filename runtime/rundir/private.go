@@ -15,11 +15,12 @@ const (
 	privateFile = 0o600
 )
 
-// ErrNotPrivate says that a directory can't be used because others than the user could change what is in it, or it itself.
+// ErrNotPrivate says that a directory can't be used because others than the user could change what
+// is in it, or it itself.
 var ErrNotPrivate = errors.New("not private")
 
-// makePrivate makes the directory if it isn't there. It refuses one that others can use, or that others could exchange for
-// another: in /tmp, anybody may have been there first.
+// makePrivate makes the directory if it isn't there. It refuses one that others can use, or that
+// others could exchange for another: in /tmp, anybody may have been there first.
 func makePrivate(dir string) error {
 	if err := checkParent(filepath.Dir(dir)); err != nil {
 		return err
@@ -30,7 +31,8 @@ func makePrivate(dir string) error {
 	return checkPrivate(dir)
 }
 
-// checkPrivate refuses what isn't a directory of the user's that nobody else can use. A symbolic link isn't one.
+// checkPrivate refuses what isn't a directory of the user's that nobody else can use. A symbolic
+// link isn't one.
 func checkPrivate(dir string) error {
 	info, err := os.Lstat(dir) //nolint:gosec // only looked at: the path may be from the wire, see Proves
 	if err != nil {
@@ -46,7 +48,8 @@ func checkPrivate(dir string) error {
 		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); %s", dir, ErrNotPrivate, info.Mode().Perm(), elsewhere(dir))
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		// What else is in it may have to be open to others: only a directory for RayLink alone is to be closed to them.
+		// What else is in it may have to be open to others: only a directory for RayLink alone is
+		// to be closed to them.
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			return fmt.Errorf("%s is %w: its mode is %#o, and it has files in it; %s", dir, ErrNotPrivate, mode, elsewhere(dir))
 		}
@@ -63,7 +66,8 @@ func elsewhere(dir string) string {
 	return "use one of your own, such as " + filepath.Join(dir, "raylink-"+strconv.Itoa(os.Geteuid())) + " (" + RuntimeEnv + ")"
 }
 
-// checkOurs refuses a directory that another user owns or can write to. Letting others read it is the user's own affair.
+// checkOurs refuses a directory that another user owns or can write to. Letting others read it is
+// the user's own affair.
 func checkOurs(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -79,7 +83,8 @@ func checkOurs(dir string) error {
 	return nil
 }
 
-// checkParent refuses a directory in which others could rename ours. In one with the sticky bit, as /tmp has it, they can't.
+// checkParent refuses a directory in which others could rename ours. In one with the sticky bit, as
+// /tmp has it, they can't.
 func checkParent(dir string) error {
 	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
 	if err != nil {

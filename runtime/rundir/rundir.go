@@ -1,22 +1,27 @@
-// Package rundir is what RayLink keeps in the file system of a machine, and the order that processes keep there among each other.
+// Package rundir is what RayLink keeps in the file system of a machine, and the order that
+// processes keep there among each other.
 //
 // There are two kinds of directory:
 //
-//   - A run directory ([Run]) is where one run keeps its logs, models, variables and mapped files. The driver makes it, under the
+//   - A run directory ([Run]) is where one run keeps its logs, models, variables and mapped files.
+//     The driver makes it, under the
 //     data directory ([DataDir]), and the run's hosts open it. It stays when the run is over, but for its mapped files, which
 //     [SweepRuns] removes if the run couldn't.
-//   - A host directory ([Host]) is private to one host process: its Unix socket, its nonce, its scratch files. It is short-lived,
+//   - A host directory ([Host]) is private to one host process: its Unix socket, its nonce, its
+//     scratch files. It is short-lived,
 //     has a short path ([RuntimeDir]), and is gone when its process is: [Host.Close] or, if the process was killed, any other
 //     process's [SweepHosts] removes it.
 //
-// Beside them stand a file lock that the kernel releases when its holder dies ([AcquireLock]), and the identity of a machine
-// ([Machine]).
+// Beside them stand a file lock that the kernel releases when its holder dies ([AcquireLock]), and
+// the identity of a machine ([Machine]).
 //
 // What the package promises:
 //
-//   - Directories and files belong to the user alone (0700, 0600). A host directory is never made in a place that others could
+//   - Directories and files belong to the user alone (0700, 0600). A host directory is never made
+//     in a place that others could
 //     exchange for another: such a place is refused by an error.
-//   - A sweep removes what dead processes left and nothing else, however many processes make, close and sweep at once. Whether a
+//   - A sweep removes what dead processes left and nothing else, however many processes make, close
+//     and sweep at once. Whether a
 //     process lives is told by a lock that the kernel holds for it, never by its id or by time.
 //   - Nothing waits for another process, but AcquireLock, which can be cancelled.
 package rundir
@@ -44,7 +49,8 @@ const (
 	MachineEnv = "RAYLINK_MACHINE"
 )
 
-// DataDir is where runs are kept: $RAYLINK_DATA, else $XDG_STATE_HOME/raylink, else ~/.local/state/raylink. It need not be there.
+// DataDir is where runs are kept: $RAYLINK_DATA, else $XDG_STATE_HOME/raylink, else
+// ~/.local/state/raylink. It need not be there.
 func DataDir() (string, error) {
 	if dir := os.Getenv(DataEnv); dir != "" {
 		dir, err := filepath.Abs(dir)
@@ -85,8 +91,8 @@ const (
 	runTime = "20060102T150405.000000Z"
 )
 
-// NewRun makes a run's directory, <data>/runs/<UTC time>-<id>, and lets <data>/runs/latest point to it. An empty data means
-// [DataDir].
+// NewRun makes a run's directory, <data>/runs/<UTC time>-<id>, and lets <data>/runs/latest point to
+// it. An empty data means [DataDir].
 func NewRun(data string) (*Run, error) {
 	run, err := newRun(data)
 	if err != nil {
@@ -133,8 +139,8 @@ func fillRun(path string) error {
 	return nil
 }
 
-// makeLatest lets `latest` point to the run. The link is made within the run's directory and moved, so that there is a latest
-// at any time, and one that is left behind is in nobody's way.
+// makeLatest lets `latest` point to the run. The link is made within the run's directory and moved,
+// so that there is a latest at any time, and one that is left behind is in nobody's way.
 func (r *Run) makeLatest() error {
 	link := filepath.Join(r.path, "."+latestLink)
 	if err := os.Symlink(filepath.Base(r.path), link); err != nil {
@@ -182,7 +188,8 @@ func (r *Run) Mapped() string { return filepath.Join(r.path, mappedFolder) }
 // Logs is the folder for what the run's processes print.
 func (r *Run) Logs() string { return filepath.Join(r.path, logsFolder) }
 
-// Log is the file for what the node at path prints, logs/<path>.log. The folder that it is in is made.
+// Log is the file for what the node at path prints, logs/<path>.log. The folder that it is in is
+// made.
 func (r *Run) Log(path string) (string, error) {
 	if local, err := filepath.Localize(path); err != nil || path == "." || strings.HasPrefix(filepath.Base(local), ".") {
 		return "", fmt.Errorf("rundir: %q is not a node's path that a log could be named for", path)
@@ -194,11 +201,13 @@ func (r *Run) Log(path string) (string, error) {
 	return file, nil
 }
 
-// Close lets go of the directory, which stays. When all processes have, or have died, the run is over.
+// Close lets go of the directory, which stays. When all processes have, or have died, the run is
+// over.
 func (r *Run) Close() error { return r.lock.release() }
 
-// SweepRuns removes the mapped files of runs that are over, and directories whose making was cut short. An empty data means
-// [DataDir]. It goes on when something can't be removed, and returns all errors.
+// SweepRuns removes the mapped files of runs that are over, and directories whose making was cut
+// short. An empty data means [DataDir]. It goes on when something can't be removed, and returns all
+// errors.
 func SweepRuns(data string) error {
 	if data == "" {
 		var err error
@@ -226,7 +235,8 @@ func LatestRun(data string) (string, error) {
 	return path, nil
 }
 
-// shortID is eight random characters. Their 40 bits tell the few directories of a machine apart; whoever makes one finds out if not.
+// shortID is eight random characters. Their 40 bits tell the few directories of a machine apart;
+// whoever makes one finds out if not.
 func shortID() string {
 	var random [5]byte
 	_, _ = rand.Read(random[:]) // never fails
@@ -253,9 +263,9 @@ func isShortID(name string) bool {
 // KeepMark is the file that keeps a run's directory from being pruned: `touch runs/<run>/keep`.
 const KeepMark = "keep"
 
-// PruneRuns removes the directories of runs that are over, except for the newest and those that are marked with [KeepMark]. One
-// that a process uses is never removed, however old. An empty data means [DataDir]. It goes on when something can't be removed, and
-// returns all errors.
+// PruneRuns removes the directories of runs that are over, except for the newest and those that are
+// marked with [KeepMark]. One that a process uses is never removed, however old. An empty data
+// means [DataDir]. It goes on when something can't be removed, and returns all errors.
 func PruneRuns(data string, newest int) error {
 	if data == "" {
 		var err error

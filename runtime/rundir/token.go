@@ -18,9 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A system's token that was made, not given, is found by the user's other processes on this machine at
-// <runtime directory>/tokens/<Brain's address>. What stands there is a symbolic link to the file `token` in
-// the host directory of Brain's process, so a token is gone with its process, by Close or by a sweep.
+// A system's token that was made, not given, is found by the user's other processes on this machine
+// at <runtime directory>/tokens/<Brain's address>. What stands there is a symbolic link to the file
+// `token` in the host directory of Brain's process, so a token is gone with its process, by Close
+// or by a sweep.
 
 const (
 	tokensFolder = "tokens"
@@ -39,9 +40,9 @@ func NewToken() string {
 	return hex.EncodeToString(b[:])
 }
 
-// PublishToken lets the user's other processes find the token of the system whose Brain is reached at the addresses, until the
-// host directory is closed. It returns the path to find it at, that of the first address. Whatever was published for them
-// before is replaced.
+// PublishToken lets the user's other processes find the token of the system whose Brain is reached
+// at the addresses, until the host directory is closed. It returns the path to find it at, that of
+// the first address. Whatever was published for them before is replaced.
 func (h *Host) PublishToken(token string, addresses ...string) (string, error) {
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("rundir: publishing the token for Brain at %s: %w", strings.Join(addresses, " and "), err)
@@ -84,8 +85,8 @@ func sweepTokens(folder string) {
 // tokenName is an address as a file's name.
 func tokenName(address string) string { return url.PathEscape(address) }
 
-// FindToken is the token that the system whose Brain is at the address, HOST:PORT, has made, and the file it is in. It is
-// [ErrNoToken] where none is published by this user on this machine.
+// FindToken is the token that the system whose Brain is at the address, HOST:PORT, has made, and
+// the file it is in. It is [ErrNoToken] where none is published by this user on this machine.
 func FindToken(address string) (token, path string, err error) {
 	dirs := runtimeDirs()
 	for _, name := range aliasesOf(address) {
@@ -124,7 +125,8 @@ func PublishedBrains() []string {
 	return addresses
 }
 
-// Tokens are those of all systems that this user has running on this machine and that have made one.
+// Tokens are those of all systems that this user has running on this machine and that have made
+// one.
 func Tokens() []string {
 	var tokens []string
 	for _, address := range publishedAddresses(runtimeDirs()) {
@@ -156,7 +158,8 @@ func publishedAddresses(dirs []string) []string {
 	return known
 }
 
-// readPublished follows a published link by hand: it trusts nothing that another user could have put there.
+// readPublished follows a published link by hand: it trusts nothing that another user could have
+// put there.
 func readPublished(dir, path string) (string, error) {
 	if err := checkPrivate(dir); err != nil {
 		return "", errNotThere(err)
@@ -235,8 +238,8 @@ func writeNew(path, line string) error {
 	return errors.Join(err, os.Remove(file.Name()))
 }
 
-// KeptToken is the token in the file `token` of a data directory, which is made where it isn't there: a Brain that is started again
-// on the same data has the token that its hosts know.
+// KeptToken is the token in the file `token` of a data directory, which is made where it isn't
+// there: a Brain that is started again on the same data has the token that its hosts know.
 func KeptToken(data string) (string, error) {
 	path := filepath.Join(data, tokenFile)
 	token, err := readToken(path)
@@ -254,8 +257,9 @@ func KeptToken(data string) (string, error) {
 	return token, nil
 }
 
-// aliasesOf are the addresses under which a Brain that is reached at the address may have published its token: its own, for a name the
-// addresses that the name stands for, and where the address is this machine's, those of the same port on loopback and on all interfaces.
+// aliasesOf are the addresses under which a Brain that is reached at the address may have published
+// its token: its own, for a name the addresses that the name stands for, and where the address is
+// this machine's, those of the same port on loopback and on all interfaces.
 func aliasesOf(address string) []string {
 	var names []string
 	add := func(host, port string) {

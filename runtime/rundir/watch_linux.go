@@ -11,7 +11,8 @@ import (
 // inotify is a watch that the kernel wakes.
 type inotify struct{ file *os.File }
 
-// watchFile watches the file at path for being closed (a lock is released by that, also when a process dies) or removed.
+// watchFile watches the file at path for being closed (a lock is released by that, also when a
+// process dies) or removed.
 func watchFile(path string) (watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
