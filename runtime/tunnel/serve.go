@@ -238,15 +238,8 @@ func (c *Conn) onCancel(id uint32) {
 	if in == nil || p != nil {
 		return // answered already: the two crossed
 	}
-	in.ctx.end(context.Canceled)
-	switch s := in.stream(); {
-	case s != nil:
-		c.mu.Lock()
-		why := contextError(in.ctx.Err(), "the caller waits no longer")
-		c.out.close(&s.lane, why)
-		c.mu.Unlock()
-		s.inbox.close(why, true)
-	case in.assembly() != nil: // it never ran, and will not
+	in.ctx.end(context.Canceled) // which ends a stream's lane and inbox too, see serverStream.watch
+	if in.assembly() != nil {    // the call has not run, and will not
 		in.extra.assembly = nil
 		in.refuse(context.Canceled)
 	}

@@ -29,10 +29,11 @@ func newServerStream(in *Incoming) *serverStream {
 	return s
 }
 
-// watch makes the end of the call's context end what the handler waits for.
+// watch makes the end of the call's context end what the handler waits for. It alone does so, whether a CANCEL, the deadline or
+// the connection's end was the cause, so that the handler gets one error whatever happens at once.
 func (s *serverStream) watch() {
 	s.unwatch = s.in.ctx.AfterFunc(func() {
-		err := contextError(s.in.ctx.Err(), "")
+		err := contextError(s.in.ctx.Err(), "the caller waits no longer")
 		s.shut(err)
 		s.inbox.close(err, true)
 	})
