@@ -23,11 +23,11 @@ import (
 	counterv1 "github.com/raylink/raylink/clients/grpc-go/gen/counter/v1"
 )
 
-// patience bounds every story; to reach it is a failure.
-const patience = 20 * time.Second
+// timeout is the maximum duration of a test.
+const timeout = 20 * time.Second
 
-// whereabouts is the line that `counter serve` prints.
-type whereabouts struct {
+// endpoint is the line that `counter serve` prints.
+type endpoint struct {
 	Gateway string `json:"gateway"`
 	Host    string `json:"host"`
 	Path    string `json:"path"`
@@ -35,7 +35,7 @@ type whereabouts struct {
 }
 
 func main() {
-	var where whereabouts
+	var where endpoint
 	if err := json.Unmarshal([]byte(os.Getenv("RAYLINK_COUNTER")), &where); err != nil {
 		fmt.Fprintln(os.Stderr, "RAYLINK_COUNTER:", err)
 		os.Exit(2)
@@ -43,14 +43,14 @@ func main() {
 	passed, failed := 0, 0
 	for _, place := range []struct{ name, address string }{{"the host", where.Host}, {"the gateway", where.Gateway}} {
 		for _, node := range []struct{ how, name string }{{"by path", where.Path}, {"by nid", where.NID}} {
-			for _, story := range stories {
-				err := tell(place.address, node.name, story.tell)
+			for _, test := range tests {
+				err := runTest(place.address, node.name, test.run)
 				if err == nil {
 					passed++
 					continue
 				}
 				failed++
-				fmt.Fprintf(os.Stderr, "FAILED: %s, %s, %s: %v\n", story.title, node.how, place.name, err)
+				fmt.Fprintf(os.Stderr, "FAILED: %s, %s, %s: %v\n", test.title, node.how, place.name, err)
 			}
 		}
 	}
@@ -60,8 +60,8 @@ func main() {
 	}
 }
 
-// cast is the argument of a story. Its context names the node and has the token.
-type cast struct {
+// fixture is the argument of a test. Its context names the node and has the token.
+type fixture struct {
 	context.Context
 
 	node    string
@@ -70,21 +70,21 @@ type cast struct {
 }
 
 // as returns a context for the same node with another token.
-func (c *cast) as(token string) context.Context {
+func (c *fixture) as(token string) context.Context {
 	return metadata.NewOutgoingContext(c.Context, metadata.Pairs("raylink-node", c.node, "authorization", "Bearer "+token))
 }
 
-func tell(address, node string, story func(*cast) error) (err error) {
+func runTest(address, node string, test func(*fixture) error) (err error) {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c := &cast{Context: ctx, node: node, conn: conn, counter: counterv1.NewCounterClient(conn)}
+	c := &fixture{Context: ctx, node: node, conn: conn, counter: counterv1.NewCounterClient(conn)}
 	c.Context = c.as(os.Getenv("RAYLINK_TOKEN"))
-	return story(c)
+	return test(c)
 }
 
 // refused checks that an error has a code, and returns it.
@@ -120,9 +120,9 @@ func limits(err error) (*counterv1.Limits, error) {
 	return l, nil
 }
 
-var stories = []struct {
+var tests = []struct {
 	title string
-	tell  func(*cast) error
+	run   func(*fixture) error
 }{
 	{"unary calls add up", unary},
 	{"an error has its details", details},
@@ -137,7 +137,7 @@ var stories = []struct {
 	{"the host is healthy", health},
 }
 
-func unary(c *cast) error {
+func unary(c *fixture) error {
 	before, err := c.counter.Get(c, &counterv1.GetRequest{})
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func unary(c *cast) error {
 	return same("sum", res.GetSum(), before.GetSum()+2)
 }
 
-func details(c *cast) error {
+func details(c *fixture) error {
 	before, err := c.counter.Get(c, &counterv1.GetRequest{})
 	if err != nil {
 		return err
@@ -165,7 +165,7 @@ func details(c *cast) error {
 	)
 }
 
-func deadline(c *cast) error {
+func deadline(c *fixture) error {
 	ctx, cancel := context.WithTimeout(c, 100*time.Millisecond)
 	defer cancel()
 	_, err := c.counter.WaitFor(ctx, &counterv1.WaitForRequest{AtLeast: 1000})
@@ -173,7 +173,7 @@ func deadline(c *cast) error {
 	return err
 }
 
-func wrongToken(c *cast) error {
+func wrongToken(c *fixture) error {
 	_, err := c.counter.Get(c.as("wrong"), &counterv1.GetRequest{})
 	if _, err := refused(err, codes.Unauthenticated); err != nil {
 		return err
@@ -187,7 +187,7 @@ func wrongToken(c *cast) error {
 	return err
 }
 
-func noSuchNode(c *cast) error {
+func noSuchNode(c *fixture) error {
 	nobody := *c
 	nobody.node = "counter-77"
 	_, err := c.counter.Get(nobody.as(os.Getenv("RAYLINK_TOKEN")), &counterv1.GetRequest{})
@@ -195,7 +195,7 @@ func noSuchNode(c *cast) error {
 	return err
 }
 
-func serverStream(c *cast) error {
+func serverStream(c *fixture) error {
 	stream, err := c.counter.Watch(c, &counterv1.WatchRequest{Count: 2})
 	if err != nil {
 		return err
@@ -217,7 +217,7 @@ func serverStream(c *cast) error {
 	return same("second sum", second.GetSum(), first.GetSum()+3)
 }
 
-func streamDeadline(c *cast) error {
+func streamDeadline(c *fixture) error {
 	ctx, cancel := context.WithTimeout(c, 200*time.Millisecond)
 	defer cancel()
 	stream, err := c.counter.Watch(ctx, &counterv1.WatchRequest{})
@@ -232,7 +232,7 @@ func streamDeadline(c *cast) error {
 	return err
 }
 
-func clientStream(c *cast) error {
+func clientStream(c *fixture) error {
 	before, err := c.counter.Get(c, &counterv1.GetRequest{})
 	if err != nil {
 		return err
@@ -253,7 +253,7 @@ func clientStream(c *cast) error {
 	return errors.Join(same("sum", res.GetSum(), before.GetSum()+6), same("count", res.GetCount(), 4))
 }
 
-func clientStreamRefused(c *cast) error {
+func clientStreamRefused(c *fixture) error {
 	stream, err := c.counter.Sum(c)
 	if err != nil {
 		return err
@@ -269,7 +269,7 @@ func clientStreamRefused(c *cast) error {
 	return same("max", l.GetMax(), 1000)
 }
 
-func bidi(c *cast) error {
+func bidi(c *fixture) error {
 	before, err := c.counter.Get(c, &counterv1.GetRequest{})
 	if err != nil {
 		return err
@@ -303,7 +303,7 @@ func bidi(c *cast) error {
 	return same("sum in the details", l.GetSum(), sum)
 }
 
-func health(c *cast) error {
+func health(c *fixture) error {
 	client := healthv1.NewHealthClient(c.conn)
 	for _, service := range []string{"", "counter.v1.Counter"} {
 		res, err := client.Check(c, &healthv1.HealthCheckRequest{Service: service})

@@ -1,4 +1,5 @@
-"""Calls a counter node with the Connect client for Python, through its host and through the gateway, in each protocol of the client.
+"""Calls a counter node with the Connect client for Python, through its host and through the gateway,
+in each protocol of the client.
 
 RAYLINK_COUNTER is the line that `counter serve` printed, RAYLINK_TOKEN the system's token.
 """
@@ -29,8 +30,8 @@ from gen.counter.v1.counter_pb import (
 WHERE = json.loads(os.environ["RAYLINK_COUNTER"])
 TOKEN = {"Authorization": "Bearer " + os.environ["RAYLINK_TOKEN"]}
 
-# The bound of a story, in seconds; to reach it is a failure.
-PATIENCE = 20
+# The maximum duration of a test in seconds.
+TIMEOUT = 20
 
 
 async def refused(call, code):
@@ -112,7 +113,7 @@ async def a_client_stream_is_refused_with_details(counter):
     assert error.details[0].value(Limits).max == 1000
 
 
-async def both_sides_of_a_bidi_stream_talk(counter):
+async def both_sides_of_a_bidi_stream_send(counter):
     before = (await counter.get(GetRequest(), headers=TOKEN)).sum
     answered = asyncio.Event()
 
@@ -142,7 +143,7 @@ async def no_such_node(counter, address):
     assert "counter-77" in error.message, error.message
 
 
-STORIES = [
+TESTS = [
     unary_calls_add_up,
     an_error_has_its_details,
     an_unary_call_ends_with_its_deadline,
@@ -154,7 +155,7 @@ STORIES = [
     a_client_stream_is_refused_with_details,
 ]
 # What needs both directions of a connection at once, which HTTP/1.1 doesn't give.
-BIDI_STORIES = [both_sides_of_a_bidi_stream_talk, a_bidi_stream_ends_with_an_error_and_its_details]
+BIDI_TESTS = [both_sides_of_a_bidi_stream_send, a_bidi_stream_ends_with_an_error_and_its_details]
 
 WAYS = {
     "Connect over HTTP/2": (HTTPVersion.HTTP2, {}),
@@ -168,10 +169,10 @@ WAYS = {
 async def main():
     passed, failed = 0, 0
 
-    async def tell(name, story):
+    async def run_test(name, test):
         nonlocal passed, failed
         try:
-            await asyncio.wait_for(story, PATIENCE)
+            await asyncio.wait_for(test, TIMEOUT)
             passed += 1
         except Exception:
             failed += 1
@@ -183,10 +184,10 @@ async def main():
             async with HTTPTransport(http_version=version) as transport:
                 http = Client(transport)
                 counter = CounterClient(f"http://{address}/{WHERE['path']}", http_client=http, **options)
-                stories = STORIES if version == HTTPVersion.HTTP1 else STORIES + BIDI_STORIES
-                for story in stories:
-                    await tell(f"{story.__name__}, {way}, {place}", story(counter))
-                await tell(f"no_such_node, {way}, {place}", no_such_node(http, address))
+                tests = TESTS if version == HTTPVersion.HTTP1 else TESTS + BIDI_TESTS
+                for test in tests:
+                    await run_test(f"{test.__name__}, {way}, {place}", test(counter))
+                await run_test(f"no_such_node, {way}, {place}", no_such_node(http, address))
     print(f"python: {passed} passed, {failed} failed")
     return failed > 0
 
@@ -195,5 +196,5 @@ code = int(asyncio.run(main()))
 sys.stdout.flush()
 sys.stderr.flush()
 # Not sys.exit: occasionally the HTTP client's native threads abort the interpreter at its end,
-# after all stories have passed.
+# after all tests have passed.
 os._exit(code)

@@ -12,16 +12,16 @@ import { createConnectTransport, createGrpcTransport, createGrpcWebTransport } f
 
 import { Counter, LimitsSchema, type SumRequestSchema, type TallyRequestSchema } from "./gen/counter/v1/counter_pb.js";
 
-interface Whereabouts {
+interface Endpoint {
   gateway: string;
   host: string;
   path: string;
 }
 
-const where = JSON.parse(env["RAYLINK_COUNTER"]!) as Whereabouts;
+const where = JSON.parse(env["RAYLINK_COUNTER"]!) as Endpoint;
 
-// The bound of a story, in milliseconds; to reach it is a failure.
-const patience = 20_000;
+// The maximum duration of a test in milliseconds.
+const timeout = 20_000;
 
 /** Sends a token with every call; none if it is empty. */
 function withToken(token: string): Interceptor {
@@ -59,15 +59,15 @@ async function* numbers<T extends typeof SumRequestSchema | typeof TallyRequestS
   }
 }
 
-/** The argument of a story: a client that has the token, and a way to make others. */
-interface Cast {
+/** The argument of a test: a client that has the token, and a way to make others. */
+interface Fixture {
   counter: Client<typeof Counter>;
   another: (options: { token?: string; path?: string }) => Client<typeof Counter>;
 }
 
-type Story = (cast: Cast) => Promise<void>;
+type Test = (fixture: Fixture) => Promise<void>;
 
-const stories: Record<string, Story> = {
+const tests: Record<string, Test> = {
   "unary calls add up": async ({ counter }) => {
     const before = (await counter.get({})).sum;
     assert.equal((await counter.add({ by: 2n })).sum, before + 2n);
@@ -143,7 +143,7 @@ const stories: Record<string, Story> = {
 };
 
 // What needs both directions of a connection at once, which HTTP/1.1 doesn't give.
-const bidiStories: Record<string, Story> = {
+const bidiTests: Record<string, Test> = {
   "both sides of a bidi stream talk": async ({ counter }) => {
     const before = (await counter.get({})).sum;
     let answered = () => {};
@@ -199,10 +199,10 @@ const ways: Record<string, Way> = {
   },
 };
 
-function orLate(story: Promise<void>): Promise<void> {
+function withTimeout(test: Promise<void>): Promise<void> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no end after ${patience} ms`)), patience);
-    story.then(resolve, reject).finally(() => clearTimeout(timer));
+    const timer = setTimeout(() => reject(new Error(`no end after ${timeout} ms`)), timeout);
+    test.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }
 
@@ -210,12 +210,12 @@ let passed = 0;
 let failed = 0;
 for (const [place, address] of [["the host", where.host], ["the gateway", where.gateway]] as const) {
   for (const [name, way] of Object.entries(ways)) {
-    const another: Cast["another"] = ({ token = env["RAYLINK_TOKEN"]!, path = where.path }) =>
+    const another: Fixture["another"] = ({ token = env["RAYLINK_TOKEN"]!, path = where.path }) =>
       createClient(Counter, way.transport(`http://${address}/${path}`, [withToken(token)]));
-    const cast: Cast = { counter: another({}), another };
-    for (const [title, story] of Object.entries(way.bidi ? { ...stories, ...bidiStories } : stories)) {
+    const fixture: Fixture = { counter: another({}), another };
+    for (const [title, test] of Object.entries(way.bidi ? { ...tests, ...bidiTests } : tests)) {
       try {
-        await orLate(story(cast));
+        await withTimeout(test(fixture));
         passed++;
       } catch (reason) {
         failed++;

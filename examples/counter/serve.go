@@ -10,9 +10,9 @@ import (
 	"github.com/raylink/raylink/examples/counter/gen/counter/v1/counterv1raylink"
 )
 
-// whereabouts is the address of the counter, for programs in other languages:
+// endpoint is the address of the counter, for programs in other languages:
 // `http://<gateway or host>/<path or nid>/counter.v1.Counter/Add`.
-type whereabouts struct {
+type endpoint struct {
 	// Gateway is Brain's address, which reaches every node.
 	Gateway string `json:"gateway"`
 	// Host is the address of the node's own process.
@@ -31,7 +31,7 @@ func serve(ctx context.Context, rt *raylink.Runtime, out io.Writer) error {
 		return err
 	}
 	ref := counter.Ref()
-	err = json.NewEncoder(out).Encode(whereabouts{
+	err = json.NewEncoder(out).Encode(endpoint{
 		Gateway: rt.Address(), Host: ref.NodeRef().GetHost().GetAddress(),
 		Path: ref.Path(), NID: ref.NID(), TokenFile: rt.TokenFile(),
 	})
