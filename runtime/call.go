@@ -10,10 +10,10 @@ import (
 
 // Call calls the method and waits for its response.
 //
-// The request belongs to nobody from then on, nor does the response once returned: nobody may
-// change either. A nil request is the empty message. A call whose context ends returns at once,
-// unless its method runs on the caller's own goroutine: a call to an idle node in the same process
-// returns when its method does, whose context has ended then too.
+// Neither the request nor the response may be modified afterwards, by any side: in the same process
+// they are passed by reference. A nil request is the empty message. Call returns as soon as ctx
+// ends, except that a call to an idle node in the same process runs the method on the caller's
+// goroutine: then it returns when the method does, whose own context has ended with ctx.
 func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
 	var none Res
 	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
@@ -23,12 +23,12 @@ func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, erro
 	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
 }
 
-// CallAsync is [CallAsync] for the method.
+// CallAsync starts a call of the method, see [CallAsync].
 func (u *Unary[Req, Res]) CallAsync(ctx context.Context, ref Ref, req Req) *Future[Res] {
 	return &Future[Res]{f: ref.t.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
 }
 
-// method is the method of the handle's service at an index of its [Table].
+// method returns the method at an index of the [Table] of the handle's service.
 func (r Ref) method(index int) (*Method, error) {
 	if r.t == nil {
 		return nil, errNoNode()
@@ -36,8 +36,8 @@ func (r Ref) method(index int) (*Method, error) {
 	return r.t.service.methods[index], nil
 }
 
-// CallUnary is [Unary.Call] for the method at an index of the [Table] that ref's service is made
-// of. It is for generated code, as are the functions below.
+// CallUnary is [Unary.Call] for the method at an index of the [Table] of ref's service. It is for
+// generated code, as are the functions below.
 func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (Res, error) {
 	var none Res
 	m, err := ref.method(index)
@@ -51,9 +51,10 @@ func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
 }
 
-// CallAsync enqueues a call of a method. It blocks only while the way to the node is full or being
-// opened, until it is not or ctx ends. Calls enqueued one after the other run in that order. The
-// call lives as long as ctx; the future's outcome is the call's.
+// CallAsync enqueues a call of a method and returns its future. It blocks only while the node's
+// queue is full or its connection is being opened, and no longer than ctx. Calls that are enqueued
+// one after the other by a goroutine run in that order. The call is canceled when ctx is. Neither
+// request nor response may be modified afterwards.
 func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) *Future[Res] {
 	m, err := ref.method(index)
 	if err != nil {
@@ -62,7 +63,7 @@ func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 	return &Future[Res]{f: ref.t.submit(ctx, m, orEmpty(req, m.newRequest))}
 }
 
-// failedFuture is that of a call of no node.
+// failedFuture is the future of a call with a Ref that refers to no node.
 func failedFuture(err error) *future {
 	f := newFuture(&Method{spec: connect.Spec{Procedure: "/(a method of no node)"}}, nil)
 	f.complete(err)
@@ -82,7 +83,7 @@ func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
 	return &callStream{ctx: ctx, stream: stream, method: m, target: ref.t}, nil
 }
 
-// CallServerStream begins a call of a method, and returns its stream of responses.
+// CallServerStream calls a method with one request and returns the stream of its responses.
 func CallServerStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (ServerStreamingClient[Res], error) {
 	c, err := beginStream(ctx, ref, index)
 	if err != nil {
@@ -94,21 +95,22 @@ func CallServerStream[Req, Res proto.Message](ctx context.Context, ref Ref, inde
 	return serverStreamingClient[Res]{c}, nil
 }
 
-// sendOnly sends the only request.
+// sendOnly sends the request and closes the sending side.
 func (c *callStream) sendOnly(req proto.Message) error {
 	err := c.stream.Send(req)
 	if err == nil {
 		err = c.stream.CloseSend()
 	}
 	if err != nil && isLocalRefusal(err) {
-		_ = c.stream.Close() // nothing has begun
+		_ = c.stream.Close() // the call has not begun
 		return err
 	}
-	// Otherwise the node, or what lost it, says why on the receiving side.
+	// Any other error is the node's, or that of the connection: receiving returns the reason.
 	return nil
 }
 
-// isLocalRefusal reports whether a call was refused on the caller's side, for what it was to carry.
+// isLocalRefusal reports whether a call was refused on the caller's side because of its message or
+// metadata.
 func isLocalRefusal(err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.IsRemote() {
@@ -122,7 +124,7 @@ func isLocalRefusal(err error) bool {
 	}
 }
 
-// CallClientStream begins a call of a method, and returns the stream to send its requests on.
+// CallClientStream begins a call and returns the stream on which its requests are sent.
 func CallClientStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (ClientStreamingClient[Req, Res], error) {
 	c, err := beginStream(ctx, ref, index)
 	if err != nil {
@@ -131,7 +133,7 @@ func CallClientStream[Req, Res proto.Message](ctx context.Context, ref Ref, inde
 	return clientStreamingClient[Req, Res]{c}, nil
 }
 
-// CallBidiStream begins a call of a method, and returns its stream.
+// CallBidiStream begins a call and returns its stream.
 func CallBidiStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (BidiStreamingClient[Req, Res], error) {
 	c, err := beginStream(ctx, ref, index)
 	if err != nil {
@@ -140,7 +142,7 @@ func CallBidiStream[Req, Res proto.Message](ctx context.Context, ref Ref, index 
 	return bidiStreamingClient[Req, Res]{c}, nil
 }
 
-// orEmpty makes nil the empty message.
+// orEmpty replaces a nil message by the empty one.
 func orEmpty[M proto.Message](msg M, fresh func() proto.Message) proto.Message {
 	var none M
 	if any(msg) == any(none) {
@@ -149,8 +151,8 @@ func orEmpty[M proto.Message](msg M, fresh func() proto.Message) proto.Message {
 	return msg
 }
 
-// chainOf is who waits for the calls made with ctx: the turn that its method holds, and whoever
-// waits for that.
+// chainOf returns the calls that wait for a call made with ctx: the turn that the current method
+// holds, and the calls that wait for that.
 func chainOf(ctx context.Context) *chain {
 	cc := callContextOf(ctx)
 	if cc == nil {
@@ -166,7 +168,7 @@ func chainOf(ctx context.Context) *chain {
 	return &chain{nid: cc.node.nid, path: cc.node.path, method: method, overrides: cc.node.overrides, outer: cc.chain}
 }
 
-// localCall describes a call made with ctx to a node of this process.
+// localCall makes the context of a call made with ctx to a node of this process.
 func localCall(ctx context.Context, m *Method, metadata Metadata) *callContext {
 	c := newCall(ctx, m, byLocal)
 	c.call.receive(metadata)
@@ -177,7 +179,7 @@ func localCall(ctx context.Context, m *Method, metadata Metadata) *callContext {
 	return c
 }
 
-// errNoNode is what the zero Ref answers.
+// errNoNode is the error of the zero Ref's calls.
 func errNoNode() error {
 	return connect.NewError(connect.CodeFailedPrecondition, "the handle reaches no node: it is the zero value; get one from Create, Find or a NodeRef")
 }

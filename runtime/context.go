@@ -9,32 +9,32 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Way is how a call came to its node.
+// Way is how a call reached its node.
 type Way string
 
-// The ways a call can go.
+// The ways of a call.
 const (
 	// WayLocal is a call inside one process.
 	WayLocal Way = "local"
-	// WayTunnel is a call through a tunnel.
+	// WayTunnel is a call through a tunnel, from another process.
 	WayTunnel Way = "tunnel"
 	// WayHTTP is a call by a Connect, gRPC or gRPC-Web client, direct or through the gateway.
 	WayHTTP Way = "http"
 )
 
-// Call is what a node's code can know of the call it is serving, the same whatever way the call
-// came. See [CallFrom].
+// Call is the call that a node's code is serving, with the same contents whatever way it came. See
+// [CallFrom]. Its methods are safe for concurrent use.
 type Call struct {
 	method *Method
-	// from is nil where the call comes from outside nodes, and metadata where there is none.
+	// from is nil for a call from outside nodes, and metadata if there is none.
 	from     *Caller
 	metadata *Metadata
-	// reply is made when there is something to say.
+	// reply is allocated when the node's code first sets a header or trailer.
 	reply atomic.Pointer[reply]
 	way   wayNumber
 }
 
-// wayNumber is a [Way] in one byte: every call has one.
+// wayNumber is a [Way] in one byte, since every call has one.
 type wayNumber uint8
 
 const (
@@ -43,7 +43,7 @@ const (
 	byHTTP
 )
 
-// Caller says who calls.
+// Caller identifies the node that made a call.
 type Caller struct {
 	// NID is the calling node's id; empty where the call comes from outside nodes.
 	NID string
@@ -51,14 +51,14 @@ type Caller struct {
 	Path string
 }
 
-// reply takes what a node's code says beside its response.
+// reply is the metadata that a node's code adds to its response.
 type reply struct {
 	mu              sync.Mutex
 	header, trailer Metadata
 }
 
-// CallFrom returns the call that ctx belongs to: the one a node's method was given. It returns nil
-// outside of calls.
+// CallFrom returns the call that ctx belongs to, where ctx is the context of a node's method or
+// derived from it. It returns nil outside of calls.
 func CallFrom(ctx context.Context) *Call {
 	c, _ := ctx.Value(callKey{}).(*callContext)
 	if c == nil || c.call.method == nil {
@@ -67,12 +67,12 @@ func CallFrom(ctx context.Context) *Call {
 	return &c.call
 }
 
-// NodeFrom returns the node whose code runs with ctx: in its methods, and what they have derived;
-// in its tasks, OnStop functions and whatever [Node.Do] runs. It returns nil outside of nodes. This
-// is how an implementation without a set-up function of its own, behind a local stub or a generated
-// `Register...Tunnel`, has turns by [Node.Do]. Such a node is of no system, so it can neither
-// create nor find others; it never stops, so its tasks end by themselves or with their process, and
-// what OnStop is given never runs.
+// NodeFrom returns the node whose code runs with ctx: its methods, tasks, OnStop functions and what
+// [Node.Do] runs, with any context derived from theirs. It returns nil outside of nodes. An
+// implementation without a set-up function of its own, behind a local stub or a generated
+// `Register...Tunnel`, gets its node this way, to take turns with [Node.Do]. Such a node belongs to
+// no system: it can neither create nor find other nodes; it never stops, so its tasks end by
+// themselves or with the process, and its OnStop functions never run.
 func NodeFrom(ctx context.Context) *Node {
 	if c := callContextOf(ctx); c != nil {
 		return c.node
@@ -83,10 +83,10 @@ func NodeFrom(ctx context.Context) *Node {
 // Method is the method that was called.
 func (c *Call) Method() *Method { return c.method }
 
-// Way is how the call came.
+// Way is how the call reached the node.
 func (c *Call) Way() Way { return [...]Way{WayLocal, WayTunnel, WayHTTP}[c.way] }
 
-// Caller says who calls.
+// Caller identifies the calling node; it is the zero value if the call comes from outside nodes.
 func (c *Call) Caller() Caller {
 	if c.from == nil {
 		return Caller{}
@@ -94,10 +94,9 @@ func (c *Call) Caller() Caller {
 	return *c.from
 }
 
-// Metadata is what the caller sent beside the request, whatever way it came; values of keys that
-// end in `-bin` are the octets themselves. Keys that are the transport's (see [WithMetadata]) are
-// left out, credentials (`authorization`, `proxy-authorization`, `cookie`) among them. It must not
-// be changed.
+// Metadata is what the caller sent along with the request. Values of keys that end in `-bin` are
+// raw bytes. Keys reserved for the transports (see [WithMetadata]) are left out, including
+// credentials (`authorization`, `proxy-authorization`, `cookie`). It must not be modified.
 func (c *Call) Metadata() Metadata {
 	if c.metadata == nil {
 		return Metadata{}
@@ -105,22 +104,22 @@ func (c *Call) Metadata() Metadata {
 	return *c.metadata
 }
 
-// receive sets what the caller sent beside the request, before the call is seen. Every way ends
-// here.
+// receive sets the caller's metadata, before the call is visible to the node's code. Calls of every
+// way go through it.
 func (c *Call) receive(metadata Metadata) {
 	if metadata.Len() == 0 {
 		return
 	}
 	if metadata = metadata.withoutReserved(); metadata.Len() > 0 {
-		kept := metadata // so that only what is kept is moved to the heap
+		kept := metadata // so that only the filtered copy escapes to the heap
 		c.metadata = &kept
 	}
 }
 
-// SetHeader adds to the metadata that goes out before the response; a stream's goes with its first
-// message, or with its end if it has none. What can be carried is as for [WithMetadata]; header and
-// trailer share one limit. A call whose metadata can't be carried fails with Internal, unless it
-// fails already: that error is worth more. Safe for concurrent use.
+// SetHeader adds to the metadata that is sent before the response. A stream sends it with its first
+// message, or at its end if it has none. The limits are those of [WithMetadata]; header and trailer
+// share one size limit. A call whose metadata cannot be sent fails with Internal, unless it has
+// failed already: then that error is kept. Safe for concurrent use.
 func (c *Call) SetHeader(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -128,8 +127,8 @@ func (c *Call) SetHeader(key, value string) {
 	r.mu.Unlock()
 }
 
-// SetTrailer adds to the metadata that goes out after the response, as SetHeader does. Safe for
-// concurrent use.
+// SetTrailer adds to the metadata that is sent after the response, with the same rules as
+// [Call.SetHeader]. Safe for concurrent use.
 func (c *Call) SetTrailer(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
@@ -144,10 +143,10 @@ func (c *Call) replying() *reply {
 	return c.reply.Load()
 }
 
-// hasReply says whether the node's code has set any metadata of the response.
+// hasReply reports whether the node's code has set metadata of the response.
 func (c *Call) hasReply() bool { return c.reply.Load() != nil }
 
-// sent returns what the node's code has said so far.
+// sent returns the metadata that the node's code has set so far.
 func (c *Call) sent() (header, trailer Metadata) {
 	r := c.reply.Load()
 	if r == nil {
@@ -158,11 +157,11 @@ func (c *Call) sent() (header, trailer Metadata) {
 	return r.header, r.trailer
 }
 
-// causeOf is the end of a context as a call's error.
+// causeOf is the error of a call whose context has ended.
 func causeOf(ctx context.Context) error { return takenBack(ctx.Err(), context.Cause(ctx)) }
 
-// takenBack is the error of a call that ended because its caller's context did. Its causes are for
-// errors.Is.
+// takenBack is the error of a call that ended because its caller's context did: Canceled or
+// DeadlineExceeded. errors.Is finds the causes in it.
 func takenBack(causes ...error) error {
 	code := connect.CodeCanceled
 	text := context.Canceled.Error()
@@ -183,8 +182,8 @@ func takenBack(causes ...error) error {
 	return out
 }
 
-// overdue makes errors.Is find the deadline in an error that the node's side was the first to
-// notice it by.
+// overdue makes errors.Is find context.DeadlineExceeded in an error of the caller's own deadline
+// that the serving side noticed first.
 func overdue(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.Code() != connect.CodeDeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {

@@ -17,11 +17,12 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// author makes of a method's error what callers get, by every way:
+// author converts a method's error to the connect error that callers get, whatever the call's way:
 //
-//   - a node's own *connect.Error is kept;
-//   - one that came from another node keeps code, message and details, and gains a hop of trace;
-//   - the end of a context becomes Canceled or DeadlineExceeded; that of the node, Unavailable;
+//   - a *connect.Error of the node's own is kept;
+//   - one that came from another node keeps code, message and details, and gains a hop in its
+//     trace;
+//   - the end of a context becomes Canceled or DeadlineExceeded; the end of the node, Unavailable;
 //   - any other error becomes Unknown with its text, unless the process hides texts.
 //
 // A caller in the same process can still find the original with errors.Is and errors.As.
@@ -29,20 +30,22 @@ func (n *Node) author(cc *callContext, err error) error {
 	m := cc.call.method
 	if n.work.Err() != nil && errors.Is(err, context.Canceled) &&
 		(cc.caller.Err() == nil || errors.Is(context.Cause(cc.caller), errNodeStopped)) {
-		// The method was told to end because the node does. Its caller has canceled nothing.
+		// The method's context was canceled because the node is stopping; the caller has not
+		// canceled.
 		return closedError(n.path, "stopped while it was in "+m.name).WithCause(err)
 	}
-	if _, own := err.(*connect.Error); !own || errors.Is(err, tunnel.ErrNotRun) { //nolint:errorlint // the very value
+	if _, own := err.(*connect.Error); !own || errors.Is(err, tunnel.ErrNotRun) { //nolint:errorlint // compares identity
 		err = &foreign{err: err, text: err.Error(), begun: true}
 	}
 	if e, ok := errors.AsType[*connect.Error](err); ok && e != nil {
 		if e.IsRemote() {
 			return n.passOn(m, e, err)
 		}
-		if same, _ := err.(*connect.Error); same == e { //nolint:errorlint // only the very value needs no wrapping
+		if same, _ := err.(*connect.Error); same == e { //nolint:errorlint // only the identical value needs no wrapping
 			return withoutInternalDetails(e)
 		}
-		// The node wrapped it: its own words go along, code and details stay.
+		// The node wrapped it: keep the wrapper's text, and the code and details of the wrapped
+		// error.
 		return withDetailsOf(connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err), e)
 	}
 	code, text := connect.CodeUnknown, err.Error()
@@ -65,16 +68,14 @@ func (n *Node) author(cc *callContext, err error) error {
 }
 
 const (
-	// maxDetails bounds the details of an error that is passed on, as the tunnel does: adding a
-	// detail to an error copies those that it has.
+	// maxDetails bounds the details of an error that is passed on, to the same number as the
+	// tunnel: adding a detail copies all those before it.
 	maxDetails = 128
-	// maxHops bounds an error's trace, so that an error that goes round for long does not grow for
-	// long.
+	// maxHops bounds an error's trace, for an error that is passed on again and again.
 	maxHops = 64
 )
 
-// withHop adds a hop to a trace. Of a trace that is at its bound the first half stays, and the
-// newest hops.
+// withHop appends a hop to a trace. At the limit it keeps the first half and the newest hops.
 func withHop(hops []*nodev1.Hop, hop *nodev1.Hop) []*nodev1.Hop {
 	if extra := len(hops) + 1 - maxHops; extra > 0 {
 		hops = slices.Delete(hops, maxHops/2, maxHops/2+extra)
@@ -82,7 +83,7 @@ func withHop(hops []*nodev1.Hop, hop *nodev1.Hop) []*nodev1.Hop {
 	return append(hops, hop)
 }
 
-// passOn adds this node's hop to a remote error's trace.
+// passOn adds this node's hop to the trace of a remote error.
 func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	trace := &nodev1.ErrorTrace{}
 	name := string(trace.ProtoReflect().Descriptor().FullName())
@@ -94,7 +95,7 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 			}
 			continue
 		}
-		// A trace that can't be read is no reason to lose the error.
+		// A trace that cannot be parsed is replaced; the error itself is kept.
 		if proto.Unmarshal(d.Value, trace) != nil {
 			trace.Reset()
 		}
@@ -106,10 +107,10 @@ func (n *Node) passOn(m *Method, e *connect.Error, err error) error {
 	return out
 }
 
-// foreign is an error that was made by a user's code, as the cause of one that the runtime has
-// authored. Its text is what it was then; of its own methods only those that errors.Is and
-// errors.As use are called afterwards, and whatever they do does no harm to who asks. Where the
-// error is one of a method that has begun, it hides that a call which the method made was not run.
+// foreign wraps an error made by user code, as the cause of one that the runtime made. Its text is
+// captured once; afterwards only the methods that errors.Is and errors.As use are called, and a
+// panic in them counts as "no match". If the error is that of a method that has begun, foreign
+// hides a wrapped ErrNotRun, which is about a call that the method made.
 type foreign struct {
 	err   error
 	text  string
@@ -119,7 +120,7 @@ type foreign struct {
 // Error implements error.
 func (f *foreign) Error() string { return f.text }
 
-// Is implements the interface that errors.Is looks for.
+// Is is called by errors.Is.
 func (f *foreign) Is(target error) (is bool) {
 	defer func() {
 		if recover() != nil {
@@ -129,7 +130,7 @@ func (f *foreign) Is(target error) (is bool) {
 	return (!f.begun || target != tunnel.ErrNotRun) && errors.Is(f.err, target)
 }
 
-// As implements the interface that errors.As looks for.
+// As is called by errors.As.
 func (f *foreign) As(target any) (is bool) {
 	defer func() {
 		if recover() != nil {
@@ -139,14 +140,13 @@ func (f *foreign) As(target any) (is bool) {
 	return errors.As(f.err, target)
 }
 
-// notHereName is the type of the detail that a dispatcher's refusal carries, see [isNotHere].
-var notHereName = string((&nodev1.NotHere{}).ProtoReflect().Descriptor().FullName()) //nolint:gochecknoglobals // a constant
+// notHereName is the type of the detail that marks a dispatcher's refusal, see [isNotHere].
+var notHereName = string((&nodev1.NotHere{}).ProtoReflect().Descriptor().FullName()) //nolint:gochecknoglobals // constant
 
-// isInternalDetail says whether a detail is for the runtime that made the call, and for nobody
-// else.
+// isInternalDetail reports whether a detail is only for the runtime that made the call.
 func isInternalDetail(d *connect.ErrorDetail) bool { return d.Type == notHereName }
 
-// withDetailsOf adds the details of another error, but for internal ones.
+// withDetailsOf adds the details of another error, except internal ones.
 func withDetailsOf(err, other *connect.Error) *connect.Error {
 	for _, d := range other.Details() {
 		if !isInternalDetail(d) {
@@ -156,9 +156,9 @@ func withDetailsOf(err, other *connect.Error) *connect.Error {
 	return err
 }
 
-// withoutInternalDetails is an error for a caller, or of a node's own.
+// withoutInternalDetails is the error without what only the calling runtime may see.
 func withoutInternalDetails(err error) error {
-	e, ok := err.(*connect.Error) //nolint:errorlint // what wraps another is authored anew, with the details that it may have
+	e, ok := err.(*connect.Error) //nolint:errorlint // a wrapped error is converted anew, without internal details
 	if !ok || !slices.ContainsFunc(e.Details(), isInternalDetail) {
 		return err
 	}
@@ -169,19 +169,19 @@ func withoutInternalDetails(err error) error {
 	return out
 }
 
-// fromPeer marks an error as the verdict of the node that was called, which is what it is to the
-// caller, who called with ctx. That ctx ended is no verdict. It runs on goroutines of the runtime,
-// so it asks nothing of errors that the node's code has made.
+// fromPeer marks an error as that of the called node, as opposed to one of the caller's side; ctx
+// is the caller's, and its own end is not marked. It runs on goroutines of the runtime, so it calls
+// no method of an error that user code has made.
 func fromPeer(ctx context.Context, err error) error {
-	e, ok := err.(*connect.Error) //nolint:errorlint // an authored error is this very type
+	e, ok := err.(*connect.Error) //nolint:errorlint // an error for the caller is of exactly this type
 	if !ok || e.IsRemote() || ctx.Err() != nil && (e.Code() == connect.CodeCanceled || e.Code() == connect.CodeDeadlineExceeded) {
 		return err
 	}
 	return e.WithRemote()
 }
 
-// wording is what a caller reads of an error that holds e somewhere: where plain texts are hidden,
-// e's own message, which was written for callers.
+// wording is the text for the caller of an error that wraps e. Where texts are hidden it is e's own
+// message, which was written for callers.
 func (n *Node) wording(m *Method, err error, e *connect.Error) string {
 	text := textOf(err, e)
 	if !n.hideErrors() || text == e.Message() {
@@ -192,8 +192,8 @@ func (n *Node) wording(m *Method, err error, e *connect.Error) string {
 	return e.Message()
 }
 
-// textOf is the message of an error that holds e somewhere: a wrapper's own words count, without
-// connect's code in front of e's.
+// textOf is the message of an error that wraps e, with the wrapper's text and without connect's
+// code prefix if it adds none.
 func textOf(err error, e *connect.Error) string {
 	if err.Error() == e.Error() {
 		return e.Message()
@@ -201,9 +201,8 @@ func textOf(err error, e *connect.Error) string {
 	return err.Error()
 }
 
-// Trace returns the way that an error came: for each node that passed it on its path and the
-// method, the first to do so first. It is nil for an error that came straight from the node that
-// was called.
+// Trace returns the nodes through which an error was passed on, each with its path and method, the
+// first to pass it on first. It is nil for an error that came directly from the called node.
 func Trace(err error) []*nodev1.Hop {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok {
@@ -218,8 +217,8 @@ func Trace(err error) []*nodev1.Hop {
 	return nil
 }
 
-// failed makes of a method that did not return an error for its caller, and a log line, with the
-// stack, for its owner.
+// failed converts a panic or Goexit of a method to the error for its caller, and logs it, with the
+// stack, for the node's owner.
 func (n *Node) failed(m *Method, f *usercode.UnreturnedError) error {
 	f.Log(n.logger(), "a method", slog.String("node", n.path), slog.String("method", m.fullName()))
 	switch {
@@ -231,16 +230,16 @@ func (n *Node) failed(m *Method, f *usercode.UnreturnedError) error {
 	return connect.Errorf(connect.CodeInternal, "%s panicked in %s: %s", n.path, m.name, f.Text)
 }
 
-// goexited is for the caller of a method that has ended its goroutine.
+// goexited is the error for the caller of a method that has ended its goroutine.
 func (n *Node) goexited(m *Method) error {
 	return connect.Errorf(connect.CodeInternal, "%s ended its goroutine instead of returning from %s", n.path, m.name)
 }
 
-// maxCauseBytes bounds what a node's record says of its end.
+// maxCauseBytes bounds the reason in a node's record of its end.
 const maxCauseBytes = 4 << 10
 
-// causeText makes of an error's text a cause that Brain accepts and every watcher can be sent: user
-// code may have put anything into it, and a node's end must be recorded whatever its reason says.
+// causeText converts an error's text to a cause that Brain accepts: bounded, and valid UTF-8. User
+// code may have put anything into it, and the end of a node must be recorded nevertheless.
 func causeText(text string) string {
 	if len(text) > maxCauseBytes {
 		text = text[:maxCauseBytes] + "..."
@@ -248,7 +247,7 @@ func causeText(text string) string {
 	return strings.ToValidUTF8(text, "\uFFFD")
 }
 
-// closedError is the one that calls to a node which no longer takes any get.
+// closedError is the error of calls to a node that no longer accepts any.
 func closedError(path, how string) *connect.Error {
 	return connect.Errorf(connect.CodeUnavailable, "%s %s", path, how)
 }

@@ -23,20 +23,20 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Host is a process's part in a system: it hosts nodes, reaches those of other hosts, and holds its
-// lease with Brain. The front door makes it, one for each process; a test may have as many as it
-// wants.
+// Host is one process's membership in a system: it hosts nodes, calls those of other hosts, and
+// holds a lease with Brain. The front door makes one per process; a test may make any number. Its
+// methods are safe for concurrent use.
 type Host struct {
 	options Options
 	log     *slog.Logger
-	// tunnelLog is for connections.
+	// tunnelLog is the log of the tunnels.
 	tunnelLog *slog.Logger
 	id        string
 	machine   string
-	// life ends when the host is closed; every node's life descends from it.
+	// life is canceled when the host is closed; the life of every node descends from it.
 	life context.Context //nolint:containedctx // the host's life is this context
 	kill context.CancelCauseFunc
-	// background are the host's own goroutines; all end with life.
+	// background counts the host's own goroutines; all of them end with life.
 	background sync.WaitGroup
 
 	types    *typeSet
@@ -45,79 +45,78 @@ type Host struct {
 	launcher launch.Launcher
 	output   *output
 	front    *front
-	// tokenFile is set where this host has made the system's token.
+	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
 	links     *links
-	// overseer looks after the connections whose reading goroutines run methods.
+	// overseer is the watchdog of the connections whose reading goroutines run methods inline.
 	overseer tunnel.Overseer
-	// changes counts the changes of what nodes live here, and as which life of theirs.
+	// changes counts changes to the set of nodes that live here and to their incarnations.
 	changes atomic.Uint64
-	// waited are calls to be used again, see newWaitedCall.
+	// waited is a pool of call states, see newWaitedCall.
 	waited sync.Pool
 	server *connect.Server
-	// dead removes what dead processes have left.
+	// dead removes what dead processes have left behind.
 	dead     deadSweeper
 	brain    brainv1connect.BrainServiceClient
 	registry *registry
-	// embedded is the Brain that lives in this process, or nil.
+	// embedded is the Brain in this process, or nil.
 	embedded EmbeddedBrain
-	// outlives says that this process goes on when its launcher has died.
+	// outlives is set if this process continues to run after its launcher has died.
 	outlives bool
-	// keeping are the goroutines that start kept nodes again; keepEnd ends keepLife, and with it
-	// them.
+	// keeping counts the supervisors, which restart nodes; they end when keepEnd cancels keepLife.
 	keeping  sync.WaitGroup
 	keepLife context.Context //nolint:containedctx // the goroutines' life is this context
 	keepEnd  context.CancelFunc
 
-	mu sync.Mutex // guards all below
-	// nodes are those that live here, by nid.
+	mu sync.Mutex // guards the fields below
+	// nodes are the nodes that live here, by nid.
 	nodes map[string]*Node
-	// root is Brain as a node, where it lives here: it answers what every node answers.
+	// root is Brain as a node, if it is embedded here: it serves what every node serves.
 	root *Node
-	// kids are the children that this host launched, in order, by their parent's nid ("" for the
-	// root).
+	// kids are the children that this host launched, in order, by the nid of their parent ("" for
+	// the root).
 	kids    map[string][]*kid
 	keepers []*keeper
-	// creations are those under way.
+	// creations are those in progress.
 	creations map[*creation]struct{}
 	remotes   map[string]weak.Pointer[remote]
-	// closing is set when Close begins, ended when nothing may be begun any more.
+	// closing is set when Close begins; ended when no new work may begin.
 	closing, ended bool
-	// ending is closed when Close begins.
-	ending chan struct{}
+	ending         chan struct{}
 }
 
-// RootPath names Brain itself, the root of all paths.
+// RootPath is the path of Brain itself, the root of all paths.
 const RootPath = "BRAIN"
 
-// kid is a child as its parent's host sees it: one of node and process is set.
+// kid is a child of a node or of the root, as launched by this host: exactly one of node and
+// process is set.
 type kid struct {
 	nid     string
 	path    string
 	node    *Node
 	process launch.Process
-	// host is the id of the host in the process.
+	// host is the id of the host in the child's process.
 	host string
-	// creation is the request id of the creation that made it; empty where none did.
+	// creation is the request id of the creation that made the child; empty if there was none.
 	creation string
-	// restarts says that its record outlives it.
+	// restarts is set if the child's record outlives its process.
 	restarts bool
 }
 
-// Parts are what a host is assembled of beside its options: the front door's choice.
+// Parts are what the front door assembles a host of, in addition to the options.
 type Parts struct {
-	// Brain is the one that lives in this process; nil for a process that joins one elsewhere.
+	// Brain is the one that is embedded in this process; nil for a process that joins another's.
 	Brain EmbeddedBrain
-	// Token is what a system with an embedded Brain has for its token where the options give none
-	// and don't open it. Empty means a new one.
+	// Token is the token of a system with an embedded Brain where the options neither give one nor
+	// open the system. If it is empty, a new one is generated.
 	Token string
 	// Run is the run directory.
 	Run *rundir.Run
-	// Launcher is where the processes of new nodes come from; nil for this executable's own. Where
-	// a method of it or its processes goes on for 12 seconds after its context has ended, it is
-	// left behind with an error.
+	// Launcher starts the processes of new nodes; nil runs this executable. Where a method of it or
+	// of its processes has not returned 12 seconds after its context ended, it is abandoned with an
+	// error.
 	Launcher launch.Launcher
-	// Output gets the lines that nodes' processes print; nil for what the options say.
+	// Output receives the lines that nodes' processes print; nil for the function in the options.
 	Output func(launch.Line)
 }
 
@@ -126,21 +125,21 @@ type Parts struct {
 type EmbeddedBrain interface {
 	// Register mounts Brain's service.
 	Register(server *connect.Server)
-	// Gateway wraps the HTTP handler of the host's own nodes.
-	// dial opens connections to hosts that have proven themselves.
+	// Gateway wraps the HTTP handler of the host's own nodes and forwards requests for other nodes.
+	// dial opens connections to hosts that have proven that they know the token.
 	Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler
-	// SetHost says where Brain is reached.
+	// SetHost announces the host under which Brain is reached.
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.
 	Root() *nodev1.NodeRecord
-	// Close ends Brain. The host calls it when its own nodes have ended and before its listener
-	// closes: connections that break while Brain is open mean that their hosts have gone. Further
-	// calls do nothing.
+	// Close ends Brain. The host calls it after its own nodes have ended and before its listener
+	// closes: Brain takes a connection that breaks while it is open for the death of the host at
+	// the other end. Further calls do nothing.
 	Close() error
 }
 
-// Start makes a host: it listens, joins Brain and can create and find nodes. The caller must Close
-// it.
+// Start makes a host: it listens, joins Brain, and can then create and find nodes. The caller owns
+// the host and must Close it. On error nothing is left running.
 func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
 	if err := options.check(); err != nil {
 		return nil, err
@@ -214,12 +213,12 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	return h, nil
 }
 
-// partOf is the log of one part of the runtime.
+// partOf is the logger of one part of the runtime.
 func partOf(log *slog.Logger, part string) *slog.Logger {
 	return log.With(slog.String(logs.PartKey, part))
 }
 
-// publishToken lets this user's other processes find the token that was made.
+// publishToken writes the generated token to a file that only this user's processes can read.
 func (h *Host) publishToken() (err error) {
 	addresses := []string{h.front.advertised}
 	if bound := h.front.tcp.Addr().String(); bound != h.front.advertised {
@@ -229,11 +228,11 @@ func (h *Host) publishToken() (err error) {
 	return err
 }
 
-// TokenFile is the file that has the system's token, where this host has made one: programs of this
-// user read it to call nodes over HTTP. It is "" where the token was given, or there is none.
+// TokenFile is the file with the system's token, if this host has generated it: programs of the
+// same user read it to call nodes over HTTP. It is "" if the token was configured or there is none.
 func (h *Host) TokenFile() string { return h.tokenFile }
 
-// Info is how others find this host.
+// Info returns what other hosts need to reach this one.
 func (h *Host) Info() *nodev1.HostInfo {
 	return &nodev1.HostInfo{
 		Id:        h.id,
@@ -247,10 +246,10 @@ func (h *Host) Info() *nodev1.HostInfo {
 	}
 }
 
-// ID is the host's id, new with each process.
+// ID is the host's id; each process has a new one.
 func (h *Host) ID() string { return h.id }
 
-// Address is where the host listens: for HTTP clients and tunnels alike.
+// Address is the advertised address (HOST:PORT), for HTTP clients and tunnels alike.
 func (h *Host) Address() string { return h.front.advertised }
 
 // RunDirectory is where this run keeps its logs, models, variables and mapped files.
@@ -269,9 +268,9 @@ func (h *Host) parentOf() parentOf { return parentOf{host: h} }
 
 func (h *Host) finder() (*Host, string) { return h, "" }
 
-// Close ends the host: its nodes and those below them, children first, each drained; then its
-// connections. What is not done when ctx ends is ended the hard way. Close returns when nothing of
-// the host is left.
+// Close ends the host: first its nodes and their descendants, children before parents, each
+// drained; then its connections. What has not ended when ctx does is killed. When Close returns, no
+// goroutine, process or file of the host is left. Further calls wait for the first to finish.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
 	if h.closing {
@@ -285,7 +284,7 @@ func (h *Host) Close(ctx context.Context) error {
 	h.mu.Unlock()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
-	// A node whose parent lives in another process goes last of all.
+	// Nodes whose parent lives in another process stop last.
 	for _, n := range h.localNodes() {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
 	}
@@ -302,11 +301,11 @@ func (h *Host) Close(ctx context.Context) error {
 	return errors.Join(append(errs, h.output.err())...)
 }
 
-// ErrClosed is the cause that nodes, calls and creations end with when their process's runtime is
-// shut down.
+// ErrClosed is the cause with which nodes, calls and creations end when their process's runtime is
+// closed.
 var ErrClosed = errors.New("the runtime was closed")
 
-// release ends what is left, without regard.
+// release ends whatever is left, unconditionally.
 func (h *Host) release(cause error) {
 	h.kill(cause)
 	h.mu.Lock()
@@ -336,7 +335,7 @@ func (h *Host) localNodes() []*Node {
 	return nodes
 }
 
-// localNode is the node of that id if it lives here.
+// localNode returns the node with that id, or nil if it does not live here.
 func (h *Host) localNode(nid string) *Node {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -346,7 +345,7 @@ func (h *Host) localNode(nid string) *Node {
 	return h.nodes[nid]
 }
 
-// localNamed is the node of that path, alias or nid if it lives here.
+// localNamed returns the node with that path, alias or nid, or nil if it does not live here.
 func (h *Host) localNamed(name string) *Node {
 	if n := h.localNode(name); n != nil {
 		return n
@@ -364,8 +363,8 @@ func (h *Host) localNamed(name string) *Node {
 	return nil
 }
 
-// goBackground runs fn on a goroutine of the host's; fn must return soon after ctx ends. It returns
-// false, and runs nothing, when the host has ended.
+// goBackground runs fn on a goroutine of the host; fn must return soon after its context is
+// canceled. It returns false, and does not run fn, if the host has ended.
 func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -376,5 +375,5 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	return true
 }
 
-// Options are what the host was made with, defaults filled in.
+// Options returns the options that the host was made with, defaults filled in.
 func (h *Host) Options() Options { return h.options }

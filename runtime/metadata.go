@@ -13,9 +13,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Metadata is what travels beside a message: pairs of a key and a value, in order. Keys are
-// compared without regard to case and written in lower case. A Metadata is immutable; the zero
-// value is empty.
+// Metadata is what travels along with a message: pairs of a key and a value, in order. Keys are
+// case-insensitive and stored in lower case. A Metadata is immutable; the zero value is empty.
 type Metadata struct{ header tunnel.Header }
 
 // With returns a copy with one more pair.
@@ -39,24 +38,23 @@ func (m Metadata) All() iter.Seq2[string, string] { return m.header.All() }
 
 type metadataKey struct{}
 
-// saidMetadata is what [WithMetadata] has put in a context.
+// saidMetadata is the context value of [WithMetadata].
 type saidMetadata struct {
 	metadata Metadata
-	// err is why a call can't carry it.
+	// err is the reason why a call cannot carry it.
 	err error
 }
 
-// WithMetadata makes the calls that are made with the returned context carry one more pair. A node
-// reads it from [CallFrom]; it does not go further by itself: the calls that the node makes carry
-// their own.
+// WithMetadata returns a context whose calls carry one more pair. The called node reads it with
+// [CallFrom]. It is not propagated: calls that the node makes in turn carry only their own.
 //
-// What can be carried is the same whatever way a call goes. Keys consist of letters, digits, `-`,
-// `_` and `.`. The value of a key that ends in `-bin` is any octets; other values are printable
-// ASCII without spaces at the ends. Keys that begin with `raylink-`, and those that HTTP, connect
-// and gRPC reserve (`authorization` and `user-agent` among them), are the transport's. A call's
-// metadata is at most 32 KiB, counting 32 bytes for each pair beside its key and value. A call that
-// is made with anything else is refused before it begins: with InvalidArgument, or
-// ResourceExhausted for too much.
+// What can be carried is the same for every way of a call. Keys consist of letters, digits, `-`,
+// `_` and `.`. The value of a key that ends in `-bin` is arbitrary bytes; other values are
+// printable ASCII without leading or trailing spaces. Keys that begin with `raylink-`, and those
+// that HTTP, connect and gRPC reserve (`authorization` and `user-agent` among them), belong to the
+// transports. A call's metadata is at most 32 KiB, counting 32 bytes for each pair in addition to
+// its key and value. A call with anything else fails before it begins: with InvalidArgument, or
+// with ResourceExhausted if it is too large.
 func WithMetadata(ctx context.Context, key, value string) context.Context {
 	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
 	next := &saidMetadata{}
@@ -70,18 +68,18 @@ func WithMetadata(ctx context.Context, key, value string) context.Context {
 	return context.WithValue(ctx, metadataKey{}, next)
 }
 
-// outgoing is what a call carries beside its request, and where its caller looks for what comes
-// back beside the response.
+// outgoing is what a call carries along with its request, and the place for what comes back along
+// with the response.
 type outgoing struct {
 	metadata Metadata
-	// said is the part of metadata that [WithMetadata] has put there.
+	// said is the part of metadata that [WithMetadata] has set.
 	said Metadata
-	// info is the caller's own, by [connect.NewClientContext]; nil for none.
+	// info is the caller's, from [connect.NewClientContext]; nil if there is none.
 	info *connect.CallInfo
 }
 
-// outgoingOf returns what a call carries that is made with ctx, or why that can't be. What an
-// earlier call with the same context has left in the caller's [connect.CallInfo] is forgotten.
+// outgoingOf returns what a call made with ctx carries, or the error that refuses it. It resets the
+// caller's [connect.CallInfo], which an earlier call with the same context may have filled.
 func outgoingOf(ctx context.Context, m *Method) (*outgoing, error) {
 	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
 	info, _ := connect.CallInfoForClientContext(ctx)
@@ -91,8 +89,8 @@ func outgoingOf(ctx context.Context, m *Method) (*outgoing, error) {
 	return outgoingWith(said, info, m)
 }
 
-// nothing is what most calls carry beside their request.
-var nothing outgoing //nolint:gochecknoglobals // it is empty, and stays so
+// nothing is what most calls carry along with their request.
+var nothing outgoing //nolint:gochecknoglobals // empty and never modified
 
 func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgoing, error) {
 	out := &outgoing{info: info}
@@ -108,7 +106,7 @@ func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgo
 		out.metadata.header = append(slices.Clip(out.metadata.header), more...)
 	}
 	if said == nil {
-		return out, nil // HeaderFrom has looked at the rest
+		return out, nil // HeaderFrom has validated the header
 	}
 	if said.err != nil {
 		return out, said.err
@@ -116,11 +114,11 @@ func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgo
 	return out, out.metadata.header.ValidateSize()
 }
 
-// infos guards what calls write into their callers' [connect.CallInfo]s: a context may be used by
-// several calls at once.
-var infos sync.Mutex //nolint:gochecknoglobals // nothing that a CallInfo belongs to is known
+// infos guards what calls write into their callers' [connect.CallInfo]s: several calls may use one
+// context concurrently.
+var infos sync.Mutex //nolint:gochecknoglobals // a CallInfo has no place for a lock of its own
 
-// resetInfo forgets what a transport has set for an earlier call, as connect's own clients do.
+// resetInfo clears what a transport has set for an earlier call, as connect's own clients do.
 func resetInfo(info *connect.CallInfo, m *Method) {
 	infos.Lock()
 	defer infos.Unlock()
@@ -131,8 +129,8 @@ func resetInfo(info *connect.CallInfo, m *Method) {
 	info.SendStats, info.ReceiveStats = connect.MessageStats{}, connect.MessageStats{}
 }
 
-// deliver shows a caller that asked for them, by [connect.NewClientContext], the response's header
-// and trailer, in place of those of any call before. info is nil for one that did not.
+// deliver stores the response's header and trailer for a caller that asked for them with
+// [connect.NewClientContext], replacing those of an earlier call. info is nil for other callers.
 func deliver(info *connect.CallInfo, header, trailer Metadata) {
 	if info != nil {
 		deliverHeader(info, header)
@@ -140,7 +138,7 @@ func deliver(info *connect.CallInfo, header, trailer Metadata) {
 	}
 }
 
-// deliverHeader is deliver for the header of a stream, which comes first.
+// deliverHeader is deliver for a stream's header, which arrives first.
 func deliverHeader(info *connect.CallInfo, header Metadata) {
 	if info != nil {
 		infos.Lock()
@@ -149,7 +147,7 @@ func deliverHeader(info *connect.CallInfo, header Metadata) {
 	}
 }
 
-// deliverTrailer is deliver for the trailer of a stream, which comes with its end.
+// deliverTrailer is deliver for a stream's trailer, which arrives at its end.
 func deliverTrailer(info *connect.CallInfo, trailer Metadata) {
 	if info != nil {
 		infos.Lock()
@@ -163,12 +161,12 @@ func replaceHeader(h *connect.Header, by Metadata) {
 	by.addTo(h)
 }
 
-// addTo copies the metadata to connect's headers.
+// addTo copies the metadata into connect's headers.
 func (m Metadata) addTo(h *connect.Header) { m.header.CopyTo(h) }
 
-// withoutReserved is what a node's code sees of the metadata that came with a call: the transports'
-// own keys are none of it, not least the credentials between a caller and the listener that it
-// reaches.
+// withoutReserved is the part of a call's metadata that a node's code sees: without the keys that
+// belong to the transports, such as the credentials with which a caller authenticates to the
+// listener.
 func (m Metadata) withoutReserved() Metadata {
 	reserved := func(f tunnel.Field) bool { return tunnel.Reserved(f.Key) }
 	if !slices.ContainsFunc(m.header, reserved) {
@@ -177,11 +175,11 @@ func (m Metadata) withoutReserved() Metadata {
 	return Metadata{header: slices.DeleteFunc(slices.Clone(m.header), reserved)}
 }
 
-// outcome is what goes back from a call that ended with err, nil for success, as every way can
-// carry it: the response's metadata and the error. Metadata that no call can carry is left out; it
-// fails the call, unless that has failed already: the reason is worth more.
+// outcome is the result of a call that ended with err, nil for success: the response's metadata and
+// the error, in a form that every way can carry. Metadata that cannot be sent is left out, and
+// fails the call unless it has failed already: the first error is kept.
 func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ error) {
-	if e, ok := err.(*connect.Error); ok && e != nil { //nolint:errorlint // an authored error is this very type
+	if e, ok := err.(*connect.Error); ok && e != nil { //nolint:errorlint // an error for the caller is of exactly this type
 		err = tunnel.NormalizeError(e)
 	}
 	header, trailer = cc.call.sent()
@@ -201,7 +199,7 @@ func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ 
 	return Metadata{}, Metadata{}, err
 }
 
-// checkReply checks a response's metadata, of which header and trailer share one limit.
+// checkReply validates a response's metadata; header and trailer share one size limit.
 func checkReply(header, trailer Metadata) error {
 	for _, md := range []Metadata{header, trailer} {
 		if err := md.header.Validate(); err != nil {

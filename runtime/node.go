@@ -11,57 +11,58 @@ import (
 	"github.com/raylink/raylink/runtime/internal/mailbox"
 )
 
-// maxPendingBytes bounds what waits in one node's mailbox.
+// maxPendingBytes bounds the total size of the requests that wait in one node's mailbox.
 const maxPendingBytes = 64 << 20
 
-// Node is a node as its own code sees it: its set-up function is given one and may keep it. Its
-// methods may be called from any goroutine.
+// Node is a node from the point of view of its own code: its set-up function receives it and may
+// keep it. All methods are safe for concurrent use.
 type Node struct {
 	host    *Host // nil for a stub outside any system
 	service *Service
 	impl    any
-	// beside has the unary methods, by their index, that the type makes concurrent; overrides is
-	// that, and how many turns there are, as it travels in a chain.
+	// beside marks, by index, the unary methods that the node type makes concurrent. overrides
+	// encodes that, and the number of turns, for call chains.
 	beside    []bool
 	overrides string
-	// copies says that messages are copied between the node and its callers in this process.
+	// copies requests that messages are copied between the node and its callers in this process.
 	copies  bool
-	witness witness //nolint:unused // the build tag invariants uses it
+	witness witness //nolint:unused // used with the build tag invariants
 	nid     string
 	path    string
-	// identity is the node as the caller of others, and wireName the same on the wire.
+	// identity is the node as the caller of others; wireName is its encoded form.
 	identity Caller
 	wireName string
 
 	mailbox *mailbox.Mailbox
-	// paces are those of the service's methods, by their index.
+	// paces are the latency EWMAs of the service's methods, by index.
 	paces     []pace
 	intercept Invoke
 	target    *target
-	// life is what every context of the node's code descends from; kill ends it. work is that of
-	// its calls and tasks, which end before OnStop's functions are called; cut ends it.
+	// life is the ancestor of every context of the node's code; kill cancels it. work is the
+	// ancestor of the contexts of its calls and tasks, which end before the OnStop functions are
+	// called; cut cancels it.
 	life, work context.Context //nolint:containedctx // the node's life is this context
 	kill, cut  context.CancelCauseFunc
-	// tasks are those of Go.
-	tasks tasks
-	born  time.Time
-	// ready is closed when the node is set up, or never will be: then neverReady says why. isUp is
-	// for those who only look whether it is, and creating counts the children that it waits for.
+	tasks      tasks
+	born       time.Time
+	// ready is closed when the node is set up or its set-up has failed; neverReady is then the
+	// reason. isUp is the same for a check that does not block. creating counts the children whose
+	// creation the node waits for.
 	ready      chan struct{}
 	neverReady error
 	isUp       atomic.Bool
 	creating   atomic.Int32
 
-	mu sync.Mutex // guards all below
-	// record is the node as Brain knows it; replaced, never changed.
+	mu sync.Mutex // guards the fields below
+	// record is the node as Brain knows it; replaced, never modified.
 	record *nodev1.NodeRecord
 	onStop []func(context.Context) error
-	// onStops is how many of them there were when the node began to call them.
+	// onStops is how many OnStop functions there were when the node began to call them.
 	onStops  int
 	tunnels  map[string]*tunnelTag
 	stopping bool
 	failure  error
-	// stopped is closed when the node is gone; stopErr is set then.
+	// stopped is closed when the node is gone; stopErr is set before.
 	stopped chan struct{}
 	stopErr error
 }
@@ -85,15 +86,16 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 		base = host.life
 	}
 	n.life, n.kill = context.WithCancelCause(base)
-	// Calls that the node's code makes outside of calls are the node's too.
+	// Calls that the node's code makes outside of serving a call still name the node as their
+	// caller.
 	n.life = context.WithValue(n.life, callKey{}, &callContext{node: n})
 	n.work, n.cut = context.WithCancelCause(n.life)
 	n.target = &target{service: service, host: host, node: n, nid: n.nid}
 	return n
 }
 
-// serveWith gives the node its implementation: from here on it can serve. It returns false, and
-// changes nothing, for a node that is stopping.
+// serveWith sets the node's implementation and opens its mailbox. It returns false, and changes
+// nothing, if the node is stopping.
 func (n *Node) serveWith(impl any) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -110,7 +112,7 @@ func (n *Node) serveWith(impl any) bool {
 	return true
 }
 
-// giveUp ends a set-up that failed: what waited for it is told why.
+// giveUp ends a failed set-up: calls that wait for it fail with cause.
 func (n *Node) giveUp(cause error) {
 	n.mailbox.Abandon(cause)
 	n.neverReady = cause
@@ -119,7 +121,7 @@ func (n *Node) giveUp(cause error) {
 
 func (n *Node) ref() Ref { return Ref{t: n.target} }
 
-// Ref is the node's own reference: what others reach it by.
+// Ref returns a reference to the node, by which others can reach it.
 func (n *Node) Ref() Ref { return n.ref() }
 
 // NID is the node's id.
@@ -129,7 +131,8 @@ func (n *Node) NID() string { return n.nid }
 func (n *Node) Path() string { return n.path }
 
 // MaxMessage is the largest message that the node's host receives, in bytes: see [WithMaxMessage].
-// A node that keeps what it was sent can refuse what it could not be asked for again.
+// A node that stores what it receives can use it to refuse values that would be too large to
+// return.
 func (n *Node) MaxMessage() int {
 	if n.host == nil {
 		return defaultMaxMessage
@@ -137,13 +140,14 @@ func (n *Node) MaxMessage() int {
 	return n.host.options.MaxMessage
 }
 
-// Context ends when the node ends: after its last OnStop function, or at once if it is killed.
+// Context is canceled when the node ends: after its last OnStop function, or at once if it is
+// killed.
 func (n *Node) Context() context.Context { return n.life }
 
-// Logger logs under the node's path.
+// Logger returns the runtime's logger with the node's path attached.
 func (n *Node) Logger() *slog.Logger { return n.logger().With(slog.String("node", n.path)) }
 
-// snapshot is the node's record as last acknowledged.
+// snapshot is the node's record as last acknowledged by Brain; not to be modified.
 func (n *Node) snapshot() *nodev1.NodeRecord {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -17,105 +17,109 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// Options are all that can be said of a runtime. An Option sets a field; a field that no option
-// sets is read from the environment, where one is named; else the default holds.
+// Options configure a runtime. Each [Option] sets a field. A field that no option sets takes its
+// value from its environment variable, where one is named below, or else its default.
 type Options struct {
-	// Types are the node types that this process can host. Their names must differ.
+	// Types are the node types that this process can host. Their names must be distinct.
 	Types []NodeType
-	// SystemTypes are those that it can host although the program gave none: they yield where names
-	// meet. It is for the front door.
+	// SystemTypes are the node types that every process can host. A type of the program's own with
+	// the same name takes precedence. Only the front door sets them.
 	SystemTypes []NodeType
-	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN, but for raylink.Start,
-	// see [WithBrainFromEnvironment]. By default none: then the front door embeds one, or, on a
-	// lean join, refuses.
+	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN; raylink.Start reads
+	// that only with [WithBrainFromEnvironment]. By default there is none: package raylink then
+	// embeds a Brain, and package join returns an error.
 	Brain string
-	// Listen is the address that the process's listener binds. RAYLINK_LISTEN. By default
-	// 127.0.0.1:0, a free port on loopback.
+	// Listen is the address (HOST:PORT) to listen on. RAYLINK_LISTEN. The default is 127.0.0.1:0, a
+	// free port on loopback.
 	Listen string
-	// Advertise is the address that others reach the listener by, where it can't know that itself;
-	// port 0 stands for the one that is bound. Nodes in processes of their own advertise the same
-	// host. RAYLINK_ADVERTISE.
+	// Advertise is the address under which other hosts reach the listener, where it differs from
+	// the one that is bound, as behind NAT; port 0 stands for the bound port. Nodes in processes of
+	// their own advertise the same host name. RAYLINK_ADVERTISE.
 	Advertise string
-	// Token is the secret that both sides of every connection must know; HTTP clients send it as
-	// `Authorization: Bearer TOKEN`. RAYLINK_TOKEN. By default a system makes one of 256 random
-	// bits when its Brain starts, and other processes of the same user on the same machine find it
-	// by themselves. One of your own should be as random, for who can connect can try guesses.
+	// Token is the shared secret of the system: both sides of every connection must know it, and
+	// HTTP clients send it as `Authorization: Bearer TOKEN`. RAYLINK_TOKEN. By default a system
+	// generates a token of 256 random bits when its Brain starts, and the same user's other
+	// processes on the machine find it without configuration. Choose one that is as hard to guess:
+	// any client that can connect can try tokens.
 	Token string
-	// Open asks for no token, on loopback: every user of the machine can then do everything in the
-	// system. RAYLINK_OPEN=1. A process that joins such a system must say so too.
+	// Open disables the token, on loopback only: every user of the machine then has full access to
+	// the system. RAYLINK_OPEN=1. A process that joins such a system must set it too.
 	Open bool
-	// Insecure allows an address beyond loopback although nothing is encrypted. RAYLINK_INSECURE=1.
+	// Insecure allows unencrypted connections beyond loopback. RAYLINK_INSECURE=1.
 	Insecure bool
-	// Origins are the browser origins whose pages may call nodes here, such as `https://app.example.com` or `http://localhost:5173`; by
-	// default none. `*` stands for every origin, and needs a token. Those that Brain's own process allows are allowed at every host that joins.
+	// Origins are the browser origins whose pages may call nodes of this process, such as
+	// `https://app.example.com` or `http://localhost:5173`. The default is none. `*` allows every
+	// origin, and requires a token. Origins that Brain's process allows are allowed at every host
+	// that joins.
 	Origins []string
-	// Compression compresses responses over HTTP with gzip, for clients on other machines that ask
-	// for it and where it makes a message smaller. By default it is off: on a fast network it costs
-	// more time than it saves. Requests may be compressed whatever this says. What Brain's own
-	// process says holds for every host that joins.
+	// Compression compresses HTTP responses with gzip, for clients on other machines that accept it
+	// and where it makes a message smaller. It is off by default: on a fast network it costs more
+	// time than it saves. Compressed requests are always accepted. The setting of Brain's process
+	// applies to every host that joins.
 	Compression bool
-	// Data is the directory that keeps run directories. RAYLINK_DATA. By default a `raylink` folder
-	// in the user's state directory.
+	// Data is the directory that holds run directories. RAYLINK_DATA. The default is a `raylink`
+	// directory in the user's state directory.
 	Data string
-	// Logger gets what the runtime has to say, beside the file `driver.log` in the run directory.
-	// By default warnings and errors go to standard error; RAYLINK_LOG says what else: a level
-	// (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts are brain, host,
-	// session and tunnel), or both. It holds for the file too, which has info otherwise. A record
-	// waits for its handler for 200 ms at most; after that up to 256 records wait in the background
-	// until the handler returns, and those beyond are counted.
+	// Logger receives the runtime's log records, in addition to the file `driver.log` in the run
+	// directory. By default warnings and errors are written to standard error. RAYLINK_LOG changes
+	// that: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
+	// are brain, host, session and tunnel), or both; it applies to the file too, whose default is
+	// info. A handler may block a record for at most 200 ms. After that up to 256 records are
+	// queued in the background until it returns; further ones are dropped and counted.
 	Logger *slog.Logger
-	// KeepRuns is how many run directories are kept in Data: older ones, if they are not marked by
-	// a file `keep` and no process uses them, are removed when a run begins. RAYLINK_KEEP_RUNS. By
-	// default 20; negative for all.
+	// KeepRuns is how many run directories to keep in Data. When a run begins, older ones are
+	// removed unless they contain a file `keep` or are in use by a process. RAYLINK_KEEP_RUNS. The
+	// default is 20; a negative number keeps all.
 	KeepRuns int
-	// Output gets each line that a node's process writes to its standard output or error. By
-	// default it is written to this process's standard error, after the node's path. It is called
-	// from one goroutine at a time for each node. While it blocks, what the process prints waits,
-	// but for a second at most: then lines go to the process's log in the run directory alone until
-	// it returns, a warning says so, and Close returns an error if it still has not.
+	// Output receives each line that a node's process writes to its standard output or error. By
+	// default the line goes to this process's standard error, prefixed with the node's path. Calls
+	// for one node are never concurrent. While Output blocks, so does what the process prints, for
+	// at most a second: after that lines go only to the process's log in the run directory until
+	// Output returns, a warning is logged, and Close returns an error if it still has not returned.
 	Output func(path, line string)
 	// Interceptors wrap the serving of every call, the first outermost.
 	Interceptors []Interceptor
-	// HideErrors keeps the texts of plain errors and panics from callers, what such an error says
-	// around a *connect.Error included: they are logged here instead.
+	// HideErrors withholds the texts of plain errors and panics from callers, and what such an
+	// error adds around a *connect.Error. They are logged here instead.
 	HideErrors bool
-	// InProcess creates nodes in their parent's process where no option of the creation says
-	// otherwise.
+	// InProcess creates nodes in their parent's process unless an option of the creation specifies
+	// another placement.
 	InProcess bool
-	// Drain bounds how long stopping waits for calls that run. By default ten seconds.
+	// Drain bounds how long stopping waits for running calls. The default is ten seconds.
 	Drain time.Duration
-	// StartTimeout bounds how long a node's process may take from its start until it calls Init:
-	// what the program does before that, such as loading a model, counts; waiting for other
-	// processes to start and the node's set-up don't. RAYLINK_START_TIMEOUT, such as `1m`. By
-	// default ten seconds.
+	// StartTimeout bounds the time from the start of a node's process until it calls Init. It
+	// includes what the program does before that, such as loading a model, but neither the wait for
+	// other processes that are starting nor the node's set-up. RAYLINK_START_TIMEOUT, such as `1m`.
+	// The default is ten seconds.
 	StartTimeout time.Duration
-	// Lease is how long an embedded Brain waits for a sign of life of a silent host before it
-	// declares it dead, and how long a call waits for one of the node's host. By default ten
-	// seconds.
+	// Lease is the lease duration: an embedded Brain declares a host dead when it saw no traffic
+	// from it for that long, and a call fails when it saw none from its node's host for that long.
+	// The default is ten seconds.
 	Lease time.Duration
-	// MaxMessage bounds one message, in bytes. By default 64 MiB. By it follows what the process
-	// holds for others at the most: for each tunnel what [tunnel.Config.PeerMemory] says, and for
-	// HTTP requests, what they are decompressed to, and responses four times as much each, all
-	// connections together.
+	// MaxMessage bounds the size of one message, in bytes. The default is 64 MiB. It also
+	// determines how much memory peers can make the process use: per tunnel
+	// [tunnel.Config.PeerMemory]; and, over all HTTP connections together, four times MaxMessage
+	// each for requests, for their decompressed form and for responses.
 	MaxMessage int
-	// BusyPoll is how long a goroutine that reads a connection looks for what may come at once,
-	// before it lets itself be put to sleep. RAYLINK_BUSY_POLL, such as `20us`; negative for never.
-	// By default 50 µs. See [tunnel.Config].
+	// BusyPoll is how long a goroutine that reads a connection polls the socket before it blocks.
+	// RAYLINK_BUSY_POLL, such as `20us`; a negative duration disables it. The default is 50 µs. See
+	// [tunnel.Config].
 	BusyPoll time.Duration
-	// HeapFloor is how many bytes a process may allocate between two collections at the least: Go's
-	// own floor of 4 MiB makes small processes that serve many calls collect all the time.
-	// RAYLINK_HEAP_FLOOR, in bytes; negative for Go's own. By default 16 MiB, where neither GOGC
-	// nor GOMEMLIMIT is set. It is a slice that nobody touches, so heap profiles show it and no
-	// memory is spent on it. Only Init does this: it is the process's.
+	// HeapFloor is the minimum number of bytes that a process may allocate between two garbage
+	// collections. Go's own minimum of 4 MiB makes a small process that serves many calls collect
+	// continuously. RAYLINK_HEAP_FLOOR, in bytes; a negative number keeps Go's minimum. The default
+	// is 16 MiB, unless GOGC or GOMEMLIMIT is set. It is implemented as a slice that is never
+	// touched: heap profiles show it, but it uses no physical memory. Only Init applies it, since
+	// it concerns the whole process.
 	HeapFloor int
 
-	// invalid is what of the environment could not be understood.
-	// alone says that RAYLINK_BRAIN is not looked at.
+	// alone makes RAYLINK_BRAIN ignored. invalid are the environment variables that could not be
+	// parsed, as errors.
 	alone   bool
 	invalid []error
 }
 
-// Option sets what [Options] describe. A [NodeType] is one.
+// Option sets fields of [Options]. A [NodeType] is one.
 type Option interface{ ApplyRuntime(o *Options) }
 
 type optionFunc func(*Options)
@@ -123,102 +127,101 @@ type optionFunc func(*Options)
 // ApplyRuntime implements Option.
 func (f optionFunc) ApplyRuntime(o *Options) { f(o) }
 
-// WithBrain joins the Brain at an address, see [Options].Brain.
+// WithBrain joins the Brain at an address (HOST:PORT). See [Options].Brain.
 func WithBrain(address string) Option { return optionFunc(func(o *Options) { o.Brain = address }) }
 
-// WithListen binds an address, see [Options].Listen.
+// WithListen listens on an address (HOST:PORT). See [Options].Listen.
 func WithListen(address string) Option { return optionFunc(func(o *Options) { o.Listen = address }) }
 
-// WithAdvertise tells others an address, see [Options].Advertise.
+// WithAdvertise sets the address that other hosts connect to. See [Options].Advertise.
 func WithAdvertise(address string) Option {
 	return optionFunc(func(o *Options) { o.Advertise = address })
 }
 
-// WithToken gives the token, see [Options].Token.
+// WithToken sets the system's token. See [Options].Token.
 func WithToken(token string) Option { return optionFunc(func(o *Options) { o.Token = token }) }
 
-// WithOpen asks for no token, see [Options].Open.
+// WithOpen disables the token, on loopback. See [Options].Open.
 func WithOpen() Option { return optionFunc(func(o *Options) { o.Open = true }) }
 
-// WithInsecure allows plain connections beyond loopback, see [Options].Insecure.
+// WithInsecure allows unencrypted connections beyond loopback. See [Options].Insecure.
 func WithInsecure() Option { return optionFunc(func(o *Options) { o.Insecure = true }) }
 
-// WithOrigins answers browsers, see [Options].Origins.
+// WithOrigins adds browser origins whose pages may call nodes. See [Options].Origins.
 func WithOrigins(origins ...string) Option {
 	return optionFunc(func(o *Options) { o.Origins = append(o.Origins, origins...) })
 }
 
-// WithCompression compresses responses for clients on other machines, see [Options].Compression.
+// WithCompression compresses HTTP responses to other machines. See [Options].Compression.
 func WithCompression() Option { return optionFunc(func(o *Options) { o.Compression = true }) }
 
-// WithData keeps run directories in a directory, see [Options].Data.
+// WithData sets the directory that holds run directories. See [Options].Data.
 func WithData(directory string) Option { return optionFunc(func(o *Options) { o.Data = directory }) }
 
-// WithLogger logs elsewhere, see [Options].Logger.
+// WithLogger sets the logger of the runtime. See [Options].Logger.
 func WithLogger(logger *slog.Logger) Option {
 	return optionFunc(func(o *Options) { o.Logger = logger })
 }
 
-// WithKeepRuns keeps that many run directories, see [Options].KeepRuns.
+// WithKeepRuns sets how many run directories are kept. See [Options].KeepRuns.
 func WithKeepRuns(n int) Option { return optionFunc(func(o *Options) { o.KeepRuns = n }) }
 
-// WithOutput takes what the nodes' processes write, see [Options].Output.
+// WithOutput sets the function that receives the output of nodes' processes. See [Options].Output.
 func WithOutput(output func(path, line string)) Option {
 	return optionFunc(func(o *Options) { o.Output = output })
 }
 
-// WithInterceptor wraps the serving of every call, see [Options].Interceptors.
+// WithInterceptor adds interceptors of served calls. See [Options].Interceptors.
 func WithInterceptor(interceptors ...Interceptor) Option {
 	return optionFunc(func(o *Options) { o.Interceptors = append(o.Interceptors, interceptors...) })
 }
 
-// WithHiddenErrors keeps the texts of plain errors here, see [Options].HideErrors.
+// WithHiddenErrors withholds the texts of plain errors from callers. See [Options].HideErrors.
 func WithHiddenErrors() Option { return optionFunc(func(o *Options) { o.HideErrors = true }) }
 
-// WithInProcess creates nodes in their parent's process, see [Options].InProcess.
+// WithInProcess creates nodes in their parent's process by default. See [Options].InProcess.
 func WithInProcess() Option { return optionFunc(func(o *Options) { o.InProcess = true }) }
 
-// WithDrain bounds how long stopping takes, see [Options].Drain.
+// WithDrain bounds how long stopping waits for running calls. See [Options].Drain.
 func WithDrain(d time.Duration) Option { return optionFunc(func(o *Options) { o.Drain = d }) }
 
-// WithStartTimeout bounds how long a node's process may take to call Init, see
+// WithStartTimeout bounds how long a node's process may take to call Init. See
 // [Options].StartTimeout.
 func WithStartTimeout(d time.Duration) Option {
 	return optionFunc(func(o *Options) { o.StartTimeout = d })
 }
 
-// WithLease says how long silence is borne, see [Options].Lease.
+// WithLease sets the lease duration. See [Options].Lease.
 func WithLease(d time.Duration) Option { return optionFunc(func(o *Options) { o.Lease = d }) }
 
 const defaultMaxMessage = 64 << 20
 
-// WithMaxMessage bounds one message, see [Options].MaxMessage.
+// WithMaxMessage bounds the size of one message, in bytes. See [Options].MaxMessage.
 func WithMaxMessage(bytes int) Option { return optionFunc(func(o *Options) { o.MaxMessage = bytes }) }
 
-// WithBusyPoll says how long readers look before they sleep, see [Options].BusyPoll.
+// WithBusyPoll sets how long readers poll a socket before they block. See [Options].BusyPoll.
 func WithBusyPoll(d time.Duration) Option { return optionFunc(func(o *Options) { o.BusyPoll = d }) }
 
-// WithHeapFloor makes collections rarer in small processes, see [Options].HeapFloor.
+// WithHeapFloor sets the minimum allocation between collections. See [Options].HeapFloor.
 func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.HeapFloor = bytes }) }
 
-// WithBrainFromEnvironment joins the Brain that RAYLINK_BRAIN names, if it names one, where a
-// runtime would otherwise make a system of its own whatever the environment says, as raylink.Start
-// does.
+// WithBrainFromEnvironment joins the Brain that RAYLINK_BRAIN names, if it is set. Without it
+// raylink.Start ignores that variable and starts a system of its own.
 func WithBrainFromEnvironment() Option { return optionFunc(func(o *Options) { o.alone = false }) }
 
-// Alone makes a system of its own unless an option names a Brain to join. It is for the front door.
+// Alone ignores RAYLINK_BRAIN: only an option can name a Brain to join. It is for the front door.
 func Alone() Option { return optionFunc(func(o *Options) { o.alone = true }) }
 
-// defaultKeepRuns is how many run directories are kept.
 const defaultKeepRuns = 20
 
-// NewOptions applies options, then the environment, then the defaults.
+// NewOptions applies options, then the environment, then the defaults. Errors in the environment
+// are returned by [Start].
 func NewOptions(opts ...Option) Options {
 	var o Options
 	for _, opt := range opts {
 		opt.ApplyRuntime(&o)
 	}
-	given := o.Token != "" // then the environment does not open the system, nor the other way round
+	given := o.Token != "" // a token from an option overrides RAYLINK_OPEN, and WithOpen overrides RAYLINK_TOKEN
 	for name, field := range map[string]*string{
 		"RAYLINK_BRAIN": &o.Brain, "RAYLINK_LISTEN": &o.Listen, "RAYLINK_ADVERTISE": &o.Advertise, "RAYLINK_TOKEN": &o.Token, "RAYLINK_DATA": &o.Data,
 	} {
@@ -276,7 +279,7 @@ func NewOptions(opts ...Option) Options {
 	return o
 }
 
-// fromEnv reads a variable of the environment where it is set.
+// fromEnv parses an environment variable into field if it is set.
 func fromEnv[T any](o *Options, name, form string, field *T, parse func(string) (T, error)) {
 	text := os.Getenv(name)
 	if text == "" {
@@ -298,7 +301,7 @@ func positiveDuration(text string) (time.Duration, error) {
 	return d, err
 }
 
-// check finds what can't be meant.
+// check returns the errors found in the environment, and refuses contradictory options.
 func (o *Options) check() error {
 	if o.Token != "" && o.Open {
 		return connect.NewError(connect.CodeInvalidArgument,
@@ -307,7 +310,8 @@ func (o *Options) check() error {
 	return errors.Join(o.invalid...)
 }
 
-// String shows the options that matter to a person, secrets left out.
+// String formats the addresses and directories that are set; of the token it shows only that there
+// is one.
 func (o *Options) String() string {
 	var b strings.Builder
 	for _, f := range [...][2]string{{"brain", o.Brain}, {"listen", o.Listen}, {"advertise", o.Advertise}, {"data", o.Data}} {
@@ -324,52 +328,52 @@ func (o *Options) String() string {
 	return strings.TrimSpace(b.String())
 }
 
-// CreateOption says how a node is created.
+// CreateOption configures the creation of a node.
 type CreateOption func(*createOptions)
 
-// createOptions are what create options set.
+// createOptions are the result of applying create options.
 type createOptions struct {
 	request *nodev1.CreateRequest
-	// each sets the configuration of one node; nil where all have the same.
+	// each sets the configuration of the i-th node; nil if all nodes share one.
 	each func(i int, config proto.Message) error
 }
 
-// WithAlias gives the node an extra name, unique in the system.
+// WithAlias gives the node an additional name, unique in the system.
 func WithAlias(alias string) CreateOption {
 	return func(o *createOptions) { o.request.Alias = alias }
 }
 
-// OwnProcess gives the node a process of its own. It is the default.
+// OwnProcess runs the node in a process of its own. This is the default.
 func OwnProcess() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_OWN_PROCESS }
 }
 
-// ParentProcess puts the node into its parent's process.
+// ParentProcess runs the node in its parent's process.
 func ParentProcess() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_PARENT_PROCESS }
 }
 
-// Here puts the node into the process that creates it, wherever its parent lives: on another
-// machine, for example. The node ends with that process, and when its parent dies.
+// Here runs the node in the creating process, wherever its parent runs, which may be on another
+// machine. The node ends with that process, and when its parent dies.
 func Here() CreateOption {
 	return func(o *createOptions) { o.request.Placement = nodev1.Placement_PLACEMENT_HERE }
 }
 
-// NoWait makes the creation return as soon as the node has its name, before it is set up. Calls
-// wait for the set-up, and fail if it does.
+// NoWait returns from the creation as soon as the node has its name, before it is set up. Calls
+// wait for the set-up, and fail if it fails.
 func NoWait() CreateOption {
 	return func(o *createOptions) { o.request.NoWait = true }
 }
 
-// EachConfig gives each of the nodes that one creation makes a configuration of its own. set is
-// called for each node, i counting from 0 in the order in which the creation returns them, with a
-// copy of the configuration that the creation was given, and changes it:
+// EachConfig gives each node of one creation a configuration of its own. set is called once for
+// each node, where i is its index in the creation's result, with a copy of the configuration that
+// the creation was given, which it modifies:
 //
 //	learners, err := CreateLearnerN(ctx, rt, 8, &demov1.LearnerConfig{Steps: 1000},
 //		runtime.EachConfig(func(i int, cfg *demov1.LearnerConfig) { cfg.Seed = int64(i) }))
 //
-// C is the type of the nodes' configuration; a creation of nodes that are configured by another
-// fails.
+// C must be the type of the nodes' configuration; otherwise the creation fails with
+// InvalidArgument.
 func EachConfig[C proto.Message](set func(i int, config C)) CreateOption {
 	return func(o *createOptions) {
 		o.each = func(i int, config proto.Message) error {
@@ -385,7 +389,7 @@ func EachConfig[C proto.Message](set func(i int, config C)) CreateOption {
 	}
 }
 
-// WithAttribute gives the node an attribute from the beginning.
+// WithAttribute publishes an attribute of the node from its creation on. See [SetAttribute].
 func WithAttribute[T AttributeValue](key string, v T) CreateOption {
 	return func(o *createOptions) {
 		if o.request.Attributes == nil {

@@ -11,16 +11,16 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Ref is the untyped half of a handle: which node it is, and what can be asked of any node. It is
-// small; copy it freely. What its methods without a context return is what this process knows, at
-// no cost: the node's record as it was last told. The zero Ref reaches no node, and its calls say
-// so.
+// Ref is the untyped half of a handle: it identifies a node, and has the operations that every node
+// supports. It is small and may be copied freely. Methods without a context make no call: they
+// return what this process knows, which is the node's record as last received. A Ref is safe for
+// concurrent use. The zero Ref refers to no node, and calls with it fail with FailedPrecondition.
 type Ref struct{ t *target }
 
-// IsZero says whether the Ref reaches no node.
+// IsZero reports whether the Ref refers to no node.
 func (r Ref) IsZero() bool { return r.t == nil }
 
-// record is the node's record as this process knows it; never nil.
+// record is the node's record as this process knows it; never nil, not to be modified.
 func (r Ref) record() *nodev1.NodeRecord {
 	switch {
 	case r.t == nil:
@@ -44,10 +44,10 @@ func (r Ref) Name() string { return r.record().GetName() }
 // Alias is the node's alias, or "".
 func (r Ref) Alias() string { return r.record().GetAlias() }
 
-// State is where the node is in its life, as far as this process was told.
+// State is the node's lifecycle state, as last received.
 func (r Ref) State() nodev1.NodeState { return r.record().GetState() }
 
-// Incarnation is how often the node was started under its nid.
+// Incarnation is how often the node has been started under its nid.
 func (r Ref) Incarnation() uint64 { return r.record().GetIncarnation() }
 
 // Service is the full name of the node's service.
@@ -58,11 +58,12 @@ func (r Ref) Service() string {
 	return r.t.service.name
 }
 
-// Attributes are the node's attributes. The map is the caller's.
+// Attributes returns a copy of the node's attributes.
 func (r Ref) Attributes() map[string]*nodev1.Value { return maps.Clone(r.record().GetAttributes()) }
 
-// NodeRef is what to put into a message, for others to make a handle of. That of a tagged Ref makes
-// handles whose calls go over that tunnel.
+// NodeRef returns the message that refers to the node, to be put into other messages; its receiver
+// makes a handle of it. From the NodeRef of a tagged Ref, handles are made whose calls go over that
+// tunnel.
 func (r Ref) NodeRef() *nodev1.NodeRef {
 	tag := ""
 	if r.t != nil {
@@ -71,10 +72,10 @@ func (r Ref) NodeRef() *nodev1.NodeRef {
 	return refOf(r.record(), tag)
 }
 
-// Record is a copy of the node's record as this process knows it.
+// Record returns a copy of the node's record as this process knows it.
 func (r Ref) Record() *nodev1.NodeRecord { return proto.CloneOf(r.record()) }
 
-// String is the path, for a person to read.
+// String returns the path, or "no node" if there is none.
 func (r Ref) String() string {
 	if p := r.Path(); p != "" {
 		return p
@@ -82,10 +83,10 @@ func (r Ref) String() string {
 	return "no node"
 }
 
-// Tagged returns a Ref to the same node whose calls go over the tunnel of that tag, a connection of
-// its own. The node must have made it with CreateTunnel. Calls over one tunnel are not ordered with
-// those over another. Where the node lives in this process there is no way to choose, and its calls
-// need no tunnel. A handle that goes that way is made of the reference:
+// Tagged returns a Ref to the same node whose calls go over the tunnel with that tag, a connection
+// of its own. The node must have created the tunnel with CreateTunnel. Calls over different tunnels
+// are not ordered with each other. If the node lives in this process, calls go to it directly and
+// the tag is ignored. To get a tagged handle, make it of the NodeRef:
 //
 //	bulk, err := demov1raylink.LearnerFrom(rt, learner.Ref().Tagged("bulk").NodeRef())
 func (r Ref) Tagged(tag string) Ref {
@@ -104,18 +105,20 @@ func (r Ref) parentOf() parentOf {
 	return parentOf{host: r.t.host, ref: r, node: r.t.node}
 }
 
-// Parent is where a new node goes: the runtime itself (a child of the root that lives as long as
-// this process), the node that asks, or the Ref of a handle.
+// Parent determines where a new node is placed in the tree. It is the runtime itself (a child of
+// the root that lives as long as this process), a [Node], or the Ref of a handle.
 type Parent interface{ parentOf() parentOf }
 
-// parentOf says who a parent is. node is set where it lives here, ref where there is a node at all.
+// parentOf is a resolved parent. node is set if it lives in this process, ref if it is a node at
+// all.
 type parentOf struct {
 	host *Host
 	node *Node
 	ref  Ref
 }
 
-// Finder is who asks for a node: the runtime, or a node, to which relative paths are relative.
+// Finder looks up nodes. It is the runtime, or a node, which resolves relative paths against its
+// own.
 type Finder interface {
 	finder() (host *Host, base string)
 }
@@ -124,12 +127,12 @@ func (n *Node) parentOf() parentOf { return parentOf{host: n.host, node: n, ref:
 
 func (n *Node) finder() (*Host, string) { return n.host, n.path }
 
-// AttributeValue is what an attribute can be.
+// AttributeValue is the set of types that an attribute can have.
 type AttributeValue interface {
 	int64 | int | float64 | bool | string | []byte
 }
 
-// valueOf makes the message of an attribute.
+// valueOf converts an attribute to its message.
 func valueOf[T AttributeValue](v T) *nodev1.Value {
 	switch v := any(v).(type) {
 	case int64:
@@ -148,8 +151,8 @@ func valueOf[T AttributeValue](v T) *nodev1.Value {
 	return nil
 }
 
-// Attribute reads an attribute from a reference, without asking anybody. It returns false where the
-// node has none of that name and type.
+// Attribute reads an attribute from what this process knows of the node; it makes no call. It
+// returns false if the node has no attribute of that name and type.
 func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
 	var out T
 	v, ok := ref.record().GetAttributes()[key]
@@ -179,8 +182,9 @@ func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
 	return out, ok
 }
 
-// SetAttribute publishes an attribute of the node. When it returns, Brain has it; those who hold
-// handles are told soon after.
+// SetAttribute publishes an attribute of the node, and replaces an earlier value. When it returns
+// without an error, Brain has stored it; processes with handles of the node receive it soon
+// afterwards.
 func SetAttribute[T AttributeValue](ctx context.Context, n *Node, key string, v T) error {
 	if n.host == nil {
 		return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no attributes")
@@ -188,7 +192,7 @@ func SetAttribute[T AttributeValue](ctx context.Context, n *Node, key string, v 
 	return n.host.setAttribute(ctx, n, key, valueOf(v))
 }
 
-// Where names a node.
+// Where identifies a node to look up: see [Path], [Alias] and [NID].
 type Where struct {
 	kind  whereKind
 	value string
@@ -202,17 +206,18 @@ const (
 	whereNID
 )
 
-// Path names a node by its path: absolute, or relative to the node that asks (`./child`,
-// `../sibling`).
+// Path identifies a node by its path: absolute, or relative to the node that looks it up
+// (`./child`, `../sibling`).
 func Path(path string) Where { return Where{wherePath, path} }
 
-// Alias names a node by its alias.
+// Alias identifies a node by its alias.
 func Alias(alias string) Where { return Where{whereAlias, alias} }
 
-// NID names a node by its id.
+// NID identifies a node by its id.
 func NID(nid string) Where { return Where{whereNID, nid} }
 
-// absolute makes a path absolute. base is the path of the node that asks, "" outside nodes.
+// absolute resolves a path against base, the path of the node that looks it up; "" outside nodes,
+// where a relative path is an error.
 func absolute(path, base string) (string, error) {
 	if !strings.HasPrefix(path, "./") && !strings.HasPrefix(path, "../") && path != "." && path != ".." {
 		return path, nil

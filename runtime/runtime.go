@@ -1,31 +1,30 @@
-// Package runtime is what generated code stands on: nodes, the handles that reach them, and the
-// host that a process is.
+// Package runtime hosts nodes and calls them. It is what generated code is written against.
 //
-// Users meet it in three places. A node's set-up function is given a [Node], by which the node
-// knows itself, creates children, owns tasks and publishes attributes. A handle's Ref is a [Ref],
-// which names the node and answers what any node can be asked. An async call returns a [Future].
-// The front doors (packages raylink and join) make the [Host] that all of them belong to.
+// Users meet it in three places. A node's set-up function receives a [Node], with which the node
+// reads its own identity, creates children, runs tasks and publishes attributes. A handle's Ref is
+// a [Ref], which identifies a node and carries the operations that every node has. An asynchronous
+// call returns a [Future]. The front doors (packages raylink and join) make the [Host] that all of
+// them belong to.
 //
 // What it promises:
 //
-//   - A node's methods take turns, in the order in which they were called by each caller (mailbox);
-//     concurrent methods and streams run beside
-//     the turns. docs/turns.md has the rules.
-//   - A call behaves the same whatever way it goes: in one process, through a tunnel, by HTTP.
-//     internal/contract is the test of that.
-//   - A node's end is noticed, its callers are told how it came about, and nothing of it is left:
-//     no process, goroutine, socket or file.
-//   - Nothing waits without a bound or a context, and whatever is refused says what was asked for
-//     and what there is.
+//   - A node's methods take turns, in the order in which each caller made its calls (mailbox);
+//     concurrent methods and streams run beside the turns. docs/turns.md has the rules.
+//   - A call behaves the same whether it stays in the process, goes through a tunnel or comes in
+//     over HTTP. internal/contract is the test of that.
+//   - When a node ends, its callers get an error that says how, and nothing of it is left: no
+//     process, goroutine, socket or file.
+//   - Everything that may block is bounded by a context or a limit, and every refusal names what
+//     was asked for and what is available.
 //
-// Where to start: [Unary].Call in call.go is where a call begins; target.go decides whether its
-// node is here or elsewhere; serve.go runs it here, remote.go sends it there, and dispatch.go is
-// where it arrives. docs/architecture.md walks that way with file names.
+// Where to start: [Unary].Call in call.go begins a call; target.go decides whether its node is
+// local or remote; serve.go runs it here, remote.go sends it to another process, and dispatch.go is
+// where it arrives there. docs/architecture.md follows that path with file names.
 //
-// The files, by what they are about:
+// The files by subject:
 //
 //	calls      method.go, service.go (the generated table), call.go, target.go, serve.go, stream.go, pipe.go, future.go, client.go, stub.go
-//	context    context.go, metadata.go, chain.go (who waits for whom), interceptor.go, errors.go
+//	context    context.go, metadata.go, chain.go (the calls that a call waits for), interceptor.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
-//	processes  host.go, child.go, registry.go (the line to Brain), links.go (connections), remote.go, dispatch.go, front.go, web.go, health.go
+//	processes  host.go, child.go, registry.go (the session with Brain), links.go (the peer pool), remote.go, dispatch.go, front.go (the listener), web.go, health.go
 package runtime
