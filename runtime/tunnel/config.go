@@ -6,68 +6,70 @@ import (
 	"time"
 )
 
-// Config bounds what a connection may take and how long it waits. The zero value of a field means
-// its default. What a side is ready to receive it tells the other in the handshake, and the other's
-// [Conn] keeps to it, so the two need not be equal. What a peer can make a connection hold, whether
-// it keeps to anything or not, is one number: [Config.PeerMemory].
+// Config limits what a connection may use and how long it waits. A zero field means its default.
+// The limits on what a side receives are sent to the peer in the handshake and honoured by the
+// peer's [Conn], so the two sides' configurations may differ. [Config.PeerMemory] is the memory
+// that a peer can make a connection hold, whether or not it honours the limits.
 type Config struct {
-	// MaxMessageBytes is the largest message, encoded, that this side receives. A larger one fails
-	// its own call with ResourceExhausted and disturbs nothing else. Default 64 MiB, at most 1 GiB.
+	// MaxMessageBytes is the largest encoded message that this side receives. A larger message
+	// fails its own call with ResourceExhausted and affects nothing else. Default 64 MiB, at most 1
+	// GiB.
 	MaxMessageBytes int
-	// MaxHeaderBytes bounds all that goes with a call beside its messages: names, headers, chain;
-	// and its trailers and error. Default 64 KiB, at most 1 MiB.
+	// MaxHeaderBytes limits everything that a call carries besides its messages: names, headers and
+	// chain of the request, trailers and error of the response. Default 64 KiB, at most 1 MiB.
 	MaxHeaderBytes int
-	// MaxFragmentBytes is how much of a large message one frame may bring. Larger ones cost less,
-	// and hold up what is behind them for longer. Default 257 KiB, at least 65 KiB, at most 8 MiB.
+	// MaxFragmentBytes is how much of a large message this side receives in one frame. Larger
+	// fragments cost less per byte and delay the frames behind them for longer. Default 257 KiB, at
+	// least 65 KiB, at most 8 MiB.
 	MaxFragmentBytes int
-	// Window is how many bytes of unary requests may be on their way or being served: sent, but not
-	// answered. When it is full, [Conn.Start] blocks. A single request that is larger goes when
-	// nothing else is out. It is also how many bytes of unary responses that are too large for one
-	// frame may be on their way at once. Default 16 MiB.
+	// Window is the number of bytes of unary requests that may be in flight, that is sent and not
+	// yet answered. When it is full, [Conn.Start] blocks. A single larger request is sent when
+	// nothing else is in flight. It also limits the bytes of unary responses too large for one
+	// frame that may be in flight at once. Default 16 MiB.
 	Window int
-	// StreamWindow is how many bytes of one stream, in one direction, may wait for their reader. A
-	// stream begins with 64 KiB, and has this window as soon as it has used a quarter of that, as
-	// far as MaxStreamBytes goes. Default 1 MiB, at least 64 KiB.
+	// StreamWindow is the number of bytes of one stream, in one direction, that may be waiting for
+	// their reader. A stream starts with a window of 64 KiB and is raised to StreamWindow once it
+	// has used a quarter of that, as far as MaxStreamBytes permits. Default 1 MiB, at least 64 KiB.
 	StreamWindow int
-	// MaxStreamBytes is what the windows of all streams together may take beyond the 64 KiB that
-	// each has. Streams that are opened when it is used up are slower, and end no other way.
-	// Default MaxMessageBytes, at least 8 MiB.
+	// MaxStreamBytes limits the sum by which the windows of all streams exceed the initial 64 KiB
+	// each. Streams opened while it is used up are slower but work otherwise. Default
+	// MaxMessageBytes, at least 8 MiB.
 	MaxStreamBytes int
-	// MaxStreamWindow is what a stream's window grows to while its reader takes it in quickly: the
-	// fewer the times that a sender is told to go on, the less that costs. Default eight times
+	// MaxStreamWindow is the size to which the window of a stream grows while its reader keeps up.
+	// A larger window needs fewer CREDIT frames and so costs less. Default eight times
 	// StreamWindow, at least StreamWindow.
 	MaxStreamWindow int
-	// MaxCalls bounds the calls of every shape that are open on the connection. When it is reached,
-	// [Conn.Start] blocks. Default 65,536, at most 2^24 - 1.
+	// MaxCalls limits the number of open calls of every shape. When it is reached, [Conn.Start]
+	// blocks. Default 65,536, at most 2^24 - 1.
 	MaxCalls int
-	// MaxStreams bounds how many of the open calls are streams, those included that have ended but
-	// whose handlers still run. One more is refused with ResourceExhausted. Default 2,048.
+	// MaxStreams limits how many of the open calls are streams, including streams that have ended
+	// but whose handlers still run. A further stream is refused with ResourceExhausted. Default
+	// 2,048.
 	MaxStreams int
-	// MaxBacklog bounds the bytes of responses that wait to be written to a peer that does not
-	// read, or not as fast as they are made. A response that would go past it is replaced by
-	// ResourceExhausted. Default twice MaxMessageBytes, at least 8 MiB.
+	// MaxBacklog limits the bytes of responses that wait to be written to a peer that reads slowly
+	// or not at all. A response that would exceed it is replaced by ResourceExhausted. Default
+	// twice MaxMessageBytes, at least 8 MiB.
 	MaxBacklog int
-	// Keepalive is how long a connection with open calls may be silent before it is pinged. If the
-	// peer is silent for as long again, the connection fails with "no answer for ...". Default 5 s;
-	// negative means never.
+	// Keepalive is how long a connection with open calls may be silent before the peer is pinged.
+	// If it stays silent for as long again, the connection fails with "no answer for ...". Default
+	// 5 s; negative disables it.
 	Keepalive time.Duration
-	// Token is the secret that both sides prove to each other that they know. It is not sent; but
-	// who may dial can try guesses against the accepting side's proof, away from it, so a token
-	// should be random: 256 bits. Empty means that neither side has one; a side with a token never
-	// talks to one without.
+	// Token is the shared secret that the two sides prove to each other. It is never sent. A
+	// dialler can however test guesses offline against the accepting side's proof, so a token
+	// should have 256 random bits. Empty means no token. A side with a token refuses a peer without
+	// one, and the reverse.
 	Token string
-	// HandshakeTimeout bounds the handshake. Default 10 s.
+	// HandshakeTimeout limits the duration of the handshake. Default 10 s.
 	HandshakeTimeout time.Duration
-	// BusyPoll is how long a reader of this side looks for what may come at once, before it lets
-	// itself be put to sleep. It makes calls that follow each other several times faster, and takes
-	// processor time that others may want; a process never has more than half of its processors
-	// looking. Default 50 µs; negative means never.
+	// BusyPoll is how long a reader on this side spins on the socket before it blocks. It makes
+	// back-to-back calls several times faster and uses CPU time that others may need. At most
+	// GOMAXPROCS/2 readers of a process spin at once. Default 50 µs; negative disables it.
 	BusyPoll time.Duration
-	// Overseer sweeps the connections. Those of one process should share one. Default: each has its
-	// own.
+	// Overseer is the watchdog and sweeper of the connection. The connections of one process should
+	// share one. By default each connection has its own.
 	Overseer *Overseer
-	// Logger gets what no caller is told: a handler's panic, a peer that breaks the protocol.
-	// Default [slog.Default].
+	// Logger receives what no caller is notified of, such as panics in handlers and protocol
+	// violations by peers. Default [slog.Default].
 	Logger *slog.Logger
 
 	// nonce replaces the random nonces in tests.
@@ -77,27 +79,27 @@ type Config struct {
 const (
 	defaultMaxMessage       = 64 << 20
 	defaultMaxHeader        = 64 << 10
-	defaultMaxFragment      = 257 << 10 // so that a round 256 KiB with what encodes it goes in one
+	defaultMaxFragment      = 257 << 10 // fits a payload of 256 KiB together with its encoding
 	defaultWindow           = 16 << 20
 	defaultStreamWindow     = 1 << 20
 	defaultMaxCalls         = 1 << 16
 	defaultMaxStreams       = 1 << 11
 	defaultKeepalive        = 5 * time.Second
 	defaultHandshakeTimeout = 10 * time.Second
-	// leastShared is the least that is the default of what calls and streams share, however small
-	// their messages.
+	// leastShared is the minimum default of the budgets that calls and streams share, however small
+	// the messages are.
 	leastShared = 8 << 20
 
 	ceilingMaxMessage = 1 << 30
 	ceilingMaxHeader  = 1 << 20
-	// A frame's length has 24 bits, for fragment and header together.
+	// The length field of a frame has 24 bits, for fragment and header together.
 	ceilingMaxFragment = 8 << 20
 	floorMaxHeader     = 1 << 10
 	floorStreamWindow  = 64 << 10
 )
 
-// WithDefaults returns the configuration with its zero fields filled in and the others brought
-// within their bounds.
+// WithDefaults returns the configuration with zero fields set to their defaults and the others
+// clamped to their valid range.
 func (c Config) WithDefaults() Config {
 	c.MaxMessageBytes = within(c.MaxMessageBytes, defaultMaxMessage, 1, ceilingMaxMessage)
 	c.MaxHeaderBytes = within(c.MaxHeaderBytes, defaultMaxHeader, floorMaxHeader, ceilingMaxHeader)
@@ -127,31 +129,30 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
-// PeerMemory is the most that one connection with this configuration holds in memory for its peer,
-// in bytes, whatever the peer sends, and whether it reads or not. It is a sum of the bounds above,
-// each with what its bookkeeping takes; by default it is 974 MiB, most of it for messages: with
-// MaxMessageBytes of 4 MiB it is 526 MiB, with MaxStreams of 128 as well 226 MiB. docs/tunnel.md
-// has the parts.
+// PeerMemory returns the maximum memory, in bytes, that one connection with this configuration
+// holds for its peer, whatever the peer sends and whether or not it reads. It is the sum of the
+// limits above with their bookkeeping. With the defaults it is 974 MiB, most of it for messages;
+// with MaxMessageBytes of 4 MiB it is 526 MiB, and with MaxStreams of 128 as well 226 MiB.
+// docs/tunnel.md lists the parts.
 //
-// It counts messages as they are encoded. What they take when they have been decoded, and what
-// handlers keep for themselves, such as the message that a stream's handler is about to send, is
-// theirs.
+// It counts messages in their encoded form. Decoded messages and memory that handlers hold, such as
+// the message that a stream's handler is about to send, are not included.
 func (c Config) PeerMemory() int {
 	c = c.WithDefaults()
 	m := c.memory()
 	return m.buffers + m.names + m.calls + m.meta + m.messages + m.streams + m.beyond + m.backlog
 }
 
-// memory is [Config.PeerMemory] by its parts.
+// memory is the parts of [Config.PeerMemory].
 type memory struct{ buffers, names, calls, meta, messages, streams, beyond, backlog int }
 
-// What the parts take beyond the bytes that they have bounds for. Buffers grow by doubling, so that
-// a bound on bytes is one of twice as much memory.
+// Memory used beyond the bytes that the limits count. Buffers grow by doubling, so a limit on bytes
+// means up to twice that much memory.
 const (
 	slack       = 2
-	callBytes   = 1536     // a call that is served: what is known of it, its place in line, a brief answer
-	streamBytes = 32 << 10 // a stream: its goroutine, its lists of messages
-	namesBytes  = 8 << 20  // the table of names, and what is known of calls by their names
+	callBytes   = 1536     // a served call: its state, its queue entry, a short reply
+	streamBytes = 32 << 10 // a stream: its goroutine and message queues
+	namesBytes  = 8 << 20  // the name table and the state shared by calls with the same names
 )
 
 func (c Config) memory() memory {
@@ -167,7 +168,7 @@ func (c Config) memory() memory {
 	}
 }
 
-// String is the configuration in one line, for logs, without the token.
+// String returns the configuration as one line for logs, without the token.
 func (c Config) String() string {
 	return fmt.Sprintf("message=%d header=%d fragment=%d window=%d stream-window=%d to %d, %d beyond, calls=%d streams=%d backlog=%d "+
 		"keepalive=%v handshake=%v busy-poll=%v",
@@ -183,7 +184,7 @@ func within(value, standard, low, high int) int {
 	return min(max(value, low), high)
 }
 
-// limits are what one side is ready to receive; the handshake carries them.
+// limits are what one side is prepared to receive. They are exchanged in the handshake.
 type limits struct {
 	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameBytes, maxFragment int
 }

@@ -1,25 +1,25 @@
-// Package tunnel carries typed calls between two processes over one connection.
+// Package tunnel multiplexes typed RPCs between two processes over one connection.
 //
-// A tunnel is a multiplexed connection over any [net.Conn] (TCP, a Unix socket, or memnet's in
-// tests): the side that dialled calls, the side that accepted serves. It knows nothing of nodes;
-// targets and callers are opaque strings. It promises:
+// A tunnel runs over any [net.Conn] (TCP, a Unix socket, or memnet's in tests). The dialling side
+// makes calls and the accepting side serves them. The package knows nothing of nodes: targets and
+// callers are opaque strings. It guarantees:
 //
 //   - All RPC shapes, with deadlines, cancellation, headers, trailers, and errors with code,
 //     message and details.
-//   - Unary calls from one goroutine reach the handler in the order they were started.
-//   - A slow reader of one stream, or one large message, holds up nobody else: streams have windows
-//     of their own, large
-//     messages go in fragments that take turns.
-//   - Every size that comes from the wire has a limit, and whatever a side buffers for the other
-//     has a bound. See [Config].
-//   - When the connection ends, every open call ends with Unavailable and the reason. A peer that
-//     is silent while calls are
-//     open is pinged, and found out.
+//   - Unary calls started by one goroutine reach the handler in the order in which they were
+//     started.
+//   - No head-of-line blocking between calls: each stream has its own flow-control window, and
+//     large messages are sent in fragments that are interleaved.
+//   - Every size read from the wire has a limit, and everything that one side buffers for the other
+//     is bounded. See [Config].
+//   - When the connection ends, every open call fails with Unavailable and the reason. A peer that
+//     is silent while calls are open is pinged, and the connection fails if the peer does not
+//     answer.
 //
-// Start with [Dial] and [Accept]. [Conn.Start] makes unary calls without a goroutine for each,
-// [Conn.Stream] makes the others, and [Conn.Transport] is the same for connect's generated clients.
-// A [Handler] serves; [ServerHandler] makes one from a connect server. docs/tunnel.md specifies the
-// wire.
+// Start with [Dial] and [Accept]. [Conn.Start] makes unary calls without a goroutine per call,
+// [Conn.Stream] makes calls of the other shapes, and [Conn.Transport] adapts a connection to
+// connect's generated clients. A [Handler] serves calls; [ServerHandler] makes one from a connect
+// server. docs/tunnel.md specifies the wire format.
 package tunnel
 
 import (
@@ -35,7 +35,7 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Conn is one end of a tunnel. Its methods may be called from any goroutine.
+// Conn is one end of a tunnel. Its methods are safe for concurrent use.
 type Conn struct {
 	inlining
 	ownership
@@ -49,80 +49,83 @@ type Conn struct {
 	own     limits
 	peer    limits
 	handler Handler
-	// allocator is the handler, if it is one.
+	// allocator is the handler if it implements Allocator, else nil.
 	allocator Allocator
-	// born is what the deadlines of the calls that are served are counted from.
+	// born is the origin of the deadlines of served calls, see callContext.deadline.
 	born time.Time
 
-	// in, and what it has read, belong to the goroutine that owns reading, see readOwner.
+	// in and the data that it has buffered are owned by the goroutine that reads the connection,
+	// see readOwner. So are the fields from here to unpublished.
 	in      frameReader
 	names   nameTable
 	now     time.Time
 	polling polling
-	// request is the one at hand.
+	// request is the unary request that is being delivered to the handler.
 	request request
-	// keeps has the procedures whose last large response has kept the buffer it came in.
+	// keeps is the set of procedures whose last large response aliased its receive buffer.
 	keeps map[string]bool
-	// fragment is the one that is being read straight to its place; its assembly is nil where there
-	// is none.
+	// fragment is the fragment that is being read straight into its assembly. Its assembly is nil
+	// if there is none.
 	fragment fragment
-	// recent is where the last DATA went, and unpublished the streams that have got some since.
+	// recent caches the target of the last DATA frame. unpublished lists the streams that have
+	// received messages since the last publish.
 	recent      target
 	unpublished []*inbox
 
-	// writing is write, kept so that starting it costs nothing.
+	// writing is the method value of write, stored so that starting the writer does not allocate.
 	writing func()
 	attempt attempt
 
 	heard                 atomic.Bool
 	calls, sent, received atomic.Uint64
-	// windows is what the streams' windows take beyond those that they begin with.
+	// windows is the sum by which the streams' windows exceed their initial size.
 	windows atomic.Int64
 
 	done    chan struct{}
 	refused chan struct{}
 
-	mu sync.Mutex // guards what follows
-	// err is why the connection ended.
+	mu sync.Mutex // guards the fields below
+	// err is why the connection ended, nil while it is open.
 	err error
-	// draining is why no new calls are taken.
+	// draining is why new calls are refused, nil while they are accepted.
 	draining error
-	// peerDrained says that the peer will begin no more calls.
+	// peerDrained is set once the peer has announced by GOAWAY that it begins no more calls.
 	peerDrained bool
 	quiet       chan struct{}
-	// drained wakes a reading goroutine that waits for the writer; it waits while paused is set.
+	// drained unblocks a read loop that waits for the writer. The read loop waits while paused is
+	// set.
 	drained chan struct{}
 	paused  bool
-	// after is what AfterEnd was given.
+	// after holds the functions registered by AfterEnd.
 	after     []func()
 	out       outbox
 	keepalive keepalive
 	extra     extraBudget
 
-	// A dialling side's calls.
+	// The calls of a dialling side.
 	gate     gate
 	interner interner
 	slots    []slot
 	free     []uint32
-	// idsUsed is the largest number of slots that there have been.
+	// idsUsed is the high-water mark of len(slots).
 	idsUsed int
-	// unwatched are the calls whose contexts nothing but the sweeper looks at yet.
+	// unwatched holds the calls whose contexts are checked by the sweeper only.
 	unwatched sweep
-	// replyBytes is the size of the large responses on their way.
+	// replyBytes is the total size of the large responses that are being received.
 	replyBytes int
 
-	// An accepting side's calls, by id.
+	// The calls of an accepting side, by id.
 	served       []*Incoming
 	serving      int
 	streams      int
 	requestBytes int
-	// metaBytes is what the names, chains and headers of the open calls count for.
+	// metaBytes is the total charged for the names, chains and headers of the open calls.
 	metaBytes int
 }
 
-// Dial makes the dialling end of a tunnel out of a new connection, which it owns from then on, also
-// when it fails. It returns after the handshake, in which both sides have proven that they know the
-// token; a failure is a [*HandshakeError].
+// Dial performs the dialling side of the handshake on a new connection and returns the tunnel. It
+// takes ownership of nc, even if it fails. On success both sides have proven that they know the
+// token. An error from the handshake is a [*HandshakeError].
 func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
 	hello.Protocol = ""
 	c, err := dial(ctx, nc, hello, cfg)
@@ -130,14 +133,14 @@ func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 		return nil, err
 	}
 	c.gate = gate{window: c.peer.window, maxOpen: c.peer.maxCalls}
-	c.slots = make([]slot, 1) // id 0 is the connection
+	c.slots = make([]slot, 1) // id 0 stands for the connection itself
 	c.run()
 	return c, nil
 }
 
-// DialRaw makes the same handshake for another protocol, the one that hello names, and returns the
-// connection for it. So a client of that protocol knows whom it talks to, and need not show a
-// token.
+// DialRaw performs the same handshake for another protocol, named by hello.Protocol, and returns
+// the connection for that protocol's use. The client of that protocol has then authenticated its
+// peer without revealing a token.
 func DialRaw(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (net.Conn, Welcome, error) {
 	c, err := dial(ctx, nc, hello, cfg)
 	if err != nil {
@@ -152,14 +155,15 @@ func dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 	if err := bounded(ctx, nc, c.cfg, c.greet); err != nil {
 		return nil, errors.Join(err, closeQuietly(nc))
 	}
-	c.cfg.Token = "" // it has served; a dump of the connection need not show it
+	c.cfg.Token = "" // no longer needed: keep it out of dumps of the Conn
 	return c, nil
 }
 
-// Accept makes the accepting end of a tunnel out of a connection, which it owns from then on, also
-// when it fails. self is what the dialler learns of this side. admit is asked when the dialler has
-// proven that it knows the token, and before anything else is read; its error refuses the dialler,
-// with the code that connect finds in it. A dialler that wants another protocol is refused.
+// Accept performs the accepting side of the handshake and returns the tunnel. It takes ownership of
+// nc, even if it fails. self is what the dialler learns about this side. admit is called after the
+// dialler has proven that it knows the token and before anything else is read. If admit returns an
+// error, the dialler is refused with that error's connect code. A dialler that asks for another
+// protocol is refused.
 func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error)) (*Conn, error) {
 	c, _, err := AcceptAny(ctx, nc, cfg, self, func(hello Hello) (Handler, error) {
 		if hello.Protocol != "" {
@@ -170,9 +174,9 @@ func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit fu
 	return c, err
 }
 
-// AcceptAny is Accept for a side that serves other protocols too: where the dialler has named one,
-// and admit has admitted it, perhaps with a nil Handler, it returns the connection for that
-// protocol and no Conn.
+// AcceptAny is Accept for a side that serves other protocols too. If the dialler names one and
+// admit accepts it, the Handler may be nil, and AcceptAny returns the connection for that protocol
+// and a nil Conn.
 func AcceptAny(
 	ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error),
 ) (*Conn, net.Conn, error) {
@@ -188,7 +192,7 @@ func AcceptAny(
 	return c, nil, nil
 }
 
-// raw gives the connection back, with what was read of it beyond the handshake.
+// raw returns the underlying connection, including any bytes read beyond the handshake.
 func (c *Conn) raw() net.Conn {
 	nc := c.nc
 	if rest := c.in.buffered(c.in.end - c.in.begin); len(rest) > 0 {
@@ -227,7 +231,7 @@ func (c *Conn) run() {
 	go c.read()
 }
 
-// closeQuietly closes a connection of which the failure is known already.
+// closeQuietly closes a connection that has already failed or been closed.
 func closeQuietly(nc net.Conn) error {
 	if err := nc.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
@@ -235,40 +239,40 @@ func closeQuietly(nc net.Conn) error {
 	return nil
 }
 
-// Hello is what the dialler said.
+// Hello returns the dialler's part of the handshake.
 func (c *Conn) Hello() Hello { return c.hello }
 
-// Welcome is what the accepting side answered.
+// Welcome returns the accepting side's part of the handshake.
 func (c *Conn) Welcome() Welcome { return c.welcome }
 
-// Version is the version of the protocol that the two sides agreed on.
+// Version returns the protocol version that the two sides agreed on.
 func (c *Conn) Version() int { return c.version }
 
-// Done is closed when the connection has ended.
+// Done returns a channel that is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err is nil until the connection has ended, and then says why.
+// Err returns why the connection ended, or nil while it is open.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// Stats counts what went over a connection.
+// Stats are the counters of a connection.
 type Stats struct {
-	// Calls is how many calls of every shape were begun.
+	// Calls is the number of calls of every shape begun so far.
 	Calls uint64
-	// BytesSent and BytesReceived count all that was written and read, framing included, the
-	// handshake excluded.
+	// BytesSent and BytesReceived count the bytes written and read, including framing and excluding
+	// the handshake.
 	BytesSent, BytesReceived uint64
 }
 
-// Stats returns the counts up to now.
+// Stats returns the current counters.
 func (c *Conn) Stats() Stats {
 	return Stats{Calls: c.calls.Load(), BytesSent: c.sent.Load(), BytesReceived: c.received.Load()}
 }
 
-// Pending is how many calls are open.
+// Pending returns the number of open calls.
 func (c *Conn) Pending() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -288,28 +292,29 @@ func (c *Conn) peerName() string {
 	return fmt.Sprintf("%s (%v)", host, c.nc.RemoteAddr())
 }
 
-// errPeerClosed is the end of a connection that the peer closed, or whose process ended.
+// errPeerClosed ends a connection that the peer closed, or whose process exited.
 var errPeerClosed = errors.New("the peer closed the connection")
 
 var errLost = errors.New("the connection was lost")
 
-// lost is the end of a connection that nobody wanted.
+// lost returns the reason of a connection that ended unexpectedly with err.
 func lost(err error) error {
 	if errors.Is(err, io.EOF) {
-		// Not io.EOF itself: to who reads a stream that means a good end.
+		// Not io.EOF itself: to the reader of a stream, io.EOF means a clean end.
 		return errPeerClosed
 	}
 	return fmt.Errorf("%w: %w", errLost, err)
 }
 
-// hasLeft says whether the connection's end is that of a peer which was done with it: it had said
-// that it would leave. That it has is first noticed by whoever reads, or by whoever writes what
-// nobody waits for any more, as the answer to a ping. Callers hold the lock.
+// hasLeft reports whether reason is the expected end of a connection whose peer had announced that
+// it was leaving. Either the reader sees the close first, or a writer whose data is no longer
+// needed, such as the answer to a ping. The caller must hold c.mu.
 func (c *Conn) hasLeft(reason error) bool {
 	return c.peerDrained && (errors.Is(reason, errPeerClosed) || c.pending() == 0 && errors.Is(reason, errLost))
 }
 
-// fail ends the connection: all that is open ends with the reason.
+// fail ends the connection and fails everything that is open with reason. Only the first call has
+// an effect.
 func (c *Conn) fail(reason error) {
 	c.mu.Lock()
 	if c.err != nil {
@@ -351,7 +356,7 @@ func (c *Conn) fail(reason error) {
 	c.checkQuiet()
 	c.mu.Unlock()
 
-	_ = c.nc.Close() // whatever it says, the connection is over
+	_ = c.nc.Close() // the connection has ended whatever Close returns
 	text := unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), reason))
 	for _, call := range calls {
 		call.finish(text)
@@ -370,8 +375,8 @@ func (c *Conn) fail(reason error) {
 	}
 }
 
-// AfterEnd has f called, on a goroutine of its own, when the connection has ended: at once if it
-// has. An idle connection has one goroutine less than with somebody who waits for Done.
+// AfterEnd calls f on its own goroutine once the connection has ended, immediately if it already
+// has. Unlike waiting for Done it costs an idle connection no goroutine.
 func (c *Conn) AfterEnd(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -382,13 +387,14 @@ func (c *Conn) AfterEnd(f func()) {
 	c.after = append(c.after, f)
 }
 
-// Close ends the connection at once. Open calls fail with Unavailable.
+// Close ends the connection immediately. Open calls fail with Unavailable.
 func (c *Conn) Close() error {
 	c.fail(fmt.Errorf("this side closed it: %w", ErrClosed))
 	return nil
 }
 
-// refusing is the error of a call that cannot begin any more.
+// refusing returns the error for a new call if calls are no longer accepted, else nil. The caller
+// must hold c.mu.
 func (c *Conn) refusing() error {
 	switch {
 	case c.err != nil:
