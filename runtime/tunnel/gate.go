@@ -6,12 +6,13 @@ import (
 	"fmt"
 )
 
-// gate lets unary requests out while they fit the peer's window, and calls of every shape while
-// they are not too many. Who has to wait waits in order. It is guarded by the connection's lock.
+// gate is the send window of a connection: it admits unary requests while they fit the peer's
+// window, and calls of every shape while fewer than maxOpen are open. Waiters are admitted in FIFO
+// order. It is guarded by Conn.mu.
 type gate struct {
 	window, maxOpen int
 	used, open      int
-	// waiters are [*waiter]s: any of them may leave, and thousands at once.
+	// waiters holds [*waiter]s. It is a linked list because any of thousands may leave at once.
 	waiters list.List
 }
 
@@ -30,7 +31,7 @@ func (g *gate) take(cost int) {
 	g.open++
 }
 
-// give ends a call, and lets those in who waited for it.
+// give releases what a call acquired, and admits waiters that now fit.
 func (g *gate) give(cost int) {
 	g.used -= cost
 	g.open--
@@ -41,7 +42,7 @@ func (g *gate) give(cost int) {
 
 func (g *gate) serve() {
 	for first := g.waiters.Front(); first != nil; first = g.waiters.Front() {
-		w := first.Value.(*waiter) //nolint:forcetypeassert // nothing else is in it
+		w := first.Value.(*waiter) //nolint:forcetypeassert // the list holds nothing else
 		if !g.fits(w.cost) {
 			return
 		}
@@ -57,14 +58,15 @@ func (g *gate) leave(place *list.Element) {
 	g.serve()
 }
 
-// enter waits until a call of that cost may go out. It is called with the connection's lock and
-// returns with it; after an error nothing is held of the gate.
+// enter acquires the send window for a call of the given cost, and blocks while it does not fit. It
+// is called with c.mu held and returns with it held, and releases it while it blocks. After an
+// error nothing is acquired.
 func (c *Conn) enter(ctx context.Context, cost int) error {
 	if err := c.refusing(); err != nil {
 		return err
 	}
 	g := &c.gate
-	// A call that costs nothing (a stream) may pass those that wait for the window.
+	// A stream costs nothing, so it may pass requests that wait for bytes.
 	if g.fits(cost) && (g.waiters.Len() == 0 || cost == 0) {
 		g.take(cost)
 		return nil

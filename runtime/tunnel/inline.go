@@ -9,47 +9,46 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// Waking another goroutine for each call costs more than most handlers take, so the reading
-// goroutine may run a handler itself. What is behind it on the connection waits meanwhile;
-// therefore reading is handed over to another goroutine when the handler is about to wait for
-// something (callContext.Waits), and when it turns out to take long ([Overseer]).
+// Waking another goroutine for each call costs more than most handlers take, so the read loop may
+// run a handler inline. The frames behind the call wait meanwhile. Reading is therefore handed over
+// to another goroutine when the handler is about to block (callContext.Waits), and when it turns
+// out to take long (see [Overseer]).
 
-// Work is what the reading goroutine is to do itself.
+// Work is work that the read loop runs inline.
 type Work interface {
-	// Serve does the work. It should take no longer than waking a goroutine, a few microseconds,
-	// and is overseen in case it does.
+	// Serve does the work. It should take no longer than waking a goroutine, a few microseconds. A
+	// watchdog covers longer ones.
 	Serve()
 }
 
-// ServeHere makes the reading goroutine do the work when ServeUnary, in which it is called, has
-// returned. The request is not there any more then. One call of it counts for each call of
-// ServeUnary.
+// ServeHere makes the read loop run work inline once ServeUnary, from which it must be called, has
+// returned. The request is no longer available then. Each call of ServeUnary may call it once.
 func (in *Incoming) ServeHere(work Work) {
 	c := in.conn()
 	c.inline, c.inlineCall = work, in
 }
 
-// MoreBehind says whether something that has been read already is behind this call on the
-// connection, and would wait for work that is done here. It is for use in ServeUnary.
+// MoreBehind reports whether further data has already been read behind this call on the connection,
+// which work run inline would delay. It is for use in ServeUnary.
 func (in *Incoming) MoreBehind() bool { return in.conn().in.end > in.conn().frameEnd }
 
-// Waits tells the connection that the work which serves the call is about to wait for others: if
-// that work is done on the reading goroutine, another one goes on reading, and the answer is true.
-// It is a method of [Incoming.Context]'s result.
+// Waits announces that the work which serves the call may block. If that work runs inline, another
+// goroutine takes over reading, and Waits returns true. Waits is a method of the context that
+// [Incoming.Context] returns.
 func (c *callContext) Waits() bool {
 	return c.inlineTurn != 0 && c.conn.handOver(c.inlineTurn)
 }
 
-// errHandedOver ends a reading goroutine whose work another one goes on with.
+// errHandedOver stops a read loop whose reading another goroutine has taken over.
 var errHandedOver = errors.New("tunnel: reading was handed over")
 
-// serveInline does what a handler has left for the reading goroutine. It reports whether that still
-// is the reading goroutine afterwards.
+// serveInline runs the work that a handler left for the read loop. It reports whether this
+// goroutine is still the read loop afterwards.
 func (c *Conn) serveInline() bool {
 	c.publish()
 	work, in := c.inline, c.inlineCall
 	c.inline, c.inlineCall = nil, nil
-	turn := c.turns.Add(1) // odd: at work
+	turn := c.turns.Add(1) // odd: inline work is running
 	in.ctx.inlineTurn = turn
 	if !c.overseen.Load() {
 		c.cfg.Overseer.add(c)
@@ -59,7 +58,7 @@ func (c *Conn) serveInline() bool {
 		return false
 	}
 	if c.inlined++; c.inlined%inlineBatch == 0 {
-		_ = c.beforeRead(false) // which only says no between frames
+		_ = c.beforeRead(false) // never fails when not between frames
 		c.mu.Lock()
 		c.out.corked = true
 		c.mu.Unlock()
@@ -75,7 +74,7 @@ func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 		}
 		f := usercode.Outcome(false, recover())
 		if f.Goexit {
-			c.handOver(turn) // this was the reading goroutine
+			c.handOver(turn) // Goexit ends the goroutine of the read loop
 		}
 		if !in.replied.Load() {
 			in.Reply(nil, c.failed(in.Procedure, f))
@@ -85,12 +84,13 @@ func (c *Conn) serveWork(work Work, in *Incoming, turn uint64) {
 	returned = true
 }
 
-// inlineBatch is after how many calls their answers are written, though more calls have been read:
-// so the other side has something to do meanwhile. It is a small multiple of what a system call
-// costs.
+// inlineBatch is the number of inline calls after which their answers are written although further
+// calls are already buffered, so that the other side can proceed. It is a small multiple of the
+// cost of a system call.
 const inlineBatch = 16
 
-// handOver makes another goroutine go on reading, if the work of that turn still keeps this one.
+// handOver starts another read loop if the inline work of the given epoch still occupies this one,
+// and reports whether it did.
 func (c *Conn) handOver(turn uint64) bool {
 	if !c.turns.CompareAndSwap(turn, turn+1) {
 		return false
@@ -99,23 +99,24 @@ func (c *Conn) handOver(turn uint64) bool {
 	return true
 }
 
-// Overseer is what sweeps the connections of a process on which something goes on, every
-// millisecond. A reading goroutine that is found in the same handler twice is given another one to
-// read with; a caller that is found reading twice stops; and callers are notified of the end of
-// their contexts, see [Conn.Wait]. Connections of one process share one; the zero value is ready.
+// Overseer is the watchdog and sweeper of the active connections of a process. It ticks every
+// millisecond. If a read loop is found in the same handler at two consecutive ticks, another
+// goroutine takes over reading. If a caller is found reading at two consecutive ticks, it is
+// interrupted. Callers whose contexts have ended are notified, see [Conn.Wait]. The connections of
+// a process share one Overseer. The zero value is ready to use.
 type Overseer struct {
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	conns map[*Conn]*overseen
 	timer *time.Timer
 	armed bool
 
-	// Owned by the tick: memory to use again.
+	// Owned by the tick: scratch memory.
 	tick  []*overseen
 	found []openCall
 }
 
-// overseen is what was last seen of a connection, and how often in a row nothing was left to do for
-// it.
+// overseen is the last observed state of a connection, and the number of consecutive ticks without
+// anything left to do for it.
 type overseen struct {
 	conn               *Conn
 	turn, spell, calls uint64
@@ -123,10 +124,10 @@ type overseen struct {
 }
 
 const (
-	// overseeEvery is how often the connections are swept. A handler keeps a connection for twice
-	// that at the most.
+	// overseeEvery is the interval between ticks. An inline handler occupies the read loop for at
+	// most twice that.
 	overseeEvery = time.Millisecond
-	// overseeQuiet is how often in a row nothing is left to do and no call begins, before a
+	// overseeQuiet is the number of consecutive ticks without work or new calls after which a
 	// connection is no longer swept.
 	overseeQuiet = 50
 )
@@ -154,7 +155,7 @@ func (o *Overseer) add(c *Conn) {
 	o.timer.Reset(overseeEvery)
 }
 
-// look is one tick. There is one at a time: it starts the timer anew when it is done.
+// look is one tick. Ticks do not overlap: each rearms the timer at its end.
 func (o *Overseer) look() {
 	o.mu.Lock()
 	for _, last := range o.conns {
@@ -173,8 +174,8 @@ func (o *Overseer) look() {
 	}
 }
 
-// sweep looks at one connection. It stays with the Overseer for as long as anything is left that
-// only the Overseer sees to.
+// sweep handles one connection. The connection stays registered while there is anything that only
+// the Overseer does for it.
 func (o *Overseer) sweep(last *overseen) {
 	c, before := last.conn, *last
 	last.see()
@@ -197,8 +198,8 @@ func (o *Overseer) sweep(last *overseen) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	// First the mark, then another look: what begins looks for the mark after it has left its
-	// trace.
+	// Clear the mark first and check again afterwards: whatever begins checks the mark after it has
+	// changed the state.
 	c.overseen.Store(false)
 	if last.unchanged() {
 		delete(o.conns, c)
@@ -207,11 +208,11 @@ func (o *Overseer) sweep(last *overseen) {
 	c.overseen.Store(true)
 }
 
-// see notes how the connection is now.
+// see records the current state of the connection.
 func (l *overseen) see() {
 	l.turn, l.spell, l.calls = l.conn.turns.Load(), l.conn.spells.Load(), 0
 	if l.conn.dialled {
-		l.calls = l.conn.calls.Load() // those that are served leave their trace in turn, if they need it
+		l.calls = l.conn.calls.Load() // served calls change turn if they need the watchdog
 	}
 }
 
@@ -221,19 +222,20 @@ func (l *overseen) unchanged() bool {
 	return now.turn == l.turn && now.spell == l.spell && now.calls == l.calls
 }
 
-// inlining is a connection's part in all this.
+// inlining is the connection's state of inline work.
 type inlining struct {
-	// turns counts the beginnings and ends of work on the reading goroutine: it is odd while some
-	// is done. Who adds one to an odd count decides which goroutine reads from then on.
+	// turns is the epoch of inline work: it is incremented when work begins and when it ends, so it
+	// is odd while some runs. The goroutine that increments an odd value decides which goroutine
+	// reads from then on.
 	turns atomic.Uint64
-	// overseen says that the overseer knows the connection.
+	// overseen reports whether the connection is registered with the Overseer.
 	overseen atomic.Bool
 
-	// What follows belongs to the reading goroutine: the work that is left for it, for which call,
-	// and where the frame at hand ends.
+	// Owned by the read loop. inline is the work left for it, inlineCall the call that the work
+	// serves, and frameEnd the end of the current frame in the buffer.
 	inline     Work
 	inlineCall *Incoming
 	frameEnd   int
-	// inlined counts the calls that were served so.
+	// inlined counts the calls that were served inline.
 	inlined uint
 }

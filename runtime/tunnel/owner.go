@@ -9,16 +9,16 @@ import (
 	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
-// One goroutine at a time reads a connection. On the accepting side that is the read loop, see
+// One goroutine at a time reads a connection. On the accepting side it is the read loop, see
 // [Conn.handOver]. On the dialling side the read loop yields to a caller that is alone on its
-// connection: it reads its own answer, so that no goroutine has to be woken between the answer's
-// arrival and the caller's going on (leader/follower reading).
+// connection. The caller then reads its own answer, which saves waking a goroutine between the
+// arrival of the answer and the return of the call (leader/follower reading).
 //
-// Everything that the reader has begun is in the connection, down to the bytes of a fragment that
-// have come. So the reader may be interrupted at any byte, and the next one goes on there: no
-// caller is kept by what a slow peer still has to send.
+// All read state is kept in the connection, down to the bytes of a partially received fragment. The
+// reader may therefore be interrupted at any byte and another goroutine continues there, so that a
+// slow peer cannot hold up a caller.
 
-// readOwner says which goroutine may read a connection.
+// readOwner identifies the goroutine that may read a connection.
 type readOwner uint8
 
 const (
@@ -26,34 +26,35 @@ const (
 	ownedByLoop readOwner = iota
 	// unowned: none. The read loop is parked, and no call is open.
 	unowned
-	// ownedByCaller: the caller of the one call that was open when it began.
+	// ownedByCaller: the caller of a call that was the only open one when it began.
 	ownedByCaller
-	// ownerInterrupted: that caller, which stops at its next read: the connection's read deadline
-	// has passed.
+	// ownerInterrupted: that caller, which stops at its next read because the connection's read
+	// deadline has passed.
 	ownerInterrupted
 )
 
-// ownerEvent is what may change the owner.
+// ownerEvent is an event that may change the owner.
 type ownerEvent uint8
 
 const (
-	// yielded: the read loop is between frames, the calls of late were alone on the connection, and
-	// none is open.
+	// yielded: the read loop is between frames, no call is open, and each of the last calls was
+	// alone.
 	yielded ownerEvent = iota
-	// begunAlone: a call begins whose caller waits, and no other is open.
+	// begunAlone: a call whose caller waits begins, and no other is open.
 	begunAlone
 	// begun: any other call begins.
 	begun
-	// swept: the sweeper has seen the same spell twice.
+	// swept: the sweeper has found the same epoch (spells) at two consecutive ticks: either one
+	// caller was reading all the time, or none was.
 	swept
-	// answered: the caller that reads has its answer, is between frames, and no call is open.
+	// answered: the reading caller has its answer, is between frames, and no call is open.
 	answered
-	// left: the caller stops reading otherwise.
+	// left: the reading caller stops for any other reason.
 	left
 )
 
-// nextOwner is all that there is to know about ownership: who owns reading after an event. What an
-// event that cannot happen would lead to is the owner as it was.
+// nextOwner is the complete transition table: the owner after an event. Events that cannot happen
+// leave the owner unchanged.
 //
 //nolint:gochecknoglobals // a constant
 var nextOwner = [...][6]readOwner{
@@ -75,33 +76,36 @@ var nextOwner = [...][6]readOwner{
 	},
 }
 
-// ownership is a connection's part in that.
+// ownership is the connection's state of leader/follower reading.
 type ownership struct {
-	// spells counts the beginnings and ends of a caller's reading: it is odd while one reads.
+	// spells is the epoch of ownership by callers: it is incremented when a caller begins to read
+	// and when it ends, so it is odd while a caller reads.
 	spells atomic.Uint64
 	// reclaimed unparks the read loop.
 	reclaimed chan struct{}
 
-	// Guarded by the connection's lock: the owner, and how many calls in a row were alone.
+	// Guarded by Conn.mu. alone counts the consecutive calls that were alone on the connection.
 	owner readOwner
 	alone int
 
-	// Owned by the reader: the call of the caller that reads, and whether its answer has come.
+	// Owned by the reader. waited is the call of the caller that reads, and answered reports
+	// whether its answer has arrived.
 	waited   *Call
 	answered bool
 }
 
-// yieldAfter is how many calls in a row were alone before the read loop yields.
+// yieldAfter is how many consecutive calls must have been alone before the read loop yields.
 const yieldAfter = 4
 
 var (
-	// errYielded ends the read loop's reading until it is unparked.
+	// errYielded makes the read loop park until it is to read again.
 	errYielded = errors.New("tunnel: the read loop yields")
-	// errInterrupted ends a caller's reading before its answer has come.
+	// errInterrupted stops a reading caller before its answer has arrived.
 	errInterrupted = errors.New("tunnel: the caller that reads was interrupted")
 )
 
-// passOwnership applies an event, and reports whether the owner has changed. Callers hold the lock.
+// passOwnership applies an event and reports whether the owner has changed. The caller must hold
+// c.mu.
 func (c *Conn) passOwnership(e ownerEvent) bool {
 	after := nextOwner[c.owner][e]
 	if after == c.owner {
@@ -118,7 +122,7 @@ func (c *Conn) changeOwner(after readOwner) {
 	case after == ownerInterrupted:
 		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed connection, whose reads fail too
 	case before == ownerInterrupted:
-		_ = c.nc.SetReadDeadline(time.Time{}) // likewise: the next read says what is wrong
+		_ = c.nc.SetReadDeadline(time.Time{}) // likewise: the next read reports the error
 	}
 	if after == ownedByLoop {
 		c.alone = 0
@@ -129,7 +133,7 @@ func (c *Conn) changeOwner(after readOwner) {
 	}
 }
 
-// stopped is why reading stops, of which err is the first sign.
+// stopped converts an error of a read to the reason why reading stops.
 func (c *Conn) stopped(err error) error {
 	switch {
 	case errors.Is(err, errYielded), errors.Is(err, errInterrupted):
@@ -141,8 +145,8 @@ func (c *Conn) stopped(err error) error {
 	return lost(err)
 }
 
-// readFor reads until the call is answered, or its caller is interrupted. It reports whether the
-// caller is to watch its context from then on: it has been waiting for some time.
+// readFor reads until the call is answered or its caller is interrupted. It reports whether the
+// caller must watch its context from then on, because the call has been open for some time.
 func (c *Conn) readFor(call *Call) (watch bool) {
 	c.waited, c.answered = call, false
 	c.spells.Add(1)
@@ -169,7 +173,8 @@ func (c *Conn) readFor(call *Call) (watch bool) {
 	return watch
 }
 
-// yield reports whether the read loop is to park. Callers hold the lock.
+// yield reports whether the read loop is to park, and if so gives up ownership. The caller must
+// hold c.mu.
 func (c *Conn) yield() bool {
 	if c.alone < yieldAfter || c.gate.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
 		return false
@@ -177,11 +182,11 @@ func (c *Conn) yield() bool {
 	if c.owner != ownedByLoop || !c.passOwnership(yielded) {
 		return false
 	}
-	c.spells.Add(2) // so that the sweeper sees a change
+	c.spells.Add(2) // the sweeper notices activity, and the count stays even
 	return true
 }
 
-// awaitReading parks the read loop until it is to read again. It reports false if the connection
+// awaitReading parks the read loop until it is to read again. It returns false if the connection
 // has ended.
 func (c *Conn) awaitReading() bool {
 	if !c.overseen.Load() {
@@ -195,8 +200,8 @@ func (c *Conn) awaitReading() bool {
 	}
 }
 
-// interrupt makes a caller that has been reading in that spell stop. Where none has read since, the
-// read loop does again.
+// interrupt applies swept if spell is still the epoch: a caller that has been reading since then
+// stops, and an idle connection gets its read loop back.
 func (c *Conn) interrupt(spell uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -205,5 +210,5 @@ func (c *Conn) interrupt(spell uint64) {
 	}
 }
 
-// isInterruption says whether a Read failed because the caller that reads is to stop.
+// isInterruption reports whether err of a read means that the reading caller has been interrupted.
 func isInterruption(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -10,38 +10,39 @@ import (
 	"time"
 )
 
-// To be put to sleep and woken again costs a processor more than a small call does, on both sides:
-// the one that wakes pays as well. So who reads looks again and again for a moment, before it
-// waits, where something may come at once: the side that serves, which has just answered, and a
-// caller that reads its own answer. A moment in which nothing came makes the next ones rarer, so a
-// connection on which little happens costs what it did; and no more than half of the processors
-// look at any time, so that there is one for who is to answer.
+// Parking a goroutine in the netpoller and unparking it costs more CPU than a small call does, on
+// both sides: the side that unparks pays too. The reader therefore busy-polls the socket before it
+// blocks, where data is likely to arrive soon: on the serving side, which has just answered, and in
+// a caller that reads its own answer. Misses back off exponentially, so that a connection with
+// little traffic pays almost nothing. At most GOMAXPROCS/2 readers of a process spin at once, which
+// leaves CPUs for the goroutines that produce the answers.
 
-// polling is a connection's part in that. It belongs to who reads.
+// polling is the busy-poll state of a connection. It is owned by the connection's reader.
 type polling struct {
 	raw  syscall.RawConn
 	look func(fd uintptr) bool
 	buf  []byte
 	n    int
 	err  error
-	// budget is how long it looks; 0 for not at all. most is how many readers of this process may
-	// look at once.
+	// budget is how long one busy-poll lasts; 0 disables it. most is how many readers of this
+	// process may spin at once.
 	budget time.Duration
 	most   int32
-	// skip is how many reads are to go without; missed, how many there were the last time.
+	// skip is how many further reads go without a busy-poll. missed is the length of the last such
+	// run.
 	skip, missed int
 }
 
 const (
-	// defaultBusyPoll is several times what a small call takes on one machine, and about what it
-	// costs to wake a processor.
+	// defaultBusyPoll is several times the duration of a small call on one machine, and about the
+	// cost of waking an idle CPU.
 	defaultBusyPoll = 50 * time.Microsecond
-	// mostMissed is the largest number of reads that go without, after several moments in vain.
+	// mostMissed limits the backoff: the number of reads without a busy-poll after repeated misses.
 	mostMissed = 63
 )
 
-// pollers are the readers of this process that are looking.
-var pollers atomic.Int32 //nolint:gochecknoglobals // processors are the process's
+// pollers is the number of readers of this process that spin.
+var pollers atomic.Int32 //nolint:gochecknoglobals // CPUs are shared by the process
 
 func (p *polling) init(nc net.Conn, budget time.Duration) {
 	p.most = int32(runtime.GOMAXPROCS(0) / 2) //nolint:gosec // a small number
@@ -51,11 +52,12 @@ func (p *polling) init(nc net.Conn, budget time.Duration) {
 	p.budget, p.raw = budget, rawConn(nc)
 	p.look = func(fd uintptr) bool {
 		p.n, p.err = syscall.Read(int(fd), p.buf)
-		return true // never wait
+		return true // never park
 	}
 }
 
-// read looks for what can be read into b. Nothing, and no error, means that the reader has to wait.
+// read busy-polls the socket for data to read into b. It returns 0 and no error if the reader has
+// to block.
 func (p *polling) read(b []byte) (int, error) {
 	if p.raw == nil {
 		return 0, nil
@@ -72,7 +74,7 @@ func (p *polling) read(b []byte) (int, error) {
 	defer func() { p.buf = nil }()
 	for begin := monotonic(); ; {
 		if err := p.raw.Read(p.look); err != nil {
-			return 0, err //nolint:wrapcheck // it is the connection's, as if it had been read from
+			return 0, err //nolint:wrapcheck // return the connection's error as a plain read does
 		}
 		switch {
 		case p.n > 0:
@@ -81,18 +83,18 @@ func (p *polling) read(b []byte) (int, error) {
 		case p.err == nil:
 			return 0, io.EOF
 		case !errors.Is(p.err, syscall.EAGAIN) && !errors.Is(p.err, syscall.EINTR):
-			return 0, nil // the ordinary way will say what is wrong
+			return 0, nil // a blocking read will report the error
 		}
 		if monotonic()-begin > p.budget {
 			p.missed = min(2*p.missed+1, mostMissed)
 			p.skip = p.missed
 			return 0, nil
 		}
-		runtime.Gosched() // whoever else can run goes first
+		runtime.Gosched() // let other runnable goroutines go first
 	}
 }
 
-// rawConn is a socket's descriptor; nil for a connection that is no socket.
+// rawConn returns the descriptor of a socket, or nil for a connection that is no socket.
 func rawConn(nc net.Conn) syscall.RawConn {
 	switch nc.(type) {
 	case *net.TCPConn, *net.UnixConn:
@@ -105,12 +107,12 @@ func rawConn(nc net.Conn) syscall.RawConn {
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {
-		return nil // the ordinary way will say what is wrong
+		return nil // a blocking read will report the error
 	}
 	return raw
 }
 
-var started = time.Now() //nolint:gochecknoglobals // an origin, never changed
+var started = time.Now() //nolint:gochecknoglobals // a fixed origin
 
-// monotonic is the time since some origin. It costs half of what time.Now does.
+// monotonic returns the time since a fixed origin. It costs half as much as time.Now.
 func monotonic() time.Duration { return time.Since(started) }

@@ -8,8 +8,8 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// read is the reading goroutine: it reads frames until the connection ends, and does what each asks
-// for. It never blocks but in reading, and in work that it is to do itself: see serveInline.
+// read is the read loop: it reads frames and handles each until the connection ends. It blocks only
+// in reading, in awaitWriter, and in work run inline, see serveInline.
 func (c *Conn) read() {
 	err := c.readFrames()
 	for errors.Is(err, errYielded) {
@@ -23,7 +23,7 @@ func (c *Conn) read() {
 	}
 }
 
-// readingEnded ends the connection because of what its reader met with.
+// readingEnded ends the connection with the error that its reader met.
 func (c *Conn) readingEnded(err error) {
 	c.mu.Lock()
 	c.out.corked = false
@@ -37,12 +37,12 @@ func (c *Conn) readingEnded(err error) {
 	c.fail(err)
 }
 
-// tell lets the peer know why the connection is about to end, if it can be told within a moment.
+// tell tries to notify the peer why the connection is about to end, for at most 100 ms.
 func (c *Conn) tell(reason error) {
 	const moment = 100 * time.Millisecond
 	c.mu.Lock()
 	busy := c.out.writing || c.err != nil
-	c.out.writing = true // nobody else writes any more
+	c.out.writing = true // keeps every other writer out
 	c.mu.Unlock()
 	if busy {
 		return
@@ -51,11 +51,11 @@ func (c *Conn) tell(reason error) {
 		return
 	}
 	body := appendFault(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
-	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // it ends either way
+	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // best effort: the connection ends either way
 }
 
-// beforeRead writes what was queued meanwhile, since the next read may wait. It says no to a read
-// between frames that somebody else is to make.
+// beforeRead writes what was queued during the last burst, since the next read may block. Between
+// frames it returns errYielded if the read loop is to yield to a caller.
 func (c *Conn) beforeRead(between bool) error {
 	c.publish()
 	c.mu.Lock()
@@ -68,7 +68,8 @@ func (c *Conn) beforeRead(between bool) error {
 	return nil
 }
 
-// poll reads without waiting, where an answer or the next call may come at once.
+// poll busy-polls the socket if an answer or a further call is likely to arrive soon. It returns 0
+// and no error if the reader is to block instead.
 func (c *Conn) poll(dst []byte, between bool) (int, error) {
 	if between && c.dialled && c.waited == nil {
 		return 0, nil
@@ -89,7 +90,7 @@ func (c *Conn) afterRead(n int) {
 
 func (c *Conn) readFrames() error {
 	err := c.readEachFrame()
-	if !errors.Is(err, errHandedOver) && !errors.Is(err, errYielded) { // else another goroutine reads already
+	if !errors.Is(err, errHandedOver) && !errors.Is(err, errYielded) { // in those cases another goroutine is already reading
 		c.publish()
 	}
 	return err
@@ -145,9 +146,8 @@ func (c *Conn) readEachFrame() error {
 	}
 }
 
-// readRun takes the messages of a stream that follow each other, each in one frame, of which the
-// first is at hand. It reports false, and has done nothing, where that is to be looked at more
-// closely.
+// readRun consumes the buffered run of consecutive single-frame messages of one stream that starts
+// with h. If the fast path does not apply it returns false and has consumed nothing.
 func (c *Conn) readRun(h frameHeader) bool {
 	if !c.plainData(h) {
 		return false
@@ -173,22 +173,22 @@ func (c *Conn) readRun(h frameHeader) bool {
 	return took
 }
 
-// plainData says of most frames of a stream what check would: that there is nothing wrong with
-// them.
+// plainData is a fast path of check that accepts the most common frames of streams. A frame that it
+// does not accept may still be valid.
 func (c *Conn) plainData(h frameHeader) bool {
 	return h.kind() == kindData && h.flags() == 0 && h.id() != 0 && h.length() <= c.own.maxFragment
 }
 
-// fragment is one of a large message, of which not all has come, on its way straight to its place.
-// It outlives the goroutine that has begun to read it.
+// fragment is a partially received fragment of a large message that is being read straight into its
+// assembly. It outlives the goroutine that began to read it.
 type fragment struct {
 	target
 
 	id uint32
 }
 
-// beginFragment makes the fragment of a large message, of which not all is here yet, the one at
-// hand. It reports false if the fragment is to be read like any other frame.
+// beginFragment makes the partially received DATA frame h the current fragment. It returns false if
+// the frame is to be read like any other.
 func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 	t := c.assembling(h.id())
 	if t.assembly == nil || t.assembly.discard {
@@ -209,7 +209,7 @@ func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 	return true, nil
 }
 
-// finishFragment reads what is missing of the fragment at hand.
+// finishFragment reads the rest of the current fragment.
 func (c *Conn) finishFragment() error {
 	if err := c.in.fillPlace(); err != nil {
 		return c.stopped(err)
@@ -220,7 +220,9 @@ func (c *Conn) finishFragment() error {
 	return c.assembled(f.id, f.target)
 }
 
-// target is where the next fragment for an id goes.
+// target is the destination of the DATA frames of one call. assembly is nil if no message is
+// partially received, and inbox is nil for a unary call. The zero target means that no data is
+// expected.
 type target struct {
 	assembly *assembly
 	inbox    *inbox
@@ -268,7 +270,7 @@ func (c *Conn) findAssembling(id uint32) target {
 	return target{assembly: in.assembly(), incoming: in}
 }
 
-// assembled hands a message on if its last fragment has come.
+// assembled delivers a message if its last fragment has arrived.
 func (c *Conn) assembled(id uint32, t target) error {
 	switch {
 	case t.inbox != nil:
@@ -282,8 +284,9 @@ func (c *Conn) assembled(id uint32, t target) error {
 	return nil
 }
 
-// publish hands to their readers what has come of streams. It is called by who reads: before a read
-// that may wait, before work that may take long, and before whatever is to come after the messages.
+// publish makes the stream messages received so far available to their readers. The connection's
+// reader calls it before a read that may block, before work that may take long, and before it
+// handles a frame of another kind, so that the order of frames is kept.
 func (c *Conn) publish() {
 	for i, b := range c.unpublished {
 		b.listed = false
@@ -333,7 +336,7 @@ func (c *Conn) onData(h frameHeader, body []byte) error {
 	}
 	if t.assembly == nil {
 		if !c.dialled || c.known(h.id()) {
-			return nil // the rest of something that is over: the two crossed
+			return nil // the rest of a message of a finished call, which crossed the end of the call
 		}
 		return violation("DATA for call %d, which is not open", h.id())
 	}
@@ -375,14 +378,14 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 	if l.credit += int(n); l.credit > 2*ceilingMaxMessage {
 		return violation("more CREDIT than a stream can use")
 	}
-	if len(l.parcels) == 0 || !l.parcels[0].started { // else it may be what this one message lacks
+	if len(l.parcels) == 0 || !l.parcels[0].started { // else the credit may be an extra grant for this one message
 		l.window = max(l.window, l.credit)
 	}
 	c.out.wake(l)
 	return nil
 }
 
-// grant gives the peer credit. The inbox that grants it counts it before.
+// grant sends the peer n bytes of credit. The inbox must already have counted them.
 func (c *Conn) grant(id uint32, n int) {
 	if n <= 0 {
 		return

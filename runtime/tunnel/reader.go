@@ -11,37 +11,38 @@ const (
 	largeRead = 64 << 10
 )
 
-// frameReader reads frames. A frame is handed out in place, so it is valid until the next call. It
-// belongs to one goroutine at a time.
+// frameReader reads frames. A frame is returned in place and is valid until the next call. The
+// frameReader is owned by one goroutine at a time.
 //
-// A read that fails leaves everything that has come in the frameReader: after an interruption any
-// goroutine can go on with it.
+// A failed read keeps everything received so far in the frameReader, so that after an interruption
+// any goroutine can continue.
 //
-// Its buffer follows the traffic: reads that fill it make it larger, and it shrinks when it has
-// been mostly empty for a while, so that an idle connection holds little. The fragments of large
-// messages are read straight to where they are needed.
+// The buffer adapts to the traffic: it grows when reads fill it, and shrinks when it has been
+// mostly empty for a while, so that an idle connection holds little memory. Fragments of large
+// messages are read straight to their destination.
 type frameReader struct {
 	nc net.Conn
-	// mem is the memory of buf. Others may hold it too: then what has been read stays where it is,
-	// and buf becomes another.
+	// mem is the memory of buf. If messages share it, its contents are never moved or overwritten,
+	// and the next fill allocates another buffer.
 	mem   *buffer
 	buf   []byte
 	begin int
 	end   int
-	// limit is how much is asked for; quiet, how often in a row little came; shrink, that the
-	// buffer is to be a smaller one.
+	// limit is how many bytes the next read asks for. quiet counts consecutive small reads. shrink
+	// requests that the buffer be replaced by a smaller one.
 	limit  int
 	quiet  int
 	shrink bool
-	// moving is called before what is in the buffer moves or is overwritten.
+	// moving is called before buffered bytes are moved or overwritten.
 	moving func()
-	// poll, where there is one, is tried between frames before a read that may wait. It may find
-	// nothing, without an error.
+	// poll, if set, is tried between frames before a read that may block. It may return 0 and no
+	// error.
 	poll func(dst []byte, between bool) (int, error)
-	// before and after surround every read that may block; an error of before's is the read's.
+	// before and after are called around every read that may block. An error of before becomes the
+	// error of the read.
 	before func(between bool) error
 	after  func(n int)
-	// place is what is still to be read of a fragment that goes straight to where it is needed.
+	// place is the unread rest of a fragment that is read straight to its destination.
 	place []byte
 }
 
@@ -49,12 +50,12 @@ func newFrameReader(nc net.Conn) frameReader {
 	return frameReader{nc: nc, limit: smallRead}
 }
 
-// buffered is up to n bytes that have been read and not yet skipped.
+// buffered returns up to n bytes that have been read and not skipped.
 func (r *frameReader) buffered(n int) []byte { return r.buf[r.begin:min(r.begin+n, r.end)] }
 
 func (r *frameReader) skip(n int) { r.begin += n }
 
-// peek waits for n bytes and returns them without skipping them.
+// peek blocks until n bytes are buffered and returns them without skipping them.
 func (r *frameReader) peek(n int) ([]byte, error) {
 	for r.end-r.begin < n {
 		if err := r.fill(n); err != nil {
@@ -67,7 +68,7 @@ func (r *frameReader) peek(n int) ([]byte, error) {
 	return r.buf[r.begin : r.begin+n], nil
 }
 
-// fill reads once, after making room for n bytes in all.
+// fill reads once, after making room for n bytes in total.
 func (r *frameReader) fill(n int) error {
 	if r.moving != nil {
 		r.moving()
@@ -87,14 +88,14 @@ func (r *frameReader) fill(n int) error {
 	}
 	got, err := r.read(r.buf[have:want], have == 0)
 	if got == 0 {
-		return err // which may be that the reader belongs to somebody else now
+		return err // possibly because another goroutine now owns the reader
 	}
 	r.end += got
 	r.adapt(got, want-have)
 	return nil
 }
 
-// adapt chooses how much is asked for from now on.
+// adapt adjusts limit to the amount of the last read.
 func (r *frameReader) adapt(got, asked int) {
 	const patience = 64
 	switch {
@@ -109,19 +110,19 @@ func (r *frameReader) adapt(got, asked int) {
 	}
 }
 
-// readTo makes what comes next go to dst: first what is buffered, the rest straight from the
-// connection, by [frameReader.fillPlace].
+// readTo directs the next len(dst) bytes to dst. It copies what is buffered;
+// [frameReader.fillPlace] reads the rest straight from the connection.
 func (r *frameReader) readTo(dst []byte) {
 	n := copy(dst, r.buf[r.begin:r.end])
 	r.begin += n
 	if n < len(dst) {
-		r.limit = smallRead // large messages are coming: what is read ahead is copied once more
+		r.limit = smallRead // large messages follow: bytes read ahead would have to be copied
 	}
 	r.place = dst[n:]
 }
 
-// fillPlace reads until what readTo was given is full. After an error it goes on where it was when
-// it is called again.
+// fillPlace reads until the destination given to readTo is full. After an error, a further call
+// continues where the last one stopped.
 func (r *frameReader) fillPlace() error {
 	for len(r.place) > 0 {
 		n, err := r.read(r.place, false)
@@ -137,10 +138,10 @@ func (r *frameReader) fillPlace() error {
 	return nil
 }
 
-// betweenFrames says that nothing of a frame has been read.
+// betweenFrames reports whether the reader is at a frame boundary with nothing buffered.
 func (r *frameReader) betweenFrames() bool { return r.begin == r.end && len(r.place) == 0 }
 
-// read reads once. between says that it is between frames.
+// read reads once. between reports whether the reader is at a frame boundary.
 func (r *frameReader) read(dst []byte, between bool) (int, error) {
 	if r.before != nil {
 		if err := r.before(between); err != nil {

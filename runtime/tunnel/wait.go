@@ -8,59 +8,62 @@ import (
 	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
-// Most calls are over in less than a millisecond, and to watch their contexts meanwhile costs more
-// than all else that their callers do: a channel and a select for a caller that waits, a
-// registration for another. So at first only the sweeper ([Overseer]) looks at them, every
-// millisecond. A caller whose context has ended, or whose call has been open for some time, is
-// notified to watch its context itself from then on. A call costs the sweeper a bounded number of
-// looks, however many others there are and have been.
+// Most calls finish in less than a millisecond. Watching the context of each would cost more than
+// everything else that a caller does: a channel and a select for a caller that waits, a
+// registration for one that does not. At first, therefore, only the sweeper (see [Overseer]) checks
+// the contexts, every millisecond. A caller whose context has ended, or whose call has been open
+// for some time, is notified to watch its context itself from then on. The sweeper checks each call
+// a bounded number of times, however many other calls there are.
 
-// waiting is the part of a call that has [Call.Waits] or [Call.Follow].
+// waiting is the state of a call that uses [Call.Waits] or [Call.Follow].
 type waiting struct {
-	// tokens has, for a caller that waits, room for both: watch, at the most once, and then over.
+	// tokens notifies a caller that waits. It has room for the two tokens that a call gets at most:
+	// one watch, then over.
 	tokens chan token
 
-	// Guarded by the connection's lock, while the call is open: the caller's context, how often the
-	// sweeper has looked at it, and, if only the sweeper does, where in the connection's sweep the
-	// call is, counted from 1.
-	ctx   context.Context //nolint:containedctx // as long as the caller waits
+	// Guarded by Conn.mu while the call is open. ctx is the caller's context. looks counts how
+	// often the sweeper has checked it. place is the position of the call in the connection's
+	// sweep, counted from 1, or 0 if the sweeper no longer checks it.
+	ctx   context.Context //nolint:containedctx // lives as long as the caller waits
 	looks int
 	place int
-	// reads says that the caller is to read the connection itself. Only Start and Wait use it.
+	// reads is set if the caller is to read the connection itself. It is used by Start and Wait
+	// only.
 	reads bool
 }
 
-// token notifies a caller that waits.
+// token is a notification to a caller that waits.
 type token uint8
 
 const (
-	// watch: from now on the caller is to watch its context.
+	// watch: the caller must watch its context from now on.
 	watch token = iota
-	// over: the call is.
+	// over: the call has ended.
 	over
 )
 
 const (
-	// mostLooks is how often the sweeper looks at the context of a call before its caller is to
+	// mostLooks is how often the sweeper checks the context of a call before the caller has to
 	// watch it.
 	mostLooks = 8
-	// sweepAtOnce is how many calls of a connection are all looked at in each tick. Of more of them
-	// each tick takes a part, so that each is looked at every sweepTicks ticks at the latest.
+	// sweepAtOnce is the number of calls per connection up to which every tick checks all of them.
+	// With more calls each tick checks a part, so that every call is checked at least once in
+	// sweepTicks ticks.
 	sweepAtOnce = 2048
 	sweepTicks  = 4
-	// sweepChunk is how many are looked at for each time that the connection's lock is taken.
+	// sweepChunk is the number of calls checked per acquisition of the connection's lock.
 	sweepChunk = 256
 )
 
-// sweep has the calls of a connection whose contexts only the sweeper looks at, in no order. It is
-// guarded by the connection's lock.
+// sweep is the unordered set of a connection's calls whose contexts only the sweeper checks. It is
+// guarded by Conn.mu.
 //
-// A round looks at all of them, from the last to the first. Where one is removed the last takes its
-// place: that one has been looked at in this round or is new, so none is ever passed over.
+// A round visits all of them, from the last to the first. A removed call is replaced by the last
+// one, which has already been visited in this round or is new, so no call is ever skipped.
 type sweep struct {
 	calls []*Call
-	// next is where the round has got to: calls[:next] are still to be looked at. quota is how many
-	// of a round a tick looks at, and due, how many are left of that in this tick.
+	// next is the position of the round: calls[:next] have not been visited. quota is how many
+	// calls of a round each tick visits, and due how many are left of that in this tick.
 	next, quota, due int
 }
 
@@ -69,7 +72,7 @@ func (s *sweep) add(call *Call) {
 	call.place = len(s.calls)
 }
 
-// remove does nothing for a call that is not there.
+// remove does nothing if the call is not in the sweep.
 func (s *sweep) remove(call *Call) {
 	if call.place == 0 {
 		return
@@ -81,7 +84,7 @@ func (s *sweep) remove(call *Call) {
 	s.calls = s.calls[:last]
 	s.next = min(s.next, last)
 	if last == 0 && cap(s.calls) > keptSlots {
-		s.calls = nil // after a burst
+		s.calls = nil // release memory after a burst
 	}
 }
 
@@ -92,7 +95,7 @@ func (s *sweep) clear() {
 	*s = sweep{}
 }
 
-// tick begins a tick.
+// tick starts a tick, and a new round if the last one is complete.
 func (s *sweep) tick() {
 	if s.next == 0 {
 		s.next = len(s.calls)
@@ -102,14 +105,14 @@ func (s *sweep) tick() {
 	s.due = s.quota
 }
 
-// Reset makes a call that is over one that can be started again, without what it had; it keeps what
-// waiting needs.
+// Reset prepares a finished call for another Start. It clears everything but Waits, Verdict and the
+// memory that waiting needs.
 func (call *Call) Reset() {
 	*call = Call{Waits: call.Waits, Verdict: call.Verdict, waiting: waiting{tokens: call.tokens}}
 }
 
-// expect prepares for a caller that is going to wait: it is to read its own answer if it is alone
-// and the read loop is parked. Callers hold the lock.
+// expect prepares for a caller that is going to wait. The caller becomes the reader of the
+// connection if no other call is open and the read loop is parked. The caller must hold c.mu.
 func (c *Conn) expect(call *Call) {
 	if call.tokens == nil {
 		call.tokens = make(chan token, 2)
@@ -126,7 +129,7 @@ func (c *Conn) expect(call *Call) {
 	call.reads = c.passOwnership(begunAlone)
 }
 
-// sweepLater leaves the call's context to the sweeper. Callers hold the lock.
+// sweepLater leaves the call's context to the sweeper. The caller must hold c.mu.
 func (c *Conn) sweepLater(ctx context.Context, call *Call) {
 	call.ctx, call.looks = ctx, 0
 	c.unwatched.add(call)
@@ -135,12 +138,12 @@ func (c *Conn) sweepLater(ctx context.Context, call *Call) {
 	}
 }
 
-// Wait waits until a call that Waits is over. It must be called once after each successful
-// [Conn.Start] of such a call, with the same context, and may make the caller read the connection
-// meanwhile. If the context ends first, the call is cancelled with what ended makes of it: at once
-// where the call has been open for some milliseconds, and within two milliseconds before that, or
-// five if thousands of calls are as young. A call that asks for a Verdict takes up to VerdictGrace
-// longer after a deadline.
+// Wait blocks until a call with Waits set is over. It must be called exactly once after each
+// successful [Conn.Start] of such a call, with the same context. The calling goroutine may read the
+// connection meanwhile (leader/follower reading). If the context ends first, the call is cancelled
+// with the error that ended returns for it. That happens immediately if the call has been open for
+// some milliseconds, and otherwise within two milliseconds, or five if thousands of calls are as
+// young. A call with Verdict set takes up to VerdictGrace longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
 	watches := call.reads && c.readFor(call)
 	if !watches && <-call.tokens == over {
@@ -165,15 +168,16 @@ func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context)
 }
 
 // VerdictGrace is how long after its deadline a call waits for the peer, which has the same
-// deadline, to say how far the call had come: whether it still waited, or ran. The peer looks at
-// the deadline of a call that waits only when it is asked, after verdictAsk.
+// deadline, to report whether the call was still queued or running. The peer checks the deadline of
+// a queued call only when it is asked, which happens after verdictAsk.
 const (
 	VerdictGrace = 4 * time.Millisecond
 	verdictAsk   = time.Millisecond
 )
 
-// awaitVerdict waits for the peer's word on a call whose deadline has passed. It returns whether
-// the call is over. A call that was cancelled before its deadline waits for nothing.
+// awaitVerdict waits for the peer's reply to a call whose deadline has passed, and reports whether
+// the call is over. It returns false at once for a call whose context was cancelled before its
+// deadline.
 func (call *Call) awaitVerdict(ctx context.Context) bool {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return false
@@ -196,8 +200,8 @@ func (call *Call) awaitVerdict(ctx context.Context) bool {
 	}
 }
 
-// AwaitVerdict waits, for VerdictGrace at most, until done is closed, which the outcome of a call
-// with Done does, for the peer's word on a call whose deadline has passed.
+// AwaitVerdict waits for the peer's reply to a call whose deadline has passed, for at most
+// VerdictGrace. done must be closed by the call's Done.
 func (call *Call) AwaitVerdict(done <-chan struct{}) {
 	limit := time.NewTimer(verdictAsk)
 	defer limit.Stop()
@@ -216,8 +220,8 @@ func (call *Call) AwaitVerdict(done <-chan struct{}) {
 	}
 }
 
-// askVerdict cancels the call at the peer and leaves it open here, for the peer's reply. It returns
-// false where none will come: the call is over, or was never sent.
+// askVerdict sends CANCEL for the call and leaves it open here for the peer's reply. It returns
+// false if no reply will come, because the call is over or was never sent.
 func (call *Call) askVerdict() bool {
 	c := call.conn
 	c.mu.Lock()
@@ -230,25 +234,26 @@ func (call *Call) askVerdict() bool {
 	return true
 }
 
-// openCall is a call that the sweeper looks at.
+// openCall is a call that the sweeper is checking.
 type openCall struct {
 	id   uint32
 	call *Call
-	ctx  context.Context //nolint:containedctx // for one look
-	// follow is to be called: the call has been open for long.
+	ctx  context.Context //nolint:containedctx // used for one check
+	// follow, if not nil, is to be called: the call has been open for long or its context has
+	// ended.
 	follow func()
 }
 
-// sweepContexts looks at calls whose contexts only the sweeper looks at, and notifies the callers
-// of those that have been open for long, or whose contexts have ended. found is memory to use, and
-// returned for the next time. swept says that no such call is left.
+// sweepContexts checks the calls in the sweep, and notifies the callers of those that have been
+// open for long or whose contexts have ended. found is scratch memory, returned for reuse. swept
+// reports whether the sweep is empty.
 func (c *Conn) sweepContexts(found []openCall) (_ []openCall, swept bool) {
 	c.mu.Lock()
 	c.unwatched.tick()
 	for c.unwatched.due > 0 && c.unwatched.next > 0 {
 		found = c.nextUnwatched(found[:0])
 		c.mu.Unlock()
-		// A context's Err and what Follow does are others' code, which is not called with the lock.
+		// Err and Follow run foreign code, so they are called without the lock.
 		for _, o := range found {
 			if o.follow == nil && o.ctx.Err() != nil {
 				o.follow = c.notify(o)
@@ -265,7 +270,7 @@ func (c *Conn) sweepContexts(found []openCall) (_ []openCall, swept bool) {
 	return found, swept
 }
 
-// nextUnwatched takes the next calls of a round. Callers hold the lock.
+// nextUnwatched takes the next calls of the round. The caller must hold c.mu.
 func (c *Conn) nextUnwatched(found []openCall) []openCall {
 	s := &c.unwatched
 	for n := min(s.due, s.next, sweepChunk); n > 0; n-- {
@@ -281,9 +286,9 @@ func (c *Conn) nextUnwatched(found []openCall) []openCall {
 	return found
 }
 
-// notify is for a call whose context has ended: it makes its caller watch the context, if it is
-// still that call. (If it is another that uses the same memory, that one is notified too early,
-// which does no harm.)
+// notify makes the caller of a call whose context has ended watch that context, if the call is
+// still open. If the Call has been reused for another call meanwhile, that call is notified early,
+// which is harmless.
 func (c *Conn) notify(o openCall) func() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -293,8 +298,9 @@ func (c *Conn) notify(o openCall) func() {
 	return nil
 }
 
-// toWatch makes the caller watch its context: one that waits has a token, and for another that is
-// done by what is returned. Callers hold the lock.
+// toWatch takes the call out of the sweep and makes its caller watch the context. A caller that
+// waits gets a token. For another caller toWatch returns the function to call without the lock. The
+// caller must hold c.mu.
 func (c *Conn) toWatch(call *Call) func() {
 	c.unwatched.remove(call)
 	if call.Waits {
