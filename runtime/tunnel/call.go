@@ -11,39 +11,42 @@ import (
 	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
-// Call is one unary call. Its caller fills in the first group of fields, and may not touch the Call
-// again until it is done.
+// Call is one unary call. The caller sets the first group of fields and must not access the Call
+// until it is done.
 type Call struct {
 	waiting
 
-	// Target is whom the call is for, Caller who makes it, Procedure which method, as
+	// Target is the callee, Caller the calling entity, and Procedure the method, as
 	// "/package.Service/Method".
 	Target, Caller, Procedure string
-	// Header goes with the request; nil for none. It may not be changed any more.
+	// Header is sent with the request; nil means none. It must not be modified afterwards.
 	Header Header
-	// Chain is opaque to the tunnel; nil for none.
+	// Chain is sent with the request and opaque to the tunnel; nil means none.
 	Chain []byte
-	// Request is the message to send; nil is the empty one. It may not be changed any more.
+	// Request is the message to send; nil means the empty message. It must not be modified
+	// afterwards.
 	Request proto.Message
-	// Response is an empty message, which the reading goroutine fills with the answer. nil throws
-	// the answer away.
+	// Response is an empty message into which the connection's reader decodes the response. nil
+	// discards the response.
 	Response proto.Message
-	// Done is called exactly once when the call is over, by the connection's reading goroutine or
-	// by whoever ended the call or the connection. It must not block. Not for calls that Waits.
+	// Done is called exactly once when the call is over, on the goroutine that ends it: the
+	// connection's reader, or the one that cancels the call or ends the connection. It must not
+	// block. It is not used if Waits is set.
 	Done func(*Call)
 
-	// Waits says that the caller waits for the call: it calls [Conn.Wait] after Start, and Done is
-	// not used.
+	// Waits announces that the caller waits for the call: it calls [Conn.Wait] after Start, and
+	// Done is not used.
 	Waits bool
-	// Verdict says that a call which Waits goes on to wait after its deadline, for VerdictGrace at
-	// most, for the peer to say how far it had come.
+	// Verdict makes a call with Waits wait for up to VerdictGrace after its deadline for the peer
+	// to report how far the call had come.
 	Verdict bool
-	// Follow, for a call that doesn't Wait, says that Start's context is to be watched from now on:
-	// it is called once, if the call is open for some milliseconds or that context ends before. It
-	// may come when the call is just over, and must not block. Nil where nobody watches.
+	// Follow is for a call without Waits. It is called once to notify that the context given to
+	// Start must be watched from now on, if the call is open for some milliseconds or that context
+	// ends first. It may be called when the call has just ended, and must not block. nil means that
+	// the context is not checked at all.
 	Follow func()
 
-	// Err is set before Done: nil, or a [connect.Error].
+	// Err is the outcome, set before Done: nil or a [connect.Error].
 	Err error
 	// ResponseHeader and ResponseTrailer are set before Done.
 	ResponseHeader, ResponseTrailer Header
@@ -53,28 +56,28 @@ type Call struct {
 	conn   *Conn
 	id     uint32
 	parcel *parcel
-	// raw keeps the answer encoded, for its waiter to decode.
+	// raw keeps the response encoded in body, for the caller to decode.
 	raw  bool
 	body *buffer
 }
 
-// slot is what the dialling side knows of an open call. A call that was cancelled keeps its slot,
-// empty, until the peer's reply.
+// slot is the dialling side's state of an open call. A cancelled call keeps its slot, with call and
+// stream nil, until the peer's REPLY.
 type slot struct {
 	busy   bool
 	call   *Call
 	stream *clientStream
 	cost   int
-	// reply is a response of several fragments in the making, with what came before its message.
+	// reply is the partially received response of several fragments.
 	reply *partialReply
 }
 
-// Start sends a call. It blocks only while the connection's window is full, until there is room,
-// ctx ends or the connection does. ctx's remaining time goes with the call as its deadline, but
-// Start does not watch ctx once it has returned: a caller that stops waiting says so by
-// [Call.Cancel]. Calls that one goroutine starts reach the other side in that order.
+// Start sends a call. It blocks only while the send window is full, until there is room, or ctx or
+// the connection ends. The remaining time of ctx is sent as the call's deadline, but Start does not
+// watch ctx after it has returned: use [Call.Cancel] to stop waiting. Calls started by one
+// goroutine reach the peer in that order.
 //
-// After an error Done is never called. All of Start's errors match [ErrNotRun].
+// After an error Done is never called. Every error of Start matches [ErrNotRun].
 func (c *Conn) Start(ctx context.Context, call *Call) error {
 	size, err := sizeOf(call.Request)
 	if err != nil {
@@ -98,8 +101,8 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	var body *encoded
 	if size > inlineBytes {
-		// Only now, so that those who wait hold nothing; and without the lock, since it may take a
-		// while.
+		// Encode only after entering the window, so that blocked calls hold no memory, and without
+		// the lock, since encoding may take long.
 		var err error
 		c.mu.Unlock()
 		body, err = encode(call.Request, size)
@@ -130,15 +133,15 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	c.watch()
 	if c.out.calls++; c.gate.open == 1 || c.out.calls >= callBatch {
-		c.flush() // a caller that is alone has nobody to share a write with
+		c.flush() // no other call to share the write with
 	} else {
 		c.kick()
 	}
 	return nil
 }
 
-// callBatch is after how many calls the caller of the last one writes them itself, though more may
-// come: so the other side has something to do meanwhile.
+// callBatch is the number of queued calls after which the caller of the last one writes them itself
+// although more may follow, so that the peer can proceed.
 const callBatch = 32
 
 // sendCall queues the CALL frame.
@@ -148,7 +151,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	numbers := c.interner.refer(o, names, &c.peer)
 	if guarded && !faults.Overtaking && body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
-			// An earlier request of the same order is still on its way: go after it.
+			// An earlier request of the same order is still being sent: queue behind it.
 			var err error
 			if body, err = encode(call.Request, size); err != nil {
 				return err
@@ -175,7 +178,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	return nil
 }
 
-// appendCall writes a CALL's body after the names and up to the message.
+// appendCall appends the body of a CALL between the names and the message.
 func appendCall(ctx context.Context, b []byte, shape connect.StreamType, header Header, chain []byte) (uint8, []byte) {
 	flags := uint8(shape) & callShape
 	if deadline, ok := ctx.Deadline(); ok {
@@ -194,7 +197,7 @@ func appendCall(ctx context.Context, b []byte, shape connect.StreamType, header 
 	return flags, b
 }
 
-// metaSize is the most that stands before a CALL's message.
+// metaSize returns an upper bound on the bytes before the message of a CALL.
 func metaSize(target, caller, procedure string, header Header, chain []byte) int {
 	n := 3*(1+varintBytes) + len(target) + len(caller) + len(procedure) + binary.MaxVarintLen64
 	if len(chain) > 0 {
@@ -206,8 +209,8 @@ func metaSize(target, caller, procedure string, header Header, chain []byte) int
 	return n
 }
 
-// Cancel ends the call at once with err, and tells the peer. It does nothing if the call is over
-// already. A Call whose Start failed must not be cancelled.
+// Cancel ends the call with err at once and notifies the peer. It does nothing if the call is over.
+// It must not be called on a Call whose Start failed.
 func (call *Call) Cancel(err error) {
 	c := call.conn
 	c.mu.Lock()
@@ -220,7 +223,7 @@ func (call *Call) Cancel(err error) {
 	p := call.parcel
 	c.out.drop(p)
 	if p != nil && !p.started {
-		c.vacate(call.id) // the peer never heard of it
+		c.vacate(call.id) // never sent
 	} else {
 		c.out.frame(kindCancel, call.id, nil)
 	}
@@ -237,14 +240,14 @@ func (call *Call) finish(err error) {
 	call.parcel = nil
 	switch {
 	case call.Waits:
-		call.tokens <- over // the last that is done with it: it is its caller's again
+		call.tokens <- over // the last access: the Call belongs to its caller again
 	case call.Done != nil:
 		call.Done(call)
 	}
 }
 
-// complete is the reading goroutine's end of a call that was answered. own says that the response
-// may keep the body; it reports whether it has.
+// complete ends a call that was answered. own permits the response to alias body; kept reports
+// whether it does.
 func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error
@@ -269,23 +272,23 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	return kept
 }
 
-// keptSlots is how many slots a connection keeps on which no call is open.
+// keptSlots is how many slots are kept on a connection without open calls.
 const keptSlots = 1 << 10
 
-// isOpen says whether the call is neither over nor cancelled. Callers hold the lock.
+// isOpen reports whether the call is neither over nor cancelled. The caller must hold c.mu.
 func (c *Conn) isOpen(call *Call) bool {
 	s := c.slotOf(call.id)
 	return s != nil && s.call == call
 }
 
-// claim takes a free id. The gate has made sure that there is one.
+// claim assigns a free id. The send window guarantees that there is one. The caller must hold c.mu.
 func (c *Conn) claim(s slot) uint32 {
 	s.busy = true
 	if c.gate.open > 1 {
 		c.alone = 0
 	}
 	if s.call == nil || !s.call.Waits {
-		c.passOwnership(begun) // expect does it for callers that wait
+		c.passOwnership(begun) // for callers that wait, expect does it
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]
@@ -298,7 +301,7 @@ func (c *Conn) claim(s slot) uint32 {
 	return uint32(len(c.slots) - 1) //nolint:gosec // at most maxCallID
 }
 
-// vacate gives an id back, once the peer has said its last word on it.
+// vacate frees an id after the final frame of its call. The caller must hold c.mu.
 func (c *Conn) vacate(id uint32) {
 	s := &c.slots[id]
 	cost := s.cost
@@ -309,7 +312,7 @@ func (c *Conn) vacate(id uint32) {
 	c.free = append(c.free, id)
 	c.gate.give(cost)
 	if c.gate.open == 0 && len(c.slots) > keptSlots {
-		c.slots, c.free = make([]slot, 1), nil // after a burst
+		c.slots, c.free = make([]slot, 1), nil // release memory after a burst
 	}
 	c.checkQuiet()
 }

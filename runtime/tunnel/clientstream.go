@@ -11,25 +11,25 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// StreamRequest says which call a stream is to be.
+// StreamRequest describes the call of a new stream.
 type StreamRequest struct {
-	// Target is whom the call is for, Caller who makes it, Procedure which method, as
+	// Target is the callee, Caller the calling entity, and Procedure the method, as
 	// "/package.Service/Method".
 	Target, Caller, Procedure string
-	// StreamType is the call's shape.
+	// StreamType is the shape of the call.
 	StreamType connect.StreamType
-	// Header goes with the call; nil for none.
+	// Header is sent with the call; nil means none.
 	Header Header
-	// OnMetadata, if it is not nil, gets the response's header with the first Receive that returns,
-	// and its trailer with the one that reports the end, before they return.
+	// OnMetadata, if not nil, receives the response's header before the first Receive returns, and
+	// its trailer before the Receive that reports the end returns.
 	OnMetadata func(header, trailer Header)
-	// Chain is opaque to the tunnel; nil for none.
+	// Chain is sent with the call and opaque to the tunnel; nil means none.
 	Chain []byte
 }
 
-// Stream makes a stream for a call of any shape. The call begins with the first Send, Receive or
-// SendHeaders, and lives as long as ctx. A [connect.CallInfo] in ctx is not looked at: that is for
-// connect's clients, see [Conn.Transport].
+// Stream makes a stream for a call of any shape. The call begins with the first Send, Receive,
+// CloseSend or SendHeaders, and ends when ctx does. A [connect.CallInfo] in ctx is ignored; it is
+// for connect's clients, see [Conn.Transport].
 func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStream, error) {
 	return c.stream(ctx, req, nil)
 }
@@ -53,7 +53,7 @@ func (c *Conn) stream(ctx context.Context, req StreamRequest, info *connect.Call
 	return &clientStream{conn: c, ctx: ctx, req: req, info: info}, nil
 }
 
-// ProtocolName is the tunnel's name in a [connect.CallInfo].
+// ProtocolName is the Protocol of a [connect.CallInfo] for calls over a tunnel.
 const ProtocolName = "raylink"
 
 func describe(info *connect.CallInfo, peer string) {
@@ -61,23 +61,23 @@ func describe(info *connect.CallInfo, peer string) {
 	info.RequestEncoding, info.ResponseEncoding = connect.CompressionNameIdentity, connect.CompressionNameIdentity
 }
 
-// clientStream is the calling side of a call that is not unary.
+// clientStream is the calling side of a streaming call.
 type clientStream struct {
 	conn *Conn
 	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
 	req  StreamRequest
 	info *connect.CallInfo
 
-	// opened says that the call has begun well, for those who only look.
+	// opened reports, without the lock, that the call has begun successfully.
 	opened atomic.Bool
 
-	begin  sync.Mutex // held while the call begins; guards what follows
+	begin  sync.Mutex // held while the call begins; guards begun, failed and closed
 	begun  bool
 	failed error
 	closed bool
 
 	id uint32
-	// headed says that the response's header has come. It belongs to who reads the connection.
+	// headed is set once the response's header has arrived. It is owned by the connection's reader.
 	headed bool
 	inbox  inbox
 	lane   lane
@@ -86,10 +86,10 @@ type clientStream struct {
 
 var _ connect.ClientStream = (*clientStream)(nil)
 
-// ErrSendAfterCloseSend is what a stream's Send returns after its CloseSend.
+// ErrSendAfterCloseSend is returned by a stream's Send after CloseSend.
 var ErrSendAfterCloseSend error = connect.NewError(connect.CodeInternal, "Send after CloseSend")
 
-// SendHeaders begins the call.
+// SendHeaders begins the call. Further calls return the result of the first.
 func (s *clientStream) SendHeaders() error {
 	if s.opened.Load() {
 		return nil
@@ -140,8 +140,8 @@ func (s *clientStream) open() error {
 	return nil
 }
 
-// Send sends the next request message. After the server has ended the call it returns io.EOF, and
-// Receive says why.
+// Send sends the next request message. It returns io.EOF if the server has ended the call; Receive
+// then returns the outcome.
 func (s *clientStream) Send(msg any) error {
 	m, err := message(msg)
 	if err != nil {
@@ -160,7 +160,7 @@ func (s *clientStream) Send(msg any) error {
 	return err
 }
 
-// CloseSend ends the request side.
+// CloseSend half-closes the stream: no more requests follow.
 func (s *clientStream) CloseSend() error {
 	if err := s.SendHeaders(); err != nil {
 		return err
@@ -176,8 +176,8 @@ func (s *clientStream) CloseSend() error {
 	return nil
 }
 
-// Receive reads the next response message, and at the end of the stream returns io.EOF or the
-// call's error.
+// Receive reads the next response message. At the end of the stream it returns io.EOF or the call's
+// error.
 func (s *clientStream) Receive(msg any) error {
 	to, err := message(msg)
 	if err != nil {
@@ -189,7 +189,7 @@ func (s *clientStream) Receive(msg any) error {
 	return s.ReceiveEmpty(to)
 }
 
-// ReceiveEmpty is Receive into a message that is empty already; nil throws it away.
+// ReceiveEmpty is Receive into a message that is already empty; nil discards the message.
 func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	if err := s.SendHeaders(); err != nil {
 		return err
@@ -219,8 +219,8 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	return nil
 }
 
-// receiveEnd waits for the end of a stream that has one response: only then its outcome and its
-// trailer are known.
+// receiveEnd waits for the end of a stream with a single response, since its outcome and trailer
+// are known only then.
 func (s *clientStream) receiveEnd() error {
 	m, err := s.inbox.receive()
 	if err == nil {
@@ -236,8 +236,9 @@ func (s *clientStream) receiveEnd() error {
 	return err
 }
 
-// inform hands the metadata that has come to the caller, on the caller's goroutine. err is what
-// Receive is about to return: a trailer belongs to the stream's end, even where it has come before.
+// inform delivers received metadata to the caller, on the caller's goroutine. err is the error that
+// Receive is about to return. A trailer is delivered only with the end of the stream, even if it
+// has arrived earlier.
 func (s *clientStream) inform(err error) {
 	if s.info == nil && s.req.OnMetadata == nil {
 		return
@@ -260,8 +261,8 @@ func (s *clientStream) inform(err error) {
 	}
 }
 
-// requestHeader is what goes with a call: what it was given, and what the caller's
-// [connect.CallInfo] has, if there is one.
+// requestHeader returns the header to send: given, followed by the header of the caller's
+// [connect.CallInfo] if there is one.
 func requestHeader(given Header, info *connect.CallInfo) (Header, error) {
 	if info == nil || info.RequestHeader().Len() == 0 {
 		return given, nil
@@ -273,7 +274,7 @@ func requestHeader(given Header, info *connect.CallInfo) (Header, error) {
 	return append(append(Header{}, given...), more...), nil
 }
 
-// Close gives the stream up if it is not over.
+// Close cancels the call if it is not over.
 func (s *clientStream) Close() error {
 	s.begin.Lock()
 	s.closed = true
@@ -286,7 +287,7 @@ func (s *clientStream) Close() error {
 	return nil
 }
 
-// abort ends the stream from this side.
+// abort ends the stream from this side with err and sends CANCEL.
 func (s *clientStream) abort(err error) {
 	c := s.conn
 	c.mu.Lock()

@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// callContext is the context of a call that is served. Most calls' contexts are never waited for,
-// so it makes its channel and its timer only when somebody does.
+// callContext is the context of a served call. Few of them are ever waited for, so the channel and
+// the timer are made on first use.
 type callContext struct {
 	conn *Conn
 	// in is the call.
 	in *Incoming
-	// deadline is when it ends by itself, after the connection's beginning; 0 for never.
+	// deadline is the call's deadline, relative to Conn.born; 0 means none.
 	deadline time.Duration
-	// inlineTurn is the turn of the reading goroutine that serves the call, or 0.
+	// inlineTurn is the epoch (inlining.turns) of the inline work that serves the call, or 0.
 	inlineTurn uint64
 
-	mu sync.Mutex // guards what follows
-	// telling says that the call's owner is to be told of the end.
+	mu sync.Mutex // guards the fields below
+	// telling is set if the call's owner is to be notified of the end.
 	telling bool
 	err     error
 	watched *watched
 }
 
-// watched is what a context needs that somebody waits for.
+// watched is the state of a context that is waited for.
 type watched struct {
 	done  chan struct{}
 	timer *time.Timer
@@ -33,7 +33,7 @@ type watched struct {
 
 var _ context.Context = (*callContext)(nil)
 
-// Deadline is the call's.
+// Deadline returns the call's deadline, if it has one.
 func (c *callContext) Deadline() (time.Time, bool) {
 	if c.deadline == 0 {
 		return time.Time{}, false
@@ -41,10 +41,10 @@ func (c *callContext) Deadline() (time.Time, bool) {
 	return c.conn.born.Add(c.deadline), true
 }
 
-// overdue says whether the deadline has passed.
+// overdue reports whether the deadline has passed.
 func (c *callContext) overdue() bool { return c.deadline != 0 && time.Since(c.conn.born) >= c.deadline }
 
-// watch is what waiting needs. Callers hold the lock.
+// watch returns the watched state, made on first use. The caller must hold c.mu.
 func (c *callContext) watch() *watched {
 	if c.watched == nil {
 		c.watched = &watched{}
@@ -52,10 +52,10 @@ func (c *callContext) watch() *watched {
 	return c.watched
 }
 
-// Value has none.
+// Value returns nil: the context carries no values.
 func (*callContext) Value(any) any { return nil }
 
-// Done is closed when the call is over.
+// Done returns a channel that is closed when the call is over.
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,7 +70,7 @@ func (c *callContext) Done() <-chan struct{} {
 	return w.done
 }
 
-// Err is why the call is over, or nil.
+// Err returns why the call is over, or nil. It checks the deadline itself, without the timer.
 func (c *callContext) Err() error {
 	c.mu.Lock()
 	err := c.err
@@ -82,7 +82,7 @@ func (c *callContext) Err() error {
 	return err
 }
 
-// AfterFunc makes the context package derive contexts without a goroutine for each.
+// AfterFunc lets the context package derive contexts without a goroutine for each.
 func (c *callContext) AfterFunc(run func()) func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -113,7 +113,7 @@ func (c *callContext) arm() {
 	}
 }
 
-// tellOwner makes end tell the call's owner.
+// tellOwner makes end notify the call's owner, at once if the context has already ended.
 func (c *callContext) tellOwner() {
 	c.mu.Lock()
 	over := c.err != nil
@@ -130,7 +130,7 @@ func (c *callContext) tell() {
 	}
 }
 
-// finish ends the context of a call that has been answered.
+// finish ends the context of an answered call.
 func (c *callContext) finish() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -139,7 +139,7 @@ func (c *callContext) finish() {
 	}
 }
 
-// end ends the context, once.
+// end ends the context with err. Only the first end has an effect.
 func (c *callContext) end(err error) {
 	c.mu.Lock()
 	if c.err != nil {
@@ -147,7 +147,7 @@ func (c *callContext) end(err error) {
 		return
 	}
 	if c.overdue() {
-		err = context.DeadlineExceeded // the caller saw the same deadline pass, and its CANCEL was faster than the timer here
+		err = context.DeadlineExceeded // the caller's CANCEL at the same deadline arrived before the local timer fired
 	}
 	c.close(err)
 	telling := c.telling
@@ -157,7 +157,7 @@ func (c *callContext) end(err error) {
 	}
 }
 
-// close makes err the end. Callers hold the lock.
+// close sets the end and releases all waiters. The caller must hold c.mu.
 func (c *callContext) close(err error) {
 	c.err = err
 	w := c.watched

@@ -12,66 +12,67 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// Handler serves what comes in over a connection.
+// Handler serves the calls of a connection.
 type Handler interface {
-	// ServeUnary gets each unary call, complete, on the connection's reading goroutine and in the
-	// order in which they came. It must not block. The call is answered by [Incoming.Reply], then
-	// or later; [Incoming.ServeHere] leaves the rest to that goroutine.
+	// ServeUnary is called for each unary call, once its request is complete, on the read loop and
+	// in order of arrival. It must not block. The call is answered by [Incoming.Reply], during
+	// ServeUnary or later. [Incoming.ServeHere] leaves work for the read loop to run inline.
 	ServeUnary(call *Incoming)
-	// ServeStream runs a call of the other shapes on a goroutine of its own. What it returns is the
-	// stream's outcome.
+	// ServeStream is called for each streaming call, on its own goroutine. Its error is the outcome
+	// of the stream.
 	ServeStream(ctx context.Context, call *Incoming, stream connect.ServerStream) error
 }
 
-// Allocator is a [Handler] that keeps more of each call than the tunnel does, and so makes the
-// memory for both at once.
+// Allocator is implemented by a [Handler] that keeps state of its own per call, so that both can
+// share one allocation.
 type Allocator interface {
-	// NewIncoming makes an Incoming of which the tunnel fills in the rest. It is called on the
-	// connection's reading goroutine, for calls of every shape.
+	// NewIncoming allocates an Incoming, which the tunnel then fills in. It is called on the read
+	// loop, for calls of every shape.
 	NewIncoming() *Incoming
 }
 
-// Incoming is a call on the serving side. Most calls are small, quick and many, so it has what
-// every call has; the rest is in extra.
+// Incoming is a call on the serving side. It holds what every call has, since most calls are small
+// and numerous. What only some calls have is in extra.
 type Incoming struct {
-	// Names say whom the call is for, who makes it, and which method.
+	// Names holds the target, the caller and the procedure.
 	*Names
 
-	// Owner is the handler's own; the tunnel only looks at it for [Incoming.OnEnd].
+	// Owner belongs to the handler. The tunnel uses it only for [Incoming.OnEnd].
 	Owner any
 	// RequestBytes is the encoded size of a unary request.
 	RequestBytes int
-	// StreamType is the call's shape.
+	// StreamType is the shape of the call.
 	StreamType connect.StreamType
 
 	ctx callContext
-	// extra is set by the reading goroutine before the call is on the connection's table, and never
-	// after.
+	// extra is set by the read loop before the call is in the connection's table, and not modified
+	// afterwards.
 	extra *extra
-	// response is what the handler has set. It is made when there is something to set.
+	// response is the header and trailer set by the handler, allocated on first use.
 	response atomic.Pointer[responseMeta]
-	// cost is what the call takes of the window; meta, what stands before its message and is held
-	// with it.
+	// cost is the number of bytes that the call uses of the send window. meta is what is charged
+	// for the metadata before the message.
 	cost, meta uint32
 	id         uint32
 
 	replied atomic.Bool
 }
 
-// extra is what few calls have.
+// extra is the state that few calls have.
 type extra struct {
 	header Header
 	chain  []byte
 	stream *serverStream
-	// assembly belongs to the reading goroutine.
+	// assembly is owned by the read loop.
 	assembly *assembly
 }
 
-// responseMeta goes with the response. The handler sets it while the reading goroutine, or the
-// connection's end, may be ending the call: it is guarded by the lock of the call's context.
+// responseMeta is the metadata of the response. The handler may set it while the call is being
+// ended by the read loop or by the end of the connection. It is guarded by callContext.mu.
 type responseMeta struct{ header, trailer Header }
 
-// more is extra, for the reading goroutine before the call is on the table.
+// more returns extra, allocated on first use. It is for the read loop before the call is in the
+// table.
 func (in *Incoming) more() *extra {
 	if in.extra == nil {
 		in.extra = &extra{}
@@ -79,7 +80,7 @@ func (in *Incoming) more() *extra {
 	return in.extra
 }
 
-// stream is the call's stream, nil for a unary call's.
+// stream returns the stream of the call, nil for a unary call.
 func (in *Incoming) stream() *serverStream {
 	if in.extra == nil {
 		return nil
@@ -87,7 +88,7 @@ func (in *Incoming) stream() *serverStream {
 	return in.extra.stream
 }
 
-// assembly is the request in the making, or nil.
+// assembly returns the partially received request, or nil.
 func (in *Incoming) assembly() *assembly {
 	if in.extra == nil {
 		return nil
@@ -97,7 +98,7 @@ func (in *Incoming) assembly() *assembly {
 
 func (in *Incoming) conn() *Conn { return in.ctx.conn }
 
-// Header came with the request; nil for none. Nobody changes it.
+// Header returns the header of the request, nil if there is none. It must not be modified.
 func (in *Incoming) Header() Header {
 	if in.extra == nil {
 		return nil
@@ -105,7 +106,7 @@ func (in *Incoming) Header() Header {
 	return in.extra.header
 }
 
-// Chain is what the caller put there; nil for none.
+// Chain returns the chain set by the caller, nil if there is none.
 func (in *Incoming) Chain() []byte {
 	if in.extra == nil {
 		return nil
@@ -113,15 +114,16 @@ func (in *Incoming) Chain() []byte {
 	return in.extra.chain
 }
 
-// SetHeader sets what goes back before the response. It is called before Reply, on streams before
-// the first Send; later it has no effect. Safe for concurrent use, also with the end of the call.
+// SetHeader sets the response header. It must be called before Reply, and on streams before the
+// first Send; later calls have no effect. It is safe for concurrent use, also with the end of the
+// call.
 func (in *Incoming) SetHeader(h Header) {
 	in.setResponse(h, func(r *responseMeta) { r.header = h })
 }
 
-// SetTrailer sets what goes back after the response. It is called before Reply, on streams before
-// ServeStream returns; later it has no effect. Safe for concurrent use, also with the end of the
-// call.
+// SetTrailer sets the response trailer. It must be called before Reply, and on streams before
+// ServeStream returns; later calls have no effect. It is safe for concurrent use, also with the end
+// of the call.
 func (in *Incoming) SetTrailer(h Header) {
 	in.setResponse(h, func(r *responseMeta) { r.trailer = h })
 }
@@ -143,7 +145,7 @@ func (in *Incoming) changeResponse(set func(*responseMeta)) {
 	in.ctx.mu.Unlock()
 }
 
-// responded is what the handler has set so far.
+// responded returns the header and trailer set so far.
 func (in *Incoming) responded() (header, trailer Header) {
 	if r := in.response.Load(); r != nil {
 		return in.setSoFar(r)
@@ -157,25 +159,26 @@ func (in *Incoming) setSoFar(r *responseMeta) (header, trailer Header) {
 	return r.header, r.trailer
 }
 
-// Client is the caller's host, as it said in the handshake.
+// Client returns the id of the caller's host, as sent in the handshake.
 func (in *Incoming) Client() string { return in.conn().hello.Client }
 
-// OnEnd makes the end of the call's context call Owner, which has a method Ended, unless that end
-// was because the call was answered. It is called by whoever ends the context, and must not block.
-// Unlike the context's own means it starts no timer: a caller whose deadline passes says so. It is
-// for use in ServeUnary, once.
+// OnEnd registers Owner to be notified of the end of the call's context: its method Ended is
+// called, unless the context ends because the call was answered. Ended is called on the goroutine
+// that ends the context and must not block. OnEnd starts no timer for the deadline; it relies on
+// the caller's CANCEL. It must be called in ServeUnary and at most once.
 func (in *Incoming) OnEnd() { in.ctx.tellOwner() }
 
-// Context ends when the call's deadline passes, its caller cancels it, the connection ends, or it
-// has been answered. It carries no values. Asking for it is cheap: timers and channels are made
-// when somebody waits.
+// Context returns the call's context. It ends when the deadline passes, when the caller cancels,
+// when the connection ends, or when the call has been answered. It carries no values. It is cheap:
+// its channel and timer are made on first use.
 func (in *Incoming) Context() context.Context { return &in.ctx }
 
-// PeerAddr is the network address of the caller's end.
+// PeerAddr returns the network address of the caller's end.
 func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String() }
 
-// Decode reads the request into msg, an empty message. The request is there until ServeUnary
-// returns, and not for streams. A large one is decoded once: its bytes become the message's own.
+// Decode decodes the request into msg, which must be empty. It must be called before ServeUnary
+// returns, and not for streams. A large request may be decoded only once, since msg may alias its
+// bytes.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
 	if r := &in.conn().request; r.own {
@@ -191,9 +194,9 @@ func (in *Incoming) Decode(msg proto.Message) error {
 	return nil
 }
 
-// Reply answers a unary call, with res (nil is the empty message) or an error. It may be called
-// from any goroutine and does not block; res may not be changed any more. A second Reply does
-// nothing.
+// Reply answers a unary call with res (nil means the empty message) or an error. It is safe for
+// concurrent use and does not block. res must not be modified afterwards. Only the first Reply has
+// an effect.
 func (in *Incoming) Reply(res proto.Message, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
@@ -208,7 +211,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 			in.ctx.finish()
 			return
 		}
-		f := usercode.Outcome(false, recover()) // the message's or error's own doing
+		f := usercode.Outcome(false, recover()) // a method of the message or error panicked or ended the goroutine
 		in.conn().reply(in, header, trailer, nil, in.conn().notEncoded(in, nil, f))
 		in.ctx.finish()
 	}()
@@ -216,12 +219,13 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	answered = true
 }
 
-// ReplyNotRun answers a call of any shape with an error, and tells its caller that the call
-// certainly has not run: the caller's error matches [ErrNotRun], so the call may be made again
-// elsewhere. It is for handlers that refuse a call before any of its own code has seen it.
+// ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
+// The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
+// that refuse a call before any of its own code has run.
 func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{authored(err)}) }
 
-// refuse ends a call that the handler may still be busy with: what it has prepared is not touched.
+// refuse ends a call whose handler may still be running. It does not access the metadata that the
+// handler has set.
 func (in *Incoming) refuse(err error) {
 	if in.replied.CompareAndSwap(false, true) {
 		in.conn().reply(in, nil, nil, nil, err)
@@ -229,11 +233,11 @@ func (in *Incoming) refuse(err error) {
 	}
 }
 
-// Refuse answers a call with an error although its handler goes on: what the handler has prepared,
-// and its own answer, are not looked at. It does nothing where the call was answered before.
+// Refuse answers a call with an error while its handler is still running. The handler's own answer
+// and metadata are ignored. It does nothing if the call has been answered.
 func (in *Incoming) Refuse(err error) { in.refuse(err) }
 
-// abandon ends a call whose connection is gone.
+// abandon ends a call whose connection has ended.
 func (in *Incoming) abandon(reason error) {
 	if s := in.stream(); s != nil {
 		s.inbox.close(reason, false)
@@ -244,8 +248,8 @@ func (in *Incoming) abandon(reason error) {
 // reply queues the REPLY to a call of any shape.
 func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
 	size := 0
-	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // the value itself
-		failure = authored(failure) // without the lock: its methods may be anybody's
+	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // deliberately not errors.As: see appendFailure
+		failure = authored(failure) // before taking the lock: it calls methods of foreign error types
 	}
 	if failure == nil {
 		var err error
@@ -264,7 +268,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		}
 	}
 	if meta := metaSize("", "", "", header, nil) + trailer.size(); meta > c.peer.maxHeader {
-		// An error is worth more than what goes beside it.
+		// An error takes precedence over its metadata.
 		if failure == nil {
 			failure = tooLarge("the header and trailer of "+in.Procedure, meta, c.peer.maxHeader, "the receiver's header")
 		}
@@ -274,10 +278,10 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	if c.servedAt(in.id) != in {
 		c.mu.Unlock()
 		body.free()
-		return // the connection is gone, or the call was ended before
+		return // the connection has ended, or the call was already ended
 	}
-	err := errEncodingEnded // of the encoding, which for small messages is done below
-	defer func() {          // also where the message ends this goroutine
+	err := errEncodingEnded // the result of encoding, which is done below for small messages
+	defer func() {          // runs also if the message ends this goroutine
 		if c.serving == 0 {
 			c.flush()
 		} else {
@@ -286,7 +290,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		c.checkQuiet()
 		c.mu.Unlock()
 		if err != nil {
-			_ = c.notEncoded(in, res, err) // not with the lock
+			_ = c.notEncoded(in, res, err) // logs, so not under the lock
 		}
 	}()
 	c.retire(in)
@@ -303,8 +307,8 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	err = c.queueReply(in, header, trailer, res, size, body, failure)
 }
 
-// encodeReply encodes a large response. While it does, the response counts as one that waits to be
-// written, so that handlers that answer at once don't pass the limit together.
+// encodeReply encodes a large response. Meanwhile the response counts towards the backlog, so that
+// concurrent handlers cannot exceed the limit together.
 func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded, error) {
 	c.mu.Lock()
 	if err := c.overflow(in, size); err != nil {
@@ -325,10 +329,12 @@ func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded,
 	return body, nil
 }
 
-// backlog is how many bytes wait to be written, or are being encoded. Callers hold the lock.
+// backlog returns the number of bytes that wait to be written or are being encoded. The caller must
+// hold c.mu.
 func (c *Conn) backlog() int { return c.out.replyBytes + len(c.out.buf) + c.out.encoding }
 
-// overflow refuses a response that would be one too many of those that wait. Callers hold the lock.
+// overflow returns an error if a response of this size would exceed the backlog limit. The caller
+// must hold c.mu.
 func (c *Conn) overflow(in *Incoming, size int) error {
 	waiting := c.backlog()
 	if waiting+size <= c.cfg.MaxBacklog {
@@ -339,8 +345,8 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 		waiting, c.peerName(), size, clipped(in.Procedure), c.cfg.MaxBacklog)
 }
 
-// brief is what is left of an error, and of all that goes with it, where too much waits to be
-// written already: the code and the beginning of its text.
+// brief returns the code and the beginning of the text of an error, for use when the backlog is
+// nearly full.
 func brief(failure error) error {
 	known := authored(failure)
 	short := connect.NewError(known.Code(), clipped(known.Message()))
@@ -350,7 +356,7 @@ func brief(failure error) error {
 	return short
 }
 
-// clipped is the beginning of a text, for errors that must not grow with what a peer sends.
+// clipped returns the beginning of a text, for errors that must not grow with what a peer sends.
 func clipped(s string) string {
 	if len(s) <= maxBrief {
 		return s
@@ -362,11 +368,11 @@ func clipped(s string) string {
 	return s + "..."
 }
 
-// maxBrief is the longest text that is kept of an error where much waits to be written.
+// maxBrief is the maximum length of an error text when the backlog is nearly full.
 const maxBrief = 200
 
-// queueReply queues the REPLY. A response that can't be encoded becomes its caller's failure, and
-// the error says why. Callers hold the lock.
+// queueReply queues the REPLY. If the response cannot be encoded, the caller gets a failure instead
+// and queueReply returns the encoding error. The caller must hold c.mu.
 func (c *Conn) queueReply(
 	in *Incoming, header, trailer Header, res proto.Message, size int, body *encoded, failure error,
 ) (err error) {
@@ -386,7 +392,7 @@ func (c *Conn) queueReply(
 	defer func() {
 		if !queued {
 			o.buf = o.buf[:start+headerBytes]
-			if failure == nil { // the message has ended this goroutine
+			if failure == nil { // encoding ended this goroutine
 				failure = c.cannotEncode(in.Procedure, nil, errEncodingEnded)
 			}
 			c.appendFailure(in.id, start, header, trailer, failure)
@@ -409,18 +415,18 @@ func (c *Conn) queueReply(
 	return nil
 }
 
-// notEncoded is the failure of a call whose response can't be encoded. Its node's owner gets a log
-// line.
+// notEncoded logs that a response cannot be encoded, and returns the error for the caller.
 func (c *Conn) notEncoded(in *Incoming, res proto.Message, err error) *connect.Error {
 	c.cfg.Logger.Error("tunnel: a response could not be encoded", "call", in.Procedure, "target", in.Target, "error", err)
 	return c.cannotEncode(in.Procedure, res, err)
 }
 
-// appendFailure finishes a REPLY that carries an error, of which the frame header stands at start.
+// appendFailure completes a REPLY that carries an error. Its frame header is at start.
 func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failure error) {
 	o := &c.out
 	flags := replyError
-	// The value itself, not one that is wrapped: no error of a handler's own can be one.
+	// Not errors.As: an error of a handler's own, which may wrap one from another call, must not
+	// count as a refusal.
 	if _, refused := failure.(*notRunError); refused { //nolint:errorlint // see above
 		flags |= replyNotRun
 	}

@@ -1,9 +1,8 @@
 package tunnel
 
-// What the dialling side does with the answers to its calls. All of it runs on the reading
-// goroutine.
+// Responses on the dialling side. Everything here runs on the connection's reader.
 
-// slotOf is the slot of an open call, or nil. Callers hold the lock.
+// slotOf returns the slot of an open call, or nil. The caller must hold c.mu.
 func (c *Conn) slotOf(id uint32) *slot {
 	if int(id) >= len(c.slots) || !c.slots[id].busy {
 		return nil
@@ -17,7 +16,7 @@ func (c *Conn) known(id uint32) bool {
 	return int(id) < c.idsUsed
 }
 
-// responded reads what goes with a response beside its message.
+// responded parses the header and trailer of a response into r.
 func (p *parser) responded(r *outcome, flags uint8, most int) {
 	header, trailer := 0, 0
 	if flags&replyHeader != 0 {
@@ -27,7 +26,7 @@ func (p *parser) responded(r *outcome, flags uint8, most int) {
 		r.trailer, trailer = p.header(most - header)
 	}
 	if header+trailer > most && r.fault == nil {
-		// The peer was told the limit.
+		// The peer knew the limit from the handshake.
 		r.fault = tooLarge("the header and trailer of the response", header+trailer, most, "the receiver's header")
 	}
 }
@@ -80,11 +79,11 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		stream.inbox.reply(&r)
 		return nil
 	}
-	if s.reply != nil { // replaced: the peer stopped in the middle of a message
+	if s.reply != nil { // superseded: the peer gave up in the middle of a message
 		c.credited(s.reply)
 		s.reply = nil
 	}
-	if s.call != nil { // a peer may answer before it has all of the request
+	if s.call != nil { // a peer may answer before it has received all of the request
 		c.out.drop(s.call.parcel)
 	}
 	if flags&flagSized != 0 {
@@ -104,7 +103,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	return nil
 }
 
-// beginReply takes the first fragment of a large response.
+// beginReply handles the first fragment of a large response. The caller must hold c.mu.
 func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) error {
 	r.assembly = assembly{total: total, discard: s.call == nil}
 	if c.replyBytes > 0 && c.replyBytes+total > c.own.window {
@@ -113,8 +112,8 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 	c.replyBytes += total
 	s.reply = r
 	if total > c.own.maxMessage {
-		// The peer was told the limit; this one call fails, and what still comes of it is thrown
-		// away.
+		// The peer knew the limit from the handshake. Only this call fails, and the rest of the
+		// message is discarded.
 		r.fault = responseTooLarge("the call", total, c.own.maxMessage)
 		r.discard = true
 	}
@@ -124,7 +123,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 	return r.add(first)
 }
 
-// replyComplete ends a call whose response came in several fragments.
+// replyComplete ends a call whose response of several fragments is complete.
 func (c *Conn) replyComplete(id uint32) {
 	c.mu.Lock()
 	s := &c.slots[id]
@@ -145,11 +144,11 @@ func (c *Conn) replyComplete(id uint32) {
 	if r.buf != nil {
 		body = r.buf.b
 	}
-	procedure := call.Procedure // the call is its caller's again when it is complete
+	procedure := call.Procedure // the Call must not be accessed once it is complete
 	c.kept(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
-// credited gives the peer back what a large response took of the window.
+// credited returns the window that a large response used to the peer. The caller must hold c.mu.
 func (c *Conn) credited(r *partialReply) {
 	c.replyBytes -= r.total
 	c.out.frame(kindCredit, 0, appendInt(nil, r.total))

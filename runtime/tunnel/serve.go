@@ -12,19 +12,18 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// What the accepting side does with the calls that come in. All but the handlers runs on the
-// reading goroutine.
+// Calls on the accepting side. Everything but the handlers of streams runs on the read loop.
 
-// notRunError refuses a call before it has reached the handler.
+// notRunError refuses a call that has not reached the handler.
 type notRunError struct{ reason *connect.Error }
 
-// Error is the reason's.
+// Error returns the reason's text.
 func (e *notRunError) Error() string { return e.reason.Error() }
 
-// Unwrap is the error that the caller is told of.
+// Unwrap returns the error that the caller gets.
 func (e *notRunError) Unwrap() error { return e.reason }
 
-// servedAt is the open call of an id, or nil. Callers hold the lock.
+// servedAt returns the open call with this id, or nil. The caller must hold c.mu.
 func (c *Conn) servedAt(id uint32) *Incoming {
 	if int(id) >= len(c.served) {
 		return nil
@@ -38,7 +37,8 @@ func (c *Conn) servedBy(id uint32) *Incoming {
 	return c.servedAt(id)
 }
 
-// retire takes a call off the table: its id may come again. Callers hold the lock.
+// retire removes a call from the table, after which its id may be reused. The caller must hold
+// c.mu.
 func (c *Conn) retire(in *Incoming) {
 	c.served[in.id] = nil
 	c.serving--
@@ -53,7 +53,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	p := parser{rest: body}
 	in.Names = c.names.read(&p)
 	if h.flags()&callDeadline != 0 {
-		// A deadline that is further away than a duration can say is none.
+		// A deadline beyond the range of time.Duration means no deadline.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
 			in.ctx.deadline = max(c.now.Sub(c.born)+time.Duration(remaining)*time.Microsecond, 1)
 		}
@@ -75,7 +75,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if meta > c.own.maxHeader {
 		p.failf("a CALL with %d bytes before its message, the limit is %d", meta, c.own.maxHeader)
 	}
-	in.meta = uint32(meta + fields) //nolint:gosec // a frame's length bounds both
+	in.meta = uint32(meta + fields) //nolint:gosec // bounded by the length of a frame
 	unary := in.StreamType == connect.StreamTypeUnary
 	if !unary && (total > 0 || h.flags()&flagSized != 0) {
 		p.failf("a CALL of a stream with a message")
@@ -88,7 +88,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		in.cost = uint32(callCost + meta + total) //nolint:gosec // a size on the wire has 31 bits
 	}
 	if unary && h.flags()&flagSized != 0 {
-		in.more() // for the assembly
+		in.more() // allocates extra for the assembly
 	}
 	if err := c.take(in); err != nil {
 		if _, refused := errors.AsType[*notRunError](err); refused {
@@ -112,8 +112,9 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 
 const maxDeadline = 100 * 365 * 24 * time.Hour
 
-// take puts a call on the table, if it may be there. One that the peer should not have sent ends
-// the connection; one that cannot be served right now is refused, and the refusal returned.
+// take adds a call to the table. A call that violates the protocol ends the connection with the
+// returned error. A call that cannot be served now is refused, and the refusal is returned as a
+// [*notRunError].
 func (c *Conn) take(in *Incoming) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -154,7 +155,7 @@ func (c *Conn) take(in *Incoming) error {
 		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+cost, c.own.window)
 	}
 	if stream {
-		in.more().stream = newServerStream(in) // before the call is on the table
+		in.more().stream = newServerStream(in) // set before the call is in the table
 	}
 	c.requestBytes += cost
 	c.metaBytes += meta
@@ -170,10 +171,10 @@ func (c *Conn) take(in *Incoming) error {
 	return nil
 }
 
-// request is what [Incoming.Decode] reads. It belongs to the reading goroutine.
+// request is the source of [Incoming.Decode]. It is owned by the read loop.
 type request struct {
 	body []byte
-	// own says that body is the call's own, and that the message may keep it.
+	// own reports that the call owns body, so that the decoded message may alias it.
 	own bool
 }
 
@@ -194,7 +195,7 @@ func (c *Conn) serveUnary(in *Incoming, r request) {
 		}
 		f := usercode.Outcome(false, recover())
 		in.Reply(nil, c.failed(in.Procedure, f))
-		if f.Goexit { // this is the reading goroutine, in the middle of a frame
+		if f.Goexit { // Goexit ended the read loop in the middle of a frame
 			c.fail(fmt.Errorf("the handler of %s %w", in.Procedure, f))
 		}
 	}()
@@ -209,7 +210,7 @@ func (c *Conn) serveStream(in *Incoming) {
 	}, in.stream().finish)
 }
 
-// requestComplete hands on a unary call whose request came in several fragments.
+// requestComplete delivers a unary call whose request of several fragments is complete.
 func (c *Conn) requestComplete(in *Incoming) {
 	a := in.extra.assembly
 	in.extra.assembly = nil
@@ -236,17 +237,17 @@ func (c *Conn) onCancel(id uint32) {
 	}
 	c.mu.Unlock()
 	if in == nil || p != nil {
-		return // answered already: the two crossed
+		return // already answered: CANCEL and REPLY have crossed
 	}
-	in.ctx.end(context.Canceled) // which ends a stream's lane and inbox too, see serverStream.watch
+	in.ctx.end(context.Canceled) // ends a stream too, see serverStream.watch
 	if in.assembly() != nil {    // the call has not run, and will not
 		in.extra.assembly = nil
 		in.refuse(context.Canceled)
 	}
 }
 
-// cancelReply stops a large response in the middle. A REPLY that replaces it is the last word.
-// Callers hold the lock.
+// cancelReply stops sending a partially sent response, and queues another REPLY as the final frame.
+// It returns nil if no response is being sent. The caller must hold c.mu.
 func (c *Conn) cancelReply(id uint32) *parcel {
 	p := c.out.leaving[id]
 	if p == nil {

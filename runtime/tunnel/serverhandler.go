@@ -10,15 +10,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// ServerHandler serves the methods that are registered on a connect server, whatever the call's
-// target. Every call runs on a goroutine of its own. An error that is not a [connect.Error] reaches
-// the caller as Unknown with its text, and the end of a context as Canceled or DeadlineExceeded; an
-// error that came from another node goes on with its code, text and details.
+// ServerHandler returns a Handler that serves the methods registered on a connect server, whatever
+// the target of a call. Every call runs on its own goroutine. An error that is not a
+// [connect.Error] reaches the caller as Unknown with its text, and a context error as Canceled or
+// DeadlineExceeded. An error received from another node is passed on with its code, text and
+// details.
 func ServerHandler(server *connect.Server) Handler { return &serverHandler{server: server} }
 
 type serverHandler struct{ server *connect.Server }
 
-// ServeUnary runs the method on a goroutine of its own, with a copy of the request.
+// ServeUnary runs the method on its own goroutine, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
 	sent := in.conn().request.body
 	body := newBuffer(len(sent))
@@ -55,7 +56,8 @@ func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream co
 	return cmp.Or(err, informed.head(), unsendableReply(trailerErr))
 }
 
-// unsendableReply is the error of a call whose handler has set metadata that no call can carry.
+// unsendableReply returns the error of a call whose handler has set metadata that cannot be sent,
+// or nil if err is nil.
 func unsendableReply(err error) error {
 	if err == nil {
 		return nil
@@ -78,7 +80,7 @@ func serverInfo(in *Incoming) *connect.CallInfo {
 	return info
 }
 
-// unaryServer is a unary call as a connect handler sees it.
+// unaryServer is the stream that a connect handler of a unary call is given.
 type unaryServer struct {
 	in       *Incoming
 	info     *connect.CallInfo
@@ -119,14 +121,14 @@ func (s *unaryServer) Send(msg any) error {
 	}
 	s.answered, s.response = true, m
 	if m != nil {
-		if size, err := sizeOf(m); err == nil { // else its caller gets to know, when it is encoded
+		if size, err := sizeOf(m); err == nil { // else encoding the response reports the error
 			s.info.SendStats = connect.MessageStats{Size: size}
 		}
 	}
 	return nil
 }
 
-// informedStream puts the call info's response header where the tunnel's stream looks for it.
+// informedStream copies the response header of the call info to the tunnel's call.
 type informedStream struct {
 	in     *Incoming
 	info   *connect.CallInfo
@@ -151,8 +153,8 @@ func (s *informedStream) Send(msg any) error {
 	return s.stream.Send(msg)
 }
 
-// head sets the response's header, once: before the first message, or at the end of a stream that
-// has none.
+// head sets the response header, once: before the first message, or at the end of a stream without
+// messages.
 func (s *informedStream) head() error {
 	if !s.begun {
 		s.begun = true

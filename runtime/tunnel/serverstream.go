@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// serverStream is the serving side of a call that is not unary.
+// serverStream is the serving side of a streaming call.
 type serverStream struct {
 	in       *Incoming
 	inbox    inbox
@@ -29,8 +29,9 @@ func newServerStream(in *Incoming) *serverStream {
 	return s
 }
 
-// watch makes the end of the call's context end what the handler waits for. It alone does so, whether a CANCEL, the deadline or
-// the connection's end was the cause, so that the handler gets one error whatever happens at once.
+// watch makes the end of the call's context end the stream and unblock its handler. It is the only
+// place that does so, whether the cause was a CANCEL, the deadline or the end of the connection, so
+// that the handler always gets the same error.
 func (s *serverStream) watch() {
 	s.unwatch = s.in.ctx.AfterFunc(func() {
 		err := contextError(s.in.ctx.Err(), "the caller waits no longer")
@@ -46,18 +47,18 @@ func (s *serverStream) shut(err error) {
 	c.mu.Unlock()
 }
 
-// finish says the last word.
+// finish sends the final frame with the handler's outcome.
 func (s *serverStream) finish(err error) {
 	s.unwatch()
 	c := s.in.conn()
 	c.mu.Lock()
-	c.streams-- // also of a stream that was ended before: its handler was running until now
+	c.streams-- // a stream counts until its handler returns, even if it ended before
 	c.mu.Unlock()
 	s.in.Reply(nil, err)
 	s.inbox.close(errOver, true)
 }
 
-// Receive reads the next request message.
+// Receive reads the next request message. It returns io.EOF after the last one.
 func (s *serverStream) Receive(msg any) error {
 	to, err := message(msg)
 	if err != nil {
@@ -69,7 +70,7 @@ func (s *serverStream) Receive(msg any) error {
 	return s.ReceiveEmpty(to)
 }
 
-// ReceiveEmpty is Receive into a message that is empty already; nil throws it away.
+// ReceiveEmpty is Receive into a message that is already empty; nil discards the message.
 func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	m, err := s.inbox.receive()
 	if err != nil {
@@ -86,7 +87,7 @@ func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	return nil
 }
 
-// SendHeaders sends the response header now.
+// SendHeaders sends the response header. Further calls do nothing.
 func (s *serverStream) SendHeaders() error {
 	if s.headSent.Swap(true) {
 		return nil
@@ -109,7 +110,7 @@ func (s *serverStream) SendHeaders() error {
 	return nil
 }
 
-// Send sends the next response message.
+// Send sends the next response message, and the header before the first one.
 func (s *serverStream) Send(msg any) error {
 	m, err := message(msg)
 	if err != nil {
@@ -126,7 +127,8 @@ func (s *serverStream) Send(msg any) error {
 	return s.over(err)
 }
 
-// over says what the end of the call is to a handler that still sends.
+// over converts an error of a send to the error that the handler gets. After the final frame that
+// is the end of the call's context.
 func (s *serverStream) over(err error) error {
 	if err == nil || !errors.Is(err, errOver) {
 		return err
@@ -137,13 +139,14 @@ func (s *serverStream) over(err error) error {
 	return contextError(context.Canceled, "")
 }
 
-// onStreamData takes a fragment of a stream's message.
+// onStreamData handles a DATA frame of a stream.
 func (c *Conn) onStreamData(h frameHeader, body []byte, t target) error {
 	tooMuch, err := t.inbox.push(h.flags()&flagSized != 0, body, c.own.maxMessage)
 	if err != nil || tooMuch == nil {
 		return err
 	}
-	// The peer was told the limit. The stream ends, and the rest of the message is thrown away.
+	// The peer knew the limit from the handshake. The stream ends, and the rest of the message is
+	// discarded.
 	if t.incoming != nil {
 		s := t.incoming.stream()
 		s.inbox.close(tooMuch, true)

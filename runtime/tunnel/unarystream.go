@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// unaryStream drives a [Call] the way connect's clients drive streams.
+// unaryStream implements connect's client stream on top of a [Call].
 type unaryStream struct {
 	conn *Conn
 	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
@@ -18,7 +18,7 @@ type unaryStream struct {
 	call Call
 	over chan struct{}
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	started bool
 	taken   bool
 	closed  bool
@@ -36,10 +36,10 @@ func newUnaryStream(ctx context.Context, c *Conn, req StreamRequest, info *conne
 	return s
 }
 
-// SendHeaders does nothing yet: a unary call goes out as a whole.
+// SendHeaders does nothing: a unary call is sent as a whole.
 func (s *unaryStream) SendHeaders() error { return nil }
 
-// Send sends the request.
+// Send sends the request. A unary call has exactly one.
 func (s *unaryStream) Send(msg any) error {
 	m, err := message(msg)
 	if err != nil {
@@ -63,7 +63,7 @@ func (s *unaryStream) start(m proto.Message) error {
 		return s.failed
 	}
 	if s.info != nil && m != nil {
-		if size, err := sizeOf(m); err == nil { // else Start says what is wrong
+		if size, err := sizeOf(m); err == nil { // else Start reports the error
 			s.info.SendStats = connect.MessageStats{Size: size}
 		}
 	}
@@ -71,7 +71,7 @@ func (s *unaryStream) start(m proto.Message) error {
 	return s.failed
 }
 
-// CloseSend sends the empty request if there was none.
+// CloseSend sends the empty request if no request was sent.
 func (s *unaryStream) CloseSend() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,7 +81,7 @@ func (s *unaryStream) CloseSend() error {
 	return s.start(nil)
 }
 
-// Receive waits for the response.
+// Receive waits for the response. A second Receive returns io.EOF or the call's error.
 func (s *unaryStream) Receive(msg any) error {
 	to, err := message(msg)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *unaryStream) Receive(msg any) error {
 	case <-s.over:
 	case <-s.ctx.Done():
 		s.call.Cancel(contextError(s.ctx.Err(), ""))
-		<-s.over // by Cancel, or by the reader that was faster
+		<-s.over // closed by Cancel, or by the reader if the answer came first
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,7 +140,7 @@ func (s *unaryStream) Receive(msg any) error {
 	return nil
 }
 
-// Close gives the call up if it is not over.
+// Close cancels the call if it is not over.
 func (s *unaryStream) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -152,14 +152,14 @@ func (s *unaryStream) Close() error {
 	return nil
 }
 
-// transport makes connect's clients call through a connection.
+// transport is a connect client transport over a connection.
 type transport struct {
 	conn           *Conn
 	target, caller string
 }
 
-// Transport is the connection for connect's generated clients, whose calls go to target and come
-// from caller. The [connect.CallInfo] of such a call gives its request's header and gets the
+// Transport returns a transport for connect's generated clients. Their calls go to target and come
+// from caller. The [connect.CallInfo] of a call supplies the request's header and receives the
 // response's header and trailer.
 func (c *Conn) Transport(target, caller string) connect.Transport {
 	return &transport{conn: c, target: target, caller: caller}

@@ -5,9 +5,8 @@ import (
 	"slices"
 )
 
-// Unread returns a connection that first gives back head, which was read from nc to find out what
-// comes there, and then goes on with nc. Dial and Accept see through it, so that writes still go to
-// the socket itself.
+// Unread returns a connection whose reads first return head, which has already been read from nc,
+// and then continue with nc. Dial and Accept unwrap it, so their writes go to the socket directly.
 func Unread(nc net.Conn, head []byte) net.Conn {
 	return &unread{Conn: nc, head: slices.Clone(head)}
 }
@@ -18,7 +17,7 @@ type unread struct {
 	head []byte
 }
 
-// Read reads what was given back, and then the connection.
+// Read returns what is left of head, and then reads the connection.
 func (u *unread) Read(b []byte) (int, error) {
 	if len(u.head) == 0 {
 		return u.Conn.Read(b)
