@@ -126,7 +126,7 @@ func ServeChild(child *launch.Child, options Options) error {
 	defer cancel()
 	err = errors.Join(failure, h.Close(ctx))
 	launch.EndDescendants()
-	if gerr := child.Goodbye(); gerr != nil {
+	if gerr := child.Goodbye(h.registry.acknowledged.Load()); gerr != nil {
 		h.log.Debug("saying goodbye to the parent", slog.Any("error", gerr))
 	}
 	select {

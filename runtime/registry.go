@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -47,6 +48,8 @@ type registry struct {
 	// leaving is closed when the host says goodbye, left when it has.
 	leaving chan struct{}
 	left    chan struct{}
+	// acknowledged is set when Brain has recorded that this host and its nodes have ended.
+	acknowledged atomic.Bool
 }
 
 // join finds Brain and makes this host known to it.
@@ -110,7 +113,11 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 				away = time.Time{}
 			}
 		})
-		if ctx.Err() != nil || err == nil {
+		if err == nil {
+			r.acknowledged.Store(true)
+			return
+		}
+		if ctx.Err() != nil {
 			return
 		}
 		tell(err)
@@ -152,7 +159,7 @@ func (r *registry) backoff() *backoff.Backoff {
 	return &backoff.Backoff{Max: most}
 }
 
-// holdLease runs one lease stream. It returns nil only after a goodbye.
+// holdLease runs one lease stream. It returns nil only after Brain has acknowledged a goodbye.
 func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -203,10 +210,14 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 				return true, err
 			}
 			select {
-			case <-ended: //nolint:errcheck // it ends as it should: the goodbye was said
+			case err := <-ended:
+				if errors.Is(err, io.EOF) {
+					err = nil // Brain has recorded that the host has ended
+				}
+				return true, err
 			case <-ctx.Done():
+				return true, ctx.Err()
 			}
-			return true, nil
 		}
 	}
 }

@@ -150,8 +150,9 @@ func (h *Host) watchProcess(parent string, k *kid) {
 	h.mu.Unlock()
 	exit := k.process.Exit()
 	if exit.Goodbye {
-		// Brain may have been away when the process removed its records and took its leave.
-		h.reportEnd(h.life, k, "stopped")
+		if !exit.Reported { // Brain was away when the process ended
+			h.reportEnd(h.life, k, "stopped")
+		}
 		return
 	}
 	defer h.sweepDead()

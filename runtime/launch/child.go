@@ -159,8 +159,14 @@ func (c *Child) Ready(payload []byte) error { return c.send(kindReady, payload) 
 func (c *Child) Failed(payload []byte) error { return c.send(kindFailed, payload) }
 
 // Goodbye tells the parent that this process, which was set up, has ended all that it was set up
-// for. A process that ends without it, with whatever exit code, has died.
-func (c *Child) Goodbye() error { return c.send(kindGoodbye, nil) }
+// for, and whether it has reported that to Brain. A process that ends without a goodbye, with any
+// exit code, has died.
+func (c *Child) Goodbye(reported bool) error {
+	if reported {
+		return c.send(kindGoodbye, []byte{1})
+	}
+	return c.send(kindGoodbye, nil)
+}
 
 // Forward passes on a line that a process below this one has printed. It blocks while the parent is
 // slow to take it. What is longer than [MaxLine] is cut.

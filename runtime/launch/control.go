@@ -49,8 +49,10 @@ func (k kind) limit() int {
 	switch k {
 	case kindStart:
 		return versionSize + maxPayload
-	case kindStop, kindGoodbye:
+	case kindStop:
 		return 0
+	case kindGoodbye:
+		return 1 // nothing, or the octet 1 for one that is reported to Brain
 	case kindHello:
 		return versionSize + maxBuild
 	case kindReady, kindFailed:

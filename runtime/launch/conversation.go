@@ -12,6 +12,8 @@ type conversation struct {
 	failed  bool
 	payload []byte
 	goodbye bool
+	// reported is what the goodbye said, see [Exit].
+	reported bool
 }
 
 // hear takes the child's next frame. An error means that the child has broken the protocol and
@@ -36,7 +38,7 @@ func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 		if !c.settled || c.failed || c.goodbye {
 			return nil, protocolErrorf("it said goodbye, but not once and as a process that was set up")
 		}
-		c.goodbye = true
+		c.goodbye, c.reported = true, len(body) > 0
 		return nil, nil //nolint:nilnil // no line, no error
 	case kindLine:
 		line, err := decodeLine(body)

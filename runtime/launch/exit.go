@@ -16,6 +16,8 @@ type Exit struct {
 	// Goodbye says that the process had said goodbye ([Child.Goodbye]): its node had ended by then,
 	// and nothing of it was left.
 	Goodbye bool
+	// Reported is set if Brain had acknowledged the end of its host and nodes before the goodbye.
+	Reported bool
 	// Reason is why its parent killed it, if its parent did.
 	Reason string
 	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's

@@ -384,7 +384,7 @@ func (p *process) reap() {
 	}
 	p.mu.Lock()
 	p.exit = exitOf(p.cmd.ProcessState, p.reason, lines)
-	p.exit.Goodbye = p.talk.goodbye
+	p.exit.Goodbye, p.exit.Reported = p.talk.goodbye, p.talk.reported
 	if p.cmd.ProcessState == nil {
 		p.exit.Reason = fmt.Sprint(waitErr)
 	}
