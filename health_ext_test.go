@@ -1,16 +1,22 @@
 package raylink_test
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 )
 
 // TestHealthInJSON asks for health as curl and a load balancer's probe do, and gets the words of gRPC's schema.
@@ -86,4 +92,93 @@ func TestHealthInJSON(t *testing.T) {
 		assert.JSONEq(t, `{"status":"`+status+`"}`, string(first))
 		require.NoError(t, res.Body.Close())
 	}
+}
+
+// ready asks whether a host is ready, by /readyz and by gRPC's health, which agree.
+func ready(t *testing.T, address string) bool {
+	t.Helper()
+	get := func(path string) int {
+		req, err := http.NewRequestWithContext(patient(t), http.MethodGet, "http://"+address+path, nil)
+		require.NoError(t, err)
+		res, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		return res.StatusCode
+	}
+	require.Equal(t, http.StatusOK, get("/livez"), "it lives all the same")
+	isReady := get("/readyz") == http.StatusOK
+	status, answer := post(t, "http://"+address+"/grpc.health.v1.Health/Check", func(r *http.Request) {
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
+	})
+	require.Equal(t, http.StatusOK, status, answer)
+	if isReady && strings.Contains(answer, "NOT_SERVING") { // it changed in between
+		isReady = get("/readyz") == http.StatusOK
+	}
+	require.Equal(t, isReady, !strings.Contains(answer, "NOT_SERVING"), answer)
+	return isReady
+}
+
+// blocked makes a call of a node's that goes on until it is let go.
+func blocked(t *testing.T, p *contractv1raylink.Probe) (letGo func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "call"})
+	require.Eventually(t, func() bool {
+		log, err := p.Log(patient(t), nil)
+		return err == nil && slices.Contains(log.GetBlocked(), "call")
+	}, patience, time.Millisecond)
+	return cancel
+}
+
+// TestHostThatDrainsIsNotReady asks a host whose Close, and a launched process whose node's stop, waits for a
+// call.
+func TestHostThatDrainsIsNotReady(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]func(t *testing.T) (p *contractv1raylink.Probe, address string, end func() error){
+		"a driver that closes": func(t *testing.T) (*contractv1raylink.Probe, string, func() error) {
+			t.Helper()
+			rt := system(t)
+			return create(t, rt), rt.Address(), rt.Close
+		},
+		"a process whose node stops": func(t *testing.T) (*contractv1raylink.Probe, string, func() error) {
+			t.Helper()
+			p := create(t, driver)
+			return p, p.Ref().NodeRef().GetHost().GetAddress(), func() error { return p.Ref().Stop(patient(t)) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, address, end := begin(t)
+			require.True(t, ready(t, address))
+			next := watchHealth(patient(t), t, address)
+			letGo := blocked(t, p)
+			ended := make(chan error, 1)
+			go func() { ended <- end() }()
+			last, err := next()
+			require.NoError(t, err)
+			assert.JSONEq(t, `{"status":"NOT_SERVING"}`, last)
+			assert.False(t, ready(t, address))
+			select {
+			case err := <-ended:
+				t.Errorf("it ended, with %v, while a call ran", err)
+			default:
+			}
+			letGo()
+			require.NoError(t, <-ended)
+		})
+	}
+}
+
+// TestHostThatHasLostBrainIsReady asks one whose nodes still serve.
+func TestHostThatHasLostBrainIsReady(t *testing.T) {
+	t.Parallel()
+	brain := system(t)
+	host := joined(t, brain)
+	node := create(t, host).Ref().Path()
+	require.True(t, ready(t, host.Address()))
+	require.NoError(t, brain.Close())
+	assert.True(t, ready(t, host.Address()))
+	status, answer := post(t, "http://"+host.Address()+"/"+node+"/contract.v1.Probe/Add", nil)
+	assert.Equal(t, http.StatusOK, status, answer)
 }

@@ -97,6 +97,7 @@ func ServeChild(child *launch.Child, options Options) error {
 		}
 		return err
 	}
+	h.endsWith(n)
 	rec, err := proto.Marshal(n.snapshot())
 	if err == nil {
 		err = child.Ready(rec)

@@ -224,10 +224,3 @@ func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
 		h.remove(ctx, &brainv1.RemoveRequest{Nids: some, Cause: causeText(cause)})
 	}
 }
-
-// isClosing says whether Close has begun.
-func (h *Host) isClosing() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.closing
-}

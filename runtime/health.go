@@ -24,7 +24,7 @@ const (
 
 func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
 
-// answerProbe says `ok`, or that the host ends, and nothing else.
+// answerProbe says `ok`, or that the host is not serving, and nothing else.
 func (f *front) answerProbe(w http.ResponseWriter, r *http.Request) {
 	if c := webConnOf(r.Context()); c != nil {
 		defer c.pending.answers(false)()
@@ -97,8 +97,8 @@ func (h *Host) listHealth(ctx context.Context, _ connect.Spec, stream connect.Se
 	return stream.Send(&healthv1.HealthListResponse{Statuses: statuses})
 }
 
-// watchHealth sends the state at once, and once more when it changes, which is when the host begins to end.
-// The stream ends then.
+// watchHealth sends the state at once, and once more when it changes, which is for good. The stream ends
+// then.
 func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req healthv1.HealthCheckRequest
 	if err := stream.Receive(&req); err != nil {
@@ -111,8 +111,14 @@ func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.S
 	if status == healthv1.HealthCheckResponse_NOT_SERVING {
 		return nil
 	}
+	var failed <-chan struct{}
+	if req.GetService() == "" {
+		failed = h.brainFailed()
+	}
 	select {
 	case <-h.ending:
+		return stream.Send(&healthv1.HealthCheckResponse{Status: healthv1.HealthCheckResponse_NOT_SERVING})
+	case <-failed:
 		return stream.Send(&healthv1.HealthCheckResponse{Status: healthv1.HealthCheckResponse_NOT_SERVING})
 	case <-ctx.Done():
 		return causeOf(ctx)
@@ -127,17 +133,37 @@ func (h *Host) healthFor(ctx context.Context, service string) healthv1.HealthChe
 	return h.health(service)
 }
 
+// health is the state of the host as a whole (""), or of one service. The whole is not serving either where
+// a Brain in this process can't keep changes any more. A host that has lost a Brain elsewhere serves: its
+// nodes answer, and all hosts would turn not ready at once.
 func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {
-	if h.life.Err() != nil || h.isClosing() {
+	select {
+	case <-h.ending:
 		return healthv1.HealthCheckResponse_NOT_SERVING
+	case <-h.life.Done():
+		return healthv1.HealthCheckResponse_NOT_SERVING
+	default:
 	}
 	if service == "" {
+		select {
+		case <-h.brainFailed():
+			return healthv1.HealthCheckResponse_NOT_SERVING
+		default:
+		}
 		return healthv1.HealthCheckResponse_SERVING
 	}
 	if slices.Contains(h.serviceNames(), service) {
 		return healthv1.HealthCheckResponse_SERVING
 	}
 	return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
+}
+
+// brainFailed is closed when the store of a Brain in this process has failed; nil where there is none.
+func (h *Host) brainFailed() <-chan struct{} {
+	if h.embedded == nil {
+		return nil
+	}
+	return h.embedded.Failed()
 }
 
 // serviceNames are the services that the host answers for by name.

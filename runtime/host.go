@@ -82,7 +82,11 @@ type Host struct {
 	remotes   map[string]weak.Pointer[remote]
 	// closing is set when Close begins; ended when no new work may begin.
 	closing, ended bool
-	ending         chan struct{}
+	// ending is closed when the host begins to end; see beginEnding.
+	ending     chan struct{}
+	endingOnce sync.Once
+	// only is the node that the process was launched for: with it the host ends.
+	only atomic.Pointer[Node]
 }
 
 // RootPath is the path of Brain itself, the root of all paths.
@@ -132,6 +136,8 @@ type EmbeddedBrain interface {
 	SetHost(ctx context.Context, host *nodev1.HostInfo) error
 	// Root is Brain's own record.
 	Root() *nodev1.NodeRecord
+	// Failed is closed when Brain's store has failed, so that no further changes can be made.
+	Failed() <-chan struct{}
 	// Close ends Brain. The host calls it after its own nodes have ended and before its listener
 	// closes: Brain takes a connection that breaks while it is open for the death of the host at
 	// the other end. Further calls do nothing.
@@ -280,8 +286,8 @@ func (h *Host) Close(ctx context.Context) error {
 		return nil
 	}
 	h.closing = true
-	close(h.ending)
 	h.mu.Unlock()
+	h.beginEnding()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
 	// Nodes whose parent lives in another process stop last.
@@ -299,6 +305,17 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	h.release(ErrClosed)
 	return errors.Join(append(errs, h.output.err())...)
+}
+
+// beginEnding says that the host ends: from then on it is not ready for new calls.
+func (h *Host) beginEnding() { h.endingOnce.Do(func() { close(h.ending) }) }
+
+// endsWith says that the host ends with that node.
+func (h *Host) endsWith(n *Node) {
+	h.only.Store(n)
+	if n.isStopping() {
+		h.beginEnding()
+	}
 }
 
 // ErrClosed is the cause with which nodes, calls and creations end when their process's runtime is

@@ -33,6 +33,9 @@ func (h *Host) beginStop(n *Node, drain time.Duration, cause string) {
 	if !n.beginStop() {
 		return
 	}
+	if h.only.Load() == n {
+		h.beginEnding()
+	}
 	began := h.goBackground(func(context.Context) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), drain)
 		defer cancel()

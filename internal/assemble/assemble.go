@@ -25,9 +25,7 @@ import (
 type Brain interface {
 	runtime.EmbeddedBrain
 
-	// Failed is closed when the store has failed, so that no further changes can be made. Err
-	// returns the cause.
-	Failed() <-chan struct{}
+	// Err returns why the store has failed, or nil.
 	Err() error
 }
 
