@@ -71,7 +71,7 @@ func TestEverySymptomIsReal(t *testing.T) {
 	}
 }
 
-// source returns the strings of the module's code as it is built for Linux, without tests, generated
+// source returns the strings of the module's code as built for Linux, without tests, generated
 // code and code behind build tags. Concatenated strings are one.
 func source(t *testing.T) []string {
 	t.Helper()

@@ -12,11 +12,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Reason says why a field can't be encoded.
+// Reason is why a field can't be encoded.
 type Reason uint8
 
 const (
-	// NotUTF8 is for a string that holds other octets. Strings of proto2 may, unless their file forbids it.
+	// NotUTF8 is for a string that holds other octets. Strings of proto2 may, unless their file
+	// forbids it.
 	NotUTF8 Reason = iota + 1
 	// Missing is for a required field that is not set.
 	Missing
@@ -106,7 +107,7 @@ func ofValue(fd protoreflect.FieldDescriptor, v protoreflect.Value, at string) *
 	return nil
 }
 
-// enforced says whether the encoder refuses a string that is not UTF-8.
+// enforced reports whether the encoder refuses a string that is not UTF-8.
 func enforced(fd protoreflect.FieldDescriptor) bool {
 	if own, ok := fd.(interface{ EnforceUTF8() bool }); ok {
 		return own.EnforceUTF8()
