@@ -1,7 +1,8 @@
-// Protoc-gen-raylink is a plugin of buf and protoc that turns services into nodes: see package generator for what it writes.
+// Protoc-gen-raylink is a plugin of buf and protoc that turns services into nodes: see package
+// generator for what it writes.
 //
-// Called by buf or protoc it reads a request on standard input and writes its response to standard output. People call it
-// with --export, --version or --help.
+// Called by buf or protoc it reads a request on standard input and writes its response to standard
+// output. People call it with --export, --version or --help.
 package main
 
 import (

@@ -62,8 +62,8 @@ lint:
     - SERVICE_SUFFIX
 `
 
-// TestSchemaThatImportsAllExportedOnesBuilds lints, generates and builds a user's schema with buf, in a module of its own: as README.md
-// says, and in managed mode as docs/plugin.md says.
+// TestSchemaThatImportsAllExportedOnesBuilds lints, generates and builds a user's schema with buf,
+// in a module of its own: as README.md says, and in managed mode as docs/plugin.md says.
 func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
 	tools := os.Getenv("RAYLINK_TOOLS")
 	if _, err := os.Stat(filepath.Join(tools, "buf")); err != nil || tools == "" {
@@ -121,7 +121,8 @@ func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
 	}
 }
 
-// asPlugin makes this test binary the plugin, so that what runs is main itself in a process of its own.
+// asPlugin makes this test binary the plugin, so that what runs is main itself in a process of its
+// own.
 const asPlugin = "RAYLINK_TEST_AS_PLUGIN"
 
 func TestMain(m *testing.M) {

@@ -12,7 +12,8 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// TestSymbolsKnowTheirPlaceInTheSchema reads the annotations as an editor does that jumps from generated code to the schema.
+// TestSymbolsKnowTheirPlaceInTheSchema reads the annotations as an editor does that jumps from
+// generated code to the schema.
 func TestSymbolsKnowTheirPlaceInTheSchema(t *testing.T) {
 	const name = "shapes/shapesv1raylink/shapes.raylink.go"
 	files := outputs(t, generate(t, request(t, testdata(t, "shapes"), "annotate_code,module="+module, "shapes/shapes.proto")))

@@ -66,7 +66,8 @@ func (parrot) Chat(_ context.Context, stream shapesv1raylink.EchoChatServerStrea
 	}
 }
 
-// TestGeneratedCodeIsCalled calls a method of each shape, through the local stub and through both tunnel adapters.
+// TestGeneratedCodeIsCalled calls a method of each shape, through the local stub and through both
+// tunnel adapters.
 func TestGeneratedCodeIsCalled(t *testing.T) {
 	defer goleak.VerifyNone(t) // neither the stub nor the adapters have to be closed
 	for way, dial := range map[string]func() *shapesv1raylink.Echo{

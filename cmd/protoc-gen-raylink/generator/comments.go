@@ -12,9 +12,10 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// comment writes text as a Go comment that is nothing but a comment. A directive (`//go:embed`) has no space after the slashes, so each
-// line gets one; characters that the Go compiler takes in no place go. Gofmt would make a build constraint of a line that begins
-// with `+build`, wherever it stands.
+// comment writes text as a Go comment that is nothing but a comment. A directive (`//go:embed`) has
+// no space after the slashes, so each line gets one; characters that the Go compiler takes in no
+// place go. Gofmt would make a build constraint of a line that begins with `+build`, wherever it
+// stands.
 func comment(text string) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	text = strings.NewReplacer("\r\n", "\n", "\r", "\n", "\x00", "", "\uFEFF", "").Replace(text)
@@ -40,8 +41,8 @@ func comment(text string) string {
 // maxFormats bounds how often formatDoc formats a comment; twice has been seen to be needed.
 const maxFormats = 16
 
-// formatDoc writes a doc comment as gofmt does, until that changes nothing or has been done so often: lists and code can take it more
-// than once.
+// formatDoc writes a doc comment as gofmt does, until that changes nothing or has been done so
+// often: lists and code can take it more than once.
 func formatDoc(text string, times int) string {
 	var parser godoc.Parser
 	var printer godoc.Printer
@@ -103,7 +104,8 @@ func (d doc) String() string {
 // lineLength is how long lines of the plugin's own sentences get.
 const lineLength = 120
 
-// sentence breaks a sentence of the plugin's own into lines. The schema's words stand as they were written.
+// sentence breaks a sentence of the plugin's own into lines. The schema's words stand as they were
+// written.
 func sentence(format string, args ...any) string {
 	var b strings.Builder
 	length := 0
@@ -123,15 +125,16 @@ func sentence(format string, args ...any) string {
 	return b.String()
 }
 
-// schemaDoc is what the schema says of a service or method: the comment before it, then the one behind it.
+// schemaDoc is what the schema says of a service or method: the comment before it, then the one
+// behind it.
 func schemaDoc(comments protogen.CommentSet) doc {
 	return doc{string(comments.Leading), string(comments.Trailing)}
 }
 
 var deprecatedParagraph = regexp.MustCompile(`(?m)(\A|\n[ \t]*\n)[ \t]*Deprecated: `)
 
-// deprecation is the paragraph by which Go's tools know that something is deprecated; empty where it isn't, or where the
-// schema's own words already hold such a paragraph.
+// deprecation is the paragraph by which Go's tools know that something is deprecated; empty where
+// it isn't, or where the schema's own words already hold such a paragraph.
 func deprecation(file *protogen.File, d protoreflect.Descriptor, comments protogen.CommentSet) string {
 	if !isDeprecated(file, d) {
 		return ""

@@ -40,7 +40,8 @@ func FuzzComment(f *testing.F) {
 	})
 }
 
-// FuzzCommentsAreAsGofmtWritesThem compares comments in all places of a generated file with what gofmt makes of them.
+// FuzzCommentsAreAsGofmtWritesThem compares comments in all places of a generated file with what
+// gofmt makes of them.
 func FuzzCommentsAreAsGofmtWritesThem(f *testing.F) {
 	for _, seed := range []string{
 		"", " words\n", " - a\n   - b\n\n\t code", "# H\n#H", " Words.\n\n A heading\n\n More ``words''.\n", "[a]: http://b\n", "1. x\n\n\n2. y",

@@ -28,7 +28,8 @@ func (talker) Call(_ context.Context, req *edition2024.Request) (*edition2024.Re
 	return res, nil
 }
 
-// TestOpaqueMessagesAreCalledWith calls a node of edition 2024, whose messages have no fields that Go code could see.
+// TestOpaqueMessagesAreCalledWith calls a node of edition 2024, whose messages have no fields that
+// Go code could see.
 func TestOpaqueMessagesAreCalledWith(t *testing.T) {
 	req := &edition2024.Request{}
 	req.SetName("polly")
@@ -40,7 +41,8 @@ func TestOpaqueMessagesAreCalledWith(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// optionsAside is a request of edition 2024 whose file x.proto says `import option` of what it imports: buf leaves such files out.
+// optionsAside is a request of edition 2024 whose file x.proto says `import option` of what it
+// imports: buf leaves such files out.
 func optionsAside(t *testing.T, files sources, aside string) *pluginpb.CodeGeneratorRequest {
 	t.Helper()
 	req := request(t, files, "", "x.proto")
@@ -67,7 +69,8 @@ func TestOptionsOfAnOptionImportCount(t *testing.T) {
 	assert.Contains(t, got, "x.proto:5:5: method x.S.Do: a stream can't take turns")
 }
 
-// TestAnOptionImportOfSomebodyElseIsLeftAlone has an option of RayLink's number that means something else.
+// TestAnOptionImportOfSomebodyElseIsLeftAlone has an option of RayLink's number that means
+// something else.
 func TestAnOptionImportOfSomebodyElseIsLeftAlone(t *testing.T) {
 	files := sources{
 		"other/options.proto": `syntax = "proto3"; package other; import "google/protobuf/descriptor.proto"; option go_package = "example.com/other"; ` +
@@ -82,7 +85,8 @@ func TestAnOptionImportOfSomebodyElseIsLeftAlone(t *testing.T) {
 	}
 }
 
-// TestOptionsOfTheOldNumberAreNotIgnored has a schema that was compiled with an options.proto of an early version.
+// TestOptionsOfTheOldNumberAreNotIgnored has a schema that was compiled with an options.proto of an
+// early version.
 func TestOptionsOfTheOldNumberAreNotIgnored(t *testing.T) {
 	const exported = "raylink/options/v1/options.proto"
 	files := schema("service S {\n  option (raylink.options.v1.node) = { max_pending: 7 };\n}")

@@ -1,16 +1,19 @@
-// Package generator turns the services of .proto files into Go: node interfaces, handles, local and async stubs, tunnel
-// adapters. It is what protoc-gen-raylink runs.
+// Package generator turns the services of .proto files into Go: node interfaces, handles, local and
+// async stubs, tunnel adapters. It is what protoc-gen-raylink runs.
 //
-// For each file with services it writes `<file>.raylink.go` into a package of its own beside the messages: `demov1raylink`
-// beside `demov1`. It promises that
+// For each file with services it writes `<file>.raylink.go` into a package of its own beside the
+// messages: `demov1raylink` beside `demov1`. It promises that
 //
 //   - the same schemas give the same bytes, in whatever order files and services come;
-//   - names that stand in the schema are never changed: a name of the plugin's own that meets one, or another of its own, gets a
+//   - names that stand in the schema are never changed: a name of the plugin's own that meets one,
+//     or another of its own, gets a
 //     trailing underscore (names.go says which of two yields);
-//   - what it can't support is refused with file, line and reason, all faults of a run at once, and nothing is written then.
+//   - what it can't support is refused with file, line and reason, all faults of a run at once, and
+//     nothing is written then.
 //
-// Start reading at [Generate]. Schemas are read with protogen. Go is written line by line, as gofmt would write
-// it, in parallel; only where annotations are asked for, protogen parses it to find their symbols.
+// Start reading at [Generate]. Schemas are read with protogen. Go is written line by line, as gofmt
+// would write it, in parallel; only where annotations are asked for, protogen parses it to find
+// their symbols.
 package generator
 
 import (
@@ -35,15 +38,16 @@ import (
 // Options are what protogen has to know to read a request for [Generate].
 func Options() protogen.Options {
 	return protogen.Options{
-		// Protogen takes the parameters that all Go plugins share (paths, module, M, annotate_code, ...); there are no others.
+		// Protogen takes the parameters that all Go plugins share (paths, module, M, annotate_code,
+		// ...); there are no others.
 		ParamFunc: func(name, _ string) error {
 			return fmt.Errorf("unknown parameter %q; see protoc-gen-raylink --help", name)
 		},
 	}
 }
 
-// Generate adds a generated file to the plugin's response for each file with services that the request asks for.
-// Its error lists everything that is wrong with the schemas, one line each.
+// Generate adds a generated file to the plugin's response for each file with services that the
+// request asks for. Its error lists everything that is wrong with the schemas, one line each.
 func Generate(plugin *protogen.Plugin) error {
 	// Also said of a failed run: protoc would otherwise blame the failure on missing support.
 	plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
@@ -76,7 +80,8 @@ func Respond(plugin *protogen.Plugin) *pluginpb.CodeGeneratorResponse {
 		plugin.Error(err)
 	}
 	response := plugin.Response()
-	// Protogen parses and prints what has Go's suffix, once more than is needed, and so the files have theirs from here.
+	// Protogen parses and prints what has Go's suffix, once more than is needed, and so the files
+	// have theirs from here.
 	for _, file := range response.GetFile() {
 		if !strings.HasSuffix(file.GetName(), goSuffix) && !strings.HasSuffix(file.GetName(), ".meta") {
 			file.Name = new(file.GetName() + goSuffix)
@@ -138,7 +143,8 @@ func (g *generator) check() {
 				g.problems = append(g.problems, read.problems...)
 				g.options[service.Desc.FullName()] = options
 			}
-			// Two defaults that are one type are no fault: the program can name one of the two (runtime.NodeType.Named).
+			// Two defaults that are one type are no fault: the program can name one of the two
+			// (runtime.NodeType.Named).
 			other, ok := types[options.typeName]
 			if ok && (options.typed || other.typed) && (file.Generate || pkg.fileOf[other.service].Generate) {
 				g.problems.addf(file, optionPath(service.Location, nodeTypeField),
@@ -159,8 +165,9 @@ func (g *generator) check() {
 // ownGoPrefix is where the Go code of RayLink's own schemas is.
 const ownGoPrefix = "github.com/raylink/raylink/gen/"
 
-// checkOwnSchemas refuses RayLink's own schemas with another Go package than that of RayLink's own code: messages would import
-// a package that isn't there, or a copy that can't be in one binary with the original.
+// checkOwnSchemas refuses RayLink's own schemas with another Go package than that of RayLink's own
+// code: messages would import a package that isn't there, or a copy that can't be in one binary
+// with the original.
 func (g *generator) checkOwnSchemas() {
 	for _, file := range g.plugin.Files {
 		name := string(file.Desc.Package())
@@ -206,8 +213,8 @@ func (g *generator) checkNames(pkg *goPackage) {
 	}
 }
 
-// checkCollisions refuses generated files and packages that would overwrite each other, or that Go takes for one because they
-// differ in case alone.
+// checkCollisions refuses generated files and packages that would overwrite each other, or that Go
+// takes for one because they differ in case alone.
 func (g *generator) checkCollisions() {
 	outputs := make(map[string]*protogen.File)      // with services, by the name of the generated file
 	siblings := make(map[string]*protogen.File)     // all of a package with services, by folded name
@@ -278,8 +285,8 @@ func (g *generator) checkImports(pkg *goPackage, file *protogen.File) {
 	}
 }
 
-// checkBuilt refuses a file whose generated code Go skips, and those below it in the same run: what a skipped file lacks, all that
-// import it lack too.
+// checkBuilt refuses a file whose generated code Go skips, and those below it in the same run: what
+// a skipped file lacks, all that import it lack too.
 func (g *generator) checkBuilt(file *protogen.File) {
 	if g.reached[file] {
 		return

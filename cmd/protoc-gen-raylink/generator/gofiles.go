@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/compiler/protogen"
 )
 
-// This file has what Go asks of the names of packages and files. protoc-gen-go takes more than that, for its
-// output is never imported by itself.
+// This file has what Go asks of the names of packages and files. protoc-gen-go takes more than
+// that, for its output is never imported by itself.
 
 // skipped says why Go leaves out the code that is generated for a file, messages included, or "".
 func skipped(file *protogen.File) string {
@@ -40,7 +40,8 @@ func skipped(file *protogen.File) string {
 		base, stem[strings.LastIndexByte(stem, '_'):])
 }
 
-// isSafeArgument is the rule of the go command (cmd/internal/load.SafeArg) for names that it gives to a compiler.
+// isSafeArgument is the rule of the go command (cmd/internal/load.SafeArg) for names that it gives
+// to a compiler.
 func isSafeArgument(name string) bool {
 	c := name[0]
 	return '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || c == '.' || c == '_' || c >= 0x80
@@ -86,7 +87,8 @@ func badImportPath(importPath string) string {
 	return ""
 }
 
-// fold makes names equal that the go command takes for a collision: those that differ in case alone.
+// fold makes names equal that the go command takes for a collision: those that differ in case
+// alone.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		least := r

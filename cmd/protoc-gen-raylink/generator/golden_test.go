@@ -27,7 +27,8 @@ var update = flag.Bool("update", false, "rewrite the generated code in testdata"
 
 const module = "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata"
 
-// folders are the hazards: each folder of testdata has the schemas of one, and the code made of them, messages included.
+// folders are the hazards: each folder of testdata has the schemas of one, and the code made of
+// them, messages included.
 func folders(t *testing.T) []string {
 	t.Helper()
 	entries, err := os.ReadDir("testdata")
@@ -41,8 +42,8 @@ func folders(t *testing.T) []string {
 	return names
 }
 
-// TestGeneratedCodeIsFresh compares the generated code in testdata with what the schemas give now. After a change run it with
-// -update and read the difference.
+// TestGeneratedCodeIsFresh compares the generated code in testdata with what the schemas give now.
+// After a change run it with -update and read the difference.
 func TestGeneratedCodeIsFresh(t *testing.T) {
 	for _, folder := range folders(t) {
 		t.Run(folder, func(t *testing.T) {
@@ -143,14 +144,16 @@ func shuffle(req *pluginpb.CodeGeneratorRequest) {
 	}
 }
 
-// A package whose files are generated one by one, as some build systems do, must come out the same where the files know each other.
+// A package whose files are generated one by one, as some build systems do, must come out the same
+// where the files know each other.
 func TestNamesYieldToFilesThatAreOnlyImported(t *testing.T) {
 	files := testdata(t, "files")
 	together := outputs(t, generate(t, request(t, files, "module="+module, files.names()...)))
 	alone := outputs(t, generate(t, request(t, files, "module="+module, "files/b.proto")))
 	require.Len(t, alone, 1)
 	for name, content := range alone {
-		// d.proto is not imported by b.proto, and its FirstNodeNode takes b.proto's name for a node interface.
+		// d.proto is not imported by b.proto, and its FirstNodeNode takes b.proto's name for a node
+		// interface.
 		assert.Equal(t, strings.ReplaceAll(together[name], "FirstNodeNode_", "FirstNodeNode"), content)
 	}
 }

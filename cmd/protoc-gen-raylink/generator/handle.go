@@ -132,7 +132,8 @@ func (s *serviceWriter) constructors() {
 		s.rt("RefFrom")+"(from, "+s.caller()+", ref)")
 }
 
-// fromRef writes a function that makes a handle from what call returns, a Ref and an error, and calls that Ref found.
+// fromRef writes a function that makes a handle from what call returns, a Ref and an error, and
+// calls that Ref found.
 func (s *serviceWriter) fromRef(name, found, params, call string) {
 	s.line("func ", name, "(", params, ") (*", s.handle, ", error) {")
 	s.line("\t", found, ", err := ", call)

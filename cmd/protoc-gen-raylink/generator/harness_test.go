@@ -42,7 +42,8 @@ func testdata(t *testing.T, folder string) sources {
 	return files
 }
 
-// request compiles files, and the schemas that the plugin exports, into what a plugin gets when it is to generate the code of names.
+// request compiles files, and the schemas that the plugin exports, into what a plugin gets when it
+// is to generate the code of names.
 func request(t *testing.T, files sources, parameter string, names ...string) *pluginpb.CodeGeneratorRequest {
 	t.Helper()
 	if req := stored(t, names[0]); req != nil {
@@ -85,7 +86,8 @@ func request(t *testing.T, files sources, parameter string, names ...string) *pl
 	return overTheWire(t, req)
 }
 
-// stored is the request that stands beside a schema which protocompile doesn't understand yet, as buf sends it to a plugin; nil for others.
+// stored is the request that stands beside a schema which protocompile doesn't understand yet, as
+// buf sends it to a plugin; nil for others.
 func stored(t *testing.T, name string) *pluginpb.CodeGeneratorRequest {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join("testdata", filepath.FromSlash(path.Dir(name)), "request.binpb"))

@@ -19,7 +19,8 @@ const (
 	nodePackage    = "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// localNames are the parameters and variables of generated functions, which an import's name must not meet.
+// localNames are the parameters and variables of generated functions, which an import's name must
+// not meet.
 func localNames() []string {
 	return []string{
 		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
@@ -27,8 +28,8 @@ func localNames() []string {
 	}
 }
 
-// importNames gives every package that a file imports its name in that file, clear of what else is declared in the generated package.
-// Every file with a service uses all of them.
+// importNames gives every package that a file imports its name in that file, clear of what else is
+// declared in the generated package. Every file with a service uses all of them.
 func importNames(taken map[string]bool, messages map[protogen.GoImportPath]protogen.GoPackageName) map[string]string {
 	named := make(map[string]string)
 	used := make(map[string]bool)

@@ -10,13 +10,16 @@ import (
 
 // names are the identifiers of one generated package.
 //
-// Names of the schema (a service's handle, its methods) stand as protoc-gen-go spells them. The plugin's own names yield: first all
-// schema names are taken, then the own ones in the order of [ownNames], and within one kind by the services' full names;
-// whatever finds its name taken gets underscores until it is free. So CreateLearnerN creates a node of service LearnerN where there
-// is one, and that which creates n learners is CreateLearnerN_, wherever the two services are declared.
+// Names of the schema (a service's handle, its methods) stand as protoc-gen-go spells them. The
+// plugin's own names yield: first all schema names are taken, then the own ones in the order of
+// [ownNames], and within one kind by the services' full names; whatever finds its name taken gets
+// underscores until it is free. So CreateLearnerN creates a node of service LearnerN where there is
+// one, and that which creates n learners is CreateLearnerN_, wherever the two services are
+// declared.
 type names struct {
 	services map[protoreflect.FullName]*serviceNames
-	// taken has every identifier of the package's scope. A file's imports must keep clear of them too.
+	// taken has every identifier of the package's scope. A file's imports must keep clear of them
+	// too.
 	taken map[string]bool
 }
 
@@ -46,8 +49,8 @@ type ownName struct {
 	field func(*serviceNames) *string
 }
 
-// ownNames are the exported ones, in the order of precedence. Names that are used most come first; createN, which other
-// names run into most easily, comes last.
+// ownNames are the exported ones, in the order of precedence. Names that are used most come first;
+// createN, which other names run into most easily, comes last.
 func ownNames() []ownName {
 	return []ownName{
 		{func(s string) string { return s + "Node" }, func(n *serviceNames) *string { return &n.node }},
@@ -94,8 +97,8 @@ func newNames(services []*protogen.Service) *names {
 			own.clientStream = take(n.taken, service.GoName+method.GoName+"ClientStream")
 		}
 	})
-	// Unexported names begin in lower case and go on with a capital somewhere, so that no keyword, predeclared name or local
-	// variable of generated code is among them.
+	// Unexported names begin in lower case and go on with a capital somewhere, so that no keyword,
+	// predeclared name or local variable of generated code is among them.
 	for _, service := range services {
 		n.services[service.Desc.FullName()].table = take(n.taken, unexported(service.GoName)+"Service")
 	}
@@ -134,7 +137,8 @@ func isStreaming(method *protogen.Method) bool {
 	return method.Desc.IsStreamingClient() || method.Desc.IsStreamingServer()
 }
 
-// sortedMethods are a service's methods by name, so that nothing depends on the order in which they were declared.
+// sortedMethods are a service's methods by name, so that nothing depends on the order in which they
+// were declared.
 func sortedMethods(service *protogen.Service) []*protogen.Method {
 	return slices.SortedFunc(slices.Values(service.Methods), func(a, b *protogen.Method) int {
 		return strings.Compare(string(a.Desc.Name()), string(b.Desc.Name()))

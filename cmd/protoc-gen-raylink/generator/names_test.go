@@ -16,8 +16,9 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in two files in any order, and
-// checks that no identifier is declared twice, that the schema's names stand, and that order changes nothing.
+// TestNamesNeverMeet draws services whose names are made of the very words that the plugin uses, in
+// two files in any order, and checks that no identifier is declared twice, that the schema's names
+// stand, and that order changes nothing.
 func TestNamesNeverMeet(t *testing.T) {
 	if !guarded {
 		t.Skip("names are not kept apart; that the checker notices is shown in unguarded_test.go")
@@ -50,7 +51,8 @@ func TestNamesNeverMeet(t *testing.T) {
 	})
 }
 
-// meeting is the checker: an error where two things of one scope have one name, or a name of the schema was changed.
+// meeting is the checker: an error where two things of one scope have one name, or a name of the
+// schema was changed.
 func meeting(pkg *goPackage) error {
 	scopes := map[string]map[string]bool{}
 	var meetings []error
@@ -94,7 +96,8 @@ func meeting(pkg *goPackage) error {
 	return errors.Join(meetings...)
 }
 
-// packageOf is the package of services that stand in several files; nil where two of the schema's own names are one in Go.
+// packageOf is the package of services that stand in several files; nil where two of the schema's
+// own names are one in Go.
 func packageOf(t rapid.TB, files ...[]*descriptorpb.ServiceDescriptorProto) *goPackage {
 	req := &pluginpb.CodeGeneratorRequest{}
 	for i, services := range files {

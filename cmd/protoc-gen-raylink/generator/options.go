@@ -34,7 +34,8 @@ const (
 	methodOptionsField  = 4
 )
 
-// nodeOptions are a service's options, checked, with the type's default filled in. A bound of 0 stands for the runtime's default.
+// nodeOptions are a service's options, checked, with the type's default filled in. A bound of 0
+// stands for the runtime's default.
 type nodeOptions struct {
 	typeName string
 	// typed says that the schema names the type, and not the default.
@@ -44,8 +45,9 @@ type nodeOptions struct {
 	concurrent                             map[protoreflect.Name]bool // of unary methods
 }
 
-// extensions says which of the plugin's options the request's own schemas define. Only these are read: the extension's number is one of
-// those that anybody may use, and on a service that never heard of RayLink it means something else.
+// extensions says which of the plugin's options the request's own schemas define. Only these are
+// read: the extension's number is one of those that anybody may use, and on a service that never
+// heard of RayLink it means something else.
 type extensions struct {
 	node, method extension
 }
@@ -58,14 +60,16 @@ type extension struct {
 	assumed bool
 }
 
-// oldNumber is what both options had before they got a number of their own. It is one of those that anybody may use.
+// oldNumber is what both options had before they got a number of their own. It is one of those that
+// anybody may use.
 const oldNumber = 61410
 
 // optionSchema is the file that --export writes, wherever a user puts it.
 const optionSchema = "raylink/options/v1/options.proto"
 
-// in is what one file can use. A file of edition 2024 may import schemas for their options alone (`import option`), and those need not be part of
-// the request: then the path is all that there is to know them by.
+// in is what one file can use. A file of edition 2024 may import schemas for their options alone
+// (`import option`), and those need not be part of the request: then the path is all that there is
+// to know them by.
 func (e extensions) in(file *protogen.File) extensions {
 	for _, dependency := range file.Proto.GetOptionDependency() {
 		if dependency != optionSchema && !strings.HasSuffix(dependency, "/"+optionSchema) {
@@ -81,8 +85,8 @@ func (e extensions) in(file *protogen.File) extensions {
 	return e
 }
 
-// findExtensions looks through all files of the request, also those that protogen leaves out because they are imported for
-// their options alone.
+// findExtensions looks through all files of the request, also those that protogen leaves out
+// because they are imported for their options alone.
 func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
 	var found extensions
 	for _, file := range request.GetProtoFile() {
@@ -174,15 +178,17 @@ func (r *optionsReader) method(method *protogen.Method, concurrent map[protorefl
 	concurrent[method.Desc.Name()] = options.GetConcurrent()
 }
 
-// readOption reads one option from a descriptor's options into target, which stays empty where the option is not set.
-// What the plugin doesn't know is an error: to leave it out would change what the schema means.
+// readOption reads one option from a descriptor's options into target, which stays empty where the
+// option is not set. What the plugin doesn't know is an error: to leave it out would change what
+// the schema means.
 func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType, ext extension, target proto.Message) error {
 	if number := int32(xt.TypeDescriptor().Number()); ext.number != number {
 		return fmt.Errorf("%s gives it the number %d, and this plugin knows it as %d; "+
 			"write that file anew with protoc-gen-raylink --export",
 			ext.file, ext.number, number)
 	}
-	// Decoded anew: what protogen made of it depends on which extensions the request and this program have in common.
+	// Decoded anew: what protogen made of it depends on which extensions the request and this
+	// program have in common.
 	raw, err := proto.Marshal(options)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
@@ -244,7 +250,8 @@ func (r *optionsReader) config(service *protogen.Service, name string) *protogen
 	return bad("there is no such message in this file or those that it imports")
 }
 
-// messageIndex finds the messages of all files by full name. It is made when first asked, for most schemas name none.
+// messageIndex finds the messages of all files by full name. It is made when first asked, for most
+// schemas name none.
 type messageIndex struct {
 	files  []*protogen.File
 	byName map[protoreflect.FullName]knownMessage
@@ -273,7 +280,8 @@ func (x *messageIndex) add(file *protogen.File, messages []*protogen.Message) {
 	}
 }
 
-// isVisible says whether file can use what path declares: its own declarations, those of its imports, and of what these import publicly.
+// isVisible says whether file can use what path declares: its own declarations, those of its
+// imports, and of what these import publicly.
 func isVisible(file protoreflect.FileDescriptor, path string) bool {
 	if file.Path() == path {
 		return true
@@ -319,8 +327,9 @@ func (r *optionsReader) bound(service *protogen.Service, name string, field int3
 	return *value
 }
 
-// defaultType is a service's name in kebab case: parameter-server for ParameterServer, http-server for HTTPServer. A
-// digit never follows a hyphen, so that of what can be wrong with a type only its length is left, and the form of a nid.
+// defaultType is a service's name in kebab case: parameter-server for ParameterServer, http-server
+// for HTTPServer. A digit never follows a hyphen, so that of what can be wrong with a type only its
+// length is left, and the form of a nid.
 func defaultType(name string) string {
 	var b strings.Builder
 	gap := false // a hyphen is due before the next letter
@@ -331,7 +340,8 @@ func defaultType(name string) string {
 			gap = b.Len() > 0
 			continue
 		case isUpper(c):
-			// A capital begins a word after a small letter or a digit, and as the last of several capitals before a small letter.
+			// A capital begins a word after a small letter or a digit, and as the last of several
+			// capitals before a small letter.
 			afterSmall := i > 0 && !isUpper(name[i-1])
 			beforeSmall := i > 0 && i+1 < len(name) && isLower(name[i+1])
 			gap = gap || (b.Len() > 0 && (afterSmall || beforeSmall))

@@ -12,8 +12,8 @@ import (
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator"
 )
 
-// TestPlacement walks through the forms that go_package and the plugin's parameters take: where the file goes, what its package is called,
-// and how it imports the messages.
+// TestPlacement walks through the forms that go_package and the plugin's parameters take: where the
+// file goes, what its package is called, and how it imports the messages.
 func TestPlacement(t *testing.T) {
 	for name, test := range map[string]struct {
 		goPackage, parameter string

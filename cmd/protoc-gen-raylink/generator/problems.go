@@ -21,7 +21,8 @@ var (
 	filePath = protoreflect.SourcePath{}
 )
 
-// problem is one thing that is wrong with a schema. Line and column count from 1, and are 0 where the compiler didn't tell.
+// problem is one thing that is wrong with a schema. Line and column count from 1, and are 0 where
+// the compiler didn't tell.
 type problem struct {
 	file         string
 	line, column int
@@ -45,8 +46,8 @@ func (ps *problems) addf(file *protogen.File, path protoreflect.SourcePath, form
 	*ps = append(*ps, p)
 }
 
-// position finds the place of path, or of the innermost thing around it that has one: compilers record options at different
-// depths, and some files come without source locations.
+// position finds the place of path, or of the innermost thing around it that has one: compilers
+// record options at different depths, and some files come without source locations.
 func position(file *protogen.File, path protoreflect.SourcePath) (line, column int) {
 	locations := file.Desc.SourceLocations()
 	for ; len(path) > 0; path = path[:len(path)-1] {

@@ -17,7 +17,8 @@ type serviceWriter struct {
 	options nodeOptions
 }
 
-// service writes one service: its method table, what runs the methods, the node's side, then the caller's.
+// service writes one service: its method table, what runs the methods, the node's side, then the
+// caller's.
 func (w *writer) service(service *protogen.Service) {
 	s := &serviceWriter{
 		writer:       w,
@@ -38,8 +39,8 @@ func (w *writer) service(service *protogen.Service) {
 	s.adapters()
 }
 
-// doc is the documentation of one of the service's own symbols: what it is, then what the schema says of the service if
-// that is wanted there, then whether it is deprecated.
+// doc is the documentation of one of the service's own symbols: what it is, then what the schema
+// says of the service if that is wanted there, then whether it is deprecated.
 func (s *serviceWriter) doc(what string, more ...string) doc {
 	return append(append(doc{what}, more...), deprecation(s.src, s.service.Desc, s.service.Comments))
 }

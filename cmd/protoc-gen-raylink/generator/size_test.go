@@ -12,8 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestImportedCodeIsLeftOutUntilItIsUsed builds programs that import generated code, and looks for its
-// functions in them: one that uses nothing has none, one that only calls has none of the handlers.
+// TestImportedCodeIsLeftOutUntilItIsUsed builds programs that import generated code, and looks for
+// its functions in them: one that uses nothing has none, one that only calls has none of the
+// handlers.
 func TestImportedCodeIsLeftOutUntilItIsUsed(t *testing.T) {
 	const pkg = module + "/shapes/shapesv1raylink"
 	symbols := func(use string) string {

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// contractVersion is the version of the contract between generated code and the runtime that this plugin writes for:
-// runtime.MaxGenerated of the same release.
+// contractVersion is the version of the contract between generated code and the runtime that this
+// plugin writes for: runtime.MaxGenerated of the same release.
 const contractVersion = 2
 
 // Where the things stand, in descriptor.proto, whose comments go to the head of a generated file.
@@ -24,8 +24,8 @@ const (
 	editionField = 14
 )
 
-// writer writes one generated file, as gofmt would: gofmt itself, which prints nested literals once for
-// each level, takes most of a plugin's time. Tests compare the two.
+// writer writes one generated file, as gofmt would: gofmt itself, which prints nested literals once
+// for each level, takes most of a plugin's time. Tests compare the two.
 type writer struct {
 	pkg     *goPackage
 	src     *protogen.File
@@ -106,8 +106,8 @@ func (w *writer) comment(indent, text string) {
 	}
 }
 
-// pairs writes the keys and values of a composite literal, one a line. Gofmt aligns values of one line; a key before a value
-// of several lines stands alone.
+// pairs writes the keys and values of a composite literal, one a line. Gofmt aligns values of one
+// line; a key before a value of several lines stands alone.
 func (w *writer) pairs(indent string, pairs ...[2]string) {
 	for len(pairs) > 0 {
 		run := slices.IndexFunc(pairs, func(p [2]string) bool { return strings.Contains(p[1], "\n") })
@@ -183,8 +183,8 @@ func (w *writer) preamble() {
 	w.line(")")
 }
 
-// add puts the file into the plugin's response, as it stands unless annotate is set: then protogen has to parse and print it, which
-// finds the annotated symbols and changes nothing.
+// add puts the file into the plugin's response, as it stands unless annotate is set: then protogen
+// has to parse and print it, which finds the annotated symbols and changes nothing.
 func (w *writer) add(plugin *protogen.Plugin, annotate bool) error {
 	name := w.pkg.filename(w.src)
 	if !annotate {
