@@ -8,47 +8,47 @@ import (
 	"time"
 )
 
-// What connections may hold before their other side has shown that it knows the token. They are
-// bounded in number and time, so that however many are opened, calls on admitted connections go on,
-// and a new caller still gets in.
+// Limits of connections whose other side has not proven yet that it knows the token. They are
+// bounded in number and time: however many are opened, calls on admitted connections continue, and
+// a new caller can still connect.
 const (
-	// maxPending is how many there may be at once.
+	// maxPending is the maximum number of such connections.
 	maxPending = 512
-	// pendingGrace is how long one is safe from being closed in favour of a newer one: enough for a
-	// handshake.
+	// pendingGrace is how long a connection is protected from being closed in favour of a newer
+	// one: long enough for a handshake.
 	pendingGrace = 250 * time.Millisecond
-	// pendingTime is how long one may take to be admitted, and how long it may be idle.
+	// pendingTime is how long a connection may take to be admitted, and how long it may be idle.
 	pendingTime = 10 * time.Second
 )
 
-// admission keeps the connections that are not admitted yet, the oldest first.
+// admission holds the connections that are not admitted yet, the oldest first.
 type admission struct {
-	mu      sync.Mutex // guards all below, and the fields of pending
+	mu      sync.Mutex // guards the fields below, and those of pending
 	pending list.List  // of *pending
 	closed  bool
 	// freed wakes an enter that waits for room.
 	freed chan struct{}
 }
 
-// pending is one connection, until it is admitted or gone.
+// pending is one connection, until it is admitted or closed.
 type pending struct {
 	in    *admission
 	nc    net.Conn
 	timer *time.Timer
-	// place is where the connection stands in the list; nil once it is admitted or gone.
+	// place is the connection's element in the list; nil once it is admitted or closed.
 	place *list.Element
 	since time.Time
-	// active is when it was last of any use: accepted, or answered.
+	// active is when the connection was last useful: accepted, or served a request.
 	active time.Time
-	// watches are the open streams of health.
+	// watches counts its open health streams.
 	watches  int
 	admitted bool
 }
 
 func newAdmission() *admission { return &admission{freed: make(chan struct{}, 1)} }
 
-// enter takes a connection in. Where there are too many it closes the oldest, or waits until that
-// may be closed. It returns nil, and has closed the connection, when ctx ends first.
+// enter adds a connection. At the limit it closes the oldest, or waits until that one's grace has
+// passed. It returns nil, with the connection closed, if ctx ends first.
 func (a *admission) enter(ctx context.Context, nc net.Conn) *pending {
 	for {
 		p, wait := a.tryEnter(nc)
@@ -88,7 +88,7 @@ func (a *admission) tryEnter(nc net.Conn) (_ *pending, wait time.Duration) {
 	return p, 0
 }
 
-// close closes all that are not admitted, now and later.
+// close closes all connections that are not admitted, and any that enter later.
 func (a *admission) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -100,7 +100,7 @@ func (a *admission) close() {
 	}
 }
 
-// closeIdle closes those of which no stream of health is open.
+// closeIdle closes the connections without an open health stream.
 func (a *admission) closeIdle() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -119,7 +119,7 @@ func (p *pending) drop() {
 	_ = p.nc.Close()
 }
 
-// leave takes the connection out of the list. The caller holds the lock.
+// leave removes the connection from the list. The caller holds the lock.
 func (p *pending) leave() {
 	if p.place == nil {
 		return
@@ -133,7 +133,7 @@ func (p *pending) leave() {
 	}
 }
 
-// expire closes the connection if it is of no use.
+// expire closes the connection if it has been idle for too long, or rearms its timer.
 func (p *pending) expire() {
 	p.in.mu.Lock()
 	defer p.in.mu.Unlock()
@@ -151,7 +151,7 @@ func (p *pending) expire() {
 	p.drop()
 }
 
-// admit says that the other side knows the token: the bounds no longer hold.
+// admit lifts the limits: the other side has proven that it knows the token.
 func (p *pending) admit() {
 	p.in.mu.Lock()
 	defer p.in.mu.Unlock()
@@ -167,15 +167,15 @@ func (p *pending) isAdmitted() bool {
 	return p.admitted
 }
 
-// gone says that the connection was closed.
+// gone removes a connection that was closed.
 func (p *pending) gone() {
 	p.in.mu.Lock()
 	defer p.in.mu.Unlock()
 	p.leave()
 }
 
-// answers says that a request that needs no token is being answered; watch, that it is a stream.
-// The returned function ends that.
+// answers counts a request that is served without a token; watch is set for a health stream. The
+// returned function ends that.
 func (p *pending) answers(watch bool) (done func()) {
 	count := func(by int) {
 		p.in.mu.Lock()

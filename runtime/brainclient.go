@@ -9,9 +9,9 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 )
 
-// brainClient makes the runtime's own calls of Brain. They are made with the contexts of users'
-// calls, whose metadata is not meant for Brain, and whose [connect.CallInfo] is not to show what
-// Brain answers. Each method has a CallInfo of its own for that.
+// brainClient makes the runtime's own calls of Brain. They run with the contexts of users' calls,
+// whose metadata is not for Brain and whose [connect.CallInfo] must not receive Brain's response.
+// So every call has a CallInfo of its own.
 type brainClient struct {
 	client brainv1connect.BrainServiceClient
 }

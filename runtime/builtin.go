@@ -17,8 +17,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// The methods that every node answers beside its own. They run beside the turns and outside the
-// mailbox: a node answers them also while it is busy, draining or still being set up.
+// builtinMethods are the methods that every node has in addition to its own. They run concurrently,
+// outside the mailbox: a node serves them while it is busy, draining or being set up.
 type builtinMethods struct {
 	ping         *Unary[*nodev1.PingRequest, *nodev1.PingResponse]
 	info         *Unary[*nodev1.InfoRequest, *nodev1.InfoResponse]
@@ -31,7 +31,7 @@ type builtinMethods struct {
 	service      *Service
 }
 
-// builtins is made when first needed, for its methods refer to what uses it.
+// builtins is initialized on first use, because its methods refer to code that uses it.
 var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals // a table that never changes
 	b := &builtinMethods{
 		ping:         UnaryMethod("Ping", (*Node).servePing, Concurrent()),
@@ -62,7 +62,7 @@ func (n *Node) lookupMethod(procedure string) (*Method, error) {
 	return nil, n.noMethod(procedure)
 }
 
-// noMethod says what there is instead.
+// noMethod is the error for a procedure that the node lacks; it lists those that it has.
 func (n *Node) noMethod(procedure string) error {
 	return connect.Errorf(connect.CodeUnimplemented, "%s is a node of %s, which has no method %s; it has %s",
 		n.path, n.service.name, strings.TrimPrefix(procedure, "/"), n.service.methodNames())
@@ -172,8 +172,8 @@ func (n *Node) serveStop(ctx context.Context, req *nodev1.StopRequest) (*nodev1.
 	return &nodev1.StopResponse{}, nil
 }
 
-// isAwaitedBy says whether the node's end has to wait for the call with ctx: it is made by the
-// node's own code, or by that of a node below it, or a turn of one of those waits for it.
+// isAwaitedBy reports whether the end of the node has to wait for the call with ctx: the call is
+// made by code of the node or of a descendant, or a turn of one of them waits for it.
 func (n *Node) isAwaitedBy(ctx context.Context) bool {
 	cc := callContextOf(ctx)
 	if cc == nil {
@@ -195,26 +195,26 @@ func errNoSystem() error {
 	return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no children, no tunnels and no end")
 }
 
-// Ping asks the node for a sign of life, and returns how long it took. A busy node answers too.
+// Ping calls the node and returns the round-trip time. A node answers it even while it is busy.
 func (r Ref) Ping(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
 	_, err := builtins().ping.Call(ctx, r, nil)
 	return time.Since(start), err
 }
 
-// Info asks the node who and where it is, and what it is doing.
+// Info returns the node's record, address, uptime and numbers of calls, from the node itself.
 func (r Ref) Info(ctx context.Context) (*nodev1.NodeInfo, error) {
 	res, err := builtins().info.Call(ctx, r, nil)
 	return res.GetInfo(), err
 }
 
-// Children asks for the records of the node's living children, in the order of their creation.
+// Children returns the records of the node's living children, in the order of their creation.
 func (r Ref) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
 	res, err := builtins().children.Call(ctx, r, nil)
 	return res.GetChildren(), err
 }
 
-// Parent finds the node's parent, whatever its service is; the zero Ref for a child of the root.
+// Parent finds the node's parent, whatever its service; the zero Ref for a child of the root.
 func (r Ref) Parent(ctx context.Context) (Ref, error) {
 	parent := r.record().GetParent()
 	switch {
@@ -225,7 +225,7 @@ func (r Ref) Parent(ctx context.Context) (Ref, error) {
 	case parent == "" && r.record().GetType() != "":
 		return Ref{}, nil
 	case parent == "":
-		// A handle that was made of a NodeRef knows less than Brain.
+		// A handle that was made of a NodeRef does not know the parent.
 		info, err := r.Info(ctx)
 		if err != nil {
 			return Ref{}, err
@@ -237,23 +237,23 @@ func (r Ref) Parent(ctx context.Context) (Ref, error) {
 	return FindAny(ctx, r.t.host, NID(parent))
 }
 
-// CreateTunnel opens an extra way to the node, see [Node.CreateTunnel].
+// CreateTunnel makes the node open a tagged tunnel, see [Node.CreateTunnel].
 func (r Ref) CreateTunnel(ctx context.Context, tag string) (*nodev1.TunnelInfo, error) {
 	res, err := builtins().createTunnel.Call(ctx, r, &nodev1.CreateTunnelRequest{Tag: tag})
 	return res.GetTunnel(), err
 }
 
-// TunnelStats asks what went over the node's extra tunnels; an empty tag asks for all.
+// TunnelStats returns the traffic of the node's tagged tunnels; an empty tag selects all of them.
 func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats, error) {
 	res, err := builtins().tunnelStats.Call(ctx, r, &nodev1.TunnelStatsRequest{Tag: tag})
 	return res.GetTunnels(), err
 }
 
-// Stop ends the node and returns when it is gone: its children first, then the calls that run or
-// wait, then the node. The calls get as long as the node's process allows, ten seconds by default.
-// Where that end would have to wait for the call of Stop itself, because the node's own code makes
-// it, or that of a node below it, or a turn of one of them waits for it, Stop begins the end and
-// returns at once.
+// Stop ends the node and returns when it is gone: its children end first, then its running and
+// pending calls are drained for up to the drain time of its process, ten seconds by default, then
+// the node ends. Where that would deadlock, because the call of Stop is made by the node's own code
+// or that of a descendant, or a turn of one of them waits for it, Stop begins the end and returns
+// at once.
 func (r Ref) Stop(ctx context.Context) error {
 	_, err := builtins().stop.Call(ctx, r, nil)
 	return err

@@ -14,43 +14,43 @@ import (
 type callKey struct{}
 
 // callContext is the context of one run of a node's method. It ends with the caller's context, with
-// the node's work and with the run itself; its values are the node's alone, so that nothing of a
-// local caller's context leaks in that a remote caller's could not.
+// the node's work and with the run itself. Its values are those of the node: the values of a local
+// caller's context are not visible in it, as those of a remote caller's could not be.
 //
 // It is one allocation. Only a method that waits on Done, derives a context or asks for the cause
-// pays for joining the ends.
+// pays for a context that joins these ends.
 type callContext struct {
 	call Call
-	// node is the node that serves.
+	// node is the serving node.
 	node *Node
-	// life carries the node's values and ends with its work.
-	life context.Context //nolint:containedctx // it is what a context is made of
-	// caller ends with the call.
+	// life has the node's values and ends with its work.
+	life context.Context //nolint:containedctx // part of this context
+	// caller is the context of the call; it ends when the call is canceled.
 	caller context.Context //nolint:containedctx // as above
 	// turn is the one that the method holds, or nil.
 	turn *mailbox.Turn
-	// ownTurn is that one where the caller's own goroutine runs the method.
+	// ownTurn is its storage where the method runs on the caller's own goroutine.
 	ownTurn mailbox.Turn
-	// chain is who waits for this call, see chain.go.
+	// chain are the calls that wait for this one, see chain.go.
 	chain *chain
-	// in or future is the caller of a method that has not returned when its node has stopped, see
-	// cut. Both are nil for callers that wait for the end of the node, too.
+	// in or future gets the error where the method has not returned when its node has stopped, see
+	// cut. Both are nil where the caller itself waits for the end of the node.
 	in     *tunnel.Incoming
 	future *future
-	// sent is the request of a call from this process, see seal.go.
+	// sent is the fingerprint of the request of a call from this process, see seal.go.
 	sent seal
 
-	mu sync.Mutex // guards all below
-	// err is what Err has said: it never says anything else afterwards.
+	mu sync.Mutex // guards the fields below
+	// err is what Err has returned; it never changes afterwards.
 	err error
-	// over is why the run's context has ended by itself: the method has returned, or the call was
-	// taken back.
+	// over is the reason why the context has ended by itself: the method has returned, or the call
+	// was aborted.
 	over error
-	// joint is made for those who need one context.
+	// joint is allocated when a single joined context is needed.
 	joint *joint
 }
 
-// joint is the one context that ends with the first of a call's ends.
+// joint is a context that ends with the first of a call's ends.
 type joint struct {
 	ctx    context.Context //nolint:containedctx // as above
 	cancel context.CancelCauseFunc
@@ -59,11 +59,11 @@ type joint struct {
 
 var _ context.Context = (*callContext)(nil)
 
-// maxDeadline is how far away a deadline may be: one that is further is none, whatever way the call
-// came. Connect's header for it has ten digits for milliseconds, which are 115 days.
+// maxDeadline is the furthest that a deadline may be away; one beyond that is no deadline, whatever
+// way the call came. Connect's header for it has ten digits of milliseconds, which are 115 days.
 const maxDeadline = 100 * 24 * time.Hour
 
-// Deadline implements context.Context.
+// Deadline implements [context.Context].
 func (c *callContext) Deadline() (time.Time, bool) {
 	deadline, ok := c.caller.Deadline()
 	if !ok || time.Until(deadline) > maxDeadline {
@@ -72,10 +72,10 @@ func (c *callContext) Deadline() (time.Time, bool) {
 	return deadline, true
 }
 
-// Done implements context.Context.
+// Done implements [context.Context].
 func (c *callContext) Done() <-chan struct{} { return c.join().Done() }
 
-// Err implements context.Context.
+// Err implements [context.Context].
 func (c *callContext) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,15 +98,16 @@ func (c *callContext) state() error {
 	return c.life.Err()
 }
 
-// Value implements context.Context.
+// Value implements [context.Context].
 func (c *callContext) Value(key any) any {
 	switch key.(type) {
 	case callKey:
 		return c
 	case *int:
-		// This is how package context looks for the context that can be cancelled, to ask for its
-		// cause and to derive others without a goroutine. It is not the node's life, which is what
-		// it would find otherwise. Should that change, TestCauseOfACall says so.
+		// Package context uses an unexported *int key to find the innermost cancelable context, for
+		// its cause and to derive others without a goroutine. Without this it would find the node's
+		// life, and miss the caller's end. TestCauseOfACall fails if the standard library changes
+		// that.
 		if joined := c.join(); joined.Value(key) == any(joined) {
 			return joined
 		}
@@ -114,7 +115,7 @@ func (c *callContext) Value(key any) any {
 	return c.life.Value(key)
 }
 
-// join makes the one context that ends with the first of the ends.
+// join returns the joined context, and makes it on first use.
 func (c *callContext) join() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,10 +136,10 @@ func (c *callContext) join() context.Context {
 	return j.ctx
 }
 
-// end ends the context when the method has returned, and frees what join took.
+// end ends the context when the method has returned, and releases what join registered.
 func (c *callContext) end() { c.abort(context.Canceled) }
 
-// abort ends the context, also while the method may be running.
+// abort ends the context with a cause, possibly while the method is running.
 func (c *callContext) abort(cause error) {
 	c.mu.Lock()
 	if c.over == nil {
@@ -155,7 +156,7 @@ func (c *callContext) abort(cause error) {
 	j.cancel(cause)
 }
 
-// cut ends the wait of the caller although the method goes on.
+// cut completes the call with err although its method has not returned.
 func (c *callContext) cut(err *connect.Error) {
 	switch {
 	case c.in != nil:

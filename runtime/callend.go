@@ -7,22 +7,22 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// stage is how far a call had come when its caller's context ended, as its error says it.
+// stage is how far a call had come when its caller's context ended, as worded in its error.
 type stage string
 
 const (
-	// inMailbox and running are what the node's side knows.
+	// inMailbox, running and inSetup are known to the node's side.
 	inMailbox stage = "while it waited in the node's mailbox; it has not run"
 	running   stage = "while it ran"
 	inSetup   stage = "while it waited for the node's set-up; it has not run"
-	// unsent, unanswered and streaming are what the caller's side knows.
+	// unsent, unanswered and streaming are known to the caller's side.
 	unsent     stage = "before it was sent; it has not run"
 	unanswered stage = "before the node's answer came; it may have waited or run"
 	streaming  stage = "while its stream was open"
 )
 
-// endedAt adds to the end of a call's context which call that was, of which node, and how far it
-// had come. Other errors stay as they are.
+// endedAt adds to the error of an ended context which call it was, of which node, and how far it
+// had come. Other errors are returned as they are.
 func endedAt(err error, path string, m *Method, at stage) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.IsRemote() || e.Code() != connect.CodeDeadlineExceeded && e.Code() != connect.CodeCanceled {

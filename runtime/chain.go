@@ -8,24 +8,25 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// chain is who waits for a call: each link is a turn held while its method waits for the next. It
-// is a list from the innermost caller outwards, shared between calls and never changed.
+// chain is the calls that a call is made on behalf of and that wait for it: each link is a turn
+// that is held while its method waits for the next call. It is a list from the innermost caller
+// outwards, shared between calls and immutable.
 //
-// A call whose target holds, somewhere in the chain, all the turns it has can never run: that is a
-// direct circle, and it is refused at once. Circles across several chains are not seen here.
+// A call whose target holds all of its turns somewhere in the chain can never run: that is a direct
+// cycle, and it is refused at once. Cycles across several chains are not detected.
 type chain struct {
 	nid    string
 	path   string
 	method string
-	// overrides is what the link's node has otherwise than its schema says, see NodeType.overrides.
+	// overrides is how the link's node differs from its schema, see NodeType.overrides.
 	overrides string
 	outer     *chain
 }
 
-// maxChain bounds what is accepted from the wire, and so how deep calls may nest.
+// maxChain bounds the length of a chain from the wire, and so the depth of nested calls.
 const maxChain = 256
 
-// circle refuses a call to the node if the chain holds every one of its turns.
+// circle refuses a call that would complete a cycle: the chain holds every turn of the node.
 func (c *chain) circle(nid, path, method string, turns int) error {
 	if c.holds(nid) < turns {
 		return nil
@@ -35,8 +36,8 @@ func (c *chain) circle(nid, path, method string, turns int) error {
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
 }
 
-// circleFrom is circle for the waiting caller's side, which knows of the node what its link in the
-// chain says.
+// circleFrom is circle on the caller's side, which knows the node's turns only from its link in the
+// chain.
 func (c *chain) circleFrom(nid, path string, m *Method) error {
 	for link := c; link != nil; link = link.outer {
 		if link.nid != nid {
@@ -51,8 +52,8 @@ func (c *chain) circleFrom(nid, path string, m *Method) error {
 	return nil
 }
 
-// overrides are the turns of the type's nodes and the methods that it makes concurrent, as "4 Peek
-// Poke"; empty where the schema's hold.
+// overrides encodes the number of turns of the type's nodes and the methods that it makes
+// concurrent, such as "4 Peek Poke"; it is empty if they are those of the schema.
 func (t NodeType) overrides(c ServiceConfig) string {
 	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.beside) == 0 {
 		return ""
@@ -60,8 +61,8 @@ func (t NodeType) overrides(c ServiceConfig) string {
 	return strings.Join(append([]string{strconv.Itoa(c.MaxConcurrency)}, t.beside...), " ")
 }
 
-// parseOverrides reads that for a method; a link that says nothing, or nonsense, leaves what the
-// schema says.
+// parseOverrides decodes overrides for a method. Where they are empty or malformed, the schema
+// applies.
 func parseOverrides(overrides string, m *Method) (turns int, beside bool) {
 	turns = m.service.config.MaxConcurrency
 	words := strings.Split(overrides, " ")
@@ -71,7 +72,7 @@ func parseOverrides(overrides string, m *Method) (turns int, beside bool) {
 	return turns, slices.Contains(words[1:], m.name)
 }
 
-// holds counts the node's turns in the chain.
+// holds counts how many turns of the node the chain holds.
 func (c *chain) holds(nid string) int {
 	held := 0
 	for link := c; link != nil; link = link.outer {
@@ -82,7 +83,7 @@ func (c *chain) holds(nid string) int {
 	return held
 }
 
-// String writes the chain as a person reads it, outermost first.
+// String formats the chain, outermost call first.
 func (c *chain) String() string {
 	if c == nil {
 		return ""
@@ -106,7 +107,7 @@ func (c *chain) appendTo(b []byte) []byte {
 	return b
 }
 
-// parseChain reads what appendTo wrote.
+// parseChain decodes what appendTo encoded.
 func parseChain(b []byte) (*chain, error) {
 	var links []*chain
 	for len(b) > 0 {

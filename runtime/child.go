@@ -23,17 +23,17 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// launchPayload is what a new node's process is told, over its inherited pipe. Both ends are the
-// same build, so its form may change freely.
+// launchPayload is what a new node's process receives over its inherited pipe. Both ends are the
+// same build, so its format may change freely.
 type launchPayload struct {
 	Record []byte // a NodeRecord
 	Type   string
 	Config []byte // an Any; empty for none
-	// What the process has in common with the one that launched it.
+	// Settings that the process shares with its launcher.
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
 	Insecure, Open, HideErrors, InProcess      bool
-	// Outlives says that the process goes on when its launcher has died: see KeepNode.
+	// Outlives makes the process continue to run when its launcher has died: see KeepNode.
 	Outlives                   bool
 	Drain, Lease, StartTimeout time.Duration
 	MaxMessage                 int
@@ -62,10 +62,10 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 			return nil, fmt.Errorf("encoding a node's configuration: %w", err)
 		}
 	}
-	return json.Marshal(p) //nolint:musttag // both ends are this very struct
+	return json.Marshal(p) //nolint:musttag // both ends are this struct
 }
 
-// onFreePort keeps an address's host: every process needs a port of its own.
+// onFreePort replaces an address's port by 0: every process needs a port of its own.
 func onFreePort(address string) string {
 	if address == "" {
 		return ""
@@ -73,15 +73,15 @@ func onFreePort(address string) string {
 	return net.JoinHostPort(hostOf(address), "0")
 }
 
-// setupEndLimit is how long the set-up of a node may go on after its context has ended because its
-// launcher died, or its process was told to end.
+// setupEndLimit bounds how long a node's set-up may continue after its context has ended, because
+// its launcher died or its process received SIGTERM.
 const setupEndLimit = 5 * time.Second
 
 // ServeChild makes this process the host of the one node that it was launched for, and returns when
-// that has ended: with nil after an end in good order, also one that its parent's death brought
-// about. An end that hangs, in code that ignores its context, is cut short: the process then ends
-// without returning, setupEndLimit after the end of a set-up's context, and twice the drain time
-// and endLimit after that of a node that ran.
+// that node has ended: with nil if it ended gracefully, which includes an end because of its
+// parent's death. Code that ignores its context cannot delay the end for ever: the process exits
+// without returning from ServeChild, setupEndLimit after the end of a set-up's context, and for a
+// node that ran, twice the drain time plus endLimit after its end began.
 func ServeChild(child *launch.Child, options Options) error {
 	if err := child.Hello(launch.Build()); err != nil {
 		return fmt.Errorf("greeting the parent: %w", err)
@@ -118,8 +118,8 @@ func ServeChild(child *launch.Child, options Options) error {
 	n.mu.Lock()
 	failure := n.failure
 	n.mu.Unlock()
-	// Stopping gets its time to drain and as much again for what is below, no more: a process must
-	// not be left behind.
+	// Stopping gets the time to drain and as much again for the node's descendants, and no more: no
+	// process may be left behind.
 	limit := 2 * h.options.Drain
 	hangs := time.AfterFunc(limit+endLimit, func() { c.cutShort(n.path+" has been stopping for too long", nil) })
 	defer hangs.Stop()
@@ -132,27 +132,27 @@ func ServeChild(child *launch.Child, options Options) error {
 	}
 	select {
 	case <-child.Orphaned():
-		// The parent was killed: nobody else removes what it could not.
+		// The parent was killed: this process removes what the parent could not.
 		sweep(h.log, h.options.Data)
 	default:
 	}
 	return err
 }
 
-// endLimit is how long a process may take for its end beyond what its node is given to stop.
+// endLimit bounds how long a process may take to end beyond the time that its node has to stop.
 const endLimit = 5 * time.Second
 
-// childLife is the life of a process that was launched for a node.
+// childLife is the lifetime of a process that was launched for a node.
 type childLife struct {
 	child *launch.Child
 	log   *slog.Logger
-	// terminated is closed by the first SIGTERM.
+	// terminated is closed on the first SIGTERM.
 	terminated chan struct{}
 	host       atomic.Pointer[Host]
 }
 
-// watchSignals makes a first SIGTERM end the node in good order, and a second one the process at
-// once. It returns what ends that.
+// watchSignals ends the node gracefully on the first SIGTERM, and the process at once on the
+// second. The returned function stops that.
 func (c *childLife) watchSignals() (stop func()) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM)
@@ -171,8 +171,8 @@ func (c *childLife) watchSignals() (stop func()) {
 	}
 }
 
-// cutShort ends the process although something in it hangs, and leaves nothing of it but that. why
-// goes on a sentence.
+// cutShort ends the process although something in it hangs; descendants and the host's directory
+// are removed first. why completes the logged sentence.
 func (c *childLife) cutShort(why string, by os.Signal) {
 	c.log.Error("this process ends at once: " + why)
 	if h := c.host.Load(); h != nil {
@@ -185,11 +185,11 @@ func (c *childLife) cutShort(why string, by os.Signal) {
 	if s, ok := by.(syscall.Signal); ok {
 		code = 128 + int(s)
 	}
-	os.Exit(code) //nolint:forbidigo // what hangs can't be ended otherwise
+	os.Exit(code) //nolint:forbidigo // what hangs cannot be ended otherwise
 }
 
-// abandoned is closed when the launcher is dead and Brain has not been heard of for long either:
-// then nobody will come back for the process.
+// abandoned returns a channel that is closed when the launcher is dead and Brain has been
+// unreachable for orphanLeases leases: then the process can no longer be recovered.
 func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} {
 	given := make(chan struct{})
 	h.goBackground(func(ctx context.Context) {
@@ -199,7 +199,7 @@ func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} 
 			return
 		}
 		if h.run != nil {
-			// What this process printed went to the launcher, which wrote it down.
+			// The process's output went to the launcher, which wrote it to the log.
 			if err := outputToLog(h.run, path); err != nil {
 				h.log.Warn("what is printed from here on is lost", slog.Any("error", err))
 			}
@@ -226,7 +226,7 @@ func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} 
 	return given
 }
 
-// outputToLog sends what this process prints to its node's log.
+// outputToLog redirects this process's output to its node's log.
 func outputToLog(run *rundir.Run, path string) error {
 	name, err := run.Log(path)
 	if err != nil {
@@ -236,12 +236,12 @@ func outputToLog(run *rundir.Run, path string) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // its duplicates are what is written to
+	defer log.Close() //nolint:errcheck // the output goes to its duplicates
 	return errors.Join(duplicate(log, os.Stdout), duplicate(log, os.Stderr))
 }
 
-// sweep removes what processes left that were killed. What can't be removed now is tried again by
-// the next who sweeps.
+// sweep removes what killed processes have left behind. What cannot be removed now is left for the
+// next sweep.
 func sweep(log *slog.Logger, data string) {
 	if err := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); err != nil {
 		log.Debug("sweeping what dead processes left", slog.Any("error", err))
@@ -253,7 +253,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	child := c.child
 	var p launchPayload
 	rec := &nodev1.NodeRecord{}
-	if err := json.Unmarshal(child.Payload(), &p); err != nil { //nolint:musttag // as above
+	if err := json.Unmarshal(child.Payload(), &p); err != nil { //nolint:musttag // both ends are this struct
 		return nil, nil, fmt.Errorf("reading what to launch: %w", err)
 	}
 	if err := proto.Unmarshal(p.Record, rec); err != nil {
@@ -289,7 +289,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 		}
 	}()
 	parts := Parts{Output: func(l launch.Line) {
-		// The parent is gone when this fails, and so are we soon.
+		// This fails only when the parent is gone; then this process ends too.
 		_ = child.Forward(l)
 	}}
 	if p.Run != "" {
@@ -342,7 +342,7 @@ func (h *Host) adopt(ctx context.Context, rec *nodev1.NodeRecord, p launchPayloa
 	return k.node, nil
 }
 
-// wireError is an error on its way up a pipe.
+// wireError is the form of an error in the pipe to the launcher.
 type wireError struct {
 	Code    connect.Code
 	Message string
@@ -356,7 +356,7 @@ func encodeError(err error) []byte {
 			w.Details = append(w.Details, *d)
 		}
 	}
-	b, merr := json.Marshal(w) //nolint:musttag // as above
+	b, merr := json.Marshal(w) //nolint:musttag // both ends are this struct
 	if merr != nil {
 		return []byte(`{"Code":"internal","Message":"an error could not be encoded"}`)
 	}
@@ -365,7 +365,7 @@ func encodeError(err error) []byte {
 
 func decodeError(b []byte) error {
 	var w wireError
-	if err := json.Unmarshal(b, &w); err != nil { //nolint:musttag // as above
+	if err := json.Unmarshal(b, &w); err != nil { //nolint:musttag // both ends are this struct
 		return connect.Errorf(connect.CodeInternal, "the launched process failed, and its error is unreadable: %q", b)
 	}
 	e := connect.NewError(w.Code, w.Message)

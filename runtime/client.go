@@ -15,19 +15,19 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// clientTarget reaches a node through a connect client, whatever its transport. Such a transport
-// can't pipeline, so async calls are sent one after the other, in order, by one goroutine for each
-// handle, which lives while there is something to send.
+// clientTarget reaches a node through a connect client, over any transport. Such a transport cannot
+// pipeline, so asynchronous calls are sent one after the other, in order, by one goroutine per
+// handle. It runs only while calls are queued.
 type clientTarget struct {
 	client *connect.Client
 
-	mu      sync.Mutex // guards the line
+	mu      sync.Mutex // guards the queue
 	line    []*clientCall
 	sending bool
 }
 
 type clientCall struct {
-	ctx    context.Context //nolint:containedctx // it waits in line with its call
+	ctx    context.Context //nolint:containedctx // queued with its call
 	cancel context.CancelCauseFunc
 	method *Method
 	req    proto.Message
@@ -35,7 +35,8 @@ type clientCall struct {
 	future *future
 }
 
-// invoke makes a unary call and waits. Where async calls wait to be sent it waits behind them.
+// invoke makes a unary call and waits for it. It queues behind asynchronous calls that are not sent
+// yet.
 func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	c.mu.Lock()
 	sending := c.sending
@@ -52,7 +53,7 @@ func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req pro
 	return f.get(ctx)
 }
 
-// call makes a unary call. deliver shows its caller the response's metadata.
+// call makes a unary call. deliver stores the response's metadata for the caller.
 func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out *outgoing) (res proto.Message, deliver func(), err error) {
 	if ctx.Err() != nil {
 		return nil, func() {}, endedAt(causeOf(ctx), "the node", m, unsent)
@@ -81,7 +82,7 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 	})
 	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {
-		// It takes no turn, so there is no order to keep.
+		// It takes no turn, so it needs no order.
 		go c.run(call, func() {})
 		return nil
 	}
@@ -115,8 +116,8 @@ func (c *clientTarget) send() {
 	}
 }
 
-// run makes the call and completes its future, whatever the client's transport and interceptors do,
-// which are the user's. goOn is called where they end this goroutine.
+// run makes the call and completes its future, even if the client's transport or interceptors,
+// which are user code, panic or end the goroutine. After a Goexit it calls goOn.
 func (c *clientTarget) run(call *clientCall, goOn func()) {
 	var res proto.Message
 	var deliver func()
@@ -124,7 +125,7 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 		res, deliver, err = c.call(call.ctx, call.method, call.req, call.out)
 		return err
 	}, func(err error) {
-		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own
+		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own type
 			const what = "a connect client"
 			f.Log(call.future.target.logger(), what, slog.String("method", call.method.fullName()))
 			err = connect.Errorf(connect.CodeInternal, "%s, calling %s, %v", what, call.method.fullName(), f)
@@ -133,7 +134,7 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 			}
 		}
 		call.future.completeWith(res, err, deliver)
-		call.cancel(nil) // else the caller's context would keep it as long as it lives
+		call.cancel(nil) // or else it stays registered with the caller's context for as long as that lives
 	})
 }
 
@@ -148,10 +149,10 @@ func (c *clientTarget) stream(ctx context.Context, m *Method, out *outgoing) (co
 	return &clientTargetStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
 }
 
-// transportContext is ctx for a call of connect's client, whose [connect.CallInfo] is the call's
-// own: the caller's may be used by several calls. It has what the caller's has, reserved keys
-// included, for that is the transport's to look at, and what [WithMetadata] said. own is nil where
-// there is neither.
+// transportContext returns the context for a call of connect's client, with a [connect.CallInfo] of
+// its own, because several calls may use the caller's. It contains the request header of the
+// caller's CallInfo, including reserved keys, which are for the transport, and the metadata of
+// [WithMetadata]. own is nil if there is neither.
 func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
 	if o.info == nil && o.said.Len() == 0 {
 		return ctx, nil
@@ -166,16 +167,16 @@ func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own
 	return ctx, own
 }
 
-// isSettled says of a call or stream that ended with err whether its transport has set all
-// metadata. connect's transports don't wait for an answer, or a handler, whose caller's context has
-// ended: what is still to come sets metadata at any time.
+// isSettled reports whether the transport has finished setting the metadata of a call or stream
+// that ended with err. Connect's transports do not wait for the response, or for a handler, once
+// the caller's context has ended: what comes later may still set metadata at any time.
 func isSettled(ctx context.Context, err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	return ctx.Err() == nil || err == nil || errors.Is(err, io.EOF) || ok && e.IsRemote()
 }
 
-// deliverFrom shows the caller all that a transport has set for the call; info is the caller's, and
-// own the call's.
+// deliverFrom copies what a transport has set in own, the CallInfo of the call, to info, the
+// caller's.
 func deliverFrom(info, own *connect.CallInfo) {
 	if info == nil || own == nil {
 		return
@@ -200,8 +201,8 @@ func copyHeader(to, from *connect.Header) {
 	}
 }
 
-// unsendable is err, which a connect client gave for a call of m with msg; where that is because
-// msg can't be encoded, it is the error that every other way gives.
+// unsendable is the error for err, which a connect client returned for a call of m with msg. Where
+// msg cannot be encoded, it is the same error as for every other way.
 func unsendable(m *Method, msg any, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	message, isMessage := msg.(proto.Message)
@@ -214,13 +215,12 @@ func unsendable(m *Method, msg any, err error) error {
 	return err
 }
 
-// clientError makes a context's end, and a connection's, the error that every other way gives.
+// clientError converts the end of a context or connection to the error that every other way gives.
 func clientError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return causeOf(ctx)
 	}
-	// Transports have this code for connections that break, too, and the caller has canceled
-	// nothing.
+	// Transports also use this code for connections that break; the caller has canceled nothing.
 	if e, ok := errors.AsType[*connect.Error](err); ok && !e.IsRemote() && e.Code() == connect.CodeCanceled {
 		return connect.Errorf(connect.CodeUnavailable, "the connection to the node was lost: %s", e.Message()).WithCause(err)
 	}

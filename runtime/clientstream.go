@@ -10,28 +10,30 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// contextGrace is how long a transport may take to notice a context's end. HTTP/2 without
-// [HTTPClient] doesn't while requests may still be sent; its streams are closed then, so that
-// nobody waits on them for ever.
+// contextGrace is how long a transport may take to notice the end of a context. HTTP/2 without
+// [HTTPClient] does not notice it while requests may still be sent; its streams are then closed, so
+// that no reader blocks on them for ever.
 const contextGrace = time.Second
 
-// clientTargetStream makes of a connect client's stream what every other way gives: a context's end
-// ends it on both sides, and is the error; and so does Close, whatever else is going on.
+// clientTargetStream gives a connect client's stream the semantics of every other way: the end of
+// the context ends it on both sides and is the error, and so does Close, even while other
+// operations are in progress.
 type clientTargetStream struct {
 	stream connect.ClientStream
 	method *Method
-	// info is the caller's, nil if it does not ask, and own what the transport sets.
+	// info is the caller's, nil if it did not ask for metadata; own is what the transport fills.
 	info, own *connect.CallInfo
-	// ctx is the caller's, life the stream's own.
+	// ctx is the caller's, life is the stream's own.
 	ctx, life context.Context //nolint:containedctx // a stream lives as long as its call's context
 	cancel    context.CancelFunc
 
-	mu            sync.Mutex // guards what follows
+	mu            sync.Mutex // guards the fields below
 	begun, closed bool
 	unwatch       func() bool
 }
 
-// begin opens the call, once. Only then is it safe to close it beside other operations.
+// begin opens the call once. Only then is it safe to close the stream concurrently with other
+// operations.
 func (s *clientTargetStream) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -49,10 +51,10 @@ func (s *clientTargetStream) begin() error {
 	return s.stream.SendHeaders()
 }
 
-// SendHeaders implements connect.ClientStream.
+// SendHeaders implements [connect.ClientStream].
 func (s *clientTargetStream) SendHeaders() error { return s.failed(s.begin()) }
 
-// Send implements connect.ClientStream.
+// Send implements [connect.ClientStream].
 func (s *clientTargetStream) Send(msg any) error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
@@ -63,7 +65,7 @@ func (s *clientTargetStream) Send(msg any) error {
 	return nil
 }
 
-// CloseSend implements connect.ClientStream.
+// CloseSend implements [connect.ClientStream].
 func (s *clientTargetStream) CloseSend() error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
@@ -71,14 +73,14 @@ func (s *clientTargetStream) CloseSend() error {
 	return s.stream.CloseSend()
 }
 
-// Receive implements connect.ClientStream.
+// Receive implements [connect.ClientStream].
 func (s *clientTargetStream) Receive(msg any) error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
 	}
 	err := s.stream.Receive(msg)
-	// A transport in one process sets metadata when the stream ends, at any time until Receive says
-	// so; it names no protocol.
+	// An in-process transport, which sets no protocol, may set metadata until Receive reports the
+	// stream's end.
 	if err != nil && isSettled(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
 		deliverFrom(s.info, s.own)
 	}
@@ -92,7 +94,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 	return err
 }
 
-// release gives back what a stream holds that is over.
+// release frees the resources of a stream that has ended.
 func (s *clientTargetStream) release() {
 	s.mu.Lock()
 	unwatch := s.unwatch
@@ -103,8 +105,8 @@ func (s *clientTargetStream) release() {
 	s.cancel()
 }
 
-// Close implements connect.ClientStream. The context comes first: closing alone would say that all
-// requests were sent.
+// Close implements [connect.ClientStream]. It cancels the context first: closing alone would tell
+// the node that all requests were sent.
 func (s *clientTargetStream) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -125,7 +127,7 @@ func (s *clientTargetStream) failed(err error) error {
 	closed := s.closed
 	s.mu.Unlock()
 	if closed && s.ctx.Err() == nil && errors.Is(err, context.Canceled) {
-		// A transport may pass on the plain end of the stream's own context.
+		// A transport may return the plain error of the stream's own context.
 		return closedStreamError()
 	}
 	return endedAt(clientError(s.ctx, err), "the node", s.method, streaming)

@@ -2,13 +2,13 @@ package runtime
 
 import "google.golang.org/protobuf/proto"
 
-// WithCopy gives nodes of this type messages of their own: what a caller in the same process sends
-// is copied before the node gets it, and what the node returns before the caller does, streams
-// included. It is for an implementation that changes its requests, or returns its own state;
-// without it both sides of a local call share the message, and neither may change it.
+// WithCopy gives nodes of this type messages of their own: requests from callers in the same
+// process are copied before the node receives them, and its responses before the caller does, in
+// streams too. It is for an implementation that modifies its requests or returns messages that it
+// keeps. Without it both sides of a local call share the message, and neither may modify it.
 //
-// It is said of the type, not of one node: it is the implementation that needs it, wherever its
-// nodes are created.
+// It is an option of the type, not of one node: the implementation needs it wherever its nodes are
+// created.
 //
 //	rt, err := raylink.Init(ctx, counterv1raylink.CounterType(newCounter).WithCopy())
 func (t NodeType) WithCopy() NodeType {
@@ -16,7 +16,8 @@ func (t NodeType) WithCopy() NodeType {
 	return t
 }
 
-// passes is a message as it passes between a caller in this process and the node, either way.
+// passes returns the message to hand from a caller in this process to the node, or back: itself, or
+// a copy if the type asks for that.
 func (n *Node) passes(msg proto.Message) proto.Message {
 	if n.copies && guarded {
 		return proto.Clone(msg)

@@ -13,10 +13,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// webMemory bounds what a host holds of messages over HTTP; see [bodies].
+// webMemory bounds the memory that a host uses for messages over HTTP; see [bodies].
 type webMemory struct {
 	maxMessage int
-	// requests are what comes, inflated what that is decompressed to, and responses what goes.
+	// requests are request bodies, inflated their decompressed form, and responses response bodies.
 	requests, inflated, responses *bodies
 }
 
@@ -29,15 +29,15 @@ func newWebMemory(maxMessage int) *webMemory {
 	return m
 }
 
-// countedCall is what one call over HTTP holds.
+// countedCall is the memory of one call over HTTP.
 type countedCall struct {
 	request, inflated, response heldBody
 }
 
 type countedCallKey struct{}
 
-// counted is the request with a body that counts. The caller calls done when the request has been
-// served. When done has returned, the ResponseWriter is not used any more.
+// counted returns the request with a body that counts what is read. The caller must call done when
+// the request has been served; after done has returned, the ResponseWriter is no longer used.
 func (m *webMemory) counted(w http.ResponseWriter, r *http.Request) (_ *http.Request, done func(), _ error) {
 	control, past := http.NewResponseController(w), time.Unix(1, 0)
 	c := &countedCall{
@@ -52,7 +52,7 @@ func (m *webMemory) counted(w http.ResponseWriter, r *http.Request) (_ *http.Req
 		c.response.end()
 	}
 	if r.Method == http.MethodGet && r.URL.Query().Get("compression") != "" {
-		// The message is a part of the URL. It is all there, and nothing says how large it becomes.
+		// The message is part of the URL: it is complete, and its decompressed size is unknown.
 		if err := c.inflated.reserve(min(m.maxMessage, maxInflation*len(r.URL.RawQuery)), false); err != nil {
 			done()
 			return nil, nil, err
@@ -70,39 +70,41 @@ func (m *webMemory) counted(w http.ResponseWriter, r *http.Request) (_ *http.Req
 	return r, done, nil
 }
 
-// maxInflation is how much larger gzip can make data.
+// maxInflation is the largest factor by which gzip can expand data.
 const maxInflation = 1032
 
-// countedBody is a request's body. What is read of it counts until the message has been handed on.
+// countedBody is a request's body. What is read from it counts until its message has been
+// delivered.
 type countedBody struct {
 	io.ReadCloser
 
 	call       *countedCall
 	maxMessage int
-	// isEnveloped says that each message has its length before it, as gRPC's and the streams of
-	// Connect. Else the body is one message.
+	// isEnveloped is set if a length precedes each message, as in gRPC and the streams of Connect.
+	// Otherwise the body is one message.
 	isEnveloped bool
-	// isCompressed says that the message, the present one if there are several, is.
+	// isCompressed is set if the message is compressed; in a stream, the current one.
 	isCompressed bool
 
-	// Of enveloped messages: the present head, and what is still to come of the present message.
+	// For enveloped messages: the current prefix, and how much of the current message is still to
+	// come.
 	head    [5]byte
 	headLen int
 	payload int
-	// Of others: the size of the whole, or -1.
+	// For others: the size of the body, or -1 if it is unknown.
 	size int64
 
 	read int
-	// reserved is how much of the message there is room for.
+	// reserved is the memory reserved for the message, in bytes.
 	reserved int
-	// tail is the last four bytes that were read.
+	// tail is the last four bytes read.
 	tail [4]byte
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (b *countedBody) Read(p []byte) (int, error) {
 	if len(p) == 0 {
-		return b.ReadCloser.Read(p) //nolint:wrapcheck // as a body
+		return b.ReadCloser.Read(p) //nolint:wrapcheck // errors of a body are passed through
 	}
 	if b.isEnveloped {
 		return b.readEnveloped(p)
@@ -136,14 +138,13 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// How much room a message of unknown size asks for beyond what has come: as much again, within
-// these bounds in bytes.
+// A message of unknown size reserves as much again as has come, within these bounds in bytes.
 const (
 	firstStep   = 4 << 10
 	largestStep = 256 << 10
 )
 
-// readEnveloped reads of the present head or message, not beyond its end.
+// readEnveloped reads from the current prefix or message, not beyond its end.
 func (b *countedBody) readEnveloped(p []byte) (int, error) {
 	if b.payload == 0 {
 		p = p[:min(len(p), len(b.head)-b.headLen)]
@@ -154,9 +155,9 @@ func (b *countedBody) readEnveloped(p []byte) (int, error) {
 			b.payload = int(binary.BigEndian.Uint32(b.head[1:]))
 			b.isCompressed = b.head[0]&1 != 0
 		}
-		return n, err //nolint:wrapcheck // as a body
+		return n, err //nolint:wrapcheck // errors of a body are passed through
 	}
-	// What is too large is refused, and not kept.
+	// A message that is too large will be refused and is not kept, so it needs no memory.
 	isKept := b.payload+b.read <= b.maxMessage
 	if isKept && b.reserved == 0 {
 		b.reserved = b.payload
@@ -185,10 +186,11 @@ func (b *countedBody) readMore(p []byte) (int, error) {
 	if err != nil && err != io.EOF && b.call.request.isSlow() { //nolint:errorlint // a body's end is never wrapped
 		err = b.call.request.tooSlow()
 	}
-	return n, err //nolint:wrapcheck // as a body
+	return n, err //nolint:wrapcheck // errors of a body are passed through
 }
 
-// complete says that all of a message has come. What it is decompressed to counts from then on.
+// complete records that a message has been read completely, and reserves memory for its
+// decompressed form.
 func (b *countedBody) complete() error {
 	b.call.request.complete()
 	if !b.isCompressed || b.read < len(b.tail) {
@@ -202,7 +204,7 @@ func (b *countedBody) complete() error {
 	return nil
 }
 
-// countedStream ends the counting of a request's messages when they have been received, and counts
+// countedStream releases a request's memory when the message has been received, and counts
 // responses while they are sent.
 type countedStream struct {
 	connect.ServerStream
@@ -210,7 +212,7 @@ type countedStream struct {
 	call *countedCall
 }
 
-// countStream counts a call's messages, if it came over HTTP.
+// countStream wraps the stream of a call that came over HTTP.
 func countStream(ctx context.Context, stream connect.ServerStream) connect.ServerStream {
 	call, ok := ctx.Value(countedCallKey{}).(*countedCall)
 	if !ok {
@@ -219,23 +221,23 @@ func countStream(ctx context.Context, stream connect.ServerStream) connect.Serve
 	return &countedStream{ServerStream: stream, call: call}
 }
 
-// Receive implements connect.ServerStream.
+// Receive implements [connect.ServerStream].
 func (s *countedStream) Receive(msg any) error {
 	err := s.ServerStream.Receive(msg)
 	s.call.request.release()
 	s.call.inflated.release()
-	return err //nolint:wrapcheck // as a stream
+	return err //nolint:wrapcheck // errors of a stream are passed through
 }
 
-// Send implements connect.ServerStream.
+// Send implements [connect.ServerStream].
 func (s *countedStream) Send(msg any) error {
 	m, ok := msg.(proto.Message)
 	if !ok {
-		return s.ServerStream.Send(msg) //nolint:wrapcheck // as a stream
+		return s.ServerStream.Send(msg) //nolint:wrapcheck // errors of a stream are passed through
 	}
 	response := &s.call.response
-	// A client may take more than the host: what is above the host's largest message is the
-	// method's own.
+	// A response may be larger than what the host accepts, if the client accepts it. What exceeds
+	// the host's limit is not counted: it is the method's own.
 	size := min(proto.Size(m), response.of.most/bodyFactor)
 	if err := response.reserve(size, false); err != nil {
 		return err
@@ -245,14 +247,14 @@ func (s *countedStream) Send(msg any) error {
 	if err != nil && response.isSlow() {
 		return response.tooSlow()
 	}
-	return err //nolint:wrapcheck // as a stream
+	return err //nolint:wrapcheck // errors of a stream are passed through
 }
 
-// boundedCompressor decompresses no more than the data says itself that it becomes, which has been
-// counted: it may be a thousand times what has come.
+// boundedCompressor decompresses no more than the size in the gzip trailer, which has been
+// reserved: the data may expand a thousandfold.
 type boundedCompressor struct{ connect.Compressor }
 
-// Decompress implements connect.Compressor.
+// Decompress implements [connect.Compressor].
 func (c boundedCompressor) Decompress(src io.Reader) (io.ReadCloser, error) {
 	most := int64(-1)
 	if data, ok := src.(*bytes.Buffer); ok && data.Len() >= 4 {
@@ -260,19 +262,19 @@ func (c boundedCompressor) Decompress(src io.Reader) (io.ReadCloser, error) {
 	}
 	r, err := c.Compressor.Decompress(src)
 	if err != nil || most < 0 {
-		return r, err //nolint:wrapcheck // connect says what was being done
+		return r, err //nolint:wrapcheck // connect adds the operation
 	}
 	return &boundedReader{ReadCloser: r, left: most}, nil
 }
 
-// boundedReader fails where there is more to read than left.
+// boundedReader fails when more than left bytes can be read.
 type boundedReader struct {
 	io.ReadCloser
 
 	left int64
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (r *boundedReader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
 	if r.left -= int64(n); r.left < 0 {

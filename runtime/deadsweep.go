@@ -7,18 +7,19 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// deadSweeper removes the host directories of processes that were killed: they could not do it
-// themselves. Sweeps that are asked for while one is under way share the next one, so that the end
-// of many processes at once costs few.
+// deadSweeper removes the host directories of processes that were killed and could not do it
+// themselves. Requests that arrive during a sweep share the next one, so that the end of many
+// processes at once costs few sweeps.
 type deadSweeper struct {
 	mu sync.Mutex // held during a sweep
 
-	count sync.Mutex // guards all below
-	// asked counts the requests, and served those that a sweep began after.
+	count sync.Mutex // guards the fields below
+	// asked counts the requests; served is how many of them a sweep has covered.
 	asked, served uint64
 }
 
-// sweepDead removes what processes that are dead by now have left, and returns when that is done.
+// sweepDead removes what processes that are dead by now have left behind. It blocks until that is
+// done.
 func (h *Host) sweepDead() {
 	d := &h.dead
 	d.count.Lock()

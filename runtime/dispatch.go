@@ -13,20 +13,20 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// dispatcher takes what comes through one tunnel to the node it is for.
+// dispatcher routes the calls of one tunnel to the nodes they are for.
 type dispatcher struct {
 	host *Host
-	// client is the host at the other end.
+	// client is the id of the host at the other end.
 	client string
-	// only and tag are set for a tunnel of one node's.
+	// only and tag are set for a tagged tunnel, which serves one node.
 	only *Node
 	tag  *tunnelTag
 }
 
 var _ tunnel.Handler = (*dispatcher)(nil)
 
-// targetOf names one life of a node on the wire: `nid` or `nid@incarnation`. The empty target is
-// the host itself.
+// targetOf encodes one incarnation of a node for the wire: `nid` or `nid@incarnation`. The empty
+// target is the host itself.
 func targetOf(nid string, incarnation uint64) string {
 	if incarnation == 0 {
 		return nid
@@ -34,7 +34,7 @@ func targetOf(nid string, incarnation uint64) string {
 	return nid + "@" + strconv.FormatUint(incarnation, 10)
 }
 
-// wire names a caller on the wire, where one from outside nodes is empty, and parseCaller reads it.
+// wire encodes a caller for the wire, and parseCaller decodes it. A caller outside nodes is empty.
 func (c Caller) wire() string { return c.NID + " " + c.Path }
 
 func parseCaller(s string) *Caller {
@@ -45,7 +45,7 @@ func parseCaller(s string) *Caller {
 	return &Caller{NID: nid, Path: path}
 }
 
-// find is the node that a target names, if that life of it is lived here.
+// find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
 	nid, life, _ := strings.Cut(target, "@")
 	n := d.only
@@ -62,9 +62,10 @@ func (d *dispatcher) find(target string) (*Node, error) {
 	return n, nil
 }
 
-// notHere adds to the refusal of a call that its node, or that life of it, is elsewhere. The caller
-// looks the node up again and makes the call once more, if the refusal came as
-// [tunnel.Incoming.ReplyNotRun]: the detail alone, which any error could carry, decides nothing.
+// notHere marks the refusal of a call whose node, or that incarnation of it, is elsewhere. The
+// caller then looks the node up and makes the call once more, provided that the refusal was sent
+// with [tunnel.Incoming.ReplyNotRun]: the detail alone, which any error could contain, is not
+// enough.
 func notHere(err *connect.Error, nid string) error {
 	if d, derr := connectproto.NewErrorDetail(&nodev1.NotHere{Nid: nid}); derr == nil {
 		return err.WithDetail(d)
@@ -72,14 +73,14 @@ func notHere(err *connect.Error, nid string) error {
 	return err
 }
 
-// known is what is known of a call by its names: whom it is for, what it calls and who makes it.
+// known is what the names of a call resolve to.
 type known struct {
 	node   *Node
 	method *Method
 	from   *Caller
 }
 
-// resolve finds the node and the method that a call names.
+// resolve finds the node and the method of a call.
 func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
 	if k.node, err = d.find(names.Target); err != nil {
 		return k, err
@@ -89,16 +90,17 @@ func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
 	return k, err
 }
 
-// recalled is what a connection's names keep of that. A node that is gone must not be kept by it.
+// recalled is a resolution cached with a connection's names. It must not keep a dead node in
+// memory.
 type recalled struct {
 	node   weak.Pointer[Node]
 	method *Method
 	from   *Caller
-	// at is the host's count of changes to its nodes when that was so.
+	// at is the host's change counter at the time of the resolution.
 	at uint64
 }
 
-// recall is resolve for unary calls, which mostly have the names of others before them.
+// recall is resolve with a cache, for unary calls, whose names mostly repeat.
 func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
 	at := d.host.changes.Load()
 	if r, ok := names.Known.(*recalled); ok && r.at == at {
@@ -113,7 +115,7 @@ func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
 	return k, err
 }
 
-// describe says what a call is, of which the node and the method were found.
+// describe fills in the context of a call whose node and method were found.
 func (d *dispatcher) describe(in *tunnel.Incoming, k known, cc *callContext) error {
 	m := k.method
 	if m.shape != in.StreamType {
@@ -134,7 +136,7 @@ func (d *dispatcher) describe(in *tunnel.Incoming, k known, cc *callContext) err
 	return nil
 }
 
-// arrival is a call that has come through a tunnel, with all that is known of it: one allocation.
+// arrival is a call that has come through a tunnel, in one allocation.
 type arrival struct {
 	in  tunnel.Incoming
 	cc  callContext
@@ -146,18 +148,19 @@ var (
 	_ tunnel.Allocator = (*dispatcher)(nil)
 )
 
-// NewIncoming implements tunnel.Allocator.
+// NewIncoming implements [tunnel.Allocator].
 func (*dispatcher) NewIncoming() *tunnel.Incoming {
 	a := &arrival{}
 	a.in.Owner = a
 	return &a.in
 }
 
-// Serve implements tunnel.Work: it runs the method on the goroutine that reads the connection.
+// Serve implements [tunnel.Work]: it runs the method inline, on the goroutine that reads the
+// connection.
 func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
 
-// Ended is what [tunnel.Incoming.OnEnd] asks for: the caller does not wait any more. A call that is
-// still in line never runs.
+// Ended is called as [tunnel.Incoming.OnEnd] requested: the caller has stopped waiting. A call that
+// is still queued never runs.
 func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
 		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
@@ -176,8 +179,8 @@ func (j *job) answer() {
 	j.in.Reply(j.res, err)
 }
 
-// ServeUnary implements tunnel.Handler: it puts the call in line, or leaves it to the goroutine
-// that reads the connection.
+// ServeUnary implements [tunnel.Handler]: it puts the call into the node's mailbox, or has it run
+// inline on the goroutine that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
 		d.host.front.own.ServeUnary(in)
@@ -216,7 +219,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	}
 }
 
-// ServeStream implements tunnel.Handler.
+// ServeStream implements [tunnel.Handler].
 func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
 	if in.Target == "" && d.only == nil {
 		return d.host.front.own.ServeStream(ctx, in, stream)

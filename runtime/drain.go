@@ -13,22 +13,23 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// grace is what the ends of a node's tasks and its OnStop functions are given when draining has
-// used up all the time there was.
+// grace is the minimum time for the end of a node's tasks and for each OnStop function, if draining
+// has used up the time to stop.
 const grace = time.Second
 
-// OnStop makes the node's end call fn, after the last call has been drained and the last task has
-// returned; the last fn given is called first. Its ctx bounds how long it may take. A node that
-// could not be drained in time calls fn all the same. One that has ended does not.
+// OnStop registers a function that runs when the node ends, after the last call was drained and the
+// last task has returned. Functions run in reverse order of registration. ctx bounds how long fn
+// may take: the rest of the time to stop, at least a second. fn also runs if the node could not be
+// drained in time, but not if it is registered after the node has ended.
 func (n *Node) OnStop(fn func(ctx context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.onStop = append(n.onStop, fn)
 }
 
-// drain refuses new calls and waits for those that run or wait; when ctx ends before they have, the
-// rest is refused and what runs has its context ended. Then it ends the node's tasks and runs what
-// OnStop was given.
+// drain refuses new calls and waits for those that run or are pending. If ctx ends first, pending
+// calls are refused and the contexts of running ones end. Then it ends the node's tasks and runs
+// the OnStop functions.
 func (n *Node) drain(ctx context.Context, cause error) error {
 	n.mailbox.Close(closedError(n.path, "is stopping"))
 	began := time.Now()
@@ -62,7 +63,7 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 	return errors.Join(errs...)
 }
 
-// runningCalls are the calls whose methods run.
+// runningCalls are the calls whose methods are running.
 func (n *Node) runningCalls() []*callContext {
 	var calls []*callContext
 	for _, of := range n.mailbox.Running() {
@@ -76,11 +77,11 @@ func (n *Node) runningCalls() []*callContext {
 	return calls
 }
 
-// maxNamed is how many methods an error names.
+// maxNamed bounds how many methods an error names.
 const maxNamed = 5
 
-// stillRunning names the methods that run, after the drain has taken as long as that. When each
-// began is not known: a clock would cost every call.
+// stillRunning lists the methods that are running, for an error; least is how long the drain has
+// taken. When each began is not recorded: a clock reading would slow down every call.
 func (n *Node) stillRunning(least time.Duration) string {
 	counts := make(map[string]int)
 	var names []string
@@ -109,21 +110,23 @@ func (n *Node) stillRunning(least time.Duration) string {
 	return fmt.Sprintf(" (running for %v at least: %s)", least.Round(time.Millisecond), text)
 }
 
-// unreturned is for the caller of a method that goes on although its node has stopped.
+// unreturned is the error for the caller of a method that has not returned although its node has
+// stopped.
 func (n *Node) unreturned(m *Method) *connect.Error {
 	return closedError(n.path, "stopped while it was in "+m.name+", which has not returned")
 }
 
-// endWork waits for tasks, and for calls that could not be drained; all have been told to end.
+// endWork waits for tasks, and for calls that could not be drained; the contexts of all of them
+// have ended.
 func (n *Node) endWork(ctx context.Context) error {
 	ctx, cancel := withGrace(ctx)
 	defer cancel()
 	err := n.tasks.wait(ctx)
-	_ = n.mailbox.Drain(ctx) // that it had to be cut short is known already
+	_ = n.mailbox.Drain(ctx) // its error has been reported already
 	return err
 }
 
-// nextOnStop takes the function that was given last, and says which it is.
+// nextOnStop removes and returns the last function, with its position for error messages.
 func (n *Node) nextOnStop() (which string, fn func(context.Context) error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -137,11 +140,12 @@ func (n *Node) nextOnStop() (which string, fn func(context.Context) error) {
 	return fmt.Sprintf("OnStop function %d of %d", last+1, n.onStops), fn
 }
 
-// runOnStop runs one function, for as long as it may take. One that goes on then is left behind.
+// runOnStop runs one function within its time limit. One that has not returned by then is
+// abandoned.
 func (n *Node) runOnStop(ctx context.Context, which string, fn func(context.Context) error) error {
 	ctx, cancel := withGrace(ctx)
 	defer cancel()
-	// It is the node's code: the calls that it makes are the node's.
+	// Calls that it makes name the node as their caller.
 	cc := &callContext{node: n, life: n.life, caller: ctx}
 	defer cc.end()
 	over, err := usercode.Await(ctx, grace/10, func() error {
@@ -150,7 +154,7 @@ func (n *Node) runOnStop(ctx context.Context, which string, fn func(context.Cont
 		}
 		return nil
 	})
-	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own
+	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own type
 	case failed:
 		f.Log(n.logger(), "an OnStop function", slog.String("node", n.path), slog.String("which", which))
 		return fmt.Errorf("%s %w", which, f)
@@ -162,7 +166,7 @@ func (n *Node) runOnStop(ctx context.Context, which string, fn func(context.Cont
 	return err
 }
 
-// withGrace is ctx, or a moment more where it has ended or is about to.
+// withGrace is ctx, or a context of the grace period if ctx has less time left than that.
 func withGrace(ctx context.Context) (context.Context, context.CancelFunc) {
 	if deadline, ok := ctx.Deadline(); ctx.Err() == nil && (!ok || time.Until(deadline) > grace) {
 		return context.WithCancel(ctx)

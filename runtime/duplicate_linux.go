@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// duplicate makes to another name for what from is.
+// duplicate makes the descriptor to refer to the same file as from.
 func duplicate(from, to *os.File) error {
 	return os.NewSyscallError("dup3", unix.Dup3(int(from.Fd()), int(to.Fd()), 0))
 }

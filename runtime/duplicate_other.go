@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// duplicate makes to another name for what from is.
+// duplicate makes the descriptor to refer to the same file as from.
 func duplicate(from, to *os.File) error {
 	return os.NewSyscallError("dup2", unix.Dup2(int(from.Fd()), int(to.Fd())))
 }

@@ -8,10 +8,10 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Ended waits until the life that the node is in has ended: it was stopped, it died, or it has been
-// started again since. Then it returns nil, and Record's cause says how it ended, where that is
-// known. If ctx ends first, its error is returned. A node in another process is not asked: Brain
-// tells of its end, so that waiting costs nobody anything.
+// Ended blocks until the node's current incarnation has ended: it was stopped, it died, or it has
+// been started again. Then it returns nil, and the cause in [Ref.Record] says how it ended, where
+// that is known. If ctx ends first, Ended returns its error. It makes no call to the node: Brain
+// reports its end, so any number of callers may wait.
 func (r Ref) Ended(ctx context.Context) error {
 	waits(ctx)
 	switch {
@@ -30,7 +30,7 @@ func (r Ref) Ended(ctx context.Context) error {
 	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside any system is told of none")
 }
 
-// ended waits until the life that the node is in has ended.
+// ended blocks until the node's current incarnation has ended.
 func (r *remote) ended(ctx context.Context) error {
 	r.follow()
 	incarnation := r.record().GetIncarnation()
@@ -39,7 +39,7 @@ func (r *remote) ended(ctx context.Context) error {
 		rec, changed := r.known, r.changed
 		r.mu.Unlock()
 		if incarnation == 0 {
-			incarnation = rec.GetIncarnation() // not told of it before
+			incarnation = rec.GetIncarnation() // its record was unknown before
 		}
 		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || rec.GetIncarnation() > incarnation {
 			return nil
