@@ -12,8 +12,9 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Find looks a node up with Brain. The error is NotFound, and names what there is, where no such
-// node lives; FailedPrecondition where it is of another service. It is for generated code.
+// Find looks a node up with Brain. It fails with NotFound, naming the nodes that exist, if there is
+// no such living node, and with FailedPrecondition if the node is of another service. It is for
+// generated code.
 func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
 	host, base := from.finder()
 	if host == nil {
@@ -29,7 +30,7 @@ func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref,
 	return host.refTo(service, rec), nil
 }
 
-// FindAny looks a node up whatever its service is. Of its handle there is only the Ref.
+// FindAny looks a node up, whatever its service. The result is only a Ref, not a typed handle.
 func FindAny(ctx context.Context, from Finder, where Where) (Ref, error) {
 	host, base := from.finder()
 	if host == nil {
@@ -66,8 +67,8 @@ func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.No
 	return res.GetNode(), nil
 }
 
-// RefFrom makes a reference from what travelled in a message, without asking anybody; it goes over
-// the tunnel that the message names. It is for generated code.
+// RefFrom converts a NodeRef that was received in a message to a Ref, without a call. Calls go over
+// the tunnel that the NodeRef names, if it names one. It is for generated code.
 func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
 	host, _ := from.finder()
 	if host == nil {
@@ -102,7 +103,8 @@ func lastPart(path string) string {
 	return path
 }
 
-// refTo makes a reference to a node that a record describes: to itself where it lives here.
+// refTo makes a reference to a node from its record. If the node lives here, it refers to it
+// directly.
 func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 	if n := h.localNode(rec.GetNid()); n != nil {
 		return Ref{t: &target{service: service, host: h, node: n, nid: n.nid}}
@@ -112,7 +114,7 @@ func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 	return Ref{t: &target{service: service, host: h, nid: rec.GetNid(), remote: r}}
 }
 
-// setAttribute publishes an attribute of a node that lives here.
+// setAttribute publishes an attribute of a local node.
 func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.Value) error {
 	waits(ctx)
 	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
@@ -125,7 +127,8 @@ func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.
 	return nil
 }
 
-// Children are the records of the nodes at the root of the tree, in the order of their creation.
+// Children returns the records of the nodes at the root of the tree, in the order of their
+// creation.
 func (h *Host) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
 	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
 	if err != nil {

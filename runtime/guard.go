@@ -2,6 +2,6 @@
 
 package runtime
 
-// guarded makes the copies of WithCopy, and counts what HTTP messages hold. The build tag
-// `unguarded` takes that away, to show that the seals and TestHostile notice.
+// guarded enables the copies of WithCopy and the limits of memory for HTTP messages. The build tag
+// `unguarded` disables them, to show that the fingerprints and TestHostile detect that.
 const guarded = true

@@ -9,14 +9,14 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 )
 
-// HTTPClient makes client fit to carry streams for connecthttp: a call whose context ends, or whose
-// stream is closed, while it may still send requests is then cut off, so that the node sees a call
-// that was canceled. Without it the request ends as if all had been sent, and a node may take the
-// half that it has got for the whole.
+// HTTPClient adapts client to carry streams for connecthttp: if a call's context ends, or its
+// stream is closed, while requests may still be sent, the request is aborted, and the node sees a
+// canceled call. Without it the request ends as if it were complete, and a node may mistake the
+// part that it received for the whole.
 //
-// It also sees to it that a call is sent at most once: net/http sends a request again whose
-// connection was lost, if it carries the header Idempotency-Key, which a call's metadata may.
-// client is an [http.Client], for example:
+// It also ensures that a call is sent at most once: net/http repeats a request whose connection was
+// lost if it has the header Idempotency-Key, which a call's metadata may contain. client is an
+// [http.Client], for example:
 //
 //	transport := connecthttp.NewTransport(runtime.HTTPClient(http.DefaultClient), "http://127.0.0.1:7777/learner-0")
 //	learner := demov1raylink.NewLearnerTunnel(connect.NewClient(transport))
@@ -24,24 +24,24 @@ func HTTPClient(client connecthttp.HTTPClient) connecthttp.HTTPClient { return s
 
 type streamingClient struct{ client connecthttp.HTTPClient }
 
-// Do implements connecthttp.HTTPClient.
+// Do implements [connecthttp.HTTPClient].
 func (c streamingClient) Do(req *http.Request) (*http.Response, error) {
 	req = sentOnce(req)
 	if req.Body == nil || req.ContentLength >= 0 {
-		return c.client.Do(req) // it is sent as a whole
+		return c.client.Do(req) // its length is known: it is sent as a whole
 	}
 	ctx, body := req.Context(), req.Body
-	req = req.WithContext(ctx) // a copy
+	req = req.WithContext(ctx)
 	req.Body = &requestBody{
 		ReadCloser: body, ctx: ctx,
-		stop: context.AfterFunc(ctx, func() { _ = body.Close() }), // wakes who reads it
+		stop: context.AfterFunc(ctx, func() { _ = body.Close() }), // unblocks its reader
 	}
 	return c.client.Do(req)
 }
 
-// sentOnce keeps net/http's transport from replaying the request where its metadata looks like a
-// promise that it may. The transport looks the headers up by their canonical names; on the wire,
-// and for who gets them, case makes no difference.
+// sentOnce prevents net/http's transport from repeating the request because of a header that its
+// metadata happens to contain. The transport looks for canonical header names only; on the wire,
+// and for the receiver, case is insignificant.
 func sentOnce(req *http.Request) *http.Request {
 	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
 		if values, ok := req.Header[key]; ok {
@@ -53,8 +53,8 @@ func sentOnce(req *http.Request) *http.Request {
 	return req
 }
 
-// requestBody is a request's body that fails when the request's context has ended, whether or not
-// it was ended beside that.
+// requestBody fails with the cause of the request's context once that has ended, even if the body
+// itself reported its end.
 type requestBody struct {
 	io.ReadCloser
 
@@ -62,7 +62,7 @@ type requestBody struct {
 	stop func() bool
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && b.ctx.Err() != nil {
@@ -71,7 +71,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements io.Closer.
+// Close implements [io.Closer].
 func (b *requestBody) Close() error {
 	b.stop()
 	return b.ReadCloser.Close()

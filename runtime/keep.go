@@ -16,37 +16,38 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// The nodes that a host keeps for the system, the storage and the parameter server of a Brain in a
-// process of its own, differ from all others in two ways. They restart: whenever one has died it is
-// started again, with the same nid and as the next incarnation, and calls that begin meanwhile wait
-// for that. And they outlive their launcher when that is killed, as all nodes outlive Brain: they
-// hold what the system has in memory. The Brain that comes back finds them by their records.
+// Supervised nodes are the storage and the parameter server of a Brain in a process of its own.
+// They differ from all others in two ways. First, they are restarted: when one has died it is
+// started again, under the same nid as the next incarnation, and calls that begin meanwhile wait
+// for it. Second, they outlive their launcher if that is killed, as all nodes outlive Brain,
+// because they hold the state that the system has in memory. The next Brain finds them by their
+// records.
 
 const (
-	// kept is the key of the kids that are processes of kept nodes: they end after all others.
+	// kept is the key of the supervised children: they end after all others.
 	kept = "kept"
-	// lasting is how long a life must have been for the next one to begin at once.
+	// lasting is how long an incarnation must have run for the next to start without backoff.
 	lasting = 10 * time.Second
-	// orphanLeases is for how many leases a kept node whose launcher is dead serves on without
-	// having heard from Brain.
+	// orphanLeases is how many lease durations a supervised node whose launcher is dead continues
+	// to run without traffic from Brain.
 	orphanLeases = 30
-	// answerPatience is how long a kept node's host may take to answer a Brain that has come back.
+	// answerPatience bounds how long a supervised node's host may take to answer a restarted Brain.
 	answerPatience = 3 * time.Second
 )
 
-// keeper starts one node again and again.
+// keeper is the supervisor of one node.
 type keeper struct {
 	host   *Host
 	t      NodeType
 	remote *remote
 
 	mu  sync.Mutex // guards kid
-	kid *kid       // the present life's process, if this process launched it
+	kid *kid       // the current incarnation's process, if this process launched it
 }
 
-// ProvideNode creates the first node of a system type, by its service, below the root in the host's
-// own process. It ends after all nodes that others create. It is for the front door, where that
-// embeds a Brain.
+// ProvideNode creates the first node of a system type, given by its service, below the root and in
+// the host's own process. The node ends after all nodes that others create. It is for the front
+// door that embeds a Brain.
 func ProvideNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
@@ -68,10 +69,10 @@ func ProvideNode(ctx context.Context, h *Host, service string) error {
 	return nil
 }
 
-// KeepNode makes sure that the first node of a system type, by its service, below the root is
-// there, and stays so until the host is closed: it is started when it has never been, taken over
-// where it lives, and started again whenever it dies. KeepNode returns when it lives. It is for the
-// host of a Brain in a process of its own.
+// KeepNode supervises the first node of a system type, given by its service, below the root, until
+// the host is closed: it starts the node if it has never run, adopts it if it is alive, and
+// restarts it whenever it dies. KeepNode returns when the node is running. It is for the host of a
+// Brain in a process of its own.
 func KeepNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
@@ -106,7 +107,7 @@ func KeepNode(ctx context.Context, h *Host, service string) error {
 	return nil
 }
 
-// keptRecord finds the node's record, or registers it.
+// keptRecord finds the node's record, or registers the node.
 func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
 	path := t.Name() + "-0"
 	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
@@ -122,7 +123,8 @@ func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, 
 			return rec, nil
 		}
 	}
-	// It has no launcher whose death would be its end: whoever serves this Brain starts it.
+	// It has no launcher with whose death it would end: the process that serves this Brain starts
+	// it.
 	registered, err := h.brain.Register(ctx, &brainv1.RegisterRequest{
 		Type: t.Name(), Service: t.service.name, Restarts: true, RequestId: uuid.NewString(),
 	})
@@ -132,7 +134,7 @@ func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, 
 	return registered.GetNodes()[0], nil
 }
 
-// answers says whether a node's host is there.
+// answers reports whether a node's host is reachable.
 func (k *keeper) answers(ctx context.Context, rec *nodev1.NodeRecord) bool {
 	if rec.GetHost() == nil {
 		return false
@@ -143,7 +145,7 @@ func (k *keeper) answers(ctx context.Context, rec *nodev1.NodeRecord) bool {
 	return err == nil
 }
 
-// reportGone tells Brain that the host of a node's last life is dead.
+// reportGone reports to Brain that the host of a node's last incarnation is dead.
 func (h *Host) reportGone(ctx context.Context, rec *nodev1.NodeRecord) {
 	if rec.GetHost() == nil || rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
 		return
@@ -154,7 +156,7 @@ func (h *Host) reportGone(ctx context.Context, rec *nodev1.NodeRecord) {
 	}
 }
 
-// watch begins the next life whenever one has ended.
+// watch starts the next incarnation whenever one has ended.
 func (k *keeper) watch(ctx context.Context) {
 	born := time.Now()
 	var retry backoff.Backoff
@@ -171,7 +173,7 @@ func (k *keeper) watch(ctx context.Context) {
 			}
 		}
 		if !rec.GetRestarts() {
-			return // it was removed: somebody wanted it gone
+			return // it was stopped and removed on purpose
 		}
 		if time.Since(born) >= lasting {
 			retry.Reset()
@@ -186,13 +188,13 @@ func (k *keeper) watch(ctx context.Context) {
 	}
 }
 
-// nextLife begins the next incarnation and waits until it is set up. Where that fails, the record
-// says that it is dead.
+// nextLife starts the next incarnation and waits until it is set up. On failure the record is set
+// to dead.
 func (k *keeper) nextLife(ctx context.Context) error {
 	now, err := k.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: k.remote.nid}}})
 	rec := now.GetNode()
 	if err != nil {
-		// A dead node's record comes with the error; the one that was told is no older.
+		// A dead node's record is returned with the error; the one last received is no older.
 		rec = k.remote.record()
 	}
 	next, err := k.change(ctx, &brainv1.Change{
@@ -204,7 +206,7 @@ func (k *keeper) nextLife(ctx context.Context) error {
 	return k.launch(ctx, next)
 }
 
-// launch begins a life that Brain knows of.
+// launch starts an incarnation that Brain has recorded.
 func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	h := k.host
 	started, newest, err := h.launch(ctx, rec, k.t, nil)
@@ -231,7 +233,7 @@ func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	return nil
 }
 
-// change changes the node's record.
+// change updates the node's record in Brain.
 func (k *keeper) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRecord, error) {
 	res, err := k.host.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{c}})
 	if err != nil {
@@ -241,7 +243,7 @@ func (k *keeper) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRec
 	return res.GetNodes()[0], nil
 }
 
-// stopKept ends the kept nodes. Their records stay: the next Brain starts them again.
+// stopKept ends the supervised nodes. Their records stay: the next Brain restarts the nodes.
 func (h *Host) stopKept(ctx context.Context) []error {
 	h.keepEnd()
 	h.keeping.Wait()
@@ -253,7 +255,7 @@ func (h *Host) stopKept(ctx context.Context) []error {
 		if launched != nil {
 			continue
 		}
-		// It was taken over from an earlier Brain: there is no pipe to tell it by.
+		// It was adopted from an earlier Brain, so there is no pipe by which to stop it.
 		ref := Ref{t: &target{service: builtins().service, host: h, nid: k.remote.nid, remote: k.remote}}
 		if _, err := builtins().stop.Call(ctx, ref, nil); err != nil && k.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
 			errs = append(errs, fmt.Errorf("stopping %s: %w", k.remote.path(), err))

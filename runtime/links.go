@@ -15,36 +15,36 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// dialTimeout bounds one try to reach a host.
+// dialTimeout bounds one attempt to connect to a host.
 const dialTimeout = 5 * time.Second
 
-// links are this host's connections to others: one for each host, and one for each tagged tunnel. A
-// connection is made when it is first needed and again, after a pause that grows, when it was lost.
+// links is the peer pool: this host's connections to others, one for each host and one for each
+// tagged tunnel. A connection is opened on first use, and reopened with backoff when it was lost.
 type links struct {
 	host *Host
 
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex // guards the fields below
 	open   map[linkKey]*link
 	closed error
 }
 
-// linkKey names a connection: to a host, or for a tag to one of its nodes.
+// linkKey identifies a connection: to a host, or with a tag to one of its nodes.
 type linkKey struct {
 	host, nid, tag string
-	// address is set where the host's id isn't known: Brain's.
+	// address is set where the host's id is not known: for Brain.
 	address string
 }
 
-// link is one connection and its history.
+// link is one peer connection, with its failures.
 type link struct {
 	links *links
 	key   linkKey
 
-	mu   sync.Mutex // guards all below
+	mu   sync.Mutex // guards the fields below
 	conn *tunnel.Conn
-	// dialing is closed when the try under way has ended.
+	// dialing is closed when the attempt in progress has ended; nil if there is none.
 	dialing chan struct{}
-	// after a failure no new try is made before the time next; err is told meanwhile.
+	// After failures, no attempt is made before the time next, and callers get err.
 	failures int
 	next     time.Time
 	err      error
@@ -52,7 +52,7 @@ type link struct {
 
 func newLinks(h *Host) *links { return &links{host: h, open: make(map[linkKey]*link)} }
 
-// get is the connection to a node's host.
+// get returns the connection to a node's host, and opens it if necessary.
 func (l *links) get(ctx context.Context, rec *nodev1.NodeRecord, tag string) (*tunnel.Conn, error) {
 	key := linkKey{host: rec.GetHost().GetId()}
 	if tag != "" {
@@ -79,8 +79,7 @@ func (l *links) link(key linkKey) (*link, error) {
 	return k, nil
 }
 
-// get returns the open connection, or makes one. Those who come while one is being made wait for
-// that one.
+// get returns the open connection, or opens one. Concurrent callers share one attempt.
 func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) (*tunnel.Conn, error) {
 	for {
 		k.mu.Lock()
@@ -124,7 +123,7 @@ func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn
 	}
 }
 
-// dial makes one try, for all who wait.
+// dial makes one attempt, on behalf of all callers that wait.
 func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -135,11 +134,11 @@ func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 	}
 	conn.AfterEnd(func() { k.links.forget(k, conn) })
 	if k.links.isClosed() {
-		_ = conn.Close() // close had not seen it
+		_ = conn.Close() // close did not see it
 	}
 }
 
-// dialled takes the outcome of a try.
+// dialled records the result of an attempt.
 func (k *link) dialled(conn *tunnel.Conn, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -160,7 +159,7 @@ func (l *links) isClosed() bool {
 	return l.closed != nil
 }
 
-// forget drops a link whose connection has ended, so that hosts which are gone cost nothing.
+// forget removes a peer connection that has ended, so that hosts that are gone use no memory.
 func (l *links) forget(k *link, conn *tunnel.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -171,8 +170,8 @@ func (l *links) forget(k *link, conn *tunnel.Conn) {
 	}
 }
 
-// dialHost opens a connection to a host: by its Unix socket where this process can open that and it
-// is the host's indeed, else by TCP.
+// dialHost opens a connection to a host: by its Unix socket if this process can open it and it is
+// indeed that host's, or else by TCP.
 func (l *links) dialHost(ctx context.Context, info *nodev1.HostInfo, key linkKey) (*tunnel.Conn, error) {
 	hello := l.hello()
 	hello.Host = info.GetId()
@@ -201,7 +200,8 @@ func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 	case err == nil:
 		return conn, nil
 	case ctx.Err() != nil && connect.CodeOf(err) == connect.CodeDeadlineExceeded:
-		// It is the dial's own deadline: whoever waits with one of his own is told of that.
+		// The deadline is that of the attempt: a caller whose own deadline passes gets that error
+		// instead.
 		return nil, connect.Errorf(connect.CodeUnavailable, "what listens at %s did not answer as a host does within %v", address, dialTimeout).WithCause(err)
 	}
 	return nil, fmt.Errorf("opening a tunnel to %s: %w", address, err)
@@ -218,7 +218,7 @@ func (h *Host) tunnelConfig() tunnel.Config {
 	}
 }
 
-// brain is a transport to Brain's host that finds its connection anew for each call.
+// brain returns a transport to Brain's host that gets its connection from the pool for each call.
 func (l *links) brain(address string) connect.Transport {
 	return transportFunc(func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 		k, err := l.link(linkKey{address: address})
@@ -241,7 +241,7 @@ func (l *links) brain(address string) connect.Transport {
 
 type transportFunc func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error)
 
-// NewClientStream implements connect.Transport.
+// NewClientStream implements [connect.Transport].
 func (f transportFunc) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 	return f(ctx, spec)
 }

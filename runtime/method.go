@@ -8,27 +8,27 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Message is a pointer to a generated message struct.
+// Message is the constraint of a pointer to a generated message struct.
 type Message[T any] interface {
 	*T
 	proto.Message
 }
 
-// Method is one row of a service's method table.
+// Method is one row of a service's method table. It is immutable once its service is made.
 type Method struct {
 	name       string
 	shape      connect.StreamType
 	concurrent bool
-	// index is the method's place in its service's table.
+	// index is the method's position in its service's table.
 	index int
-	// builtin says that every node answers the method.
+	// builtin is set for the methods that every node has.
 	builtin bool
 	service *Service
 	spec    connect.Spec
 
 	newRequest  func() proto.Message
 	newResponse func() proto.Message
-	// requestType and responseType are the Go types of these messages.
+	// requestType and responseType are the Go types of the messages.
 	requestType, responseType reflect.Type
 	// unary runs a unary method on a node's implementation. req is never nil, nor is the response
 	// of a nil error.
@@ -40,32 +40,33 @@ type Method struct {
 // Name is the method's name in its service.
 func (m *Method) Name() string { return m.name }
 
-// fullName is the method's name with its service's, `package.Service/Method`.
+// fullName is the method's full name, `package.Service/Method`.
 func (m *Method) fullName() string { return m.spec.Procedure[1:] }
 
 // Service is the service that the method belongs to.
 func (m *Method) Service() *Service { return m.service }
 
-// Spec is the method as connect describes it.
+// Spec is the method's description for connect.
 func (m *Method) Spec() connect.Spec { return m.spec }
 
-// Concurrent says whether the method runs beside the node's turns.
+// Concurrent reports whether the schema lets the method run beside the node's turns, as streams
+// always do.
 func (m *Method) Concurrent() bool { return m.concurrent || m.shape != connect.StreamTypeUnary }
 
-// isRequest and isResponse say whether a message is of the method's own type.
+// isRequest and isResponse report whether a message is of the method's request or response type.
 func (m *Method) isRequest(msg proto.Message) bool  { return reflect.TypeOf(msg) == m.requestType }
 func (m *Method) isResponse(msg proto.Message) bool { return reflect.TypeOf(msg) == m.responseType }
 
-// MethodTable is a typed method: what [UnaryMethod] returns and [NewService] takes.
+// MethodTable is a typed method: the result of [UnaryMethod] and argument of [NewService].
 type MethodTable interface{ method() *Method }
 
-// MethodOption says how a method runs. It is for generated code.
+// MethodOption configures how a method runs. It is for generated code.
 type MethodOption func(*Method)
 
 // Concurrent makes a unary method run beside the node's turns.
 func Concurrent() MethodOption { return func(m *Method) { m.concurrent = true } }
 
-// isNil says that there is no message, or a nil one.
+// isNil reports whether there is no message, or a typed nil.
 func isNil(msg proto.Message) bool { return msg == nil || !msg.ProtoReflect().IsValid() }
 
 // Unary is a unary method with its types; Req and Res are pointers to messages.
@@ -74,7 +75,7 @@ type Unary[Req, Res proto.Message] struct{ m Method }
 func (u *Unary[Req, Res]) method() *Method { return &u.m }
 
 // UnaryMethod makes a unary method from a method expression of the node's type. It is for services
-// that no generated code is made of, such as the one that every node has.
+// without generated code, such as the built-in one.
 func UnaryMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 	name string, fn func(Node, context.Context, PReq) (PRes, error), opts ...MethodOption,
 ) *Unary[PReq, PRes] {

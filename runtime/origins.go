@@ -15,10 +15,11 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 )
 
-// anyOrigin allows every page of every browser.
+// anyOrigin allows the pages of every origin.
 const anyOrigin = "*"
 
-// parseOrigins brings the origins of the options into the form that browsers send, or refuses them.
+// parseOrigins normalizes the origins of the options to the form that browsers send, or refuses
+// them.
 func parseOrigins(origins []string) ([]string, error) {
 	var out []string
 	for _, written := range origins {
@@ -35,8 +36,8 @@ func parseOrigins(origins []string) ([]string, error) {
 	return out, nil
 }
 
-// parseOrigin returns the origin as browsers write it: lower case, and without its scheme's own
-// port.
+// parseOrigin returns the origin as browsers send it, in lower case and without the scheme's
+// default port; or why it is not valid.
 func parseOrigin(written string) (origin, why string) {
 	if written == anyOrigin {
 		return anyOrigin, ""
@@ -76,7 +77,7 @@ type origins struct {
 	cors *cors.Cors
 }
 
-// newOrigins makes them of a list in the form of [parseOrigins].
+// newOrigins makes origins from a list that [parseOrigins] has normalized.
 func newOrigins(list []string) *origins {
 	o := &origins{list: list}
 	if len(list) == 0 {
@@ -85,25 +86,25 @@ func newOrigins(list []string) *origins {
 	o.cors = cors.New(cors.Options{
 		AllowOriginFunc: o.allows,
 		AllowedMethods:  connectcors.AllowedMethods(),
-		// Metadata travels in headers of any name, so all are allowed and exposed: Connect's and
-		// gRPC-Web's own among them. `Authorization` is never exposed by the wildcard, and cookies
-		// never come along.
+		// Metadata is sent in headers of any name, so all are allowed and exposed, including those
+		// of Connect and gRPC-Web. The wildcard never exposes `Authorization`, and cookies are
+		// never sent.
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: append(connectcors.ExposedHeaders(), "*"),
-		MaxAge:         7200, // seconds; no browser keeps an answer for longer
-		// A page on the internet may be listed, and a host is most likely in a private network.
+		MaxAge:         7200, // seconds; no browser caches a response for longer
+		// A listed page may be on the internet while the host is in a private network.
 		AllowPrivateNetwork: true,
 	})
 	return o
 }
 
-// allows says whether pages of an origin, as the browser sent it, may call.
+// allows reports whether pages of an origin, as the browser sent it, may call.
 func (o *origins) allows(origin string) bool {
 	return slices.Contains(o.list, anyOrigin) || slices.Contains(o.list, strings.ToLower(origin))
 }
 
-// wrap answers preflight requests, and gives the answers of next the headers by which the browser
-// lets the page read them, refusals among them. Requests of other origins have been refused before.
+// wrap answers preflight requests, and adds the headers that let a browser's page read the
+// responses of next, refusals among them. Requests of other origins have been refused before.
 func (o *origins) wrap(next http.Handler) http.Handler {
 	if o.cors == nil {
 		return next
@@ -111,8 +112,9 @@ func (o *origins) wrap(next http.Handler) http.Handler {
 	return o.cors.Handler(next)
 }
 
-// refusePage refuses what the page of an origin that is not allowed makes a browser send. A page
-// can reach loopback by a name that its owner lets point there, or straight from its own origin.
+// refusePage refuses requests that a page of an origin that is not allowed makes a browser send.
+// Such a page can reach loopback by a name that its owner resolves to it, or directly from its own
+// origin.
 func (f *front) refusePage(r *http.Request) error {
 	if f.loopback && !isLoopback(hostOf(r.Host)) {
 		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
@@ -126,8 +128,8 @@ func (f *front) refusePage(r *http.Request) error {
 		}
 		return nil
 	}
-	// A browser names the page's origin with everything but plain GETs, such as those of images and
-	// links.
+	// A browser sends the page's origin with every request except plain GETs, such as those of
+	// images and links.
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
 		return connect.Errorf(connect.CodePermissionDenied,
 			"%s requests of a browser's page that don't name its origin are not allowed", site)
@@ -135,7 +137,7 @@ func (f *front) refusePage(r *http.Request) error {
 	return nil
 }
 
-// setPolicy adds what Brain grants HTTP clients to what the host's own options say, so that what
+// setPolicy combines the host's own options with Brain's policy for HTTP clients, so that what
 // Brain's address serves to a page its hosts serve too.
 func (f *front) setPolicy(brains *brainv1.WebPolicy) {
 	f.compression.Store(f.host.options.Compression || brains.GetCompression())

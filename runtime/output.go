@@ -16,10 +16,10 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// printing keeps lines whole that several processes print at once.
+// printing keeps the lines of concurrent processes from being interleaved.
 var printing sync.Mutex //nolint:gochecknoglobals // standard error is global too
 
-// print is what becomes of a node's output where no option says otherwise.
+// print writes a line of a node's output to the Output function, or else to standard error.
 func (o *Options) print(l launch.Line) {
 	if o.Output != nil {
 		o.Output(l.Path, l.Text)
@@ -27,18 +27,18 @@ func (o *Options) print(l launch.Line) {
 	}
 	printing.Lock()
 	defer printing.Unlock()
-	_, _ = io.WriteString(os.Stderr, l.Path+" | "+l.Text+"\n") // there is nowhere to tell of a failure
+	_, _ = io.WriteString(os.Stderr, l.Path+" | "+l.Text+"\n") // a failure could be reported nowhere
 }
 
-// output hands over what the processes of nodes print, to code of the user.
+// output delivers the lines that nodes' processes print to user code.
 type output struct {
 	to func(launch.Line)
-	// name is what to is, as errors say it.
+	// name describes to in errors.
 	name string
 	log  *slog.Logger
 
-	mu sync.Mutex // guards what follows
-	// stalled is since when the lines of processes wait for it, by the nodes' paths.
+	mu sync.Mutex // guards the fields below
+	// stalled maps the paths of nodes whose output is blocked to the time when that began.
 	stalled  map[string]time.Time
 	panicked bool
 }
@@ -55,8 +55,8 @@ func newOutput(options *Options, to func(launch.Line), log *slog.Logger) *output
 	return o
 }
 
-// take hands over a line. A panic costs that line; where to ends its goroutine the launcher goes on
-// with another.
+// take delivers a line. If to panics, that line is lost; after a Goexit the launcher continues on
+// another goroutine.
 func (o *output) take(l launch.Line) {
 	returned := false
 	defer func() {
@@ -68,7 +68,7 @@ func (o *output) take(l launch.Line) {
 		first := !o.panicked
 		o.panicked = true
 		o.mu.Unlock()
-		if first { // it may do so for every line
+		if first { // it may panic for every line
 			f.Log(o.log, o.name, slog.String("node", l.Path))
 		}
 	}()
@@ -76,8 +76,7 @@ func (o *output) take(l launch.Line) {
 	returned = true
 }
 
-// waits is called when lines of a node's process can't be handed over any more, and when they can
-// again.
+// waits is called when delivery of a node's lines begins to block, and when it continues.
 func (o *output) waits(path string, stalled bool) {
 	o.mu.Lock()
 	if stalled {
@@ -94,7 +93,7 @@ func (o *output) waits(path string, stalled bool) {
 	o.log.Info("what a node's process prints is shown again", slog.String("node", path))
 }
 
-// err says that lines could not be handed over to the end.
+// err reports lines whose delivery was still blocked at the end.
 func (o *output) err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

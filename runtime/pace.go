@@ -6,30 +6,30 @@ import (
 	"time"
 )
 
-// The goroutine that reads a connection runs a method itself where that costs less than to wake
-// another one: where the method has been quick so far, and nobody who could be served meanwhile
-// waits behind it for long. docs/speed.md has the figures.
+// The goroutine that reads a connection runs a method inline where that costs less than to wake
+// another goroutine: where the method has been quick so far, and it does not delay calls behind it
+// for long. docs/speed.md has the figures.
 const (
-	// paceQuick is what a method may take while other calls are behind it on the connection, in the
-	// mean: about what it costs to wake a goroutine on another processor.
+	// paceQuick bounds the mean duration of a method that runs inline while other calls are behind
+	// it on the connection: about the cost of waking a goroutine on another processor.
 	paceQuick = 5 * time.Microsecond
-	// paceAlone is what it may take while none is.
+	// paceAlone bounds the mean duration if no call is behind it.
 	paceAlone = 20 * time.Microsecond
-	// paceLeast is the least that a mean is, so that it can grow again.
+	// paceLeast is the lower bound of a mean, so that it can grow again.
 	paceLeast = int64(100 * time.Nanosecond)
-	// paceMost is the most that one run counts for, so that a pause of the machine's does not count
-	// for long.
+	// paceMost is the upper bound of one sample, so that a pause of the machine does not count for
+	// long.
 	paceMost = 64 * time.Microsecond
-	// paceWeight is how many runs the mean is over, about.
+	// paceWeight is the inverse of the weight of one sample: the mean covers about that many runs.
 	paceWeight = 8
-	// paceLeap is how many times the mean one run counts for at the most: it takes some ten slow
-	// runs, not one that was interrupted, to make a quick method a slow one.
+	// paceLeap bounds one sample to a multiple of the mean: it takes about ten slow runs, not one
+	// that was interrupted, to make a quick method a slow one.
 	paceLeap = 4
 )
 
-// pace is how long a method of a node has taken of late: an exponentially weighted mean, in
-// nanoseconds. A new one knows nothing, and takes the method for a slow one. Runs at the same time
-// may lose each other's measurement, which does no harm.
+// pace is the latency EWMA (exponentially weighted moving average) of one method of a node, in
+// nanoseconds. The zero value counts as slow. Concurrent updates may lose samples, which is
+// harmless.
 type pace struct{ mean atomic.Int64 }
 
 func (p *pace) took(d time.Duration) {
@@ -41,22 +41,22 @@ func (p *pace) took(d time.Duration) {
 	p.mean.Store(max(mean+(run-mean)/paceWeight, paceLeast))
 }
 
-// waited notes that the method waits for others.
+// waited marks the method as slow, because it waits for others.
 func (p *pace) waited() { p.mean.Store(int64(paceMost)) }
 
-// quick says whether the method may run on a reading goroutine.
+// quick reports whether the method may run inline on a reading goroutine.
 func (p *pace) quick(moreBehind bool) bool {
 	mean := time.Duration(p.mean.Load())
 	return mean > 0 && (mean < paceQuick || mean < paceAlone && !moreBehind)
 }
 
-// started is what monotonic counts from.
-var started = time.Now() //nolint:gochecknoglobals // an origin, never changed
+// started is the origin of monotonic.
+var started = time.Now() //nolint:gochecknoglobals // never modified
 
-// monotonic is the time since some origin. It costs half of what time.Now does.
+// monotonic is the time since started. It costs half as much as time.Now.
 func monotonic() time.Duration { return time.Since(started) }
 
-// paceOf is the pace of the method that a job from a tunnel is for; nil for any other job.
+// paceOf is the latency EWMA of the method of a job from a tunnel; nil for any other job.
 func (n *Node) paceOf(j *job) *pace {
 	m := j.cc.call.method
 	if j.in == nil || m.builtin {
@@ -65,8 +65,8 @@ func (n *Node) paceOf(j *job) *pace {
 	return &n.paces[m.index]
 }
 
-// takeHere takes what a job needs to be run by the goroutine that reads its connection, if it is to
-// be run there.
+// takeHere decides whether a job runs inline, on the goroutine that reads its connection, and if so
+// acquires the turn or the place beside the turns that it needs.
 func (n *Node) takeHere(j *job, moreBehind bool) (bool, error) {
 	pace := n.paceOf(j)
 	if pace == nil || !pace.quick(moreBehind) || !n.isUp.Load() {
@@ -87,7 +87,7 @@ func (n *Node) takeHere(j *job, moreBehind bool) (bool, error) {
 	return true, nil
 }
 
-// serveHere runs a job for which takeHere has taken what it needs.
+// serveHere runs inline a job for which takeHere has returned true.
 func (n *Node) serveHere(j *job) {
 	cc := j.cc
 	if n.isConcurrent(cc.call.method) {
@@ -98,8 +98,8 @@ func (n *Node) serveHere(j *job) {
 	j.Run(cc.turn)
 }
 
-// waits is said before a node's code waits for others, with its context: it must not keep a reading
-// goroutine from its work.
+// waits is called with the context of a node's code before it may block on others: then it must not
+// occupy a reading goroutine.
 func waits(ctx context.Context) {
 	for cc := callContextOf(ctx); cc != nil && cc.caller != nil; cc = callContextOf(cc.caller) {
 		if w, ok := cc.caller.(interface{ Waits() bool }); ok {

@@ -12,11 +12,11 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// pipeWindow is how many messages one direction of a stream inside a process holds before its
-// sender waits.
+// pipeWindow is how many messages one direction of a stream within a process buffers before its
+// sender blocks.
 const pipeWindow = 16
 
-// pipe is a stream inside one process: messages are handed over, not copied.
+// pipe is a stream within one process: messages are passed by reference, not copied.
 type pipe struct {
 	ctx      context.Context //nolint:containedctx // a stream lives as long as its call's context
 	cancel   context.CancelCauseFunc
@@ -25,7 +25,7 @@ type pipe struct {
 	requests chan passing
 	replies  chan passing
 
-	// sent is closed when the caller has ended its requests.
+	// sent is closed when the caller has sent its last request.
 	sent     chan struct{}
 	sendOnce sync.Once
 	// closed is closed when the caller has abandoned the stream.
@@ -34,20 +34,20 @@ type pipe struct {
 	// ended is closed when the method has returned err.
 	ended chan struct{}
 	err   error
-	// call is the method's.
+	// call is the context of the method.
 	call *callContext
-	// info is where the caller looks for header and trailer, nil if it does not.
+	// info is where the caller reads header and trailer; nil if it did not ask for them.
 	info *connect.CallInfo
-	// header is set once, before the first response is handed over, or when ended is closed, as
-	// trailer is.
+	// header is set once, before the first response is passed or ended is closed; trailer, before
+	// ended is closed.
 	beginOnce       sync.Once
 	header, trailer Metadata
 	wrong           error
-	// informed says that the caller has been shown the header; only its receiving side looks at it.
+	// informed is set when the caller has received the header; only its receiving side uses it.
 	informed bool
 }
 
-// passing is a message on its way.
+// passing is a message in a pipe, with its fingerprint.
 type passing struct {
 	msg  proto.Message
 	sent seal
@@ -55,7 +55,7 @@ type passing struct {
 
 var (
 	errStreamClosed = errors.New("the stream was closed by its caller")
-	// errStreamEnded ends the context of a call that is over.
+	// errStreamEnded ends the context of a call whose method has returned.
 	errStreamEnded = errors.New("the call is over")
 	// errNodeStopped ends the context of a call whose node stops without waiting for it.
 	errNodeStopped = errors.New("the node stopped")
@@ -76,8 +76,8 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out *outgoing) (connect.
 	cc := localCall(ctx, m, out.metadata)
 	cc.caller = p.ctx
 	p.call = cc
-	// Whoever opened the stream need not wait for it, and it may outlive the turn that it was
-	// opened in.
+	// The caller that opened the stream need not wait for it, and the stream may outlive the turn
+	// that it was opened in.
 	cc.chain = nil
 	unlink := context.AfterFunc(n.work, func() { p.cancel(errNodeStopped) })
 	go func() {
@@ -113,14 +113,14 @@ func (s pipeServer) Send(msg any) error {
 	return s.p.send(s.p.replies, msg)
 }
 
-// begin fixes the response's header, once: it goes with the first response, or with the end of a
-// stream that has none.
+// begin determines the response's header, once: it is sent with the first response, or at the end
+// of a stream without any.
 func (p *pipe) begin() error {
 	p.beginOnce.Do(func() { p.header, _, p.wrong = p.node.outcome(p.call, nil) })
 	return p.wrong
 }
 
-// inform shows the caller the header, when a response or the end has been received.
+// inform delivers the header to the caller, when a response or the end has been received.
 func (p *pipe) inform() {
 	if !p.informed {
 		p.informed = true
@@ -139,14 +139,14 @@ func (s pipeServer) receiveMessage() (proto.Message, error) {
 		return nil, s.p.node.ended(s.p.ctx, s.p.method, streaming)
 	}
 	select {
-	case msg := <-s.p.requests: // what was sent before the end
+	case msg := <-s.p.requests: // sent before the end
 		return s.p.receive(msg)
 	default:
 		return nil, io.EOF
 	}
 }
 
-// send hands msg over, or says why not.
+// send passes msg to the other end, or returns why it cannot.
 func (p *pipe) send(to chan<- passing, msg any) error {
 	m, ok := msg.(proto.Message)
 	if !ok {
@@ -166,7 +166,7 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 	}
 }
 
-// receive takes what was handed over.
+// receive checks the fingerprint of a message that was passed.
 func (p *pipe) receive(m passing) (proto.Message, error) {
 	if err := p.node.verifyPassed(m.sent, p.method); err != nil {
 		return nil, err
@@ -195,7 +195,7 @@ func (c pipeClient) Send(msg any) error {
 	}
 	err := c.p.send(c.p.requests, msg)
 	if cause := context.Cause(c.p.ctx); err != nil && (errors.Is(cause, errStreamEnded) || errors.Is(cause, errNodeStopped)) {
-		return io.EOF // Receive says why
+		return io.EOF // Receive returns the reason
 	}
 	return err
 }
@@ -218,14 +218,14 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	case <-c.p.closed:
 		return nil, closedStreamError()
 	case <-c.p.node.life.Done():
-		// Its methods were given time to return before.
+		// Its methods have had time to return.
 		select {
 		case <-c.p.ended:
 		default:
 			return nil, c.p.node.unreturned(c.p.method).WithRemote()
 		}
 	}
-	// The method has returned: what it sent before comes first.
+	// The method has returned: deliver what it sent before.
 	select {
 	case msg := <-c.p.replies:
 		c.p.inform()
@@ -246,7 +246,7 @@ func (c pipeClient) Close() error {
 	return nil
 }
 
-// receiveInto is for callers that bring a message of their own: interceptors' wrappers, and
+// receiveInto copies the message for receivers that supply their own: interceptors' wrappers, and
 // connect's.
 func receiveInto(h handover, into any) error {
 	msg, err := h.receiveMessage()

@@ -17,17 +17,17 @@ import (
 )
 
 // DialHTTP opens a connection for HTTP/1.1, or HTTP/2 without TLS, to a host or Brain at an
-// address, HOST:PORT. Both sides have then proven that they know the token, which is not sent, so
-// requests on the connection need no Authorization. An empty token is that of a system that is
-// open. The caller closes the connection.
+// address, HOST:PORT. Both sides have proven by then that they know the token, which is not sent;
+// so requests on the connection need no Authorization header. An empty token is for a system that
+// is open. The caller must close the connection.
 func DialHTTP(ctx context.Context, address, token string) (net.Conn, error) {
 	hello := tunnel.Hello{Build: launch.Build(), Protocol: tunnel.ProtocolHTTP}
 	return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
 }
 
-// NewHTTPTransport makes a transport for an [http.Client] whose connections are those of
-// [DialHTTP]. What took the address of a host that has ended gets no request. protocols may be nil,
-// for HTTP/1.1.
+// NewHTTPTransport returns a transport for an [http.Client] that connects with [DialHTTP]. A
+// process that has taken over the address of a host that ended receives no request. protocols may
+// be nil, for HTTP/1.1.
 func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
 	return &http.Transport{
 		Protocols: protocols, DisableCompression: true,
@@ -45,8 +45,8 @@ func dialRaw(ctx context.Context, network, address string, hello tunnel.Hello, c
 	return raw, err
 }
 
-// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket where that
-// leads there, else by TCP.
+// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket if that is
+// indeed the host's, or else by TCP.
 func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
 	hello := l.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
@@ -58,28 +58,28 @@ func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, 
 	return dialRaw(ctx, "tcp", info.GetAddress(), hello, l.host.tunnelConfig())
 }
 
-// isProven says whether a request came by a connection whose other side is proven: the gateway of
-// the system's Brain, or the command line.
+// isProven reports whether a request came over a connection whose other side has proven that it
+// knows the token: the gateway of the system's Brain, or the command line.
 func isProven(ctx context.Context) bool {
 	c := webConnOf(ctx)
 	return c != nil && c.proven
 }
 
-// errOpen is why a connection without a token is not used where none was asked for on purpose.
+// errOpen refuses a system without a token where the process was not configured to join one.
 func errOpen(address string) error {
 	return connect.Errorf(connect.CodeUnauthenticated,
 		"what answers at %s asks for no token, so it could be anybody's: if that system is open on purpose, say so with WithOpen, --open or RAYLINK_OPEN=1",
 		address)
 }
 
-// isUnproven says whether a handshake failed because the two sides don't know the same token.
+// isUnproven reports whether a handshake failed because the two sides do not have the same token.
 func isUnproven(err error) bool {
 	e, ok := errors.AsType[*tunnel.HandshakeError](err)
 	return ok && e.Code == connect.CodeUnauthenticated
 }
 
-// dialOutside makes a tunnel for a process that has no runtime, with the token given, else that of
-// the environment, else whichever of those that this user's systems have made fits.
+// dialOutside opens a tunnel for a process without a runtime, with the given token, or else that of
+// the environment, or else the one that fits among the tokens of this user's systems.
 func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token string) (*tunnel.Conn, error) {
 	if token == "" {
 		token = os.Getenv("RAYLINK_TOKEN")

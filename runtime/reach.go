@@ -10,9 +10,9 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// warnUnreachable warns where this host joins a Brain of another machine and listens on loopback:
-// its nodes will be found from there, and calls to them will fail, or reach something else. A
-// process that creates no nodes needs none of this, so it is no error.
+// warnUnreachable warns if this host joins a Brain on another machine but listens on loopback: its
+// nodes will be found from there, and calls to them will fail or reach another process. It is no
+// error, because a process that creates no nodes is not affected.
 func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
 	if !isLoopback(hostOf(h.front.advertised)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
 		return
@@ -22,16 +22,16 @@ func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.Hos
 		"they know this machine by another address", slog.String("brain", brain), slog.String("listen", h.front.advertised))
 }
 
-// resolveTimeout bounds how long a name is looked up for a warning.
+// resolveTimeout bounds the name lookup for the warning.
 const resolveTimeout = time.Second
 
-// isElsewhere says whether a Brain at an address is on another machine than this one, as far as can
-// be known.
+// isElsewhere reports whether a Brain at an address is known to be on another machine than this
+// one.
 func isElsewhere(ctx context.Context, brain, machine, own string) bool {
 	if machine != "" && machine != own {
 		return true
 	}
-	// Containers may share what a machine is told by, and have networks of their own.
+	// Containers may share the machine's id and still have networks of their own.
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOf(brain))

@@ -23,36 +23,36 @@ import (
 	"github.com/raylink/raylink/internal/logs"
 )
 
-// The versions of Brain's protocol that this runtime speaks.
+// The supported versions of Brain's protocol.
 const (
 	minBrainVersion = 1
 	maxBrainVersion = 1
 )
 
-// registry is a host's line to Brain: its lease, and the watch on the nodes it knows. Both are
-// streams that are opened again, with backoff, whenever they end: a host goes on serving without
-// Brain.
+// registry is a host's session with Brain: its lease, and the watch on the nodes whose handles it
+// holds. Both are streams that are reopened with backoff whenever they end: a host continues to
+// serve without Brain.
 type registry struct {
 	host  *Host
 	hello *brainv1.HelloResponse
-	// heard is when Brain last answered on the lease stream, in Unix nanoseconds.
+	// heard is when the lease stream last saw traffic from Brain, in Unix nanoseconds.
 	heard atomic.Int64
 
-	mu sync.Mutex // guards all below
-	// watched counts, for each nid that is followed, the remotes that follow it: while the
-	// collector is at work there can be more than one. unsent are the nids whose following has
-	// changed since the last request on the watch stream; changed wakes the sender.
+	mu sync.Mutex // guards the fields below
+	// watched counts, by nid, the remotes that follow a node: until the garbage collector has run
+	// there can be more than one. unsent are the nids that were added or removed since the last
+	// request on the watch stream; changed wakes its sender.
 	watched map[string]int
 	unsent  map[string]struct{}
 	changed chan struct{}
-	// leaving is closed when the host says goodbye, left when it has.
+	// leaving is closed when the host ends its session, left when the session has ended.
 	leaving chan struct{}
 	left    chan struct{}
 	// acknowledged is set when Brain has recorded that this host and its nodes have ended.
 	acknowledged atomic.Bool
 }
 
-// join finds Brain and makes this host known to it.
+// join connects to Brain and gets this host's lease.
 func (h *Host) join(ctx context.Context, embedded bool) error {
 	var transport connect.Transport
 	where := h.options.Brain
@@ -94,15 +94,15 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 	}
 }
 
-// attach holds the host's lease until ctx ends. first is told once: that it has it, or why it does
-// not get it.
+// attach holds the host's lease until ctx ends. first receives one value: nil when the lease is
+// granted, or the error that refused it.
 func (r *registry) attach(ctx context.Context, first chan<- error) {
 	defer close(r.left)
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { first <- err }) }
 	retry := r.backoff()
 	log := partOf(r.host.options.Logger, logs.Session)
-	// Brain's absence is logged when it begins and when it ends, whatever is tried in between.
+	// Brain's absence is logged when it begins and when it ends, not for each attempt.
 	var joined bool
 	var away time.Time
 	for {
@@ -144,13 +144,13 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 	}
 }
 
-// maxBrainPause bounds the pause between two attempts to reach Brain: news of a death must arrive
-// within a second, also just after Brain has come back.
+// maxBrainPause bounds the pause between two attempts to reach Brain: a death notice must arrive
+// within a second, even just after Brain has come back.
 const maxBrainPause = 500 * time.Millisecond
 
-// backoff spaces the attempts to reach Brain. Its bound is a share of the lease, so that a host
-// that has lost Brain makes several attempts before its lease runs out. Brain's option Reattach
-// counts on the bound.
+// backoff paces the attempts to reach Brain. Its maximum is a fraction of the lease, so that a host
+// that has lost Brain makes several attempts before its lease expires. Brain's option Reattach
+// relies on that maximum.
 func (r *registry) backoff() *backoff.Backoff {
 	most := maxBrainPause
 	if lease := r.hello.GetLease().AsDuration(); lease > 0 {
@@ -196,8 +196,8 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 		select {
 		case <-sign.C:
 			if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
-				// Why is the receiving goroutine's to say: a second Receive at the same time would
-				// wait for a message that the first has taken.
+				// The receiving goroutine gets the reason. A second, concurrent Receive would wait
+				// for a message that the first has taken.
 				return true, errors.Join(<-ended, err)
 			}
 		case err := <-ended:
@@ -222,16 +222,16 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 	}
 }
 
-// reconcile ends the nodes that Brain has declared dead while their host could not be reached:
-// whoever asked Brain was told that they are dead, and may have made others in their place. Another
-// Brain than the one that was joined knows nothing of them, and decides nothing.
+// reconcile ends the nodes that Brain has declared dead while their host was unreachable: callers
+// of Brain have been informed of their death, and may have created replacements. A Brain other than
+// the one that was joined does not know them, and its answer is ignored.
 func (r *registry) reconcile(ctx context.Context, unknown []string) {
 	if len(unknown) == 0 {
 		return
 	}
 	hello, err := r.host.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
 	if err != nil {
-		return // the stream will end too, and be tried again
+		return // the stream will end too, and be reopened
 	}
 	if hello.GetBrainId() != r.hello.GetBrainId() {
 		r.host.log.Error("another Brain answers at the address of the one that was joined; the nodes here go on serving those who hold a handle")
@@ -244,7 +244,7 @@ func (r *registry) reconcile(ctx context.Context, unknown []string) {
 	}
 }
 
-// endOf is why a stream ended on which a Send failed: the receiving side knows.
+// endOf is the reason why a stream ended on which Send failed; Receive returns it.
 func endOf(stream interface {
 	Receive() (*brainv1.AttachResponse, error)
 }, sendErr error,
@@ -256,23 +256,23 @@ func endOf(stream interface {
 	}
 }
 
-// goodbye gives the lease back in good order.
+// goodbye gives the lease back gracefully.
 func (r *registry) goodbye(ctx context.Context) {
 	close(r.leaving)
 	select {
 	case <-r.left:
 	case <-ctx.Done():
 	case <-time.After(time.Second):
-		// Brain is not there to say goodbye to; it will notice.
+		// Brain is unreachable; the lease will expire.
 	}
 }
 
-// watch follows the nodes that this process knows until ctx ends.
+// watch follows the nodes whose handles this process holds, until ctx ends.
 func (r *registry) watch(ctx context.Context) {
 	retry := r.backoff()
 	for ctx.Err() == nil {
 		opened := time.Now()
-		// A stream that stayed open worked as well, though there was nothing to report.
+		// A stream that stayed open has worked too, even without a record.
 		if r.follow(ctx) || time.Since(opened) > maxBrainPause {
 			retry.Reset()
 		}
@@ -282,7 +282,7 @@ func (r *registry) watch(ctx context.Context) {
 	}
 }
 
-// follow runs one watch stream until it ends. It reports whether any record came.
+// follow runs one watch stream until it ends. It reports whether it has received any record.
 func (r *registry) follow(ctx context.Context) (worked bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -290,14 +290,14 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 	if err != nil {
 		return false
 	}
-	// A new stream follows nothing yet: the first request names every nid.
+	// A new stream follows no node yet: the first request names every nid.
 	r.mu.Lock()
 	clear(r.unsent)
 	first := &brainv1.WatchRequest{Add: slices.Collect(maps.Keys(r.watched))}
 	r.mu.Unlock()
 	var sending sync.WaitGroup
 	sending.Go(func() {
-		// The first request is sent also when it is empty: it opens the stream.
+		// The first request is sent even if it is empty: it opens the stream.
 		for req := first; ; req = r.nextRequest() {
 			if req == first || len(req.GetAdd())+len(req.GetRemove()) > 0 {
 				if err := stream.Send(req); err != nil {
@@ -325,7 +325,7 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 	}
 }
 
-// nextRequest is what has changed since the last request.
+// nextRequest contains the changes since the last request.
 func (r *registry) nextRequest() *brainv1.WatchRequest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -341,8 +341,9 @@ func (r *registry) nextRequest() *brainv1.WatchRequest {
 	return req
 }
 
-// add follows a node for one more remote. Brain answers with the node's record as it stands, also
-// where another remote follows the node already: what that one received may be gone with it.
+// add follows a node for one more remote. Brain answers with the node's current record even if
+// another remote already follows the node: what that remote received may have been collected with
+// it.
 func (r *registry) add(nid string) {
 	r.mu.Lock()
 	r.watched[nid]++
@@ -351,7 +352,7 @@ func (r *registry) add(nid string) {
 	r.wake()
 }
 
-// remove takes back one add. The node is followed until each add is taken back.
+// remove undoes one add. The node is followed until every add is undone.
 func (r *registry) remove(nid string) {
 	r.mu.Lock()
 	if r.watched[nid]--; r.watched[nid] <= 0 {
@@ -369,7 +370,7 @@ func (r *registry) wake() {
 	}
 }
 
-// told passes a record on to those in this process who hold handles of the node.
+// told passes a record to the handles of the node in this process.
 func (h *Host) told(rec *nodev1.NodeRecord) {
 	h.mu.Lock()
 	r := h.remotes[rec.GetNid()].Value()
@@ -379,7 +380,7 @@ func (h *Host) told(rec *nodev1.NodeRecord) {
 	}
 }
 
-// nodeRefs are the nodes that live here, for Brain.
+// nodeRefs are the nodes that live here, to be reported to Brain.
 func (h *Host) nodeRefs() []*nodev1.NodeRef {
 	nodes := h.localNodes()
 	refs := make([]*nodev1.NodeRef, 0, len(nodes))
@@ -389,8 +390,8 @@ func (h *Host) nodeRefs() []*nodev1.NodeRef {
 	return refs
 }
 
-// remote is the one remote of a nid, which all handles of this process share. It is followed for as
-// long as a handle lives.
+// remote returns the remote of a nid, which all handles of this process share. The node is followed
+// as long as a handle exists.
 func (h *Host) remote(nid string) *remote {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -19,26 +19,26 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// obituary is how long a call whose connection was lost waits for Brain to say how the node died.
-// Process death is noticed within a second.
+// obituary bounds how long a call whose connection was lost waits for the node's death notice.
+// Process death is detected within a second.
 const obituary = time.Second
 
 // remote is a node that lives in another process, as this process knows it.
 type remote struct {
 	host *Host
 	nid  string
-	// watched says that this remote follows the node. It outlives the remote, for its cleanup.
+	// watched is set if this remote follows the node. It outlives the remote, for its cleanup.
 	watched *atomic.Bool
-	// route is the way that its calls take while nothing changes.
+	// route caches how calls reach the node until its record changes.
 	route atomic.Pointer[route]
 
-	mu sync.Mutex // guards all below, and that route is known's
-	// known is the record as last told; changed is closed when it is replaced.
+	mu sync.Mutex // guards the fields below; under it, route belongs to known
+	// known is the record as last received; changed is closed when it is replaced.
 	known   *nodev1.NodeRecord
 	changed chan struct{}
 }
 
-// route is an open connection to a node's host, and the node's name on it.
+// route is an open connection to a node's host, and the node's target on it.
 type route struct {
 	conn   *tunnel.Conn
 	target string
@@ -47,8 +47,8 @@ type route struct {
 func newRemote(h *Host, nid string) *remote {
 	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{}), watched: new(atomic.Bool)}
 	watched := r.watched
-	// The next handle of the nid may have made another remote by now, which follows the node
-	// itself: what is released here is this remote's own.
+	// Another handle of the nid may have made a new remote by now, which follows the node itself:
+	// undo only this remote's own add.
 	runtime.AddCleanup(r, func(nid string) {
 		h.mu.Lock()
 		if h.remotes[nid].Value() == nil {
@@ -62,7 +62,7 @@ func newRemote(h *Host, nid string) *remote {
 	return r
 }
 
-// record is the node's record as last told.
+// record is the node's record as last received; not to be modified.
 func (r *remote) record() *nodev1.NodeRecord {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,7 +76,7 @@ func (r *remote) path() string {
 	return r.nid
 }
 
-// update takes a record that is newer than the one known.
+// update replaces the record by one that is not older.
 func (r *remote) update(rec *nodev1.NodeRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -84,7 +84,7 @@ func (r *remote) update(rec *nodev1.NodeRecord) {
 		return
 	}
 	if rec.GetPath() == "" {
-		// Brain never heard of it, or has forgotten: what the handle knew stays readable.
+		// Brain has no record of the node: what the handle knows stays readable.
 		rec = mergeUnknown(rec, r.known)
 	}
 	r.known = rec
@@ -93,21 +93,21 @@ func (r *remote) update(rec *nodev1.NodeRecord) {
 	r.changed = make(chan struct{})
 }
 
-// mergeUnknown is known with rec's end.
+// mergeUnknown is known with the state and cause of rec.
 func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
 	out := proto.CloneOf(known)
 	out.State, out.Cause = rec.GetState(), rec.GetCause()
 	return out
 }
 
-// follow makes Brain tell of the node's changes.
+// follow subscribes to the node's record.
 func (r *remote) follow() {
 	if !r.watched.Load() && !r.watched.Swap(true) {
 		r.host.registry.add(r.nid)
 	}
 }
 
-// locate waits until the node has a home, and returns its record.
+// locate blocks until the node has a host, and returns its record.
 func (r *remote) locate(ctx context.Context) (*nodev1.NodeRecord, error) {
 	r.follow()
 	for {
@@ -129,7 +129,7 @@ func (r *remote) locate(ctx context.Context) (*nodev1.NodeRecord, error) {
 	}
 }
 
-// deadError says that and how a node died.
+// deadError is the error of calls to a dead node, with the cause of its death.
 func deadError(rec *nodev1.NodeRecord) *connect.Error {
 	name := rec.GetPath()
 	if name == "" {
@@ -141,7 +141,7 @@ func deadError(rec *nodev1.NodeRecord) *connect.Error {
 	return connect.Errorf(connect.CodeUnavailable, "%s is dead: %s", name, rec.GetCause())
 }
 
-// conn is the connection to the node's host, and the node's name on it.
+// conn returns the connection to the node's host, and the node's target on it.
 func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, error) {
 	if way := r.route.Load(); way != nil && tag == "" {
 		select {
@@ -176,7 +176,7 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 	return way.conn, way.target, nil
 }
 
-// explain adds to the loss of a connection what Brain knows of the node's end.
+// explain adds to the loss of a connection the cause of the node's end, if Brain knows it in time.
 func (r *remote) explain(ctx context.Context, err error) error {
 	r.follow()
 	ctx, cancel := context.WithTimeout(ctx, obituary)
@@ -196,7 +196,7 @@ func (r *remote) explain(ctx context.Context, err error) error {
 	}
 }
 
-// messageOf is an error's text without connect's code in front.
+// messageOf is an error's text without connect's code prefix.
 func messageOf(err error) string {
 	if e, ok := errors.AsType[*connect.Error](err); ok {
 		return textOf(err, e)
@@ -204,32 +204,33 @@ func messageOf(err error) string {
 	return err.Error()
 }
 
-// isNotHere says whether a reply refused the call because the node is elsewhere. err is a tunnel
-// call's own: it matches ErrNotRun by the reply's flag alone, which only the dispatcher of the
-// node's host sets, and before any code of the node has seen the call. A node's error can carry the
-// same code, text and details, and decides nothing.
+// isNotHere reports whether a reply refused the call because the node is elsewhere. err must be the
+// error of a tunnel call: it matches ErrNotRun only because of a flag in the reply, which only the
+// dispatcher of the node's host sets, before any code of the node has seen the call. An error of a
+// node can have the same code, text and details, but not the flag.
 func isNotHere(err error) bool {
-	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, and no other
+	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, not a wrapped one
 	if faults.Repetition && isLost(err) {
 		return true
 	}
 	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)
 }
 
-// isLost says whether the connection was lost under the call, as against an answer from the node.
+// isLost reports whether the connection was lost during the call, as opposed to an error from the
+// node.
 func isLost(err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	return ok && e.Code() == connect.CodeUnavailable && !e.IsRemote()
 }
 
-// isRefused says whether the node's host is alive and has said why it does not let us in: the token
-// is wrong, or there is no such tunnel.
+// isRefused reports whether the node's host is alive and has refused the connection with a reason:
+// the token is wrong, or there is no such tunnel.
 func isRefused(err error) bool {
 	e, ok := errors.AsType[*tunnel.HandshakeError](err)
 	return ok && e.Fault == tunnel.FaultRefused && e.Remote && e.Code != connect.CodeUnavailable
 }
 
-// refresh asks Brain where the node is now.
+// refresh gets the node's current record from Brain.
 func (r *remote) refresh(ctx context.Context) error {
 	res, err := r.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: r.nid}}})
 	if err != nil {
@@ -251,8 +252,8 @@ func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req
 	}
 }
 
-// newWaitedCall is a call from the host's pool. The caller gives it back with freeWaitedCall, once
-// it is over or if it was never begun: the tunnel does not touch it any more then.
+// newWaitedCall returns a call from the host's pool. The caller returns it with freeWaitedCall once
+// it has ended or if it never began: the tunnel no longer uses it then.
 func (h *Host) newWaitedCall() *tunnel.Call {
 	if c, ok := h.waited.Get().(*tunnel.Call); ok {
 		return c
@@ -265,8 +266,8 @@ func (h *Host) freeWaitedCall(c *tunnel.Call) {
 	h.waited.Put(c)
 }
 
-// invoke makes a unary call and waits. A call that did not begin, because the node had moved, is
-// made once more.
+// invoke makes a unary call and waits for it. A call that did not begin because the node had moved
+// is made once more.
 func (r *remote) invoke(ctx context.Context, tag string, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	res, err := r.invokeOnce(ctx, tag, m, req, out)
 	if err == nil || ctx.Err() != nil {
@@ -309,14 +310,14 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	return c.Response, nil
 }
 
-// canceledOverdue says whether the node calls a call canceled because it heard of this side's
-// deadline before its own had passed.
+// canceledOverdue reports whether the node called the call canceled because this side's deadline
+// passed before its own.
 func canceledOverdue(ctx context.Context, err error) bool {
 	return connect.CodeOf(err) == connect.CodeCanceled && errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
-// submit makes a unary call and returns when it is on its way. Its outcome completes the future, on
-// the connection's reading goroutine.
+// submit starts a unary call and returns when it is queued for sending. Its outcome completes the
+// future, on the goroutine that reads the connection.
 func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Message, f *future, out *outgoing) error {
 	conn, target, err := r.conn(ctx, tag)
 	if err != nil {
@@ -339,17 +340,17 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			f.completeWith(nil, overdue(ctx, c.Err), show)
 			return
 		}
-		// Asking what became of the node takes a while, and the reader must not wait.
+		// Looking up the node's fate takes a while, and must not block the reader.
 		go func() {
 			err := c.Err
 			if isNotHere(err) {
-				_ = r.refresh(ctx) // explain waits for news, whoever brings it
+				_ = r.refresh(ctx) // explain waits for a new record from any source
 				err = withoutInternalDetails(err)
 			}
 			f.complete(r.explain(ctx, err))
 		}()
 	}
-	// Before anybody can use it: nobody has the future yet, and Follow comes after Start.
+	// Set before the future is shared; Follow runs after Start.
 	f.cancelBy(func(cause error) error {
 		err := endedAt(takenBack(cause), r.path(), m, unanswered)
 		c.Cancel(err)
@@ -364,7 +365,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			return endedAt(causeOf(ctx), r.path(), m, unsent)
 		}
 		if !isLost(err) {
-			return err // it was refused here: for what it was to carry, say
+			return err // refused on this side, such as for its size
 		}
 		return r.explain(ctx, err)
 	}
@@ -390,8 +391,8 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method, out *outgoin
 		}
 	}
 	if cc := callContextOf(ctx); cc != nil {
-		// No chain: whoever opens a stream need not wait for it, and it may outlive the turn that
-		// it was opened in.
+		// No chain: the caller that opens a stream need not wait for it, and the stream may outlive
+		// the turn that it was opened in.
 		req.Caller = cc.node.wireName
 	}
 	stream, err := conn.Stream(ctx, req)
@@ -401,14 +402,14 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method, out *outgoin
 	return &remoteStream{ClientStream: stream, ctx: ctx, remote: r, method: m}, nil
 }
 
-// remoteStream explains the loss of its connection.
+// remoteStream adds the cause of the node's end to the loss of its connection.
 type remoteStream struct {
 	connect.ClientStream
 
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	remote *remote
 	method *Method
-	source source // only ReceiveEmpty uses it
+	source source // used by ReceiveEmpty only
 }
 
 func (s *remoteStream) Receive(msg any) error { return s.explained(s.ClientStream.Receive(msg)) }
@@ -429,7 +430,7 @@ func (s *remoteStream) explained(err error) error {
 		return s.remote.explain(s.ctx, err)
 	}
 	if isNotHere(err) {
-		_ = s.remote.refresh(s.ctx) // the next call goes where the node is now; this one is its caller's to make again
+		_ = s.remote.refresh(s.ctx) // the next call reaches the node where it is now; repeating this one is up to its caller
 	}
 	return withoutInternalDetails(err)
 }
