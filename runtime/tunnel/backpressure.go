@@ -1,17 +1,17 @@
 package tunnel
 
-// An accepting side answers what it reads: calls, whether it serves or refuses them, and PINGs. If
-// the peer sent without ever reading, the answers would pile up here. So it stops reading while
-// more than fullBytes of them wait for the writer.
+// Back-pressure on the accepting side. It answers what it reads: calls, whether served or refused,
+// and PINGs. If the peer sent without reading, the answers would accumulate. The accepting side
+// therefore stops reading while more than fullBytes of output wait for the writer.
 //
-// Two sides that both send more than the other reads can't block each other for good: a dialling
-// side never stops reading, so the answers that an accepting side waits for are always read, unless
-// the peer has failed. That is found out by [Conn.beat].
+// This cannot deadlock two sides that both send more than the other reads: a dialling side never
+// stops reading, so the output of an accepting side is always read eventually, unless the peer has
+// failed, which [Conn.keepaliveTick] detects.
 
-// awaitWriter blocks the reading goroutine of an accepting side until the writer has taken what
-// waits to be written, or the connection has ended.
+// awaitWriter blocks the read loop of an accepting side until the writer has taken most of the
+// queued output, or the connection has ended.
 func (c *Conn) awaitWriter() {
-	_ = c.beforeRead(false) // which only says no between frames
+	_ = c.beforeRead(false) // never fails when not between frames
 	for {
 		c.mu.Lock()
 		c.paused = len(c.out.buf) > fullBytes/2 && c.err == nil
@@ -30,8 +30,7 @@ func (c *Conn) awaitWriter() {
 	}
 }
 
-// resumeReading lets a reading goroutine go on that waits for the writer. Callers hold the lock,
-// and have just taken what was to be written.
+// resumeReading unblocks awaitWriter. The caller must hold c.mu and have just collected a batch.
 func (c *Conn) resumeReading() {
 	if c.paused {
 		c.paused = false
@@ -42,7 +41,7 @@ func (c *Conn) resumeReading() {
 	}
 }
 
-// onPing answers a PING.
+// onPing answers a PING with a PONG.
 func (c *Conn) onPing(body []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempt writes to a socket as much as it takes without waiting, so that whoever has something to
-// write can do it at once instead of waking a goroutine. Connections that are no sockets have none.
-// It belongs to whoever is writing.
+// attempt is a non-blocking writer: it writes as much as the socket accepts at once. The goroutine
+// that has queued something can so write it itself, without waking another. raw is nil if the
+// connection is no socket. The attempt is owned by the goroutine that has set outbox.writing.
 type attempt struct {
 	raw  syscall.RawConn
 	try  func(fd uintptr) bool
@@ -19,13 +19,13 @@ type attempt struct {
 	err  error
 }
 
-// mostPieces is the most that the system takes in one write: Linux's IOV_MAX. Beyond that the write
-// is a part of the batch, as any may be.
+// mostPieces is the maximum number of buffers per writev: Linux's IOV_MAX. With more of them the
+// batch is written partially, like any short write.
 const mostPieces = 1024
 
-// attemptBytes is the most small frames that are written so: that many are better written beside
-// the reader or the caller than by them. Large messages are, up to batchBytes, for they are in
-// their processor's cache.
+// attemptBytes is the most bytes of small frames written this way. More are better written by
+// another goroutine, in parallel with the reader or the caller. Large messages are written up to
+// batchBytes, since they are in the CPU cache of the goroutine that queued them.
 const attemptBytes = 64 << 10
 
 func (a *attempt) init(nc net.Conn) {
@@ -36,11 +36,11 @@ func (a *attempt) init(nc net.Conn) {
 		} else {
 			a.n, a.err = unix.Writev(int(fd), a.bufs)
 		}
-		return true // never wait
+		return true // never park
 	}
 }
 
-// write reports how much was written. A socket that takes nothing right now is no error.
+// write returns the number of bytes written. A socket that accepts nothing now is not an error.
 func (a *attempt) write(b [][]byte) (int, error) {
 	a.bufs, a.n, a.err = b, 0, nil
 	err := a.raw.Write(a.try)
@@ -54,9 +54,8 @@ func (a *attempt) write(b [][]byte) (int, error) {
 	return max(a.n, 0), err
 }
 
-// flush writes what is queued, here and now if it is little and the socket takes it, and else by
-// the writing goroutine. It is called with the lock and returns with it, but may let go of it
-// meanwhile.
+// flush writes what is queued: on this goroutine if it is little and the socket accepts it, else on
+// a writer goroutine. It is called and returns with c.mu held, and may release it meanwhile.
 func (c *Conn) flush() {
 	if !c.startWriting() {
 		return

@@ -9,13 +9,14 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// inbox is what has come of a stream and waits for its reader. The reading goroutine of the
-// connection puts messages in and never waits; one reader takes them out. Its bytes are bounded by
-// the credit that its side has granted: a window full, and what more a reader grants that waits for
-// a message larger than that.
+// inbox is the receive queue of a stream. The connection's reader appends messages and never
+// blocks; one goroutine, the stream's reader, removes them. Its bytes are bounded by the credit
+// granted to the peer: a full window, plus extra credit while the stream's reader waits for a
+// message larger than that.
 //
-// Both sides work in batches, so that a small message costs no lock: what one read has brought is
-// published at once, see [Conn.publish], and the reader takes at once all that is there.
+// Both sides work in batches, so that a small message needs no lock: all messages of one read of
+// the connection are published together, see [Conn.publish], and the stream's reader takes the
+// whole queue at once.
 type inbox struct {
 	arrivals
 	batchInHand
@@ -24,66 +25,66 @@ type inbox struct {
 	id   uint32
 	what string
 
-	// dropped says that what has not been read is not wanted any more; ended, that nothing that
-	// comes is.
+	// dropped is set when unread messages are to be discarded, ended when further arrivals are.
 	dropped, ended atomic.Bool
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	ready   chan struct{}
 	queue   []packet
 	end     error
 	waiting bool
-	// large is how many of the queue have an extra.
+	// large is the number of queued messages that have used extra credit.
 	large int
-	// credit is, with the allowance, what the peer may still send; owed was read and not granted
-	// again yet.
+	// credit plus allowance is what the peer may still send. owed has been consumed but not yet
+	// granted again. window is the current window size.
 	credit, owed, window int
-	// beyond is how much of the window was taken of what the connection's streams share.
+	// beyond is the part of the window that was taken from the connection's shared budget.
 	beyond int
-	// granted is when credit was last granted again.
+	// granted is the time of the last grant.
 	granted time.Duration
-	// total is what the message in the making takes of the credit, got what it has taken, and asked
-	// what its reader has asked the connection to grant beyond the window.
+	// For the partially received message: total is the credit it needs, got the credit charged so
+	// far, and asked the extra credit requested beyond the window.
 	total, got, asked int
 
 	header, trailer Header
 }
 
-// arrivals belong to the connection's reading goroutine.
+// arrivals is the part of an inbox that is owned by the connection's reader.
 type arrivals struct {
-	// assembly is the message in the making.
+	// assembly is the partially received message, or nil.
 	assembly *assembly
-	// allowance is credit that was set aside, to be charged without the lock. There is none while a
-	// message is in the making.
+	// allowance is credit set aside so that it can be charged without the lock. It is 0 while a
+	// message is partially received.
 	allowance int
-	// fresh are the messages that are not published yet. Small ones are still where they were read;
-	// burst is how many bytes those have. listed says that the connection is to publish them.
+	// fresh holds the messages not yet published. The bodies of small ones are still in the read
+	// buffer; burst is their total size. listed reports whether the inbox is in Conn.unpublished.
 	fresh  []packet
 	burst  int
 	listed bool
-	// arrived is how much credit has been used until the window was widened.
+	// arrived is the credit used before the window was widened.
 	arrived int
 	widened bool
 }
 
-// batchInHand belongs to the reader: the messages that it has taken out of the queue and not
-// returned yet. All of them still take credit.
+// batchInHand is the part of an inbox that is owned by the stream's reader: the messages taken out
+// of the queue and not yet returned by receive. They still count against the window.
 type batchInHand struct {
 	taken []packet
 	next  int
-	// paid is what the messages returned since the last time have taken of the window, and due when
-	// that is to be granted again.
+	// paid is the cost of the messages returned since the last settlement. When it reaches due, the
+	// credit is granted again.
 	paid, due int
 }
 
-// packet is one message. A stream may have very many, so it is small.
+// packet is one message. It is kept small since a stream may queue very many.
 type packet struct {
 	body []byte
-	// slab holds the body, and is set in the last of the messages that it holds.
+	// slab owns the memory of the body. Messages may share a slab; it is set in the last of them
+	// only.
 	slab *buffer
 }
 
-// cost is what the message took of the window.
+// cost returns the credit that the message used.
 func (m packet) cost() int {
 	if m.slab != nil && m.slab.cost > 0 {
 		return m.slab.cost
@@ -91,7 +92,7 @@ func (m packet) cost() int {
 	return len(m.body) + messageCost
 }
 
-// extra is what it took beyond.
+// extra returns the part of the cost that was granted beyond the window.
 func (m packet) extra() int {
 	if m.slab == nil {
 		return 0
@@ -99,7 +100,7 @@ func (m packet) extra() int {
 	return m.slab.extra
 }
 
-// keptPackets is how many places for messages a stream keeps that has nothing to put there.
+// keptPackets is the largest capacity of an empty queue that is kept.
 const keptPackets = 256
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
@@ -116,7 +117,7 @@ func (b *inbox) signal() {
 	}
 }
 
-// charge takes n bytes of the peer's credit.
+// charge takes n bytes of the peer's credit. Exceeding the credit is a protocol violation.
 func (b *inbox) charge(n int) error {
 	if n <= b.allowance {
 		b.allowance -= n
@@ -140,8 +141,7 @@ func (b *inbox) charge(n int) error {
 	return nil
 }
 
-// takes says whether a small message of n bytes may come now as a whole, with the credit that has
-// been set aside, and charges it.
+// takes charges a whole small message of n bytes to the allowance, and reports whether it could.
 func (b *inbox) takes(n, limit int) bool {
 	if b.assembly != nil || n > limit || n+messageCost > b.allowance {
 		return false
@@ -150,7 +150,8 @@ func (b *inbox) takes(n, limit int) bool {
 	return true
 }
 
-// push takes a DATA frame. tooMuch is what to end the stream with.
+// push handles a DATA frame. If tooMuch is not nil, the stream must be ended with it; err ends the
+// connection.
 func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	cost := len(body)
 	if b.assembly == nil {
@@ -188,7 +189,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	if err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
-	b.publish() // what came before must not wait for it
+	b.publish() // earlier messages must not wait for this one
 	if !b.widened {
 		b.widen()
 	}
@@ -203,7 +204,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	return nil, nil
 }
 
-// put takes a small message, which stays where it was read until it is published.
+// put adds a whole small message. Its body stays in the read buffer until it is published.
 func (b *inbox) put(body []byte) {
 	b.burst += len(body)
 	b.fresh = append(b.fresh, packet{body: body})
@@ -213,13 +214,13 @@ func (b *inbox) put(body []byte) {
 	}
 }
 
-// keep sees to it that small messages last until they have been read. Where they are a good part of
-// what was read they keep that memory; else they are copied, so that what waits for its reader
-// takes little more than its window.
+// keep preserves the bodies of small messages beyond the current read. If they are a large part of
+// the read buffer, they share that memory. Otherwise they are copied, so that a slow reader holds
+// little more memory than its window.
 func (b *inbox) keep() {
 	last := len(b.fresh) - 1
 	for last >= 0 && b.fresh[last].slab != nil {
-		last-- // a large one has memory of its own
+		last-- // a large message has memory of its own
 	}
 	if last < 0 {
 		return
@@ -229,7 +230,7 @@ func (b *inbox) keep() {
 	case 2*b.burst >= len(in.buf):
 		b.fresh[last].slab = in.mem.share()
 	case b.burst < 1<<smallestClass:
-		// A buffer of a pool would take many times as much as messages that are as small as that.
+		// A pooled buffer would be many times larger than such small messages.
 		own := make([]byte, 0, b.burst)
 		for i := range b.fresh[:last+1] {
 			m := &b.fresh[i]
@@ -250,8 +251,7 @@ func (b *inbox) keep() {
 	b.burst = 0
 }
 
-// assembled notes that the message in the making has grown, and puts it into the queue when it is
-// complete.
+// assembled publishes the partially received message if it is now complete.
 func (b *inbox) assembled() {
 	a := b.assembly
 	if !a.complete() {
@@ -266,7 +266,7 @@ func (b *inbox) assembled() {
 	b.publish()
 }
 
-// publish hands what has come to the reader.
+// publish moves the fresh messages to the queue and wakes the stream's reader.
 func (b *inbox) publish() {
 	if len(b.fresh) == 0 {
 		return
@@ -305,7 +305,7 @@ func (b *inbox) publish() {
 	b.mu.Unlock()
 }
 
-// emptied is a list of messages for others; one that once was long does not stay so.
+// emptied returns list for reuse, or nil if its capacity is too large to keep.
 func emptied(list []packet) []packet {
 	if cap(list) > keptPackets {
 		return nil
@@ -313,7 +313,7 @@ func emptied(list []packet) []packet {
 	return list[:0]
 }
 
-// release frees messages that nobody will read, and returns what they took beyond the window.
+// release frees unread messages, and returns the credit that they used beyond the window.
 func release(list []packet) int {
 	extra := 0
 	for i := range list {
@@ -324,8 +324,8 @@ func release(list []packet) int {
 	return extra
 }
 
-// widen grants the configured window, as soon as a stream has used a good part of what each has
-// from the beginning.
+// widen raises the window to the configured size. It is called once the stream has used a good part
+// of its initial window.
 func (b *inbox) widen() {
 	b.widened = true
 	b.mu.Lock()
@@ -338,8 +338,8 @@ func (b *inbox) widen() {
 	b.conn.grant(b.id, more)
 }
 
-// enlarge makes the window larger by up to n bytes, as far as the streams of the connection have
-// room for that. Callers hold the lock, and grant what it returns.
+// enlarge raises the window by up to n bytes, as far as the shared budget permits, and returns by
+// how much. The caller must hold b.mu and grant the result.
 func (b *inbox) enlarge(n int) int {
 	n = b.conn.takeWindow(n)
 	b.window += n
@@ -347,15 +347,15 @@ func (b *inbox) enlarge(n int) int {
 	return n
 }
 
-// leaveWindow gives back what the window has taken of what the connection's streams share. Callers
-// hold the lock, and nothing is in the queue.
+// leaveWindow returns the stream's share of the budget. The caller must hold b.mu, and the queue
+// must be empty.
 func (b *inbox) leaveWindow() {
 	b.conn.windows.Add(int64(-b.beyond))
 	b.beyond = 0
 }
 
-// takeWindow takes up to n bytes of what all streams may have beyond the windows that they begin
-// with.
+// takeWindow takes up to n bytes from the budget that all streams share beyond their initial
+// windows.
 func (c *Conn) takeWindow(n int) int {
 	for n > 0 {
 		used := c.windows.Load()
@@ -367,7 +367,7 @@ func (c *Conn) takeWindow(n int) int {
 	return 0
 }
 
-// discard forgets the message in the making of a stream that has ended.
+// discard frees the partially received message of a stream that has ended.
 func (b *inbox) discard() {
 	if b.assembly != nil {
 		b.assembly.buf.free()
@@ -375,7 +375,7 @@ func (b *inbox) discard() {
 	}
 }
 
-// progress grants what a waiting reader's message needs.
+// progress calls demand if the stream's reader is waiting.
 func (b *inbox) progress() {
 	b.mu.Lock()
 	waiting := b.waiting && b.end == nil
@@ -385,7 +385,8 @@ func (b *inbox) progress() {
 	}
 }
 
-// demand grants the credit that the message in the making lacks, since a reader waits for it.
+// demand grants the credit that the partially received message still needs. It is called when the
+// stream's reader waits for that message.
 func (b *inbox) demand() {
 	b.mu.Lock()
 	if b.total == 0 || b.asked > 0 || len(b.queue) > 0 || b.end != nil {
@@ -408,7 +409,8 @@ func (b *inbox) demand() {
 	}
 }
 
-// receive waits for the next message. Who calls it frees its slab when the body has been used.
+// receive blocks until the next message or the end of the stream. The caller must free the packet's
+// slab after use.
 func (b *inbox) receive() (packet, error) {
 	if b.next < len(b.taken) && !b.dropped.Load() {
 		return b.hand(), nil
@@ -421,8 +423,8 @@ func (b *inbox) receive() (packet, error) {
 		}
 		switch {
 		case b.large > 0 && len(b.queue) > 0:
-			// One by one: what a message takes beyond the window is to be given back even if its
-			// reader reads no more.
+			// Take large messages one by one, since their extra credit must be returned even if the
+			// reader takes no further message.
 			m := b.first()
 			b.paid += m.cost() - m.extra()
 			owed += b.settle()
@@ -453,7 +455,7 @@ func (b *inbox) receive() (packet, error) {
 	}
 }
 
-// hand returns the next message of those that were taken.
+// hand returns the next of the messages in hand.
 func (b *inbox) hand() packet {
 	m := b.taken[b.next]
 	b.next++
@@ -467,7 +469,7 @@ func (b *inbox) hand() packet {
 	return m
 }
 
-// first takes the first message out of the queue. Callers hold the lock.
+// first removes the first message from the queue. The caller must hold b.mu.
 func (b *inbox) first() packet {
 	m := b.queue[0]
 	b.queue[0] = packet{}
@@ -480,8 +482,8 @@ func (b *inbox) first() packet {
 	return m
 }
 
-// settle counts what was read since the last time, and says what to grant again. Callers hold the
-// lock, and are the reader.
+// settle accounts for the messages returned since the last call, and returns the credit to grant.
+// The caller must hold b.mu and be the stream's reader.
 func (b *inbox) settle() int {
 	b.owed += b.paid
 	b.paid = 0
@@ -499,19 +501,19 @@ func (b *inbox) settle() int {
 	return owed
 }
 
-// quickWindow: a window of which a quarter is read in less time is too small: to wake a sender
-// takes a good part of that.
+// quickWindow is the time below which consuming a quarter of the window means that the window is
+// too small: waking a sender takes a good part of it.
 const quickWindow = 2 * time.Millisecond
 
-// close ends the inbox with err; only the first end counts. What is queued can still be read,
-// unless drop says otherwise.
+// close ends the inbox with err. Only the first end counts. Queued messages can still be read
+// unless drop is set.
 func (b *inbox) close(err error, drop bool) {
 	b.mu.Lock()
 	extra := 0
 	if b.end == nil {
 		b.end = err
 		b.ended.Store(true)
-		// The message in the making will not be complete any more.
+		// The partially received message will never be complete.
 		extra, b.asked, b.total = b.asked, 0, 0
 	}
 	if drop {
@@ -525,10 +527,10 @@ func (b *inbox) close(err error, drop bool) {
 	b.conn.leaveExtra(b, extra)
 }
 
-// closeSend is the clean end of what the peer sends.
+// closeSend ends the inbox after the peer's CLOSE_SEND: the stream is half-closed.
 func (b *inbox) closeSend() { b.close(io.EOF, false) }
 
-// reply is the end of a client's stream.
+// reply ends the inbox of a client's stream with the outcome in a REPLY.
 func (b *inbox) reply(r *outcome) {
 	b.mu.Lock()
 	if r.header != nil {
@@ -546,7 +548,7 @@ func (b *inbox) reply(r *outcome) {
 	}
 }
 
-// head is the response's header, which came before its first message.
+// head records the response header that precedes the first message.
 func (b *inbox) head(header Header) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

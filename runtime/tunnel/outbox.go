@@ -5,118 +5,118 @@ import (
 	"sync/atomic"
 )
 
-// outbox is what a connection has still to write. Small frames are encoded straight into one
-// buffer, in order. A message that is large, or that waits for credit, is a parcel: its fragments
-// go after the small frames of their batch, up to turnBytes from each lane in turn. Within a lane
-// parcels go one after the other. It is guarded by the connection's lock.
+// outbox is the outgoing side of a connection. Small frames are encoded directly into one buffer,
+// in order. A message that is large, or that waits for credit, is a parcel: it waits in a lane, a
+// FIFO queue. Its fragments follow the small frames of a batch, with up to turnBytes from each lane
+// in round-robin order. The outbox is guarded by Conn.mu.
 type outbox struct {
 	buf   []byte
 	spare []byte
-	// calls is how many of a dialling side's calls were queued since something was taken.
+	// calls is the number of CALLs of a dialling side queued since the last batch was collected.
 	calls int
-	// usual is how large buf was the last time, so that it need not grow to that again step by
-	// step.
+	// usual is the size of the last batch's buffer, so that the next one is allocated at about that
+	// size.
 	usual int
-	// batch is what the writing goroutine has in hand.
+	// batch is the batch being written.
 	batch batch
-	// ring has the lanes of which a fragment may be sent now.
+	// ring holds the lanes that have a fragment ready to be sent.
 	ring []*lane
-	// requests are the lanes of unary requests that have parcels.
+	// requests holds the non-empty lanes of unary requests.
 	requests map[laneKey]*lane
-	// maxFragment is the largest that the peer takes.
+	// maxFragment is the largest fragment that the peer accepts.
 	maxFragment int
-	// replyBytes is the size of the unary responses among the parcels that has not been taken yet;
-	// encoding, of those that are being encoded.
+	// replyBytes is the size of the queued unary responses that the writer has not taken yet.
+	// encoding is the size of the responses that are being encoded.
 	replyBytes, encoding int
-	// pongs is how many PONGs are in buf.
+	// pongs is the number of PONGs in buf.
 	pongs int
-	// full says that buf holds more than fullBytes: an accepting side reads nothing more then, see
+	// full is set while buf holds more than fullBytes. An accepting side then stops reading, see
 	// [Conn.awaitWriter].
 	full atomic.Bool
-	// replyWindow is what the large responses on their way take of the peer's window; replies wait
-	// for it in order.
+	// replyWindow is the part of the peer's window used by large responses in flight. replies waits
+	// for the window in FIFO order.
 	replyWindow int
 	replies     []*parcel
-	// leaving are the large responses that have not been taken yet, by their calls, so that a
-	// CANCEL can stop them.
+	// leaving holds the large responses that the writer has not finished taking, by call id, so
+	// that a CANCEL can stop them.
 	leaving map[uint32]*parcel
 
-	// writing says that a goroutine is at it. corked says that the reading goroutine is in the
-	// middle of what it has read and will see to the writing afterwards, so that the answers to one
-	// read go out in one write.
+	// writing is set while a goroutine writes. corked is set while the reader is processing a
+	// burst; it flushes at the end, so that all answers to one read go out in one write.
 	writing bool
 	corked  bool
 }
 
 const (
-	// inlineBytes is the largest message that is encoded into the common buffer; copying it costs
-	// less than another buffer.
+	// inlineBytes is the largest message encoded into the common buffer. Up to this size a copy
+	// costs less than a separate buffer.
 	inlineBytes = 8 << 10
-	// roomBytes is how much the common buffer may hold before a stream's Send waits for the writer.
+	// roomBytes is the size of the common buffer at which Send on a stream blocks for the writer.
 	roomBytes = 256 << 10
-	// fullBytes is how much the common buffer may hold before an accepting side stops reading: what
-	// it reads makes it write, and a peer that doesn't read would make it hold all of that.
+	// fullBytes is the size of the common buffer at which an accepting side stops reading. What it
+	// reads makes it write, so a peer that never reads could otherwise make the buffer grow without
+	// bound.
 	fullBytes = 1 << 20
-	// maxPongs is how many PONGs a dialling side holds for a peer that doesn't read. It can't stop
-	// reading, for the peer may have stopped until its answers are read; so one more ends the
-	// connection.
+	// maxPongs is the number of PONGs that a dialling side queues for a peer that does not read. It
+	// cannot stop reading, since the peer may have stopped reading until its answers are read; one
+	// more PING ends the connection.
 	maxPongs = 1 << 10
 	// batchBytes is how much of the parcels one write takes.
 	batchBytes = 512 << 10
-	// turnBytes is how much of one lane goes before others have their turn. Were it one fragment,
-	// all large messages would be under way at once, and both sides would go through more memory
-	// than their processors' caches hold; a message that is much larger still holds nobody up for
-	// long.
+	// turnBytes is how much is sent from one lane before the next lane's turn. With a single
+	// fragment per turn all large messages would be in flight at once, and both sides would touch
+	// more memory than fits their CPU caches. A far larger message still delays others only
+	// briefly.
 	turnBytes = 1 << 20
 )
 
-// laneKey names the order that unary requests keep.
+// laneKey identifies the unary requests whose order is preserved.
 type laneKey struct{ target, caller string }
 
-// lane is a sequence of parcels that go one after the other.
+// lane is a FIFO queue of outgoing messages.
 type lane struct {
 	parcels []*parcel
 	ringed  bool
-	// turn is how much was taken of it in a row.
+	// turn is the number of bytes taken from it in the current turn.
 	turn int
-	// The rest is for a stream's lane.
+	// The fields below are for the lanes of streams.
 	stream bool
-	// usual is the size of the last message, if it was a small one.
+	// usual is the size of the last message if it was small, else 0.
 	usual  int
 	credit int
-	// window is the most credit that there has been at once.
+	// window is the largest credit seen so far.
 	window int
-	// over is set when nothing more can be sent, and says why.
+	// over is set once nothing more can be sent, and is the reason.
 	over error
 }
 
-// parcel is one outgoing message on its way.
+// parcel is one outgoing message that is queued.
 type parcel struct {
 	id    uint32
 	kind  kind
 	flags uint8
-	// meta stands before the message in its first frame.
+	// meta precedes the message in its first frame.
 	meta []byte
 	body *encoded
 	off  int
 	lane *lane
 	key  laneKey
-	// reply marks a unary response; reserved, that it has its part of the peer's window.
+	// reply is set for a unary response, reserved once it has its share of the peer's window.
 	reply    bool
 	reserved bool
 	started  bool
-	// finished: all of it was taken by the writer, or it was dropped.
+	// finished is set when the writer has taken all of it, or it was dropped.
 	finished bool
 	dropped  bool
-	// borrowed: the writer has a fragment in hand, so it frees the body.
+	// borrowed is set while the writer holds a fragment; the writer then frees the body.
 	borrowed bool
-	// sent, where there is one, is closed when the parcel is finished.
+	// sent, if not nil, is closed when the parcel is finished.
 	sent chan struct{}
 }
 
 func (p *parcel) rest() int { return p.body.size - p.off }
 
-// finish notes that nothing of a parcel is left to be sent.
+// finish marks a parcel as finished and wakes its sender.
 func (o *outbox) finish(p *parcel) {
 	p.finished = true
 	if o.leaving[p.id] == p {
@@ -127,11 +127,11 @@ func (o *outbox) finish(p *parcel) {
 	}
 }
 
-// ready says that something of the lane may be sent now.
+// ready reports whether a frame of the lane may be sent now.
 func (l *lane) ready() bool { return len(l.parcels) > 0 && l.room(floorMaxFragment) >= 0 }
 
-// room is how many bytes of the first parcel may go now in one frame, or -1 if not even its first
-// frame may.
+// room returns how many bytes of the first parcel may be sent now in one frame, or -1 if the lane
+// must wait for credit. The lane must not be empty.
 func (l *lane) room(maxFragment int) int {
 	p := l.parcels[0]
 	rest := p.rest()
@@ -142,9 +142,9 @@ func (l *lane) room(maxFragment int) int {
 			return -1
 		}
 	case rest > wholeBytes:
-		// The first frame has the size alone. Of a message that fits the window it waits until all
-		// of it can follow: the receiver gives credit back by the quarter of its window at the
-		// latest.
+		// The first frame of a large message carries the size only. If the message fits the window,
+		// it waits for enough credit that the fragments can follow without a pause: the receiver
+		// grants credit again after a quarter of its window at the latest.
 		if need := rest + messageCost + varintBytes; bounded && l.credit < min(need, l.window/2) {
 			return -1
 		}
@@ -161,14 +161,14 @@ func (l *lane) room(maxFragment int) int {
 	return rest
 }
 
-// frame appends a whole frame.
+// frame appends a complete frame.
 func (o *outbox) frame(k kind, id uint32, body []byte) {
 	o.reserve(len(body))
 	o.buf = makeHeader(k, 0, id, len(body)).append(o.buf)
 	o.buf = append(o.buf, body...)
 }
 
-// reserve makes room in the common buffer for a frame of n bytes.
+// reserve makes room in the common buffer for a frame with a body of n bytes.
 func (o *outbox) reserve(n int) {
 	need := len(o.buf) + headerBytes + n
 	if need > fullBytes {
@@ -182,7 +182,8 @@ func (o *outbox) reserve(n int) {
 	o.buf = larger
 }
 
-// begin begins a frame of about n bytes, and returns where. patch completes it.
+// begin starts a frame with a body of about n bytes and returns its offset. The body is then
+// appended to buf, and patch completes the frame.
 func (o *outbox) begin(n int) int {
 	o.reserve(n)
 	start := len(o.buf)
@@ -190,7 +191,7 @@ func (o *outbox) begin(n int) int {
 	return start
 }
 
-// patch fills in the header of the frame that was begun at start.
+// patch writes the header of the frame started at start.
 func (o *outbox) patch(start int, k kind, flags uint8, id uint32) {
 	binary.LittleEndian.PutUint64(o.buf[start:], uint64(makeHeader(k, flags, id, len(o.buf)-start-headerBytes)))
 }
@@ -202,7 +203,7 @@ func (o *outbox) push(l *lane, p *parcel) {
 	o.wake(l)
 }
 
-// wake puts a lane into the ring if it may send.
+// wake adds a lane to the ring if it has a frame ready.
 func (o *outbox) wake(l *lane) {
 	if !l.ringed && l.ready() {
 		l.ringed = true
@@ -210,7 +211,7 @@ func (o *outbox) wake(l *lane) {
 	}
 }
 
-// pushRequest appends a unary request to the lane of its order.
+// pushRequest appends a unary request to the lane of its key.
 func (o *outbox) pushRequest(p *parcel) {
 	l := o.requests[p.key]
 	if l == nil {
@@ -223,8 +224,8 @@ func (o *outbox) pushRequest(p *parcel) {
 	o.push(l, p)
 }
 
-// pushReply appends a unary response. Those of more than one frame wait for their part of the
-// peer's window, so that it holds few unfinished ones, and always room to finish them.
+// pushReply queues a unary response. A response of more than one frame waits for its share of the
+// peer's window, so that the peer holds few partial responses and always has room to complete them.
 func (o *outbox) pushReply(p *parcel, window int) {
 	p.reply = true
 	o.replyBytes += p.rest()
@@ -254,7 +255,7 @@ func (o *outbox) admitReplies(window int) {
 	}
 }
 
-// drop takes back what has not been sent of a parcel.
+// drop removes the unsent rest of a parcel.
 func (o *outbox) drop(p *parcel) {
 	if p == nil || p.finished {
 		return
@@ -280,7 +281,7 @@ func (o *outbox) drop(p *parcel) {
 	}
 }
 
-// close drops all of a lane, and refuses what comes later.
+// close drops everything in a lane, and makes later sends fail with why.
 func (o *outbox) close(l *lane, why error) {
 	if l.over == nil {
 		l.over = why
@@ -290,7 +291,7 @@ func (o *outbox) close(l *lane, why error) {
 	}
 }
 
-// settle forgets the lane of a unary request when it is empty.
+// settle removes the lane of a unary request once it is empty.
 func (o *outbox) settle(p *parcel) {
 	if p.kind == kindCall && len(p.lane.parcels) == 0 {
 		delete(o.requests, p.key)

@@ -5,41 +5,42 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"unsafe" //nolint:depguard // for memory of the collector's that only its length is known of: a slice's, and the bytes of a string that nobody else has
+	"unsafe" //nolint:depguard // for uninitialised memory, of which only the length is known: a slice's, and the bytes of a string with no other reference
 )
 
-// The buffer of a large message is the message's own (decode.go), and so its receiver's for as long
-// as it likes. Left to the collector, such buffers are most of what a process allocates: each few
-// MiB of them is a collection, and new memory for the next ones, page by page from the system. So
-// the collector is asked to give them back instead of freeing them: a finalizer takes the memory of
-// a message that nobody holds any more.
+// A large message aliases its receive buffer (decode.go), and its receiver may hold it
+// indefinitely. If such buffers were left to the garbage collector, they would be most of what a
+// process allocates: every few MiB would trigger a collection, and new buffers would be faulted in
+// page by page from the system. So a finalizer returns the memory of an unreachable message to a
+// free list instead.
 
-// recycler lends memory to messages and gets it back when they have been collected. It keeps up to
-// recycledBytes of it, less what was not used between two collections.
+// recycler allocates memory for messages and gets it back when they have become unreachable. It
+// keeps up to recycledBytes, less what was not used between two garbage collections.
 type recycler struct {
-	mu sync.Mutex // guards what follows
-	// free has what was given back, by class; what came last goes first, as it may be in a
-	// processor's cache.
+	mu sync.Mutex // guards the fields below
+	// free holds the returned memory, by class. It is a LIFO, since the last returned may still be
+	// in a CPU cache.
 	free [recycledClasses][]*byte
-	// idle is how many bytes those are, and lowest how few they were since the last collection.
+	// idle is the number of bytes in free, and lowest its minimum since the last collection.
 	idle, lowest int
 	watching     bool
-	// early takes memory back while it is held: only the test that shows that this is noticed does
-	// so.
+	// early returns memory while it is still in use. It is set only by a test, which shows that
+	// this would be detected.
 	early bool
 }
 
 const (
 	recycledBytes = 32 << 20
-	// Classes are four to a doubling, from 32 KiB: no more than a fifth of a buffer is in vain.
+	// There are four classes per doubling, from 32 KiB, so at most a fifth of a buffer is wasted.
 	recycledSmallest = 15
 	recycledLargest  = 22
 	recycledClasses  = 4*(recycledLargest-recycledSmallest) + 1
 )
 
-var recycled recycler //nolint:gochecknoglobals // memory is the process's
+var recycled recycler //nolint:gochecknoglobals // memory is shared by the process
 
-// recycledClass is the smallest class with room for n bytes, or -1 where there is none for it.
+// recycledClass returns the smallest class with room for n bytes and its size, or -1 and n if there
+// is none.
 func recycledClass(n int) (class, size int) {
 	if n < 1<<(recycledSmallest-1) || n > 1<<recycledLargest {
 		return -1, n
@@ -53,8 +54,8 @@ func recycledClass(n int) (class, size int) {
 	return 4*(power-recycledSmallest) + quarters, 1<<power + quarters*step
 }
 
-// lend returns an empty slice with room for n bytes, n > 0, that is the caller's for good. It is
-// not cleared.
+// lend returns an empty slice with room for n bytes, n > 0. The caller owns it for good. It is not
+// cleared.
 func (r *recycler) lend(n int) []byte {
 	class, size := recycledClass(n)
 	if class < 0 {
@@ -69,7 +70,7 @@ func (r *recycler) lend(n int) []byte {
 	} else {
 		runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
 	}
-	return unsafe.Slice(first, size)[:0] //nolint:gosec // so large it was made
+	return unsafe.Slice(first, size)[:0] //nolint:gosec // allocated with that size
 }
 
 func (r *recycler) take(class, size int) *byte {
@@ -88,7 +89,7 @@ func (r *recycler) take(class, size int) *byte {
 	return first
 }
 
-// give takes memory that nobody holds any more.
+// give adds memory that is no longer reachable to the free list.
 func (r *recycler) give(first *byte, class, size int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,7 +100,7 @@ func (r *recycler) give(first *byte, class, size int) {
 	}
 }
 
-// watch makes the next collection known. Callers hold the lock.
+// watch arranges for a notification of the next collection. The caller must hold r.mu.
 func (r *recycler) watch() {
 	if !r.watching {
 		r.watching = true
@@ -107,10 +108,10 @@ func (r *recycler) watch() {
 	}
 }
 
-// collection is garbage: its finalizer says that there has been a collection.
+// collection is unreachable from the start: its finalizer runs after the next collection.
 type collection struct{ of *recycler }
 
-// happened gives up what was not needed since the last time.
+// happened frees the memory that was not needed since the previous collection.
 func (c *collection) happened() {
 	r := c.of
 	r.mu.Lock()
@@ -131,13 +132,13 @@ func (c *collection) happened() {
 	}
 }
 
-// uncleared is an empty slice with room for n bytes, n > 0, that nobody has set to zero: where all
-// of it is going to be overwritten, clearing a large one costs as much as copying it. Only
-// [strings.Builder] has such memory, and keeps it for itself until it is asked for its string.
+// uncleared returns an empty slice with room for n bytes, n > 0, that has not been zeroed. Clearing
+// a large buffer that will be overwritten costs as much as copying it. Only [strings.Builder]
+// provides such memory, through the string that it builds.
 func uncleared(n int) []byte {
 	var b strings.Builder
 	b.Grow(n)
-	b.WriteByte(0) // an empty string would have no memory to speak of
-	// Nobody else has that string: this is the only use of its bytes.
-	return unsafe.Slice(unsafe.StringData(b.String()), b.Cap())[:0] //nolint:gosec // so large it was made
+	b.WriteByte(0) // an empty string might have no memory
+	// The string is not used elsewhere, so its bytes may be modified.
+	return unsafe.Slice(unsafe.StringData(b.String()), b.Cap())[:0] //nolint:gosec // allocated with that size
 }

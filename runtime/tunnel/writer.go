@@ -5,26 +5,25 @@ import (
 	"runtime"
 )
 
-// batch is what one write takes: the common buffer, into which the heads of fragments were put as
-// well, and the fragments, which are written from where they are.
+// batch is the input of one write: the common buffer, with the headers of fragments appended, and
+// the fragments, which are written from where they are.
 type batch struct {
 	buf   []byte
 	cuts  []cut
 	taken []*parcel
 	iov   net.Buffers
-	// begun says that the batch was collected by somebody who could write only the first done bytes
-	// of it.
+	// begun is set if flush has collected the batch and written only its first done bytes.
 	begun bool
 	done  int
 }
 
-// cut says that a fragment goes where the buffer has reached at.
+// cut inserts a fragment into the output at an offset of the buffer.
 type cut struct {
 	at       int
 	fragment []byte
 }
 
-// collect takes the next batch. It reports whether there is one.
+// collect fills the next batch, and reports whether there is anything to write.
 func (o *outbox) collect(b *batch) bool {
 	if len(o.buf) == 0 && len(o.ring) == 0 {
 		return false
@@ -34,7 +33,7 @@ func (o *outbox) collect(b *batch) bool {
 	b.buf, o.buf, o.spare, o.usual = o.buf, o.spare[:0], nil, len(o.buf)
 	for total := 0; total < batchBytes && len(o.ring) > 0; {
 		l := o.ring[0]
-		if l.ready() { // credit and parcels may have gone since it was put there
+		if l.ready() { // credit and parcels may be gone since the lane was added
 			n := o.take(l, b)
 			total += n
 			l.turn += n
@@ -60,7 +59,7 @@ func (o *outbox) collect(b *batch) bool {
 	return true
 }
 
-// take puts the next fragment of a lane into the batch.
+// take adds the next fragment of a lane to the batch and returns its size with the frame header.
 func (o *outbox) take(l *lane, b *batch) int {
 	p, n := l.parcels[0], l.room(o.maxFragment)
 	k, flags, length := kindData, uint8(0), n
@@ -103,7 +102,7 @@ func (o *outbox) take(l *lane, b *batch) int {
 	return n + headerBytes
 }
 
-// vectors lines the batch up for writing.
+// vectors returns the batch as a list of buffers for writev.
 func (b *batch) vectors() net.Buffers {
 	b.iov = b.iov[:0]
 	from := 0
@@ -120,7 +119,7 @@ func (b *batch) vectors() net.Buffers {
 	return b.iov
 }
 
-// size is how many bytes the batch has.
+// size returns the number of bytes in the batch.
 func (b *batch) size() int {
 	n := len(b.buf)
 	for _, c := range b.cuts {
@@ -129,7 +128,7 @@ func (b *batch) size() int {
 	return n
 }
 
-// rest is what has not been written yet.
+// rest returns the unwritten part of the batch. It must not be empty.
 func (b *batch) rest() net.Buffers {
 	iov, skip := b.vectors(), b.done
 	for skip > 0 && len(iov[0]) <= skip {
@@ -140,7 +139,7 @@ func (b *batch) rest() net.Buffers {
 	return iov
 }
 
-// release gives back what the batch borrowed, under the connection's lock.
+// release frees the buffers of a written batch. The caller must hold c.mu.
 func (o *outbox) release(b *batch) {
 	for i, p := range b.taken {
 		p.borrowed = false
@@ -153,17 +152,17 @@ func (o *outbox) release(b *batch) {
 	b.taken = b.taken[:0]
 	clear(b.cuts)
 	b.cuts = b.cuts[:0]
-	clear(b.iov) // what was written is its message's alone again
+	clear(b.iov) // drop references to the memory of messages
 	b.iov = b.iov[:0]
 	o.spare, b.buf = b.buf[:0], nil
 	b.begun, b.done = false, 0
 }
 
-// restBytes is the largest buffer that is kept while there is nothing to write.
+// restBytes is the largest buffer kept while there is nothing to write.
 const restBytes = 4 << 10
 
-// rest gives large buffers back when there is nothing to write, so that an idle connection holds
-// little.
+// rest frees large buffers when there is nothing to write, so that an idle connection holds little
+// memory.
 func (o *outbox) rest() {
 	if cap(o.spare) > restBytes {
 		recycle(o.spare)
@@ -175,8 +174,8 @@ func (o *outbox) rest() {
 	}
 }
 
-// kick starts the writing goroutine if there is something to write and none is at it. Callers hold
-// the lock.
+// kick starts a writer goroutine if there is something to write and none is running. The caller
+// must hold c.mu.
 func (c *Conn) kick() {
 	if c.startWriting() {
 		go c.writing()
@@ -191,11 +190,11 @@ func (c *Conn) startWriting() bool {
 	return true
 }
 
-// write writes until there is nothing left. What is queued while a write is in flight goes with the
-// next: there is no timer, and the busier the connection is the more goes at once.
+// write is the writer goroutine: it writes until nothing is queued. What is queued during a write
+// goes out with the next one. No timer delays frames, and batches grow with the load.
 func (c *Conn) write() {
 	b := &c.out.batch
-	// Those who are about to queue something go first, so that theirs goes with it.
+	// Let other goroutines queue their frames first, so that they share the write.
 	runtime.Gosched()
 	c.mu.Lock()
 	for c.err == nil && (b.begun || c.out.collect(b)) {
@@ -221,7 +220,7 @@ func (c *Conn) stopWriting() {
 	c.checkQuiet()
 }
 
-// writeTo writes the batch, but for what has been written of it already.
+// writeTo writes the part of the batch that has not been written yet.
 func (b *batch) writeTo(nc net.Conn) (int64, error) {
 	if len(b.cuts) == 0 {
 		n, err := nc.Write(b.buf[b.done:])
