@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// sizeOf is the encoded size of a message; nil is the empty one.
+// sizeOf returns the encoded size of a message; nil is the empty message.
 func sizeOf(msg proto.Message) (size int, err error) {
 	if msg == nil {
 		return 0, nil
@@ -24,7 +24,8 @@ func sizeOf(msg proto.Message) (size int, err error) {
 	return size, nil
 }
 
-// appendMessage encodes a message of which the size has just been taken; nil is the empty one.
+// appendMessage appends the encoding of a message; nil is the empty message. size must come from a
+// preceding sizeOf. If the message has changed since then, the error is errChanged.
 func appendMessage(b []byte, msg proto.Message, size int) ([]byte, error) {
 	out, err := marshal(proto.MarshalOptions{UseCachedSize: true}, b, msg)
 	if err == nil && len(out)-len(b) != size {
@@ -33,7 +34,7 @@ func appendMessage(b []byte, msg proto.Message, size int) ([]byte, error) {
 	return out, err
 }
 
-// marshal appends an encoded message; nil is the empty one.
+// marshal appends the encoding of a message; nil is the empty message.
 func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (out []byte, err error) {
 	if msg == nil {
 		return b, nil
@@ -46,14 +47,14 @@ func marshal(how proto.MarshalOptions, b []byte, msg proto.Message) (out []byte,
 	}()
 	out, err = how.MarshalAppend(b, msg)
 	returned = true
-	return out, err //nolint:wrapcheck // the callers say what was being encoded
+	return out, err //nolint:wrapcheck // the callers add what was being encoded
 }
 
-// panicked makes an error of what was recovered from protobuf. A message that is modified while it
-// is being sent can cause a panic: its sender gets the error, and what others send goes on.
+// panicked converts a panic recovered from protobuf to an error. A message that is modified while
+// it is being sent can cause one: only its sender fails.
 func panicked(value any) error {
 	if value == nil {
-		return nil // runtime.Goexit, of which only the goroutine's owner can say more
+		return nil // runtime.Goexit, which the owner of the goroutine reports
 	}
 	return fmt.Errorf("%w: %v", errPanicked, value)
 }
@@ -61,7 +62,7 @@ func panicked(value any) error {
 var (
 	errPanicked = errors.New("protobuf panicked, as it may when a message is changed while it is being sent")
 	errChanged  = errors.New("the message was changed while it was being sent")
-	// errEncodingEnded is for messages of other makes than protobuf's, whose methods may do
+	// errEncodingEnded is for message types other than protobuf's own, whose methods may do
 	// anything.
 	errEncodingEnded = errors.New("the message ended its goroutine (runtime.Goexit) instead of returning")
 )
@@ -74,7 +75,7 @@ func cannotDecode(what string, code connect.Code, err error) *connect.Error {
 	return connect.Errorf(code, "decoding %s: %v", what, err).WithCause(err)
 }
 
-// message is msg as a protobuf message; connect's streams take any.
+// message converts a message of a connect stream, which may be of any type, to a protobuf message.
 func message(msg any) (proto.Message, error) {
 	if msg == nil {
 		return nil, nil //nolint:nilnil // nil is the empty message

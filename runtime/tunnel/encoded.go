@@ -9,24 +9,25 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A large message is nearly always one of a few large fields of bytes (decode.go), and copying
-// those to encode them costs as much as writing them. So they are written from where they are in
-// the message, which may not be changed any more, and only what stands between them is encoded.
+// Most large messages consist of a few large bytes fields (decode.go). Copying these to encode them
+// would cost as much as writing them. They are written from the message's own memory instead, which
+// is why the message must not be modified afterwards; only what is between them is encoded.
 
-// encoded is an encoded message that goes in fragments.
+// encoded is an encoded message that is sent in fragments.
 type encoded struct {
-	// small is the memory of all that was encoded.
+	// small is the memory of everything that was encoded.
 	small *buffer
-	// parts are the message, in order: pieces of small, and large fields.
+	// parts is the message in order: slices of small, alternating with large fields.
 	parts [][]byte
 	size  int
-	// next and at are where the next fragment begins: the part, and the place in it.
+	// next and at are the position of the next fragment: an index of parts and an offset in that
+	// part.
 	next, at int
 
 	few [3][]byte
 }
 
-// free gives the memory back. nil is no message.
+// free releases the memory. It does nothing on nil.
 func (e *encoded) free() {
 	if e != nil {
 		e.small.free()
@@ -34,7 +35,7 @@ func (e *encoded) free() {
 	}
 }
 
-// take calls each with the parts of the next n bytes.
+// take consumes the next n bytes and calls each for every part of them.
 func (e *encoded) take(n int, each func(part []byte)) {
 	for n > 0 {
 		part := e.parts[e.next][e.at:]
@@ -51,8 +52,7 @@ func (e *encoded) take(n int, each func(part []byte)) {
 	}
 }
 
-// encode encodes a message, of which the size has just been taken, into memory of its own and of
-// the message's.
+// encode encodes a message, part of it in place. size must be the current size of the message.
 func encode(msg proto.Message, size int) (_ *encoded, err error) {
 	returned := false
 	defer func() {
@@ -82,11 +82,12 @@ func encode(msg proto.Message, size int) (_ *encoded, err error) {
 	return e, nil
 }
 
-// splitRoom is for the tags and lengths of what is written by itself: if there are more of them
-// than that, the buffer grows.
+// splitRoom is the initial room for the tags and lengths of fields that are written separately. The
+// buffer grows if more is needed.
 const splitRoom = 64
 
-// largeBytes counts the bytes in a message's large fields, and says how they were looked for.
+// largeBytes returns the total size of a message's large fields, and the search that finds them
+// again.
 func largeBytes(msg proto.Message, size int) (total int, where search) {
 	if size < keptBytes || msg == nil {
 		return 0, where
@@ -96,16 +97,16 @@ func largeBytes(msg proto.Message, size int) (total int, where search) {
 	return total, where
 }
 
-// search says where large fields are looked for: so many messages deep, and in lists of messages
-// that are no longer than what could be large mostly, but not in lists of lists. So looking costs
-// little beside encoding, whatever the message.
+// search limits where large fields are looked for: to a depth of nested messages, and to lists of
+// messages that are short enough to consist mostly of large fields, but not in lists within lists.
+// The cost is small compared with encoding, whatever the message.
 type search struct {
 	depth, most int
 	inList      bool
 }
 
-// each calls visit for the fields of a message that are large or have large fields in them, with
-// how many bytes those have.
+// each calls visit for each field of a message that is large or contains large fields, with their
+// total size.
 func (s search) each(m protoreflect.Message, visit func(fd protoreflect.FieldDescriptor, large int)) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
@@ -127,7 +128,7 @@ func (s search) each(m protoreflect.Message, visit func(fd protoreflect.FieldDes
 	}
 }
 
-// in counts the bytes of large fields in one value of a field.
+// in returns the total size of the large fields in one value of a field.
 func (s search) in(fd protoreflect.FieldDescriptor, v protoreflect.Value) (total int) {
 	if fd.Kind() == protoreflect.BytesKind {
 		if n := len(v.Bytes()); n >= keptBytes {
@@ -141,7 +142,7 @@ func (s search) in(fd protoreflect.FieldDescriptor, v protoreflect.Value) (total
 	return total
 }
 
-// inside is how the messages of a field are searched, if they are.
+// inside returns the search for the messages in a field, and whether they are searched at all.
 func (s search) inside(fd protoreflect.FieldDescriptor) (search, bool) {
 	if s.depth <= 1 || s.inList && fd.IsList() {
 		return s, false
@@ -149,8 +150,8 @@ func (s search) inside(fd protoreflect.FieldDescriptor) (search, bool) {
 	return search{depth: s.depth - 1, most: s.most, inList: s.inList || fd.IsList()}, true
 }
 
-// splits says whether a field is of a kind that can be written, and kept, by itself: of bytes or a
-// message, and not of a map.
+// splits reports whether a field can be written and aliased separately: a bytes or message field
+// that is not a map.
 func splits(fd protoreflect.FieldDescriptor) bool {
 	return !fd.IsMap() && (fd.Kind() == protoreflect.BytesKind || fd.Kind() == protoreflect.MessageKind)
 }
@@ -158,14 +159,14 @@ func splits(fd protoreflect.FieldDescriptor) bool {
 // splitter encodes a message in parts.
 type splitter struct {
 	buf []byte
-	// ends are where pieces of buf end because a large field follows, and fields those.
+	// ends are the offsets of buf at which the large fields are inserted; fields are those fields.
 	ends   []int
 	fields [][]byte
 	parts  [][]byte
 }
 
-// message writes all of a message: first what has no large fields, then those that have, in the
-// order of their numbers. (On the wire the order of different fields means nothing.)
+// message encodes a message: first everything without large fields, then the fields with large
+// ones, by number. The order of different fields on the wire has no meaning.
 func (s *splitter) message(m protoreflect.Message, where search) error {
 	var apart []protoreflect.FieldDescriptor
 	where.each(m, func(fd protoreflect.FieldDescriptor, _ int) { apart = append(apart, fd) })
@@ -190,7 +191,7 @@ func (s *splitter) message(m protoreflect.Message, where search) error {
 	return nil
 }
 
-// rest encodes a message but for some of its fields.
+// rest encodes a message without the fields in apart.
 func (s *splitter) rest(m protoreflect.Message, apart []protoreflect.FieldDescriptor) error {
 	rest := m
 	if len(apart) > 0 {
@@ -208,7 +209,7 @@ func (s *splitter) rest(m protoreflect.Message, apart []protoreflect.FieldDescri
 	return err
 }
 
-// field writes one value of a field that is of bytes or a message.
+// field encodes one value of a bytes or message field.
 func (s *splitter) field(fd protoreflect.FieldDescriptor, v protoreflect.Value, where search) error {
 	s.buf = protowire.AppendTag(s.buf, fd.Number(), protowire.BytesType)
 	if fd.Kind() == protoreflect.MessageKind {
@@ -227,7 +228,8 @@ func (s *splitter) field(fd protoreflect.FieldDescriptor, v protoreflect.Value, 
 	return nil
 }
 
-// finish lines the parts up; only now, since buf may have moved while it grew.
+// finish returns the parts. They are cut only now, since buf may have been reallocated while it
+// grew.
 func (s *splitter) finish() [][]byte {
 	from := 0
 	for i, end := range s.ends {

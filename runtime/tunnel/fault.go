@@ -11,31 +11,31 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler, so
-// that they may be tried elsewhere whatever they do.
+// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler. Such
+// calls may be retried elsewhere, whether or not they are idempotent.
 var ErrNotRun = errors.New("tunnel: the call was not run")
 
-// ErrClosed is matched by the errors of a connection that ended in good order: by [Conn.Close] or
+// ErrClosed is matched by the errors of a connection that was ended by [Conn.Close] or
 // [Conn.Shutdown] on either side.
 var ErrClosed = errors.New("tunnel: connection closed")
 
-// ErrProtocol is matched by the errors of a connection that ended because one side broke the
-// protocol.
+// ErrProtocol is matched by the errors of a connection that ended because of a protocol violation.
 var ErrProtocol = errors.New("tunnel: protocol violation")
 
-// violation is what a peer did that no well-behaved one does. The connection ends with it.
+// violation returns the error for a breach of the protocol by the peer. It ends the connection.
 func violation(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, args...))
 }
 
-// unavailable is what the connection's end is to a call. cause has the reason.
+// unavailable returns the error of a call whose connection ended for the reason cause.
 func unavailable(cause error) *connect.Error {
 	return connect.NewError(connect.CodeUnavailable, cause.Error()).WithCause(cause)
 }
 
 func notRun(err *connect.Error) *connect.Error { return err.WithCause(ErrNotRun) }
 
-// contextError is what the end of a context is to a call. doing says what it was waiting for.
+// contextError converts a context error to a connect error. doing, if not empty, describes what the
+// call was waiting for.
 func contextError(err error, doing string) *connect.Error {
 	code := connect.CodeCanceled
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -48,8 +48,9 @@ func contextError(err error, doing string) *connect.Error {
 	return connect.NewError(code, text).WithCause(err)
 }
 
-// authored is the error that a caller is told of for err, which is not nil. An error that somebody
-// has authored is told as it is; others by their text.
+// authored converts err, which must not be nil, to the connect error that the caller gets. A
+// [connect.Error] in its chain is used unchanged; a context error becomes Canceled or
+// DeadlineExceeded; any other error becomes Unknown with its text.
 func authored(err error) *connect.Error {
 	var known *connect.Error
 	switch {
@@ -62,14 +63,14 @@ func authored(err error) *connect.Error {
 	}
 }
 
-// MaxErrorSize bounds an error that goes back to a caller: its text and its details. Together with
-// metadata of [MaxHeaderSize] it fits what a peer takes by default.
+// MaxErrorSize limits the text and details of an error that is returned to a caller. Together with
+// metadata of [MaxHeaderSize] it fits the default limits of a peer.
 const MaxErrorSize = 24 << 10
 
-// NormalizeError returns err as every way can carry it. A code that does not exist becomes Unknown,
-// octets of texts that are not UTF-8 become U+FFFD, and an error larger than [MaxErrorSize] loses
-// its details, and then the end of its message. Where nothing is to be done it is err itself; else
-// err is its cause.
+// NormalizeError returns err in a form that every transport can carry. An invalid code becomes
+// Unknown, invalid UTF-8 in texts becomes U+FFFD, and an error larger than [MaxErrorSize] loses its
+// details and, if necessary, the end of its message. If nothing has to change it returns err
+// itself; otherwise the result has err as its cause.
 func NormalizeError(err *connect.Error) *connect.Error {
 	code := err.Code()
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
@@ -93,16 +94,15 @@ func NormalizeError(err *connect.Error) *connect.Error {
 	return out
 }
 
-// replacement stands for octets that are not UTF-8, which neither JSON nor protobuf's strings can
-// hold.
+// replacement replaces invalid UTF-8, which neither JSON nor protobuf strings can carry.
 const replacement = "\uFFFD"
 
-// maxDetails bounds the details of one error. [connect.Error.WithDetail] copies what is there
-// already, so that building an error of n details takes n² steps: with this bound they are few.
+// maxDetails limits the number of details of an error. [connect.Error.WithDetail] copies the
+// existing details, so building an error of n details takes O(n²) time.
 const maxDetails = 128
 
-// fitError is an error's message and details in no more than limit bytes: details go first if they
-// don't fit, then the message's end. Of more than maxDetails details the first are kept.
+// fitError returns an error's message and details in at most limit bytes. It drops all details if
+// they do not fit, and then truncates the message. At most the first maxDetails details are kept.
 func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 	message, details := strings.ToValidUTF8(err.Message(), replacement), err.Details()
 	details = details[:min(len(details), maxDetails)]
@@ -130,7 +130,7 @@ func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 	return message, details
 }
 
-// appendFault writes an error block of no more than limit bytes.
+// appendFault appends an error block of at most limit bytes.
 func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	message, details := fitError(err, limit)
 	b = appendInt(b, int(err.Code()))
@@ -143,10 +143,9 @@ func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	return b
 }
 
-// fault reads an error block. The error is marked as the peer's, and has no more than maxDetails
-// details: the others are skipped.
+// fault reads an error block. The error is marked as remote. Details beyond maxDetails are skipped.
 func (p *parser) fault() *connect.Error {
-	code := connect.Code(p.int()) //nolint:gosec // bounded by int
+	code := connect.Code(p.int()) //nolint:gosec // the range of int is checked by p.int
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
 		code = connect.CodeUnknown
 	}

@@ -5,18 +5,18 @@ import (
 	"fmt"
 )
 
-// A frame is a header of eight bytes and a body. The header is one little-endian 64-bit number: the
-// body's length in the lowest 24 bits, then 8 bits of kind, 8 bits of flags, and 24 bits of call
-// id. docs/tunnel.md has every kind's body.
+// frameHeader is the header of a frame. A frame is a header of eight bytes and a body. The header
+// is one little-endian 64-bit number: from the lowest bits, 24 bits of body length, 8 bits of kind,
+// 8 bits of flags and 24 bits of call id. docs/tunnel.md specifies the body of every kind.
 type frameHeader uint64
 
 const (
 	headerBytes = 8
-	// floorMaxFragment is the most of one message that a frame carries to a receiver that has not
-	// said that it takes more. A round 64 KiB with what encodes it goes in one.
+	// floorMaxFragment is the largest fragment sent to a receiver that has not announced a larger
+	// limit. It fits a payload of 64 KiB together with its encoding.
 	floorMaxFragment = 65 << 10
-	// wholeBytes is the largest message that goes in one frame. Of larger ones the first frame
-	// tells the size alone, so that the receiver can read the fragments straight into place.
+	// wholeBytes is the largest message sent in one frame. For a larger message the first frame
+	// carries the size only, so that the receiver can read the fragments straight into place.
 	wholeBytes = 32 << 10
 	maxCallID  = 1<<24 - 1
 
@@ -24,15 +24,15 @@ const (
 	maxRefusalBytes   = 2 << 10
 	maxGoAwayBytes    = 4 << 10
 	pingBytes         = 8
-	// maxNames and maxNamesBytes bound a connection's table of interned names; further names travel
-	// in full.
+	// maxNames and maxNamesBytes limit a connection's table of interned names, and maxNameBytes the
+	// length of one. Names that do not fit are sent in full.
 	maxNames      = 16 << 10
 	maxNamesBytes = 1 << 20
 	maxNameBytes  = 1 << 10
-	// messageCost stands for what a message costs its receiver beyond its bytes, so that empty ones
-	// are not free.
+	// messageCost is charged for a message in addition to its bytes, so that empty messages are not
+	// free.
 	messageCost = 32
-	// callCost is the same for a whole call.
+	// callCost is charged for a call in the same way.
 	callCost = 256
 )
 
@@ -59,8 +59,8 @@ const (
 	kindGoAway kind = 0x22
 )
 
-// Flags. flagSized is shared by the three kinds that carry a message: the frame is the first of
-// several, and the message's whole size stands before its first fragment.
+// Flags. flagSized is shared by the three kinds that carry a message: it marks the first frame of
+// several, in which the total size of the message precedes its first fragment.
 const (
 	flagSized uint8 = 0x20
 
@@ -88,7 +88,7 @@ func (h frameHeader) kind() kind   { return kind(h >> 24 & 0xff) }
 func (h frameHeader) flags() uint8 { return uint8(h >> 32 & 0xff) }
 func (h frameHeader) id() uint32   { return uint32(h >> 40) }
 
-// like says whether another frame differs in its length at the most.
+// like reports whether the headers are equal except for the length.
 func (h frameHeader) like(other frameHeader) bool { return (h^other)>>24 == 0 }
 
 func (h frameHeader) append(b []byte) []byte {
@@ -135,7 +135,7 @@ func (k kind) String() string {
 	return fmt.Sprintf("0x%02x", uint8(k))
 }
 
-// rule is what a frame of a kind may look like, whatever the state of its call.
+// rule is what a frame of one kind may look like, regardless of the state of its call.
 type rule struct {
 	known   bool
 	flags   uint8
@@ -147,7 +147,7 @@ type rule struct {
 	accept  bool
 }
 
-// ruleOf says how a frame of kind k has to look, for a receiver with these limits.
+// ruleOf returns the rule for kind k, for a receiver with these limits.
 func ruleOf(k kind, l *limits) rule {
 	switch k {
 	case kindName:
@@ -179,7 +179,7 @@ func ruleOf(k kind, l *limits) rule {
 	return rule{}
 }
 
-// check refuses a frame header that no well-behaved peer sends, before its body is read.
+// check validates a frame header before the body is read. An error is a protocol violation.
 func (h frameHeader) check(fromDialler bool, l *limits) error {
 	r := ruleOf(h.kind(), l)
 	switch {

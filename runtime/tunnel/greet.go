@@ -7,7 +7,7 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// What the two sides of a failed proof can do about it.
+// The error texts for a failed proof, with what either side can do about it.
 const (
 	needsToken = "this side admits only peers that know its token, and the dialler has none: " +
 		"give it the system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
@@ -20,7 +20,7 @@ const (
 		"to the user who started it), or another process has taken the address"
 )
 
-// greet is the dialling side of the handshake. It leaves the answer and the peer's limits in c.
+// greet performs the dialling side of the handshake. It sets c.version, c.welcome and c.peer.
 func (c *Conn) greet() error {
 	g := &greeting{}
 	g.numbers[fieldMinVersion], g.numbers[fieldVersion] = MinVersion, MaxVersion
@@ -61,7 +61,7 @@ func (c *Conn) greet() error {
 	return err
 }
 
-// welcomed reads what the accepting side said of itself.
+// welcomed processes the WELCOME of the accepting side.
 func (c *Conn) welcomed(body []byte) error {
 	answer, err := parseGreeting(body)
 	if err != nil {
@@ -86,15 +86,15 @@ func (c *Conn) welcomed(body []byte) error {
 	case c.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
 		return handshakeError(FaultUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
 	case c.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
-		// It should have refused by itself.
+		// The accepting side should have refused the connection itself.
 		return handshakeError(FaultRefused, connect.CodeUnauthenticated, nil, needsToken)
 	}
 	c.peer, err = answer.limits()
 	return err
 }
 
-// checkPeer reads the accepting side's proof, checks it, and makes this side's. Both are empty
-// where there is no token.
+// checkPeer reads and verifies the accepting side's proof, and returns this side's. Without a token
+// both are empty.
 func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 	frame, err := c.receive(kindProof)
 	if err != nil {
@@ -113,8 +113,8 @@ func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
 
-// receive reads the frame that is due. In its place a refusal may come, which is returned as an
-// error.
+// receive reads the next frame, which must be of kind due. If it is a REFUSE, receive returns the
+// refusal as an error.
 func (c *Conn) receive(due kind) ([]byte, error) {
 	h, frame, err := readHandshakeFrame(&c.in)
 	switch {
@@ -132,7 +132,8 @@ func (c *Conn) receive(due kind) ([]byte, error) {
 	return nil, violation("a %v frame where %v is due", h.kind(), due)
 }
 
-// refusal is what a REFUSE frame says.
+// refusal converts a REFUSE frame to an error. unproven is set if the peer has not yet proven that
+// it knows the token.
 func (g *greeting) refusal(unproven bool) error {
 	code := connect.Code(g.numbers[fieldCode]) //nolint:gosec // checked below
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
@@ -149,8 +150,8 @@ func (g *greeting) refusal(unproven bool) error {
 	return &HandshakeError{Fault: fault, Code: code, Message: text, Remote: true}
 }
 
-// answer is the accepting side of the handshake. admit is asked when the dialler has proven that it
-// knows the token.
+// answer performs the accepting side of the handshake. admit is called after the dialler has proven
+// that it knows the token.
 func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	if err := readPreface(&c.in); err != nil {
 		return err
@@ -204,7 +205,7 @@ func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	return err
 }
 
-// greeted reads what the dialler said of itself.
+// greeted processes the HELLO of the dialler.
 func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
 	theirMin, theirMax := g.numbers[fieldMinVersion], g.numbers[fieldVersion]
 	if theirMin > MaxVersion || theirMax < MinVersion || theirMin > theirMax {
@@ -230,7 +231,7 @@ func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
 	return err
 }
 
-// checkDialler reads and checks the dialler's proof.
+// checkDialler reads and verifies the dialler's proof.
 func (c *Conn) checkDialler(hello, welcome, mine []byte) error {
 	frame, err := c.receive(kindProof)
 	if err != nil {
@@ -246,7 +247,7 @@ func (c *Conn) checkDialler(hello, welcome, mine []byte) error {
 	return nil
 }
 
-// admitted asks for the handler of a dialler that is proven.
+// admitted calls admit to get the handler for a verified dialler.
 func (c *Conn) admitted(admit func(Hello) (Handler, error)) (Handler, error) {
 	handler, err := admit(c.hello)
 	switch {
@@ -265,12 +266,11 @@ func wrongHost(expected, found string) *HandshakeError {
 	return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
 }
 
-// refuse says to the dialler why it is not admitted, where nothing was said before, and returns
-// that as an error.
+// refuse sends a REFUSE frame with the preface, and returns err as a [*HandshakeError].
 func (c *Conn) refuse(err error) error { return c.sendRefusal([]byte(Preface), err) }
 
-// decline is refuse for a side that has sent its preface. What the peer itself refused, or a
-// connection that broke, needs no answer.
+// decline is refuse for a side that has already sent its preface. It sends nothing if the peer
+// itself refused or the connection failed.
 func (c *Conn) decline(err error) error {
 	if typed, ok := errors.AsType[*HandshakeError](err); ok && typed.Remote {
 		return err
@@ -294,12 +294,12 @@ func (c *Conn) sendRefusal(before []byte, err error) error {
 	g.numbers[fieldCode], g.numbers[fieldFault] = uint64(typed.Code), uint64(typed.Fault) //nolint:gosec // small
 	g.text[fieldMessage] = shorten(typed.Message, maxRefusalBytes)
 	if frame, ferr := handshakeFrame(kindRefuse, g.append(nil)); ferr == nil {
-		_, _ = c.nc.Write(append(before, frame...)) // the refusal itself is what went wrong
+		_, _ = c.nc.Write(append(before, frame...)) // best effort: the refusal is the error to report
 	}
 	return typed
 }
 
-// shorten cuts a text to at most limit bytes, between two characters.
+// shorten truncates a text to at most limit bytes, at a rune boundary.
 func shorten(text string, limit int) string {
 	if len(text) <= limit {
 		return text

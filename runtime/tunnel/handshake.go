@@ -14,89 +14,88 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Preface is what both sides of a tunnel connection send first. No HTTP/1 request, HTTP/2 preface
-// or TLS record starts with its first byte.
+// Preface is the first data that both sides of a tunnel connection send. Its first byte begins no
+// HTTP/1 request, HTTP/2 preface or TLS record.
 const Preface = "\x8dRAYLINK"
 
-// The versions of the protocol that this package speaks. Version 1 sent the token in clear; it is
+// The protocol versions that this package supports. Version 1 sent the token in the clear and is
 // refused.
 const (
 	MinVersion = 2
 	MaxVersion = 2
 )
 
-// ProtocolHTTP is the [Hello].Protocol of a connection that carries HTTP once both sides are
-// proven.
+// ProtocolHTTP is the [Hello].Protocol of a connection that carries HTTP after the handshake.
 const ProtocolHTTP = "http"
 
 // Hello is the dialler's part of the handshake.
 type Hello struct {
-	// Host is the id of the host that the dialler expects. Any other host is refused. Empty means
-	// any.
+	// Host is the id of the host that the dialler expects. Any other host refuses the connection.
+	// Empty means any host.
 	Host string
-	// Client is the id of the caller's host.
+	// Client is the id of the dialler's host.
 	Client string
-	// Tag names an extra tunnel to one node; empty for the common connection of two hosts.
+	// Tag names a tagged tunnel, an additional one that leads to a single node. It is empty for the
+	// connection that two hosts share.
 	Tag string
-	// Target is, for a tagged tunnel, the node it leads to.
+	// Target is the node that a tagged tunnel leads to.
 	Target string
-	// Build is the build of the dialler's executable.
+	// Build identifies the build of the dialler's executable.
 	Build string
-	// Protocol is what the connection carries after the handshake. Empty means the tunnel's frames;
-	// see [DialRaw].
+	// Protocol is the protocol of the connection after the handshake. Empty means the tunnel's
+	// frames, see [DialRaw].
 	Protocol string
 }
 
 // Welcome is the accepting side's part of the handshake.
 type Welcome struct {
-	// Host is the accepting host's id.
+	// Host is the id of the accepting host.
 	Host string
-	// Build is the build of its executable.
+	// Build identifies the build of its executable.
 	Build string
 }
 
-// HandshakeFault says why a handshake failed.
+// HandshakeFault classifies the failure of a handshake.
 type HandshakeFault int
 
-// What can go wrong in a handshake.
+// The reasons why a handshake fails.
 const (
-	// FaultLost: the connection ended, or nothing came in time.
+	// FaultLost: the connection ended, or the handshake timed out.
 	FaultLost HandshakeFault = iota + 1
-	// FaultNotAPeer: what came was not a tunnel's.
+	// FaultNotAPeer: the other side does not speak the tunnel protocol.
 	FaultNotAPeer
-	// FaultVersion: the two sides speak no common version.
+	// FaultVersion: the two sides support no common protocol version.
 	FaultVersion
-	// FaultWrongHost: the server is another host than the expected one.
+	// FaultWrongHost: the accepting host is not the expected one.
 	FaultWrongHost
-	// FaultRefused: the server did not admit the dialler, for the reason that the code and the text
-	// say.
+	// FaultRefused: the accepting side did not admit the dialler. Code and Message give the reason.
 	FaultRefused
-	// FaultUnproven: the server did not prove that it knows the token. It learned nothing about it.
+	// FaultUnproven: the accepting side did not prove that it knows the token. It has learned
+	// nothing about the token.
 	FaultUnproven
 )
 
-// HandshakeError is why a connection did not come to be. It unwraps to a [connect.Error] with its
-// code.
+// HandshakeError is a failed handshake. It unwraps to a [connect.Error] with its code.
 type HandshakeError struct {
 	Fault HandshakeFault
-	// Code is what the failure is to a caller.
+	// Code is the connect code of calls that fail because of it.
 	Code connect.Code
-	// Message says what happened.
+	// Message describes the failure.
 	Message string
-	// Remote says that it is the other side's verdict.
+	// Remote reports that the other side detected the failure.
 	Remote bool
-	// Answer is, for FaultNotAPeer, what the other side began with, up to 64 bytes of it; empty
-	// where it began as a tunnel does.
+	// Answer is, for FaultNotAPeer, the beginning of what the other side sent, up to 64 bytes. It
+	// is empty if the other side began with the preface.
 	Answer string
 	cause  error
 }
 
-// Error is the message, with its code.
+// Error returns the code and the message.
 func (e *HandshakeError) Error() string {
 	return "tunnel handshake: " + e.Code.String() + ": " + e.Message
 }
 
-// Unwrap is the same as an error that connect's inspectors understand.
+// Unwrap returns the failure as a [connect.Error] that matches [ErrNotRun].
 func (e *HandshakeError) Unwrap() error {
 	return notRun(connect.NewError(e.Code, "tunnel handshake: "+e.Message).WithCause(e.cause))
 }
@@ -105,12 +104,12 @@ func handshakeError(fault HandshakeFault, code connect.Code, cause error, format
 	return &HandshakeError{Fault: fault, Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
 }
 
-// The handshake's bodies are protobuf messages; docs/tunnel.md has their schema. Unknown fields are
-// skipped, so that fields can be added.
+// The bodies of handshake frames are protobuf messages; docs/tunnel.md has their schema. Unknown
+// fields are skipped, so fields may be added.
 const (
 	fieldMinVersion = iota + 1
 	fieldVersion
-	_ // the token in version 1; never sent any more
+	_ // the token in version 1; no longer used
 	fieldHost
 	fieldClient
 	fieldTag
@@ -132,15 +131,15 @@ const (
 	fieldNonce
 	fieldAuth
 	fieldProtocol
-	fieldCount // one more than the last
+	fieldCount // one more than the last field
 )
 
-// lineEnd ends HELLO. A server that waits for a line, as those of HTTP do, then has one that makes
-// no sense to it, and says so at once instead of waiting for more until somebody loses patience.
+// lineEnd terminates HELLO. A server of a line-based protocol such as HTTP then sees a malformed
+// line and answers at once, instead of waiting for more input until a timeout.
 const lineEnd = "\r\n\r\n"
 
-// greeting is the union of the bodies' fields. What it takes does not depend on what the peer
-// sends, beyond the bytes of the frame itself.
+// greeting is the union of the fields of all handshake bodies. Its size is fixed, apart from the
+// strings, which are bounded by the frame.
 type greeting struct {
 	text    [fieldCount]string
 	numbers [fieldCount]uint64
@@ -151,7 +150,7 @@ func (g *greeting) setLimits(l limits) {
 		g.numbers[field] = uint64(*value) //nolint:gosec // limits are positive
 	}
 	if l.maxFragment == floorMaxFragment {
-		g.numbers[fieldMaxFragment] = 0 // the meaning of a missing field
+		g.numbers[fieldMaxFragment] = 0 // a missing field means floorMaxFragment
 	}
 }
 
@@ -163,8 +162,8 @@ func (l *limits) fields() map[protowire.Number]*int {
 	}
 }
 
-// limits are what the peer receives, brought within what this package ever sends. A limit that is
-// missing is nothing.
+// limits returns what the peer is prepared to receive, clamped to what this package ever sends. A
+// missing limit counts as 0.
 func (g *greeting) limits() (limits, error) {
 	var l limits
 	for field, value := range l.fields() {
@@ -179,7 +178,7 @@ func (g *greeting) limits() (limits, error) {
 	return l, nil
 }
 
-// append writes the fields in the order of their numbers, but for the one that ends the line.
+// append encodes the fields in numerical order, with fieldLineEnd last.
 func (g *greeting) append(b []byte) []byte {
 	for field := protowire.Number(fieldMinVersion); field < fieldCount; field++ {
 		if field != fieldLineEnd {
@@ -226,14 +225,14 @@ func parseGreeting(b []byte) (*greeting, error) {
 	return g, nil
 }
 
-// bounded runs a handshake within the configured time and ctx; what it reads and writes ends with
-// either.
+// bounded runs a handshake with the configured timeout. Its reads and writes fail when the timeout
+// expires or ctx ends.
 func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
 	deadline := time.Now().Add(cfg.HandshakeTimeout)
 	if err := nc.SetDeadline(deadline); err != nil {
 		return handshakeError(FaultLost, connect.CodeUnavailable, err, "setting a deadline: %v", err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // fails only when the connection is closed
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // fails only on a closed connection
 	err := run()
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -262,8 +261,8 @@ func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) err
 	return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v", err)
 }
 
-// readPreface reads the peer's first bytes. One wrong byte is enough to know that this is not a
-// peer: it may send no more.
+// readPreface reads the peer's preface. It fails at the first wrong byte, since a foreign peer may
+// send no more.
 func readPreface(in *frameReader) error {
 	for i := 1; i <= len(Preface); i++ {
 		b, err := in.peek(i)
@@ -278,7 +277,8 @@ func readPreface(in *frameReader) error {
 	return nil
 }
 
-// notAPeer says what the other side is instead, as far as its first bytes show.
+// notAPeer returns the error for a peer that did not send the preface, and describes what it is as
+// far as its first bytes show.
 func notAPeer(answer string) error {
 	what := "the other side is not a tunnel"
 	if line, _, _ := strings.Cut(answer, "\r\n"); strings.HasPrefix(line, "HTTP/") {
@@ -289,7 +289,8 @@ func notAPeer(answer string) error {
 	return err
 }
 
-// readHandshakeFrame reads one frame of the handshake, as it came: the proofs cover it in full.
+// readHandshakeFrame reads one handshake frame and returns it as received, since the proofs cover
+// the whole frame.
 func readHandshakeFrame(in *frameReader) (frameHeader, []byte, error) {
 	b, err := in.peek(headerBytes)
 	if err != nil {
@@ -310,7 +311,7 @@ func readHandshakeFrame(in *frameReader) (frameHeader, []byte, error) {
 	return h, frame, nil
 }
 
-// handshakeLimit is the longest body of a frame of the handshake.
+// handshakeLimit returns the maximum body length of a handshake frame.
 func handshakeLimit(k kind) int {
 	switch k {
 	case kindProof:
@@ -322,7 +323,7 @@ func handshakeLimit(k kind) int {
 	}
 }
 
-// handshakeFrame makes a frame of the handshake.
+// handshakeFrame encodes a handshake frame.
 func handshakeFrame(k kind, body []byte) ([]byte, error) {
 	if len(body) > maxHandshakeBytes {
 		return nil, handshakeError(FaultRefused, connect.CodeInvalidArgument, nil,

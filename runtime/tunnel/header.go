@@ -7,20 +7,20 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Field is one key with one value.
+// Field is a key with one value.
 type Field struct {
 	// Key is in lower case.
 	Key string
-	// Value is any octets.
+	// Value may hold any octets.
 	Value string
 }
 
-// Header is what travels with a call beside its messages: keys in lower case, each with any number
-// of values, in the order they were added. nil is the empty one. A header that was given to a call
-// is not changed from then on.
-type Header []Field //nolint:recvcheck // reading takes the slice, as [net/http.Header] does; writing may replace it
+// Header is the metadata of a call: keys in lower case, each with any number of values, in the
+// order in which they were added. nil is the empty header. A header must not be modified after it
+// was passed to a call.
+type Header []Field //nolint:recvcheck // as in [net/http.Header], methods that only read use the value; methods that write may replace the slice
 
-// Get is the key's first value, or "".
+// Get returns the key's first value, or "".
 func (h Header) Get(key string) string {
 	key = strings.ToLower(key)
 	for _, f := range h {
@@ -31,7 +31,7 @@ func (h Header) Get(key string) string {
 	return ""
 }
 
-// Values are all of the key's values.
+// Values returns all values of the key.
 func (h Header) Values(key string) []string {
 	key = strings.ToLower(key)
 	var values []string
@@ -43,18 +43,18 @@ func (h Header) Values(key string) []string {
 	return values
 }
 
-// Add appends a value to the key's.
+// Add appends a value for the key.
 func (h *Header) Add(key, value string) {
 	*h = append(*h, Field{Key: strings.ToLower(key), Value: value})
 }
 
-// Set replaces the key's values by one.
+// Set replaces all values of the key by one.
 func (h *Header) Set(key, value string) {
 	h.Del(key)
 	h.Add(key, value)
 }
 
-// Del removes the key's values.
+// Del removes all values of the key.
 func (h *Header) Del(key string) {
 	key = strings.ToLower(key)
 	kept := (*h)[:0]
@@ -66,7 +66,7 @@ func (h *Header) Del(key string) {
 	*h = kept
 }
 
-// All yields every key and value in order.
+// All returns an iterator over all keys and values in order.
 func (h Header) All() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for _, f := range h {
@@ -77,10 +77,10 @@ func (h Header) All() iter.Seq2[string, string] {
 	}
 }
 
-// HeaderFrom copies a connect header. It is nil where that is empty. By connect's convention the
-// values of keys that end in `-bin` are base64, which is decoded here: a Header has the octets.
-// Reserved keys (see [Reserved]) are left out, as connect's transports leave them out. Fields that
-// no call can carry are refused as [Header.Validate] does.
+// HeaderFrom converts a connect header. It returns nil for an empty one. By connect's convention
+// the values of keys that end in `-bin` are base64; they are decoded, since a Header holds octets.
+// Reserved keys (see [Reserved]) are skipped, as connect's transports do. A field that no call can
+// carry is an error, as in [Header.Validate].
 func HeaderFrom(from *connect.Header) (Header, error) {
 	if from.Len() == 0 {
 		return nil, nil
@@ -96,7 +96,7 @@ func HeaderFrom(from *connect.Header) (Header, error) {
 				h = append(h, Field{Key: key, Value: value})
 				continue
 			}
-			// HTTP may join the values of one key with commas, which base64 does not use.
+			// HTTP may join the values of a key with commas, which base64 does not use.
 			for part := range strings.SplitSeq(value, ",") {
 				octets, err := connect.DecodeBinaryHeader(strings.TrimSpace(part))
 				if err != nil {
@@ -113,7 +113,8 @@ func HeaderFrom(from *connect.Header) (Header, error) {
 	return h, nil
 }
 
-// CopyTo adds all fields to a connect header, binary values as base64: the reverse of [HeaderFrom].
+// CopyTo adds all fields to a connect header, with binary values in base64. It is the inverse of
+// [HeaderFrom].
 func (h Header) CopyTo(to *connect.Header) {
 	for _, f := range h {
 		value := f.Value
@@ -124,11 +125,11 @@ func (h Header) CopyTo(to *connect.Header) {
 	}
 }
 
-// fieldCost is what a field of a header counts for beside its octets, about what it takes to hold:
-// an empty field takes two octets on the wire.
+// fieldCost is charged for a field in addition to its octets, and approximates the memory that it
+// uses: an empty field takes only two octets on the wire.
 const fieldCost = 32
 
-// size is what a header counts for, which is more than append will write.
+// size returns what is charged for a header. It is more than append writes.
 func (h Header) size() int {
 	n := varintBytes
 	for _, f := range h {
@@ -146,12 +147,12 @@ func (h Header) append(b []byte) []byte {
 	return b
 }
 
-// header reads a header, and returns what it counts for. One that counts for more than room is
-// skipped.
+// header reads a header and returns what is charged for it. If that exceeds room, the header is
+// skipped and h is nil.
 func (p *parser) header(room int) (h Header, cost int) {
 	before := len(p.rest)
 	count := p.int()
-	// A field takes two bytes at least, so the body's length bounds the count.
+	// A field takes at least two bytes, so the length of the body limits the count.
 	if count > len(p.rest)/2 {
 		p.failf("a header of %d fields in %d bytes", count, len(p.rest))
 		return nil, 0

@@ -6,56 +6,55 @@ import (
 	"time"
 )
 
-// keepalive finds out a peer that has gone silent while calls are open. It ticks only then, so an
-// idle connection costs no timer. It is guarded by the connection's lock.
+// keepalive detects a peer that has gone silent while calls are open. It ticks only while some are,
+// so an idle connection has no running timer. It is guarded by Conn.mu.
 //
-// Silence is counted in ticks that came in time, never by the clock. A tick that comes late says
-// that this process did not run (it was stopped, its machine was suspended or is overloaded): what
-// the peer has sent meanwhile has not been read yet, so the peer is pinged and given a whole
-// interval from then on.
+// Silence is measured in punctual ticks, not by the clock. A late tick means that this process did
+// not run, because it was stopped, its machine was suspended or it is overloaded. What the peer has
+// sent meanwhile may not have been read yet, so the peer is pinged and given another full interval.
 type keepalive struct {
-	// interval is how long the peer may be silent before it is pinged, and then before it is given
-	// up.
+	// interval is how long the peer may be silent before it is pinged, and again before the
+	// connection fails.
 	interval time.Duration
 	timer    *time.Timer
 	armed    bool
-	// last is when the last tick was, silent how many ticks in a row since brought nothing.
+	// last is the time of the last tick. silent counts the consecutive ticks without traffic.
 	last   time.Time
 	silent int
-	// sent is how much was written at the last tick, stalled how many ticks in a row nothing was
-	// that should have been.
+	// sent is the number of bytes written up to the last tick. stalled counts the consecutive ticks
+	// at which output was queued and nothing was written.
 	sent    uint64
 	stalled int
 }
 
-// keepaliveVerdict is what a tick finds.
+// keepaliveVerdict is the result of a tick.
 type keepaliveVerdict uint8
 
 const (
-	// peerAlive: nothing is to be done.
+	// peerAlive: nothing to do.
 	peerAlive keepaliveVerdict = iota
-	// peerSilent: it is to be pinged.
+	// peerSilent: ping the peer.
 	peerSilent
-	// peerLost: it has not answered.
+	// peerLost: the peer did not answer the ping.
 	peerLost
 )
 
-// ticksPerInterval is how many ticks an interval has. With more of them a shorter stop of this
-// process is noticed.
+// ticksPerInterval is the number of ticks per interval. The more there are, the shorter a pause of
+// this process that is detected.
 const ticksPerInterval = 4
 
-// leastLateness is how late a tick is at the least before it says anything: schedulers are not
-// exact.
+// leastLateness is the minimum delay at which a tick counts as late, to allow for scheduling
+// jitter.
 const leastLateness = 50 * time.Millisecond
 
 var errNoAnswer = errors.New("no answer")
 
 func (k *keepalive) period() time.Duration { return max(k.interval/ticksPerInterval, 1) }
 
-// begin is before the first tick.
+// begin resets the state before the first tick.
 func (k *keepalive) begin(now time.Time) { k.last, k.silent = now, 0 }
 
-// tick decides by what has come since the last one.
+// tick returns what to do, given whether there was traffic since the last tick.
 func (k *keepalive) tick(now time.Time, traffic bool) keepaliveVerdict {
 	late := k.isLate(now)
 	k.last = now
@@ -76,19 +75,19 @@ func (k *keepalive) tick(now time.Time, traffic bool) keepaliveVerdict {
 	return peerAlive
 }
 
-// isLate says whether more time has passed than a tick's, by either clock: the monotonic one stands
-// still while some machines are suspended, and the other one then does not.
+// isLate reports whether the tick is late by the monotonic or the wall clock. On some machines the
+// monotonic clock stops during suspension, and only the wall clock shows it.
 func (k *keepalive) isLate(now time.Time) bool {
 	passed := max(now.Sub(k.last), now.Round(0).Sub(k.last.Round(0)))
 	return passed > k.period()+max(k.period()/2, leastLateness)
 }
 
-// stalledTicks is for how many ticks nothing may have been written to a peer that this side has
-// stopped reading from, before it counts as silent: one write may be long, and the link slow.
+// stalledTicks is the number of ticks without a write after which a peer counts as silent while
+// this side does not read. It is generous because one write may be large and the link slow.
 const stalledTicks = 4 * ticksPerInterval
 
-// slow says whether a peer that can't be heard, since this side has stopped reading (see
-// [Conn.awaitWriter]), still reads what is written to it.
+// slow reports whether a peer whose traffic cannot be seen, because this side has stopped reading
+// (see [Conn.awaitWriter]), still reads what is written to it.
 func (k *keepalive) slow(paused bool, sent uint64) bool {
 	progress := sent != k.sent
 	k.sent = sent
@@ -106,7 +105,7 @@ func (k *keepalive) stop() {
 	}
 }
 
-// watch starts the ticks when the first call opens. Callers hold the lock.
+// watch starts the ticks when the first call opens. The caller must hold c.mu.
 func (c *Conn) watch() {
 	k := &c.keepalive
 	if k.armed || c.cfg.Keepalive < 0 || c.err != nil {
@@ -122,8 +121,8 @@ func (c *Conn) watch() {
 	k.timer.Reset(k.period())
 }
 
-// keepaliveTick looks whether anything has come since the last tick. Silence is answered by a ping,
-// continued silence by the end.
+// keepaliveTick checks for traffic since the last tick. It pings a silent peer, and fails the
+// connection if the peer stays silent.
 func (c *Conn) keepaliveTick() {
 	c.mu.Lock()
 	if c.err != nil {
@@ -141,7 +140,7 @@ func (c *Conn) keepaliveTick() {
 		c.fail(fmt.Errorf("%w for %v", errNoAnswer, 2*c.cfg.Keepalive))
 		return
 	}
-	// What could not be written yet counts as open: the peer does not read it.
+	// Output that cannot be written counts as open, since the peer does not read it.
 	if c.pending() == 0 && !c.out.writing {
 		k.armed = false
 	} else {

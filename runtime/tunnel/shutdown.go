@@ -8,15 +8,16 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Shutdown ends the connection in good order: no new calls begin, on either side; those that are
-// open are waited for; what they answered is written; then the connection is closed. If ctx ends
-// first, the connection is closed then, and ctx's error returned.
+// Shutdown ends the connection gracefully. No new calls begin on either side; open calls may finish
+// and their responses are written; then the connection is closed. If ctx ends first, the connection
+// is closed at once and the error wraps ctx's. Shutdown returns nil if the connection has already
+// ended.
 func (c *Conn) Shutdown(ctx context.Context) error {
 	c.mu.Lock()
 	over := c.err != nil
 	if over {
 		c.mu.Unlock()
-		return nil //nolint:nilerr // it has ended, whatever the reason: nothing is open any more
+		return nil //nolint:nilerr // already ended for whatever reason: nothing is open
 	}
 	c.drain(fmt.Errorf("this side is shutting down: %w", ErrClosed))
 	if c.quiet == nil {
@@ -36,8 +37,8 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// parted waits until the dialler has closed the connection: it alone knows that it has read
-// everything. One that does not close in time is not waited for.
+// parted waits until the dialler has closed the connection, since only the dialler knows that it
+// has read everything. It gives up after HandshakeTimeout.
 func (c *Conn) parted(ctx context.Context) error {
 	if c.dialled {
 		return nil
@@ -53,8 +54,8 @@ func (c *Conn) parted(ctx context.Context) error {
 	return nil
 }
 
-// drain refuses new calls from now on and says so to the peer. On a connection that has ended there
-// is nothing to refuse. Callers hold the lock.
+// drain refuses new calls from now on and sends GOAWAY. It does nothing if the connection has
+// ended. The caller must hold c.mu.
 func (c *Conn) drain(reason error) {
 	if c.draining != nil || c.err != nil {
 		return
@@ -66,8 +67,8 @@ func (c *Conn) drain(reason error) {
 	c.kick()
 }
 
-// checkQuiet wakes Shutdown when nothing is left to wait for. A dialler whose peer is shutting down
-// closes the connection then. Callers hold the lock.
+// checkQuiet unblocks Shutdown if nothing is left to wait for. On a dialling side whose peer is
+// shutting down, it then closes the connection. The caller must hold c.mu.
 func (c *Conn) checkQuiet() {
 	leaving := c.dialled && c.peerDrained
 	if c.quiet == nil && !leaving {
@@ -75,8 +76,8 @@ func (c *Conn) checkQuiet() {
 	}
 	over := c.err != nil
 	idle := c.pending() == 0 && !c.out.writing && len(c.out.buf) == 0 && len(c.out.ring) == 0 && len(c.out.replies) == 0
-	// An accepting side waits until the dialler knows, so that no call that was already on its way
-	// is lost without an answer.
+	// An accepting side waits for the dialler's GOAWAY, so that no call already in flight is lost
+	// without an answer.
 	if !over && (!idle || !c.dialled && !c.peerDrained) {
 		return
 	}
@@ -98,7 +99,7 @@ func (c *Conn) onGoAway(h frameHeader, body []byte) error {
 		return p.err
 	}
 	if h.flags()&goAwayFatal != 0 {
-		return fmt.Errorf("the peer ended the connection: %s", reason.Message()) //nolint:err113 // a reason, not for decisions
+		return fmt.Errorf("the peer ended the connection: %s", reason.Message()) //nolint:err113 // for information only, not to be matched
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
