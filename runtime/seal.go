@@ -14,16 +14,17 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// A message belongs to nobody once it was sent or returned. Under the build tag `invariants`, calls
-// inside a process are held to that: a message is sealed with its hash when it is sent, and the
-// seal is looked at when the node gets it, when its method has returned, and when later calls of
-// the node end. The call at which a broken seal is found fails, and its owner's log says the same.
+// A message must not be modified once it was sent or returned. The build tag `invariants` enforces
+// that for calls within a process: a message gets a fingerprint, its hash, when it is sent. The
+// fingerprint is verified when the node receives the message, when its method has returned, and
+// when later calls of the node end. The call at which a mismatch is found fails, and the node's
+// owner gets a log line with the same text.
 
-// sealing says that messages are sealed.
+// sealing is set if messages get fingerprints.
 const sealing = true
 
-// remembered is how many messages a node looks at again, and maxSealed how large one may be for
-// that.
+// remembered is how many messages a node verifies again, and maxSealed the size up to which it
+// does, in bytes.
 const (
 	remembered = 16
 	maxSealed  = 1 << 20
@@ -31,7 +32,7 @@ const (
 
 var sealSeed = maphash.MakeSeed() //nolint:gochecknoglobals // one for all hashes that are compared
 
-// seal is a message and its hash when it was sent.
+// seal is the fingerprint of a message: the message and its hash when it was sent.
 type seal struct {
 	msg  proto.Message
 	hash uint64
@@ -42,16 +43,16 @@ func sealOf(msg proto.Message) seal { return seal{msg: msg, hash: hashOf(msg)} }
 func hashOf(msg proto.Message) uint64 {
 	b, err := proto.MarshalOptions{Deterministic: true, AllowPartial: true}.Marshal(msg)
 	if err != nil {
-		return 0 // what can't be encoded fails elsewhere
+		return 0 // an encoding error is reported elsewhere
 	}
 	return maphash.Bytes(sealSeed, b)
 }
 
 func (s seal) broken() bool { return s.msg != nil && hashOf(s.msg) != s.hash }
 
-// witness remembers the last messages that passed between a node and its callers in this process.
+// witness holds the last messages that passed between a node and its callers in this process.
 type witness struct {
-	mu   sync.Mutex // guards all below
+	mu   sync.Mutex // guards the fields below
 	seen [remembered]struct {
 		seal
 		what string
@@ -69,7 +70,7 @@ func (w *witness) remember(s seal, what string) {
 	w.next++
 }
 
-// look returns what was changed since it passed, and forgets it.
+// look returns the description of a message that was modified since it passed, and removes it.
 func (w *witness) look() (what string, broken bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -82,7 +83,7 @@ func (w *witness) look() (what string, broken bool) {
 	return "", false
 }
 
-// verifySent looks at a request when the node gets it.
+// verifySent verifies a request when the node receives it.
 func (n *Node) verifySent(cc *callContext) error {
 	if cc.sent.broken() {
 		return n.brokenSeal("the request of %s was changed after it was sent: its caller must not, even while the call waits", cc.call.method.fullName())
@@ -90,7 +91,8 @@ func (n *Node) verifySent(cc *callContext) error {
 	return nil
 }
 
-// verifyReturned looks at all there is to look at when a call ends, and seals its response.
+// verifyReturned verifies the request and earlier messages when a call ends, and fingerprints its
+// response.
 func (n *Node) verifyReturned(cc *callContext, res proto.Message) error {
 	if cc.sent.msg == nil {
 		return nil // it did not come from this process
@@ -109,7 +111,7 @@ func (n *Node) verifyReturned(cc *callContext, res proto.Message) error {
 	return nil
 }
 
-// verifyPassed looks at a stream's message when it is received.
+// verifyPassed verifies a stream's message when it is received.
 func (n *Node) verifyPassed(s seal, m *Method) error {
 	if s.broken() {
 		return n.brokenSeal("a message of the stream %s was changed after it was sent", m.fullName())
@@ -117,7 +119,7 @@ func (n *Node) verifyPassed(s seal, m *Method) error {
 	return nil
 }
 
-// checkTravels encodes a message that passes inside the process, so that a test notices one that no
+// checkTravels encodes a message that passes within the process, so that tests detect one that no
 // other way could carry.
 func (n *Node) checkTravels(m *Method, request bool, msg proto.Message) error {
 	if n.host != nil {

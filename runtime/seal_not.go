@@ -4,13 +4,13 @@ package runtime
 
 import "google.golang.org/protobuf/proto"
 
-// sealing says that messages are sealed.
+// sealing is set if messages get fingerprints.
 const sealing = false
 
-// Without the build tag `invariants` nothing is sealed and nothing looked at: see seal.go.
+// Without the build tag `invariants` there are no fingerprints: see seal.go.
 type (
 	seal    struct{}
-	witness struct{} //nolint:unused // the build tag invariants uses it
+	witness struct{} //nolint:unused // used with the build tag invariants
 )
 
 func sealOf(proto.Message) seal { return seal{} }

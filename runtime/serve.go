@@ -12,32 +12,31 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// newCall describes a call as it reaches a node, whatever way it came. ctx is the caller's: its end
-// and deadline count, its values don't.
+// newCall makes the context of a call that reaches a node, whatever its way. ctx is the caller's:
+// its end and deadline apply, its values do not.
 func newCall(ctx context.Context, m *Method, way wayNumber) *callContext {
 	return &callContext{call: Call{method: m, way: way}, caller: ctx}
 }
 
-// adopt makes the call one of the node's.
+// adopt makes node and call known to each other.
 func (n *Node) adopt(cc *callContext) {
 	cc.node = n
 	cc.life = n.work
 	if cc.call.method.builtin && n.host != nil {
-		// They outlive the node: not least the one that ends it.
+		// Built-in methods may outlive the node, such as the one that stops it.
 		cc.life = n.host.life
 	}
 }
 
-// isConcurrent says whether a method runs beside the node's turns.
+// isConcurrent reports whether a method runs beside the node's turns.
 func (n *Node) isConcurrent(m *Method) bool {
 	return m.Concurrent() || n.beside != nil && !m.builtin && n.beside[m.index]
 }
 
-// invoke runs a unary method for a caller that waits in this process. When the node is idle, and
-// for concurrent methods, that is on the caller's own goroutine: there is nobody to hand over to,
-// and nobody to wake. Such a call can't return before its method does, so it may overrun its
-// deadline by as long as the method takes to notice (docs/turns.md has the figures behind this
-// choice).
+// invoke runs a unary method for a caller in this process that waits for it. If the node is idle,
+// or the method is concurrent, it runs inline on the caller's goroutine, without a handover and
+// wake-up. Such a call cannot return before its method does, so it may overrun its deadline by the
+// time that the method takes to notice (docs/turns.md has the figures behind this choice).
 func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error) {
 	ctx := cc.caller
 	if ctx.Err() != nil {
@@ -80,7 +79,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if !n.mailbox.Remove(j.entry) {
 		select {
 		case <-j.done:
-			// Both came at once: what was done is worth more.
+			// Both happened at once: prefer the result.
 			return j.res, j.err
 		default:
 		}
@@ -89,8 +88,8 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	return nil, n.ended(ctx, cc.call.method, at)
 }
 
-// runInline runs a unary method on its caller's goroutine. A caller whose context has ended
-// meanwhile gets that, as it would by any other way.
+// runInline runs a unary method on its caller's goroutine. If the caller's context has ended
+// meanwhile, the error is that, as for every other way.
 func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
 	res, err := n.run(cc, req)
 	if cc.caller.Err() != nil {
@@ -99,8 +98,8 @@ func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, err
 	return res, err
 }
 
-// submit puts a unary call in line, or starts it beside the turns, and returns. finish is called
-// once, on a goroutine of the node's; after an error it is never called.
+// submit puts a unary call into the mailbox, or starts it beside the turns, and returns. finish is
+// called once, on a goroutine of the node; if submit returns an error it is never called.
 func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(*job)) (*job, error) {
 	j := &job{cc: cc, req: req, size: size, finish: finish}
 	return j, n.submitJob(j)
@@ -129,8 +128,8 @@ func (n *Node) submitJob(j *job) error {
 	return n.enqueue(j)
 }
 
-// cancel takes a submitted call back, and returns how far it had come. Where it had not begun it
-// never will, and finish is not called.
+// cancel cancels a submitted call, and returns how far it had come. If it had not begun, it never
+// runs and finish is not called.
 func (n *Node) cancel(j *job, cause error) stage {
 	if j.entry == nil || !n.mailbox.Remove(j.entry) {
 		j.cc.abort(cause)
@@ -146,7 +145,8 @@ func (n *Node) enqueue(j *job) error {
 	return err
 }
 
-// enterBeside begins a call that runs beside the turns. It waits until the node is set up.
+// enterBeside acquires a place for a call that runs beside the turns. It blocks until the node is
+// set up.
 func (n *Node) enterBeside(cc *callContext) error {
 	if err := n.reserveBeside(cc); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (n *Node) enterBeside(cc *callContext) error {
 }
 
 // reserveBeside counts a call that is to run beside the turns, or refuses it. Built-in methods are
-// always answered, and not counted: not least the one that drains the node.
+// always accepted and not counted, since one of them drains the node.
 func (n *Node) reserveBeside(cc *callContext) error {
 	m := cc.call.method
 	if m.builtin {
@@ -172,7 +172,7 @@ func (n *Node) reserveBeside(cc *callContext) error {
 	return n.mailbox.Enter(&cc.ownTurn, m.name, cc)
 }
 
-// awaitReady waits until the node is set up.
+// awaitReady blocks until the node is set up.
 func (n *Node) awaitReady(cc *callContext) error {
 	if cc.call.method.builtin || n.isUp.Load() {
 		return nil
@@ -186,7 +186,7 @@ func (n *Node) awaitReady(cc *callContext) error {
 	case <-n.ready:
 		return n.neverReady
 	case <-cc.Done():
-		if cc.caller.Err() == nil && n.work.Err() != nil { // the node has ended, not the caller's patience
+		if cc.caller.Err() == nil && n.work.Err() != nil { // the node has ended, not the caller's context
 			return context.Cause(n.work)
 		}
 		return n.ended(cc, cc.call.method, inSetup)
@@ -199,8 +199,8 @@ func (n *Node) leaveBeside(cc *callContext) {
 	}
 }
 
-// refuseUnready refuses a call that could only wait for itself: a node in its set-up waits for the
-// call, or for a child, and the child, in its own set-up, calls the node.
+// refuseUnready refuses a call that would deadlock with the node's set-up: the set-up waits for the
+// call, or for a child that calls the node in its own set-up.
 func (n *Node) refuseUnready(chain *chain, caller *Caller, method string) error {
 	if n.isUp.Load() {
 		return nil
@@ -228,17 +228,18 @@ func (n *Node) refuseCircle(cc *callContext) error {
 	return cc.chain.circle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
 }
 
-// job is a unary call in line.
+// job is a unary call in a mailbox.
 type job struct {
-	// entry is its place in line, if it has one.
+	// entry is its place in the queue, if it has one.
 	entry *mailbox.Entry
 	cc    *callContext
 	req   proto.Message
 	size  int
-	// waits says that it had to wait for others when it was put in line.
+	// waits is set if other calls were before it when it was enqueued.
 	waits bool
 
-	// done is closed, finish called, and in answered when res and err are set; each may be nil.
+	// When res and err are set, done is closed, finish is called and in gets the reply; each may be
+	// nil.
 	done   chan struct{}
 	finish func(*job)
 	in     *tunnel.Incoming
@@ -246,13 +247,13 @@ type job struct {
 	err    error
 }
 
-// Run implements mailbox.Work.
+// Run implements [mailbox.Work].
 func (j *job) Run(turn *mailbox.Turn) {
 	n := j.cc.node
 	j.cc.turn = turn
 	ended := false
 	defer func() {
-		if !ended { // its caller must not wait for ever
+		if !ended { // its caller must not block for ever
 			j.res, j.err = nil, n.goexited(j.cc.call.method)
 			j.end()
 		}
@@ -269,9 +270,9 @@ func (j *job) Run(turn *mailbox.Turn) {
 	j.end()
 }
 
-// Refuse implements mailbox.Work.
+// Refuse implements [mailbox.Work].
 func (j *job) Refuse(err error) {
-	j.cc.end() // frees what waiting for the node's set-up may have taken
+	j.cc.end() // releases what waiting for the node's set-up may have registered
 	j.err = err
 	j.end()
 }
@@ -288,8 +289,8 @@ func (j *job) end() {
 	}
 }
 
-// run runs a unary method, and authors its error. Where the method ends its goroutine run does not
-// return.
+// run runs a unary method, and converts its error for the caller. If the method ends its goroutine,
+// run does not return.
 func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err error) {
 	returned := false
 	defer func() {
@@ -330,7 +331,7 @@ func (n *Node) runMethod(cc *callContext, req proto.Message) (res proto.Message,
 	return res, nil
 }
 
-// runIntercepted runs a unary method inside of the interceptors.
+// runIntercepted runs a unary method inside the interceptors.
 func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message, error) {
 	m := cc.call.method
 	inv := &Invocation{Node: n.ref(), Method: m, Request: req}
@@ -346,8 +347,8 @@ func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message
 	return inv.Response, nil
 }
 
-// runStream runs a streaming method beside the turns, and authors its error. Where the method ends
-// its goroutine runStream does not return: its caller answers with [Node.goexited].
+// runStream runs a streaming method beside the turns, and converts its error. If the method ends
+// its goroutine, runStream does not return: its caller then replies with [Node.goexited].
 func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err error) {
 	n.adopt(cc)
 	m := cc.call.method

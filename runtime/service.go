@@ -12,21 +12,21 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 )
 
-// Defaults for what a schema leaves open. They are the ones that raylink/options/v1 documents.
+// Defaults of options that a schema leaves out, as raylink/options/v1 documents them.
 const (
 	DefaultMaxConcurrency = 1
 	DefaultMaxPending     = 16384
 	DefaultMaxStreams     = 1024
 )
 
-// ServiceConfig is what the schema's options say of a service's nodes. Generated code fills it in;
-// zero fields mean the defaults.
+// ServiceConfig are the schema's options for a service's nodes. Generated code fills it in; zero
+// fields mean the defaults.
 type ServiceConfig struct {
-	// Type is the node type's name, unique in a binary: `learner` in `learner-0`.
+	// Type is the node type's name, unique in a program: `learner` in `learner-0`.
 	Type string
-	// NewConfig makes an empty configuration message. Nil for a type that takes none.
+	// NewConfig makes an empty configuration message; nil for a type without configuration.
 	NewConfig func() proto.Message
-	// MaxConcurrency is how many turns the mailbox gives out at once.
+	// MaxConcurrency is the number of turns: how many methods run at once.
 	MaxConcurrency int
 	// MaxPending is how many calls may wait in the mailbox.
 	MaxPending int
@@ -34,8 +34,8 @@ type ServiceConfig struct {
 	MaxStreams int
 }
 
-// Service is one service's method table, made once by generated code. The host's dispatcher, the
-// HTTP handler, the local stub and the tunnel adapters all work from it. It is immutable.
+// Service is one service's method table, made once by generated code and used by the host's
+// dispatcher, the HTTP handler, the local stub and the tunnel adapters. It is immutable.
 type Service struct {
 	name    string
 	desc    protoreflect.ServiceDescriptor
@@ -44,8 +44,8 @@ type Service struct {
 	byProc  map[string]*Method
 }
 
-// NewService makes the method table of a service that no generated code is made of; see [Table] for
-// the others. It panics where the methods don't fit the schema.
+// NewService makes the method table of a service without generated code; see [Table] for the
+// others. It panics if the methods do not fit the schema.
 func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods ...MethodTable) *Service {
 	rows := make([]*Method, len(methods))
 	for i, table := range methods {
@@ -93,10 +93,10 @@ func (s *Service) Type() string { return s.config.Type }
 // Descriptor is the service's schema.
 func (s *Service) Descriptor() protoreflect.ServiceDescriptor { return s.desc }
 
-// Config is what the schema's options say, defaults filled in.
+// Config returns the schema's options, defaults filled in.
 func (s *Service) Config() ServiceConfig { return s.config }
 
-// methodNames lists the methods, for errors that say what exists.
+// methodNames lists the methods, for errors.
 func (s *Service) methodNames() string {
 	names := make([]string, len(s.methods))
 	for i, m := range s.methods {

@@ -2,27 +2,27 @@ package runtime
 
 import "time"
 
-// silence measures for how long nothing has been heard of a peer, while this process was running.
-// What is heard while the process is stopped or its machine suspended is only known later: after
-// such a time the peer is given the whole of it anew.
+// silence measures how long a peer has been silent while this process was running. Traffic that
+// arrives while the process is stopped, or its machine suspended, is noticed only afterwards: after
+// such a pause the measurement starts again.
 type silence struct {
 	period time.Duration
 	heard  int64
-	// since is when it began, last when it was looked at.
+	// since is when the silence began, last the time of the last measurement.
 	since, last time.Time
 }
 
-// newSilence begins now. It is to be looked at in each period.
+// newSilence starts a measurement now. at must then be called once per period.
 func newSilence(period time.Duration, now time.Time) *silence {
 	return &silence{period: period, since: now, last: now}
 }
 
-// lateness is how late a look is at the least before it says that the process did not run.
+// lateness is by how much a measurement must be late before it means that the process did not run.
 const lateness = 100 * time.Millisecond
 
-// at is how long the silence has lasted. heard changes with whatever is heard.
+// at returns how long the silence has lasted. heard must change whenever there was traffic.
 func (s *silence) at(now time.Time, heard int64) time.Duration {
-	// The monotonic clock stands still while some machines are suspended; the other one does not.
+	// The monotonic clock stops while some machines are suspended; the wall clock does not.
 	passed := max(now.Sub(s.last), now.Round(0).Sub(s.last.Round(0)))
 	if heard != s.heard || passed > 2*s.period+lateness {
 		s.since = now

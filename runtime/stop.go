@@ -16,8 +16,8 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// stopNode ends a node that lives here: children first, then its calls, then itself. All who ask
-// wait for the one end, and get its error.
+// stopNode ends a local node: first its children, then its calls, then the node itself. Concurrent
+// callers wait for the same end, and get its error.
 func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause string) error {
 	h.beginStop(n, drain, cause)
 	select {
@@ -28,7 +28,7 @@ func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause
 	}
 }
 
-// beginStop begins a node's end, unless it has begun. It goes on when its caller is gone.
+// beginStop begins a node's end unless it has begun. The end continues when ctx of its caller ends.
 func (h *Host) beginStop(n *Node, drain time.Duration, cause string) {
 	if !n.beginStop() {
 		return
@@ -42,13 +42,14 @@ func (h *Host) beginStop(n *Node, drain time.Duration, cause string) {
 		n.endStop(h.stopNow(ctx, n, cause))
 	})
 	if !began {
-		h.drop(n) // the host has ended, and all that the node had with it
+		h.drop(n) // the host has ended, and with it everything that the node had
 		n.endStop(nil)
 	}
 }
 
 func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
-	// First it takes no more, then it says so: who has heard that it stops is never taken in.
+	// Close the mailbox before publishing STOPPING, so that no call made after the state was
+	// observed is accepted.
 	n.mailbox.Close(closedError(n.path, "is stopping"))
 	if !n.isUp.Load() {
 		h.stopSetup(ctx, n, cause)
@@ -56,19 +57,18 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
 	h.cancelCreations(ctx, func(c *creation) bool { return c.parent == n.nid }, closedError(n.path, "is stopping: it gets no more children"))
 	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
-	// The record goes whatever became of the rest; a moment is left for that also when the time is
-	// up.
+	// The record is removed even if stopping has failed or taken all of its time.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if !n.snapshot().GetRestarts() {
 		h.removeRecords(rctx, []string{n.nid}, cause)
-	} // else the record stays, for the next life: that this one is over, the host's goodbye says
+	} // or else the record stays for the next incarnation; the host's goodbye ends this one
 	h.drop(n)
 	return errors.Join(errs...)
 }
 
-// stopSetup ends the set-up of a node that is stopped before it serves, and waits for that: it will
-// not serve the calls that wait, so they are refused at once.
+// stopSetup ends the set-up of a node that is stopped before it serves, and waits for that. Calls
+// that wait for the set-up are refused at once.
 func (h *Host) stopSetup(ctx context.Context, n *Node, cause string) {
 	err := closedError(n.path, cause+" before it was set up")
 	n.mailbox.Abandon(err)
@@ -79,7 +79,8 @@ func (h *Host) stopSetup(ctx context.Context, n *Node, cause string) {
 	}
 }
 
-// tellState tells Brain of a node's state. That Brain is away is no reason to wait.
+// tellState updates a node's state in Brain. It gives up after a second: Brain's absence must not
+// delay the end.
 func (h *Host) tellState(ctx context.Context, n *Node, state nodev1.NodeState) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -91,7 +92,7 @@ func (h *Host) tellState(ctx context.Context, n *Node, state nodev1.NodeState) {
 	n.setRecord(res.GetNodes()[0])
 }
 
-// stopKids ends the children that this host launched for a parent, all at once.
+// stopKids ends the children that this host launched for a parent, concurrently.
 func (h *Host) stopKids(ctx context.Context, parent string) error {
 	h.mu.Lock()
 	kids := h.kids[parent]
@@ -100,7 +101,7 @@ func (h *Host) stopKids(ctx context.Context, parent string) error {
 	return h.stopAll(ctx, kids, "stopped")
 }
 
-// stopAll ends children of this host, all at once.
+// stopAll ends children of this host, concurrently.
 func (h *Host) stopAll(ctx context.Context, kids []*kid, cause string) error {
 	errs := make([]error, len(kids))
 	var all sync.WaitGroup
@@ -111,7 +112,7 @@ func (h *Host) stopAll(ctx context.Context, kids []*kid, cause string) error {
 	return errors.Join(errs...)
 }
 
-// stopKid ends one child and all below it.
+// stopKid ends one child and its descendants.
 func (h *Host) stopKid(ctx context.Context, k *kid, cause string) error {
 	if k.node != nil {
 		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), cause)
@@ -132,7 +133,8 @@ func remaining(ctx context.Context, most time.Duration) time.Duration {
 	return most
 }
 
-// watchProcess waits for the end of a child's process, and tells Brain if it was no good one.
+// watchProcess waits for the end of a child's process, and reports it to Brain if the process has
+// not.
 func (h *Host) watchProcess(parent string, k *kid) {
 	select {
 	case <-k.process.Done():
@@ -140,7 +142,7 @@ func (h *Host) watchProcess(parent string, k *kid) {
 		select {
 		case <-k.process.Done():
 		default:
-			// All have been stopped by now: its end can't be waited for.
+			// All processes have been stopped by now; the host cannot wait any longer.
 			h.log.Warn("a process has not ended although it was stopped", slog.String("node", k.path), slog.Int("pid", k.process.PID()))
 			return
 		}
@@ -167,10 +169,10 @@ func (h *Host) watchProcess(parent string, k *kid) {
 	h.reportEnd(context.WithoutCancel(h.life), k, how)
 }
 
-// reportEnd tells Brain that a child's process has ended, with all nodes that its host had: perhaps
-// more than the one that it was launched for. While Brain is away it tries again, until this host
-// ends: else the nodes would seem to live until their host's lease runs out. The first attempt has
-// ctx.
+// reportEnd reports to Brain that a child's process has ended, with all nodes of its host, which
+// may be more than the one that it was launched for. While Brain is away it retries until this host
+// ends; otherwise the nodes would seem to be alive until their host's lease expires. ctx applies to
+// the first attempt.
 func (h *Host) reportEnd(ctx context.Context, k *kid, how string) {
 	report := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, brainTimeout)
@@ -193,7 +195,7 @@ func (h *Host) reportEnd(ctx context.Context, k *kid, how string) {
 	}
 }
 
-// nodeFailed ends a node of this process because of its own failure.
+// nodeFailed ends a local node because of its own failure.
 func (h *Host) nodeFailed(n *Node, err error) {
 	h.goBackground(func(ctx context.Context) {
 		if serr := h.stopNode(ctx, n, h.options.Drain, "failed: "+err.Error()); serr != nil {
@@ -202,7 +204,7 @@ func (h *Host) nodeFailed(n *Node, err error) {
 	})
 }
 
-// drop forgets a node that is gone.
+// drop removes a node that has ended.
 func (h *Host) drop(n *Node) {
 	defer h.changes.Add(1)
 	h.mu.Lock()
@@ -217,7 +219,7 @@ func (h *Host) drop(n *Node) {
 	n.kill(ErrClosed)
 }
 
-// beginStop returns true to the first who asks.
+// beginStop returns true to its first caller only.
 func (n *Node) beginStop() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -239,7 +241,7 @@ func (n *Node) isStopping() bool {
 	return n.stopping
 }
 
-// setRecord takes what Brain acknowledged.
+// setRecord stores a record that Brain has acknowledged, unless it is older than the present one.
 func (n *Node) setRecord(rec *nodev1.NodeRecord) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

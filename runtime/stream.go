@@ -12,9 +12,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// The stream types below are interfaces, so that a test can pass a fake. One goroutine may send and
-// another receive at the same time; two sends, or two receives, may not overlap. A message handed
-// to Send belongs to nobody from then on.
+// The stream types below are interfaces, so that tests can pass fakes. One goroutine may send while
+// another receives; two sends, or two receives, must not overlap. A message must not be modified
+// after it was passed to Send.
 type (
 	// ServerStreamingServer is what a server-streaming method sends its responses on.
 	ServerStreamingServer[Res proto.Message] interface {
@@ -23,13 +23,14 @@ type (
 		Send(res Res) error
 	}
 
-	// ClientStreamingServer is what a client-streaming method reads its requests from.
+	// ClientStreamingServer is the stream from which a client-streaming method receives its
+	// requests.
 	ClientStreamingServer[Req proto.Message] interface {
-		// Receive waits for the next request. After the last one it returns io.EOF.
+		// Receive blocks until the next request. After the last one it returns io.EOF.
 		Receive() (Req, error)
 	}
 
-	// BidiStreamingServer is both.
+	// BidiStreamingServer is the stream of a bidirectional method.
 	BidiStreamingServer[Req, Res proto.Message] interface {
 		// Receive is as in ClientStreamingServer.
 		Receive() (Req, error)
@@ -37,32 +38,34 @@ type (
 		Send(res Res) error
 	}
 
-	// ServerStreamingClient is what a caller reads a server-streaming method's responses from.
+	// ServerStreamingClient is the stream from which a caller receives a server-streaming method's
+	// responses.
 	ServerStreamingClient[Res proto.Message] interface {
-		// Receive waits for the next response. After the last one it returns io.EOF; any other
-		// error is the call's. Once it has returned an error it returns that one again.
+		// Receive blocks until the next response. After the last one it returns io.EOF; any other
+		// error is the call's. Once it has returned an error, it returns the same error again.
 		Receive() (Res, error)
-		// Close abandons the stream and frees what it holds. It may be called at any time, from any
+		// Close abandons the stream and frees its resources. It may be called at any time, by any
 		// goroutine, more than once; it is not needed after Receive has returned an error.
 		Close() error
 	}
 
-	// ClientStreamingClient is what a caller sends a client-streaming method's requests on.
+	// ClientStreamingClient is the stream on which a caller sends a client-streaming method's
+	// requests.
 	ClientStreamingClient[Req, Res proto.Message] interface {
 		// Send sends the next request. After the node has ended the call it returns io.EOF, and
-		// CloseAndReceive says why. After CloseAndReceive it is an error, as after Close.
+		// CloseAndReceive returns the reason. It fails after CloseAndReceive and after Close.
 		Send(req Req) error
-		// CloseAndReceive ends the requests and waits for the response, once.
+		// CloseAndReceive ends the requests and waits for the response. It may be called once.
 		CloseAndReceive() (Res, error)
 		// Close abandons the stream, as in ServerStreamingClient.
 		Close() error
 	}
 
-	// BidiStreamingClient is both.
+	// BidiStreamingClient is the caller's stream of a bidirectional method.
 	BidiStreamingClient[Req, Res proto.Message] interface {
-		// Send is as in ClientStreamingClient. After CloseSend it is an error.
+		// Send is as in ClientStreamingClient. It fails after CloseSend.
 		Send(req Req) error
-		// CloseSend ends the requests; responses may still come. Only the first call does anything.
+		// CloseSend ends the requests; responses may still arrive. Further calls do nothing.
 		CloseSend() error
 		// Receive is as in ServerStreamingClient.
 		Receive() (Res, error)
@@ -71,30 +74,30 @@ type (
 	}
 )
 
-// handover is implemented by streams inside one process: they hand the message itself over, without
-// a copy.
+// handover is implemented by streams within one process, which pass the message itself instead of a
+// copy.
 type handover interface {
 	receiveMessage() (proto.Message, error)
 }
 
-// receiver is the half of connect's streams that both sides share.
+// receiver is the receiving half that both sides of connect's streams have.
 type receiver interface{ Receive(msg any) error }
 
-// emptyReceiver is implemented by streams that need not empty a message which is empty already: see
-// tunnel's.
+// emptyReceiver is implemented by streams that can skip the reset of a message known to be empty:
+// see package tunnel.
 type emptyReceiver interface {
 	ReceiveEmpty(msg proto.Message) error
 }
 
-// source is a stream to receive from. What it can do beyond connect's is looked up once: that would
-// cost as much as receiving a small message.
+// source is a stream to receive from. Its optional interfaces are looked up only once, because that
+// costs as much as receiving a small message.
 type source struct {
 	stream receiver
 	local  handover
 	empty  emptyReceiver
 }
 
-// from makes it the source of a stream, if it is none yet.
+// from initializes the source with a stream on first use.
 func (s *source) from(stream receiver) *source {
 	if s.stream == nil {
 		s.stream = stream
@@ -107,12 +110,12 @@ func (s *source) from(stream receiver) *source {
 // fill receives into an empty message.
 func (s *source) fill(msg proto.Message) error {
 	if s.empty != nil {
-		return s.empty.ReceiveEmpty(msg) //nolint:wrapcheck // as Receive's
+		return s.empty.ReceiveEmpty(msg) //nolint:wrapcheck // as for Receive
 	}
-	return s.stream.Receive(msg) //nolint:wrapcheck // it is the call's
+	return s.stream.Receive(msg) //nolint:wrapcheck // the call's own error
 }
 
-// receive receives the next message, made by fresh where it isn't handed over.
+// receive receives the next message, which fresh allocates unless it is passed by reference.
 func (s *source) receive(fresh func() proto.Message) (proto.Message, error) {
 	if s.local != nil {
 		return s.local.receiveMessage()
@@ -127,7 +130,7 @@ func (s *source) receive(fresh func() proto.Message) (proto.Message, error) {
 	return msg, nil
 }
 
-// typedMessage gives what was received its type.
+// typedMessage converts a received message to its type.
 func typedMessage[M proto.Message](msg proto.Message, err error) (M, error) {
 	var none M
 	if err != nil {
@@ -139,10 +142,10 @@ func typedMessage[M proto.Message](msg proto.Message, err error) (M, error) {
 	return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
 }
 
-// ServedStream is the node's side of a stream, without its types. It is for generated code.
+// ServedStream is the node's side of a stream, untyped. It is for generated code.
 type ServedStream struct {
 	stream connect.ServerStream
-	source source // only receive uses it
+	source source // used by receive only
 	method *Method
 }
 
@@ -155,8 +158,8 @@ func ReceiveRequest[Req proto.Message](s *ServedStream) (Req, error) {
 	return typedMessage[Req](s.receive())
 }
 
-// SendResponse sends the only response of a client-streaming method, unless err says that there is
-// none.
+// SendResponse sends the only response of a client-streaming method, or returns err if it is not
+// nil.
 func SendResponse[Res proto.Message](s *ServedStream, res Res, err error) error {
 	if err != nil {
 		return err
@@ -164,23 +167,23 @@ func SendResponse[Res proto.Message](s *ServedStream, res Res, err error) error 
 	return s.stream.Send(orEmpty(res, s.method.newResponse))
 }
 
-// ServerStream is the stream of a server-streaming method.
+// ServerStream returns the stream of a server-streaming method.
 func ServerStream[Res proto.Message](s *ServedStream) ServerStreamingServer[Res] {
 	return serverStreamingServer[Res]{s}
 }
 
-// ClientStream is the stream of a client-streaming method.
+// ClientStream returns the stream of a client-streaming method.
 func ClientStream[Req proto.Message](s *ServedStream) ClientStreamingServer[Req] {
 	return clientStreamingServer[Req]{s}
 }
 
-// BidiStream is the stream of a bidirectional method.
+// BidiStream returns the stream of a bidirectional method.
 func BidiStream[Req, Res proto.Message](s *ServedStream) BidiStreamingServer[Req, Res] {
 	return bidiStreamingServer[Req, Res]{s}
 }
 
-// The typed streams have one pointer each, so that to make one allocates nothing, and as little
-// code as can be, for there is one of each for every method.
+// The typed streams hold one pointer each, so that making one does not allocate. They contain as
+// little code as possible, because they are instantiated for every method.
 type (
 	serverStreamingServer[Res proto.Message]      struct{ s *ServedStream }
 	clientStreamingServer[Req proto.Message]      struct{ s *ServedStream }
@@ -204,8 +207,8 @@ func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
 	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
 }
 
-// callStream is the caller's side of a stream, without its types. What a caller may no longer do
-// with its stream it is told here, so that the answer is the same whatever way the call goes.
+// callStream is the caller's side of a stream, untyped. It checks misuse of the stream, so that the
+// errors are the same for every way of the call.
 type callStream struct {
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	stream connect.ClientStream
@@ -213,8 +216,8 @@ type callStream struct {
 	method *Method
 	target *target
 
-	// state has streamHalfClosed, streamClosed and streamEnded. outcome is what receive ended with;
-	// it is set before streamEnded is.
+	// state is a set of streamHalfClosed, streamClosed and streamEnded. outcome is the error with
+	// which receive ended; it is set before streamEnded.
 	state   atomic.Uint32
 	outcome error
 }
@@ -230,7 +233,7 @@ const (
 
 func (c *callStream) is(state uint32) bool { return c.state.Load()&state != 0 }
 
-// finish makes err what all further receives return.
+// finish sets the error that all further receives return.
 func (c *callStream) finish(err error) {
 	c.outcome = err
 	c.state.Or(streamEnded)
@@ -246,7 +249,7 @@ func (c *callStream) receive() (proto.Message, error) {
 	res, err := c.source.from(c.stream).receive(c.method.newResponse)
 	if err != nil {
 		if c.is(streamClosed) && c.ctx.Err() == nil && !errors.Is(err, io.EOF) {
-			err = closedStreamError() // the stream was closed while this waited
+			err = closedStreamError() // the stream was closed while this call was blocked
 		}
 		c.finish(err)
 		return nil, err
@@ -261,7 +264,7 @@ func (c *callStream) send(req proto.Message) error {
 	case c.is(streamHalfClosed):
 		return tunnel.ErrSendAfterCloseSend
 	case c.is(streamEnded):
-		return io.EOF // receive says why
+		return io.EOF // receive returns the reason
 	case c.ctx.Err() != nil:
 		return endedAt(causeOf(c.ctx), c.target.pathHint(), c.method, streaming)
 	}
@@ -275,7 +278,7 @@ func (c *callStream) send(req proto.Message) error {
 	return closedStreamError()
 }
 
-// closeSend ends the requests, once; there is nothing to end where the stream is over.
+// closeSend ends the requests once. It does nothing if the stream has ended.
 func (c *callStream) closeSend() error {
 	over := c.is(streamClosed | streamEnded)
 	if before := c.state.Or(streamHalfClosed); over || before&streamHalfClosed != 0 {
@@ -301,10 +304,10 @@ func (c *callStream) closeAndReceive() (proto.Message, error) {
 		}
 		return nil, err
 	}
-	// The call's outcome and its trailer come after the response.
+	// The outcome and trailer of the call follow the response.
 	switch _, err := c.receive(); {
 	case err == nil:
-		_ = c.stream.Close() // the error says what is wrong
+		_ = c.stream.Close() // the error below is the reason
 		return nil, connect.Errorf(connect.CodeInternal, "%s sent more than one response", c.method.fullName())
 	case !errors.Is(err, io.EOF):
 		return nil, err

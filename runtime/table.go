@@ -10,17 +10,17 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// Table is what generated code says of a service. It is plain data, of which the linker keeps
-// nothing where nothing uses it, and from which the method table is made when first asked for: to
-// import generated code costs nothing. Callers need the table alone; who hosts nodes brings the
-// handlers too. It is for generated code.
+// Table describes a service in generated code. It is plain data, which the linker drops if it is
+// not used, and the method table is made from it on first use: importing generated code costs
+// nothing. Callers need only the table; programs that host nodes also supply the handlers. It is
+// for generated code.
 type Table struct {
-	// File is the variable with the descriptor of the service's file.
+	// File points to the variable with the descriptor of the service's file.
 	File *protoreflect.FileDescriptor
 	// Service is the service's name in that file.
 	Service string
 	Config  ServiceConfig
-	// Methods are in the order of the schema: calls name a method by its index here.
+	// Methods are in the order of the schema: calls identify a method by its index here.
 	Methods []TableMethod
 
 	once, hosted sync.Once
@@ -30,19 +30,20 @@ type Table struct {
 // TableMethod is a method of a [Table].
 type TableMethod struct {
 	Name string
-	// Concurrent says that a unary method runs beside the node's turns.
+	// Concurrent makes a unary method run beside the node's turns.
 	Concurrent              bool
 	NewRequest, NewResponse func() proto.Message
 }
 
-// TableHandler runs a method on a node's implementation: one of the two is set.
+// TableHandler runs a method on a node's implementation: exactly one of its fields is set.
 type TableHandler struct {
-	// Unary gets a request that is not nil, and returns a response that is not nil, or an error.
+	// Unary receives a request that is not nil, and returns a response that is not nil, or an
+	// error.
 	Unary  func(node any, ctx context.Context, req proto.Message) (proto.Message, error)
 	Stream func(node any, ctx context.Context, stream *ServedStream) error
 }
 
-// Caller is the service for those who call its nodes.
+// Caller returns the service for calling its nodes.
 func (t *Table) Caller() *Service {
 	t.once.Do(func() {
 		desc := (*t.File).Services().ByName(protoreflect.Name(t.Service))
@@ -58,8 +59,7 @@ func (t *Table) Caller() *Service {
 	return t.service
 }
 
-// Host is the service for those who host its nodes, whose methods the handlers run, in the table's
-// order.
+// Host returns the service for hosting its nodes. handlers run its methods, in the table's order.
 func (t *Table) Host(handlers []TableHandler) *Service {
 	service := t.Caller()
 	t.hosted.Do(func() {

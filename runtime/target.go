@@ -8,19 +8,19 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// target is what a handle reaches: exactly one of node, remote and client is set.
+// target is what a handle refers to: exactly one of node, remote and client is set.
 type target struct {
 	service *Service
 	host    *Host // nil outside a system
 	nid     string
 
-	// node lives in this process.
+	// node is set if the node lives in this process.
 	node *Node
-	// remote lives elsewhere, and is reached through a tunnel.
+	// remote is set if the node lives in another process, reached through a tunnel.
 	remote *remote
-	// tag names the tunnel to go by; empty for the one that is shared.
+	// tag selects a tagged tunnel; empty for the shared one.
 	tag string
-	// client reaches a node by any transport of connect's.
+	// client is set if the node is reached through a connect client, over any transport.
 	client *clientTarget
 }
 
@@ -42,7 +42,7 @@ func (t *target) pathHint() string {
 	return "the node"
 }
 
-// invoke makes a unary call and waits.
+// invoke makes a unary call and waits for it.
 func (t *target) invoke(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
 	if t == nil {
 		return nil, errNoNode()
@@ -59,7 +59,7 @@ func (t *target) invoke(ctx context.Context, m *Method, req proto.Message) (prot
 	return t.client.invoke(ctx, t, m, req, out)
 }
 
-// submit makes a unary call and does not wait.
+// submit makes a unary call and does not wait for it.
 func (t *target) submit(ctx context.Context, m *Method, req proto.Message) *future {
 	f := newFuture(m, t)
 	err := t.submitTo(ctx, m, req, f)
@@ -102,7 +102,7 @@ func (t *target) stream(ctx context.Context, m *Method) (connect.ClientStream, e
 	return t.client.stream(ctx, m, out)
 }
 
-// invokeLocal is invoke for a node of this process.
+// invokeLocal is invoke for a local node.
 func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	if err := n.checkTravels(m, true, req); err != nil {
 		return nil, err
@@ -121,8 +121,8 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, ou
 	return res, nil
 }
 
-// submitLocal is submit for a node of this process: the call always waits in line, so that its
-// caller never runs it.
+// submitLocal is submit for a local node. The call always goes through the mailbox, and never runs
+// on its caller's goroutine.
 func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
 	if ctx.Err() != nil {
 		return n.ended(ctx, m, unsent)
@@ -133,11 +133,12 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)
 	info := out.info
-	// Nobody waits for an async call yet, so its caller's turn is in nobody's way.
+	// Its caller does not wait for an asynchronous call yet, so the caller's turn cannot be part of
+	// a cycle.
 	cc.chain = nil
 	cc.future = f
 	j, err := n.submit(cc, n.passes(req), proto.Size(req), func(j *job) {
-		// The goroutine is new: with a large frame here, completeWith would outgrow its first
+		// This goroutine is new: with a large frame here, completeWith would outgrow its initial
 		// stack.
 		show, err := j.asyncOutcome(ctx, info)
 		f.completeWith(j.res, err, show)
@@ -149,8 +150,9 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	return nil
 }
 
-// asyncOutcome is the outcome of an async call, and what shows its metadata to a caller that asked
-// for it by info; nil for one that did not. Its frame is gone when the future is completed.
+// asyncOutcome is the outcome of an asynchronous call. show delivers its metadata to the caller's
+// info; it is nil if the caller did not ask for metadata. Not inlined, so that its frame is gone
+// when the future is completed.
 //
 //go:noinline
 func (j *job) asyncOutcome(ctx context.Context, info *connect.CallInfo) (show func(), _ error) {

@@ -11,10 +11,11 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// Do takes a turn, runs fn and gives the turn back: how streams, timers and loops touch the node's
-// state. Calls that fn makes with its ctx are made from that turn. The error is fn's, or says why
-// there was no turn: ctx ended, the node has stopped, or the turn is held by who waits for Do.
-// While a node stops, what runs still gets turns, so that it can come to its end.
+// Do takes a turn of the node, runs fn and releases the turn. With it streams, timers and loops
+// access the node's state. Calls that fn makes with its context are made from that turn. Do blocks
+// until a turn is free. It returns fn's error, or the reason why it got no turn: ctx has ended, the
+// node has stopped, or the turn is held by a call that waits for this Do. While a node is stopping,
+// running methods and tasks still get turns, so that they can finish.
 func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	outer := chainOf(ctx)
 	const method = "Do"
@@ -38,10 +39,10 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	return fn(cc)
 }
 
-// Go runs fn as a task of the node: its ctx ends when the node stops, after the last call has been
-// drained, and no OnStop function is called before fn has returned. An error or a panic of fn is
-// the node's failure, as is that it ends its goroutine: the node ends, and its callers are told
-// why. An error that only says that ctx ended is none.
+// Go runs fn as a task of the node. Its context ends when the node stops, after the last call has
+// been drained; OnStop functions run after fn has returned. If fn returns an error, panics or calls
+// runtime.Goexit, the node fails: it ends, and its callers get the reason. The error
+// context.Canceled after the end of the context is no failure.
 func (n *Node) Go(fn func(ctx context.Context) error) {
 	n.tasks.begin()
 	go usercode.Run(func() error {
@@ -52,7 +53,7 @@ func (n *Node) Go(fn func(ctx context.Context) error) {
 		return &foreign{err: err, text: err.Error()}
 	}, func(err error) {
 		defer n.tasks.end()
-		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own
+		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own type
 			f.Log(n.logger(), "a task", slog.String("node", n.path))
 			err = fmt.Errorf("a task %w", f)
 		}
@@ -62,9 +63,9 @@ func (n *Node) Go(fn func(ctx context.Context) error) {
 	})
 }
 
-// settle waits until a set-up under way is over, or for a moment: what fails beside it then fails
-// the node, and not, by chance, its creation. A set-up that may wait for what has failed is not
-// waited for.
+// settle waits until a set-up in progress has ended, at most for the grace period. A failure during
+// set-up then always fails the node, rather than sometimes its creation. The bound is for a set-up
+// that waits for the task that failed.
 func (n *Node) settle() {
 	late := time.NewTimer(grace)
 	defer late.Stop()
@@ -90,11 +91,11 @@ func (n *Node) fail(err error) {
 	}
 }
 
-// tasks counts what a node's Go has started.
+// tasks counts the running tasks of a node.
 type tasks struct {
-	mu      sync.Mutex // guards all below
+	mu      sync.Mutex // guards the fields below
 	running int
-	// idle is closed when none runs; nil while nobody waits for that.
+	// idle is closed when no task is running; nil while it is not waited for.
 	idle chan struct{}
 }
 
@@ -113,7 +114,7 @@ func (t *tasks) end() {
 	}
 }
 
-// wait waits until none runs.
+// wait blocks until no task is running.
 func (t *tasks) wait(ctx context.Context) error {
 	t.mu.Lock()
 	running := t.running

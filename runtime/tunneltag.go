@@ -13,25 +13,25 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// maxTunnels bounds the extra tunnels of one node.
+// maxTunnels bounds the tagged tunnels of one node.
 const maxTunnels = 1024
 
-// tunnelTag is an extra tunnel of a node's: who names its tag gets a connection of its own.
+// tunnelTag is a tagged tunnel of a node. Each process that uses it has a connection of its own.
 type tunnelTag struct {
 	tag   string
 	calls atomic.Uint64
 
-	mu sync.Mutex // guards all below
-	// open are the connections now; past counts what went over those that have ended.
+	mu sync.Mutex // guards the fields below
+	// open are the open connections; past is the traffic of those that have ended.
 	open  map[*tunnel.Conn]struct{}
 	total uint64
 	past  tunnel.Stats
 }
 
-// CreateTunnel opens an extra way to the node, a connection to each process that uses it which
-// carries nothing else. In a system a handle goes that way if it was made of the result's node
-// (`LearnerFrom(rt, info.GetNode())`, see also [Ref.Tagged]); a process outside dials it by
-// [DialTunnel]. The tag must be new for this node.
+// CreateTunnel opens a tagged tunnel to the node: each process that uses it makes a connection that
+// carries only its calls. Within a system, make a handle from the node reference in the result
+// (`LearnerFrom(rt, info.GetNode())`, see also [Ref.Tagged]); a process outside uses [DialTunnel].
+// The tag has 1 to 128 bytes and must be new for this node.
 func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 	if n.host == nil {
 		return nil, errNoSystem()
@@ -51,8 +51,8 @@ func (n *Node) CreateTunnel(tag string) (*nodev1.TunnelInfo, error) {
 	return &nodev1.TunnelInfo{Node: refOf(n.record, tag), Tag: tag}, nil
 }
 
-// TunnelStats counts what went over the node's extra tunnels, sorted by tag; an empty tag means
-// all.
+// TunnelStats returns the traffic of the node's tagged tunnels, sorted by tag; an empty tag selects
+// all of them.
 func (n *Node) TunnelStats(tag string) ([]*nodev1.TunnelStats, error) {
 	n.mu.Lock()
 	var tags []*tunnelTag
@@ -77,7 +77,7 @@ func (n *Node) noTunnel(tag string) error {
 	return connect.Errorf(connect.CodeNotFound, "%s has no tunnel %q: make one with CreateTunnel", n.path, tag)
 }
 
-// tunnelTag finds a tunnel by its tag.
+// tunnelTag finds a tagged tunnel.
 func (n *Node) tunnelTag(tag string) (*tunnelTag, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -118,22 +118,23 @@ func (t *tunnelTag) stats() *nodev1.TunnelStats {
 	return out
 }
 
-// refOf makes a reference of a record, by the tunnel of that tag.
+// refOf makes a NodeRef from a record and the tag of a tunnel, which may be empty.
 func refOf(rec *nodev1.NodeRecord, tag string) *nodev1.NodeRef {
 	return &nodev1.NodeRef{
 		Nid: rec.GetNid(), Path: rec.GetPath(), Service: rec.GetService(), Incarnation: rec.GetIncarnation(), Host: rec.GetHost(), Tag: tag,
 	}
 }
 
-// Tunnel is a connection to one node that this process has dialled by its TunnelInfo.
+// Tunnel is a connection to one node, dialled by its TunnelInfo.
 type Tunnel struct {
 	conn   *tunnel.Conn
 	target string
 }
 
-// DialTunnel opens a connection to a node by what its CreateTunnel returned. It needs no runtime in
-// this process. token is the system's; if it is empty, it is RAYLINK_TOKEN, or the one that a
-// system of this user's on this machine has made. The caller must Close the tunnel.
+// DialTunnel opens a connection to a node from the result of its CreateTunnel. It works without a
+// runtime in this process. token is the system's; if it is empty, DialTunnel uses RAYLINK_TOKEN, or
+// the token that a system of the same user on this machine has generated. The caller must Close the
+// tunnel.
 func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tunnel, error) {
 	ref := info.GetNode()
 	hello := tunnel.Hello{Host: ref.GetHost().GetId(), Tag: info.GetTag(), Target: ref.GetNid()}
@@ -144,8 +145,8 @@ func DialTunnel(ctx context.Context, info *nodev1.TunnelInfo, token string) (*Tu
 	return &Tunnel{conn: conn, target: targetOf(ref.GetNid(), ref.GetIncarnation())}, nil
 }
 
-// Client is what generated `New...Tunnel` functions take.
+// Client returns a connect client, as generated `New...Tunnel` functions take it.
 func (t *Tunnel) Client() *connect.Client { return connect.NewClient(t.conn.Transport(t.target, "")) }
 
-// Close ends the connection; calls in flight fail as Unavailable.
+// Close closes the connection; calls in progress fail with Unavailable.
 func (t *Tunnel) Close() error { return t.conn.Close() }

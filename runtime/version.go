@@ -1,17 +1,18 @@
 package runtime
 
-// Generated code says for which version of its contract with this package it was made; the two
-// constants below say which ones this package fulfils. A file that does not fit does not compile,
-// and the comment beside its guard says how to mend it.
+// Generated code states the version of its contract with this package; the constants below are the
+// range of versions that this package supports. A generated file outside that range does not
+// compile, and the comment beside its guard says how to fix it.
 const (
-	// MinGenerated is the oldest generated code that this package supports.
+	// MinGenerated is the oldest version of generated code that this package supports.
 	MinGenerated = 2
-	// MaxGenerated is the newest generated code that this package supports: what its own plugin
-	// emits.
+	// MaxGenerated is the newest version of generated code that this package supports: the version
+	// that its own plugin emits.
 	MaxGenerated = 2
 )
 
-// EnforceVersion is the guard's type: a constant of it can't be negative. Generated code holds
+// EnforceVersion is the type of the guard: a constant of it cannot be negative. Generated code
+// contains
 //
 //	const (
 //		// Too old for this runtime? Run: go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate

@@ -16,30 +16,31 @@ import (
 	"github.com/raylink/raylink/internal/webroute"
 )
 
-// NodeHeader names the node of a request whose URL can't: gRPC clients send it, as `raylink-node`.
+// NodeHeader is the header that names the node of a request whose URL cannot, as for gRPC clients:
+// `raylink-node`.
 const NodeHeader = webroute.NodeHeader
 
-// nodeHandler answers HTTP: `/<path, alias or nid>/<package.Service>/<Method>`, or
+// nodeHandler serves HTTP at `/<path, alias or nid>/<package.Service>/<Method>`, or at
 // `/<package.Service>/<Method>` with the node in [NodeHeader]; package webroute has the rules.
-// Without a node the host itself answers: reflection, health, and Brain where it lives here. For
-// any other service the only node of the host that serves it is meant, if there is exactly one: so
-// gRPC tools need no header in the simplest case.
+// Requests without a node are served by the host itself: reflection, health, and Brain if it is
+// embedded here. For any other service they go to the host's only node of that service, if there is
+// exactly one, so that gRPC tools need no header in the simplest case.
 type nodeHandler struct {
 	host *Host
-	// methods serves all methods of all types, and own what the host itself answers; both by the
-	// URL's last two segments.
+	// methods serves all methods of all types, and own the host's own; both by the last two
+	// segments of the URL.
 	methods responder
 	own     responder
-	// ownProcedures are those of own.
+	// ownProcedures are the procedures that own serves.
 	ownProcedures map[string]bool
 	errors        *connecthttp.ErrorWriter
-	// memory bounds what is held of messages that come and go.
+	// memory bounds the memory used for messages.
 	memory *webMemory
 }
 
 type webNodeKey struct{}
 
-// newNodeHandler builds the routes once: connect's own registration is for set-up only.
+// newNodeHandler registers all routes once: a connect server cannot be extended while it serves.
 func newNodeHandler(h *Host) http.Handler {
 	server := connect.NewServer()
 	services := append([]*Service{builtins().service}, h.types.services()...)
@@ -58,7 +59,7 @@ func newNodeHandler(h *Host) http.Handler {
 	return w
 }
 
-// serveWeb serves a method on the node that the request's context names.
+// serveWeb serves a method on the node in the request's context.
 func serveWeb(m *Method) connect.ServerFunc {
 	return func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 		n, ok := ctx.Value(webNodeKey{}).(*Node)
@@ -72,7 +73,7 @@ func serveWeb(m *Method) connect.ServerFunc {
 	}
 }
 
-// countedServer is a server whose calls count their messages.
+// countedServer wraps a server to count the memory of its calls' messages.
 func countedServer(server *connect.Server) *connect.Server {
 	counted := connect.NewServer()
 	for spec := range server.Specs() {
@@ -84,7 +85,7 @@ func countedServer(server *connect.Server) *connect.Server {
 	return counted
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements [http.Handler].
 func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	to, err := webroute.Of(r)
 	if errors.Is(err, webroute.ErrNotACall) {
@@ -106,7 +107,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	r.URL.Path, r.URL.RawPath = procedure, ""
 	atRoot := name == "" || name == RootPath
 	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
-		// Brain, where it lives here, answers what every node answers.
+		// An embedded Brain serves the built-in methods as every node does.
 		name = RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
 		w.host.front.untilClosed(rw, r, true, w.own.handler(r))
@@ -129,12 +130,12 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.host.front.untilClosed(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)), false, w.methods.handler(r))
 }
 
-// howToName is how a request names its node.
+// howToName explains, in errors, how a request names its node.
 const howToName = "name a node in the URL, /<path, alias or nid>/<package.Service>/<Method>, or by the header raylink-node " +
 	"(grpcurl -H 'raylink-node: <path>'); Brain's address reaches every node"
 
-// onlyNodeServing is the node of this host that a request means which names none: the only one of
-// the procedure's service.
+// onlyNodeServing returns the node for a request that names none: the host's only node of the
+// procedure's service.
 func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 	service, _, _ := strings.Cut(procedure[1:], "/")
 	var found []*Node
@@ -165,8 +166,8 @@ func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", procedure[1:], howToName)
 }
 
-// refuse answers with an error in the caller's protocol. A method that does not exist is HTTP's
-// 404, as with connect's own servers; connect would have 501 for the code.
+// refuse responds with an error in the caller's protocol. The HTTP status of a method that does not
+// exist is 404, as with connect's own servers; connect would map the code to 501.
 func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error) {
 	if connect.CodeOf(err) == connect.CodeUnimplemented {
 		rw = notFoundWriter{rw}
@@ -176,10 +177,10 @@ func (w *nodeHandler) refuse(rw http.ResponseWriter, r *http.Request, err error)
 	}
 }
 
-// notFoundWriter answers 404 in place of 501.
+// notFoundWriter replaces status 501 by 404.
 type notFoundWriter struct{ http.ResponseWriter }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements [http.ResponseWriter].
 func (w notFoundWriter) WriteHeader(status int) {
 	if status == http.StatusNotImplemented {
 		status = http.StatusNotFound
@@ -187,13 +188,13 @@ func (w notFoundWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// isHostService says whether the host answers for its nodes: tools that are pointed at a node's URL
-// ask there for schema and health.
+// isHostService reports whether the host serves a procedure on behalf of its nodes: tools that are
+// given a node's URL look there for reflection and health.
 func isHostService(procedure string) bool {
 	return strings.HasPrefix(procedure, "/grpc.reflection.") || strings.HasPrefix(procedure, "/grpc.health.")
 }
 
-// newHostServer makes what the host itself answers, over HTTP and tunnels alike.
+// newHostServer makes the services of the host itself, for HTTP and tunnels alike.
 func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
 	server := connect.NewServer()
 	if brain != nil {
