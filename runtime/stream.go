@@ -16,7 +16,7 @@ import (
 // another receives; two sends, or two receives, must not overlap. A message must not be modified
 // after it was passed to Send.
 type (
-	// ServerStreamingServer is what a server-streaming method sends its responses on.
+	// ServerStreamingServer is the stream on which a server-streaming method sends its responses.
 	ServerStreamingServer[Res proto.Message] interface {
 		// Send sends the next response. It blocks while the receiver is behind, until the call's
 		// context ends.
@@ -212,7 +212,7 @@ func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
 type callStream struct {
 	ctx    context.Context //nolint:containedctx // a stream lives as long as its call's context
 	stream connect.ClientStream
-	source source // only receive uses it
+	source source // used by receive only
 	method *Method
 	target *target
 
