@@ -13,9 +13,9 @@ import (
 	"sync"
 )
 
-// Build identifies the build of this executable: two executables with the same build are the same
-// program. It is what `go tool buildid` prints, where the linker wrote that, and a hash of the
-// executable where not.
+// Build identifies the build of this executable: executables with the same build are the same
+// program. It is the build id that `go tool buildid` prints, if the linker has written one, and
+// otherwise a hash of the executable.
 func Build() string { return thisBuild() }
 
 //nolint:gochecknoglobals // a process has one executable; reading it once is enough
@@ -27,8 +27,8 @@ var thisBuild = sync.OnceValue(func() string {
 			return build
 		}
 	}
-	// The executable can't be read. What the linker wrote into it for us to see doesn't tell two
-	// builds of a changed working tree apart, but is better than nothing.
+	// The executable cannot be read. The build information that is linked into it does not
+	// distinguish two builds of a modified working tree, but is better than nothing.
 	if info, ok := debug.ReadBuildInfo(); ok {
 		sum := sha256.Sum256([]byte(info.String()))
 		return "buildinfo:" + hex.EncodeToString(sum[:])
@@ -55,8 +55,8 @@ func buildOf(path string) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// elfBuildID is the id in the note that Go's linker writes, as in cmd/internal/buildid: owner "Go",
-// type 4.
+// elfBuildID reads the note that Go's linker writes, as in cmd/internal/buildid: owner "Go", type
+// 4.
 func elfBuildID(r io.ReaderAt) string {
 	const noteType = 4
 	file, err := elf.NewFile(r)
@@ -78,8 +78,8 @@ func elfBuildID(r io.ReaderAt) string {
 	return ""
 }
 
-// findNote finds a note's description among ELF notes: three words (size of name, size of
-// description, type), the name and the description, each padded to four bytes.
+// findNote returns the description of a note among ELF notes: three words (size of the name, size
+// of the description, type), the name and the description, each padded to four bytes.
 func findNote(order binary.ByteOrder, notes []byte, name string, noteType uint32) string {
 	const header = 12
 	for len(notes) >= header {
@@ -97,8 +97,8 @@ func findNote(order binary.ByteOrder, notes []byte, name string, noteType uint32
 	return ""
 }
 
-// textBuildID is the id that Go's linker writes at the beginning of the program where there are no
-// ELF notes (Mach-O), as in cmd/internal/buildid.
+// textBuildID reads the id that Go's linker writes at the beginning of the text segment of files
+// without ELF notes (Mach-O), as in cmd/internal/buildid.
 func textBuildID(r io.ReaderAt) string {
 	const before, after = "\xff Go build ID: \"", "\"\n \xff"
 	head := make([]byte, 64<<10)

@@ -16,31 +16,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Child is a launched process's end of the connection to its parent. Its methods may be called from
-// any goroutine.
+// Child is a launched process's end of the connection to its parent. Its methods are safe for
+// concurrent use.
 type Child struct {
 	payload  []byte
 	stop     chan struct{}
 	orphaned chan struct{}
-	heard    chan struct{}  // closed when listening has ended
-	broken   chan os.Signal // swallows SIGPIPE
+	heard    chan struct{}  // closed when listen has returned
+	broken   chan os.Signal // receives and ignores SIGPIPE
 	from     *os.File
 
-	mu sync.Mutex // guards to, so that frames don't mix
+	mu sync.Mutex // guards to, so that frames are not interleaved
 	to *os.File
 }
 
-// startTimeout is how long the parent may take to send what it launched the process for. It sends
-// it at once.
+// startTimeout bounds the wait for the parent's start frame, which it sends at once.
 const startTimeout = HelloTimeout
 
-// Inherited returns this process's end of the connection to its parent, if it was launched as a
-// host, and else nil. Call it early, and once: from then on this process's own children can't take
-// themselves for launched ones, nor hold the connection open. When it has been called, hello is due
-// ([Child.Hello]).
+// Inherited returns this process's end of the connection to its parent, or nil if it was not
+// launched as a host. Call it early, and once: afterwards this process's own children neither
+// consider themselves launched nor keep the connection open. The parent then expects [Child.Hello].
 //
 // From then on a write to stdout or stderr that fails because the parent is gone returns an error,
-// where it would otherwise kill a Go program (SIGPIPE): an orphan is to end in good order.
+// instead of killing the program by SIGPIPE as in other Go programs: an orphan ends gracefully.
 func Inherited() (*Child, error) {
 	value, ok := os.LookupEnv(marker)
 	if !ok {
@@ -82,7 +80,7 @@ func inheritedPipes(value string) (from, to *os.File, err error) {
 	return os.NewFile(uintptr(fromFD), "control channel from the parent"), os.NewFile(uintptr(toFD), "control channel to the parent"), nil
 }
 
-// pipeFD is the number of an inherited pipe, now close-on-exec and ready for the poller.
+// pipeFD parses the number of an inherited pipe, and makes the pipe close-on-exec and non-blocking.
 func pipeFD(text string) (int, error) {
 	fd, err := strconv.Atoi(text)
 	if err != nil || fd <= syscall.Stderr {
@@ -123,7 +121,7 @@ func (c *Child) start(frames *bufio.Reader) error {
 	return c.from.SetReadDeadline(time.Time{})
 }
 
-// listen waits for what the parent has to say, and for its death.
+// listen reads the parent's frames until the channel ends, which means that the parent has died.
 func (c *Child) listen(frames *bufio.Reader) {
 	defer close(c.heard)
 	var stopped bool
@@ -135,31 +133,31 @@ func (c *Child) listen(frames *bufio.Reader) {
 				stopped = true
 				close(c.stop)
 			}
-		case errors.Is(err, os.ErrClosed): // Close
+		case errors.Is(err, os.ErrClosed): // Close was called
 			return
-		default: // the end, or a parent that can't be understood
+		default: // the end of the channel, or an invalid frame
 			close(c.orphaned)
 			return
 		}
 	}
 }
 
-// Payload is what the parent launched this process for: [Spec.Payload].
+// Payload returns [Spec.Payload] as the parent has set it.
 func (c *Child) Payload() []byte { return c.payload }
 
-// Hello tells the parent which build this process is: [Build]. It is due at once, since the parent
-// doesn't wait for it longer than [HelloTimeout]. A parent of another build kills this process.
+// Hello reports this process's build, [Build], to the parent. Call it without delay: the parent
+// waits for it no longer than [HelloTimeout]. A parent of another build kills this process.
 func (c *Child) Hello(build string) error { return c.send(kindHello, versioned([]byte(build))) }
 
-// Ready tells the parent that this process is set up. The payload is what [Process.Ready] returns.
+// Ready reports that this process is set up. [Process.Ready] returns the payload in the parent.
 func (c *Child) Ready(payload []byte) error { return c.send(kindReady, payload) }
 
-// Failed tells the parent that setting up has failed, and why. The process should then end; the
-// parent gives it five seconds.
+// Failed reports that set-up has failed; the payload is the reason. The process should then exit
+// within five seconds, or else the parent kills it.
 func (c *Child) Failed(payload []byte) error { return c.send(kindFailed, payload) }
 
-// Goodbye tells the parent that this process, which was set up, has ended all that it was set up
-// for, and whether it has reported that to Brain. A process that ends without a goodbye, with any
+// Goodbye reports that this process, which was set up, has ended everything that it was set up for.
+// reported is whether Brain has acknowledged that. A process that exits without a goodbye, with any
 // exit code, has died.
 func (c *Child) Goodbye(reported bool) error {
 	if reported {
@@ -168,8 +166,8 @@ func (c *Child) Goodbye(reported bool) error {
 	return c.send(kindGoodbye, nil)
 }
 
-// Forward passes on a line that a process below this one has printed. It blocks while the parent is
-// slow to take it. What is longer than [MaxLine] is cut.
+// Forward sends the parent a line that a descendant of this process has printed. It blocks while
+// the parent is slow. Lines longer than [MaxLine] are cut.
 func (c *Child) Forward(line Line) error { return c.send(kindLine, encodeLine(line)) }
 
 func (c *Child) send(k kind, body []byte) error {
@@ -178,21 +176,20 @@ func (c *Child) send(k kind, body []byte) error {
 	return writeFrame(c.to, k, body)
 }
 
-// Stop is closed when the parent asks this process to stop.
+// Stop is closed when the parent requests this process to stop.
 func (c *Child) Stop() <-chan struct{} { return c.stop }
 
-// Orphaned is closed when the parent is dead. Nobody waits for this process any more, and nobody
-// reads what it prints.
+// Orphaned is closed when the parent has died: its output is no longer read.
 func (c *Child) Orphaned() <-chan struct{} { return c.orphaned }
 
-// Close closes this end of the connection. A process that goes on nevertheless can't be told to
-// stop, nor notice its parent's death. Ending the process does the same.
+// Close closes this end of the connection. A process that continues to run afterwards cannot be
+// asked to stop, and does not notice its parent's death. Exiting has the same effect as Close.
 func (c *Child) Close() error {
 	signal.Stop(c.broken)
 	fromErr, toErr := c.from.Close(), c.to.Close()
 	<-c.heard
 	if errors.Is(fromErr, os.ErrClosed) && errors.Is(toErr, os.ErrClosed) {
-		return nil // called before
+		return nil // already closed
 	}
 	return errors.Join(fromErr, toErr)
 }

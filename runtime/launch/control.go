@@ -8,18 +8,17 @@ import (
 	"io"
 )
 
-// The control channel is two pipes, one each way. Both carry frames:
+// The control channel is two pipes, one in each direction. Both carry frames:
 //
 //	length  4 bytes, big endian: of kind and body together
 //	kind    1 byte
 //	body    length-1 bytes
 //
-// The parent sends one start and later, perhaps, one stop. The child sends one hello, then one
-// ready or one failed, after a ready perhaps one goodbye, and lines at any time after hello. Start
-// and hello begin with the version of all this, in 2 bytes. The end of file, from the parent, is
-// its death. Both ends are the same build (hello sees to that), so that a version never needs to be
-// negotiated: it is there for one thing, an error that says what is wrong when an executable was
-// replaced while it ran.
+// The parent sends one start and later at most one stop. The child sends one hello, then one ready
+// or one failed, after ready at most one goodbye, and lines at any time after hello. Start and
+// hello begin with the version of this protocol, in 2 bytes. The end of file from the parent is its
+// death. Both ends are the same build, which hello verifies, so the version is never negotiated: it
+// serves only for a clear error when an executable was replaced while it ran.
 const controlVersion = 1
 
 type kind uint8
@@ -31,7 +30,7 @@ const (
 	kindReady  kind = 4 // child: payload
 	kindFailed kind = 5 // child: payload
 	kindLine   kind = 6 // child: stream, 1 byte; length of path, 2 bytes; path; text
-	// child: empty; the last frame but lines
+	// child: empty, or 1 if reported; the last frame except lines
 	kindGoodbye kind = 7
 )
 
@@ -44,7 +43,7 @@ const (
 	lineHeader  = 3
 )
 
-// limit is the largest body that a frame of the kind may have, or -1 if there is no such kind.
+// limit is the largest body of a frame of the kind, or -1 if there is no such kind.
 func (k kind) limit() int {
 	switch k {
 	case kindStart:
@@ -52,7 +51,7 @@ func (k kind) limit() int {
 	case kindStop:
 		return 0
 	case kindGoodbye:
-		return 1 // nothing, or the octet 1 for one that is reported to Brain
+		return 1 // empty, or the byte 1 if the end was reported to Brain
 	case kindHello:
 		return versionSize + maxBuild
 	case kindReady, kindFailed:
@@ -83,11 +82,10 @@ func (k kind) String() string {
 	return fmt.Sprintf("frame of unknown kind %d", uint8(k))
 }
 
-// protocolError is what the other end did wrong.
+// protocolError is a violation of the protocol by the other end.
 type protocolError struct {
 	text string
-	// cut says that the channel ended within a frame, as it does when a process is killed while it
-	// writes.
+	// cut is set if the channel ended within a frame, as when a process is killed while it writes.
 	cut bool
 }
 
@@ -111,15 +109,15 @@ func writeFrame(w io.Writer, k kind, body []byte) error {
 	return nil
 }
 
-// readFrame reads one frame. It returns io.EOF, as it is, only between frames. No more memory is
-// taken than bytes arrive for.
+// readFrame reads one frame. At the end of the channel between two frames it returns io.EOF, not
+// wrapped. It allocates memory only as bytes arrive, not for the length in the header.
 func readFrame(r io.Reader) (kind, []byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return 0, nil, &protocolError{text: "the channel ended within a frame's header", cut: true}
 		}
-		return 0, nil, err // as it is: the caller compares it with io.EOF
+		return 0, nil, err // not wrapped: the caller compares it with io.EOF
 	}
 	k, length := kind(header[4]), int64(binary.BigEndian.Uint32(header[:]))
 	limit := k.limit()
@@ -139,12 +137,12 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	return k, body.Bytes(), nil
 }
 
-// versioned puts the version before a body.
+// versioned prepends the version to a body.
 func versioned(body []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(make([]byte, 0, versionSize+len(body)), controlVersion), body...)
 }
 
-// unversioned takes it off again, if it is ours.
+// unversioned removes and checks the version.
 func unversioned(k kind, body []byte) ([]byte, error) {
 	if len(body) < versionSize {
 		return nil, protocolErrorf("got a %s without a version", k)
@@ -156,8 +154,7 @@ func unversioned(k kind, body []byte) ([]byte, error) {
 	return body[versionSize:], nil
 }
 
-// encodeLine makes a line's body. What is too long is cut: that a line arrives matters more than
-// all of it.
+// encodeLine encodes a line. One that is too long is cut rather than refused.
 func encodeLine(line Line) []byte {
 	path, text := line.Path, line.Text
 	path, text = path[:min(len(path), maxPath)], text[:min(len(text), MaxLine)]

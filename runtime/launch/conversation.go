@@ -1,23 +1,23 @@
 package launch
 
-// conversation is the parent's view of what the child has said so far: what may come next, and what
-// it means. It knows nothing of processes and pipes, so that it can be tested and fuzzed without
-// them.
+// conversation is the parent's state machine for the frames of the child: which one may come next,
+// and what it means. It uses neither processes nor pipes, so that it can be tested and fuzzed
+// without them.
 type conversation struct {
-	// build is what the child must be.
+	// build is the one that the child must have.
 	build string
 
 	greeted bool
-	settled bool // ready or failed has been said
+	settled bool // ready or failed was received
 	failed  bool
 	payload []byte
 	goodbye bool
-	// reported is what the goodbye said, see [Exit].
+	// reported is the value in the goodbye, see [Exit].
 	reported bool
 }
 
-// hear takes the child's next frame. An error means that the child has broken the protocol and
-// can't be kept. For a line it returns the line.
+// hear processes the child's next frame. For a line it returns the line. After an error, which is a
+// violation of the protocol, the child must be killed.
 func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 	if !c.greeted && k != kindHello {
 		return nil, protocolErrorf("it sent a %s before hello", k)
@@ -33,13 +33,13 @@ func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 			return nil, protocolErrorf("it sent a %s after it had already said how its set-up went", k)
 		}
 		c.settled, c.failed, c.payload = true, k == kindFailed, body
-		return nil, nil //nolint:nilnil // no line, no error
+		return nil, nil //nolint:nilnil // neither line nor error
 	case kindGoodbye:
 		if !c.settled || c.failed || c.goodbye {
 			return nil, protocolErrorf("it said goodbye, but not once and as a process that was set up")
 		}
 		c.goodbye, c.reported = true, len(body) > 0
-		return nil, nil //nolint:nilnil // no line, no error
+		return nil, nil //nolint:nilnil // neither line nor error
 	case kindLine:
 		line, err := decodeLine(body)
 		if err != nil {

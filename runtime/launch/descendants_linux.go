@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxEnviron bounds what is read of a process's environment. The kernel puts a quarter of the
-// stack's limit at most into one.
+// maxEnviron bounds how much of a process's environment is read. The kernel limits it to a quarter
+// of the stack's limit.
 const maxEnviron = 8 << 20
 
-// awaitExit waits until a child of this process has ended, and leaves it a zombie: its id, and with
-// it that of its process group, stays taken.
+// awaitExit blocks until a child of this process has ended, and leaves it a zombie: its id, and
+// with it the id of its process group, remains in use.
 func awaitExit(pid int) {
 	for {
 		var info unix.Siginfo
@@ -28,19 +28,19 @@ func awaitExit(pid int) {
 	}
 }
 
-// limitOf is the soft limit RLIMIT_RTTIME that stands for a mark. It is how many microseconds of
-// CPU a real-time thread may use without a break: between 2^62 and 2^63 are no limit.
+// limitOf encodes a mark as a soft limit RLIMIT_RTTIME. That is how many microseconds of CPU a
+// real-time thread may use without a break; values between 2^62 and 2^63 limit nothing.
 func limitOf(mark string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(mark)) // never fails
 	return 1<<62 | h.Sum64()>>2
 }
 
-// isMarked says whether a soft limit stands for some mark.
+// isMarked reports whether a soft limit encodes a mark.
 func isMarked(limit uint64) bool { return limit>>62 == 1 }
 
-// markSelf gives this process its mark as a limit, too, which descendants inherit whatever they do
-// to their environment. Where the limit is in use it is left alone.
+// markSelf sets this process's mark as a limit too, which descendants inherit whatever they do to
+// their environment. A limit that is in use is left unchanged.
 func markSelf() {
 	mark := os.Getenv(markVariable)
 	var limit unix.Rlimit
@@ -49,10 +49,10 @@ func markSelf() {
 		return
 	}
 	limit.Cur = limitOf(mark)
-	_ = unix.Prlimit(0, unix.RLIMIT_RTTIME, &limit, nil) // the environment has the mark
+	_ = unix.Prlimit(0, unix.RLIMIT_RTTIME, &limit, nil) // on failure the mark is in the environment only
 }
 
-// limitMarkOf is the limit of a process, if it stands for a mark, else 0.
+// limitMarkOf is the limit of a process if it encodes a mark, or else 0.
 func limitMarkOf(pid int) uint64 {
 	var limit unix.Rlimit
 	if unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &limit) != nil || !isMarked(limit.Cur) {
@@ -61,8 +61,8 @@ func limitMarkOf(pid int) uint64 {
 	return limit.Cur
 }
 
-// marked finds the processes that have one of the marks, in their environment or, where that has
-// none, as their limit.
+// marked finds the processes with one of the marks in their environment, or in their limit if the
+// environment has none.
 func marked(marks []string) []*os.Process {
 	limits := make([]uint64, len(marks))
 	for i, mark := range marks {
@@ -70,8 +70,8 @@ func marked(marks []string) []*os.Process {
 	}
 	var found []*os.Process
 	for _, pid := range processes() {
-		// The handle comes first, so that it is the process that was looked at which is killed, and
-		// none that has got its id since.
+		// The handle is opened before the check, so that the process that is killed is the one that
+		// was checked, not another that has got its id since.
 		p, err := os.FindProcess(pid)
 		if err != nil {
 			continue
@@ -86,9 +86,9 @@ func marked(marks []string) []*os.Process {
 	return found
 }
 
-// descendants finds the living processes that are in the process group of a process, have its mark,
-// or descend from it, itself excepted. Processes with a mark of their own, and what descends from
-// them, are not among them.
+// descendants finds the living processes that are in the process group of self, have its mark, or
+// descend from it, except self. Processes with a mark of their own, and their descendants, are left
+// out.
 func descendants(self int, mark string) []*os.Process {
 	type entry struct {
 		process *os.Process
@@ -117,7 +117,7 @@ func descendants(self int, mark string) []*os.Process {
 				continue
 			}
 			e.mine = limit != 0 || s.group == self
-		default: // it is another launched process, or one of its own
+		default: // another launched process, or a descendant of it
 			_ = p.Release()
 			continue
 		}
@@ -164,19 +164,19 @@ func processes() []int {
 	return pids
 }
 
-// environOf is a process's environment as it was when its program began; empty for a zombie, and
-// for what may not be seen.
+// environOf is a process's environment as of its start; empty for a zombie, and if it is not
+// accessible.
 func environOf(pid int) string {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {
 		return ""
 	}
 	defer func() { _ = f.Close() }()
-	environ, _ := io.ReadAll(io.LimitReader(f, maxEnviron)) // what could be read counts
+	environ, _ := io.ReadAll(io.LimitReader(f, maxEnviron)) // use what could be read
 	return string(environ)
 }
 
-// stat is what is read of a process's /proc/<pid>/stat.
+// stat is the part of /proc/<pid>/stat that is used.
 type stat struct {
 	parent, group int
 	zombie        bool
@@ -187,7 +187,7 @@ func statOf(pid int) (stat, bool) {
 	if err != nil {
 		return stat{}, false
 	}
-	// The name, in parentheses, may hold anything, parentheses too.
+	// The name, in parentheses, may contain anything, including parentheses.
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 	if len(fields) < 3 {
 		return stat{}, false

@@ -2,34 +2,36 @@ package launch
 
 import "fmt"
 
-// FailedError says that a process reported that setting up failed. The process is gone.
+// FailedError is the error of a process that reported that its set-up failed. The process has
+// ended.
 type FailedError struct {
-	// Name is the process's, as in [Spec].
+	// Name is that of the process, as in [Spec].
 	Name string
-	// Payload is the reason, as the process gave it to [Child.Failed].
+	// Payload is the reason, as passed to [Child.Failed].
 	Payload []byte
 	// Exit is how it ended afterwards.
 	Exit Exit
 }
 
-// Error says that setting up failed. The reason is in the payload, which is opaque to this package.
+// Error says that set-up failed, without the reason: that is in the payload, which is opaque to
+// this package.
 func (e *FailedError) Error() string {
 	return fmt.Sprintf("launch: %s: set-up failed%s", e.Name, e.Exit.output())
 }
 
-// DiedError says that a process ended before it said that it was set up.
+// DiedError is the error of a process that ended before it reported the result of its set-up.
 type DiedError struct {
-	// Name is the process's, as in [Spec].
+	// Name is that of the process, as in [Spec].
 	Name string
-	// PID was its id.
+	// PID was its process id.
 	PID int
-	// Greeted says whether it had said hello: if not, it didn't get as far as [Inherited].
+	// Greeted is whether it had sent hello. If not, it had not called [Inherited].
 	Greeted bool
-	// Exit is how it ended, and what it printed last.
+	// Exit is how it ended, with its last output.
 	Exit Exit
 }
 
-// Error says when and how it died, and what it printed last.
+// Error describes when and how the process died, with its last output.
 func (e *DiedError) Error() string {
 	when := "before it shook hands"
 	if e.Greeted {
@@ -38,20 +40,20 @@ func (e *DiedError) Error() string {
 	return fmt.Sprintf("launch: %s (process %d) ended %s: %s%s", e.Name, e.PID, when, e.Exit, e.Exit.output())
 }
 
-// HandshakeError says that a process was killed because it didn't say hello in time, is another
-// build, or broke the protocol.
+// HandshakeError is the error of a process that was killed because it did not send hello in time,
+// is another build, or violated the protocol.
 type HandshakeError struct {
-	// Name is the process's, as in [Spec].
+	// Name is that of the process, as in [Spec].
 	Name string
-	// PID was its id.
+	// PID was its process id.
 	PID int
-	// Reason is what it was killed for.
+	// Reason is why it was killed.
 	Reason string
-	// Exit is how it ended, and what it printed last.
+	// Exit is how it ended, with its last output.
 	Exit Exit
 }
 
-// Error says what was wrong, and what the process printed last.
+// Error describes the failure, with the process's last output.
 func (e *HandshakeError) Error() string {
 	return fmt.Sprintf("launch: %s (process %d) was killed: %s%s", e.Name, e.PID, e.Reason, e.Exit.output())
 }

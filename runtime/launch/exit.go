@@ -7,21 +7,21 @@ import (
 	"syscall"
 )
 
-// Exit is how a process ended.
+// Exit describes how a process ended.
 type Exit struct {
 	// Code is the exit code, or -1 if a signal ended it.
 	Code int
 	// Signal is the signal that ended it, or 0.
 	Signal syscall.Signal
-	// Goodbye says that the process had said goodbye ([Child.Goodbye]): its node had ended by then,
-	// and nothing of it was left.
+	// Goodbye is set if the process has sent a goodbye ([Child.Goodbye]): its node had ended by
+	// then, and nothing of it was left.
 	Goodbye bool
 	// Reported is set if Brain had acknowledged the end of its host and nodes before the goodbye.
 	Reported bool
-	// Reason is why its parent killed it, if its parent did.
+	// Reason is why its parent killed it, if it did.
 	Reason string
-	// Lines is what it printed last. When it crashed while it had many goroutines, the crash's
-	// first lines come first.
+	// Lines is its last output. After a crash of a process with many goroutines, the first lines of
+	// the crash precede it.
 	Lines []Line
 
 	ended  bool
@@ -36,17 +36,17 @@ func exitOf(state *os.ProcessState, reason string, lines []Line) Exit {
 	exit.Code = state.ExitCode()
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		exit.Signal, exit.dumped = status.Signal(), status.CoreDump()
-		if exit.Signal == syscall.SIGKILL { // else something else came first
+		if exit.Signal == syscall.SIGKILL { // otherwise something else ended it first
 			exit.Reason = reason
 		}
 	}
 	return exit
 }
 
-// Success says whether the process ended by itself with exit code 0.
+// Success reports whether the process exited by itself with code 0.
 func (e Exit) Success() bool { return e.ended && e.Code == 0 && e.Signal == 0 }
 
-// String says how it ended, without what it printed: "exited with code 1", "killed by signal 9
+// String describes how it ended, without its output: "exited with code 1", "killed by signal 9
 // (killed)".
 func (e Exit) String() string {
 	var text string
@@ -69,7 +69,7 @@ func (e Exit) String() string {
 	return text
 }
 
-// output is the lines that it printed last as a paragraph of an error's text.
+// output formats its last output as a part of an error's text.
 func (e Exit) output() string {
 	if len(e.Lines) == 0 {
 		return "; it printed nothing"

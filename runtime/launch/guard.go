@@ -2,6 +2,6 @@
 
 package launch
 
-// guarded is false only in the builds that show that the checkers would notice: there a parent
-// listens to any build.
+// guarded is false only in builds that show that tests would detect a violation: there a parent
+// accepts any build.
 const guarded = true

@@ -9,8 +9,8 @@ import (
 	"testing" //nolint:depguard // to know whether this is a test binary; it registers no flags
 )
 
-// ErrInTests says that nothing is launched, because the program is a test binary that would run its
-// tests again instead of becoming a host.
+// ErrInTests refuses a launch by a test binary that would run its tests again in the new process,
+// instead of becoming a host.
 var ErrInTests = errors.New("a test binary launches no processes unless its TestMain calls raylink.Init before m.Run: " +
 	"without that, the new process would run the tests instead of its node. Add\n\n" +
 	"\tfunc TestMain(m *testing.M) {\n" +
@@ -23,11 +23,11 @@ var ErrInTests = errors.New("a test binary launches no processes unless its Test
 //nolint:gochecknoglobals // whether TestMain is prepared is a fact about the binary
 var allowedInTests atomic.Bool
 
-// AllowInTests says that this program, if it is a test binary, has looked whether it is a host
-// ([Inherited]) before it runs its tests. It is for the function that TestMain calls to become a
-// host. It counts only when called before m.Run, on TestMain's goroutine: called within a test it
-// would come too late in the new process, and so it changes nothing there. In programs that are not
-// test binaries it does nothing.
+// AllowInTests declares that this program, if it is a test binary, checks with [Inherited] whether
+// it is a host before it runs its tests. It is for the function that TestMain calls to become a
+// host. It has an effect only if it is called before m.Run, on TestMain's goroutine: within a test
+// it would come too late in the new process. In programs that are not test binaries it does
+// nothing.
 func AllowInTests() {
 	if inTestBinary() && beforeTests() {
 		allowedInTests.Store(true)
@@ -43,7 +43,7 @@ func allowedInTestBinary() error {
 
 func inTestBinary() bool { return testing.Testing() }
 
-// beforeTests says whether the calling goroutine is main's, and not within m.Run.
+// beforeTests reports whether the calling goroutine is main's, and not within m.Run.
 func beforeTests() bool {
 	var main bool
 	callers := make([]uintptr, 256)
@@ -62,8 +62,8 @@ func beforeTests() bool {
 	}
 }
 
-// withoutTestFlags is the arguments without the flags of go test. takesValue says of a flag whether
-// the next argument is its value.
+// withoutTestFlags removes the flags of go test from arguments. takesValue reports whether the
+// argument after a flag is its value.
 func withoutTestFlags(args []string, takesValue func(name string) bool) []string {
 	kept := make([]string, 0, len(args))
 	for i := 0; i < len(args); i++ {
@@ -83,7 +83,7 @@ func withoutTestFlags(args []string, takesValue func(name string) bool) []string
 	return kept
 }
 
-// testFlag is the flag's name, with `=value` if it has one, if it is one of go test's.
+// testFlag returns the name of a flag of go test, with `=value` if it has one.
 func testFlag(arg string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(arg, "-")
 	if !ok {

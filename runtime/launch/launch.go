@@ -1,35 +1,33 @@
-// Package launch starts the processes that nodes live in, and is both ends of the wire between a
-// new process and the one that started it.
+// Package launch starts the processes that nodes run in, and implements both ends of the connection
+// between a new process and its parent.
 //
-// A [Launcher] is where a new node's process comes from. [Self] is the one that everybody starts
-// with: the same executable, arguments and directory once more on this machine. The parent's end of
-// a launched process is a [Process]; the process itself finds its own end with [Inherited].
+// A [Launcher] starts the process of a new node. [Self] is the usual one: it runs the same
+// executable, with the same arguments and in the same directory, again on this machine. [Process]
+// is the parent's end of a launched process; the process itself gets its end from [Inherited].
 //
 // What the package promises:
 //
-//   - What a process is to do reaches it over an inherited pipe, never by environment or arguments,
-//     where others could read it.
-//   - A process that does not say hello within [HelloTimeout], or that is another build, is killed,
-//     and the error says so and
-//     holds what it printed. So does the error of one that dies.
-//   - The parent's death is the end of file of that pipe, seen at once by [Child.Orphaned], also
-//     after kill -9.
-//   - Every line that a process prints on stdout or stderr is handed over whole, however fast it
-//     prints: a receiver that is
-//     too slow makes the process wait, and nothing piles up. A receiver that takes no line for a second is not waited for:
-//     see [Spec.Output].
-//   - When [Process.Done] is closed the process has been reaped, its output has been delivered, and
-//     nothing of it is left in
-//     this process, even if a process that it started still holds its stdout.
+//   - The payload reaches the process over an inherited pipe, never by its environment or
+//     arguments, where other users could read it.
+//   - A process that does not send hello within [HelloTimeout], or that is another build, is
+//     killed; the error says so and contains its last output, as does the error of a process that
+//     dies.
+//   - [Child.Orphaned] is closed at the end of file of that pipe: as soon as the parent dies, even
+//     by kill -9.
+//   - Every line that a process prints on stdout or stderr is delivered whole, however fast it
+//     prints: a slow receiver blocks the process, and memory is bounded. A receiver that does not
+//     return for a second no longer blocks it: see [Spec.Output].
+//   - When [Process.Done] is closed, the process has been reaped, its output has been delivered,
+//     and it uses no resources of this process, even if a descendant still holds its stdout.
 //   - What a launched process has started ends with it, see descendants.go.
 //
 // # Terminals
 //
-// Self's processes are in a process group of their own. A Ctrl-C on the terminal therefore
-// interrupts the driver alone, which stops its children in order (children before parents); were
-// they in its group they would all die at once, mid-call. The price is that a Ctrl-Z stops only the
-// driver. Their stdin is empty. A driver that is killed outright is noticed by its children through
-// the pipe.
+// Processes of [Self] are in a process group of their own. A Ctrl-C on the terminal therefore
+// interrupts only the driver, which stops its children gracefully (children before parents); in the
+// driver's group they would all die at once, in the middle of calls. The price is that a Ctrl-Z
+// stops only the driver. Their stdin is empty. Children notice the death of a driver that is killed
+// through the pipe.
 package launch
 
 import (
@@ -37,45 +35,45 @@ import (
 	"fmt"
 )
 
-// Launcher is where a new node's process comes from.
+// Launcher starts the processes of new nodes.
 type Launcher interface {
-	// Launch starts a process and returns without waiting for it to say anything: [Process.Ready]
-	// does that. ctx bounds the launch alone; the process outlives it.
+	// Launch starts a process and returns without waiting for its hello or set-up: [Process.Ready]
+	// does that. ctx bounds the launch only; the process outlives it.
 	Launch(ctx context.Context, spec Spec) (Process, error)
 }
 
-// Spec is what a new process is to be.
+// Spec describes a new process.
 type Spec struct {
-	// Name is the path of the node that will live in the process. It marks the process's lines and
-	// stands in messages.
+	// Name is the path of the node that will run in the process. It labels the process's lines and
+	// errors.
 	Name string
-	// Payload is what the process needs to know, opaque to this package: the child reads it with
-	// [Child.Payload]. It may be up to 64 MiB, and may be secret.
+	// Payload is passed to the process, which gets it from [Child.Payload]. It is opaque to this
+	// package, at most 64 MiB, and may be secret.
 	Payload []byte
-	// Output gets every line that the process prints, and every line of its descendants that it
-	// passes on by [Child.Forward]. It is called from one goroutine at a time. While it blocks, the
-	// process that prints waits, but for a second at most: then Output has stalled, and lines are
-	// counted instead of handed over until it has returned and taken those that wait; it gets a
-	// line that says how many are missing. Nil drops the lines.
+	// Output receives every line that the process prints, and every line of its descendants that it
+	// forwards with [Child.Forward]. Calls are never concurrent. While Output blocks, so does the
+	// printing process, for at most a second: then Output has stalled, and lines are counted
+	// instead of delivered until it has returned and received those that are queued; then it
+	// receives a line with the number of missing ones. If Output is nil, lines are dropped.
 	Output func(Line)
-	// Stalled is called with true when Output has stalled, and with false when it has gone on. It
-	// must not block. Nil is allowed.
+	// Stalled is called with true when Output has stalled, and with false when it has caught up. It
+	// must not block. It may be nil.
 	Stalled func(stalled bool)
-	// Log names a file that the process's own lines are appended to, each after the time at which
-	// it came (its descendants have files of their own). It is a [LogFile]. Empty means none.
+	// Log is the path of a [LogFile] to which the process's own lines are appended, each with the
+	// time of its arrival (its descendants have files of their own). Empty means none.
 	Log string
 }
 
-// MaxLine is the longest line, in bytes. What is longer is handed over in pieces.
+// MaxLine is the length of the longest line, in bytes. Longer ones are delivered in pieces.
 const MaxLine = 64 << 10
 
 // Line is a line that a process printed.
 type Line struct {
-	// Path is the name of the process that printed it, as in [Spec].
+	// Path is the name of the process that printed the line, as in [Spec].
 	Path string
-	// Stream is where it printed it.
+	// Stream is the stream on which it was printed.
 	Stream Stream
-	// Text is the line without its end. It is what the process printed: any bytes.
+	// Text is the line without its end: arbitrary bytes, as the process printed them.
 	Text string
 }
 
@@ -88,7 +86,7 @@ const (
 	Stderr Stream = 2
 )
 
-// String is the stream's usual name.
+// String is the usual name of the stream.
 func (s Stream) String() string {
 	switch s {
 	case Stdout:
@@ -99,34 +97,34 @@ func (s Stream) String() string {
 	return fmt.Sprintf("stream %d", uint8(s))
 }
 
-// Process is a launched process, as its parent sees it. Its methods may be called from any
-// goroutine, any number of times.
+// Process is the parent's end of a launched process. Its methods are safe for concurrent use, and
+// may be called any number of times.
 type Process interface {
-	// PID is its id on its machine.
+	// PID is its process id on its machine.
 	PID() int
 
-	// Ready waits until the process says that it is set up, and returns the payload that it said so
-	// with ([Child.Ready]).
+	// Ready blocks until the process has reported the result of its set-up, and returns the payload
+	// of [Child.Ready].
 	//
-	// In every other case the process is gone, and reaped, when Ready returns:
-	//   - it says that setting up failed: *[FailedError], with what it gave as the reason;
-	//   - it doesn't shake hands as it should: *[HandshakeError];
-	//   - it dies: *[DiedError];
-	//   - ctx ends, so it is killed: an error that wraps the context's.
+	// If it returns an error, the process has ended and been reaped:
+	//   - set-up has failed: *[FailedError], with the reason;
+	//   - the handshake has failed: *[HandshakeError];
+	//   - the process has died: *[DiedError];
+	//   - ctx has ended, so the process was killed: an error that wraps the context's.
 	Ready(ctx context.Context) ([]byte, error)
 
-	// Stop asks the process to stop in good order and waits until it has ended, in whatever way:
-	// [Process.Exit] says how. If ctx ends before that, it is killed, and the error wraps the
-	// context's.
+	// Stop requests the process to stop gracefully, and blocks until it has ended in any way;
+	// [Process.Exit] describes how. If ctx ends first, the process is killed, and the error wraps
+	// the context's.
 	Stop(ctx context.Context) error
 
-	// Kill kills the process. It doesn't wait; killing one that has ended is no error.
+	// Kill kills the process. It does not wait. Killing a process that has ended is no error.
 	Kill() error
 
-	// Done is closed when the process has ended, is reaped, and all its output has been delivered.
-	// (If the receiver of its output is stuck, Done doesn't wait for it beyond a second.)
+	// Done is closed when the process has ended, has been reaped, and all its output has been
+	// delivered. If the receiver of its output is stuck, Done waits at most a second for it.
 	Done() <-chan struct{}
 
-	// Exit is how it ended. Before Done is closed it says that it hasn't.
+	// Exit describes how the process ended. Before Done is closed it says that it is still running.
 	Exit() Exit
 }

@@ -10,30 +10,30 @@ import (
 	"time"
 )
 
-// How much of one log is kept: the file itself and those before it, PATH.1 the newest of them.
+// How much of one log is kept: the file itself and older ones, of which PATH.1 is the newest.
 const (
 	maxLogFile = 8 << 20
 	oldLogs    = 2
 )
 
-// logTime begins every line of a process's log.
+// logTime is the format of the time before each line of a process's log.
 const logTime = "2006-01-02T15:04:05.000Z "
 
-// LogFile is a log that is rotated by size: no line is cut in two, and what is kept has a bound.
-// Its methods may be called from any goroutine.
+// LogFile is a log that is rotated by size. No line is split between files, and the total size is
+// bounded. Its methods are safe for concurrent use.
 type LogFile struct {
 	path  string
 	limit int64
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	file *os.File
 	size int64
-	// rotates says that it is a regular file.
+	// rotates is set for a regular file.
 	rotates bool
 }
 
-// OpenLog opens a log for appending. It is created, readable to its owner alone, if it isn't there.
-// The caller closes it.
+// OpenLog opens a log for appending, and creates it, readable by its owner only, if it does not
+// exist. The caller must Close it.
 func OpenLog(path string) (*LogFile, error) {
 	l := &LogFile{path: path, limit: maxLogFile}
 	if err := l.open(); err != nil {
@@ -43,7 +43,7 @@ func OpenLog(path string) (*LogFile, error) {
 }
 
 func (l *LogFile) open() error {
-	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600) //nolint:gosec // the launcher's own choice
+	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600) //nolint:gosec // the launcher's choice
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (l *LogFile) Write(lines []byte) (int, error) {
 	return n, err
 }
 
-// rotate begins a new file. Where that fails after the old one was closed, the log is closed.
+// rotate begins a new file. If that fails after the old one was closed, the log is closed.
 func (l *LogFile) rotate() error {
 	err := l.file.Close()
 	l.file = nil
@@ -100,7 +100,7 @@ func (l *LogFile) Close() error {
 	return file.Close()
 }
 
-// stamped is a line of a process with the time at which it came.
+// stamped prefixes a process's line with the present time.
 func stamped(text string) []byte {
 	b := make([]byte, 0, len(logTime)+len(text)+1)
 	b = time.Now().UTC().AppendFormat(b, logTime)

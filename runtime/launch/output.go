@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// splitter cuts a stream of bytes into lines of at most max bytes.
+// splitter splits a stream of bytes into lines of at most max bytes.
 type splitter struct {
 	max  int
 	emit func(text string)
-	rest []byte // the beginning of a line whose end has not come
+	rest []byte // the beginning of an incomplete line
 }
 
-// write takes the stream's next bytes.
+// write processes the stream's next bytes.
 func (s *splitter) write(p []byte) {
 	for len(p) > 0 {
 		end := bytes.IndexByte(p, '\n')
@@ -35,7 +35,7 @@ func (s *splitter) write(p []byte) {
 	}
 }
 
-// grow adds to the line, which has no end among p, and emits what is too long of it.
+// grow appends p, which contains no line end, to the line, and emits what exceeds max.
 func (s *splitter) grow(p []byte) {
 	for len(s.rest)+len(p) > s.max {
 		room := s.max - len(s.rest)
@@ -48,7 +48,7 @@ func (s *splitter) grow(p []byte) {
 	s.rest = append(s.rest, p...)
 }
 
-// flush emits what came after the last line's end.
+// flush emits an incomplete last line.
 func (s *splitter) flush() {
 	if len(s.rest) > 0 {
 		s.line(s.rest)
@@ -58,8 +58,8 @@ func (s *splitter) flush() {
 
 func (s *splitter) line(text []byte) { s.emit(string(bytes.TrimSuffix(text, []byte("\r")))) }
 
-// wholeRunes is how much of p can be emitted without cutting a character in two: all of it, or all
-// but the beginning of its last character.
+// wholeRunes is how many bytes of p can be emitted without splitting a character: all, or all but
+// an incomplete last character.
 func wholeRunes(p []byte) int {
 	for back := 1; back < utf8.UTFMax && back < len(p); back++ {
 		if at := len(p) - back; utf8.RuneStart(p[at]) {
@@ -72,16 +72,16 @@ func wholeRunes(p []byte) int {
 	return len(p)
 }
 
-// How much a tail keeps.
+// The size of a tail.
 const (
 	tailLines    = 50
 	tailLineSize = 1 << 10
 	crashLines   = 20
 )
 
-// tail keeps what a process printed last, for the error that says how it died. The last lines of a
-// crash are the stack of some goroutine; what the crash was is said by its first lines, so the tail
-// holds on to these as well.
+// tail keeps a process's last output, for the error that describes its death. The last lines of a
+// Go crash are the stack of some goroutine, while its first lines give the reason, so the tail
+// keeps these too.
 type tail struct {
 	ring  [tailLines]Line
 	count int // of all lines so far
@@ -93,7 +93,7 @@ type tail struct {
 
 func (t *tail) add(line Line) {
 	if len(line.Text) > tailLineSize {
-		line.Text = strings.Clone(line.Text[:tailLineSize]) + "..." // cloned, so that the tail doesn't keep the whole line
+		line.Text = strings.Clone(line.Text[:tailLineSize]) + "..." // cloned, so that the tail does not keep the whole line in memory
 	}
 	capturing := t.crashed > 0 && t.crashed < crashLines
 	if !capturing && line.Stream == Stderr && (strings.HasPrefix(line.Text, "panic: ") || strings.HasPrefix(line.Text, "fatal error: ")) {
@@ -124,32 +124,32 @@ func (t *tail) lines() []Line {
 	return kept
 }
 
-// output is where a process's lines go: to the receiver, the log and the tail.
+// output delivers a process's lines to the receiver, the log and the tail.
 //
-// The receiver is called from one goroutine, deliver's, which begins with the first line. A line
-// waits for the receiver for up to stallLimit. Then the receiver has stalled: lines are not handed
-// over any more, but counted, until it has taken those that wait.
+// The receiver is called by one goroutine, which starts with the first line. A line waits for the
+// receiver for up to stallLimit. After that the receiver has stalled: further lines are counted
+// instead of delivered until it has received those that are queued.
 type output struct {
 	name       string
 	receiver   func(Line)
 	stallLimit time.Duration
-	// stalled is called when the receiver stalls, and when it has gone on.
+	// stalled is called when the receiver stalls, and when it has caught up.
 	stalled func(bool)
 
-	delivery sync.Mutex // guards what follows
+	delivery sync.Mutex // guards the fields below
 	lines    chan Line  // nil before the first line
 	over     bool       // no further lines
-	skipped  int        // lines that were not handed over since the receiver stalled; 0 where it has not
-	late     bool       // the end of the process was not to wait for the receiver any more
-	// delivered is closed when the receiver has got all lines.
+	skipped  int        // lines that were not delivered since the receiver stalled; 0 if it has not
+	late     bool       // the process ended, and its end no longer waits for the receiver
+	// delivered is closed when the receiver has received all lines.
 	delivered chan struct{}
 
-	record sync.Mutex // guards what follows
+	record sync.Mutex // guards the fields below
 	log    *LogFile
 	tail   tail
 }
 
-// own takes a line that the process itself printed.
+// own processes a line that the process itself printed.
 func (o *output) own(stream Stream, text string) {
 	line := Line{Path: o.name, Stream: stream, Text: text}
 	o.delivery.Lock()
@@ -161,17 +161,17 @@ func (o *output) own(stream Stream, text string) {
 	}
 }
 
-// forwarded takes a line that the process passes on.
+// forwarded processes a line that the process forwards.
 func (o *output) forwarded(line Line) {
 	o.delivery.Lock()
 	defer o.delivery.Unlock()
 	o.deliver(line)
 }
 
-// linesWaiting is how many lines may wait for the receiver.
+// linesWaiting bounds the lines that are queued for the receiver.
 const linesWaiting = 16
 
-// deliver hands a line over. o.delivery is held.
+// deliver queues a line for the receiver. o.delivery is held.
 func (o *output) deliver(line Line) {
 	if o.receiver == nil || o.over {
 		return
@@ -201,8 +201,8 @@ func (o *output) deliver(line Line) {
 	}
 }
 
-// resume says whether the receiver, which had stalled, takes lines again. If so, it gets one that
-// says what it has missed. o.delivery is held.
+// resume reports whether the receiver, which had stalled, has caught up. If so, it gets a line with
+// the number of missing ones. o.delivery is held.
 func (o *output) resume() bool {
 	if len(o.lines) > 0 {
 		return false
@@ -219,7 +219,7 @@ func (o *output) resume() bool {
 	return true
 }
 
-// gap is the line that stands for those that were not handed over.
+// gap is the line that stands for those that were not delivered.
 func (o *output) gap() Line {
 	return Line{Path: o.name, Stream: Stderr, Text: fmt.Sprintf(
 		"launch: %d lines are missing here, for the receiver of the output did not return; the process's log has its own", o.skipped)}
@@ -230,7 +230,7 @@ func (o *output) receive(lines <-chan Line, delivered chan<- struct{}) {
 	over := false
 	defer func() {
 		if !over {
-			go o.receive(lines, delivered) // the receiver has ended its goroutine
+			go o.receive(lines, delivered) // the receiver has ended this goroutine
 		}
 	}()
 	for line := range lines {
@@ -250,12 +250,12 @@ func (o *output) receive(lines <-chan Line, delivered chan<- struct{}) {
 	close(delivered)
 }
 
-// giveUp is called when the process has ended and the receiver is not waited for any more.
+// giveUp is called when the process has ended and its end no longer waits for the receiver.
 func (o *output) giveUp() {
 	o.delivery.Lock()
 	defer o.delivery.Unlock()
 	select {
-	case <-o.delivered: // nil, and not ready, where no line has come
+	case <-o.delivered: // nil, and so not ready, if no line has come
 		return
 	default:
 	}
@@ -265,8 +265,7 @@ func (o *output) giveUp() {
 	}
 }
 
-// finish says that no further lines come. It returns a channel that is closed when the receiver has
-// got all.
+// finish ends the lines. The returned channel is closed when the receiver has received all of them.
 func (o *output) finish() <-chan struct{} {
 	o.delivery.Lock()
 	defer o.delivery.Unlock()
@@ -281,7 +280,7 @@ func (o *output) finish() <-chan struct{} {
 	return o.delivered
 }
 
-// keep records the line. Its error says that the log has been given up.
+// keep adds the line to the tail and the log. After an error, the log is closed and no longer used.
 func (o *output) keep(line Line) error {
 	o.record.Lock()
 	defer o.record.Unlock()
@@ -297,7 +296,7 @@ func (o *output) keep(line Line) error {
 	return nil
 }
 
-// close closes the log and returns what was printed last.
+// close closes the log and returns the last output.
 func (o *output) close() ([]Line, error) {
 	o.record.Lock()
 	defer o.record.Unlock()
@@ -309,7 +308,7 @@ func (o *output) close() ([]Line, error) {
 	return o.tail.lines(), log.Close()
 }
 
-// copy hands over what comes from r, until its end or its deadline, and closes it.
+// copy reads lines from r until its end or its deadline, and closes it.
 func (o *output) copy(r *os.File, stream Stream) {
 	split := splitter{max: MaxLine, emit: func(text string) { o.own(stream, text) }}
 	buf := make([]byte, 32<<10)
@@ -324,15 +323,15 @@ func (o *output) copy(r *os.File, stream Stream) {
 		}
 	}
 	split.flush()
-	_ = r.Close() // a pipe's read end: nothing can be lost
+	_ = r.Close() // the read end of a pipe: nothing can be lost
 }
 
-// drainLimit is the largest size of a pipe's buffer that a user without privileges gets on Linux
+// drainLimit is the largest buffer of a pipe that an unprivileged user can set on Linux
 // (/proc/sys/fs/pipe-max-size).
 const drainLimit = 1 << 20
 
-// drain takes what is in the pipe, without waiting for more. The process has ended, so that what it
-// printed is all there; what keeps the pipe open is another process.
+// drain reads what is in the pipe without blocking. The process has ended, so all of its output is
+// there; the pipe is still open because another process holds it.
 func drain(r *os.File, buf []byte, take func([]byte)) {
 	if r.SetReadDeadline(time.Time{}) != nil {
 		return

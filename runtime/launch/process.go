@@ -14,39 +14,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a process of this machine, as its parent sees it.
+// process is the parent's end of a process on this machine.
 //
-// Its goroutines: reap waits for it; listen reads what it says; tell writes what it is told; two
-// copy its output. All end when the process has, and done is closed last.
+// Its goroutines: reap waits for the process to end; listen reads its frames; tell writes frames to
+// it; two copy its output. All of them return when the process has ended, and done is closed last.
 type process struct {
 	spec    Spec
 	options options
 	cmd     *exec.Cmd
-	mark    string // of it and its descendants
+	mark    string // of the process and its descendants
 	output  *output
 
-	commands *os.File   // the control channel's way to the child
-	pipes    []*os.File // what is read from the child
+	commands *os.File   // the control channel to the child
+	pipes    []*os.File // the read ends of the child's pipes
 	readers  sync.WaitGroup
-	hello    *time.Timer // kills it if there is no hello
+	hello    *time.Timer // kills it if there is no hello in time
 	freeSlot sync.Once
-	release  func() // gives the slot back that the start-up took
+	release  func() // returns the start-up slot
 
-	settled  chan struct{} // closed when the child has said how its set-up went
-	stopping chan struct{} // closed when it shall be asked to stop
+	settled  chan struct{} // closed when the child has reported the result of its set-up
+	stopping chan struct{} // closed to request it to stop
 	exited   chan struct{} // closed when it has been reaped
-	done     chan struct{} // closed when all is over
+	done     chan struct{} // closed when everything has ended
 	askStop  sync.Once
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	talk    conversation
-	refusal string // what the handshake failed for
+	refusal string // why the handshake failed
 	reason  string // why this process killed it
 	exit    Exit
 }
 
-// startProcess starts cmd with the control channel, and its output piped here.
-// release is called once: when the process has said hello or ended, or could not be started.
+// startProcess starts cmd with the control channel, and with its output connected to this process.
+// release is called once: when the process has sent hello or ended, or could not be started.
 func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *process, err error) {
 	p := &process{
 		release:  release,
@@ -69,12 +69,12 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 	var ours, theirs []*os.File
 	closeAll := func(files []*os.File) {
 		for _, f := range files {
-			_ = f.Close() // pipes that carried nothing yet
+			_ = f.Close() // pipes that have carried nothing yet
 		}
 	}
 	defer func() { closeAll(theirs) }()
-	// The ends that the child reads from, and those that it writes to. All are close-on-exec, so
-	// that no other child gets them.
+	// The first pipe is for reading by the child, the others for writing. All are close-on-exec, so
+	// that no other child inherits them.
 	for i := range 4 {
 		r, w, err := os.Pipe()
 		if err != nil {
@@ -138,8 +138,8 @@ func (p *process) Exit() Exit {
 // Kill implements [Process].
 func (p *process) Kill() error { return p.kill("it was told to") }
 
-// kill kills the process. os.Process holds a pidfd where there are any, and its own lock where not,
-// so that no other process that has got the same id can be hit.
+// kill kills the process. os.Process holds a pidfd where there are any, and otherwise its own lock,
+// so that another process with the same id cannot be hit.
 func (p *process) kill(reason string) error {
 	p.mu.Lock()
 	if p.reason == "" {
@@ -165,7 +165,7 @@ func (p *process) Stop(ctx context.Context) error {
 		p.end(fmt.Sprintf("it did not stop in good order (%v)", err)))
 }
 
-// end kills the process and waits until all is over.
+// end kills the process and waits until everything has ended.
 func (p *process) end(reason string) error {
 	if err := p.kill(reason); err != nil {
 		return err
@@ -188,7 +188,7 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	case <-p.done:
 	case <-ctx.Done():
 		select {
-		case <-p.settled: // and ctx has ended: what the child said counts
+		case <-p.settled: // and ctx has ended: the child's result takes precedence
 		default:
 			return nil, p.giveUp(context.Cause(ctx))
 		}
@@ -202,7 +202,7 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	case !talk.failed:
 		return talk.payload, nil
 	}
-	// It has nothing left to do but to end.
+	// The process should exit now.
 	patience, cancel := context.WithTimeout(ctx, p.options.exitGrace)
 	defer cancel()
 	select {
@@ -215,8 +215,8 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	return nil, &FailedError{Name: p.spec.Name, Payload: talk.payload, Exit: p.Exit()}
 }
 
-// giveUp ends a process that has not been set up. One that has said hello is asked to stop first,
-// so that what its set-up has begun can be ended, too: it gets cancelGrace for that.
+// giveUp ends a process that has not been set up. If it has sent hello, it is requested to stop
+// first, so that its set-up can clean up: it has cancelGrace for that.
 func (p *process) giveUp(cause error) error {
 	err := fmt.Errorf("launch: %s was not set up in time, and was ended: %w", p.spec.Name, cause)
 	if p.greeted() {
@@ -232,7 +232,7 @@ func (p *process) giveUp(cause error) error {
 	return errors.Join(err, p.end(fmt.Sprintf("it was not set up in time (%v)", cause)))
 }
 
-// died is the error of a process that ended without saying how its set-up went.
+// died is the error of a process that ended without reporting the result of its set-up.
 func (p *process) died() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -242,17 +242,17 @@ func (p *process) died() error {
 	return &DiedError{Name: p.spec.Name, PID: p.PID(), Greeted: p.talk.greeted, Exit: p.exit}
 }
 
-// refuse kills the process because of what it does on the control channel.
+// refuse kills the process because it violated the protocol.
 func (p *process) refuse(reason string) {
 	p.mu.Lock()
 	if p.refusal == "" {
 		p.refusal = reason
 	}
 	p.mu.Unlock()
-	_ = p.kill(reason) // only fails if it is not ours any more to kill, and then it is not running our program either
+	_ = p.kill(reason) // fails only if it is no longer our process, which then does not run our program either
 }
 
-// overdue refuses a process that has not said hello.
+// overdue refuses a process that has not sent hello in time.
 func (p *process) overdue() {
 	if p.greeted() {
 		return
@@ -261,7 +261,7 @@ func (p *process) overdue() {
 		"If it needs longer to get there, allow it: WithStartTimeout or RAYLINK_START_TIMEOUT", p.options.helloTimeout))
 }
 
-// free gives the start-up's slot back.
+// free returns the start-up slot.
 func (p *process) free() { p.freeSlot.Do(p.release) }
 
 func (p *process) greeted() bool {
@@ -270,9 +270,9 @@ func (p *process) greeted() bool {
 	return p.talk.greeted
 }
 
-// listen reads what the child says, until it has nothing more to say.
+// listen reads the child's frames until the channel ends.
 func (p *process) listen(r *os.File) {
-	defer func() { _ = r.Close() }() // a pipe's read end: nothing can be lost
+	defer func() { _ = r.Close() }() // the read end of a pipe: nothing can be lost
 	frames := bufio.NewReader(r)
 	for {
 		k, body, err := readFrame(frames)
@@ -286,7 +286,7 @@ func (p *process) listen(r *os.File) {
 			if !broken.cut || !p.exits(p.options.exitGrace) {
 				p.refuse(broken.text)
 			}
-			_, _ = io.Copy(io.Discard, r) // it isn't to block, should it be stopped while it writes
+			_, _ = io.Copy(io.Discard, r) // the child must not block on writing when it is requested to stop
 			return
 		default:
 			p.hungUp()
@@ -295,7 +295,7 @@ func (p *process) listen(r *os.File) {
 	}
 }
 
-// hear takes the child's next frame.
+// hear processes the child's next frame.
 func (p *process) hear(k kind, body []byte) error {
 	p.mu.Lock()
 	was := p.talk
@@ -319,7 +319,7 @@ func (p *process) hear(k kind, body []byte) error {
 }
 
 // hungUp is called when the child has closed its end of the channel: it has died, which reap is
-// about to see, or it is about to, or it is a program that closes what it doesn't know.
+// about to notice, or it is about to exit, or it is a program that closes unknown descriptors.
 func (p *process) hungUp() {
 	select {
 	case <-p.settled:
@@ -331,8 +331,7 @@ func (p *process) hungUp() {
 	}
 }
 
-// exits waits until the process has ended, but not longer than limit. The end of its pipes comes
-// before that.
+// exits waits for the end of the process, for at most limit. Its pipes end before it does.
 func (p *process) exits(limit time.Duration) bool {
 	patience := time.NewTimer(limit)
 	defer patience.Stop()
@@ -344,8 +343,8 @@ func (p *process) exits(limit time.Duration) bool {
 	}
 }
 
-// tell writes what the child is told: what it is, and to stop. If it can't be told, it is dead or
-// about to be.
+// tell writes the frames for the child: start, and later stop. A write fails only if the child is
+// dead or about to die.
 func (p *process) tell() {
 	if err := writeFrame(p.commands, kindStart, versioned(p.spec.Payload)); err != nil {
 		return
@@ -357,11 +356,11 @@ func (p *process) tell() {
 	}
 }
 
-// reap waits for the process's end and then sees to it that everything else ends, too.
+// reap waits for the process's end, and then ends everything that belongs to it.
 func (p *process) reap() {
 	awaitExit(p.PID())
-	_ = unix.Kill(-p.PID(), unix.SIGKILL) // its process group; mostly there is nothing left of it
-	waitErr := p.cmd.Wait()               // says how it ended, which its state says as well
+	_ = unix.Kill(-p.PID(), unix.SIGKILL) // its process group, which is usually empty
+	waitErr := p.cmd.Wait()               // its state has the same information
 	close(p.exited)
 	swept := make(chan struct{})
 	go func() {
@@ -371,11 +370,10 @@ func (p *process) reap() {
 	p.hello.Stop()
 	p.free()
 	_ = p.commands.Close()
-	// What it printed is in the pipes, and their end is, too, unless another process holds them
-	// open.
+	// Its output is in the pipes, and so is their end, unless another process holds them open.
 	deadline := time.Now().Add(p.options.outputGrace)
 	for _, pipe := range p.pipes {
-		_ = pipe.SetReadDeadline(deadline) // fails if it has already been read to its end
+		_ = pipe.SetReadDeadline(deadline) // fails if it has been read to its end
 	}
 	p.awaitReaders()
 	lines, err := p.output.close()
@@ -393,8 +391,8 @@ func (p *process) reap() {
 	close(p.done)
 }
 
-// awaitReaders waits until all output has been delivered, but not for ever: a receiver that is
-// stuck must not hide the process's death.
+// awaitReaders waits, for a limited time, until all output has been delivered: a stuck receiver
+// must not delay the report of the process's death.
 func (p *process) awaitReaders() {
 	delivered := make(chan struct{})
 	go func() {

@@ -12,47 +12,46 @@ import (
 	"time"
 )
 
-// HelloTimeout is how long a new process may take to say hello, unless [WithHelloTimeout] says
-// otherwise.
+// HelloTimeout bounds the time from the start of a process until its hello, unless
+// [WithHelloTimeout] sets another one.
 const HelloTimeout = 10 * time.Second
 
-// marker is the environment variable that tells a process which of its file descriptors are its end
-// of the control channel. It holds nothing else, and [Inherited] removes it.
+// marker is the environment variable with the numbers of the file descriptors of a process's end of
+// the control channel. It contains nothing else, and [Inherited] removes it.
 const marker = "RAYLINK_HOST_FDS"
 
-// Option changes how [Self] launches.
+// Option configures [Self].
 type Option func(*options)
 
 type options struct {
 	helloTimeout time.Duration
-	// build is what the process must be.
+	// build is the build that the process must have; empty for this process's own.
 	build string
-	// outputGrace is for how long output is waited for, when the process has ended and another one
-	// holds its stdout open.
+	// outputGrace bounds the wait for output when the process has ended and another one holds its
+	// stdout open.
 	outputGrace time.Duration
-	// exitGrace is how long a process may take to end after it said that its set-up failed, or hung
-	// up.
+	// exitGrace is how long a process may take to end after it reported a failed set-up, or closed
+	// its channel.
 	exitGrace time.Duration
-	// cancelGrace is how long a process whose set-up is given up may take to end by itself.
+	// cancelGrace is how long a process whose set-up was canceled may take to end by itself.
 	cancelGrace time.Duration
-	// reapLimit is for how long a killed process is waited for. Only one that is stuck in the
-	// kernel needs more.
+	// reapLimit bounds the wait for the end of a killed process. Only one that is stuck in the
+	// kernel exceeds it.
 	reapLimit time.Duration
-	// stallLimit is for how long a line of output waits for its receiver.
+	// stallLimit bounds how long a line of output waits for its receiver.
 	stallLimit time.Duration
 }
 
-// WithHelloTimeout bounds the time between a process's start and its hello. It is what the program
-// does before it calls [Inherited] that takes this time, not the node's set-up.
+// WithHelloTimeout bounds the time from a process's start until its hello. That is what the program
+// does before it calls [Inherited]; it does not include the node's set-up.
 func WithHelloTimeout(limit time.Duration) Option {
 	return func(o *options) { o.helloTimeout = limit }
 }
 
-// start is how this process was started. It is looked at before the program can change any of it: a
-// program that changes its directory, say, must find itself where it was started when it runs once
-// more.
+// start is how this process was started. It is recorded before the program can change any of it: a
+// program that changes its directory, for example, must be launched again in the original one.
 //
-//nolint:gochecknoglobals // there is one past to remember
+//nolint:gochecknoglobals // a process is started once
 var start = lookAtStart()
 
 type beginnings struct {
@@ -70,22 +69,21 @@ func lookAtStart() beginnings {
 // self launches this program again.
 type self struct {
 	options options
-	// starting holds the slots of processes that have been started and have not said hello: they
-	// share the processors, so that more at a time would only make each of them slower, against the
-	// same time limit.
+	// starting limits the processes that have been started and have not sent hello: they share the
+	// processors, so more of them at once would only slow each of them down, against the same time
+	// limit.
 	starting chan struct{}
 }
 
-// Self launches the program that calls it once more on this machine: the same executable, even if
-// the file has been replaced meanwhile (Linux), with the arguments and in the directory that this
-// process was started with, and with its present environment. The program is expected to call
-// [Inherited] early.
+// Self launches this program again on this machine: the same executable, even if the file has been
+// replaced meanwhile (on Linux), with the arguments and in the directory with which this process
+// was started, and with its present environment. The program is expected to call [Inherited] early.
 //
 // In a test binary the flags of `go test` (-test.*) are dropped, and nothing is launched unless
 // [AllowInTests] has been called; see there.
 //
-// At most GOMAXPROCS processes start up at a time; a start-up ends with the hello. Launch waits for
-// a slot, and the time limit for the hello counts from the start of the process.
+// At most GOMAXPROCS processes start up at once; a start-up ends with the hello. Launch waits for a
+// slot, and the time limit for the hello begins with the start of the process.
 func Self(opts ...Option) Launcher {
 	s := &self{options: options{
 		helloTimeout: HelloTimeout,
@@ -143,7 +141,7 @@ func (s *self) launch(ctx context.Context, spec Spec) (*process, error) {
 	return startProcess(cmd, spec, opts, func() { <-s.starting })
 }
 
-// command is this program once more.
+// command returns this program's command line, to run it again.
 func command() (*exec.Cmd, error) {
 	path, err := executable()
 	if err != nil {
@@ -167,8 +165,8 @@ func command() (*exec.Cmd, error) {
 	}, nil
 }
 
-// executable is a path that leads to this program's file. On Linux it does so even when the file
-// has been replaced or removed.
+// executable is a path to this program's file. On Linux it is valid even if the file has been
+// replaced or removed.
 func executable() (string, error) {
 	if runtime.GOOS == "linux" {
 		const self = "/proc/self/exe"

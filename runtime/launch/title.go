@@ -10,19 +10,19 @@ import (
 	"strings"
 )
 
-// A process's arguments can be read by every user of the machine. So those of a launched one say
-// what it is, `program: path of the node`, and nothing else; the program's own arguments, which may
-// hold secrets, come by a pipe, and are in os.Args again before the program's main begins.
+// A process's arguments can be read by every user of the machine. Those of a launched process are
+// therefore only a title, `program: path of the node`. The program's own arguments, which may
+// contain secrets, are passed by a pipe, and are in os.Args again before the program's main begins.
 
-// argsMarker is the environment variable that names the file descriptor to read the arguments from.
+// argsMarker is the environment variable with the file descriptor from which to read the arguments.
 const argsMarker = "RAYLINK_HOST_ARGS"
 
-// title is what a launched process is called in lists of processes.
+// title is the name of a launched process in lists of processes.
 func title(args []string, name string) string { return filepath.Base(args[0]) + ": " + name }
 
-// passArguments makes the pipe that the arguments go by. They are written by the function, which
-// must be called when the process has been started or not: what a pipe does not hold waits for the
-// process to read.
+// passArguments makes the pipe for the arguments. The caller must call the returned function after
+// it has started the process, or failed to. It writes them in the background, because what exceeds
+// the pipe's buffer waits for the process to read.
 func passArguments(args []string) (*os.File, func(), error) {
 	text, err := json.Marshal(args)
 	if err != nil {
@@ -40,17 +40,17 @@ func passArguments(args []string) (*os.File, func(), error) {
 	}, nil
 }
 
-// takeArguments gives a launched process the arguments of its program, and the process the node's
-// name.
+// takeArguments restores the program's arguments in a launched process, and names the process after
+// its node.
 func takeArguments() {
 	value, ok := os.LookupEnv(argsMarker)
 	if !ok {
 		return
 	}
-	_ = os.Unsetenv(argsMarker) // it was there
+	_ = os.Unsetenv(argsMarker) // the variable exists
 	fd, err := pipeFD(value)
 	if err != nil {
-		return // without the arguments, the program says by itself what it misses
+		return // without its arguments, the program reports what is missing
 	}
 	pipe := os.NewFile(uintptr(fd), "arguments")
 	text, err := io.ReadAll(pipe)
@@ -65,7 +65,7 @@ func takeArguments() {
 }
 
 // childEnvironment is this process's present environment with the markers and the mark of the new
-// process, and without the token: the payload has that.
+// process, and without the token, which is in the payload.
 func childEnvironment(fds, args, mark string) []string {
 	var env []string
 	for _, entry := range os.Environ() {

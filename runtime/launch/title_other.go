@@ -2,5 +2,5 @@
 
 package launch
 
-// nameProcess does nothing where a process is listed by its arguments alone.
+// nameProcess does nothing where only the arguments of a process are shown.
 func nameProcess(string) {}
