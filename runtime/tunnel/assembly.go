@@ -2,18 +2,18 @@ package tunnel
 
 import "connectrpc.com/connect/v2"
 
-// assembly is a message of several fragments in the making. It belongs to the reading goroutine.
+// assembly is a partially received message of several fragments. It is owned by the connection's
+// reader.
 type assembly struct {
 	buf   *buffer
 	total int
 	got   int
-	// discard: the message is not wanted any more, its fragments are counted and thrown away.
+	// discard is set if the message is no longer needed: its fragments are counted and dropped.
 	discard bool
 }
 
-// How much is allocated for a message on the word of its first frame, before its bytes come. The
-// sizes of unary messages that are announced are bounded together, by the window; those of streams
-// are not.
+// How much is allocated for a message when its size is announced, before its bytes arrive. The
+// announced sizes of unary messages together are limited by the window; those of streams are not.
 const (
 	claimOfUnary  = 4 << 20
 	claimOfStream = 64 << 10
@@ -23,18 +23,19 @@ func newAssembly(total, claim int) *assembly {
 	return &assembly{total: total, buf: newBuffer(min(total, claim))}
 }
 
-// newUnaryAssembly makes an assembly for a unary message. keeps says that the message will probably
-// keep the buffer.
+// newUnaryAssembly returns an assembly for a unary message. keeps predicts that the decoded message
+// will alias the buffer.
 func newUnaryAssembly(total int, keeps bool) *assembly {
 	if keeps {
-		// The message will keep the buffer, which therefore is no larger than it need be.
+		// The message will own the buffer, so it should be no larger than necessary.
 		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, claimOfUnary))}}
 	}
 	return newAssembly(total, claimOfUnary)
 }
 
-// kept notes whether the response of a procedure has kept the buffer that it was assembled in; if
-// not, that goes back. Procedures are remembered within bounds: what is forgotten costs a copy.
+// kept records whether the response of a procedure aliased the buffer in which it was received. If
+// not, the buffer is freed. The number of procedures recorded is limited; the prediction for others
+// costs a copy.
 func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
 	switch {
 	case !kept:
@@ -48,11 +49,10 @@ func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
 	}
 }
 
-// maxKeeps bounds the procedures of which a dialling side remembers that their responses keep their
-// buffers.
+// maxKeeps limits the number of procedures recorded by kept.
 const maxKeeps = 1 << 10
 
-// room makes place for the next n bytes.
+// room appends n bytes to the message and returns them for the caller to fill.
 func (a *assembly) room(n int) ([]byte, error) {
 	if n > a.total-a.got {
 		return nil, violation("a fragment of %d bytes where %d of %d are due", n, a.total-a.got, a.total)
@@ -61,7 +61,7 @@ func (a *assembly) room(n int) ([]byte, error) {
 	return a.buf.extend(n, a.total), nil
 }
 
-// add takes the next fragment.
+// add appends a fragment.
 func (a *assembly) add(fragment []byte) error {
 	if a.discard {
 		if len(fragment) > a.total-a.got {
@@ -80,8 +80,8 @@ func (a *assembly) add(fragment []byte) error {
 
 func (a *assembly) complete() bool { return a.got == a.total }
 
-// sized reads the total that stands before the first of several fragments. A message that fits one
-// frame is not announced so.
+// sized reads the total size that precedes the first of several fragments. It must exceed what that
+// frame carries.
 func (p *parser) sized() int {
 	total := p.int()
 	if p.err == nil && total <= len(p.rest) {
@@ -90,13 +90,13 @@ func (p *parser) sized() int {
 	return total
 }
 
-// outcome is what a REPLY said beside its message.
+// outcome is the content of a REPLY without its message.
 type outcome struct {
 	fault           error
 	header, trailer Header
 }
 
-// partialReply is a response of several frames in the making.
+// partialReply is a partially received response of several frames.
 type partialReply struct {
 	assembly
 	outcome

@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Buffers come from pools by size class, powers of two from 512 bytes to 4 MiB. Larger ones are
-// made and left to the collector.
+// Buffers are pooled by size class, powers of two from 512 bytes to 4 MiB. Larger buffers are left
+// to the garbage collector.
 const (
 	smallestClass = 9
 	largestClass  = 22
@@ -15,15 +15,15 @@ const (
 
 type buffer struct {
 	b []byte
-	// shared is how many there are who hold it beside the one that it was made for. Each frees it,
-	// and the last one does.
+	// shared is the number of holders besides the first. Every holder calls free, and the last call
+	// releases the buffer.
 	shared atomic.Int32
-	// cost and extra are, where it has one large message of a stream, what that took of the window
-	// and beyond.
+	// cost and extra are set if the buffer holds one large message of a stream: the credit that the
+	// message used, and the part of it granted beyond the window.
 	cost, extra int
 }
 
-//nolint:gochecknoglobals // the pools are the process's: connections come and go, their buffers stay useful
+//nolint:gochecknoglobals // shared by the process: connections come and go, their buffers stay useful
 var pools [largestClass - smallestClass + 1]sync.Pool
 
 func classOf(n int) int {
@@ -42,7 +42,8 @@ func newBuffer(n int) *buffer {
 	return &buffer{b: make([]byte, 0, 1<<(class+smallestClass))}
 }
 
-// free gives the buffer back. Nobody may use it from then on. A nil buffer is none.
+// free releases the caller's hold on the buffer, which must not be used afterwards. It does nothing
+// on nil.
 func (b *buffer) free() {
 	if b == nil || b.shared.Load() > 0 && b.shared.Add(-1) >= 0 {
 		return
@@ -50,37 +51,36 @@ func (b *buffer) free() {
 	b.shared.Store(0)
 	b.cost, b.extra = 0, 0
 	class := classOf(cap(b.b))
-	// Only whole classes go back: a buffer that grew to an odd size would hand out less than its
-	// class promises.
+	// Only exact classes go back to the pools: a buffer that grew to another size would be smaller
+	// than its class promises.
 	if class < len(pools) && cap(b.b) == 1<<(class+smallestClass) {
 		b.b = b.b[:0]
 		pools[class].Put(b)
 	}
 }
 
-// share makes one more hold the buffer.
+// share adds a holder and returns the buffer.
 func (b *buffer) share() *buffer {
 	b.shared.Add(1)
 	return b
 }
 
-// held says whether others hold the buffer too.
+// held reports whether the buffer has further holders.
 func (b *buffer) held() bool { return b != nil && b.shared.Load() > 0 }
 
-// lend is an empty slice of a pool with room for n bytes. It may grow, and recycle takes it back
-// whatever became of it.
+// lend returns an empty pooled slice with room for n bytes. It may be grown, and recycle accepts it
+// afterwards in either case.
 func lend(n int) []byte { return newBuffer(n).b }
 
-// recycle takes a slice for the pools, if it is of a size that they have.
+// recycle returns a slice to the pools, if it has the size of a class.
 func recycle(b []byte) {
 	if cap(b) >= 1<<smallestClass {
 		(&buffer{b: b}).free()
 	}
 }
 
-// extend makes room for n more bytes and returns them, uninitialised, as part of the buffer. It
-// grows by doubling up to whole, so that a size that a peer merely claims is not allocated before
-// its bytes come.
+// extend appends n uninitialised bytes to the buffer and returns them. The capacity is doubled up
+// to whole, so a size that a peer only announces is not allocated before its bytes arrive.
 func (b *buffer) extend(n, whole int) []byte {
 	old := len(b.b)
 	if need := old + n; need > cap(b.b) {

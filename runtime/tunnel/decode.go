@@ -8,25 +8,25 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A large message is nearly always one of a few large fields of bytes: a tensor, a picture, a file.
-// protobuf's Unmarshal copies them out of what was read. Where they are most of a message,
-// keepFields leaves them where they are instead, so that the buffer becomes the message's own.
+// Most large messages consist of a few large bytes fields: tensors, images, files. protobuf's
+// Unmarshal copies them out of the receive buffer. If they make up most of a message, keepFields
+// leaves them in place, and the message takes ownership of the buffer.
 
 const (
-	// keptBytes is the smallest field that is worth it.
+	// keptBytes is the smallest field that is aliased instead of copied.
 	keptBytes = 8 << 10
-	// keptDepth is how deep in messages such fields are looked for.
+	// keptDepth is the depth of nested messages to which such fields are looked for.
 	keptDepth = 4
 )
 
-// fill decodes b into an empty message. To empty it first, as protobuf's Unmarshal does, would be a
-// quarter of the work for a small one.
+// fill decodes b into a message that must be empty. Clearing it first, as protobuf's Unmarshal
+// does, would be a quarter of the work for a small message.
 func fill(b []byte, empty proto.Message) error {
-	return proto.UnmarshalOptions{Merge: true}.Unmarshal(b, empty) //nolint:wrapcheck // the callers say what was being decoded
+	return proto.UnmarshalOptions{Merge: true}.Unmarshal(b, empty) //nolint:wrapcheck // the callers add what was being decoded
 }
 
-// decodeKeeping decodes b into msg, which is empty, and reports whether the message has kept b:
-// then b is the message's from there on, and nobody else may change or reuse it.
+// decodeKeeping decodes b into msg, which must be empty, and reports whether msg aliases b. If so,
+// msg owns b, which must not be modified or reused afterwards.
 func decodeKeeping(b []byte, msg proto.Message) (kept bool, err error) {
 	m := msg.ProtoReflect()
 	if len(b) < keptBytes || 4*keepable(m.Descriptor(), b, keptDepth) < 3*len(b) {
@@ -38,7 +38,7 @@ func decodeKeeping(b []byte, msg proto.Message) (kept bool, err error) {
 	return true, proto.CheckInitialized(msg)
 }
 
-// keepable counts the bytes of b, a message of the type, that can be left where they are.
+// keepable returns how many bytes of b, an encoded message of type md, can be aliased.
 func keepable(md protoreflect.MessageDescriptor, b []byte, depth int) int {
 	total := 0
 	_ = eachLarge(b, func(num protowire.Number, _, _ int, value []byte) error {
@@ -54,8 +54,8 @@ func keepable(md protoreflect.MessageDescriptor, b []byte, depth int) int {
 	return total
 }
 
-// keepFields decodes b into m, like [proto.UnmarshalOptions] with Merge and AllowPartial, but for
-// the large fields, which stay in b.
+// keepFields decodes b into m like [proto.UnmarshalOptions] with Merge and AllowPartial, except
+// that large fields alias b.
 func keepFields(m protoreflect.Message, b []byte, depth int) error {
 	rest := 0
 	err := eachLarge(b, func(num protowire.Number, begin, end int, value []byte) error {
@@ -63,7 +63,7 @@ func keepFields(m protoreflect.Message, b []byte, depth int) error {
 		if fd == nil || fd.Kind() != protoreflect.BytesKind && depth == 1 {
 			return nil
 		}
-		// In the order in which they come, for later ones count more than earlier ones.
+		// Keep the order of the fields, since later ones override earlier ones.
 		if err := mergeInto(m, b[rest:begin]); err != nil {
 			return err
 		}
@@ -95,8 +95,8 @@ func mergeInto(m protoreflect.Message, b []byte) error {
 	return proto.UnmarshalOptions{Merge: true, AllowPartial: true}.Unmarshal(b, m.Interface())
 }
 
-// keptField is the field of that number if it is one that keepFields knows how to treat: of bytes
-// or a message, and not of a map.
+// keptField returns the field with this number if keepFields can alias it or descend into it: a
+// bytes or message field that is not a map.
 func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoreflect.FieldDescriptor {
 	fd := md.Fields().ByNumber(num)
 	if fd == nil || !splits(fd) {
@@ -105,8 +105,8 @@ func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoref
 	return fd
 }
 
-// eachLarge calls visit for the large length-delimited fields at the top of an encoded message:
-// with a field's number, where it begins and ends, and its value.
+// eachLarge calls visit for each large length-delimited field at the top level of an encoded
+// message, with the field's number, its start and end in b, and its value.
 func eachLarge(b []byte, visit func(num protowire.Number, begin, end int, value []byte) error) error {
 	for at := 0; at < len(b); {
 		num, typ, n := protowire.ConsumeTag(b[at:])

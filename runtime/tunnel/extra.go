@@ -1,9 +1,10 @@
 package tunnel
 
-// extraBudget bounds what all streams of a connection have granted beyond their windows, for
-// messages larger than these. A reader that waits for such a message gets all that it lacks at
-// once, or waits its turn: so those in the making can always be completed, and are being waited
-// for. It is guarded by the connection's lock.
+// extraBudget limits the credit that all streams of a connection have granted beyond their windows,
+// for messages larger than the window. A stream's reader that waits for such a message gets all the
+// extra credit that it needs at once, or waits in FIFO order until it can. Partially received
+// messages can therefore always be completed, and each has a waiting reader. It is guarded by
+// Conn.mu.
 type extraBudget struct {
 	used    int
 	waiting []extraWaiter
@@ -16,10 +17,10 @@ type extraWaiter struct {
 
 func (e *extraBudget) fits(n, limit int) bool { return e.used == 0 || e.used+n <= limit }
 
-// extraLimit allows one message of the largest size.
+// extraLimit is the size of the budget: one message of the maximum size.
 func (c *Conn) extraLimit() int { return c.own.maxMessage }
 
-// askExtra grants n bytes beyond the window, now or when there is room.
+// askExtra grants n bytes beyond the window, now or once the budget has room.
 func (c *Conn) askExtra(b *inbox, n int) {
 	c.mu.Lock()
 	e := &c.extra
@@ -33,7 +34,7 @@ func (c *Conn) askExtra(b *inbox, n int) {
 	b.grantExtra(n)
 }
 
-// releaseExtra gives n bytes back to the budget.
+// releaseExtra returns n bytes to the budget and grants what waits for it.
 func (c *Conn) releaseExtra(n int) {
 	if n == 0 {
 		return
@@ -47,8 +48,8 @@ func (c *Conn) releaseExtra(n int) {
 	}
 }
 
-// leaveExtra is releaseExtra for an inbox that is closed, and may be waiting for some of the n
-// bytes.
+// leaveExtra is releaseExtra for an inbox that is closed. Part of the n bytes may not have been
+// granted yet.
 func (c *Conn) leaveExtra(b *inbox, n int) {
 	if n == 0 {
 		return
@@ -80,7 +81,8 @@ func (c *Conn) nextExtra() []extraWaiter {
 	return granted
 }
 
-// grantExtra counts the credit, and only then tells the peer.
+// grantExtra adds the credit to the inbox and then sends it to the peer, in this order, so that the
+// peer never uses credit that has not been counted.
 func (b *inbox) grantExtra(n int) {
 	b.mu.Lock()
 	open := b.end == nil

@@ -2,6 +2,6 @@
 
 package tunnel
 
-// guarded keeps requests of one order in it, and streams within their credit. The build tag
-// `unguarded` takes that away, to show that the checkers notice.
+// guarded enables the ordering of requests, the credit of streams and back-pressure. The build tag
+// `unguarded` disables them, to show that the tests detect it.
 const guarded = true

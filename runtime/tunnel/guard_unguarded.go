@@ -2,5 +2,5 @@
 
 package tunnel
 
-// guarded is off: see guard.go.
+// guarded is explained in guard.go.
 const guarded = false

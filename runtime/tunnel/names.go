@@ -1,22 +1,23 @@
 package tunnel
 
-// Targets, callers and procedures repeat from call to call. The dialling side gives each a number
-// the first time, by a NAME frame, and then sends the number alone. The table has an end (the
-// peer's to say); names past it travel in full, as number 0.
+// Targets, callers and procedures repeat from call to call. The dialling side interns each: a NAME
+// frame assigns it a number at its first use, and later calls send the number only. The peer limits
+// the size of the table; names beyond it are sent in full, as number 0.
 
-// interner is the sending half. It is guarded by the connection's lock.
+// interner is the sending half. It is guarded by Conn.mu.
 type interner struct {
 	numbers map[string]uint32
 	bytes   int
-	// last are the names that the last call had, as most have the same.
+	// last and known cache the names and numbers of the last call, since consecutive calls mostly
+	// have the same.
 	last  [3]string
 	known [3]uint32
 }
 
-// refs are the numbers of a call's names, 0 for one that travels in full.
+// refs are the numbers of a call's names, 0 for a name sent in full.
 type refs [3]uint32
 
-// refer looks a call's names up, and appends the NAME frames for those that are new and still fit
+// refer returns the numbers of a call's names. It queues a NAME frame for each new name that fits
 // the table.
 func (t *interner) refer(o *outbox, names [3]string, peer *limits) refs {
 	for i, name := range names {
@@ -46,7 +47,7 @@ func (t *interner) number(o *outbox, name string, peer *limits) uint32 {
 	return number
 }
 
-// append writes the references.
+// append encodes the references, and the names that are sent in full.
 func (r refs) append(b []byte, names [3]string) []byte {
 	for i, number := range r {
 		b = appendInt(b, int(number))
@@ -57,30 +58,29 @@ func (r refs) append(b []byte, names [3]string) []byte {
 	return b
 }
 
-// Names are what a CALL says of itself: calls of one connection that have the same names share
-// them.
+// Names are the names in a CALL. Calls of one connection with the same names share one Names.
 type Names struct {
-	// Target is whom the call is for, Caller who makes it, Procedure which method. They are
-	// whatever the caller sent.
+	// Target is the callee, Caller the calling entity, and Procedure the method. They are as sent
+	// by the caller and not verified.
 	Target, Caller, Procedure string
-	// Known is what the handler remembers of such calls; only ServeUnary may use it.
+	// Known is the handler's cache for calls with these names. Only ServeUnary may use it.
 	Known any
-	// keeps says that the last large request of such a call has kept the buffer that it came in. It
-	// belongs to the reading goroutine.
+	// keeps is set if the last large request with these names aliased its receive buffer. It is
+	// owned by the read loop.
 	keeps bool
 }
 
-// nameTable is the receiving half. It belongs to the reading goroutine.
+// nameTable is the receiving half. It is owned by the read loop.
 type nameTable struct {
 	names []string
 	bytes int
-	// shared are the names of calls that came with these numbers; last is the last of them.
+	// shared holds the Names by their numbers. last and recent cache the entry used last.
 	shared map[refs]*Names
 	last   *Names
 	recent refs
 }
 
-// maxShared is how many sets of names are kept to be shared.
+// maxShared limits the number of shared Names.
 const maxShared = 1 << 12
 
 func (t *nameTable) add(number uint32, name []byte) error {
@@ -99,7 +99,7 @@ func (t *nameTable) add(number uint32, name []byte) error {
 func (t *nameTable) read(p *parser) *Names {
 	var numbers refs
 	var names [3]string
-	whole := true // all of them have numbers
+	whole := true // all names have numbers
 	for i := range numbers {
 		numbers[i], names[i] = t.name(p)
 		whole = whole && numbers[i] != 0

@@ -5,8 +5,8 @@ import (
 	"math"
 )
 
-// varintBytes is the most that a number in a body takes: all of them are below 2^32 but for the
-// deadline.
+// varintBytes is the maximum length of a number in a body. All numbers but the deadline are below
+// 2^32.
 const varintBytes = binary.MaxVarintLen32
 
 func appendInt(b []byte, n int) []byte { return binary.AppendUvarint(b, uint64(n)) } //nolint:gosec // lengths and counts are never negative
@@ -15,8 +15,8 @@ func appendString(b []byte, s string) []byte { return append(appendInt(b, len(s)
 
 func appendBytes(b, s []byte) []byte { return append(appendInt(b, len(s)), s...) }
 
-// parser takes a frame's body apart. After the first fault it yields zeros, and err says what the
-// fault was.
+// parser decodes the body of a frame. After the first error it returns zero values, and err is that
+// error.
 type parser struct {
 	rest []byte
 	err  error
@@ -30,7 +30,7 @@ func (p *parser) failf(format string, args ...any) {
 }
 
 func (p *parser) uint64() uint64 {
-	if len(p.rest) > 0 && p.rest[0] < 0x80 { // most numbers are small
+	if len(p.rest) > 0 && p.rest[0] < 0x80 { // fast path: most numbers are small
 		n := p.rest[0]
 		p.rest = p.rest[1:]
 		return uint64(n)
@@ -44,7 +44,7 @@ func (p *parser) uint64() uint64 {
 	return n
 }
 
-// int reads a size or a count, which fits 31 bits.
+// int reads a size or a count, which must fit 31 bits.
 func (p *parser) int() int {
 	n := p.uint64()
 	if n > math.MaxInt32 {
@@ -54,7 +54,7 @@ func (p *parser) int() int {
 	return int(n)
 }
 
-// bytes reads a length and that many bytes, which stay part of the body.
+// bytes reads a length and that many bytes. The result aliases the body.
 func (p *parser) bytes() []byte {
 	n := p.int()
 	if n > len(p.rest) {

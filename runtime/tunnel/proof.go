@@ -7,17 +7,16 @@ import (
 	"encoding/binary"
 )
 
-// The token itself is never sent. Each side proves that it knows it by an HMAC-SHA-256 over
+// The token itself is never sent. Each side proves that it knows the token by an HMAC-SHA-256 over
 //
-//   - a label, which differs for the two directions, so that a proof sent back to its author is
-//     worthless;
-//   - both greetings as they were sent, header and body: nonces, host ids, versions and limits. A
-//     greeting that was changed on its way makes the proof wrong, and a recorded proof does not fit
-//     the nonces of another connection;
-//   - for the dialler's proof, the accepting side's.
+//   - a label that differs between the two directions, so that a reflected proof is worthless;
+//   - both greetings as sent, header and body, with nonces, host ids, versions and limits. A
+//     greeting that was modified in transit invalidates the proof, and a recorded proof does not
+//     match the nonces of another connection;
+//   - for the dialler's proof, the accepting side's proof.
 //
-// The accepting side goes first: a dialler that has a wrong address shows nothing that depends on
-// the token before it knows that it has found a peer.
+// The accepting side proves first. A dialler that has reached a wrong address so reveals nothing
+// derived from the token before it has authenticated its peer.
 const (
 	acceptLabel = "raylink tunnel 2: accepting side"
 	dialLabel   = "raylink tunnel 2: dialling side"
@@ -25,27 +24,28 @@ const (
 	nonceBytes = 32
 	proofBytes = sha256.Size
 
-	// authOpen and authToken are the values of fieldAuth: whether its sender has a token to prove.
+	// authOpen and authToken are the values of fieldAuth: whether the sender has a token.
 	authOpen  = 0
 	authToken = 1
 )
 
-// prove makes the proof for one direction. Parts are told apart by their lengths.
+// prove returns the proof for one direction. Each part is preceded by its length, so the encoding
+// is unambiguous.
 func prove(token, label string, parts ...[]byte) []byte {
 	mac := hmac.New(sha256.New, []byte(token))
 	for _, part := range append([][]byte{[]byte(label)}, parts...) {
-		_, _ = mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part)))) // a hash takes all
+		_, _ = mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part)))) // writing to a hash never fails
 		_, _ = mac.Write(part)
 	}
 	return mac.Sum(nil)
 }
 
-// proven compares in constant time.
+// proven verifies a proof in constant time.
 func proven(proof []byte, token, label string, parts ...[]byte) bool {
 	return hmac.Equal(proof, prove(token, label, parts...))
 }
 
-// newNonce is fresh for each handshake, unless a test has fixed it.
+// newNonce returns a new nonce for a handshake. fixed, if not nil, replaces it in tests.
 func newNonce(fixed func() string) string {
 	if fixed != nil {
 		return fixed()
@@ -55,7 +55,7 @@ func newNonce(fixed func() string) string {
 	return string(b)
 }
 
-// authOf is what a token, or none, means on the wire.
+// authOf returns the value of fieldAuth for a token, which may be empty.
 func authOf(token string) uint64 {
 	if token == "" {
 		return authOpen

@@ -6,11 +6,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// errOver is why nothing can be sent on a stream whose other side has said its last word.
+// errOver is the error of a send on a stream whose call is over.
 var errOver = errors.New("tunnel: the call is over")
 
-// sendMessage sends one message of a stream: it waits for credit, and for the writer where much is
-// queued already. It returns the lane's reason when that is closed, before or meanwhile.
+// sendMessage sends one message of a stream and returns its encoded size. It blocks for credit, and
+// for the writer if much is queued. It returns the lane's reason if the lane is or becomes closed.
 func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Message) (int, error) {
 	if size, sent := c.sendLike(l, id, msg); sent {
 		return size, nil
@@ -33,8 +33,8 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	if p == nil {
 		return size, err
 	}
-	// Whatever ends the stream drops its parcels, so this wait ends with the call's context,
-	// deadline and connection.
+	// The end of a stream for any reason (context, deadline, connection) drops its parcels, which
+	// closes p.sent.
 	<-p.sent
 	if p.dropped {
 		c.mu.Lock()
@@ -45,8 +45,8 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 	return size, nil
 }
 
-// queueMessage queues a message, encoded already if it is large. Where it has to wait, for credit
-// or for the writer, its parcel is returned.
+// queueMessage queues a message, in encoded form if it is large. If the message has to wait for
+// credit or for the writer, queueMessage returns its parcel.
 func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Message, size int, body *encoded) (*parcel, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,9 +81,9 @@ func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Mess
 	return p, nil
 }
 
-// sendLike sends a message in the way that the one before it in its stream has gone: small, with
-// credit and room. To take a message's size first, only to learn that, costs as much as to encode
-// it. It may find that this is not so, and has done nothing then.
+// sendLike is the fast path for a small message that follows another on a stream with enough credit
+// and room. It encodes without computing the size first, which would cost as much as the encoding.
+// If the fast path does not apply it returns false and has queued nothing.
 func (c *Conn) sendLike(l *lane, id uint32, msg proto.Message) (size int, sent bool) {
 	if msg == nil {
 		return 0, false

@@ -10,10 +10,10 @@ import (
 	"github.com/raylink/raylink/internal/protocheck"
 )
 
-// Unsendable is the error for a message that can't be encoded, the same for every way that the call
-// could go: InvalidArgument for a request, Internal for a response and for a message that was
-// changed meanwhile. It names the field that is the reason, where that is known. cause is what the
-// encoder said; its text varies between codecs and builds.
+// Unsendable returns the error for a message that cannot be encoded. It is the same for every
+// transport: InvalidArgument for a request, and Internal for a response or a message that was
+// modified while being sent. It names the offending field if that can be found. cause is the
+// encoder's error; its text varies between codecs and builds.
 func Unsendable(procedure string, request bool, msg proto.Message, cause error) *connect.Error {
 	code, what := connect.CodeInternal, "a response"
 	if request {
@@ -31,7 +31,7 @@ func Unsendable(procedure string, request bool, msg proto.Message, cause error) 
 	return connect.Errorf(code, "%s of %s can't be sent: %s", what, strings.TrimPrefix(procedure, "/"), why).WithCause(cause)
 }
 
-// MessageTooLarge is the error for a message that is larger than its receiver takes.
+// MessageTooLarge returns the error for a message larger than its receiver's limit.
 func MessageTooLarge(procedure string, request bool, size, limit int) *connect.Error {
 	what := "a response of "
 	if request {
@@ -40,8 +40,8 @@ func MessageTooLarge(procedure string, request bool, size, limit int) *connect.E
 	return tooLarge(what+strings.TrimPrefix(procedure, "/"), size, limit, "the receiver's")
 }
 
-// CheckMessage returns the error of [Unsendable] for a message that can't be encoded. It costs as
-// much as encoding it.
+// CheckMessage returns the error of [Unsendable] if the message cannot be encoded. It costs as much
+// as encoding the message.
 func CheckMessage(procedure string, request bool, msg proto.Message) error {
 	if _, err := marshal(proto.MarshalOptions{}, nil, msg); err != nil {
 		return Unsendable(procedure, request, msg, err)
@@ -49,10 +49,11 @@ func CheckMessage(procedure string, request bool, msg proto.Message) error {
 	return nil
 }
 
-// unsendableField names the first field for which a message can't be encoded, or is empty.
+// unsendableField describes the first field because of which a message cannot be encoded. It
+// returns "" if there is none.
 func unsendableField(msg proto.Message) (why string) {
 	defer func() {
-		if recover() != nil { // the message is being changed meanwhile
+		if recover() != nil { // the message is being modified concurrently
 			why = ""
 		}
 	}()

@@ -8,9 +8,9 @@ import (
 	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
-// guard runs a handler and then, exactly once, end with the error that its caller gets: also where
-// the handler panics or ends its goroutine, and where its error's own methods do. A handler that
-// has answered before has said what there is to say.
+// guard runs a handler and then calls end exactly once with the error for the caller, even if the
+// handler or a method of its error panics or ends its goroutine. A failure after the handler has
+// answered is not converted.
 func (c *Conn) guard(in *Incoming, handle func() error, end func(error)) {
 	usercode.Run(func() error {
 		if err := handle(); err != nil {
@@ -18,14 +18,14 @@ func (c *Conn) guard(in *Incoming, handle func() error, end func(error)) {
 		}
 		return nil
 	}, func(err error) {
-		if f, ok := err.(*usercode.UnreturnedError); ok && !in.replied.Load() { //nolint:errorlint // Run's own
+		if f, ok := err.(*usercode.UnreturnedError); ok && !in.replied.Load() { //nolint:errorlint // created by Run
 			err = c.failed(in.Procedure, f)
 		}
 		end(err)
 	})
 }
 
-// failed is for the caller of a handler that did not return. The handler's owner gets a log line.
+// failed logs a handler that did not return, and returns the error for its caller.
 func (c *Conn) failed(procedure string, f *usercode.UnreturnedError) *connect.Error {
 	f.Log(c.cfg.Logger, "tunnel: a handler", "call", procedure)
 	if f.Goexit {

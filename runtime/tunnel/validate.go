@@ -7,18 +7,18 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// What a call can carry beside its messages is the same for every way that it can go, and decided
-// here: in one process, through a tunnel, over HTTP/1.1 and HTTP/2, in each of connect's protocols.
-// A rule that only one way has would let a program work until its parts are placed differently.
+// The rules for metadata are the same for every path of a call, and are defined here: within a
+// process, through a tunnel, and over HTTP/1.1 and HTTP/2 in each of connect's protocols. A rule of
+// one path only would let a program work until its parts are deployed differently.
 
-// MaxHeaderSize bounds the metadata of one call in each direction: of its request, and of its
-// response, trailers included. A field counts its key, its value and 32 bytes, as in HPACK (RFC
+// MaxHeaderSize limits the metadata of one call in each direction: of its request, and of its
+// response including trailers. A field counts as its key, its value and 32 bytes, as in HPACK (RFC
 // 7541).
 const MaxHeaderSize = 32 << 10
 
 const fieldOverhead = 32
 
-// Size is what counts against [MaxHeaderSize].
+// Size returns what counts towards [MaxHeaderSize].
 func (h Header) Size() int {
 	n := 0
 	for _, f := range h {
@@ -27,8 +27,8 @@ func (h Header) Size() int {
 	return n
 }
 
-// Validate returns an InvalidArgument error that names the first field which no call can carry, and
-// ResourceExhausted for a header that is larger than [MaxHeaderSize].
+// Validate returns an InvalidArgument error that names the first field that no call can carry, or a
+// ResourceExhausted error if the header is larger than [MaxHeaderSize].
 func (h Header) Validate() error {
 	for _, f := range h {
 		if err := ValidateField(f.Key, f.Value); err != nil {
@@ -38,7 +38,7 @@ func (h Header) Validate() error {
 	return h.ValidateSize()
 }
 
-// ValidateSize returns a ResourceExhausted error for a header that is larger than [MaxHeaderSize].
+// ValidateSize returns a ResourceExhausted error if the header is larger than [MaxHeaderSize].
 func (h Header) ValidateSize() error {
 	if size := h.Size(); size > MaxHeaderSize {
 		return connect.Errorf(connect.CodeResourceExhausted,
@@ -47,9 +47,9 @@ func (h Header) ValidateSize() error {
 	return nil
 }
 
-// ValidateField returns an InvalidArgument error for a field that no call can carry. Keys consist
-// of a-z, 0-9, `-`, `_` and `.`, and are not reserved. The values of keys that end in `-bin` are
-// any octets, others printable ASCII without spaces at the ends.
+// ValidateField returns an InvalidArgument error if no call can carry the field. Keys consist of
+// a-z, 0-9, `-`, `_` and `.`, and must not be reserved. Keys that end in `-bin` may have any octets
+// as values; the values of others are printable ASCII without leading or trailing spaces.
 func ValidateField(key, value string) error {
 	if key == "" {
 		return illegal(key, "a key must not be empty")
@@ -82,9 +82,9 @@ func illegal(key, why string) *connect.Error {
 
 func isBinary(key string) bool { return strings.HasSuffix(key, "-bin") }
 
-// Reserved reports whether a key, in lower case, belongs to the transports: it is never metadata.
-// What HTTP, connect, gRPC and gRPC-Web use to carry calls is reserved, and what admits callers:
-// credentials, cookies and what browsers say of pages.
+// Reserved reports whether a key, in lower case, is reserved for transports and cannot be metadata.
+// Reserved are the keys that HTTP, connect, gRPC and gRPC-Web use to carry calls, and those that
+// concern admission: credentials, cookies, and what browsers send about pages.
 func Reserved(key string) bool {
 	if reservedKeys[key] {
 		return true
@@ -100,7 +100,7 @@ func Reserved(key string) bool {
 //nolint:gochecknoglobals // constant
 var (
 	reservedPrefixes = []string{
-		"raylink-", "connect-", "grpc-", "trailer-", // connect's unary trailers are headers with that prefix
+		"raylink-", "connect-", "grpc-", "trailer-", // connect's unary trailers are headers with this prefix
 		"proxy-", "sec-", "access-control-", "x-forwarded-",
 	}
 	reservedKeys = map[string]bool{

@@ -1,19 +1,20 @@
 //go:build !faults
 
-// Package faults leaves out guards of the product, to show that the soak test notices. Only builds
-// with the tag `faults` have any: there RAYLINK_FAULT names the one that is left out.
+// Package faults disables safeguards of the product, one at a time, to show that the soak test
+// detects it. It has an effect only in builds with the tag `faults`, in which RAYLINK_FAULT names
+// the safeguard to disable.
 package faults
 
 const (
-	// Interruption means: a caller that is interrupted while it reads a fragment takes that for the
+	// Interruption makes a caller that is interrupted while it reads a fragment treat that as the
 	// end of the connection.
 	Interruption = false
-	// Overtaking means: a small request overtakes a large one of the same caller to the same node.
+	// Overtaking lets a small request overtake a large one of the same caller to the same node.
 	Overtaking = false
-	// Repetition means: a call that was lost with its connection is made once more.
+	// Repetition makes a call again that was lost with its connection.
 	Repetition = false
-	// Deafness means: a caller that waits is not notified of the end of its context.
+	// Deafness suppresses the notification of a waiting caller that its context has ended.
 	Deafness = false
-	// Uncancelled means: a node is not notified that its caller has given up.
+	// Uncancelled suppresses the notification of a node that its caller has cancelled.
 	Uncancelled = false
 )

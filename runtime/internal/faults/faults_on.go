@@ -4,7 +4,7 @@ package faults
 
 import "os"
 
-//nolint:gochecknoglobals // constant while the process runs
+//nolint:gochecknoglobals // constant after start-up
 var (
 	chosen = os.Getenv("RAYLINK_FAULT")
 

@@ -2,5 +2,5 @@
 
 package mailbox
 
-// checked makes every step check what must hold between steps.
+// checked enables the check of the invariants after every change.
 const checked = true

@@ -1,7 +1,7 @@
 package mailbox
 
-// takeForLine takes a turn for a goroutine that is about to drain the line, if one is free and
-// somebody waits for it. The lock is held.
+// takeForLine acquires a turn for a goroutine that is about to drain the queue, if one is free and
+// work is waiting for it. The caller must hold m.mu.
 func (m *Mailbox) takeForLine() bool {
 	if m.free == 0 || m.line.len+m.resuming.len <= m.starting {
 		return false
@@ -12,8 +12,8 @@ func (m *Mailbox) takeForLine() bool {
 	return true
 }
 
-// next hands the turn that the caller holds to whoever is first: it returns work for the caller to
-// run with that turn, or nil when the turn went elsewhere or is free again. The lock is held.
+// next passes the caller's turn on to the first waiter. It returns work for the caller to run with
+// that turn, or nil if the turn went elsewhere or is free again. The caller must hold m.mu.
 func (m *Mailbox) next() *Entry {
 	if e := m.resuming.pop(); e != nil {
 		m.restore(e.resumes)
@@ -36,7 +36,7 @@ func (m *Mailbox) next() *Entry {
 	return e
 }
 
-// drain runs what waits, with the turn that was taken for it.
+// drain runs queued work with the turn acquired by takeForLine.
 func (m *Mailbox) drain() {
 	m.mu.Lock()
 	m.starting--
@@ -46,15 +46,15 @@ func (m *Mailbox) drain() {
 	m.drainFrom(e)
 }
 
-// drainFrom runs e and what waits behind it, with the turn that the goroutine holds.
+// drainFrom runs e and the work queued behind it, with the turn that the goroutine holds.
 func (m *Mailbox) drainFrom(e *Entry) {
 	for e != nil {
 		e = m.run(e)
 	}
 }
 
-// run runs one piece of work, and returns the next to run with the same turn. Work that ends its
-// goroutine (runtime.Goexit) must not take the turn with it.
+// run runs one piece of work and returns the next to run with the same turn. If the work ends its
+// goroutine (runtime.Goexit), another goroutine continues with the turn.
 func (m *Mailbox) run(e *Entry) (next *Entry) {
 	returned := false
 	defer func() {
@@ -71,10 +71,10 @@ func (m *Mailbox) run(e *Entry) (next *Entry) {
 	return nil
 }
 
-// busy says that something runs or waits. The lock is held.
+// busy reports whether anything is running or waiting. The caller must hold m.mu.
 func (m *Mailbox) busy() bool { return m.holding+m.lent+m.beside+m.line.len > 0 }
 
-// settle ends the mailbox when it is closed and nothing is left. The lock is held.
+// settle ends the mailbox if it is closed and nothing is left. The caller must hold m.mu.
 func (m *Mailbox) settle() {
 	if m.refusal == nil || m.over || m.busy() {
 		return

@@ -1,30 +1,29 @@
 package mailbox
 
-// Work is what waits in a mailbox.
+// Work is a piece of work in a mailbox.
 type Work interface {
-	// Run does the work while its turn lasts. It must not panic.
+	// Run does the work while it holds the turn. It must not panic.
 	Run(turn *Turn)
-	// Refuse tells the work that it will never run.
+	// Refuse is called instead of Run if the work will never run.
 	Refuse(err error)
 }
 
-// Entry is a place in line. It is for one piece of work: only one that was refused or removed may
-// be put in line again.
+// Entry is an entry of the queue, for one piece of work. It may be queued again only after it was
+// refused or removed.
 type Entry struct {
-	// Work is what is to be run.
+	// Work is the work to run.
 	Work Work
-	// Label names the work in errors: the method.
+	// Label names the work in errors: it is the method's name.
 	Label string
-	// Bytes is its size.
+	// Bytes is the size of the work, counted towards Limits.Bytes.
 	Bytes int64
 
-	// granted is set where the turn is to be handed over to a goroutine that waits, instead of Work
-	// being run.
+	// granted is set if the turn is to be passed to a waiting goroutine, instead of Work being run.
 	granted chan error
-	// resumes is the turn that was lent, where it is wanted back.
+	// resumes is set if the entry waits for a suspended turn: it is that turn.
 	resumes *Turn
 
-	// turn is the one that Work runs with.
+	// turn is the turn that Work runs with.
 	turn Turn
 
 	list       *list
@@ -39,7 +38,7 @@ func (e *Entry) refuse(err error) {
 	e.Work.Refuse(err)
 }
 
-// list is a line of entries: each can leave from the middle at no cost.
+// list is a FIFO queue of entries. Any entry can be removed in constant time.
 type list struct {
 	head, tail *Entry
 	len        int

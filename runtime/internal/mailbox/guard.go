@@ -2,6 +2,6 @@
 
 package mailbox
 
-// guarded keeps a turn that is over from being lent. The build tag `unguarded` takes that away, to
-// show that the checkers notice.
+// guarded prevents suspending a turn whose work has ended. The build tag `unguarded` disables it,
+// to show that the tests detect it.
 const guarded = true

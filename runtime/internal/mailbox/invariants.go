@@ -2,8 +2,8 @@ package mailbox
 
 import "fmt"
 
-// step follows every change, with the lock held. Under the build tag `invariants` it checks the
-// books.
+// step is called after every change, with m.mu held. Under the build tag `invariants` it panics if
+// an invariant is violated.
 func (m *Mailbox) step() {
 	if !checked {
 		return
@@ -13,8 +13,8 @@ func (m *Mailbox) step() {
 	}
 }
 
-// audit says what is wrong with the books, which must balance whenever nobody is at them. The lock
-// is held.
+// audit returns the first violated invariant. The invariants hold whenever no operation is in
+// progress. The caller must hold m.mu.
 func (m *Mailbox) audit() error {
 	var bytes int64
 	waiting := 0

@@ -1,15 +1,15 @@
-// Package mailbox gives out a node's turns.
+// Package mailbox schedules the turns of a node.
 //
-// A mailbox has a number of turns, one by default; a method that takes turns runs while it holds
-// one. Work that finds no turn free waits in line and is run, in order, by a goroutine that the
-// mailbox starts when there is something to run and that ends when there is nothing left: an idle
-// mailbox costs no goroutine. A caller who finds nothing waiting and a turn free may run the method
-// on its own goroutine instead ([Mailbox.TryTurn]); what piles up meanwhile is not run by that
-// caller but by a goroutine of the mailbox.
+// A mailbox has a number of turns, one by default. A method that takes turns runs while it holds
+// one. Work that finds no free turn is queued and run in FIFO order by a goroutine that the mailbox
+// starts on demand and that exits when the queue is empty, so an idle mailbox costs no goroutine. A
+// caller that finds the queue empty and a turn free may run the method on its own goroutine instead
+// ([Mailbox.TryTurn]); a goroutine of the mailbox then runs whatever is queued meanwhile.
 //
-// Methods that run beside the turns are only counted and bounded ([Mailbox.Enter]).
+// Concurrent methods take no turn; they are only counted and limited ([Mailbox.Enter]).
 //
-// Start reading at [Mailbox]. The build tag `invariants` makes it check its books at every step.
+// Start reading at [Mailbox]. The build tag `invariants` enables a check of its invariants after
+// every change.
 package mailbox
 
 import (
@@ -19,58 +19,58 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// Limits bound a mailbox. All must be positive.
+// Limits limit a mailbox. All must be positive.
 type Limits struct {
-	// Turns is how many pieces of work may run at once.
+	// Turns is the number of pieces of work that may hold a turn at once.
 	Turns int
-	// Pending is how many may wait.
+	// Pending is the maximum number of queued entries.
 	Pending int
-	// Bytes is how large the waiting ones may be together.
+	// Bytes is the maximum total size of the queued entries.
 	Bytes int64
-	// Beside is how many may run beside the turns.
+	// Beside is the maximum number of concurrent methods, which run without a turn.
 	Beside int
 }
 
-// Mailbox gives out turns. Its methods may be called from any goroutine.
+// Mailbox schedules turns. Its methods are safe for concurrent use.
 type Mailbox struct {
 	owner  func() string
 	limits Limits
-	// idle is closed with over.
+	// idle is closed when over is set.
 	idle chan struct{}
 
-	mu sync.Mutex // guards all below
-	// open says that turns are given out: each is free or held.
+	mu sync.Mutex // guards the fields below
+	// open is set once turns are given out. Each is then either free or held.
 	open          bool
 	free, holding int
-	// starting of the held turns belong to goroutines that have not looked for their work yet.
+	// starting is the number of held turns whose goroutines have not dequeued their work yet.
 	starting int
-	// lent counts work that had its turn and lent it ([Turn.Suspend]); resuming are those of it
-	// that want it back. They come before line.
+	// lent is the number of suspended turns ([Turn.Suspend]). resuming holds those of them that are
+	// to be resumed. They take precedence over line.
 	lent     int
 	resuming list
 	line     list
 	bytes    int64
-	// beside is how many run beside the turns.
+	// beside is the number of concurrent methods that are running.
 	beside int
-	// running has what runs, but for turns of Acquire.
+	// running holds everything that is running, except turns from Acquire.
 	running runList
-	// finished counts what ended.
+	// finished counts the work that has ended.
 	finished uint64
-	// refusal is what new work is told once the mailbox is closed to it; cut says that nobody gets
-	// a turn any more.
+	// refusal is the error for new work, set once the mailbox is closed. cut is set by Abandon: no
+	// more turns are given out.
 	refusal error
 	cut     bool
-	// over says that the mailbox is closed and nothing runs or waits any more.
+	// over is set once the mailbox is closed and nothing is running or waiting.
 	over bool
 }
 
-// New makes a mailbox. owner names the node, for errors. It gives out no turns before
-// [Mailbox.Open]: work waits.
+// New returns a mailbox. owner returns the name of the node, for errors. Work is queued and no
+// turns are given out before [Mailbox.Open].
 func New(owner func() string, limits Limits) *Mailbox {
 	return &Mailbox{owner: owner, limits: limits, idle: make(chan struct{})}
 }
 
-// Open begins to give out turns.
+// Open starts to give out turns.
 func (m *Mailbox) Open() {
 	m.mu.Lock()
 	m.open = true
@@ -86,12 +86,12 @@ func (m *Mailbox) Open() {
 	}
 }
 
-// Turns is how many turns the mailbox has.
+// Turns returns the number of turns.
 func (m *Mailbox) Turns() int { return m.limits.Turns }
 
-// Enqueue puts work at the end of the line. From then on exactly one of its methods will be called,
-// on a goroutine of the mailbox, unless [Mailbox.Remove] takes it out again. An error says why it
-// was refused; then neither is called. waits says that the work has to wait for others.
+// Enqueue appends work to the queue. If it succeeds, exactly one of the methods of e.Work is called
+// later, on a goroutine of the mailbox, unless [Mailbox.Remove] removes e first. If it fails,
+// neither is called. waits reports that the work has to wait for other work.
 func (m *Mailbox) Enqueue(e *Entry) (waits bool, err error) {
 	m.mu.Lock()
 	if err := m.refusal; err != nil {
@@ -106,8 +106,8 @@ func (m *Mailbox) Enqueue(e *Entry) (waits bool, err error) {
 	return !start, err
 }
 
-// Remove takes work out of the line. It returns false where the work has begun, has ended or was
-// never there.
+// Remove removes an entry from the queue. It returns false if the entry's work has begun or ended,
+// or if the entry was never queued.
 func (m *Mailbox) Remove(e *Entry) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -121,8 +121,8 @@ func (m *Mailbox) Remove(e *Entry) bool {
 	return true
 }
 
-// TryTurn gives the caller a turn if one is free and nothing waits for it. The caller must end it
-// with [Turn.Release], in a defer, on any way out. of is what [Mailbox.Running] lists meanwhile.
+// TryTurn gives the caller a turn if one is free and the queue is empty. The caller must end it
+// with a deferred [Turn.Release]. of is the value listed by [Mailbox.Running] meanwhile.
 func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	m.mu.Lock()
 	ok := m.refusal == nil && m.take(t)
@@ -134,9 +134,9 @@ func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	return ok
 }
 
-// Acquire waits in line for a turn. It is for what a node's own code does: a closed mailbox still
-// gives it turns, until it is over or cut, so that what runs can come to its end. An error is
-// ctx's, or says why the wait was refused.
+// Acquire waits in the queue for a turn. It is for code of the node itself: a closed mailbox still
+// gives it turns, until it is over or abandoned, so that running work can finish. The error is
+// ctx's, or the reason why the wait was refused.
 func (m *Mailbox) Acquire(ctx context.Context, t *Turn, label string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -172,12 +172,12 @@ func (m *Mailbox) Acquire(ctx context.Context, t *Turn, label string) error {
 	}
 }
 
-// giveUp ends the wait for a turn.
+// giveUp abandons the wait for a turn.
 func (m *Mailbox) giveUp(e *Entry) {
 	if m.Remove(e) || <-e.granted != nil {
 		return
 	}
-	// It was being handed over just then, to nobody now.
+	// The turn was granted concurrently: pass it on.
 	m.mu.Lock()
 	next := m.next()
 	m.step()
@@ -187,8 +187,9 @@ func (m *Mailbox) giveUp(e *Entry) {
 	}
 }
 
-// Enter counts work that runs beside the turns, or refuses it. It ends with [Mailbox.Leave] of the
-// same t, which holds no turn. of is what [Mailbox.Running] lists meanwhile.
+// Enter admits and counts a concurrent method, or returns an error. It must be followed by
+// [Mailbox.Leave] with the same t, which holds no turn. of is the value listed by [Mailbox.Running]
+// meanwhile.
 func (m *Mailbox) Enter(t *Turn, label string, of any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -216,23 +217,24 @@ func (m *Mailbox) Leave(t *Turn) {
 	m.mu.Unlock()
 }
 
-// Stats is a mailbox at one moment.
+// Stats is a snapshot of a mailbox.
 type Stats struct {
-	// Waiting and Running count calls in line and calls that run, beside the turns included.
+	// Waiting is the number of queued calls, Running that of running calls, including concurrent
+	// ones.
 	Waiting, Running int
-	// Finished counts all that ended, failed or not.
+	// Finished counts the calls that have ended, whether or not they failed.
 	Finished uint64
 }
 
-// Stats reads the counters.
+// Stats returns the current counters.
 func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.lent + m.beside, Finished: m.finished}
 }
 
-// Running lists what runs with turns and beside them, in the order in which it began: the work of
-// entries, and what TryTurn and Enter were given.
+// Running returns what is running, with and without turns, in the order in which it began: the Work
+// of entries, and the values given to TryTurn and Enter.
 func (m *Mailbox) Running() []any {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -243,7 +245,7 @@ func (m *Mailbox) Running() []any {
 	return all
 }
 
-// Close refuses new work with err from now on. What waits still runs.
+// Close refuses new work with err. Queued work still runs.
 func (m *Mailbox) Close(err error) {
 	m.mu.Lock()
 	m.close(err)
@@ -251,7 +253,7 @@ func (m *Mailbox) Close(err error) {
 	m.mu.Unlock()
 }
 
-// Drain waits until a closed mailbox is over: nothing waits or runs. The error is ctx's.
+// Drain waits until a closed mailbox has nothing running or waiting. The error is ctx's.
 func (m *Mailbox) Drain(ctx context.Context) error {
 	select {
 	case <-m.idle:
@@ -266,8 +268,8 @@ func (m *Mailbox) Drain(ctx context.Context) error {
 	}
 }
 
-// Abandon closes the mailbox and refuses with err what waits in line, and whoever wants a turn from
-// then on. What runs goes on.
+// Abandon closes the mailbox and refuses with err all queued work and all further requests for a
+// turn. Running work continues.
 func (m *Mailbox) Abandon(err error) {
 	m.mu.Lock()
 	m.cut = true
@@ -284,7 +286,7 @@ func (m *Mailbox) Abandon(err error) {
 	}
 }
 
-// close refuses what is new; the first reason stays. The lock is held.
+// close refuses new work; the first reason is kept. The caller must hold m.mu.
 func (m *Mailbox) close(err error) {
 	if m.refusal == nil {
 		m.refusal = err
@@ -292,8 +294,8 @@ func (m *Mailbox) close(err error) {
 	m.settle()
 }
 
-// take gives out a turn to a goroutine that is there already, if nobody waits for one. The lock is
-// held.
+// take acquires a turn for a running goroutine if one is free and nothing is queued. The caller
+// must hold m.mu.
 func (m *Mailbox) take(t *Turn) bool {
 	if m.free == 0 || m.line.len > 0 || m.resuming.len > 0 {
 		return false
@@ -305,8 +307,8 @@ func (m *Mailbox) take(t *Turn) bool {
 	return true
 }
 
-// push puts e at the end of the line, or says why not. start says that the caller must start a
-// goroutine to drain it. The lock is held.
+// push appends e to the queue, or returns why it cannot. start reports that the caller must start a
+// goroutine to drain the queue. The caller must hold m.mu.
 func (m *Mailbox) push(e *Entry) (start bool, err error) {
 	if err := m.full(e); err != nil {
 		return false, err
@@ -318,11 +320,11 @@ func (m *Mailbox) push(e *Entry) (start bool, err error) {
 	return start, nil
 }
 
-// full says why e may not wait. The lock is held.
+// full returns an error if the queue has no room for e. The caller must hold m.mu.
 func (m *Mailbox) full(e *Entry) error {
 	if m.free > 0 || m.line.len == 0 {
-		// It does not wait, or it is alone: the bounds are on what piles up, so one message larger
-		// than they are is taken.
+		// The entry does not wait, or is alone. The limits apply to a backlog, so a single message
+		// larger than the limit is accepted.
 		return nil
 	}
 	if m.line.len >= m.limits.Pending {

@@ -2,24 +2,26 @@ package mailbox
 
 import "sync/atomic"
 
-// Turn is a hold on a mailbox. The zero Turn holds nothing.
+// Turn is a turn of a mailbox. The zero Turn holds none.
 type Turn struct {
 	mailbox *Mailbox
-	// held is read by other goroutines of the method that holds the turn, so it is atomic. (Not an
-	// atomic.Bool: turns are copied while nobody holds them.)
+	// held is atomic since other goroutines of the method that holds the turn read it. (It is not
+	// an atomic.Bool because Turns are copied while they are not held.)
 	held uint32
-	// drained turns belong to a goroutine of the mailbox, which gives them back itself.
+	// drained is set if the turn belongs to a goroutine of the mailbox, which releases it itself.
 	drained bool
-	// over says that the work which had the turn has ended. The mailbox's lock guards it, and loan.
+	// over is set once the work that had the turn has ended. over and loan are guarded by
+	// Mailbox.mu.
 	over bool
 	loan *loan
-	// of is what runs with it; list has it among what runs. The mailbox's lock guards them.
+	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
+	// by Mailbox.mu.
 	of         any
 	list       *runList
 	prev, next *Turn
 }
 
-// runList is what runs, in the order in which it began.
+// runList is a list of running work, in the order in which it began.
 type runList struct{ head, tail *Turn }
 
 func (l *runList) push(t *Turn) {
@@ -32,7 +34,7 @@ func (l *runList) push(t *Turn) {
 	l.tail = t
 }
 
-// leave takes t out of the list that it is in, if it is in one.
+// leave removes t from its list, if it is in one.
 func (t *Turn) leave() {
 	l := t.list
 	if l == nil {
@@ -51,18 +53,17 @@ func (t *Turn) leave() {
 	t.of, t.list, t.prev, t.next = nil, nil, nil, nil
 }
 
-// loan is a turn that others have for a while.
+// loan is the state of a suspended turn.
 type loan struct {
-	// users are those who lent the turn and don't want it back yet.
+	// users is the number of goroutines that have suspended the turn and not resumed it.
 	users int
-	// entry waits for the turn once they all do.
+	// entry waits for the turn once users is 0.
 	entry Entry
-	// back is closed when the turn is there again, or its work has ended without.
+	// back is closed when the turn is held again, or when its work has ended without it.
 	back chan struct{}
 }
 
-// Release gives the turn of a [Mailbox.TryTurn] or [Mailbox.Acquire] back. A second call does
-// nothing.
+// Release releases a turn from [Mailbox.TryTurn] or [Mailbox.Acquire]. Further calls do nothing.
 func (t *Turn) Release() {
 	m := t.mailbox
 	if m == nil || t.drained {
@@ -77,7 +78,7 @@ func (t *Turn) Release() {
 	}
 }
 
-// Held says whether the turn is held just now.
+// Held reports whether the turn is currently held.
 func (t *Turn) Held() bool { return atomic.LoadUint32(&t.held) != 0 }
 
 func (t *Turn) hold(held bool) {
@@ -88,9 +89,10 @@ func (t *Turn) hold(held bool) {
 	atomic.StoreUint32(&t.held, v)
 }
 
-// Suspend lends the turn to the next in line while its holder waits for something that may need the
-// node itself. It ends with [Turn.Resume]. Several goroutines of one method may lend its turn: it
-// is back when all of them want it back. A turn that is over can't be lent: then both do nothing.
+// Suspend passes the turn to the next in the queue while its holder waits for something that may
+// need the node itself. It must be followed by [Turn.Resume]. Several goroutines of one method may
+// suspend its turn; it is resumed when all of them have called Resume. On a turn whose work has
+// ended both do nothing.
 func (t *Turn) Suspend() {
 	m := t.mailbox
 	if m == nil {
@@ -105,8 +107,8 @@ func (t *Turn) Suspend() {
 	}
 }
 
-// Resume waits for the turn again, ahead of all that waits in line. It can't be refused, for the
-// work had begun; it waits as long as those who have the turn now.
+// Resume blocks until the turn is held again. It takes precedence over queued work. It cannot be
+// refused, since the work has begun; it waits for as long as the current holders keep their turns.
 func (t *Turn) Resume() {
 	m := t.mailbox
 	if m == nil {
@@ -126,15 +128,15 @@ func (t *Turn) Resume() {
 	<-l.back
 }
 
-// lend gives the turn to the next, and returns work for a new goroutine to run with it. The lock is
-// held.
+// lend suspends the turn, and returns work for a new goroutine to run with it. The caller must hold
+// m.mu.
 func (m *Mailbox) lend(t *Turn) *Entry {
 	if t.over && guarded {
 		return nil
 	}
 	if l := t.loan; l != nil {
 		if l.users++; l.entry.list != nil {
-			// It was wanted back already; now it isn't.
+			// All users had resumed; now one suspends again before the turn is back.
 			l.entry.list.remove(&l.entry)
 		}
 		return nil
@@ -146,7 +148,7 @@ func (m *Mailbox) lend(t *Turn) *Entry {
 	return m.next()
 }
 
-// reclaim gets a lent turn back, now or when one is free. The lock is held.
+// reclaim resumes a suspended turn, now or when one is free. The caller must hold m.mu.
 func (m *Mailbox) reclaim(t *Turn) {
 	if m.free == 0 {
 		m.resuming.push(&t.loan.entry)
@@ -157,7 +159,7 @@ func (m *Mailbox) reclaim(t *Turn) {
 	m.restore(t)
 }
 
-// restore makes t held again. The lock is held, and the turn counted as given out.
+// restore marks t as held again. The caller must hold m.mu and have counted the turn in holding.
 func (m *Mailbox) restore(t *Turn) {
 	m.lent--
 	t.hold(true)
@@ -165,8 +167,8 @@ func (m *Mailbox) restore(t *Turn) {
 	t.loan = nil
 }
 
-// end ends the work that had the turn, and returns work for the caller to run with it. The lock is
-// held.
+// end ends the work that had the turn, and returns work for the caller to run with it. The caller
+// must hold m.mu.
 func (m *Mailbox) end(t *Turn) *Entry {
 	if t.over {
 		return nil
@@ -175,8 +177,7 @@ func (m *Mailbox) end(t *Turn) *Entry {
 	t.leave()
 	m.finished++
 	if l := t.loan; l != nil {
-		// A goroutine that the method left behind has lent the turn: it is not there to be passed
-		// on.
+		// A goroutine that outlives the method has suspended the turn, so there is none to pass on.
 		if l.entry.list != nil {
 			l.entry.list.remove(&l.entry)
 		}

@@ -1,8 +1,8 @@
 // Package usercode runs code that is not the runtime's own (set-up functions, methods, callbacks,
-// transports) where something waits for its end. Such code returns, panics, ends its goroutine by
-// runtime.Goexit, or does none of that; whoever waits must hear of each.
+// transports) and reports how it ended. Such code returns, panics, ends its goroutine by
+// runtime.Goexit, or never ends; a waiter must learn of each.
 //
-// [Run] and [Outcome] see to the first three on the goroutine at hand, [Await] to all four.
+// [Run] and [Outcome] handle the first three on the current goroutine, [Await] handles all four.
 package usercode
 
 import (
@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-// UnreturnedError is how user code ended that did not return.
+// UnreturnedError reports that user code ended without returning.
 type UnreturnedError struct {
-	// Goexit says that it ended its goroutine; else it panicked.
+	// Goexit is set if the code ended its goroutine; otherwise it panicked.
 	Goexit bool
-	// Text is the panic's value, made when it was recovered: a value's own methods run then, and
-	// not again wherever the failure is logged.
+	// Text is the value of the panic, formatted when it was recovered. The value's own methods run
+	// only then, and not again when the failure is logged.
 	Text  string
 	stack string
 }
 
-// Error says how it ended, to stand after its name.
+// Error describes how the code ended. The text follows the name of the code.
 func (f *UnreturnedError) Error() string {
 	if f.Goexit {
 		return "ended its goroutine (runtime.Goexit) instead of returning"
@@ -31,7 +31,7 @@ func (f *UnreturnedError) Error() string {
 	return "panicked: " + f.Text
 }
 
-// Log tells the owner of the code, which what names, with the stack.
+// Log logs the failure with its stack. what names the code.
 func (f *UnreturnedError) Log(log *slog.Logger, what string, attrs ...any) {
 	if f.Goexit {
 		log.Error(what+" ended its goroutine", append(attrs, slog.String("stack", f.stack))...)
@@ -40,10 +40,10 @@ func (f *UnreturnedError) Log(log *slog.Logger, what string, attrs ...any) {
 	log.Error(what+" panicked", append(attrs, slog.String("panic", f.Text), slog.String("stack", f.stack))...)
 }
 
-// Outcome is for a deferred function that knows whether the code has returned, and passes on what
-// recover has said. It is nil for code that has returned. What the code can do here (a panic's
-// value may have methods) it can do to the deferred function: another must stand outside of that
-// one where something waits.
+// Outcome converts the end of user code to an error. It is called in a deferred function, with the
+// result of recover and whether the code has returned. It returns nil for code that has returned.
+// Formatting the panic's value may run foreign methods that panic or end the goroutine in turn, so
+// a caller with a waiter needs a second deferred function outside the first.
 func Outcome(returned bool, recovered any) *UnreturnedError {
 	switch {
 	case recovered != nil:
@@ -54,8 +54,8 @@ func Outcome(returned bool, recovered any) *UnreturnedError {
 	return nil
 }
 
-// Run calls fn, and then end with its error, or with a [*UnreturnedError]. end is called once,
-// whatever fn does, as long as it ends at all. Where fn ends its goroutine Run does not return.
+// Run calls fn, and then calls end with fn's error or an [*UnreturnedError]. end is called exactly
+// once, unless fn never ends. If fn ends its goroutine, Run does not return.
 func Run(fn func() error, end func(error)) {
 	var err error
 	settled := false
@@ -75,9 +75,9 @@ func Run(fn func() error, end func(error)) {
 	settled = true
 }
 
-// Await runs fn on a goroutine of its own, and waits for it until ctx ends, and for as long as late
-// after that: code that heeds ctx needs a moment to return. If it is not over then fn goes on, for
-// there is no way to end it, and its error is lost.
+// Await runs fn on its own goroutine and waits for it until ctx ends, and for the duration late
+// after that, since code that honours ctx needs a moment to return. If fn is still running then,
+// over is false: fn continues, since a goroutine cannot be stopped, and its error is lost.
 func Await(ctx context.Context, late time.Duration, fn func() error) (over bool, err error) {
 	ended := make(chan error, 1)
 	go Run(fn, func(err error) { ended <- err })
@@ -102,7 +102,7 @@ func Await(ctx context.Context, late time.Duration, fn func() error) (over bool,
 	}
 }
 
-// quick is for how long Await does not look at its context. Asking a context for its Done may make
-// its parents allocate a channel and a table that they keep as long as they live, as a node's does:
+// quick is how long Await waits before it uses its context. Calling Done on a context may make its
+// parents allocate a channel and a table for the rest of their lives, as a node's context does;
 // most code returns sooner.
 const quick = 5 * time.Millisecond

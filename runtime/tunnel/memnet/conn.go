@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Conn is one end of a connection.
+// Conn is one end of an in-memory connection.
 type Conn struct {
 	local, remote addr
 	in, out       *flow
@@ -16,7 +16,7 @@ type Conn struct {
 
 var _ net.Conn = (*Conn)(nil)
 
-// Pipe makes two connected ends.
+// Pipe returns two connected ends.
 func Pipe() (near, far *Conn) {
 	near, far, _ = pipe("near", "far")
 	return near, far
@@ -30,22 +30,22 @@ func pipe(from, to string) (near, far *Conn, link *Link) {
 	return near, far, link
 }
 
-// Link is what is between the two ends.
+// Link returns the link between the two ends.
 func (c *Conn) Link() *Link { return c.link }
 
-// Read reads what has arrived.
+// Read blocks until data has arrived and returns it.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.in.read(b)
 	return n, c.explain("read", err)
 }
 
-// Write sends b. It waits while the other end has too much to read.
+// Write sends b. It blocks while the peer's receive buffer is full.
 func (c *Conn) Write(b []byte) (int, error) {
 	n, err := c.out.write(b)
 	return n, c.explain("write", err)
 }
 
-// Close closes this end: the other reads what was written, and then io.EOF.
+// Close closes this end. The peer can read what was written, and then gets io.EOF.
 func (c *Conn) Close() error {
 	if !c.in.closeReading() {
 		return c.explain("close", net.ErrClosed)
@@ -54,72 +54,71 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// LocalAddr is this end's address.
+// LocalAddr returns the address of this end.
 func (c *Conn) LocalAddr() net.Addr { return c.local }
 
-// RemoteAddr is the other end's address.
+// RemoteAddr returns the address of the other end.
 func (c *Conn) RemoteAddr() net.Addr { return c.remote }
 
-// SetDeadline bounds reads and writes.
+// SetDeadline sets the deadline of reads and writes.
 func (c *Conn) SetDeadline(t time.Time) error {
 	c.in.setReadDeadline(t)
 	c.out.setWriteDeadline(t)
 	return nil
 }
 
-// SetReadDeadline bounds reads.
+// SetReadDeadline sets the deadline of reads.
 func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.in.setReadDeadline(t)
 	return nil
 }
 
-// SetWriteDeadline bounds writes.
+// SetWriteDeadline sets the deadline of writes.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
 	c.out.setWriteDeadline(t)
 	return nil
 }
 
-// Link is what is between two ends. Its methods may be called at any time.
+// Link is the link between two ends. Its methods are safe for concurrent use.
 type Link struct{ there, back *flow }
 
-// Cut ends the connection: both ends get [ErrCut] at once, and what is on its way is lost.
+// Cut breaks the connection: both ends fail with [ErrCut] at once, and data in flight is lost.
 func (l *Link) Cut() {
 	l.there.cut()
 	l.back.cut()
 }
 
-// Delay makes what is written from now on arrive so much later.
+// Delay delays everything written from now on by d.
 func (l *Link) Delay(d time.Duration) {
 	l.there.setDelay(d)
 	l.back.setDelay(d)
 }
 
-// Stall holds everything back, in both directions, as if the other machine had gone silent.
+// Stall holds back all data in both directions, as if the other machine had gone silent.
 func (l *Link) Stall() {
 	l.there.setStalled(true)
 	l.back.setStalled(true)
 }
 
-// StallReplies holds back what goes to the end that dialled.
+// StallReplies holds back the data to the dialling end.
 func (l *Link) StallReplies() { l.back.setStalled(true) }
 
-// StallRepliesAfter lets n more bytes through to the end that dialled, and then holds back what
-// goes there.
+// StallRepliesAfter holds back the data to the dialling end after n more bytes.
 func (l *Link) StallRepliesAfter(n int) { l.back.setStallAfter(n) }
 
-// Rate bounds how many bytes arrive in a second, in each direction; 0 is no bound.
+// Rate limits the bytes that arrive per second, in each direction; 0 means no limit.
 func (l *Link) Rate(bytesPerSecond int) {
 	l.there.setRate(bytesPerSecond)
 	l.back.setRate(bytesPerSecond)
 }
 
-// Resume lets everything flow again, in both directions.
+// Resume ends a stall in both directions.
 func (l *Link) Resume() {
 	l.there.setStalled(false)
 	l.back.setStalled(false)
 }
 
-// explain wraps an error the way the net package does; io.EOF stays as it is.
+// explain wraps an error as the net package does; io.EOF is returned unchanged.
 func (c *Conn) explain(op string, err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return err

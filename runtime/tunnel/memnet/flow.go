@@ -8,25 +8,27 @@ import (
 	"time"
 )
 
-// bufferBytes is how much may be on its way in one direction, as in a socket's buffers.
+// bufferBytes is the number of bytes that may be in flight in one direction, as in the buffers of a
+// socket.
 const bufferBytes = 256 << 10
 
 // flow is one direction of a connection.
 type flow struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	changed *sync.Cond
 	chunks  []chunk
 	size    int
 	delay   time.Duration
 	stalled bool
-	// stallAfter, if it is positive, is how many more bytes arrive before the flow is stalled.
+	// stallAfter, if positive, is the number of bytes that may still arrive before the flow stalls.
 	stallAfter int
-	// rate is how many bytes arrive in a second, 0 for any number; free is when the next ones may.
+	// rate is the number of bytes that arrive per second, 0 for no limit. free is the time at which
+	// the next ones may arrive.
 	rate int
 	free time.Time
-	// broken is set when the link was cut.
+	// broken is set once the link was cut.
 	broken bool
-	// ended: the writing end was closed. deaf: the reading end was.
+	// ended is set once the writing end is closed, deaf once the reading end is.
 	ended, deaf      bool
 	reading, writing deadline
 }
@@ -36,7 +38,7 @@ type chunk struct {
 	due  time.Time
 }
 
-// deadline wakes the flow when it passes.
+// deadline wakes the flow's waiters when it passes.
 type deadline struct {
 	at    time.Time
 	timer *time.Timer
@@ -114,7 +116,7 @@ func (f *flow) read(b []byte) (int, error) {
 	}
 }
 
-// take copies what is due and may arrive.
+// take copies the data that is due, within the limits of the link.
 func (f *flow) take(b []byte) int {
 	if f.rate > 0 {
 		b = b[:min(len(b), max(f.rate/quantaPerSecond, 1))]
@@ -143,7 +145,7 @@ func (f *flow) take(b []byte) int {
 	return n
 }
 
-// quantaPerSecond is in how many portions the bytes of a second arrive on a slow link.
+// quantaPerSecond is the number of portions in which a second's bytes arrive on a link with a rate.
 const quantaPerSecond = 1000
 
 func latest(a, b time.Time) time.Time {

@@ -1,9 +1,9 @@
-// Package memnet is a network in memory, for tests: connections that need no ports, and links that
+// Package memnet is an in-memory network for tests. Its connections need no ports, and its links
 // can be cut, delayed and stalled.
 //
-// Its connections keep the contracts of [net.Conn], deadlines included, buffer a bounded number of
-// bytes, and wait only in ways that testing/synctest understands. Start with [New] for a network
-// with addresses, or [Pipe] for one connection.
+// Connections implement [net.Conn] including deadlines, buffer a bounded number of bytes, and block
+// only in ways that testing/synctest supports. Start with [New] for a network with addresses, or
+// [Pipe] for a single connection.
 package memnet
 
 import (
@@ -15,35 +15,35 @@ import (
 	"time"
 )
 
-// ErrCut is what both ends of a connection get when its link was cut.
+// ErrCut is the error of both ends of a connection whose link was cut.
 var ErrCut = errors.New("memnet: the link was cut")
 
-// Network has listeners by address, and links between them and who dials them.
+// Network holds listeners by address, and the links to them.
 type Network struct {
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	listeners map[string]*listener
 	links     map[string][]*Link
 	delays    map[string]time.Duration
 	dials     int
 }
 
-// New makes a network without listeners.
+// New returns a network without listeners.
 func New() *Network {
 	return &Network{
 		listeners: make(map[string]*listener), links: make(map[string][]*Link), delays: make(map[string]time.Duration),
 	}
 }
 
-// addr is the name of an end.
+// addr is the address of an end.
 type addr string
 
-// Network is "mem".
+// Network returns "mem".
 func (addr) Network() string { return "mem" }
 
-// String is the address.
+// String returns the address.
 func (a addr) String() string { return string(a) }
 
-// Listen listens on an address, which is any text that nobody listens on yet.
+// Listen listens on an address, which is any text. It fails if the address is in use.
 func (n *Network) Listen(address string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -55,7 +55,7 @@ func (n *Network) Listen(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// Dial connects to an address, and waits until the connection is accepted.
+// Dial connects to an address. It blocks until the connection is accepted.
 func (n *Network) Dial(ctx context.Context, address string) (net.Conn, error) {
 	n.mu.Lock()
 	l := n.listeners[address]
@@ -82,15 +82,15 @@ func (n *Network) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return near, nil
 }
 
-// Links are the links of all connections that were made to an address, oldest first, ended ones
-// included.
+// Links returns the links of all connections made to an address, oldest first, including those that
+// have ended.
 func (n *Network) Links(address string) []*Link {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return append([]*Link(nil), n.links[address]...)
 }
 
-// Delay makes all bytes of connections to an address, present and future, arrive so much later.
+// Delay delays everything on present and future connections to an address by d.
 func (n *Network) Delay(address string, d time.Duration) {
 	n.mu.Lock()
 	n.delays[address] = d
@@ -107,7 +107,7 @@ func (n *Network) Cut(address string) {
 	}
 }
 
-// Stall holds back everything on the present connections to an address, in both directions, until
+// Stall holds back all data on the present connections to an address, in both directions, until
 // Resume.
 func (n *Network) Stall(address string) {
 	for _, link := range n.Links(address) {
@@ -115,7 +115,7 @@ func (n *Network) Stall(address string) {
 	}
 }
 
-// Resume lets everything flow again.
+// Resume ends a stall of the present connections to an address.
 func (n *Network) Resume(address string) {
 	for _, link := range n.Links(address) {
 		link.Resume()

@@ -1,8 +1,8 @@
-// Package puppet makes peers that do not keep to the tunnel's protocol, for tests.
+// Package puppet implements peers that violate the tunnel's protocol, for tests.
 //
-// A [Conn] lets an ordinary tunnel do the handshake. Once it is seized, a test writes what it
-// likes, and the tunnel's own end of the connection neither reads nor writes any more. So tests
-// need not know how a handshake goes.
+// A [Conn] lets an ordinary tunnel perform the handshake. After Seize a test writes arbitrary
+// bytes, and the tunnel that owned the connection neither reads nor writes any more. Tests
+// therefore need no knowledge of the handshake.
 package puppet
 
 import (
@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Conn is a connection that can be taken away from the tunnel that uses it. The tunnel's end has to
-// be closed too, once Close was called.
+// Conn is a connection that a test can take over from the tunnel that uses it. The tunnel must be
+// closed too, after Close.
 type Conn struct {
 	net.Conn
 
@@ -30,20 +30,19 @@ type Conn struct {
 // New wraps a connection.
 func New(nc net.Conn) *Conn { return &Conn{Conn: nc, closed: make(chan struct{})} }
 
-// Seize takes the connection from the tunnel: what is read from it afterwards by [net.Conn]'s
-// methods of the embedded connection is the test's. It must be called once, when the handshake is
-// over.
+// Seize takes the connection over from the tunnel. From then on the test reads and writes it
+// through the embedded [net.Conn]. Seize must be called once, after the handshake.
 func (c *Conn) Seize() error {
 	c.seized.Store(true)
 	if err := c.Conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		return err //nolint:wrapcheck // a test's
+		return err //nolint:wrapcheck // for tests only
 	}
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	return c.Conn.SetReadDeadline(time.Time{}) //nolint:wrapcheck // a test's
+	return c.Conn.SetReadDeadline(time.Time{}) //nolint:wrapcheck // for tests only
 }
 
-// Read is the tunnel's.
+// Read is called by the tunnel. After Seize it blocks until Close.
 func (c *Conn) Read(b []byte) (int, error) {
 	c.reading.Lock()
 	if c.seized.Load() {
@@ -57,29 +56,29 @@ func (c *Conn) Read(b []byte) (int, error) {
 		<-c.closed
 		return 0, io.EOF
 	}
-	return n, err //nolint:wrapcheck // the tunnel compares it
+	return n, err //nolint:wrapcheck // the tunnel compares the error
 }
 
-// Write is the tunnel's.
+// Write is called by the tunnel. After Seize it discards b.
 func (c *Conn) Write(b []byte) (int, error) {
 	if c.seized.Load() {
 		return len(b), nil
 	}
-	return c.Conn.Write(b) //nolint:wrapcheck // the tunnel compares it
+	return c.Conn.Write(b) //nolint:wrapcheck // the tunnel compares the error
 }
 
-// SetReadDeadline is the tunnel's.
+// SetReadDeadline is called by the tunnel. After Seize it does nothing.
 func (c *Conn) SetReadDeadline(t time.Time) error {
 	if c.seized.Load() {
 		return nil
 	}
-	return c.Conn.SetReadDeadline(t) //nolint:wrapcheck // as a connection's
+	return c.Conn.SetReadDeadline(t) //nolint:wrapcheck // as returned by the connection
 }
 
 // Close closes the connection.
 func (c *Conn) Close() error {
 	c.once.Do(func() { close(c.closed) })
-	return c.Conn.Close() //nolint:wrapcheck // as a connection's
+	return c.Conn.Close() //nolint:wrapcheck // as returned by the connection
 }
 
 // The kinds of frames.
@@ -97,36 +96,37 @@ const (
 	GoAway    = 0x22
 )
 
-// Flags of a CALL and of other frames that a test needs.
+// Flags of CALL and other frames that tests need.
 const (
 	Bidi       = 0x03
 	WithHeader = 0x08
 	Sized      = 0x20
 )
 
-// Frame is a frame as docs/tunnel.md has it.
+// Frame encodes a frame as specified in docs/tunnel.md.
 func Frame(kind, flags byte, id uint32, body ...byte) []byte {
 	header := uint64(len(body))&0xffffff | uint64(kind)<<24 | uint64(flags)<<32 | uint64(id)<<40
 	return append(binary.LittleEndian.AppendUint64(nil, header), body...)
 }
 
-// Text is a string on the wire.
+// Text encodes a string.
 func Text(s string) []byte { return append(Number(len(s)), s...) }
 
-// Number is a varint.
-func Number(n int) []byte { return binary.AppendUvarint(nil, uint64(n)) } //nolint:gosec // tests have no negative ones
+// Number encodes a varint.
+func Number(n int) []byte { return binary.AppendUvarint(nil, uint64(n)) } //nolint:gosec // never negative in tests
 
-// Names begin a CALL's body: target, caller and procedure in full.
+// Names encodes the start of a CALL's body: the target and the procedure in full, and an empty
+// caller.
 func Names(target, procedure string) []byte {
 	b := append([]byte{0}, Text(target)...)
 	b = append(b, 0, 0, 0)
 	return append(b, Text(procedure)...)
 }
 
-// EmptyHeader is a header of so many empty fields.
+// EmptyHeader encodes a header of that many empty fields.
 func EmptyHeader(fields int) []byte { return append(Number(fields), make([]byte, 2*fields)...) }
 
-// Repeated is as many copies of b as fit n bytes.
+// Repeated returns as many copies of b as fit in n bytes.
 func Repeated(b []byte, n int) []byte {
 	out := make([]byte, 0, n)
 	for len(out)+len(b) <= n {
