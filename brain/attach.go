@@ -14,13 +14,13 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 )
 
-// received is one message from a stream, or how it ended.
+// received is one message from a stream, or the error that ended it.
 type received[M any] struct {
 	msg M
 	err error
 }
 
-// receiving turns a stream's Receive, which only the stream's end interrupts, into a channel. The
+// receiving turns a stream's Receive, which only the stream's end interrupts, into a channel. Its
 // goroutine ends with the stream, which ends when the handler returns.
 func receiving[M any](ctx context.Context, receive func() (M, error)) <-chan received[M] {
 	messages := make(chan received[M])
@@ -60,7 +60,7 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 	if err != nil {
 		return err
 	}
-	// A stream that ends in any way but by a goodbye has broken.
+	// A stream that ends without a goodbye has broken.
 	defer session.Broken()
 
 	var unknown []string
@@ -102,9 +102,9 @@ func (s *service) Attach(ctx context.Context, stream brainv1connect.BrainService
 	}
 }
 
-// goodbye ends a host in good order.
+// goodbye ends a host gracefully.
 func (b *Brain) goodbye(ctx context.Context, session interface{ Goodbye() }, last *brainv1.AttachRequest) error {
-	// Who says goodbye need not wait for the answer.
+	// The host need not wait for the response to its goodbye.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.opts.Lease)
 	defer cancel()
 	err := b.change(ctx, func(x *tree.Txn) error {
@@ -118,8 +118,7 @@ func (b *Brain) goodbye(ctx context.Context, session interface{ Goodbye() }, las
 	return nil
 }
 
-// streamEnd is what a handler returns when its stream has ended: nothing where the other side just
-// closed it.
+// streamEnd is the result of a handler whose stream has ended: nil if the other side has closed it.
 func streamEnd(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil

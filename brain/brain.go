@@ -1,19 +1,19 @@
-// Package brain is the registry: it knows every node of a system, gives each a unique path, sees
-// who is alive, tells who wants to know, and is a gateway to all of them.
+// Package brain is the registry of a system: it knows every node, gives each a unique path,
+// monitors liveness, notifies watchers, and is a gateway to all nodes.
 //
 // What it promises: a change that it has acknowledged is on disk, and survives kill -9. After a
-// restart on the same directory every node is where it was, with the same indices to come; nobody
-// is declared dead for Brain's own absence. A dead node is noticed, taken out of the tree with all
-// below it, and remembered for a while with how it died. Reading never waits for a disk or for
-// another reader.
+// restart on the same directory every node has the same path, and indices continue where they were;
+// no host is declared dead because of Brain's own absence. The death of a node is detected; it is
+// removed from the tree with its descendants, and remembered for some time with its cause. Reads
+// wait neither for the disk nor for each other.
 //
-// Start with [Open]. [Brain.Register] puts the registry's service on a connect server, and
+// Start with [Open]. [Brain.Register] registers the service with a connect server, and
 // [Brain.Gateway] makes the handler for its listener.
 //
-// Its parts, each in a package below internal: tree (the records and their rules), store (the
-// directory), lease (who is alive), watch (who wants to know), gateway (the proxy). A change goes
-// from the service through one goroutine, which puts what is asked at the same time into one group,
-// has the store sync it, and only then merges it into the tree that everybody reads.
+// Its parts are packages below internal: tree (the records and their rules), store (the directory),
+// lease (liveness of hosts), watch (notification), gateway (the proxy). A change goes from the
+// service through one goroutine, which groups concurrent changes, has the store sync the group, and
+// then merges it into the tree that reads use.
 package brain
 
 import (
@@ -37,7 +37,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Brain is an open registry. Its methods may be called from any goroutine.
+// Brain is an open registry. Its methods are safe for concurrent use.
 type Brain struct {
 	opts   Options
 	id     string
@@ -46,11 +46,11 @@ type Brain struct {
 	hub    *watch.Hub
 
 	changes chan *change
-	closing chan struct{} // closed by Close: no change is taken any more
-	stopped chan struct{} // closed when the committing goroutine has ended
+	closing chan struct{} // closed by Close: no further changes are accepted
+	stopped chan struct{} // closed when the committing goroutine has returned
 	failed  chan struct{} // closed when the store has failed
 
-	mu   sync.RWMutex // guards tree; only the committing goroutine writes
+	mu   sync.RWMutex // guards tree; only the committing goroutine writes it
 	tree *tree.Tree
 
 	gatewaysMu sync.Mutex // guards gateways
@@ -60,7 +60,7 @@ type Brain struct {
 	closeErr  error
 }
 
-// Open opens a registry in a directory, or makes a new one there.
+// Open opens the registry in opts.Dir, or creates one there. The caller must Close it.
 func Open(opts Options) (*Brain, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -90,7 +90,7 @@ func Open(opts Options) (*Brain, error) {
 	return b, nil
 }
 
-// load reads who this Brain is, and its tree.
+// load reads Brain's identity and its tree from the store.
 func (b *Brain) load() error {
 	id, err := b.identity("id")
 	if err != nil {
@@ -124,7 +124,7 @@ func (b *Brain) load() error {
 	return err
 }
 
-// identity is a UUID that is made with the directory and stays.
+// identity returns a UUID that is stored with the directory, and generates it on first use.
 func (b *Brain) identity(name string) (string, error) {
 	kept, err := b.store.Meta(name)
 	if err != nil || kept != nil {
@@ -134,21 +134,20 @@ func (b *Brain) identity(name string) (string, error) {
 	return id, b.store.SetMeta(name, []byte(id))
 }
 
-// ID is Brain's own id: new with each directory, the same after a restart.
+// ID is the id of this registry: each directory has its own, which survives restarts.
 func (b *Brain) ID() string { return b.id }
 
-// Options are those that Brain was opened with, defaults filled in.
+// Options returns the options that Brain was opened with, defaults filled in.
 func (b *Brain) Options() Options { return b.opts }
 
-// Root is Brain's own record, found as `BRAIN`.
+// Root is a copy of Brain's own record, which lookups find as `BRAIN`.
 func (b *Brain) Root() *nodev1.NodeRecord {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return proto.CloneOf(b.tree.Root())
 }
 
-// SetHost says where Brain itself, and with it the process's own host, can be reached: once the
-// listener is there.
+// SetHost sets the host under which Brain itself is reached. Call it once the listener is open.
 func (b *Brain) SetHost(ctx context.Context, host *nodev1.HostInfo) error {
 	if err := tree.CheckHost("host", host); err != nil {
 		return err
@@ -164,30 +163,30 @@ func (b *Brain) SetHost(ctx context.Context, host *nodev1.HostInfo) error {
 	})
 }
 
-// Resolve finds the node that a path, an alias or an nid names. For one that isn't there it fails
-// with NotFound, and says how it died or what there is instead. The record is not to be changed.
+// Resolve finds the node that a path, an alias or an nid identifies. If there is none, it fails
+// with NotFound, and the error says how the node died or what exists instead. The record must not
+// be modified.
 func (b *Brain) Resolve(_ context.Context, where string) (*nodev1.NodeRecord, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.tree.Lookup(tree.ByAny, where)
 }
 
-// Service is the registry as the embedding process calls it without a connection; the streams can
-// be had from a server only.
+// Service returns the service for calls within the process, without a connection. Its streaming
+// methods work only through a server.
 func (b *Brain) Service() brainv1connect.BrainServiceHandler { return &service{brain: b} }
 
-// Register puts the registry's service on a server. It is for set-up, before the server takes
-// calls.
+// Register registers the service with a server, before the server accepts calls.
 func (b *Brain) Register(server *connect.Server) {
 	brainv1connect.RegisterBrainServiceHandler(server, b.Service())
 }
 
-// Failed is closed when the directory could not be written. From then on Brain serves what it has
-// in memory, and refuses every change; only opening the directory again tells what of the last one
-// is in it. [Brain.Err] says why.
+// Failed is closed when writing to the directory has failed. From then on Brain serves what it has
+// in memory and refuses every change; whether the last change is on disk is known only after the
+// directory has been opened again. [Brain.Err] returns the reason.
 func (b *Brain) Failed() <-chan struct{} { return b.failed }
 
-// Err says why Brain has failed; nil while it hasn't.
+// Err is the reason why Brain has failed, or nil if it has not.
 func (b *Brain) Err() error {
 	if err := b.store.Err(); err != nil {
 		return fmt.Errorf("brain: %w", err)
@@ -195,9 +194,9 @@ func (b *Brain) Err() error {
 	return nil
 }
 
-// Close ends Brain: all streams end with Unavailable, changes under way are finished, and the
-// directory is let go. Nobody is declared dead for it, as long as Brain is closed before the
-// listener: connections that break while it is open mean that their hosts have gone.
+// Close ends Brain: all streams end with Unavailable, changes in progress are completed, and the
+// directory is closed. Close Brain before the listener: a connection that breaks while Brain is
+// open counts as the death of the host at its other end. Further calls return the same result.
 func (b *Brain) Close() error {
 	b.closeOnce.Do(func() {
 		b.leases.Close()
@@ -216,7 +215,7 @@ func (b *Brain) Close() error {
 	return b.closeErr
 }
 
-// hostDied is told by the leases: it may wait for the disk.
+// hostDied is called by the leases when a host has died. It may block on the disk.
 func (b *Brain) hostDied(ctx context.Context, host *nodev1.HostInfo, cause string) {
 	var ended []*nodev1.NodeRecord
 	err := b.change(ctx, func(x *tree.Txn) error {
@@ -231,8 +230,8 @@ func (b *Brain) hostDied(ctx context.Context, host *nodev1.HostInfo, cause strin
 	}
 }
 
-// causeOfDeath waits a moment for the news that a node has died, since those who use it learn of a
-// broken connection before Brain has made sure of what it means. It returns ” where none comes.
+// causeOfDeath waits briefly for the death notice of a node, because its callers notice a broken
+// connection before Brain has determined what it means. It returns "" if there is none in time.
 func (b *Brain) causeOfDeath(ctx context.Context, nid string) string {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.Grace+b.opts.Grace/2+250*time.Millisecond)
 	defer cancel()
@@ -254,7 +253,7 @@ func (b *Brain) causeOfDeath(ctx context.Context, nid string) string {
 	}
 }
 
-// follow adds nids to a watcher, with their records as they stand: no change may come between.
+// follow adds nids to a watcher with their current records, atomically with respect to changes.
 func (b *Brain) follow(watcher *watch.Watcher, nids []string) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

@@ -10,21 +10,21 @@ import (
 	"github.com/raylink/raylink/brain/internal/tree"
 )
 
-// maxGroup is how many changes one sync may carry.
+// maxGroup is how many changes one sync may contain.
 const maxGroup = 1024
 
-// change is one request that changes the tree.
+// change is one request to change the tree.
 type change struct {
 	run  func(*tree.Txn) error
-	done chan error // buffered: whoever asked may have gone
+	done chan error // buffered: the caller may have stopped waiting
 }
 
-// change has a change made, and waits until it is on disk. What run leaves behind may be read when
-// change has returned nil; when the context ends first, the change may still be made.
+// change applies a change and waits until it is on disk. The results of run may be read once change
+// has returned nil. If the context ends first, the change may still be applied.
 func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
 	c := &change{run: run, done: make(chan error, 1)}
 	select {
-	case <-b.closing: // before the next select, which would choose by chance
+	case <-b.closing: // before the next select, which would choose at random
 		return errClosing()
 	default:
 	}
@@ -50,8 +50,8 @@ func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
 	}
 }
 
-// commitLoop is the one goroutine that changes the tree. While it waits for the disk, changes
-// gather; they share the next sync.
+// commitLoop is the only goroutine that changes the tree. Changes that arrive while it waits for
+// the disk share the next sync.
 func (b *Brain) commitLoop() {
 	defer close(b.stopped)
 	group := make([]*change, 0, maxGroup)
@@ -76,11 +76,11 @@ func (b *Brain) commitLoop() {
 	}
 }
 
-// commit makes a group of changes. Each is made or refused by itself, in view of those before it.
-// None is answered before all that is made is on disk, the refused ones neither, for they may have
-// been refused on account of the others.
+// commit applies a group of changes. Each is applied or refused by itself, in view of those before
+// it. None is answered before all applied changes are on disk, including the refused ones, which
+// may have been refused because of others in the group.
 func (b *Brain) commit(group []*change) {
-	// Reading the tree needs no lock here: only this goroutine writes it.
+	// No lock is needed to read the tree: only this goroutine writes it.
 	x := b.tree.Begin(time.Now())
 	results := make([]error, len(group))
 	for i, c := range group {
@@ -118,9 +118,9 @@ func (b *Brain) commit(group []*change) {
 	}
 }
 
-// refuse refuses what can't be encoded. The service checks what it is asked to keep before it
-// queues it, so none of this is expected; but if one change has slipped through, it fails by
-// itself, and neither its neighbours nor Brain with it.
+// refuse handles a group that cannot be encoded. The service validates requests before it queues
+// them, so this is not expected; but a change that has slipped through must fail alone, without the
+// others in its group or Brain.
 func (b *Brain) refuse(group []*change, err error) {
 	if len(group) > 1 {
 		for i := range group {

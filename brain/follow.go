@@ -11,8 +11,8 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 )
 
-// Watch follows records. It goes on after the caller has ended its side of the stream: what was
-// asked for stays asked for.
+// Watch follows records. It continues after the caller has closed its side of the stream: what was
+// requested remains in effect.
 func (s *service) Watch(ctx context.Context, stream brainv1connect.BrainServiceWatchServerStream) error {
 	b := s.brain
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -20,7 +20,8 @@ func (s *service) Watch(ctx context.Context, stream brainv1connect.BrainServiceW
 	watcher := b.hub.NewWatcher()
 	defer watcher.Close()
 
-	// The headers go at once: a caller that has nothing to follow yet learns that it could.
+	// The headers are sent at once: a caller without anything to follow yet learns that Watch
+	// works.
 	if err := stream.SendHeaders(); err != nil {
 		return streamEnd(err)
 	}

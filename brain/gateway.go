@@ -11,17 +11,18 @@ import (
 
 // Gateway makes the handler for Brain's listener, which reaches every node: `/<path, alias or
 // nid>/<package.Service>/<Method>`, or `/<package.Service>/<Method>` with the header
-// `raylink-node`, goes to the node's host. local gets
+// `raylink-node`, is forwarded to the node's host. local serves
 //
-//   - requests that name no node, as they came;
-//   - those for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
-//   - those for nodes of this process's own host, the one given to [Brain.SetHost], as
+//   - requests that name no node, unchanged;
+//   - requests for Brain itself (`BRAIN` or its nid), as `/<package.Service>/<Method>`;
+//   - requests for nodes of this process's own host, the one given to [Brain.SetHost], as
 //     `/<nid>/<package.Service>/<Method>`.
 //
-// Who may call is for the listener around the handler to decide: it answers browsers' preflight
-// requests too. What a caller showed to be let in, its Authorization, ends here, and so do
-// `Origin`, `Sec-Fetch-*`, cookies and proxies' credentials: dial opens connections to hosts, on
-// which both sides have proven themselves. If it is nil, they are plain, which is for tests.
+// Authorization is up to the listener around the handler, which also answers browsers' preflight
+// requests. The caller's Authorization header is not forwarded, and neither are `Origin`,
+// `Sec-Fetch-*`, cookies and proxies' credentials: dial opens connections to hosts on which both
+// sides have proven that they know the token. If dial is nil, connections are plain, which is for
+// tests.
 func (b *Brain) Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler {
 	g := gateway.New(gateway.Options{
 		ID:      b.id,
@@ -40,7 +41,7 @@ func (b *Brain) Gateway(local http.Handler, dial func(ctx context.Context, host 
 	return g
 }
 
-// isLocal says whether a host is this process.
+// isLocal reports whether a host is this process.
 func (b *Brain) isLocal(host *nodev1.HostInfo) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()

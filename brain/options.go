@@ -18,42 +18,44 @@ import (
 
 // Options configures a Brain. The zero value of a field means its default.
 type Options struct {
-	// Dir is the data directory; it is made where it doesn't exist, for the user alone. Empty means
-	// that Brain keeps everything in memory and ends with its process, as an embedded one does with
-	// its driver.
+	// Dir is the data directory. It is created if it does not exist, accessible to the user only.
+	// If it is empty, Brain keeps everything in memory and loses it at the end of its process, as
+	// an embedded Brain does.
 	Dir string
 	// FS is the file system that Dir is on. Default: the operating system's.
 	FS vfs.FS
-	// Lease is how long a host may be silent before it is declared dead: a death by network or
-	// SIGSTOP is noticed after Lease, and at most a quarter of Grace later. Default 10s.
+	// Lease is how long a host may be silent before it is declared dead: a network failure or
+	// SIGSTOP is detected after Lease, at most a quarter of Grace later. Default 10s.
 	Lease time.Duration
-	// Grace is how long a host whose connection has closed has to attach again before it is
-	// declared dead. Default 750ms, so that the death of a process is noticed within a second.
+	// Grace is how long a host whose connection has closed may take to attach again before it is
+	// declared dead. Default 750ms, so that the death of a process is detected within a second.
 	Grace time.Duration
-	// Reattach bounds the time that a healthy host takes to find a Brain that was started again, or
-	// that goes on after it was stopped (SIGSTOP, a suspended machine). Until Lease and Reattach
-	// are over no host is declared dead for not having come back. Default 5s: the longest pause
-	// between two attempts (half a second), a dial and the handshake, on a busy machine.
+	// Reattach bounds the time that a healthy host takes to find a Brain that was restarted, or
+	// that continues after it was suspended (SIGSTOP, a suspended machine). Until Lease and
+	// Reattach have passed, no host is declared dead because it has not attached again. Default 5s:
+	// the longest pause between two attempts (half a second), a dial and the handshake, on a busy
+	// machine.
 	Reattach time.Duration
-	// Host is where Brain itself can be reached. It can be set later: see [Brain.SetHost].
+	// Host is the host under which Brain itself is reached. It can be set later: see
+	// [Brain.SetHost].
 	Host *nodev1.HostInfo
-	// Logger gets what happens to hosts, and what the store has to say. Default: [slog.Default].
+	// Logger receives events of hosts, and the store's records. Default: [slog.Default].
 	Logger *slog.Logger
-	// MaxNodes is how many nodes may live at once. Default 1,048,576.
+	// MaxNodes is how many nodes may be alive at once. Default 1,048,576.
 	MaxNodes int
-	// MaxAttributeBytes bounds the attributes of one node. Default 16 KiB.
+	// MaxAttributeBytes bounds the attributes of one node, in bytes. Default 16 KiB.
 	MaxAttributeBytes int
-	// Tombstones and TombstoneAge say how many dead nodes are remembered, with how they died, and
-	// how long. Defaults 4,096 and one hour.
+	// Tombstones and TombstoneAge bound how many dead nodes are remembered, with their causes, and
+	// for how long. Defaults 4,096 and one hour.
 	Tombstones   int
 	TombstoneAge time.Duration
-	// Requests and RequestAge say how many registrations are remembered, so that a retry of one is
-	// harmless, and how long. Defaults 16,384 and ten minutes.
+	// Requests and RequestAge bound how many registrations are remembered, so that repeating one
+	// has no effect, and for how long. Defaults 16,384 and ten minutes.
 	Requests   int
 	RequestAge time.Duration
-	// Web is what the hosts that attach grant HTTP clients beside what their own options say, so
-	// that they agree with Brain's listener: which browser origins may call, and whether responses
-	// are compressed. Default: nothing.
+	// Web is the policy for HTTP clients that attaching hosts apply in addition to their own
+	// options, so that they agree with Brain's listener: the browser origins that may call, and
+	// whether responses are compressed. Default: nothing.
 	Web *brainv1.WebPolicy
 	// Dial bounds the time that the gateway takes to connect to a host. Default 3s.
 	Dial time.Duration
@@ -107,7 +109,7 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// String prints the options, one a line.
+// String formats the options, one per line.
 func (o Options) String() string {
 	var text strings.Builder
 	dir := o.Dir

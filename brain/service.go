@@ -11,17 +11,17 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// The versions of the protocol that this Brain speaks.
+// The supported versions of the protocol.
 const (
 	minVersion = 1
 	maxVersion = 1
 )
 
-// service implements brainv1connect.BrainServiceHandler. Its streams are in attach.go and
+// service implements brainv1connect.BrainServiceHandler. Its streaming methods are in attach.go and
 // follow.go.
 type service struct{ brain *Brain }
 
-// Hello agrees on a version.
+// Hello negotiates the protocol version.
 func (s *service) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.HelloResponse, error) {
 	version := min(req.GetMaxVersion(), maxVersion)
 	if version < minVersion || version < req.GetMinVersion() {
@@ -40,7 +40,7 @@ func (s *service) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.
 	}, nil
 }
 
-// Register names new nodes.
+// Register creates records, and with them names, for new nodes.
 func (s *service) Register(ctx context.Context, req *brainv1.RegisterRequest) (*brainv1.RegisterResponse, error) {
 	if err := tree.CheckText(req); err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (s *service) Update(ctx context.Context, req *brainv1.UpdateRequest) (*brai
 	return &brainv1.UpdateResponse{Nodes: nodes}, nil
 }
 
-// Remove takes nodes, and all below them, out of the tree.
+// Remove removes nodes and their descendants from the tree.
 func (s *service) Remove(ctx context.Context, req *brainv1.RemoveRequest) (*brainv1.RemoveResponse, error) {
 	if err := tree.CheckText(req); err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (s *service) Lookup(_ context.Context, req *brainv1.LookupRequest) (*brainv
 	return &brainv1.LookupResponse{Node: rec}, nil
 }
 
-// List gives a subtree.
+// List returns a subtree, or one level of it.
 func (s *service) List(_ context.Context, req *brainv1.ListRequest) (*brainv1.ListResponse, error) {
 	if err := tree.CheckText(req); err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func (s *service) List(_ context.Context, req *brainv1.ListRequest) (*brainv1.Li
 	return &brainv1.ListResponse{Nodes: nodes}, nil
 }
 
-// ReportHost tells of a host's death. When it answers, the host's nodes are gone.
+// ReportHost reports a host's death. When it returns, the host's nodes have been removed.
 func (s *service) ReportHost(ctx context.Context, req *brainv1.ReportHostRequest) (*brainv1.ReportHostResponse, error) {
 	if err := tree.CheckText(req); err != nil {
 		return nil, err

@@ -15,99 +15,98 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// NodeType is a type of node that this process can host: a service, and how one is set up. It is an
-// [Option], and a value: its methods return a changed copy.
+// NodeType is a type of node that this process can host: a service and a set-up function. It is an
+// [Option], and a value: its methods return a modified copy.
 type NodeType struct {
 	service *Service
 	setup   func(ctx context.Context, node *Node, config proto.Message) (any, error)
-	// name is the type's; empty for the one that the schema gives.
+	// name is the type's name; empty for that of the schema.
 	name   string
 	copies bool
 	// limits override those of the schema where they are not 0.
 	limits Limits
-	// beside are unary methods that run beside the turns although the schema doesn't say so.
+	// beside are unary methods that run beside the turns although the schema does not say so.
 	beside []string
-	// prepare changes a configuration in the creating process; nil for none.
+	// prepare modifies a configuration in the creating process; nil for none.
 	prepare func(config proto.Message) error
 }
 
-// NewNodeType is for generated code. setup gets the configuration that the schema names, never nil,
-// or nil where it names none.
+// NewNodeType makes a node type; it is for generated code. config in setup is never nil if the
+// schema names a configuration, and nil if it names none.
 func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
 	return NodeType{service: service, setup: setup}
 }
 
-// Service is the type's service.
+// Service returns the type's service.
 func (t NodeType) Service() *Service { return t.service }
 
-// Name is the type's name, `learner` in `learner-0`: what the schema says, unless [NodeType.Named]
-// said otherwise.
+// Name is the type's name, `learner` in `learner-0`: that of the schema, unless [NodeType.Named]
+// has set another.
 func (t NodeType) Name() string { return cmp.Or(t.name, t.service.Type()) }
 
-// ApplyRuntime implements Option.
+// ApplyRuntime implements [Option].
 func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
 
-// Named gives the type another name than its schema does. Types of one name can't be in one
-// process, so this is how services of one simple name share a program, and how one service has two
-// implementations:
+// Named gives the type another name than its schema does. The types of a process must have distinct
+// names, so with Named services with the same simple name can share a program, and one service can
+// have two implementations:
 //
 //	rt, err := raylink.Init(ctx, demov1raylink.LearnerType(newLearner), demov2raylink.LearnerType(newSecond).Named("learner-v2"),
 //		demov1raylink.LearnerType(newGreedy).Named("greedy"))
 //	learner, err := demov1raylink.CreateLearner(ctx, rt)                            // learner-0
 //	greedy, err := demov1raylink.CreateLearner(ctx, rt, runtime.OfType("greedy"))   // greedy-0
 //
-// A name is lower-case letters, digits and hyphens, beginning with a letter, of at most 128 bytes,
-// and doesn't end in a hyphen and digits. Init refuses others.
+// A name consists of lower-case letters, digits and hyphens, begins with a letter, has at most 128
+// bytes, and does not end in a hyphen and digits. Init refuses other names.
 func (t NodeType) Named(name string) NodeType {
 	if name == "" {
-		name = "-" // no name at all: Init says so, instead of taking the schema's
+		name = "-" // not a valid name: Init refuses it, instead of using the schema's
 	}
 	t.name = name
 	return t
 }
 
-// Limits bound what the mailbox of one node holds and runs. A field that is 0 leaves what the
-// schema says.
+// Limits bound the mailbox of one node. A field that is 0 leaves the schema's limit.
 type Limits struct {
-	// MaxConcurrency is how many turns are given out at once.
+	// MaxConcurrency is the number of turns: how many methods run at once.
 	MaxConcurrency int
-	// MaxPending is how many calls may wait.
+	// MaxPending is how many calls may wait in the mailbox.
 	MaxPending int
 	// MaxStreams bounds the concurrent methods and streams that run beside the turns, together.
 	MaxStreams int
 }
 
-// Limits overrides the schema's limits, where the schema is somebody else's.
+// Limits overrides the schema's limits, for schemas that the program does not own.
 func (t NodeType) Limits(l Limits) NodeType {
 	t.limits = l
 	return t
 }
 
-// Concurrent makes unary methods run beside the turns although the schema doesn't say so: they must
-// do their own locking. Methods are named as in the schema; Init refuses a name that the service
-// doesn't have.
+// Concurrent makes unary methods run beside the turns although the schema does not say so: they
+// must do their own locking. methods are names as in the schema; Init refuses names that the
+// service does not have.
 func (t NodeType) Concurrent(methods ...string) NodeType {
 	t.beside = append(slices.Clone(t.beside), methods...)
 	return t
 }
 
-// Preparing makes the process that creates nodes of this type change their configuration before it
-// is sent to where they will live: for what means something in that process only, such as a
-// relative path. prepare gets a copy of what the caller gave. Its error fails the creation. Where
-// the creating process does not have the type, the configuration goes out as it is.
+// Preparing sets a function that modifies the configuration of new nodes of this type in the
+// creating process, before it is sent to theirs: for values that are meaningful only there, such as
+// a relative path. prepare receives a copy of the caller's configuration. Its error fails the
+// creation. If the creating process does not have the type, prepare is not called.
 func (t NodeType) Preparing(prepare func(config proto.Message) error) NodeType {
 	t.prepare = prepare
 	return t
 }
 
-// OfType creates a node of a type by its name, where a process has several types of one service,
-// see [NodeType.Named]. Without it the type is the service's only one, or that with the schema's
-// own name.
+// OfType creates a node of the type with that name, for processes that have several types of one
+// service, see [NodeType.Named]. Without it the type is the service's only one, or else the one
+// with the schema's name.
 func OfType(name string) CreateOption {
 	return func(o *createOptions) { o.request.Type = name }
 }
 
-// config is what holds for nodes of the type.
+// config is the service's configuration with the type's overrides.
 func (t NodeType) config() ServiceConfig {
 	c := t.service.config
 	c.Type = t.Name()
@@ -117,7 +116,7 @@ func (t NodeType) config() ServiceConfig {
 	return c
 }
 
-// check says what is wrong with the type.
+// check validates the type.
 func (t NodeType) check() error {
 	if t.service == nil {
 		return connect.NewError(connect.CodeInvalidArgument, "a zero NodeType was given: use the generated ...Type function")
@@ -147,8 +146,8 @@ func (t NodeType) check() error {
 	return nil
 }
 
-// besideTable has, by their index, the unary methods that run beside the turns by the type's own
-// word; nil for none.
+// besideTable marks, by index, the unary methods that the type makes concurrent; nil if there are
+// none.
 func (t NodeType) besideTable() []bool {
 	if len(t.beside) == 0 {
 		return nil
@@ -162,15 +161,15 @@ func (t NodeType) besideTable() []bool {
 
 // typeSet are the types that a process can host.
 type typeSet struct {
-	// own are those that the program gave, in order, and named the same by name.
+	// own are the program's types, in order; named are the same by name.
 	own   []NodeType
 	named map[string]NodeType
-	// system are those that every process has, by their service's name. They yield: their names are
-	// free for the program.
+	// system are the types that every process has, by the name of their service. The program may
+	// use their names for types of its own.
 	system map[string]NodeType
 }
 
-// newTypeSet checks what a process is to host.
+// newTypeSet validates the types of a process.
 func newTypeSet(own, system []NodeType) (*typeSet, error) {
 	s := &typeSet{own: own, named: make(map[string]NodeType), system: make(map[string]NodeType)}
 	for _, t := range system {
@@ -188,13 +187,13 @@ func newTypeSet(own, system []NodeType) (*typeSet, error) {
 		}
 		s.named[name] = t
 		if _, ok := s.system[t.service.name]; ok && t.name == "" {
-			s.system[t.service.name] = t // the program's own implementation of what every system has
+			s.system[t.service.name] = t // the program replaces the implementation of a system type
 		}
 	}
 	return s, nil
 }
 
-// all are the types, the program's own first; one for each name and service.
+// all returns the types, the program's own first; one for each name and service.
 func (s *typeSet) all() []NodeType {
 	types := slices.Clone(s.own)
 	for _, name := range slices.Sorted(maps.Keys(s.system)) {
@@ -206,7 +205,7 @@ func (s *typeSet) all() []NodeType {
 	return types
 }
 
-// services are the services of all types, each once.
+// services returns the services of all types, each once.
 func (s *typeSet) services() []*Service {
 	var services []*Service
 	for _, t := range s.all() {
@@ -217,7 +216,7 @@ func (s *typeSet) services() []*Service {
 	return services
 }
 
-// get finds the type of a name and service.
+// get returns the type with that name and service.
 func (s *typeSet) get(name, service string) (NodeType, error) {
 	if t, ok := s.named[name]; ok && t.service.name == service {
 		return t, nil
@@ -231,7 +230,7 @@ func (s *typeSet) get(name, service string) (NodeType, error) {
 	return NodeType{}, s.unknown(fmt.Sprintf("%q of %s", name, service))
 }
 
-// resolve finds the type that a creation means: by name, by service, or by both.
+// resolve returns the type that a creation asks for: by name, by service, or by both.
 func (s *typeSet) resolve(name, service string) (NodeType, error) {
 	switch {
 	case name != "" && service != "":
@@ -265,7 +264,7 @@ func (s *typeSet) resolve(name, service string) (NodeType, error) {
 	return NodeType{}, s.unknown("of " + cmp.Or(service, "no name"))
 }
 
-// of are the types of a service: the program's own, or else the system's.
+// of returns the types of a service: the program's own, or else the system's.
 func (s *typeSet) of(service string) []NodeType {
 	var of []NodeType
 	for _, t := range s.own {

@@ -13,18 +13,18 @@ import (
 )
 
 // A directory is in use while a process holds a lock (flock) on the directory itself: exclusive for
-// a host's, shared for a run's. The kernel lets go of it when the process dies, and
-// systemd-tmpfiles, which cleans up /tmp, leaves a locked directory alone. There is no file that
-// could be missing.
+// a host directory, shared for a run directory. The kernel releases the lock when the process dies,
+// and systemd-tmpfiles, which cleans up /tmp, leaves a locked directory alone. There is no lock
+// file that could be missing.
 //
-// A directory is born under a hidden name, locked and filled there, and gets its name last. So one
-// with a name has been locked since before it had that, and if it isn't locked, nobody will use it
-// again. Only the hidden ones, between their making and their locking, might be alive and not
-// locked; these are spared for a minute, and if their maker slept for longer, it finds out and
-// makes another.
+// A directory is created under a hidden name, locked and filled there, and renamed last. So one
+// with its final name was locked before it got that, and if it is not locked now, it will not be
+// used again. Only hidden ones, between creation and locking, may be in use and not locked; sweeps
+// spare these for a minute, and if their creator was suspended for longer, it detects that and
+// creates another.
 
-// dirLock is an open and locked directory. It is a bare file descriptor: an *os.File that is
-// forgotten is closed by the garbage collector, and the lock would be gone.
+// dirLock is an open and locked directory. It is a bare file descriptor, because an *os.File that
+// is no longer referenced is closed by the garbage collector, which would release the lock.
 type dirLock struct{ fd int }
 
 type lockMode int
@@ -37,18 +37,19 @@ const (
 const (
 	hiddenPrefix  = ".new-"
 	birthAttempts = 10
-	// birthTime is how long a hidden directory without a lock is taken for one that is being made.
+	// birthTime is the age up to which a hidden directory without a lock counts as being created.
 	birthTime = time.Minute
 )
 
-// ErrLocked says that somebody else holds the lock.
+// ErrLocked is the error for a lock that another holder has.
 var ErrLocked = errors.New("somebody else holds the lock")
 
-// errNoLocks says that the file system can't lock the directory; some network file systems can't.
-// Then it is used without, and no sweep touches it.
+// errNoLocks is the error for a file system that cannot lock directories, as some network file
+// systems. The directory is then used without a lock, and sweeps leave it alone.
 var errNoLocks = errors.New("the file system has no locks for directories")
 
-// lockDir opens and locks the directory, without waiting. It doesn't follow a symbolic link.
+// lockDir opens and locks the directory, without waiting for the lock. It does not follow a
+// symbolic link.
 func lockDir(path string, mode lockMode) (dirLock, error) {
 	fd, err := open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
@@ -63,7 +64,7 @@ func lockDir(path string, mode lockMode) (dirLock, error) {
 	return dirLock{fd: fd}, nil
 }
 
-// useDir is lockDir for somebody who will use the directory even where it can't be locked.
+// useDir is lockDir for a directory that will be used even if it cannot be locked.
 func useDir(path string, mode lockMode) (dirLock, error) {
 	lock, err := lockDir(path, mode)
 	if !errors.Is(err, errNoLocks) {
@@ -84,10 +85,10 @@ func (l dirLock) release() error {
 	return nil
 }
 
-// isAt says whether the locked directory is the one at path.
+// isAt reports whether the locked directory is the one at path.
 func (l dirLock) isAt(path string) bool { return sameFile(l.fd, path) }
 
-// birth makes a directory with a new name and locks it. fill makes what is in it.
+// birth creates a directory with a new name, locks it, and fills it with fill.
 func birth(parent string, newName func() string, mode lockMode, fill func(path string) error) (string, dirLock, error) {
 	var err error
 	for range birthAttempts {
@@ -96,7 +97,7 @@ func birth(parent string, newName func() string, mode lockMode, fill func(path s
 		if path, lock, err = tryBirth(parent, newName(), mode, fill); err == nil {
 			return path, lock, nil
 		}
-		// A sweeper took it for a dead one, or, once in a trillion, the name was taken.
+		// A sweep removed it, or, once in a trillion, the name was in use.
 		if !lostRace(err) {
 			break
 		}
@@ -115,7 +116,7 @@ func tryBirth(parent, name string, mode lockMode, fill func(path string) error) 
 	}
 	lock, err := useDir(hidden, mode)
 	if err != nil {
-		return "", dirLock{}, err // and if it is still there, it is for a sweeper
+		return "", dirLock{}, err // if it still exists, a sweep will remove it
 	}
 	if err = fill(hidden); err == nil {
 		err = os.Rename(hidden, path)
@@ -129,8 +130,8 @@ func tryBirth(parent, name string, mode lockMode, fill func(path string) error) 
 	return path, lock, nil
 }
 
-// sweep deals with all directories of parent that belong to a dead process: those that are ours by
-// name are passed to bury, the hidden ones are removed. Several may sweep at once.
+// sweep processes all directories in parent that belong to dead processes: those whose name ours
+// accepts are passed to bury, hidden ones are removed. Concurrent sweeps are safe.
 func sweep(parent string, ours func(name string) bool, bury func(path string) error) error {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -142,7 +143,7 @@ func sweep(parent string, ours func(name string) bool, bury func(path string) er
 		if strings.HasPrefix(entry.Name(), hiddenPrefix) {
 			info, err := entry.Info()
 			if err != nil || time.Since(info.ModTime()) < birthTime {
-				continue // it has got its name meanwhile, or is about to
+				continue // it has its final name by now, or is about to get it
 			}
 			remove = os.RemoveAll
 		} else if !ours(entry.Name()) {
@@ -163,11 +164,11 @@ func sweepOne(path string, remove func(path string) error) error {
 	switch {
 	case errors.Is(err, ErrLocked), errors.Is(err, errNoLocks):
 		if guarded {
-			return nil // it is alive, or another sweeper is at it, or who knows
+			return nil // in use, or being swept, or unknown
 		}
 		return remove(path)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil // another sweeper was faster
+		return nil // another sweep was faster
 	case err != nil:
 		return err
 	}
@@ -177,7 +178,7 @@ func sweepOne(path string, remove func(path string) error) error {
 	return errors.Join(err, lock.release())
 }
 
-// open opens a file as a bare descriptor that no child inherits.
+// open opens a file as a bare descriptor that children do not inherit.
 func open(path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, privateFile)
@@ -191,7 +192,7 @@ func open(path string, flags int) (int, error) {
 	}
 }
 
-// flock locks without waiting; a lock that somebody else holds is ErrLocked.
+// flock locks without waiting; the error is ErrLocked if another holder has the lock.
 func flock(fd, how int) error {
 	for {
 		err := unix.Flock(fd, how|unix.LOCK_NB)
@@ -205,7 +206,7 @@ func flock(fd, how int) error {
 	}
 }
 
-// sameFile says whether fd is the file at path, which is not followed if it is a symbolic link.
+// sameFile reports whether fd is the file at path, without following a symbolic link there.
 func sameFile(fd int, path string) bool {
 	var held, there unix.Stat_t
 	return unix.Fstat(fd, &held) == nil && unix.Lstat(path, &there) == nil && held.Dev == there.Dev && held.Ino == there.Ino

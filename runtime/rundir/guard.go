@@ -2,6 +2,6 @@
 
 package rundir
 
-// guarded is false only in the builds that show that the checkers would notice: there a sweep
-// doesn't care who is alive.
+// guarded is false only in builds that show that tests would detect a violation: there a sweep
+// ignores locks.
 const guarded = true

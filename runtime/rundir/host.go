@@ -20,19 +20,19 @@ const (
 	scratchFolder = "scratch"
 )
 
-// locksFolder is where [LockPath] puts locks; its name is no short id, so that no sweep takes it
-// for a host's.
+// locksFolder contains the locks of [LockPath]. Its name is not a short id, so sweeps do not
+// mistake it for a host directory.
 const locksFolder = "locks"
 
 // maxSocketPath is the longest path that a Unix socket can have on every system: macOS has room for
-// 104 bytes with the zero at their end, Linux for 108.
+// 104 bytes including a final zero, Linux for 108.
 const maxSocketPath = 103
 
-// RuntimeDir is where host directories are made: $RAYLINK_RUNTIME_DIR, else
-// $XDG_RUNTIME_DIR/raylink if that is usable, else /tmp/raylink-<user id>, or, where another user
-// has made that, the first of /tmp/raylink-<user id>-1 and so on that none has. What a variable
-// names is passed over too where it belongs to another user, as it may under sudo. It need not be
-// there.
+// RuntimeDir returns where host directories are created: $RAYLINK_RUNTIME_DIR, else
+// $XDG_RUNTIME_DIR/raylink if that is usable, else /tmp/raylink-<user id>, or, if another user has
+// created that, the first of /tmp/raylink-<user id>-1 and so on that no other user has. A directory
+// that a variable names is ignored if it belongs to another user, as it may under sudo. The
+// directory need not exist.
 func RuntimeDir() string {
 	if dir := os.Getenv(RuntimeEnv); dir != "" && !isForeign(dir) {
 		return dir
@@ -43,13 +43,13 @@ func RuntimeDir() string {
 	return firstUsable(sharedDirs())
 }
 
-// isForeign says whether a directory belongs to another user.
+// isForeign reports whether a directory belongs to another user.
 func isForeign(dir string) bool {
-	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
+	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only inspected
 	return err == nil && ownerOf(info) != os.Geteuid()
 }
 
-// runtimeDirs are the places where the user's other processes, in other surroundings, may have
+// runtimeDirs are the places where the user's other processes, with other environments, may have
 // their runtime directory.
 func runtimeDirs() []string {
 	dirs := []string{RuntimeDir()}
@@ -65,9 +65,9 @@ func runtimeDirs() []string {
 	return dirs
 }
 
-// underXDG is the runtime directory below what XDG_RUNTIME_DIR names, or "" where that can't be
-// used: it may be set, but of another user (sudo), or not there (a container that got the variable
-// only).
+// underXDG returns the runtime directory in the one that XDG_RUNTIME_DIR names, or "" if that is
+// not usable: it may belong to another user (sudo), or not exist (a container with only the
+// variable).
 func underXDG(xdg string) string {
 	if !filepath.IsAbs(xdg) || checkPrivate(xdg) != nil {
 		return ""
@@ -81,7 +81,7 @@ func underXDG(xdg string) string {
 // alternatives is how many directories in /tmp are tried.
 const alternatives = 16
 
-// sharedDirs are the runtime directories that the user may have in /tmp, in order.
+// sharedDirs are the runtime directories that the user may have in /tmp, in order of preference.
 func sharedDirs() []string {
 	base := filepath.Join("/tmp", "raylink-"+strconv.Itoa(os.Geteuid()))
 	dirs := []string{base}
@@ -91,9 +91,9 @@ func sharedDirs() []string {
 	return dirs
 }
 
-// firstUsable is the first that is the user's, else the first that isn't there. What somebody else
-// has put in a place is passed over: it can keep nobody from starting. If that has happened to all,
-// it is the first, which then is refused with the reason.
+// firstUsable returns the first directory that is the user's, else the first that does not exist.
+// Another user's files in these places are skipped, so that they cannot prevent a start. If all
+// places are taken it returns the first, which is then refused with the reason.
 func firstUsable(dirs []string) string {
 	free := ""
 	for _, dir := range dirs {
@@ -113,23 +113,23 @@ func firstUsable(dirs []string) string {
 	return free
 }
 
-// fits says whether sockets in host directories in dir have paths that are short enough.
+// fits reports whether the paths of sockets in host directories in dir are short enough.
 func fits(dir string) bool {
 	return len(filepath.Join(dir, "12345678", socketFile)) <= maxSocketPath
 }
 
-// Host is the directory of this process as a host.
+// Host is the host directory of this process.
 type Host struct {
 	path  string
 	nonce string
 	lock  dirLock
 
 	closing sync.Once
-	err     error // of closing
+	err     error // the result of Close
 }
 
-// NewHost makes a directory for this process in runtimeDir; empty means [RuntimeDir]. Others see
-// that this process is alive by it until it is closed.
+// NewHost creates a host directory for this process in runtimeDir; empty means [RuntimeDir]. Until
+// it is closed, it shows other processes that this one is alive.
 func NewHost(runtimeDir string) (*Host, error) {
 	host, err := newHost(runtimeDir)
 	if err != nil {
@@ -162,7 +162,7 @@ func newHost(runtimeDir string) (*Host, error) {
 	return &Host{path: path, nonce: nonce, lock: lock}, nil
 }
 
-// openRuntimeDir makes the directory, if it isn't there, and checks that it can be trusted.
+// openRuntimeDir creates the directory if it does not exist, and checks that it is private.
 func openRuntimeDir(dir string) (string, error) {
 	if dir != "" {
 		dir, err := filepath.Abs(dir)
@@ -176,29 +176,30 @@ func openRuntimeDir(dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		// Another user may have taken the place since it was looked at.
+		// Another user may have created it since it was checked.
 		if err = makePrivate(dir); err == nil || !errors.Is(err, ErrNotPrivate) || try == alternatives {
 			return dir, err
 		}
 	}
 }
 
-// Path is the directory, absolute.
+// Path is the absolute path of the directory.
 func (h *Host) Path() string { return h.path }
 
-// Socket is the path for the host's Unix socket. It is short enough to be one's address.
+// Socket is the path for the host's Unix socket, short enough for a socket address.
 func (h *Host) Socket() string { return filepath.Join(h.path, socketFile) }
 
-// Scratch is a folder for whatever the process needs while it lives.
+// Scratch is a folder for temporary files of the process. It is removed with the directory.
 func (h *Host) Scratch() string { return filepath.Join(h.path, scratchFolder) }
 
-// Nonce is the random text that is in the directory's nonce file. A process that is told it, and
-// finds it there with [Proves], shares this file system.
+// Nonce is the random text in the directory's nonce file. A process that gets it from a peer, and
+// verifies it with [Proves], shares a file system with that peer.
 func (h *Host) Nonce() string { return h.nonce }
 
-// Close removes the directory. What the process still has open stays usable.
+// Close removes the directory. Files that the process has open remain usable. Further calls return
+// the same result.
 func (h *Host) Close() error {
-	h.closing.Do(func() { // the descriptor's number may soon be another file's
+	h.closing.Do(func() { // only once: the number of the descriptor may soon be that of another file
 		if h.err = errors.Join(os.RemoveAll(h.path), h.lock.release()); h.err != nil {
 			h.err = fmt.Errorf("rundir: removing a host's directory: %w", h.err)
 		}
@@ -207,7 +208,7 @@ func (h *Host) Close() error {
 }
 
 // SweepHosts removes the directories of dead hosts from runtimeDir; empty means [RuntimeDir]. It
-// goes on when something can't be removed, and returns all errors.
+// continues after errors, and returns all of them.
 func SweepHosts(runtimeDir string) error {
 	dir, err := openRuntimeDir(runtimeDir)
 	if err != nil {
@@ -216,8 +217,8 @@ func SweepHosts(runtimeDir string) error {
 	return sweep(dir, isShortID, os.RemoveAll)
 }
 
-// LockPath is the path of a lock, for [AcquireLock], that all of the user's processes on this
-// machine that have the same runtimeDir mean by the name; empty means [RuntimeDir].
+// LockPath returns the path of a lock, for [AcquireLock], that has the same name for all of the
+// user's processes on this machine with the same runtimeDir; empty means [RuntimeDir].
 func LockPath(runtimeDir, name string) (string, error) {
 	if filepath.Base(name) != name || name == "." || name == ".." {
 		return "", fmt.Errorf("rundir: %q is no name for a lock: it must be a single path element", name)

@@ -10,17 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lock is a lock on a file that this process holds. The kernel lets go of it when the process dies.
+// Lock is a lock on a file, held by this process. The kernel releases it when the process dies.
 type Lock struct {
 	path string
-	fd   int // bare, for the reason that dirLock gives
+	fd   int // bare, for the same reason as in dirLock
 
 	releasing sync.Once
-	err       error // of releasing
+	err       error // the result of Release
 }
 
-// TryLock takes the lock on the file at path, which is made if it isn't there. If somebody else
-// holds it, also in this process, the error is [ErrLocked].
+// TryLock locks the file at path, without waiting, and creates it if it does not exist. If the lock
+// is held, by this process or another, the error is [ErrLocked].
 func TryLock(path string) (*Lock, error) {
 	lock, err := tryLock(path)
 	if err != nil {
@@ -29,22 +29,22 @@ func TryLock(path string) (*Lock, error) {
 	return lock, nil
 }
 
-// How a lock is waited for. See AcquireLock.
+// The timing of AcquireLock.
 const (
-	// A holder's death is announced a moment before its lock is free, so that a waiter tries a few
-	// times more.
+	// A holder's death is announced shortly before its lock is released, so a waiter retries a few
+	// times after that.
 	retryFirst = time.Millisecond
 	retryLast  = 128 * time.Millisecond
-	// Where the file can't be watched: how often it is tried. Where it can, some file systems don't
-	// announce all (network, overlay).
+	// How often the lock is tried if the file cannot be watched, and if it can: some file systems
+	// (network, overlay) do not announce every event.
 	pollUnwatched = 250 * time.Millisecond
 	pollWatched   = time.Second
 )
 
-// AcquireLock takes the lock on the file at path, which is made if it isn't there, and waits until
-// it is free or ctx ends. On Linux it is woken by the kernel when the holder closes the file or
-// dies; elsewhere, or if the user has too many watches, it looks four times a second. Among several
-// who wait, any one gets it.
+// AcquireLock locks the file at path, and creates it if it does not exist. It blocks until the lock
+// is free or ctx ends. On Linux the kernel wakes it when the holder closes the file or dies; on
+// other systems, or if the user has too many watches, it polls four times a second. There is no
+// order among waiters.
 func AcquireLock(ctx context.Context, path string) (*Lock, error) {
 	lock, err := acquire(ctx, path, watchFile)
 	if err != nil {
@@ -53,9 +53,9 @@ func AcquireLock(ctx context.Context, path string) (*Lock, error) {
 	return lock, nil
 }
 
-// watch tells of things that happen to a file.
+// watch waits for events of a file.
 type watch interface {
-	// wait returns when something may have happened, the time has passed, or ctx has ended.
+	// wait returns when an event may have happened, the time has passed, or ctx has ended.
 	wait(ctx context.Context, limit time.Duration)
 	close() error
 }
@@ -75,25 +75,25 @@ func acquire(ctx context.Context, path string, watcher func(path string) (watch,
 		case sameFile(fd, path):
 			return &Lock{path: path, fd: fd}, nil
 		}
-		// The file was removed meanwhile. Whoever comes now makes another one.
+		// The file was removed meanwhile, and the next process to lock creates another one.
 		if err := unix.Close(fd); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// await waits until the lock on fd, the file at path, is ours, or the file isn't there any more.
+// await blocks until the lock on fd, the file at path, is acquired, or the file no longer exists.
 func await(ctx context.Context, path string, fd int, watcher func(path string) (watch, error)) error {
 	if err := flock(fd, unix.LOCK_EX); !errors.Is(err, ErrLocked) {
 		return err
 	}
-	// Watched from here on, so that whatever happens after the next try is seen.
+	// Watch before the next attempt, so that no event after that is missed.
 	var watched watch = timer{}
 	poll := pollUnwatched
 	if w, err := watcher(path); err == nil {
 		watched, poll = w, pollWatched
 	}
-	defer func() { _ = watched.close() }() // only listened
+	defer func() { _ = watched.close() }() // only read
 	retry := retryLast
 	for {
 		if err := flock(fd, unix.LOCK_EX); !errors.Is(err, ErrLocked) {
@@ -145,11 +145,11 @@ func openLock(path string) (int, error) {
 	return fd, nil
 }
 
-// Path is the locked file.
+// Path is the path of the locked file.
 func (l *Lock) Path() string { return l.path }
 
-// Release lets go of the lock. The file stays: were it removed, two processes could hold a lock on
-// it, each on its own.
+// Release releases the lock. The file stays: if it were removed, two processes could each lock a
+// file of that name. Further calls return the same result.
 func (l *Lock) Release() error {
 	l.releasing.Do(func() {
 		if err := unix.Close(l.fd); err != nil {
@@ -159,7 +159,7 @@ func (l *Lock) Release() error {
 	return l.err
 }
 
-// timer is a watch that sees nothing.
+// timer is a watch without events.
 type timer struct{}
 
 func (timer) wait(ctx context.Context, limit time.Duration) {

@@ -10,11 +10,11 @@ import (
 
 const maxMachine = 64
 
-// Machine identifies this machine for names and placement: $RAYLINK_MACHINE if that is set, else a
-// short hash of what the system's start and network are called. Two containers with networks of
-// their own are two machines; a machine that restarts is another one afterwards.
+// Machine returns the identity of this machine, for names and placement: $RAYLINK_MACHINE if it is
+// set, else a short hash of the ids of the boot and of the network namespace. Two containers with
+// network namespaces of their own are two machines; after a reboot a machine has another identity.
 //
-// It proves nothing. That two processes share a file system is shown by [Proves].
+// It proves nothing. [Proves] shows that two processes share a file system.
 func Machine() (string, error) {
 	if name := os.Getenv(MachineEnv); name != "" {
 		if len(name) > maxMachine || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" {

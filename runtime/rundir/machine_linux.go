@@ -2,7 +2,7 @@ package rundir
 
 import "os"
 
-// machineFacts is the boot's id, and the network namespace's inode (as in "net:[4026531840]").
+// machineFacts are the boot id, and the inode of the network namespace (as in "net:[4026531840]").
 func machineFacts() ([]string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -4,8 +4,8 @@ package rundir
 
 import "os"
 
-// machineFacts is the host's name: what this package can know of a machine on a system that RayLink
-// only builds for.
+// machineFacts is the host name, which is all that this package knows of a machine on systems for
+// which RayLink only builds.
 func machineFacts() ([]string, error) {
 	name, err := os.Hostname()
 	return []string{name}, err

@@ -7,21 +7,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Nonces that are shorter prove too little, longer ones are not ours.
+// Shorter nonces prove too little; longer ones are not made by this package.
 const (
 	minNonce = 32
 	maxNonce = 128
 )
 
-// Proves says whether dir is a host directory with this nonce, and so whether the peer that named
-// both can share files and sockets with this process. Both are taken for what they are, words from
-// the wire: a dir that is not a directory of this user alone proves nothing, nor does a nonce file
-// that is not a small regular file, and neither is followed if it is a symbolic link.
+// Proves reports whether dir is a host directory with this nonce, and so whether the peer that sent
+// both can share files and sockets with this process. Neither is trusted: a dir that is not private
+// to this user proves nothing, nor does a nonce file that is not a small regular file, and symbolic
+// links are not followed in either.
 func Proves(dir, nonce string) bool {
 	if !filepath.IsAbs(dir) || len(nonce) < minNonce || len(nonce) > maxNonce || checkPrivate(dir) != nil {
 		return false
 	}
-	// Opening neither blocks on a named pipe nor follows a link, nor makes a terminal ours.
+	// Opening neither blocks on a named pipe, nor follows a link, nor acquires a controlling
+	// terminal.
 	fd, err := open(filepath.Join(dir, nonceFile), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return false

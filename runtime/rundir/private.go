@@ -15,12 +15,12 @@ const (
 	privateFile = 0o600
 )
 
-// ErrNotPrivate says that a directory can't be used because others than the user could change what
-// is in it, or it itself.
+// ErrNotPrivate is the error for a directory that other users own, or whose contents they could
+// read or change.
 var ErrNotPrivate = errors.New("not private")
 
-// makePrivate makes the directory if it isn't there. It refuses one that others can use, or that
-// others could exchange for another: in /tmp, anybody may have been there first.
+// makePrivate creates the directory if it does not exist. It refuses one that other users can
+// access, or could replace: in /tmp, another user may have created it first.
 func makePrivate(dir string) error {
 	if err := checkParent(filepath.Dir(dir)); err != nil {
 		return err
@@ -31,10 +31,10 @@ func makePrivate(dir string) error {
 	return checkPrivate(dir)
 }
 
-// checkPrivate refuses what isn't a directory of the user's that nobody else can use. A symbolic
-// link isn't one.
+// checkPrivate refuses everything but a directory that only this user can access. A symbolic link
+// is refused too.
 func checkPrivate(dir string) error {
-	info, err := os.Lstat(dir) //nolint:gosec // only looked at: the path may be from the wire, see Proves
+	info, err := os.Lstat(dir) //nolint:gosec // only inspected: the path may be from the wire, see Proves
 	if err != nil {
 		return err
 	}
@@ -48,8 +48,8 @@ func checkPrivate(dir string) error {
 		return fmt.Errorf("%s is %w: it is a directory for all users (mode %#o); %s", dir, ErrNotPrivate, info.Mode().Perm(), elsewhere(dir))
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		// What else is in it may have to be open to others: only a directory for RayLink alone is
-		// to be closed to them.
+		// Other files in it may have to be accessible to others, so chmod is suggested only for an
+		// empty directory.
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			return fmt.Errorf("%s is %w: its mode is %#o, and it has files in it; %s", dir, ErrNotPrivate, mode, elsewhere(dir))
 		}
@@ -58,7 +58,7 @@ func checkPrivate(dir string) error {
 	return nil
 }
 
-// elsewhere says what to do where a directory can't be made private.
+// elsewhere suggests a directory to use instead.
 func elsewhere(dir string) string {
 	if checkParent(dir) != nil {
 		return "use one that only you can use (" + RuntimeEnv + ")"
@@ -66,8 +66,8 @@ func elsewhere(dir string) string {
 	return "use one of your own, such as " + filepath.Join(dir, "raylink-"+strconv.Itoa(os.Geteuid())) + " (" + RuntimeEnv + ")"
 }
 
-// checkOurs refuses a directory that another user owns or can write to. Letting others read it is
-// the user's own affair.
+// checkOurs refuses a directory that another user owns or can write to. Whether others can read it
+// is the user's decision.
 func checkOurs(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -83,10 +83,10 @@ func checkOurs(dir string) error {
 	return nil
 }
 
-// checkParent refuses a directory in which others could rename ours. In one with the sticky bit, as
-// /tmp has it, they can't.
+// checkParent refuses a directory in which other users could rename an entry. In one with the
+// sticky bit, such as /tmp, they cannot.
 func checkParent(dir string) error {
-	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only looked at
+	info, err := os.Stat(dir) //nolint:gosec // the user's own setting, and only inspected
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func describe(mode fs.FileMode) string {
 	return "something else (" + mode.Type().String() + ")"
 }
 
-// removeContents removes all that is in the directory, but not itself.
+// removeContents removes everything in the directory, but not the directory.
 func removeContents(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,29 +1,28 @@
-// Package rundir is what RayLink keeps in the file system of a machine, and the order that
-// processes keep there among each other.
+// Package rundir manages RayLink's files and directories on a machine, and the locks by which
+// processes share them.
 //
 // There are two kinds of directory:
 //
-//   - A run directory ([Run]) is where one run keeps its logs, models, variables and mapped files.
-//     The driver makes it, under the
-//     data directory ([DataDir]), and the run's hosts open it. It stays when the run is over, but for its mapped files, which
-//     [SweepRuns] removes if the run couldn't.
+//   - A run directory ([Run]) contains one run's logs, models, variables and mapped files. The
+//     driver creates it in the data directory ([DataDir]), and the run's hosts open it. It stays
+//     when the run is over, except for its mapped files, which [SweepRuns] removes if the run could
+//     not.
 //   - A host directory ([Host]) is private to one host process: its Unix socket, its nonce, its
-//     scratch files. It is short-lived,
-//     has a short path ([RuntimeDir]), and is gone when its process is: [Host.Close] or, if the process was killed, any other
-//     process's [SweepHosts] removes it.
+//     scratch files. It has a short path ([RuntimeDir]) and the lifetime of its process:
+//     [Host.Close] removes it or, if the process was killed, [SweepHosts] in any other process.
 //
-// Beside them stand a file lock that the kernel releases when its holder dies ([AcquireLock]), and
-// the identity of a machine ([Machine]).
+// In addition the package has a file lock that the kernel releases when its holder dies
+// ([AcquireLock]), and the identity of a machine ([Machine]).
 //
 // What the package promises:
 //
-//   - Directories and files belong to the user alone (0700, 0600). A host directory is never made
-//     in a place that others could
-//     exchange for another: such a place is refused by an error.
-//   - A sweep removes what dead processes left and nothing else, however many processes make, close
-//     and sweep at once. Whether a
-//     process lives is told by a lock that the kernel holds for it, never by its id or by time.
-//   - Nothing waits for another process, but AcquireLock, which can be cancelled.
+//   - Directories and files are accessible to their user only (0700, 0600). A host directory is
+//     never created in a place where other users could replace it: such a place is refused with an
+//     error.
+//   - A sweep removes what dead processes have left and nothing else, however many processes
+//     create, close and sweep at once. Whether a process lives is determined by a lock that the
+//     kernel holds for it, never by its id or by time.
+//   - Nothing waits for another process except AcquireLock, which can be canceled.
 package rundir
 
 import (
@@ -39,18 +38,18 @@ import (
 	"time"
 )
 
-// Environment variables that decide where things are.
+// Environment variables that determine where things are.
 const (
-	// DataEnv names the data directory.
+	// DataEnv is the data directory.
 	DataEnv = "RAYLINK_DATA"
-	// RuntimeEnv names the directory that host directories are made in.
+	// RuntimeEnv is the directory in which host directories are created.
 	RuntimeEnv = "RAYLINK_RUNTIME_DIR"
-	// MachineEnv names the machine.
+	// MachineEnv is the identity of the machine.
 	MachineEnv = "RAYLINK_MACHINE"
 )
 
-// DataDir is where runs are kept: $RAYLINK_DATA, else $XDG_STATE_HOME/raylink, else
-// ~/.local/state/raylink. It need not be there.
+// DataDir returns the data directory, which contains the runs: $RAYLINK_DATA, else
+// $XDG_STATE_HOME/raylink, else ~/.local/state/raylink. It need not exist.
 func DataDir() (string, error) {
 	if dir := os.Getenv(DataEnv); dir != "" {
 		dir, err := filepath.Abs(dir)
@@ -59,7 +58,7 @@ func DataDir() (string, error) {
 		}
 		return dir, nil
 	}
-	// The specification says that a relative path is to be ignored.
+	// The specification says that a relative path must be ignored.
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "raylink"), nil
 	}
@@ -70,7 +69,7 @@ func DataDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "raylink"), nil
 }
 
-// Run is a run's directory, as a process that takes part in the run holds it.
+// Run is an open run directory. The run is not over while any process has it open.
 type Run struct {
 	path string
 	lock dirLock
@@ -87,12 +86,13 @@ const (
 const (
 	runsFolder = "runs"
 	latestLink = "latest"
-	// runTime begins a run's name. The fraction orders the runs of one second.
+	// runTime is the format of the time in a run's name. The fraction orders the runs of one
+	// second.
 	runTime = "20060102T150405.000000Z"
 )
 
-// NewRun makes a run's directory, <data>/runs/<UTC time>-<id>, and lets <data>/runs/latest point to
-// it. An empty data means [DataDir].
+// NewRun creates a run directory, <data>/runs/<UTC time>-<id>, and makes <data>/runs/latest point
+// to it. An empty data means [DataDir]. The caller must Close it.
 func NewRun(data string) (*Run, error) {
 	run, err := newRun(data)
 	if err != nil {
@@ -139,8 +139,8 @@ func fillRun(path string) error {
 	return nil
 }
 
-// makeLatest lets `latest` point to the run. The link is made within the run's directory and moved,
-// so that there is a latest at any time, and one that is left behind is in nobody's way.
+// makeLatest makes `latest` point to the run. The link is created in the run's directory and
+// renamed, so that `latest` exists at any time, and a link that is left behind does no harm.
 func (r *Run) makeLatest() error {
 	link := filepath.Join(r.path, "."+latestLink)
 	if err := os.Symlink(filepath.Base(r.path), link); err != nil {
@@ -149,7 +149,8 @@ func (r *Run) makeLatest() error {
 	return os.Rename(link, filepath.Join(filepath.Dir(r.path), latestLink))
 }
 
-// OpenRun opens the directory of a run that another process made and that is not over.
+// OpenRun opens the directory of a run that another process has created and that is not over. The
+// caller must Close it.
 func OpenRun(path string) (*Run, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -170,26 +171,26 @@ func OpenRun(path string) (*Run, error) {
 	return &Run{path: path, lock: lock}, nil
 }
 
-// Path is the directory, absolute.
+// Path is the absolute path of the directory.
 func (r *Run) Path() string { return r.path }
 
 // ID is the run's name.
 func (r *Run) ID() string { return filepath.Base(r.path) }
 
-// Models is the folder for what was learned.
+// Models is the folder for trained models.
 func (r *Run) Models() string { return filepath.Join(r.path, modelsFolder) }
 
 // Variables is the folder for the run's configuration and variables.
 func (r *Run) Variables() string { return filepath.Join(r.path, variablesFolder) }
 
-// Mapped is the folder for files that processes map. They don't outlive the run: [SweepRuns].
+// Mapped is the folder for files that processes map. They are removed when the run is over, see
+// [SweepRuns].
 func (r *Run) Mapped() string { return filepath.Join(r.path, mappedFolder) }
 
-// Logs is the folder for what the run's processes print.
+// Logs is the folder for the output of the run's processes.
 func (r *Run) Logs() string { return filepath.Join(r.path, logsFolder) }
 
-// Log is the file for what the node at path prints, logs/<path>.log. The folder that it is in is
-// made.
+// Log returns the path of the log of the node at path, logs/<path>.log, and creates its folder.
 func (r *Run) Log(path string) (string, error) {
 	if local, err := filepath.Localize(path); err != nil || path == "." || strings.HasPrefix(filepath.Base(local), ".") {
 		return "", fmt.Errorf("rundir: %q is not a node's path that a log could be named for", path)
@@ -201,13 +202,12 @@ func (r *Run) Log(path string) (string, error) {
 	return file, nil
 }
 
-// Close lets go of the directory, which stays. When all processes have, or have died, the run is
+// Close closes the directory, which stays. When all processes have closed it or died, the run is
 // over.
 func (r *Run) Close() error { return r.lock.release() }
 
-// SweepRuns removes the mapped files of runs that are over, and directories whose making was cut
-// short. An empty data means [DataDir]. It goes on when something can't be removed, and returns all
-// errors.
+// SweepRuns removes the mapped files of runs that are over, and directories whose creation was
+// interrupted. An empty data means [DataDir]. It continues after errors, and returns all of them.
 func SweepRuns(data string) error {
 	if data == "" {
 		var err error
@@ -220,7 +220,7 @@ func SweepRuns(data string) error {
 	})
 }
 
-// LatestRun is the path of the newest run's directory. An empty data means [DataDir].
+// LatestRun returns the directory of the newest run. An empty data means [DataDir].
 func LatestRun(data string) (string, error) {
 	if data == "" {
 		var err error
@@ -235,8 +235,8 @@ func LatestRun(data string) (string, error) {
 	return path, nil
 }
 
-// shortID is eight random characters. Their 40 bits tell the few directories of a machine apart;
-// whoever makes one finds out if not.
+// shortID returns eight random characters. Their 40 bits suffice for the few directories of a
+// machine; creation detects a collision.
 func shortID() string {
 	var random [5]byte
 	_, _ = rand.Read(random[:]) // never fails
@@ -260,12 +260,12 @@ func isShortID(name string) bool {
 	return len(name) == 8 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz234567") == ""
 }
 
-// KeepMark is the file that keeps a run's directory from being pruned: `touch runs/<run>/keep`.
+// KeepMark is the file that protects a run's directory from pruning: `touch runs/<run>/keep`.
 const KeepMark = "keep"
 
-// PruneRuns removes the directories of runs that are over, except for the newest and those that are
-// marked with [KeepMark]. One that a process uses is never removed, however old. An empty data
-// means [DataDir]. It goes on when something can't be removed, and returns all errors.
+// PruneRuns removes the directories of runs that are over, except for the newest ones and those
+// marked with [KeepMark]. A directory that a process has open is never removed, however old it is.
+// An empty data means [DataDir]. It continues after errors, and returns all of them.
 func PruneRuns(data string, newest int) error {
 	if data == "" {
 		var err error
@@ -289,7 +289,7 @@ func PruneRuns(data string, newest int) error {
 			old = append(old, run{entry.Name(), began})
 		}
 	}
-	// By time, not by name: a name with a fraction sorts before one without it. Entries come sorted
+	// By time, not by name: a name with a fraction sorts before one without it. Entries are sorted
 	// by name, which decides between equal times.
 	slices.SortStableFunc(old, func(a, b run) int { return a.began.Compare(b.began) })
 	for _, run := range old[:max(0, len(old)-newest)] {

@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A system's token that was made, not given, is found by the user's other processes on this machine
-// at <runtime directory>/tokens/<Brain's address>. What stands there is a symbolic link to the file
-// `token` in the host directory of Brain's process, so a token is gone with its process, by Close
-// or by a sweep.
+// A system's generated token is published to the user's other processes on this machine at <runtime
+// directory>/tokens/<Brain's address>. That is a symbolic link to the file `token` in the host
+// directory of Brain's process, so the token is removed together with that directory, by Close or
+// by a sweep.
 
 const (
 	tokensFolder = "tokens"
@@ -30,19 +30,19 @@ const (
 	maxTokenFile = 4 << 10
 )
 
-// ErrNoToken says that no token is known for an address.
+// ErrNoToken is the error for an address without a known token.
 var ErrNoToken = errors.New("no token")
 
-// NewToken makes a token: 256 random bits.
+// NewToken generates a token of 256 random bits, in hexadecimal.
 func NewToken() string {
 	var b [tokenBytes]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
 }
 
-// PublishToken lets the user's other processes find the token of the system whose Brain is reached
-// at the addresses, until the host directory is closed. It returns the path to find it at, that of
-// the first address. Whatever was published for them before is replaced.
+// PublishToken publishes a system's token to the user's other processes, under the addresses of its
+// Brain, until the host directory is closed. It returns the path of the published token, for the
+// first address. Earlier tokens for the addresses are replaced.
 func (h *Host) PublishToken(token string, addresses ...string) (string, error) {
 	fail := func(err error) (string, error) {
 		return "", fmt.Errorf("rundir: publishing the token for Brain at %s: %w", strings.Join(addresses, " and "), err)
@@ -67,7 +67,7 @@ func (h *Host) PublishToken(token string, addresses ...string) (string, error) {
 	return filepath.Join(folder, tokenName(addresses[0])), nil
 }
 
-// sweepTokens removes the links whose processes are gone.
+// sweepTokens removes the links whose processes have ended.
 func sweepTokens(folder string) {
 	entries, err := os.ReadDir(folder)
 	if err != nil {
@@ -76,17 +76,18 @@ func sweepTokens(folder string) {
 	for _, entry := range entries {
 		if path := filepath.Join(folder, entry.Name()); entry.Type() == fs.ModeSymlink {
 			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-				_ = os.Remove(path) // the next who publishes tries again
+				_ = os.Remove(path) // the next PublishToken tries again
 			}
 		}
 	}
 }
 
-// tokenName is an address as a file's name.
+// tokenName encodes an address as a file name.
 func tokenName(address string) string { return url.PathEscape(address) }
 
-// FindToken is the token that the system whose Brain is at the address, HOST:PORT, has made, and
-// the file it is in. It is [ErrNoToken] where none is published by this user on this machine.
+// FindToken returns the published token of the system whose Brain is at the address, HOST:PORT, and
+// the file that contains it. The error is [ErrNoToken] if this user has published none on this
+// machine.
 func FindToken(address string) (token, path string, err error) {
 	dirs := runtimeDirs()
 	for _, name := range aliasesOf(address) {
@@ -110,14 +111,13 @@ func FindToken(address string) (token, path string, err error) {
 		ErrNoToken, address, filepath.Join(RuntimeDir(), tokensFolder), text)
 }
 
-// PublishedBrains returns an address of each Brain that this user runs on this machine and that has
-// made its token, sorted. A Brain that was killed may be among them until the next run sweeps what
-// it left.
+// PublishedBrains returns, sorted, one address of each Brain of this user on this machine that has
+// generated its token. It may include a Brain that was killed, until the next run sweeps its files.
 func PublishedBrains() []string {
 	var addresses, tokens []string
 	for _, address := range publishedAddresses(runtimeDirs()) {
 		token, _, err := FindToken(address)
-		if err != nil || slices.Contains(tokens, token) { // one Brain publishes all its addresses
+		if err != nil || slices.Contains(tokens, token) { // one Brain publishes all of its addresses
 			continue
 		}
 		addresses, tokens = append(addresses, address), append(tokens, token)
@@ -125,8 +125,7 @@ func PublishedBrains() []string {
 	return addresses
 }
 
-// Tokens are those of all systems that this user has running on this machine and that have made
-// one.
+// Tokens returns the published tokens of all of this user's systems on this machine.
 func Tokens() []string {
 	var tokens []string
 	for _, address := range publishedAddresses(runtimeDirs()) {
@@ -137,7 +136,7 @@ func Tokens() []string {
 	return tokens
 }
 
-// publishedAddresses are those of the Brains whose tokens can be read.
+// publishedAddresses are the addresses of the Brains whose tokens can be read.
 func publishedAddresses(dirs []string) []string {
 	var known []string
 	for _, dir := range dirs {
@@ -158,8 +157,8 @@ func publishedAddresses(dirs []string) []string {
 	return known
 }
 
-// readPublished follows a published link by hand: it trusts nothing that another user could have
-// put there.
+// readPublished reads the target of a published link, without trusting anything that another user
+// could have put there.
 func readPublished(dir, path string) (string, error) {
 	if err := checkPrivate(dir); err != nil {
 		return "", errNotThere(err)
@@ -181,7 +180,7 @@ func readPublished(dir, path string) (string, error) {
 	return readToken(filepath.Join(dir, host, tokenFile))
 }
 
-// errNotThere makes a directory that is not this user's one that isn't there.
+// errNotThere adds fs.ErrNotExist to the error for a directory that belongs to another user.
 func errNotThere(err error) error {
 	if errors.Is(err, ErrNotPrivate) {
 		return errors.Join(err, fs.ErrNotExist)
@@ -189,7 +188,7 @@ func errNotThere(err error) error {
 	return err
 }
 
-// readToken reads a file that must be this user's alone.
+// readToken reads a file that must be accessible to this user only.
 func readToken(path string) (string, error) {
 	fd, err := open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
@@ -222,9 +221,9 @@ func readToken(path string) (string, error) {
 	return token, nil
 }
 
-// writeNew makes a file with a line in it, whole or not at all. It fails where one is there.
+// writeNew creates a file with one line, completely or not at all. It fails if the file exists.
 func writeNew(path, line string) error {
-	file, err := os.CreateTemp(filepath.Dir(path), hiddenPrefix+"*") // made with mode 0600
+	file, err := os.CreateTemp(filepath.Dir(path), hiddenPrefix+"*") // created with mode 0600
 	if err != nil {
 		return err
 	}
@@ -238,8 +237,8 @@ func writeNew(path, line string) error {
 	return errors.Join(err, os.Remove(file.Name()))
 }
 
-// KeptToken is the token in the file `token` of a data directory, which is made where it isn't
-// there: a Brain that is started again on the same data has the token that its hosts know.
+// KeptToken returns the token in the file `token` of a data directory, and generates it if there is
+// none: a Brain that is restarted on the same data has the token that its hosts know.
 func KeptToken(data string) (string, error) {
 	path := filepath.Join(data, tokenFile)
 	token, err := readToken(path)
@@ -257,9 +256,9 @@ func KeptToken(data string) (string, error) {
 	return token, nil
 }
 
-// aliasesOf are the addresses under which a Brain that is reached at the address may have published
-// its token: its own, for a name the addresses that the name stands for, and where the address is
-// this machine's, those of the same port on loopback and on all interfaces.
+// aliasesOf returns the addresses under which the Brain at the address may have published its
+// token: the address itself and, if it is one of this machine, the same port on loopback and on all
+// interfaces.
 func aliasesOf(address string) []string {
 	var names []string
 	add := func(host, port string) {
@@ -290,7 +289,7 @@ func aliasesOf(address string) []string {
 	return names
 }
 
-// isOurs says whether a host, an address or this machine's own name, is this machine's.
+// isOurs reports whether a host, which is an IP address or a host name, is this machine.
 func isOurs(host string, ip net.IP) bool {
 	if ip == nil {
 		own, err := os.Hostname()

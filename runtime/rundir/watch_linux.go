@@ -11,8 +11,8 @@ import (
 // inotify is a watch that the kernel wakes.
 type inotify struct{ file *os.File }
 
-// watchFile watches the file at path for being closed (a lock is released by that, also when a
-// process dies) or removed.
+// watchFile watches the file at path for being closed, which releases a lock and happens when a
+// process dies, or removed.
 func watchFile(path string) (watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -35,7 +35,7 @@ func (w inotify) wait(ctx context.Context, limit time.Duration) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.file.SetReadDeadline(time.Unix(0, 1)) }) // fails only when closed
 	defer stop()
-	// What it says doesn't matter, nor whether it says anything: the lock is tried again.
+	// The events, and whether there are any, do not matter: the lock is tried again in any case.
 	_, _ = w.file.Read(make([]byte, 16*(unix.SizeofInotifyEvent+unix.NAME_MAX+1)))
 }
 

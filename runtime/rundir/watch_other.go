@@ -4,5 +4,5 @@ package rundir
 
 import "errors"
 
-// watchFile can't watch: no other system announces that a file is closed.
+// watchFile fails: no other system announces that a file is closed.
 func watchFile(string) (watch, error) { return nil, errors.ErrUnsupported }
