@@ -65,3 +65,10 @@ func Slots(c *Conn) int {
 	defer c.mu.Unlock()
 	return len(c.slots)
 }
+
+// Paused says whether the connection has stopped reading until the peer takes what is to be written.
+func Paused(c *Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.paused
+}
