@@ -2,6 +2,8 @@ package tunnel_test
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -285,8 +287,19 @@ func TestConnectionOutlivesAnInterruptionInTheLastFragment(t *testing.T) {
 }
 
 // TestOrdinaryProgramOnASlowLink makes sync calls with small and large answers beside another
-// caller, on a link of 200 Mbit/s.
+// caller, on a link of 200 Mbit/s. With a collector that runs all the time, memory that is taken back
+// while it is in use would be seen in the answers.
 func TestOrdinaryProgramOnASlowLink(t *testing.T) {
+	for _, percent := range []int{100, 5} {
+		t.Run(fmt.Sprintf("GOGC=%d", percent), func(t *testing.T) {
+			defer debug.SetGCPercent(debug.SetGCPercent(percent))
+			ordinaryProgramOnASlowLink(t)
+		})
+	}
+}
+
+func ordinaryProgramOnASlowLink(t *testing.T) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
 			size := &wrapperspb.Int32Value{}

@@ -106,6 +106,9 @@ func (l *Link) StallReplies() { l.back.setStalled(true) }
 // StallRepliesAfter holds back the data to the dialling end after n more bytes.
 func (l *Link) StallRepliesAfter(n int) { l.back.setStallAfter(n) }
 
+// StallRequestsAfter holds back the data from the dialling end after n more bytes.
+func (l *Link) StallRequestsAfter(n int) { l.there.setStallAfter(n) }
+
 // Rate limits the bytes that arrive per second, in each direction; 0 means no limit.
 func (l *Link) Rate(bytesPerSecond int) {
 	l.there.setRate(bytesPerSecond)
