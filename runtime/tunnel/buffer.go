@@ -23,7 +23,7 @@ type buffer struct {
 	cost, extra int
 }
 
-//nolint:gochecknoglobals // shared by the process: connections come and go, their buffers stay useful
+//nolint:gochecknoglobals // shared by the process: buffers outlive connections
 var pools [largestClass - smallestClass + 1]sync.Pool
 
 func classOf(n int) int {

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempt is a non-blocking writer: it writes as much as the socket accepts at once. The goroutine
-// that has queued something can so write it itself, without waking another. raw is nil if the
-// connection is no socket. The attempt is owned by the goroutine that has set outbox.writing.
+// attempt is a non-blocking writer: it writes as much as the socket accepts at once. A goroutine
+// that has queued frames can thus write them itself, without waking another. raw is nil if the
+// connection is not a socket. The attempt is owned by the goroutine that has set outbox.writing.
 type attempt struct {
 	raw  syscall.RawConn
 	try  func(fd uintptr) bool
@@ -23,9 +23,9 @@ type attempt struct {
 // batch is written partially, like any short write.
 const mostPieces = 1024
 
-// attemptBytes is the most bytes of small frames written this way. More are better written by
-// another goroutine, in parallel with the reader or the caller. Large messages are written up to
-// batchBytes, since they are in the CPU cache of the goroutine that queued them.
+// attemptBytes is the largest common buffer that is written this way. A larger one is better
+// written by another goroutine, in parallel with the reader or the caller. Large messages are
+// written up to batchBytes, since they are in the CPU cache of the goroutine that queued them.
 const attemptBytes = 64 << 10
 
 func (a *attempt) init(nc net.Conn) {

@@ -94,7 +94,7 @@ func (p *polling) read(b []byte) (int, error) {
 	}
 }
 
-// rawConn returns the descriptor of a socket, or nil for a connection that is no socket.
+// rawConn returns the descriptor of a socket, or nil for a connection that is not a socket.
 func rawConn(nc net.Conn) syscall.RawConn {
 	switch nc.(type) {
 	case *net.TCPConn, *net.UnixConn:

@@ -15,8 +15,8 @@ import (
 //     match the nonces of another connection;
 //   - for the dialler's proof, the accepting side's proof.
 //
-// The accepting side proves first. A dialler that has reached a wrong address so reveals nothing
-// derived from the token before it has authenticated its peer.
+// The accepting side proves first. A dialler that has reached a wrong address thus reveals nothing
+// derived from the token.
 const (
 	acceptLabel = "raylink tunnel 2: accepting side"
 	dialLabel   = "raylink tunnel 2: dialling side"
