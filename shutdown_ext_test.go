@@ -1,7 +1,14 @@
 package raylink_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -12,6 +19,7 @@ import (
 	"github.com/raylink/raylink"
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
+	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -60,4 +68,103 @@ func TestShutdownIsBoundedByItsContext(t *testing.T) {
 	require.ErrorContains(t, err, p.Ref().Path()+" is still stopping")
 	assert.Equal(t, err, rt.Close(), "a further Close returns the first one's error")
 	require.ErrorIs(t, rt.Err(), runtime.ErrClosed)
+}
+
+// unchecked is as joined; how its Close ends does not matter.
+func unchecked(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Runtime {
+	t.Helper()
+	opts = append(append(contract.Types(), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir())), opts...)
+	host, err := join.Start(t.Context(), opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = host.Close() })
+	return host
+}
+
+// TestSlowReaderDoesNotHoldShutdown ends a host, a gateway, and a host behind a gateway, while large responses
+// are written that their callers do not read. Shutdown has no bound but the drain.
+func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
+	t.Parallel()
+	const size = 16 * mib
+	drain := raylink.WithDrain(time.Second)
+	quiet := raylink.WithLogger(slog.New(slog.DiscardHandler))
+	for name, systemOf := range map[string]func(t *testing.T) (address, node string, end func(context.Context) error){
+		"a host": func(t *testing.T) (string, string, func(context.Context) error) {
+			t.Helper()
+			rt := system(t)
+			host := unchecked(t, rt, drain, quiet)
+			return host.Address(), create(t, host).Ref().Path(), host.Shutdown
+		},
+		"Brain's own host": func(t *testing.T) (string, string, func(context.Context) error) {
+			t.Helper()
+			rt, err := raylink.Start(patient(t), append(contract.Types(), raylink.WithData(t.TempDir()), drain, quiet)...)
+			require.NoError(t, err)
+			return rt.Address(), create(t, rt).Ref().Path(), rt.Shutdown
+		},
+		"a gateway": func(t *testing.T) (string, string, func(context.Context) error) {
+			t.Helper()
+			rt, err := raylink.Start(patient(t), append(contract.Types(), raylink.WithData(t.TempDir()), drain, quiet)...)
+			require.NoError(t, err)
+			host := unchecked(t, rt, drain, quiet)
+			return rt.Address(), create(t, host).Ref().Path(), rt.Shutdown
+		},
+		"a host behind a gateway": func(t *testing.T) (string, string, func(context.Context) error) {
+			t.Helper()
+			rt := system(t, drain, quiet)
+			host := unchecked(t, rt, drain, quiet)
+			return rt.Address(), create(t, host).Ref().Path(), host.Shutdown
+		},
+	} {
+		for call, request := range map[string]func() (method, kind string, body []byte){
+			"unary": func() (string, string, []byte) {
+				head := binary.AppendUvarint([]byte{0x0a}, size)
+				return "Echo", "application/proto", append(head, make([]byte, size)...)
+			},
+			"stream": func() (string, string, []byte) {
+				message := []byte(`{"to":100000,"payload":65536}`)
+				head := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))
+				return "Count", "application/connect+json", append(head, message...)
+			},
+		} {
+			for _, two := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, %s, HTTP/2=%t", name, call, two), func(t *testing.T) {
+					t.Parallel()
+					address, node, end := systemOf(t)
+					protocols := new(http.Protocols)
+					protocols.SetHTTP1(!two)
+					protocols.SetUnencryptedHTTP2(two)
+					transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+						nc, err := new(net.Dialer).DialContext(ctx, network, address)
+						if tcp, ok := nc.(*net.TCPConn); ok {
+							err = tcp.SetReadBuffer(16 << 10) // else the kernel takes most of it
+						}
+						return nc, err
+					}}
+					defer transport.CloseIdleConnections()
+					method, kind, body := request()
+					req, err := http.NewRequestWithContext(patient(t), http.MethodPost, "http://"+address+"/"+node+"/contract.v1.Probe/"+method, bytes.NewReader(body))
+					require.NoError(t, err)
+					req.Header.Set("Content-Type", kind)
+					res, err := transport.RoundTrip(req)
+					require.NoError(t, err)
+					defer res.Body.Close() //nolint:errcheck // it was not read to its end
+					_, err = io.ReadFull(res.Body, make([]byte, 1000))
+					require.NoError(t, err)
+
+					ended := make(chan struct{})
+					go func() {
+						defer close(ended)
+						_ = end(context.Background()) // a stream that is cut is an error
+					}()
+					select {
+					case <-ended:
+					case <-time.After(patience):
+						t.Error("Shutdown waits for a reader that does not read")
+						require.NoError(t, res.Body.Close())
+						<-ended
+						return
+					}
+				})
+			}
+		}
+	}
 }

@@ -303,8 +303,11 @@ func (f *front) shutdown(ctx context.Context) error {
 	for _, c := range f.openTunnels() {
 		errs = append(errs, c.Shutdown(ctx))
 	}
-	if err := f.web.Shutdown(ctx); err != nil && ctx.Err() == nil {
+	switch err := f.web.Shutdown(ctx); {
+	case err != nil && ctx.Err() == nil:
 		errs = append(errs, err)
+	case err != nil:
+		f.host.log.Warn("HTTP responses are cut off: they were not read to their end within the drain")
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"weak"
 
 	"connectrpc.com/connect/v2"
@@ -287,6 +288,7 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	h.closing = true
 	h.mu.Unlock()
+	began := time.Now()
 	h.beginEnding()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
 	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
@@ -301,7 +303,10 @@ func (h *Host) Close(ctx context.Context) error {
 		errs = append(errs, h.embedded.Close())
 	}
 	if h.front != nil {
-		errs = append(errs, h.front.shutdown(ctx))
+		// All nodes have stopped: the responses still being written wait for slow readers.
+		sctx, cancel := context.WithTimeout(ctx, max(h.options.Drain-time.Since(began), endTime))
+		defer cancel()
+		errs = append(errs, h.front.shutdown(sctx))
 	}
 	h.release(ErrClosed)
 	return errors.Join(append(errs, h.output.err())...)
