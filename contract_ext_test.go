@@ -192,7 +192,7 @@ func wayHTTP(protocol *contractv1.Reach, gateway bool) func(t *testing.T, opts .
 		if gateway {
 			address = brain.Address()
 		}
-		return contract.Way{Name: runtime.WayHTTP, HalfDuplex: protocol.GetHttp1(), Foreign: true, Open: func(t *testing.T) contract.Peer {
+		return contract.Way{Name: runtime.WayHTTP, HalfDuplex: protocol.GetHttp1(), JSON: protocol.GetProtocol() == "json", Foreign: true, Open: func(t *testing.T) contract.Peer {
 			near := create(t, host)
 			reach := proto.CloneOf(protocol)
 			reach.Url = "http://" + address + "/" + near.Ref().Path()

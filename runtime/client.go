@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"connectrpc.com/connect/v2"
@@ -66,7 +67,7 @@ func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, o
 		deliver = func() { deliverFrom(out.info, own) }
 	}
 	if err != nil {
-		return nil, deliver, endedAt(clientError(ctx, unsendable(m, req, err)), "the node", m, unanswered)
+		return nil, deliver, endedAt(clientError(ctx, undecodable(m, false, unsendable(m, req, err))), "the node", m, unanswered)
 	}
 	return res, deliver, nil
 }
@@ -213,6 +214,26 @@ func unsendable(m *Method, msg any, err error) error {
 		return why
 	}
 	return err
+}
+
+// undecodable converts a connect transport's error for a message that it could not decode to the one
+// of all other ways. The transport says InvalidArgument for a response too.
+func undecodable(m *Method, request bool, err error) error {
+	e, ok := errors.AsType[*connect.Error](err)
+	if !ok || e.IsRemote() || e.Code() != connect.CodeInvalidArgument {
+		return err
+	}
+	cause := errors.Unwrap(e)
+	if cause == nil {
+		return err
+	}
+	switch message := e.Message(); {
+	case strings.HasPrefix(message, "unmarshal message: "):
+	case !request && (strings.HasPrefix(message, "decompress: ") || strings.HasPrefix(message, "get decompressor: ")):
+	default:
+		return err
+	}
+	return tunnel.Undecodable(m.spec.Procedure, request, cause)
 }
 
 // clientError converts the end of a context or connection to the error that every other way gives.

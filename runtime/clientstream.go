@@ -88,7 +88,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 		return nil
 	}
 	if !errors.Is(err, io.EOF) {
-		err = s.failed(err)
+		err = s.failed(undecodable(s.method, false, err))
 	}
 	s.release()
 	return err

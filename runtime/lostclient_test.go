@@ -28,7 +28,7 @@ func TestClientWhoseConnectionIsLostSaysSo(t *testing.T) {
 				"closed":  func(_ http.ResponseWriter, nc net.Conn) { _ = nc.Close() },
 				"aborted": func(http.ResponseWriter, net.Conn) { panic(http.ErrAbortHandler) },
 				"reset": func(_ http.ResponseWriter, nc net.Conn) {
-					_ = nc.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert // it is
+					_ = nc.(*net.TCPConn).SetLinger(0)
 					_ = nc.Close()
 				},
 			} {
@@ -49,7 +49,7 @@ func TestClientWhoseConnectionIsLostSaysSo(t *testing.T) {
 						Protocols: &p, ReadHeaderTimeout: time.Minute,
 						ConnContext: func(ctx context.Context, nc net.Conn) context.Context { return context.WithValue(ctx, key{}, nc) },
 						Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-							end(rw, r.Context().Value(key{}).(net.Conn)) //nolint:forcetypeassert // ConnContext's
+							end(rw, r.Context().Value(key{}).(net.Conn))
 						}),
 					}
 					l, err := net.Listen("tcp", "127.0.0.1:0")

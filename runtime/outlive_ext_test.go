@@ -12,7 +12,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
@@ -74,7 +73,7 @@ func TestStreamIsNotUsedOnceItsHandlerHasReturned(t *testing.T) {
 			for err == nil {
 				_, err = chat.Receive()
 			}
-			assert.ErrorIs(t, err, io.EOF)
+			require.ErrorIs(t, err, io.EOF)
 			require.NoError(t, chat.Close())
 			cancel()
 		}

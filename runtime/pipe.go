@@ -133,14 +133,14 @@ func (s pipeServer) Receive(msg any) error { return receiveInto(s, msg) }
 func (s pipeServer) receiveMessage() (proto.Message, error) {
 	select {
 	case msg := <-s.p.requests:
-		return s.p.receive(msg)
+		return s.p.receive(msg, true)
 	case <-s.p.sent:
 	case <-s.p.ctx.Done():
 		return nil, s.p.node.ended(s.p.ctx, s.p.method, streaming)
 	}
 	select {
 	case msg := <-s.p.requests: // sent before the end
-		return s.p.receive(msg)
+		return s.p.receive(msg, true)
 	default:
 		return nil, io.EOF
 	}
@@ -167,8 +167,11 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 }
 
 // receive checks the fingerprint of a message that was passed.
-func (p *pipe) receive(m passing) (proto.Message, error) {
+func (p *pipe) receive(m passing, request bool) (proto.Message, error) {
 	if err := p.node.verifyPassed(m.sent, p.method); err != nil {
+		return nil, err
+	}
+	if err := p.node.checkDecodes(p.method, request, m.msg); err != nil {
 		return nil, err
 	}
 	return m.msg, nil
@@ -211,7 +214,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	select {
 	case msg := <-c.p.replies:
 		c.p.inform()
-		return c.p.receive(msg)
+		return c.p.receive(msg, false)
 	case <-c.p.ended:
 	case <-c.ctx.Done():
 		return nil, c.p.node.ended(c.ctx, c.p.method, streaming)
@@ -229,7 +232,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 	select {
 	case msg := <-c.p.replies:
 		c.p.inform()
-		return c.p.receive(msg)
+		return c.p.receive(msg, false)
 	default:
 	}
 	c.p.inform()

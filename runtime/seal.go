@@ -130,6 +130,11 @@ func (n *Node) checkTravels(m *Method, request bool, msg proto.Message) error {
 	return tunnel.CheckMessage(m.spec.Procedure, request, msg)
 }
 
+// checkDecodes encodes and decodes a message that passes inside the process, where its receiver would.
+func (*Node) checkDecodes(m *Method, request bool, msg proto.Message) error {
+	return tunnel.CheckDecoding(m.spec.Procedure, request, msg)
+}
+
 func (n *Node) brokenSeal(format string, args ...any) error {
 	text := fmt.Sprintf(format, args...)
 	n.logger().Error("a rule was broken", slog.String("node", n.path), slog.String("how", text))

@@ -320,6 +320,9 @@ func (n *Node) runMethod(cc *callContext, req proto.Message) (res proto.Message,
 		if err := n.checkTravels(cc.call.method, false, res); err != nil {
 			return nil, err
 		}
+		if err := n.checkDecodes(cc.call.method, false, res); err != nil {
+			return nil, err
+		}
 		res = n.passes(res)
 	}
 	if broken := n.verifyReturned(cc, res); broken != nil {

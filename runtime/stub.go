@@ -71,7 +71,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	}
 	req := m.newRequest()
 	if err := stream.Receive(req); err != nil {
-		return err
+		return undecodable(m, true, err)
 	}
 	// Never on this goroutine: it is the transport's, and a method may end the one it runs on.
 	done := make(chan struct{})
@@ -295,12 +295,12 @@ func overError() error {
 
 // Receive implements connect.ServerStream.
 func (s *replyStream) Receive(msg any) error {
-	return s.guard(func() error { return s.ServerStream.Receive(msg) })
+	return s.guard(func() error { return undecodable(s.call.call.method, true, s.ServerStream.Receive(msg)) })
 }
 
 // ReceiveEmpty implements emptyReceiver.
 func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
-	return s.guard(func() error { return s.source.from(s.ServerStream).fill(msg) })
+	return s.guard(func() error { return undecodable(s.call.call.method, true, s.source.from(s.ServerStream).fill(msg)) })
 }
 
 // SendHeaders implements connect.ServerStream.

@@ -107,6 +107,9 @@ func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, ou
 	if err := n.checkTravels(m, true, req); err != nil {
 		return nil, err
 	}
+	if err := n.checkDecodes(m, true, req); err != nil {
+		return nil, fromPeer(ctx, err)
+	}
 	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)
 	res, err := n.invoke(cc, n.passes(req))
@@ -129,6 +132,9 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	}
 	if err := n.checkTravels(m, true, req); err != nil {
 		return err
+	}
+	if err := n.checkDecodes(m, true, req); err != nil {
+		return fromPeer(ctx, err)
 	}
 	cc := localCall(ctx, m, out.metadata)
 	cc.sent = sealOf(req)

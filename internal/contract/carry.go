@@ -15,6 +15,8 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
@@ -171,6 +173,7 @@ func carryTests() []callTest {
 		{"a response's metadata that can't be carried fails the call, and never hides its error", testIllegalReply},
 		{"errors that can't be carried as they are keep what can be", testOddErrors},
 		{"messages that can't be encoded are refused by their sender", testUnsendable},
+		{"messages that can't be decoded are one call's error", testUndecodable},
 		{"a context that is used again carries nothing from one call to the next", testReusedContext},
 		{"a context can be used by several calls at once", testSharedContext},
 		{"deadlines may be far away, or over", testDeadlines},
@@ -407,6 +410,87 @@ func testUnsendable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		_, err = stream.Receive()
 		response("bidi stream", "Chat", "ChatResponse.text", err)
 	}
+	_, err = p.Add(patient(t), nil)
+	require.NoError(t, err, "the connection lives on")
+}
+
+// undecodable adds to a message what its encoding carries and no decoder accepts, as fields nested too
+// deeply are.
+func undecodable(msg proto.Message) {
+	var groups []byte
+	for range protowire.DefaultRecursionLimit + 10 {
+		groups = protowire.AppendTag(groups, 1000, protowire.StartGroupType)
+	}
+	for range protowire.DefaultRecursionLimit + 10 {
+		groups = protowire.AppendTag(groups, 1000, protowire.EndGroupType)
+	}
+	msg.ProtoReflect().SetUnknown(groups)
+}
+
+func testUndecodable(t *testing.T, way Way, p *contractv1raylink.Probe) {
+	if way.JSON || way.Local && (way.Foreign || !encodesLocally) {
+		// Where ways may differ: messages pass inside a process as they are, and JSON has no unknown fields.
+		return
+	}
+	ctx := patient(t)
+	check := func(name, method string, code connect.Code, err error) {
+		t.Helper()
+		what := "a response"
+		if code == connect.CodeInvalidArgument {
+			what = "a request"
+		}
+		require.Equal(t, code, connect.CodeOf(err), "%s: %v", name, err)
+		require.ErrorContains(t, err, "decoding "+what+" of contract.v1.Probe/"+method, name)
+	}
+	who, count := &contractv1.WhoRequest{}, &contractv1.CountRequest{To: 1}
+	undecodable(who)
+	undecodable(count)
+	_, err := p.Who(ctx, who)
+	check("sync", "Who", connect.CodeInvalidArgument, err)
+	who = &contractv1.WhoRequest{}
+	undecodable(who)
+	_, err = p.WhoAsync(ctx, who).Get(ctx)
+	check("async", "Who", connect.CodeInvalidArgument, err)
+	counts, err := p.Count(ctx, count)
+	if err == nil {
+		_, err = counts.Receive()
+	}
+	check("server stream", "Count", connect.CodeInvalidArgument, err)
+	sum, err := p.Sum(ctx)
+	require.NoError(t, err)
+	number := &contractv1.SumRequest{}
+	undecodable(number)
+	if err := sum.Send(number); err != nil {
+		require.ErrorIs(t, err, io.EOF)
+	}
+	_, err = sum.CloseAndReceive()
+	check("client stream", "Sum", connect.CodeInvalidArgument, err)
+	if !way.HalfDuplex {
+		stream, err := p.Chat(ctx)
+		require.NoError(t, err)
+		text := &contractv1.ChatRequest{}
+		undecodable(text)
+		require.NoError(t, stream.Send(text))
+		_, err = stream.Receive()
+		check("bidi stream", "Chat", connect.CodeInvalidArgument, err)
+	}
+
+	ctx = raylink.WithMetadata(ctx, deedKey, "undecodable")
+	_, err = p.Who(ctx, nil)
+	check("sync", "Who", connect.CodeInternal, err)
+	_, err = p.WhoAsync(ctx, nil).Get(ctx)
+	check("async", "Who", connect.CodeInternal, err)
+	counts, err = p.Count(ctx, &contractv1.CountRequest{To: 3})
+	require.NoError(t, err)
+	_, err = counts.Receive()
+	require.NoError(t, err)
+	_, err = counts.Receive()
+	check("server stream", "Count", connect.CodeInternal, err)
+	require.NoError(t, counts.Close())
+	sum, err = p.Sum(ctx)
+	require.NoError(t, err)
+	_, err = sum.CloseAndReceive()
+	check("client stream", "Sum", connect.CodeInternal, err)
 	_, err = p.Add(patient(t), nil)
 	require.NoError(t, err, "the connection lives on")
 }

@@ -26,6 +26,8 @@ type Way struct {
 	Local bool
 	// HalfDuplex says that a response begins when the request has ended, as over HTTP/1.1: bidi streams are refused there.
 	HalfDuplex bool
+	// JSON says that messages travel as JSON.
+	JSON bool
 	// EndsOnClose says that a node can't tell a stream of requests that was abandoned from one that has ended: connect's own transport
 	// inside of a process ends it first.
 	EndsOnClose bool

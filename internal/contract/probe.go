@@ -194,8 +194,11 @@ func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv
 		CallerPath: call.Caller().Path, CallerNid: call.Caller().NID, Metadata: call.Metadata().Values(req.GetKey()), Way: string(call.Way()),
 		Pid: int64(os.Getpid()), Path: raylink.NodeFrom(ctx).Path(),
 	}
-	if call.Metadata().Get(deedKey) == "unsendable" {
+	switch call.Metadata().Get(deedKey) {
+	case "unsendable":
 		res.CallerPath = "caf\xe9"
+	case "undecodable":
+		undecodable(res)
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		res.HasDeadline = true
@@ -215,7 +218,11 @@ func (p *Probe) Count(ctx context.Context, req *contractv1.CountRequest, stream 
 		return err
 	}
 	for i := range req.GetTo() {
-		if err := stream.Send(&contractv1.CountResponse{Number: i + 1, Payload: make([]byte, req.GetPayload())}); err != nil {
+		res := &contractv1.CountResponse{Number: i + 1, Payload: make([]byte, req.GetPayload())}
+		if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "undecodable" && i == 1 {
+			undecodable(res)
+		}
+		if err := stream.Send(res); err != nil {
 			p.mu.Lock()
 			p.cancelled = append(p.cancelled, "count")
 			p.mu.Unlock()
@@ -244,7 +251,11 @@ func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServer
 	for {
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
-			return &contractv1.SumResponse{Sum: sum}, raylink.NodeFrom(ctx).Do(ctx, func(context.Context) error {
+			res := &contractv1.SumResponse{Sum: sum}
+			if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "undecodable" {
+				undecodable(res)
+			}
+			return res, raylink.NodeFrom(ctx).Do(ctx, func(context.Context) error {
 				p.sum += sum
 				return nil
 			})

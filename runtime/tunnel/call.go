@@ -265,7 +265,7 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 			wrong = fill(body, call.Response)
 		}
 		if wrong != nil {
-			err = cannotDecode("the response of "+call.Procedure, connect.CodeInternal, wrong)
+			err = Undecodable(call.Procedure, false, wrong)
 		}
 	}
 	call.finish(err)

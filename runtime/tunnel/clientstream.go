@@ -208,7 +208,7 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	}
 	m.slab.free()
 	if err != nil {
-		wrong := cannotDecode("a message of "+s.req.Procedure, connect.CodeInternal, err)
+		wrong := Undecodable(s.req.Procedure, false, err)
 		s.abort(wrong)
 		return wrong
 	}

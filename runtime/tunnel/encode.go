@@ -71,10 +71,6 @@ func (c *Conn) cannotEncode(procedure string, msg proto.Message, err error) *con
 	return Unsendable(procedure, c.dialled, msg, err)
 }
 
-func cannotDecode(what string, code connect.Code, err error) *connect.Error {
-	return connect.Errorf(code, "decoding %s: %v", what, err).WithCause(err)
-}
-
 // message converts a message of a connect stream, which may be of any type, to a protobuf message.
 func message(msg any) (proto.Message, error) {
 	if msg == nil {

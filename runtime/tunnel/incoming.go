@@ -189,7 +189,7 @@ func (in *Incoming) Decode(msg proto.Message) error {
 		err = fill(r.body, msg)
 	}
 	if err != nil {
-		return cannotDecode("the request of "+in.Procedure, connect.CodeInvalidArgument, err)
+		return Undecodable(in.Procedure, true, err)
 	}
 	return nil
 }

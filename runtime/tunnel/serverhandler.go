@@ -104,7 +104,7 @@ func (s *unaryServer) Receive(msg any) error {
 		return nil
 	}
 	if err := proto.Unmarshal(s.body.b, to); err != nil {
-		return cannotDecode("the request of "+s.in.Procedure, connect.CodeInvalidArgument, err)
+		return Undecodable(s.in.Procedure, true, err)
 	}
 	return nil
 }

@@ -82,7 +82,7 @@ func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	}
 	m.slab.free()
 	if err != nil {
-		return cannotDecode("a message of "+s.in.Procedure, connect.CodeInvalidArgument, err)
+		return Undecodable(s.in.Procedure, true, err)
 	}
 	return nil
 }

@@ -135,7 +135,7 @@ func (s *unaryStream) Receive(msg any) error {
 		return nil
 	}
 	if err := proto.Unmarshal(body.b, to); err != nil {
-		return cannotDecode("the response of "+s.call.Procedure, connect.CodeInternal, err)
+		return Undecodable(s.call.Procedure, false, err)
 	}
 	return nil
 }

@@ -31,6 +31,16 @@ func Unsendable(procedure string, request bool, msg proto.Message, cause error) 
 	return connect.Errorf(code, "%s of %s can't be sent: %s", what, strings.TrimPrefix(procedure, "/"), why).WithCause(cause)
 }
 
+// Undecodable is the error for a message that can't be decoded, the same for every way: InvalidArgument
+// for a request, Internal for a response. cause is the decoder's error.
+func Undecodable(procedure string, request bool, cause error) *connect.Error {
+	code, what := connect.CodeInternal, "a response"
+	if request {
+		code, what = connect.CodeInvalidArgument, "a request"
+	}
+	return connect.Errorf(code, "decoding %s of %s: %v", what, strings.TrimPrefix(procedure, "/"), cause).WithCause(cause)
+}
+
 // MessageTooLarge returns the error for a message larger than its receiver's limit.
 func MessageTooLarge(procedure string, request bool, size, limit int) *connect.Error {
 	what := "a response of "
@@ -45,6 +55,22 @@ func MessageTooLarge(procedure string, request bool, size, limit int) *connect.E
 func CheckMessage(procedure string, request bool, msg proto.Message) error {
 	if _, err := marshal(proto.MarshalOptions{}, nil, msg); err != nil {
 		return Unsendable(procedure, request, msg, err)
+	}
+	return nil
+}
+
+// CheckDecoding returns the error of [Undecodable] for a message that can be encoded but not decoded.
+// It costs as much as encoding and decoding it.
+func CheckDecoding(procedure string, request bool, msg proto.Message) error {
+	if msg == nil {
+		return nil
+	}
+	b, err := marshal(proto.MarshalOptions{}, nil, msg)
+	if err != nil {
+		return Unsendable(procedure, request, msg, err)
+	}
+	if err := proto.Unmarshal(b, msg.ProtoReflect().New().Interface()); err != nil {
+		return Undecodable(procedure, request, err)
 	}
 	return nil
 }
