@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -114,21 +113,21 @@ func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
 			return rt.Address(), create(t, host).Ref().Path(), host.Shutdown
 		},
 	} {
-		for call, request := range map[string]func() (method, kind string, body []byte){
-			"unary": func() (string, string, []byte) {
-				head := binary.AppendUvarint([]byte{0x0a}, size)
-				return "Echo", "application/proto", append(head, make([]byte, size)...)
-			},
-			"stream": func() (string, string, []byte) {
-				message := []byte(`{"to":100000,"payload":65536}`)
-				head := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))
-				return "Count", "application/connect+json", append(head, message...)
-			},
-		} {
-			for _, two := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, %s, HTTP/2=%t", name, call, two), func(t *testing.T) {
-					t.Parallel()
-					address, node, end := systemOf(t)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address, node, end := systemOf(t)
+			for call, request := range map[string]func() (method, kind string, body []byte){
+				"unary": func() (string, string, []byte) {
+					head := binary.AppendUvarint([]byte{0x0a}, size)
+					return "Echo", "application/proto", append(head, make([]byte, size)...)
+				},
+				"stream": func() (string, string, []byte) {
+					message := []byte(`{"to":100000,"payload":65536}`)
+					head := binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))
+					return "Count", "application/connect+json", append(head, message...)
+				},
+			} {
+				for _, two := range []bool{false, true} {
 					protocols := new(http.Protocols)
 					protocols.SetHTTP1(!two)
 					protocols.SetUnencryptedHTTP2(two)
@@ -142,29 +141,25 @@ func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
 					defer transport.CloseIdleConnections()
 					method, kind, body := request()
 					req, err := http.NewRequestWithContext(patient(t), http.MethodPost, "http://"+address+"/"+node+"/contract.v1.Probe/"+method, bytes.NewReader(body))
-					require.NoError(t, err)
+					require.NoError(t, err, call)
 					req.Header.Set("Content-Type", kind)
 					res, err := transport.RoundTrip(req)
-					require.NoError(t, err)
+					require.NoError(t, err, call)
 					defer res.Body.Close() //nolint:errcheck // it was not read to its end
 					_, err = io.ReadFull(res.Body, make([]byte, 1000))
-					require.NoError(t, err)
-
-					ended := make(chan struct{})
-					go func() {
-						defer close(ended)
-						_ = end(context.Background()) // a stream that is cut is an error
-					}()
-					select {
-					case <-ended:
-					case <-time.After(patience):
-						t.Error("Shutdown waits for a reader that does not read")
-						require.NoError(t, res.Body.Close())
-						<-ended
-						return
-					}
-				})
+					require.NoError(t, err, call)
+				}
 			}
-		}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = end(context.Background()) // a stream that is cut is an error
+			}()
+			select {
+			case <-ended:
+			case <-time.After(patience):
+				t.Error("Shutdown waits for a reader that does not read")
+			}
+		})
 	}
 }
