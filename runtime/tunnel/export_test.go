@@ -1,6 +1,10 @@
 package tunnel
 
-import "fmt"
+import (
+	"fmt"
+
+	"connectrpc.com/connect/v2"
+)
 
 // HeaderBytes is the size of a frame's header.
 const HeaderBytes = headerBytes
@@ -72,3 +76,25 @@ func Paused(c *Conn) bool {
 	defer c.mu.Unlock()
 	return c.paused
 }
+
+// ParseHeader parses a header that may count for room bytes, and returns what it counts for.
+func ParseHeader(b []byte, room int) (h Header, cost int, err error) {
+	p := parser{rest: b}
+	h, cost = p.header(room)
+	p.end()
+	return h, cost, p.err
+}
+
+// AppendHeader encodes a header.
+func AppendHeader(b []byte, h Header) []byte { return h.append(b) }
+
+// ParseFault parses an error block.
+func ParseFault(b []byte) (*connect.Error, error) {
+	p := parser{rest: b}
+	fault := p.fault()
+	p.end()
+	return fault, p.err
+}
+
+// AppendFault encodes an error block of at most limit bytes.
+func AppendFault(b []byte, err *connect.Error, limit int) []byte { return appendFault(b, err, limit) }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/require"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/raylink/raylink/runtime/tunnel"
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
+	"github.com/raylink/raylink/runtime/tunnel/puppet"
 )
 
 // fuzzConfig has limits so small that a fuzzer reaches them.
@@ -179,5 +181,60 @@ func FuzzDial(f *testing.F) {
 			_ = far.Close()
 			<-time.After(time.Minute) // until all is gone
 		})
+	})
+}
+
+// FuzzHeader parses any bytes as a header. One that is accepted fits its limit and survives being
+// encoded again.
+func FuzzHeader(f *testing.F) {
+	const room = 1 << 10
+	f.Add(tunnel.AppendHeader(nil, nil))
+	f.Add(tunnel.AppendHeader(nil, tunnel.Header{{Key: "k", Value: "v"}, {Key: "k-bin", Value: "\x00\xff"}}))
+	f.Add(puppet.EmptyHeader(room))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x07, 0})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		h, cost, err := tunnel.ParseHeader(body, room)
+		if err != nil {
+			require.ErrorIs(t, err, tunnel.ErrProtocol)
+			return
+		}
+		if h == nil {
+			return // it is empty, or larger than the limit
+		}
+		require.LessOrEqual(t, cost, room)
+		again, _, err := tunnel.ParseHeader(tunnel.AppendHeader(nil, h), 2*room) // lower case may be longer
+		require.NoError(t, err)
+		require.Equal(t, h, again)
+	})
+}
+
+// FuzzErrorBlock parses any bytes as an error block. One that is accepted has a code of connect's and
+// a bounded number of details, and survives being encoded again.
+func FuzzErrorBlock(f *testing.F) {
+	simple := connect.NewError(connect.CodeAborted, "why")
+	f.Add(tunnel.AppendFault(nil, simple, 1<<10))
+	f.Add(tunnel.AppendFault(nil, simple.WithDetail(&connect.ErrorDetail{Type: "p.M", Value: []byte{1}}), 1<<10))
+	f.Add(append([]byte{2, 0}, puppet.EmptyHeader(300)...))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x07, 0, 0})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		fault, err := tunnel.ParseFault(body)
+		require.GreaterOrEqual(t, fault.Code(), connect.CodeCanceled)
+		require.LessOrEqual(t, fault.Code(), connect.CodeUnauthenticated)
+		require.LessOrEqual(t, len(fault.Details()), 128)
+		if err != nil {
+			require.ErrorIs(t, err, tunnel.ErrProtocol)
+			return
+		}
+		const limit = 1 << 10
+		block := tunnel.AppendFault(nil, fault, limit)
+		require.LessOrEqual(t, len(block), limit)
+		again, err := tunnel.ParseFault(block)
+		require.NoError(t, err)
+		require.Equal(t, fault.Code(), again.Code())
+		require.True(t, utf8.ValidString(again.Message()))
+		if utf8.ValidString(fault.Message()) && len(body) < limit/2 {
+			require.Equal(t, fault.Message(), again.Message())
+			require.Len(t, again.Details(), len(fault.Details()))
+		}
 	})
 }
