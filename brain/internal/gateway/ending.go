@@ -14,7 +14,8 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// protocol is what of a caller's protocol the gateway has to know in order to end a response in its place.
+// protocol is what of a caller's protocol the gateway has to know in order to end a response in its
+// place.
 type protocol int
 
 const (
@@ -46,8 +47,9 @@ func (g *Gateway) watchEnding(res *http.Response) error {
 	return nil
 }
 
-// endedBody is a response's body. All three protocols send messages in envelopes: a byte of flags, four bytes of length, and as
-// much of payload. The body is passed on as it is; counting envelopes tells whether there is room for an ending.
+// endedBody is a response's body. All three protocols send messages in envelopes: a byte of flags,
+// four bytes of length, and as much of payload. The body is passed on as it is; counting envelopes
+// tells whether there is room for an ending.
 type endedBody struct {
 	io.ReadCloser
 
@@ -100,8 +102,8 @@ func (b *endedBody) count(p []byte) {
 	}
 }
 
-// end prepares an ending of the gateway's own, and gives the error that comes after it: io.EOF where there is nothing more to
-// say, or what broke the body off where there was no room.
+// end prepares an ending of the gateway's own, and gives the error that comes after it: io.EOF
+// where there is nothing more to say, or what broke the body off where there was no room.
 func (b *endedBody) end(broken error) error {
 	if b.payload > 0 || b.headLen > 0 {
 		return broken

@@ -1,17 +1,19 @@
-// Package gateway makes every node reachable at one address: a streaming reverse proxy from Brain's listener to the nodes' hosts.
+// Package gateway makes every node reachable at one address: a streaming reverse proxy from Brain's
+// listener to the nodes' hosts.
 //
-// A request names its node in front of the service and the method, `/<path, alias or nid>/<package.Service>/<Method>`, or, as
-// gRPC clients can't choose their paths, by the header `raylink-node`: package webroute has the rules, which hosts share. The
-// gateway finds the node, and passes the request on to its host as `/<nid>/<package.Service>/<Method>`, so that the host needs
-// to know neither paths nor aliases.
+// A request names its node in front of the service and the method, `/<path, alias or
+// nid>/<package.Service>/<Method>`, or, as gRPC clients can't choose their paths, by the header
+// `raylink-node`: package webroute has the rules, which hosts share. The gateway finds the node,
+// and passes the request on to its host as `/<nid>/<package.Service>/<Method>`, so that the host
+// needs to know neither paths nor aliases.
 //
-// Nothing is decoded: bodies stream both ways, flushed as they come; headers, with deadlines and authorization among them, and
-// trailers pass; a caller that goes away cancels the call. HTTP/2 goes on as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so that
-// a host sees what its caller can do.
+// Nothing is decoded: bodies stream both ways, flushed as they come; headers, with deadlines and
+// authorization among them, and trailers pass; a caller that goes away cancels the call. HTTP/2
+// goes on as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so that a host sees what its caller can do.
 //
-// What the gateway itself has to say, that a node doesn't exist, is starting, or can't be reached, it says in the caller's own
-// protocol. Where a host breaks off in the middle of a response, the caller is told how it died, if the protocol leaves room
-// for that; else the stream is reset.
+// What the gateway itself has to say, that a node doesn't exist, is starting, or can't be reached,
+// it says in the caller's own protocol. Where a host breaks off in the middle of a response, the
+// caller is told how it died, if the protocol leaves room for that; else the stream is reset.
 //
 // Start with [Gateway.ServeHTTP].
 package gateway
@@ -40,19 +42,22 @@ type Options struct {
 	ID string
 	// Resolve finds the node that a path, an alias or an nid names. Its errors go to the caller.
 	Resolve func(ctx context.Context, where string) (*nodev1.NodeRecord, error)
-	// Local serves requests that name no node, with their path as it came; those for Brain itself, with the path
-	// `/<package.Service>/<Method>`; and those for nodes of the process's own host, with the path
-	// `/<nid>/<package.Service>/<Method>`.
+	// Local serves requests that name no node, with their path as it came; those for Brain itself,
+	// with the path `/<package.Service>/<Method>`; and those for nodes of the process's own host,
+	// with the path `/<nid>/<package.Service>/<Method>`.
 	Local http.Handler
 	// IsLocal says whether a node's host is this process.
 	IsLocal func(host *nodev1.HostInfo) bool
-	// Cause says how a node's host died, or ”. It is asked when a connection to it has failed; it may wait a moment for the news.
+	// Cause says how a node's host died, or ”. It is asked when a connection to it has failed; it
+	// may wait a moment for the news.
 	Cause func(ctx context.Context, nid string) string
-	// Connect opens a connection to a host, on which no request needs a token. Default: a plain one to its address.
+	// Connect opens a connection to a host, on which no request needs a token. Default: a plain one
+	// to its address.
 	Connect func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)
 	// Dial bounds the time to connect to a host.
 	Dial time.Duration
-	// Silence is after how long without a frame a host is pinged, and again how long it has to answer; HTTP/2 only.
+	// Silence is after how long without a frame a host is pinged, and again how long it has to
+	// answer; HTTP/2 only.
 	Silence time.Duration
 	// Logger gets what can't be told to a caller. Not nil.
 	Logger *slog.Logger
@@ -100,7 +105,8 @@ func (g *Gateway) transport(two bool) *http.Transport {
 	}
 }
 
-// dial connects to a request's host. Connections are kept by the host's id, which no two have: an address can change hands.
+// dial connects to a request's host. Connections are kept by the host's id, which no two have: an
+// address can change hands.
 func (g *Gateway) dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.opts.Dial)
 	defer cancel()
@@ -173,8 +179,9 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	to := &destination{node: rec, method: method, body: newRequestBody(w, r)}
 	r = r.WithContext(context.WithValue(r.Context(), destinationKey{}, to))
 	if r.ProtoMajor < 2 {
-		// Go's server would close the request's body as soon as the response begins, while the transport has yet to see its end: it would take that
-		// for a failure, and break the connection to the host off in the middle of the response.
+		// Go's server would close the request's body as soon as the response begins, while the
+		// transport has yet to see its end: it would take that for a failure, and break the
+		// connection to the host off in the middle of the response.
 		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
 			g.opts.Logger.Debug("gateway: no full duplex", "error", err)
 		}
@@ -213,7 +220,8 @@ func rewrite(pr *httputil.ProxyRequest) {
 		}
 	}
 	if webroute.IsSameMachine(pr.In) {
-		// Compressing costs time, and on one machine saves none. The host sees the gateway, not its caller.
+		// Compressing costs time, and on one machine saves none. The host sees the gateway, not its
+		// caller.
 		for _, name := range []string{"Accept-Encoding", "Connect-Accept-Encoding", "Grpc-Accept-Encoding"} {
 			pr.Out.Header.Del(name)
 		}
@@ -222,8 +230,8 @@ func rewrite(pr *httputil.ProxyRequest) {
 	pr.SetXForwarded()
 }
 
-// isForListener says whether a header is for the listener that the request reached, and no business of
-// the host behind it: the gateway's listener has decided whether the browser's page may ask, and
+// isForListener says whether a header is for the listener that the request reached, and no business
+// of the host behind it: the gateway's listener has decided whether the browser's page may ask, and
 // whether its token is right. The host believes the gateway, whose connection is proven.
 func isForListener(name string) bool {
 	switch name {

@@ -1,13 +1,16 @@
 // Package lease knows which hosts are alive.
 //
-// A host attaches, and from then on owes a sign of life before each lease runs out. It is declared dead when its lease runs out
-// in silence, when its connection has closed and it has not attached again within a grace, or when somebody who knows says so.
-// A host that others only spoke of has one full lease to attach.
+// A host attaches, and from then on owes a sign of life before each lease runs out. It is declared
+// dead when its lease runs out in silence, when its connection has closed and it has not attached
+// again within a grace, or when somebody who knows says so. A host that others only spoke of has
+// one full lease to attach.
 //
-// No host is declared dead for the watcher's own absence. A [Watch] notices that it was stopped itself, by SIGSTOP, a debugger,
-// a suspended machine or a starved one. Attached hosts then have a fresh lease, since their signs of life may be waiting unread;
-// and for a while, which depends on how long it was away, a broken connection is no sign of death: hosts gave the connection up
-// while nothing answered them, and need time for backoff, dialling and attaching. So do all hosts that were known before a start.
+// No host is declared dead for the watcher's own absence. A [Watch] notices that it was stopped
+// itself, by SIGSTOP, a debugger, a suspended machine or a starved one. Attached hosts then have a
+// fresh lease, since their signs of life may be waiting unread; and for a while, which depends on
+// how long it was away, a broken connection is no sign of death: hosts gave the connection up while
+// nothing answered them, and need time for backoff, dialling and attaching. So do all hosts that
+// were known before a start.
 //
 // Start with [Watch.Attach].
 package lease
@@ -29,11 +32,13 @@ type Options struct {
 	Lease time.Duration
 	// Grace is how long a host whose connection has closed has to attach again.
 	Grace time.Duration
-	// Reattach bounds the time that a healthy host takes to find a watcher that has come back: the longest pause between two
-	// attempts, dialling, and attaching, on a machine that is busy because all its hosts do the same.
+	// Reattach bounds the time that a healthy host takes to find a watcher that has come back: the
+	// longest pause between two attempts, dialling, and attaching, on a machine that is busy
+	// because all its hosts do the same.
 	Reattach time.Duration
-	// Died is called for each host that is declared dead, in a goroutine of its own; it may block. Until it returns the host
-	// can't attach again, so that what dies with a host is gone before the host is back. The context ends with the watch.
+	// Died is called for each host that is declared dead, in a goroutine of its own; it may block.
+	// Until it returns the host can't attach again, so that what dies with a host is gone before
+	// the host is back. The context ends with the watch.
 	Died func(ctx context.Context, host *nodev1.HostInfo, cause string)
 }
 
@@ -47,8 +52,8 @@ type Watch struct {
 
 	mu    sync.Mutex // guards what follows
 	hosts map[string]*host
-	// recovering is the end of the time in which hosts return from the watcher's last absence: until then none is declared
-	// dead for not being attached.
+	// recovering is the end of the time in which hosts return from the watcher's last absence:
+	// until then none is declared dead for not being attached.
 	recovering time.Time
 }
 
@@ -60,7 +65,8 @@ type host struct {
 	// deadline is when it will be dead, and silence the cause then.
 	deadline time.Time
 	silence  string
-	// buried is set when the host has been declared dead, and closed when all that follows from it is done.
+	// buried is set when the host has been declared dead, and closed when all that follows from it
+	// is done.
 	buried chan struct{}
 }
 
@@ -86,7 +92,8 @@ func New(opts Options) *Watch {
 	return w
 }
 
-// Close stops to watch: nobody dies any more, and all sessions are over. It waits for every call of Died.
+// Close stops to watch: nobody dies any more, and all sessions are over. It waits for every call of
+// Died.
 func (w *Watch) Close() {
 	w.mu.Lock()
 	w.cancel()
@@ -100,8 +107,8 @@ func (w *Watch) Close() {
 // Expect gives a host that is not known yet a full lease to attach.
 func (w *Watch) Expect(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease) }
 
-// ExpectBack gives a host that was known before a start of the watcher time to attach again: a lease, and what a host takes to
-// notice that the watcher is back.
+// ExpectBack gives a host that was known before a start of the watcher time to attach again: a
+// lease, and what a host takes to notice that the watcher is back.
 func (w *Watch) ExpectBack(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease+w.opts.Reattach) }
 
 func (w *Watch) expect(info *nodev1.HostInfo, within time.Duration) {
@@ -123,8 +130,8 @@ func (w *Watch) notBefore(deadline time.Time) time.Time {
 	return deadline
 }
 
-// Attach begins a session; one that the host still had is over. For a host that is being declared dead it waits until that is
-// done.
+// Attach begins a session; one that the host still had is over. For a host that is being declared
+// dead it waits until that is done.
 func (w *Watch) Attach(ctx context.Context, info *nodev1.HostInfo) (*Session, error) {
 	for {
 		w.mu.Lock()
@@ -156,8 +163,8 @@ func (w *Watch) Attach(ctx context.Context, info *nodev1.HostInfo) (*Session, er
 	}
 }
 
-// Report declares a host dead at once. It returns when all that follows from it is done. A host that is not known dies as well:
-// what is known of it is its id.
+// Report declares a host dead at once. It returns when all that follows from it is done. A host
+// that is not known dies as well: what is known of it is its id.
 func (w *Watch) Report(ctx context.Context, id, cause string) error {
 	w.mu.Lock()
 	if w.ctx.Err() != nil {
@@ -191,7 +198,8 @@ func (s *Session) Renew() {
 	}
 }
 
-// Over is closed when the session has ended from this side: the host attached again, was declared dead, or the watch closes.
+// Over is closed when the session has ended from this side: the host attached again, was declared
+// dead, or the watch closes.
 func (s *Session) Over() <-chan struct{} { return s.over }
 
 // Err says why the session is over. Call it after Over is closed.
@@ -261,10 +269,12 @@ func (w *Watch) run() {
 	}
 }
 
-// sweep declares dead the hosts whose time is up. Time in which the watcher was absent doesn't count: attached hosts get a fresh
-// lease, since signs of life may be waiting unread, and for the others the clock stood still.
+// sweep declares dead the hosts whose time is up. Time in which the watcher was absent doesn't
+// count: attached hosts get a fresh lease, since signs of life may be waiting unread, and for the
+// others the clock stood still.
 func (w *Watch) sweep(now time.Time, last *time.Time) {
-	// While a machine is suspended only the wall clock goes on. That it can be set, too, makes the watcher lenient for a while.
+	// While a machine is suspended only the wall clock goes on. That it can be set, too, makes the
+	// watcher lenient for a while.
 	gap := max(now.Sub(*last), now.Round(0).Sub(last.Round(0)))
 	absent := gap > w.tick+absence(w.opts.Grace)
 	*last = now
@@ -274,8 +284,9 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 		return
 	}
 	if absent {
-		// What a host needs to return grows with the absence. After a short one its connection and its lease stream have held,
-		// and what breaks from then on is a death. After a long one it is in the longest of its pauses between attempts.
+		// What a host needs to return grows with the absence. After a short one its connection and
+		// its lease stream have held, and what breaks from then on is a death. After a long one it
+		// is in the longest of its pauses between attempts.
 		if until := now.Add(w.opts.Grace + min(2*gap, w.opts.Lease+w.opts.Reattach)); until.After(w.recovering) {
 			w.recovering = until
 		}

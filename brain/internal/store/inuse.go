@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockError tells a directory that is in use from one that can't be locked at all, and asks the system who uses it.
+// lockError tells a directory that is in use from one that can't be locked at all, and asks the
+// system who uses it.
 func lockError(dir string, err error) error {
 	var failed *fs.PathError
 	switch {
@@ -20,8 +21,9 @@ func lockError(dir string, err error) error {
 	case errors.As(err, &failed) || errors.As(err, new(unix.Errno)):
 		return fmt.Errorf("lock the directory %s: %w", dir, err)
 	default:
-		// Pebble's own list of what this process has locked. The file must not be looked at then: closing it would drop the
-		// lock, for POSIX record locks belong to the process and not to the open file.
+		// Pebble's own list of what this process has locked. The file must not be looked at then:
+		// closing it would drop the lock, for POSIX record locks belong to the process and not to
+		// the open file.
 		return &InUseError{Dir: dir, PID: os.Getpid(), err: err}
 	}
 }

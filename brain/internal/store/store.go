@@ -1,8 +1,9 @@
 // Package store keeps the registry on disk: a set of entries in Pebble, changed in atomic groups.
 //
-// What [Store.Commit] has acknowledged survives the process being killed, and with a file system that honours fsync the machine
-// losing power. A commit that fails ends the store for good: nobody can say what of it is on disk, and whoever went on would
-// acknowledge on top of that. The owner ends, and a new [Open] shows what is there.
+// What [Store.Commit] has acknowledged survives the process being killed, and with a file system
+// that honours fsync the machine losing power. A commit that fails ends the store for good: nobody
+// can say what of it is on disk, and whoever went on would acknowledge on top of that. The owner
+// ends, and a new [Open] shows what is there.
 //
 // One process at a time may have a directory open. Start with [Open].
 package store
@@ -23,8 +24,8 @@ import (
 )
 
 const (
-	// format is the version of what the entries mean. A store of a newer one is not opened; for an older one this is where a
-	// migration goes.
+	// format is the version of what the entries mean. A store of a newer one is not opened; for an
+	// older one this is where a migration goes.
 	format = 1
 
 	keyFormat = "m/format"
@@ -37,7 +38,8 @@ const (
 type Options struct {
 	// Dir is the directory. It is made if it doesn't exist, for the user alone.
 	Dir string
-	// FS is where Dir is. Nil means the operating system's; [vfs.NewMem] makes a store that ends with its process.
+	// FS is where Dir is. Nil means the operating system's; [vfs.NewMem] makes a store that ends
+	// with its process.
 	FS vfs.FS
 	// Logger gets what Pebble has to say. Not nil.
 	Logger *slog.Logger
@@ -62,7 +64,8 @@ func (e *InUseError) Error() string {
 // Unwrap gives what the file system said.
 func (e *InUseError) Unwrap() error { return e.err }
 
-// FormatError says that the directory was written by a version of this program that this one doesn't understand.
+// FormatError says that the directory was written by a version of this program that this one
+// doesn't understand.
 type FormatError struct {
 	Dir string
 	// Format is the version that was found, Known the newest that this program understands.
@@ -82,7 +85,8 @@ func (e *FormatError) Error() string {
 		e.Dir, what, e.Format, e.Known)
 }
 
-// Store is an open directory. Its methods may be called from any goroutine; commits go one after the other.
+// Store is an open directory. Its methods may be called from any goroutine; commits go one after
+// the other.
 type Store struct {
 	dir  string
 	db   *pebble.DB
@@ -91,7 +95,8 @@ type Store struct {
 	// commit lets one commit at a time into Pebble, and holds Close back meanwhile.
 	commit sync.Mutex
 	closed bool
-	// stuck: a commit panicked inside Pebble, which still holds its locks; closing would wait for ever.
+	// stuck: a commit panicked inside Pebble, which still holds its locks; closing would wait for
+	// ever.
 	stuck bool
 
 	mu     sync.Mutex // guards failed
@@ -130,7 +135,8 @@ func Open(opts Options) (*Store, error) {
 	return s, nil
 }
 
-// checkFiles refuses files of a later Pebble, before anything is touched: Pebble itself says no more than that it doesn't know the number.
+// checkFiles refuses files of a later Pebble, before anything is touched: Pebble itself says no
+// more than that it doesn't know the number.
 func checkFiles(fs vfs.FS, dir string) error {
 	found, err := atomicfs.ReadMarker(fs, dir, "format-version")
 	if err != nil {
@@ -201,7 +207,8 @@ func (s *Store) Entries() iter.Seq2[tree.Write, error] {
 	}
 }
 
-// Commit makes a group of changes, all or none. When it returns nil they are on disk. Any error is final: see the package.
+// Commit makes a group of changes, all or none. When it returns nil they are on disk. Any error is
+// final: see the package.
 func (s *Store) Commit(writes []tree.Write) error {
 	if len(writes) == 0 {
 		return s.Err()
@@ -247,7 +254,8 @@ func (s *Store) apply(fill func(*pebble.Batch) error) (err error) {
 	if err := s.db.Apply(batch, writeOptions()); err != nil {
 		s.fail(fmt.Errorf("commit: %w", err))
 	}
-	// Pebble tells of a failed sync by its logger's Fatalf, and then returns nil: the deferred look at Err is what sees it.
+	// Pebble tells of a failed sync by its logger's Fatalf, and then returns nil: the deferred look
+	// at Err is what sees it.
 	if s.Err() != nil {
 		return nil
 	}

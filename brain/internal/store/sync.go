@@ -4,5 +4,6 @@ package store
 
 import "github.com/cockroachdb/pebble/v2"
 
-// writeOptions makes a commit wait for the disk. Without it the end of the log is in this process's memory, and dies with it.
+// writeOptions makes a commit wait for the disk. Without it the end of the log is in this process's
+// memory, and dies with it.
 func writeOptions() *pebble.WriteOptions { return pebble.Sync }

@@ -28,8 +28,8 @@ const (
 	orderly manner = true
 )
 
-// Remove takes nodes, and all below them, out of the tree: children before parents. What is gone already is not asked for
-// again, so that a retry is harmless.
+// Remove takes nodes, and all below them, out of the tree: children before parents. What is gone
+// already is not asked for again, so that a retry is harmless.
 func (x *Txn) Remove(nids []string, cause string) ([]*nodev1.NodeRecord, error) {
 	if len(nids) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d nodes at once are too many; the bound is %d", len(nids), maxChanges)
@@ -55,7 +55,8 @@ func (x *Txn) HostEnded(host *nodev1.HostInfo) []*nodev1.NodeRecord {
 	return x.end(x.endingsOf(host.GetId(), "ended"), orderly)
 }
 
-// HostDied ends what a host had, after its death: the nodes that lived there or were about to, and all below them.
+// HostDied ends what a host had, after its death: the nodes that lived there or were about to, and
+// all below them.
 func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord {
 	cause = clipTo(cause, maxCauseBytes/2)
 	h := &deadHost{id: host.GetId(), cause: cause}
@@ -82,7 +83,8 @@ func (x *Txn) endingsOf(host, how string) []ending {
 	return ends
 }
 
-// HostBack admits a host, also one that was declared dead, and tells which of its nodes are no longer its own.
+// HostBack admits a host, also one that was declared dead, and tells which of its nodes are no
+// longer its own.
 func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown []string) {
 	if x.deadHost(host.GetId()) != nil {
 		x.hosts[host.GetId()] = nil
@@ -97,9 +99,11 @@ func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown 
 	return unknown
 }
 
-// end ends nodes and all below them, children before parents. Those that have an ending of their own keep its cause.
+// end ends nodes and all below them, children before parents. Those that have an ending of their
+// own keep its cause.
 func (x *Txn) end(ends []ending, how manner) []*nodev1.NodeRecord {
-	// The topmost first, so that a node which is below several of them is told of the nearest to the root.
+	// The topmost first, so that a node which is below several of them is told of the nearest to
+	// the root.
 	slices.SortFunc(ends, func(a, b ending) int {
 		return cmp.Or(cmp.Compare(depth(x.node(a.nid)), depth(x.node(b.nid))), cmp.Compare(a.nid, b.nid))
 	})

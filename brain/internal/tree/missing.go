@@ -12,12 +12,14 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// This file writes the errors of those who ask for what isn't there. Each names what was asked, and what there is.
+// This file writes the errors of those who ask for what isn't there. Each names what was asked, and
+// what there is.
 
 const (
 	// shown is how many names an error lists.
 	shown = 8
-	// searched is how many names are compared with a misspelled one: an error must not cost more than what it is about.
+	// searched is how many names are compared with a misspelled one: an error must not cost more
+	// than what it is about.
 	searched = 4096
 )
 
@@ -191,7 +193,8 @@ func similar(asked string, names func(func(string) bool)) []string {
 	return nearest[:min(len(nearest), 3)]
 }
 
-// slips is the Levenshtein distance of two strings, upper and lower case being equal, or 3 for any greater one.
+// slips is the Levenshtein distance of two strings, upper and lower case being equal, or 3 for any
+// greater one.
 func slips(a, b string) int {
 	const far = 3
 	a, b = strings.ToLower(a), strings.ToLower(b)

@@ -27,7 +27,8 @@ const (
 	ByNID
 )
 
-// formOf tells a path, an alias and an nid apart. The rules for aliases see to it that none is of two forms.
+// formOf tells a path, an alias and an nid apart. The rules for aliases see to it that none is of
+// two forms.
 func formOf(where string) By {
 	switch {
 	case where == RootPath || strings.Contains(where, "/"):

@@ -16,8 +16,8 @@ import (
 // maxKinds bounds the types below one parent: each costs a counter for as long as the parent lives.
 const maxKinds = 4096
 
-// Register names new nodes: starting, in their first incarnation, all or none. A request id that was used before gives the
-// nodes of that time, as they stand now.
+// Register names new nodes: starting, in their first incarnation, all or none. A request id that
+// was used before gives the nodes of that time, as they stand now.
 func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	parent, kind, alias := req.GetParent(), req.GetType(), req.GetAlias()
 	if parent == x.rootNid() {
@@ -86,7 +86,8 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 // withdrawn marks a request that was withdrawn before it arrived. No registration asks for this.
 const withdrawn = "withdrawn"
 
-// Withdraw undoes registrations by their request ids: what they registered is removed, and one that arrives later is refused.
+// Withdraw undoes registrations by their request ids: what they registered is removed, and one that
+// arrives later is refused.
 func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error) {
 	if len(ids) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d registrations at once are too many to withdraw; the bound is %d", len(ids), maxChanges)

@@ -22,7 +22,8 @@ import (
 //	q/<revision>        a StoredRequest
 //	r                   the revision, 8 bytes big-endian
 //
-// All keys have the prefix that the store gives them. Aliases, children and hosts follow from the nodes.
+// All keys have the prefix that the store gives them. Aliases, children and hosts follow from the
+// nodes.
 const (
 	keyNode     = "n/"
 	keyIndex    = "i/"
@@ -37,8 +38,8 @@ type Write struct {
 	Value []byte
 }
 
-// Writes gives what has to be on disk before the transaction may be merged into the tree. It is empty where nothing changes
-// that has to be kept.
+// Writes gives what has to be on disk before the transaction may be merged into the tree. It is
+// empty where nothing changes that has to be kept.
 func (x *Txn) Writes() ([]Write, error) {
 	t, ok := x.base.(*Tree)
 	if !ok {
@@ -95,8 +96,9 @@ func requestKey(r *request) string { return keyRequest + revisionKey(r.seq) }
 
 func revisionKey(revision uint64) string { return string(binary.BigEndian.AppendUint64(nil, revision)) }
 
-// Load makes the tree that was written, from its entries in the order of their keys. An entry that it can't make sense of is an
-// error that names it: a registry that guesses is worse than one that doesn't start.
+// Load makes the tree that was written, from its entries in the order of their keys. An entry that
+// it can't make sense of is an error that names it: a registry that guesses is worse than one that
+// doesn't start.
 func Load(root *nodev1.NodeRecord, limits Limits, entries iter.Seq2[Write, error]) (*Tree, error) {
 	t := New(root, limits)
 	for entry, err := range entries {

@@ -8,8 +8,8 @@ import (
 )
 
 // CheckText refuses a request that holds text which is not UTF-8, and names the field. A connection
-// checks that too, but a caller in Brain's own process has none; and what could not be encoded could
-// be neither stored nor sent to watchers.
+// checks that too, but a caller in Brain's own process has none; and what could not be encoded
+// could be neither stored nor sent to watchers.
 func CheckText(req proto.Message) error {
 	found := protocheck.First(req)
 	if found == nil {

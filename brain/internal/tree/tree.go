@@ -1,15 +1,18 @@
-// Package tree is the registry's memory: every node's record, and the rules by which records come, change and go.
+// Package tree is the registry's memory: every node's record, and the rules by which records come,
+// change and go.
 //
-// It is pure: no clock, no goroutine, no disk. A [Tree] is what has been acknowledged. Changes are made in a [Txn], which sees
-// the tree through what it has staged itself, and which leaves no trace when it is dropped; nested ones make each request all
-// or nothing inside a group of requests that is committed together. Before a transaction is merged into the tree, its owner
-// writes what [Txn.Writes] says to the disk, and [Load] makes the same tree of it again.
+// It is pure: no clock, no goroutine, no disk. A [Tree] is what has been acknowledged. Changes are
+// made in a [Txn], which sees the tree through what it has staged itself, and which leaves no trace
+// when it is dropped; nested ones make each request all or nothing inside a group of requests that
+// is committed together. Before a transaction is merged into the tree, its owner writes what
+// [Txn.Writes] says to the disk, and [Load] makes the same tree of it again.
 //
-// Promises: an index, and so a name and a path, is never given twice, not after a restart either. A record that was handed out
-// never changes; a changed node has a new record. Whoever asks for a node that is gone is told how it died, for a while.
+// Promises: an index, and so a name and a path, is never given twice, not after a restart either. A
+// record that was handed out never changes; a changed node has a new record. Whoever asks for a
+// node that is gone is told how it died, for a while.
 //
-// A Tree may be read by many goroutines at once, but not while a Txn is merged into it; the owner's lock sees to that.
-// Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
+// A Tree may be read by many goroutines at once, but not while a Txn is merged into it; the owner's
+// lock sees to that. Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
 package tree
 
 import (
@@ -41,11 +44,13 @@ type Limits struct {
 	Tombstones int
 	// TombstoneAge is how long. Default one hour.
 	TombstoneAge time.Duration
-	// Requests is how many registrations are remembered, so that a retry is harmless. Default 16,384.
+	// Requests is how many registrations are remembered, so that a retry is harmless. Default
+	// 16,384.
 	Requests int
 	// RequestAge is how long. Default ten minutes.
 	RequestAge time.Duration
-	// DeadHosts is how many dead hosts are remembered; what they still ask for is refused. Default 4,096.
+	// DeadHosts is how many dead hosts are remembered; what they still ask for is refused. Default
+	// 4,096.
 	DeadHosts int
 }
 
@@ -71,8 +76,8 @@ type node struct {
 	launcher *nodev1.HostInfo
 }
 
-// owner is the host that answers for the node: its own, or until it has one its launcher. Nil where nobody does, as for a dead
-// node that waits to be started again.
+// owner is the host that answers for the node: its own, or until it has one its launcher. Nil where
+// nobody does, as for a dead node that waits to be started again.
 func (n *node) owner() *nodev1.HostInfo {
 	if n.rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
 		return nil
@@ -202,8 +207,8 @@ func (t *Tree) Owners() []*nodev1.HostInfo {
 	return slices.Collect(maps.Values(owners))
 }
 
-// Record gives a node's record as it stands; that of a node which is gone, if it is still remembered, has the state dead.
-// It returns nil for an nid that the tree doesn't know.
+// Record gives a node's record as it stands; that of a node which is gone, if it is still
+// remembered, has the state dead. It returns nil for an nid that the tree doesn't know.
 func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 	if n := t.nodes[nid]; n != nil {
 		return n.rec
@@ -217,8 +222,9 @@ func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 	return nil
 }
 
-// List gives the subtree of a node, itself first, or of the root (also for an empty nid), itself not; parents before children,
-// siblings in the order of their creation. With direct it gives the children alone.
+// List gives the subtree of a node, itself first, or of the root (also for an empty nid), itself
+// not; parents before children, siblings in the order of their creation. With direct it gives the
+// children alone.
 func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 	var list []*nodev1.NodeRecord
 	if root == t.root.GetNid() {
@@ -256,7 +262,8 @@ func inOrder(v view, parent string) []*node {
 	return list
 }
 
-// below gives all below a node, parents before children. It does not recurse: depth comes from the wire.
+// below gives all below a node, parents before children. It does not recurse: depth comes from the
+// wire.
 func below(v view, root string) []*node {
 	var list []*node
 	stack := inOrder(v, root)
@@ -272,8 +279,8 @@ func below(v view, root string) []*node {
 	return list
 }
 
-// Lookup finds a node that lives; `BRAIN` finds the root. For any other it fails with NotFound, and says how the node died, or
-// what there is instead.
+// Lookup finds a node that lives; `BRAIN` finds the root. For any other it fails with NotFound, and
+// says how the node died, or what there is instead.
 func (t *Tree) Lookup(by By, where string) (*nodev1.NodeRecord, error) {
 	if by == ByAny {
 		by = formOf(where)

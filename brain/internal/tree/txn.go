@@ -10,7 +10,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Txn stages changes. It sees what it has staged, and nobody else does before it is merged. It belongs to one goroutine.
+// Txn stages changes. It sees what it has staged, and nobody else does before it is merged. It
+// belongs to one goroutine.
 type Txn struct {
 	base   view
 	limits *Limits
@@ -67,7 +68,8 @@ func (x *Txn) Changed() []*nodev1.NodeRecord {
 	return list
 }
 
-// Merge hands what was staged on: to the transaction that this one was begun in, or to the tree. The transaction is over then.
+// Merge hands what was staged on: to the transaction that this one was begun in, or to the tree.
+// The transaction is over then.
 func (x *Txn) Merge() {
 	switch base := x.base.(type) {
 	case *Txn:
@@ -214,8 +216,8 @@ func (t *Tree) forgetOldestTomb() {
 	}
 }
 
-// Expire lets go of tombstones and requests that are too many or too old. It is called once, last, on the transaction that will
-// be merged into the tree.
+// Expire lets go of tombstones and requests that are too many or too old. It is called once, last,
+// on the transaction that will be merged into the tree.
 func (x *Txn) Expire() {
 	t, ok := x.base.(*Tree)
 	if !ok {

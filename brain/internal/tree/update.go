@@ -104,7 +104,8 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	if err != nil {
 		return nil, err
 	}
-	// Who still lives below belongs to the last life: if its death was not noticed, this is when it is.
+	// Who still lives below belongs to the last life: if its death was not noticed, this is when it
+	// is.
 	var rest []ending
 	for _, child := range inOrder(x, n.rec.GetNid()) {
 		rest = append(rest, ending{

@@ -1,11 +1,13 @@
 // Package watch tells those who want to know how records change.
 //
-// A watcher that is slow costs nobody anything: what it has not taken yet is kept once per node, as the newest record, and
-// publishing never waits. One that is too far behind is ended and says so; it watches again, and gets what stands then.
+// A watcher that is slow costs nobody anything: what it has not taken yet is kept once per node, as
+// the newest record, and publishing never waits. One that is too far behind is ended and says so;
+// it watches again, and gets what stands then.
 //
-// Each nid that is added is answered with its record as it stands, and from there on no change is missed, though several may
-// come as one. The caller of [Hub.Publish], [Watcher.Add] and [Watcher.All] sees to it that what it hands over as standing is
-// neither older nor newer than what was published: by calling them under the lock that guards the records.
+// Each nid that is added is answered with its record as it stands, and from there on no change is
+// missed, though several may come as one. The caller of [Hub.Publish], [Watcher.Add] and
+// [Watcher.All] sees to it that what it hands over as standing is neither older nor newer than what
+// was published: by calling them under the lock that guards the records.
 package watch
 
 import (
@@ -23,9 +25,11 @@ import (
 type Options struct {
 	// MaxNids is how many nids one watcher may follow. Default 65,536.
 	MaxNids int
-	// MaxPending is how many records may wait for one watcher, beside the whole tree that it asked for. Default 65,536.
+	// MaxPending is how many records may wait for one watcher, beside the whole tree that it asked
+	// for. Default 65,536.
 	MaxPending int
-	// BatchBytes bounds the records that a watcher gets at once. Default 1 MiB, a quarter of what clients read by default.
+	// BatchBytes bounds the records that a watcher gets at once. Default 1 MiB, a quarter of what
+	// clients read by default.
 	BatchBytes int
 }
 
@@ -40,7 +44,8 @@ type Hub struct {
 	open   map[*Watcher]struct{}
 }
 
-// Watcher follows records. One goroutine takes from it by Next; others may add and remove meanwhile.
+// Watcher follows records. One goroutine takes from it by Next; others may add and remove
+// meanwhile.
 type Watcher struct {
 	hub     *Hub
 	nids    map[string]struct{}
@@ -50,8 +55,8 @@ type Watcher struct {
 	queue []string
 	// allowed is how many may wait: the bound, and what was asked for as a whole.
 	allowed int
-	// unsynced is how many from the queue's head belong to the whole tree as it stood when it was asked for; -1 when it was told
-	// that these have been sent, or was not asked for.
+	// unsynced is how many from the queue's head belong to the whole tree as it stood when it was
+	// asked for; -1 when it was told that these have been sent, or was not asked for.
 	unsynced int
 	failed   error
 	ready    chan struct{} // holds one token while there may be something to take
@@ -156,7 +161,8 @@ func (w *Watcher) Add(standing []*nodev1.NodeRecord) error {
 	return w.failed
 }
 
-// All follows everything from now on. standing is the whole tree as it stands; a second call changes nothing.
+// All follows everything from now on. standing is the whole tree as it stands; a second call
+// changes nothing.
 func (w *Watcher) All(standing []*nodev1.NodeRecord) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -183,8 +189,8 @@ func (w *Watcher) Remove(nids []string) {
 	}
 }
 
-// Next waits for changes and takes some of them, each node's newest record. synced says, once, that with these the whole tree
-// has been taken.
+// Next waits for changes and takes some of them, each node's newest record. synced says, once, that
+// with these the whole tree has been taken.
 func (w *Watcher) Next(ctx context.Context) (records []*nodev1.NodeRecord, synced bool, err error) {
 	for {
 		records, synced, err = w.take()
@@ -228,7 +234,8 @@ func (w *Watcher) take() (records []*nodev1.NodeRecord, synced bool, err error) 
 	return records, synced, nil
 }
 
-// push lets a record wait for the watcher, in the place of an older one of the same node. The caller holds mu.
+// push lets a record wait for the watcher, in the place of an older one of the same node. The
+// caller holds mu.
 func (w *Watcher) push(rec *nodev1.NodeRecord) {
 	if w.failed != nil {
 		return
