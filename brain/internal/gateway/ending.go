@@ -14,8 +14,8 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// protocol is what of a caller's protocol the gateway has to know in order to end a response in its
-// place.
+// protocol is the caller's RPC protocol, as far as the gateway must know it to end a response in
+// the host's place.
 type protocol int
 
 const (
@@ -37,19 +37,19 @@ func protocolOf(contentType string) protocol {
 	return other
 }
 
-// watchEnding sees to it that a response which breaks off ends with an error that says why.
+// watchEnding ensures that a response which breaks off ends with an error that gives the reason.
 func (g *Gateway) watchEnding(res *http.Response) error {
 	kind := protocolOf(res.Header.Get("Content-Type"))
 	if kind == other {
-		return nil // a length or a chunk tells the caller that something is missing
+		return nil // the caller detects a missing part by the length or the last chunk
 	}
 	res.Body = &endedBody{ReadCloser: res.Body, gateway: g, res: res, kind: kind}
 	return nil
 }
 
-// endedBody is a response's body. All three protocols send messages in envelopes: a byte of flags,
-// four bytes of length, and as much of payload. The body is passed on as it is; counting envelopes
-// tells whether there is room for an ending.
+// endedBody is a response's body. In all three protocols messages are in envelopes: a byte of
+// flags, four bytes of length, and the payload. The body is passed through unchanged; by counting
+// envelopes the gateway knows whether an ending can follow.
 type endedBody struct {
 	io.ReadCloser
 
@@ -57,14 +57,14 @@ type endedBody struct {
 	res     *http.Response
 	kind    protocol
 
-	head    [5]byte // what is known of the present envelope's head
+	head    [5]byte // the known part of the current envelope's header
 	headLen int
-	payload uint64 // what is still to come of the present envelope's payload
-	tail    []byte // what the gateway has to say in the host's place
-	ended   error  // what comes after the tail
+	payload uint64 // the rest of the current envelope's payload
+	tail    []byte // the ending that the gateway adds
+	ended   error  // the error that follows the tail
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (b *endedBody) Read(p []byte) (int, error) {
 	if b.ended != nil {
 		n := copy(p, b.tail)
@@ -77,13 +77,13 @@ func (b *endedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.count(p[:n])
 	if err == nil || errors.Is(err, io.EOF) {
-		return n, err //nolint:wrapcheck // the proxy compares with io.EOF
+		return n, err //nolint:wrapcheck // the proxy compares it with io.EOF
 	}
 	b.ended = b.end(err)
 	return n, nil
 }
 
-// count follows the envelopes.
+// count tracks the envelopes.
 func (b *endedBody) count(p []byte) {
 	for len(p) > 0 {
 		if b.payload > 0 {
@@ -102,8 +102,8 @@ func (b *endedBody) count(p []byte) {
 	}
 }
 
-// end prepares an ending of the gateway's own, and gives the error that comes after it: io.EOF
-// where there is nothing more to say, or what broke the body off where there was no room.
+// end prepares an ending of the gateway's own, and returns the error that follows it: io.EOF, or
+// the original error if no ending can follow.
 func (b *endedBody) end(broken error) error {
 	if b.payload > 0 || b.headLen > 0 {
 		return broken
@@ -111,7 +111,7 @@ func (b *endedBody) end(broken error) error {
 	ctx := b.res.Request.Context()
 	err := b.gateway.explain(ctx, broken)
 	if ctx.Err() != nil {
-		return broken // nobody is listening
+		return broken // the caller has gone
 	}
 	code, text := connect.CodeOf(err), messageOf(err)
 	switch b.kind {
@@ -150,7 +150,7 @@ func messageOf(err error) string {
 	return err.Error()
 }
 
-// percentEncode writes a text as gRPC's `grpc-message` wants it: like a URL's path, spaces kept.
+// percentEncode encodes a text for gRPC's `grpc-message`: like a URL's path, with spaces kept.
 func percentEncode(text string) string {
 	return strings.ReplaceAll(url.PathEscape(text), "%20", " ")
 }

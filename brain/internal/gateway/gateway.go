@@ -1,19 +1,20 @@
-// Package gateway makes every node reachable at one address: a streaming reverse proxy from Brain's
-// listener to the nodes' hosts.
+// Package gateway makes every node reachable at one address: it is a streaming reverse proxy from
+// Brain's listener to the nodes' hosts.
 //
-// A request names its node in front of the service and the method, `/<path, alias or
-// nid>/<package.Service>/<Method>`, or, as gRPC clients can't choose their paths, by the header
-// `raylink-node`: package webroute has the rules, which hosts share. The gateway finds the node,
-// and passes the request on to its host as `/<nid>/<package.Service>/<Method>`, so that the host
-// needs to know neither paths nor aliases.
+// A request names its node before the service and the method, `/<path, alias or
+// nid>/<package.Service>/<Method>`, or, since gRPC clients cannot choose their paths, in the header
+// `raylink-node`. Package webroute has the rules, which hosts share. The gateway resolves the node
+// and forwards the request to its host as `/<nid>/<package.Service>/<Method>`, so hosts need to
+// know neither paths nor aliases.
 //
-// Nothing is decoded: bodies stream both ways, flushed as they come; headers, with deadlines and
-// authorization among them, and trailers pass; a caller that goes away cancels the call. HTTP/2
-// goes on as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so that a host sees what its caller can do.
+// Nothing is decoded: bodies stream in both directions, flushed as they arrive; headers, including
+// deadlines, and trailers are passed through; a caller that disconnects cancels the call. HTTP/2 is
+// forwarded as HTTP/2 without TLS, HTTP/1.1 as HTTP/1.1, so a host sees its caller's capabilities.
 //
-// What the gateway itself has to say, that a node doesn't exist, is starting, or can't be reached,
-// it says in the caller's own protocol. Where a host breaks off in the middle of a response, the
-// caller is told how it died, if the protocol leaves room for that; else the stream is reset.
+// The gateway's own errors, when a node does not exist, is starting, or cannot be reached, are in
+// the caller's protocol. If a host breaks off in the middle of a response, the caller gets an error
+// with the cause of the host's death, if the protocol still permits that; otherwise the stream is
+// reset.
 //
 // Start with [Gateway.ServeHTTP].
 package gateway
@@ -40,30 +41,31 @@ import (
 type Options struct {
 	// ID is the gateway's own id, the same for all gateways that share a Brain.
 	ID string
-	// Resolve finds the node that a path, an alias or an nid names. Its errors go to the caller.
+	// Resolve finds the node that a path, an alias or an nid identifies. Its errors go to the
+	// caller.
 	Resolve func(ctx context.Context, where string) (*nodev1.NodeRecord, error)
-	// Local serves requests that name no node, with their path as it came; those for Brain itself,
-	// with the path `/<package.Service>/<Method>`; and those for nodes of the process's own host,
-	// with the path `/<nid>/<package.Service>/<Method>`.
+	// Local serves requests that name no node, with their path unchanged; requests for Brain
+	// itself, with the path `/<package.Service>/<Method>`; and requests for nodes of the process's
+	// own host, with the path `/<nid>/<package.Service>/<Method>`.
 	Local http.Handler
-	// IsLocal says whether a node's host is this process.
+	// IsLocal reports whether a node's host is this process.
 	IsLocal func(host *nodev1.HostInfo) bool
-	// Cause says how a node's host died, or ”. It is asked when a connection to it has failed; it
-	// may wait a moment for the news.
+	// Cause returns how a node's host died, or the empty string. It is called when a connection to
+	// the host has failed, and may wait briefly for the death notice.
 	Cause func(ctx context.Context, nid string) string
-	// Connect opens a connection to a host, on which no request needs a token. Default: a plain one
-	// to its address.
+	// Connect opens a connection to a host on which requests need no token. Default: a plain
+	// connection to its address.
 	Connect func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)
 	// Dial bounds the time to connect to a host.
 	Dial time.Duration
-	// Silence is after how long without a frame a host is pinged, and again how long it has to
-	// answer; HTTP/2 only.
+	// Silence is the time without a frame after which a host is pinged, and the time that it then
+	// has to respond; HTTP/2 only.
 	Silence time.Duration
-	// Logger gets what can't be told to a caller. Not nil.
+	// Logger receives errors that cannot be sent to a caller. Not nil.
 	Logger *slog.Logger
 }
 
-// Gateway is the proxy, an http.Handler.
+// Gateway is the proxy, an [http.Handler].
 type Gateway struct {
 	opts   Options
 	one    *http.Transport // HTTP/1.1
@@ -72,7 +74,7 @@ type Gateway struct {
 	errors *connecthttp.ErrorWriter
 }
 
-// New makes a gateway. Close frees its idle connections.
+// New makes a gateway. Close closes its idle connections.
 func New(opts Options) *Gateway {
 	g := &Gateway{opts: opts, errors: connecthttp.NewErrorWriter()}
 	g.one = g.transport(false)
@@ -80,7 +82,7 @@ func New(opts Options) *Gateway {
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		Transport:      roundTripper(g.roundTrip),
-		FlushInterval:  -1, // streams are not to be kept waiting, and unary responses come in one piece
+		FlushInterval:  -1, // flush at once: streams must not be delayed, and unary responses arrive in one piece
 		ModifyResponse: g.watchEnding,
 		ErrorHandler:   g.unreachable,
 		ErrorLog:       slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
@@ -95,7 +97,7 @@ func (g *Gateway) transport(two bool) *http.Transport {
 	return &http.Transport{
 		Protocols:           &protocols,
 		DialContext:         g.dial,
-		DisableCompression:  true, // what the caller asked for is between it and the host
+		DisableCompression:  true, // compression is between the caller and the host
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,
 		HTTP2: &http.HTTP2Config{
@@ -105,8 +107,8 @@ func (g *Gateway) transport(two bool) *http.Transport {
 	}
 }
 
-// dial connects to a request's host. Connections are kept by the host's id, which no two have: an
-// address can change hands.
+// dial connects to a request's host. Connections are pooled by the host's id, which is unique: an
+// address can be reused by another host.
 func (g *Gateway) dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.opts.Dial)
 	defer cancel()
@@ -118,13 +120,13 @@ func (g *Gateway) dial(ctx context.Context, network, _ string) (net.Conn, error)
 	return dialer.DialContext(ctx, network, host.GetAddress())
 }
 
-// Close frees connections that nobody uses. Requests under way go on; the server ends them.
+// Close closes idle connections. Requests in progress continue; the server ends them.
 func (g *Gateway) Close() {
 	g.one.CloseIdleConnections()
 	g.two.CloseIdleConnections()
 }
 
-// destination is where a request goes.
+// destination is where a request is forwarded to.
 type destination struct {
 	node   *nodev1.NodeRecord
 	method string // `/<package.Service>/<Method>`
@@ -138,7 +140,7 @@ func destinationOf(ctx context.Context) *destination {
 	return d
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements [http.Handler].
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	named, err := webroute.Of(r)
 	if err == nil && named.Node == "" || errors.Is(err, webroute.ErrNotACall) {
@@ -179,15 +181,15 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	to := &destination{node: rec, method: method, body: newRequestBody(w, r)}
 	r = r.WithContext(context.WithValue(r.Context(), destinationKey{}, to))
 	if r.ProtoMajor < 2 {
-		// Go's server would close the request's body as soon as the response begins, while the
-		// transport has yet to see its end: it would take that for a failure, and break the
-		// connection to the host off in the middle of the response.
+		// Go's server would close the request's body as soon as the response begins, before the
+		// transport has seen its end. The transport would treat that as an error, and close the
+		// connection to the host in the middle of the response.
 		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
 			g.opts.Logger.Debug("gateway: no full duplex", "error", err)
 		}
 	}
 	if r.ContentLength != 0 {
-		// The transport must not read on once the handler has returned.
+		// The transport must not read from the body after the handler has returned.
 		defer to.body.Close() //nolint:errcheck // nothing was written
 	}
 	r.Header.Set(webroute.ViaHeader, g.opts.ID)
@@ -203,7 +205,7 @@ func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
 	g.opts.Local.ServeHTTP(w, inner)
 }
 
-// rewrite sends a request to the node's host.
+// rewrite directs a request to the node's host.
 func rewrite(pr *httputil.ProxyRequest) {
 	to := destinationOf(pr.In.Context())
 	pr.Out.URL = &url.URL{
@@ -220,19 +222,19 @@ func rewrite(pr *httputil.ProxyRequest) {
 		}
 	}
 	if webroute.IsSameMachine(pr.In) {
-		// Compressing costs time, and on one machine saves none. The host sees the gateway, not its
-		// caller.
+		// On one machine compression costs time and saves none. The host cannot see that: its peer
+		// is the gateway.
 		for _, name := range []string{"Accept-Encoding", "Connect-Accept-Encoding", "Grpc-Accept-Encoding"} {
 			pr.Out.Header.Del(name)
 		}
 	}
-	// Who asked is for the host's log; the gateway is who it trusts or not.
+	// For the host's log only: the host trusts the gateway, not these headers.
 	pr.SetXForwarded()
 }
 
-// isForListener says whether a header is for the listener that the request reached, and no business
-// of the host behind it: the gateway's listener has decided whether the browser's page may ask, and
-// whether its token is right. The host believes the gateway, whose connection is proven.
+// isForListener reports whether a header is for the listener that received the request, and not for
+// the host behind it: the listener has checked the browser's origin and the token. The host trusts
+// the gateway, which has proven that it knows the token.
 func isForListener(name string) bool {
 	switch name {
 	case webroute.NodeHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
@@ -247,9 +249,9 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 
 func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
 	for _, key := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
-		// The transport sends a request again that carries one of these and whose connection was
-		// lost. They are a caller's metadata, and no promise that the node's method may run twice.
-		// Under a name that is not canonical the transport does not find them.
+		// The transport repeats a request with one of these headers if its connection was lost.
+		// Here they are a caller's metadata, and no promise that the node's method may run twice.
+		// The transport does not recognize them under a name that is not canonical.
 		if values, ok := r.Header[key]; ok {
 			delete(r.Header, key)
 			r.Header[strings.ToLower(key)] = values
@@ -261,12 +263,12 @@ func (g *Gateway) roundTrip(r *http.Request) (*http.Response, error) {
 	return g.two.RoundTrip(r)
 }
 
-// unreachable answers where there was no response.
+// unreachable responds when the host has not.
 func (g *Gateway) unreachable(w http.ResponseWriter, r *http.Request, err error) {
 	g.refuse(w, r, g.explain(r.Context(), err))
 }
 
-// explain makes an error for the caller of why a node's host can't be reached, or has gone.
+// explain converts the failure of a connection to a node's host to an error for the caller.
 func (g *Gateway) explain(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -285,7 +287,7 @@ func (g *Gateway) explain(ctx context.Context, err error) error {
 		to.node.GetPath(), to.node.GetHost().GetAddress(), err).WithCause(err)
 }
 
-// refuse answers with an error, in the caller's protocol.
+// refuse responds with an error in the caller's protocol.
 func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if writeErr := g.errors.Write(w, r, err); writeErr != nil {
 		g.opts.Logger.Debug("gateway: an error could not be written", "error", err, "cause", writeErr)

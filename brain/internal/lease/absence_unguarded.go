@@ -7,5 +7,5 @@ import (
 	"time"
 )
 
-// absence leaves the guard out, for the test that shows what it is good for.
+// absence disables the detection, for the test that shows what it is needed for.
 func absence(time.Duration) time.Duration { return math.MaxInt64 / 2 }

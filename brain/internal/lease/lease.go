@@ -1,16 +1,16 @@
-// Package lease knows which hosts are alive.
+// Package lease monitors the liveness of hosts.
 //
-// A host attaches, and from then on owes a sign of life before each lease runs out. It is declared
-// dead when its lease runs out in silence, when its connection has closed and it has not attached
-// again within a grace, or when somebody who knows says so. A host that others only spoke of has
-// one full lease to attach.
+// A host attaches, and must then renew its lease before it expires. It is declared dead when its
+// lease expires, when its connection has closed and it has not attached again within a grace
+// period, or when its death is reported. A host that is known only from others' requests has one
+// full lease to attach.
 //
-// No host is declared dead for the watcher's own absence. A [Watch] notices that it was stopped
-// itself, by SIGSTOP, a debugger, a suspended machine or a starved one. Attached hosts then have a
-// fresh lease, since their signs of life may be waiting unread; and for a while, which depends on
-// how long it was away, a broken connection is no sign of death: hosts gave the connection up while
-// nothing answered them, and need time for backoff, dialling and attaching. So do all hosts that
-// were known before a start.
+// No host is declared dead because of the watcher's own absence. A [Watch] detects that it was
+// itself suspended: by SIGSTOP, a debugger, a suspended machine or a lack of CPU. Attached hosts
+// then get a fresh lease, since their renewals may be waiting unread. And for a while, which
+// depends on how long the watcher was absent, a broken connection is no sign of death: hosts have
+// closed connections on which nothing responded, and need time for backoff, dialling and attaching.
+// The same applies to all hosts that were known before a restart.
 //
 // Start with [Watch.Attach].
 package lease
@@ -26,38 +26,38 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Options configures a watch over hosts.
+// Options configures a Watch.
 type Options struct {
 	// Lease is how long a host may be silent.
 	Lease time.Duration
-	// Grace is how long a host whose connection has closed has to attach again.
+	// Grace is how long a host whose connection has closed may take to attach again.
 	Grace time.Duration
 	// Reattach bounds the time that a healthy host takes to find a watcher that has come back: the
 	// longest pause between two attempts, dialling, and attaching, on a machine that is busy
-	// because all its hosts do the same.
+	// because all of its hosts do the same.
 	Reattach time.Duration
-	// Died is called for each host that is declared dead, in a goroutine of its own; it may block.
-	// Until it returns the host can't attach again, so that what dies with a host is gone before
-	// the host is back. The context ends with the watch.
+	// Died is called, on a goroutine of its own, for each host that is declared dead; it may block.
+	// Until it returns the host cannot attach again, so everything that dies with the host is
+	// removed before the host is back. ctx is canceled when the Watch is closed.
 	Died func(ctx context.Context, host *nodev1.HostInfo, cause string)
 }
 
-// Watch watches over hosts.
+// Watch monitors hosts. Its methods are safe for concurrent use.
 type Watch struct {
 	opts   Options
 	tick   time.Duration
-	ctx    context.Context //nolint:containedctx // the watch's life, which Close ends
+	ctx    context.Context //nolint:containedctx // the lifetime of the watch, which Close ends
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	hosts map[string]*host
-	// recovering is the end of the time in which hosts return from the watcher's last absence:
-	// until then none is declared dead for not being attached.
+	// recovering is when the time in which hosts return after the watcher's last absence ends:
+	// until then no host is declared dead because it is not attached.
 	recovering time.Time
 }
 
-// host is one host that is known, attached or not.
+// host is a known host, attached or not.
 type host struct {
 	info *nodev1.HostInfo
 	// session is the present one; nil while the host is not attached.
@@ -65,8 +65,7 @@ type host struct {
 	// deadline is when it will be dead, and silence the cause then.
 	deadline time.Time
 	silence  string
-	// buried is set when the host has been declared dead, and closed when all that follows from it
-	// is done.
+	// buried is set when the host has been declared dead, and closed when its removal is complete.
 	buried chan struct{}
 }
 
@@ -78,12 +77,12 @@ type Session struct {
 	cause error // why over was closed; written before
 }
 
-// New starts to watch. Close ends it.
+// New starts a Watch. The caller must Close it.
 func New(opts Options) *Watch {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watch{
 		opts: opts,
-		// Often enough that a death is noticed within a quarter of the grace after it is due.
+		// Often enough to detect a death within a quarter of the grace after it is due.
 		tick:  max(min(opts.Lease/8, opts.Grace/4), time.Millisecond),
 		ctx:   ctx,
 		hosts: make(map[string]*host), cancel: cancel,
@@ -92,8 +91,8 @@ func New(opts Options) *Watch {
 	return w
 }
 
-// Close stops to watch: nobody dies any more, and all sessions are over. It waits for every call of
-// Died.
+// Close stops the Watch: no host is declared dead any more, and all sessions end. It waits for
+// running calls of Died.
 func (w *Watch) Close() {
 	w.mu.Lock()
 	w.cancel()
@@ -107,8 +106,8 @@ func (w *Watch) Close() {
 // Expect gives a host that is not known yet a full lease to attach.
 func (w *Watch) Expect(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease) }
 
-// ExpectBack gives a host that was known before a start of the watcher time to attach again: a
-// lease, and what a host takes to notice that the watcher is back.
+// ExpectBack gives a host that was known before a restart time to attach again: a lease, and the
+// time that a host takes to notice that the watcher is back.
 func (w *Watch) ExpectBack(info *nodev1.HostInfo) { w.expect(info, w.opts.Lease+w.opts.Reattach) }
 
 func (w *Watch) expect(info *nodev1.HostInfo, within time.Duration) {
@@ -122,7 +121,7 @@ func (w *Watch) expect(info *nodev1.HostInfo, within time.Duration) {
 	w.hosts[info.GetId()] = h
 }
 
-// notBefore is a deadline for a host that is not attached. The caller holds mu.
+// notBefore adjusts a deadline of a host that is not attached. The caller holds mu.
 func (w *Watch) notBefore(deadline time.Time) time.Time {
 	if deadline.Before(w.recovering) {
 		return w.recovering
@@ -130,8 +129,8 @@ func (w *Watch) notBefore(deadline time.Time) time.Time {
 	return deadline
 }
 
-// Attach begins a session; one that the host still had is over. For a host that is being declared
-// dead it waits until that is done.
+// Attach begins a session, and ends an earlier one of the same host. If the host has been declared
+// dead, Attach blocks until its removal is complete.
 func (w *Watch) Attach(ctx context.Context, info *nodev1.HostInfo) (*Session, error) {
 	for {
 		w.mu.Lock()
@@ -163,8 +162,8 @@ func (w *Watch) Attach(ctx context.Context, info *nodev1.HostInfo) (*Session, er
 	}
 }
 
-// Report declares a host dead at once. It returns when all that follows from it is done. A host
-// that is not known dies as well: what is known of it is its id.
+// Report declares a host dead at once, even one that is not known. It returns when the host's
+// removal is complete.
 func (w *Watch) Report(ctx context.Context, id, cause string) error {
 	w.mu.Lock()
 	if w.ctx.Err() != nil {
@@ -189,7 +188,7 @@ func (w *Watch) Report(ctx context.Context, id, cause string) error {
 	}
 }
 
-// Renew takes a sign of life.
+// Renew extends the lease: there was traffic from the host.
 func (s *Session) Renew() {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
@@ -198,14 +197,14 @@ func (s *Session) Renew() {
 	}
 }
 
-// Over is closed when the session has ended from this side: the host attached again, was declared
-// dead, or the watch closes.
+// Over is closed when the session was ended by this side: the host has attached again, was declared
+// dead, or the Watch is closed.
 func (s *Session) Over() <-chan struct{} { return s.over }
 
-// Err says why the session is over. Call it after Over is closed.
+// Err is the reason why the session was ended. Call it after Over is closed.
 func (s *Session) Err() error { return s.cause }
 
-// Goodbye ends the session of a host that ends in good order: it is forgotten.
+// Goodbye ends the session of a host that ends gracefully, and removes the host.
 func (s *Session) Goodbye() {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
@@ -215,7 +214,7 @@ func (s *Session) Goodbye() {
 	}
 }
 
-// Broken ends a session whose connection has closed without a goodbye: from now on the grace runs.
+// Broken ends a session whose connection has closed without a goodbye: the grace period begins.
 func (s *Session) Broken() {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
@@ -232,7 +231,7 @@ func (h *host) renew(lease time.Duration) {
 	h.silence = fmt.Sprintf("no sign of life for %v", lease)
 }
 
-// end ends the host's session, if it has one, from this side.
+// end ends the host's session, if it has one.
 func (h *host) end(cause error) {
 	if h.session == nil {
 		return
@@ -269,12 +268,12 @@ func (w *Watch) run() {
 	}
 }
 
-// sweep declares dead the hosts whose time is up. Time in which the watcher was absent doesn't
-// count: attached hosts get a fresh lease, since signs of life may be waiting unread, and for the
-// others the clock stood still.
+// sweep declares dead the hosts whose deadline has passed. Time in which the watcher was absent
+// does not count: attached hosts get a fresh lease, since renewals may be waiting unread, and the
+// deadlines of the others are moved.
 func (w *Watch) sweep(now time.Time, last *time.Time) {
-	// While a machine is suspended only the wall clock goes on. That it can be set, too, makes the
-	// watcher lenient for a while.
+	// While a machine is suspended only the wall clock continues. Since it can also be set, the
+	// watcher may become lenient for a while.
 	gap := max(now.Sub(*last), now.Round(0).Sub(last.Round(0)))
 	absent := gap > w.tick+absence(w.opts.Grace)
 	*last = now
@@ -284,9 +283,9 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 		return
 	}
 	if absent {
-		// What a host needs to return grows with the absence. After a short one its connection and
-		// its lease stream have held, and what breaks from then on is a death. After a long one it
-		// is in the longest of its pauses between attempts.
+		// The time that a host needs to return grows with the absence. After a short one its
+		// connection and its lease stream have held, and what breaks from then on is a death. After
+		// a long one the host may be in its longest pause between attempts.
 		if until := now.Add(w.opts.Grace + min(2*gap, w.opts.Lease+w.opts.Reattach)); until.After(w.recovering) {
 			w.recovering = until
 		}

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockError tells a directory that is in use from one that can't be locked at all, and asks the
-// system who uses it.
+// lockError distinguishes a directory that is in use from one that cannot be locked at all, and
+// finds the process that uses it.
 func lockError(dir string, err error) error {
 	var failed *fs.PathError
 	switch {
@@ -21,14 +21,14 @@ func lockError(dir string, err error) error {
 	case errors.As(err, &failed) || errors.As(err, new(unix.Errno)):
 		return fmt.Errorf("lock the directory %s: %w", dir, err)
 	default:
-		// Pebble's own list of what this process has locked. The file must not be looked at then:
-		// closing it would drop the lock, for POSIX record locks belong to the process and not to
-		// the open file.
+		// Pebble's own list of the locks of this process. The lock file must not be opened in this
+		// case: closing it would release the lock, because POSIX record locks belong to the
+		// process, not to the open file.
 		return &InUseError{Dir: dir, PID: os.Getpid(), err: err}
 	}
 }
 
-// lockHolder is the process that holds Pebble's lock file, or 0.
+// lockHolder returns the process that holds Pebble's lock file, or 0.
 func lockHolder(dir string) int {
 	file, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR, 0)
 	if err != nil {

@@ -1,11 +1,11 @@
 // Package store keeps the registry on disk: a set of entries in Pebble, changed in atomic groups.
 //
-// What [Store.Commit] has acknowledged survives the process being killed, and with a file system
-// that honours fsync the machine losing power. A commit that fails ends the store for good: nobody
-// can say what of it is on disk, and whoever went on would acknowledge on top of that. The owner
-// ends, and a new [Open] shows what is there.
+// What [Store.Commit] has acknowledged survives a kill of the process and, with a file system that
+// honours fsync, a power failure. A commit that fails ends the store for good: it is unknown what
+// of it is on disk, and later commits would build on that. The owner must close the store, and a
+// new [Open] shows what is there.
 //
-// One process at a time may have a directory open. Start with [Open].
+// Only one process at a time can open a directory. Start with [Open].
 package store
 
 import (
@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// format is the version of what the entries mean. A store of a newer one is not opened; for an
-	// older one this is where a migration goes.
+	// format is the version of the entries' meaning. A store with a newer one is refused;
+	// migrations of older ones belong here.
 	format = 1
 
 	keyFormat = "m/format"
@@ -38,17 +38,18 @@ const (
 type Options struct {
 	// Dir is the directory. It is made if it doesn't exist, for the user alone.
 	Dir string
-	// FS is where Dir is. Nil means the operating system's; [vfs.NewMem] makes a store that ends
-	// with its process.
+	// FS is the file system of Dir. Nil means the operating system's; [vfs.NewMem] makes a store
+	// that is lost at the end of its process.
 	FS vfs.FS
-	// Logger gets what Pebble has to say. Not nil.
+	// Logger receives Pebble's messages. Not nil.
 	Logger *slog.Logger
 }
 
-// InUseError says that another process, or another store of this one, has the directory open.
+// InUseError is the error for a directory that another process, or another store in this one, has
+// open.
 type InUseError struct {
 	Dir string
-	// PID is the other process, 0 where it is not known.
+	// PID is the other process, 0 if it is not known.
 	PID int
 	err error
 }
@@ -61,16 +62,16 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("the directory %s is in use by another Brain", e.Dir)
 }
 
-// Unwrap gives what the file system said.
+// Unwrap returns the file system's error.
 func (e *InUseError) Unwrap() error { return e.err }
 
-// FormatError says that the directory was written by a version of this program that this one
-// doesn't understand.
+// FormatError is the error for a directory that was written by a version of this program that this
+// one does not support.
 type FormatError struct {
 	Dir string
-	// Format is the version that was found, Known the newest that this program understands.
+	// Format is the version that was found, Known the newest that this program supports.
 	Format, Known uint64
-	// Files says that it is the format of Pebble's files, not that of what the entries mean.
+	// Files is set if it is the format of Pebble's files, rather than that of the entries' meaning.
 	Files bool
 }
 
@@ -85,25 +86,24 @@ func (e *FormatError) Error() string {
 		e.Dir, what, e.Format, e.Known)
 }
 
-// Store is an open directory. Its methods may be called from any goroutine; commits go one after
-// the other.
+// Store is an open directory. Its methods are safe for concurrent use; commits are serialized.
 type Store struct {
 	dir  string
 	db   *pebble.DB
 	lock *pebble.Lock
 
-	// commit lets one commit at a time into Pebble, and holds Close back meanwhile.
+	// commit serializes commits, and makes Close wait for them.
 	commit sync.Mutex
 	closed bool
-	// stuck: a commit panicked inside Pebble, which still holds its locks; closing would wait for
-	// ever.
+	// stuck is set if a commit has panicked inside Pebble, which still holds its locks; closing it
+	// would block for ever.
 	stuck bool
 
 	mu     sync.Mutex // guards failed
 	failed error
 }
 
-// Open opens a directory, or makes a new one.
+// Open opens a directory, or creates it. The caller must Close the store.
 func Open(opts Options) (*Store, error) {
 	fs := opts.FS
 	if fs == nil {
@@ -135,8 +135,8 @@ func Open(opts Options) (*Store, error) {
 	return s, nil
 }
 
-// checkFiles refuses files of a later Pebble, before anything is touched: Pebble itself says no
-// more than that it doesn't know the number.
+// checkFiles refuses files of a later Pebble before anything is modified, with a clear error:
+// Pebble reports only an unknown number.
 func checkFiles(fs vfs.FS, dir string) error {
 	found, err := atomicfs.ReadMarker(fs, dir, "format-version")
 	if err != nil {
@@ -146,7 +146,7 @@ func checkFiles(fs vfs.FS, dir string) error {
 	if err == nil && version > uint64(pebble.FormatNewest) {
 		return &FormatError{Dir: dir, Format: version, Known: uint64(pebble.FormatNewest), Files: true}
 	}
-	return nil // what is no number Pebble will refuse
+	return nil // Pebble refuses what is not a number
 }
 
 func (s *Store) checkFormat() error {
@@ -164,7 +164,7 @@ func (s *Store) checkFormat() error {
 	return nil
 }
 
-// Meta reads what is kept beside the entries; nil where it isn't there.
+// Meta reads a value stored beside the entries; nil if there is none.
 func (s *Store) Meta(name string) ([]byte, error) {
 	value, closer, err := s.db.Get([]byte(keyMeta + name))
 	if errors.Is(err, pebble.ErrNotFound) {
@@ -180,12 +180,12 @@ func (s *Store) Meta(name string) ([]byte, error) {
 	return kept, nil
 }
 
-// SetMeta writes what is kept beside the entries.
+// SetMeta writes a value beside the entries.
 func (s *Store) SetMeta(name string, value []byte) error {
 	return s.apply(func(batch *pebble.Batch) error { return batch.Set([]byte(keyMeta+name), value, nil) })
 }
 
-// Entries yields all entries, in the order of their keys.
+// Entries yields all entries in the order of their keys.
 func (s *Store) Entries() iter.Seq2[tree.Write, error] {
 	return func(yield func(tree.Write, error) bool) {
 		it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte(keyEntry), UpperBound: []byte(endEntry)})
@@ -197,7 +197,7 @@ func (s *Store) Entries() iter.Seq2[tree.Write, error] {
 		for ok := it.First(); ok && goOn; ok = it.Next() {
 			value, err := it.ValueAndErr()
 			if err != nil {
-				break // the iterator keeps it
+				break // the iterator keeps the error
 			}
 			goOn = yield(tree.Write{Key: string(it.Key()[len(keyEntry):]), Value: append([]byte{}, value...)}, nil)
 		}
@@ -207,8 +207,8 @@ func (s *Store) Entries() iter.Seq2[tree.Write, error] {
 	}
 }
 
-// Commit makes a group of changes, all or none. When it returns nil they are on disk. Any error is
-// final: see the package.
+// Commit applies a group of changes, all or none. When it returns nil they are on disk. Any error
+// is final: see the package comment.
 func (s *Store) Commit(writes []tree.Write) error {
 	if len(writes) == 0 {
 		return s.Err()
@@ -244,7 +244,7 @@ func (s *Store) apply(fill func(*pebble.Batch) error) (err error) {
 		return errors.Join(err, batch.Close())
 	}
 	defer func() {
-		// A write-ahead log that has failed makes Pebble panic on the next write.
+		// Pebble panics on the next write after its write-ahead log has failed.
 		if p := recover(); p != nil {
 			s.stuck = true
 			s.fail(fmt.Errorf("commit: %v", p))
@@ -254,15 +254,15 @@ func (s *Store) apply(fill func(*pebble.Batch) error) (err error) {
 	if err := s.db.Apply(batch, writeOptions()); err != nil {
 		s.fail(fmt.Errorf("commit: %w", err))
 	}
-	// Pebble tells of a failed sync by its logger's Fatalf, and then returns nil: the deferred look
-	// at Err is what sees it.
+	// Pebble reports a failed sync to its logger's Fatalf, and then returns nil; the deferred
+	// function returns that error.
 	if s.Err() != nil {
 		return nil
 	}
 	return batch.Close()
 }
 
-// Err says why the store has failed; nil while it hasn't.
+// Err is the reason why the store has failed, or nil if it has not.
 func (s *Store) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,7 +277,7 @@ func (s *Store) fail(err error) {
 	}
 }
 
-// Close lets go of the directory.
+// Close closes the directory.
 func (s *Store) Close() error {
 	s.commit.Lock()
 	defer s.commit.Unlock()

@@ -4,6 +4,6 @@ package store
 
 import "github.com/cockroachdb/pebble/v2"
 
-// writeOptions makes a commit wait for the disk. Without it the end of the log is in this process's
-// memory, and dies with it.
+// writeOptions makes a commit wait for the disk. Otherwise the end of the log would be only in the
+// memory of this process, and be lost with it.
 func writeOptions() *pebble.WriteOptions { return pebble.Sync }

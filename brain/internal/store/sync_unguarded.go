@@ -4,5 +4,5 @@ package store
 
 import "github.com/cockroachdb/pebble/v2"
 
-// writeOptions leaves the guard out, for the test that shows what it is good for.
+// writeOptions disables the sync, for the test that shows what it is needed for.
 func writeOptions() *pebble.WriteOptions { return pebble.NoSync }

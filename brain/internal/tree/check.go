@@ -7,8 +7,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// check says what is wrong with a tree, in any way that its parts can contradict each other. It
-// runs on what was loaded, and in tests after every step.
+// check verifies the tree's invariants. It runs on what was loaded, and in tests after every step.
 func (t *Tree) check() error {
 	kids, aliases := 0, 0
 	for _, names := range t.kids {

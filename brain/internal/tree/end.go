@@ -12,15 +12,15 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// ending is the end of one node, and of all below it.
+// ending is the end of one node and its descendants.
 type ending struct {
 	nid   string
 	cause string
-	// final ends nodes that restart, too.
+	// final also ends nodes that restart.
 	final bool
 }
 
-// manner is how nodes end: what those below are told.
+// manner is how nodes end, for the causes of their descendants.
 type manner bool
 
 const (
@@ -28,8 +28,8 @@ const (
 	orderly manner = true
 )
 
-// Remove takes nodes, and all below them, out of the tree: children before parents. What is gone
-// already is not asked for again, so that a retry is harmless.
+// Remove removes nodes and their descendants from the tree, children before parents. Nodes that are
+// already gone are skipped, so Remove can be repeated.
 func (x *Txn) Remove(nids []string, cause string) ([]*nodev1.NodeRecord, error) {
 	if len(nids) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d nodes at once are too many; the bound is %d", len(nids), maxChanges)
@@ -50,13 +50,13 @@ func (x *Txn) Remove(nids []string, cause string) ([]*nodev1.NodeRecord, error) 
 	return x.end(ends, orderly), nil
 }
 
-// HostEnded ends what a host still had, after it has said goodbye.
+// HostEnded ends the remaining nodes of a host after its goodbye.
 func (x *Txn) HostEnded(host *nodev1.HostInfo) []*nodev1.NodeRecord {
 	return x.end(x.endingsOf(host.GetId(), "ended"), orderly)
 }
 
-// HostDied ends what a host had, after its death: the nodes that lived there or were about to, and
-// all below them.
+// HostDied ends the nodes of a dead host, with their descendants: the nodes that lived there or
+// were about to.
 func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord {
 	cause = clipTo(cause, maxCauseBytes/2)
 	h := &deadHost{id: host.GetId(), cause: cause}
@@ -65,7 +65,8 @@ func (x *Txn) HostDied(host *nodev1.HostInfo, cause string) []*nodev1.NodeRecord
 	return x.end(x.endingsOf(host.GetId(), "died: "+cause), died)
 }
 
-// endingsOf gives what ends with a host. how goes on a sentence: `died: killed by signal 9`.
+// endingsOf returns the nodes that end with a host. how completes the cause: `died: killed by
+// signal 9`.
 func (x *Txn) endingsOf(host, how string) []ending {
 	var ends []ending
 	for nid := range x.onHost(host) {
@@ -73,7 +74,7 @@ func (x *Txn) endingsOf(host, how string) []ending {
 		owner := n.owner()
 		switch {
 		case owner.GetId() == host:
-			// Who restarts does so only while somebody is left to start it.
+			// A node that restarts does so only while its launcher is alive.
 			final := n.rec.GetRestarts() && n.launcher.GetId() == host
 			ends = append(ends, ending{nid: nid, cause: "its " + Describe(owner) + " " + how, final: final})
 		case n.rec.GetRestarts():
@@ -83,7 +84,7 @@ func (x *Txn) endingsOf(host, how string) []ending {
 	return ends
 }
 
-// HostBack admits a host, also one that was declared dead, and tells which of its nodes are no
+// HostBack admits a host, even one that was declared dead, and returns which of its nodes are no
 // longer its own.
 func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown []string) {
 	if x.deadHost(host.GetId()) != nil {
@@ -99,10 +100,10 @@ func (x *Txn) HostBack(host *nodev1.HostInfo, nodes []*nodev1.NodeRef) (unknown 
 	return unknown
 }
 
-// end ends nodes and all below them, children before parents. Those that have an ending of their
-// own keep its cause.
+// end ends nodes and their descendants, children before parents. Nodes with an ending of their own
+// keep its cause.
 func (x *Txn) end(ends []ending, how manner) []*nodev1.NodeRecord {
-	// The topmost first, so that a node which is below several of them is told of the nearest to
+	// The topmost come first, so that a descendant of several gets the cause of the one nearest to
 	// the root.
 	slices.SortFunc(ends, func(a, b ending) int {
 		return cmp.Or(cmp.Compare(depth(x.node(a.nid)), depth(x.node(b.nid))), cmp.Compare(a.nid, b.nid))
@@ -176,7 +177,7 @@ func Describe(host *nodev1.HostInfo) string {
 	}
 }
 
-// CheckHost refuses what doesn't say which host it is.
+// CheckHost refuses a host without a valid id, or with too large a description.
 func CheckHost(role string, host *nodev1.HostInfo) error {
 	if !IsUUID(host.GetId()) {
 		return connect.Errorf(connect.CodeInvalidArgument, "the %s's id %q is not a UUID", role, clip(host.GetId()))
@@ -187,7 +188,7 @@ func CheckHost(role string, host *nodev1.HostInfo) error {
 	return CheckText(host)
 }
 
-// checkHost refuses a host that is none, or was declared dead. Nil is fine: none is named.
+// checkHost refuses a host that is invalid or was declared dead. Nil, for no host, is valid.
 func (x *Txn) checkHost(role string, host *nodev1.HostInfo) error {
 	if host == nil {
 		return nil

@@ -12,14 +12,14 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// This file writes the errors of those who ask for what isn't there. Each names what was asked, and
-// what there is.
+// This file contains the errors of lookups that fail. Each names what was asked for, and what
+// exists instead.
 
 const (
-	// shown is how many names an error lists.
+	// shown bounds how many names an error lists.
 	shown = 8
-	// searched is how many names are compared with a misspelled one: an error must not cost more
-	// than what it is about.
+	// searched bounds how many names are compared with a misspelled one, so that an error does not
+	// cost more than a successful lookup.
 	searched = 4096
 )
 
@@ -53,7 +53,7 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	return above, nil
 }
 
-// unknownPath tells of a path whose first missing name is below above (nil: the root).
+// unknownPath is the error for a path whose first missing name is below above (nil: the root).
 func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string) error {
 	place, parent := RootPath, ""
 	if above != nil {
@@ -66,7 +66,7 @@ func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "there is no node at the path %q", clip(path))
-	// A gone ancestor explains more than what is left around it.
+	// A dead ancestor explains more than its living siblings.
 	for p := path; ; {
 		i := strings.LastIndexByte(p, '/')
 		if i < 0 {
@@ -112,7 +112,7 @@ func (t *Tree) unknownAlias(alias string) error {
 	case len(t.aliases) == 0:
 		text.WriteString("; no node has an alias")
 	default:
-		// The first ones in the alphabet, without sorting a million.
+		// The alphabetically first, without sorting a million.
 		var all []string
 		for a := range t.aliases {
 			if all = append(all, a); len(all) == searched {
@@ -125,7 +125,7 @@ func (t *Tree) unknownAlias(alias string) error {
 			text.WriteString(", ...")
 		}
 	}
-	// A type is the likeliest thing to be taken for an alias.
+	// A type is the most likely thing to be confused with an alias.
 	var names []string
 	for _, n := range inOrder(t, "") {
 		if n.rec.GetType() == alias {
@@ -140,7 +140,7 @@ func (t *Tree) unknownAlias(alias string) error {
 
 func (t *Tree) unknownNid(nid string) error { return unknown(t, nid) }
 
-// unknown tells of an nid that no living node has.
+// unknown is the error for an nid that no living node has.
 func unknown(v view, nid string) error {
 	if d := v.tomb(nid); d != nil {
 		return deadError(d.rec)
@@ -151,7 +151,8 @@ func unknown(v view, nid string) error {
 	return notFound(fmt.Sprintf("there is no node with the nid %s; the tree has %d nodes", nid, v.size()))
 }
 
-// deadError tells how a node died. Its detail is the last record, for those who decide by it.
+// deadError is the error for a dead node, with its cause. Its detail is the last record, for
+// programs that decide by it.
 func deadError(rec *nodev1.NodeRecord) error {
 	err := connect.Errorf(connect.CodeNotFound, "the node %s (%s) is dead: %s", rec.GetPath(), rec.GetNid(), rec.GetCause())
 	detail, marshalErr := connectproto.NewErrorDetail(rec)
@@ -171,7 +172,7 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 }
 
-// similar gives the names that are one or two slips away from what was asked, nearest first.
+// similar returns names within an edit distance of two, nearest first.
 func similar(asked string, names func(func(string) bool)) []string {
 	if len(asked) > nodename.MaxAliasBytes {
 		return nil
@@ -193,8 +194,7 @@ func similar(asked string, names func(func(string) bool)) []string {
 	return nearest[:min(len(nearest), 3)]
 }
 
-// slips is the Levenshtein distance of two strings, upper and lower case being equal, or 3 for any
-// greater one.
+// slips is the Levenshtein distance of two strings, ignoring case, or 3 if it is greater than two.
 func slips(a, b string) int {
 	const far = 3
 	a, b = strings.ToLower(a), strings.ToLower(b)

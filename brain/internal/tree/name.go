@@ -11,15 +11,15 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// RootPath is how the root is named where it has to be. As a part of paths it is not written.
+// RootPath is the path of the root. It is not written as a part of other paths.
 const RootPath = nodename.RootPath
 
 const maxCauseBytes = 4 << 10
 
-// By says how a node is asked for.
+// By is how a lookup identifies a node.
 type By int
 
-// The ways to ask for a node. ByAny tells the other three apart by form.
+// The ways to identify a node. ByAny distinguishes the other three by their form.
 const (
 	ByAny By = iota
 	ByPath
@@ -27,8 +27,7 @@ const (
 	ByNID
 )
 
-// formOf tells a path, an alias and an nid apart. The rules for aliases see to it that none is of
-// two forms.
+// formOf distinguishes a path, an alias and an nid. The rules for aliases exclude ambiguous ones.
 func formOf(where string) By {
 	switch {
 	case where == RootPath || strings.Contains(where, "/"):
@@ -45,7 +44,7 @@ func formOf(where string) By {
 // NewUUID makes a random UUID (RFC 9562, version 4).
 func NewUUID() string {
 	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails: the program ends where the system has no randomness
+	_, _ = rand.Read(b[:]) // never fails: the program ends if the system has no randomness
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
 	var s [36]byte
@@ -58,12 +57,13 @@ func NewUUID() string {
 	return string(s[:])
 }
 
-// IsUUID says whether s is written as a UUID: five groups of hexadecimal digits, in either case.
+// IsUUID reports whether s has the form of a UUID: five groups of hexadecimal digits, in either
+// case.
 func IsUUID(s string) bool { return nodename.IsUUID(s) }
 
 func nameOf(kind string, index uint64) string { return nodename.Of(kind, index) }
 
-// checkType refuses what can't be the first half of a name.
+// checkType refuses types that cannot be the first half of a name.
 func checkType(kind string) error {
 	if kind == "" {
 		return connect.NewError(connect.CodeInvalidArgument, "a node needs a type")
@@ -74,7 +74,7 @@ func checkType(kind string) error {
 	return nil
 }
 
-// CheckAlias refuses what can't be an alias, and says why.
+// CheckAlias refuses invalid aliases, with the reason.
 func CheckAlias(alias string) error {
 	if why := nodename.BadAlias(alias); why != "" {
 		return connect.Errorf(connect.CodeInvalidArgument, "the alias %q %s", clip(alias), why)
@@ -82,7 +82,7 @@ func CheckAlias(alias string) error {
 	return nil
 }
 
-// clip shortens what goes into an error's text: it came from the wire, and may be long.
+// clip shortens a text from the wire for an error.
 func clip(s string) string { return clipTo(s, 256) }
 
 func clipTo(s string, bound int) string {

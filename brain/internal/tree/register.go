@@ -13,11 +13,13 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// maxKinds bounds the types below one parent: each costs a counter for as long as the parent lives.
+// maxKinds bounds the types of children of one parent: each uses a counter as long as the parent
+// lives.
 const maxKinds = 4096
 
-// Register names new nodes: starting, in their first incarnation, all or none. A request id that
-// was used before gives the nodes of that time, as they stand now.
+// Register creates records for new nodes, all or none: in state starting and in their first
+// incarnation. A request id that was used before returns the nodes of that request, with their
+// current records.
 func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	parent, kind, alias := req.GetParent(), req.GetType(), req.GetAlias()
 	if parent == x.rootNid() {
@@ -83,11 +85,12 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 	return records, nil
 }
 
-// withdrawn marks a request that was withdrawn before it arrived. No registration asks for this.
+// withdrawn marks a request that was withdrawn before it arrived. It differs from every
+// registration.
 const withdrawn = "withdrawn"
 
-// Withdraw undoes registrations by their request ids: what they registered is removed, and one that
-// arrives later is refused.
+// Withdraw undoes registrations by their request ids: the nodes that they registered are removed,
+// and a registration that arrives later is refused.
 func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error) {
 	if len(ids) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d registrations at once are too many to withdraw; the bound is %d", len(ids), maxChanges)
@@ -120,7 +123,7 @@ func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error)
 	return removed, nil
 }
 
-// again answers a retried registration.
+// again returns the result of a registration that is repeated.
 func (x *Txn) again(done *request, asked string) ([]*nodev1.NodeRecord, error) {
 	if done.asked == withdrawn {
 		return nil, connect.Errorf(connect.CodeCanceled, "the registration %s was withdrawn before it arrived", done.id)
@@ -171,7 +174,7 @@ func (x *Txn) checkRegister(req *brainv1.RegisterRequest, count int) error {
 	return x.checkHost("launcher", req.GetLauncher())
 }
 
-// living finds the parent of a new node: nil for the root.
+// living returns the record of a new node's parent; nil for the root.
 func (x *Txn) living(parent string) (*nodev1.NodeRecord, error) {
 	if parent == "" {
 		return nil, nil //nolint:nilnil // the root has no record of this kind
@@ -193,7 +196,7 @@ func (x *Txn) living(parent string) (*nodev1.NodeRecord, error) {
 	return n.rec, nil
 }
 
-// find gives a node of the tree, or the error that tells what became of it.
+// find returns a living node, or the error for a missing one.
 func (x *Txn) find(nid string) (*node, error) {
 	if n := x.node(nid); n != nil {
 		return n, nil

@@ -22,8 +22,7 @@ import (
 //	q/<revision>        a StoredRequest
 //	r                   the revision, 8 bytes big-endian
 //
-// All keys have the prefix that the store gives them. Aliases, children and hosts follow from the
-// nodes.
+// The store adds a prefix to all keys. Aliases, children and hosts are derived from the nodes.
 const (
 	keyNode     = "n/"
 	keyIndex    = "i/"
@@ -32,14 +31,14 @@ const (
 	keyRevision = "r"
 )
 
-// Write is one entry to store, or with a nil value to delete.
+// Write is one entry to store or, with a nil value, to delete.
 type Write struct {
 	Key   string
 	Value []byte
 }
 
-// Writes gives what has to be on disk before the transaction may be merged into the tree. It is
-// empty where nothing changes that has to be kept.
+// Writes returns what must be on disk before the transaction is merged into the tree. It is empty
+// if there is nothing to store.
 func (x *Txn) Writes() ([]Write, error) {
 	t, ok := x.base.(*Tree)
 	if !ok {
@@ -96,9 +95,8 @@ func requestKey(r *request) string { return keyRequest + revisionKey(r.seq) }
 
 func revisionKey(revision uint64) string { return string(binary.BigEndian.AppendUint64(nil, revision)) }
 
-// Load makes the tree that was written, from its entries in the order of their keys. An entry that
-// it can't make sense of is an error that names it: a registry that guesses is worse than one that
-// doesn't start.
+// Load restores a tree from its entries in the order of their keys. An entry that is invalid is an
+// error that names it: Brain must not start with a guess.
 func Load(root *nodev1.NodeRecord, limits Limits, entries iter.Seq2[Write, error]) (*Tree, error) {
 	t := New(root, limits)
 	for entry, err := range entries {

@@ -7,8 +7,8 @@ import (
 	"github.com/raylink/raylink/internal/protocheck"
 )
 
-// CheckText refuses a request that holds text which is not UTF-8, and names the field. A connection
-// checks that too, but a caller in Brain's own process has none; and what could not be encoded
+// CheckText refuses a request with text that is not valid UTF-8, and names the field. A connection
+// checks that too, but a caller in Brain's own process has none; and text that cannot be encoded
 // could be neither stored nor sent to watchers.
 func CheckText(req proto.Message) error {
 	found := protocheck.First(req)

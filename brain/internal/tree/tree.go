@@ -1,18 +1,18 @@
-// Package tree is the registry's memory: every node's record, and the rules by which records come,
-// change and go.
+// Package tree is the registry in memory: every node's record, and the rules by which records are
+// created, changed and removed.
 //
-// It is pure: no clock, no goroutine, no disk. A [Tree] is what has been acknowledged. Changes are
-// made in a [Txn], which sees the tree through what it has staged itself, and which leaves no trace
-// when it is dropped; nested ones make each request all or nothing inside a group of requests that
-// is committed together. Before a transaction is merged into the tree, its owner writes what
-// [Txn.Writes] says to the disk, and [Load] makes the same tree of it again.
+// It is pure: it uses no clock, no goroutine and no disk. A [Tree] is the acknowledged state.
+// Changes are made in a [Txn], which sees the tree with its own staged changes, and has no effect
+// if it is dropped. Nested transactions make each request all or nothing within a group of requests
+// that is committed together. Before a transaction is merged into the tree, its owner must write
+// [Txn.Writes] to disk, from which [Load] restores the same tree.
 //
-// Promises: an index, and so a name and a path, is never given twice, not after a restart either. A
-// record that was handed out never changes; a changed node has a new record. Whoever asks for a
-// node that is gone is told how it died, for a while.
+// What it promises: an index, and therefore a name and a path, is never reused, not even after a
+// restart. A record that was returned never changes; a changed node has a new record. A lookup of a
+// dead node returns its cause of death, for some time.
 //
-// A Tree may be read by many goroutines at once, but not while a Txn is merged into it; the owner's
-// lock sees to that. Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
+// Concurrent reads of a Tree are safe, but not while a Txn is merged into it; the owner must hold a
+// lock for that. Start with [Tree.Lookup], [Txn.Register] and [Txn.End].
 package tree
 
 import (
@@ -28,29 +28,30 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Limits bounds what a tree takes and keeps. The zero value of a field means its default.
+// Limits bounds what a tree accepts and retains. The zero value of a field means its default.
 type Limits struct {
-	// MaxNodes is how many nodes may live at once. Default 1,048,576.
+	// MaxNodes is how many nodes may be alive at once. Default 1,048,576.
 	MaxNodes int
-	// MaxCount is how many nodes one registration may make. Default 10,000.
+	// MaxCount is how many nodes one registration may create. Default 10,000.
 	MaxCount int
 	// MaxDepth is how many names a path may have. Default 64.
 	MaxDepth int
 	// MaxAttributes is how many attributes a node may have. Default 64.
 	MaxAttributes int
-	// MaxAttributeBytes bounds a node's attributes, keys and values together. Default 16 KiB.
+	// MaxAttributeBytes bounds a node's attributes, keys and values together, in bytes. Default 16
+	// KiB.
 	MaxAttributeBytes int
 	// Tombstones is how many dead nodes are remembered, the latest ones. Default 4,096.
 	Tombstones int
-	// TombstoneAge is how long. Default one hour.
+	// TombstoneAge is for how long they are remembered. Default one hour.
 	TombstoneAge time.Duration
-	// Requests is how many registrations are remembered, so that a retry is harmless. Default
-	// 16,384.
+	// Requests is how many registrations are remembered, so that repeating one has no effect.
+	// Default 16,384.
 	Requests int
-	// RequestAge is how long. Default ten minutes.
+	// RequestAge is for how long they are remembered. Default ten minutes.
 	RequestAge time.Duration
-	// DeadHosts is how many dead hosts are remembered; what they still ask for is refused. Default
-	// 4,096.
+	// DeadHosts is how many dead hosts are remembered; requests on their behalf are refused.
+	// Default 4,096.
 	DeadHosts int
 }
 
@@ -68,16 +69,16 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// node is one life in the tree. It is immutable: a change makes a new one.
+// node is one incarnation in the tree. It is immutable: a change makes a new one.
 type node struct {
 	rec *nodev1.NodeRecord
-	// born is the revision at registration: the order among siblings.
+	// born is the revision at registration, which orders siblings.
 	born     uint64
 	launcher *nodev1.HostInfo
 }
 
-// owner is the host that answers for the node: its own, or until it has one its launcher. Nil where
-// nobody does, as for a dead node that waits to be started again.
+// owner is the host that is responsible for the node: its own, or its launcher until it has one. It
+// is nil if there is none, as for a dead node that waits for its restart.
 func (n *node) owner() *nodev1.HostInfo {
 	if n.rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
 		return nil
@@ -88,7 +89,7 @@ func (n *node) owner() *nodev1.HostInfo {
 	return n.launcher
 }
 
-// mentions yields the ids of the hosts whose death concerns the node.
+// mentions yields the ids of the hosts whose death affects the node.
 func (n *node) mentions() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		host, launcher := n.owner().GetId(), n.launcher.GetId()
@@ -101,13 +102,13 @@ func (n *node) mentions() iter.Seq[string] {
 	}
 }
 
-// tombstone is the last record of a node that is gone, with the state dead and a cause.
+// tombstone is the last record of a node that is gone, with state dead and a cause.
 type tombstone struct {
 	rec  *nodev1.NodeRecord
 	died time.Time
 }
 
-// request is a registration that was done.
+// request is a completed registration.
 type request struct {
 	id    string
 	asked string
@@ -123,7 +124,7 @@ type deadHost struct {
 	cause string
 }
 
-// view is what a transaction sees: the tree itself, or the tree through another transaction.
+// view is what a transaction is based on: the tree, or another transaction.
 type view interface {
 	node(nid string) *node
 	child(parent, name string) string
@@ -139,7 +140,7 @@ type view interface {
 	size() int
 }
 
-// Tree is what has been acknowledged.
+// Tree is the acknowledged state of the registry.
 type Tree struct {
 	limits   Limits
 	root     *nodev1.NodeRecord
@@ -149,7 +150,7 @@ type Tree struct {
 	kids    map[string]map[string]string // parent's nid -> name -> nid
 	aliases map[string]string
 	indices map[string]map[string]uint64   // parent's nid -> type -> the next index
-	hosts   map[string]map[string]struct{} // host id -> nids of the nodes that its death concerns
+	hosts   map[string]map[string]struct{} // host id -> nids of the nodes that its death affects
 
 	tombs       map[string]*tombstone
 	tombQueue   []*tombstone // oldest first
@@ -163,7 +164,7 @@ type Tree struct {
 	deadHostQueue []*deadHost // oldest first
 }
 
-// New makes an empty tree below a root: Brain's own record.
+// New makes an empty tree below a root, which is Brain's own record.
 func New(root *nodev1.NodeRecord, limits Limits) *Tree {
 	return &Tree{
 		limits:      limits.withDefaults(),
@@ -184,16 +185,17 @@ func New(root *nodev1.NodeRecord, limits Limits) *Tree {
 // Revision is the revision of the latest change.
 func (t *Tree) Revision() uint64 { return t.revision }
 
-// Len is how many nodes live.
+// Len is how many nodes are in the tree.
 func (t *Tree) Len() int { return len(t.nodes) }
 
 // Root is Brain's own record.
 func (t *Tree) Root() *nodev1.NodeRecord { return t.root }
 
-// SetRoot replaces Brain's own record, when it learns its own address.
+// SetRoot replaces Brain's own record, once its address is known.
 func (t *Tree) SetRoot(root *nodev1.NodeRecord) { t.root = root }
 
-// Owners are the hosts that answer for some node, once each: those whose leases matter.
+// Owners returns the hosts that are responsible for some node, once each: those whose leases
+// matter.
 func (t *Tree) Owners() []*nodev1.HostInfo {
 	owners := make(map[string]*nodev1.HostInfo)
 	for _, n := range t.nodes {
@@ -207,8 +209,8 @@ func (t *Tree) Owners() []*nodev1.HostInfo {
 	return slices.Collect(maps.Values(owners))
 }
 
-// Record gives a node's record as it stands; that of a node which is gone, if it is still
-// remembered, has the state dead. It returns nil for an nid that the tree doesn't know.
+// Record returns a node's current record; for a node that is gone but still remembered, it has the
+// state dead. It returns nil for an nid that the tree does not know.
 func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 	if n := t.nodes[nid]; n != nil {
 		return n.rec
@@ -222,9 +224,9 @@ func (t *Tree) Record(nid string) *nodev1.NodeRecord {
 	return nil
 }
 
-// List gives the subtree of a node, itself first, or of the root (also for an empty nid), itself
-// not; parents before children, siblings in the order of their creation. With direct it gives the
-// children alone.
+// List returns the subtree of a node, including the node, or of the root (also for an empty nid),
+// without the root: parents before children, siblings in the order of their creation. If direct is
+// set, it returns only the children.
 func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 	var list []*nodev1.NodeRecord
 	if root == t.root.GetNid() {
@@ -251,7 +253,7 @@ func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 	return list, nil
 }
 
-// inOrder gives a node's children in the order of their creation.
+// inOrder returns a node's children in the order of their creation.
 func inOrder(v view, parent string) []*node {
 	kids := v.children(parent)
 	list := make([]*node, 0, len(kids))
@@ -262,8 +264,8 @@ func inOrder(v view, parent string) []*node {
 	return list
 }
 
-// below gives all below a node, parents before children. It does not recurse: depth comes from the
-// wire.
+// below returns a node's descendants, parents before children. It does not recurse: the depth comes
+// from the wire.
 func below(v view, root string) []*node {
 	var list []*node
 	stack := inOrder(v, root)
@@ -279,8 +281,8 @@ func below(v view, root string) []*node {
 	return list
 }
 
-// Lookup finds a node that lives; `BRAIN` finds the root. For any other it fails with NotFound, and
-// says how the node died, or what there is instead.
+// Lookup finds a living node; `BRAIN` finds the root. For any other it fails with NotFound, and the
+// error says how the node died or what exists instead.
 func (t *Tree) Lookup(by By, where string) (*nodev1.NodeRecord, error) {
 	if by == ByAny {
 		by = formOf(where)

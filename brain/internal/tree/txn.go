@@ -10,8 +10,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Txn stages changes. It sees what it has staged, and nobody else does before it is merged. It
-// belongs to one goroutine.
+// Txn stages changes. They are visible in the transaction only, until it is merged. It must not be
+// used concurrently.
 type Txn struct {
 	base   view
 	limits *Limits
@@ -30,14 +30,15 @@ type Txn struct {
 	hosts    map[string]*deadHost // nil: back
 	hostList []*deadHost
 	changed  []*nodev1.NodeRecord
-	// The oldest tombstones and requests, which go when the transaction is merged into the tree.
+	// The numbers of oldest tombstones and requests that are dropped when the transaction is merged
+	// into the tree.
 	dropTombs, dropRequests int
 }
 
-// Begin starts a transaction on the tree. While it is open no other may be merged.
+// Begin starts a transaction on the tree. While it is open no other one may be merged.
 func (t *Tree) Begin(now time.Time) *Txn { return newTxn(t, &t.limits, now) }
 
-// Begin starts a transaction inside this one.
+// Begin starts a nested transaction.
 func (x *Txn) Begin() *Txn { return newTxn(x, x.limits, x.now) }
 
 func newTxn(base view, limits *Limits, now time.Time) *Txn {
@@ -54,7 +55,7 @@ func newTxn(base view, limits *Limits, now time.Time) *Txn {
 	}
 }
 
-// Changed gives the records that the transaction changes, as they will stand, each node once.
+// Changed returns the new records of the nodes that the transaction changes, each node once.
 func (x *Txn) Changed() []*nodev1.NodeRecord {
 	latest := make(map[string]struct{}, len(x.changed))
 	list := make([]*nodev1.NodeRecord, 0, len(x.changed))
@@ -68,8 +69,8 @@ func (x *Txn) Changed() []*nodev1.NodeRecord {
 	return list
 }
 
-// Merge hands what was staged on: to the transaction that this one was begun in, or to the tree.
-// The transaction is over then.
+// Merge applies the staged changes to the enclosing transaction, or to the tree. The transaction
+// must not be used afterwards.
 func (x *Txn) Merge() {
 	switch base := x.base.(type) {
 	case *Txn:
@@ -216,7 +217,7 @@ func (t *Tree) forgetOldestTomb() {
 	}
 }
 
-// Expire lets go of tombstones and requests that are too many or too old. It is called once, last,
+// Expire drops tombstones and requests that are too many or too old. It must be called once, last,
 // on the transaction that will be merged into the tree.
 func (x *Txn) Expire() {
 	t, ok := x.base.(*Tree)
@@ -235,7 +236,7 @@ func (x *Txn) Expire() {
 	}
 }
 
-// nth is an element of two slices seen as one.
+// nth is an element of the concatenation of two slices.
 func nth[E any](a, b []E, i int) E {
 	if i < len(a) {
 		return a[i]
@@ -243,7 +244,7 @@ func nth[E any](a, b []E, i int) E {
 	return b[i-len(a)]
 }
 
-// put stages a record: a new one, or one in place of the node's present one.
+// put stages a record: a new one, or one that replaces the node's current one.
 func (x *Txn) put(n *node) {
 	nid := n.rec.GetNid()
 	if x.node(nid) == nil {
@@ -267,7 +268,7 @@ func (x *Txn) edit(n *node, change func(rec *nodev1.NodeRecord)) *nodev1.NodeRec
 	return rec
 }
 
-// remove stages a node's removal; nothing may be below it any more.
+// remove stages the removal of a node without children.
 func (x *Txn) remove(n *node, cause string) *nodev1.NodeRecord {
 	rec := proto.CloneOf(n.rec)
 	x.revision++
@@ -313,7 +314,7 @@ func (x *Txn) counters(parent string) map[string]uint64 {
 	return overlaid(x.base.counters(parent), x.indices[parent])
 }
 
-// overlaid is a map seen through a staged one, in which zero values are what is gone.
+// overlaid is a map with staged changes applied, in which zero values delete.
 func overlaid[V comparable](base, staged map[string]V) map[string]V {
 	if len(staged) == 0 {
 		return base

@@ -17,7 +17,7 @@ const (
 	maxHostBytes = 4 << 10
 )
 
-// Update makes changes, in their order, all or none, and gives each one's record as it stood then.
+// Update applies changes in their order, all or none, and returns the record after each.
 func (x *Txn) Update(changes []*brainv1.Change) ([]*nodev1.NodeRecord, error) {
 	if len(changes) > maxChanges {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "%d changes at once are too many; the bound is %d", len(changes), maxChanges)
@@ -104,8 +104,8 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	if err != nil {
 		return nil, err
 	}
-	// Who still lives below belongs to the last life: if its death was not noticed, this is when it
-	// is.
+	// Children that are still alive belong to the last incarnation, whose death was not detected
+	// before.
 	var rest []ending
 	for _, child := range inOrder(x, n.rec.GetNid()) {
 		rest = append(rest, ending{
@@ -123,7 +123,7 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	}), nil
 }
 
-// checkStep refuses to turn a life back.
+// checkStep refuses to move a state backwards.
 func checkStep(rec *nodev1.NodeRecord, state nodev1.NodeState) error {
 	if _, known := nodev1.NodeState_name[int32(state)]; !known {
 		return connect.Errorf(connect.CodeInvalidArgument, "%d is not a node's state", state)

@@ -1,13 +1,13 @@
-// Package watch tells those who want to know how records change.
+// Package watch notifies watchers of changed records.
 //
-// A watcher that is slow costs nobody anything: what it has not taken yet is kept once per node, as
-// the newest record, and publishing never waits. One that is too far behind is ended and says so;
-// it watches again, and gets what stands then.
+// A slow watcher delays nothing: what it has not received yet is kept once per node, as the newest
+// record, and publishing never blocks. A watcher that is too far behind is ended with an error; its
+// caller can watch again, and gets the current records.
 //
-// Each nid that is added is answered with its record as it stands, and from there on no change is
-// missed, though several may come as one. The caller of [Hub.Publish], [Watcher.Add] and
-// [Watcher.All] sees to it that what it hands over as standing is neither older nor newer than what
-// was published: by calling them under the lock that guards the records.
+// For each nid that is added, the watcher first receives the current record; from there on no
+// change is missed, though several may arrive as one. The caller of [Hub.Publish], [Watcher.Add]
+// and [Watcher.All] must ensure that the standing records that it passes are neither older nor
+// newer than what was published, by calling them under the lock that guards the records.
 package watch
 
 import (
@@ -21,48 +21,49 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Options bounds what watchers cost. The zero value of a field means its default.
+// Options bounds the resources of watchers. The zero value of a field means its default.
 type Options struct {
 	// MaxNids is how many nids one watcher may follow. Default 65,536.
 	MaxNids int
-	// MaxPending is how many records may wait for one watcher, beside the whole tree that it asked
-	// for. Default 65,536.
+	// MaxPending is how many records may be queued for one watcher, in addition to the whole tree
+	// that it asked for. Default 65,536.
 	MaxPending int
-	// BatchBytes bounds the records that a watcher gets at once. Default 1 MiB, a quarter of what
-	// clients read by default.
+	// BatchBytes bounds the size of the records that a watcher gets at once, in bytes. Default 1
+	// MiB, a quarter of what clients accept by default.
 	BatchBytes int
 }
 
-// Hub hands records on to watchers.
+// Hub passes published records to watchers. Its methods are safe for concurrent use.
 type Hub struct {
 	opts Options
 
-	mu     sync.Mutex // guards all that follows, and the watchers
+	mu     sync.Mutex // guards the fields below, and the watchers
 	byNid  map[string]map[*Watcher]struct{}
 	all    map[*Watcher]struct{}
 	closed error
 	open   map[*Watcher]struct{}
 }
 
-// Watcher follows records. One goroutine takes from it by Next; others may add and remove
-// meanwhile.
+// Watcher follows records. Only one goroutine may call Next; its other methods are safe for
+// concurrent use.
 type Watcher struct {
 	hub     *Hub
 	nids    map[string]struct{}
 	all     bool
 	pending map[string]*nodev1.NodeRecord
-	// queue holds the nids of pending, the longest waiting first.
+	// queue has the nids of pending, the oldest first.
 	queue []string
-	// allowed is how many may wait: the bound, and what was asked for as a whole.
+	// allowed is how many records may be queued: the bound, plus the whole tree if that was asked
+	// for.
 	allowed int
-	// unsynced is how many from the queue's head belong to the whole tree as it stood when it was
-	// asked for; -1 when it was told that these have been sent, or was not asked for.
+	// unsynced is how many records at the queue's head belong to the whole tree as of the time when
+	// it was asked for; -1 if Next has returned all of them, or the tree was not asked for.
 	unsynced int
 	failed   error
-	ready    chan struct{} // holds one token while there may be something to take
+	ready    chan struct{} // holds one token while there may be something to receive
 }
 
-// NewHub makes a hub. It holds no goroutine.
+// NewHub makes a hub. It needs no goroutine.
 func NewHub(opts Options) *Hub {
 	if opts.MaxNids == 0 {
 		opts.MaxNids = 1 << 16
@@ -81,7 +82,7 @@ func NewHub(opts Options) *Hub {
 	}
 }
 
-// Close ends all watchers, those to come as well, with an error.
+// Close ends all watchers with an error, including those that are made later.
 func (h *Hub) Close(cause error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -91,7 +92,7 @@ func (h *Hub) Close(cause error) {
 	}
 }
 
-// Publish hands changed records on. It never blocks for a watcher.
+// Publish passes changed records to watchers. It never blocks on a watcher.
 func (h *Hub) Publish(records []*nodev1.NodeRecord) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -105,7 +106,7 @@ func (h *Hub) Publish(records []*nodev1.NodeRecord) {
 			}
 		}
 		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts() {
-			// An nid is never used again.
+			// An nid is never reused.
 			for w := range h.byNid[rec.GetNid()] {
 				w.drop(rec.GetNid())
 			}
@@ -113,7 +114,7 @@ func (h *Hub) Publish(records []*nodev1.NodeRecord) {
 	}
 }
 
-// NewWatcher makes a watcher that follows nothing yet. Close it.
+// NewWatcher makes a watcher that follows no node yet. The caller must Close it.
 func (h *Hub) NewWatcher() *Watcher {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -128,7 +129,7 @@ func (h *Hub) NewWatcher() *Watcher {
 	return w
 }
 
-// Close stops to follow.
+// Close ends the watcher.
 func (w *Watcher) Close() {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -136,7 +137,7 @@ func (w *Watcher) Close() {
 	delete(w.hub.open, w)
 }
 
-// Add follows nids from now on. standing are their records as they stand.
+// Add follows nodes from now on. standing are their current records.
 func (w *Watcher) Add(standing []*nodev1.NodeRecord) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -161,8 +162,8 @@ func (w *Watcher) Add(standing []*nodev1.NodeRecord) error {
 	return w.failed
 }
 
-// All follows everything from now on. standing is the whole tree as it stands; a second call
-// changes nothing.
+// All follows all nodes from now on. standing is the whole tree as it is now. A second call has no
+// effect.
 func (w *Watcher) All(standing []*nodev1.NodeRecord) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -180,7 +181,7 @@ func (w *Watcher) All(standing []*nodev1.NodeRecord) error {
 	return w.failed
 }
 
-// Remove follows nids no longer. A change that waits already still comes.
+// Remove stops following nodes. Changes that are already queued are still delivered.
 func (w *Watcher) Remove(nids []string) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
@@ -189,8 +190,8 @@ func (w *Watcher) Remove(nids []string) {
 	}
 }
 
-// Next waits for changes and takes some of them, each node's newest record. synced says, once, that
-// with these the whole tree has been taken.
+// Next blocks until there are changes and returns some of them, each node's newest record. synced
+// is true once: when the last of the whole tree's records have been returned.
 func (w *Watcher) Next(ctx context.Context) (records []*nodev1.NodeRecord, synced bool, err error) {
 	for {
 		records, synced, err = w.take()
@@ -234,8 +235,8 @@ func (w *Watcher) take() (records []*nodev1.NodeRecord, synced bool, err error) 
 	return records, synced, nil
 }
 
-// push lets a record wait for the watcher, in the place of an older one of the same node. The
-// caller holds mu.
+// push queues a record for the watcher, and replaces an older one of the same node. The caller
+// holds mu.
 func (w *Watcher) push(rec *nodev1.NodeRecord) {
 	if w.failed != nil {
 		return
@@ -261,7 +262,7 @@ func (w *Watcher) drop(nid string) {
 	}
 }
 
-// fail ends the watcher, and frees what it holds. The caller holds mu.
+// fail ends the watcher and releases its resources. The caller holds mu.
 func (w *Watcher) fail(err error) {
 	if w.failed != nil {
 		return
