@@ -60,9 +60,9 @@ type Watch struct {
 // host is a known host, attached or not.
 type host struct {
 	info *nodev1.HostInfo
-	// session is the present one; nil while the host is not attached.
+	// session is the current one; nil while the host is not attached.
 	session *Session
-	// deadline is when it will be dead, and silence the cause then.
+	// deadline is when the host will be declared dead, and silence is then the cause.
 	deadline time.Time
 	silence  string
 	// buried is set when the host has been declared dead, and closed when its removal is complete.

@@ -36,7 +36,7 @@ const (
 
 // Options configures a store.
 type Options struct {
-	// Dir is the directory. It is made if it doesn't exist, for the user alone.
+	// Dir is the directory. It is created if it does not exist, accessible to the user only.
 	Dir string
 	// FS is the file system of Dir. Nil means the operating system's; [vfs.NewMem] makes a store
 	// that is lost at the end of its process.
