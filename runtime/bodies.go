@@ -10,36 +10,43 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// bodies bounds what a host holds of messages over HTTP, of all its connections together: of requests
-// while they are read, of what they are decompressed to, or of responses while they are written. A
-// mailbox counts requests after that.
+// bodies bounds what a host holds of messages over HTTP, of all its connections together: of
+// requests while they are read, of what they are decompressed to, or of responses while they are
+// written. A mailbox counts requests after that.
 //
 // What callers may rely on:
 //
-//   - What is reserved never exceeds limit, whatever is asked for, nor what waits parked, where what
+//   - What is reserved never exceeds limit, whatever is asked for, nor what waits parked, where
+//     what
 //     waits is in memory already.
-//   - A message whose size is known (Content-Length, the length of an envelope, a response) reserves
+//   - A message whose size is known (Content-Length, the length of an envelope, a response)
+//     reserves
 //     all of it at once, before a byte of it is read. It never waits again, so that it can finish.
-//   - A message whose size is not known grows by steps. A step is granted only if the largest of those
+//   - A message whose size is not known grows by steps. A step is granted only if the largest of
+//     those
 //     that grow can still become as large as any message may be, when the others hold on to what they
 //     have. So there is always one that can finish, and messages never wait for each other in a cycle.
 //   - Those that wait are served first in, first out. Steps of messages that hold room come before
 //     messages that hold none, so what has begun finishes.
-//   - Small messages have room of their own, of which one may take no more than twice what it leaves.
+//   - Small messages have room of their own, of which one may take no more than twice what it
+//     leaves.
 //     So large ones, and small ones that never end, don't keep others out. Where it is full they wait
 //     with the large ones.
-//   - What is slow can't block others for long: while messages wait, one that has held its room for longer
+//   - What is slow can't block others for long: while messages wait, one that has held its room for
+//     longer
 //     than patience and what it takes at bodyRate is interrupted. Its call fails.
 //   - Nothing waits longer than bodyWait, or than its call: it is refused with resource_exhausted.
 type bodies struct {
 	what string
-	// large and small are the bounds of the two kinds, most and smallMost what one message may take.
+	// large and small are the bounds of the two kinds, most and smallMost what one message may
+	// take.
 	large, small, most, smallMost int
 	// parked bounds what waits, in bytes; 0 where what waits is not in memory yet.
 	parked int
 
 	mu sync.Mutex // guards what follows, and the fields of heldBody
-	// inLarge and inSmall are reserved. growing is the part of inLarge that messages of unknown size hold.
+	// inLarge and inSmall are reserved. growing is the part of inLarge that messages of unknown
+	// size hold.
 	inLarge, inSmall, growing int
 	// holders is the ring of all messages that hold room.
 	holders heldBody
@@ -51,19 +58,21 @@ type bodies struct {
 }
 
 const (
-	// bodyFactor is what a message takes while it is read or written, in its own size: buffers grow by doubling.
+	// bodyFactor is what a message takes while it is read or written, in its own size: buffers grow
+	// by doubling.
 	bodyFactor = 2
 	// bodyWait is how long a message waits for room at most.
 	bodyWait = 30 * time.Second
-	// bodyPatience is how long a message may hold room, be it ever so small, while others wait, and bodyRate how
-	// much may come in a second of what is larger, in bytes.
+	// bodyPatience is how long a message may hold room, be it ever so small, while others wait, and
+	// bodyRate how much may come in a second of what is larger, in bytes.
 	bodyPatience = 5 * time.Second
 	bodyRate     = 1 << 20
 	// bodySweep is how often slow messages are looked for, while others wait.
 	bodySweep = time.Second
 	// bodyRoom is for what is around a message.
 	bodyRoom = 64 << 10
-	// bodyFloor is what there is for messages at least: where the largest are small, many come at once.
+	// bodyFloor is what there is for messages at least: where the largest are small, many come at
+	// once.
 	bodyFloor = 4 << 20
 	// smallBody is how large a small message is at most, in bytes.
 	smallBody = 64 << 10
@@ -89,7 +98,8 @@ func (b *bodies) limit() int { return b.large + b.small }
 type heldBody struct {
 	of  *bodies
 	ctx context.Context //nolint:containedctx // as long as its call
-	// interrupt makes the call fail that reads or writes the message; nil if it can't. It is not called after end.
+	// interrupt makes the call fail that reads or writes the message; nil if it can't. It is not
+	// called after end.
 	interrupt func()
 
 	// What follows is guarded by the lock of bodies.
@@ -114,8 +124,8 @@ type heldBody struct {
 	interrupting sync.Mutex
 }
 
-// reserve makes the room of a message that of one of size bytes, and may block. grows says that the message
-// may need more later. Only one goroutine at a time may call it.
+// reserve makes the room of a message that of one of size bytes, and may block. grows says that the
+// message may need more later. Only one goroutine at a time may call it.
 func (h *heldBody) reserve(size int, grows bool) error {
 	b, want := h.of, size*bodyFactor
 	if !guarded {
@@ -193,7 +203,8 @@ func (h *heldBody) release() {
 	h.of.free(h)
 }
 
-// end is release for a call that is over. When it returns, interrupt is not running and will not be called.
+// end is release for a call that is over. When it returns, interrupt is not running and will not be
+// called.
 func (h *heldBody) end() {
 	if h.of == nil {
 		return

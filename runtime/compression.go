@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// minCompress is how large a message is at the least that is compressed, in bytes: smaller ones fit into
-	// one packet either way.
+	// minCompress is how large a message is at the least that is compressed, in bytes: smaller ones
+	// fit into one packet either way.
 	minCompress = 1400
-	// sampleSize is how much of a message is looked at, and least how much of that compression has to save
-	// for the rest to be compressed too: one part in least.
+	// sampleSize is how much of a message is looked at, and least how much of that compression has
+	// to save for the rest to be compressed too: one part in least.
 	sampleSize = 16 << 10
 	least      = 8
 )
 
-// responder serves a connect server over HTTP, in two ways: with responses that are never compressed, and
-// with those that may be. Requests may be compressed either way.
+// responder serves a connect server over HTTP, in two ways: with responses that are never
+// compressed, and with those that may be. Requests may be compressed either way.
 type responder struct {
 	host       *Host
 	plain      http.Handler
@@ -59,8 +59,8 @@ func (s responder) handler(r *http.Request) http.Handler {
 	return s.plain
 }
 
-// sampler is a gzip [connect.Compressor] that looks at a message's beginning first: where compressing that
-// saves little, as with images or parameters, the rest is stored as it is.
+// sampler is a gzip [connect.Compressor] that looks at a message's beginning first: where
+// compressing that saves little, as with images or parameters, the rest is stored as it is.
 type sampler struct {
 	connectgzip.Compressor
 

@@ -25,8 +25,9 @@ import (
 // maxCount bounds one creation.
 const maxCount = 1 << 16
 
-// Create creates a node under parent and waits until it is set up. While a node's method waits here, its mailbox goes on serving, so that the
-// child may call its parent. If the set-up fails or ctx ends, nothing is left of the node when Create returns. It is for generated code.
+// Create creates a node under parent and waits until it is set up. While a node's method waits
+// here, its mailbox goes on serving, so that the child may call its parent. If the set-up fails or
+// ctx ends, nothing is left of the node when Create returns. It is for generated code.
 func Create(ctx context.Context, parent Parent, service *Service, config proto.Message, opts ...CreateOption) (Ref, error) {
 	refs, err := CreateN(ctx, parent, service, 1, config, opts...)
 	if err != nil {
@@ -35,7 +36,8 @@ func Create(ctx context.Context, parent Parent, service *Service, config proto.M
 	return refs[0], nil
 }
 
-// CreateN creates n nodes at once, all or none; otherwise it is as [Create]. It is for generated code.
+// CreateN creates n nodes at once, all or none; otherwise it is as [Create]. It is for generated
+// code.
 func CreateN(ctx context.Context, parent Parent, service *Service, n int, config proto.Message, opts ...CreateOption) ([]Ref, error) {
 	if n < 1 || n > maxCount {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "one creation makes 1 to %d nodes, not %d", maxCount, n)
@@ -78,7 +80,8 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	return refs, nil
 }
 
-// configure encodes what the new nodes are configured by: one configuration for all, or each one's own.
+// configure encodes what the new nodes are configured by: one configuration for all, or each one's
+// own.
 func (o *createOptions) configure(service *Service, config proto.Message, types *typeSet) error {
 	if service.config.NewConfig == nil {
 		if o.each != nil {
@@ -125,7 +128,8 @@ func (t NodeType) encodeConfig(config proto.Message) (*anypb.Any, error) {
 	return encoded, nil
 }
 
-// createBelow has the host of a parent in another process create nodes. When it returns an error, nothing is left of them.
+// createBelow has the host of a parent in another process create nodes. When it returns an error,
+// nothing is left of them.
 func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := builtins().create.Call(ctx, parent, req)
 	if err == nil {
@@ -156,7 +160,8 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 	return nil, err
 }
 
-// create makes children of a node: parent where it lives here; nil for one that lives elsewhere, and for the root, whose id is empty.
+// create makes children of a node: parent where it lives here; nil for one that lives elsewhere,
+// and for the root, whose id is empty.
 func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	t, err := h.types.resolve(req.GetType(), req.GetService())
 	if err != nil {
@@ -241,8 +246,8 @@ func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord,
 	}
 }
 
-// begin brings registered nodes to life, all or none, and replaces each record by the newest. The error is the first in time: those of the
-// others, which are canceled then, are its consequence.
+// begin brings registered nodes to life, all or none, and replaces each record by the newest. The
+// error is the first in time: those of the others, which are canceled then, are its consequence.
 func (h *Host) begin(
 	ctx context.Context, c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool,
 ) error {
@@ -415,7 +420,8 @@ func (n *Node) endOfSetup(ctx context.Context) error {
 	return nil
 }
 
-// isNilNode says whether a set-up function returned nothing: nil, or a nil pointer in the interface.
+// isNilNode says whether a set-up function returned nothing: nil, or a nil pointer in the
+// interface.
 func isNilNode(impl any) bool {
 	v := reflect.ValueOf(impl)
 	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()

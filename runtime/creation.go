@@ -15,12 +15,13 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// brainTimeout bounds one request that undoes something, so that a Brain that is away holds up nothing else. What it could not be asked for
-// then is asked for again in the background.
+// brainTimeout bounds one request that undoes something, so that a Brain that is away holds up
+// nothing else. What it could not be asked for then is asked for again in the background.
 const brainTimeout = 2 * time.Second
 
-// creation is one creation under way on this host, from before its nodes are registered until they are the parent's children or nothing of them is
-// left. The end of the parent, of the host, and of the caller's context cancel it; the first two wait for it.
+// creation is one creation under way on this host, from before its nodes are registered until they
+// are the parent's children or nothing of them is left. The end of the parent, of the host, and of
+// the caller's context cancel it; the first two wait for it.
 type creation struct {
 	// id is its request id, with Brain and with the caller in another process.
 	id string
@@ -33,7 +34,8 @@ type creation struct {
 	done chan struct{}
 }
 
-// beginCreation begins a creation, unless what it would be below is ending. It must be ended by endCreation.
+// beginCreation begins a creation, unless what it would be below is ending. It must be ended by
+// endCreation.
 func (h *Host) beginCreation(parent *Node, parentNID, id string) (*creation, error) {
 	c := &creation{id: id, parent: parentNID, done: make(chan struct{})}
 	h.mu.Lock()
@@ -67,7 +69,8 @@ func (c *creation) bound(ctx context.Context) (context.Context, context.CancelFu
 	}
 }
 
-// endOfCreation is the error of a creation whose context has ended: the one that it was canceled with, where that says more than its caller knows.
+// endOfCreation is the error of a creation whose context has ended: the one that it was canceled
+// with, where that says more than its caller knows.
 func endOfCreation(ctx context.Context) error {
 	if e, ok := errors.AsType[*connect.Error](context.Cause(ctx)); ok {
 		return e
@@ -75,7 +78,8 @@ func endOfCreation(ctx context.Context) error {
 	return causeOf(ctx)
 }
 
-// cancelCreations cancels the creations that match, and waits until nothing of them is left, or ctx ends.
+// cancelCreations cancels the creations that match, and waits until nothing of them is left, or ctx
+// ends.
 func (h *Host) cancelCreations(ctx context.Context, match func(*creation) bool, cause error) {
 	var matching []*creation
 	h.mu.Lock()
@@ -97,7 +101,8 @@ func (h *Host) cancelCreations(ctx context.Context, match func(*creation) bool, 
 	}
 }
 
-// undoCreation undoes the creation of a request id, whether it is under way, done or still to arrive.
+// undoCreation undoes the creation of a request id, whether it is under way, done or still to
+// arrive.
 func (h *Host) undoCreation(ctx context.Context, id string) error {
 	undo := func() error {
 		h.cancelCreations(ctx, func(c *creation) bool { return c.id == id },
@@ -107,7 +112,8 @@ func (h *Host) undoCreation(ctx context.Context, id string) error {
 	if err := undo(); err != nil {
 		return err
 	}
-	// From here on Brain refuses to register it, should it still be to come. One that got in between is canceled by the second try.
+	// From here on Brain refuses to register it, should it still be to come. One that got in
+	// between is canceled by the second try.
 	_, err := h.brain.Remove(ctx, &brainv1.RemoveRequest{RequestIds: []string{id}, Cause: "its creation was canceled"})
 	if err != nil {
 		return err
@@ -153,7 +159,8 @@ func (f *firstError) get() error {
 	return f.err
 }
 
-// register registers new nodes with Brain. After an error nothing is registered, also where Brain did register them and its answer was lost.
+// register registers new nodes with Brain. After an error nothing is registered, also where Brain
+// did register them and its answer was lost.
 func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := h.brain.Register(ctx, req)
 	if err == nil {
@@ -165,7 +172,8 @@ func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*n
 	return nil, err
 }
 
-// isVerdict says whether an error of Brain's can only be its refusal of the request, as against the loss of its answer.
+// isVerdict says whether an error of Brain's can only be its refusal of the request, as against the
+// loss of its answer.
 func isVerdict(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodeFailedPrecondition,
@@ -176,9 +184,10 @@ func isVerdict(err error) bool {
 	}
 }
 
-// remove has Brain remove records or withdraw registrations, also after ctx has ended. What is gone already is no error. What Brain can't be
-// asked for within brainTimeout, because it is away, is asked for again in the background until it is done or the host has ended; then Brain
-// removes it with the host.
+// remove has Brain remove records or withdraw registrations, also after ctx has ended. What is gone
+// already is no error. What Brain can't be asked for within brainTimeout, because it is away, is
+// asked for again in the background until it is done or the host has ended; then Brain removes it
+// with the host.
 func (h *Host) remove(ctx context.Context, req *brainv1.RemoveRequest) {
 	err := h.tryRemove(context.WithoutCancel(ctx), req)
 	if err == nil {

@@ -26,11 +26,12 @@ import (
 // firstBytes is how long a new connection may take to say what it is.
 const firstBytes = pendingTime
 
-// pingAfter is after how long without a frame an HTTP/2 peer is pinged, and how long it has to answer.
+// pingAfter is after how long without a frame an HTTP/2 peer is pinged, and how long it has to
+// answer.
 const pingAfter = 30 * time.Second
 
-// front is where a host is reached: one TCP listener and, for processes that share the file system, a Unix socket, each of which takes tunnels
-// and HTTP alike. A tunnel is told by its preface.
+// front is where a host is reached: one TCP listener and, for processes that share the file system,
+// a Unix socket, each of which takes tunnels and HTTP alike. A tunnel is told by its preface.
 type front struct {
 	host       *Host
 	advertised string
@@ -43,7 +44,8 @@ type front struct {
 	errors     *connecthttp.ErrorWriter
 	// own serves tunnel calls that are for the host itself.
 	own tunnel.Handler
-	// admission bounds the connections that are not admitted yet, public the calls that need no token.
+	// admission bounds the connections that are not admitted yet, public the calls that need no
+	// token.
 	admission *admission
 	public    atomic.Int64
 	// origins are the browser origins that may call: the host's own, and those that Brain allows.
@@ -125,7 +127,8 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 			return context.WithValue(ctx, webConnKey{}, nc)
 		},
 		HTTP2: &http.HTTP2Config{
-			// The peer that has gone without a word is noticed: HTTP/2 connections are otherwise busy as long as a stream is.
+			// The peer that has gone without a word is noticed: HTTP/2 connections are otherwise
+			// busy as long as a stream is.
 			SendPingTimeout: pingAfter, PingTimeout: pingAfter,
 		},
 		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),

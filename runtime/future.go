@@ -14,12 +14,13 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Future is the outcome of an async call, which may still be to come. Its methods may be called from any goroutine, any number of times; all
-// see the same outcome. An error that nobody collects is logged once, when the future is dropped.
+// Future is the outcome of an async call, which may still be to come. Its methods may be called
+// from any goroutine, any number of times; all see the same outcome. An error that nobody collects
+// is logged once, when the future is dropped.
 type Future[T any] struct{ f *future }
 
-// Get waits for the outcome. If ctx ends first it stops waiting and returns ctx's error; the call goes on. A method that holds the very turn
-// which the call waits for is refused at once.
+// Get waits for the outcome. If ctx ends first it stops waiting and returns ctx's error; the call
+// goes on. A method that holds the very turn which the call waits for is refused at once.
 func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	var none T
 	res, err := f.f.get(ctx)
@@ -32,8 +33,8 @@ func (f *Future[T]) Get(ctx context.Context) (T, error) {
 // Done is closed when the outcome is there.
 func (f *Future[T]) Done() <-chan struct{} { return f.f.done }
 
-// Cancel takes the call back. One that still waits in line never runs; one that runs has its context canceled. The outcome is then a
-// Canceled error, unless it was there already.
+// Cancel takes the call back. One that still waits in line never runs; one that runs has its
+// context canceled. The outcome is then a Canceled error, unless it was there already.
 func (f *Future[T]) Cancel() { f.f.abort(context.Canceled) }
 
 // future is what Future is about, without its type.
@@ -43,8 +44,8 @@ type future struct {
 	target *target
 
 	done chan struct{}
-	// verdict is the call where it goes to another process: that has the same deadline, and a moment
-	// after it to say how far the call had come. It is set before the call is made, or nil.
+	// verdict is the call where it goes to another process: that has the same deadline, and a
+	// moment after it to say how far the call had come. It is set before the call is made, or nil.
 	verdict *tunnel.Call
 
 	mu        sync.Mutex // guards all below
@@ -75,7 +76,8 @@ func newFuture(method *Method, t *target) *future {
 // complete makes err the outcome; only the first outcome counts. It returns whether this one was.
 func (f *future) complete(err error) bool { return f.completeWith(nil, err, nil) }
 
-// completeWith sets the outcome, together with what deliver does: show the caller the response's metadata.
+// completeWith sets the outcome, together with what deliver does: show the caller the response's
+// metadata.
 func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
 	if f.completed {
@@ -204,7 +206,8 @@ func (f *future) collect() {
 	}
 }
 
-// notify makes the future send itself to ch when its outcome is there, at once if it is. ch must have room.
+// notify makes the future send itself to ch when its outcome is there, at once if it is. ch must
+// have room.
 func (f *future) notify(ch chan<- *future) {
 	f.mu.Lock()
 	if !f.completed {
@@ -223,9 +226,10 @@ func (f *future) forget(ch chan<- *future) {
 	f.waiting = slices.DeleteFunc(f.waiting, func(other chan<- *future) bool { return other == ch })
 }
 
-// Wait waits until n of the futures have their outcome, or ctx ends. It returns those that have it and those that don't, each in the order
-// given; done may hold more than n. n is bounded by the number of futures. A wait that can't end, because too many of the calls wait for a turn
-// which the caller holds, is refused at once.
+// Wait waits until n of the futures have their outcome, or ctx ends. It returns those that have it
+// and those that don't, each in the order given; done may hold more than n. n is bounded by the
+// number of futures. A wait that can't end, because too many of the calls wait for a turn which the
+// caller holds, is refused at once.
 func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pending []*Future[T], err error) {
 	list := untyped(futures)
 	stuck := 0
@@ -252,8 +256,8 @@ func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pendi
 	return done, pending, err
 }
 
-// Gather waits for all the futures and returns their results in order. It returns the first error that comes up, at once; the other calls
-// go on.
+// Gather waits for all the futures and returns their results in order. It returns the first error
+// that comes up, at once; the other calls go on.
 func Gather[T any](ctx context.Context, futures ...*Future[T]) ([]T, error) {
 	list := untyped(futures)
 	for _, f := range list {
@@ -283,7 +287,8 @@ func untyped[T any](futures []*Future[T]) []*future {
 	return list
 }
 
-// await waits until n of the futures have their outcome, as they come; each, if given, may end the wait with an error.
+// await waits until n of the futures have their outcome, as they come; each, if given, may end the
+// wait with an error.
 func await(ctx context.Context, n int, futures []*future, each func(*future) error) error {
 	waits(ctx)
 	arrived := make(chan *future, len(futures))

@@ -57,8 +57,8 @@ func isPublicProcedure(procedure string) bool {
 	return false
 }
 
-// mountHealth answers for the host as a whole (the empty service) and for each service that it can host.
-// Callers without the token learn of the host as a whole only.
+// mountHealth answers for the host as a whole (the empty service) and for each service that it can
+// host. Callers without the token learn of the host as a whole only.
 func mountHealth(server *connect.Server, h *Host) {
 	method := func(name string, streams connect.StreamType, handler connect.ServerFunc) connect.Method {
 		return connect.Method{Handler: handler, Spec: connect.Spec{
@@ -97,8 +97,8 @@ func (h *Host) listHealth(ctx context.Context, _ connect.Spec, stream connect.Se
 	return stream.Send(&healthv1.HealthListResponse{Statuses: statuses})
 }
 
-// watchHealth sends the state at once, and once more when it changes, which is for good. The stream ends
-// then.
+// watchHealth sends the state at once, and once more when it changes, which is for good. The stream
+// ends then.
 func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req healthv1.HealthCheckRequest
 	if err := stream.Receive(&req); err != nil {
@@ -133,9 +133,9 @@ func (h *Host) healthFor(ctx context.Context, service string) healthv1.HealthChe
 	return h.health(service)
 }
 
-// health is the state of the host as a whole (""), or of one service. The whole is not serving either where
-// a Brain in this process can't keep changes any more. A host that has lost a Brain elsewhere serves: its
-// nodes answer, and all hosts would turn not ready at once.
+// health is the state of the host as a whole (""), or of one service. The whole is not serving
+// either where a Brain in this process can't keep changes any more. A host that has lost a Brain
+// elsewhere serves: its nodes answer, and all hosts would turn not ready at once.
 func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {
 	select {
 	case <-h.ending:
@@ -158,7 +158,8 @@ func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus
 	return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 }
 
-// brainFailed is closed when the store of a Brain in this process has failed; nil where there is none.
+// brainFailed is closed when the store of a Brain in this process has failed; nil where there is
+// none.
 func (h *Host) brainFailed() <-chan struct{} {
 	if h.embedded == nil {
 		return nil

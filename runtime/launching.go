@@ -12,8 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// launcherLimit is how long a launcher of the user may take to return after its context has ended. The
-// usual one needs this long where the kernel is slow to end a process.
+// launcherLimit is how long a launcher of the user may take to return after its context has ended.
+// The usual one needs this long where the kernel is slow to end a process.
 const launcherLimit = 12 * time.Second
 
 // userLauncher bounds the waits for a launcher that is the user's code.

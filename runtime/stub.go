@@ -17,8 +17,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// NewLocal puts a node's implementation behind a mailbox, in this process and outside any system: around a fake in a test, for example. It
-// needs no Close. It is for generated code.
+// NewLocal puts a node's implementation behind a mailbox, in this process and outside any system:
+// around a fake in a test, for example. It needs no Close. It is for generated code.
 func NewLocal(service *Service, impl any) Ref { return newStub(service, impl).ref() }
 
 func newStub(service *Service, impl any) *Node {
@@ -30,8 +30,8 @@ func newStub(service *Service, impl any) *Node {
 	return n
 }
 
-// RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, on a connect server. It needs no Close. It is for
-// generated code.
+// RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, on a
+// connect server. It needs no Close. It is for generated code.
 func RegisterTunnel(server *connect.Server, service *Service, impl any) {
 	n := newStub(service, impl)
 	for _, m := range service.methods {
@@ -46,7 +46,8 @@ func NewTunnel(service *Service, client *connect.Client) Ref {
 	return Ref{t: &target{service: service, client: &clientTarget{client: client}}}
 }
 
-// serveConnect serves a call that came through a connect server, over HTTP for example. ctx carries connect's CallInfo.
+// serveConnect serves a call that came through a connect server, over HTTP for example. ctx carries
+// connect's CallInfo.
 func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.ServerStream) error {
 	info, ok := connect.CallInfoForServerContext(ctx)
 	if !ok {
@@ -155,7 +156,8 @@ func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 	}
 }
 
-// sendOver sends a response by one of connect's transports. What can't be encoded is the same error that every other way gives.
+// sendOver sends a response by one of connect's transports. What can't be encoded is the same error
+// that every other way gives.
 func sendOver(m *Method, stream connect.ServerStream, msg any) error {
 	message, ok := msg.(proto.Message)
 	if !ok {
@@ -170,8 +172,8 @@ func sendOver(m *Method, stream connect.ServerStream, msg any) error {
 	return err
 }
 
-// replyStream puts the headers that the node's code has set where the transport looks for them: before the first message, or at the
-// end of a stream that has none.
+// replyStream puts the headers that the node's code has set where the transport looks for them:
+// before the first message, or at the end of a stream that has none.
 type replyStream struct {
 	connect.ServerStream
 
@@ -182,13 +184,14 @@ type replyStream struct {
 	wrong     error
 	source    source // only ReceiveEmpty uses it
 
-	// over says that the transport gets its goroutine back: what is still sent would go nowhere, and
-	// may panic.
+	// over says that the transport gets its goroutine back: what is still sent would go nowhere,
+	// and may panic.
 	over atomic.Bool
 	// isShared says that the response must not be used once the transport has its goroutine back.
 	isShared bool
 	mu       sync.Mutex // guards what follows, and that over is set
-	// sending is how many operations use the response, and sent is closed when there are none, after the end.
+	// sending is how many operations use the response, and sent is closed when there are none,
+	// after the end.
 	sending int
 	sent    chan struct{}
 }
@@ -229,8 +232,8 @@ func (s *replyStream) guard(operation func() error) (err error) {
 	return operation()
 }
 
-// guardResponse is guard for an operation that uses the response: the transport gets its goroutine back
-// only when that is through.
+// guardResponse is guard for an operation that uses the response: the transport gets its goroutine
+// back only when that is through.
 func (s *replyStream) guardResponse(operation func() error) error {
 	if !s.isShared {
 		return s.guard(operation)
@@ -253,8 +256,8 @@ func (s *replyStream) guardResponse(operation func() error) error {
 }
 
 // finish lets nothing use the transport's stream any more. A method may have returned while another
-// goroutine of its sends, or go on sending after its call is over: finish waits for that, and interrupts
-// it when the caller has gone, the node has ended, or it takes long.
+// goroutine of its sends, or go on sending after its call is over: finish waits for that, and
+// interrupts it when the caller has gone, the node has ended, or it takes long.
 func (s *replyStream) finish(ctx context.Context) {
 	s.mu.Lock()
 	s.over.Store(true)

@@ -18,19 +18,19 @@ import (
 )
 
 const (
-	// idleTime is how long a connection may be idle between two requests. It is longer than clients keep
-	// theirs, the gateway among them, so that they close first.
+	// idleTime is how long a connection may be idle between two requests. It is longer than clients
+	// keep theirs, the gateway among them, so that they close first.
 	idleTime = 2 * time.Minute
 	// maxPublicBody bounds the request of a call that needs no token, in bytes.
 	maxPublicBody = 4 << 10
 	// maxPublicCalls bounds how many such calls may run at once; streams of health last.
 	maxPublicCalls = 64
-	// maxLinger bounds what is read, in bytes, of a refused request's body, and lingerTime for how long, so
-	// that the refusal arrives before the connection ends.
+	// maxLinger bounds what is read, in bytes, of a refused request's body, and lingerTime for how
+	// long, so that the refusal arrives before the connection ends.
 	maxLinger  = 256 << 10
 	lingerTime = time.Second
-	// endTime is how long answers may take to be written when the listener closes, for requests that are
-	// for the host itself.
+	// endTime is how long answers may take to be written when the listener closes, for requests
+	// that are for the host itself.
 	endTime = time.Second
 )
 
@@ -39,7 +39,8 @@ func (f *front) guard(next http.Handler) http.Handler {
 	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.admitRequest(w, r, next) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor < 2 && r.ContentLength != 0 {
-			// The server reads what its handler leaves of a body, for as long as that may take to come.
+			// The server reads what its handler leaves of a body, for as long as that may take to
+			// come.
 			r = r.WithContext(r.Context()) // a copy: the server looks at its own
 			body := &endingBody{ReadCloser: r.Body}
 			r.Body = body
@@ -82,8 +83,8 @@ func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.H
 	}
 }
 
-// refuseRequest answers with an error in the caller's protocol. A connection that is not admitted ends with
-// it, and so does one on which an unread body is still to come.
+// refuseRequest answers with an error in the caller's protocol. A connection that is not admitted
+// ends with it, and so does one on which an unread body is still to come.
 func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
 	if c := webConnOf(r.Context()); c != nil && !c.pending.isAdmitted() {
 		w.Header().Set("Connection", "close") // over HTTP/2 the server makes it a GOAWAY
@@ -94,8 +95,8 @@ func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error)
 	}
 }
 
-// dropBody keeps the server from waiting for the rest of a request that is answered without it, however long
-// that may take to come: the connection ends with the answer.
+// dropBody keeps the server from waiting for the rest of a request that is answered without it,
+// however long that may take to come: the connection ends with the answer.
 func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
 	c := webConnOf(r.Context())
 	if c == nil || r.ProtoMajor > 1 || r.ContentLength == 0 {
@@ -119,8 +120,8 @@ func isPublic(r *http.Request) bool {
 	return err == nil && (to.Node == "" || to.Node == webroute.Root) && isPublicProcedure(to.Procedure)
 }
 
-// servePublic serves a call that needs no token. It gets little memory and time: its whole request is read
-// first, for no such call takes more than one message.
+// servePublic serves a call that needs no token. It gets little memory and time: its whole request
+// is read first, for no such call takes more than one message.
 func (f *front) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	defer f.public.Add(-1)
 	if f.public.Add(1) > maxPublicCalls {
@@ -157,8 +158,9 @@ func isAnonymous(ctx context.Context) bool {
 	return anonymous
 }
 
-// untilClosed serves a request that is for this process. When the listener closes, its nodes have ended:
-// whatever is still to be read is cut off, and the context of what the host itself serves ends.
+// untilClosed serves a request that is for this process. When the listener closes, its nodes have
+// ended: whatever is still to be read is cut off, and the context of what the host itself serves
+// ends.
 func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
 	ctx := r.Context()
 	if own {
@@ -206,8 +208,8 @@ type webConn struct {
 	pending *pending
 	// proven says that the other side has proven in a handshake that it knows the token.
 	proven bool
-	// lingers says that the connection is to be closed only when its other side has had time to read the
-	// refusal: whatever is still unread would reset it.
+	// lingers says that the connection is to be closed only when its other side has had time to
+	// read the refusal: whatever is still unread would reset it.
 	lingers atomic.Bool
 }
 
