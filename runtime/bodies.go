@@ -10,77 +10,73 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// bodies bounds what a host holds of messages over HTTP, of all its connections together: of
-// requests while they are read, of what they are decompressed to, or of responses while they are
+// bodies bounds the memory that a host uses for messages over HTTP, of all connections together:
+// for requests while they are read, for their decompressed form, or for responses while they are
 // written. A mailbox counts requests after that.
 //
 // What callers may rely on:
 //
-//   - What is reserved never exceeds limit, whatever is asked for, nor what waits parked, where
-//     what
-//     waits is in memory already.
-//   - A message whose size is known (Content-Length, the length of an envelope, a response)
-//     reserves
-//     all of it at once, before a byte of it is read. It never waits again, so that it can finish.
-//   - A message whose size is not known grows by steps. A step is granted only if the largest of
-//     those
-//     that grow can still become as large as any message may be, when the others hold on to what they
-//     have. So there is always one that can finish, and messages never wait for each other in a cycle.
-//   - Those that wait are served first in, first out. Steps of messages that hold room come before
-//     messages that hold none, so what has begun finishes.
-//   - Small messages have room of their own, of which one may take no more than twice what it
-//     leaves.
-//     So large ones, and small ones that never end, don't keep others out. Where it is full they wait
-//     with the large ones.
-//   - What is slow can't block others for long: while messages wait, one that has held its room for
-//     longer
-//     than patience and what it takes at bodyRate is interrupted. Its call fails.
-//   - Nothing waits longer than bodyWait, or than its call: it is refused with resource_exhausted.
+//   - The reserved memory never exceeds limit, and the size of what waits never exceeds parked, if
+//     what waits is already in memory.
+//   - A message of known size (Content-Length, the length of an envelope, a response) reserves all
+//     of it at once, before a byte of it is read. It never waits again, so it can finish.
+//   - A message of unknown size grows by steps. A step is granted only if the largest of the
+//     growing messages can still become as large as any message may be while the others keep what
+//     they have. So one can always finish, and messages never wait for each other in a cycle.
+//   - Waiters are served first in, first out. Steps of messages that hold memory precede messages
+//     that hold none, so that what has begun finishes.
+//   - Small messages have memory of their own, of which one may take at most twice what it leaves.
+//     So large messages, and small ones that never end, do not keep others out. If it is full,
+//     small ones wait with the large ones.
+//   - A slow message cannot block others for long: while messages wait, one that has held its
+//     memory for longer than bodyPatience plus its size at bodyRate is interrupted. Its call fails.
+//   - Nothing waits longer than bodyWait, or than its call: it is then refused with
+//     ResourceExhausted.
 type bodies struct {
 	what string
-	// large and small are the bounds of the two kinds, most and smallMost what one message may
-	// take.
+	// large and small are the limits of the two kinds, most and smallMost those of one message.
 	large, small, most, smallMost int
-	// parked bounds what waits, in bytes; 0 where what waits is not in memory yet.
+	// parked bounds the size of what waits, in bytes; 0 if what waits is not in memory yet.
 	parked int
 
-	mu sync.Mutex // guards what follows, and the fields of heldBody
-	// inLarge and inSmall are reserved. growing is the part of inLarge that messages of unknown
-	// size hold.
+	mu sync.Mutex // guards the fields below, and those of heldBody
+	// inLarge and inSmall are what is reserved. growing is the part of inLarge that messages of
+	// unknown size hold.
 	inLarge, inSmall, growing int
-	// holders is the ring of all messages that hold room.
+	// holders is the ring of all messages that hold memory.
 	holders heldBody
-	// queue is of *heldBody: those that wait. waiting is their size.
+	// queue has the waiters, of type *heldBody; waiting is their total size.
 	queue   list.List
 	waiting int
-	// sweeper interrupts what is slow, while the queue is not empty.
+	// sweeper interrupts slow messages while the queue is not empty.
 	sweeper *time.Timer
 }
 
 const (
-	// bodyFactor is what a message takes while it is read or written, in its own size: buffers grow
-	// by doubling.
+	// bodyFactor is the memory that a message takes while it is read or written, as a multiple of
+	// its size: buffers grow by doubling.
 	bodyFactor = 2
-	// bodyWait is how long a message waits for room at most.
+	// bodyWait bounds how long a message waits for memory.
 	bodyWait = 30 * time.Second
-	// bodyPatience is how long a message may hold room, be it ever so small, while others wait, and
-	// bodyRate how much may come in a second of what is larger, in bytes.
+	// bodyPatience is how long a message of any size may hold memory while others wait, and
+	// bodyRate the rate that adds to that for larger ones, in bytes per second.
 	bodyPatience = 5 * time.Second
 	bodyRate     = 1 << 20
-	// bodySweep is how often slow messages are looked for, while others wait.
+	// bodySweep is the interval between checks for slow messages, while others wait.
 	bodySweep = time.Second
-	// bodyRoom is for what is around a message.
+	// bodyRoom is for what surrounds a message, such as an envelope.
 	bodyRoom = 64 << 10
-	// bodyFloor is what there is for messages at least: where the largest are small, many come at
-	// once.
+	// bodyFloor is the minimum of the memory for messages: where the largest are small, many arrive
+	// at once.
 	bodyFloor = 4 << 20
-	// smallBody is how large a small message is at most, in bytes.
+	// smallBody is the largest size of a small message, in bytes.
 	smallBody = 64 << 10
-	// smallPart is the part of all room that only small messages get.
+	// smallPart is the fraction of all memory that is reserved for small messages: one part in
+	// smallPart.
 	smallPart = 8
 )
 
-// newBodies makes a bound of twice what one of the largest messages takes.
+// newBodies makes a limit of twice the memory of one of the largest messages.
 func newBodies(what string, maxMessage int) *bodies {
 	most := bodyFactor * (maxMessage + bodyRoom)
 	all := max(bodyFloor, 2*most)
@@ -94,26 +90,27 @@ func newBodies(what string, maxMessage int) *bodies {
 // limit is how many bytes may be reserved.
 func (b *bodies) limit() int { return b.large + b.small }
 
-// heldBody is what one message holds, of a call which has one at a time.
+// heldBody is the memory held by one call, which has one message at a time.
 type heldBody struct {
 	of  *bodies
 	ctx context.Context //nolint:containedctx // as long as its call
-	// interrupt makes the call fail that reads or writes the message; nil if it can't. It is not
-	// called after end.
+	// interrupt makes the call that reads or writes the message fail; nil if that is impossible. It
+	// is not called after end.
 	interrupt func()
 
-	// What follows is guarded by the lock of bodies.
+	// The fields below are guarded by the lock of bodies.
 
 	inLarge, inSmall int
-	// grows says that the message's size is not known.
+	// grows is set if the message's size is unknown.
 	grows bool
-	// since is when it got its first room, without the time that it waited since.
+	// since is when it first got memory, moved by the time that it has waited since.
 	since time.Time
-	// whole says that it waits for nothing of the other side any more.
+	// whole is set when it no longer waits for anything from the other side.
 	whole bool
-	// slow says that it was interrupted, over that its call has ended.
+	// slow is set when it was interrupted, over when its call has ended.
 	slow, over bool
-	// place is where it waits for want bytes; granted is closed when it has them.
+	// place is its position in the queue while it waits for want bytes; granted is closed when it
+	// has them.
 	place          *list.Element
 	want           int
 	granted        chan struct{}
@@ -124,8 +121,8 @@ type heldBody struct {
 	interrupting sync.Mutex
 }
 
-// reserve makes the room of a message that of one of size bytes, and may block. grows says that the
-// message may need more later. Only one goroutine at a time may call it.
+// reserve sets the memory of a message to that of one of size bytes, and may block. grows is set if
+// the message may need more later. It must not be called concurrently.
 func (h *heldBody) reserve(size int, grows bool) error {
 	b, want := h.of, size*bodyFactor
 	if !guarded {
@@ -176,24 +173,24 @@ func (h *heldBody) reserve(size int, grows bool) error {
 		return http.ErrBodyReadAfterClose
 	}
 	if h.place == nil {
-		return nil // granted, if only just now
+		return nil // granted in the meantime
 	}
 	before := b.withdraw(h)
 	if err == nil {
 		err = connect.Errorf(connect.CodeResourceExhausted, "the host holds %d bytes of %s over HTTP, of which it takes %d; one of %d bytes found no room within %v, "+
 			"behind %d others: send fewer or smaller messages at once", b.inLarge+b.inSmall, b.what, b.limit(), size, bodyWait, before)
 	}
-	b.serve() // it may have been in the way of others
+	b.serve() // it may have blocked others in the queue
 	return err
 }
 
-// tooSlow is why the call of a message that was interrupted fails.
+// tooSlow is the error of a call whose message was interrupted.
 func (h *heldBody) tooSlow() error {
 	return connect.Errorf(connect.CodeResourceExhausted, "a message of the %s over HTTP was too slow while others waited for its room: "+
 		"it may take %v, and a second for each %d bytes", h.of.what, bodyPatience, bodyRate/bodyFactor)
 }
 
-// release gives back all that was reserved.
+// release returns everything that was reserved.
 func (h *heldBody) release() {
 	if h.of == nil {
 		return
@@ -203,8 +200,8 @@ func (h *heldBody) release() {
 	h.of.free(h)
 }
 
-// end is release for a call that is over. When it returns, interrupt is not running and will not be
-// called.
+// end is release for a call that has ended. When it returns, interrupt is not running and will not
+// be called.
 func (h *heldBody) end() {
 	if h.of == nil {
 		return
@@ -219,21 +216,23 @@ func (h *heldBody) end() {
 	h.interrupt = nil
 }
 
-// complete says that the message waits for nothing of the other side any more: it can't be slow.
+// complete records that the message no longer waits for anything from the other side: it cannot be
+// slow.
 func (h *heldBody) complete() {
 	h.of.mu.Lock()
 	defer h.of.mu.Unlock()
 	h.whole = true
 }
 
-// isSlow says whether the message was interrupted.
+// isSlow reports whether the message was interrupted.
 func (h *heldBody) isSlow() bool {
 	h.of.mu.Lock()
 	defer h.of.mu.Unlock()
 	return h.slow
 }
 
-// trySmall gives a message room among the small ones. Callers hold the lock, as of all that follow.
+// trySmall grants a message memory reserved for small ones. Its caller holds the lock, as for all
+// methods below.
 func (b *bodies) trySmall(h *heldBody) bool {
 	free := b.small - b.inSmall + h.inSmall - h.want
 	if h.inLarge > 0 || h.want > b.smallMost || h.want > 2*free {
@@ -243,7 +242,7 @@ func (b *bodies) trySmall(h *heldBody) bool {
 	return true
 }
 
-// tryLarge gives a message room among the large ones.
+// tryLarge grants a message memory for large ones.
 func (b *bodies) tryLarge(h *heldBody) bool {
 	if b.inLarge-h.inLarge+h.want > b.large {
 		return false
@@ -255,7 +254,7 @@ func (b *bodies) tryLarge(h *heldBody) bool {
 	return true
 }
 
-// largestGrowing is what the largest message of unknown size holds, other than h.
+// largestGrowing is the memory of the largest message of unknown size other than h.
 func (b *bodies) largestGrowing(h *heldBody) (largest int) {
 	for other := b.holders.next; other != &b.holders; other = other.next {
 		if other != h && other.grows {
@@ -265,7 +264,7 @@ func (b *bodies) largestGrowing(h *heldBody) (largest int) {
 	return largest
 }
 
-// hold makes what a message holds that.
+// hold sets the memory of a message.
 func (b *bodies) hold(h *heldBody, small, large int) {
 	now := time.Now()
 	if h.next == nil {
@@ -287,7 +286,7 @@ func (b *bodies) count(h *heldBody, small, large int) {
 	h.inSmall, h.inLarge = small, large
 }
 
-// free takes all from a message, and serves those that wait.
+// free releases all memory of a message, and serves the waiters.
 func (b *bodies) free(h *heldBody) {
 	if h.next == nil {
 		return
@@ -299,7 +298,7 @@ func (b *bodies) free(h *heldBody) {
 	b.serve()
 }
 
-// enqueue lets a message wait.
+// enqueue adds a message to the waiters.
 func (b *bodies) enqueue(h *heldBody) {
 	h.waits, h.granted = time.Now(), make(chan struct{})
 	h.place = b.queue.PushBack(h)
@@ -309,7 +308,7 @@ func (b *bodies) enqueue(h *heldBody) {
 	}
 }
 
-// withdraw lets a message wait no longer. It returns how many were before it.
+// withdraw removes a message from the waiters, and returns how many were before it.
 func (b *bodies) withdraw(h *heldBody) (before int) {
 	if h.place == nil {
 		return 0
@@ -324,7 +323,7 @@ func (b *bodies) withdraw(h *heldBody) (before int) {
 	return before
 }
 
-// serve gives room to those that wait.
+// serve grants memory to waiters.
 func (b *bodies) serve() {
 	for e := b.queue.Front(); e != nil; {
 		h, _ := e.Value.(*heldBody)
@@ -346,7 +345,7 @@ func (b *bodies) serve() {
 	}
 }
 
-// sweep interrupts messages that are slow while others wait for their room.
+// sweep interrupts slow messages while others wait for their memory.
 func (b *bodies) sweep() {
 	b.mu.Lock()
 	var slow []*heldBody
@@ -374,7 +373,7 @@ func (b *bodies) sweep() {
 	}
 }
 
-// interruptNow makes the call fail that reads or writes the message, unless it is over.
+// interruptNow makes the call that reads or writes the message fail, unless it has ended.
 func (h *heldBody) interruptNow() {
 	h.interrupting.Lock()
 	defer h.interrupting.Unlock()

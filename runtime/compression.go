@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// minCompress is how large a message is at the least that is compressed, in bytes: smaller ones
-	// fit into one packet either way.
+	// minCompress is the size of the smallest message that is compressed, in bytes: smaller ones
+	// fit into one packet in any case.
 	minCompress = 1400
-	// sampleSize is how much of a message is looked at, and least how much of that compression has
-	// to save for the rest to be compressed too: one part in least.
+	// sampleSize is the size of the sample that is compressed first, and least how much that must
+	// save for the whole message to be compressed: one part in least.
 	sampleSize = 16 << 10
 	least      = 8
 )
 
-// responder serves a connect server over HTTP, in two ways: with responses that are never
-// compressed, and with those that may be. Requests may be compressed either way.
+// responder serves a connect server over HTTP with two handlers: one never compresses responses,
+// the other may. Both accept compressed requests.
 type responder struct {
 	host       *Host
 	plain      http.Handler
@@ -51,7 +51,7 @@ func newResponder(h *Host, server *connect.Server) responder {
 	}
 }
 
-// handler is the one for a request.
+// handler returns the handler for a request.
 func (s responder) handler(r *http.Request) http.Handler {
 	if s.host.front.compression.Load() && (r.Header.Get(webroute.ViaHeader) != "" || !webroute.IsSameMachine(r)) {
 		return s.compressed()
@@ -59,18 +59,18 @@ func (s responder) handler(r *http.Request) http.Handler {
 	return s.plain
 }
 
-// sampler is a gzip [connect.Compressor] that looks at a message's beginning first: where
-// compressing that saves little, as with images or parameters, the rest is stored as it is.
+// sampler is a gzip [connect.Compressor] that first compresses a sample of a message. If that saves
+// little, as for images or parameters, the message is stored uncompressed.
 type sampler struct {
 	connectgzip.Compressor
 
 	fast, stored sync.Pool // of *gzip.Writer
 }
 
-// Name implements connect.Compressor.
+// Name implements [connect.Compressor].
 func (*sampler) Name() string { return connect.CompressionNameGzip }
 
-// Compress implements connect.Compressor.
+// Compress implements [connect.Compressor].
 func (s *sampler) Compress(dst io.Writer) (io.WriteCloser, error) {
 	return &sampledWriter{sampler: s, dst: dst}, nil
 }
@@ -82,13 +82,13 @@ func (s *sampler) writer(dst io.Writer, gains bool) (*gzip.Writer, *sync.Pool) {
 	}
 	w, ok := pool.Get().(*gzip.Writer)
 	if !ok {
-		w, _ = gzip.NewWriterLevel(nil, level) // the level is one that there is
+		w, _ = gzip.NewWriterLevel(nil, level) // the level is valid
 	}
 	w.Reset(dst)
 	return w, pool
 }
 
-// gains says whether compressing a sample is worth while.
+// gains reports whether compressing a sample saves enough.
 func (s *sampler) gains(sample []byte) bool {
 	var size byteCount
 	w, pool := s.writer(&size, true)
@@ -97,7 +97,7 @@ func (s *sampler) gains(sample []byte) bool {
 	return err == nil && w.Close() == nil && int(size) < len(sample)-len(sample)/least
 }
 
-// byteCount counts what is written.
+// byteCount counts the bytes that are written.
 type byteCount int
 
 func (c *byteCount) Write(p []byte) (int, error) {
@@ -113,7 +113,7 @@ type sampledWriter struct {
 	pool    *sync.Pool
 }
 
-// Write implements io.Writer. Connect writes a message as a whole.
+// Write implements [io.Writer]. Connect writes a message with one call.
 func (w *sampledWriter) Write(p []byte) (int, error) {
 	if w.w == nil {
 		w.w, w.pool = w.sampler.writer(w.dst, w.sampler.gains(p[:min(len(p), sampleSize)]))
@@ -121,7 +121,7 @@ func (w *sampledWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// Close implements io.Closer.
+// Close implements [io.Closer].
 func (w *sampledWriter) Close() error {
 	if w.w == nil {
 		w.w, w.pool = w.sampler.writer(w.dst, false)

@@ -22,12 +22,13 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// maxCount bounds one creation.
+// maxCount bounds how many nodes one creation makes.
 const maxCount = 1 << 16
 
-// Create creates a node under parent and waits until it is set up. While a node's method waits
-// here, its mailbox goes on serving, so that the child may call its parent. If the set-up fails or
-// ctx ends, nothing is left of the node when Create returns. It is for generated code.
+// Create creates a node under parent and blocks until it is set up. While a node's method waits in
+// Create, the node's mailbox continues to serve, so that the child may call its parent. If Create
+// returns an error, because set-up fails or ctx ends, nothing is left of the node. It is for
+// generated code.
 func Create(ctx context.Context, parent Parent, service *Service, config proto.Message, opts ...CreateOption) (Ref, error) {
 	refs, err := CreateN(ctx, parent, service, 1, config, opts...)
 	if err != nil {
@@ -36,7 +37,7 @@ func Create(ctx context.Context, parent Parent, service *Service, config proto.M
 	return refs[0], nil
 }
 
-// CreateN creates n nodes at once, all or none; otherwise it is as [Create]. It is for generated
+// CreateN creates n nodes at once, all or none; otherwise it is like [Create]. It is for generated
 // code.
 func CreateN(ctx context.Context, parent Parent, service *Service, n int, config proto.Message, opts ...CreateOption) ([]Ref, error) {
 	if n < 1 || n > maxCount {
@@ -80,8 +81,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 	return refs, nil
 }
 
-// configure encodes what the new nodes are configured by: one configuration for all, or each one's
-// own.
+// configure encodes the configuration of the new nodes: one for all, or one for each.
 func (o *createOptions) configure(service *Service, config proto.Message, types *typeSet) error {
 	if service.config.NewConfig == nil {
 		if o.each != nil {
@@ -92,7 +92,7 @@ func (o *createOptions) configure(service *Service, config proto.Message, types 
 	if config == nil || !config.ProtoReflect().IsValid() {
 		config = service.config.NewConfig()
 	}
-	// A type that this process does not have is its parent's host's to find, or to refuse.
+	// If this process does not have the type, the parent's host finds or refuses it.
 	t, _ := types.resolve(o.request.GetType(), service.name)
 	if o.each == nil {
 		var err error
@@ -113,7 +113,7 @@ func (o *createOptions) configure(service *Service, config proto.Message, types 
 	return nil
 }
 
-// encodeConfig is a configuration as it goes to where the node will live.
+// encodeConfig encodes a configuration for the process of the new node, after preparing it.
 func (t NodeType) encodeConfig(config proto.Message) (*anypb.Any, error) {
 	if t.prepare != nil {
 		config = proto.Clone(config)
@@ -128,19 +128,19 @@ func (t NodeType) encodeConfig(config proto.Message) (*anypb.Any, error) {
 	return encoded, nil
 }
 
-// createBelow has the host of a parent in another process create nodes. When it returns an error,
-// nothing is left of them.
+// createBelow creates nodes through the host of a parent in another process. If it returns an
+// error, nothing is left of them.
 func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := builtins().create.Call(ctx, parent, req)
 	if err == nil {
 		return res.GetNodes(), nil
 	}
 	if e, ok := errors.AsType[*connect.Error](err); ok && e.IsRemote() && ctx.Err() == nil {
-		return nil, err // its host says so, and has undone it
+		return nil, err // the parent's host has returned this, and has undone the creation
 	}
 	undo := func(ctx context.Context) (over bool) {
 		_, err := builtins().cancelCreate.Call(ctx, parent, &nodev1.CancelCreateRequest{RequestId: req.GetRequestId()})
-		// The children of a parent that is dead have died with it.
+		// The children of a dead parent have died with it.
 		return err == nil || parent.State() == nodev1.NodeState_NODE_STATE_DEAD || isVerdict(err)
 	}
 	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
@@ -160,8 +160,8 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 	return nil, err
 }
 
-// create makes children of a node: parent where it lives here; nil for one that lives elsewhere,
-// and for the root, whose id is empty.
+// create creates children of a node. parent is nil if that lives elsewhere, and for the root, whose
+// id is empty.
 func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
 	t, err := h.types.resolve(req.GetType(), req.GetService())
 	if err != nil {
@@ -170,7 +170,7 @@ func (h *Host) create(ctx context.Context, parent *Node, parentNID string, req *
 	return h.createOf(ctx, parent, parentNID, t, req)
 }
 
-// createOf is create for a type that was found.
+// createOf is create for a resolved type.
 func (h *Host) createOf(
 	ctx context.Context, parent *Node, parentNID string, t NodeType, req *nodev1.CreateRequest,
 ) ([]*nodev1.NodeRecord, error) {
@@ -217,7 +217,7 @@ func (h *Host) createOf(
 	case nodev1.Placement_PLACEMENT_UNSPECIFIED:
 	}
 	if req.GetNoWait() {
-		// The records that are returned stay as they are.
+		// The records that are returned must not change.
 		h.beginLater(c, t, slices.Clone(records), made, ownProcess, over)
 		return records, nil
 	}
@@ -246,8 +246,8 @@ func (h *Host) beginLater(c *creation, t NodeType, records []*nodev1.NodeRecord,
 	}
 }
 
-// begin brings registered nodes to life, all or none, and replaces each record by the newest. The
-// error is the first in time: those of the others, which are canceled then, are its consequence.
+// begin starts registered nodes, all or none, and replaces each record by the newest. It returns
+// the first error in time: those of the other nodes, which are then canceled, are its consequence.
 func (h *Host) begin(
 	ctx context.Context, c *creation, t NodeType, records []*nodev1.NodeRecord, made []configuration, ownProcess bool,
 ) error {
@@ -287,7 +287,8 @@ func (h *Host) begin(
 	return nil
 }
 
-// addKids makes started children ones that end with their parent, unless that is ending already.
+// addKids registers the started children with their parent, so that they end with it, unless it is
+// already ending.
 func (h *Host) addKids(c *creation, started []*kid) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -307,7 +308,7 @@ func (h *Host) addKids(c *creation, started []*kid) error {
 	return nil
 }
 
-// undo removes what was begun.
+// undo stops what was started, and removes the records.
 func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), h.options.Drain)
 	defer cancel()
@@ -323,7 +324,7 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 	h.removeRecords(ctx, nids, why)
 }
 
-// setUp brings a node to life in this process.
+// setUp starts a node in this process.
 func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config proto.Message) (*kid, *nodev1.NodeRecord, error) {
 	n := newNode(h, t, rec)
 	h.mu.Lock()
@@ -335,11 +336,12 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 		defer cancel()
 		cause := "was not set up: " + messageOf(err)
 		n.giveUp(closedError(n.path, cause))
-		// What it had begun is ended with it; the creation's error says why.
+		// What the set-up had started ends with it; the error of the creation is the reason.
 		_ = h.stopNode(ctx, n, h.options.Drain, cause)
 		return nil, rec, err
 	}
-	// From here on others reach the node: their calls wait in its mailbox, and it can be stopped.
+	// From here on others can reach the node: their calls wait in its mailbox, and it can be
+	// stopped.
 	if err := h.announce(ctx, n, nodev1.NodeState_NODE_STATE_STARTING); err != nil {
 		return fail(fmt.Errorf("telling Brain where %s is: %w", n.path, err))
 	}
@@ -356,7 +358,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	return &kid{nid: n.nid, path: n.path, node: n}, n.snapshot(), nil
 }
 
-// announce tells Brain that a node lives here, and in what state.
+// announce records in Brain that a node lives here, and its state.
 func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) error {
 	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
 		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state, Host: h.Info(),
@@ -368,10 +370,10 @@ func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) er
 	return nil
 }
 
-// callSetup calls the type's set-up function, on a goroutine of its own. Its ctx ends with the node
-// too; a function that goes on for long after that is left behind.
+// callSetup calls the type's set-up function on a goroutine of its own. Its context also ends with
+// the node. A function that does not return within the grace period after that is abandoned.
 func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) (any, error) {
-	// A call that waits for the set-up must not be waited for by it.
+	// The chain makes a call that waits for this set-up, made from it, a cycle.
 	cc := &callContext{node: n, life: n.work, caller: ctx, chain: &chain{nid: n.nid, path: n.path, method: "set-up"}}
 	defer cc.end()
 	setUp := make(chan any, 1)
@@ -379,7 +381,7 @@ func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) 
 		impl, err := t.setup(cc, n, config)
 		if err != nil {
 			if ended := n.endOfSetup(ctx); ended != nil && errors.Is(err, context.Canceled) {
-				err = ended // it was told to
+				err = ended // the context ended
 			}
 			return setupError(n.path, err)
 		}
@@ -391,7 +393,7 @@ func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) 
 		return nil
 	})
 	ended := n.endOfSetup(ctx)
-	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own
+	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own type
 	case failed:
 		f.Log(n.logger(), "a set-up", slog.String("node", n.path))
 		return nil, connect.Errorf(connect.CodeInternal, "setting up %s: the set-up function %v", n.path, f)
@@ -408,7 +410,7 @@ func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) 
 	return <-setUp, nil
 }
 
-// endOfSetup is why a set-up has to end: its creation does, or its node. It is nil while neither
+// endOfSetup is why a set-up must end: because its creation or its node does. It is nil if neither
 // does.
 func (n *Node) endOfSetup(ctx context.Context) error {
 	switch {
@@ -420,14 +422,13 @@ func (n *Node) endOfSetup(ctx context.Context) error {
 	return nil
 }
 
-// isNilNode says whether a set-up function returned nothing: nil, or a nil pointer in the
-// interface.
+// isNilNode reports whether a set-up function returned nil, or a nil pointer in the interface.
 func isNilNode(impl any) bool {
 	v := reflect.ValueOf(impl)
 	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-// setupError says whose set-up failed; the code is the set-up's own.
+// setupError adds the node to the error of its set-up, and keeps the error's code.
 func setupError(path string, err error) error {
 	code := connect.CodeOf(err)
 	switch {
@@ -444,7 +445,7 @@ func setupError(path string, err error) error {
 	return out
 }
 
-// launch brings a node to life in a process of its own.
+// launch starts a node in a process of its own.
 func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) (*kid, *nodev1.NodeRecord, error) {
 	payload, err := h.launchPayload(rec, t, config)
 	if err != nil {
@@ -485,13 +486,13 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
 }
 
-// configuration is a new node's, as a message and as it travels.
+// configuration is a new node's configuration, as a message and encoded.
 type configuration struct {
 	config proto.Message
 	raw    *anypb.Any
 }
 
-// decodeConfigs are the configurations of new nodes: each one's own, or a single one for all.
+// decodeConfigs decodes the configurations of new nodes: one for each, or one for all.
 func (t NodeType) decodeConfigs(req *nodev1.CreateRequest) ([]configuration, error) {
 	raw := req.GetConfigs()
 	switch {
@@ -512,7 +513,7 @@ func (t NodeType) decodeConfigs(req *nodev1.CreateRequest) ([]configuration, err
 	return made, nil
 }
 
-// decodeConfig is the configuration of a new node, of the type's own message.
+// decodeConfig decodes the configuration of a new node to the type's message.
 func (t NodeType) decodeConfig(raw *anypb.Any) (proto.Message, error) {
 	fresh := t.service.config.NewConfig
 	if fresh == nil {

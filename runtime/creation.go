@@ -15,26 +15,26 @@ import (
 	"github.com/raylink/raylink/internal/backoff"
 )
 
-// brainTimeout bounds one request that undoes something, so that a Brain that is away holds up
-// nothing else. What it could not be asked for then is asked for again in the background.
+// brainTimeout bounds one request that undoes something, so that an absent Brain delays nothing
+// else. After that the request is repeated in the background.
 const brainTimeout = 2 * time.Second
 
-// creation is one creation under way on this host, from before its nodes are registered until they
-// are the parent's children or nothing of them is left. The end of the parent, of the host, and of
-// the caller's context cancel it; the first two wait for it.
+// creation is a creation in progress on this host, from before its nodes are registered until they
+// are the parent's children or nothing of them is left. It is canceled by the end of the parent, of
+// the host, and of the caller's context; the first two wait for it.
 type creation struct {
-	// id is its request id, with Brain and with the caller in another process.
+	// id is its request id, for Brain and for a caller in another process.
 	id string
 	// parent is the parent's nid.
 	parent string
 	// life ends when the creation is canceled, by cancel.
 	life   context.Context //nolint:containedctx // the creation's life is this context
 	cancel context.CancelCauseFunc
-	// done is closed when it is over.
+	// done is closed when the creation has ended.
 	done chan struct{}
 }
 
-// beginCreation begins a creation, unless what it would be below is ending. It must be ended by
+// beginCreation begins a creation, unless its parent or the host is ending. It must be ended with
 // endCreation.
 func (h *Host) beginCreation(parent *Node, parentNID, id string) (*creation, error) {
 	c := &creation{id: id, parent: parentNID, done: make(chan struct{})}
@@ -59,7 +59,7 @@ func (h *Host) endCreation(c *creation) {
 	close(c.done)
 }
 
-// bound is ctx, which ends with the creation, too.
+// bound derives a context from ctx that also ends with the creation.
 func (c *creation) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
@@ -69,8 +69,8 @@ func (c *creation) bound(ctx context.Context) (context.Context, context.CancelFu
 	}
 }
 
-// endOfCreation is the error of a creation whose context has ended: the one that it was canceled
-// with, where that says more than its caller knows.
+// endOfCreation is the error of a creation whose context has ended: the cause with which it was
+// canceled if that is a connect error, or else that of its context.
 func endOfCreation(ctx context.Context) error {
 	if e, ok := errors.AsType[*connect.Error](context.Cause(ctx)); ok {
 		return e
@@ -78,7 +78,7 @@ func endOfCreation(ctx context.Context) error {
 	return causeOf(ctx)
 }
 
-// cancelCreations cancels the creations that match, and waits until nothing of them is left, or ctx
+// cancelCreations cancels the matching creations, and blocks until nothing of them is left or ctx
 // ends.
 func (h *Host) cancelCreations(ctx context.Context, match func(*creation) bool, cause error) {
 	var matching []*creation
@@ -101,8 +101,8 @@ func (h *Host) cancelCreations(ctx context.Context, match func(*creation) bool, 
 	}
 }
 
-// undoCreation undoes the creation of a request id, whether it is under way, done or still to
-// arrive.
+// undoCreation undoes the creation with a request id, whether it is in progress, done or has not
+// arrived yet.
 func (h *Host) undoCreation(ctx context.Context, id string) error {
 	undo := func() error {
 		h.cancelCreations(ctx, func(c *creation) bool { return c.id == id },
@@ -112,8 +112,8 @@ func (h *Host) undoCreation(ctx context.Context, id string) error {
 	if err := undo(); err != nil {
 		return err
 	}
-	// From here on Brain refuses to register it, should it still be to come. One that got in
-	// between is canceled by the second try.
+	// From here on Brain refuses to register that creation if it has not arrived yet. One that was
+	// registered in between is canceled by the second undo.
 	_, err := h.brain.Remove(ctx, &brainv1.RemoveRequest{RequestIds: []string{id}, Cause: "its creation was canceled"})
 	if err != nil {
 		return err
@@ -121,7 +121,7 @@ func (h *Host) undoCreation(ctx context.Context, id string) error {
 	return undo()
 }
 
-// stopMatching stops those of this host's children that match.
+// stopMatching stops the matching children of this host.
 func (h *Host) stopMatching(ctx context.Context, match func(*kid) bool) error {
 	var matching []*kid
 	h.mu.Lock()
@@ -136,13 +136,13 @@ func (h *Host) stopMatching(ctx context.Context, match func(*kid) bool) error {
 	return h.stopAll(ctx, matching, "its creation was canceled")
 }
 
-// firstError is the first of several errors in time.
+// firstError records the first of several errors.
 type firstError struct {
 	mu  sync.Mutex
 	err error
 }
 
-// set records err unless another came before. It returns true to the first.
+// set records err unless there is one already, and reports whether it did.
 func (f *firstError) set(err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -159,8 +159,8 @@ func (f *firstError) get() error {
 	return f.err
 }
 
-// register registers new nodes with Brain. After an error nothing is registered, also where Brain
-// did register them and its answer was lost.
+// register registers new nodes with Brain. After an error nothing is registered, even if Brain did
+// register them and its response was lost.
 func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, error) {
 	res, err := h.brain.Register(ctx, req)
 	if err == nil {
@@ -172,8 +172,8 @@ func (h *Host) register(ctx context.Context, req *brainv1.RegisterRequest) ([]*n
 	return nil, err
 }
 
-// isVerdict says whether an error of Brain's can only be its refusal of the request, as against the
-// loss of its answer.
+// isVerdict reports whether an error is definitely Brain's refusal of the request, as opposed to
+// the loss of its response.
 func isVerdict(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodeFailedPrecondition,
@@ -184,10 +184,10 @@ func isVerdict(err error) bool {
 	}
 }
 
-// remove has Brain remove records or withdraw registrations, also after ctx has ended. What is gone
-// already is no error. What Brain can't be asked for within brainTimeout, because it is away, is
-// asked for again in the background until it is done or the host has ended; then Brain removes it
-// with the host.
+// remove removes records from Brain, or withdraws registrations, even after ctx has ended. Records
+// that are already gone are no error. If Brain does not respond within brainTimeout, the request is
+// repeated in the background until it succeeds or the host has ended; then Brain removes the
+// records with the host.
 func (h *Host) remove(ctx context.Context, req *brainv1.RemoveRequest) {
 	err := h.tryRemove(context.WithoutCancel(ctx), req)
 	if err == nil {
@@ -214,7 +214,8 @@ func (h *Host) tryRemove(ctx context.Context, req *brainv1.RemoveRequest) error 
 		if len(req.GetNids()) < 2 {
 			return nil
 		}
-		// One of them has been gone for so long that Brain has forgotten it, and refuses them all.
+		// One of them has been gone for so long that Brain no longer knows it, and refuses the
+		// request.
 		var errs []error
 		for _, nid := range req.GetNids() {
 			errs = append(errs, h.tryRemove(ctx, &brainv1.RemoveRequest{Nids: []string{nid}, Cause: req.GetCause()}))
@@ -227,7 +228,7 @@ func (h *Host) tryRemove(ctx context.Context, req *brainv1.RemoveRequest) error 
 // maxRemoved bounds the nodes of one request.
 const maxRemoved = 1000
 
-// removeRecords takes nodes out of Brain's tree, see [Host.remove].
+// removeRecords removes nodes from Brain's tree, see [Host.remove].
 func (h *Host) removeRecords(ctx context.Context, nids []string, cause string) {
 	for some := range slices.Chunk(nids, maxRemoved) {
 		h.remove(ctx, &brainv1.RemoveRequest{Nids: some, Cause: causeText(cause)})

@@ -23,15 +23,15 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// firstBytes is how long a new connection may take to say what it is.
+// firstBytes bounds the time until a new connection has sent enough to be identified.
 const firstBytes = pendingTime
 
-// pingAfter is after how long without a frame an HTTP/2 peer is pinged, and how long it has to
-// answer.
+// pingAfter is the time without a frame after which an HTTP/2 peer is pinged, and the time that it
+// then has to respond.
 const pingAfter = 30 * time.Second
 
-// front is where a host is reached: one TCP listener and, for processes that share the file system,
-// a Unix socket, each of which takes tunnels and HTTP alike. A tunnel is told by its preface.
+// front is a host's listener: one TCP listener and, for processes that share the file system, a
+// Unix socket. Both accept tunnels and HTTP. A tunnel is recognized by its preface.
 type front struct {
 	host       *Host
 	advertised string
@@ -42,7 +42,7 @@ type front struct {
 	web        *http.Server
 	webConns   *handedConns
 	errors     *connecthttp.ErrorWriter
-	// own serves tunnel calls that are for the host itself.
+	// own serves the tunnel calls that are for the host itself.
 	own tunnel.Handler
 	// admission bounds the connections that are not admitted yet, public the calls that need no
 	// token.
@@ -50,18 +50,18 @@ type front struct {
 	public    atomic.Int64
 	// origins are the browser origins that may call: the host's own, and those that Brain allows.
 	origins atomic.Pointer[origins]
-	// compression says whether responses may be compressed.
+	// compression is set if responses may be compressed.
 	compression atomic.Bool
-	// closing ends when shutdown begins.
-	closing context.Context //nolint:containedctx // the end of a listener, for what it serves
+	// closing is canceled when shutdown begins.
+	closing context.Context //nolint:containedctx // the lifetime of a listener, for the requests that it serves
 	endAll  context.CancelFunc
 
-	mu      sync.Mutex // guards tunnels
+	mu      sync.Mutex // guards the fields below
 	tunnels map[*tunnel.Conn]struct{}
 	closed  bool
 }
 
-// openFront binds the listeners and begins to serve.
+// openFront binds the listeners and starts to serve.
 func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	o := h.options
 	f := &front{
@@ -105,7 +105,7 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	}
 	f.socket = h.dir.Socket()
 	if f.unix, err = new(net.ListenConfig).Listen(h.life, "unix", f.socket); err != nil {
-		// The socket only saves time: TCP does all that it does.
+		// The socket only saves time: TCP is equivalent.
 		h.log.Warn("no Unix socket", slog.Any("error", err))
 		f.socket = ""
 	} else if err := os.Chmod(f.socket, 0o600); err != nil {
@@ -127,8 +127,8 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 			return context.WithValue(ctx, webConnKey{}, nc)
 		},
 		HTTP2: &http.HTTP2Config{
-			// The peer that has gone without a word is noticed: HTTP/2 connections are otherwise
-			// busy as long as a stream is.
+			// Detect a peer that has silently disappeared: an HTTP/2 connection is not idle while
+			// it has an open stream.
 			SendPingTimeout: pingAfter, PingTimeout: pingAfter,
 		},
 		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
@@ -165,7 +165,7 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
 		default:
-			// Out of file descriptors, most likely: wait for some to be given back.
+			// Most likely the process is out of file descriptors: wait until some are closed.
 			f.host.log.Warn("accepting a connection", slog.Any("error", err))
 			if retry.Wait(ctx) != nil {
 				return
@@ -174,10 +174,10 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 	}
 }
 
-// helloBytes is room for what nearly all connections begin with.
+// helloBytes is the size of the buffer for sniffing; the first bytes of nearly all connections fit.
 const helloBytes = 512
 
-// greet finds out what a new connection is, and hands it on.
+// greet sniffs what protocol a new connection speaks, and hands it over accordingly.
 func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
 	isWeb := false
 	defer func() {
@@ -263,7 +263,7 @@ func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
 	})
 }
 
-// admit finds what serves a dialler, which has proven that it knows the token.
+// admit returns the dispatcher for a dialler, which has proven that it knows the token.
 func (f *front) admit(hello tunnel.Hello) (*dispatcher, error) {
 	h := f.host
 	if hello.Protocol != "" {
@@ -292,7 +292,7 @@ func (f *front) tokenFits(token string) bool {
 	return want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) == 1
 }
 
-// shutdown takes no more and lets what runs come to its end, until ctx ends.
+// shutdown stops accepting and waits until running requests have ended or ctx ends.
 func (f *front) shutdown(ctx context.Context) error {
 	_ = f.tcp.Close()
 	if f.unix != nil {
@@ -301,7 +301,7 @@ func (f *front) shutdown(ctx context.Context) error {
 	var errs []error
 	f.endAll()
 	f.admission.closeIdle()
-	// What has still not ended then is a caller without a token that does not read what it is sent.
+	// What is left then is a caller without a token that does not read its response.
 	defer time.AfterFunc(endTime, f.admission.close).Stop()
 	for _, c := range f.openTunnels() {
 		errs = append(errs, c.Shutdown(ctx))
@@ -315,7 +315,7 @@ func (f *front) shutdown(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// close ends everything now.
+// close closes everything at once.
 func (f *front) close() {
 	_ = f.tcp.Close()
 	if f.unix != nil {
@@ -341,7 +341,7 @@ func (f *front) openTunnels() []*tunnel.Conn {
 	return conns
 }
 
-// peekedReader gives back first what was peeked at.
+// peekedReader first returns the bytes that were peeked at.
 type peekedReader struct {
 	conn net.Conn
 	in   *bufio.Reader
@@ -354,7 +354,7 @@ func (r *peekedReader) Read(p []byte) (int, error) {
 	return r.conn.Read(p)
 }
 
-// handedConns is a listener of connections that somebody else has accepted.
+// handedConns is a net.Listener of connections that were accepted elsewhere.
 type handedConns struct {
 	addr   net.Addr
 	conns  chan net.Conn
@@ -374,7 +374,7 @@ func (l *handedConns) hand(nc net.Conn) {
 	}
 }
 
-// Accept implements net.Listener.
+// Accept implements [net.Listener].
 func (l *handedConns) Accept() (net.Conn, error) {
 	select {
 	case nc := <-l.conns:
@@ -384,16 +384,16 @@ func (l *handedConns) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener.
+// Close implements [net.Listener].
 func (l *handedConns) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
-// Addr implements net.Listener.
+// Addr implements [net.Listener].
 func (l *handedConns) Addr() net.Addr { return l.addr }
 
-// advertise is the address that others are told: port 0 stands for the one that is bound.
+// advertise resolves the address to advertise: port 0 stands for the bound port.
 func advertise(address string, bound net.Addr) (string, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || host == "" {
@@ -407,7 +407,7 @@ func advertise(address string, bound net.Addr) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// hostOf is the host of HOST:PORT or of a bare host.
+// hostOf returns the host of HOST:PORT, or of a bare host.
 func hostOf(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host

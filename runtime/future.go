@@ -14,13 +14,14 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// Future is the outcome of an async call, which may still be to come. Its methods may be called
-// from any goroutine, any number of times; all see the same outcome. An error that nobody collects
-// is logged once, when the future is dropped.
+// Future is the outcome of an asynchronous call, which may still be running. Its methods are safe
+// for concurrent use and may be called any number of times; all calls see the same outcome. An
+// error that is never read is logged once, when the future is garbage collected.
 type Future[T any] struct{ f *future }
 
-// Get waits for the outcome. If ctx ends first it stops waiting and returns ctx's error; the call
-// goes on. A method that holds the very turn which the call waits for is refused at once.
+// Get blocks until the outcome is available. If ctx ends first, it returns ctx's error, and the
+// call continues. If the caller holds the turn that the call waits for, Get returns an error at
+// once. The result must not be modified.
 func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	var none T
 	res, err := f.f.get(ctx)
@@ -30,38 +31,39 @@ func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	return res.(T), nil //nolint:forcetypeassert // the method's table made it
 }
 
-// Done is closed when the outcome is there.
+// Done is closed when the outcome is available.
 func (f *Future[T]) Done() <-chan struct{} { return f.f.done }
 
-// Cancel takes the call back. One that still waits in line never runs; one that runs has its
-// context canceled. The outcome is then a Canceled error, unless it was there already.
+// Cancel cancels the call. If it is still pending, it never runs; if it is running, its context is
+// canceled. The outcome is then a Canceled error, unless it was available before.
 func (f *Future[T]) Cancel() { f.f.abort(context.Canceled) }
 
-// future is what Future is about, without its type.
+// future is the untyped part of a Future.
 type future struct {
-	// where the call went, for errors and circles.
+	// method and target are of the call, for errors and the detection of cycles.
 	method *Method
 	target *target
 
 	done chan struct{}
-	// verdict is the call where it goes to another process: that has the same deadline, and a
-	// moment after it to say how far the call had come. It is set before the call is made, or nil.
+	// verdict is the call if it goes to another process. That process has the same deadline, and a
+	// short time after it to report how far the call has come. Set before the call is made;
+	// otherwise nil.
 	verdict *tunnel.Call
 
-	mu        sync.Mutex // guards all below
+	mu        sync.Mutex // guards the fields below
 	completed bool
 	res       proto.Message
 	err       error
-	// cancel takes the call back; unwatch ends the watch on the call's context.
+	// cancel cancels the call; unwatch stops watching the call's context.
 	cancel  func(error) error
 	unwatch func() bool
-	// waiting are told of the outcome, see notify and forget.
+	// waiting receive the future when it completes, see notify and forget.
 	waiting []chan<- *future
-	// uncollected is set with an error.
+	// uncollected is set together with an error.
 	uncollected *uncollected
 }
 
-// uncollected outlives its future, to be logged when that is dropped unread.
+// uncollected outlives its future, to log an error that was never read.
 type uncollected struct {
 	collected atomic.Bool
 	err       error
@@ -73,11 +75,11 @@ func newFuture(method *Method, t *target) *future {
 	return &future{method: method, target: t, done: make(chan struct{})}
 }
 
-// complete makes err the outcome; only the first outcome counts. It returns whether this one was.
+// complete makes err the outcome. Only the first outcome counts; it reports whether this was the
+// first.
 func (f *future) complete(err error) bool { return f.completeWith(nil, err, nil) }
 
-// completeWith sets the outcome, together with what deliver does: show the caller the response's
-// metadata.
+// completeWith sets the outcome. deliver stores the response's metadata for the caller.
 func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
 	if f.completed {
@@ -86,7 +88,7 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 	}
 	f.completed = true
 	if deliver != nil {
-		deliver() // before anybody can know that the outcome is there
+		deliver() // before the outcome is visible
 	}
 	f.res, f.err = res, err
 	unwatch := f.unwatch
@@ -111,13 +113,13 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 	return true
 }
 
-// watch ties the future to its call: cancel takes the call back, when ctx ends too.
+// watch ties the future to its call: cancel cancels the call, which also happens when ctx ends.
 func (f *future) watch(ctx context.Context, cancel func(error) error) {
 	f.cancelBy(cancel)
 	f.follow(ctx)
 }
 
-// cancelBy says what takes the call back, and makes its outcome of the cause.
+// cancelBy sets the function that cancels the call. It returns the outcome for a cause.
 func (f *future) cancelBy(cancel func(error) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -126,7 +128,7 @@ func (f *future) cancelBy(cancel func(error) error) {
 	}
 }
 
-// follow takes the call back when ctx ends.
+// follow cancels the call when ctx ends.
 func (f *future) follow(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -140,7 +142,7 @@ func (f *future) follow(ctx context.Context) {
 	}
 }
 
-// abort completes the future because of cause, and takes its call back.
+// abort cancels the call and completes the future because of cause.
 func (f *future) abort(cause error) {
 	f.mu.Lock()
 	cancel := f.cancel
@@ -150,7 +152,7 @@ func (f *future) abort(cause error) {
 		err = cancel(cause)
 	}
 	if f.complete(err) {
-		// Whoever took the call back knows what became of it.
+		// The caller that cancels knows the outcome.
 		f.collect()
 	}
 }
@@ -172,14 +174,14 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 	}
 	select {
 	case <-f.done:
-		// Both came at once: the outcome is worth more.
+		// Both happened at once: prefer the outcome.
 		return f.outcome()
 	default:
 		return nil, causeOf(ctx)
 	}
 }
 
-// refuseWait refuses to wait for a call that waits for a turn which the waiter holds.
+// refuseWait refuses to wait for a call that needs a turn which the caller holds.
 func (f *future) refuseWait(ctx context.Context) error {
 	select {
 	case <-f.done:
@@ -206,8 +208,8 @@ func (f *future) collect() {
 	}
 }
 
-// notify makes the future send itself to ch when its outcome is there, at once if it is. ch must
-// have room.
+// notify makes the future send itself to ch when it completes, or at once if it has. ch must have
+// room.
 func (f *future) notify(ch chan<- *future) {
 	f.mu.Lock()
 	if !f.completed {
@@ -219,17 +221,17 @@ func (f *future) notify(ch chan<- *future) {
 	ch <- f
 }
 
-// forget takes back what notify said, for one that waits no more.
+// forget undoes notify, when the wait has ended.
 func (f *future) forget(ch chan<- *future) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiting = slices.DeleteFunc(f.waiting, func(other chan<- *future) bool { return other == ch })
 }
 
-// Wait waits until n of the futures have their outcome, or ctx ends. It returns those that have it
-// and those that don't, each in the order given; done may hold more than n. n is bounded by the
-// number of futures. A wait that can't end, because too many of the calls wait for a turn which the
-// caller holds, is refused at once.
+// Wait blocks until n of the futures are done, or ctx ends. It returns the futures that are done
+// and those that are not, each in the order given; done may contain more than n. An n above the
+// number of futures means all. If the wait could not end, because too many of the calls need a turn
+// which the caller holds, it returns an error at once.
 func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pending []*Future[T], err error) {
 	list := untyped(futures)
 	stuck := 0
@@ -256,8 +258,8 @@ func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pendi
 	return done, pending, err
 }
 
-// Gather waits for all the futures and returns their results in order. It returns the first error
-// that comes up, at once; the other calls go on.
+// Gather blocks until all futures are done and returns their results in order. It returns the first
+// error as soon as it occurs; the other calls continue.
 func Gather[T any](ctx context.Context, futures ...*Future[T]) ([]T, error) {
 	list := untyped(futures)
 	for _, f := range list {
@@ -287,8 +289,8 @@ func untyped[T any](futures []*Future[T]) []*future {
 	return list
 }
 
-// await waits until n of the futures have their outcome, as they come; each, if given, may end the
-// wait with an error.
+// await blocks until n of the futures are done. It calls each, if not nil, for every future as it
+// completes; an error from it ends the wait.
 func await(ctx context.Context, n int, futures []*future, each func(*future) error) error {
 	waits(ctx)
 	arrived := make(chan *future, len(futures))

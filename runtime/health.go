@@ -10,21 +10,21 @@ import (
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
 )
 
-// healthService is the name of gRPC's health service, which every host answers.
+// healthService is the name of gRPC's health service, which every host has.
 const healthService = "grpc.health.v1.Health"
 
-// Load balancers and Kubernetes ask for these by plain GETs, without a token.
+// Load balancers and Kubernetes probe these with plain GETs, without a token.
 const (
-	// livePath answers as long as the process serves at all.
+	// livePath responds with 200 as long as the process serves at all.
 	livePath = "/livez"
-	// readyPath and healthPath answer as gRPC's health does for the host as a whole.
+	// readyPath and healthPath report gRPC's health of the host as a whole.
 	readyPath  = "/readyz"
 	healthPath = "/healthz"
 )
 
 func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
 
-// answerProbe says `ok`, or that the host is not serving, and nothing else.
+// answerProbe responds with `ok`, or that the host is not serving, and nothing else.
 func (f *front) answerProbe(w http.ResponseWriter, r *http.Request) {
 	if c := webConnOf(r.Context()); c != nil {
 		defer c.pending.answers(false)()
@@ -48,7 +48,7 @@ func (f *front) answerProbe(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// isPublicProcedure says whether a call without a token is answered.
+// isPublicProcedure reports whether a procedure can be called without a token.
 func isPublicProcedure(procedure string) bool {
 	switch procedure {
 	case "/" + healthService + "/Check", "/" + healthService + "/List", "/" + healthService + "/Watch":
@@ -57,8 +57,8 @@ func isPublicProcedure(procedure string) bool {
 	return false
 }
 
-// mountHealth answers for the host as a whole (the empty service) and for each service that it can
-// host. Callers without the token learn of the host as a whole only.
+// mountHealth registers the health of the host as a whole (the empty service) and of each service
+// that it can host. Callers without a token see only that of the host as a whole.
 func mountHealth(server *connect.Server, h *Host) {
 	method := func(name string, streams connect.StreamType, handler connect.ServerFunc) connect.Method {
 		return connect.Method{Handler: handler, Spec: connect.Spec{
@@ -97,8 +97,8 @@ func (h *Host) listHealth(ctx context.Context, _ connect.Spec, stream connect.Se
 	return stream.Send(&healthv1.HealthListResponse{Statuses: statuses})
 }
 
-// watchHealth sends the state at once, and once more when it changes, which is for good. The stream
-// ends then.
+// watchHealth sends the state at once, and once more when it changes, which is final. Then the
+// stream ends.
 func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req healthv1.HealthCheckRequest
 	if err := stream.Receive(&req); err != nil {
@@ -125,7 +125,7 @@ func (h *Host) watchHealth(ctx context.Context, _ connect.Spec, stream connect.S
 	}
 }
 
-// healthFor is the state of a service as a caller may know it.
+// healthFor is the state of a service, as far as the caller may see it.
 func (h *Host) healthFor(ctx context.Context, service string) healthv1.HealthCheckResponse_ServingStatus {
 	if service != "" && isAnonymous(ctx) {
 		return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
@@ -133,9 +133,9 @@ func (h *Host) healthFor(ctx context.Context, service string) healthv1.HealthChe
 	return h.health(service)
 }
 
-// health is the state of the host as a whole (""), or of one service. The whole is not serving
-// either where a Brain in this process can't keep changes any more. A host that has lost a Brain
-// elsewhere serves: its nodes answer, and all hosts would turn not ready at once.
+// health is the state of the host as a whole (""), or of one service. The host as a whole is also
+// not serving when an embedded Brain can no longer store changes. A host that has lost a remote
+// Brain is serving: its nodes respond, and otherwise all hosts would become not ready at once.
 func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus {
 	select {
 	case <-h.ending:
@@ -158,8 +158,7 @@ func (h *Host) health(service string) healthv1.HealthCheckResponse_ServingStatus
 	return healthv1.HealthCheckResponse_SERVICE_UNKNOWN
 }
 
-// brainFailed is closed when the store of a Brain in this process has failed; nil where there is
-// none.
+// brainFailed is closed when the store of an embedded Brain has failed; nil if there is none.
 func (h *Host) brainFailed() <-chan struct{} {
 	if h.embedded == nil {
 		return nil
@@ -167,7 +166,7 @@ func (h *Host) brainFailed() <-chan struct{} {
 	return h.embedded.Failed()
 }
 
-// serviceNames are the services that the host answers for by name.
+// serviceNames are the services whose health the host reports.
 func (h *Host) serviceNames() []string {
 	services := h.types.services()
 	names := make([]string, 0, 2+len(services))

@@ -12,11 +12,11 @@ import (
 	"github.com/raylink/raylink/runtime/launch"
 )
 
-// launcherLimit is how long a launcher of the user may take to return after its context has ended.
-// The usual one needs this long where the kernel is slow to end a process.
+// launcherLimit is how long a user's launcher may take to return after its context has ended. The
+// default launcher needs that long if the kernel is slow to end a process.
 const launcherLimit = 12 * time.Second
 
-// userLauncher bounds the waits for a launcher that is the user's code.
+// userLauncher bounds the time spent in a launcher that is user code.
 type userLauncher struct {
 	inner launch.Launcher
 	log   *slog.Logger
@@ -25,7 +25,7 @@ type userLauncher struct {
 
 // Launch implements [launch.Launcher].
 func (l *userLauncher) Launch(ctx context.Context, spec launch.Spec) (launch.Process, error) {
-	var mu sync.Mutex // guards what follows
+	var mu sync.Mutex // guards the variables below
 	var launched launch.Process
 	left := false
 	err := l.await(ctx, "Launcher.Launch", spec.Name, func() error {
@@ -51,10 +51,10 @@ func (l *userLauncher) Launch(ctx context.Context, spec launch.Spec) (launch.Pro
 	return &userProcess{Process: launched, of: l, name: spec.Name}, nil
 }
 
-// await calls a method of the launcher, or of a process of it, for as long as it may take.
+// await calls a method of the launcher, or of one of its processes, within the limit.
 func (l *userLauncher) await(ctx context.Context, what, name string, fn func() error) error {
 	over, err := usercode.Await(ctx, l.limit, fn)
-	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own
+	switch f, failed := err.(*usercode.UnreturnedError); { //nolint:errorlint // Await's own type
 	case failed:
 		f.Log(l.log, what, slog.String("node", name))
 		return fmt.Errorf("%s for %s %w", what, name, f)
@@ -66,7 +66,7 @@ func (l *userLauncher) await(ctx context.Context, what, name string, fn func() e
 	return err
 }
 
-// userProcess bounds the waits for a process that is the user's code.
+// userProcess bounds the time spent in a process that is user code.
 type userProcess struct {
 	launch.Process
 
@@ -98,14 +98,14 @@ func (p *userProcess) Kill() error {
 	return p.of.await(ended, "Process.Kill", p.name, p.Process.Kill)
 }
 
-// ended is a context that has ended: what is called with it has the limit alone.
-var ended = func() context.Context { //nolint:gochecknoglobals // a constant
+// ended is a context that has ended: a call with it is bounded by the limit only.
+var ended = func() context.Context { //nolint:gochecknoglobals // constant
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	return ctx
 }()
 
-// endProcess kills a process and waits for its end, for as long as that may take.
+// endProcess kills a process and waits for its end, for a limited time.
 func (h *Host) endProcess(p launch.Process, name string) {
 	if err := p.Kill(); err != nil {
 		h.log.Warn("a process could not be killed", slog.String("node", name), slog.Any("error", err))

@@ -17,21 +17,21 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// NewLocal puts a node's implementation behind a mailbox, in this process and outside any system:
-// around a fake in a test, for example. It needs no Close. It is for generated code.
+// NewLocal runs a node's implementation behind a mailbox in this process, outside any system: a
+// fake in a test, for example. It need not be closed. It is for generated code.
 func NewLocal(service *Service, impl any) Ref { return newStub(service, impl).ref() }
 
 func newStub(service *Service, impl any) *Node {
 	n := newNode(nil, NodeType{service: service}, &nodev1.NodeRecord{
-		Nid:  uuid.NewString(), // its own: circles of calls are found by it
+		Nid:  uuid.NewString(), // its own, by which cycles of calls are detected
 		Path: service.Type(), Name: service.Type(), Type: service.Type(), Service: service.name,
 	})
 	n.serveWith(impl)
 	return n
 }
 
-// RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, on a
-// connect server. It needs no Close. It is for generated code.
+// RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, with
+// a connect server. It need not be closed. It is for generated code.
 func RegisterTunnel(server *connect.Server, service *Service, impl any) {
 	n := newStub(service, impl)
 	for _, m := range service.methods {
@@ -41,13 +41,14 @@ func RegisterTunnel(server *connect.Server, service *Service, impl any) {
 	}
 }
 
-// NewTunnel makes a reference to the node that a connect client reaches. It is for generated code.
+// NewTunnel returns a reference to the node that a connect client reaches. It is for generated
+// code.
 func NewTunnel(service *Service, client *connect.Client) Ref {
 	return Ref{t: &target{service: service, client: &clientTarget{client: client}}}
 }
 
-// serveConnect serves a call that came through a connect server, over HTTP for example. ctx carries
-// connect's CallInfo.
+// serveConnect serves a call that came through a connect server, over HTTP for example. ctx
+// contains connect's CallInfo.
 func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.ServerStream) error {
 	info, ok := connect.CallInfoForServerContext(ctx)
 	if !ok {
@@ -74,7 +75,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	if err := stream.Receive(req); err != nil {
 		return undecodable(m, true, err)
 	}
-	// Never on this goroutine: it is the transport's, and a method may end the one it runs on.
+	// Never on this goroutine: it is the transport's, and a method may end the one that it runs on.
 	done := make(chan struct{})
 	j, err := n.submit(cc, req, proto.Size(req), func(*job) { close(done) })
 	if err != nil {
@@ -100,8 +101,8 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	return n.sendResponse(m, stream, j.res)
 }
 
-// sendResponse encodes and sends a unary method's response. The goroutine is the transport's: a
-// message that panics, because its node modifies it meanwhile, fails its call alone.
+// sendResponse encodes and sends a unary method's response. The goroutine is the transport's:
+// encoding a message may panic, because its node is modifying it, and then only its call fails.
 func (n *Node) sendResponse(m *Method, stream connect.ServerStream, res proto.Message) (err error) {
 	returned := false
 	defer func() {
@@ -115,8 +116,8 @@ func (n *Node) sendResponse(m *Method, stream connect.ServerStream, res proto.Me
 	return err
 }
 
-// runStreamApart is runStream on a goroutine of its own. The one at hand is the transport's, which
-// a method must neither end nor, once the call's context has ended, keep for long.
+// runStreamApart is runStream on a goroutine of its own. The current one is the transport's: a
+// method must neither end it nor, once the call's context has ended, occupy it for long.
 func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 	ctx, m := cc.caller, cc.call.method
 	done := make(chan error, 1)
@@ -156,8 +157,8 @@ func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 	}
 }
 
-// sendOver sends a response by one of connect's transports. What can't be encoded is the same error
-// that every other way gives.
+// sendOver sends a response over one of connect's transports. The error for a message that cannot
+// be encoded is the same as for every other way.
 func sendOver(m *Method, stream connect.ServerStream, msg any) error {
 	message, ok := msg.(proto.Message)
 	if !ok {
@@ -172,8 +173,8 @@ func sendOver(m *Method, stream connect.ServerStream, msg any) error {
 	return err
 }
 
-// replyStream puts the headers that the node's code has set where the transport looks for them:
-// before the first message, or at the end of a stream that has none.
+// replyStream sets the headers of the node's code where the transport expects them: before the
+// first message, or at the end of a stream without messages.
 type replyStream struct {
 	connect.ServerStream
 
@@ -182,15 +183,16 @@ type replyStream struct {
 	setHeader func(Metadata)
 	once      sync.Once
 	wrong     error
-	source    source // only ReceiveEmpty uses it
+	source    source // used by ReceiveEmpty only
 
-	// over says that the transport gets its goroutine back: what is still sent would go nowhere,
-	// and may panic.
+	// over is set when the transport's goroutine returns: sending would have no effect then, and
+	// may panic.
 	over atomic.Bool
-	// isShared says that the response must not be used once the transport has its goroutine back.
+	// isShared is set if the response must not be used after the transport's goroutine has
+	// returned.
 	isShared bool
-	mu       sync.Mutex // guards what follows, and that over is set
-	// sending is how many operations use the response, and sent is closed when there are none,
+	mu       sync.Mutex // guards the fields below, and setting over
+	// sending counts the operations that use the response; sent is closed when there are none left
 	// after the end.
 	sending int
 	sent    chan struct{}
@@ -207,7 +209,8 @@ func (s *replyStream) begin() error {
 	return s.wrong
 }
 
-// end is what the stream ends with: its trailer and its outcome, err where that has failed already.
+// end returns the trailer and the outcome of the stream; err is the outcome if the method has
+// failed.
 func (s *replyStream) end(err error) (trailer Metadata, _ error) {
 	if wrong := s.begin(); wrong != nil {
 		return trailer, cmp.Or(err, wrong)
@@ -216,7 +219,7 @@ func (s *replyStream) end(err error) (trailer Metadata, _ error) {
 	return trailer, err
 }
 
-// guard runs an operation on the transport's stream, if that is still there.
+// guard runs an operation on the transport's stream, unless that has ended.
 func (s *replyStream) guard(operation func() error) (err error) {
 	defer func() {
 		if !s.over.Load() {
@@ -232,8 +235,8 @@ func (s *replyStream) guard(operation func() error) (err error) {
 	return operation()
 }
 
-// guardResponse is guard for an operation that uses the response: the transport gets its goroutine
-// back only when that is through.
+// guardResponse is guard for an operation that uses the response: the transport's goroutine returns
+// only after it.
 func (s *replyStream) guardResponse(operation func() error) error {
 	if !s.isShared {
 		return s.guard(operation)
@@ -255,9 +258,9 @@ func (s *replyStream) guardResponse(operation func() error) error {
 	return s.guard(operation)
 }
 
-// finish lets nothing use the transport's stream any more. A method may have returned while another
-// goroutine of its sends, or go on sending after its call is over: finish waits for that, and
-// interrupts it when the caller has gone, the node has ended, or it takes long.
+// finish ends all use of the transport's stream. Another goroutine of the method may still be
+// sending when the method has returned, or the method itself when its call has ended: finish waits
+// for that, and interrupts it when the caller has gone, the node has ended, or it takes too long.
 func (s *replyStream) finish(ctx context.Context) {
 	s.mu.Lock()
 	s.over.Store(true)
@@ -285,18 +288,18 @@ func (s *replyStream) finish(ctx context.Context) {
 	late.Reset(grace)
 	select {
 	case <-sent:
-	case <-late.C: // there is no way to interrupt another's transport
+	case <-late.C: // the transport of another server cannot be interrupted
 		s.node.logger().Warn("a stream is still being sent on although its call is over",
 			slog.String("node", s.node.path), slog.String("method", s.call.call.method.fullName()))
 	}
 }
 
-// overError is for a method's code that uses its stream after the method has returned.
+// overError is the error for code that uses its stream after the method has returned.
 func overError() error {
 	return connect.NewError(connect.CodeCanceled, errStreamEnded.Error()).WithCause(context.Canceled)
 }
 
-// Receive implements connect.ServerStream.
+// Receive implements [connect.ServerStream].
 func (s *replyStream) Receive(msg any) error {
 	return s.guard(func() error { return undecodable(s.call.call.method, true, s.ServerStream.Receive(msg)) })
 }
@@ -306,7 +309,7 @@ func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
 	return s.guard(func() error { return undecodable(s.call.call.method, true, s.source.from(s.ServerStream).fill(msg)) })
 }
 
-// SendHeaders implements connect.ServerStream.
+// SendHeaders implements [connect.ServerStream].
 func (s *replyStream) SendHeaders() error {
 	return s.guardResponse(func() error {
 		if err := s.begin(); err != nil {
@@ -316,7 +319,7 @@ func (s *replyStream) SendHeaders() error {
 	})
 }
 
-// Send implements connect.ServerStream.
+// Send implements [connect.ServerStream].
 func (s *replyStream) Send(msg any) error {
 	return s.guardResponse(func() error {
 		if err := s.begin(); err != nil {

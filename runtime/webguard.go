@@ -18,30 +18,30 @@ import (
 )
 
 const (
-	// idleTime is how long a connection may be idle between two requests. It is longer than clients
-	// keep theirs, the gateway among them, so that they close first.
+	// idleTime is how long a connection may be idle between two requests. It is longer than the
+	// idle timeout of clients, including the gateway, so that they close first.
 	idleTime = 2 * time.Minute
-	// maxPublicBody bounds the request of a call that needs no token, in bytes.
+	// maxPublicBody bounds the request of a call without a token, in bytes.
 	maxPublicBody = 4 << 10
-	// maxPublicCalls bounds how many such calls may run at once; streams of health last.
+	// maxPublicCalls bounds how many such calls may run at once; health streams are long.
 	maxPublicCalls = 64
-	// maxLinger bounds what is read, in bytes, of a refused request's body, and lingerTime for how
-	// long, so that the refusal arrives before the connection ends.
+	// maxLinger bounds how many bytes of a refused request's body are read, and lingerTime for how
+	// long, so that the refusal arrives before the connection is closed.
 	maxLinger  = 256 << 10
 	lingerTime = time.Second
-	// endTime is how long answers may take to be written when the listener closes, for requests
-	// that are for the host itself.
+	// endTime bounds the time to write responses to requests for the host itself when the listener
+	// closes.
 	endTime = time.Second
 )
 
-// guard lets no HTTP request pass that has no business here: nothing of its body is read before.
+// guard refuses HTTP requests that are not authorized, before it reads anything of their bodies.
 func (f *front) guard(next http.Handler) http.Handler {
 	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.admitRequest(w, r, next) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor < 2 && r.ContentLength != 0 {
-			// The server reads what its handler leaves of a body, for as long as that may take to
-			// come.
-			r = r.WithContext(r.Context()) // a copy: the server looks at its own
+			// After its handler the server reads the rest of a body, for as long as that takes to
+			// arrive.
+			r = r.WithContext(r.Context()) // a copy: the server uses its own
 			body := &endingBody{ReadCloser: r.Body}
 			r.Body = body
 			defer func() {
@@ -63,7 +63,7 @@ func (f *front) guard(next http.Handler) http.Handler {
 	})
 }
 
-// admitRequest passes on what shows the token, and answers what needs none.
+// admitRequest forwards requests with the token, and serves those that need none.
 func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if isProbe(r.URL.Path) {
 		f.answerProbe(w, r)
@@ -83,11 +83,11 @@ func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.H
 	}
 }
 
-// refuseRequest answers with an error in the caller's protocol. A connection that is not admitted
-// ends with it, and so does one on which an unread body is still to come.
+// refuseRequest responds with an error in the caller's protocol. A connection that is not admitted
+// is closed afterwards, and so is one with a body that was not read.
 func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
 	if c := webConnOf(r.Context()); c != nil && !c.pending.isAdmitted() {
-		w.Header().Set("Connection", "close") // over HTTP/2 the server makes it a GOAWAY
+		w.Header().Set("Connection", "close") // over HTTP/2 the server sends a GOAWAY
 	}
 	f.dropBody(w, r)
 	if werr := f.errors.Write(w, r, err); werr != nil {
@@ -95,8 +95,8 @@ func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error)
 	}
 }
 
-// dropBody keeps the server from waiting for the rest of a request that is answered without it,
-// however long that may take to come: the connection ends with the answer.
+// dropBody keeps the server from waiting for the rest of a request that is answered without it: the
+// connection is closed after the response.
 func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
 	c := webConnOf(r.Context())
 	if c == nil || r.ProtoMajor > 1 || r.ContentLength == 0 {
@@ -107,21 +107,21 @@ func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
 	f.deadline(w, time.Unix(1, 0))
 }
 
-// deadline sets until when more of a request is read.
+// deadline sets the read deadline of a request.
 func (f *front) deadline(w http.ResponseWriter, t time.Time) {
 	if err := http.NewResponseController(w).SetReadDeadline(t); err != nil {
 		f.host.log.Debug("setting a request's deadline", slog.Any("error", err))
 	}
 }
 
-// isPublic says whether a request asks for the host's health, which needs no token.
+// isPublic reports whether a request is for the host's health, which needs no token.
 func isPublic(r *http.Request) bool {
 	to, err := webroute.Of(r)
 	return err == nil && (to.Node == "" || to.Node == webroute.Root) && isPublicProcedure(to.Procedure)
 }
 
-// servePublic serves a call that needs no token. It gets little memory and time: its whole request
-// is read first, for no such call takes more than one message.
+// servePublic serves a call without a token, with little memory and time: the whole request is read
+// first, since such a call has only one message.
 func (f *front) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	defer f.public.Add(-1)
 	if f.public.Add(1) > maxPublicCalls {
@@ -152,15 +152,15 @@ func (f *front) servePublic(w http.ResponseWriter, r *http.Request, next http.Ha
 
 type anonymousKey struct{}
 
-// isAnonymous says whether a call came without a token where one is asked for.
+// isAnonymous reports whether a call came without a token to a system that has one.
 func isAnonymous(ctx context.Context) bool {
 	anonymous, _ := ctx.Value(anonymousKey{}).(bool)
 	return anonymous
 }
 
-// untilClosed serves a request that is for this process. When the listener closes, its nodes have
-// ended: whatever is still to be read is cut off, and the context of what the host itself serves
-// ends.
+// untilClosed serves a request for this process. When the listener closes, the nodes have ended:
+// reading the request is then aborted, and for a request for the host itself its context is
+// canceled.
 func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
 	ctx := r.Context()
 	if own {
@@ -177,20 +177,20 @@ func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, ne
 	})
 	defer func() {
 		if !stop() {
-			<-done // the writer must not be used once the handler has returned
+			<-done // the writer must not be used after the handler has returned
 		}
 	}()
 	next.ServeHTTP(w, r)
 }
 
-// endingBody is a request's body that knows whether it was read to its end.
+// endingBody is a request's body that records whether it was read to its end.
 type endingBody struct {
 	io.ReadCloser
 
 	ended atomic.Bool
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (b *endingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil {
@@ -199,17 +199,17 @@ func (b *endingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// webConn is a connection that speaks HTTP. It gives back first what was peeked at.
+// webConn is an HTTP connection. It first returns the bytes that were peeked at.
 type webConn struct {
 	net.Conn
 
 	in      io.Reader
 	front   *front
 	pending *pending
-	// proven says that the other side has proven in a handshake that it knows the token.
+	// proven is set if the other side has proven in a handshake that it knows the token.
 	proven bool
-	// lingers says that the connection is to be closed only when its other side has had time to
-	// read the refusal: whatever is still unread would reset it.
+	// lingers is set if the connection must stay open until its other side has had time to read the
+	// refusal: closing it with unread data would reset it.
 	lingers atomic.Bool
 }
 
@@ -222,7 +222,7 @@ func webConnOf(ctx context.Context) *webConn {
 
 func (c *webConn) Read(p []byte) (int, error) { return c.in.Read(p) }
 
-// Close implements net.Conn.
+// Close implements [net.Conn].
 func (c *webConn) Close() error {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || !c.lingers.Swap(false) {
@@ -237,7 +237,7 @@ func (c *webConn) Close() error {
 	return err
 }
 
-// linger drops what still comes for a moment, and closes the connection.
+// linger discards what arrives for a short time, and closes the connection.
 func (c *webConn) linger(ctx context.Context) {
 	defer c.pending.gone()
 	defer c.Conn.Close() //nolint:errcheck // the refusal has been written
@@ -245,5 +245,5 @@ func (c *webConn) linger(ctx context.Context) {
 		return
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
-	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, maxLinger)) // it ends one way or the other
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, maxLinger)) // it ends in one way or another
 }
