@@ -12,8 +12,9 @@ import (
 //
 // Neither the request nor the response may be modified afterwards, by any side: in the same process
 // they are passed by reference. A nil request is the empty message. Call returns as soon as ctx
-// ends, except that a call to an idle node in the same process runs the method on the caller's
-// goroutine: then it returns when the method does, whose own context has ended with ctx.
+// ends, with one exception: a call within a process to an idle node, or of a concurrent method,
+// runs the method on the caller's goroutine. Then it returns when the method does, whose own
+// context has ended with ctx.
 func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
 	var none Res
 	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))

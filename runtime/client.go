@@ -216,8 +216,8 @@ func unsendable(m *Method, msg any, err error) error {
 	return err
 }
 
-// undecodable converts a connect transport's error for a message that it could not decode to the one
-// of all other ways. The transport says InvalidArgument for a response too.
+// undecodable converts a connect transport's error for a message that it could not decode to the
+// error of every other way. The transport uses InvalidArgument for a response too.
 func undecodable(m *Method, request bool, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.IsRemote() || e.Code() != connect.CodeInvalidArgument {

@@ -70,9 +70,9 @@ func CallFrom(ctx context.Context) *Call {
 // NodeFrom returns the node whose code runs with ctx: its methods, tasks, OnStop functions and what
 // [Node.Do] runs, with any context derived from theirs. It returns nil outside of nodes. An
 // implementation without a set-up function of its own, behind a local stub or a generated
-// `Register...Tunnel`, gets its node this way, to take turns with [Node.Do]. Such a node belongs to
-// no system: it can neither create nor find other nodes; it never stops, so its tasks end by
-// themselves or with the process, and its OnStop functions never run.
+// `Register...Tunnel`, gets its node this way, to take turns with [Node.Do]. Such a node is
+// outside any system: it can neither create nor find other nodes; it never stops, so its tasks end
+// by themselves or with the process, and its OnStop functions never run.
 func NodeFrom(ctx context.Context) *Node {
 	if c := callContextOf(ctx); c != nil {
 		return c.node

@@ -86,7 +86,7 @@ type Host struct {
 	// ending is closed when the host begins to end; see beginEnding.
 	ending     chan struct{}
 	endingOnce sync.Once
-	// only is the node that the process was launched for: with it the host ends.
+	// only is the node that the process was launched for; the host ends with it.
 	only atomic.Pointer[Node]
 }
 
@@ -312,10 +312,10 @@ func (h *Host) Close(ctx context.Context) error {
 	return errors.Join(append(errs, h.output.err())...)
 }
 
-// beginEnding says that the host ends: from then on it is not ready for new calls.
+// beginEnding publishes that the host is ending: from then on its health is not serving.
 func (h *Host) beginEnding() { h.endingOnce.Do(func() { close(h.ending) }) }
 
-// endsWith says that the host ends with that node.
+// endsWith makes the host end with that node.
 func (h *Host) endsWith(n *Node) {
 	h.only.Store(n)
 	if n.isStopping() {

@@ -130,7 +130,8 @@ func (n *Node) checkTravels(m *Method, request bool, msg proto.Message) error {
 	return tunnel.CheckMessage(m.spec.Procedure, request, msg)
 }
 
-// checkDecodes encodes and decodes a message that passes inside the process, where its receiver would.
+// checkDecodes encodes and decodes a message that passes within the process, where its receiver
+// would decode it.
 func (*Node) checkDecodes(m *Method, request bool, msg proto.Message) error {
 	return tunnel.CheckDecoding(m.spec.Procedure, request, msg)
 }

@@ -25,7 +25,8 @@ type NodeType struct {
 	copies bool
 	// limits override those of the schema where they are not 0.
 	limits Limits
-	// beside are unary methods that run beside the turns although the schema does not say so.
+	// beside are unary methods that run beside the turns although the schema does not declare them
+	// concurrent.
 	beside []string
 	// prepare modifies a configuration in the creating process; nil for none.
 	prepare func(config proto.Message) error
@@ -82,9 +83,9 @@ func (t NodeType) Limits(l Limits) NodeType {
 	return t
 }
 
-// Concurrent makes unary methods run beside the turns although the schema does not say so: they
-// must do their own locking. methods are names as in the schema; Init refuses names that the
-// service does not have.
+// Concurrent makes unary methods run beside the turns although the schema does not declare them
+// concurrent: they must do their own locking. methods are names as in the schema; Init refuses
+// names that the service does not have.
 func (t NodeType) Concurrent(methods ...string) NodeType {
 	t.beside = append(slices.Clone(t.beside), methods...)
 	return t

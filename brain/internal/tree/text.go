@@ -27,11 +27,11 @@ func CheckText(req proto.Message) error {
 // maxScratch bounds the buffers that are kept between checks.
 const maxScratch = 64 << 10
 
-// scratch has buffers of *[]byte for encodes.
+// scratch has the buffers of encodes, of type *[]byte.
 var scratch sync.Pool //nolint:gochecknoglobals // a pool
 
-// encodes says whether a request can be encoded. The encoder needs a fraction of the time of a search
-// for the field that it refuses, and no memory.
+// encodes reports whether a request can be encoded. Encoding takes a fraction of the time of a
+// search for an invalid field, and allocates nothing.
 func encodes(req proto.Message) bool {
 	buf, ok := scratch.Get().(*[]byte)
 	if !ok {
