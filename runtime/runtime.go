@@ -23,8 +23,11 @@
 //
 // The files by subject:
 //
-//	calls      method.go, service.go (the generated table), call.go, target.go, serve.go, stream.go, pipe.go, future.go, client.go, stub.go
-//	context    context.go, metadata.go, chain.go (the calls that a call waits for), interceptor.go, errors.go
+//	calls      method.go, service.go (the generated table), call.go, target.go, serve.go,
+//	           stream.go, pipe.go, future.go, client.go, stub.go
+//	context    context.go, metadata.go, chain.go (the calls that a call waits for),
+//	           interceptor.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
-//	processes  host.go, child.go, registry.go (the session with Brain), links.go (the peer pool), remote.go, dispatch.go, front.go (the listener), web.go, health.go
+//	processes  host.go, child.go, registry.go (the session with Brain), links.go (the peer pool),
+//	           remote.go, dispatch.go, front.go (the listener), web.go, health.go
 package runtime
