@@ -10,7 +10,7 @@
 //   - The payload reaches the process over an inherited pipe, never by its environment or
 //     arguments, where other users could read it.
 //   - A process that does not send hello within [HelloTimeout], or that is another build, is
-//     killed; the error has the reason and its last output, as has the error of a process that dies.
+//     killed; the error has the reason and its last output, as does that of a process that dies.
 //   - [Child.Orphaned] is closed at the end of file of that pipe: as soon as the parent dies, even
 //     by kill -9.
 //   - Every line that a process prints on stdout or stderr is delivered whole, however fast it
