@@ -1,16 +1,23 @@
 package raylink_test
 
 import (
+	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
@@ -44,6 +51,50 @@ func TestSystemHasAStorageAndAParameterServer(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, children, 1)
 	assert.Equal(t, "ps-0/officer-0", children[0].GetPath())
+}
+
+// TestStorageListsMessagesOfUnknownTypesAsJSON stores a message whose type the storage's process does
+// not know, as a program with a schema of its own may. Over JSON it costs its neighbours nothing.
+func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	handle, err := storagev1raylink.FindStorage(ctx, joined(t, rt), runtime.Path("storage-0"))
+	require.NoError(t, err)
+	unknown := &anypb.Any{TypeUrl: "type.googleapis.com/elsewhere.Unknown", Value: []byte("\x0a\x05world")}
+	for key, value := range map[string]*storagev1.Value{
+		"a": {Kind: &storagev1.Value_Int64Value{Int64Value: 1}},
+		"b": {Kind: &storagev1.Value_MessageValue{MessageValue: unknown}},
+		"c": {Kind: &storagev1.Value_StringValue{StringValue: "last"}},
+	} {
+		_, err := handle.Put(ctx, &storagev1.PutRequest{Key: key, Value: value})
+		require.NoError(t, err)
+	}
+	post := func(method, body string) string {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost,
+			"http://"+rt.Address()+"/storage-0/raylink.storage.v1.Storage/"+method, strings.NewReader(body))
+		require.NoError(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		res, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		defer res.Body.Close() //nolint:errcheck // only read
+		text, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, res.StatusCode, "%s: %s", method, text)
+		return string(text)
+	}
+	list := post("List", "{}")
+	for _, part := range []string{`"a"`, `"b"`, `"last"`, unknown.GetTypeUrl(), "CgV3b3JsZA=="} {
+		assert.Contains(t, list, part)
+	}
+
+	// What was read can be written back, and is the same message then.
+	var got struct{ Value json.RawMessage }
+	require.NoError(t, json.Unmarshal([]byte(post("Get", `{"key": "b"}`)), &got))
+	post("Put", `{"key": "d", "value": `+string(got.Value)+`}`)
+	back, err := handle.Get(ctx, &storagev1.GetRequest{Key: "d"})
+	require.NoError(t, err)
+	assert.True(t, proto.Equal(unknown, back.GetValue().GetMessageValue()), "%v", back)
 }
 
 // secondMachine makes this test binary a process of another machine that joins a system: see TestMain.

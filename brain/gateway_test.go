@@ -3,6 +3,8 @@
 package brain_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -417,6 +419,48 @@ func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
 		}
 		require.Equal(t, connect.CodeNotFound, connect.CodeOf(err))
 	})
+}
+
+// TestGatewayForwardsCompressedBodies forwards compressed requests and responses as they are, for
+// callers on other machines. For one on its own machine it asks the host for a plain response, unless
+// the request is compressed.
+func TestGatewayForwardsCompressedBodies(t *testing.T) {
+	s := gatewaySystem(t)
+	text := strings.Repeat("all work and no play ", 1000)
+	plain := []byte(`"` + text + `"`)
+	var zipped bytes.Buffer
+	w := gzip.NewWriter(&zipped)
+	_, err := w.Write(plain)
+	require.NoError(t, errors.Join(err, w.Close()))
+	for _, from := range []string{"192.0.2.1:1", "127.0.0.1:1"} {
+		for _, body := range [][]byte{plain, zipped.Bytes()} {
+			path := "/" + s.node.GetPath() + say.Procedure
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, bytes.NewReader(body))
+			r.RemoteAddr = from
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Accept-Encoding", "gzip")
+			if len(body) < len(plain) {
+				r.Header.Set("Content-Encoding", "gzip")
+			}
+			res := httptest.NewRecorder()
+			s.server.Config.Handler.ServeHTTP(res, r)
+			require.Equal(t, http.StatusOK, res.Code, "%s", res.Body)
+			require.Equal(t, r.Header.Get("Content-Encoding"), s.host.last().Header.Get("Content-Encoding"))
+			require.Equal(t, int64(len(body)), s.host.last().ContentLength, "the gateway changed the request's body")
+			answer, encoding := io.Reader(res.Body), res.Header().Get("Content-Encoding")
+			if from == "127.0.0.1:1" && len(body) == len(plain) { // connect answers in the request's encoding
+				require.Empty(t, encoding)
+			} else {
+				require.Equal(t, "gzip", encoding)
+				require.Less(t, res.Body.Len(), len(text)/10)
+				answer, err = gzip.NewReader(res.Body)
+				require.NoError(t, err)
+			}
+			got, err := io.ReadAll(answer)
+			require.NoError(t, err)
+			require.JSONEq(t, `"you said `+text+`"`, string(got))
+		}
+	}
 }
 
 func TestGatewayTellsHowAHostDiedInTheMiddleOfACall(t *testing.T) {

@@ -10,7 +10,9 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectgzip"
 	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/connect/v2/connectproto"
 
+	"github.com/raylink/raylink/internal/opaque"
 	"github.com/raylink/raylink/internal/webroute"
 )
 
@@ -36,7 +38,8 @@ type responder struct {
 func newResponder(h *Host, server *connect.Server) responder {
 	mount := func(opts ...connecthttp.Option) http.Handler {
 		mux := http.NewServeMux()
-		connecthttp.Mount(mux, server, append(opts, connecthttp.WithReadMaxBytes(h.options.MaxMessage))...)
+		connecthttp.Mount(mux, server, append(opts, connecthttp.WithReadMaxBytes(h.options.MaxMessage),
+			connecthttp.WithCodecs(connectproto.NewBinaryCodec(), opaque.New()))...)
 		return mux
 	}
 	bounded := func(c connect.Compressor) connecthttp.Option {
