@@ -202,10 +202,10 @@ func (h *Host) createOf(
 		Attributes: req.GetAttributes(), Launcher: h.Info(), RequestId: id,
 	})
 	if err != nil {
-		over()
-		if rctx.Err() != nil {
+		if rctx.Err() != nil { // asked before over, which ends rctx too
 			err = endOfCreation(rctx)
 		}
+		over()
 		return nil, fmt.Errorf("naming the new nodes: %w", err)
 	}
 	ownProcess := !h.options.InProcess
