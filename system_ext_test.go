@@ -89,7 +89,9 @@ func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
 	}
 
 	// What was read can be written back, and is the same message then.
-	var got struct{ Value json.RawMessage }
+	var got struct {
+		Value json.RawMessage `json:"value"`
+	}
 	require.NoError(t, json.Unmarshal([]byte(post("Get", `{"key": "b"}`)), &got))
 	post("Put", `{"key": "d", "value": `+string(got.Value)+`}`)
 	back, err := handle.Get(ctx, &storagev1.GetRequest{Key: "d"})

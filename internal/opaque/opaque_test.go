@@ -29,14 +29,14 @@ func TestEveryAnyIsWrittenAndReadBack(t *testing.T) {
 	t.Parallel()
 	unknown := &anypb.Any{TypeUrl: "type.googleapis.com/elsewhere.Unknown", Value: []byte("\x0a\x05world")}
 	good := packed(t, durationpb.New(1e9))
-	for name, any := range map[string]*anypb.Any{
+	for name, member := range map[string]*anypb.Any{
 		"unknown type":           unknown,
 		"not an encoded message": {TypeUrl: good.GetTypeUrl(), Value: []byte("\x0f")},
 		"out of JSON's range":    packed(t, &timestamppb.Timestamp{Seconds: 1 << 60}),
 		"without a type":         {Value: []byte("x")},
 		"nested":                 packed(t, packed(t, &nodev1.CreateRequest{Alias: "kept", Config: unknown})),
 	} {
-		msg := &nodev1.CreateRequest{Configs: []*anypb.Any{good, any, good}}
+		msg := &nodev1.CreateRequest{Configs: []*anypb.Any{good, member, good}}
 		_, err := newPlain(msg)
 		require.Error(t, err, "%s: protobuf's own JSON has a form for it", name)
 		var b bytes.Buffer
