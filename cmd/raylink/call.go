@@ -102,9 +102,19 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 	x.requests = a.requests(x.spec.StreamType, args[2:])
 	err = x.run(ctx)
 	if err != nil && !isLocal(err) {
-		return &callError{err, known}
+		return &callError{nameDeadline(err, rec.GetPath(), x.spec.Procedure), known}
 	}
 	return err
+}
+
+// nameDeadline adds node and method to the error of a deadline that this side has noticed first. The
+// node's own error has them.
+func nameDeadline(err error, node, procedure string) error {
+	if reason(err) != context.DeadlineExceeded.Error() {
+		return err
+	}
+	return connect.Errorf(connect.CodeDeadlineExceeded, "calling %s %s: %v",
+		node, strings.TrimPrefix(procedure, "/"), context.DeadlineExceeded)
 }
 
 // isLocal reports whether an error arose in this program rather than in the call.

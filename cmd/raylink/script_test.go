@@ -76,6 +76,7 @@ var varying = []struct {
 	{regexp.MustCompile(`127\.0\.0\.1:\d{4,}`), "ADDRESS"},
 	{regexp.MustCompile(`  \d{2,7} +(BRAIN-)?ADDRESS *`), "  PID  ADDRESS  "},
 	{regexp.MustCompile(`PID +HOST *`), "PID  HOST  "},
+	{regexp.MustCompile(`deadline exceeded while it ran`), "deadline exceeded"}, // if the node's error came first
 	{regexp.MustCompile(`(?m) +$`), ""},
 	{regexp.MustCompile(`"pid": ?"?\d+"?`), `"pid": PID`},
 	{regexp.MustCompile(`\d+\.\d+s"`), `TIME"`},
