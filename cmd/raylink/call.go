@@ -107,8 +107,8 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 	return err
 }
 
-// nameDeadline adds node and method to the error of a deadline that this side has noticed first. The
-// node's own error has them.
+// nameDeadline adds node and method to the error of a deadline that this side has noticed first.
+// The node's own error has them.
 func nameDeadline(err error, node, procedure string) error {
 	if reason(err) != context.DeadlineExceeded.Error() {
 		return err
