@@ -116,6 +116,20 @@ func (n *Node) unreturned(m *Method) *connect.Error {
 	return closedError(n.path, "stopped while it was in "+m.name+", which has not returned")
 }
 
+// returnsLate waits for a call that has not returned when its node's life ends, and reports whether
+// it returns within the grace period. A call of Stop does: it waits for that very end.
+func returnsLate(ctx context.Context, done <-chan struct{}) bool {
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-done:
+		return true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
 // endWork waits for tasks, and for calls that could not be drained; the contexts of all of them
 // have ended.
 func (n *Node) endWork(ctx context.Context) error {

@@ -222,9 +222,7 @@ func (c pipeClient) receiveMessage() (proto.Message, error) {
 		return nil, closedStreamError()
 	case <-c.p.node.life.Done():
 		// Its methods have had time to return.
-		select {
-		case <-c.p.ended:
-		default:
+		if !returnsLate(c.ctx, c.p.ended) {
 			return nil, c.p.node.unreturned(c.p.method).WithRemote()
 		}
 	}

@@ -67,12 +67,10 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	case <-j.done:
 		return j.res, j.err
 	case <-n.life.Done():
-		select {
-		case <-j.done:
+		if returnsLate(ctx, j.done) {
 			return j.res, j.err
-		default:
-			return nil, n.unreturned(cc.call.method)
 		}
+		return nil, n.unreturned(cc.call.method)
 	case <-ctx.Done():
 	}
 	at := inMailbox

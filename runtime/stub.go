@@ -84,9 +84,7 @@ func (n *Node) serveConnect(ctx context.Context, m *Method, stream connect.Serve
 	select {
 	case <-done:
 	case <-n.life.Done():
-		select {
-		case <-done:
-		default:
+		if !returnsLate(ctx, done) {
 			return n.unreturned(m)
 		}
 	case <-ctx.Done():
@@ -120,37 +118,35 @@ func (n *Node) sendResponse(m *Method, stream connect.ServerStream, res proto.Me
 // method must neither end it nor, once the call's context has ended, occupy it for long.
 func (n *Node) runStreamApart(cc *callContext, stream *replyStream) error {
 	ctx, m := cc.caller, cc.call.method
-	done := make(chan error, 1)
+	done := make(chan struct{})
+	var outcome error // set before done is closed
 	go func() {
-		var err error
 		returned := false
 		defer func() {
 			if !returned {
-				err = n.goexited(m)
+				outcome = n.goexited(m)
 			}
-			done <- err
+			close(done)
 		}()
-		err = n.runStream(cc, stream)
+		outcome = n.runStream(cc, stream)
 		returned = true
 	}()
 	defer stream.finish(ctx)
 	select {
-	case err := <-done:
-		return err
+	case <-done:
+		return outcome
 	case <-n.life.Done():
-		select {
-		case err := <-done:
-			return err
-		default:
-			return n.unreturned(m)
+		if returnsLate(ctx, done) {
+			return outcome
 		}
+		return n.unreturned(m)
 	case <-ctx.Done():
 	}
 	late := time.NewTimer(grace)
 	defer late.Stop()
 	select {
-	case err := <-done:
-		return err
+	case <-done:
+		return outcome
 	case <-late.C:
 		n.logger().Warn("a method goes on although its call is over", slog.String("node", n.path), slog.String("method", m.fullName()))
 		return n.ended(ctx, m, running)
