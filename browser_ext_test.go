@@ -34,7 +34,7 @@ func access(token string) runtime.Option {
 }
 
 // TestBrowsersAreLetIn asks as a browser does, at Brain's address and at a host that has joined, which has been
-// told nothing of origins.
+// given no origins.
 func TestBrowsersAreLetIn(t *testing.T) {
 	t.Parallel()
 	const good = "https://good.example"

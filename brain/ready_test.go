@@ -54,7 +54,7 @@ func TestBrainWhoseDiskFailedIsNotReady(t *testing.T) {
 	const health = "/grpc.health.v1.Health/"
 	expect(http.MethodGet, "/readyz", http.StatusOK, "ok")
 	expect(http.MethodPost, health+"Check", http.StatusOK, `"SERVING"`)
-	// A watcher, which is told.
+	// A watcher gets the change.
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+h.Address()+health+"Watch",
 		strings.NewReader("\x00\x00\x00\x00\x02{}"))
 	require.NoError(t, err)

@@ -19,6 +19,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/logs"
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -91,7 +92,7 @@ type Host struct {
 }
 
 // RootPath is the path of Brain itself, the root of all paths.
-const RootPath = "BRAIN"
+const RootPath = nodename.RootPath
 
 // kid is a child of a node or of the root, as launched by this host: exactly one of node and
 // process is set.

@@ -140,7 +140,7 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 		assert.Equal(t, was.GetNid(), is.GetNid(), path)
 		assert.Equal(t, nodev1.NodeState_NODE_STATE_RUNNING, is.GetState(), path)
 		assert.Equal(t, was.GetAlias(), is.GetAlias(), path)
-		if path != rootPath {
+		if path != runtime.RootPath {
 			assert.Equal(t, was.GetCreated().AsTime(), is.GetCreated().AsTime(), path+" was made once")
 			assert.Equal(t, was.GetIncarnation(), is.GetIncarnation(), path)
 			assert.Equal(t, was.GetHost().GetPid(), is.GetHost().GetPid(), path)

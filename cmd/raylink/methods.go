@@ -4,10 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 func (a *app) methodsCommand() *cobra.Command {
@@ -57,14 +55,10 @@ func (s *system) methods(ctx context.Context, node string) ([]methodInfo, *schem
 		return nil, nil, err
 	}
 	known := s.learn(ctx, node)
-	services := make([]protoreflect.ServiceDescriptor, 0, 2) //nolint:mnd // its own and the built-in one
-	for _, name := range slices.Compact([]string{rec.GetService(), builtinService}) {
-		service, err := known.service(name)
-		if err != nil {
-			known.close()
-			return nil, nil, &callError{err, known}
-		}
-		services = append(services, service)
+	services, err := known.services(servicesOf(rec))
+	if err != nil {
+		known.close()
+		return nil, nil, &callError{err, known}
 	}
 	var list []methodInfo
 	names := methodNames(services)

@@ -162,6 +162,23 @@ const (
 	healthService  = "grpc.health.v1.Health"
 )
 
+// servicesOf returns the names of the services that a node answers, its own first.
+func servicesOf(rec *nodev1.NodeRecord) []string {
+	return slices.Compact([]string{rec.GetService(), builtinService})
+}
+
+// services returns the descriptors of services.
+func (s *schema) services(names []string) ([]protoreflect.ServiceDescriptor, error) {
+	list := make([]protoreflect.ServiceDescriptor, len(names))
+	for i, name := range names {
+		var err error
+		if list[i], err = s.service(name); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
 // method finds a method by `Method`, `Service/Method` or `package.Service/Method`; a dot may stand
 // for the slash.
 func (s *schema) method(rec *nodev1.NodeRecord, name string) (protoreflect.MethodDescriptor, error) {
@@ -169,17 +186,15 @@ func (s *schema) method(rec *nodev1.NodeRecord, name string) (protoreflect.Metho
 	if i := strings.LastIndexAny(method, "/."); i >= 0 {
 		wanted, method = method[:i], method[i+1:]
 	}
-	names := []string{rec.GetService(), builtinService}
+	names := servicesOf(rec)
 	if wanted == healthService {
 		names = append(names, healthService)
 	}
-	var services []protoreflect.ServiceDescriptor
-	for _, name := range names {
-		service, err := s.service(name)
-		if err != nil {
-			return nil, err
-		}
-		services = append(services, service)
+	services, err := s.services(names)
+	if err != nil {
+		return nil, err
+	}
+	for _, service := range services {
 		if wanted != "" && wanted != string(service.FullName()) && wanted != string(service.Name()) {
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime"
 )
 
 func (a *app) treeCommand() *cobra.Command {
@@ -27,7 +28,7 @@ With -o json it prints one object whose "nodes" are the records, parents before 
 		Args:              between(0, 1, "[NODE]"),
 		ValidArgsFunction: a.complete(completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			node := rootPath
+			node := runtime.RootPath
 			if len(args) > 0 {
 				node = args[0]
 			}
@@ -37,9 +38,6 @@ With -o json it prints one object whose "nodes" are the records, parents before 
 	a.clientFlags(cmd)
 	return cmd
 }
-
-// rootPath names Brain itself.
-const rootPath = "BRAIN"
 
 func (a *app) tree(ctx context.Context, node string) error {
 	s, err := a.connect(ctx)
@@ -54,7 +52,7 @@ func (a *app) tree(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	req := &brainv1.ListRequest{}
-	if top.GetPath() != rootPath {
+	if top.GetPath() != runtime.RootPath {
 		req.Root = top.GetNid()
 	}
 	res, err := s.brain.List(ctx, req)
@@ -62,7 +60,7 @@ func (a *app) tree(ctx context.Context, node string) error {
 		return err
 	}
 	records := res.GetNodes()
-	if top.GetPath() == rootPath {
+	if top.GetPath() == runtime.RootPath {
 		records = append([]*nodev1.NodeRecord{top}, records...)
 	}
 	if a.output == outputJSON {
@@ -156,7 +154,7 @@ func table(rows [][]string) string {
 
 func stateName(rec *nodev1.NodeRecord) string {
 	name := strings.ToLower(strings.TrimPrefix(rec.GetState().String(), "NODE_STATE_"))
-	if rec.GetIncarnation() > 1 && rec.GetPath() != rootPath {
+	if rec.GetIncarnation() > 1 && rec.GetPath() != runtime.RootPath {
 		name += fmt.Sprintf(" (life %d)", rec.GetIncarnation())
 	}
 	return name

@@ -235,7 +235,7 @@ func (rt *Runtime) openLog(embed *Embed, late *logs.Late) error {
 // process as the signal would have. A second signal ends it at once.
 func (rt *Runtime) handleSignals() {
 	rt.signals = onSignals(func(s os.Signal) {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
+		ctx, cancel := rt.closeContext()
 		defer cancel()
 		_ = rt.shutdown(ctx, fmt.Errorf("%w by a signal: %v", runtime.ErrClosed, s)) // the process ends either way
 		endBySignal(s)
@@ -250,17 +250,19 @@ func (rt *Runtime) Shutdown(ctx context.Context) error { return rt.shutdown(ctx,
 
 // Close is Shutdown within twice the drain time.
 func (rt *Runtime) Close() error {
-	ctx := context.Background()
-	if rt.Host != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 2*rt.Host.Options().Drain)
-		defer cancel()
-	}
-	if err := rt.Shutdown(ctx); err == nil || !errors.Is(err, ctx.Err()) {
-		return err
-	}
-	<-rt.done // a Shutdown under way has more time
+	ctx, cancel := rt.closeContext()
+	defer cancel()
+	_ = rt.Shutdown(ctx) // closeErr has its error; a Shutdown under way may have more time
+	<-rt.done
 	return rt.closeErr
+}
+
+// closeContext bounds a Close.
+func (rt *Runtime) closeContext() (context.Context, context.CancelFunc) {
+	if rt.Host == nil { // starting has failed: there is nothing to drain
+		return context.WithCancel(context.Background())
+	}
+	return context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
 }
 
 // Done returns a channel that is closed once the runtime has ended.

@@ -208,7 +208,7 @@ func testMisuse(t *testing.T, way Way, p *contractv1raylink.Probe) {
 }
 
 // registering is a context that knows how many wait for its end by AfterFunc, as every context does
-// that is derived from it. Its Done alone registers nobody.
+// that is derived from it. Its Done alone registers no waiter.
 type registering struct {
 	done chan struct{}
 

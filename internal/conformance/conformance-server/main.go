@@ -1,4 +1,4 @@
-// Conformance-server is the server under test: the suite's service as a node, of which it tells connectconformance the address.
+// Conformance-server is the server under test: the suite's service as a node, whose address it reports to connectconformance.
 //
 //	conformance-server -at host      the address of the node's own host
 //	conformance-server -at gateway   Brain's address; the node lives in a process of its own

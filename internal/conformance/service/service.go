@@ -145,7 +145,7 @@ type replies struct {
 	send       func(*conformancev1.ConformancePayload) error
 	definition *conformancev1.StreamResponseDefinition
 	sent       int
-	// requests are those that no response has told of yet.
+	// requests are those that no response has reported yet.
 	requests []*anypb.Any
 }
 
@@ -188,7 +188,7 @@ func (r *replies) sendRest() error {
 	}
 }
 
-// end is the stream's outcome. Where nothing was sent the error tells of the requests.
+// end is the stream's outcome. If nothing was sent, the error reports the requests.
 func (r *replies) end() error {
 	if r.definition.GetError() == nil {
 		return nil
