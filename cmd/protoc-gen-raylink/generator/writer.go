@@ -169,7 +169,7 @@ func (w *writer) preamble() {
 	}
 	w.line(")")
 	w.document(doc{sentence("This code and the runtime in go.mod must fit each other. If the build fails here, the comment above " +
-		"the line says how to fix it.")})
+		"the line tells how to mend it.")})
 	version := strconv.Itoa(contractVersion)
 	w.line("const (")
 	w.line("\t// The code is too old for the runtime:")
