@@ -19,7 +19,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// BenchmarkUnary has so many calls in flight, from as many goroutines, over one TCP connection in one process.
+// BenchmarkUnary has so many calls in flight, from as many goroutines, over one TCP connection in
+// one process.
 func BenchmarkUnary(b *testing.B) {
 	for _, size := range []int{16, 1 << 10, 64 << 10, 1 << 20} {
 		for _, inflight := range []int{1, 64, 512} {
@@ -102,8 +103,8 @@ func BenchmarkStream(b *testing.B) {
 	require.NoError(b, stream.Close())
 }
 
-// BenchmarkFloor is what the others are to be compared with: the same message behind a length and a number, no more, written and
-// read by the simplest code that multiplexes and gathers.
+// BenchmarkFloor is what the others are to be compared with: the same message behind a length and a
+// number, no more, written and read by the simplest code that multiplexes and gathers.
 func BenchmarkFloor(b *testing.B) {
 	for _, size := range []int{16, 1 << 10, 64 << 10, 1 << 20} {
 		for _, inflight := range []int{1, 64, 512} {
@@ -152,7 +153,8 @@ func concurrently(b *testing.B, n int, run func(next func() bool)) {
 	b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/op")
 }
 
-// cpu is the processor time that this process has used. On a machine that is busy otherwise it says more than the clock.
+// cpu is the processor time that this process has used. On a machine that is busy otherwise it says
+// more than the clock.
 func cpu(b *testing.B) int64 {
 	b.Helper()
 	var used syscall.Rusage

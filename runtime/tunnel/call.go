@@ -96,12 +96,12 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	cost := callCost + meta + size
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.enter(ctx, cost); err != nil {
+	if err := c.acquireWindow(ctx, cost); err != nil {
 		return err
 	}
 	var body *encoded
 	if size > inlineBytes {
-		// Encode only after entering the window, so that blocked calls hold no memory, and without
+		// Encode only after acquiring the window, so that blocked calls hold no memory, and without
 		// the lock, since encoding may take long.
 		var err error
 		c.mu.Unlock()
@@ -113,7 +113,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 			err = c.refusing()
 		}
 		if err != nil {
-			c.gate.give(cost)
+			c.sendWindow.release(cost)
 			body.free()
 			return err
 		}
@@ -132,7 +132,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		c.sweepLater(ctx, call)
 	}
 	c.watch()
-	if c.out.calls++; c.gate.open == 1 || c.out.calls >= callBatch {
+	if c.out.calls++; c.sendWindow.open == 1 || c.out.calls >= callBatch {
 		c.flush() // no other call to share the write with
 	} else {
 		c.kick()
@@ -284,7 +284,7 @@ func (c *Conn) isOpen(call *Call) bool {
 // claim assigns a free id. The send window guarantees that there is one. The caller must hold c.mu.
 func (c *Conn) claim(s slot) uint32 {
 	s.busy = true
-	if c.gate.open > 1 {
+	if c.sendWindow.open > 1 {
 		c.alone = 0
 	}
 	if s.call == nil || !s.call.Waits {
@@ -310,8 +310,8 @@ func (c *Conn) vacate(id uint32) {
 	}
 	*s = slot{}
 	c.free = append(c.free, id)
-	c.gate.give(cost)
-	if c.gate.open == 0 && len(c.slots) > keptSlots {
+	c.sendWindow.release(cost)
+	if c.sendWindow.open == 0 && len(c.slots) > keptSlots {
 		c.slots, c.free = make([]slot, 1), nil // release memory after a burst
 	}
 	c.checkQuiet()

@@ -120,7 +120,7 @@ func (s *clientStream) open() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.enter(s.ctx, 0); err != nil {
+	if err := c.acquireWindow(s.ctx, 0); err != nil {
 		return err
 	}
 	s.id = c.claim(slot{stream: s})

@@ -18,8 +18,8 @@ func large(t *rapid.T, label string) []byte {
 	return make([]byte, rapid.SampledFrom([]int{0, 1, keptBytes - 1, keptBytes, 3 * keptBytes}).Draw(t, label))
 }
 
-// TestDecodingThatKeepsIsDecoding compares with protobuf's own: any messages, also of fields that come several times, in any order, unknown
-// or cut off.
+// TestDecodingThatKeepsIsDecoding compares with protobuf's own: any messages, also of fields that
+// come several times, in any order, unknown or cut off.
 func TestDecodingThatKeepsIsDecoding(t *testing.T) {
 	fresh := []func() proto.Message{
 		func() proto.Message { return &wrapperspb.BytesValue{} },

@@ -186,7 +186,8 @@ func story(ctx context.Context, transport connect.Transport) []string {
 	return lines
 }
 
-// TestConnectsClientsSeeNoDifference tells the same story over the tunnel and over connect's own transport in this process.
+// TestConnectsClientsSeeNoDifference tells the same story over the tunnel and over connect's own
+// transport in this process.
 func TestConnectsClientsSeeNoDifference(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := connect.NewServer()

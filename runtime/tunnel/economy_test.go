@@ -64,7 +64,8 @@ func TestOneCallIsOneWriteAndOneReadOnEachSide(t *testing.T) {
 	})
 }
 
-// TestABurstTakesFewWritesAndReads has a thousand calls queue up behind a write that takes its time, and counts what it takes to send and answer them.
+// TestABurstTakesFewWritesAndReads has a thousand calls queue up behind a write that takes its
+// time, and counts what it takes to send and answer them.
 func TestABurstTakesFewWritesAndReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
@@ -99,7 +100,8 @@ func TestABurstTakesFewWritesAndReads(t *testing.T) {
 		synctest.Wait()
 		assert.EqualValues(t, 1, a.writes.Load(), "what has gathered goes out at once")
 		assert.LessOrEqual(t, b.reads.Load(), int64(20))
-		// A write takes what has been answered while the one before it was under way, which depends on who runs when.
+		// A write takes what has been answered while the one before it was under way, which depends
+		// on who runs when.
 		assert.LessOrEqual(t, b.writes.Load(), int64(calls/10))
 		assert.LessOrEqual(t, a.reads.Load(), b.writes.Load()+10, "a buffer that is small at first takes some more")
 		assert.NoError(t, client.Close())
@@ -107,8 +109,8 @@ func TestABurstTakesFewWritesAndReads(t *testing.T) {
 	})
 }
 
-// TestAllocationsOfACall counts both sides together: the call, the response and its bytes, the request and its bytes, what the
-// server knows of the call, and what the channel that waits needs.
+// TestAllocationsOfACall counts both sides together: the call, the response and its bytes, the
+// request and its bytes, what the server knows of the call, and what the channel that waits needs.
 func TestAllocationsOfACall(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates as well")

@@ -34,8 +34,8 @@ func option(t *rapid.T) *descriptorpb.UninterpretedOption {
 	return o
 }
 
-// TestWhatIsWrittenInPartsIsTheMessage draws messages with large fields at the top, in messages, and in lists of them, and what protobuf
-// itself reads of their parts.
+// TestWhatIsWrittenInPartsIsTheMessage draws messages with large fields at the top, in messages,
+// and in lists of them, and what protobuf itself reads of their parts.
 func TestWhatIsWrittenInPartsIsTheMessage(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var msg proto.Message

@@ -96,7 +96,8 @@ func TestClosedWhileTheOtherSideShutsDown(t *testing.T) {
 		var s setup
 		ended := make(chan error, 1)
 		s = overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
-			// The answer and the farewell go in one write, so that the client reads the second when it has closed on the first.
+			// The answer and the farewell go in one write, so that the client reads the second when
+			// it has closed on the first.
 			in.Reply(nil, nil)
 			go func() { ended <- s.server.Shutdown(context.Background()) }()
 			synctest.Wait()

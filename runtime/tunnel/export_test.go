@@ -41,9 +41,9 @@ func Leaks(c *Conn) string {
 	if c.windows.Load() != 0 || c.metaBytes != 0 {
 		return fmt.Sprintf("beyond first windows: %d; names and headers: %d", c.windows.Load(), c.metaBytes)
 	}
-	if c.requestBytes != 0 || c.gate.used != 0 || c.pending() != 0 || c.streams != 0 || c.gate.waiters.Len() != 0 {
+	if c.requestBytes != 0 || c.sendWindow.used != 0 || c.pending() != 0 || c.streams != 0 || c.sendWindow.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
-			c.requestBytes, c.gate.used, c.pending(), c.streams, c.gate.waiters.Len())
+			c.requestBytes, c.sendWindow.used, c.pending(), c.streams, c.sendWindow.waiters.Len())
 	}
 	return ""
 }
@@ -70,7 +70,8 @@ func Slots(c *Conn) int {
 	return len(c.slots)
 }
 
-// Paused says whether the connection has stopped reading until the peer takes what is to be written.
+// Paused says whether the connection has stopped reading until the peer takes what is to be
+// written.
 func Paused(c *Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

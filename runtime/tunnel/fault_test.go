@@ -21,7 +21,8 @@ func detailsOf(n, bytes int) []byte {
 	return b
 }
 
-// TestErrorDetailsAreParsedInLinearTime counts what parsing allocates, which grew with the square of the details' number.
+// TestErrorDetailsAreParsedInLinearTime counts what parsing allocates, which grew with the square
+// of the details' number.
 func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 	cost := func(n int) uint64 {
 		block := detailsOf(n, 0)

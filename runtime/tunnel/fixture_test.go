@@ -169,7 +169,8 @@ func roundTrip(t testing.TB, c *tunnel.Conn, size int) {
 	require.Len(t, res.GetValue(), size)
 }
 
-// needsGuards skips a test that fails, as it should, where the guards are gone. TestRandomRuns shows that.
+// needsGuards skips a test that fails, as it should, where the guards are gone. TestRandomRuns
+// shows that.
 func needsGuards(t *testing.T) {
 	t.Helper()
 	if !tunnel.Guarded {

@@ -81,8 +81,8 @@ func openHandshake(f *testing.F) (said, answered []byte) {
 	return said, answered
 }
 
-// FuzzAccept lets an accepting side hear anything, before and after the handshake. It must neither panic, nor hang, nor hold
-// anything once the connection is gone.
+// FuzzAccept lets an accepting side hear anything, before and after the handshake. It must neither
+// panic, nor hang, nor hold anything once the connection is gone.
 func FuzzAccept(f *testing.F) {
 	replayed, seeds := spoken(f, ">")
 	for _, seed := range seeds {
@@ -208,8 +208,8 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// FuzzErrorBlock parses any bytes as an error block. One that is accepted has a code of connect's and
-// a bounded number of details, and survives being encoded again.
+// FuzzErrorBlock parses any bytes as an error block. One that is accepted has a code of connect's
+// and a bounded number of details, and survives being encoded again.
 func FuzzErrorBlock(f *testing.F) {
 	simple := connect.NewError(connect.CodeAborted, "why")
 	f.Add(tunnel.AppendFault(nil, simple, 1<<10))

@@ -24,7 +24,8 @@ func waits(in *tunnel.Incoming) bool {
 	return ok && w.Waits()
 }
 
-// inline makes a handler whose calls are served on the reading goroutine: those named "/p/Odd" by odd, the others are echoed.
+// inline makes a handler whose calls are served on the reading goroutine: those named "/p/Odd" by
+// odd, the others are echoed.
 func inline(odd func(*tunnel.Incoming)) handlers {
 	h := echo()
 	h.unary = func(in *tunnel.Incoming) {
@@ -37,7 +38,8 @@ func inline(odd func(*tunnel.Incoming)) handlers {
 	return h
 }
 
-// whileServed starts a call that is served by odd on the reading goroutine, and says how long the next one had to wait.
+// whileServed starts a call that is served by odd on the reading goroutine, and says how long the
+// next one had to wait.
 func whileServed(t *testing.T, odd func(*tunnel.Incoming)) (behind time.Duration, outcome error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {

@@ -136,12 +136,13 @@ type hostility struct {
 
 const mib = 1 << 20
 
-// buffers is what docs/tunnel.md allows for buffers. A side that stops reading has up to that to write:
-// how large they have grown depends on how much the writer took at once, before it was blocked.
+// buffers is what docs/tunnel.md allows for buffers. A side that stops reading has up to that to
+// write: how large they have grown depends on how much the writer took at once, before it was
+// blocked.
 const buffers = 6 * mib
 
-// unguardedHostility is the one that shows, where an accepting side does not stop reading, that this
-// is noticed.
+// unguardedHostility is the one that shows, where an accepting side does not stop reading, that
+// this is noticed.
 const unguardedHostility = "CALL that fails, unread"
 
 func concat(list ...[]byte) []byte {
@@ -242,8 +243,8 @@ func hostilities() []hostility {
 }
 
 // TestWhatACallerMakesAHostHold sends frames of each type, as many as a peer can, and looks at the
-// memory that is held then. The limits are within what docs/tunnel.md and [tunnel.Config.PeerMemory]
-// say of it, and at most about twice what is found.
+// memory that is held then. The limits are within what docs/tunnel.md and
+// [tunnel.Config.PeerMemory] say of it, and at most about twice what is found.
 func TestWhatACallerMakesAHostHold(t *testing.T) {
 	all := hostilities()
 	for _, h := range all {
@@ -297,8 +298,8 @@ func holdsForACaller(t *testing.T, h *hostility) {
 	}
 }
 
-// TestWhatAServerMakesACallerHold has a caller with one unary call and one stream open, and a server
-// that sends what it likes.
+// TestWhatAServerMakesACallerHold has a caller with one unary call and one stream open, and a
+// server that sends what it likes.
 func TestWhatAServerMakesACallerHold(t *testing.T) {
 	needsGuards(t)
 	empty := puppet.EmptyHeader(1000)
@@ -352,8 +353,8 @@ func holdsForAServer(t *testing.T, h *hostility) {
 	t.Log(err)
 }
 
-// TestAPeerThatReadsLateIsAnsweredAll floods a side with calls whose answers are read late: it stops
-// reading until they are, and goes on then.
+// TestAPeerThatReadsLateIsAnsweredAll floods a side with calls whose answers are read late: it
+// stops reading until they are, and goes on then.
 func TestAPeerThatReadsLateIsAnsweredAll(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {

@@ -66,8 +66,8 @@ func jitter() {
 	}
 }
 
-// TestHandlersSetMetadataWhileCallsEnd is for the race detector: metadata, messages and answers against cancellation, a lost
-// connection and Close.
+// TestHandlersSetMetadataWhileCallsEnd is for the race detector: metadata, messages and answers
+// against cancellation, a lost connection and Close.
 func TestHandlersSetMetadataWhileCallsEnd(t *testing.T) {
 	for _, end := range []struct {
 		name string

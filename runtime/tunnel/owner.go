@@ -160,7 +160,7 @@ func (c *Conn) readFor(call *Call) (watch bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.corked = false
-	if err == nil && c.gate.open == 0 && c.in.betweenFrames() && c.err == nil {
+	if err == nil && c.sendWindow.open == 0 && c.in.betweenFrames() && c.err == nil {
 		c.passOwnership(answered)
 	} else {
 		c.passOwnership(left)
@@ -176,7 +176,7 @@ func (c *Conn) readFor(call *Call) (watch bool) {
 // yield reports whether the read loop is to park, and if so gives up ownership. The caller must
 // hold c.mu.
 func (c *Conn) yield() bool {
-	if c.alone < yieldAfter || c.gate.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
+	if c.alone < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
 		return false
 	}
 	if c.owner != ownedByLoop || !c.passOwnership(yielded) {

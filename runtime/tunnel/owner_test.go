@@ -287,8 +287,8 @@ func TestConnectionOutlivesAnInterruptionInTheLastFragment(t *testing.T) {
 }
 
 // TestOrdinaryProgramOnASlowLink makes sync calls with small and large answers beside another
-// caller, on a link of 200 Mbit/s. With a collector that runs all the time, memory that is taken back
-// while it is in use would be seen in the answers.
+// caller, on a link of 200 Mbit/s. With a collector that runs all the time, memory that is taken
+// back while it is in use would be seen in the answers.
 func TestOrdinaryProgramOnASlowLink(t *testing.T) {
 	for _, percent := range []int{100, 5} {
 		t.Run(fmt.Sprintf("GOGC=%d", percent), func(t *testing.T) {

@@ -81,7 +81,8 @@ type meeting struct {
 	said, answered []byte
 }
 
-// meddled runs a handshake whose frames go through change, which returns what arrives in a frame's place.
+// meddled runs a handshake whose frames go through change, which returns what arrives in a frame's
+// place.
 func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, change func(fromDialler bool, frame []byte) []byte) meeting {
 	t.Helper()
 	near, proxyNear := memnet.Pipe()
@@ -195,7 +196,8 @@ func TestOpenSidesNeedNoProof(t *testing.T) {
 	})
 }
 
-// TestAnyChangeOnTheWayIsNoticed flips each bit pattern of each byte of each frame of the handshake: host ids, limits, versions, nonces, proofs.
+// TestAnyChangeOnTheWayIsNoticed flips each bit pattern of each byte of each frame of the
+// handshake: host ids, limits, versions, nonces, proofs.
 func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 	hi := tunnel.Hello{Host: "server", Client: "client", Build: "1"}
 	var frames [][]byte
@@ -228,7 +230,8 @@ func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 	}
 }
 
-// TestDowngradeIsNoticed takes away, on the way, what says that there is a token: both sides then still ask for the proof.
+// TestDowngradeIsNoticed takes away, on the way, what says that there is a token: both sides then
+// still ask for the proof.
 func TestDowngradeIsNoticed(t *testing.T) {
 	for _, kind := range []int{hello, welcome} {
 		t.Run(strconv.Itoa(kind), func(t *testing.T) {
@@ -307,7 +310,8 @@ func TestReplayedHandshakeIsRefused(t *testing.T) {
 	})
 }
 
-// TestImpostorLearnsNothing is a process that took a host's address: it is shown a nonce and ids, and no proof.
+// TestImpostorLearnsNothing is a process that took a host's address: it is shown a nonce and ids,
+// and no proof.
 func TestImpostorLearnsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, answered := recorded(t)
@@ -327,7 +331,8 @@ func TestImpostorLearnsNothing(t *testing.T) {
 	})
 }
 
-// TestProofOfAnotherHostIsNotTaken relays a dialler that looks for one host to another host of the same system.
+// TestProofOfAnotherHostIsNotTaken relays a dialler that looks for one host to another host of the
+// same system.
 func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The HELLO is changed on its way so that the other host feels meant.
@@ -351,7 +356,8 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 	})
 }
 
-// TestAddressThatLeadsBackHere is a dialler that looks for Brain and finds itself, by way of whoever took Brain's address.
+// TestAddressThatLeadsBackHere is a dialler that looks for Brain and finds itself, by way of
+// whoever took Brain's address.
 func TestAddressThatLeadsBackHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := meddled(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
@@ -419,7 +425,8 @@ func TestNonceMustBeWhole(t *testing.T) {
 	}
 }
 
-// TestAnotherProtocolBehindTheHandshake hands the connection over, with nothing lost, once both sides are proven.
+// TestAnotherProtocolBehindTheHandshake hands the connection over, with nothing lost, once both
+// sides are proven.
 func TestAnotherProtocolBehindTheHandshake(t *testing.T) {
 	near, far := sockets(t)
 	served := make(chan error, 1)

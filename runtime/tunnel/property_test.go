@@ -64,7 +64,8 @@ func pattern(seed, size int) []byte {
 	return b
 }
 
-// world is one random run: a tunnel, the model of what it owes its callers, and the calls that are under way.
+// world is one random run: a tunnel, the model of what it owes its callers, and the calls that are
+// under way.
 type world struct {
 	t      *rapid.T
 	client *tunnel.Conn
@@ -399,8 +400,9 @@ func (w *world) do(seed int, s step) {
 	<-time.After(s.Wait)
 }
 
-// TestRandomRuns mixes calls of all shapes and sizes with cancellations, delays, stalls and cuts. Every call ends exactly once, with
-// what the model allows; what arrives is what was sent; order is kept; and afterwards nothing is left.
+// TestRandomRuns mixes calls of all shapes and sizes with cancellations, delays, stalls and cuts.
+// Every call ends exactly once, with what the model allows; what arrives is what was sent; order is
+// kept; and afterwards nothing is left.
 func TestRandomRuns(t *testing.T) {
 	noticed := ""
 	defer func() {

@@ -17,8 +17,9 @@ func markAll(b []byte, mark byte) {
 	}
 }
 
-// heldAndDropped lends memory to messages of which some are held and others dropped, with collections in between, and says how many of those that
-// were held have been written over by others.
+// heldAndDropped lends memory to messages of which some are held and others dropped, with
+// collections in between, and says how many of those that were held have been written over by
+// others.
 func heldAndDropped(r *recycler) (spoilt int) {
 	held := make(map[byte][]byte)
 	for round := range 40 {

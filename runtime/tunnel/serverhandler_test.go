@@ -12,8 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestConnectHandlerThatDoesNotReturnFailsItsCallAlone: one that panics or ends its goroutine, unary and streaming, before its
-// first message and after it. The connection goes on.
+// TestConnectHandlerThatDoesNotReturnFailsItsCallAlone: one that panics or ends its goroutine,
+// unary and streaming, before its first message and after it. The connection goes on.
 func TestConnectHandlerThatDoesNotReturnFailsItsCallAlone(t *testing.T) {
 	t.Parallel()
 	for how, end := range map[string]func(){"panicked": func() { panic("on purpose") }, "ended its goroutine": runtime.Goexit} {

@@ -48,8 +48,8 @@ func startFollowed(ctx context.Context, c *tunnel.Conn, procedure string, size i
 	return <-done
 }
 
-// overStream sends one message on a stream and receives one. A Send that finds the stream ended leaves
-// it to Receive to say why.
+// overStream sends one message on a stream and receives one. A Send that finds the stream ended
+// leaves it to Receive to say why.
 func overStream(ctx context.Context, c *tunnel.Conn, shape connect.StreamType, size int) error {
 	stream, err := c.Stream(ctx, tunnel.StreamRequest{Procedure: "/p/P", StreamType: shape})
 	if err != nil {
@@ -100,8 +100,8 @@ func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
 	}
 }
 
-// TestContextEndsAStreamThatIsStalledBothWays: its caller is in the middle of sending one message and
-// of receiving another. Both end with the context, and so does the handler: by itself at the
+// TestContextEndsAStreamThatIsStalledBothWays: its caller is in the middle of sending one message
+// and of receiving another. Both end with the context, and so does the handler: by itself at the
 // deadline, and when it can hear of a cancellation.
 func TestContextEndsAStreamThatIsStalledBothWays(t *testing.T) {
 	needsGuards(t) // as above

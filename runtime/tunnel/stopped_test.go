@@ -18,8 +18,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// peerMode is the environment variable that makes this binary the peer of a test, which stops it: `call ADDRESS` or
-// `serve`.
+// peerMode is the environment variable that makes this binary the peer of a test, which stops it:
+// `call ADDRESS` or `serve`.
 const peerMode = "TUNNEL_TEST_PEER"
 
 // stoppedKeepalive is the keepalive of whichever side is tested.
@@ -113,8 +113,9 @@ func (p *stoppable) signal(t *testing.T, s syscall.Signal) {
 	require.NoError(t, p.cmd.Process.Signal(s))
 }
 
-// TestCallerThatWasStoppedKeepsItsConnection stops a calling process with calls under way, for longer than it waits for a
-// silent peer, and lets it go on: half of its calls are answered while it is stopped and half when it runs again.
+// TestCallerThatWasStoppedKeepsItsConnection stops a calling process with calls under way, for
+// longer than it waits for a silent peer, and lets it go on: half of its calls are answered while
+// it is stopped and half when it runs again.
 func TestCallerThatWasStoppedKeepsItsConnection(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -152,8 +153,9 @@ func TestCallerThatWasStoppedKeepsItsConnection(t *testing.T) {
 	}
 }
 
-// TestCalleeThatWasStoppedLosesItsCallsAlone stops a serving process with calls under way for longer than its caller waits for a
-// silent peer: they fail while it is stopped, and when it runs again it serves another connection.
+// TestCalleeThatWasStoppedLosesItsCallsAlone stops a serving process with calls under way for
+// longer than its caller waits for a silent peer: they fail while it is stopped, and when it runs
+// again it serves another connection.
 func TestCalleeThatWasStoppedLosesItsCallsAlone(t *testing.T) {
 	t.Parallel()
 	p := startPeer(t, "serve", "")

@@ -203,8 +203,9 @@ func TestOneStreamTooManyIsRefused(t *testing.T) {
 	})
 }
 
-// TestUnreadSmallMessagesPinLittle: messages stay where they were read only if they are a good part of that, so that a stream whose reader is slow takes
-// about its window, whatever else goes over the connection.
+// TestUnreadSmallMessagesPinLittle: messages stay where they were read only if they are a good part
+// of that, so that a stream whose reader is slow takes about its window, whatever else goes over
+// the connection.
 func TestUnreadSmallMessagesPinLittle(t *testing.T) {
 	needsGuards(t)
 	hold := make(chan struct{})
@@ -252,7 +253,8 @@ func TestUnreadSmallMessagesPinLittle(t *testing.T) {
 func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
 	needsGuards(t)
 	const window = 64 << 10
-	// ahead is how far a sender gets ahead of a reader that has taken so much, waiting so long after each message.
+	// ahead is how far a sender gets ahead of a reader that has taken so much, waiting so long
+	// after each message.
 	ahead := func(t *testing.T, taken int, pause time.Duration) (sent int) {
 		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
@@ -288,7 +290,8 @@ func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
 	require.LessOrEqual(t, ahead(t, 1000, 0), grown+1)
 }
 
-// TestManyStreamsGoOnAtOnce has so many streams wait for credit with small messages that these don't fit one write when it comes for all.
+// TestManyStreamsGoOnAtOnce has so many streams wait for credit with small messages that these
+// don't fit one write when it comes for all.
 func TestManyStreamsGoOnAtOnce(t *testing.T) {
 	needsGuards(t)
 	const streams, messages, window = 1500, 70, 64 << 10

@@ -7,7 +7,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestSweepPassesNoneOver adds and removes calls between the steps of rounds: one that was there for a whole round was looked at in it.
+// TestSweepPassesNoneOver adds and removes calls between the steps of rounds: one that was there
+// for a whole round was looked at in it.
 func TestSweepPassesNoneOver(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var s sweep
@@ -65,7 +66,8 @@ func TestSweepLooksAtAllWithinSomeTicks(t *testing.T) {
 	}
 }
 
-// TestEveryOwnerComesBackToTheLoop: whoever reads a connection, when its caller has left the read loop reads on.
+// TestEveryOwnerComesBackToTheLoop: whoever reads a connection, when its caller has left the read
+// loop reads on.
 func TestEveryOwnerComesBackToTheLoop(t *testing.T) {
 	for owner, next := range nextOwner {
 		for e, after := range next {

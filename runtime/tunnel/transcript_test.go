@@ -26,7 +26,8 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the transcripts in testdata")
 
-// A transcript is a script of commands, and below each, after a line of dashes, what went over the wire and what came of it:
+// A transcript is a script of commands, and below each, after a line of dashes, what went over the
+// wire and what came of it:
 //
 //	> what the dialler sent: hex, with 00*100 for a run, and a frame per line
 //	< what the accepting side sent
@@ -177,7 +178,8 @@ func (w *wiretap) take() []string {
 	w.flush()
 	lines := w.lines
 	w.lines = nil
-	// What a caller sees, and when its frames are written, are two goroutines' business: results come last.
+	// What a caller sees, and when its frames are written, are two goroutines' business: results
+	// come last.
 	slices.SortStableFunc(lines, func(a, b string) int {
 		isResult := func(line string) int {
 			if line[0] == '=' {
@@ -190,7 +192,8 @@ func (w *wiretap) take() []string {
 	return lines
 }
 
-// pass copies one direction until it ends. Each write is passed on before the next is read, so the order is what it was.
+// pass copies one direction until it ends. Each write is passed on before the next is read, so the
+// order is what it was.
 func (w *wiretap) pass(direction string, from io.Reader, to io.WriteCloser) {
 	buf := make([]byte, 1<<20)
 	for {
@@ -233,7 +236,8 @@ func (*scripted) ServeStream(ctx context.Context, in *tunnel.Incoming, stream co
 	return echoStream(ctx, in, stream)
 }
 
-// stage is where a transcript's commands run: on both sides, or on one while the script plays the other.
+// stage is where a transcript's commands run: on both sides, or on one while the script plays the
+// other.
 type stage struct {
 	t       *testing.T
 	tap     *wiretap
@@ -471,8 +475,8 @@ func (s *transcript) one(t *testing.T, dialler bool) {
 	synctest.Wait()
 }
 
-// TestTranscripts holds the wire still: what both sides say to each other is what the transcripts of this version say, and each side
-// alone, played against the script, says and sees the same.
+// TestTranscripts holds the wire still: what both sides say to each other is what the transcripts
+// of this version say, and each side alone, played against the script, says and sees the same.
 func TestTranscripts(t *testing.T) {
 	needsGuards(t)
 	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")

@@ -103,10 +103,10 @@ type Conn struct {
 	extra     extraBudget
 
 	// The calls of a dialling side.
-	gate     gate
-	interner interner
-	slots    []slot
-	free     []uint32
+	sendWindow sendWindow
+	interner   interner
+	slots      []slot
+	free       []uint32
 	// idsUsed is the high-water mark of len(slots).
 	idsUsed int
 	// unwatched holds the calls whose contexts are checked by the sweeper only.
@@ -132,7 +132,7 @@ func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 	if err != nil {
 		return nil, err
 	}
-	c.gate = gate{window: c.peer.window, maxOpen: c.peer.maxCalls}
+	c.sendWindow = sendWindow{window: c.peer.window, maxOpen: c.peer.maxCalls}
 	c.slots = make([]slot, 1) // id 0 stands for the connection itself
 	c.run()
 	return c, nil
@@ -279,7 +279,7 @@ func (c *Conn) Pending() int {
 	return c.pending()
 }
 
-func (c *Conn) pending() int { return c.gate.open + c.serving }
+func (c *Conn) pending() int { return c.sendWindow.open + c.serving }
 
 func (c *Conn) peerName() string {
 	host := c.hello.Client

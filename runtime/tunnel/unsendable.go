@@ -31,8 +31,8 @@ func Unsendable(procedure string, request bool, msg proto.Message, cause error) 
 	return connect.Errorf(code, "%s of %s can't be sent: %s", what, strings.TrimPrefix(procedure, "/"), why).WithCause(cause)
 }
 
-// Undecodable is the error for a message that can't be decoded, the same for every way: InvalidArgument
-// for a request, Internal for a response. cause is the decoder's error.
+// Undecodable is the error for a message that can't be decoded, the same for every way:
+// InvalidArgument for a request, Internal for a response. cause is the decoder's error.
 func Undecodable(procedure string, request bool, cause error) *connect.Error {
 	code, what := connect.CodeInternal, "a response"
 	if request {
@@ -59,8 +59,8 @@ func CheckMessage(procedure string, request bool, msg proto.Message) error {
 	return nil
 }
 
-// CheckDecoding returns the error of [Undecodable] for a message that can be encoded but not decoded.
-// It costs as much as encoding and decoding it.
+// CheckDecoding returns the error of [Undecodable] for a message that can be encoded but not
+// decoded. It costs as much as encoding and decoding it.
 func CheckDecoding(procedure string, request bool, msg proto.Message) error {
 	if msg == nil {
 		return nil

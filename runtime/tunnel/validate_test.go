@@ -17,7 +17,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestBinaryValuesSurviveConnectsHeaders: what one side puts into connect's header the other gets out of it, whatever the octets.
+// TestBinaryValuesSurviveConnectsHeaders: what one side puts into connect's header the other gets
+// out of it, whatever the octets.
 func TestBinaryValuesSurviveConnectsHeaders(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var h tunnel.Header

@@ -118,7 +118,7 @@ func (c *Conn) expect(call *Call) {
 		call.tokens = make(chan token, 2)
 	}
 	call.reads = false
-	if c.gate.open > 1 {
+	if c.sendWindow.open > 1 {
 		c.passOwnership(begun)
 		return
 	}

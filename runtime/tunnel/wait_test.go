@@ -20,8 +20,8 @@ import (
 // neverAnswers is a server that keeps all calls.
 func neverAnswers() handlers { return handlers{unary: func(*tunnel.Incoming) {}, stream: echoStream} }
 
-// givenUp has n callers wait for calls that are never answered, and gives them all up after a while. It says how long the last of them took to
-// notice.
+// givenUp has n callers wait for calls that are never answered, and gives them all up after a
+// while. It says how long the last of them took to notice.
 func givenUp(t *testing.T, n int, after time.Duration) (took time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -208,7 +208,8 @@ func TestThousandsThatWaitForTheWindowLeave(t *testing.T) {
 	})
 }
 
-// TestACallIsFollowedOnce: one that nobody waits for is to be watched when it has been open for some time, or when its context has ended.
+// TestACallIsFollowedOnce: one that nobody waits for is to be watched when it has been open for
+// some time, or when its context has ended.
 func TestACallIsFollowedOnce(t *testing.T) {
 	for _, c := range []struct {
 		what   string

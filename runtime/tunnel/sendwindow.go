@@ -6,10 +6,10 @@ import (
 	"fmt"
 )
 
-// gate is the send window of a connection: it admits unary requests while they fit the peer's
+// sendWindow is the send window of a connection: it admits unary requests while they fit the peer's
 // window, and calls of every shape while fewer than maxOpen are open. Waiters are admitted in FIFO
 // order. It is guarded by Conn.mu.
-type gate struct {
+type sendWindow struct {
 	window, maxOpen int
 	used, open      int
 	// waiters holds [*waiter]s. It is a linked list because any of thousands may leave at once.
@@ -22,53 +22,53 @@ type waiter struct {
 	ready   chan struct{}
 }
 
-func (g *gate) fits(cost int) bool {
+func (g *sendWindow) fits(cost int) bool {
 	return g.open < g.maxOpen && (cost == 0 || g.used == 0 || g.used+cost <= g.window)
 }
 
-func (g *gate) take(cost int) {
+func (g *sendWindow) acquire(cost int) {
 	g.used += cost
 	g.open++
 }
 
-// give releases what a call acquired, and admits waiters that now fit.
-func (g *gate) give(cost int) {
+// release releases what a call acquired, and admits waiters that now fit.
+func (g *sendWindow) release(cost int) {
 	g.used -= cost
 	g.open--
 	if g.waiters.Len() > 0 {
-		g.serve()
+		g.admitWaiters()
 	}
 }
 
-func (g *gate) serve() {
+func (g *sendWindow) admitWaiters() {
 	for first := g.waiters.Front(); first != nil; first = g.waiters.Front() {
 		w := first.Value.(*waiter) //nolint:forcetypeassert // the list holds nothing else
 		if !g.fits(w.cost) {
 			return
 		}
 		g.waiters.Remove(first)
-		g.take(w.cost)
+		g.acquire(w.cost)
 		w.granted = true
 		close(w.ready)
 	}
 }
 
-func (g *gate) leave(place *list.Element) {
+func (g *sendWindow) abandon(place *list.Element) {
 	g.waiters.Remove(place)
-	g.serve()
+	g.admitWaiters()
 }
 
-// enter acquires the send window for a call of the given cost, and blocks while it does not fit. It
-// is called with c.mu held and returns with it held, and releases it while it blocks. After an
-// error nothing is acquired.
-func (c *Conn) enter(ctx context.Context, cost int) error {
+// acquireWindow acquires the send window for a call of the given cost, and blocks while it does not
+// fit. It is called with c.mu held and returns with it held, and releases it while it blocks. After
+// an error nothing is acquired.
+func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
 	if err := c.refusing(); err != nil {
 		return err
 	}
-	g := &c.gate
+	g := &c.sendWindow
 	// A stream costs nothing, so it may pass requests that wait for bytes.
 	if g.fits(cost) && (g.waiters.Len() == 0 || cost == 0) {
-		g.take(cost)
+		g.acquire(cost)
 		return nil
 	}
 	w := &waiter{cost: cost, ready: make(chan struct{})}
@@ -81,7 +81,7 @@ func (c *Conn) enter(ctx context.Context, cost int) error {
 	}
 	c.mu.Lock()
 	if !w.granted {
-		g.leave(place)
+		g.abandon(place)
 		if err := c.refusing(); err != nil {
 			return err
 		}
@@ -94,7 +94,7 @@ func (c *Conn) enter(ctx context.Context, cost int) error {
 		err = notRun(contextError(ctx.Err(), ""))
 	}
 	if err != nil {
-		g.give(cost)
+		g.release(cost)
 	}
 	return err
 }
