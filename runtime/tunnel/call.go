@@ -53,9 +53,9 @@ type Call struct {
 	// ResponseBytes is the encoded size of the response.
 	ResponseBytes int
 
-	conn   *Conn
-	id     uint32
-	parcel *parcel
+	conn       *Conn
+	id         uint32
+	outMessage *outMessage
 	// raw keeps the response encoded in body, for the caller to decode.
 	raw  bool
 	body *buffer
@@ -119,7 +119,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		}
 	}
 	id := c.claim(slot{call: call, cost: cost})
-	call.conn, call.id, call.parcel = c, id, nil
+	call.conn, call.id, call.outMessage = c, id, nil
 	if err := c.sendCall(ctx, call, body, meta, size); err != nil {
 		c.vacate(id)
 		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
@@ -150,7 +150,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
 	if guarded && !faults.Overtaking && body == nil && len(o.requests) > 0 {
-		if _, busy := o.requests[laneKey{call.Target, call.Caller}]; busy {
+		if _, busy := o.requests[orderKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still being sent: queue behind it.
 			var err error
 			if body, err = encode(call.Request, size); err != nil {
@@ -160,13 +160,13 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	}
 	if body != nil {
 		flags, meta := appendCall(ctx, numbers.append(nil, names), connect.StreamTypeUnary, call.Header, call.Chain)
-		call.parcel = &parcel{
-			id: call.id, kind: kindCall, flags: flags, meta: meta, body: body, key: laneKey{call.Target, call.Caller},
+		call.outMessage = &outMessage{
+			id: call.id, kind: kindCall, flags: flags, meta: meta, body: body, key: orderKey{call.Target, call.Caller},
 		}
-		o.pushRequest(call.parcel)
+		o.pushRequest(call.outMessage)
 		return nil
 	}
-	start := o.begin(meta + size)
+	start := o.beginFrame(meta + size)
 	flags, b := appendCall(ctx, numbers.append(o.buf, names), connect.StreamTypeUnary, call.Header, call.Chain)
 	b, err := appendMessage(b, call.Request, size)
 	if err != nil {
@@ -174,7 +174,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 		return err
 	}
 	o.buf = b
-	o.patch(start, kindCall, flags, call.id)
+	o.endFrame(start, kindCall, flags, call.id)
 	return nil
 }
 
@@ -220,7 +220,7 @@ func (call *Call) Cancel(err error) {
 	}
 	c.slots[call.id].call = nil
 	c.unwatched.remove(call)
-	p := call.parcel
+	p := call.outMessage
 	c.out.drop(p)
 	if p != nil && !p.started {
 		c.vacate(call.id) // never sent
@@ -237,7 +237,7 @@ func (call *Call) Cancel(err error) {
 
 func (call *Call) finish(err error) {
 	call.Err = err
-	call.parcel = nil
+	call.outMessage = nil
 	switch {
 	case call.Waits:
 		call.tokens <- over // the last access: the Call belongs to its caller again

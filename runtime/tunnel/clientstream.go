@@ -80,7 +80,7 @@ type clientStream struct {
 	// headed is set once the response's header has arrived. It is owned by the connection's reader.
 	headed bool
 	inbox  inbox
-	lane   lane
+	queue  sendQueue
 	detach func() bool
 }
 
@@ -125,14 +125,14 @@ func (s *clientStream) open() error {
 	}
 	s.id = c.claim(slot{stream: s})
 	s.inbox.open(c, s.id, req.Procedure)
-	s.lane = lane{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
+	s.queue = sendQueue{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
 	o := &c.out
 	names := [3]string{req.Target, req.Caller, req.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
-	start := o.begin(meta)
+	start := o.beginFrame(meta)
 	flags, b := appendCall(s.ctx, numbers.append(o.buf, names), req.StreamType, header, req.Chain)
 	o.buf = b
-	o.patch(start, kindCall, flags, s.id)
+	o.endFrame(start, kindCall, flags, s.id)
 	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
 	c.calls.Add(1)
 	c.watch()
@@ -150,7 +150,7 @@ func (s *clientStream) Send(msg any) error {
 	if err := s.SendHeaders(); err != nil {
 		return err
 	}
-	size, err := s.conn.sendMessage(&s.lane, s.id, s.req.Procedure, m)
+	size, err := s.conn.sendMessage(&s.queue, s.id, s.req.Procedure, m)
 	if errors.Is(err, errOver) {
 		return io.EOF
 	}
@@ -168,8 +168,8 @@ func (s *clientStream) CloseSend() error {
 	c := s.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.lane.over == nil {
-		s.lane.over = ErrSendAfterCloseSend
+	if s.queue.closeErr == nil {
+		s.queue.closeErr = ErrSendAfterCloseSend
 		c.out.frame(kindCloseSend, s.id, nil)
 		c.kick()
 	}
@@ -293,7 +293,7 @@ func (s *clientStream) abort(err error) {
 	c.mu.Lock()
 	if slot := c.slotOf(s.id); slot != nil && slot.stream == s {
 		slot.stream = nil
-		c.out.close(&s.lane, err)
+		c.out.close(&s.queue, err)
 		c.out.frame(kindCancel, s.id, nil)
 		c.kick()
 	}

@@ -29,7 +29,7 @@ func Leaks(c *Conn) string {
 		return ""
 	}
 	if n := len(c.out.requests) + len(c.out.replies) + len(c.out.ring) + c.out.replyBytes; n > 0 {
-		return fmt.Sprintf("outbox: %d requests, %d replies, %d lanes, %d bytes",
+		return fmt.Sprintf("outbox: %d requests, %d replies, %d send queues, %d bytes",
 			len(c.out.requests), len(c.out.replies), len(c.out.ring), c.out.replyBytes)
 	}
 	if c.out.replyWindow != 0 || c.replyBytes != 0 {

@@ -83,7 +83,7 @@ func (c *Conn) flush() {
 		c.mu.Lock()
 		c.stopWriting()
 	case n < b.size():
-		b.begun, b.done = true, n
+		b.partial, b.done = true, n
 		go c.writing()
 	default:
 		c.out.release(b)

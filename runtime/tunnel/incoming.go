@@ -379,15 +379,15 @@ func (c *Conn) queueReply(
 	o := &c.out
 	stream := in.stream()
 	if stream != nil {
-		o.close(&stream.lane, errOver)
+		o.close(&stream.queue, errOver)
 	}
 	if body != nil {
 		flags, meta := appendReplyMeta(nil, header, trailer)
-		p := &parcel{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
+		p := &outMessage{id: in.id, kind: kindReply, flags: flags | replyMessage, meta: meta, body: body}
 		o.pushReply(p, c.peer.window)
 		return nil
 	}
-	start := o.begin(header.size() + trailer.size() + size)
+	start := o.beginFrame(header.size() + trailer.size() + size)
 	queued := false
 	defer func() {
 		if !queued {
@@ -410,7 +410,7 @@ func (c *Conn) queueReply(
 		}
 	}
 	o.buf = b
-	o.patch(start, kindReply, flags, in.id)
+	o.endFrame(start, kindReply, flags, in.id)
 	queued = true
 	return nil
 }
@@ -434,7 +434,7 @@ func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failu
 	o.buf = appendFault(o.buf, authored(failure), room)
 	more, b := appendReplyMeta(o.buf, header, trailer)
 	o.buf = b
-	o.patch(start, kindReply, flags|more, id)
+	o.endFrame(start, kindReply, flags|more, id)
 }
 
 func appendReplyMeta(b []byte, header, trailer Header) (uint8, []byte) {

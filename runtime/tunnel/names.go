@@ -41,9 +41,9 @@ func (t *interner) number(o *outbox, name string, peer *limits) uint32 {
 	number := uint32(len(t.numbers) + 1) //nolint:gosec // bounded by maxNames
 	t.numbers[name] = number
 	t.bytes += len(name)
-	start := o.begin(len(name))
+	start := o.beginFrame(len(name))
 	o.buf = append(o.buf, name...)
-	o.patch(start, kindName, 0, number)
+	o.endFrame(start, kindName, 0, number)
 	return number
 }
 

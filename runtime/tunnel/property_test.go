@@ -76,7 +76,7 @@ type world struct {
 
 	mu     sync.Mutex
 	faults []string
-	seen   map[string][]int // per lane, the calls in the order in which the handler got them
+	seen   map[string][]int // per queue, the calls in the order in which the handler got them
 	sent   map[string][]int
 	ends   map[int]int // how often Done was called
 }

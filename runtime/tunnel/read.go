@@ -364,24 +364,24 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 		c.out.admitReplies(c.peer.window)
 		return nil
 	}
-	var l *lane
+	var q *sendQueue
 	if c.dialled {
 		if s := c.slotOf(id); s != nil && s.stream != nil {
-			l = &s.stream.lane
+			q = &s.stream.queue
 		}
 	} else if in := c.servedAt(id); in != nil && in.stream() != nil {
-		l = &in.stream().lane
+		q = &in.stream().queue
 	}
-	if l == nil {
+	if q == nil {
 		return nil
 	}
-	if l.credit += int(n); l.credit > 2*ceilingMaxMessage {
+	if q.credit += int(n); q.credit > 2*ceilingMaxMessage {
 		return violation("more CREDIT than a stream can use")
 	}
-	if len(l.parcels) == 0 || !l.parcels[0].started { // else the credit may be an extra grant for this one message
-		l.window = max(l.window, l.credit)
+	if len(q.messages) == 0 || !q.messages[0].started { // else the credit may be an extra grant for this one message
+		q.window = max(q.window, q.credit)
 	}
-	c.out.wake(l)
+	c.out.schedule(q)
 	return nil
 }
 

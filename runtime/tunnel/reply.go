@@ -70,7 +70,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	}
 	if s.stream != nil {
 		stream := s.stream
-		c.out.close(&stream.lane, errOver)
+		c.out.close(&stream.queue, errOver)
 		c.vacate(h.id())
 		c.mu.Unlock()
 		if flags&replyMessage != 0 {
@@ -84,7 +84,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		s.reply = nil
 	}
 	if s.call != nil { // a peer may answer before it has received all of the request
-		c.out.drop(s.call.parcel)
+		c.out.drop(s.call.outMessage)
 	}
 	if flags&flagSized != 0 {
 		defer c.mu.Unlock()

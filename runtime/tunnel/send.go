@@ -10,9 +10,10 @@ import (
 var errOver = errors.New("tunnel: the call is over")
 
 // sendMessage sends one message of a stream and returns its encoded size. It blocks for credit, and
-// for the writer if much is queued. It returns the lane's reason if the lane is or becomes closed.
-func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Message) (int, error) {
-	if size, sent := c.sendLike(l, id, msg); sent {
+// for the writer if much is queued. It returns the queue's reason if the queue is or becomes
+// closed.
+func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.Message) (int, error) {
+	if size, sent := c.sendSmall(q, id, msg); sent {
 		return size, nil
 	}
 	size, err := sizeOf(msg)
@@ -29,16 +30,16 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 		}
 		size = body.size
 	}
-	p, err := c.queueMessage(l, id, procedure, msg, size, body)
-	if p == nil {
+	m, err := c.queueMessage(q, id, procedure, msg, size, body)
+	if m == nil {
 		return size, err
 	}
-	// The end of a stream for any reason (context, deadline, connection) drops its parcels, which
-	// closes p.sent.
-	<-p.sent
-	if p.dropped {
+	// The end of a stream for any reason (context, deadline, connection) drops its messages, which
+	// closes m.sent.
+	<-m.sent
+	if m.dropped {
 		c.mu.Lock()
-		over := l.over
+		over := q.closeErr
 		c.mu.Unlock()
 		return 0, over
 	}
@@ -46,26 +47,26 @@ func (c *Conn) sendMessage(l *lane, id uint32, procedure string, msg proto.Messa
 }
 
 // queueMessage queues a message, in encoded form if it is large. If the message has to wait for
-// credit or for the writer, queueMessage returns its parcel.
-func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Message, size int, body *encoded) (*parcel, error) {
+// credit or for the writer, queueMessage returns its message.
+func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto.Message, size int, body *encoded) (*outMessage, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if l.over != nil {
+	if q.closeErr != nil {
 		body.free()
-		return nil, l.over
+		return nil, q.closeErr
 	}
 	o := &c.out
-	if body == nil && len(l.parcels) == 0 && size+messageCost <= l.credit && len(o.buf) < roomBytes {
-		start := o.begin(size)
+	if body == nil && len(q.messages) == 0 && size+messageCost <= q.credit && len(o.buf) < sendBlockBytes {
+		start := o.beginFrame(size)
 		b, err := appendMessage(o.buf, msg, size)
 		if err != nil {
 			o.buf = o.buf[:start]
 			return nil, c.cannotEncode(procedure, msg, err)
 		}
 		o.buf = b
-		l.credit -= len(b) - start - headerBytes + messageCost
-		l.usual = max(size, 1)
-		o.patch(start, kindData, 0, id)
+		q.credit -= len(b) - start - headerBytes + messageCost
+		q.lastSmall = max(size, 1)
+		o.endFrame(start, kindData, 0, id)
 		c.kick()
 		return nil, nil //nolint:nilnil // nothing to wait for
 	}
@@ -75,35 +76,35 @@ func (c *Conn) queueMessage(l *lane, id uint32, procedure string, msg proto.Mess
 			return nil, c.cannotEncode(procedure, msg, err)
 		}
 	}
-	p := &parcel{id: id, kind: kindData, body: body, sent: make(chan struct{})}
-	o.push(l, p)
+	m := &outMessage{id: id, kind: kindData, body: body, sent: make(chan struct{})}
+	o.push(q, m)
 	c.kick()
-	return p, nil
+	return m, nil
 }
 
-// sendLike is the fast path for a small message that follows another on a stream with enough credit
-// and room. It encodes without computing the size first, which would cost as much as the encoding.
-// If the fast path does not apply it returns false and has queued nothing.
-func (c *Conn) sendLike(l *lane, id uint32, msg proto.Message) (size int, sent bool) {
+// sendSmall is the fast path for a small message that follows another on a stream with enough
+// credit and room. It encodes without computing the size first, which would cost as much as the
+// encoding. If the fast path does not apply it returns false and has queued nothing.
+func (c *Conn) sendSmall(q *sendQueue, id uint32, msg proto.Message) (size int, sent bool) {
 	if msg == nil {
 		return 0, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := &c.out
-	if l.usual == 0 || l.over != nil || len(l.parcels) > 0 || len(o.buf) >= roomBytes {
+	if q.lastSmall == 0 || q.closeErr != nil || len(q.messages) > 0 || len(o.buf) >= sendBlockBytes {
 		return 0, false
 	}
-	start := o.begin(2 * l.usual)
+	start := o.beginFrame(2 * q.lastSmall)
 	b, err := marshal(proto.MarshalOptions{}, o.buf, msg)
 	size = len(b) - start - headerBytes
-	if err != nil || size > inlineBytes || size+messageCost > l.credit || size > c.peer.maxMessage {
-		o.buf, l.usual = o.buf[:start], 0
+	if err != nil || size > inlineBytes || size+messageCost > q.credit || size > c.peer.maxMessage {
+		o.buf, q.lastSmall = o.buf[:start], 0
 		return 0, false
 	}
-	o.buf, l.usual = b, max(size, 1)
-	l.credit -= size + messageCost
-	o.patch(start, kindData, 0, id)
+	o.buf, q.lastSmall = b, max(size, 1)
+	q.credit -= size + messageCost
+	o.endFrame(start, kindData, 0, id)
 	c.kick()
 	return size, true
 }

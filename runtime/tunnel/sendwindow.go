@@ -22,40 +22,40 @@ type waiter struct {
 	ready   chan struct{}
 }
 
-func (g *sendWindow) fits(cost int) bool {
-	return g.open < g.maxOpen && (cost == 0 || g.used == 0 || g.used+cost <= g.window)
+func (s *sendWindow) fits(cost int) bool {
+	return s.open < s.maxOpen && (cost == 0 || s.used == 0 || s.used+cost <= s.window)
 }
 
-func (g *sendWindow) acquire(cost int) {
-	g.used += cost
-	g.open++
+func (s *sendWindow) acquire(cost int) {
+	s.used += cost
+	s.open++
 }
 
 // release releases what a call acquired, and admits waiters that now fit.
-func (g *sendWindow) release(cost int) {
-	g.used -= cost
-	g.open--
-	if g.waiters.Len() > 0 {
-		g.admitWaiters()
+func (s *sendWindow) release(cost int) {
+	s.used -= cost
+	s.open--
+	if s.waiters.Len() > 0 {
+		s.admitWaiters()
 	}
 }
 
-func (g *sendWindow) admitWaiters() {
-	for first := g.waiters.Front(); first != nil; first = g.waiters.Front() {
+func (s *sendWindow) admitWaiters() {
+	for first := s.waiters.Front(); first != nil; first = s.waiters.Front() {
 		w := first.Value.(*waiter) //nolint:forcetypeassert // the list holds nothing else
-		if !g.fits(w.cost) {
+		if !s.fits(w.cost) {
 			return
 		}
-		g.waiters.Remove(first)
-		g.acquire(w.cost)
+		s.waiters.Remove(first)
+		s.acquire(w.cost)
 		w.granted = true
 		close(w.ready)
 	}
 }
 
-func (g *sendWindow) abandon(place *list.Element) {
-	g.waiters.Remove(place)
-	g.admitWaiters()
+func (s *sendWindow) abandon(place *list.Element) {
+	s.waiters.Remove(place)
+	s.admitWaiters()
 }
 
 // acquireWindow acquires the send window for a call of the given cost, and blocks while it does not
@@ -65,14 +65,14 @@ func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
 	if err := c.refusing(); err != nil {
 		return err
 	}
-	g := &c.sendWindow
+	s := &c.sendWindow
 	// A stream costs nothing, so it may pass requests that wait for bytes.
-	if g.fits(cost) && (g.waiters.Len() == 0 || cost == 0) {
-		g.acquire(cost)
+	if s.fits(cost) && (s.waiters.Len() == 0 || cost == 0) {
+		s.acquire(cost)
 		return nil
 	}
 	w := &waiter{cost: cost, ready: make(chan struct{})}
-	place := g.waiters.PushBack(w)
+	place := s.waiters.PushBack(w)
 	c.mu.Unlock()
 	select {
 	case <-w.ready:
@@ -81,20 +81,20 @@ func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
 	}
 	c.mu.Lock()
 	if !w.granted {
-		g.abandon(place)
+		s.abandon(place)
 		if err := c.refusing(); err != nil {
 			return err
 		}
 		return notRun(contextError(ctx.Err(), fmt.Sprintf(
 			"waiting for room on the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
-			c.peerName(), g.used, g.window, g.open, g.maxOpen)))
+			c.peerName(), s.used, s.window, s.open, s.maxOpen)))
 	}
 	err := c.refusing()
 	if err == nil && ctx.Err() != nil {
 		err = notRun(contextError(ctx.Err(), ""))
 	}
 	if err != nil {
-		g.release(cost)
+		s.release(cost)
 	}
 	return err
 }

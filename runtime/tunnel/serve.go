@@ -146,7 +146,7 @@ func (c *Conn) take(in *Incoming) error {
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
 	}
 	if refusal != nil {
-		start := c.out.begin(0)
+		start := c.out.beginFrame(0)
 		err := &notRunError{refusal}
 		c.appendFailure(in.id, start, nil, nil, err)
 		return err
@@ -231,7 +231,7 @@ func (c *Conn) onCancel(id uint32) {
 	}
 	c.mu.Lock()
 	in := c.servedAt(id)
-	var p *parcel
+	var p *outMessage
 	if in == nil {
 		p = c.cancelReply(id)
 	}
@@ -248,13 +248,13 @@ func (c *Conn) onCancel(id uint32) {
 
 // cancelReply stops sending a partially sent response, and queues another REPLY as the final frame.
 // It returns nil if no response is being sent. The caller must hold c.mu.
-func (c *Conn) cancelReply(id uint32) *parcel {
-	p := c.out.leaving[id]
+func (c *Conn) cancelReply(id uint32) *outMessage {
+	p := c.out.sendingReplies[id]
 	if p == nil {
 		return nil
 	}
 	c.out.drop(p)
-	start := c.out.begin(0)
+	start := c.out.beginFrame(0)
 	c.appendFailure(id, start, nil, nil, context.Canceled)
 	c.out.admitReplies(c.peer.window)
 	return p

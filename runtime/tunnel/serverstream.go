@@ -13,7 +13,7 @@ import (
 type serverStream struct {
 	in       *Incoming
 	inbox    inbox
-	lane     lane
+	queue    sendQueue
 	headSent atomic.Bool
 	unwatch  func() bool
 	received int
@@ -25,7 +25,7 @@ var _ connect.ServerStream = (*serverStream)(nil)
 func newServerStream(in *Incoming) *serverStream {
 	s := &serverStream{in: in}
 	s.inbox.open(in.conn(), in.id, in.Procedure)
-	s.lane = lane{stream: true, credit: in.conn().peer.streamWindow, window: in.conn().peer.streamWindow}
+	s.queue = sendQueue{stream: true, credit: in.conn().peer.streamWindow, window: in.conn().peer.streamWindow}
 	return s
 }
 
@@ -43,7 +43,7 @@ func (s *serverStream) watch() {
 func (s *serverStream) shut(err error) {
 	c := s.in.conn()
 	c.mu.Lock()
-	c.out.close(&s.lane, err)
+	c.out.close(&s.queue, err)
 	c.mu.Unlock()
 }
 
@@ -99,8 +99,8 @@ func (s *serverStream) SendHeaders() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s.lane.over != nil {
-		return s.over(s.lane.over)
+	if s.queue.closeErr != nil {
+		return s.over(s.queue.closeErr)
 	}
 	if err := c.overflow(s.in, header.size()); err != nil {
 		return err
@@ -123,7 +123,7 @@ func (s *serverStream) Send(msg any) error {
 			return err
 		}
 	}
-	s.sent, err = s.in.conn().sendMessage(&s.lane, s.in.id, s.in.Procedure, m)
+	s.sent, err = s.in.conn().sendMessage(&s.queue, s.in.id, s.in.Procedure, m)
 	return s.over(err)
 }
 

@@ -336,10 +336,10 @@ func (c *Conn) fail(reason error) {
 		s := &c.slots[i]
 		switch {
 		case s.call != nil:
-			c.out.drop(s.call.parcel)
+			c.out.drop(s.call.outMessage)
 			calls = append(calls, s.call)
 		case s.stream != nil:
-			c.out.close(&s.stream.lane, unavailable(reason))
+			c.out.close(&s.stream.queue, unavailable(reason))
 			clients = append(clients, s.stream)
 		}
 		*s = slot{}
@@ -350,7 +350,7 @@ func (c *Conn) fail(reason error) {
 	c.served, c.serving = nil, 0
 	for _, in := range served {
 		if in != nil && in.stream() != nil {
-			c.out.close(&in.stream().lane, unavailable(reason))
+			c.out.close(&in.stream().queue, unavailable(reason))
 		}
 	}
 	c.checkQuiet()

@@ -226,7 +226,7 @@ func (call *Call) askVerdict() bool {
 	c := call.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call || call.parcel != nil && !call.parcel.started {
+	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call || call.outMessage != nil && !call.outMessage.started {
 		return false
 	}
 	c.out.frame(kindCancel, call.id, nil)

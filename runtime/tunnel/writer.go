@@ -8,13 +8,13 @@ import (
 // batch is the input of one write: the common buffer, with the headers of fragments appended, and
 // the fragments, which are written from where they are.
 type batch struct {
-	buf   []byte
-	cuts  []cut
-	taken []*parcel
-	iov   net.Buffers
-	// begun is set if flush has collected the batch and written only its first done bytes.
-	begun bool
-	done  int
+	buf      []byte
+	cuts     []cut
+	messages []*outMessage
+	iov      net.Buffers
+	// partial is set if flush has collected the batch and written only its first done bytes.
+	partial bool
+	done    int
 }
 
 // cut inserts a fragment into the output at an offset of the buffer.
@@ -30,27 +30,27 @@ func (o *outbox) collect(b *batch) bool {
 	}
 	o.calls, o.pongs = 0, 0
 	o.full.Store(false)
-	b.buf, o.buf, o.spare, o.usual = o.buf, o.spare[:0], nil, len(o.buf)
+	b.buf, o.buf, o.spare, o.lastSize = o.buf, o.spare[:0], nil, len(o.buf)
 	for total := 0; total < batchBytes && len(o.ring) > 0; {
-		l := o.ring[0]
-		if l.ready() { // credit and parcels may be gone since the lane was added
-			n := o.take(l, b)
+		q := o.ring[0]
+		if q.ready() { // credit and messages may be gone since the queue was added
+			n := o.addFragment(q, b)
 			total += n
-			l.turn += n
+			q.quantumUsed += n
 		}
-		ready := l.ready()
-		if ready && l.turn < turnBytes {
+		ready := q.ready()
+		if ready && q.quantumUsed < quantumBytes {
 			continue
 		}
-		l.turn = 0
+		q.quantumUsed = 0
 		copy(o.ring, o.ring[1:])
 		if ready {
-			o.ring[len(o.ring)-1] = l
+			o.ring[len(o.ring)-1] = q
 			continue
 		}
 		o.ring[len(o.ring)-1] = nil
 		o.ring = o.ring[:len(o.ring)-1]
-		l.ringed = false
+		q.inRing = false
 	}
 	if len(b.buf) == 0 {
 		o.spare, b.buf = b.buf, nil
@@ -59,45 +59,46 @@ func (o *outbox) collect(b *batch) bool {
 	return true
 }
 
-// take adds the next fragment of a lane to the batch and returns its size with the frame header.
-func (o *outbox) take(l *lane, b *batch) int {
-	p, n := l.parcels[0], l.room(o.maxFragment)
+// addFragment adds the next fragment of a queue to the batch and returns its size with the frame
+// header.
+func (o *outbox) addFragment(q *sendQueue, b *batch) int {
+	m, n := q.messages[0], q.sendable(o.maxFragment)
 	k, flags, length := kindData, uint8(0), n
 	var size []byte
-	if !p.started {
-		k, flags = p.kind, p.flags
-		if n < p.rest() {
+	if !m.started {
+		k, flags = m.kind, m.flags
+		if n < m.remaining() {
 			flags |= flagSized
-			size = appendInt(size, p.rest())
+			size = appendInt(size, m.remaining())
 		}
-		length += len(p.meta) + len(size)
-		if l.stream {
-			l.credit -= messageCost
+		length += len(m.meta) + len(size)
+		if q.stream {
+			q.credit -= messageCost
 		}
-		p.started = true
+		m.started = true
 	}
-	if l.stream {
-		l.credit -= n + len(size)
+	if q.stream {
+		q.credit -= n + len(size)
 	}
-	b.buf = makeHeader(k, flags, p.id, length).append(b.buf)
+	b.buf = makeHeader(k, flags, m.id, length).append(b.buf)
 	if k != kindData || flags&flagSized != 0 {
-		b.buf = append(b.buf, p.meta...)
+		b.buf = append(b.buf, m.meta...)
 		b.buf = append(b.buf, size...)
 	}
-	p.body.take(n, func(part []byte) { b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: part}) })
-	if !p.borrowed {
-		p.borrowed = true
-		b.taken = append(b.taken, p)
+	m.body.take(n, func(part []byte) { b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: part}) })
+	if !m.inBatch {
+		m.inBatch = true
+		b.messages = append(b.messages, m)
 	}
-	p.off += n
-	if p.reply {
+	m.off += n
+	if m.reply {
 		o.replyBytes -= n
 	}
-	if p.rest() == 0 {
-		l.parcels[0] = nil
-		l.parcels = l.parcels[1:]
-		o.settle(p)
-		o.finish(p)
+	if m.remaining() == 0 {
+		q.messages[0] = nil
+		q.messages = q.messages[1:]
+		o.removeIfEmpty(m)
+		o.finish(m)
 	}
 	return n + headerBytes
 }
@@ -128,8 +129,8 @@ func (b *batch) size() int {
 	return n
 }
 
-// rest returns the unwritten part of the batch. It must not be empty.
-func (b *batch) rest() net.Buffers {
+// unwritten returns the unwritten part of the batch. It must not be empty.
+func (b *batch) unwritten() net.Buffers {
 	iov, skip := b.vectors(), b.done
 	for skip > 0 && len(iov[0]) <= skip {
 		skip -= len(iov[0])
@@ -141,34 +142,34 @@ func (b *batch) rest() net.Buffers {
 
 // release frees the buffers of a written batch. The caller must hold c.mu.
 func (o *outbox) release(b *batch) {
-	for i, p := range b.taken {
-		p.borrowed = false
-		if p.finished && p.body != nil {
-			p.body.free()
-			p.body = nil
+	for i, m := range b.messages {
+		m.inBatch = false
+		if m.finished && m.body != nil {
+			m.body.free()
+			m.body = nil
 		}
-		b.taken[i] = nil
+		b.messages[i] = nil
 	}
-	b.taken = b.taken[:0]
+	b.messages = b.messages[:0]
 	clear(b.cuts)
 	b.cuts = b.cuts[:0]
 	clear(b.iov) // drop references to the memory of messages
 	b.iov = b.iov[:0]
 	o.spare, b.buf = b.buf[:0], nil
-	b.begun, b.done = false, 0
+	b.partial, b.done = false, 0
 }
 
-// restBytes is the largest buffer kept while there is nothing to write.
-const restBytes = 4 << 10
+// maxIdleBuffer is the largest buffer kept while there is nothing to write.
+const maxIdleBuffer = 4 << 10
 
-// rest frees large buffers when there is nothing to write, so that an idle connection holds little
-// memory.
-func (o *outbox) rest() {
-	if cap(o.spare) > restBytes {
+// shrink frees large buffers when there is nothing to write, so that an idle connection holds
+// little memory.
+func (o *outbox) shrink() {
+	if cap(o.spare) > maxIdleBuffer {
 		recycle(o.spare)
 		o.spare = nil
 	}
-	if cap(o.buf) > restBytes && len(o.buf) == 0 {
+	if cap(o.buf) > maxIdleBuffer && len(o.buf) == 0 {
 		recycle(o.buf)
 		o.buf = nil
 	}
@@ -197,7 +198,7 @@ func (c *Conn) write() {
 	// Let other goroutines queue their frames first, so that they share the write.
 	runtime.Gosched()
 	c.mu.Lock()
-	for c.err == nil && (b.begun || c.out.collect(b)) {
+	for c.err == nil && (b.partial || c.out.collect(b)) {
 		c.resumeReading()
 		c.mu.Unlock()
 		n, err := b.writeTo(c.nc)
@@ -216,7 +217,7 @@ func (c *Conn) write() {
 
 func (c *Conn) stopWriting() {
 	c.out.writing = false
-	c.out.rest()
+	c.out.shrink()
 	c.checkQuiet()
 }
 
@@ -226,6 +227,6 @@ func (b *batch) writeTo(nc net.Conn) (int64, error) {
 		n, err := nc.Write(b.buf[b.done:])
 		return int64(n), err
 	}
-	iov := b.rest()
+	iov := b.unwritten()
 	return iov.WriteTo(nc)
 }
