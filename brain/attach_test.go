@@ -18,7 +18,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-func TestHostsNodesDieWithItsConnection(t *testing.T) {
+func TestNodesDieWithTheirHostsConnection(t *testing.T) {
 	s := start(t, brain.Options{Grace: 50 * time.Millisecond})
 	at := host(7, "127.0.0.1:7")
 	manager := s.register(t, "", "manager", at)
@@ -36,7 +36,7 @@ func TestHostsNodesDieWithItsConnection(t *testing.T) {
 	require.ErrorContains(t, err, "its host (pid 7 on m1) died: connection closed")
 	require.ErrorContains(t, s.gone(t, child.GetNid()), "parent manager-0 died: its host (pid 7 on m1) died: connection closed")
 
-	// The last record travels as the error's detail.
+	// The last record is a detail of the error.
 	var authored *connect.Error
 	require.ErrorAs(t, err, &authored)
 	require.Len(t, authored.Details(), 1)
@@ -47,7 +47,7 @@ func TestHostsNodesDieWithItsConnection(t *testing.T) {
 	require.Equal(t, nodev1.NodeState_NODE_STATE_DEAD, last.GetState())
 	require.Equal(t, manager.GetNid(), last.GetNid())
 
-	// A host that comes back learns what it has lost.
+	// A host that attaches again gets the nids that are no longer its own.
 	back, res := s.attach(t, at, manager)
 	require.Equal(t, []string{manager.GetNid()}, res.GetUnknown())
 	require.NoError(t, back.Send(&brainv1.AttachRequest{Goodbye: true}))
@@ -55,7 +55,7 @@ func TestHostsNodesDieWithItsConnection(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestHostThatComesBackInTimeKeepsItsNodes(t *testing.T) {
+func TestHostThatReattachesInTimeKeepsItsNodes(t *testing.T) {
 	s := start(t, brain.Options{Grace: time.Minute})
 	at := host(7, "127.0.0.1:7")
 	node := s.register(t, "", "worker", at)
@@ -68,7 +68,7 @@ func TestHostThatComesBackInTimeKeepsItsNodes(t *testing.T) {
 	require.NoError(t, stream.Close())
 }
 
-func TestGoodbyeTakesWhatAHostStillHadAtOnce(t *testing.T) {
+func TestGoodbyeRemovesRemainingNodesAtOnce(t *testing.T) {
 	s := start(t, brain.Options{Grace: time.Hour, Lease: time.Hour})
 	at := host(7, "127.0.0.1:7")
 	node := s.register(t, "", "worker", at)
@@ -79,7 +79,7 @@ func TestGoodbyeTakesWhatAHostStillHadAtOnce(t *testing.T) {
 	require.ErrorContains(t, s.gone(t, node.GetPath()), "its host (pid 7 on m1) ended")
 }
 
-func TestReportedHostIsDeadBeforeTheReportIsAnswered(t *testing.T) {
+func TestReportedHostIsDeadWhenTheReportReturns(t *testing.T) {
 	s := start(t, brain.Options{Grace: time.Hour, Lease: time.Hour})
 	at := host(7, "127.0.0.1:7")
 	node := s.register(t, "", "worker", at)
@@ -105,7 +105,7 @@ func TestSilentHostIsDeadAfterItsLease(t *testing.T) {
 	require.Equal(t, connect.CodeAborted, connect.CodeOf(err))
 }
 
-func TestNobodyIsDeclaredDeadForBrainsAbsence(t *testing.T) {
+func TestNoHostIsDeclaredDeadForBrainsAbsence(t *testing.T) {
 	opts := brain.Options{Dir: "data", FS: vfs.NewMem(), Grace: 10 * time.Millisecond, Lease: time.Hour}
 	first := start(t, opts)
 	at := host(7, "127.0.0.1:7")
@@ -124,18 +124,18 @@ func TestNobodyIsDeclaredDeadForBrainsAbsence(t *testing.T) {
 	require.Empty(t, res.GetUnknown())
 	require.NoError(t, second.Close())
 
-	// A host that does not come back in its time is dead after all.
+	// A host that does not attach again in time is declared dead.
 	opts.Lease, opts.Reattach = 60*time.Millisecond, 40*time.Millisecond
 	third := start(t, opts)
 	require.ErrorContains(t, third.gone(t, node.GetPath()), "did not attach to Brain within 100ms")
 }
 
-func TestAttachRefusesWhoDoesNotSayWhichHostItIs(t *testing.T) {
+func TestAttachRefusesHostsWithoutAnIdentity(t *testing.T) {
 	s := start(t, brain.Options{})
 	stream, err := s.client.Attach(t.Context())
 	require.NoError(t, err)
 	if err := stream.Send(&brainv1.AttachRequest{}); err != nil {
-		require.ErrorIs(t, err, io.EOF, "it was refused already: Receive has the reason")
+		require.ErrorIs(t, err, io.EOF, "the stream has ended already: Receive returns the reason")
 	}
 	_, err = stream.Receive()
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err))
@@ -161,7 +161,7 @@ func TestWatchFollowsTheWholeTree(t *testing.T) {
 	require.True(t, proto.Equal(first, seen["manager-0"]))
 	s.register(t, first.GetNid(), "worker", host(3, "127.0.0.1:3"))
 	for seen["manager-0/worker-0"].GetState() != nodev1.NodeState_NODE_STATE_RUNNING {
-		require.False(t, read(), "the tree is synced once")
+		require.False(t, read(), "synced was sent twice")
 	}
 	_, err = s.client.Remove(t.Context(), &brainv1.RemoveRequest{Nids: []string{first.GetNid()}, Cause: "stopped"})
 	require.NoError(t, err)
@@ -173,14 +173,14 @@ func TestWatchFollowsTheWholeTree(t *testing.T) {
 	require.NoError(t, stream.Close())
 }
 
-func TestWatchAnswersEachNidAsItStands(t *testing.T) {
+func TestWatchSendsTheCurrentRecordOfEachNid(t *testing.T) {
 	s := start(t, brain.Options{})
 	node := s.register(t, "", "worker", nil)
 	stream, err := s.client.Watch(t.Context())
 	require.NoError(t, err)
 	unknown := "99999999-2222-4333-8444-555555555555"
 	require.NoError(t, stream.Send(&brainv1.WatchRequest{Add: []string{node.GetNid(), unknown}}))
-	require.NoError(t, stream.CloseSend()) // what was asked for stays asked for
+	require.NoError(t, stream.CloseSend()) // requests remain in effect
 	seen := make(map[string]*nodev1.NodeRecord)
 	for len(seen) < 2 {
 		res, err := stream.Receive()

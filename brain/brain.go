@@ -257,7 +257,7 @@ func (b *Brain) causeOfDeath(ctx context.Context, nid string) string {
 func (b *Brain) follow(watcher *watch.Watcher, nids []string) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	standing := make([]*nodev1.NodeRecord, 0, len(nids))
+	current := make([]*nodev1.NodeRecord, 0, len(nids))
 	for _, nid := range nids {
 		rec := b.tree.Record(nid)
 		if rec == nil {
@@ -266,19 +266,19 @@ func (b *Brain) follow(watcher *watch.Watcher, nids []string) error {
 				Cause: "Brain knows no node with this nid, and remembers none",
 			}
 		}
-		standing = append(standing, rec)
+		current = append(current, rec)
 	}
-	return watcher.Add(standing)
+	return watcher.Add(current)
 }
 
 func (b *Brain) followAll(watcher *watch.Watcher) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	standing, err := b.tree.List("", false)
+	current, err := b.tree.List("", false)
 	if err != nil {
 		return err
 	}
-	return watcher.All(standing)
+	return watcher.All(current)
 }
 
 func errClosing() error {

@@ -18,7 +18,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-func TestHelloAgreesOnAVersionAndRefusesOthers(t *testing.T) {
+func TestHelloNegotiatesAVersionAndRefusesOthers(t *testing.T) {
 	s := start(t, brain.Options{Lease: 7 * time.Second})
 	res, err := s.client.Hello(t.Context(), &brainv1.HelloRequest{MinVersion: 1, MaxVersion: 9})
 	require.NoError(t, err)
@@ -37,7 +37,7 @@ func TestHelloAgreesOnAVersionAndRefusesOthers(t *testing.T) {
 	require.Equal(t, res.GetRoot().GetNid(), root.GetNid())
 }
 
-func TestEverythingIsWhereItWasAfterARestart(t *testing.T) {
+func TestRestartPreservesRecords(t *testing.T) {
 	opts := brain.Options{Dir: "data", FS: vfs.NewMem()}
 	first := start(t, opts)
 	ctx := t.Context()
@@ -61,9 +61,9 @@ func TestEverythingIsWhereItWasAfterARestart(t *testing.T) {
 	require.Equal(t, describe(before.GetNodes()), describe(after.GetNodes()))
 	again, err := second.client.Register(ctx, retried)
 	require.NoError(t, err)
-	require.Equal(t, replay.GetNodes()[0].GetNid(), again.GetNodes()[0].GetNid(), "a retried request gives the same node")
+	require.Equal(t, replay.GetNodes()[0].GetNid(), again.GetNodes()[0].GetNid(), "a retried request returns the same node")
 	next := second.register(t, manager.GetNid(), "worker", nil)
-	require.Equal(t, "manager-0/worker-2", next.GetPath(), "an index is never given twice")
+	require.Equal(t, "manager-0/worker-2", next.GetPath(), "an index was reused")
 	require.Greater(t, next.GetRevision(), replay.GetNodes()[0].GetRevision())
 	_, err = second.lookup(ctx, gone.GetPath())
 	require.ErrorContains(t, err, "stopped by its owner")
@@ -101,7 +101,7 @@ func TestConcurrentRegistrationsShareNoIndex(t *testing.T) {
 				mu.Lock()
 				for _, n := range res.GetNodes() {
 					if paths[n.GetPath()] {
-						t.Errorf("%s was given twice", n.GetPath())
+						t.Errorf("%s was registered twice", n.GetPath())
 					}
 					paths[n.GetPath()] = true
 				}
@@ -115,7 +115,7 @@ func TestConcurrentRegistrationsShareNoIndex(t *testing.T) {
 	}
 }
 
-func TestOptionsPrintThemselvesWithTheirDefaults(t *testing.T) {
+func TestOptionsFormatWithTheirDefaults(t *testing.T) {
 	s := start(t, brain.Options{})
 	require.Equal(t, `dir = (in memory)
 lease = 10s

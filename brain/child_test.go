@@ -17,8 +17,8 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 )
 
-// childDir, in the environment, makes this test binary a process with a Brain in that directory, which registers nodes without
-// end and prints each that was acknowledged.
+// childDir is an environment variable. With it this test binary opens a Brain in that directory,
+// registers nodes until it is killed, and prints each acknowledged one.
 const childDir = "BRAIN_TEST_CHILD_DIR"
 
 func runChild() {
@@ -50,7 +50,7 @@ func runChild() {
 	select {} // until killed
 }
 
-// child starts such a process, and gives the lines that it prints after it has opened its directory.
+// child starts such a process and returns its output after it has opened the directory.
 func child(t *testing.T, dir string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	exe, err := os.Executable()
@@ -70,7 +70,8 @@ func child(t *testing.T, dir string) (*exec.Cmd, *bufio.Scanner) {
 	return cmd, lines
 }
 
-// lostByKill kills a Brain under load, and gives how many registrations it had acknowledged, and which of them are lost.
+// lostByKill kills a Brain under load. It returns how many registrations were acknowledged, and
+// which of them are lost.
 func lostByKill(t *testing.T) (acknowledged int, lost []string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,7 +80,7 @@ func lostByKill(t *testing.T) (acknowledged int, lost []string) {
 	for lines.Scan() {
 		path, nid, whole := strings.Cut(lines.Text(), " ")
 		if !whole || len(nid) != 36 {
-			continue // the line that it was killed in
+			continue // the kill cut the line off
 		}
 		if nodes[path] = nid; len(nodes) == 300 {
 			require.NoError(t, cmd.Process.Kill())

@@ -33,7 +33,7 @@ func (b *Brain) change(ctx context.Context, run func(*tree.Txn) error) error {
 	case <-b.closing:
 		return errClosing()
 	case <-ctx.Done():
-		return fmt.Errorf("wait for Brain to take a change: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for Brain to accept a change: %w", context.Cause(ctx))
 	}
 	select {
 	case err := <-c.done:
@@ -104,7 +104,7 @@ func (b *Brain) commit(group []*change) {
 		}
 		for _, c := range group {
 			c.done <- connect.NewError(connect.CodeUnavailable,
-				"Brain could not keep the change, and takes no more until it is started again: "+err.Error()).WithCause(err)
+				"Brain could not keep the change, and refuses all changes until it is restarted: "+err.Error()).WithCause(err)
 		}
 		return
 	}
@@ -128,6 +128,6 @@ func (b *Brain) refuse(group []*change, err error) {
 		}
 		return
 	}
-	b.opts.Logger.Error("a change was refused, for it can't be encoded", "error", err)
+	b.opts.Logger.Error("a change was refused, because it can't be encoded", "error", err)
 	group[0].done <- connect.NewError(connect.CodeInvalidArgument, "the change can't be encoded: "+err.Error()).WithCause(err)
 }

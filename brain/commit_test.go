@@ -11,8 +11,8 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 )
 
-// A change that can't be encoded, which the service's checks should have kept out, shares a group
-// with changes of others.
+// TestAChangeThatCannotBeEncodedFailsAlone has one change in a group that can't be encoded; the
+// service's checks normally exclude such changes.
 func TestAChangeThatCannotBeEncodedFailsAlone(t *testing.T) {
 	b, err := Open(Options{Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
@@ -24,7 +24,7 @@ func TestAChangeThatCannotBeEncodedFailsAlone(t *testing.T) {
 		}}
 	}
 	group := []*change{register("first"), register("caf\xe9"), register("last")}
-	// While the loop is busy with one change, the others gather.
+	// While the loop is busy with one change, the others are queued and form a group.
 	begun, goOn := make(chan struct{}), make(chan struct{})
 	busy := &change{done: make(chan error, 1), run: func(*tree.Txn) error {
 		close(begun)
@@ -44,7 +44,7 @@ func TestAChangeThatCannotBeEncodedFailsAlone(t *testing.T) {
 	require.NoError(t, b.Err())
 	select {
 	case <-b.Failed():
-		t.Fatal("Brain refuses all changes, for one that it could not encode")
+		t.Fatal("Brain refuses all changes because of one that it could not encode")
 	default:
 	}
 	res, err := b.Service().List(t.Context(), &brainv1.ListRequest{})

@@ -33,7 +33,7 @@ func TestDirectoryInUseByAnotherBrainIsRefused(t *testing.T) {
 	require.ErrorContains(t, err, dir)
 }
 
-// brokenDisk refuses all writing once it is broken.
+// brokenDisk fails all writes once it is broken.
 type brokenDisk struct{ broken atomic.Bool }
 
 // MaybeError implements errorfs.Injector.
@@ -47,7 +47,7 @@ func (d *brokenDisk) MaybeError(op errorfs.Op) error {
 // String implements fmt.Stringer.
 func (d *brokenDisk) String() string { return "broken disk" }
 
-func TestFailedCommitIsReportedAndNotShown(t *testing.T) {
+func TestFailedCommitIsReportedAndNotVisible(t *testing.T) {
 	disk, memory := new(brokenDisk), vfs.NewCrashableMem()
 	s := start(t, brain.Options{Dir: "data", FS: errorfs.Wrap(memory, disk)})
 	before := s.register(t, "", "worker", nil)
@@ -67,7 +67,7 @@ func TestFailedCommitIsReportedAndNotShown(t *testing.T) {
 	<-s.Failed()
 	require.Error(t, s.Err())
 
-	// Readers see what was acknowledged, and nothing else; changes are refused even when the disk is well again.
+	// Readers see acknowledged changes only; changes are refused even when the disk works again.
 	disk.broken.Store(false)
 	_, err = s.client.Register(t.Context(), &brainv1.RegisterRequest{Type: "worker"})
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Pebble's log goes to the file a block at a time, so a kill that comes just after a block was full loses nothing: about one in four does
-// on a fast disk.
+// Pebble writes its log in blocks, so a kill just after a full block loses nothing: about one in
+// four on a fast disk.
 func TestKillWithoutSyncLosesWhatWasAcknowledged(t *testing.T) {
 	const kills = 30
 	total := 0
@@ -20,5 +20,5 @@ func TestKillWithoutSyncLosesWhatWasAcknowledged(t *testing.T) {
 		}
 		total += acknowledged
 	}
-	require.Fail(t, "the test that kills sees nothing", "%d kills lost none of %d acknowledged registrations", kills, total)
+	require.Fail(t, "the test of kills detects nothing", "%d kills lost none of %d acknowledged registrations", kills, total)
 }

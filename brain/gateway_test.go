@@ -31,7 +31,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// The methods of a node, without a schema: a string in, a string out.
+// The methods of a node, without a schema: requests and responses are strings.
 var (
 	say    = connect.Spec{Procedure: "/test.v1.Test/Say", StreamType: connect.StreamTypeUnary}
 	count  = connect.Spec{Procedure: "/test.v1.Test/Count", StreamType: connect.StreamTypeServer}
@@ -39,20 +39,20 @@ var (
 	talk   = connect.Spec{Procedure: "/test.v1.Test/Talk", StreamType: connect.StreamTypeBidi}
 )
 
-// nodeHost is a host with a listener, and a node on it.
+// nodeHost is a host with a listener and one node.
 type nodeHost struct {
 	server *httptest.Server
 	info   *nodev1.HostInfo
 	// goOn lets Count send its next number.
 	goOn chan struct{}
-	// ended gets how each call of Count or Talk ended.
+	// ended receives how each call of Count or Talk ended.
 	ended chan error
 
 	mu       sync.Mutex
 	requests []*http.Request
 }
 
-func hosting(t *testing.T, pid int32) *nodeHost {
+func newNodeHost(t *testing.T, pid int32) *nodeHost {
 	t.Helper()
 	h := &nodeHost{goOn: make(chan struct{}), ended: make(chan error, 10)}
 	server := connect.NewServer()
@@ -116,7 +116,7 @@ func (h *nodeHost) count(ctx context.Context, _ connect.Spec, stream connect.Ser
 	if err := stream.Receive(&req); err != nil {
 		return err
 	}
-	// Headers go at once: the caller waits for them.
+	// The headers are sent at once: the caller waits for them.
 	if err := stream.SendHeaders(); err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ type gatewayed struct {
 func gatewaySystem(t *testing.T) *gatewayed {
 	t.Helper()
 	s := start(t, brain.Options{})
-	h := hosting(t, 7)
+	h := newNodeHost(t, 7)
 	manager := s.register(t, "", "manager", nil)
 	node := s.register(t, manager.GetNid(), "learner", h.info)
 	return &gatewayed{system: s, host: h, node: node, url: s.server.URL + "/" + node.GetPath()}
@@ -209,7 +209,7 @@ func TestGatewayReachesANodeByPathNidAndHeader(t *testing.T) {
 			require.Equal(t, "you said hello", res.GetValue())
 			require.Equal(t, "h", info.ResponseHeader().Get("X-Header"))
 			require.Equal(t, "t", info.ResponseTrailer().Get("X-Trailer"))
-			require.Empty(t, h.last().Header.Get("Authorization"), "what let the caller in is passed on")
+			require.Empty(t, h.last().Header.Get("Authorization"), "the caller's credentials were forwarded")
 			require.Equal(t, 2, h.last().ProtoMajor)
 
 			ctx, info = connect.NewClientContext(t.Context())
@@ -238,7 +238,7 @@ func TestGatewayServesCurl(t *testing.T) {
 	status, body := post(url+"/test.v1.Test/Say", `"hello"`)
 	require.Equal(t, http.StatusOK, status)
 	require.JSONEq(t, `"you said hello"`, body)
-	require.Equal(t, 1, h.last().ProtoMajor, "a host sees what its caller can do")
+	require.Equal(t, 1, h.last().ProtoMajor, "a host sees its caller's capabilities")
 	status, body = post(url+"/test.v1.Test/Say", `"fail"`)
 	require.Equal(t, http.StatusInternalServerError, status)
 	require.Contains(t, body, `"code":"data_loss","message":"it failed"`)
@@ -248,7 +248,7 @@ func TestGatewayServesCurl(t *testing.T) {
 	require.Contains(t, body, "manager-0 has learner-0")
 }
 
-func TestGatewayStreamsAsItComes(t *testing.T) {
+func TestGatewayForwardsStreamsAsTheyArrive(t *testing.T) {
 	s := gatewaySystem(t)
 	h, url := s.host, s.url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
@@ -277,7 +277,7 @@ func TestGatewayStreamsAsItComes(t *testing.T) {
 	})
 }
 
-func TestGatewayPassesBodiesOfAnySize(t *testing.T) {
+func TestGatewayForwardsBodiesOfAnySize(t *testing.T) {
 	url := gatewaySystem(t).url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		stream, err := client(t, url, opts...).CallClientStream(t.Context(), gather)
@@ -296,9 +296,10 @@ func TestGatewayPassesBodiesOfAnySize(t *testing.T) {
 	})
 }
 
-// TestGatewayDoesNotWaitForWhatAHostDoesNotRead: a host that answers before it has read the request, and a caller that waits for
-// the answer before it sends the rest.
-func TestGatewayDoesNotWaitForWhatAHostDoesNotRead(t *testing.T) {
+// TestGatewayReturnsAResponseThatComesBeforeTheRequestWasRead has a host
+// that responds before it has read the request, and a caller that waits for the response before it
+// sends the rest.
+func TestGatewayReturnsAResponseThatComesBeforeTheRequestWasRead(t *testing.T) {
 	s := start(t, brain.Options{})
 	server := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no", http.StatusForbidden)
@@ -316,8 +317,8 @@ func TestGatewayDoesNotWaitForWhatAHostDoesNotRead(t *testing.T) {
 	require.Equal(t, "no\n", string(text))
 }
 
-// TestGatewaySendsACallOnce: a host's connection breaks under a call whose headers make net/http
-// believe that it may be sent again.
+// TestGatewaySendsACallOnce breaks a host's connection during a call with headers that permit
+// net/http to send a request again.
 func TestGatewaySendsACallOnce(t *testing.T) {
 	s := start(t, brain.Options{})
 	var requests atomic.Int64
@@ -345,7 +346,7 @@ func TestGatewaySendsACallOnce(t *testing.T) {
 	require.EqualValues(t, 2, requests.Load(), "the call was sent again")
 }
 
-func TestGatewayPassesErrorsWithDetails(t *testing.T) {
+func TestGatewayForwardsErrorsWithDetails(t *testing.T) {
 	url := gatewaySystem(t).url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		err := client(t, url, opts...).CallUnary(t.Context(), say, wrapperspb.String("fail"), new(wrapperspb.StringValue))
@@ -357,7 +358,7 @@ func TestGatewayPassesErrorsWithDetails(t *testing.T) {
 	})
 }
 
-func TestGatewayPassesCancellationAndDeadline(t *testing.T) {
+func TestGatewayForwardsCancellationAndDeadline(t *testing.T) {
 	s := gatewaySystem(t)
 	h, url := s.host, s.url
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
@@ -381,20 +382,20 @@ func TestGatewayPassesCancellationAndDeadline(t *testing.T) {
 		require.NoError(t, stream.Send(wrapperspb.String("hello")))
 		require.NoError(t, stream.Receive(new(wrapperspb.StringValue)))
 		require.NoError(t, stream.Close())
-		t.Log("the node saw:", <-h.ended)
+		t.Log("the node reported:", <-h.ended)
 	})
 }
 
-func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
+func TestGatewayReportsErrorsInTheCallersProtocol(t *testing.T) {
 	s := gatewaySystem(t)
 	starting := s.register(t, "", "starting", nil)
-	// A port where nobody listens any more.
+	// A port without a listener.
 	closed := httptest.NewServer(http.NotFoundHandler())
 	address := strings.TrimPrefix(closed.URL, "http://")
 	closed.Close()
 	gone := s.register(t, "", "gone", host(9, address))
 	dead := s.register(t, "", "dead", nil)
-	_, err := s.client.Remove(t.Context(), &brainv1.RemoveRequest{Nids: []string{dead.GetNid()}, Cause: "it had to be"})
+	_, err := s.client.Remove(t.Context(), &brainv1.RemoveRequest{Nids: []string{dead.GetNid()}, Cause: "stopped by a test"})
 	require.NoError(t, err)
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		for where, want := range map[string]struct {
@@ -406,7 +407,7 @@ func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
 			"99999999-2222-4333-8444-555555555555": {connect.CodeNotFound, "no node with the nid"},
 			starting.GetPath():                     {connect.CodeUnavailable, "is starting"},
 			gone.GetPath():                         {connect.CodeUnavailable, "no answer for gone-0 from its host at " + address},
-			dead.GetPath():                         {connect.CodeNotFound, "is dead: it had to be"},
+			dead.GetPath():                         {connect.CodeNotFound, "is dead: stopped by a test"},
 			"a//b":                                 {connect.CodeInvalidArgument, "not an absolute path"},
 		} {
 			err := client(t, s.server.URL+"/"+where, opts...).CallUnary(t.Context(), say, wrapperspb.String("x"), new(wrapperspb.StringValue))
@@ -422,8 +423,8 @@ func TestGatewaySaysWhatIsWrongInTheCallersProtocol(t *testing.T) {
 }
 
 // TestGatewayForwardsCompressedBodies forwards compressed requests and responses as they are, for
-// callers on other machines. For one on its own machine it asks the host for a plain response, unless
-// the request is compressed.
+// callers on other machines. For a caller on its own machine it requests an uncompressed response
+// from the host, unless the request is compressed.
 func TestGatewayForwardsCompressedBodies(t *testing.T) {
 	s := gatewaySystem(t)
 	text := strings.Repeat("all work and no play ", 1000)
@@ -463,7 +464,7 @@ func TestGatewayForwardsCompressedBodies(t *testing.T) {
 	}
 }
 
-func TestGatewayTellsHowAHostDiedInTheMiddleOfACall(t *testing.T) {
+func TestGatewayReportsHowAHostDiedDuringACall(t *testing.T) {
 	protocols(t, func(t *testing.T, opts ...connecthttp.Option) {
 		s := gatewaySystem(t)
 		h, url := s.host, s.url
@@ -490,7 +491,7 @@ func TestGatewayTellsHowAHostDiedInTheMiddleOfACall(t *testing.T) {
 	})
 }
 
-func TestGatewayLeavesToTheLocalHandlerWhatIsLocal(t *testing.T) {
+func TestGatewayPassesLocalRequestsToTheLocalHandler(t *testing.T) {
 	b, err := brain.Open(brain.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close()) }()
@@ -526,9 +527,9 @@ func TestGatewayLeavesToTheLocalHandlerWhatIsLocal(t *testing.T) {
 	require.Equal(t, "/"+node.GetNid()+`/a.B/C  ""`, ask("/a.B/C", "me"))
 }
 
-func TestGatewayRefusesToGoRoundInCircles(t *testing.T) {
+func TestGatewayRefusesForwardingLoops(t *testing.T) {
 	s := start(t, brain.Options{})
 	node := s.register(t, "", "mirror", host(5, strings.TrimPrefix(s.server.URL, "http://")))
 	err := client(t, s.server.URL+"/"+node.GetPath()).CallUnary(t.Context(), say, wrapperspb.String("x"), new(wrapperspb.StringValue))
-	require.ErrorContains(t, err, "come round in a circle")
+	require.ErrorContains(t, err, "in a forwarding loop")
 }

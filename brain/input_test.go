@@ -18,8 +18,9 @@ import (
 
 const notUTF8 = "caf\xe9"
 
-// A caller in Brain's own process has no connection that would check its text. Every text field of
-// every request is spoiled in turn: the request is refused by the field's name, and Brain goes on.
+// TestTextThatIsNotUTF8IsRefusedAlone makes each text field of each request invalid in turn, as a
+// caller in Brain's own process can, which has no connection that checks text. The request is
+// refused with the field's name, and Brain continues to work.
 func TestTextThatIsNotUTF8IsRefusedAlone(t *testing.T) {
 	s := start(t, brain.Options{})
 	at := host(7, "127.0.0.1:7")
@@ -86,9 +87,9 @@ func TestTextThatIsNotUTF8IsRefusedAlone(t *testing.T) {
 			},
 		},
 	} {
-		for _, spoilt := range spoil(request.req.ProtoReflect()) {
-			err := request.call(t.Context(), spoilt)
-			require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v: %v", spoilt, err)
+		for _, invalid := range invalidText(request.req.ProtoReflect()) {
+			err := request.call(t.Context(), invalid)
+			require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v: %v", invalid, err)
 			require.ErrorContains(t, err, "is not UTF-8")
 			refused++
 		}
@@ -107,13 +108,13 @@ func TestTextThatIsNotUTF8IsRefusedAlone(t *testing.T) {
 	require.Contains(t, res.GetNodes()[0].GetAttributes(), "key")
 }
 
-// spoil gives copies of a message, each with one of its texts made something else than UTF-8.
-func spoil(m protoreflect.Message) []proto.Message {
-	var spoilt []proto.Message
+// invalidText returns copies of a message, each with one text that is not UTF-8.
+func invalidText(m protoreflect.Message) []proto.Message {
+	var invalid []proto.Message
 	each := func(change func(protoreflect.Message)) {
 		c := proto.Clone(m.Interface()).ProtoReflect()
 		change(c)
-		spoilt = append(spoilt, c.Interface())
+		invalid = append(invalid, c.Interface())
 	}
 	bad := protoreflect.ValueOfString(notUTF8)
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
@@ -121,7 +122,7 @@ func spoil(m protoreflect.Message) []proto.Message {
 		case fd.IsMap():
 			v.Map().Range(func(key protoreflect.MapKey, value protoreflect.Value) bool {
 				each(func(c protoreflect.Message) { c.Mutable(fd).Map().Set(bad.MapKey(), value) })
-				for _, inner := range spoil(value.Message()) {
+				for _, inner := range invalidText(value.Message()) {
 					each(func(c protoreflect.Message) {
 						c.Mutable(fd).Map().Set(key, protoreflect.ValueOfMessage(inner.ProtoReflect()))
 					})
@@ -131,7 +132,7 @@ func spoil(m protoreflect.Message) []proto.Message {
 		case fd.IsList() && text:
 			each(func(c protoreflect.Message) { c.Mutable(fd).List().Append(bad) })
 		case fd.IsList():
-			for _, inner := range spoil(v.List().Get(0).Message()) {
+			for _, inner := range invalidText(v.List().Get(0).Message()) {
 				each(func(c protoreflect.Message) {
 					c.Mutable(fd).List().Append(protoreflect.ValueOfMessage(inner.ProtoReflect()))
 				})
@@ -139,11 +140,11 @@ func spoil(m protoreflect.Message) []proto.Message {
 		case text:
 			each(func(c protoreflect.Message) { c.Set(fd, bad) })
 		case fd.Kind() == protoreflect.MessageKind:
-			for _, inner := range spoil(v.Message()) {
+			for _, inner := range invalidText(v.Message()) {
 				each(func(c protoreflect.Message) { c.Set(fd, protoreflect.ValueOfMessage(inner.ProtoReflect())) })
 			}
 		}
 		return true
 	})
-	return spoilt
+	return invalid
 }

@@ -19,13 +19,13 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestBrainWhoseDiskFailedIsNotReady breaks the disk under a Brain. Its process lives, and the nodes
-// there answer, but it is not ready.
+// TestBrainWhoseDiskFailedIsNotReady breaks a Brain's disk. Its process stays live, and the nodes
+// there respond, but it is not ready.
 func TestBrainWhoseDiskFailedIsNotReady(t *testing.T) {
 	disk, quiet := new(brokenDisk), slog.New(slog.DiscardHandler)
 	b, err := brain.Open(brain.Options{Dir: "data", FS: errorfs.Wrap(vfs.NewMem(), disk), Logger: quiet})
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = b.Close() }) // it may say that the disk failed
+	t.Cleanup(func() { _ = b.Close() }) // it may report the disk's failure
 	options := runtime.NewOptions(append(contract.Types(), runtime.WithInProcess(), runtime.WithOpen(), runtime.WithLogger(quiet))...)
 	h, err := runtime.Start(t.Context(), options, runtime.Parts{Brain: b})
 	require.NoError(t, err)
@@ -54,7 +54,7 @@ func TestBrainWhoseDiskFailedIsNotReady(t *testing.T) {
 	const health = "/grpc.health.v1.Health/"
 	expect(http.MethodGet, "/readyz", http.StatusOK, "ok")
 	expect(http.MethodPost, health+"Check", http.StatusOK, `"SERVING"`)
-	// A watcher gets the change.
+	// A watcher is notified of the change.
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+h.Address()+health+"Watch",
 		strings.NewReader("\x00\x00\x00\x00\x02{}"))
 	require.NoError(t, err)

@@ -26,7 +26,7 @@ func (s *service) Hello(_ context.Context, req *brainv1.HelloRequest) (*brainv1.
 	version := min(req.GetMaxVersion(), maxVersion)
 	if version < minVersion || version < req.GetMinVersion() {
 		return nil, connect.Errorf(connect.CodeFailedPrecondition,
-			"no version of Brain's protocol in common: the caller speaks %d to %d, this Brain %d to %d",
+			"no version of Brain's protocol in common: the caller supports %d to %d, this Brain %d to %d",
 			req.GetMinVersion(), req.GetMaxVersion(), minVersion, maxVersion)
 	}
 	root := s.brain.Root()

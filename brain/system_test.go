@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience bounds how long a test waits for what must come; no test passes or fails by how fast it does.
+// patience bounds how long a test waits for an event; no result depends on how soon it occurs.
 const patience = time.Minute
 
 // system is a Brain behind a listener, and a client of it.
@@ -90,7 +90,7 @@ func host(pid int32, address string) *nodev1.HostInfo {
 	return &nodev1.HostInfo{Id: string(id), Pid: pid, Machine: "m1", Address: address}
 }
 
-// register names one node and, with a host, has it run there.
+// register registers one node. If at is not nil, the node runs on that host.
 func (s *system) register(t *testing.T, parent, kind string, at *nodev1.HostInfo) *nodev1.NodeRecord {
 	t.Helper()
 	res, err := s.client.Register(t.Context(), &brainv1.RegisterRequest{Parent: parent, Type: kind, Service: "test.v1.Test"})
@@ -111,7 +111,7 @@ func (s *system) lookup(ctx context.Context, where string) (*nodev1.NodeRecord, 
 	return res.GetNode(), err
 }
 
-// attach begins a host's lease stream and reads Brain's first answer.
+// attach opens a host's lease stream and returns Brain's first response.
 func (s *system) attach(t *testing.T, host *nodev1.HostInfo, nodes ...*nodev1.NodeRecord) (brainv1connect.BrainServiceAttachClientStream, *brainv1.AttachResponse) {
 	t.Helper()
 	stream, err := s.client.Attach(t.Context())
@@ -126,14 +126,14 @@ func (s *system) attach(t *testing.T, host *nodev1.HostInfo, nodes ...*nodev1.No
 	return stream, res
 }
 
-// gone gives the error that a lookup ends in, when it does.
+// gone waits until a lookup fails, and returns its error.
 func (s *system) gone(t *testing.T, where string) error {
 	t.Helper()
 	var err error
 	require.Eventually(t, func() bool {
 		_, err = s.lookup(t.Context(), where)
 		return err != nil
-	}, patience, 5*time.Millisecond, "%s lives on", where)
+	}, patience, 5*time.Millisecond, "%s is still registered", where)
 	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
 	return err
 }

@@ -171,7 +171,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case rec.GetHost().GetAddress() == "":
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s can't be reached from here: its host has no address", rec.GetPath())
 	case r.Header.Get(webroute.ViaHeader) == g.opts.ID:
-		err = connect.Errorf(connect.CodeInternal, "the request for %s has come round in a circle: at %s, its host's address, there is a gateway",
+		err = connect.Errorf(connect.CodeInternal, "the request for %s is in a forwarding loop: its host's address, %s, leads back to this gateway",
 			rec.GetPath(), rec.GetHost().GetAddress())
 	}
 	if err != nil {

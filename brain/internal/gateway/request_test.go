@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// slowControl is a ResponseWriter whose SetReadDeadline takes until released is closed.
+// slowControl is a ResponseWriter whose SetReadDeadline blocks until released is closed.
 type slowControl struct {
 	http.ResponseWriter
 
@@ -23,8 +23,9 @@ func (s *slowControl) SetReadDeadline(time.Time) error {
 	return nil
 }
 
-// The transport closes a request's body on a goroutine of its own. A handler that returned meanwhile
-// would leave it with a ResponseWriter that serves another request by now.
+// TestHandlerWaitsForTheTransportsCloseOfItsBody ensures that the transport, which closes a
+// request's body on a goroutine of its own, does not use a ResponseWriter whose handler has
+// returned: it may serve another request by then.
 func TestHandlerWaitsForTheTransportsCloseOfItsBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &slowControl{ResponseWriter: httptest.NewRecorder(), released: make(chan struct{})}

@@ -10,16 +10,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestNobodyDiesForTheWatchersOwnAbsence(t *testing.T) {
+func TestNoHostDiesForTheWatchersOwnAbsence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { require.Empty(t, absent(t).all()) })
 }
 
-// While the watcher stood still its hosts gave their connections up: the ends of the old ones are
-// read only afterwards, and the new ones come late.
-func TestConnectionThatBreaksAfterALongAbsenceIsNoDeath(t *testing.T) {
+// TestBrokenConnectionAfterALongAbsenceIsNoDeath has hosts that closed their connections while the
+// watcher was suspended: it reads the end of the old ones only afterwards, and the new ones are
+// late.
+func TestBrokenConnectionAfterALongAbsenceIsNoDeath(t *testing.T) {
 	for _, brokenFirst := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w, d := watching(t)
+			w, d := newWatch(t)
 			s := attach(t, w, "a")
 			attach(t, w, "gone")
 			last := time.Now().Add(-80 * time.Second)
@@ -37,7 +38,7 @@ func TestConnectionThatBreaksAfterALongAbsenceIsNoDeath(t *testing.T) {
 			require.Contains(t, one.cause, "no sign of life")
 			s.Renew()
 			require.Len(t, d.all(), 1)
-			// From then on everything is as before.
+			// From then on a broken connection has its usual grace again.
 			s.Broken()
 			later(grace + 2*tick)
 			_, dead = d.of("a")
@@ -46,15 +47,15 @@ func TestConnectionThatBreaksAfterALongAbsenceIsNoDeath(t *testing.T) {
 	}
 }
 
-func TestDeathAfterAHiccupIsNoticedSoon(t *testing.T) {
+func TestDeathAfterAShortAbsenceIsDetectedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		s := attach(t, w, "a")
-		hiccup := tick + absence(grace) + time.Millisecond
-		last := time.Now().Add(-hiccup)
+		pause := tick + absence(grace) + time.Millisecond
+		last := time.Now().Add(-pause)
 		w.sweep(time.Now(), &last)
 		s.Broken()
-		later(grace + 2*hiccup + 2*tick)
+		later(grace + 2*pause + 2*tick)
 		_, dead := d.of("a")
 		require.True(t, dead)
 	})

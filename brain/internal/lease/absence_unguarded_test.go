@@ -9,6 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestAbsenceWithoutItsGuardKillsEverybody(t *testing.T) {
+func TestAbsenceWithoutItsGuardKillsAllHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { require.Len(t, absent(t).all(), 3) })
 }

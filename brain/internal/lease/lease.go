@@ -65,8 +65,8 @@ type host struct {
 	// deadline is when the host will be declared dead, and silence is then the cause.
 	deadline time.Time
 	silence  string
-	// buried is set when the host has been declared dead, and closed when its removal is complete.
-	buried chan struct{}
+	// removed is set when the host has been declared dead, and closed when its removal is complete.
+	removed chan struct{}
 }
 
 // Session is one stream on which a host holds its lease.
@@ -143,13 +143,13 @@ func (w *Watch) Attach(ctx context.Context, info *nodev1.HostInfo) (*Session, er
 			h = &host{}
 			w.hosts[info.GetId()] = h
 		}
-		if buried := h.buried; buried != nil {
+		if removed := h.removed; removed != nil {
 			w.mu.Unlock()
 			select {
-			case <-buried:
+			case <-removed:
 				continue
 			case <-ctx.Done():
-				return nil, fmt.Errorf("wait for the host's burial: %w", context.Cause(ctx))
+				return nil, fmt.Errorf("wait for the host's removal: %w", context.Cause(ctx))
 			}
 		}
 		h.end(connect.NewError(connect.CodeAborted, "the host has attached again, by another stream"))
@@ -175,16 +175,16 @@ func (w *Watch) Report(ctx context.Context, id, cause string) error {
 		h = &host{info: &nodev1.HostInfo{Id: id}}
 		w.hosts[id] = h
 	}
-	if h.buried == nil {
-		w.bury(h, cause)
+	if h.removed == nil {
+		w.declareDead(h, cause)
 	}
-	buried := h.buried
+	removed := h.removed
 	w.mu.Unlock()
 	select {
-	case <-buried:
+	case <-removed:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the host's burial: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for the host's removal: %w", context.Cause(ctx))
 	}
 }
 
@@ -241,16 +241,16 @@ func (h *host) end(cause error) {
 	h.session = nil
 }
 
-// bury declares a host dead. The caller holds mu.
-func (w *Watch) bury(h *host, cause string) {
-	h.buried = make(chan struct{})
+// declareDead declares a host dead. The caller holds mu.
+func (w *Watch) declareDead(h *host, cause string) {
+	h.removed = make(chan struct{})
 	h.end(connect.Errorf(connect.CodeAborted, "the host was declared dead: %s", cause))
 	w.wg.Go(func() {
 		w.opts.Died(w.ctx, h.info, cause)
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		delete(w.hosts, h.info.GetId())
-		close(h.buried)
+		close(h.removed)
 	})
 }
 
@@ -292,13 +292,13 @@ func (w *Watch) sweep(now time.Time, last *time.Time) {
 	}
 	for _, h := range w.hosts {
 		switch {
-		case h.buried != nil:
+		case h.removed != nil:
 		case absent && h.session == nil:
 			h.deadline = w.notBefore(h.deadline.Add(gap))
 		case absent:
 			h.deadline = now.Add(w.opts.Lease)
 		case now.After(h.deadline):
-			w.bury(h, h.silence)
+			w.declareDead(h, h.silence)
 		}
 	}
 }

@@ -17,17 +17,17 @@ import (
 const (
 	lease = 10 * time.Second
 	grace = 750 * time.Millisecond
-	// reattach is what a host takes to return, on a machine that is busy.
+	// reattach is how long a host takes to attach again on a busy machine.
 	reattach = 5 * time.Second
-	// tick is by how much a death may be noticed late.
+	// tick bounds how late a death may be detected.
 	tick = grace / 4
 )
 
-// deaths collects what a watch declares.
+// deaths records the hosts that a Watch declares dead.
 type deaths struct {
 	mu   sync.Mutex
 	list []death
-	// hold, where it is set, keeps a burial from being done.
+	// hold, if it is set, blocks removals until it is closed.
 	hold chan struct{}
 }
 
@@ -36,7 +36,7 @@ type death struct {
 	after     time.Duration
 }
 
-func watching(t *testing.T) (*Watch, *deaths) {
+func newWatch(t *testing.T) (*Watch, *deaths) {
 	t.Helper()
 	d, start := &deaths{}, time.Now()
 	w := New(Options{Lease: lease, Grace: grace, Reattach: reattach, Died: func(ctx context.Context, host *nodev1.HostInfo, cause string) {
@@ -74,7 +74,7 @@ func (d *deaths) all() []death {
 
 func info(id string) *nodev1.HostInfo { return &nodev1.HostInfo{Id: id} }
 
-// later lets time pass.
+// later advances the time.
 func later(d time.Duration) {
 	time.Sleep(d) //nolint:forbidigo // synctest's time, which does not wait
 	synctest.Wait()
@@ -87,9 +87,9 @@ func attach(t *testing.T, w *Watch, id string) *Session {
 	return s
 }
 
-func TestHostThatGivesSignsOfLifeLives(t *testing.T) {
+func TestHostThatRenewsItsLeaseLives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		s := attach(t, w, "a")
 		for range 20 {
 			later(lease - time.Millisecond)
@@ -99,9 +99,9 @@ func TestHostThatGivesSignsOfLifeLives(t *testing.T) {
 	})
 }
 
-func TestSilentHostDiesWhenItsLeaseRunsOut(t *testing.T) {
+func TestSilentHostDiesWhenItsLeaseExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		s := attach(t, w, "a")
 		later(lease - tick)
 		require.Empty(t, d.all())
@@ -117,9 +117,9 @@ func TestSilentHostDiesWhenItsLeaseRunsOut(t *testing.T) {
 	})
 }
 
-func TestBrokenConnectionIsForgivenWithinTheGrace(t *testing.T) {
+func TestBrokenConnectionIsToleratedWithinTheGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		attach(t, w, "a").Broken()
 		later(grace - time.Millisecond)
 		s := attach(t, w, "a")
@@ -133,9 +133,9 @@ func TestBrokenConnectionIsForgivenWithinTheGrace(t *testing.T) {
 	})
 }
 
-func TestDeathOfAProcessIsNoticedWithinASecond(t *testing.T) {
+func TestDeathOfAProcessIsDetectedWithinASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		s := attach(t, w, "a")
 		later(1234 * time.Millisecond)
 		s.Broken()
@@ -145,9 +145,9 @@ func TestDeathOfAProcessIsNoticedWithinASecond(t *testing.T) {
 	})
 }
 
-func TestOldStreamBreakingDoesNotHurtTheNewOne(t *testing.T) {
+func TestEndOfAnOldStreamDoesNotAffectTheNewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		first := attach(t, w, "a")
 		second := attach(t, w, "a")
 		<-first.Over()
@@ -158,13 +158,13 @@ func TestOldStreamBreakingDoesNotHurtTheNewOne(t *testing.T) {
 		require.Empty(t, d.all())
 		second.Goodbye()
 		later(time.Minute)
-		require.Empty(t, d.all(), "who said goodbye does not die")
+		require.Empty(t, d.all(), "a host that ended gracefully was declared dead")
 	})
 }
 
-func TestHostThatIsOnlySpokenOfHasOneLeaseToAttach(t *testing.T) {
+func TestExpectedHostHasOneLeaseToAttach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		w.Expect(info("never"))
 		w.Expect(info("in time"))
 		w.Expect(nil)
@@ -180,9 +180,9 @@ func TestHostThatIsOnlySpokenOfHasOneLeaseToAttach(t *testing.T) {
 	})
 }
 
-func TestReportedHostIsDeadAtOnceAndBackOnlyAfterItsBurial(t *testing.T) {
+func TestReportedHostAttachesOnlyAfterItsRemoval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		d.hold = make(chan struct{})
 		s := attach(t, w, "a")
 		go func() {
@@ -203,16 +203,16 @@ func TestReportedHostIsDeadAtOnceAndBackOnlyAfterItsBurial(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, err := w.Attach(ctx, info("a"))
-		require.ErrorIs(t, err, context.DeadlineExceeded, "it is still being buried")
+		require.ErrorIs(t, err, context.DeadlineExceeded, "the removal is not complete")
 		close(d.hold)
 		synctest.Wait()
 		attach(t, w, "a").Goodbye()
 	})
 }
 
-func TestClosingKillsNobody(t *testing.T) {
+func TestCloseDeclaresNoHostDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		s := attach(t, w, "a")
 		w.Expect(info("b"))
 		w.Close()
@@ -227,9 +227,9 @@ func TestClosingKillsNobody(t *testing.T) {
 	})
 }
 
-func TestHostThatWasKnownBeforeAStartHasTimeToFindTheNewBrain(t *testing.T) {
+func TestHostKnownBeforeARestartHasTimeToAttach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, d := watching(t)
+		w, d := newWatch(t)
 		w.ExpectBack(info("gone"))
 		w.ExpectBack(info("back"))
 		later(lease + reattach - time.Millisecond)
@@ -243,10 +243,11 @@ func TestHostThatWasKnownBeforeAStartHasTimeToFindTheNewBrain(t *testing.T) {
 	})
 }
 
-// absent plays a watcher that was stopped and goes on: the next sweep comes much too late.
+// absent simulates a watcher that was suspended: its next sweep is a minute late. It returns the
+// hosts that were declared dead.
 func absent(t *testing.T) *deaths {
 	t.Helper()
-	w, d := watching(t)
+	w, d := newWatch(t)
 	attach(t, w, "attached")
 	attach(t, w, "broken").Broken()
 	w.Expect(info("expected"))

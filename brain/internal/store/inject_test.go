@@ -8,7 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 )
 
-// writesOnly makes one writing operation, and all after it, fail.
+// writesOnly fails one write operation and all after it.
 type writesOnly struct {
 	mu   sync.Mutex
 	at   int32 // -1: none

@@ -36,7 +36,7 @@ func entries(t *testing.T, s *Store) map[string]string {
 	return all
 }
 
-func TestWhatWasCommittedIsThereAfterReopening(t *testing.T) {
+func TestReopenedStoreHasWhatWasCommitted(t *testing.T) {
 	dir := t.TempDir() + "/data"
 	s := open(t, dir, nil)
 	require.NoError(t, s.Commit([]tree.Write{{Key: "a", Value: []byte("1")}, {Key: "b", Value: []byte("2")}}))
@@ -56,13 +56,13 @@ func TestWhatWasCommittedIsThereAfterReopening(t *testing.T) {
 	require.Nil(t, none)
 	info, err := os.Stat(dir)
 	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o700), info.Mode().Perm(), "the directory is the user's alone")
+	require.Equal(t, os.FileMode(0o700), info.Mode().Perm(), "the directory is accessible to others")
 }
 
 func TestDirectoryInUseByThisProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	first := open(t, dir, nil)
-	for range 2 { // the refusal must not take the lock away
+	for range 2 { // the refusal must not release the lock
 		_, err := Open(Options{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
 		var inUse *InUseError
 		require.ErrorAs(t, err, &inUse)
@@ -86,15 +86,16 @@ func TestDirectoryOfANewerVersionIsRefused(t *testing.T) {
 	open(t, "other", fs)
 }
 
-func TestDirectoryThatCannotBeMadeIsAnErrorThatNamesIt(t *testing.T) {
+func TestErrorNamesADirectoryThatCannotBeMade(t *testing.T) {
 	file := t.TempDir() + "/file"
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	_, err := Open(Options{Dir: file + "/data", Logger: slog.New(slog.DiscardHandler)})
 	require.ErrorContains(t, err, file+"/data")
 }
 
-// TestEveryFailureOfTheDiskIsReported lets each operation of the file system fail in turn, once the store is open, until one
-// run needs no more operations. Either a commit is kept, or it says that it is not, and then no other is taken.
+// TestEveryFailureOfTheDiskIsReported fails each write to the file system in turn, once the store
+// is open, until a run has fewer of them. A commit is either on disk or returns an error, and after
+// an error all further commits fail.
 func TestEveryFailureOfTheDiskIsReported(t *testing.T) {
 	failures := 0
 	for index := int32(0); ; index++ {
@@ -113,7 +114,7 @@ func TestEveryFailureOfTheDiskIsReported(t *testing.T) {
 				require.Error(t, s.Err())
 				continue
 			}
-			require.False(t, failed, "a store that has failed went on")
+			require.False(t, failed, "a store accepted a commit after it had failed")
 			kept[key] = string(value)
 		}
 		injected := writes.seen > index
@@ -128,7 +129,7 @@ func TestEveryFailureOfTheDiskIsReported(t *testing.T) {
 		again := open(t, "data", fs.CrashClone(vfs.CrashCloneCfg{}))
 		found := entries(t, again)
 		for key, value := range kept {
-			require.Equal(t, value, found[key], "operation %d lost what was acknowledged", index)
+			require.Equal(t, value, found[key], "the failure of operation %d lost an acknowledged entry", index)
 		}
 	}
 	require.Greater(t, failures, 4)

@@ -9,12 +9,12 @@ import (
 
 // check verifies the tree's invariants. It runs on what was loaded, and in tests after every step.
 func (t *Tree) check() error {
-	kids, aliases := 0, 0
-	for _, names := range t.kids {
-		kids += len(names)
+	children, aliases := 0, 0
+	for _, names := range t.childrenByName {
+		children += len(names)
 	}
-	if kids != len(t.nodes) {
-		return fmt.Errorf("%d nodes are children, and %d are in the tree", kids, len(t.nodes))
+	if children != len(t.nodes) {
+		return fmt.Errorf("%d nodes are children, and %d are in the tree", children, len(t.nodes))
 	}
 	for nid, n := range t.nodes {
 		if err := t.checkNode(nid, n); err != nil {
@@ -59,13 +59,13 @@ func (t *Tree) checkNode(nid string, n *node) error {
 	next := t.indices[rec.GetParent()][rec.GetType()]
 	switch {
 	case rec.GetNid() != nid:
-		return fmt.Errorf("the node %s is kept as %s", rec.GetNid(), nid)
+		return fmt.Errorf("the node %s is stored as %s", rec.GetNid(), nid)
 	case rec.GetPath() != path:
-		return fmt.Errorf("the node %s is at %s, and says %s", nid, path, rec.GetPath())
+		return fmt.Errorf("the node %s is at %s, but its record has the path %s", nid, path, rec.GetPath())
 	case rec.GetName() != nameOf(rec.GetType(), rec.GetIndex()):
 		return fmt.Errorf("the node %s has the name %s, type %s and index %d", nid, rec.GetName(), rec.GetType(), rec.GetIndex())
 	case rec.GetIndex() >= next:
-		return fmt.Errorf("the node %s has an index that will be given again: the next is %d", path, next)
+		return fmt.Errorf("the node %s has an index that will be reused: the next is %d", path, next)
 	case rec.GetIncarnation() == 0:
 		return fmt.Errorf("the node %s has never lived", path)
 	case rec.GetRevision() > t.revision || n.born > rec.GetRevision():
@@ -74,7 +74,7 @@ func (t *Tree) checkNode(nid string, n *node) error {
 		return fmt.Errorf("the node %s is dead and still in the tree", path)
 	case t.tombs[nid] != nil:
 		return fmt.Errorf("the node %s lives, and has a tombstone", path)
-	case t.kids[rec.GetParent()][rec.GetName()] != nid:
+	case t.childrenByName[rec.GetParent()][rec.GetName()] != nid:
 		return fmt.Errorf("the node %s is not found by its path", path)
 	}
 	if alias := rec.GetAlias(); alias != "" {

@@ -11,30 +11,30 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// TestCheckSeesEachContradiction breaks a tree in each way that check looks for.
-func TestCheckSeesEachContradiction(t *testing.T) {
+// TestCheckFindsEachContradiction breaks a tree in each way that check detects.
+func TestCheckFindsEachContradiction(t *testing.T) {
 	edit := func(tree *Tree, nid string, change func(*nodev1.NodeRecord)) {
 		rec := proto.CloneOf(tree.nodes[nid].rec)
 		change(rec)
 		tree.nodes[nid] = &node{rec: rec, born: tree.nodes[nid].born, launcher: tree.nodes[nid].launcher}
 	}
 	for says, harm := range map[string]func(tree *Tree, parent, child string){
-		"will be given again": func(tree *Tree, parent, _ string) { delete(tree.indices, parent) },
-		"has lost its parent": func(tree *Tree, parent, _ string) { delete(tree.nodes, parent); delete(tree.kids, "") },
-		"are children":        func(tree *Tree, parent, _ string) { delete(tree.kids, parent) },
-		"is not found by":     func(tree *Tree, parent, _ string) { tree.kids[parent]["child-0"] = NewUUID() },
-		"is held by":          func(tree *Tree, _, _ string) { tree.aliases["alias"] = NewUUID() },
-		"aliases are taken":   func(tree *Tree, parent, _ string) { tree.aliases["other"] = parent },
-		"outlive its host":    func(tree *Tree, _, child string) { delete(tree.hosts[uuid("1")], child) },
-		"is asked about":      func(tree *Tree, parent, _ string) { tree.hosts[uuid("1")][parent] = struct{}{} },
-		"which is gone":       func(tree *Tree, _, _ string) { tree.indices[NewUUID()] = map[string]uint64{"x": 1} },
-		"has a tombstone":     func(tree *Tree, _, child string) { tree.tombs[child] = &tombstone{rec: tree.nodes[child].rec} },
-		"tombstones by nid":   func(tree *Tree, _, _ string) { tree.tombs[NewUUID()] = &tombstone{} },
-		"and the tree has":    func(tree *Tree, _, _ string) { tree.revision = 0 },
-		"has never lived":     func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Incarnation = 0 }) },
-		"and says":            func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Path = "x" }) },
-		"has the name":        func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Type = "x" }) },
-		"is kept as":          func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Nid = "x" }) },
+		"will be reused":          func(tree *Tree, parent, _ string) { delete(tree.indices, parent) },
+		"has lost its parent":     func(tree *Tree, parent, _ string) { delete(tree.nodes, parent); delete(tree.childrenByName, "") },
+		"are children":            func(tree *Tree, parent, _ string) { delete(tree.childrenByName, parent) },
+		"is not found by":         func(tree *Tree, parent, _ string) { tree.childrenByName[parent]["child-0"] = NewUUID() },
+		"is held by":              func(tree *Tree, _, _ string) { tree.aliases["alias"] = NewUUID() },
+		"aliases are taken":       func(tree *Tree, parent, _ string) { tree.aliases["other"] = parent },
+		"outlive its host":        func(tree *Tree, _, child string) { delete(tree.hosts[uuid("1")], child) },
+		"is asked about":          func(tree *Tree, parent, _ string) { tree.hosts[uuid("1")][parent] = struct{}{} },
+		"which is gone":           func(tree *Tree, _, _ string) { tree.indices[NewUUID()] = map[string]uint64{"x": 1} },
+		"has a tombstone":         func(tree *Tree, _, child string) { tree.tombs[child] = &tombstone{rec: tree.nodes[child].rec} },
+		"tombstones by nid":       func(tree *Tree, _, _ string) { tree.tombs[NewUUID()] = &tombstone{} },
+		"and the tree has":        func(tree *Tree, _, _ string) { tree.revision = 0 },
+		"has never lived":         func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Incarnation = 0 }) },
+		"its record has the path": func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Path = "x" }) },
+		"has the name":            func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Type = "x" }) },
+		"is stored as":            func(tree *Tree, _, child string) { edit(tree, child, func(r *nodev1.NodeRecord) { r.Nid = "x" }) },
 		"dead and still in": func(tree *Tree, _, child string) {
 			edit(tree, child, func(r *nodev1.NodeRecord) { r.State = nodev1.NodeState_NODE_STATE_DEAD })
 		},
@@ -53,7 +53,7 @@ func TestCheckSeesEachContradiction(t *testing.T) {
 	}
 }
 
-func TestLoadRefusesWhatItCannotMakeSenseOf(t *testing.T) {
+func TestLoadRefusesInvalidEntries(t *testing.T) {
 	for says, entry := range map[string]Write{
 		"of no kind":       {Key: "x"},
 		"read a node":      {Key: keyNode + "a", Value: []byte("rubbish")},

@@ -14,7 +14,7 @@ func testRoot() *nodev1.NodeRecord {
 	return &nodev1.NodeRecord{Nid: "00000000-0000-4000-8000-000000000000", Name: RootPath, Path: RootPath}
 }
 
-// disk stands for the store: what was written, by key.
+// disk simulates the store: entries by key.
 type disk map[string][]byte
 
 func (d disk) write(t require.TestingT, x *Txn) {

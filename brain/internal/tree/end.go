@@ -117,12 +117,12 @@ func (x *Txn) end(ends []ending, how manner) []*nodev1.NodeRecord {
 	all := make(map[string]ending)
 	for _, e := range ends {
 		top := x.node(e.nid)
-		if _, told := all[e.nid]; !told {
+		if _, seen := all[e.nid]; !seen {
 			all[e.nid] = e
 		}
 		for _, n := range below(x, e.nid) {
 			nid := n.rec.GetNid()
-			if _, told := all[nid]; told {
+			if _, seen := all[nid]; seen {
 				continue
 			}
 			ended := ending{nid: nid, cause: e.cause, final: true}

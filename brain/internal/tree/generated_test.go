@@ -17,8 +17,8 @@ import (
 	optionsv1 "github.com/raylink/raylink/gen/raylink/options/v1"
 )
 
-// TestWhatThePluginAcceptsCanBeRegistered draws names of services, and types that schemas choose, of all
-// forms and lengths. Whatever the plugin makes code of, Brain gives nodes of.
+// TestWhatThePluginAcceptsCanBeRegistered draws service names and node types of all forms and
+// lengths. If the plugin generates code for them, Brain must register nodes of them.
 func TestWhatThePluginAcceptsCanBeRegistered(t *testing.T) {
 	service := rapid.OneOf(
 		rapid.StringMatching(`[A-Za-z_][A-Za-z0-9_]{0,140}`),

@@ -34,13 +34,13 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 	for _, name := range names {
 		if name == "" || name == "." || name == ".." {
 			return nil, connect.Errorf(connect.CodeInvalidArgument,
-				"%q is not an absolute path, names with single slashes between them; relative ones are for who has a place in the tree", clip(path))
+				"%q is not an absolute path, names with single slashes between them; only a node can resolve relative ones", clip(path))
 		}
 	}
 	above := (*nodev1.NodeRecord)(nil)
 	nid := ""
 	for _, name := range names {
-		nid = t.kids[nid][name]
+		nid = t.childrenByName[nid][name]
 		n := t.nodes[nid]
 		if n == nil {
 			if d := t.tombPaths[path]; d != nil {
@@ -59,7 +59,7 @@ func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string
 	if above != nil {
 		place, parent = above.GetPath(), above.GetNid()
 	}
-	children := inOrder(t, parent)
+	children := childrenInOrder(t, parent)
 	names := make([]string, 0, len(children))
 	for _, n := range children {
 		names = append(names, n.rec.GetName())
@@ -127,7 +127,7 @@ func (t *Tree) unknownAlias(alias string) error {
 	}
 	// A type is the most likely thing to be confused with an alias.
 	var names []string
-	for _, n := range inOrder(t, "") {
+	for _, n := range childrenInOrder(t, "") {
 		if n.rec.GetType() == alias {
 			names = append(names, n.rec.GetPath())
 		}

@@ -17,7 +17,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// modelNode is a node as simply as can be: no index, no overlay.
+// modelNode is a node of the model, which has no index and no overlay.
 type modelNode struct {
 	nid, parent, path, kind, alias string
 	host, launcher                 string
@@ -26,7 +26,8 @@ type modelNode struct {
 	state                          nodev1.NodeState
 }
 
-// model is a list of living nodes in the order of their creation, a list of dead ones, and counters.
+// model is a list of living nodes in the order of their creation, a list of dead nodes, and
+// counters.
 type model struct {
 	living []*modelNode
 	dead   map[string]*modelNode
@@ -69,7 +70,7 @@ func (m *model) remove(nid string) {
 	}
 }
 
-// die is a death: what restarts stays, with nothing below.
+// die ends a node: one that restarts stays, without its descendants.
 func (m *model) die(nid string) {
 	n := m.find(nid)
 	if n == nil {
@@ -129,8 +130,9 @@ func printTree(t *Tree) string {
 	return strings.Join(lines, "\n")
 }
 
-// machine applies random changes to the tree and to the model. Several share a transaction; some transactions are dropped, as if
-// their commit had failed; now and then the tree is loaded anew from what was written.
+// machine applies random changes to the tree and to the model. Several share a transaction; some
+// transactions are dropped, as if their commit had failed; sometimes the tree is loaded again from
+// what was written.
 type machine struct {
 	tree  *Tree
 	model *model
@@ -141,7 +143,7 @@ type machine struct {
 	staged *model
 }
 
-func TestTreeDoesWhatAModelDoes(t *testing.T) {
+func TestTreeAgreesWithAModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &machine{tree: New(testRoot(), Limits{}), disk: make(disk), now: time.Unix(1_700_000_000, 0)}
 		m.model = &model{dead: make(map[string]*modelNode), next: make(map[string]int), gone: make(map[string]bool)}
@@ -170,7 +172,7 @@ func TestTreeDoesWhatAModelDoes(t *testing.T) {
 			},
 			"drop": func(*rapid.T) { m.begin() },
 			"load": func(t *rapid.T) {
-				m.begin() // what was not committed is lost
+				m.begin() // uncommitted changes are lost
 				loaded, err := Load(testRoot(), Limits{}, m.disk.entries())
 				require.NoError(t, err)
 				require.Equal(t, m.tree.Revision(), loaded.Revision())
@@ -214,7 +216,7 @@ func drawHost(t *rapid.T) *nodev1.HostInfo {
 	return testHost(strconv.Itoa(rapid.IntRange(1, 4).Draw(t, "host")))
 }
 
-// drawNid draws a node, alive or, rarely, not.
+// drawNid draws the nid of a node, rarely of a dead one.
 func (m *machine) drawNid(t *rapid.T) string {
 	var nids []string
 	for _, n := range m.staged.living {

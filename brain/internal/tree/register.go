@@ -32,7 +32,7 @@ func (x *Txn) Register(req *brainv1.RegisterRequest) ([]*nodev1.NodeRecord, erro
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "the request id %q is not a UUID", clip(id))
 		}
 		if done := x.request(id); done != nil {
-			return x.again(done, asked)
+			return x.repeat(done, asked)
 		}
 	}
 	if err := x.checkRegister(req, count); err != nil {
@@ -123,8 +123,8 @@ func (x *Txn) Withdraw(ids []string, cause string) ([]*nodev1.NodeRecord, error)
 	return removed, nil
 }
 
-// again returns the result of a registration that is repeated.
-func (x *Txn) again(done *request, asked string) ([]*nodev1.NodeRecord, error) {
+// repeat returns the result of a registration that is repeated.
+func (x *Txn) repeat(done *request, asked string) ([]*nodev1.NodeRecord, error) {
 	if done.asked == withdrawn {
 		return nil, connect.Errorf(connect.CodeCanceled, "the registration %s was withdrawn before it arrived", done.id)
 	}

@@ -17,10 +17,10 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-var rewriteScripts = flag.Bool("rewrite", false, "write what the scripts in testdata print into them")
+var rewriteScripts = flag.Bool("rewrite", false, "rewrite the expected output in testdata")
 
-// TestScripts runs the scripts in testdata: a command, `----`, what it prints, an empty line. Each command is a transaction of
-// its own, which is written down and merged.
+// TestScripts runs the scripts in testdata. Each command is followed by `----`, its expected output
+// and an empty line, and is a transaction of its own, which is stored and merged.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -51,7 +51,7 @@ type script struct {
 	limits Limits
 	now    time.Time
 	disk   disk
-	// names replaces the random nids in what is printed.
+	// names replaces the random nids in the output.
 	names []string
 }
 
@@ -62,7 +62,7 @@ func newScript(t *testing.T) *script {
 	return s
 }
 
-// run runs one command and gives what it prints.
+// run runs one command and returns its output.
 func (s *script) run(command string) string {
 	var lines []string
 	for line := range strings.SplitSeq(command, "\n") {
@@ -191,7 +191,7 @@ func (s *script) reload() {
 	s.tree = loaded
 }
 
-// nid finds the nid of a path, of the living or the dead; other things stand for themselves.
+// nid returns the nid of the node, living or dead, at a path. It returns other texts unchanged.
 func (s *script) nid(path string) string {
 	if rec, err := s.tree.Lookup(ByAny, path); err == nil {
 		return rec.GetNid()
@@ -234,11 +234,11 @@ func printed(records []*nodev1.NodeRecord, err error) string {
 }
 
 func number(s string) int {
-	n, _ := strconv.Atoi(s) // nothing is 0
+	n, _ := strconv.Atoi(s) // an empty text is 0
 	return n
 }
 
-// uuid is a fixed UUID for a small number.
+// uuid returns a fixed UUID for a small number.
 func uuid(number string) string {
 	if number == "" {
 		return ""

@@ -125,7 +125,7 @@ func (t *Tree) load(key string, value []byte) error {
 			return fmt.Errorf("holds the node %q", nid)
 		}
 		t.nodes[nid] = n
-		putNested(t.kids, n.rec.GetParent(), n.rec.GetName(), nid)
+		putNested(t.childrenByName, n.rec.GetParent(), n.rec.GetName(), nid)
 		if alias := n.rec.GetAlias(); alias != "" {
 			t.aliases[alias] = nid
 		}
@@ -149,7 +149,7 @@ func (t *Tree) load(key string, value []byte) error {
 		if err := proto.Unmarshal(value, &stored); err != nil {
 			return fmt.Errorf("read a tombstone: %w", err)
 		}
-		t.bury(&tombstone{rec: stored.GetRecord(), died: stored.GetDied().AsTime()})
+		t.addTombstone(&tombstone{rec: stored.GetRecord(), died: stored.GetDied().AsTime()})
 		return nil
 	case strings.HasPrefix(key, keyRequest):
 		var stored brainv1.StoredRequest

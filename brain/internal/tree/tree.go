@@ -146,11 +146,11 @@ type Tree struct {
 	root     *nodev1.NodeRecord
 	revision uint64
 
-	nodes   map[string]*node
-	kids    map[string]map[string]string // parent's nid -> name -> nid
-	aliases map[string]string
-	indices map[string]map[string]uint64   // parent's nid -> type -> the next index
-	hosts   map[string]map[string]struct{} // host id -> nids of the nodes that its death affects
+	nodes          map[string]*node
+	childrenByName map[string]map[string]string // parent's nid -> name -> nid
+	aliases        map[string]string
+	indices        map[string]map[string]uint64   // parent's nid -> type -> the next index
+	hosts          map[string]map[string]struct{} // host id -> nids of the nodes that its death affects
 
 	tombs       map[string]*tombstone
 	tombQueue   []*tombstone // oldest first
@@ -167,18 +167,18 @@ type Tree struct {
 // New makes an empty tree below a root, which is Brain's own record.
 func New(root *nodev1.NodeRecord, limits Limits) *Tree {
 	return &Tree{
-		limits:      limits.withDefaults(),
-		root:        root,
-		nodes:       make(map[string]*node),
-		kids:        make(map[string]map[string]string),
-		aliases:     make(map[string]string),
-		indices:     make(map[string]map[string]uint64),
-		hosts:       make(map[string]map[string]struct{}),
-		tombs:       make(map[string]*tombstone),
-		tombPaths:   make(map[string]*tombstone),
-		tombAliases: make(map[string]*tombstone),
-		requests:    make(map[string]*request),
-		deadHosts:   make(map[string]*deadHost),
+		limits:         limits.withDefaults(),
+		root:           root,
+		nodes:          make(map[string]*node),
+		childrenByName: make(map[string]map[string]string),
+		aliases:        make(map[string]string),
+		indices:        make(map[string]map[string]uint64),
+		hosts:          make(map[string]map[string]struct{}),
+		tombs:          make(map[string]*tombstone),
+		tombPaths:      make(map[string]*tombstone),
+		tombAliases:    make(map[string]*tombstone),
+		requests:       make(map[string]*request),
+		deadHosts:      make(map[string]*deadHost),
 	}
 }
 
@@ -242,7 +242,7 @@ func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 		}
 	}
 	if direct {
-		for _, n := range inOrder(t, root) {
+		for _, n := range childrenInOrder(t, root) {
 			list = append(list, n.rec)
 		}
 		return list, nil
@@ -253,11 +253,11 @@ func (t *Tree) List(root string, direct bool) ([]*nodev1.NodeRecord, error) {
 	return list, nil
 }
 
-// inOrder returns a node's children in the order of their creation.
-func inOrder(v view, parent string) []*node {
-	kids := v.children(parent)
-	list := make([]*node, 0, len(kids))
-	for _, nid := range kids {
+// childrenInOrder returns a node's children in the order of their creation.
+func childrenInOrder(v view, parent string) []*node {
+	children := v.children(parent)
+	list := make([]*node, 0, len(children))
+	for _, nid := range children {
 		list = append(list, v.node(nid))
 	}
 	slices.SortFunc(list, func(a, b *node) int { return cmp.Compare(a.born, b.born) })
@@ -268,15 +268,15 @@ func inOrder(v view, parent string) []*node {
 // from the wire.
 func below(v view, root string) []*node {
 	var list []*node
-	stack := inOrder(v, root)
+	stack := childrenInOrder(v, root)
 	slices.Reverse(stack)
 	for len(stack) > 0 {
 		n := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		list = append(list, n)
-		kids := inOrder(v, n.rec.GetNid())
-		slices.Reverse(kids)
-		stack = append(stack, kids...)
+		children := childrenInOrder(v, n.rec.GetNid())
+		slices.Reverse(children)
+		stack = append(stack, children...)
 	}
 	return list
 }
@@ -313,8 +313,8 @@ func (t *Tree) Lookup(by By, where string) (*nodev1.NodeRecord, error) {
 }
 
 func (t *Tree) node(nid string) *node                    { return t.nodes[nid] }
-func (t *Tree) child(parent, name string) string         { return t.kids[parent][name] }
-func (t *Tree) children(parent string) map[string]string { return t.kids[parent] }
+func (t *Tree) child(parent, name string) string         { return t.childrenByName[parent][name] }
+func (t *Tree) children(parent string) map[string]string { return t.childrenByName[parent] }
 func (t *Tree) alias(alias string) string                { return t.aliases[alias] }
 func (t *Tree) counters(parent string) map[string]uint64 { return t.indices[parent] }
 func (t *Tree) next(parent, kind string) uint64          { return t.indices[parent][kind] }

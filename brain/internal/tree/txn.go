@@ -17,19 +17,19 @@ type Txn struct {
 	limits *Limits
 	now    time.Time
 
-	revision uint64
-	count    int
-	nodes    map[string]*node             // nil: removed
-	kids     map[string]map[string]string // parent -> name -> nid; "": removed
-	aliases  map[string]string            // "": freed
-	indices  map[string]map[string]uint64 // parent -> type -> next; 0: dropped with its parent
-	tombs    map[string]*tombstone
-	tombList []*tombstone
-	requests map[string]*request
-	reqList  []*request
-	hosts    map[string]*deadHost // nil: back
-	hostList []*deadHost
-	changed  []*nodev1.NodeRecord
+	revision       uint64
+	count          int
+	nodes          map[string]*node             // nil: removed
+	childrenByName map[string]map[string]string // parent -> name -> nid; "": removed
+	aliases        map[string]string            // "": freed
+	indices        map[string]map[string]uint64 // parent -> type -> next; 0: dropped with its parent
+	tombs          map[string]*tombstone
+	tombList       []*tombstone
+	requests       map[string]*request
+	reqList        []*request
+	hosts          map[string]*deadHost // nil: back
+	hostList       []*deadHost
+	changed        []*nodev1.NodeRecord
 	// The numbers of oldest tombstones and requests that are dropped when the transaction is merged
 	// into the tree.
 	dropTombs, dropRequests int
@@ -45,13 +45,13 @@ func newTxn(base view, limits *Limits, now time.Time) *Txn {
 	return &Txn{
 		base: base, limits: limits, now: now,
 		revision: base.rev(), count: base.size(),
-		nodes:    make(map[string]*node),
-		kids:     make(map[string]map[string]string),
-		aliases:  make(map[string]string),
-		indices:  make(map[string]map[string]uint64),
-		tombs:    make(map[string]*tombstone),
-		requests: make(map[string]*request),
-		hosts:    make(map[string]*deadHost),
+		nodes:          make(map[string]*node),
+		childrenByName: make(map[string]map[string]string),
+		aliases:        make(map[string]string),
+		indices:        make(map[string]map[string]uint64),
+		tombs:          make(map[string]*tombstone),
+		requests:       make(map[string]*request),
+		hosts:          make(map[string]*deadHost),
 	}
 }
 
@@ -74,17 +74,17 @@ func (x *Txn) Changed() []*nodev1.NodeRecord {
 func (x *Txn) Merge() {
 	switch base := x.base.(type) {
 	case *Txn:
-		base.take(x)
+		base.apply(x)
 	case *Tree:
-		base.take(x)
+		base.apply(x)
 	}
 	x.base = nil
 }
 
-func (x *Txn) take(inner *Txn) {
+func (x *Txn) apply(inner *Txn) {
 	x.revision, x.count = inner.revision, inner.count
 	maps.Copy(x.nodes, inner.nodes)
-	mergeNested(x.kids, inner.kids)
+	mergeNested(x.childrenByName, inner.childrenByName)
 	maps.Copy(x.aliases, inner.aliases)
 	mergeNested(x.indices, inner.indices)
 	maps.Copy(x.tombs, inner.tombs)
@@ -106,7 +106,7 @@ func mergeNested[V any](to, from map[string]map[string]V) {
 	}
 }
 
-func (t *Tree) take(x *Txn) {
+func (t *Tree) apply(x *Txn) {
 	t.revision = x.revision
 	for nid, n := range x.nodes {
 		if old := t.nodes[nid]; old != nil {
@@ -123,12 +123,12 @@ func (t *Tree) take(x *Txn) {
 			putNested(t.hosts, host, nid, struct{}{})
 		}
 	}
-	for parent, names := range x.kids {
+	for parent, names := range x.childrenByName {
 		for name, nid := range names {
 			if nid == "" {
-				dropNested(t.kids, parent, name)
+				dropNested(t.childrenByName, parent, name)
 			} else {
-				putNested(t.kids, parent, name, nid)
+				putNested(t.childrenByName, parent, name, nid)
 			}
 		}
 	}
@@ -149,10 +149,10 @@ func (t *Tree) take(x *Txn) {
 		}
 	}
 	for _, d := range x.tombList {
-		t.bury(d)
+		t.addTombstone(d)
 	}
 	for range x.dropTombs {
-		t.forgetOldestTomb()
+		t.dropOldestTombstone()
 	}
 	for _, r := range x.reqList {
 		t.requests[r.id] = r
@@ -197,7 +197,7 @@ func dropNested[V any](m map[string]map[string]V, outer, inner string) {
 	}
 }
 
-func (t *Tree) bury(d *tombstone) {
+func (t *Tree) addTombstone(d *tombstone) {
 	t.tombs[d.rec.GetNid()] = d
 	t.tombPaths[d.rec.GetPath()] = d
 	if alias := d.rec.GetAlias(); alias != "" {
@@ -206,7 +206,7 @@ func (t *Tree) bury(d *tombstone) {
 	t.tombQueue = append(t.tombQueue, d)
 }
 
-func (t *Tree) forgetOldestTomb() {
+func (t *Tree) dropOldestTombstone() {
 	d := t.tombQueue[0]
 	t.tombQueue[0] = nil
 	t.tombQueue = t.tombQueue[1:]
@@ -249,7 +249,7 @@ func (x *Txn) put(n *node) {
 	nid := n.rec.GetNid()
 	if x.node(nid) == nil {
 		x.count++
-		putNested(x.kids, n.rec.GetParent(), n.rec.GetName(), nid)
+		putNested(x.childrenByName, n.rec.GetParent(), n.rec.GetName(), nid)
 		if alias := n.rec.GetAlias(); alias != "" {
 			x.aliases[alias] = nid
 		}
@@ -281,7 +281,7 @@ func (x *Txn) remove(n *node, cause string) *nodev1.NodeRecord {
 	}
 	x.count--
 	x.nodes[nid] = nil
-	putNested(x.kids, rec.GetParent(), rec.GetName(), "")
+	putNested(x.childrenByName, rec.GetParent(), rec.GetName(), "")
 	if alias := rec.GetAlias(); alias != "" {
 		x.aliases[alias] = ""
 	}
@@ -300,14 +300,14 @@ func (x *Txn) node(nid string) *node {
 }
 
 func (x *Txn) child(parent, name string) string {
-	if nid, ok := x.kids[parent][name]; ok {
+	if nid, ok := x.childrenByName[parent][name]; ok {
 		return nid
 	}
 	return x.base.child(parent, name)
 }
 
 func (x *Txn) children(parent string) map[string]string {
-	return overlaid(x.base.children(parent), x.kids[parent])
+	return overlaid(x.base.children(parent), x.childrenByName[parent])
 }
 
 func (x *Txn) counters(parent string) map[string]uint64 {

@@ -37,7 +37,7 @@ func (x *Txn) Update(changes []*brainv1.Change) ([]*nodev1.NodeRecord, error) {
 
 func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
 	if change.GetNid() == x.rootNid() {
-		return nil, connect.NewError(connect.CodeInvalidArgument, "Brain's own record is not for others to change")
+		return nil, connect.NewError(connect.CodeInvalidArgument, "Brain's own record can't be changed by a request")
 	}
 	n, err := x.find(change.GetNid())
 	if err != nil {
@@ -61,7 +61,7 @@ func (x *Txn) update(change *brainv1.Change) (*nodev1.NodeRecord, error) {
 	default:
 		return nil, connect.Errorf(connect.CodeFailedPrecondition, "the change is meant for %s at incarnation %d; it lives at %d", n.rec.GetPath(), meant, present)
 	}
-	if err := checkStep(n.rec, change.GetState()); err != nil {
+	if err := checkTransition(n.rec, change.GetState()); err != nil {
 		return nil, err
 	}
 	if was, is := n.rec.GetHost().GetId(), change.GetHost().GetId(); was != "" && is != "" && was != is {
@@ -107,7 +107,7 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	// Children that are still alive belong to the last incarnation, whose death was not detected
 	// before.
 	var rest []ending
-	for _, child := range inOrder(x, n.rec.GetNid()) {
+	for _, child := range childrenInOrder(x, n.rec.GetNid()) {
 		rest = append(rest, ending{
 			nid: child.rec.GetNid(), final: true,
 			cause: "parent " + n.rec.GetPath() + " was started again, as incarnation " + strconv.FormatUint(change.GetIncarnation(), 10),
@@ -123,8 +123,8 @@ func (x *Txn) nextLife(n *node, change *brainv1.Change) (*nodev1.NodeRecord, err
 	}), nil
 }
 
-// checkStep refuses to move a state backwards.
-func checkStep(rec *nodev1.NodeRecord, state nodev1.NodeState) error {
+// checkTransition refuses to move a state backwards.
+func checkTransition(rec *nodev1.NodeRecord, state nodev1.NodeState) error {
 	if _, known := nodev1.NodeState_name[int32(state)]; !known {
 		return connect.Errorf(connect.CodeInvalidArgument, "%d is not a node's state", state)
 	}

@@ -6,7 +6,7 @@
 //
 // For each nid that is added, the watcher first receives the current record; from there on no
 // change is missed, though several may arrive as one. The caller of [Hub.Publish], [Watcher.Add]
-// and [Watcher.All] must ensure that the standing records that it passes are neither older nor
+// and [Watcher.All] must ensure that the records that it passes are neither older nor
 // newer than what was published, by calling them under the lock that guards the records.
 package watch
 
@@ -137,18 +137,18 @@ func (w *Watcher) Close() {
 	delete(w.hub.open, w)
 }
 
-// Add follows nodes from now on. standing are their current records.
-func (w *Watcher) Add(standing []*nodev1.NodeRecord) error {
+// Add follows nodes from now on. current are their current records.
+func (w *Watcher) Add(current []*nodev1.NodeRecord) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	if w.failed != nil {
 		return w.failed
 	}
-	if len(w.nids)+len(standing) > w.hub.opts.MaxNids {
+	if len(w.nids)+len(current) > w.hub.opts.MaxNids {
 		return connect.Errorf(connect.CodeResourceExhausted, "%d more nids are too many: the watch follows %d, and the bound is %d",
-			len(standing), len(w.nids), w.hub.opts.MaxNids)
+			len(current), len(w.nids), w.hub.opts.MaxNids)
 	}
-	for _, rec := range standing {
+	for _, rec := range current {
 		nid := rec.GetNid()
 		if rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD || rec.GetRestarts() {
 			w.nids[nid] = struct{}{}
@@ -162,9 +162,9 @@ func (w *Watcher) Add(standing []*nodev1.NodeRecord) error {
 	return w.failed
 }
 
-// All follows all nodes from now on. standing is the whole tree as it is now. A second call has no
+// All follows all nodes from now on. current is the whole tree as it is now. A second call has no
 // effect.
-func (w *Watcher) All(standing []*nodev1.NodeRecord) error {
+func (w *Watcher) All(current []*nodev1.NodeRecord) error {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	if w.failed != nil || w.all {
@@ -172,8 +172,8 @@ func (w *Watcher) All(standing []*nodev1.NodeRecord) error {
 	}
 	w.all = true
 	w.hub.all[w] = struct{}{}
-	w.allowed += len(standing)
-	for _, rec := range standing {
+	w.allowed += len(current)
+	for _, rec := range current {
 		w.push(rec)
 	}
 	w.unsynced = len(w.queue)
@@ -194,7 +194,7 @@ func (w *Watcher) Remove(nids []string) {
 // is true once: when the last of the whole tree's records have been returned.
 func (w *Watcher) Next(ctx context.Context) (records []*nodev1.NodeRecord, synced bool, err error) {
 	for {
-		records, synced, err = w.take()
+		records, synced, err = w.next()
 		if err != nil || synced || len(records) > 0 {
 			return records, synced, err
 		}
@@ -206,7 +206,7 @@ func (w *Watcher) Next(ctx context.Context) (records []*nodev1.NodeRecord, synce
 	}
 }
 
-func (w *Watcher) take() (records []*nodev1.NodeRecord, synced bool, err error) {
+func (w *Watcher) next() (records []*nodev1.NodeRecord, synced bool, err error) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
 	if w.failed != nil {

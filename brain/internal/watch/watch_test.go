@@ -23,7 +23,7 @@ func dead(nid string, revision uint64) *nodev1.NodeRecord {
 	return &nodev1.NodeRecord{Nid: nid, Revision: revision, State: nodev1.NodeState_NODE_STATE_DEAD, Cause: "a test"}
 }
 
-func next(t *testing.T, w *Watcher) ([]string, bool) {
+func receive(t *testing.T, w *Watcher) ([]string, bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -44,16 +44,16 @@ func silent(t *testing.T, w *Watcher) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
-func TestWatcherGetsWhatStandsAndThenChanges(t *testing.T) {
+func TestWatcherGetsCurrentRecordsAndThenChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := NewHub(Options{})
 		w := h.NewWatcher()
 		defer w.Close()
 		require.NoError(t, w.Add([]*nodev1.NodeRecord{record("a", 1), record("b", 2)}))
-		list, _ := next(t, w)
+		list, _ := receive(t, w)
 		require.Equal(t, []string{"a@1", "b@2"}, list)
 		h.Publish([]*nodev1.NodeRecord{record("c", 3), record("b", 4)})
-		list, _ = next(t, w)
+		list, _ = receive(t, w)
 		require.Equal(t, []string{"b@4"}, list)
 		w.Remove([]string{"b"})
 		h.Publish([]*nodev1.NodeRecord{record("b", 5)})
@@ -71,11 +71,11 @@ func TestSlowWatcherGetsTheNewestOfEachNode(t *testing.T) {
 			h.Publish([]*nodev1.NodeRecord{record("b", 3+revision)})
 		}
 		h.Publish([]*nodev1.NodeRecord{record("c", 20_000)})
-		list, synced := next(t, w)
+		list, synced := receive(t, w)
 		require.Equal(t, []string{"a@1", "b@10002", "c@20000"}, list)
 		require.True(t, synced)
 		h.Publish([]*nodev1.NodeRecord{dead("b", 30_000)})
-		list, synced = next(t, w)
+		list, synced = receive(t, w)
 		require.Equal(t, []string{"b@30000"}, list)
 		require.False(t, synced)
 	})
@@ -86,7 +86,7 @@ func TestEmptyTreeIsSyncedAtOnce(t *testing.T) {
 		w := NewHub(Options{}).NewWatcher()
 		defer w.Close()
 		require.NoError(t, w.All(nil))
-		list, synced := next(t, w)
+		list, synced := receive(t, w)
 		require.Empty(t, list)
 		require.True(t, synced)
 		require.NoError(t, w.All(nil))
@@ -94,7 +94,7 @@ func TestEmptyTreeIsSyncedAtOnce(t *testing.T) {
 	})
 }
 
-func TestBigTreeComesInPieces(t *testing.T) {
+func TestBigTreeIsSentInBatches(t *testing.T) {
 	h := NewHub(Options{BatchBytes: 100, MaxPending: 1})
 	w := h.NewWatcher()
 	defer w.Close()
@@ -106,14 +106,14 @@ func TestBigTreeComesInPieces(t *testing.T) {
 	got, batches := 0, 0
 	for synced := false; !synced; batches++ {
 		var list []string
-		list, synced = next(t, w)
+		list, synced = receive(t, w)
 		got += len(list)
 	}
 	require.Equal(t, 200, got)
 	require.Greater(t, batches, 10)
 }
 
-func TestWatcherThatIsTooFarBehindIsEndedAndOthersAreNot(t *testing.T) {
+func TestWatcherTooFarBehindEndsAlone(t *testing.T) {
 	h := NewHub(Options{MaxPending: 10, MaxNids: 20})
 	slow, quick := h.NewWatcher(), h.NewWatcher()
 	defer slow.Close()
@@ -125,7 +125,7 @@ func TestWatcherThatIsTooFarBehindIsEndedAndOthersAreNot(t *testing.T) {
 	}
 	_, _, err := slow.Next(t.Context())
 	require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
-	list, _ := next(t, quick)
+	list, _ := receive(t, quick)
 	require.Equal(t, []string{"15@1"}, list)
 
 	var many []*nodev1.NodeRecord
@@ -135,13 +135,13 @@ func TestWatcherThatIsTooFarBehindIsEndedAndOthersAreNot(t *testing.T) {
 	require.ErrorContains(t, quick.Add(many), "the bound is 20")
 }
 
-func TestNidThatIsGoneIsFollowedNoLonger(t *testing.T) {
+func TestNidOfADeadNodeIsNotFollowed(t *testing.T) {
 	h := NewHub(Options{})
 	w := h.NewWatcher()
 	defer w.Close()
 	require.NoError(t, w.Add([]*nodev1.NodeRecord{record("a", 1), dead("b", 2)}))
 	h.Publish([]*nodev1.NodeRecord{dead("a", 3)})
-	list, _ := next(t, w)
+	list, _ := receive(t, w)
 	require.Equal(t, []string{"a@3", "b@2"}, list)
 	require.Empty(t, w.nids)
 	require.Empty(t, h.byNid)
@@ -161,18 +161,19 @@ func TestClosedHubEndsItsWatchers(t *testing.T) {
 	require.Empty(t, h.open)
 }
 
-// TestWatchersEndWithTheNewest publishes, adds, removes and takes at random; whoever then takes all that waits knows the newest
-// record of each node that it follows, and never went back in time.
+// TestWatchersEndWithTheNewest publishes, adds, removes and receives at random. A watcher that then
+// receives everything queued has the newest record of each node that it follows, and never received
+// an older one after a newer one.
 func TestWatchersEndWithTheNewest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := NewHub(Options{BatchBytes: rapid.IntRange(1, 100).Draw(t, "batch")})
 		w := h.NewWatcher()
 		defer w.Close()
-		standing := make(map[string]*nodev1.NodeRecord)
+		current := make(map[string]*nodev1.NodeRecord)
 		followed, known := make(map[string]bool), make(map[string]uint64)
 		revision, all := uint64(0), false
-		take := func() bool {
-			records, synced, err := w.take()
+		next := func() bool {
+			records, synced, err := w.next()
 			require.NoError(t, err)
 			for _, rec := range records {
 				require.GreaterOrEqual(t, rec.GetRevision(), known[rec.GetNid()])
@@ -185,14 +186,14 @@ func TestWatchersEndWithTheNewest(t *testing.T) {
 			"publish": func(t *rapid.T) {
 				revision++
 				rec := record(nid.Draw(t, "nid"), revision)
-				standing[rec.GetNid()] = rec
+				current[rec.GetNid()] = rec
 				h.Publish([]*nodev1.NodeRecord{rec})
 			},
 			"add": func(t *rapid.T) {
 				n := nid.Draw(t, "nid")
-				if standing[n] != nil {
+				if current[n] != nil {
 					followed[n] = true
-					require.NoError(t, w.Add([]*nodev1.NodeRecord{standing[n]}))
+					require.NoError(t, w.Add([]*nodev1.NodeRecord{current[n]}))
 				}
 			},
 			"remove": func(t *rapid.T) {
@@ -203,20 +204,20 @@ func TestWatchersEndWithTheNewest(t *testing.T) {
 			"all": func(*rapid.T) {
 				all = true
 				var list []*nodev1.NodeRecord
-				for _, rec := range standing {
+				for _, rec := range current {
 					list = append(list, rec)
 				}
 				require.NoError(t, w.All(list))
 			},
-			"take": func(*rapid.T) { take() },
+			"receive": func(*rapid.T) { next() },
 			"": func(*rapid.T) {
 				require.Len(t, w.pending, len(w.queue))
 				require.LessOrEqual(t, len(w.queue), 6)
 			},
 		})
-		for take() {
+		for next() {
 		}
-		for n, rec := range standing {
+		for n, rec := range current {
 			if all || followed[n] {
 				require.Equal(t, rec.GetRevision(), known[n], "%s", n)
 			}
