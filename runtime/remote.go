@@ -227,7 +227,7 @@ func isLost(err error) bool {
 // the token is wrong, or there is no such tunnel.
 func isRefused(err error) bool {
 	e, ok := errors.AsType[*tunnel.HandshakeError](err)
-	return ok && e.Fault == tunnel.FaultRefused && e.Remote && e.Code != connect.CodeUnavailable
+	return ok && e.Reason == tunnel.ReasonRefused && e.Remote && e.Code != connect.CodeUnavailable
 }
 
 // refresh gets the node's current record from Brain.

@@ -86,7 +86,7 @@ func TestWhatIsNoBrain(t *testing.T) {
 			if at.answer != "" {
 				typed, ok := errors.AsType[*tunnel.HandshakeError](err)
 				require.True(t, ok, "%v", err)
-				assert.Equal(t, tunnel.FaultNotAPeer, typed.Fault)
+				assert.Equal(t, tunnel.ReasonNotAPeer, typed.Reason)
 				assert.Equal(t, at.answer, typed.Answer)
 			}
 			checkAsk(t, address, "", at.ask)

@@ -128,12 +128,12 @@ func refusedBy(address string, err, unknown error) *brainError {
 		return nil
 	}
 	text := failed.Message
-	switch failed.Fault { //nolint:exhaustive // the others are refusals
-	case tunnel.FaultUnproven:
+	switch failed.Reason { //nolint:exhaustive // the others are refusals
+	case tunnel.ReasonUnproven:
 		return &brainError{failed.Code, "Brain at " + address + " is not used: " + text, err}
-	case tunnel.FaultNotAPeer:
+	case tunnel.ReasonNotAPeer:
 		return brainErrorf(err, "the process at %s is not a Brain (%s): %s", address, text, whereBrainIs)
-	case tunnel.FaultLost:
+	case tunnel.ReasonLost:
 		return brainErrorf(err, "the process at %s does not answer as a Brain does (%s): %s", address, text, whereBrainIs)
 	}
 	if unknown != nil && failed.Code == connect.CodeUnauthenticated {

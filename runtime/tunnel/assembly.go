@@ -92,7 +92,7 @@ func (p *parser) sized() int {
 
 // outcome is the content of a REPLY without its message.
 type outcome struct {
-	fault           error
+	err             error
 	header, trailer Header
 }
 

@@ -232,7 +232,7 @@ func (call *Call) Cancel(err error) {
 	if err == nil {
 		err = context.Canceled
 	}
-	call.finish(authored(err))
+	call.finish(toConnectError(err))
 }
 
 func (call *Call) finish(err error) {
@@ -252,8 +252,8 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error
 	switch {
-	case r.fault != nil:
-		err = r.fault
+	case r.err != nil:
+		err = r.err
 	case call.raw:
 		call.body = newBuffer(len(body))
 		call.body.b = append(call.body.b, body...)

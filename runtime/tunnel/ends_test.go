@@ -233,7 +233,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 		for _, err := range []error{client, server} {
 			var failed *tunnel.HandshakeError
 			require.ErrorAs(t, err, &failed)
-			require.Equal(t, tunnel.FaultRefused, failed.Fault)
+			require.Equal(t, tunnel.ReasonRefused, failed.Reason)
 			require.Equal(t, connect.CodeNotFound, connect.CodeOf(err))
 			require.ErrorIs(t, err, tunnel.ErrNotRun)
 			require.ErrorContains(t, err, "no such node here")
@@ -242,7 +242,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 		for _, err := range []error{client, server} {
 			var failed *tunnel.HandshakeError
 			require.ErrorAs(t, err, &failed)
-			require.Equal(t, tunnel.FaultWrongHost, failed.Fault)
+			require.Equal(t, tunnel.ReasonWrongHost, failed.Reason)
 			require.ErrorContains(t, err, "expected host other, this is server")
 		}
 	})
@@ -251,14 +251,14 @@ func TestRefusalsSayWhy(t *testing.T) {
 func TestHandshakeWithSomethingElse(t *testing.T) {
 	for name, test := range map[string]struct {
 		answer string
-		fault  tunnel.HandshakeFault
+		reason tunnel.HandshakeReason
 		text   string
 	}{
-		"a web server":      {"HTTP/1.1 400 Bad Request\r\n\r\n", tunnel.FaultNotAPeer, `it began with "HTTP/1.1 400 Bad Request`},
-		"nothing":           {"", tunnel.FaultLost, "no answer from far within 10s"},
-		"another version":   {tunnel.Preface + "\x02\x00\x00\x02\x00\x00\x00\x00\x10\x09", tunnel.FaultVersion, "the server chose version 9"},
-		"half a handshake":  {tunnel.Preface + "\x02\x00\x00\x02", tunnel.FaultLost, "no answer"},
-		"an endless answer": {tunnel.Preface + "\xff\xff\xff\x02\x00\x00\x00\x00", tunnel.FaultNotAPeer, "the limit is 4096"},
+		"a web server":      {"HTTP/1.1 400 Bad Request\r\n\r\n", tunnel.ReasonNotAPeer, `it began with "HTTP/1.1 400 Bad Request`},
+		"nothing":           {"", tunnel.ReasonLost, "no answer from far within 10s"},
+		"another version":   {tunnel.Preface + "\x02\x00\x00\x02\x00\x00\x00\x00\x10\x09", tunnel.ReasonVersion, "the server chose version 9"},
+		"half a handshake":  {tunnel.Preface + "\x02\x00\x00\x02", tunnel.ReasonLost, "no answer"},
+		"an endless answer": {tunnel.Preface + "\xff\xff\xff\x02\x00\x00\x00\x00", tunnel.ReasonNotAPeer, "the limit is 4096"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -270,7 +270,7 @@ func TestHandshakeWithSomethingElse(t *testing.T) {
 				_, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, tunnel.Config{})
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)
-				require.Equal(t, test.fault, failed.Fault, err)
+				require.Equal(t, test.reason, failed.Reason, err)
 				require.ErrorContains(t, err, test.text)
 				_, err = near.Read(make([]byte, 1))
 				require.ErrorIs(t, err, net.ErrClosed)
@@ -281,15 +281,15 @@ func TestHandshakeWithSomethingElse(t *testing.T) {
 
 func TestGarbageAtTheAcceptingSide(t *testing.T) {
 	for name, test := range map[string]struct {
-		said  string
-		fault tunnel.HandshakeFault
-		text  string
+		said   string
+		reason tunnel.HandshakeReason
+		text   string
 	}{
-		"a web client": {"GET / HTTP/1.1\r\n\r\n", tunnel.FaultNotAPeer, `"GET / HTTP/1.1`},
-		"nothing":      {"", tunnel.FaultLost, "within 10s"},
-		"old":          {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x07\x10\x09", tunnel.FaultVersion, "the dialler speaks 7 to 9, this side 2 to 2"},
-		"no limits":    {tunnel.Preface + "\x27\x00\x00\x01\x00\x00\x00\x00\x08\x02\x10\x02\xb2\x01\x20" + strings.Repeat("n", 32), tunnel.FaultNotAPeer, "limits too small"},
-		"a call first": {tunnel.Preface + "\x00\x00\x00\x11\x00\x01\x00\x00", tunnel.FaultNotAPeer, "a CALL frame in the handshake"},
+		"a web client": {"GET / HTTP/1.1\r\n\r\n", tunnel.ReasonNotAPeer, `"GET / HTTP/1.1`},
+		"nothing":      {"", tunnel.ReasonLost, "within 10s"},
+		"old":          {tunnel.Preface + "\x04\x00\x00\x01\x00\x00\x00\x00\x08\x07\x10\x09", tunnel.ReasonVersion, "the dialler speaks 7 to 9, this side 2 to 2"},
+		"no limits":    {tunnel.Preface + "\x27\x00\x00\x01\x00\x00\x00\x00\x08\x02\x10\x02\xb2\x01\x20" + strings.Repeat("n", 32), tunnel.ReasonNotAPeer, "limits too small"},
+		"a call first": {tunnel.Preface + "\x00\x00\x00\x11\x00\x01\x00\x00", tunnel.ReasonNotAPeer, "a CALL frame in the handshake"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -301,7 +301,7 @@ func TestGarbageAtTheAcceptingSide(t *testing.T) {
 				_, err := tunnel.Accept(t.Context(), far, tunnel.Config{}, self, admit(echo()))
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)
-				require.Equal(t, test.fault, failed.Fault, err)
+				require.Equal(t, test.reason, failed.Reason, err)
 				require.ErrorContains(t, err, test.text)
 			})
 		})

@@ -90,12 +90,14 @@ func ParseHeader(b []byte, room int) (h Header, cost int, err error) {
 func AppendHeader(b []byte, h Header) []byte { return h.append(b) }
 
 // ParseFault parses an error block.
-func ParseFault(b []byte) (*connect.Error, error) {
+func ParseErrorBlock(b []byte) (*connect.Error, error) {
 	p := parser{rest: b}
-	fault := p.fault()
+	got := p.errorBlock()
 	p.end()
-	return fault, p.err
+	return got, p.err
 }
 
 // AppendFault encodes an error block of at most limit bytes.
-func AppendFault(b []byte, err *connect.Error, limit int) []byte { return appendFault(b, err, limit) }
+func AppendErrorBlock(b []byte, err *connect.Error, limit int) []byte {
+	return appendErrorBlock(b, err, limit)
+}

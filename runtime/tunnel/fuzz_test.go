@@ -212,29 +212,29 @@ func FuzzHeader(f *testing.F) {
 // and a bounded number of details, and survives being encoded again.
 func FuzzErrorBlock(f *testing.F) {
 	simple := connect.NewError(connect.CodeAborted, "why")
-	f.Add(tunnel.AppendFault(nil, simple, 1<<10))
-	f.Add(tunnel.AppendFault(nil, simple.WithDetail(&connect.ErrorDetail{Type: "p.M", Value: []byte{1}}), 1<<10))
+	f.Add(tunnel.AppendErrorBlock(nil, simple, 1<<10))
+	f.Add(tunnel.AppendErrorBlock(nil, simple.WithDetail(&connect.ErrorDetail{Type: "p.M", Value: []byte{1}}), 1<<10))
 	f.Add(append([]byte{2, 0}, puppet.EmptyHeader(300)...))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x07, 0, 0})
 	f.Fuzz(func(t *testing.T, body []byte) {
-		fault, err := tunnel.ParseFault(body)
-		require.GreaterOrEqual(t, fault.Code(), connect.CodeCanceled)
-		require.LessOrEqual(t, fault.Code(), connect.CodeUnauthenticated)
-		require.LessOrEqual(t, len(fault.Details()), 128)
+		got, err := tunnel.ParseErrorBlock(body)
+		require.GreaterOrEqual(t, got.Code(), connect.CodeCanceled)
+		require.LessOrEqual(t, got.Code(), connect.CodeUnauthenticated)
+		require.LessOrEqual(t, len(got.Details()), 128)
 		if err != nil {
 			require.ErrorIs(t, err, tunnel.ErrProtocol)
 			return
 		}
 		const limit = 1 << 10
-		block := tunnel.AppendFault(nil, fault, limit)
+		block := tunnel.AppendErrorBlock(nil, got, limit)
 		require.LessOrEqual(t, len(block), limit)
-		again, err := tunnel.ParseFault(block)
+		again, err := tunnel.ParseErrorBlock(block)
 		require.NoError(t, err)
-		require.Equal(t, fault.Code(), again.Code())
+		require.Equal(t, got.Code(), again.Code())
 		require.True(t, utf8.ValidString(again.Message()))
-		if utf8.ValidString(fault.Message()) && len(body) < limit/2 {
-			require.Equal(t, fault.Message(), again.Message())
-			require.Len(t, again.Details(), len(fault.Details()))
+		if utf8.ValidString(got.Message()) && len(body) < limit/2 {
+			require.Equal(t, got.Message(), again.Message())
+			require.Len(t, again.Details(), len(got.Details()))
 		}
 	})
 }

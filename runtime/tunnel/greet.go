@@ -69,7 +69,7 @@ func (c *Conn) welcomed(body []byte) error {
 	}
 	version := answer.numbers[fieldVersion]
 	if version < MinVersion || version > MaxVersion {
-		return handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
+		return handshakeError(ReasonVersion, connect.CodeFailedPrecondition, nil,
 			"the server chose version %d, this side speaks %d to %d", version, MinVersion, MaxVersion)
 	}
 	c.version = int(version)
@@ -81,13 +81,13 @@ func (c *Conn) welcomed(body []byte) error {
 	case c.hello.Host != "" && c.hello.Host != c.welcome.Host:
 		return wrongHost(c.hello.Host, c.welcome.Host)
 	case c.hello.Host == "" && c.hello.Client != "" && c.hello.Client == c.welcome.Host:
-		return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil,
+		return handshakeError(ReasonWrongHost, connect.CodeFailedPrecondition, nil,
 			"the address leads back to this very host, %s: check it", c.hello.Client)
 	case c.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
-		return handshakeError(FaultUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
+		return handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
 	case c.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
 		// The accepting side should have refused the connection itself.
-		return handshakeError(FaultRefused, connect.CodeUnauthenticated, nil, needsToken)
+		return handshakeError(ReasonRefused, connect.CodeUnauthenticated, nil, needsToken)
 	}
 	c.peer, err = answer.limits()
 	return err
@@ -108,7 +108,7 @@ func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 		return nil, nil
 	}
 	if !proven(theirs, c.cfg.Token, acceptLabel, hello, welcome) {
-		return nil, handshakeError(FaultUnproven, connect.CodeUnauthenticated, nil, peerUnproven)
+		return nil, handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerUnproven)
 	}
 	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
@@ -139,15 +139,15 @@ func (g *greeting) refusal(unproven bool) error {
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
 		code = connect.CodeUnknown
 	}
-	fault := HandshakeFault(g.numbers[fieldFault]) //nolint:gosec // checked below
-	if fault < FaultLost || fault > FaultUnproven {
-		fault = FaultRefused
+	reason := HandshakeReason(g.numbers[fieldReason]) //nolint:gosec // checked below
+	if reason < ReasonLost || reason > ReasonUnproven {
+		reason = ReasonRefused
 	}
 	text := g.text[fieldMessage]
 	if unproven {
 		text = "what answers, which has not proven that it knows the token, refuses: " + text
 	}
-	return &HandshakeError{Fault: fault, Code: code, Message: text, Remote: true}
+	return &HandshakeError{Reason: reason, Code: code, Message: text, Remote: true}
 }
 
 // answer performs the accepting side of the handshake. admit is called after the dialler has proven
@@ -209,7 +209,7 @@ func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
 	theirMin, theirMax := g.numbers[fieldMinVersion], g.numbers[fieldVersion]
 	if theirMin > MaxVersion || theirMax < MinVersion || theirMin > theirMax {
-		return handshakeError(FaultVersion, connect.CodeFailedPrecondition, nil,
+		return handshakeError(ReasonVersion, connect.CodeFailedPrecondition, nil,
 			"no common version: the dialler speaks %d to %d, this side %d to %d; use the same release of RayLink on both sides",
 			theirMin, theirMax, MinVersion, MaxVersion)
 	}
@@ -253,7 +253,7 @@ func (c *Conn) admitted(admit func(Hello) (Handler, error)) (Handler, error) {
 	switch {
 	case err != nil:
 		if _, typed := errors.AsType[*HandshakeError](err); !typed {
-			err = authored(err)
+			err = toConnectError(err)
 		}
 		return nil, err
 	case handler == nil && c.hello.Protocol == "":
@@ -263,7 +263,7 @@ func (c *Conn) admitted(admit func(Hello) (Handler, error)) (Handler, error) {
 }
 
 func wrongHost(expected, found string) *HandshakeError {
-	return handshakeError(FaultWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
+	return handshakeError(ReasonWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
 }
 
 // refuse sends a REFUSE frame with the preface, and returns err as a [*HandshakeError].
@@ -284,14 +284,14 @@ func (c *Conn) sendRefusal(before []byte, err error) error {
 	switch {
 	case errors.As(err, &typed):
 	case errors.Is(err, ErrProtocol):
-		typed = handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, err, "%v", err)
+		typed = handshakeError(ReasonNotAPeer, connect.CodeFailedPrecondition, err, "%v", err)
 	case errors.As(err, &known):
-		typed = handshakeError(FaultRefused, known.Code(), err, "%s", known.Message())
+		typed = handshakeError(ReasonRefused, known.Code(), err, "%s", known.Message())
 	default:
 		return err
 	}
 	g := &greeting{}
-	g.numbers[fieldCode], g.numbers[fieldFault] = uint64(typed.Code), uint64(typed.Fault) //nolint:gosec // small
+	g.numbers[fieldCode], g.numbers[fieldReason] = uint64(typed.Code), uint64(typed.Reason) //nolint:gosec // small
 	g.text[fieldMessage] = shorten(typed.Message, maxRefusalBytes)
 	if frame, ferr := handshakeFrame(kindRefuse, g.append(nil)); ferr == nil {
 		_, _ = c.nc.Write(append(before, frame...)) // best effort: the refusal is the error to report

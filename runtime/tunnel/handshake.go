@@ -55,36 +55,37 @@ type Welcome struct {
 	Build string
 }
 
-// HandshakeFault classifies the failure of a handshake.
-type HandshakeFault int
+// HandshakeReason classifies the failure of a handshake.
+type HandshakeReason int
 
 // The reasons why a handshake fails.
 const (
-	// FaultLost: the connection ended, or the handshake timed out.
-	FaultLost HandshakeFault = iota + 1
-	// FaultNotAPeer: the other side does not speak the tunnel protocol.
-	FaultNotAPeer
-	// FaultVersion: the two sides support no common protocol version.
-	FaultVersion
-	// FaultWrongHost: the accepting host is not the expected one.
-	FaultWrongHost
-	// FaultRefused: the accepting side did not admit the dialler. Code and Message give the reason.
-	FaultRefused
-	// FaultUnproven: the accepting side did not prove that it knows the token. It has learned
+	// ReasonLost: the connection ended, or the handshake timed out.
+	ReasonLost HandshakeReason = iota + 1
+	// ReasonNotAPeer: the other side does not speak the tunnel protocol.
+	ReasonNotAPeer
+	// ReasonVersion: the two sides support no common protocol version.
+	ReasonVersion
+	// ReasonWrongHost: the accepting host is not the expected one.
+	ReasonWrongHost
+	// ReasonRefused: the accepting side did not admit the dialler. Code and Message give the
+	// reason.
+	ReasonRefused
+	// ReasonUnproven: the accepting side did not prove that it knows the token. It has learned
 	// nothing about the token.
-	FaultUnproven
+	ReasonUnproven
 )
 
 // HandshakeError is a failed handshake. It unwraps to a [connect.Error] with its code.
 type HandshakeError struct {
-	Fault HandshakeFault
+	Reason HandshakeReason
 	// Code is the connect code of calls that fail because of it.
 	Code connect.Code
 	// Message describes the failure.
 	Message string
 	// Remote reports that the other side detected the failure.
 	Remote bool
-	// Answer is, for FaultNotAPeer, the beginning of what the other side sent, up to 64 bytes. It
+	// Answer is, for ReasonNotAPeer, the beginning of what the other side sent, up to 64 bytes. It
 	// is empty if the other side began with the preface.
 	Answer string
 	cause  error
@@ -100,8 +101,8 @@ func (e *HandshakeError) Unwrap() error {
 	return notRun(connect.NewError(e.Code, "tunnel handshake: "+e.Message).WithCause(e.cause))
 }
 
-func handshakeError(fault HandshakeFault, code connect.Code, cause error, format string, args ...any) *HandshakeError {
-	return &HandshakeError{Fault: fault, Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
+func handshakeError(reason HandshakeReason, code connect.Code, cause error, format string, args ...any) *HandshakeError {
+	return &HandshakeError{Reason: reason, Code: code, Message: fmt.Sprintf(format, args...), cause: cause}
 }
 
 // The bodies of handshake frames are protobuf messages; docs/tunnel.md has their schema. Unknown
@@ -125,7 +126,7 @@ const (
 	fieldMaxNameBytes
 	fieldCode
 	fieldMessage
-	fieldFault
+	fieldReason
 	fieldLineEnd
 	fieldMaxFragment
 	fieldNonce
@@ -230,7 +231,7 @@ func parseGreeting(b []byte) (*greeting, error) {
 func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) error {
 	deadline := time.Now().Add(cfg.HandshakeTimeout)
 	if err := nc.SetDeadline(deadline); err != nil {
-		return handshakeError(FaultLost, connect.CodeUnavailable, err, "setting a deadline: %v", err)
+		return handshakeError(ReasonLost, connect.CodeUnavailable, err, "setting a deadline: %v", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // fails only on a closed connection
 	err := run()
@@ -247,18 +248,18 @@ func bounded(ctx context.Context, nc net.Conn, cfg Config, run func() error) err
 		return err
 	case ctx.Err() != nil:
 		ended := contextError(ctx.Err(), "")
-		return handshakeError(FaultLost, ended.Code(), ended, "%v", ctx.Err())
+		return handshakeError(ReasonLost, ended.Code(), ended, "%v", ctx.Err())
 	case errors.Is(err, ErrProtocol):
-		return handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, err, "%v", err)
+		return handshakeError(ReasonNotAPeer, connect.CodeFailedPrecondition, err, "%v", err)
 	}
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return handshakeError(FaultLost, connect.CodeUnavailable, err, "no answer from %v within %v", nc.RemoteAddr(), cfg.HandshakeTimeout)
+		return handshakeError(ReasonLost, connect.CodeUnavailable, err, "no answer from %v within %v", nc.RemoteAddr(), cfg.HandshakeTimeout)
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v closed the connection", nc.RemoteAddr())
+		return handshakeError(ReasonLost, connect.CodeUnavailable, err, "%v closed the connection", nc.RemoteAddr())
 	}
-	return handshakeError(FaultLost, connect.CodeUnavailable, err, "%v", err)
+	return handshakeError(ReasonLost, connect.CodeUnavailable, err, "%v", err)
 }
 
 // readPreface reads the peer's preface. It fails at the first wrong byte, since a foreign peer may
@@ -284,7 +285,7 @@ func notAPeer(answer string) error {
 	if line, _, _ := strings.Cut(answer, "\r\n"); strings.HasPrefix(line, "HTTP/") {
 		what, answer = "the other side is a web server, not a tunnel", line
 	}
-	err := handshakeError(FaultNotAPeer, connect.CodeFailedPrecondition, ErrProtocol, "%s: it began with %q", what, answer)
+	err := handshakeError(ReasonNotAPeer, connect.CodeFailedPrecondition, ErrProtocol, "%s: it began with %q", what, answer)
 	err.Answer = answer
 	return err
 }
@@ -326,7 +327,7 @@ func handshakeLimit(k kind) int {
 // handshakeFrame encodes a handshake frame.
 func handshakeFrame(k kind, body []byte) ([]byte, error) {
 	if len(body) > maxHandshakeBytes {
-		return nil, handshakeError(FaultRefused, connect.CodeInvalidArgument, nil,
+		return nil, handshakeError(ReasonRefused, connect.CodeInvalidArgument, nil,
 			"a %v of %d bytes, the limit is %d: host ids, build, tag and target together are too long",
 			k, len(body), maxHandshakeBytes)
 	}

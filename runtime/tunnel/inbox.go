@@ -539,8 +539,8 @@ func (b *inbox) reply(r *outcome) {
 	b.trailer = r.trailer
 	b.mu.Unlock()
 	switch {
-	case r.fault != nil:
-		b.close(r.fault, false)
+	case r.err != nil:
+		b.close(r.err, false)
 	case b.assembly != nil:
 		b.close(connect.NewError(connect.CodeInternal, "the stream ended in the middle of a message"), false)
 	default:

@@ -222,7 +222,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 // ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
 // The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
 // that refuse a call before any of its own code has run.
-func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{authored(err)}) }
+func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{toConnectError(err)}) }
 
 // refuse ends a call whose handler may still be running. It does not access the metadata that the
 // handler has set.
@@ -249,7 +249,7 @@ func (in *Incoming) abandon(reason error) {
 func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
 	size := 0
 	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // deliberately not errors.As: see appendFailure
-		failure = authored(failure) // before taking the lock: it calls methods of foreign error types
+		failure = toConnectError(failure) // before taking the lock: it calls methods of foreign error types
 	}
 	if failure == nil {
 		var err error
@@ -348,7 +348,7 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 // brief returns the code and the beginning of the text of an error, for use when the backlog is
 // nearly full.
 func brief(failure error) error {
-	known := authored(failure)
+	known := toConnectError(failure)
 	short := connect.NewError(known.Code(), clipped(known.Message()))
 	if _, refused := errors.AsType[*notRunError](failure); refused {
 		return &notRunError{short}
@@ -431,7 +431,7 @@ func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failu
 		flags |= replyNotRun
 	}
 	room := c.peer.maxHeader - header.size() - trailer.size()
-	o.buf = appendFault(o.buf, authored(failure), room)
+	o.buf = appendErrorBlock(o.buf, toConnectError(failure), room)
 	more, b := appendReplyMeta(o.buf, header, trailer)
 	o.buf = b
 	o.endFrame(start, kindReply, flags|more, id)

@@ -138,11 +138,11 @@ func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, cha
 
 func unchanged(_ bool, frame []byte) []byte { return frame }
 
-func requireFault(t *testing.T, err error, fault tunnel.HandshakeFault, code connect.Code, text string) {
+func requireReason(t *testing.T, err error, reason tunnel.HandshakeReason, code connect.Code, text string) {
 	t.Helper()
 	var failed *tunnel.HandshakeError
 	require.ErrorAs(t, err, &failed)
-	require.Equal(t, fault, failed.Fault, err)
+	require.Equal(t, reason, failed.Reason, err)
 	require.Equal(t, code, connect.CodeOf(err), err)
 	require.ErrorIs(t, err, tunnel.ErrNotRun)
 	require.ErrorContains(t, err, text)
@@ -167,19 +167,19 @@ func TestTokensThatDiffer(t *testing.T) {
 	open, other := tunnel.Config{Logger: silent()}, tunnel.Config{Logger: silent(), Token: "other"}
 	for name, test := range map[string]struct {
 		client, server tunnel.Config
-		fault          tunnel.HandshakeFault
+		reason         tunnel.HandshakeReason
 		text           string
 	}{
-		"another token":          {other, withToken, tunnel.FaultUnproven, "did not prove that it knows this side's token"},
-		"no token against one":   {open, withToken, tunnel.FaultRefused, "the dialler has none: give it the system's"},
-		"a token against none":   {withToken, open, tunnel.FaultUnproven, "RAYLINK_OPEN=1"},
-		"a token, begun with it": {tunnel.Config{Logger: silent(), Token: token + "r"}, withToken, tunnel.FaultUnproven, "RAYLINK_TOKEN"},
+		"another token":          {other, withToken, tunnel.ReasonUnproven, "did not prove that it knows this side's token"},
+		"no token against one":   {open, withToken, tunnel.ReasonRefused, "the dialler has none: give it the system's"},
+		"a token against none":   {withToken, open, tunnel.ReasonUnproven, "RAYLINK_OPEN=1"},
+		"a token, begun with it": {tunnel.Config{Logger: silent(), Token: token + "r"}, withToken, tunnel.ReasonUnproven, "RAYLINK_TOKEN"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				o := meddled(t, tunnel.Hello{Host: "server"}, test.client, test.server, unchanged)
-				requireFault(t, o.client, test.fault, connect.CodeUnauthenticated, test.text)
-				requireFault(t, o.server, test.fault, connect.CodeUnauthenticated, test.text)
+				requireReason(t, o.client, test.reason, connect.CodeUnauthenticated, test.text)
+				requireReason(t, o.server, test.reason, connect.CodeUnauthenticated, test.text)
 				require.False(t, o.admitted)
 			})
 		})
@@ -290,7 +290,7 @@ func TestReflectedProofIsRefused(t *testing.T) {
 			p.write(theirs)
 			require.Equal(t, refuse, kindOf(p.next()))
 		})
-		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated, "RAYLINK_TOKEN")
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated, "RAYLINK_TOKEN")
 		require.False(t, admitted)
 	})
 }
@@ -299,14 +299,14 @@ func TestReplayedHandshakeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		said, answered := recorded(t)
 		admitted, err := accepting(t, withToken, func(p *peer) { p.write(said) })
-		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated, "another token")
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated, "another token")
 		require.False(t, admitted)
 
 		near, far := memnet.Pipe()
 		_, err = far.Write(answered)
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{Client: "client"}, withToken)
-		requireFault(t, err, tunnel.FaultUnproven, connect.CodeUnauthenticated, "did not prove")
+		requireReason(t, err, tunnel.ReasonUnproven, connect.CodeUnauthenticated, "did not prove")
 	})
 }
 
@@ -327,7 +327,7 @@ func TestImpostorLearnsNothing(t *testing.T) {
 		require.Equal(t, refuse, kindOf(p.next()))
 		_, err := p.read()
 		require.ErrorIs(t, err, io.EOF)
-		requireFault(t, <-failed, tunnel.FaultUnproven, connect.CodeUnauthenticated, "another process has taken the address")
+		requireReason(t, <-failed, tunnel.ReasonUnproven, connect.CodeUnauthenticated, "another process has taken the address")
 	})
 }
 
@@ -342,7 +342,7 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 			}
 			return frame
 		})
-		requireFault(t, o.client, tunnel.FaultWrongHost, connect.CodeFailedPrecondition, "expected host sErver, this is server")
+		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "expected host sErver, this is server")
 		require.False(t, o.admitted)
 		// Nor if the answer is changed back.
 		o = meddled(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
@@ -351,7 +351,7 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 			}
 			return bytes.ReplaceAll(frame, []byte("server"), []byte("sErver"))
 		})
-		requireFault(t, o.client, tunnel.FaultUnproven, connect.CodeUnauthenticated, "did not prove")
+		requireReason(t, o.client, tunnel.ReasonUnproven, connect.CodeUnauthenticated, "did not prove")
 		require.False(t, o.admitted)
 	})
 }
@@ -361,7 +361,7 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 func TestAddressThatLeadsBackHere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := meddled(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
-		requireFault(t, o.client, tunnel.FaultWrongHost, connect.CodeFailedPrecondition, "leads back to this very host")
+		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "leads back to this very host")
 	})
 }
 
@@ -390,13 +390,13 @@ func TestPeersOfVersion1AreRefused(t *testing.T) {
 			assert.Equal(t, refuse, kindOf(answer))
 			assert.Contains(t, string(answer), "no common version: the dialler speaks 1 to 1, this side 2 to 2")
 		})
-		requireFault(t, err, tunnel.FaultVersion, connect.CodeFailedPrecondition, "no common version")
+		requireReason(t, err, tunnel.ReasonVersion, connect.CodeFailedPrecondition, "no common version")
 
 		near, far := memnet.Pipe()
 		_, err = far.Write(append([]byte(tunnel.Preface), greetingOf(welcome, 2, 1, 4, "server")...))
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
-		requireFault(t, err, tunnel.FaultVersion, connect.CodeFailedPrecondition, "the server chose version 1, this side speaks 2 to 2")
+		requireReason(t, err, tunnel.ReasonVersion, connect.CodeFailedPrecondition, "the server chose version 1, this side speaks 2 to 2")
 	})
 }
 
@@ -407,7 +407,7 @@ func TestRefusalOfWhatIsNotProvenIsMarked(t *testing.T) {
 		_, err := far.Write(append([]byte(tunnel.Preface), greetingOf(refuse, 17, 16, 18, "send your token to me", 19, 5)...))
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
-		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnauthenticated,
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated,
 			"what answers, which has not proven that it knows the token, refuses: send your token to me")
 	})
 }
@@ -420,7 +420,7 @@ func TestNonceMustBeWhole(t *testing.T) {
 				p.write([]byte(tunnel.Preface), greetingOf(hello, 1, 2, 2, 2, 23, 1, 22, strings.Repeat("n", n)))
 				assert.Equal(t, refuse, kindOf(p.next()))
 			})
-			requireFault(t, err, tunnel.FaultNotAPeer, connect.CodeFailedPrecondition, "a nonce of")
+			requireReason(t, err, tunnel.ReasonNotAPeer, connect.CodeFailedPrecondition, "a nonce of")
 		})
 	}
 }
@@ -468,8 +468,8 @@ func TestProtocolThatIsNotServed(t *testing.T) {
 			ch <- err
 		}()
 		_, _, err := tunnel.DialRaw(t.Context(), near, tunnel.Hello{Protocol: "smtp"}, withToken)
-		requireFault(t, err, tunnel.FaultRefused, connect.CodeUnimplemented, `connections here carry no "smtp"`)
-		requireFault(t, <-ch, tunnel.FaultRefused, connect.CodeUnimplemented, `"smtp"`)
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnimplemented, `connections here carry no "smtp"`)
+		requireReason(t, <-ch, tunnel.ReasonRefused, connect.CodeUnimplemented, `"smtp"`)
 	})
 }
 

@@ -74,31 +74,31 @@ type world struct {
 	cut    bool
 	run    sync.WaitGroup
 
-	mu     sync.Mutex
-	faults []string
-	seen   map[string][]int // per queue, the calls in the order in which the handler got them
-	sent   map[string][]int
-	ends   map[int]int // how often Done was called
+	mu       sync.Mutex
+	failures []string
+	seen     map[string][]int // per queue, the calls in the order in which the handler got them
+	sent     map[string][]int
+	ends     map[int]int // how often Done was called
 }
 
-func (w *world) faultf(format string, args ...any) {
+func (w *world) failf(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.faults = append(w.faults, fmt.Sprintf(format, args...))
+	w.failures = append(w.failures, fmt.Sprintf(format, args...))
 }
 
 // ServeUnary answers as the procedure says.
 func (w *world) ServeUnary(in *tunnel.Incoming) {
 	req := &wrapperspb.BytesValue{}
 	if err := in.Decode(req); err != nil {
-		w.faultf("decode: %v", err)
+		w.failf("decode: %v", err)
 	}
 	var seed int
 	if _, err := fmt.Sscanf(in.Header().Get("seed"), "%d", &seed); err != nil {
-		w.faultf("seed: %v", err)
+		w.failf("seed: %v", err)
 	}
 	if !bytes.Equal(req.GetValue(), pattern(seed, len(req.GetValue()))) {
-		w.faultf("call %d arrived changed", seed)
+		w.failf("call %d arrived changed", seed)
 	}
 	w.mu.Lock()
 	w.seen[in.Target] = append(w.seen[in.Target], seed)
@@ -175,12 +175,12 @@ func (w *world) checkEnd(what string, seed int, err error, allowed ...connect.Co
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if !w.cut {
-			w.faults = append(w.faults, fmt.Sprintf("%s %d: %v, and nothing was cut", what, seed, err))
+			w.failures = append(w.failures, fmt.Sprintf("%s %d: %v, and nothing was cut", what, seed, err))
 		}
 		return
 	}
 	if !slices.Contains(allowed, code) {
-		w.faultf("%s %d: %v", what, seed, err)
+		w.failf("%s %d: %v", what, seed, err)
 	}
 }
 
@@ -238,24 +238,24 @@ func (w *world) unary(seed int, s step) {
 		case "unary":
 			w.checkEnd(s.What, seed, call.Err)
 			if call.Err == nil && (!bytes.Equal(res.GetValue(), pattern(seed, s.Size)) || call.ResponseTrailer.Get("seed") != strconv.Itoa(seed)) {
-				w.faultf("unary %d came back changed", seed)
+				w.failf("unary %d came back changed", seed)
 			}
 		case "large":
 			w.checkEnd(s.What, seed, call.Err)
 			if call.Err == nil && !bytes.Equal(res.GetValue(), pattern(seed, 2<<20)) {
-				w.faultf("large %d came back changed", seed)
+				w.failf("large %d came back changed", seed)
 			}
 		case "fail":
 			w.checkEnd(s.What, seed, call.Err, connect.CodeAborted)
 			if call.Err == nil {
-				w.faultf("fail %d succeeded", seed)
+				w.failf("fail %d succeeded", seed)
 			}
 		case "cancel":
 			w.checkEnd(s.What, seed, call.Err, connect.CodeCanceled)
 		case "hold", "deadline":
 			w.checkEnd(s.What, seed, call.Err, connect.CodeCanceled, connect.CodeDeadlineExceeded)
 			if call.Err == nil {
-				w.faultf("%s %d succeeded", s.What, seed)
+				w.failf("%s %d succeeded", s.What, seed)
 			}
 		}
 	})
@@ -284,10 +284,10 @@ func (w *world) alone(seed int, s step) {
 				err = call.Err
 			}
 			if err == nil && !bytes.Equal(res.GetValue(), pattern(seed, size)) {
-				w.faultf("alone %d came back changed", seed)
+				w.failf("alone %d came back changed", seed)
 			}
 			if deadline, _ := ctx.Deadline(); time.Since(deadline) > 3*time.Millisecond {
-				w.faultf("alone %d returned %v after its deadline", seed, time.Since(deadline))
+				w.failf("alone %d returned %v after its deadline", seed, time.Since(deadline))
 			}
 			cancel()
 			w.checkEnd("alone", seed, err, connect.CodeDeadlineExceeded)
@@ -336,10 +336,10 @@ func (w *world) stream(seed int, s step) {
 			err := stream.Receive(res)
 			w.checkEnd("receive", seed, err)
 			if err == nil && len(res.GetValue()) != count {
-				w.faultf("client stream %d: %d of %d messages", seed, len(res.GetValue()), count)
+				w.failf("client stream %d: %d of %d messages", seed, len(res.GetValue()), count)
 			}
 			if err == nil && !errors.Is(stream.Receive(res), io.EOF) {
-				w.faultf("client stream %d goes on", seed)
+				w.failf("client stream %d goes on", seed)
 			}
 		default:
 			for i := 0; ; i++ {
@@ -347,7 +347,7 @@ func (w *world) stream(seed int, s step) {
 				err := stream.Receive(res)
 				if errors.Is(err, io.EOF) {
 					if i != count {
-						w.faultf("%s %d ended after %d of %d messages", s.What, seed, i, count)
+						w.failf("%s %d ended after %d of %d messages", s.What, seed, i, count)
 					}
 					break
 				}
@@ -356,14 +356,14 @@ func (w *world) stream(seed int, s step) {
 					break
 				}
 				if !bytes.Equal(res.GetValue(), pattern(seed+i, s.Size)) {
-					w.faultf("%s %d: message %d came back changed", s.What, seed, i)
+					w.failf("%s %d: message %d came back changed", s.What, seed, i)
 				}
 			}
 		}
 		cancel()
 		<-sent
 		if err := stream.Close(); err != nil {
-			w.faultf("close: %v", err)
+			w.failf("close: %v", err)
 		}
 	})
 }
@@ -445,26 +445,26 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 	defer w.mu.Unlock()
 	for seed, n := range w.ends {
 		if n != 1 {
-			w.faults = append(w.faults, fmt.Sprintf("call %d ended %d times", seed, n))
+			w.failures = append(w.failures, fmt.Sprintf("call %d ended %d times", seed, n))
 		}
 	}
 	for lane, seen := range w.seen {
 		if !subsequence(seen, w.sent[lane]) {
-			w.faults = append(w.faults, fmt.Sprintf("%s: sent %v, served %v", lane, w.sent[lane], seen))
+			w.failures = append(w.failures, fmt.Sprintf("%s: sent %v, served %v", lane, w.sent[lane], seen))
 		}
 	}
 	for _, c := range []*tunnel.Conn{w.client, w.server} {
 		if leak := tunnel.Leaks(c); leak != "" {
-			w.faults = append(w.faults, "left: "+leak)
+			w.failures = append(w.failures, "left: "+leak)
 		}
 		if err := c.Err(); err != nil && (!w.cut || errors.Is(err, tunnel.ErrProtocol)) {
-			w.faults = append(w.faults, fmt.Sprintf("the connection ended: %v", err))
+			w.failures = append(w.failures, fmt.Sprintf("the connection ended: %v", err))
 		}
 	}
 	require.NoError(rt, w.client.Close())
 	require.NoError(rt, w.server.Close())
 	synctest.Wait()
-	return strings.Join(w.faults, "\n")
+	return strings.Join(w.failures, "\n")
 }
 
 // subsequence says whether all of part are in whole, in the same order.

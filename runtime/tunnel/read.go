@@ -50,7 +50,7 @@ func (c *Conn) tell(reason error) {
 	if err := c.nc.SetWriteDeadline(time.Now().Add(moment)); err != nil {
 		return
 	}
-	body := appendFault(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
+	body := appendErrorBlock(nil, connect.NewError(connect.CodeInternal, reason.Error()), maxGoAwayBytes)
 	_, _ = c.nc.Write(append(makeHeader(kindGoAway, goAwayFatal, 0, len(body)).append(nil), body...)) // best effort: the connection ends either way
 }
 

@@ -25,9 +25,9 @@ func (p *parser) responded(r *outcome, flags uint8, most int) {
 	if flags&replyTrailer != 0 {
 		r.trailer, trailer = p.header(most - header)
 	}
-	if header+trailer > most && r.fault == nil {
+	if header+trailer > most && r.err == nil {
 		// The peer knew the limit from the handshake.
-		r.fault = tooLarge("the header and trailer of the response", header+trailer, most, "the receiver's header")
+		r.err = tooLarge("the header and trailer of the response", header+trailer, most, "the receiver's header")
 	}
 }
 
@@ -36,11 +36,11 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	p := parser{rest: body}
 	flags := h.flags()
 	if flags&replyError != 0 {
-		fault := p.fault()
+		failure := p.errorBlock()
 		if flags&replyNotRun != 0 {
-			fault = notRun(fault)
+			failure = notRun(failure)
 		}
-		r.fault = fault
+		r.err = failure
 	}
 	if flags&(replyHeader|replyTrailer) != 0 {
 		p.responded(&r, flags, c.own.maxHeader)
@@ -95,8 +95,8 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	c.mu.Unlock()
 	if call != nil {
 		c.answered = c.answered || call == c.waited
-		if r.fault == nil && len(p.rest) > c.own.maxMessage {
-			r.fault = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
+		if r.err == nil && len(p.rest) > c.own.maxMessage {
+			r.err = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
 		call.complete(&r, p.rest, false)
 	}
@@ -114,7 +114,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 	if total > c.own.maxMessage {
 		// The peer knew the limit from the handshake. Only this call fails, and the rest of the
 		// message is discarded.
-		r.fault = responseTooLarge("the call", total, c.own.maxMessage)
+		r.err = responseTooLarge("the call", total, c.own.maxMessage)
 		r.discard = true
 	}
 	if !r.discard {

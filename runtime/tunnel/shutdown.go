@@ -62,7 +62,7 @@ func (c *Conn) drain(reason error) {
 	}
 	c.draining = reason
 	close(c.refused)
-	body := appendFault(nil, connect.NewError(connect.CodeUnavailable, "shutting down"), maxGoAwayBytes)
+	body := appendErrorBlock(nil, connect.NewError(connect.CodeUnavailable, "shutting down"), maxGoAwayBytes)
 	c.out.frame(kindGoAway, 0, body)
 	c.kick()
 }
@@ -94,7 +94,7 @@ var errPeerShutDown = fmt.Errorf("the peer shut down: %w", ErrClosed)
 
 func (c *Conn) onGoAway(h frameHeader, body []byte) error {
 	p := parser{rest: body}
-	reason := p.fault()
+	reason := p.errorBlock()
 	if p.end(); p.err != nil {
 		return p.err
 	}

@@ -14,7 +14,7 @@ import (
 func (c *Conn) guard(in *Incoming, handle func() error, end func(error)) {
 	usercode.Run(func() error {
 		if err := handle(); err != nil {
-			return authored(err)
+			return toConnectError(err)
 		}
 		return nil
 	}, func(err error) {

@@ -29,7 +29,7 @@ func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		p := parser{rest: block}
-		_ = p.fault()
+		_ = p.errorBlock()
 		runtime.ReadMemStats(&after)
 		return after.TotalAlloc - before.TotalAlloc
 	}
@@ -42,20 +42,20 @@ func TestErrorKeepsItsFirstDetailsAndSkipsTheRest(t *testing.T) {
 	for i := range maxDetails + 10 {
 		err = err.WithDetail(&connect.ErrorDetail{Type: strconv.Itoa(i), Value: []byte{byte(i)}})
 	}
-	p := parser{rest: append(appendFault(nil, err, 64<<10), "rest"...)}
-	got := p.fault()
+	p := parser{rest: append(appendErrorBlock(nil, err, 64<<10), "rest"...)}
+	got := p.errorBlock()
 	require.NoError(t, p.err)
 	require.Equal(t, "rest", string(p.rest))
 	require.Equal(t, err.Details()[:maxDetails], got.Details())
 	require.True(t, got.IsRemote())
 
 	p = parser{rest: append(detailsOf(maxDetails+1, 1), "rest"...)}
-	got = p.fault()
+	got = p.errorBlock()
 	require.NoError(t, p.err)
 	require.Equal(t, "rest", string(p.rest))
 	require.Len(t, got.Details(), maxDetails)
 
 	p = parser{rest: appendInt(appendString(appendInt(nil, 2), ""), 1000)}
-	_ = p.fault()
+	_ = p.errorBlock()
 	require.ErrorIs(t, p.err, ErrProtocol)
 }

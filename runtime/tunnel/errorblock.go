@@ -48,10 +48,10 @@ func contextError(err error, doing string) *connect.Error {
 	return connect.NewError(code, text).WithCause(err)
 }
 
-// authored converts err, which must not be nil, to the connect error that the caller gets. A
+// toConnectError converts err, which must not be nil, to the connect error that the caller gets. A
 // [connect.Error] in its chain is used unchanged; a context error becomes Canceled or
 // DeadlineExceeded; any other error becomes Unknown with its text.
-func authored(err error) *connect.Error {
+func toConnectError(err error) *connect.Error {
 	var known *connect.Error
 	switch {
 	case errors.As(err, &known) && known != nil:
@@ -131,7 +131,7 @@ func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 }
 
 // appendFault appends an error block of at most limit bytes.
-func appendFault(b []byte, err *connect.Error, limit int) []byte {
+func appendErrorBlock(b []byte, err *connect.Error, limit int) []byte {
 	message, details := fitError(err, limit)
 	b = appendInt(b, int(err.Code()))
 	b = appendString(b, message)
@@ -143,8 +143,9 @@ func appendFault(b []byte, err *connect.Error, limit int) []byte {
 	return b
 }
 
-// fault reads an error block. The error is marked as remote. Details beyond maxDetails are skipped.
-func (p *parser) fault() *connect.Error {
+// errorBlock reads an error block. The error is marked as remote. Details beyond maxDetails are
+// skipped.
+func (p *parser) errorBlock() *connect.Error {
 	code := connect.Code(p.int()) //nolint:gosec // the range of int is checked by p.int
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
 		code = connect.CodeUnknown
