@@ -202,12 +202,12 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		return
 	}
 	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
-	switch here, err := n.takeHere(&a.job, in.MoreBehind()); {
+	switch here, err := n.takeHere(&a.job, in.MoreBuffered()); {
 	case err != nil:
 		in.ReplyNotRun(err)
 		return
 	case here:
-		in.ServeHere(a)
+		in.RunInline(a)
 		return
 	}
 	if err := n.submitJob(&a.job); err != nil {

@@ -50,8 +50,8 @@ type Host struct {
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
 	links     *links
-	// overseer is the watchdog of the connections whose reading goroutines run methods inline.
-	overseer tunnel.Overseer
+	// watchdog is the watchdog of the connections whose reading goroutines run methods inline.
+	watchdog tunnel.Watchdog
 	// changes counts changes to the set of nodes that live here and to their incarnations.
 	changes atomic.Uint64
 	// waited is a pool of call states, see newWaitedCall.

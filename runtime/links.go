@@ -214,7 +214,7 @@ func (l *links) hello() tunnel.Hello {
 func (h *Host) tunnelConfig() tunnel.Config {
 	return tunnel.Config{
 		Token: h.options.Token, MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
-		BusyPoll: h.options.BusyPoll, Overseer: &h.overseer, Logger: h.tunnelLog,
+		BusyPoll: h.options.BusyPoll, Watchdog: &h.watchdog, Logger: h.tunnelLog,
 	}
 }
 

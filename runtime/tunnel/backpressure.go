@@ -21,7 +21,7 @@ func (c *Conn) awaitWriter() {
 			c.mu.Unlock()
 			return
 		}
-		c.watch()
+		c.startKeepalive()
 		c.mu.Unlock()
 		select {
 		case <-c.drained:

@@ -131,7 +131,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	if call.Waits || call.Follow != nil {
 		c.sweepLater(ctx, call)
 	}
-	c.watch()
+	c.startKeepalive()
 	if c.out.calls++; c.sendWindow.open == 1 || c.out.calls >= callBatch {
 		c.flush() // no other call to share the write with
 	} else {
@@ -285,10 +285,10 @@ func (c *Conn) isOpen(call *Call) bool {
 func (c *Conn) claim(s slot) uint32 {
 	s.busy = true
 	if c.sendWindow.open > 1 {
-		c.alone = 0
+		c.aloneCalls = 0
 	}
 	if s.call == nil || !s.call.Waits {
-		c.passOwnership(begun) // for callers that wait, expect does it
+		c.applyOwnerEvent(eventBegun) // for callers that wait, expect does it
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]

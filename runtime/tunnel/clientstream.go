@@ -135,7 +135,7 @@ func (s *clientStream) open() error {
 	o.endFrame(start, kindCall, flags, s.id)
 	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
 	c.calls.Add(1)
-	c.watch()
+	c.startKeepalive()
 	c.kick()
 	return nil
 }

@@ -65,9 +65,9 @@ type Config struct {
 	// back-to-back calls several times faster and uses CPU time that others may need. At most
 	// GOMAXPROCS/2 readers of a process spin at once. Default 50 µs; negative disables it.
 	BusyPoll time.Duration
-	// Overseer is the watchdog and sweeper of the connection. The connections of one process should
+	// Watchdog is the watchdog and sweeper of the connection. The connections of one process should
 	// share one. By default each connection has its own.
-	Overseer *Overseer
+	Watchdog *Watchdog
 	// Logger receives what no caller is notified of, such as panics in handlers and protocol
 	// violations by peers. Default [slog.Default].
 	Logger *slog.Logger
@@ -120,8 +120,8 @@ func (c Config) WithDefaults() Config {
 	if c.HandshakeTimeout <= 0 {
 		c.HandshakeTimeout = defaultHandshakeTimeout
 	}
-	if c.Overseer == nil {
-		c.Overseer = &Overseer{}
+	if c.Watchdog == nil {
+		c.Watchdog = &Watchdog{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

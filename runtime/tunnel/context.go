@@ -14,8 +14,8 @@ type callContext struct {
 	in *Incoming
 	// deadline is the call's deadline, relative to Conn.born; 0 means none.
 	deadline time.Duration
-	// inlineTurn is the epoch (inlining.turns) of the inline work that serves the call, or 0.
-	inlineTurn uint64
+	// inlineEpoch is the epoch of the inline work that serves the call, or 0.
+	inlineEpoch uint64
 
 	mu sync.Mutex // guards the fields below
 	// telling is set if the call's owner is to be notified of the end.

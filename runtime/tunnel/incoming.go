@@ -16,7 +16,7 @@ import (
 type Handler interface {
 	// ServeUnary is called for each unary call, once its request is complete, on the read loop and
 	// in order of arrival. It must not block. The call is answered by [Incoming.Reply], during
-	// ServeUnary or later. [Incoming.ServeHere] leaves work for the read loop to run inline.
+	// ServeUnary or later. [Incoming.RunInline] leaves work for the read loop to run inline.
 	ServeUnary(call *Incoming)
 	// ServeStream is called for each streaming call, on its own goroutine. Its error is the outcome
 	// of the stream.

@@ -33,7 +33,7 @@ func inline(odd func(*tunnel.Incoming)) handlers {
 			echoUnary(in)
 			return
 		}
-		in.ServeHere(work(func() { odd(in) }))
+		in.RunInline(work(func() { odd(in) }))
 	}
 	return h
 }

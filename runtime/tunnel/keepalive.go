@@ -27,12 +27,12 @@ type keepalive struct {
 	stalled int
 }
 
-// keepaliveVerdict is the result of a tick.
-type keepaliveVerdict uint8
+// keepaliveAction is the result of a tick.
+type keepaliveAction uint8
 
 const (
 	// peerAlive: nothing to do.
-	peerAlive keepaliveVerdict = iota
+	peerAlive keepaliveAction = iota
 	// peerSilent: ping the peer.
 	peerSilent
 	// peerLost: the peer did not answer the ping.
@@ -43,19 +43,19 @@ const (
 // this process that is detected.
 const ticksPerInterval = 4
 
-// leastLateness is the minimum delay at which a tick counts as late, to allow for scheduling
+// minLateness is the minimum delay at which a tick counts as late, to allow for scheduling
 // jitter.
-const leastLateness = 50 * time.Millisecond
+const minLateness = 50 * time.Millisecond
 
 var errNoAnswer = errors.New("no answer")
 
 func (k *keepalive) period() time.Duration { return max(k.interval/ticksPerInterval, 1) }
 
-// begin resets the state before the first tick.
-func (k *keepalive) begin(now time.Time) { k.last, k.silent = now, 0 }
+// reset resets the state before the first tick.
+func (k *keepalive) reset(now time.Time) { k.last, k.silent = now, 0 }
 
 // tick returns what to do, given whether there was traffic since the last tick.
-func (k *keepalive) tick(now time.Time, traffic bool) keepaliveVerdict {
+func (k *keepalive) tick(now time.Time, traffic bool) keepaliveAction {
 	late := k.isLate(now)
 	k.last = now
 	switch {
@@ -79,16 +79,16 @@ func (k *keepalive) tick(now time.Time, traffic bool) keepaliveVerdict {
 // monotonic clock stops during suspension, and only the wall clock shows it.
 func (k *keepalive) isLate(now time.Time) bool {
 	passed := max(now.Sub(k.last), now.Round(0).Sub(k.last.Round(0)))
-	return passed > k.period()+max(k.period()/2, leastLateness)
+	return passed > k.period()+max(k.period()/2, minLateness)
 }
 
 // stalledTicks is the number of ticks without a write after which a peer counts as silent while
 // this side does not read. It is generous because one write may be large and the link slow.
 const stalledTicks = 4 * ticksPerInterval
 
-// slow reports whether a peer whose traffic cannot be seen, because this side has stopped reading
-// (see [Conn.awaitWriter]), still reads what is written to it.
-func (k *keepalive) slow(paused bool, sent uint64) bool {
+// stillReading reports whether a peer whose traffic cannot be seen, because this side has stopped
+// reading (see [Conn.awaitWriter]), still reads what is written to it.
+func (k *keepalive) stillReading(paused bool, sent uint64) bool {
 	progress := sent != k.sent
 	k.sent = sent
 	if !paused || progress {
@@ -105,15 +105,15 @@ func (k *keepalive) stop() {
 	}
 }
 
-// watch starts the ticks when the first call opens. The caller must hold c.mu.
-func (c *Conn) watch() {
+// startKeepalive starts the ticks when the first call opens. The caller must hold c.mu.
+func (c *Conn) startKeepalive() {
 	k := &c.keepalive
 	if k.armed || c.cfg.Keepalive < 0 || c.err != nil {
 		return
 	}
 	k.armed, k.interval = true, c.cfg.Keepalive
-	k.begin(time.Now())
-	c.heard.Store(false)
+	k.reset(time.Now())
+	c.sawTraffic.Store(false)
 	if k.timer == nil {
 		k.timer = time.AfterFunc(k.period(), c.keepaliveTick)
 		return
@@ -130,7 +130,7 @@ func (c *Conn) keepaliveTick() {
 		return
 	}
 	k := &c.keepalive
-	switch k.tick(time.Now(), k.slow(c.paused, c.sent.Load()) || c.heard.Swap(false)) {
+	switch k.tick(time.Now(), k.stillReading(c.paused, c.sent.Load()) || c.sawTraffic.Swap(false)) {
 	case peerAlive:
 	case peerSilent:
 		c.out.frame(kindPing, 0, make([]byte, pingBytes))

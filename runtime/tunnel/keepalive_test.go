@@ -16,7 +16,7 @@ type ticking struct {
 
 func newTicking(interval time.Duration) *ticking {
 	t := &ticking{keepalive: keepalive{interval: interval}}
-	t.begin(t.now())
+	t.reset(t.now())
 	return t
 }
 
@@ -27,7 +27,7 @@ var origin = time.Now()
 func (t *ticking) now() time.Time { return origin.Add(t.elapsed) }
 
 // pass lets a period pass, and more.
-func (t *ticking) pass(late time.Duration, traffic bool) keepaliveVerdict {
+func (t *ticking) pass(late time.Duration, traffic bool) keepaliveAction {
 	t.elapsed += t.period() + late
 	return t.tick(t.now(), traffic)
 }
@@ -97,9 +97,9 @@ func TestPeerThatIsReadAfterAStopIsNotPinged(t *testing.T) {
 func TestTicksThatAreALittleLateCount(t *testing.T) {
 	k := newTicking(5 * time.Second)
 	for range 2*ticksPerInterval - 1 {
-		require.NotEqual(t, peerLost, k.pass(leastLateness, false))
+		require.NotEqual(t, peerLost, k.pass(minLateness, false))
 	}
-	require.Equal(t, peerLost, k.pass(leastLateness, false))
+	require.Equal(t, peerLost, k.pass(minLateness, false))
 }
 
 // TestSuspendedMachineIsNoticedByTheWallClock: the monotonic clock stands still meanwhile.

@@ -10,8 +10,8 @@ import (
 )
 
 // One goroutine at a time reads a connection. On the accepting side it is the read loop, see
-// [Conn.handOver]. On the dialling side the read loop yields to a caller that is alone on its
-// connection. The caller then reads its own answer, which saves waking a goroutine between the
+// [Conn.replaceReadLoop]. On the dialling side the read loop yields to a caller that is alone on
+// its connection. The caller then reads its own answer, which saves waking a goroutine between the
 // arrival of the answer and the return of the call (leader/follower reading).
 //
 // All read state is kept in the connection, down to the bytes of a partially received fragment. The
@@ -22,12 +22,12 @@ import (
 type readOwner uint8
 
 const (
-	// ownedByLoop: the read loop.
-	ownedByLoop readOwner = iota
-	// unowned: none. The read loop is parked, and no call is open.
-	unowned
-	// ownedByCaller: the caller of a call that was the only open one when it began.
-	ownedByCaller
+	// ownerLoop: the read loop.
+	ownerLoop readOwner = iota
+	// ownerNone: none. The read loop is parked, and no call is open.
+	ownerNone
+	// ownerCaller: the caller of a call that was the only open one when it began.
+	ownerCaller
 	// ownerInterrupted: that caller, which stops at its next read because the connection's read
 	// deadline has passed.
 	ownerInterrupted
@@ -37,20 +37,20 @@ const (
 type ownerEvent uint8
 
 const (
-	// yielded: the read loop is between frames, no call is open, and each of the last calls was
-	// alone.
-	yielded ownerEvent = iota
-	// begunAlone: a call whose caller waits begins, and no other is open.
-	begunAlone
-	// begun: any other call begins.
-	begun
-	// swept: the sweeper has found the same epoch (spells) at two consecutive ticks: either one
-	// caller was reading all the time, or none was.
-	swept
-	// answered: the reading caller has its answer, is between frames, and no call is open.
-	answered
-	// left: the reading caller stops for any other reason.
-	left
+	// eventYielded: the read loop is between frames, no call is open, and each of the last calls
+	// was alone.
+	eventYielded ownerEvent = iota
+	// eventBegunAlone: a call whose caller waits begins, and no other is open.
+	eventBegunAlone
+	// eventBegun: any other call begins.
+	eventBegun
+	// eventSwept: the sweeper has found the same epoch (ownerEpoch) at two consecutive ticks:
+	// either one caller was reading all the time, or none was.
+	eventSwept
+	// eventAnswered: the reading caller has its answer, is between frames, and no call is open.
+	eventAnswered
+	// eventLeft: the reading caller stops for any other reason.
+	eventLeft
 )
 
 // nextOwner is the complete transition table: the owner after an event. Events that cannot happen
@@ -58,40 +58,41 @@ const (
 //
 //nolint:gochecknoglobals // a constant
 var nextOwner = [...][6]readOwner{
-	ownedByLoop: {
-		yielded: unowned, begunAlone: ownedByLoop, begun: ownedByLoop,
-		swept: ownedByLoop, answered: ownedByLoop, left: ownedByLoop,
+	ownerLoop: {
+		eventYielded: ownerNone, eventBegunAlone: ownerLoop, eventBegun: ownerLoop,
+		eventSwept: ownerLoop, eventAnswered: ownerLoop, eventLeft: ownerLoop,
 	},
-	unowned: {
-		yielded: unowned, begunAlone: ownedByCaller, begun: ownedByLoop,
-		swept: ownedByLoop, answered: unowned, left: unowned,
+	ownerNone: {
+		eventYielded: ownerNone, eventBegunAlone: ownerCaller, eventBegun: ownerLoop,
+		eventSwept: ownerLoop, eventAnswered: ownerNone, eventLeft: ownerNone,
 	},
-	ownedByCaller: {
-		yielded: ownedByCaller, begunAlone: ownedByCaller, begun: ownedByCaller,
-		swept: ownerInterrupted, answered: unowned, left: ownedByLoop,
+	ownerCaller: {
+		eventYielded: ownerCaller, eventBegunAlone: ownerCaller, eventBegun: ownerCaller,
+		eventSwept: ownerInterrupted, eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 	ownerInterrupted: {
-		yielded: ownerInterrupted, begunAlone: ownerInterrupted, begun: ownerInterrupted,
-		swept: ownerInterrupted, answered: unowned, left: ownedByLoop,
+		eventYielded: ownerInterrupted, eventBegunAlone: ownerInterrupted, eventBegun: ownerInterrupted,
+		eventSwept: ownerInterrupted, eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 }
 
-// ownership is the connection's state of leader/follower reading.
-type ownership struct {
-	// spells is the epoch of ownership by callers: it is incremented when a caller begins to read
-	// and when it ends, so it is odd while a caller reads.
-	spells atomic.Uint64
+// readOwnership is the connection's state of leader/follower reading.
+type readOwnership struct {
+	// ownerEpoch is the epoch of ownership by callers: it is incremented when a caller begins to
+	// read and when it ends, so it is odd while a caller reads.
+	ownerEpoch atomic.Uint64
 	// reclaimed unparks the read loop.
 	reclaimed chan struct{}
 
-	// Guarded by Conn.mu. alone counts the consecutive calls that were alone on the connection.
-	owner readOwner
-	alone int
+	// Guarded by Conn.mu. aloneCalls counts the consecutive calls that were alone on the
+	// connection.
+	owner      readOwner
+	aloneCalls int
 
-	// Owned by the reader. waited is the call of the caller that reads, and answered reports
+	// Owned by the reader. readingFor is the call of the caller that reads, and answered reports
 	// whether its answer has arrived.
-	waited   *Call
-	answered bool
+	readingFor *Call
+	answered   bool
 }
 
 // yieldAfter is how many consecutive calls must have been alone before the read loop yields.
@@ -104,18 +105,18 @@ var (
 	errInterrupted = errors.New("tunnel: the caller that reads was interrupted")
 )
 
-// passOwnership applies an event and reports whether the owner has changed. The caller must hold
+// applyOwnerEvent applies an event and reports whether the owner has changed. The caller must hold
 // c.mu.
-func (c *Conn) passOwnership(e ownerEvent) bool {
+func (c *Conn) applyOwnerEvent(e ownerEvent) bool {
 	after := nextOwner[c.owner][e]
 	if after == c.owner {
 		return false
 	}
-	c.changeOwner(after)
+	c.setOwner(after)
 	return true
 }
 
-func (c *Conn) changeOwner(after readOwner) {
+func (c *Conn) setOwner(after readOwner) {
 	before := c.owner
 	c.owner = after
 	switch {
@@ -124,8 +125,8 @@ func (c *Conn) changeOwner(after readOwner) {
 	case before == ownerInterrupted:
 		_ = c.nc.SetReadDeadline(time.Time{}) // likewise: the next read reports the error
 	}
-	if after == ownedByLoop {
-		c.alone = 0
+	if after == ownerLoop {
+		c.aloneCalls = 0
 		select {
 		case c.reclaimed <- struct{}{}:
 		default:
@@ -133,26 +134,26 @@ func (c *Conn) changeOwner(after readOwner) {
 	}
 }
 
-// stopped converts an error of a read to the reason why reading stops.
-func (c *Conn) stopped(err error) error {
+// readError converts an error of a read to the reason why reading stops.
+func (c *Conn) readError(err error) error {
 	switch {
 	case errors.Is(err, errYielded), errors.Is(err, errInterrupted):
 		return err
 	case faults.Interruption && c.fragment.assembly != nil:
-	case c.waited != nil && isInterruption(err):
+	case c.readingFor != nil && isInterruption(err):
 		return errInterrupted
 	}
 	return lost(err)
 }
 
-// readFor reads until the call is answered or its caller is interrupted. It reports whether the
-// caller must watch its context from then on, because the call has been open for some time.
-func (c *Conn) readFor(call *Call) (watch bool) {
-	c.waited, c.answered = call, false
-	c.spells.Add(1)
+// readAsCaller reads until the call is answered or its caller is interrupted. It reports whether
+// the caller must watch its context from then on, because the call has been open for some time.
+func (c *Conn) readAsCaller(call *Call) (watch bool) {
+	c.readingFor, c.answered = call, false
+	c.ownerEpoch.Add(1)
 	err := c.readFrames()
-	c.waited = nil
-	c.spells.Add(1)
+	c.readingFor = nil
+	c.ownerEpoch.Add(1)
 	if err != nil && !errors.Is(err, errInterrupted) {
 		c.readingEnded(err)
 		return false
@@ -161,9 +162,9 @@ func (c *Conn) readFor(call *Call) (watch bool) {
 	defer c.mu.Unlock()
 	c.out.corked = false
 	if err == nil && c.sendWindow.open == 0 && c.in.betweenFrames() && c.err == nil {
-		c.passOwnership(answered)
+		c.applyOwnerEvent(eventAnswered)
 	} else {
-		c.passOwnership(left)
+		c.applyOwnerEvent(eventLeft)
 	}
 	if err != nil && c.isOpen(call) {
 		c.unwatched.remove(call)
@@ -173,24 +174,24 @@ func (c *Conn) readFor(call *Call) (watch bool) {
 	return watch
 }
 
-// yield reports whether the read loop is to park, and if so gives up ownership. The caller must
-// hold c.mu.
-func (c *Conn) yield() bool {
-	if c.alone < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
+// yieldReading reports whether the read loop is to park, and if so gives up ownership. The caller
+// must hold c.mu.
+func (c *Conn) yieldReading() bool {
+	if c.aloneCalls < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
 		return false
 	}
-	if c.owner != ownedByLoop || !c.passOwnership(yielded) {
+	if c.owner != ownerLoop || !c.applyOwnerEvent(eventYielded) {
 		return false
 	}
-	c.spells.Add(2) // the sweeper notices activity, and the count stays even
+	c.ownerEpoch.Add(2) // the sweeper notices activity, and the count stays even
 	return true
 }
 
-// awaitReading parks the read loop until it is to read again. It returns false if the connection
+// awaitReclaim parks the read loop until it is to read again. It returns false if the connection
 // has ended.
-func (c *Conn) awaitReading() bool {
-	if !c.overseen.Load() {
-		c.cfg.Overseer.add(c)
+func (c *Conn) awaitReclaim() bool {
+	if !c.watched.Load() {
+		c.cfg.Watchdog.add(c)
 	}
 	select {
 	case <-c.reclaimed:
@@ -200,13 +201,13 @@ func (c *Conn) awaitReading() bool {
 	}
 }
 
-// interrupt applies swept if spell is still the epoch: a caller that has been reading since then
-// stops, and an idle connection gets its read loop back.
-func (c *Conn) interrupt(spell uint64) {
+// interruptReader applies eventSwept if epoch is still ownerEpoch: a caller that has been reading
+// since then stops, and an idle connection gets its read loop back.
+func (c *Conn) interruptReader(epoch uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.spells.Load() == spell && c.err == nil {
-		c.passOwnership(swept)
+	if c.ownerEpoch.Load() == epoch && c.err == nil {
+		c.applyOwnerEvent(eventSwept)
 	}
 }
 

@@ -107,7 +107,7 @@ func (w *world) ServeUnary(in *tunnel.Incoming) {
 		w.answer(in, req, seed)
 		return
 	}
-	in.ServeHere(work(func() {
+	in.RunInline(work(func() {
 		if seed%4 == 1 && in.Procedure != "/p/echo" {
 			waits(in)
 		}

@@ -9,16 +9,16 @@ import (
 )
 
 // read is the read loop: it reads frames and handles each until the connection ends. It blocks only
-// in reading, in awaitWriter, and in work run inline, see serveInline.
+// in reading, in awaitWriter, and in work run inline, see runInline.
 func (c *Conn) read() {
 	err := c.readFrames()
 	for errors.Is(err, errYielded) {
-		if !c.awaitReading() {
+		if !c.awaitReclaim() {
 			return
 		}
 		err = c.readFrames()
 	}
-	if !errors.Is(err, errHandedOver) {
+	if !errors.Is(err, errReadLoopReplaced) {
 		c.readingEnded(err)
 	}
 }
@@ -62,7 +62,7 @@ func (c *Conn) beforeRead(between bool) error {
 	defer c.mu.Unlock()
 	c.out.corked = false
 	c.flush()
-	if between && c.yield() {
+	if between && c.yieldReading() {
 		return errYielded
 	}
 	return nil
@@ -71,7 +71,7 @@ func (c *Conn) beforeRead(between bool) error {
 // poll busy-polls the socket if an answer or a further call is likely to arrive soon. It returns 0
 // and no error if the reader is to block instead.
 func (c *Conn) poll(dst []byte, between bool) (int, error) {
-	if between && c.dialled && c.waited == nil {
+	if between && c.dialled && c.readingFor == nil {
 		return 0, nil
 	}
 	return c.polling.read(dst)
@@ -80,7 +80,7 @@ func (c *Conn) poll(dst []byte, between bool) (int, error) {
 func (c *Conn) afterRead(n int) {
 	c.now = time.Now()
 	if n > 0 {
-		c.heard.Store(true)
+		c.sawTraffic.Store(true)
 		c.received.Add(uint64(n))
 	}
 	c.mu.Lock()
@@ -90,7 +90,7 @@ func (c *Conn) afterRead(n int) {
 
 func (c *Conn) readFrames() error {
 	err := c.readEachFrame()
-	if !errors.Is(err, errHandedOver) && !errors.Is(err, errYielded) { // in those cases another goroutine is already reading
+	if !errors.Is(err, errReadLoopReplaced) && !errors.Is(err, errYielded) { // in those cases another goroutine is already reading
 		c.publish()
 	}
 	return err
@@ -98,10 +98,10 @@ func (c *Conn) readFrames() error {
 
 func (c *Conn) readEachFrame() error {
 	for {
-		if c.inline != nil && !c.serveInline() {
-			return errHandedOver
+		if c.inlineWork != nil && !c.runInline() {
+			return errReadLoopReplaced
 		}
-		if c.waited != nil && c.answered {
+		if c.readingFor != nil && c.answered {
 			return nil
 		}
 		if c.fragment.assembly != nil {
@@ -115,7 +115,7 @@ func (c *Conn) readEachFrame() error {
 		}
 		b, err := c.in.peek(headerBytes)
 		if err != nil {
-			return c.stopped(err)
+			return c.readError(err)
 		}
 		h := readHeader(b)
 		if !c.plainData(h) {
@@ -133,7 +133,7 @@ func (c *Conn) readEachFrame() error {
 			}
 		}
 		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
-			return c.stopped(err)
+			return c.readError(err)
 		}
 		if c.readRun(h) {
 			continue
@@ -212,7 +212,7 @@ func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 // finishFragment reads the rest of the current fragment.
 func (c *Conn) finishFragment() error {
 	if err := c.in.fillPlace(); err != nil {
-		return c.stopped(err)
+		return c.readError(err)
 	}
 	f := c.fragment
 	c.fragment = fragment{}

@@ -94,7 +94,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	c.vacate(h.id())
 	c.mu.Unlock()
 	if call != nil {
-		c.answered = c.answered || call == c.waited
+		c.answered = c.answered || call == c.readingFor
 		if r.err == nil && len(p.rest) > c.own.maxMessage {
 			r.err = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
@@ -139,7 +139,7 @@ func (c *Conn) replyComplete(id uint32) {
 		r.buf.free()
 		return
 	}
-	c.answered = c.answered || call == c.waited
+	c.answered = c.answered || call == c.readingFor
 	var body []byte
 	if r.buf != nil {
 		body = r.buf.b

@@ -167,7 +167,7 @@ func (c *Conn) take(in *Incoming) error {
 	if stream {
 		c.streams++
 	}
-	c.watch()
+	c.startKeepalive()
 	return nil
 }
 

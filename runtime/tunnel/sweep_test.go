@@ -72,16 +72,16 @@ func TestEveryOwnerComesBackToTheLoop(t *testing.T) {
 	for owner, next := range nextOwner {
 		for e, after := range next {
 			require.Less(t, int(after), len(nextOwner))
-			if readOwner(owner) == ownedByLoop && ownerEvent(e) != yielded {
-				require.Equal(t, ownedByLoop, after, "only the read loop itself gives reading away")
+			if readOwner(owner) == ownerLoop && ownerEvent(e) != eventYielded {
+				require.Equal(t, ownerLoop, after, "only the read loop itself gives reading away")
 			}
 		}
-		if reads := readOwner(owner); reads == ownedByCaller || reads == ownerInterrupted {
-			require.Equal(t, ownedByLoop, next[left])
-			require.Equal(t, ownerInterrupted, next[swept])
+		if reads := readOwner(owner); reads == ownerCaller || reads == ownerInterrupted {
+			require.Equal(t, ownerLoop, next[eventLeft])
+			require.Equal(t, ownerInterrupted, next[eventSwept])
 		}
 	}
-	for _, e := range []ownerEvent{begun, swept} {
-		require.Equal(t, ownedByLoop, nextOwner[unowned][e], "a connection that no goroutine reads does not stay so")
+	for _, e := range []ownerEvent{eventBegun, eventSwept} {
+		require.Equal(t, ownerLoop, nextOwner[ownerNone][e], "a connection that no goroutine reads does not stay so")
 	}
 }

@@ -38,7 +38,7 @@ import (
 // Conn is one end of a tunnel. Its methods are safe for concurrent use.
 type Conn struct {
 	inlining
-	ownership
+	readOwnership
 
 	cfg     Config
 	nc      net.Conn
@@ -76,7 +76,7 @@ type Conn struct {
 	writing func()
 	attempt attempt
 
-	heard                 atomic.Bool
+	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
 	// windows is the sum by which the streams' windows exceed their initial size.
 	windows atomic.Int64

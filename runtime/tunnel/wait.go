@@ -10,7 +10,7 @@ import (
 
 // Most calls finish in less than a millisecond. Watching the context of each would cost more than
 // everything else that a caller does: a channel and a select for a caller that waits, a
-// registration for one that does not. At first, therefore, only the sweeper (see [Overseer]) checks
+// registration for one that does not. At first, therefore, only the sweeper (see [Watchdog]) checks
 // the contexts, every millisecond. A caller whose context has ended, or whose call has been open
 // for some time, is notified to watch its context itself from then on. The sweeper checks each call
 // a bounded number of times, however many other calls there are.
@@ -119,22 +119,22 @@ func (c *Conn) expect(call *Call) {
 	}
 	call.reads = false
 	if c.sendWindow.open > 1 {
-		c.passOwnership(begun)
+		c.applyOwnerEvent(eventBegun)
 		return
 	}
-	if c.owner == ownedByLoop {
-		c.alone++
+	if c.owner == ownerLoop {
+		c.aloneCalls++
 		return
 	}
-	call.reads = c.passOwnership(begunAlone)
+	call.reads = c.applyOwnerEvent(eventBegunAlone)
 }
 
 // sweepLater leaves the call's context to the sweeper. The caller must hold c.mu.
 func (c *Conn) sweepLater(ctx context.Context, call *Call) {
 	call.ctx, call.looks = ctx, 0
 	c.unwatched.add(call)
-	if !c.overseen.Load() {
-		c.cfg.Overseer.add(c)
+	if !c.watched.Load() {
+		c.cfg.Watchdog.add(c)
 	}
 }
 
@@ -145,7 +145,7 @@ func (c *Conn) sweepLater(ctx context.Context, call *Call) {
 // some milliseconds, and otherwise within two milliseconds, or five if thousands of calls are as
 // young. A call with Verdict set takes up to VerdictGrace longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
-	watches := call.reads && c.readFor(call)
+	watches := call.reads && c.readAsCaller(call)
 	if !watches && <-call.tokens == over {
 		return
 	}
