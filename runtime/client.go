@@ -12,7 +12,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/launch"
 )
 

@@ -12,7 +12,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/launch"
 )
 

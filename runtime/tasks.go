@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 )
 
 // Do takes a turn of the node, runs fn and releases the turn. With it streams, timers and loops

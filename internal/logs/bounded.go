@@ -2,14 +2,14 @@ package logs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/raylink/raylink/internal/usercode"
 )
 
 const (
@@ -246,18 +246,17 @@ func (h *handling) next(handler slog.Handler) (p pendingRecord, more bool) {
 	return p, false
 }
 
-// handle hands a record over. It does not return where the handler ends its goroutine.
+// handle passes a record to its handler. It does not return if the handler ends its goroutine.
 func (h *handling) handle(p pendingRecord) {
-	returned := false
-	defer func() {
-		if value := recover(); value != nil {
-			h.err = fmt.Errorf("the log's handler panicked: %v\n%s", value, debug.Stack())
-		} else if !returned {
-			h.err = errors.New("the log's handler ended its goroutine (runtime.Goexit)")
+	usercode.Run(func() error {
+		if !p.handler.Enabled(p.ctx, p.record.Level) {
+			return nil
 		}
-	}()
-	if p.handler.Enabled(p.ctx, p.record.Level) {
-		h.err = p.handler.Handle(p.ctx, p.record)
-	}
-	returned = true
+		return p.handler.Handle(p.ctx, p.record)
+	}, func(err error) {
+		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own type
+			err = fmt.Errorf("the log's handler %w\n%s", f, f.Stack())
+		}
+		h.err = err
+	})
 }

@@ -97,6 +97,11 @@ func TestHandlerThatDoesNotReturnLosesItsRecordAlone(t *testing.T) {
 				runtime.Goexit()
 			}
 		}}))
+		for message, want := range map[string]string{"panic": "panicked: on purpose", "goexit": "ended its goroutine"} {
+			err := log.Handler().Handle(t.Context(), slog.NewRecord(time.Now(), slog.LevelInfo, message, 0))
+			require.ErrorContains(t, err, "the log's handler "+want)
+			require.ErrorContains(t, err, "bounded_test.go", "the error has no stack")
+		}
 		for _, message := range []string{"panic", "goexit", "1", "block, goexit", "panic", "2", "goexit", "3"} {
 			log.Info(message)
 		}

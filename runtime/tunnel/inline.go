@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 )
 
 // Waking another goroutine for each call costs more than most handlers take, so the read loop may

@@ -8,8 +8,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/internal/faults"
-	"github.com/raylink/raylink/runtime/internal/usercode"
 )
 
 // Calls on the accepting side. Everything but the handlers of streams runs on the read loop.

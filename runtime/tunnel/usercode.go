@@ -5,7 +5,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 )
 
 // guard runs a handler and then calls end exactly once with the error for the caller, even if the

@@ -12,19 +12,19 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var errOwn = errors.New("its own error")
 
-// hostile is a panic's value, whose text is code too.
+// hostile is a panic's value whose String method is user code, too.
 type hostile struct{ text func() string }
 
 func (h hostile) String() string { return h.text() }
 
-func TestWaiterHearsOfEveryEnd(t *testing.T) {
+func TestAwaitReportsEveryEnd(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fn     func() error
@@ -49,7 +49,7 @@ func TestWaiterHearsOfEveryEnd(t *testing.T) {
 				require.Equal(t, test.goexit, f.Goexit)
 				var log bytes.Buffer
 				f.Log(slog.New(slog.NewTextHandler(&log, nil)), "a test", "of", name)
-				require.Contains(t, log.String(), "usercode_test.go", "the stack is not that of the code")
+				require.Contains(t, log.String(), "usercode_test.go", "the stack is not the code's")
 			}
 		})
 	}
@@ -58,7 +58,7 @@ func TestWaiterHearsOfEveryEnd(t *testing.T) {
 	require.True(t, over)
 }
 
-func TestWaitEndsThoughTheCodeDoesNot(t *testing.T) {
+func TestAwaitReturnsThoughTheCodeDoesNot(t *testing.T) {
 	t.Parallel()
 	forever := make(chan struct{})
 	defer close(forever)

@@ -9,37 +9,37 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/raylink/raylink/runtime/internal/usercode"
+	"github.com/raylink/raylink/internal/usercode"
 )
 
-// watched counts how often its Done is asked for.
-type watched struct {
+// countingContext counts calls of Done.
+type countingContext struct {
 	context.Context //nolint:containedctx // it wraps one
 
-	asked int
+	calls int
 }
 
-func (w *watched) Done() <-chan struct{} {
-	w.asked++
+func (w *countingContext) Done() <-chan struct{} {
+	w.calls++
 	return w.Context.Done()
 }
 
-// TestQuickCodeLeavesNothingAtItsContext: a context keeps what it has made for a Done, so ten
-// thousand nodes would each keep some 300 bytes for set-ups that are long over.
-func TestQuickCodeLeavesNothingAtItsContext(t *testing.T) {
+// TestQuickCodeDoesNotCallDone shows that Await leaves the context alone while the code is quick:
+// after Done a context keeps some 300 bytes, for each of ten thousand nodes, long after its set-up.
+func TestQuickCodeDoesNotCallDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx := &watched{Context: t.Context()}
+		ctx := &countingContext{Context: t.Context()}
 		why := errors.New("why")
 		over, err := usercode.Await(ctx, time.Second, func() error { return why })
 		require.True(t, over)
 		require.ErrorIs(t, err, why)
-		require.Zero(t, ctx.asked)
+		require.Zero(t, ctx.calls)
 	})
 }
 
-// TestSlowCodeIsLeftBehindAfterItsContext: code that is not quick is waited for until its context
-// has ended, and a given time longer.
-func TestSlowCodeIsLeftBehindAfterItsContext(t *testing.T) {
+// TestSlowCodeIsAbandonedAfterItsContext shows that Await waits for slow code until its context has
+// ended, and for the given duration after that.
+func TestSlowCodeIsAbandonedAfterItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

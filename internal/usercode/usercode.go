@@ -31,6 +31,9 @@ func (f *UnreturnedError) Error() string {
 	return "panicked: " + f.Text
 }
 
+// Stack is the stack of the goroutine at the panic, or where it ended, as [debug.Stack] formats it.
+func (f *UnreturnedError) Stack() string { return f.stack }
+
 // Log logs the failure with its stack. what names the code.
 func (f *UnreturnedError) Log(log *slog.Logger, what string, attrs ...any) {
 	if f.Goexit {
