@@ -15,42 +15,42 @@ type assembly struct {
 // How much is allocated for a message when its size is announced, before its bytes arrive. The
 // announced sizes of unary messages together are limited by the window; those of streams are not.
 const (
-	claimOfUnary  = 4 << 20
-	claimOfStream = 64 << 10
+	initialUnaryBytes  = 4 << 20
+	initialStreamBytes = 64 << 10
 )
 
-func newAssembly(total, claim int) *assembly {
-	return &assembly{total: total, buf: newBuffer(min(total, claim))}
+func newAssembly(total, initial int) *assembly {
+	return &assembly{total: total, buf: newBuffer(min(total, initial))}
 }
 
-// newUnaryAssembly returns an assembly for a unary message. keeps predicts that the decoded message
-// will alias the buffer.
-func newUnaryAssembly(total int, keeps bool) *assembly {
-	if keeps {
+// newUnaryAssembly returns an assembly for a unary message. aliases predicts that the decoded
+// message will alias the buffer.
+func newUnaryAssembly(total int, aliases bool) *assembly {
+	if aliases {
 		// The message will own the buffer, so it should be no larger than necessary.
-		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, claimOfUnary))}}
+		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, initialUnaryBytes))}}
 	}
-	return newAssembly(total, claimOfUnary)
+	return newAssembly(total, initialUnaryBytes)
 }
 
-// kept records whether the response of a procedure aliased the buffer in which it was received. If
-// not, the buffer is freed. The number of procedures recorded is limited; the prediction for others
-// costs a copy.
-func (c *Conn) kept(procedure string, buf *buffer, kept bool) {
+// recordAliasing records whether the response of a procedure aliased the buffer in which it was
+// received. If not, the buffer is freed. The number of procedures recorded is limited; the
+// prediction for others costs a copy.
+func (c *Conn) aliased(procedure string, buf *buffer, aliased bool) {
 	switch {
-	case !kept:
-		delete(c.keeps, procedure)
+	case !aliased:
+		delete(c.aliasing, procedure)
 		buf.free()
-	case len(procedure) <= maxNameBytes && len(c.keeps) < maxKeeps:
-		if c.keeps == nil {
-			c.keeps = make(map[string]bool)
+	case len(procedure) <= maxNameBytes && len(c.aliasing) < maxAliasing:
+		if c.aliasing == nil {
+			c.aliasing = make(map[string]bool)
 		}
-		c.keeps[procedure] = true
+		c.aliasing[procedure] = true
 	}
 }
 
-// maxKeeps limits the number of procedures recorded by kept.
-const maxKeeps = 1 << 10
+// maxAliasing limits the number of procedures recorded by recordAliasing.
+const maxAliasing = 1 << 10
 
 // room appends n bytes to the message and returns them for the caller to fill.
 func (a *assembly) room(n int) ([]byte, error) {

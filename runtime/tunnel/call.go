@@ -118,10 +118,10 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 			return err
 		}
 	}
-	id := c.claim(slot{call: call, cost: cost})
+	id := c.allocateID(slot{call: call, cost: cost})
 	call.conn, call.id, call.outMessage = c, id, nil
 	if err := c.sendCall(ctx, call, body, meta, size); err != nil {
-		c.vacate(id)
+		c.releaseID(id)
 		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
 	}
 	c.calls.Add(1)
@@ -223,7 +223,7 @@ func (call *Call) Cancel(err error) {
 	p := call.outMessage
 	c.out.drop(p)
 	if p != nil && !p.started {
-		c.vacate(call.id) // never sent
+		c.releaseID(call.id) // never sent
 	} else {
 		c.out.frame(kindCancel, call.id, nil)
 	}
@@ -246,9 +246,9 @@ func (call *Call) finish(err error) {
 	}
 }
 
-// complete ends a call that was answered. own permits the response to alias body; kept reports
-// whether it does.
-func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
+// complete ends a call that was answered. mayAlias permits the response to alias body; aliased
+// reports whether it does.
+func (call *Call) complete(r *outcome, body []byte, mayAlias bool) (aliased bool) {
 	call.ResponseHeader, call.ResponseTrailer, call.ResponseBytes = r.header, r.trailer, len(body)
 	var err error
 	switch {
@@ -259,8 +259,8 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 		call.body.b = append(call.body.b, body...)
 	case call.Response != nil:
 		var wrong error
-		if own {
-			kept, wrong = decodeKeeping(body, call.Response)
+		if mayAlias {
+			aliased, wrong = decodeKeeping(body, call.Response)
 		} else {
 			wrong = fill(body, call.Response)
 		}
@@ -269,11 +269,11 @@ func (call *Call) complete(r *outcome, body []byte, own bool) (kept bool) {
 		}
 	}
 	call.finish(err)
-	return kept
+	return aliased
 }
 
-// keptSlots is how many slots are kept on a connection without open calls.
-const keptSlots = 1 << 10
+// maxIdleSlots is how many slots are kept on a connection without open calls.
+const maxIdleSlots = 1 << 10
 
 // isOpen reports whether the call is neither over nor cancelled. The caller must hold c.mu.
 func (c *Conn) isOpen(call *Call) bool {
@@ -281,8 +281,9 @@ func (c *Conn) isOpen(call *Call) bool {
 	return s != nil && s.call == call
 }
 
-// claim assigns a free id. The send window guarantees that there is one. The caller must hold c.mu.
-func (c *Conn) claim(s slot) uint32 {
+// allocateID assigns a free id. The send window guarantees that there is one. The caller must hold
+// c.mu.
+func (c *Conn) allocateID(s slot) uint32 {
 	s.busy = true
 	if c.sendWindow.open > 1 {
 		c.aloneCalls = 0
@@ -301,8 +302,8 @@ func (c *Conn) claim(s slot) uint32 {
 	return uint32(len(c.slots) - 1) //nolint:gosec // at most maxCallID
 }
 
-// vacate frees an id after the final frame of its call. The caller must hold c.mu.
-func (c *Conn) vacate(id uint32) {
+// releaseID frees an id after the final frame of its call. The caller must hold c.mu.
+func (c *Conn) releaseID(id uint32) {
 	s := &c.slots[id]
 	cost := s.cost
 	if s.call != nil {
@@ -311,7 +312,7 @@ func (c *Conn) vacate(id uint32) {
 	*s = slot{}
 	c.free = append(c.free, id)
 	c.sendWindow.release(cost)
-	if c.sendWindow.open == 0 && len(c.slots) > keptSlots {
+	if c.sendWindow.open == 0 && len(c.slots) > maxIdleSlots {
 		c.slots, c.free = make([]slot, 1), nil // release memory after a burst
 	}
 	c.checkQuiet()

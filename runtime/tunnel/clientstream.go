@@ -123,7 +123,7 @@ func (s *clientStream) open() error {
 	if err := c.acquireWindow(s.ctx, 0); err != nil {
 		return err
 	}
-	s.id = c.claim(slot{stream: s})
+	s.id = c.allocateID(slot{stream: s})
 	s.inbox.open(c, s.id, req.Procedure)
 	s.queue = sendQueue{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
 	o := &c.out

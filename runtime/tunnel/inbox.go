@@ -100,8 +100,8 @@ func (m packet) extra() int {
 	return m.slab.extra
 }
 
-// keptPackets is the largest capacity of an empty queue that is kept.
-const keptPackets = 256
+// maxIdlePackets is the largest capacity of an empty queue that is kept.
+const maxIdlePackets = 256
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
@@ -185,7 +185,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 	if total > limit {
 		return MessageTooLarge(b.what, !b.conn.dialled, total, limit), nil
 	}
-	b.assembly = newAssembly(total, claimOfStream)
+	b.assembly = newAssembly(total, initialStreamBytes)
 	if err := b.assembly.add(p.rest); err != nil {
 		return nil, err
 	}
@@ -214,10 +214,10 @@ func (b *inbox) put(body []byte) {
 	}
 }
 
-// keep preserves the bodies of small messages beyond the current read. If they are a large part of
-// the read buffer, they share that memory. Otherwise they are copied, so that a slow reader holds
-// little more memory than its window.
-func (b *inbox) keep() {
+// retainBodies preserves the bodies of small messages beyond the current read. If they are a large
+// part of the read buffer, they share that memory. Otherwise they are copied, so that a slow reader
+// holds little more memory than its window.
+func (b *inbox) retainBodies() {
 	last := len(b.fresh) - 1
 	for last >= 0 && b.fresh[last].slab != nil {
 		last-- // a large message has memory of its own
@@ -271,7 +271,7 @@ func (b *inbox) publish() {
 	if len(b.fresh) == 0 {
 		return
 	}
-	b.keep()
+	b.retainBodies()
 	if !b.widened {
 		for i := range b.fresh {
 			b.arrived += b.fresh[i].cost()
@@ -307,7 +307,7 @@ func (b *inbox) publish() {
 
 // emptied returns list for reuse, or nil if its capacity is too large to keep.
 func emptied(list []packet) []packet {
-	if cap(list) > keptPackets {
+	if cap(list) > maxIdlePackets {
 		return nil
 	}
 	return list[:0]

@@ -181,10 +181,10 @@ func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String(
 // bytes.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
-	if r := &in.conn().request; r.own {
-		var kept bool
-		kept, err = decodeKeeping(r.body, msg)
-		r.own = !kept
+	if r := &in.conn().request; r.mayAlias {
+		var aliased bool
+		aliased, err = decodeKeeping(r.body, msg)
+		r.mayAlias = !aliased
 	} else {
 		err = fill(r.body, msg)
 	}

@@ -65,9 +65,9 @@ type Names struct {
 	Target, Caller, Procedure string
 	// Known is the handler's cache for calls with these names. Only ServeUnary may use it.
 	Known any
-	// keeps is set if the last large request with these names aliased its receive buffer. It is
+	// aliases is set if the last large request with these names aliased its receive buffer. It is
 	// owned by the read loop.
-	keeps bool
+	aliases bool
 }
 
 // nameTable is the receiving half. It is owned by the read loop.

@@ -71,7 +71,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	if s.stream != nil {
 		stream := s.stream
 		c.out.close(&stream.queue, errOver)
-		c.vacate(h.id())
+		c.releaseID(h.id())
 		c.mu.Unlock()
 		if flags&replyMessage != 0 {
 			return violation("a REPLY with a message for the stream %d", h.id())
@@ -91,7 +91,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		return c.beginReply(s, &partialReply{outcome: r}, total, p.rest)
 	}
 	call := s.call
-	c.vacate(h.id())
+	c.releaseID(h.id())
 	c.mu.Unlock()
 	if call != nil {
 		c.answered = c.answered || call == c.readingFor
@@ -118,7 +118,7 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 		r.discard = true
 	}
 	if !r.discard {
-		r.buf = newUnaryAssembly(total, c.keeps[s.call.Procedure]).buf
+		r.buf = newUnaryAssembly(total, c.aliasing[s.call.Procedure]).buf
 	}
 	return r.add(first)
 }
@@ -133,7 +133,7 @@ func (c *Conn) replyComplete(id uint32) {
 	}
 	r, call := s.reply, s.call
 	c.credited(r)
-	c.vacate(id)
+	c.releaseID(id)
 	c.mu.Unlock()
 	if call == nil {
 		r.buf.free()
@@ -145,7 +145,7 @@ func (c *Conn) replyComplete(id uint32) {
 		body = r.buf.b
 	}
 	procedure := call.Procedure // the Call must not be accessed once it is complete
-	c.kept(procedure, r.buf, call.complete(&r.outcome, body, true))
+	c.aliased(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
 // credited returns the window that a large response used to the peer. The caller must hold c.mu.

@@ -101,7 +101,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	case !unary:
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
-		a := newUnaryAssembly(total, in.keeps)
+		a := newUnaryAssembly(total, in.aliases)
 		in.extra.assembly = a
 		return a.add(p.rest)
 	default:
@@ -174,8 +174,8 @@ func (c *Conn) take(in *Incoming) error {
 // request is the source of [Incoming.Decode]. It is owned by the read loop.
 type request struct {
 	body []byte
-	// own reports that the call owns body, so that the decoded message may alias it.
-	own bool
+	// mayAlias reports that the decoded message may alias body: the call owns it.
+	mayAlias bool
 }
 
 func (c *Conn) newIncoming() *Incoming {
@@ -219,8 +219,8 @@ func (c *Conn) requestComplete(in *Incoming) {
 		a.buf.free()
 		return
 	}
-	c.serveUnary(in, request{body: a.buf.b, own: true})
-	if in.keeps = !c.request.own; !in.keeps {
+	c.serveUnary(in, request{body: a.buf.b, mayAlias: true})
+	if in.aliases = !c.request.mayAlias; !in.aliases {
 		a.buf.free()
 	}
 }

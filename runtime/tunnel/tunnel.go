@@ -62,8 +62,8 @@ type Conn struct {
 	polling polling
 	// request is the unary request that is being delivered to the handler.
 	request request
-	// keeps is the set of procedures whose last large response aliased its receive buffer.
-	keeps map[string]bool
+	// aliasing is the set of procedures whose last large response aliased its receive buffer.
+	aliasing map[string]bool
 	// fragment is the fragment that is being read straight into its assembly. Its assembly is nil
 	// if there is none.
 	fragment fragment

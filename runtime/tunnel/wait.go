@@ -83,7 +83,7 @@ func (s *sweep) remove(call *Call) {
 	s.calls[last], call.place = nil, 0
 	s.calls = s.calls[:last]
 	s.next = min(s.next, last)
-	if last == 0 && cap(s.calls) > keptSlots {
+	if last == 0 && cap(s.calls) > maxIdleSlots {
 		s.calls = nil // release memory after a burst
 	}
 }
