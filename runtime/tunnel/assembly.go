@@ -36,7 +36,7 @@ func newUnaryAssembly(total int, aliases bool) *assembly {
 // recordAliasing records whether the response of a procedure aliased the buffer in which it was
 // received. If not, the buffer is freed. The number of procedures recorded is limited; the
 // prediction for others costs a copy.
-func (c *Conn) aliased(procedure string, buf *buffer, aliased bool) {
+func (c *Conn) recordAliasing(procedure string, buf *buffer, aliased bool) {
 	switch {
 	case !aliased:
 		delete(c.aliasing, procedure)

@@ -57,9 +57,9 @@ func WithNonce(nonce string, cfg Config) Config {
 	return cfg
 }
 
-// ParseGreeting parses the body of a handshake's frame.
-func ParseGreeting(b []byte) error {
-	_, err := parseGreeting(b)
+// ParseHandshakeMessage parses the body of a handshake frame.
+func ParseHandshakeMessage(b []byte) error {
+	_, err := parseHandshakeMessage(b)
 	return err
 }
 

@@ -26,7 +26,7 @@ var fuzzConfig = tunnel.Config{
 }
 
 // spoken is what one side says in the transcripts, the handshake and what follows it apart.
-func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
+func spoken(f *testing.F, direction string) (opening []byte, rest [][]byte) {
 	f.Helper()
 	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
 	require.NoError(f, err)
@@ -42,7 +42,7 @@ func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
 				}
 			}
 			if len(b.commands) > 0 && b.commands[0] == "dial" {
-				greeting = said
+				opening = said
 				continue
 			}
 			all = append(all, said...)
@@ -54,7 +54,7 @@ func spoken(f *testing.F, direction string) (greeting []byte, rest [][]byte) {
 			rest = append(rest, all)
 		}
 	}
-	return greeting, rest
+	return opening, rest
 }
 
 // openHandshake is what both sides say in a handshake without a token.
@@ -88,24 +88,24 @@ func FuzzAccept(f *testing.F) {
 	for _, seed := range seeds {
 		f.Add(true, seed)
 	}
-	greeting, _ := openHandshake(f)
-	f.Add(false, greeting)
+	opening, _ := openHandshake(f)
+	f.Add(false, opening)
 	f.Add(false, replayed)
 	f.Add(false, []byte("GET / HTTP/1.1\r\n\r\n"))
-	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
+	f.Fuzz(func(t *testing.T, afterHandshake bool, said []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			near, far := memnet.Pipe()
 			go func() { _, _ = io.Copy(io.Discard, near) }()
 			go func() {
-				if greeted {
-					_, _ = near.Write(greeting)
+				if afterHandshake {
+					_, _ = near.Write(opening)
 				}
 				_, _ = near.Write(said)
 				<-time.After(10 * time.Second)
 				_ = near.Close()
 			}()
 			cfg := fuzzConfig
-			if !greeted {
+			if !afterHandshake {
 				cfg.Token = "no input can prove that it knows this"
 			}
 			conn, err := tunnel.Accept(t.Context(), far, cfg, self, admit(&scripted{}))
@@ -113,7 +113,7 @@ func FuzzAccept(f *testing.F) {
 				var failed *tunnel.HandshakeError
 				require.ErrorAs(t, err, &failed)
 			} else {
-				require.True(t, greeted, "admitted without a proof")
+				require.True(t, afterHandshake, "admitted without a proof")
 				<-conn.Done()
 				require.Error(t, conn.Err())
 			}
@@ -128,22 +128,22 @@ func FuzzDial(f *testing.F) {
 	for _, seed := range seeds {
 		f.Add(true, seed)
 	}
-	_, greeting := openHandshake(f)
-	f.Add(false, greeting)
+	_, opening := openHandshake(f)
+	f.Add(false, opening)
 	f.Add(false, replayed)
-	f.Fuzz(func(t *testing.T, greeted bool, said []byte) {
+	f.Fuzz(func(t *testing.T, afterHandshake bool, said []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			near, far := memnet.Pipe()
 			go func() { _, _ = io.Copy(io.Discard, far) }()
-			if greeted {
-				_, err := far.Write(greeting)
+			if afterHandshake {
+				_, err := far.Write(opening)
 				require.NoError(t, err)
 			} else {
 				go func() { _, _ = far.Write(said) }()
 			}
 			time.AfterFunc(10*time.Second, func() { _ = far.Close() })
 			cfg := fuzzConfig
-			if !greeted {
+			if !afterHandshake {
 				cfg.Token = "no input can prove that it knows this"
 			}
 			conn, err := tunnel.Dial(t.Context(), near, tunnel.Hello{}, cfg)
@@ -170,7 +170,7 @@ func FuzzDial(f *testing.F) {
 					}
 				}
 			}()
-			if greeted {
+			if afterHandshake {
 				_, _ = far.Write(said)
 			}
 			for range 3 {

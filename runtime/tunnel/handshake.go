@@ -139,14 +139,14 @@ const (
 // line and answers at once, instead of waiting for more input until a timeout.
 const lineEnd = "\r\n\r\n"
 
-// greeting is the union of the fields of all handshake bodies. Its size is fixed, apart from the
-// strings, which are bounded by the frame.
-type greeting struct {
+// handshakeMessage is the union of the fields of all handshake bodies. Its size is fixed, apart
+// from the strings, which are bounded by the frame.
+type handshakeMessage struct {
 	text    [fieldCount]string
 	numbers [fieldCount]uint64
 }
 
-func (g *greeting) setLimits(l limits) {
+func (g *handshakeMessage) setLimits(l limits) {
 	for field, value := range l.fields() {
 		g.numbers[field] = uint64(*value) //nolint:gosec // limits are positive
 	}
@@ -165,7 +165,7 @@ func (l *limits) fields() map[protowire.Number]*int {
 
 // limits returns what the peer is prepared to receive, clamped to what this package ever sends. A
 // missing limit counts as 0.
-func (g *greeting) limits() (limits, error) {
+func (g *handshakeMessage) limits() (limits, error) {
 	var l limits
 	for field, value := range l.fields() {
 		*value = int(min(g.numbers[field], ceilingMaxMessage))
@@ -180,7 +180,7 @@ func (g *greeting) limits() (limits, error) {
 }
 
 // append encodes the fields in numerical order, with fieldLineEnd last.
-func (g *greeting) append(b []byte) []byte {
+func (g *handshakeMessage) append(b []byte) []byte {
 	for field := protowire.Number(fieldMinVersion); field < fieldCount; field++ {
 		if field != fieldLineEnd {
 			b = g.appendField(b, field)
@@ -189,7 +189,7 @@ func (g *greeting) append(b []byte) []byte {
 	return g.appendField(b, fieldLineEnd)
 }
 
-func (g *greeting) appendField(b []byte, field protowire.Number) []byte {
+func (g *handshakeMessage) appendField(b []byte, field protowire.Number) []byte {
 	if n := g.numbers[field]; n != 0 {
 		b = protowire.AppendTag(b, field, protowire.VarintType)
 		b = protowire.AppendVarint(b, n)
@@ -201,8 +201,8 @@ func (g *greeting) appendField(b []byte, field protowire.Number) []byte {
 	return b
 }
 
-func parseGreeting(b []byte) (*greeting, error) {
-	g := &greeting{}
+func parseHandshakeMessage(b []byte) (*handshakeMessage, error) {
+	g := &handshakeMessage{}
 	for len(b) > 0 {
 		field, wire, n := protowire.ConsumeTag(b)
 		if n < 0 {

@@ -10,8 +10,8 @@ import (
 // The token itself is never sent. Each side proves that it knows the token by an HMAC-SHA-256 over
 //
 //   - a label that differs between the two directions, so that a reflected proof is worthless;
-//   - both greetings as sent, header and body, with nonces, host ids, versions and limits. A
-//     greeting that was modified in transit invalidates the proof, and a recorded proof does not
+//   - HELLO and WELCOME as sent, header and body, with nonces, host ids, versions and limits. A
+//     frame that was modified in transit invalidates the proof, and a recorded proof does not
 //     match the nonces of another connection;
 //   - for the dialler's proof, the accepting side's proof.
 //

@@ -473,13 +473,13 @@ func TestProtocolThatIsNotServed(t *testing.T) {
 	})
 }
 
-// FuzzGreeting parses anything as a body of the handshake.
-func FuzzGreeting(f *testing.F) {
+// FuzzHandshakeMessage parses anything as a body of the handshake.
+func FuzzHandshakeMessage(f *testing.F) {
 	for _, seed := range [][]byte{greetingOf(hello, 1, 2, 2, 2, 22, "n"), greetingOf(refuse, 17, 5, 18, "no", 1<<20, "?")} {
 		f.Add(seed[tunnel.HeaderBytes:])
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		if err := tunnel.ParseGreeting(body); err != nil {
+		if err := tunnel.ParseHandshakeMessage(body); err != nil {
 			require.ErrorIs(t, err, tunnel.ErrProtocol)
 		}
 	})

@@ -145,7 +145,7 @@ func (c *Conn) replyComplete(id uint32) {
 		body = r.buf.b
 	}
 	procedure := call.Procedure // the Call must not be accessed once it is complete
-	c.aliased(procedure, r.buf, call.complete(&r.outcome, body, true))
+	c.recordAliasing(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
 // credited returns the window that a large response used to the peer. The caller must hold c.mu.

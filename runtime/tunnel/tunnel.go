@@ -152,7 +152,7 @@ func DialRaw(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (net.Con
 func dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, error) {
 	c := newConn(nc, cfg)
 	c.dialled, c.hello = true, hello
-	if err := bounded(ctx, nc, c.cfg, c.greet); err != nil {
+	if err := bounded(ctx, nc, c.cfg, c.dialHandshake); err != nil {
 		return nil, errors.Join(err, closeQuietly(nc))
 	}
 	c.cfg.Token = "" // no longer needed: keep it out of dumps of the Conn
@@ -181,7 +181,7 @@ func AcceptAny(
 	ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error),
 ) (*Conn, net.Conn, error) {
 	c := newConn(nc, cfg)
-	if err := bounded(ctx, nc, c.cfg, func() error { return c.answer(self, admit) }); err != nil {
+	if err := bounded(ctx, nc, c.cfg, func() error { return c.acceptHandshake(self, admit) }); err != nil {
 		return nil, nil, errors.Join(err, closeQuietly(nc))
 	}
 	c.cfg.Token = "" // as above

@@ -20,9 +20,10 @@ const (
 		"to the user who started it), or another process has taken the address"
 )
 
-// greet performs the dialling side of the handshake. It sets c.version, c.welcome and c.peer.
-func (c *Conn) greet() error {
-	g := &greeting{}
+// dialHandshake performs the dialling side of the handshake. It sets c.version, c.welcome and
+// c.peer.
+func (c *Conn) dialHandshake() error {
+	g := &handshakeMessage{}
 	g.numbers[fieldMinVersion], g.numbers[fieldVersion] = MinVersion, MaxVersion
 	g.text[fieldHost], g.text[fieldClient] = c.hello.Host, c.hello.Client
 	g.text[fieldTag], g.text[fieldTarget], g.text[fieldBuild] = c.hello.Tag, c.hello.Target, c.hello.Build
@@ -39,16 +40,16 @@ func (c *Conn) greet() error {
 	if err := readPreface(&c.in); err != nil {
 		return err
 	}
-	welcome, err := c.receive(kindWelcome)
+	welcome, err := c.expectHandshakeFrame(kindWelcome)
 	if err != nil {
 		return err
 	}
-	if err := c.welcomed(welcome[headerBytes:]); err != nil {
-		return c.decline(err)
+	if err := c.onWelcome(welcome[headerBytes:]); err != nil {
+		return c.refuse(err)
 	}
-	proof, err := c.checkPeer(hello, welcome)
+	proof, err := c.verifyAcceptor(hello, welcome)
 	if err != nil {
-		return c.decline(err)
+		return c.refuse(err)
 	}
 	frame, err := handshakeFrame(kindProof, proof)
 	if err != nil {
@@ -57,13 +58,13 @@ func (c *Conn) greet() error {
 	if _, err := c.nc.Write(frame); err != nil {
 		return err
 	}
-	_, err = c.receive(kindAdmit)
+	_, err = c.expectHandshakeFrame(kindAdmit)
 	return err
 }
 
-// welcomed processes the WELCOME of the accepting side.
-func (c *Conn) welcomed(body []byte) error {
-	answer, err := parseGreeting(body)
+// onWelcome processes the WELCOME of the accepting side.
+func (c *Conn) onWelcome(body []byte) error {
+	answer, err := parseHandshakeMessage(body)
 	if err != nil {
 		return err
 	}
@@ -93,10 +94,10 @@ func (c *Conn) welcomed(body []byte) error {
 	return err
 }
 
-// checkPeer reads and verifies the accepting side's proof, and returns this side's. Without a token
-// both are empty.
-func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
-	frame, err := c.receive(kindProof)
+// verifyAcceptor reads and verifies the accepting side's proof, and returns this side's. Without a
+// token both are empty.
+func (c *Conn) verifyAcceptor(hello, welcome []byte) (proof []byte, err error) {
+	frame, err := c.expectHandshakeFrame(kindProof)
 	if err != nil {
 		return nil, err
 	}
@@ -113,9 +114,9 @@ func (c *Conn) checkPeer(hello, welcome []byte) (proof []byte, err error) {
 	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
 
-// receive reads the next frame, which must be of kind due. If it is a REFUSE, receive returns the
-// refusal as an error.
-func (c *Conn) receive(due kind) ([]byte, error) {
+// expectHandshakeFrame reads the next frame, which must be of kind due. If it is a REFUSE, it
+// returns the refusal as an error.
+func (c *Conn) expectHandshakeFrame(due kind) ([]byte, error) {
 	h, frame, err := readHandshakeFrame(&c.in)
 	switch {
 	case err != nil:
@@ -123,7 +124,7 @@ func (c *Conn) receive(due kind) ([]byte, error) {
 	case h.kind() == due:
 		return frame, nil
 	case h.kind() == kindRefuse:
-		refusal, err := parseGreeting(frame[headerBytes:])
+		refusal, err := parseHandshakeMessage(frame[headerBytes:])
 		if err != nil {
 			return nil, err
 		}
@@ -134,7 +135,7 @@ func (c *Conn) receive(due kind) ([]byte, error) {
 
 // refusal converts a REFUSE frame to an error. unproven is set if the peer has not yet proven that
 // it knows the token.
-func (g *greeting) refusal(unproven bool) error {
+func (g *handshakeMessage) refusal(unproven bool) error {
 	code := connect.Code(g.numbers[fieldCode]) //nolint:gosec // checked below
 	if code < connect.CodeCanceled || code > connect.CodeUnauthenticated {
 		code = connect.CodeUnknown
@@ -150,9 +151,9 @@ func (g *greeting) refusal(unproven bool) error {
 	return &HandshakeError{Reason: reason, Code: code, Message: text, Remote: true}
 }
 
-// answer performs the accepting side of the handshake. admit is called after the dialler has proven
-// that it knows the token.
-func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
+// acceptHandshake performs the accepting side of the handshake. admit is called after the dialler
+// has proven that it knows the token.
+func (c *Conn) acceptHandshake(self Welcome, admit func(Hello) (Handler, error)) error {
 	if err := readPreface(&c.in); err != nil {
 		return err
 	}
@@ -160,18 +161,18 @@ func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	if err == nil && h.kind() != kindHello {
 		err = violation("a %v frame where HELLO is due", h.kind())
 	}
-	var g *greeting
+	var g *handshakeMessage
 	if err == nil {
-		g, err = parseGreeting(hello[headerBytes:])
+		g, err = parseHandshakeMessage(hello[headerBytes:])
 	}
 	if err == nil {
-		err = c.greeted(g, self)
+		err = c.onHello(g, self)
 	}
 	if err != nil {
-		return c.refuse(err)
+		return c.refuseWithPreface(err)
 	}
 	c.welcome = self
-	reply := &greeting{}
+	reply := &handshakeMessage{}
 	reply.numbers[fieldVersion] = uint64(c.version) //nolint:gosec // small
 	reply.text[fieldHost], reply.text[fieldBuild] = self.Host, self.Build
 	reply.text[fieldNonce], reply.numbers[fieldAuth] = newNonce(c.cfg.nonce), authOf(c.cfg.Token)
@@ -180,22 +181,22 @@ func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	if err != nil {
 		return err
 	}
-	var mine []byte
+	var ownProof []byte
 	if c.cfg.Token != "" {
-		mine = prove(c.cfg.Token, acceptLabel, hello, welcome)
+		ownProof = prove(c.cfg.Token, acceptLabel, hello, welcome)
 	}
-	proof, err := handshakeFrame(kindProof, mine)
+	proof, err := handshakeFrame(kindProof, ownProof)
 	if err != nil {
 		return err
 	}
 	if _, err := c.nc.Write(append(append([]byte(Preface), welcome...), proof...)); err != nil {
 		return err
 	}
-	if err := c.checkDialler(hello, welcome, mine); err != nil {
-		return c.decline(err)
+	if err := c.verifyDialler(hello, welcome, ownProof); err != nil {
+		return c.refuse(err)
 	}
-	if c.handler, err = c.admitted(admit); err != nil {
-		return c.decline(err)
+	if c.handler, err = c.callAdmit(admit); err != nil {
+		return c.refuse(err)
 	}
 	admission, err := handshakeFrame(kindAdmit, nil)
 	if err != nil {
@@ -205,8 +206,8 @@ func (c *Conn) answer(self Welcome, admit func(Hello) (Handler, error)) error {
 	return err
 }
 
-// greeted processes the HELLO of the dialler.
-func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
+// onHello processes the HELLO of the dialler.
+func (c *Conn) onHello(g *handshakeMessage, self Welcome) (err error) {
 	theirMin, theirMax := g.numbers[fieldMinVersion], g.numbers[fieldVersion]
 	if theirMin > MaxVersion || theirMax < MinVersion || theirMin > theirMax {
 		return handshakeError(ReasonVersion, connect.CodeFailedPrecondition, nil,
@@ -231,9 +232,9 @@ func (c *Conn) greeted(g *greeting, self Welcome) (err error) {
 	return err
 }
 
-// checkDialler reads and verifies the dialler's proof.
-func (c *Conn) checkDialler(hello, welcome, mine []byte) error {
-	frame, err := c.receive(kindProof)
+// verifyDialler reads and verifies the dialler's proof.
+func (c *Conn) verifyDialler(hello, welcome, ownProof []byte) error {
+	frame, err := c.expectHandshakeFrame(kindProof)
 	if err != nil {
 		return err
 	}
@@ -241,14 +242,14 @@ func (c *Conn) checkDialler(hello, welcome, mine []byte) error {
 	switch {
 	case c.cfg.Token == "" && len(theirs) != 0:
 		return violation("a proof where there is no token")
-	case c.cfg.Token != "" && !proven(theirs, c.cfg.Token, dialLabel, hello, welcome, mine):
+	case c.cfg.Token != "" && !proven(theirs, c.cfg.Token, dialLabel, hello, welcome, ownProof):
 		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
 	}
 	return nil
 }
 
-// admitted calls admit to get the handler for a verified dialler.
-func (c *Conn) admitted(admit func(Hello) (Handler, error)) (Handler, error) {
+// callAdmit calls admit to get the handler for a verified dialler.
+func (c *Conn) callAdmit(admit func(Hello) (Handler, error)) (Handler, error) {
 	handler, err := admit(c.hello)
 	switch {
 	case err != nil:
@@ -266,12 +267,12 @@ func wrongHost(expected, found string) *HandshakeError {
 	return handshakeError(ReasonWrongHost, connect.CodeFailedPrecondition, nil, "expected host %s, this is %s", expected, found)
 }
 
-// refuse sends a REFUSE frame with the preface, and returns err as a [*HandshakeError].
-func (c *Conn) refuse(err error) error { return c.sendRefusal([]byte(Preface), err) }
+// refuseWithPreface sends the preface and a REFUSE frame, and returns err as a [*HandshakeError].
+func (c *Conn) refuseWithPreface(err error) error { return c.sendRefusal([]byte(Preface), err) }
 
-// decline is refuse for a side that has already sent its preface. It sends nothing if the peer
-// itself refused or the connection failed.
-func (c *Conn) decline(err error) error {
+// refuse is refuseWithPreface for a side that has already sent its preface. It sends nothing if the
+// peer itself refused or the connection failed.
+func (c *Conn) refuse(err error) error {
 	if typed, ok := errors.AsType[*HandshakeError](err); ok && typed.Remote {
 		return err
 	}
@@ -290,7 +291,7 @@ func (c *Conn) sendRefusal(before []byte, err error) error {
 	default:
 		return err
 	}
-	g := &greeting{}
+	g := &handshakeMessage{}
 	g.numbers[fieldCode], g.numbers[fieldReason] = uint64(typed.Code), uint64(typed.Reason) //nolint:gosec // small
 	g.text[fieldMessage] = shorten(typed.Message, maxRefusalBytes)
 	if frame, ferr := handshakeFrame(kindRefuse, g.append(nil)); ferr == nil {
