@@ -208,7 +208,7 @@ func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 		})
 		require.NoError(t, o.client)
 	})
-	require.Len(t, frames, 5) // the greetings, two proofs, and ADMIT
+	require.Len(t, frames, 5) // HELLO, WELCOME, two proofs, and ADMIT
 	for which, original := range frames {
 		for i := range original {
 			synctest.Test(t, func(t *testing.T) {
@@ -365,8 +365,8 @@ func TestAddressThatLeadsBackHere(t *testing.T) {
 	})
 }
 
-// greetingOf makes a frame of the handshake out of numbers and texts, by field.
-func greetingOf(kind byte, fields ...any) []byte {
+// handshakeFrameOf makes a frame of the handshake out of numbers and texts, by field.
+func handshakeFrameOf(kind byte, fields ...any) []byte {
 	var body []byte
 	for i := 0; i < len(fields); i += 2 {
 		field, _ := fields[i].(int)
@@ -385,7 +385,7 @@ func greetingOf(kind byte, fields ...any) []byte {
 func TestPeersOfVersion1AreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, err := accepting(t, withToken, func(p *peer) {
-			p.write([]byte(tunnel.Preface), greetingOf(hello, 1, 1, 2, 1, 3, token, 9, 1<<20, 10, 1<<16))
+			p.write([]byte(tunnel.Preface), handshakeFrameOf(hello, 1, 1, 2, 1, 3, token, 9, 1<<20, 10, 1<<16))
 			answer := p.next()
 			assert.Equal(t, refuse, kindOf(answer))
 			assert.Contains(t, string(answer), "no common version: the dialler speaks 1 to 1, this side 2 to 2")
@@ -393,7 +393,7 @@ func TestPeersOfVersion1AreRefused(t *testing.T) {
 		requireReason(t, err, tunnel.ReasonVersion, connect.CodeFailedPrecondition, "no common version")
 
 		near, far := memnet.Pipe()
-		_, err = far.Write(append([]byte(tunnel.Preface), greetingOf(welcome, 2, 1, 4, "server")...))
+		_, err = far.Write(append([]byte(tunnel.Preface), handshakeFrameOf(welcome, 2, 1, 4, "server")...))
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
 		requireReason(t, err, tunnel.ReasonVersion, connect.CodeFailedPrecondition, "the server chose version 1, this side speaks 2 to 2")
@@ -404,7 +404,7 @@ func TestPeersOfVersion1AreRefused(t *testing.T) {
 func TestRefusalOfWhatIsNotProvenIsMarked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
-		_, err := far.Write(append([]byte(tunnel.Preface), greetingOf(refuse, 17, 16, 18, "send your token to me", 19, 5)...))
+		_, err := far.Write(append([]byte(tunnel.Preface), handshakeFrameOf(refuse, 17, 16, 18, "send your token to me", 19, 5)...))
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
 		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated,
@@ -417,7 +417,7 @@ func TestNonceMustBeWhole(t *testing.T) {
 	for _, n := range []int{0, 1, tunnel.NonceBytes - 1, tunnel.NonceBytes + 1} {
 		synctest.Test(t, func(t *testing.T) {
 			_, err := accepting(t, withToken, func(p *peer) {
-				p.write([]byte(tunnel.Preface), greetingOf(hello, 1, 2, 2, 2, 23, 1, 22, strings.Repeat("n", n)))
+				p.write([]byte(tunnel.Preface), handshakeFrameOf(hello, 1, 2, 2, 2, 23, 1, 22, strings.Repeat("n", n)))
 				assert.Equal(t, refuse, kindOf(p.next()))
 			})
 			requireReason(t, err, tunnel.ReasonNotAPeer, connect.CodeFailedPrecondition, "a nonce of")
@@ -475,7 +475,7 @@ func TestProtocolThatIsNotServed(t *testing.T) {
 
 // FuzzHandshakeMessage parses anything as a body of the handshake.
 func FuzzHandshakeMessage(f *testing.F) {
-	for _, seed := range [][]byte{greetingOf(hello, 1, 2, 2, 2, 22, "n"), greetingOf(refuse, 17, 5, 18, "no", 1<<20, "?")} {
+	for _, seed := range [][]byte{handshakeFrameOf(hello, 1, 2, 2, 2, 22, "n"), handshakeFrameOf(refuse, 17, 5, 18, "no", 1<<20, "?")} {
 		f.Add(seed[tunnel.HeaderBytes:])
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
