@@ -24,7 +24,7 @@ func (c *Conn) awaitWriter() {
 		c.startKeepalive()
 		c.mu.Unlock()
 		select {
-		case <-c.drained:
+		case <-c.resume:
 		case <-c.done:
 		}
 	}
@@ -35,7 +35,7 @@ func (c *Conn) resumeReading() {
 	if c.paused {
 		c.paused = false
 		select {
-		case c.drained <- struct{}{}:
+		case c.resume <- struct{}{}:
 		default:
 		}
 	}

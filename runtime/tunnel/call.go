@@ -315,5 +315,5 @@ func (c *Conn) releaseID(id uint32) {
 	if c.sendWindow.open == 0 && len(c.slots) > maxIdleSlots {
 		c.slots, c.free = make([]slot, 1), nil // release memory after a burst
 	}
-	c.checkQuiet()
+	c.checkIdle()
 }

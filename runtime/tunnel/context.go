@@ -12,16 +12,16 @@ type callContext struct {
 	conn *Conn
 	// in is the call.
 	in *Incoming
-	// deadline is the call's deadline, relative to Conn.born; 0 means none.
+	// deadline is the call's deadline, relative to Conn.started; 0 means none.
 	deadline time.Duration
 	// inlineEpoch is the epoch of the inline work that serves the call, or 0.
 	inlineEpoch uint64
 
 	mu sync.Mutex // guards the fields below
-	// telling is set if the call's owner is to be notified of the end.
-	telling bool
-	err     error
-	watched *watched
+	// notifyOnEnd is set if the call's owner is to be notified of the end.
+	notifyOnEnd bool
+	err         error
+	watched     *watched
 }
 
 // watched is the state of a context that is waited for.
@@ -38,11 +38,13 @@ func (c *callContext) Deadline() (time.Time, bool) {
 	if c.deadline == 0 {
 		return time.Time{}, false
 	}
-	return c.conn.born.Add(c.deadline), true
+	return c.conn.started.Add(c.deadline), true
 }
 
 // overdue reports whether the deadline has passed.
-func (c *callContext) overdue() bool { return c.deadline != 0 && time.Since(c.conn.born) >= c.deadline }
+func (c *callContext) overdue() bool {
+	return c.deadline != 0 && time.Since(c.conn.started) >= c.deadline
+}
 
 // watch returns the watched state, made on first use. The caller must hold c.mu.
 func (c *callContext) watch() *watched {
@@ -109,22 +111,22 @@ func (c *callContext) AfterFunc(run func()) func() bool {
 // arm starts the deadline's timer.
 func (c *callContext) arm() {
 	if w := c.watched; w.timer == nil && c.err == nil && c.deadline != 0 {
-		w.timer = time.AfterFunc(c.deadline-time.Since(c.conn.born), func() { c.end(context.DeadlineExceeded) })
+		w.timer = time.AfterFunc(c.deadline-time.Since(c.conn.started), func() { c.end(context.DeadlineExceeded) })
 	}
 }
 
-// tellOwner makes end notify the call's owner, at once if the context has already ended.
-func (c *callContext) tellOwner() {
+// notifyOwner makes end notify the call's owner, at once if the context has already ended.
+func (c *callContext) notifyOwner() {
 	c.mu.Lock()
 	over := c.err != nil
-	c.telling = true
+	c.notifyOnEnd = true
 	c.mu.Unlock()
 	if over {
-		c.tell()
+		c.callEnded()
 	}
 }
 
-func (c *callContext) tell() {
+func (c *callContext) callEnded() {
 	if owner, ok := c.in.Owner.(interface{ Ended() }); ok {
 		owner.Ended()
 	}
@@ -150,10 +152,10 @@ func (c *callContext) end(err error) {
 		err = context.DeadlineExceeded // the caller's CANCEL at the same deadline arrived before the local timer fired
 	}
 	c.close(err)
-	telling := c.telling
+	telling := c.notifyOnEnd
 	c.mu.Unlock()
 	if telling {
-		c.tell()
+		c.callEnded()
 	}
 }
 

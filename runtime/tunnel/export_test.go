@@ -35,11 +35,11 @@ func Leaks(c *Conn) string {
 	if c.out.replyWindow != 0 || c.replyBytes != 0 {
 		return fmt.Sprintf("response window: %d out, %d in", c.out.replyWindow, c.replyBytes)
 	}
-	if c.extra.used != 0 || len(c.extra.waiting) != 0 {
-		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.extra.used, len(c.extra.waiting))
+	if c.excess.used != 0 || len(c.excess.waiting) != 0 {
+		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.excess.used, len(c.excess.waiting))
 	}
-	if c.windows.Load() != 0 || c.metaBytes != 0 {
-		return fmt.Sprintf("beyond first windows: %d; names and headers: %d", c.windows.Load(), c.metaBytes)
+	if c.windowGrowth.Load() != 0 || c.metaBytes != 0 {
+		return fmt.Sprintf("beyond first windows: %d; names and headers: %d", c.windowGrowth.Load(), c.metaBytes)
 	}
 	if c.requestBytes != 0 || c.sendWindow.used != 0 || c.pending() != 0 || c.streams != 0 || c.sendWindow.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",

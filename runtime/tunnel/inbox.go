@@ -11,7 +11,7 @@ import (
 
 // inbox is the receive queue of a stream. The connection's reader appends messages and never
 // blocks; one goroutine, the stream's reader, removes them. Its bytes are bounded by the credit
-// granted to the peer: a full window, plus extra credit while the stream's reader waits for a
+// granted to the peer: a full window, plus excess credit while the stream's reader waits for a
 // message larger than that.
 //
 // Both sides work in batches, so that a small message needs no lock: all messages of one read of
@@ -28,23 +28,23 @@ type inbox struct {
 	// dropped is set when unread messages are to be discarded, ended when further arrivals are.
 	dropped, ended atomic.Bool
 
-	mu      sync.Mutex // guards the fields below
-	ready   chan struct{}
-	queue   []packet
-	end     error
-	waiting bool
-	// large is the number of queued messages that have used extra credit.
+	mu            sync.Mutex // guards the fields below
+	ready         chan struct{}
+	queue         []packet
+	end           error
+	readerWaiting bool
+	// large is the number of queued messages that have used excess credit.
 	large int
 	// credit plus allowance is what the peer may still send. owed has been consumed but not yet
 	// granted again. window is the current window size.
 	credit, owed, window int
-	// beyond is the part of the window that was taken from the connection's shared budget.
-	beyond int
+	// windowGrowth is the part of the window that was taken from the connection's shared budget.
+	windowGrowth int
 	// granted is the time of the last grant.
 	granted time.Duration
 	// For the partially received message: total is the credit it needs, got the credit charged so
-	// far, and asked the extra credit requested beyond the window.
-	total, got, asked int
+	// far, and excess the credit requested beyond the window.
+	total, got, excess int
 
 	header, trailer Header
 }
@@ -57,10 +57,11 @@ type arrivals struct {
 	// message is partially received.
 	allowance int
 	// fresh holds the messages not yet published. The bodies of small ones are still in the read
-	// buffer; burst is their total size. listed reports whether the inbox is in Conn.unpublished.
-	fresh  []packet
-	burst  int
-	listed bool
+	// buffer; freshBytes is their total size. listed reports whether the inbox is in
+	// Conn.unpublished.
+	fresh      []packet
+	freshBytes int
+	listed     bool
 	// arrived is the credit used before the window was widened.
 	arrived int
 	widened bool
@@ -69,11 +70,11 @@ type arrivals struct {
 // batchInHand is the part of an inbox that is owned by the stream's reader: the messages taken out
 // of the queue and not yet returned by receive. They still count against the window.
 type batchInHand struct {
-	taken []packet
-	next  int
-	// paid is the cost of the messages returned since the last settlement. When it reaches due, the
-	// credit is granted again.
-	paid, due int
+	inHand []packet
+	next   int
+	// returned is the cost of the messages returned since the last call of grantable. When it
+	// reaches grantAt, the credit is granted again.
+	returned, grantAt int
 }
 
 // packet is one message. It is kept small since a stream may queue very many.
@@ -92,8 +93,8 @@ func (m packet) cost() int {
 	return len(m.body) + messageCost
 }
 
-// extra returns the part of the cost that was granted beyond the window.
-func (m packet) extra() int {
+// excess returns the part of the cost that was granted beyond the window.
+func (m packet) excess() int {
 	if m.slab == nil {
 		return 0
 	}
@@ -141,8 +142,9 @@ func (b *inbox) charge(n int) error {
 	return nil
 }
 
-// takes charges a whole small message of n bytes to the allowance, and reports whether it could.
-func (b *inbox) takes(n, limit int) bool {
+// chargeSmall charges a whole small message of n bytes to the allowance, and reports whether it
+// could.
+func (b *inbox) chargeSmall(n, limit int) bool {
 	if b.assembly != nil || n > limit || n+messageCost > b.allowance {
 		return false
 	}
@@ -206,7 +208,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 
 // put adds a whole small message. Its body stays in the read buffer until it is published.
 func (b *inbox) put(body []byte) {
-	b.burst += len(body)
+	b.freshBytes += len(body)
 	b.fresh = append(b.fresh, packet{body: body})
 	if !b.listed {
 		b.listed = true
@@ -227,11 +229,11 @@ func (b *inbox) retainBodies() {
 	}
 	in := &b.conn.in
 	switch {
-	case 2*b.burst >= len(in.buf):
+	case 2*b.freshBytes >= len(in.buf):
 		b.fresh[last].slab = in.mem.share()
-	case b.burst < 1<<smallestClass:
+	case b.freshBytes < 1<<smallestClass:
 		// A pooled buffer would be many times larger than such small messages.
-		own := make([]byte, 0, b.burst)
+		own := make([]byte, 0, b.freshBytes)
 		for i := range b.fresh[:last+1] {
 			m := &b.fresh[i]
 			start := len(own)
@@ -239,7 +241,7 @@ func (b *inbox) retainBodies() {
 			m.body = own[start:]
 		}
 	default:
-		slab := newBuffer(b.burst)
+		slab := newBuffer(b.freshBytes)
 		for i := range b.fresh[:last+1] {
 			m := &b.fresh[i]
 			start := len(slab.b)
@@ -248,7 +250,7 @@ func (b *inbox) retainBodies() {
 		}
 		b.fresh[last].slab = slab
 	}
-	b.burst = 0
+	b.freshBytes = 0
 }
 
 // assembled publishes the partially received message if it is now complete.
@@ -259,8 +261,8 @@ func (b *inbox) assembled() {
 	}
 	b.assembly = nil
 	b.mu.Lock()
-	a.buf.cost, a.buf.extra = b.total, b.asked
-	b.total, b.got, b.asked = 0, 0, 0
+	a.buf.cost, a.buf.extra = b.total, b.excess
+	b.total, b.got, b.excess = 0, 0, 0
 	b.mu.Unlock()
 	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf})
 	b.publish()
@@ -283,12 +285,12 @@ func (b *inbox) publish() {
 	b.mu.Lock()
 	if b.end != nil {
 		b.mu.Unlock()
-		b.conn.releaseExtra(release(b.fresh))
+		b.conn.releaseExcess(releasePackets(b.fresh))
 		b.fresh = nil
 		return
 	}
 	for i := range b.fresh {
-		if b.fresh[i].extra() > 0 {
+		if b.fresh[i].excess() > 0 {
 			b.large++
 		}
 	}
@@ -299,7 +301,7 @@ func (b *inbox) publish() {
 		clear(b.fresh)
 		b.fresh = emptied(b.fresh)
 	}
-	if b.waiting {
+	if b.readerWaiting {
 		b.signal()
 	}
 	b.mu.Unlock()
@@ -313,11 +315,11 @@ func emptied(list []packet) []packet {
 	return list[:0]
 }
 
-// release frees unread messages, and returns the credit that they used beyond the window.
-func release(list []packet) int {
+// releasePackets frees unread messages, and returns the credit that they used beyond the window.
+func releasePackets(list []packet) int {
 	extra := 0
 	for i := range list {
-		extra += list[i].extra()
+		extra += list[i].excess()
 		list[i].slab.free()
 	}
 	clear(list)
@@ -341,26 +343,26 @@ func (b *inbox) widen() {
 // enlarge raises the window by up to n bytes, as far as the shared budget permits, and returns by
 // how much. The caller must hold b.mu and grant the result.
 func (b *inbox) enlarge(n int) int {
-	n = b.conn.takeWindow(n)
+	n = b.conn.reserveWindow(n)
 	b.window += n
-	b.beyond += n
+	b.windowGrowth += n
 	return n
 }
 
-// leaveWindow returns the stream's share of the budget. The caller must hold b.mu, and the queue
+// returnWindow returns the stream's share of the budget. The caller must hold b.mu, and the queue
 // must be empty.
-func (b *inbox) leaveWindow() {
-	b.conn.windows.Add(int64(-b.beyond))
-	b.beyond = 0
+func (b *inbox) returnWindow() {
+	b.conn.windowGrowth.Add(int64(-b.windowGrowth))
+	b.windowGrowth = 0
 }
 
-// takeWindow takes up to n bytes from the budget that all streams share beyond their initial
+// reserveWindow reserves up to n bytes from the budget that all streams share beyond their initial
 // windows.
-func (c *Conn) takeWindow(n int) int {
+func (c *Conn) reserveWindow(n int) int {
 	for n > 0 {
-		used := c.windows.Load()
+		used := c.windowGrowth.Load()
 		n = min(n, c.cfg.MaxStreamBytes-int(used))
-		if n > 0 && c.windows.CompareAndSwap(used, used+int64(n)) {
+		if n > 0 && c.windowGrowth.CompareAndSwap(used, used+int64(n)) {
 			return n
 		}
 	}
@@ -378,7 +380,7 @@ func (b *inbox) discard() {
 // progress calls demand if the stream's reader is waiting.
 func (b *inbox) progress() {
 	b.mu.Lock()
-	waiting := b.waiting && b.end == nil
+	waiting := b.readerWaiting && b.end == nil
 	b.mu.Unlock()
 	if waiting {
 		b.demand()
@@ -389,7 +391,7 @@ func (b *inbox) progress() {
 // stream's reader waits for that message.
 func (b *inbox) demand() {
 	b.mu.Lock()
-	if b.total == 0 || b.asked > 0 || len(b.queue) > 0 || b.end != nil {
+	if b.total == 0 || b.excess > 0 || len(b.queue) > 0 || b.end != nil {
 		b.mu.Unlock()
 		return
 	}
@@ -400,69 +402,69 @@ func (b *inbox) demand() {
 		return
 	}
 	b.credit, b.owed = b.credit+owed, 0
-	b.asked = max(lacking, 0)
-	lacking = b.asked
+	b.excess = max(lacking, 0)
+	lacking = b.excess
 	b.mu.Unlock()
 	b.conn.grant(b.id, owed)
 	if lacking > 0 {
-		b.conn.askExtra(b, lacking)
+		b.conn.requestExcess(b, lacking)
 	}
 }
 
 // receive blocks until the next message or the end of the stream. The caller must free the packet's
 // slab after use.
 func (b *inbox) receive() (packet, error) {
-	if b.next < len(b.taken) && !b.dropped.Load() {
-		return b.hand(), nil
+	if b.next < len(b.inHand) && !b.dropped.Load() {
+		return b.nextInHand(), nil
 	}
 	for {
 		b.mu.Lock()
-		owed := b.settle()
+		owed := b.grantable()
 		if b.end == nil || len(b.queue) > 0 {
-			b.due = b.window/4 - b.owed
+			b.grantAt = b.window/4 - b.owed
 		}
 		switch {
 		case b.large > 0 && len(b.queue) > 0:
-			// Take large messages one by one, since their extra credit must be returned even if the
-			// reader takes no further message.
+			// Take large messages one by one, since their excess credit must be returned even if
+			// the reader takes no further message.
 			m := b.first()
-			b.paid += m.cost() - m.extra()
-			owed += b.settle()
+			b.returned += m.cost() - m.excess()
+			owed += b.grantable()
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
-			b.conn.releaseExtra(m.extra())
+			b.conn.releaseExcess(m.excess())
 			return m, nil
 		case len(b.queue) > 0:
-			clear(b.taken)
-			b.taken, b.queue, b.next = b.queue, emptied(b.taken), 0
+			clear(b.inHand)
+			b.inHand, b.queue, b.next = b.queue, emptied(b.inHand), 0
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
-			return b.hand(), nil
+			return b.nextInHand(), nil
 		case b.end != nil:
 			err := b.end
-			b.leaveWindow()
+			b.returnWindow()
 			b.mu.Unlock()
 			return packet{}, err
 		}
-		b.waiting = true
+		b.readerWaiting = true
 		b.mu.Unlock()
 		b.conn.grant(b.id, owed)
 		b.demand()
 		<-b.ready
 		b.mu.Lock()
-		b.waiting = false
+		b.readerWaiting = false
 		b.mu.Unlock()
 	}
 }
 
-// hand returns the next of the messages in hand.
-func (b *inbox) hand() packet {
-	m := b.taken[b.next]
+// nextInHand returns the next of the messages in hand.
+func (b *inbox) nextInHand() packet {
+	m := b.inHand[b.next]
 	b.next++
-	if b.paid += m.cost(); b.paid >= b.due {
+	if b.returned += m.cost(); b.returned >= b.grantAt {
 		b.mu.Lock()
-		owed := b.settle()
-		b.due = b.window/4 - b.owed
+		owed := b.grantable()
+		b.grantAt = b.window/4 - b.owed
 		b.mu.Unlock()
 		b.conn.grant(b.id, owed)
 	}
@@ -476,17 +478,17 @@ func (b *inbox) first() packet {
 	if b.queue = b.queue[1:]; len(b.queue) == 0 {
 		b.queue = nil
 	}
-	if m.extra() > 0 {
+	if m.excess() > 0 {
 		b.large--
 	}
 	return m
 }
 
-// settle accounts for the messages returned since the last call, and returns the credit to grant.
-// The caller must hold b.mu and be the stream's reader.
-func (b *inbox) settle() int {
-	b.owed += b.paid
-	b.paid = 0
+// grantable accounts for the messages returned since the last call, and returns the credit to
+// grant. The caller must hold b.mu and be the stream's reader.
+func (b *inbox) grantable() int {
+	b.owed += b.returned
+	b.returned = 0
 	if b.end != nil || b.owed < b.window/4 {
 		return 0
 	}
@@ -514,17 +516,17 @@ func (b *inbox) close(err error, drop bool) {
 		b.end = err
 		b.ended.Store(true)
 		// The partially received message will never be complete.
-		extra, b.asked, b.total = b.asked, 0, 0
+		extra, b.excess, b.total = b.excess, 0, 0
 	}
 	if drop {
 		b.dropped.Store(true)
-		extra += release(b.queue)
+		extra += releasePackets(b.queue)
 		b.queue, b.large = nil, 0
-		b.leaveWindow()
+		b.returnWindow()
 	}
 	b.signal()
 	b.mu.Unlock()
-	b.conn.leaveExtra(b, extra)
+	b.conn.cancelExcess(b, extra)
 }
 
 // closeSend ends the inbox after the peer's CLOSE_SEND: the stream is half-closed.

@@ -32,7 +32,7 @@ type Allocator interface {
 }
 
 // Incoming is a call on the serving side. It holds what every call has, since most calls are small
-// and numerous. What only some calls have is in extra.
+// and numerous. What only some calls have is in details.
 type Incoming struct {
 	// Names holds the target, the caller and the procedure.
 	*Names
@@ -45,9 +45,9 @@ type Incoming struct {
 	StreamType connect.StreamType
 
 	ctx callContext
-	// extra is set by the read loop before the call is in the connection's table, and not modified
-	// afterwards.
-	extra *extra
+	// details is set by the read loop before the call is in the connection's table, and not
+	// modified afterwards.
+	details *callDetails
 	// response is the header and trailer set by the handler, allocated on first use.
 	response atomic.Pointer[responseMeta]
 	// cost is the number of bytes that the call uses of the send window. meta is what is charged
@@ -58,8 +58,8 @@ type Incoming struct {
 	replied atomic.Bool
 }
 
-// extra is the state that few calls have.
-type extra struct {
+// callDetails is the state that few calls have.
+type callDetails struct {
 	header Header
 	chain  []byte
 	stream *serverStream
@@ -71,47 +71,47 @@ type extra struct {
 // ended by the read loop or by the end of the connection. It is guarded by callContext.mu.
 type responseMeta struct{ header, trailer Header }
 
-// more returns extra, allocated on first use. It is for the read loop before the call is in the
-// table.
-func (in *Incoming) more() *extra {
-	if in.extra == nil {
-		in.extra = &extra{}
+// ensureDetails returns details, allocated on first use. It is for the read loop before the call is
+// in the table.
+func (in *Incoming) ensureDetails() *callDetails {
+	if in.details == nil {
+		in.details = &callDetails{}
 	}
-	return in.extra
+	return in.details
 }
 
 // stream returns the stream of the call, nil for a unary call.
 func (in *Incoming) stream() *serverStream {
-	if in.extra == nil {
+	if in.details == nil {
 		return nil
 	}
-	return in.extra.stream
+	return in.details.stream
 }
 
 // assembly returns the partially received request, or nil.
 func (in *Incoming) assembly() *assembly {
-	if in.extra == nil {
+	if in.details == nil {
 		return nil
 	}
-	return in.extra.assembly
+	return in.details.assembly
 }
 
 func (in *Incoming) conn() *Conn { return in.ctx.conn }
 
 // Header returns the header of the request, nil if there is none. It must not be modified.
 func (in *Incoming) Header() Header {
-	if in.extra == nil {
+	if in.details == nil {
 		return nil
 	}
-	return in.extra.header
+	return in.details.header
 }
 
 // Chain returns the chain set by the caller, nil if there is none.
 func (in *Incoming) Chain() []byte {
-	if in.extra == nil {
+	if in.details == nil {
 		return nil
 	}
-	return in.extra.chain
+	return in.details.chain
 }
 
 // SetHeader sets the response header. It must be called before Reply, and on streams before the
@@ -166,7 +166,7 @@ func (in *Incoming) Client() string { return in.conn().hello.Client }
 // called, unless the context ends because the call was answered. Ended is called on the goroutine
 // that ends the context and must not block. OnEnd starts no timer for the deadline; it relies on
 // the caller's CANCEL. It must be called in ServeUnary and at most once.
-func (in *Incoming) OnEnd() { in.ctx.tellOwner() }
+func (in *Incoming) OnEnd() { in.ctx.notifyOwner() }
 
 // Context returns the call's context. It ends when the deadline passes, when the caller cancels,
 // when the connection ends, or when the call has been answered. It carries no values. It is cheap:
@@ -287,7 +287,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		} else {
 			c.kick()
 		}
-		c.checkQuiet()
+		c.checkIdle()
 		c.mu.Unlock()
 		if err != nil {
 			_ = c.notEncoded(in, res, err) // logs, so not under the lock

@@ -39,7 +39,7 @@ func (c *callContext) Waits() bool {
 	return c.inlineEpoch != 0 && c.conn.replaceReadLoop(c.inlineEpoch)
 }
 
-// errHandedOver stops a read loop whose reading another goroutine has taken over.
+// errReadLoopReplaced stops a read loop whose reading another goroutine has taken over.
 var errReadLoopReplaced = errors.New("tunnel: reading was handed over")
 
 // runInline runs the work that a handler left for the read loop. It reports whether this

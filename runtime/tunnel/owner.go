@@ -177,7 +177,7 @@ func (c *Conn) readAsCaller(call *Call) (watch bool) {
 // yieldReading reports whether the read loop is to park, and if so gives up ownership. The caller
 // must hold c.mu.
 func (c *Conn) yieldReading() bool {
-	if c.aloneCalls < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.quiet != nil {
+	if c.aloneCalls < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.idle != nil {
 		return false
 	}
 	if c.owner != ownerLoop || !c.applyOwnerEvent(eventYielded) {

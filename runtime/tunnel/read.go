@@ -30,15 +30,15 @@ func (c *Conn) readingEnded(err error) {
 	c.mu.Unlock()
 	if errors.Is(err, ErrProtocol) {
 		c.cfg.Logger.Error("tunnel: the peer broke the protocol", "peer", c.peerName(), "error", err)
-		c.tell(err)
+		c.sendFatalGoAway(err)
 		c.fail(err)
 		return
 	}
 	c.fail(err)
 }
 
-// tell tries to notify the peer why the connection is about to end, for at most 100 ms.
-func (c *Conn) tell(reason error) {
+// sendFatalGoAway tries to notify the peer why the connection is about to end, for at most 100 ms.
+func (c *Conn) sendFatalGoAway(reason error) {
 	const moment = 100 * time.Millisecond
 	c.mu.Lock()
 	busy := c.out.writing || c.err != nil
@@ -157,7 +157,7 @@ func (c *Conn) readRun(h frameHeader) bool {
 		return false
 	}
 	took := false
-	for t.inbox.takes(h.length(), c.own.maxMessage) {
+	for t.inbox.chargeSmall(h.length(), c.own.maxMessage) {
 		end := c.in.begin + headerBytes + h.length()
 		t.inbox.put(c.in.buf[c.in.begin+headerBytes : end])
 		c.in.begin, took = end, true
@@ -211,7 +211,7 @@ func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 
 // finishFragment reads the rest of the current fragment.
 func (c *Conn) finishFragment() error {
-	if err := c.in.fillPlace(); err != nil {
+	if err := c.in.fillDst(); err != nil {
 		return c.readError(err)
 	}
 	f := c.fragment
@@ -378,7 +378,7 @@ func (c *Conn) onCredit(id uint32, body []byte) error {
 	if q.credit += int(n); q.credit > 2*ceilingMaxMessage {
 		return violation("more CREDIT than a stream can use")
 	}
-	if len(q.messages) == 0 || !q.messages[0].started { // else the credit may be an extra grant for this one message
+	if len(q.messages) == 0 || !q.messages[0].started { // else the credit may be an excess grant for this one message
 		q.window = max(q.window, q.credit)
 	}
 	c.out.schedule(q)

@@ -28,22 +28,22 @@ type frameReader struct {
 	buf   []byte
 	begin int
 	end   int
-	// limit is how many bytes the next read asks for. quiet counts consecutive small reads. shrink
-	// requests that the buffer be replaced by a smaller one.
-	limit  int
-	quiet  int
-	shrink bool
-	// moving is called before buffered bytes are moved or overwritten.
-	moving func()
+	// limit is how many bytes the next read asks for. smallReads counts consecutive small reads.
+	// shrink requests that the buffer be replaced by a smaller one.
+	limit      int
+	smallReads int
+	shrink     bool
+	// beforeMove is called before buffered bytes are moved or overwritten.
+	beforeMove func()
 	// poll, if set, is tried between frames before a read that may block. It may return 0 and no
 	// error.
 	poll func(dst []byte, between bool) (int, error)
-	// before and after are called around every read that may block. An error of before becomes the
-	// error of the read.
-	before func(between bool) error
-	after  func(n int)
-	// place is the unread rest of a fragment that is read straight to its destination.
-	place []byte
+	// beforeRead and afterRead are called around every read that may block. An error of beforeRead
+	// becomes the error of the read.
+	beforeRead func(between bool) error
+	afterRead  func(n int)
+	// dst is the unread rest of a fragment that is read straight to its destination.
+	dst []byte
 }
 
 func newFrameReader(nc net.Conn) frameReader {
@@ -70,8 +70,8 @@ func (r *frameReader) peek(n int) ([]byte, error) {
 
 // fill reads once, after making room for n bytes in total.
 func (r *frameReader) fill(n int) error {
-	if r.moving != nil {
-		r.moving()
+	if r.beforeMove != nil {
+		r.beforeMove()
 	}
 	have := r.end - r.begin
 	want := max(r.limit, n)
@@ -97,36 +97,36 @@ func (r *frameReader) fill(n int) error {
 
 // adapt adjusts limit to the amount of the last read.
 func (r *frameReader) adapt(got, asked int) {
-	const patience = 64
+	const shrinkAfter = 64
 	switch {
 	case got == asked && r.limit < largeRead:
-		r.limit, r.quiet = 2*r.limit, 0
+		r.limit, r.smallReads = 2*r.limit, 0
 	case got > r.limit/8:
-		r.quiet = 0
+		r.smallReads = 0
 	case r.limit > smallRead || len(r.buf) > smallRead:
-		if r.quiet++; r.quiet > patience {
-			r.limit, r.quiet, r.shrink = max(r.limit/2, smallRead), 0, true
+		if r.smallReads++; r.smallReads > shrinkAfter {
+			r.limit, r.smallReads, r.shrink = max(r.limit/2, smallRead), 0, true
 		}
 	}
 }
 
 // readTo directs the next len(dst) bytes to dst. It copies what is buffered;
-// [frameReader.fillPlace] reads the rest straight from the connection.
+// [frameReader.fillDst] reads the rest straight from the connection.
 func (r *frameReader) readTo(dst []byte) {
 	n := copy(dst, r.buf[r.begin:r.end])
 	r.begin += n
 	if n < len(dst) {
 		r.limit = smallRead // large messages follow: bytes read ahead would have to be copied
 	}
-	r.place = dst[n:]
+	r.dst = dst[n:]
 }
 
-// fillPlace reads until the destination given to readTo is full. After an error, a further call
+// fillDst reads until the destination given to readTo is full. After an error, a further call
 // continues where the last one stopped.
-func (r *frameReader) fillPlace() error {
-	for len(r.place) > 0 {
-		n, err := r.read(r.place, false)
-		r.place = r.place[n:]
+func (r *frameReader) fillDst() error {
+	for len(r.dst) > 0 {
+		n, err := r.read(r.dst, false)
+		r.dst = r.dst[n:]
 		if n == 0 && err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
@@ -134,17 +134,17 @@ func (r *frameReader) fillPlace() error {
 			return err
 		}
 	}
-	r.place = nil
+	r.dst = nil
 	return nil
 }
 
 // betweenFrames reports whether the reader is at a frame boundary with nothing buffered.
-func (r *frameReader) betweenFrames() bool { return r.begin == r.end && len(r.place) == 0 }
+func (r *frameReader) betweenFrames() bool { return r.begin == r.end && len(r.dst) == 0 }
 
 // read reads once. between reports whether the reader is at a frame boundary.
 func (r *frameReader) read(dst []byte, between bool) (int, error) {
-	if r.before != nil {
-		if err := r.before(between); err != nil {
+	if r.beforeRead != nil {
+		if err := r.beforeRead(between); err != nil {
 			return 0, err
 		}
 	}
@@ -155,8 +155,8 @@ func (r *frameReader) read(dst []byte, between bool) (int, error) {
 	if n == 0 && err == nil {
 		n, err = r.nc.Read(dst)
 	}
-	if r.after != nil {
-		r.after(n)
+	if r.afterRead != nil {
+		r.afterRead(n)
 	}
 	if n == 0 && err == nil {
 		err = io.ErrNoProgress

@@ -55,16 +55,16 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if h.flags()&callDeadline != 0 {
 		// A deadline beyond the range of time.Duration means no deadline.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
-			in.ctx.deadline = max(c.now.Sub(c.born)+time.Duration(remaining)*time.Microsecond, 1)
+			in.ctx.deadline = max(c.now.Sub(c.started)+time.Duration(remaining)*time.Microsecond, 1)
 		}
 	}
 	if h.flags()&callChain != 0 {
-		in.more().chain = append([]byte{}, p.bytes()...)
+		in.ensureDetails().chain = append([]byte{}, p.bytes()...)
 	}
 	fields := 0
 	if h.flags()&callHeader != 0 {
 		before := len(p.rest)
-		in.more().header, fields = p.header(c.own.maxHeader)
+		in.ensureDetails().header, fields = p.header(c.own.maxHeader)
 		fields -= before - len(p.rest)
 	}
 	total := len(p.rest)
@@ -88,9 +88,9 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		in.cost = uint32(callCost + meta + total) //nolint:gosec // a size on the wire has 31 bits
 	}
 	if unary && h.flags()&flagSized != 0 {
-		in.more() // allocates extra for the assembly
+		in.ensureDetails() // allocates details for the assembly
 	}
-	if err := c.take(in); err != nil {
+	if err := c.registerCall(in); err != nil {
 		if _, refused := errors.AsType[*notRunError](err); refused {
 			return nil
 		}
@@ -102,7 +102,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		go c.serveStream(in)
 	case h.flags()&flagSized != 0:
 		a := newUnaryAssembly(total, in.aliases)
-		in.extra.assembly = a
+		in.details.assembly = a
 		return a.add(p.rest)
 	default:
 		c.serveUnary(in, request{body: p.rest})
@@ -112,10 +112,10 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 
 const maxDeadline = 100 * 365 * 24 * time.Hour
 
-// take adds a call to the table. A call that violates the protocol ends the connection with the
-// returned error. A call that cannot be served now is refused, and the refusal is returned as a
+// registerCall adds a call to the table. A call that violates the protocol ends the connection with
+// the returned error. A call that cannot be served now is refused, and the refusal is returned as a
 // [*notRunError].
-func (c *Conn) take(in *Incoming) error {
+func (c *Conn) registerCall(in *Incoming) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -155,7 +155,7 @@ func (c *Conn) take(in *Incoming) error {
 		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+cost, c.own.window)
 	}
 	if stream {
-		in.more().stream = newServerStream(in) // set before the call is in the table
+		in.ensureDetails().stream = newServerStream(in) // set before the call is in the table
 	}
 	c.requestBytes += cost
 	c.metaBytes += meta
@@ -212,8 +212,8 @@ func (c *Conn) serveStream(in *Incoming) {
 
 // requestComplete delivers a unary call whose request of several fragments is complete.
 func (c *Conn) requestComplete(in *Incoming) {
-	a := in.extra.assembly
-	in.extra.assembly = nil
+	a := in.details.assembly
+	in.details.assembly = nil
 	if in.ctx.Err() != nil {
 		in.refuse(in.ctx.Err())
 		a.buf.free()
@@ -241,7 +241,7 @@ func (c *Conn) onCancel(id uint32) {
 	}
 	in.ctx.end(context.Canceled) // ends a stream too, see serverStream.watch
 	if in.assembly() != nil {    // the call has not run, and will not
-		in.extra.assembly = nil
+		in.details.assembly = nil
 		in.refuse(context.Canceled)
 	}
 }

@@ -20,15 +20,15 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 		return nil //nolint:nilerr // already ended for whatever reason: nothing is open
 	}
 	c.drain(fmt.Errorf("this side is shutting down: %w", ErrClosed))
-	if c.quiet == nil {
-		c.quiet = make(chan struct{})
+	if c.idle == nil {
+		c.idle = make(chan struct{})
 	}
-	quiet := c.quiet
-	c.checkQuiet()
+	idle := c.idle
+	c.checkIdle()
 	c.mu.Unlock()
 	var err error
 	select {
-	case <-quiet:
+	case <-idle:
 		err = c.parted(ctx)
 	case <-ctx.Done():
 		err = fmt.Errorf("shutting down the tunnel to %s with %d calls open: %w", c.peerName(), c.Pending(), ctx.Err())
@@ -67,11 +67,11 @@ func (c *Conn) drain(reason error) {
 	c.kick()
 }
 
-// checkQuiet unblocks Shutdown if nothing is left to wait for. On a dialling side whose peer is
+// checkIdle unblocks Shutdown if nothing is left to wait for. On a dialling side whose peer is
 // shutting down, it then closes the connection. The caller must hold c.mu.
-func (c *Conn) checkQuiet() {
+func (c *Conn) checkIdle() {
 	leaving := c.dialled && c.peerDrained
-	if c.quiet == nil && !leaving {
+	if c.idle == nil && !leaving {
 		return
 	}
 	over := c.err != nil
@@ -81,9 +81,9 @@ func (c *Conn) checkQuiet() {
 	if !over && (!idle || !c.dialled && !c.peerDrained) {
 		return
 	}
-	if c.quiet != nil {
-		close(c.quiet)
-		c.quiet = nil
+	if c.idle != nil {
+		close(c.idle)
+		c.idle = nil
 	}
 	if leaving && !over {
 		go c.fail(errPeerShutDown)
@@ -107,6 +107,6 @@ func (c *Conn) onGoAway(h frameHeader, body []byte) error {
 	if c.dialled {
 		c.drain(fmt.Errorf("the peer is shutting down: %w", ErrClosed))
 	}
-	c.checkQuiet()
+	c.checkIdle()
 	return nil
 }

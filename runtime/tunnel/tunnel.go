@@ -51,8 +51,8 @@ type Conn struct {
 	handler Handler
 	// allocator is the handler if it implements Allocator, else nil.
 	allocator Allocator
-	// born is the origin of the deadlines of served calls, see callContext.deadline.
-	born time.Time
+	// started is the origin of the deadlines of served calls, see callContext.deadline.
+	started time.Time
 
 	// in and the data that it has buffered are owned by the goroutine that reads the connection,
 	// see readOwner. So are the fields from here to unpublished.
@@ -78,8 +78,8 @@ type Conn struct {
 
 	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
-	// windows is the sum by which the streams' windows exceed their initial size.
-	windows atomic.Int64
+	// windowGrowth is the sum by which the streams' windows exceed their initial size.
+	windowGrowth atomic.Int64
 
 	done    chan struct{}
 	refused chan struct{}
@@ -91,16 +91,16 @@ type Conn struct {
 	draining error
 	// peerDrained is set once the peer has announced by GOAWAY that it begins no more calls.
 	peerDrained bool
-	quiet       chan struct{}
-	// drained unblocks a read loop that waits for the writer. The read loop waits while paused is
+	idle        chan struct{}
+	// resume unblocks a read loop that waits for the writer. The read loop waits while paused is
 	// set.
-	drained chan struct{}
-	paused  bool
+	resume chan struct{}
+	paused bool
 	// after holds the functions registered by AfterEnd.
 	after     []func()
 	out       outbox
 	keepalive keepalive
-	extra     extraBudget
+	excess    excessBudget
 
 	// The calls of a dialling side.
 	sendWindow sendWindow
@@ -211,12 +211,12 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{
-		cfg: cfg.WithDefaults(), nc: nc, in: in, born: time.Now(),
+		cfg: cfg.WithDefaults(), nc: nc, in: in, started: time.Now(),
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
 	c.own = c.cfg.limits()
 	c.reclaimed = make(chan struct{}, 1)
-	c.drained = make(chan struct{}, 1)
+	c.resume = make(chan struct{}, 1)
 	c.writing = c.write
 	c.attempt.init(nc)
 	c.polling.init(nc, c.cfg.BusyPoll)
@@ -226,8 +226,8 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 func (c *Conn) run() {
 	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
-	c.in.moving = c.publish
-	c.in.poll, c.in.before, c.in.after = c.poll, c.beforeRead, c.afterRead
+	c.in.beforeMove = c.publish
+	c.in.poll, c.in.beforeRead, c.in.afterRead = c.poll, c.beforeRead, c.afterRead
 	go c.read()
 }
 
@@ -353,7 +353,7 @@ func (c *Conn) fail(reason error) {
 			c.out.close(&in.stream().queue, unavailable(reason))
 		}
 	}
-	c.checkQuiet()
+	c.checkIdle()
 	c.mu.Unlock()
 
 	_ = c.nc.Close() // the connection has ended whatever Close returns

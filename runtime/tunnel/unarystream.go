@@ -11,27 +11,27 @@ import (
 
 // unaryStream implements connect's client stream on top of a [Call].
 type unaryStream struct {
-	conn *Conn
-	ctx  context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
-	info *connect.CallInfo
-	tell func(header, trailer Header)
-	call Call
-	over chan struct{}
+	conn       *Conn
+	ctx        context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
+	info       *connect.CallInfo
+	onMetadata func(header, trailer Header)
+	call       Call
+	done       chan struct{}
 
-	mu      sync.Mutex // guards the fields below
-	started bool
-	taken   bool
-	closed  bool
-	failed  error
+	mu       sync.Mutex // guards the fields below
+	started  bool
+	received bool
+	closed   bool
+	failed   error
 }
 
 var _ connect.ClientStream = (*unaryStream)(nil)
 
 func newUnaryStream(ctx context.Context, c *Conn, req StreamRequest, info *connect.CallInfo) *unaryStream {
-	s := &unaryStream{conn: c, ctx: ctx, info: info, tell: req.OnMetadata, over: make(chan struct{})}
+	s := &unaryStream{conn: c, ctx: ctx, info: info, onMetadata: req.OnMetadata, done: make(chan struct{})}
 	s.call = Call{
 		Target: req.Target, Caller: req.Caller, Procedure: req.Procedure, Header: req.Header, Chain: req.Chain,
-		raw: true, Done: func(*Call) { close(s.over) },
+		raw: true, Done: func(*Call) { close(s.done) },
 	}
 	return s
 }
@@ -100,27 +100,27 @@ func (s *unaryStream) Receive(msg any) error {
 		return contextError(context.Canceled, "the stream was closed")
 	}
 	select {
-	case <-s.over:
+	case <-s.done:
 	case <-s.ctx.Done():
 		s.call.Cancel(contextError(s.ctx.Err(), ""))
-		<-s.over // closed by Cancel, or by the reader if the answer came first
+		<-s.done // closed by Cancel, or by the reader if the answer came first
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.taken {
+	if s.received {
 		if s.call.Err != nil {
 			return s.call.Err
 		}
 		return io.EOF
 	}
-	s.taken = true
+	s.received = true
 	if s.info != nil {
 		s.call.ResponseHeader.CopyTo(s.info.ResponseHeader())
 		s.call.ResponseTrailer.CopyTo(s.info.ResponseTrailer())
 		s.info.ReceiveStats = connect.MessageStats{Size: s.call.ResponseBytes}
 	}
-	if s.tell != nil {
-		s.tell(s.call.ResponseHeader, s.call.ResponseTrailer)
+	if s.onMetadata != nil {
+		s.onMetadata(s.call.ResponseHeader, s.call.ResponseTrailer)
 	}
 	if s.call.Err != nil {
 		return s.call.Err

@@ -218,7 +218,7 @@ func (c *Conn) write() {
 func (c *Conn) stopWriting() {
 	c.out.writing = false
 	c.out.shrink()
-	c.checkQuiet()
+	c.checkIdle()
 }
 
 // writeTo writes the part of the batch that has not been written yet.
