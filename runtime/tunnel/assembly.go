@@ -1,11 +1,15 @@
 package tunnel
 
-import "connectrpc.com/connect/v2"
+import (
+	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
+)
 
 // assembly is a partially received message of several fragments. It is owned by the connection's
 // reader.
 type assembly struct {
-	buf   *buffer
+	buf   *codec.Buffer
 	total int
 	got   int
 	// discard is set if the message is no longer needed: its fragments are counted and dropped.
@@ -20,7 +24,7 @@ const (
 )
 
 func newAssembly(total, initial int) *assembly {
-	return &assembly{total: total, buf: newBuffer(min(total, initial))}
+	return &assembly{total: total, buf: codec.NewBuffer(min(total, initial))}
 }
 
 // newUnaryAssembly returns an assembly for a unary message. aliases predicts that the decoded
@@ -28,7 +32,7 @@ func newAssembly(total, initial int) *assembly {
 func newUnaryAssembly(total int, aliases bool) *assembly {
 	if aliases {
 		// The message will own the buffer, so it should be no larger than necessary.
-		return &assembly{total: total, buf: &buffer{b: recycled.lend(min(total, initialUnaryBytes))}}
+		return &assembly{total: total, buf: codec.NewAliasable(min(total, initialUnaryBytes))}
 	}
 	return newAssembly(total, initialUnaryBytes)
 }
@@ -36,11 +40,11 @@ func newUnaryAssembly(total int, aliases bool) *assembly {
 // recordAliasing records whether the response of a procedure aliased the buffer in which it was
 // received. If not, the buffer is freed. The number of procedures recorded is limited; the
 // prediction for others costs a copy.
-func (c *Conn) recordAliasing(procedure string, buf *buffer, aliased bool) {
+func (c *Conn) recordAliasing(procedure string, buf *codec.Buffer, aliased bool) {
 	switch {
 	case !aliased:
 		delete(c.aliasing, procedure)
-		buf.free()
+		buf.Free()
 	case len(procedure) <= maxNameBytes && len(c.aliasing) < maxAliasing:
 		if c.aliasing == nil {
 			c.aliasing = make(map[string]bool)
@@ -58,7 +62,7 @@ func (a *assembly) room(n int) ([]byte, error) {
 		return nil, violation("a fragment of %d bytes where %d of %d are due", n, a.total-a.got, a.total)
 	}
 	a.got += n
-	return a.buf.extend(n, a.total), nil
+	return a.buf.Extend(n, a.total), nil
 }
 
 // add appends a fragment.

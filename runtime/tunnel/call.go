@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/runtime/internal/faults"
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // Call is one unary call. The caller sets the first group of fields and must not access the Call
@@ -58,7 +59,7 @@ type Call struct {
 	outMessage *outMessage
 	// raw keeps the response encoded in body, for the caller to decode.
 	raw  bool
-	body *buffer
+	body *codec.Buffer
 }
 
 // slot is the dialling side's state of an open call. A cancelled call keeps its slot, with call and
@@ -79,7 +80,7 @@ type slot struct {
 //
 // After an error Done is never called. Every error of Start matches [ErrNotRun].
 func (c *Conn) Start(ctx context.Context, call *Call) error {
-	size, err := sizeOf(call.Request)
+	size, err := codec.Size(call.Request)
 	if err != nil {
 		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
 	}
@@ -99,13 +100,13 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	if err := c.acquireWindow(ctx, cost); err != nil {
 		return err
 	}
-	var body *encoded
+	var body *codec.Encoded
 	if size > inlineBytes {
 		// Encode only after acquiring the window, so that blocked calls hold no memory, and without
 		// the lock, since encoding may take long.
 		var err error
 		c.mu.Unlock()
-		body, err = encode(call.Request, size)
+		body, err = codec.Encode(call.Request, size)
 		c.mu.Lock()
 		if err != nil {
 			err = notRun(c.cannotEncode(call.Procedure, call.Request, err))
@@ -114,7 +115,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		}
 		if err != nil {
 			c.sendWindow.release(cost)
-			body.free()
+			body.Free()
 			return err
 		}
 	}
@@ -145,7 +146,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 const callBatch = 32
 
 // sendCall queues the CALL frame.
-func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, size int) error {
+func (c *Conn) sendCall(ctx context.Context, call *Call, body *codec.Encoded, meta, size int) error {
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.refer(o, names, &c.peer)
@@ -153,7 +154,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 		if _, busy := o.requests[orderKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still being sent: queue behind it.
 			var err error
-			if body, err = encode(call.Request, size); err != nil {
+			if body, err = codec.Encode(call.Request, size); err != nil {
 				return err
 			}
 		}
@@ -168,7 +169,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *encoded, meta, si
 	}
 	start := o.beginFrame(meta + size)
 	flags, b := appendCall(ctx, numbers.append(o.buf, names), connect.StreamTypeUnary, call.Header, call.Chain)
-	b, err := appendMessage(b, call.Request, size)
+	b, err := codec.Append(b, call.Request, size)
 	if err != nil {
 		o.buf = o.buf[:start]
 		return err
@@ -255,14 +256,14 @@ func (call *Call) complete(r *outcome, body []byte, mayAlias bool) (aliased bool
 	case r.err != nil:
 		err = r.err
 	case call.raw:
-		call.body = newBuffer(len(body))
-		call.body.b = append(call.body.b, body...)
+		call.body = codec.NewBuffer(len(body))
+		call.body.B = append(call.body.B, body...)
 	case call.Response != nil:
 		var wrong error
 		if mayAlias {
-			aliased, wrong = decodeKeeping(body, call.Response)
+			aliased, wrong = codec.DecodeAliasing(body, call.Response)
 		} else {
-			wrong = fill(body, call.Response)
+			wrong = codec.Decode(body, call.Response)
 		}
 		if wrong != nil {
 			err = Undecodable(call.Procedure, false, wrong)

@@ -3,12 +3,15 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // StreamRequest describes the call of a new stream.
@@ -204,9 +207,9 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 		s.info.ReceiveStats = connect.MessageStats{Size: len(m.body)}
 	}
 	if to != nil {
-		err = fill(m.body, to)
+		err = codec.Decode(m.body, to)
 	}
-	m.slab.free()
+	m.slab.Free()
 	if err != nil {
 		wrong := Undecodable(s.req.Procedure, false, err)
 		s.abort(wrong)
@@ -224,7 +227,7 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 func (s *clientStream) receiveEnd() error {
 	m, err := s.inbox.receive()
 	if err == nil {
-		m.slab.free()
+		m.slab.Free()
 		err = connect.Errorf(connect.CodeInternal, "%s sent more than one response", s.req.Procedure)
 		s.abort(err)
 	}
@@ -299,4 +302,16 @@ func (s *clientStream) abort(err error) {
 	}
 	c.mu.Unlock()
 	s.inbox.close(err, true)
+}
+
+// message converts a message of a connect stream, which may be of any type, to a protobuf message.
+func message(msg any) (proto.Message, error) {
+	if msg == nil {
+		return nil, nil //nolint:nilnil // nil is the empty message
+	}
+	m, ok := msg.(proto.Message)
+	if !ok {
+		return nil, connect.NewError(connect.CodeInternal, fmt.Sprintf("the tunnel carries protobuf messages, not %T", msg))
+	}
+	return m, nil
 }

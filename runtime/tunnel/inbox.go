@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // inbox is the receive queue of a stream. The connection's reader appends messages and never
@@ -82,13 +84,13 @@ type packet struct {
 	body []byte
 	// slab owns the memory of the body. Messages may share a slab; it is set in the last of them
 	// only.
-	slab *buffer
+	slab *codec.Buffer
 }
 
 // cost returns the credit that the message used.
 func (m packet) cost() int {
-	if m.slab != nil && m.slab.cost > 0 {
-		return m.slab.cost
+	if m.slab != nil && m.slab.Cost > 0 {
+		return m.slab.Cost
 	}
 	return len(m.body) + messageCost
 }
@@ -98,7 +100,7 @@ func (m packet) excess() int {
 	if m.slab == nil {
 		return 0
 	}
-	return m.slab.extra
+	return m.slab.Excess
 }
 
 // maxIdlePackets is the largest capacity of an empty queue that is kept.
@@ -230,8 +232,8 @@ func (b *inbox) retainBodies() {
 	in := &b.conn.in
 	switch {
 	case 2*b.freshBytes >= len(in.buf):
-		b.fresh[last].slab = in.mem.share()
-	case b.freshBytes < 1<<smallestClass:
+		b.fresh[last].slab = in.mem.Share()
+	case b.freshBytes < codec.MinBuffer:
 		// A pooled buffer would be many times larger than such small messages.
 		own := make([]byte, 0, b.freshBytes)
 		for i := range b.fresh[:last+1] {
@@ -241,12 +243,12 @@ func (b *inbox) retainBodies() {
 			m.body = own[start:]
 		}
 	default:
-		slab := newBuffer(b.freshBytes)
+		slab := codec.NewBuffer(b.freshBytes)
 		for i := range b.fresh[:last+1] {
 			m := &b.fresh[i]
-			start := len(slab.b)
-			slab.b = append(slab.b, m.body...)
-			m.body = slab.b[start:]
+			start := len(slab.B)
+			slab.B = append(slab.B, m.body...)
+			m.body = slab.B[start:]
 		}
 		b.fresh[last].slab = slab
 	}
@@ -261,10 +263,10 @@ func (b *inbox) assembled() {
 	}
 	b.assembly = nil
 	b.mu.Lock()
-	a.buf.cost, a.buf.extra = b.total, b.excess
+	a.buf.Cost, a.buf.Excess = b.total, b.excess
 	b.total, b.got, b.excess = 0, 0, 0
 	b.mu.Unlock()
-	b.fresh = append(b.fresh, packet{body: a.buf.b, slab: a.buf})
+	b.fresh = append(b.fresh, packet{body: a.buf.B, slab: a.buf})
 	b.publish()
 }
 
@@ -320,7 +322,7 @@ func releasePackets(list []packet) int {
 	extra := 0
 	for i := range list {
 		extra += list[i].excess()
-		list[i].slab.free()
+		list[i].slab.Free()
 	}
 	clear(list)
 	return extra
@@ -372,7 +374,7 @@ func (c *Conn) reserveWindow(n int) int {
 // discard frees the partially received message of a stream that has ended.
 func (b *inbox) discard() {
 	if b.assembly != nil {
-		b.assembly.buf.free()
+		b.assembly.buf.Free()
 		b.assembly = nil
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/internal/usercode"
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // Handler serves the calls of a connection.
@@ -183,10 +184,10 @@ func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
 	if r := &in.conn().request; r.mayAlias {
 		var aliased bool
-		aliased, err = decodeKeeping(r.body, msg)
+		aliased, err = codec.DecodeAliasing(r.body, msg)
 		r.mayAlias = !aliased
 	} else {
-		err = fill(r.body, msg)
+		err = codec.Decode(r.body, msg)
 	}
 	if err != nil {
 		return Undecodable(in.Procedure, true, err)
@@ -253,16 +254,16 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	}
 	if failure == nil {
 		var err error
-		if size, err = sizeOf(res); err != nil {
+		if size, err = codec.Size(res); err != nil {
 			failure = c.notEncoded(in, res, err)
 		} else if size > c.peer.maxMessage {
 			failure = MessageTooLarge(in.Procedure, false, size, c.peer.maxMessage)
 		}
 	}
-	var body *encoded
+	var body *codec.Encoded
 	if failure == nil && size > inlineBytes {
 		if body, failure = c.encodeReply(in, res, size); failure == nil {
-			size = body.size
+			size = body.Size
 		} else {
 			size = 0
 		}
@@ -277,7 +278,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 	c.mu.Lock()
 	if c.servedAt(in.id) != in {
 		c.mu.Unlock()
-		body.free()
+		body.Free()
 		return // the connection has ended, or the call was already ended
 	}
 	err := errEncodingEnded // the result of encoding, which is done below for small messages
@@ -298,7 +299,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		failure = c.overflow(in, size)
 	}
 	if failure != nil {
-		body.free()
+		body.Free()
 		body = nil
 		if c.backlog() > c.cfg.MaxBacklog-c.peer.maxHeader {
 			header, trailer, failure = nil, nil, brief(failure)
@@ -309,7 +310,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 
 // encodeReply encodes a large response. Meanwhile the response counts towards the backlog, so that
 // concurrent handlers cannot exceed the limit together.
-func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded, error) {
+func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*codec.Encoded, error) {
 	c.mu.Lock()
 	if err := c.overflow(in, size); err != nil {
 		c.mu.Unlock()
@@ -322,7 +323,7 @@ func (c *Conn) encodeReply(in *Incoming, res proto.Message, size int) (*encoded,
 		c.out.encoding -= size
 		c.mu.Unlock()
 	}()
-	body, err := encode(res, size)
+	body, err := codec.Encode(res, size)
 	if err != nil {
 		return nil, c.notEncoded(in, res, err)
 	}
@@ -374,7 +375,7 @@ const maxBrief = 200
 // queueReply queues the REPLY. If the response cannot be encoded, the caller gets a failure instead
 // and queueReply returns the encoding error. The caller must hold c.mu.
 func (c *Conn) queueReply(
-	in *Incoming, header, trailer Header, res proto.Message, size int, body *encoded, failure error,
+	in *Incoming, header, trailer Header, res proto.Message, size int, body *codec.Encoded, failure error,
 ) (err error) {
 	o := &c.out
 	stream := in.stream()
@@ -404,7 +405,7 @@ func (c *Conn) queueReply(
 	flags, b := appendReplyMeta(o.buf, header, trailer)
 	if stream == nil {
 		flags |= replyMessage
-		if b, err = appendMessage(b, res, size); err != nil {
+		if b, err = codec.Append(b, res, size); err != nil {
 			failure = c.cannotEncode(in.Procedure, res, err)
 			return err
 		}

@@ -3,6 +3,8 @@ package tunnel
 import (
 	"encoding/binary"
 	"sync/atomic"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // outbox is the outgoing side of a connection. Small frames are encoded directly into one buffer,
@@ -98,7 +100,7 @@ type outMessage struct {
 	flags uint8
 	// meta precedes the message in its first frame.
 	meta  []byte
-	body  *encoded
+	body  *codec.Encoded
 	off   int
 	queue *sendQueue
 	key   orderKey
@@ -115,7 +117,7 @@ type outMessage struct {
 	sent chan struct{}
 }
 
-func (m *outMessage) remaining() int { return m.body.size - m.off }
+func (m *outMessage) remaining() int { return m.body.Size - m.off }
 
 // finish marks an outMessage as finished and wakes its sender.
 func (o *outbox) finish(m *outMessage) {
@@ -178,8 +180,8 @@ func (o *outbox) reserve(n int) {
 	if need <= cap(o.buf) {
 		return
 	}
-	larger := append(lend(max(need, 2*cap(o.buf), o.lastSize)), o.buf...)
-	recycle(o.buf)
+	larger := append(codec.GetBytes(max(need, 2*cap(o.buf), o.lastSize)), o.buf...)
+	codec.PutBytes(o.buf)
 	o.buf = larger
 }
 
@@ -277,7 +279,7 @@ func (o *outbox) drop(m *outMessage) {
 	m.dropped = true
 	o.finish(m)
 	if !m.inBatch {
-		m.body.free()
+		m.body.Free()
 		m.body = nil
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io"
 	"net"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 const (
@@ -24,7 +26,7 @@ type frameReader struct {
 	nc net.Conn
 	// mem is the memory of buf. If messages share it, its contents are never moved or overwritten,
 	// and the next fill allocates another buffer.
-	mem   *buffer
+	mem   *codec.Buffer
 	buf   []byte
 	begin int
 	end   int
@@ -76,12 +78,12 @@ func (r *frameReader) fill(n int) error {
 	have := r.end - r.begin
 	want := max(r.limit, n)
 	switch {
-	case want > len(r.buf), have == 0 && r.shrink, r.mem.held():
-		other := newBuffer(want)
-		other.b = other.b[:cap(other.b)]
-		copy(other.b, r.buf[r.begin:r.end])
-		r.mem.free()
-		r.mem, r.buf, r.begin, r.end, r.shrink = other, other.b, 0, have, false
+	case want > len(r.buf), have == 0 && r.shrink, r.mem.Shared():
+		other := codec.NewBuffer(want)
+		other.B = other.B[:cap(other.B)]
+		copy(other.B, r.buf[r.begin:r.end])
+		r.mem.Free()
+		r.mem, r.buf, r.begin, r.end, r.shrink = other, other.B, 0, have, false
 	case r.begin > 0:
 		copy(r.buf, r.buf[r.begin:r.end])
 		r.begin, r.end = 0, have

@@ -136,13 +136,13 @@ func (c *Conn) replyComplete(id uint32) {
 	c.releaseID(id)
 	c.mu.Unlock()
 	if call == nil {
-		r.buf.free()
+		r.buf.Free()
 		return
 	}
 	c.answered = c.answered || call == c.readingFor
 	var body []byte
 	if r.buf != nil {
-		body = r.buf.b
+		body = r.buf.B
 	}
 	procedure := call.Procedure // the Call must not be accessed once it is complete
 	c.recordAliasing(procedure, r.buf, call.complete(&r.outcome, body, true))

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // errOver is the error of a send on a stream whose call is over.
@@ -16,19 +18,19 @@ func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.
 	if size, sent := c.sendSmall(q, id, msg); sent {
 		return size, nil
 	}
-	size, err := sizeOf(msg)
+	size, err := codec.Size(msg)
 	if err != nil {
 		return 0, c.cannotEncode(procedure, msg, err)
 	}
 	if size > c.peer.maxMessage {
 		return 0, MessageTooLarge(procedure, c.dialled, size, c.peer.maxMessage)
 	}
-	var body *encoded
+	var body *codec.Encoded
 	if size > inlineBytes {
-		if body, err = encode(msg, size); err != nil {
+		if body, err = codec.Encode(msg, size); err != nil {
 			return 0, c.cannotEncode(procedure, msg, err)
 		}
-		size = body.size
+		size = body.Size
 	}
 	m, err := c.queueMessage(q, id, procedure, msg, size, body)
 	if m == nil {
@@ -48,17 +50,17 @@ func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.
 
 // queueMessage queues a message, in encoded form if it is large. If the message has to wait for
 // credit or for the writer, queueMessage returns its message.
-func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto.Message, size int, body *encoded) (*outMessage, error) {
+func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto.Message, size int, body *codec.Encoded) (*outMessage, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if q.closeErr != nil {
-		body.free()
+		body.Free()
 		return nil, q.closeErr
 	}
 	o := &c.out
 	if body == nil && len(q.messages) == 0 && size+messageCost <= q.credit && len(o.buf) < sendBlockBytes {
 		start := o.beginFrame(size)
-		b, err := appendMessage(o.buf, msg, size)
+		b, err := codec.Append(o.buf, msg, size)
 		if err != nil {
 			o.buf = o.buf[:start]
 			return nil, c.cannotEncode(procedure, msg, err)
@@ -72,7 +74,7 @@ func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto
 	}
 	if body == nil {
 		var err error
-		if body, err = encode(msg, size); err != nil {
+		if body, err = codec.Encode(msg, size); err != nil {
 			return nil, c.cannotEncode(procedure, msg, err)
 		}
 	}
@@ -96,7 +98,7 @@ func (c *Conn) sendSmall(q *sendQueue, id uint32, msg proto.Message) (size int, 
 		return 0, false
 	}
 	start := o.beginFrame(2 * q.lastSmall)
-	b, err := marshal(proto.MarshalOptions{}, o.buf, msg)
+	b, err := codec.AppendUnsized(o.buf, msg)
 	size = len(b) - start - headerBytes
 	if err != nil || size > inlineBytes || size+messageCost > q.credit || size > c.peer.maxMessage {
 		o.buf, q.lastSmall = o.buf[:start], 0

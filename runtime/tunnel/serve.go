@@ -216,12 +216,12 @@ func (c *Conn) requestComplete(in *Incoming) {
 	in.details.assembly = nil
 	if in.ctx.Err() != nil {
 		in.refuse(in.ctx.Err())
-		a.buf.free()
+		a.buf.Free()
 		return
 	}
-	c.serveUnary(in, request{body: a.buf.b, mayAlias: true})
+	c.serveUnary(in, request{body: a.buf.B, mayAlias: true})
 	if in.aliases = !c.request.mayAlias; !in.aliases {
-		a.buf.free()
+		a.buf.Free()
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // ServerHandler returns a Handler that serves the methods registered on a connect server, whatever
@@ -22,12 +24,12 @@ type serverHandler struct{ server *connect.Server }
 // ServeUnary runs the method on its own goroutine, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
 	sent := in.conn().request.body
-	body := newBuffer(len(sent))
-	body.b = append(body.b, sent...)
+	body := codec.NewBuffer(len(sent))
+	body.B = append(body.B, sent...)
 	go h.unary(in, body)
 }
 
-func (h *serverHandler) unary(in *Incoming, body *buffer) {
+func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 	info := serverInfo(in)
 	stream := &unaryServer{in: in, info: info, body: body}
 	in.conn().guard(in, func() error {
@@ -42,7 +44,7 @@ func (h *serverHandler) unary(in *Incoming, body *buffer) {
 		in.SetHeader(header)
 		in.SetTrailer(trailer)
 		in.Reply(stream.response, cmp.Or(err, unsendableReply(headerErr), unsendableReply(trailerErr)))
-		stream.body.free()
+		stream.body.Free()
 	})
 }
 
@@ -84,7 +86,7 @@ func serverInfo(in *Incoming) *connect.CallInfo {
 type unaryServer struct {
 	in       *Incoming
 	info     *connect.CallInfo
-	body     *buffer
+	body     *codec.Buffer
 	read     bool
 	answered bool
 	response proto.Message
@@ -99,11 +101,11 @@ func (s *unaryServer) Receive(msg any) error {
 		return io.EOF
 	}
 	s.read = true
-	s.info.ReceiveStats = connect.MessageStats{Size: len(s.body.b)}
+	s.info.ReceiveStats = connect.MessageStats{Size: len(s.body.B)}
 	if to == nil {
 		return nil
 	}
-	if err := proto.Unmarshal(s.body.b, to); err != nil {
+	if err := proto.Unmarshal(s.body.B, to); err != nil {
 		return Undecodable(s.in.Procedure, true, err)
 	}
 	return nil
@@ -121,7 +123,7 @@ func (s *unaryServer) Send(msg any) error {
 	}
 	s.answered, s.response = true, m
 	if m != nil {
-		if size, err := sizeOf(m); err == nil { // else encoding the response reports the error
+		if size, err := codec.Size(m); err == nil { // else encoding the response reports the error
 			s.info.SendStats = connect.MessageStats{Size: size}
 		}
 	}

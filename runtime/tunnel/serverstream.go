@@ -7,6 +7,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // serverStream is the serving side of a streaming call.
@@ -78,9 +80,9 @@ func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	}
 	s.received = len(m.body)
 	if to != nil {
-		err = fill(m.body, to)
+		err = codec.Decode(m.body, to)
 	}
-	m.slab.free()
+	m.slab.Free()
 	if err != nil {
 		return Undecodable(s.in.Procedure, true, err)
 	}

@@ -33,6 +33,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // Conn is one end of a tunnel. Its methods are safe for concurrent use.
@@ -198,7 +200,7 @@ func (c *Conn) raw() net.Conn {
 	if rest := c.in.buffered(c.in.end - c.in.begin); len(rest) > 0 {
 		nc = Unread(nc, rest)
 	}
-	c.in.mem.free()
+	c.in.mem.Free()
 	return nc
 }
 
@@ -207,7 +209,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	if u, ok := nc.(*unread); ok {
 		nc = u.Conn
 		in = newFrameReader(nc)
-		in.mem = &buffer{b: u.head}
+		in.mem = &codec.Buffer{B: u.head}
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{

@@ -7,6 +7,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // unaryStream implements connect's client stream on top of a [Call].
@@ -63,7 +65,7 @@ func (s *unaryStream) start(m proto.Message) error {
 		return s.failed
 	}
 	if s.info != nil && m != nil {
-		if size, err := sizeOf(m); err == nil { // else Start reports the error
+		if size, err := codec.Size(m); err == nil { // else Start reports the error
 			s.info.SendStats = connect.MessageStats{Size: size}
 		}
 	}
@@ -130,11 +132,11 @@ func (s *unaryStream) Receive(msg any) error {
 	if body == nil {
 		return nil
 	}
-	defer body.free()
+	defer body.Free()
 	if to == nil {
 		return nil
 	}
-	if err := proto.Unmarshal(body.b, to); err != nil {
+	if err := proto.Unmarshal(body.B, to); err != nil {
 		return Undecodable(s.call.Procedure, false, err)
 	}
 	return nil

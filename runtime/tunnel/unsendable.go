@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/internal/protocheck"
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // Unsendable returns the error for a message that cannot be encoded. It is the same for every
@@ -20,7 +21,7 @@ func Unsendable(procedure string, request bool, msg proto.Message, cause error) 
 		what = "a request"
 	}
 	why := ""
-	if !errors.Is(cause, errPanicked) && !errors.Is(cause, errChanged) && !errors.Is(cause, errEncodingEnded) {
+	if !errors.Is(cause, codec.ErrPanicked) && !errors.Is(cause, codec.ErrChanged) && !errors.Is(cause, errEncodingEnded) {
 		if why = unsendableField(msg); request {
 			code = connect.CodeInvalidArgument
 		}
@@ -53,7 +54,7 @@ func MessageTooLarge(procedure string, request bool, size, limit int) *connect.E
 // CheckMessage returns the error of [Unsendable] if the message cannot be encoded. It costs as much
 // as encoding the message.
 func CheckMessage(procedure string, request bool, msg proto.Message) error {
-	if _, err := marshal(proto.MarshalOptions{}, nil, msg); err != nil {
+	if _, err := codec.AppendUnsized(nil, msg); err != nil {
 		return Unsendable(procedure, request, msg, err)
 	}
 	return nil
@@ -65,7 +66,7 @@ func CheckDecoding(procedure string, request bool, msg proto.Message) error {
 	if msg == nil {
 		return nil
 	}
-	b, err := marshal(proto.MarshalOptions{}, nil, msg)
+	b, err := codec.AppendUnsized(nil, msg)
 	if err != nil {
 		return Unsendable(procedure, request, msg, err)
 	}
@@ -73,6 +74,13 @@ func CheckDecoding(procedure string, request bool, msg proto.Message) error {
 		return Undecodable(procedure, request, err)
 	}
 	return nil
+}
+
+// errEncodingEnded is for message types other than protobuf's own, whose methods may do anything.
+var errEncodingEnded = errors.New("the message ended its goroutine (runtime.Goexit) instead of returning")
+
+func (c *Conn) cannotEncode(procedure string, msg proto.Message, err error) *connect.Error {
+	return Unsendable(procedure, c.dialled, msg, err)
 }
 
 // unsendableField describes the first field because of which a message cannot be encoded. It

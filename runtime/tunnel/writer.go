@@ -3,6 +3,8 @@ package tunnel
 import (
 	"net"
 	"runtime"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
 // batch is the input of one write: the common buffer, with the headers of fragments appended, and
@@ -85,7 +87,7 @@ func (o *outbox) addFragment(q *sendQueue, b *batch) int {
 		b.buf = append(b.buf, m.meta...)
 		b.buf = append(b.buf, size...)
 	}
-	m.body.take(n, func(part []byte) { b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: part}) })
+	m.body.Next(n, func(part []byte) { b.cuts = append(b.cuts, cut{at: len(b.buf), fragment: part}) })
 	if !m.inBatch {
 		m.inBatch = true
 		b.messages = append(b.messages, m)
@@ -145,7 +147,7 @@ func (o *outbox) release(b *batch) {
 	for i, m := range b.messages {
 		m.inBatch = false
 		if m.finished && m.body != nil {
-			m.body.free()
+			m.body.Free()
 			m.body = nil
 		}
 		b.messages[i] = nil
@@ -166,11 +168,11 @@ const maxIdleBuffer = 4 << 10
 // little memory.
 func (o *outbox) shrink() {
 	if cap(o.spare) > maxIdleBuffer {
-		recycle(o.spare)
+		codec.PutBytes(o.spare)
 		o.spare = nil
 	}
 	if cap(o.buf) > maxIdleBuffer && len(o.buf) == 0 {
-		recycle(o.buf)
+		codec.PutBytes(o.buf)
 		o.buf = nil
 	}
 }

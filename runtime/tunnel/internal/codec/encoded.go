@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"cmp"
@@ -13,38 +13,39 @@ import (
 // would cost as much as writing them. They are written from the message's own memory instead, which
 // is why the message must not be modified afterwards; only what is between them is encoded.
 
-// encoded is an encoded message that is sent in fragments.
-type encoded struct {
+// Encoded is an encoded message that is sent in fragments. It is not safe for concurrent use.
+type Encoded struct {
 	// small is the memory of everything that was encoded.
-	small *buffer
+	small *Buffer
 	// parts is the message in order: slices of small, alternating with large fields.
 	parts [][]byte
-	size  int
-	// next and at are the position of the next fragment: an index of parts and an offset in that
+	// Size is the size of the whole message in bytes.
+	Size int
+	// part and at are the position of the next fragment: an index of parts and an offset in that
 	// part.
-	next, at int
+	part, at int
 
 	few [3][]byte
 }
 
-// free releases the memory. It does nothing on nil.
-func (e *encoded) free() {
+// Free releases the memory. It does nothing on nil.
+func (e *Encoded) Free() {
 	if e != nil {
-		e.small.free()
-		*e = encoded{}
+		e.small.Free()
+		*e = Encoded{}
 	}
 }
 
-// take consumes the next n bytes and calls each for every part of them.
-func (e *encoded) take(n int, each func(part []byte)) {
+// Next consumes the next n bytes and calls each for every part of them.
+func (e *Encoded) Next(n int, each func(part []byte)) {
 	for n > 0 {
-		part := e.parts[e.next][e.at:]
+		part := e.parts[e.part][e.at:]
 		if len(part) > n {
 			part = part[:n]
 		}
 		n -= len(part)
-		if e.at += len(part); e.at == len(e.parts[e.next]) {
-			e.next, e.at = e.next+1, 0
+		if e.at += len(part); e.at == len(e.parts[e.part]) {
+			e.part, e.at = e.part+1, 0
 		}
 		if len(part) > 0 {
 			each(part)
@@ -52,32 +53,33 @@ func (e *encoded) take(n int, each func(part []byte)) {
 	}
 }
 
-// encode encodes a message, part of it in place. size must be the current size of the message.
-func encode(msg proto.Message, size int) (_ *encoded, err error) {
+// Encode encodes a message, part of it in place; nil is the empty message. size must be the current
+// size of the message, which must not be modified before the Encoded is freed.
+func Encode(msg proto.Message, size int) (_ *Encoded, err error) {
 	returned := false
 	defer func() {
 		if !returned {
 			err = panicked(recover())
 		}
 	}()
-	e := &encoded{}
+	e := &Encoded{}
 	if large, where := largeBytes(msg, size); 2*large >= size && large > 0 && proto.CheckInitialized(msg) == nil {
-		e.small = newBuffer(size - large + splitRoom)
-		s := splitter{buf: e.small.b, parts: e.few[:0]}
+		e.small = NewBuffer(size - large + splitRoom)
+		s := splitter{buf: e.small.B, parts: e.few[:0]}
 		err = s.message(msg.ProtoReflect(), where)
-		e.small.b, e.parts = s.buf, s.finish()
+		e.small.B, e.parts = s.buf, s.finish()
 	} else {
-		e.small = newBuffer(size)
-		e.small.b, err = appendMessage(e.small.b, msg, size)
-		e.parts = append(e.few[:0], e.small.b)
+		e.small = NewBuffer(size)
+		e.small.B, err = Append(e.small.B, msg, size)
+		e.parts = append(e.few[:0], e.small.B)
 	}
 	returned = true
 	if err != nil {
-		e.free()
+		e.Free()
 		return nil, err
 	}
 	for _, part := range e.parts {
-		e.size += len(part)
+		e.Size += len(part)
 	}
 	return e, nil
 }
@@ -89,10 +91,10 @@ const splitRoom = 64
 // largeBytes returns the total size of a message's large fields, and the search that finds them
 // again.
 func largeBytes(msg proto.Message, size int) (total int, where search) {
-	if size < keptBytes || msg == nil {
+	if size < aliasedBytes || msg == nil {
 		return 0, where
 	}
-	where = search{depth: keptDepth, most: 2 * size / keptBytes}
+	where = search{depth: aliasDepth, most: 2 * size / aliasedBytes}
 	where.each(msg.ProtoReflect(), func(_ protoreflect.FieldDescriptor, n int) { total += n })
 	return total, where
 }
@@ -131,7 +133,7 @@ func (s search) each(m protoreflect.Message, visit func(fd protoreflect.FieldDes
 // in returns the total size of the large fields in one value of a field.
 func (s search) in(fd protoreflect.FieldDescriptor, v protoreflect.Value) (total int) {
 	if fd.Kind() == protoreflect.BytesKind {
-		if n := len(v.Bytes()); n >= keptBytes {
+		if n := len(v.Bytes()); n >= aliasedBytes {
 			return n
 		}
 		return 0
@@ -219,7 +221,7 @@ func (s *splitter) field(fd protoreflect.FieldDescriptor, v protoreflect.Value, 
 	}
 	b := v.Bytes()
 	s.buf = protowire.AppendVarint(s.buf, uint64(len(b)))
-	if len(b) < keptBytes {
+	if len(b) < aliasedBytes {
 		s.buf = append(s.buf, b...)
 		return nil
 	}

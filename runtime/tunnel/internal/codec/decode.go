@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"slices"
@@ -9,57 +9,57 @@ import (
 )
 
 // Most large messages consist of a few large bytes fields: tensors, images, files. protobuf's
-// Unmarshal copies them out of the receive buffer. If they make up most of a message, keepFields
+// Unmarshal copies them out of the receive buffer. If they make up most of a message, aliasFields
 // leaves them in place, and the message takes ownership of the buffer.
 
 const (
 	// keptBytes is the smallest field that is aliased instead of copied.
-	keptBytes = 8 << 10
+	aliasedBytes = 8 << 10
 	// keptDepth is the depth of nested messages to which such fields are looked for.
-	keptDepth = 4
+	aliasDepth = 4
 )
 
-// fill decodes b into a message that must be empty. Clearing it first, as protobuf's Unmarshal
+// Decode decodes b into a message that must be empty. Clearing it first, as protobuf's Unmarshal
 // does, would be a quarter of the work for a small message.
-func fill(b []byte, empty proto.Message) error {
+func Decode(b []byte, empty proto.Message) error {
 	return proto.UnmarshalOptions{Merge: true}.Unmarshal(b, empty) //nolint:wrapcheck // the callers add what was being decoded
 }
 
-// decodeKeeping decodes b into msg, which must be empty, and reports whether msg aliases b. If so,
+// DecodeAliasing decodes b into msg, which must be empty, and reports whether msg aliases b. If so,
 // msg owns b, which must not be modified or reused afterwards.
-func decodeKeeping(b []byte, msg proto.Message) (kept bool, err error) {
+func DecodeAliasing(b []byte, msg proto.Message) (aliases bool, err error) {
 	m := msg.ProtoReflect()
-	if len(b) < keptBytes || 4*keepable(m.Descriptor(), b, keptDepth) < 3*len(b) {
-		return false, fill(b, msg)
+	if len(b) < aliasedBytes || 4*aliasable(m.Descriptor(), b, aliasDepth) < 3*len(b) {
+		return false, Decode(b, msg)
 	}
-	if err := keepFields(m, b, keptDepth); err != nil {
+	if err := aliasFields(m, b, aliasDepth); err != nil {
 		return true, err
 	}
 	return true, proto.CheckInitialized(msg)
 }
 
-// keepable returns how many bytes of b, an encoded message of type md, can be aliased.
-func keepable(md protoreflect.MessageDescriptor, b []byte, depth int) int {
+// aliasable returns how many bytes of b, an encoded message of type md, can be aliased.
+func aliasable(md protoreflect.MessageDescriptor, b []byte, depth int) int {
 	total := 0
 	_ = eachLarge(b, func(num protowire.Number, _, _ int, value []byte) error {
-		switch fd := keptField(md, num); {
+		switch fd := aliasableField(md, num); {
 		case fd == nil:
 		case fd.Kind() == protoreflect.BytesKind:
 			total += len(value)
 		case depth > 1:
-			total += keepable(fd.Message(), value, depth-1)
+			total += aliasable(fd.Message(), value, depth-1)
 		}
 		return nil
 	})
 	return total
 }
 
-// keepFields decodes b into m like [proto.UnmarshalOptions] with Merge and AllowPartial, except
+// aliasFields decodes b into m like [proto.UnmarshalOptions] with Merge and AllowPartial, except
 // that large fields alias b.
-func keepFields(m protoreflect.Message, b []byte, depth int) error {
+func aliasFields(m protoreflect.Message, b []byte, depth int) error {
 	rest := 0
 	err := eachLarge(b, func(num protowire.Number, begin, end int, value []byte) error {
-		fd := keptField(m.Descriptor(), num)
+		fd := aliasableField(m.Descriptor(), num)
 		if fd == nil || fd.Kind() != protoreflect.BytesKind && depth == 1 {
 			return nil
 		}
@@ -78,9 +78,9 @@ func keepFields(m protoreflect.Message, b []byte, depth int) error {
 			return nil
 		}
 		if fd.IsList() {
-			return keepFields(m.Mutable(fd).List().AppendMutable().Message(), value, depth-1)
+			return aliasFields(m.Mutable(fd).List().AppendMutable().Message(), value, depth-1)
 		}
-		return keepFields(m.Mutable(fd).Message(), value, depth-1)
+		return aliasFields(m.Mutable(fd).Message(), value, depth-1)
 	})
 	if err != nil {
 		return err
@@ -95,9 +95,9 @@ func mergeInto(m protoreflect.Message, b []byte) error {
 	return proto.UnmarshalOptions{Merge: true, AllowPartial: true}.Unmarshal(b, m.Interface())
 }
 
-// keptField returns the field with this number if keepFields can alias it or descend into it: a
-// bytes or message field that is not a map.
-func keptField(md protoreflect.MessageDescriptor, num protowire.Number) protoreflect.FieldDescriptor {
+// aliasableField returns the field with this number if aliasFields can alias it or descend into it:
+// a bytes or message field that is not a map.
+func aliasableField(md protoreflect.MessageDescriptor, num protowire.Number) protoreflect.FieldDescriptor {
 	fd := md.Fields().ByNumber(num)
 	if fd == nil || !splits(fd) {
 		return nil
@@ -125,7 +125,7 @@ func eachLarge(b []byte, visit func(num protowire.Number, begin, end int, value 
 		if size < 0 {
 			return protowire.ParseError(size)
 		}
-		if len(value) >= keptBytes {
+		if len(value) >= aliasedBytes {
 			if err := visit(num, at, at+n+size, value); err != nil {
 				return err
 			}

@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"math/bits"
@@ -54,9 +54,9 @@ func recycledClass(n int) (class, size int) {
 	return 4*(power-recycledSmallest) + quarters, 1<<power + quarters*step
 }
 
-// lend returns an empty slice with room for n bytes, n > 0. The caller owns it for good. It is not
+// alloc returns an empty slice with room for n bytes, n > 0. The caller owns it for good. It is not
 // cleared.
-func (r *recycler) lend(n int) []byte {
+func (r *recycler) alloc(n int) []byte {
 	class, size := recycledClass(n)
 	if class < 0 {
 		return uncleared(n)

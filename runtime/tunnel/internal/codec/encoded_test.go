@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"bytes"
@@ -14,12 +14,12 @@ import (
 	"pgregory.net/rapid"
 )
 
-// written is an encoded message as it goes over the wire, in fragments of any sizes.
-func written(t *rapid.T, e *encoded) []byte {
+// written returns the bytes of an encoded message, taken in fragments of random sizes.
+func written(t *rapid.T, e *Encoded) []byte {
 	var b []byte
-	for rest := e.size; rest > 0; {
+	for rest := e.Size; rest > 0; {
 		n := rapid.IntRange(1, rest).Draw(t, "fragment")
-		e.take(n, func(part []byte) { b = append(b, part...) })
+		e.Next(n, func(part []byte) { b = append(b, part...) })
 		rest -= n
 	}
 	return b
@@ -34,9 +34,9 @@ func option(t *rapid.T) *descriptorpb.UninterpretedOption {
 	return o
 }
 
-// TestWhatIsWrittenInPartsIsTheMessage draws messages with large fields at the top, in messages,
-// and in lists of them, and what protobuf itself reads of their parts.
-func TestWhatIsWrittenInPartsIsTheMessage(t *testing.T) {
+// TestEncodedPartsAreTheMessage draws messages with large fields at the top, in messages and in
+// lists of them, and decodes their parts with protobuf.
+func TestEncodedPartsAreTheMessage(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var msg proto.Message
 		switch rapid.IntRange(0, 4).Draw(t, "type") {
@@ -57,23 +57,23 @@ func TestWhatIsWrittenInPartsIsTheMessage(t *testing.T) {
 		default: // no bytes anywhere, a map, a oneof
 			msg = &structpb.Struct{Fields: map[string]*structpb.Value{"k": structpb.NewStringValue(string(large(t, "text")))}}
 		}
-		e, err := encode(msg, proto.Size(msg))
+		e, err := Encode(msg, proto.Size(msg))
 		require.NoError(t, err)
-		require.Equal(t, proto.Size(msg), e.size)
+		require.Equal(t, proto.Size(msg), e.Size)
 		read := msg.ProtoReflect().New().Interface()
 		require.NoError(t, proto.Unmarshal(written(t, e), read))
 		require.True(t, proto.Equal(msg, read))
-		e.free()
+		e.Free()
 	})
 }
 
-func TestALargeFieldIsWrittenFromWhereItIs(t *testing.T) {
+func TestLargeFieldIsNotCopied(t *testing.T) {
 	value := bytes.Repeat([]byte("x"), 1<<20)
 	msg := &anypb.Any{TypeUrl: "of/it", Value: value}
-	e, err := encode(msg, proto.Size(msg))
+	e, err := Encode(msg, proto.Size(msg))
 	require.NoError(t, err)
 	shared := 0
-	e.take(e.size, func(part []byte) {
+	e.Next(e.Size, func(part []byte) {
 		if unsafe.SliceData(part) == unsafe.SliceData(value) {
 			shared += len(part)
 		}
@@ -81,9 +81,9 @@ func TestALargeFieldIsWrittenFromWhereItIs(t *testing.T) {
 	require.Equal(t, len(value), shared)
 }
 
-func TestRequiredFieldsAreAskedForInParts(t *testing.T) {
+func TestRequiredFieldsAreCheckedInParts(t *testing.T) {
 	msg := &descriptorpb.UninterpretedOption{StringValue: make([]byte, 1<<20), Name: []*descriptorpb.UninterpretedOption_NamePart{{}}}
-	_, err := encode(msg, proto.Size(msg))
+	_, err := Encode(msg, proto.Size(msg))
 	require.Error(t, err)
 	require.Equal(t, proto.CheckInitialized(msg).Error(), err.Error())
 }

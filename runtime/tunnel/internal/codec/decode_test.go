@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"testing"
@@ -13,14 +13,14 @@ import (
 	"pgregory.net/rapid"
 )
 
-// large draws bytes of which some are worth to be kept.
+// large draws bytes of which some are worth aliasing.
 func large(t *rapid.T, label string) []byte {
-	return make([]byte, rapid.SampledFrom([]int{0, 1, keptBytes - 1, keptBytes, 3 * keptBytes}).Draw(t, label))
+	return make([]byte, rapid.SampledFrom([]int{0, 1, aliasedBytes - 1, aliasedBytes, 3 * aliasedBytes}).Draw(t, label))
 }
 
-// TestDecodingThatKeepsIsDecoding compares with protobuf's own: any messages, also of fields that
-// come several times, in any order, unknown or cut off.
-func TestDecodingThatKeepsIsDecoding(t *testing.T) {
+// TestDecodeAliasingEqualsUnmarshal compares with protobuf's decoder on messages with repeated,
+// reordered, unknown and truncated fields.
+func TestDecodeAliasingEqualsUnmarshal(t *testing.T) {
 	fresh := []func() proto.Message{
 		func() proto.Message { return &wrapperspb.BytesValue{} },
 		func() proto.Message { return &anypb.Any{} },
@@ -52,41 +52,41 @@ func TestDecodingThatKeepsIsDecoding(t *testing.T) {
 		}
 		want, got := of(), of()
 		wantErr := proto.Unmarshal(b, want)
-		kept, gotErr := decodeKeeping(b, got)
+		aliases, gotErr := DecodeAliasing(b, got)
 		require.Equal(t, wantErr == nil, gotErr == nil, "%v, %v", wantErr, gotErr)
 		if wantErr == nil {
-			require.True(t, proto.Equal(want, got), "kept: %v", kept)
+			require.True(t, proto.Equal(want, got), "aliases: %v", aliases)
 		}
 	})
 }
 
-func TestLargeBytesAreKept(t *testing.T) {
-	b, err := proto.Marshal(wrapperspb.Bytes(make([]byte, 10*keptBytes)))
+func TestLargeBytesAreAliased(t *testing.T) {
+	b, err := proto.Marshal(wrapperspb.Bytes(make([]byte, 10*aliasedBytes)))
 	require.NoError(t, err)
 	msg := &wrapperspb.BytesValue{}
-	kept, err := decodeKeeping(b, msg)
+	aliases, err := DecodeAliasing(b, msg)
 	require.NoError(t, err)
-	require.True(t, kept)
+	require.True(t, aliases)
 	value := msg.GetValue()
 	require.Same(t, &b[len(b)-1], &value[len(value)-1])
 	require.Equal(t, len(value), cap(value), "an append must not write to what is behind")
 	// A small part of a large message does not hold on to all of it.
-	list := &structpb.ListValue{Values: []*structpb.Value{structpb.NewStringValue(string(make([]byte, 10*keptBytes)))}}
+	list := &structpb.ListValue{Values: []*structpb.Value{structpb.NewStringValue(string(make([]byte, 10*aliasedBytes)))}}
 	b, err = proto.Marshal(list)
 	require.NoError(t, err)
-	kept, err = decodeKeeping(b, list)
+	aliases, err = DecodeAliasing(b, list)
 	require.NoError(t, err)
-	require.False(t, kept)
+	require.False(t, aliases)
 }
 
-func FuzzDecodeKeeping(f *testing.F) {
-	b, err := proto.Marshal(wrapperspb.Bytes(make([]byte, 2*keptBytes)))
+func FuzzDecodeAliasing(f *testing.F) {
+	b, err := proto.Marshal(wrapperspb.Bytes(make([]byte, 2*aliasedBytes)))
 	require.NoError(f, err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		want, got := &wrapperspb.BytesValue{}, &wrapperspb.BytesValue{}
 		wantErr := proto.Unmarshal(b, want)
-		_, gotErr := decodeKeeping(b, got)
+		_, gotErr := DecodeAliasing(b, got)
 		require.Equal(t, wantErr == nil, gotErr == nil)
 		if wantErr == nil {
 			require.True(t, proto.Equal(want, got))

@@ -1,4 +1,4 @@
-package tunnel
+package codec
 
 import (
 	"runtime"
@@ -10,22 +10,21 @@ import (
 	"pgregory.net/rapid"
 )
 
-// markAll makes memory tell whose it is.
+// markAll fills memory with a mark.
 func markAll(b []byte, mark byte) {
 	for i := range b {
 		b[i] = mark
 	}
 }
 
-// heldAndDropped lends memory to messages of which some are held and others dropped, with
-// collections in between, and says how many of those that were held have been written over by
-// others.
+// heldAndDropped allocates memory, of which some is held and some dropped, with collections in
+// between, and returns how much of the held memory was overwritten.
 func heldAndDropped(r *recycler) (spoilt int) {
 	held := make(map[byte][]byte)
 	for round := range 40 {
 		mark := byte(round + 1)
 		for range 8 {
-			b := r.lend(40 << 10)[:40<<10]
+			b := r.alloc(40 << 10)[:40<<10]
 			markAll(b, mark)
 			held[mark] = b // the others of this round are dropped
 		}
@@ -44,10 +43,19 @@ func heldAndDropped(r *recycler) (spoilt int) {
 	return spoilt
 }
 
-func TestMemoryComesBackWhenItsMessageWasCollected(t *testing.T) {
+func TestHeldMemoryIsNotReused(t *testing.T) {
+	require.Zero(t, heldAndDropped(&recycler{}))
+}
+
+// TestEarlyReuseIsNoticed shows that the test above would notice it.
+func TestEarlyReuseIsNoticed(t *testing.T) {
+	require.NotZero(t, heldAndDropped(&recycler{early: true}))
+}
+
+func TestMemoryOfACollectedMessageIsReused(t *testing.T) {
 	var r recycler
 	const n = 100 << 10
-	markAll(r.lend(n)[:n], 1)
+	markAll(r.alloc(n)[:n], 1)
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		runtime.GC()
 		r.mu.Lock()
@@ -58,7 +66,7 @@ func TestMemoryComesBackWhenItsMessageWasCollected(t *testing.T) {
 	require.NotNil(t, r.take(class, size))
 }
 
-func TestMemoryThatNobodyUsesIsGivenUp(t *testing.T) {
+func TestUnusedMemoryIsFreed(t *testing.T) {
 	var r recycler
 	class, size := recycledClass(1 << 20)
 	for range 10 {
@@ -78,7 +86,7 @@ func TestIdleMemoryIsBounded(t *testing.T) {
 	memory := &uncleared(size)[:1][0]
 	most := 0
 	for range 2 * recycledBytes / size {
-		r.give(memory, class, size) // the same again and again, which nobody is going to use
+		r.give(memory, class, size) // the same each time: it is never used
 		r.mu.Lock()
 		most = max(most, r.idle)
 		r.mu.Unlock()
@@ -101,6 +109,6 @@ func TestClassesHaveRoom(t *testing.T) {
 		if n > 1<<recycledSmallest {
 			require.LessOrEqual(t, 4*size, 5*n+4)
 		}
-		require.GreaterOrEqual(t, cap(new(recycler).lend(n)), n)
+		require.GreaterOrEqual(t, cap(new(recycler).alloc(n)), n)
 	})
 }
