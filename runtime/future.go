@@ -45,10 +45,10 @@ type future struct {
 	target *target
 
 	done chan struct{}
-	// verdict is the call if it goes to another process. That process has the same deadline, and a
+	// remote is the call if it goes to another process. That process has the same deadline, and a
 	// short time after it to report how far the call has come. Set before the call is made;
 	// otherwise nil.
-	verdict *tunnel.Call
+	remote *tunnel.Call
 
 	mu        sync.Mutex // guards the fields below
 	completed bool
@@ -134,8 +134,8 @@ func (f *future) follow(ctx context.Context) {
 	defer f.mu.Unlock()
 	if !f.completed && ctx.Done() != nil {
 		f.unwatch = context.AfterFunc(ctx, func() {
-			if f.verdict != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				f.verdict.AwaitVerdict(f.done)
+			if f.remote != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				f.remote.AwaitReport(f.done)
 			}
 			f.abort(context.Cause(ctx))
 		})

@@ -258,7 +258,7 @@ func (h *Host) newWaitedCall() *tunnel.Call {
 	if c, ok := h.waited.Get().(*tunnel.Call); ok {
 		return c
 	}
-	return &tunnel.Call{Waits: true, Verdict: true}
+	return &tunnel.Call{Synchronous: true, ReportAfterDeadline: true}
 }
 
 func (h *Host) freeWaitedCall(c *tunnel.Call) {
@@ -350,15 +350,15 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 			f.complete(r.explain(ctx, err))
 		}()
 	}
-	// Set before the future is shared; Follow runs after Start.
+	// Set before the future is shared; WatchContext is called after Start.
 	f.cancelBy(func(cause error) error {
 		err := endedAt(takenBack(cause), r.path(), m, unanswered)
 		c.Cancel(err)
 		return err
 	})
 	if ctx.Done() != nil {
-		f.verdict = c
-		c.Follow = func() { f.follow(ctx) }
+		f.remote = c
+		c.WatchContext = func() { f.follow(ctx) }
 	}
 	if err := conn.Start(ctx, c); err != nil {
 		if ctx.Err() != nil {

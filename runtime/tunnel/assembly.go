@@ -56,8 +56,8 @@ func (c *Conn) recordAliasing(procedure string, buf *codec.Buffer, aliased bool)
 // maxAliasing limits the number of procedures recorded by recordAliasing.
 const maxAliasing = 1 << 10
 
-// room appends n bytes to the message and returns them for the caller to fill.
-func (a *assembly) room(n int) ([]byte, error) {
+// extend appends n bytes to the message and returns them for the caller to fill.
+func (a *assembly) extend(n int) ([]byte, error) {
 	if n > a.total-a.got {
 		return nil, violation("a fragment of %d bytes where %d of %d are due", n, a.total-a.got, a.total)
 	}
@@ -74,7 +74,7 @@ func (a *assembly) add(fragment []byte) error {
 		a.got += len(fragment)
 		return nil
 	}
-	dst, err := a.room(len(fragment))
+	dst, err := a.extend(len(fragment))
 	if err != nil {
 		return err
 	}
@@ -84,9 +84,9 @@ func (a *assembly) add(fragment []byte) error {
 
 func (a *assembly) complete() bool { return a.got == a.total }
 
-// sized reads the total size that precedes the first of several fragments. It must exceed what that
-// frame carries.
-func (p *parser) sized() int {
+// totalSize reads the total size that precedes the first of several fragments. It must exceed what
+// that frame carries.
+func (p *parser) totalSize() int {
 	total := p.int()
 	if p.err == nil && total <= len(p.rest) {
 		p.failf("a message of %d bytes in fragments, the first of %d", total, len(p.rest))

@@ -15,7 +15,7 @@ import (
 // Call is one unary call. The caller sets the first group of fields and must not access the Call
 // until it is done.
 type Call struct {
-	waiting
+	callWait
 
 	// Target is the callee, Caller the calling entity, and Procedure the method, as
 	// "/package.Service/Method".
@@ -32,20 +32,20 @@ type Call struct {
 	Response proto.Message
 	// Done is called exactly once when the call is over, on the goroutine that ends it: the
 	// connection's reader, or the one that cancels the call or ends the connection. It must not
-	// block. It is not used if Waits is set.
+	// block. It is not used if Synchronous is set.
 	Done func(*Call)
 
-	// Waits announces that the caller waits for the call: it calls [Conn.Wait] after Start, and
-	// Done is not used.
-	Waits bool
-	// Verdict makes a call with Waits wait for up to VerdictGrace after its deadline for the peer
-	// to report how far the call had come.
-	Verdict bool
-	// Follow is for a call without Waits. It is called once to notify that the context given to
-	// Start must be watched from now on, if the call is open for some milliseconds or that context
-	// ends first. It may be called when the call has just ended, and must not block. nil means that
-	// the context is not checked at all.
-	Follow func()
+	// Synchronous announces that the caller waits for the call: it calls [Conn.Wait] after Start,
+	// and Done is not used.
+	Synchronous bool
+	// ReportAfterDeadline makes a synchronous call wait for up to ReportGrace after its deadline
+	// for the peer to report how far the call had come.
+	ReportAfterDeadline bool
+	// WatchContext is for a call that is not Synchronous. It is called once to notify that the
+	// context given to Start must be watched from now on, if the call is open for some milliseconds
+	// or that context ends first. It may be called when the call has just ended, and must not
+	// block. nil means that the context is not checked at all.
+	WatchContext func()
 
 	// Err is the outcome, set before Done: nil or a [connect.Error].
 	Err error
@@ -111,7 +111,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		if err != nil {
 			err = notRun(c.cannotEncode(call.Procedure, call.Request, err))
 		} else {
-			err = c.refusing()
+			err = c.refusalError()
 		}
 		if err != nil {
 			c.sendWindow.release(cost)
@@ -126,11 +126,11 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
 	}
 	c.calls.Add(1)
-	if call.Waits {
-		c.expect(call)
+	if call.Synchronous {
+		c.beginWait(call)
 	}
-	if call.Waits || call.Follow != nil {
-		c.sweepLater(ctx, call)
+	if call.Synchronous || call.WatchContext != nil {
+		c.addToSweep(ctx, call)
 	}
 	c.startKeepalive()
 	if c.out.calls++; c.sendWindow.open == 1 || c.out.calls >= callBatch {
@@ -149,7 +149,7 @@ const callBatch = 32
 func (c *Conn) sendCall(ctx context.Context, call *Call, body *codec.Encoded, meta, size int) error {
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
-	numbers := c.interner.refer(o, names, &c.peer)
+	numbers := c.interner.intern(o, names, &c.peer)
 	if guarded && !faults.Overtaking && body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[orderKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still being sent: queue behind it.
@@ -240,8 +240,8 @@ func (call *Call) finish(err error) {
 	call.Err = err
 	call.outMessage = nil
 	switch {
-	case call.Waits:
-		call.tokens <- over // the last access: the Call belongs to its caller again
+	case call.Synchronous:
+		call.tokens <- tokenOver // the last access: the Call belongs to its caller again
 	case call.Done != nil:
 		call.Done(call)
 	}
@@ -289,8 +289,8 @@ func (c *Conn) allocateID(s slot) uint32 {
 	if c.sendWindow.open > 1 {
 		c.aloneCalls = 0
 	}
-	if s.call == nil || !s.call.Waits {
-		c.applyOwnerEvent(eventBegun) // for callers that wait, expect does it
+	if s.call == nil || !s.call.Synchronous {
+		c.applyOwnerEvent(eventBegun) // for callers that wait, beginWait does it
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]

@@ -39,7 +39,7 @@ func (c *Conn) Stream(ctx context.Context, req StreamRequest) (connect.ClientStr
 
 func (c *Conn) stream(ctx context.Context, req StreamRequest, info *connect.CallInfo) (connect.ClientStream, error) {
 	c.mu.Lock()
-	err := c.refusing()
+	err := c.refusalError()
 	c.mu.Unlock()
 	if err == nil && ctx.Err() != nil {
 		err = notRun(contextError(ctx.Err(), ""))
@@ -74,17 +74,18 @@ type clientStream struct {
 	// opened reports, without the lock, that the call has begun successfully.
 	opened atomic.Bool
 
-	begin  sync.Mutex // held while the call begins; guards begun, failed and closed
-	begun  bool
-	failed error
-	closed bool
+	beginMu sync.Mutex // held while the call begins; guards begun, failed and closed
+	begun   bool
+	failed  error
+	closed  bool
 
 	id uint32
-	// headed is set once the response's header has arrived. It is owned by the connection's reader.
-	headed bool
-	inbox  inbox
-	queue  sendQueue
-	detach func() bool
+	// gotHead is set once the response's header has arrived. It is owned by the connection's
+	// reader.
+	gotHead      bool
+	inbox        inbox
+	queue        sendQueue
+	stopWatching func() bool
 }
 
 var _ connect.ClientStream = (*clientStream)(nil)
@@ -97,8 +98,8 @@ func (s *clientStream) SendHeaders() error {
 	if s.opened.Load() {
 		return nil
 	}
-	s.begin.Lock()
-	defer s.begin.Unlock()
+	s.beginMu.Lock()
+	defer s.beginMu.Unlock()
 	switch {
 	case s.begun:
 		return s.failed
@@ -131,12 +132,12 @@ func (s *clientStream) open() error {
 	s.queue = sendQueue{stream: true, credit: c.peer.streamWindow, window: c.peer.streamWindow}
 	o := &c.out
 	names := [3]string{req.Target, req.Caller, req.Procedure}
-	numbers := c.interner.refer(o, names, &c.peer)
+	numbers := c.interner.intern(o, names, &c.peer)
 	start := o.beginFrame(meta)
 	flags, b := appendCall(s.ctx, numbers.append(o.buf, names), req.StreamType, header, req.Chain)
 	o.buf = b
 	o.endFrame(start, kindCall, flags, s.id)
-	s.detach = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
+	s.stopWatching = context.AfterFunc(s.ctx, func() { s.abort(contextError(s.ctx.Err(), "")) })
 	c.calls.Add(1)
 	c.startKeepalive()
 	c.kick()
@@ -154,7 +155,7 @@ func (s *clientStream) Send(msg any) error {
 		return err
 	}
 	size, err := s.conn.sendMessage(&s.queue, s.id, s.req.Procedure, m)
-	if errors.Is(err, errOver) {
+	if errors.Is(err, errCallOver) {
 		return io.EOF
 	}
 	if err == nil && s.info != nil {
@@ -199,8 +200,8 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	}
 	m, err := s.inbox.receive()
 	if err != nil {
-		s.inform(err)
-		s.detach()
+		s.deliverMetadata(err)
+		s.stopWatching()
 		return err
 	}
 	if s.info != nil {
@@ -218,7 +219,7 @@ func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	if s.req.StreamType == connect.StreamTypeClient {
 		return s.receiveEnd()
 	}
-	s.inform(nil)
+	s.deliverMetadata(nil)
 	return nil
 }
 
@@ -231,18 +232,18 @@ func (s *clientStream) receiveEnd() error {
 		err = connect.Errorf(connect.CodeInternal, "%s sent more than one response", s.req.Procedure)
 		s.abort(err)
 	}
-	s.inform(err)
-	s.detach()
+	s.deliverMetadata(err)
+	s.stopWatching()
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
 }
 
-// inform delivers received metadata to the caller, on the caller's goroutine. err is the error that
-// Receive is about to return. A trailer is delivered only with the end of the stream, even if it
-// has arrived earlier.
-func (s *clientStream) inform(err error) {
+// deliverMetadata delivers received metadata to the caller, on the caller's goroutine. err is the
+// error that Receive is about to return. A trailer is delivered only with the end of the stream,
+// even if it has arrived earlier.
+func (s *clientStream) deliverMetadata(err error) {
 	if s.info == nil && s.req.OnMetadata == nil {
 		return
 	}
@@ -279,12 +280,12 @@ func requestHeader(given Header, info *connect.CallInfo) (Header, error) {
 
 // Close cancels the call if it is not over.
 func (s *clientStream) Close() error {
-	s.begin.Lock()
+	s.beginMu.Lock()
 	s.closed = true
 	begun := s.begun && s.failed == nil
-	s.begin.Unlock()
+	s.beginMu.Unlock()
 	if begun {
-		s.detach()
+		s.stopWatching()
 		s.abort(contextError(context.Canceled, "the stream was closed"))
 	}
 	return nil

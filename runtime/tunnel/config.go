@@ -86,9 +86,9 @@ const (
 	defaultMaxStreams       = 1 << 11
 	defaultKeepalive        = 5 * time.Second
 	defaultHandshakeTimeout = 10 * time.Second
-	// leastShared is the minimum default of the budgets that calls and streams share, however small
-	// the messages are.
-	leastShared = 8 << 20
+	// minSharedBudget is the minimum default of the budgets that calls and streams share, however
+	// small the messages are.
+	minSharedBudget = 8 << 20
 
 	ceilingMaxMessage = 1 << 30
 	ceilingMaxHeader  = 1 << 20
@@ -107,10 +107,10 @@ func (c Config) WithDefaults() Config {
 	c.Window = within(c.Window, defaultWindow, 1, ceilingMaxMessage)
 	c.StreamWindow = within(c.StreamWindow, defaultStreamWindow, floorStreamWindow, ceilingMaxMessage)
 	c.MaxStreamWindow = within(c.MaxStreamWindow, 8*c.StreamWindow, c.StreamWindow, ceilingMaxMessage)
-	c.MaxStreamBytes = within(c.MaxStreamBytes, max(c.MaxMessageBytes, leastShared), 1, ceilingMaxMessage)
+	c.MaxStreamBytes = within(c.MaxStreamBytes, max(c.MaxMessageBytes, minSharedBudget), 1, ceilingMaxMessage)
 	c.MaxCalls = within(c.MaxCalls, defaultMaxCalls, 1, maxCallID)
 	c.MaxStreams = within(c.MaxStreams, defaultMaxStreams, 1, maxCallID)
-	c.MaxBacklog = within(c.MaxBacklog, max(2*c.MaxMessageBytes, leastShared), 1, 4*ceilingMaxMessage)
+	c.MaxBacklog = within(c.MaxBacklog, max(2*c.MaxMessageBytes, minSharedBudget), 1, 4*ceilingMaxMessage)
 	if c.Keepalive == 0 {
 		c.Keepalive = defaultKeepalive
 	}
@@ -140,11 +140,11 @@ func (c Config) WithDefaults() Config {
 func (c Config) PeerMemory() int {
 	c = c.WithDefaults()
 	m := c.memory()
-	return m.buffers + m.names + m.calls + m.meta + m.messages + m.streams + m.beyond + m.backlog
+	return m.buffers + m.names + m.calls + m.meta + m.messages + m.streams + m.excess + m.backlog
 }
 
 // memory is the parts of [Config.PeerMemory].
-type memory struct{ buffers, names, calls, meta, messages, streams, beyond, backlog int }
+type memory struct{ buffers, names, calls, meta, messages, streams, excess, backlog int }
 
 // Memory used beyond the bytes that the limits count. Buffers grow by doubling, so a limit on bytes
 // means up to twice that much memory.
@@ -163,7 +163,7 @@ func (c Config) memory() memory {
 		meta:     slack * c.Window,
 		messages: slack * max(c.Window, c.MaxMessageBytes+c.MaxHeaderBytes),
 		streams:  c.MaxStreams*streamBytes + slack*(c.MaxStreams*floorStreamWindow+c.MaxStreamBytes),
-		beyond:   slack * c.MaxMessageBytes,
+		excess:   slack * c.MaxMessageBytes,
 		backlog:  c.MaxBacklog + c.MaxHeaderBytes,
 	}
 }

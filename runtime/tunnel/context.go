@@ -21,11 +21,11 @@ type callContext struct {
 	// notifyOnEnd is set if the call's owner is to be notified of the end.
 	notifyOnEnd bool
 	err         error
-	watched     *watched
+	waiters     *contextWaiters
 }
 
-// watched is the state of a context that is waited for.
-type watched struct {
+// contextWaiters is the state of a context that is waited for.
+type contextWaiters struct {
 	done  chan struct{}
 	timer *time.Timer
 	after map[*func()]struct{}
@@ -46,12 +46,12 @@ func (c *callContext) overdue() bool {
 	return c.deadline != 0 && time.Since(c.conn.started) >= c.deadline
 }
 
-// watch returns the watched state, made on first use. The caller must hold c.mu.
-func (c *callContext) watch() *watched {
-	if c.watched == nil {
-		c.watched = &watched{}
+// ensureWaiters returns the state of the waiters, made on first use. The caller must hold c.mu.
+func (c *callContext) ensureWaiters() *contextWaiters {
+	if c.waiters == nil {
+		c.waiters = &contextWaiters{}
 	}
-	return c.watched
+	return c.waiters
 }
 
 // Value returns nil: the context carries no values.
@@ -61,7 +61,7 @@ func (*callContext) Value(any) any { return nil }
 func (c *callContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := c.watch()
+	w := c.ensureWaiters()
 	if w.done == nil {
 		w.done = make(chan struct{})
 		if c.err != nil {
@@ -92,7 +92,7 @@ func (c *callContext) AfterFunc(run func()) func() bool {
 		go run()
 		return func() bool { return false }
 	}
-	w := c.watch()
+	w := c.ensureWaiters()
 	if w.after == nil {
 		w.after = make(map[*func()]struct{})
 	}
@@ -110,7 +110,7 @@ func (c *callContext) AfterFunc(run func()) func() bool {
 
 // arm starts the deadline's timer.
 func (c *callContext) arm() {
-	if w := c.watched; w.timer == nil && c.err == nil && c.deadline != 0 {
+	if w := c.waiters; w.timer == nil && c.err == nil && c.deadline != 0 {
 		w.timer = time.AfterFunc(c.deadline-time.Since(c.conn.started), func() { c.end(context.DeadlineExceeded) })
 	}
 }
@@ -162,7 +162,7 @@ func (c *callContext) end(err error) {
 // close sets the end and releases all waiters. The caller must hold c.mu.
 func (c *callContext) close(err error) {
 	c.err = err
-	w := c.watched
+	w := c.waiters
 	if w == nil {
 		return
 	}

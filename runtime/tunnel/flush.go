@@ -79,7 +79,7 @@ func (c *Conn) flush() {
 	case err != nil:
 		c.out.release(b)
 		c.mu.Unlock()
-		c.fail(lost(err))
+		c.fail(lostError(err))
 		c.mu.Lock()
 		c.stopWriting()
 	case n < b.size():

@@ -88,8 +88,8 @@ func (h frameHeader) kind() kind   { return kind(h >> 24 & 0xff) }
 func (h frameHeader) flags() uint8 { return uint8(h >> 32 & 0xff) }
 func (h frameHeader) id() uint32   { return uint32(h >> 40) }
 
-// like reports whether the headers are equal except for the length.
-func (h frameHeader) like(other frameHeader) bool { return (h^other)>>24 == 0 }
+// sameExceptLength reports whether the headers are equal except for the length.
+func (h frameHeader) sameExceptLength(other frameHeader) bool { return (h^other)>>24 == 0 }
 
 func (h frameHeader) append(b []byte) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(h))

@@ -182,7 +182,7 @@ func (b *inbox) push(sized bool, body []byte, limit int) (tooMuch, err error) {
 		return nil, nil
 	}
 	p := parser{rest: body}
-	total := p.sized()
+	total := p.totalSize()
 	if p.err != nil {
 		return nil, p.err
 	}

@@ -146,15 +146,15 @@ func (in *Incoming) changeResponse(set func(*responseMeta)) {
 	in.ctx.mu.Unlock()
 }
 
-// responded returns the header and trailer set so far.
-func (in *Incoming) responded() (header, trailer Header) {
+// responseMetadata returns the header and trailer set so far.
+func (in *Incoming) responseMetadata() (header, trailer Header) {
 	if r := in.response.Load(); r != nil {
-		return in.setSoFar(r)
+		return in.lockedMetadata(r)
 	}
 	return nil, nil
 }
 
-func (in *Incoming) setSoFar(r *responseMeta) (header, trailer Header) {
+func (in *Incoming) lockedMetadata(r *responseMeta) (header, trailer Header) {
 	in.ctx.mu.Lock()
 	defer in.ctx.mu.Unlock()
 	return r.header, r.trailer
@@ -202,7 +202,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 	if !in.replied.CompareAndSwap(false, true) {
 		return
 	}
-	header, trailer := in.responded()
+	header, trailer := in.responseMetadata()
 	if s := in.stream(); s != nil && s.headSent.Load() {
 		header = nil
 	}
@@ -294,7 +294,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 			_ = c.notEncoded(in, res, err) // logs, so not under the lock
 		}
 	}()
-	c.retire(in)
+	c.unregisterCall(in)
 	if failure == nil {
 		failure = c.overflow(in, size)
 	}
@@ -380,7 +380,7 @@ func (c *Conn) queueReply(
 	o := &c.out
 	stream := in.stream()
 	if stream != nil {
-		o.close(&stream.queue, errOver)
+		o.close(&stream.queue, errCallOver)
 	}
 	if body != nil {
 		flags, meta := appendReplyMeta(nil, header, trailer)

@@ -77,7 +77,7 @@ func (c *Conn) runWork(work Work, in *Incoming, epoch uint64) {
 			c.replaceReadLoop(epoch) // Goexit ends the goroutine of the read loop
 		}
 		if !in.replied.Load() {
-			in.Reply(nil, c.failed(in.Procedure, f))
+			in.Reply(nil, c.handlerFailed(in.Procedure, f))
 		}
 	}()
 	work.Serve()

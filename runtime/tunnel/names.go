@@ -8,24 +8,24 @@ package tunnel
 type interner struct {
 	numbers map[string]uint32
 	bytes   int
-	// last and known cache the names and numbers of the last call, since consecutive calls mostly
-	// have the same.
-	last  [3]string
-	known [3]uint32
+	// lastNames and lastNumbers cache the names and numbers of the last call, since consecutive
+	// calls mostly have the same.
+	lastNames   [3]string
+	lastNumbers [3]uint32
 }
 
 // refs are the numbers of a call's names, 0 for a name sent in full.
 type refs [3]uint32
 
-// refer returns the numbers of a call's names. It queues a NAME frame for each new name that fits
+// intern returns the numbers of a call's names. It queues a NAME frame for each new name that fits
 // the table.
-func (t *interner) refer(o *outbox, names [3]string, peer *limits) refs {
+func (t *interner) intern(o *outbox, names [3]string, peer *limits) refs {
 	for i, name := range names {
-		if t.known[i] == 0 || t.last[i] != name {
-			t.last[i], t.known[i] = name, t.number(o, name, peer)
+		if t.lastNumbers[i] == 0 || t.lastNames[i] != name {
+			t.lastNames[i], t.lastNumbers[i] = name, t.number(o, name, peer)
 		}
 	}
-	return t.known
+	return t.lastNumbers
 }
 
 func (t *interner) number(o *outbox, name string, peer *limits) uint32 {
@@ -74,10 +74,10 @@ type Names struct {
 type nameTable struct {
 	names []string
 	bytes int
-	// shared holds the Names by their numbers. last and recent cache the entry used last.
-	shared map[refs]*Names
-	last   *Names
-	recent refs
+	// shared holds the Names by their numbers. last and lastNumbers cache the entry used last.
+	shared      map[refs]*Names
+	last        *Names
+	lastNumbers refs
 }
 
 // maxShared limits the number of shared Names.
@@ -104,11 +104,11 @@ func (t *nameTable) read(p *parser) *Names {
 		numbers[i], names[i] = t.name(p)
 		whole = whole && numbers[i] != 0
 	}
-	if whole && numbers == t.recent {
+	if whole && numbers == t.lastNumbers {
 		return t.last
 	}
 	if whole && t.shared[numbers] != nil {
-		t.last, t.recent = t.shared[numbers], numbers
+		t.last, t.lastNumbers = t.shared[numbers], numbers
 		return t.last
 	}
 	n := &Names{Target: names[0], Caller: names[1], Procedure: names[2]}
@@ -117,7 +117,7 @@ func (t *nameTable) read(p *parser) *Names {
 			t.shared = make(map[refs]*Names)
 		}
 		t.shared[numbers] = n
-		t.last, t.recent = n, numbers
+		t.last, t.lastNumbers = n, numbers
 	}
 	return n
 }

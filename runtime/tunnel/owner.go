@@ -143,7 +143,7 @@ func (c *Conn) readError(err error) error {
 	case c.readingFor != nil && isInterruption(err):
 		return errInterrupted
 	}
-	return lost(err)
+	return lostError(err)
 }
 
 // readAsCaller reads until the call is answered or its caller is interrupted. It reports whether

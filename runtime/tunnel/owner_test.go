@@ -23,7 +23,7 @@ import (
 func invoke(ctx context.Context, c *tunnel.Conn, size int) error {
 	res := &wrapperspb.BytesValue{}
 	call := &tunnel.Call{
-		Procedure: "/p/P", Request: wrapperspb.Bytes(make([]byte, size)), Response: res, Waits: true,
+		Procedure: "/p/P", Request: wrapperspb.Bytes(make([]byte, size)), Response: res, Synchronous: true,
 	}
 	if err := c.Start(ctx, call); err != nil {
 		return err
@@ -313,7 +313,7 @@ func ordinaryProgramOnASlowLink(t *testing.T) {
 		s.link.Delay(100 * time.Microsecond)
 		ask := func(size int) bool {
 			res := &wrapperspb.BytesValue{}
-			call := &tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Int32(int32(size)), Response: res, Waits: true}
+			call := &tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Int32(int32(size)), Response: res, Synchronous: true}
 			err := s.client.Start(t.Context(), call)
 			if err == nil {
 				s.client.Wait(t.Context(), call, context.Context.Err)

@@ -205,7 +205,7 @@ func (w *world) unary(seed int, s step) {
 		w.mu.Unlock()
 		close(done)
 	}
-	if call.Waits = seed%3 > 0; !call.Waits {
+	if call.Synchronous = seed%3 > 0; !call.Synchronous {
 		call.Done = end
 	}
 	if err := w.client.Start(ctx, call); err != nil {
@@ -216,7 +216,7 @@ func (w *world) unary(seed int, s step) {
 	w.mu.Lock()
 	w.sent[lane] = append(w.sent[lane], seed)
 	w.mu.Unlock()
-	if call.Waits {
+	if call.Synchronous {
 		w.run.Go(func() {
 			w.client.Wait(ctx, call, context.Context.Err)
 			end(call)
@@ -273,7 +273,7 @@ func (w *world) alone(seed int, s step) {
 			res := &wrapperspb.BytesValue{}
 			call := &tunnel.Call{
 				Target: fmt.Sprintf("alone-%d-%d", seed, i), Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
-				Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}}, Waits: true,
+				Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}}, Synchronous: true,
 			}
 			err := w.client.Start(ctx, call)
 			if err == nil {

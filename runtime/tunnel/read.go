@@ -165,7 +165,7 @@ func (c *Conn) readRun(h frameHeader) bool {
 			break
 		}
 		next := readHeader(c.in.buf[end:])
-		if !next.like(h) || !c.plainData(next) || c.in.end-end < headerBytes+next.length() {
+		if !next.sameExceptLength(h) || !c.plainData(next) || c.in.end-end < headerBytes+next.length() {
 			break
 		}
 		h = next
@@ -199,7 +199,7 @@ func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 			return false, err
 		}
 	}
-	dst, err := t.assembly.room(h.length())
+	dst, err := t.assembly.extend(h.length())
 	if err != nil {
 		return false, err
 	}
@@ -335,7 +335,7 @@ func (c *Conn) onData(h frameHeader, body []byte) error {
 		return c.onStreamData(h, body, t)
 	}
 	if t.assembly == nil {
-		if !c.dialled || c.known(h.id()) {
+		if !c.dialled || c.wasOpened(h.id()) {
 			return nil // the rest of a message of a finished call, which crossed the end of the call
 		}
 		return violation("DATA for call %d, which is not open", h.id())

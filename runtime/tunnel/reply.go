@@ -10,14 +10,14 @@ func (c *Conn) slotOf(id uint32) *slot {
 	return &c.slots[id]
 }
 
-func (c *Conn) known(id uint32) bool {
+func (c *Conn) wasOpened(id uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return int(id) < c.idsUsed
 }
 
-// responded parses the header and trailer of a response into r.
-func (p *parser) responded(r *outcome, flags uint8, most int) {
+// responseMetadata parses the header and trailer of a response into r.
+func (p *parser) responseMetadata(r *outcome, flags uint8, most int) {
 	header, trailer := 0, 0
 	if flags&replyHeader != 0 {
 		r.header, header = p.header(most)
@@ -43,11 +43,11 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		r.err = failure
 	}
 	if flags&(replyHeader|replyTrailer) != 0 {
-		p.responded(&r, flags, c.own.maxHeader)
+		p.responseMetadata(&r, flags, c.own.maxHeader)
 	}
 	total := 0
 	if flags&flagSized != 0 {
-		total = p.sized()
+		total = p.totalSize()
 	}
 	if flags&replyMessage == 0 {
 		p.end()
@@ -70,7 +70,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	}
 	if s.stream != nil {
 		stream := s.stream
-		c.out.close(&stream.queue, errOver)
+		c.out.close(&stream.queue, errCallOver)
 		c.releaseID(h.id())
 		c.mu.Unlock()
 		if flags&replyMessage != 0 {
@@ -80,7 +80,7 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 		return nil
 	}
 	if s.reply != nil { // superseded: the peer gave up in the middle of a message
-		c.credited(s.reply)
+		c.returnReplyWindow(s.reply)
 		s.reply = nil
 	}
 	if s.call != nil { // a peer may answer before it has received all of the request
@@ -132,7 +132,7 @@ func (c *Conn) replyComplete(id uint32) {
 		return
 	}
 	r, call := s.reply, s.call
-	c.credited(r)
+	c.returnReplyWindow(r)
 	c.releaseID(id)
 	c.mu.Unlock()
 	if call == nil {
@@ -148,8 +148,9 @@ func (c *Conn) replyComplete(id uint32) {
 	c.recordAliasing(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
-// credited returns the window that a large response used to the peer. The caller must hold c.mu.
-func (c *Conn) credited(r *partialReply) {
+// returnReplyWindow returns the window that a large response used to the peer. The caller must hold
+// c.mu.
+func (c *Conn) returnReplyWindow(r *partialReply) {
 	c.replyBytes -= r.total
 	c.out.frame(kindCredit, 0, appendInt(nil, r.total))
 	c.kick()
@@ -177,10 +178,10 @@ func (c *Conn) onHead(id uint32, body []byte) error {
 		stream.abort(tooLarge("the header of "+stream.req.Procedure, cost, c.own.maxHeader, "the receiver's header"))
 		return nil
 	}
-	if stream.headed {
+	if stream.gotHead {
 		return violation("a second HEAD for the stream %d", id)
 	}
-	stream.headed = true
+	stream.gotHead = true
 	stream.inbox.head(header)
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
-// errOver is the error of a send on a stream whose call is over.
-var errOver = errors.New("tunnel: the call is over")
+// errCallOver is the error of a send on a stream whose call is over.
+var errCallOver = errors.New("tunnel: the call is over")
 
 // sendMessage sends one message of a stream and returns its encoded size. It blocks for credit, and
 // for the writer if much is queued. It returns the queue's reason if the queue is or becomes

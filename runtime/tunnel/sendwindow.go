@@ -62,7 +62,7 @@ func (s *sendWindow) abandon(place *list.Element) {
 // fit. It is called with c.mu held and returns with it held, and releases it while it blocks. After
 // an error nothing is acquired.
 func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
-	if err := c.refusing(); err != nil {
+	if err := c.refusalError(); err != nil {
 		return err
 	}
 	s := &c.sendWindow
@@ -82,14 +82,14 @@ func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
 	c.mu.Lock()
 	if !w.granted {
 		s.abandon(place)
-		if err := c.refusing(); err != nil {
+		if err := c.refusalError(); err != nil {
 			return err
 		}
 		return notRun(contextError(ctx.Err(), fmt.Sprintf(
 			"waiting for room on the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
 			c.peerName(), s.used, s.window, s.open, s.maxOpen)))
 	}
-	err := c.refusing()
+	err := c.refusalError()
 	if err == nil && ctx.Err() != nil {
 		err = notRun(contextError(ctx.Err(), ""))
 	}

@@ -37,9 +37,9 @@ func (c *Conn) servedBy(id uint32) *Incoming {
 	return c.servedAt(id)
 }
 
-// retire removes a call from the table, after which its id may be reused. The caller must hold
-// c.mu.
-func (c *Conn) retire(in *Incoming) {
+// unregisterCall removes a call from the table, after which its id may be reused. The caller must
+// hold c.mu.
+func (c *Conn) unregisterCall(in *Incoming) {
 	c.served[in.id] = nil
 	c.serving--
 	c.requestBytes -= int(in.cost)
@@ -69,7 +69,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	}
 	total := len(p.rest)
 	if h.flags()&flagSized != 0 {
-		total = p.sized()
+		total = p.totalSize()
 	}
 	meta := len(body) - len(p.rest)
 	if meta > c.own.maxHeader {
@@ -194,7 +194,7 @@ func (c *Conn) serveUnary(in *Incoming, r request) {
 			return
 		}
 		f := usercode.Outcome(false, recover())
-		in.Reply(nil, c.failed(in.Procedure, f))
+		in.Reply(nil, c.handlerFailed(in.Procedure, f))
 		if f.Goexit { // Goexit ended the read loop in the middle of a frame
 			c.fail(fmt.Errorf("the handler of %s %w", in.Procedure, f))
 		}
@@ -204,8 +204,8 @@ func (c *Conn) serveUnary(in *Incoming, r request) {
 }
 
 func (c *Conn) serveStream(in *Incoming) {
-	in.stream().watch()
-	c.guard(in, func() error {
+	in.stream().watchContext()
+	c.runHandler(in, func() error {
 		return c.handler.ServeStream(in.Context(), in, in.stream())
 	}, in.stream().finish)
 }
@@ -239,7 +239,7 @@ func (c *Conn) onCancel(id uint32) {
 	if in == nil || p != nil {
 		return // already answered: CANCEL and REPLY have crossed
 	}
-	in.ctx.end(context.Canceled) // ends a stream too, see serverStream.watch
+	in.ctx.end(context.Canceled) // ends a stream too, see serverStream.watchContext
 	if in.assembly() != nil {    // the call has not run, and will not
 		in.details.assembly = nil
 		in.refuse(context.Canceled)

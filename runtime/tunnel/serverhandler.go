@@ -32,7 +32,7 @@ func (h *serverHandler) ServeUnary(in *Incoming) {
 func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 	info := serverInfo(in)
 	stream := &unaryServer{in: in, info: info, body: body}
-	in.conn().guard(in, func() error {
+	in.conn().runHandler(in, func() error {
 		err := h.server.Call(in.Context(), in.Procedure, info, stream)
 		if err == nil && !stream.answered {
 			return connect.Errorf(connect.CodeInternal, "%s returned without a response", in.Procedure)
@@ -51,7 +51,7 @@ func (h *serverHandler) unary(in *Incoming, body *codec.Buffer) {
 // ServeStream runs the method.
 func (h *serverHandler) ServeStream(ctx context.Context, in *Incoming, stream connect.ServerStream) error {
 	info := serverInfo(in)
-	informed := &informedStream{in: in, info: info, stream: stream}
+	informed := &metadataStream{in: in, info: info, stream: stream}
 	err := h.server.Call(ctx, in.Procedure, info, informed)
 	trailer, trailerErr := HeaderFrom(info.ResponseTrailer())
 	in.SetTrailer(trailer)
@@ -130,8 +130,8 @@ func (s *unaryServer) Send(msg any) error {
 	return nil
 }
 
-// informedStream copies the response header of the call info to the tunnel's call.
-type informedStream struct {
+// metadataStream copies the response header of the call info to the tunnel's call.
+type metadataStream struct {
 	in     *Incoming
 	info   *connect.CallInfo
 	stream connect.ServerStream
@@ -139,16 +139,16 @@ type informedStream struct {
 	wrong  error
 }
 
-func (s *informedStream) Receive(msg any) error { return s.stream.Receive(msg) }
+func (s *metadataStream) Receive(msg any) error { return s.stream.Receive(msg) }
 
-func (s *informedStream) SendHeaders() error {
+func (s *metadataStream) SendHeaders() error {
 	if err := s.head(); err != nil {
 		return err
 	}
 	return s.stream.SendHeaders()
 }
 
-func (s *informedStream) Send(msg any) error {
+func (s *metadataStream) Send(msg any) error {
 	if err := s.head(); err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (s *informedStream) Send(msg any) error {
 
 // head sets the response header, once: before the first message, or at the end of a stream without
 // messages.
-func (s *informedStream) head() error {
+func (s *metadataStream) head() error {
 	if !s.begun {
 		s.begun = true
 		header, err := HeaderFrom(s.info.ResponseHeader())

@@ -13,13 +13,13 @@ import (
 
 // serverStream is the serving side of a streaming call.
 type serverStream struct {
-	in       *Incoming
-	inbox    inbox
-	queue    sendQueue
-	headSent atomic.Bool
-	unwatch  func() bool
-	received int
-	sent     int
+	in           *Incoming
+	inbox        inbox
+	queue        sendQueue
+	headSent     atomic.Bool
+	stopWatching func() bool
+	received     int
+	sent         int
 }
 
 var _ connect.ServerStream = (*serverStream)(nil)
@@ -31,18 +31,18 @@ func newServerStream(in *Incoming) *serverStream {
 	return s
 }
 
-// watch makes the end of the call's context end the stream and unblock its handler. It is the only
-// place that does so, whether the cause was a CANCEL, the deadline or the end of the connection, so
-// that the handler always gets the same error.
-func (s *serverStream) watch() {
-	s.unwatch = s.in.ctx.AfterFunc(func() {
+// watchContext makes the end of the call's context end the stream and unblock its handler. It is
+// the only place that does so, whether the cause was a CANCEL, the deadline or the end of the
+// connection, so that the handler always gets the same error.
+func (s *serverStream) watchContext() {
+	s.stopWatching = s.in.ctx.AfterFunc(func() {
 		err := contextError(s.in.ctx.Err(), "the caller waits no longer")
-		s.shut(err)
+		s.closeSend(err)
 		s.inbox.close(err, true)
 	})
 }
 
-func (s *serverStream) shut(err error) {
+func (s *serverStream) closeSend(err error) {
 	c := s.in.conn()
 	c.mu.Lock()
 	c.out.close(&s.queue, err)
@@ -51,13 +51,13 @@ func (s *serverStream) shut(err error) {
 
 // finish sends the final frame with the handler's outcome.
 func (s *serverStream) finish(err error) {
-	s.unwatch()
+	s.stopWatching()
 	c := s.in.conn()
 	c.mu.Lock()
 	c.streams-- // a stream counts until its handler returns, even if it ended before
 	c.mu.Unlock()
 	s.in.Reply(nil, err)
-	s.inbox.close(errOver, true)
+	s.inbox.close(errCallOver, true)
 }
 
 // Receive reads the next request message. It returns io.EOF after the last one.
@@ -95,14 +95,14 @@ func (s *serverStream) SendHeaders() error {
 		return nil
 	}
 	c := s.in.conn()
-	header, _ := s.in.responded()
+	header, _ := s.in.responseMetadata()
 	if size := header.size(); size > c.peer.maxHeader {
 		return tooLarge("the header of "+s.in.Procedure, size, c.peer.maxHeader, "the receiver's header")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.queue.closeErr != nil {
-		return s.over(s.queue.closeErr)
+		return s.sendError(s.queue.closeErr)
 	}
 	if err := c.overflow(s.in, header.size()); err != nil {
 		return err
@@ -119,20 +119,20 @@ func (s *serverStream) Send(msg any) error {
 		return err
 	}
 	if !s.headSent.Load() {
-		if header, _ := s.in.responded(); len(header) == 0 {
+		if header, _ := s.in.responseMetadata(); len(header) == 0 {
 			s.headSent.Store(true)
 		} else if err := s.SendHeaders(); err != nil {
 			return err
 		}
 	}
 	s.sent, err = s.in.conn().sendMessage(&s.queue, s.in.id, s.in.Procedure, m)
-	return s.over(err)
+	return s.sendError(err)
 }
 
-// over converts an error of a send to the error that the handler gets. After the final frame that
-// is the end of the call's context.
-func (s *serverStream) over(err error) error {
-	if err == nil || !errors.Is(err, errOver) {
+// sendError converts an error of a send to the error that the handler gets. After the final frame
+// that is the end of the call's context.
+func (s *serverStream) sendError(err error) error {
+	if err == nil || !errors.Is(err, errCallOver) {
 		return err
 	}
 	if ended := s.in.ctx.Err(); ended != nil {

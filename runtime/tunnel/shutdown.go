@@ -29,7 +29,7 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	var err error
 	select {
 	case <-idle:
-		err = c.parted(ctx)
+		err = c.awaitPeerClose(ctx)
 	case <-ctx.Done():
 		err = fmt.Errorf("shutting down the tunnel to %s with %d calls open: %w", c.peerName(), c.Pending(), ctx.Err())
 	}
@@ -37,9 +37,9 @@ func (c *Conn) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// parted waits until the dialler has closed the connection, since only the dialler knows that it
-// has read everything. It gives up after HandshakeTimeout.
-func (c *Conn) parted(ctx context.Context) error {
+// awaitPeerClose waits until the dialler has closed the connection, since only the dialler knows
+// that it has read everything. It gives up after HandshakeTimeout.
+func (c *Conn) awaitPeerClose(ctx context.Context) error {
 	if c.dialled {
 		return nil
 	}

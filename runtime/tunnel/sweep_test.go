@@ -44,7 +44,7 @@ func TestSweepPassesNoneOver(t *testing.T) {
 			}
 			require.Len(rt, s.calls, len(there))
 			for i, call := range s.calls {
-				require.Equal(rt, i+1, call.place)
+				require.Equal(rt, i+1, call.sweepIndex)
 			}
 		}
 	})
@@ -59,7 +59,7 @@ func TestSweepLooksAtAllWithinSomeTicks(t *testing.T) {
 		took := 0
 		for first := true; first || s.next > 0; first = false {
 			s.tick()
-			s.next -= min(s.due, s.next)
+			s.next -= min(s.remaining, s.next)
 			took++
 		}
 		require.Equal(t, ticks, took, "%d calls", n)

@@ -299,8 +299,8 @@ var errPeerClosed = errors.New("the peer closed the connection")
 
 var errLost = errors.New("the connection was lost")
 
-// lost returns the reason of a connection that ended unexpectedly with err.
-func lost(err error) error {
+// lostError returns the reason of a connection that ended unexpectedly with err.
+func lostError(err error) error {
 	if errors.Is(err, io.EOF) {
 		// Not io.EOF itself: to the reader of a stream, io.EOF means a clean end.
 		return errPeerClosed
@@ -395,9 +395,9 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// refusing returns the error for a new call if calls are no longer accepted, else nil. The caller
-// must hold c.mu.
-func (c *Conn) refusing() error {
+// refusalError returns the error for a new call if calls are no longer accepted, else nil. The
+// caller must hold c.mu.
+func (c *Conn) refusalError() error {
 	switch {
 	case c.err != nil:
 		return notRun(unavailable(fmt.Errorf("tunnel to %s: %w", c.peerName(), c.err)))

@@ -15,37 +15,37 @@ import (
 // for some time, is notified to watch its context itself from then on. The sweeper checks each call
 // a bounded number of times, however many other calls there are.
 
-// waiting is the state of a call that uses [Call.Waits] or [Call.Follow].
-type waiting struct {
+// callWait is the state of a call that uses [Call.Synchronous] or [Call.WatchContext].
+type callWait struct {
 	// tokens notifies a caller that waits. It has room for the two tokens that a call gets at most:
-	// one watch, then over.
+	// one tokenWatch, then tokenOver.
 	tokens chan token
 
-	// Guarded by Conn.mu while the call is open. ctx is the caller's context. looks counts how
-	// often the sweeper has checked it. place is the position of the call in the connection's
+	// Guarded by Conn.mu while the call is open. ctx is the caller's context. checks counts how
+	// often the sweeper has checked it. sweepIndex is the position of the call in the connection's
 	// sweep, counted from 1, or 0 if the sweeper no longer checks it.
-	ctx   context.Context //nolint:containedctx // lives as long as the caller waits
-	looks int
-	place int
-	// reads is set if the caller is to read the connection itself. It is used by Start and Wait
+	ctx        context.Context //nolint:containedctx // lives as long as the caller waits
+	checks     int
+	sweepIndex int
+	// readsConn is set if the caller is to read the connection itself. It is used by Start and Wait
 	// only.
-	reads bool
+	readsConn bool
 }
 
 // token is a notification to a caller that waits.
 type token uint8
 
 const (
-	// watch: the caller must watch its context from now on.
-	watch token = iota
-	// over: the call has ended.
-	over
+	// tokenWatch: the caller must watch its context from now on.
+	tokenWatch token = iota
+	// tokenOver: the call has ended.
+	tokenOver
 )
 
 const (
-	// mostLooks is how often the sweeper checks the context of a call before the caller has to
+	// maxChecks is how often the sweeper checks the context of a call before the caller has to
 	// watch it.
-	mostLooks = 8
+	maxChecks = 8
 	// sweepAtOnce is the number of calls per connection up to which every tick checks all of them.
 	// With more calls each tick checks a part, so that every call is checked at least once in
 	// sweepTicks ticks.
@@ -63,24 +63,24 @@ const (
 type sweep struct {
 	calls []*Call
 	// next is the position of the round: calls[:next] have not been visited. quota is how many
-	// calls of a round each tick visits, and due how many are left of that in this tick.
-	next, quota, due int
+	// calls of a round each tick visits, and remaining how many are left of that in this tick.
+	next, quota, remaining int
 }
 
 func (s *sweep) add(call *Call) {
 	s.calls = append(s.calls, call)
-	call.place = len(s.calls)
+	call.sweepIndex = len(s.calls)
 }
 
 // remove does nothing if the call is not in the sweep.
 func (s *sweep) remove(call *Call) {
-	if call.place == 0 {
+	if call.sweepIndex == 0 {
 		return
 	}
-	i, last := call.place-1, len(s.calls)-1
+	i, last := call.sweepIndex-1, len(s.calls)-1
 	moved := s.calls[last]
-	s.calls[i], moved.place = moved, i+1
-	s.calls[last], call.place = nil, 0
+	s.calls[i], moved.sweepIndex = moved, i+1
+	s.calls[last], call.sweepIndex = nil, 0
 	s.calls = s.calls[:last]
 	s.next = min(s.next, last)
 	if last == 0 && cap(s.calls) > maxIdleSlots {
@@ -90,7 +90,7 @@ func (s *sweep) remove(call *Call) {
 
 func (s *sweep) clear() {
 	for _, call := range s.calls {
-		call.place = 0
+		call.sweepIndex = 0
 	}
 	*s = sweep{}
 }
@@ -102,22 +102,22 @@ func (s *sweep) tick() {
 		ticks := min(max(s.next/sweepAtOnce, 1), sweepTicks)
 		s.quota = (s.next + ticks - 1) / ticks
 	}
-	s.due = s.quota
+	s.remaining = s.quota
 }
 
-// Reset prepares a finished call for another Start. It clears everything but Waits, Verdict and the
-// memory that waiting needs.
+// Reset prepares a finished call for another Start. It clears everything but Synchronous,
+// ReportAfterDeadline and the memory that waiting needs.
 func (call *Call) Reset() {
-	*call = Call{Waits: call.Waits, Verdict: call.Verdict, waiting: waiting{tokens: call.tokens}}
+	*call = Call{Synchronous: call.Synchronous, ReportAfterDeadline: call.ReportAfterDeadline, callWait: callWait{tokens: call.tokens}}
 }
 
-// expect prepares for a caller that is going to wait. The caller becomes the reader of the
+// beginWait prepares for a caller that is going to wait. The caller becomes the reader of the
 // connection if no other call is open and the read loop is parked. The caller must hold c.mu.
-func (c *Conn) expect(call *Call) {
+func (c *Conn) beginWait(call *Call) {
 	if call.tokens == nil {
 		call.tokens = make(chan token, 2)
 	}
-	call.reads = false
+	call.readsConn = false
 	if c.sendWindow.open > 1 {
 		c.applyOwnerEvent(eventBegun)
 		return
@@ -126,103 +126,103 @@ func (c *Conn) expect(call *Call) {
 		c.aloneCalls++
 		return
 	}
-	call.reads = c.applyOwnerEvent(eventBegunAlone)
+	call.readsConn = c.applyOwnerEvent(eventBegunAlone)
 }
 
-// sweepLater leaves the call's context to the sweeper. The caller must hold c.mu.
-func (c *Conn) sweepLater(ctx context.Context, call *Call) {
-	call.ctx, call.looks = ctx, 0
+// addToSweep leaves the call's context to the sweeper. The caller must hold c.mu.
+func (c *Conn) addToSweep(ctx context.Context, call *Call) {
+	call.ctx, call.checks = ctx, 0
 	c.unwatched.add(call)
 	if !c.watched.Load() {
 		c.cfg.Watchdog.add(c)
 	}
 }
 
-// Wait blocks until a call with Waits set is over. It must be called exactly once after each
+// Wait blocks until a call with Synchronous set is over. It must be called exactly once after each
 // successful [Conn.Start] of such a call, with the same context. The calling goroutine may read the
 // connection meanwhile (leader/follower reading). If the context ends first, the call is cancelled
 // with the error that ended returns for it. That happens immediately if the call has been open for
 // some milliseconds, and otherwise within two milliseconds, or five if thousands of calls are as
-// young. A call with Verdict set takes up to VerdictGrace longer after a deadline.
+// young. A call with ReportAfterDeadline set takes up to ReportGrace longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
-	watches := call.reads && c.readAsCaller(call)
-	if !watches && <-call.tokens == over {
+	watches := call.readsConn && c.readAsCaller(call)
+	if !watches && <-call.tokens == tokenOver {
 		return
 	}
 	for {
 		select {
 		case t := <-call.tokens:
-			if t == over {
+			if t == tokenOver {
 				return
 			}
 		case <-ctx.Done():
-			if call.Verdict && call.awaitVerdict(ctx) {
+			if call.ReportAfterDeadline && call.awaitReport(ctx) {
 				return
 			}
 			call.Cancel(ended(ctx))
-			for <-call.tokens != over {
+			for <-call.tokens != tokenOver {
 			}
 			return
 		}
 	}
 }
 
-// VerdictGrace is how long after its deadline a call waits for the peer, which has the same
+// ReportGrace is how long after its deadline a call waits for the peer, which has the same
 // deadline, to report whether the call was still queued or running. The peer checks the deadline of
-// a queued call only when it is asked, which happens after verdictAsk.
+// a queued call only when a CANCEL asks for it, which is sent after reportRequestDelay.
 const (
-	VerdictGrace = 4 * time.Millisecond
-	verdictAsk   = time.Millisecond
+	ReportGrace        = 4 * time.Millisecond
+	reportRequestDelay = time.Millisecond
 )
 
-// awaitVerdict waits for the peer's reply to a call whose deadline has passed, and reports whether
+// awaitReport waits for the peer's reply to a call whose deadline has passed, and reports whether
 // the call is over. It returns false at once for a call whose context was cancelled before its
 // deadline.
-func (call *Call) awaitVerdict(ctx context.Context) bool {
+func (call *Call) awaitReport(ctx context.Context) bool {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return false
 	}
-	limit := time.NewTimer(verdictAsk)
+	limit := time.NewTimer(reportRequestDelay)
 	defer limit.Stop()
 	for asked := false; ; {
 		select {
 		case t := <-call.tokens:
-			if t == over {
+			if t == tokenOver {
 				return true
 			}
 		case <-limit.C:
-			if asked || !call.askVerdict() {
+			if asked || !call.requestReport() {
 				return false
 			}
 			asked = true
-			limit.Reset(VerdictGrace - verdictAsk)
+			limit.Reset(ReportGrace - reportRequestDelay)
 		}
 	}
 }
 
-// AwaitVerdict waits for the peer's reply to a call whose deadline has passed, for at most
-// VerdictGrace. done must be closed by the call's Done.
-func (call *Call) AwaitVerdict(done <-chan struct{}) {
-	limit := time.NewTimer(verdictAsk)
+// AwaitReport waits for the peer's reply to a call whose deadline has passed, for at most
+// ReportGrace. done must be closed by the call's Done.
+func (call *Call) AwaitReport(done <-chan struct{}) {
+	limit := time.NewTimer(reportRequestDelay)
 	defer limit.Stop()
 	select {
 	case <-done:
 		return
 	case <-limit.C:
 	}
-	if !call.askVerdict() {
+	if !call.requestReport() {
 		return
 	}
-	limit.Reset(VerdictGrace - verdictAsk)
+	limit.Reset(ReportGrace - reportRequestDelay)
 	select {
 	case <-done:
 	case <-limit.C:
 	}
 }
 
-// askVerdict sends CANCEL for the call and leaves it open here for the peer's reply. It returns
+// requestReport sends CANCEL for the call and leaves it open here for the peer's reply. It returns
 // false if no reply will come, because the call is over or was never sent.
-func (call *Call) askVerdict() bool {
+func (call *Call) requestReport() bool {
 	c := call.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -239,9 +239,9 @@ type openCall struct {
 	id   uint32
 	call *Call
 	ctx  context.Context //nolint:containedctx // used for one check
-	// follow, if not nil, is to be called: the call has been open for long or its context has
+	// watchContext, if not nil, is to be called: the call has been open for long or its context has
 	// ended.
-	follow func()
+	watchContext func()
 }
 
 // sweepContexts checks the calls in the sweep, and notifies the callers of those that have been
@@ -250,16 +250,16 @@ type openCall struct {
 func (c *Conn) sweepContexts(found []openCall) (_ []openCall, swept bool) {
 	c.mu.Lock()
 	c.unwatched.tick()
-	for c.unwatched.due > 0 && c.unwatched.next > 0 {
+	for c.unwatched.remaining > 0 && c.unwatched.next > 0 {
 		found = c.nextUnwatched(found[:0])
 		c.mu.Unlock()
-		// Err and Follow run foreign code, so they are called without the lock.
+		// Err and WatchContext run foreign code, so they are called without the lock.
 		for _, o := range found {
-			if o.follow == nil && o.ctx.Err() != nil {
-				o.follow = c.notify(o)
+			if o.watchContext == nil && o.ctx.Err() != nil {
+				o.watchContext = c.notifyIfOpen(o)
 			}
-			if o.follow != nil {
-				o.follow()
+			if o.watchContext != nil {
+				o.watchContext()
 			}
 		}
 		clear(found)
@@ -273,41 +273,41 @@ func (c *Conn) sweepContexts(found []openCall) (_ []openCall, swept bool) {
 // nextUnwatched takes the next calls of the round. The caller must hold c.mu.
 func (c *Conn) nextUnwatched(found []openCall) []openCall {
 	s := &c.unwatched
-	for n := min(s.due, s.next, sweepChunk); n > 0; n-- {
+	for n := min(s.remaining, s.next, sweepChunk); n > 0; n-- {
 		s.next--
-		s.due--
+		s.remaining--
 		call := s.calls[s.next]
 		o := openCall{id: call.id, call: call, ctx: call.ctx}
-		if call.looks++; call.looks > mostLooks {
-			o.follow = c.toWatch(call)
+		if call.checks++; call.checks > maxChecks {
+			o.watchContext = c.makeCallerWatch(call)
 		}
 		found = append(found, o)
 	}
 	return found
 }
 
-// notify makes the caller of a call whose context has ended watch that context, if the call is
-// still open. If the Call has been reused for another call meanwhile, that call is notified early,
-// which is harmless.
-func (c *Conn) notify(o openCall) func() {
+// notifyIfOpen makes the caller of a call whose context has ended watch that context, if the call
+// is still open. If the Call has been reused for another call meanwhile, that call is notified
+// early, which is harmless.
+func (c *Conn) notifyIfOpen(o openCall) func() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.slotOf(o.id); s != nil && s.call == o.call && o.call.place > 0 {
-		return c.toWatch(o.call)
+	if s := c.slotOf(o.id); s != nil && s.call == o.call && o.call.sweepIndex > 0 {
+		return c.makeCallerWatch(o.call)
 	}
 	return nil
 }
 
-// toWatch takes the call out of the sweep and makes its caller watch the context. A caller that
-// waits gets a token. For another caller toWatch returns the function to call without the lock. The
-// caller must hold c.mu.
-func (c *Conn) toWatch(call *Call) func() {
+// makeCallerWatch takes the call out of the sweep and makes its caller watch the context. A caller
+// that waits gets a token. For another caller makeCallerWatch returns the function to call without
+// the lock. The caller must hold c.mu.
+func (c *Conn) makeCallerWatch(call *Call) func() {
 	c.unwatched.remove(call)
-	if call.Waits {
+	if call.Synchronous {
 		if !faults.Deafness {
-			call.tokens <- watch
+			call.tokens <- tokenWatch
 		}
 		return nil
 	}
-	return call.Follow
+	return call.WatchContext
 }

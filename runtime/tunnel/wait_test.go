@@ -88,7 +88,7 @@ func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
 				defer cancel()
 				for range calls {
 					call := &tunnel.Call{Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) { caller.Done() }}
-					call.Follow = func() { context.AfterFunc(ctx, func() { call.Cancel(ctx.Err()) }) }
+					call.WatchContext = func() { context.AfterFunc(ctx, func() { call.Cancel(ctx.Err()) }) }
 					require.NoError(t, s.client.Start(ctx, call))
 				}
 				synctest.Wait() // all of them are with the handler
@@ -228,7 +228,7 @@ func TestACallIsFollowedOnce(t *testing.T) {
 				followed := make(chan time.Duration, 2)
 				call := &tunnel.Call{
 					Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) {},
-					Follow: func() { followed <- time.Since(begin) },
+					WatchContext: func() { followed <- time.Since(begin) },
 				}
 				require.NoError(t, s.client.Start(ctx, call))
 				require.LessOrEqual(t, <-followed, c.within)
@@ -247,7 +247,7 @@ func TestAnAnsweredCallIsNotFollowed(t *testing.T) {
 		done := make(chan struct{})
 		require.NoError(t, s.client.Start(ctx, &tunnel.Call{
 			Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) { close(done) },
-			Follow: func() { t.Error("it was followed") },
+			WatchContext: func() { t.Error("it was followed") },
 		}))
 		<-done
 		cancel()

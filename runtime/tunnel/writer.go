@@ -209,7 +209,7 @@ func (c *Conn) write() {
 		c.out.release(b)
 		if err != nil {
 			c.mu.Unlock()
-			c.fail(lost(err))
+			c.fail(lostError(err))
 			c.mu.Lock()
 		}
 	}
