@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/sock"
 )
 
 // Config limits what a connection may use and how long it waits. A zero field means its default.
@@ -115,7 +117,7 @@ func (c Config) WithDefaults() Config {
 		c.Keepalive = defaultKeepalive
 	}
 	if c.BusyPoll == 0 {
-		c.BusyPoll = defaultBusyPoll
+		c.BusyPoll = sock.DefaultBusyPoll
 	}
 	if c.HandshakeTimeout <= 0 {
 		c.HandshakeTimeout = defaultHandshakeTimeout

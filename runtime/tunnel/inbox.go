@@ -42,7 +42,7 @@ type inbox struct {
 	credit, owed, window int
 	// windowGrowth is the part of the window that was taken from the connection's shared budget.
 	windowGrowth int
-	// granted is the time of the last grant.
+	// granted is the time of the last grant, since the connection began.
 	granted time.Duration
 	// For the partially received message: total is the credit it needs, got the credit charged so
 	// far, and excess the credit requested beyond the window.
@@ -108,7 +108,7 @@ const maxIdlePackets = 256
 
 func (b *inbox) open(c *Conn, id uint32, what string) {
 	b.conn, b.id, b.what = c, id, what
-	b.window, b.granted = c.own.streamWindow, monotonic()
+	b.window, b.granted = c.own.streamWindow, time.Since(c.started)
 	b.credit = b.window
 	b.ready = make(chan struct{}, 1)
 }
@@ -496,7 +496,7 @@ func (b *inbox) grantable() int {
 	}
 	owed := b.owed
 	b.owed = 0
-	now := monotonic()
+	now := time.Since(b.conn.started)
 	if now-b.granted < quickWindow && b.window < b.conn.cfg.MaxStreamWindow {
 		owed += b.enlarge(min(b.window, b.conn.cfg.MaxStreamWindow-b.window))
 	}

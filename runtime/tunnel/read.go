@@ -74,7 +74,7 @@ func (c *Conn) poll(dst []byte, between bool) (int, error) {
 	if between && c.dialled && c.readingFor == nil {
 		return 0, nil
 	}
-	return c.polling.read(dst)
+	return c.poller.Read(dst)
 }
 
 func (c *Conn) afterRead(n int) {

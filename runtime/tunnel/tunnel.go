@@ -35,6 +35,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
+	"github.com/raylink/raylink/runtime/tunnel/internal/sock"
 )
 
 // Conn is one end of a tunnel. Its methods are safe for concurrent use.
@@ -58,10 +59,10 @@ type Conn struct {
 
 	// in and the data that it has buffered are owned by the goroutine that reads the connection,
 	// see readOwner. So are the fields from here to unpublished.
-	in      frameReader
-	names   nameTable
-	now     time.Time
-	polling polling
+	in     frameReader
+	names  nameTable
+	now    time.Time
+	poller sock.Poller
 	// request is the unary request that is being delivered to the handler.
 	request request
 	// aliasing is the set of procedures whose last large response aliased its receive buffer.
@@ -75,8 +76,8 @@ type Conn struct {
 	unpublished []*inbox
 
 	// writing is the method value of write, stored so that starting the writer does not allocate.
-	writing func()
-	attempt attempt
+	writing     func()
+	nonblocking sock.Writer
 
 	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
@@ -220,8 +221,8 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	c.reclaimed = make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
 	c.writing = c.write
-	c.attempt.init(nc)
-	c.polling.init(nc, c.cfg.BusyPoll)
+	c.nonblocking.Init(nc)
+	c.poller.Init(nc, c.cfg.BusyPoll)
 	return c
 }
 
