@@ -69,7 +69,7 @@ func TestBrainsAbsenceAndReturnAreLoggedOnceEach(t *testing.T) {
 		h.options.Logger = slog.New(slog.NewTextHandler(&out, nil))
 		ctx, cancel := context.WithCancel(t.Context())
 		first := make(chan error, 1)
-		go h.registry.attach(ctx, first)
+		go h.session.attach(ctx, first)
 		require.NoError(t, <-first)
 		require.Empty(t, out.String())
 		for round := range 2 {
@@ -82,6 +82,6 @@ func TestBrainsAbsenceAndReturnAreLoggedOnceEach(t *testing.T) {
 			require.Equal(t, round+1, strings.Count(out.String(), "Brain is back"), out.String())
 		}
 		cancel()
-		<-h.registry.left
+		<-h.session.left
 	})
 }

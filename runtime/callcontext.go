@@ -37,8 +37,8 @@ type callContext struct {
 	// cut. Both are nil where the caller itself waits for the end of the node.
 	in     *tunnel.Incoming
 	future *future
-	// sent is the fingerprint of the request of a call from this process, see seal.go.
-	sent seal
+	// sent is the fingerprint of the request of a call from this process, see fingerprint.go.
+	sent fingerprint
 
 	mu sync.Mutex // guards the fields below
 	// err is what Err has returned; it never changes afterwards.

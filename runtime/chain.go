@@ -26,8 +26,8 @@ type chain struct {
 // maxChain bounds the length of a chain from the wire, and so the depth of nested calls.
 const maxChain = 256
 
-// circle refuses a call that would complete a cycle: the chain holds every turn of the node.
-func (c *chain) circle(nid, path, method string, turns int) error {
+// refuseCycle refuses a call that would complete a cycle: the chain holds every turn of the node.
+func (c *chain) refuseCycle(nid, path, method string, turns int) error {
 	if c.holds(nid) < turns {
 		return nil
 	}
@@ -36,9 +36,9 @@ func (c *chain) circle(nid, path, method string, turns int) error {
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
 }
 
-// circleFrom is circle on the caller's side, which knows the node's turns only from its link in the
+// refuseCycleFrom is refuseCycle on the caller's side, which knows the node's turns only from its link in the
 // chain.
-func (c *chain) circleFrom(nid, path string, m *Method) error {
+func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
 	for link := c; link != nil; link = link.outer {
 		if link.nid != nid {
 			continue
@@ -47,7 +47,7 @@ func (c *chain) circleFrom(nid, path string, m *Method) error {
 		if beside {
 			return nil
 		}
-		return c.circle(nid, path, m.fullName(), turns)
+		return c.refuseCycle(nid, path, m.fullName(), turns)
 	}
 	return nil
 }

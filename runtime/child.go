@@ -33,7 +33,7 @@ type launchPayload struct {
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
 	Insecure, Open, HideErrors, InProcess      bool
-	// Outlives makes the process continue to run when its launcher has died: see KeepNode.
+	// Outlives makes the process continue to run when its launcher has died: see SuperviseNode.
 	Outlives                   bool
 	Drain, Lease, StartTimeout time.Duration
 	MaxMessage                 int
@@ -48,7 +48,7 @@ func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.A
 		StartTimeout: o.StartTimeout, Outlives: rec.GetRestarts(),
 	}
 	if p.Brain == "" {
-		p.Brain = h.front.advertised
+		p.Brain = h.listener.advertised
 	}
 	if h.run != nil {
 		p.Run = h.run.Path()
@@ -127,7 +127,7 @@ func ServeChild(child *launch.Child, options Options) error {
 	defer cancel()
 	err = errors.Join(failure, h.Close(ctx))
 	launch.EndDescendants()
-	if gerr := child.Goodbye(h.registry.acknowledged.Load()); gerr != nil {
+	if gerr := child.Goodbye(h.session.acknowledged.Load()); gerr != nil {
 		h.log.Debug("saying goodbye to the parent", slog.Any("error", gerr))
 	}
 	select {
@@ -212,7 +212,7 @@ func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} 
 		for {
 			select {
 			case <-check.C:
-				away := silence.at(time.Now(), h.registry.heard.Load())
+				away := silence.at(time.Now(), h.session.lastTraffic.Load())
 				if away > patience {
 					h.log.Warn("the launcher is dead and Brain has been away for long: this process ends", slog.Duration("away", away))
 					close(given)

@@ -63,7 +63,7 @@ func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, o
 	res = m.newResponse()
 	err = c.client.CallUnary(ctx, m.spec, req, res)
 	deliver = func() {}
-	if isSettled(ctx, err) {
+	if isMetadataSet(ctx, err) {
 		deliver = func() { deliverFrom(out.info, own) }
 	}
 	if err != nil {
@@ -79,7 +79,7 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 	ctx, cancel := context.WithCancelCause(ctx)
 	f.watch(ctx, func(cause error) error {
 		cancel(cause)
-		return endedAt(takenBack(cause), f.target.pathHint(), m, unanswered)
+		return endedAt(canceledError(cause), f.target.pathHint(), m, unanswered)
 	})
 	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {
@@ -155,7 +155,7 @@ func (c *clientTarget) stream(ctx context.Context, m *Method, out *outgoing) (co
 // caller's CallInfo, including reserved keys, which are for the transport, and the metadata of
 // [WithMetadata]. own is nil if there is neither.
 func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own *connect.CallInfo) {
-	if o.info == nil && o.said.Len() == 0 {
+	if o.info == nil && o.fromContext.Len() == 0 {
 		return ctx, nil
 	}
 	ctx, own = connect.NewClientContext(ctx)
@@ -164,14 +164,14 @@ func (o *outgoing) transportContext(ctx context.Context) (_ context.Context, own
 			own.RequestHeader().SetValues(key, slices.Clone(values))
 		}
 	}
-	o.said.addTo(own.RequestHeader())
+	o.fromContext.addTo(own.RequestHeader())
 	return ctx, own
 }
 
-// isSettled reports whether the transport has finished setting the metadata of a call or stream
+// isMetadataSet reports whether the transport has finished setting the metadata of a call or stream
 // that ended with err. Connect's transports do not wait for the response, or for a handler, once
 // the caller's context has ended: what comes later may still set metadata at any time.
-func isSettled(ctx context.Context, err error) bool {
+func isMetadataSet(ctx context.Context, err error) bool {
 	e, ok := errors.AsType[*connect.Error](err)
 	return ctx.Err() == nil || err == nil || errors.Is(err, io.EOF) || ok && e.IsRemote()
 }

@@ -81,7 +81,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 	err := s.stream.Receive(msg)
 	// An in-process transport, which sets no protocol, may set metadata until Receive reports the
 	// stream's end.
-	if err != nil && isSettled(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
+	if err != nil && isMetadataSet(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
 		deliverFrom(s.info, s.own)
 	}
 	if err == nil {

@@ -111,8 +111,8 @@ func (c *Call) receive(metadata Metadata) {
 		return
 	}
 	if metadata = metadata.withoutReserved(); metadata.Len() > 0 {
-		kept := metadata // so that only the filtered copy escapes to the heap
-		c.metadata = &kept
+		filtered := metadata // so that only the filtered copy escapes to the heap
+		c.metadata = &filtered
 	}
 }
 
@@ -158,11 +158,11 @@ func (c *Call) sent() (header, trailer Metadata) {
 }
 
 // causeOf is the error of a call whose context has ended.
-func causeOf(ctx context.Context) error { return takenBack(ctx.Err(), context.Cause(ctx)) }
+func causeOf(ctx context.Context) error { return canceledError(ctx.Err(), context.Cause(ctx)) }
 
-// takenBack is the error of a call that ended because its caller's context did: Canceled or
+// canceledError is the error of a call that ended because its caller's context did: Canceled or
 // DeadlineExceeded. errors.Is finds the causes in it.
-func takenBack(causes ...error) error {
+func canceledError(causes ...error) error {
 	code := connect.CodeCanceled
 	text := context.Canceled.Error()
 	for _, cause := range causes {

@@ -55,7 +55,7 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 		return nil, err
 	}
 	req := o.request
-	waits(ctx)
+	mayBlock(ctx)
 	if cc := callContextOf(ctx); cc != nil && cc.turn != nil {
 		cc.turn.Suspend()
 		defer cc.turn.Resume()
@@ -254,7 +254,7 @@ func (h *Host) begin(
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var first firstError
-	started := make([]*kid, len(records))
+	started := make([]*child, len(records))
 	var all sync.WaitGroup
 	for i, rec := range records {
 		all.Go(func() {
@@ -273,7 +273,7 @@ func (h *Host) begin(
 	all.Wait()
 	err := first.get()
 	if err == nil {
-		err = h.addKids(c, started)
+		err = h.addChildren(c, started)
 	}
 	if err != nil {
 		h.undo(records, started, err)
@@ -289,7 +289,7 @@ func (h *Host) begin(
 
 // addKids registers the started children with their parent, so that they end with it, unless it is
 // already ending.
-func (h *Host) addKids(c *creation, started []*kid) error {
+func (h *Host) addChildren(c *creation, started []*child) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closing {
@@ -304,15 +304,15 @@ func (h *Host) addKids(c *creation, started []*kid) error {
 	for _, k := range started {
 		k.creation = c.id
 	}
-	h.kids[c.parent] = append(h.kids[c.parent], started...)
+	h.children[c.parent] = append(h.children[c.parent], started...)
 	return nil
 }
 
 // undo stops what was started, and removes the records.
-func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
+func (h *Host) undo(records []*nodev1.NodeRecord, started []*child, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), h.options.Drain)
 	defer cancel()
-	started = slices.DeleteFunc(started, func(k *kid) bool { return k == nil })
+	started = slices.DeleteFunc(started, func(k *child) bool { return k == nil })
 	why := "was not set up: " + messageOf(cause)
 	if err := h.stopAll(ctx, started, why); err != nil {
 		h.log.Warn("undoing a creation", slog.Any("error", err))
@@ -325,13 +325,13 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*kid, cause error) {
 }
 
 // setUp starts a node in this process.
-func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config proto.Message) (*kid, *nodev1.NodeRecord, error) {
+func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config proto.Message) (*child, *nodev1.NodeRecord, error) {
 	n := newNode(h, t, rec)
 	h.mu.Lock()
 	h.nodes[n.nid] = n
 	h.mu.Unlock()
 	h.changes.Add(1)
-	fail := func(err error) (*kid, *nodev1.NodeRecord, error) {
+	fail := func(err error) (*child, *nodev1.NodeRecord, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
 		defer cancel()
 		cause := "was not set up: " + messageOf(err)
@@ -355,7 +355,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	if !n.serveWith(impl) {
 		return fail(closedError(n.path, "was stopped while it was set up"))
 	}
-	return &kid{nid: n.nid, path: n.path, node: n}, n.snapshot(), nil
+	return &child{nid: n.nid, path: n.path, node: n}, n.snapshot(), nil
 }
 
 // announce records in Brain that a node lives here, and its state.
@@ -446,13 +446,13 @@ func setupError(path string, err error) error {
 }
 
 // launch starts a node in a process of its own.
-func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) (*kid, *nodev1.NodeRecord, error) {
+func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) (*child, *nodev1.NodeRecord, error) {
 	payload, err := h.launchPayload(rec, t, config)
 	if err != nil {
 		return nil, rec, err
 	}
 	spec := launch.Spec{Name: rec.GetPath(), Payload: payload, Output: h.output.take}
-	spec.Stalled = func(stalled bool) { h.output.waits(spec.Name, stalled) }
+	spec.Stalled = func(stalled bool) { h.output.setStalled(spec.Name, stalled) }
 	if h.run != nil {
 		if spec.Log, err = h.run.Log(rec.GetPath()); err != nil {
 			return nil, rec, err
@@ -483,7 +483,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}
 	h.log.Info("a node's process is set up", slog.String("node", rec.GetPath()), slog.Int("pid", p.PID()))
-	return &kid{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
+	return &child{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
 }
 
 // configuration is a new node's configuration, as a message and encoded.

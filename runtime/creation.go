@@ -107,7 +107,7 @@ func (h *Host) undoCreation(ctx context.Context, id string) error {
 	undo := func() error {
 		h.cancelCreations(ctx, func(c *creation) bool { return c.id == id },
 			connect.NewError(connect.CodeCanceled, "its caller gave it up"))
-		return h.stopMatching(ctx, func(k *kid) bool { return k.creation == id })
+		return h.stopMatching(ctx, func(k *child) bool { return k.creation == id })
 	}
 	if err := undo(); err != nil {
 		return err
@@ -122,11 +122,11 @@ func (h *Host) undoCreation(ctx context.Context, id string) error {
 }
 
 // stopMatching stops the matching children of this host.
-func (h *Host) stopMatching(ctx context.Context, match func(*kid) bool) error {
-	var matching []*kid
+func (h *Host) stopMatching(ctx context.Context, match func(*child) bool) error {
+	var matching []*child
 	h.mu.Lock()
-	for _, kids := range h.kids {
-		for _, k := range kids {
+	for _, children := range h.children {
+		for _, k := range children {
 			if match(k) {
 				matching = append(matching, k)
 			}

@@ -157,7 +157,7 @@ func (*dispatcher) NewIncoming() *tunnel.Incoming {
 
 // Serve implements [tunnel.Work]: it runs the method inline, on the goroutine that reads the
 // connection.
-func (a *arrival) Serve() { a.job.cc.node.serveHere(&a.job) }
+func (a *arrival) Serve() { a.job.cc.node.serveInline(&a.job) }
 
 // Ended is called as [tunnel.Incoming.OnEnd] requested: the caller has stopped waiting. A call that
 // is still queued never runs.
@@ -183,7 +183,7 @@ func (j *job) answer() {
 // inline on the goroutine that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
-		d.host.front.own.ServeUnary(in)
+		d.host.listener.own.ServeUnary(in)
 		return
 	}
 	a := in.Owner.(*arrival) //nolint:forcetypeassert // NewIncoming made it
@@ -202,7 +202,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		return
 	}
 	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
-	switch here, err := n.takeHere(&a.job, in.MoreBuffered()); {
+	switch here, err := n.tryInline(&a.job, in.MoreBuffered()); {
 	case err != nil:
 		in.ReplyNotRun(err)
 		return
@@ -214,7 +214,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		in.ReplyNotRun(err)
 		return
 	}
-	if a.job.waits {
+	if a.job.queued {
 		in.OnEnd()
 	}
 }
@@ -222,7 +222,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 // ServeStream implements [tunnel.Handler].
 func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
 	if in.Target == "" && d.only == nil {
-		return d.host.front.own.ServeStream(ctx, in, stream)
+		return d.host.listener.own.ServeStream(ctx, in, stream)
 	}
 	cc := &in.Owner.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
 	k, err := d.resolve(in.Names)

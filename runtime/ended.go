@@ -13,7 +13,7 @@ import (
 // that is known. If ctx ends first, Ended returns its error. It makes no call to the node: Brain
 // reports its end, so any number of callers may wait.
 func (r Ref) Ended(ctx context.Context) error {
-	waits(ctx)
+	mayBlock(ctx)
 	switch {
 	case r.t == nil:
 		return errNoNode()

@@ -59,7 +59,7 @@ func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.No
 	default:
 		return nil, connect.NewError(connect.CodeInvalidArgument, "the zero Where names no node: use Path, Alias or NID")
 	}
-	waits(ctx)
+	mayBlock(ctx)
 	res, err := h.brain.Lookup(ctx, &brainv1.LookupRequest{Where: w})
 	if err != nil {
 		return nil, fmt.Errorf("looking a node up: %w", err)
@@ -116,7 +116,7 @@ func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 
 // setAttribute publishes an attribute of a local node.
 func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.Value) error {
-	waits(ctx)
+	mayBlock(ctx)
 	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
 		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), SetAttributes: map[string]*nodev1.Value{key: v},
 	}}})

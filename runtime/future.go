@@ -147,7 +147,7 @@ func (f *future) abort(cause error) {
 	f.mu.Lock()
 	cancel := f.cancel
 	f.mu.Unlock()
-	err := takenBack(cause)
+	err := canceledError(cause)
 	if cancel != nil {
 		err = cancel(cause)
 	}
@@ -165,7 +165,7 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 	case <-f.done:
 		return f.outcome()
 	default:
-		waits(ctx)
+		mayBlock(ctx)
 	}
 	select {
 	case <-f.done:
@@ -191,7 +191,7 @@ func (f *future) refuseWait(ctx context.Context) error {
 	if f.method.Concurrent() || f.target.nid == "" {
 		return nil
 	}
-	return chainOf(ctx).circleFrom(f.target.nid, f.target.pathHint(), f.method)
+	return chainOf(ctx).refuseCycleFrom(f.target.nid, f.target.pathHint(), f.method)
 }
 
 func (f *future) outcome() (proto.Message, error) {
@@ -292,7 +292,7 @@ func untyped[T any](futures []*Future[T]) []*future {
 // await blocks until n of the futures are done. It calls each, if not nil, for every future as it
 // completes; an error from it ends the wait.
 func await(ctx context.Context, n int, futures []*future, each func(*future) error) error {
-	waits(ctx)
+	mayBlock(ctx)
 	arrived := make(chan *future, len(futures))
 	for _, f := range futures {
 		f.notify(arrived)

@@ -25,7 +25,7 @@ const (
 func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
 
 // answerProbe responds with `ok`, or that the host is not serving, and nothing else.
-func (f *front) answerProbe(w http.ResponseWriter, r *http.Request) {
+func (f *listener) answerProbe(w http.ResponseWriter, r *http.Request) {
 	if c := webConnOf(r.Context()); c != nil {
 		defer c.pending.answers(false)()
 	}

@@ -46,10 +46,10 @@ type Host struct {
 	run      *rundir.Run
 	launcher launch.Launcher
 	output   *output
-	front    *front
+	listener *listener
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
-	links     *links
+	peers     *peerPool
 	// watchdog is the watchdog of the connections whose reading goroutines run methods inline.
 	watchdog tunnel.Watchdog
 	// changes counts changes to the set of nodes that live here and to their incarnations.
@@ -58,27 +58,27 @@ type Host struct {
 	waited sync.Pool
 	server *connect.Server
 	// dead removes what dead processes have left behind.
-	dead     deadSweeper
-	brain    brainv1connect.BrainServiceClient
-	registry *registry
+	dead    deadSweeper
+	brain   brainv1connect.BrainServiceClient
+	session *session
 	// embedded is the Brain in this process, or nil.
 	embedded EmbeddedBrain
 	// outlives is set if this process continues to run after its launcher has died.
 	outlives bool
 	// keeping counts the supervisors, which restart nodes; they end when keepEnd cancels keepLife.
-	keeping  sync.WaitGroup
-	keepLife context.Context //nolint:containedctx // the goroutines' life is this context
-	keepEnd  context.CancelFunc
+	supervising    sync.WaitGroup
+	supervision    context.Context //nolint:containedctx // the goroutines' life is this context
+	endSupervision context.CancelFunc
 
 	mu sync.Mutex // guards the fields below
 	// nodes are the nodes that live here, by nid.
 	nodes map[string]*Node
 	// root is Brain as a node, if it is embedded here: it serves what every node serves.
 	root *Node
-	// kids are the children that this host launched, in order, by the nid of their parent ("" for
+	// children are the children that this host launched, in order, by the nid of their parent ("" for
 	// the root).
-	kids    map[string][]*kid
-	keepers []*keeper
+	children    map[string][]*child
+	supervisors []*supervisor
 	// creations are those in progress.
 	creations map[*creation]struct{}
 	remotes   map[string]weak.Pointer[remote]
@@ -94,9 +94,9 @@ type Host struct {
 // RootPath is the path of Brain itself, the root of all paths.
 const RootPath = nodename.RootPath
 
-// kid is a child of a node or of the root, as launched by this host: exactly one of node and
+// child is a child of a node or of the root, as launched by this host: exactly one of node and
 // process is set.
-type kid struct {
+type child struct {
 	nid     string
 	path    string
 	node    *Node
@@ -167,7 +167,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		embedded:  parts.Brain,
 		launcher:  parts.Launcher,
 		nodes:     make(map[string]*Node),
-		kids:      make(map[string][]*kid),
+		children:  make(map[string][]*child),
 		creations: make(map[*creation]struct{}),
 		remotes:   make(map[string]weak.Pointer[remote]),
 		ending:    make(chan struct{}),
@@ -179,7 +179,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	}
 	h.output = newOutput(&h.options, parts.Output, h.log)
 	h.life, h.kill = context.WithCancelCause(context.Background())
-	h.keepLife, h.keepEnd = context.WithCancel(h.life)
+	h.supervision, h.endSupervision = context.WithCancel(h.life)
 	defer func() {
 		if err != nil {
 			h.release(err)
@@ -195,8 +195,8 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		return nil, fmt.Errorf("finding out which machine this is: %w", err)
 	}
 	h.server = newHostServer(h, parts.Brain)
-	h.links = newLinks(h)
-	if h.front, err = openFront(h, parts.Brain); err != nil {
+	h.peers = newPeerPool(h)
+	if h.listener, err = listen(h, parts.Brain); err != nil {
 		return nil, err
 	}
 	if made {
@@ -216,7 +216,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 	if err := h.join(ctx, parts.Brain != nil); err != nil {
 		return nil, err
 	}
-	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.front.advertised), slog.Int("pid", os.Getpid()),
+	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.advertised), slog.Int("pid", os.Getpid()),
 		slog.String("brain", options.Brain))
 	return h, nil
 }
@@ -228,8 +228,8 @@ func partOf(log *slog.Logger, part string) *slog.Logger {
 
 // publishToken writes the generated token to a file that only this user's processes can read.
 func (h *Host) publishToken() (err error) {
-	addresses := []string{h.front.advertised}
-	if bound := h.front.tcp.Addr().String(); bound != h.front.advertised {
+	addresses := []string{h.listener.advertised}
+	if bound := h.listener.tcp.Addr().String(); bound != h.listener.advertised {
 		addresses = append(addresses, bound)
 	}
 	h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...)
@@ -244,8 +244,8 @@ func (h *Host) TokenFile() string { return h.tokenFile }
 func (h *Host) Info() *nodev1.HostInfo {
 	return &nodev1.HostInfo{
 		Id:        h.id,
-		Address:   h.front.advertised,
-		Socket:    h.front.socket,
+		Address:   h.listener.advertised,
+		Socket:    h.listener.socket,
 		Machine:   h.machine,
 		Pid:       int32(os.Getpid()), //nolint:gosec // process ids fit
 		Build:     launch.Build(),
@@ -258,7 +258,7 @@ func (h *Host) Info() *nodev1.HostInfo {
 func (h *Host) ID() string { return h.id }
 
 // Address is the advertised address (HOST:PORT), for HTTP clients and tunnels alike.
-func (h *Host) Address() string { return h.front.advertised }
+func (h *Host) Address() string { return h.listener.advertised }
 
 // RunDirectory is where this run keeps its logs, models, variables and mapped files.
 func (h *Host) RunDirectory() *rundir.Run { return h.run }
@@ -292,22 +292,22 @@ func (h *Host) Close(ctx context.Context) error {
 	began := time.Now()
 	h.beginEnding()
 	h.cancelCreations(ctx, func(*creation) bool { return true }, connect.NewError(connect.CodeUnavailable, "the runtime is closing"))
-	errs := append([]error{h.stopKids(ctx, "")}, h.stopKept(ctx)...)
+	errs := append([]error{h.stopChildren(ctx, "")}, h.stopSupervised(ctx)...)
 	// Nodes whose parent lives in another process stop last.
 	for _, n := range h.localNodes() {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
 	}
-	if h.registry != nil {
-		h.registry.goodbye(ctx)
+	if h.session != nil {
+		h.session.goodbye(ctx)
 	}
 	if h.embedded != nil {
 		errs = append(errs, h.embedded.Close())
 	}
-	if h.front != nil {
+	if h.listener != nil {
 		// All nodes have stopped: the responses still being written wait for slow readers.
 		sctx, cancel := context.WithTimeout(ctx, max(h.options.Drain-time.Since(began), endTime))
 		defer cancel()
-		errs = append(errs, h.front.shutdown(sctx))
+		errs = append(errs, h.listener.shutdown(sctx))
 	}
 	h.release(ErrClosed)
 	return errors.Join(append(errs, h.output.err())...)
@@ -334,11 +334,11 @@ func (h *Host) release(cause error) {
 	h.mu.Lock()
 	h.ended = true
 	h.mu.Unlock()
-	if h.front != nil {
-		h.front.close()
+	if h.listener != nil {
+		h.listener.close()
 	}
-	if h.links != nil {
-		h.links.close(cause)
+	if h.peers != nil {
+		h.peers.close(cause)
 	}
 	h.background.Wait()
 	if h.dir != nil {

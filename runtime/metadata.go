@@ -38,8 +38,8 @@ func (m Metadata) All() iter.Seq2[string, string] { return m.header.All() }
 
 type metadataKey struct{}
 
-// saidMetadata is the context value of [WithMetadata].
-type saidMetadata struct {
+// contextMetadata is the context value of [WithMetadata].
+type contextMetadata struct {
 	metadata Metadata
 	// err is the reason why a call cannot carry it.
 	err error
@@ -56,10 +56,10 @@ type saidMetadata struct {
 // its key and value. A call with anything else fails before it begins: with InvalidArgument, or
 // with ResourceExhausted if it is too large.
 func WithMetadata(ctx context.Context, key, value string) context.Context {
-	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
-	next := &saidMetadata{}
-	if said != nil {
-		*next = *said
+	own, _ := ctx.Value(metadataKey{}).(*contextMetadata)
+	next := &contextMetadata{}
+	if own != nil {
+		*next = *own
 	}
 	next.metadata = next.metadata.With(key, value)
 	if next.err == nil {
@@ -72,8 +72,8 @@ func WithMetadata(ctx context.Context, key, value string) context.Context {
 // with the response.
 type outgoing struct {
 	metadata Metadata
-	// said is the part of metadata that [WithMetadata] has set.
-	said Metadata
+	// fromContext is the part of metadata that [WithMetadata] has set.
+	fromContext Metadata
 	// info is the caller's, from [connect.NewClientContext]; nil if there is none.
 	info *connect.CallInfo
 }
@@ -81,21 +81,21 @@ type outgoing struct {
 // outgoingOf returns what a call made with ctx carries, or the error that refuses it. It resets the
 // caller's [connect.CallInfo], which an earlier call with the same context may have filled.
 func outgoingOf(ctx context.Context, m *Method) (*outgoing, error) {
-	said, _ := ctx.Value(metadataKey{}).(*saidMetadata)
+	own, _ := ctx.Value(metadataKey{}).(*contextMetadata)
 	info, _ := connect.CallInfoForClientContext(ctx)
-	if said == nil && info == nil {
-		return &nothing, nil
+	if own == nil && info == nil {
+		return &noMetadata, nil
 	}
-	return outgoingWith(said, info, m)
+	return newOutgoing(own, info, m)
 }
 
 // nothing is what most calls carry along with their request.
-var nothing outgoing //nolint:gochecknoglobals // empty and never modified
+var noMetadata outgoing //nolint:gochecknoglobals // empty and never modified
 
-func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgoing, error) {
+func newOutgoing(own *contextMetadata, info *connect.CallInfo, m *Method) (*outgoing, error) {
 	out := &outgoing{info: info}
-	if said != nil {
-		out.metadata, out.said = said.metadata, said.metadata
+	if own != nil {
+		out.metadata, out.fromContext = own.metadata, own.metadata
 	}
 	if info != nil {
 		resetInfo(info, m)
@@ -105,11 +105,11 @@ func outgoingWith(said *saidMetadata, info *connect.CallInfo, m *Method) (*outgo
 		}
 		out.metadata.header = append(slices.Clip(out.metadata.header), more...)
 	}
-	if said == nil {
+	if own == nil {
 		return out, nil // HeaderFrom has validated the header
 	}
-	if said.err != nil {
-		return out, said.err
+	if own.err != nil {
+		return out, own.err
 	}
 	return out, out.metadata.header.ValidateSize()
 }

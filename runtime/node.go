@@ -25,17 +25,17 @@ type Node struct {
 	beside    []bool
 	overrides string
 	// copies requests that messages are copied between the node and its callers in this process.
-	copies  bool
-	witness witness //nolint:unused // used with the build tag invariants
-	nid     string
-	path    string
+	copies bool
+	recent recentMessages //nolint:unused // used with the build tag invariants
+	nid    string
+	path   string
 	// identity is the node as the caller of others; wireName is its encoded form.
 	identity Caller
 	wireName string
 
 	mailbox *mailbox.Mailbox
-	// paces are the latency EWMAs of the service's methods, by index.
-	paces     []pace
+	// latencies are the latency EWMAs of the service's methods, by index.
+	latencies []latencyEWMA
 	intercept Invoke
 	target    *target
 	// life is the ancestor of every context of the node's code; kill cancels it. work is the
@@ -80,7 +80,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{
 		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Beside: c.MaxStreams,
 	})
-	n.paces = make([]pace, len(service.methods))
+	n.latencies = make([]latencyEWMA, len(service.methods))
 	base := context.Background()
 	if host != nil {
 		base = host.life

@@ -115,7 +115,7 @@ func (o *origins) wrap(next http.Handler) http.Handler {
 // refusePage refuses requests that a page of an origin that is not allowed makes a browser send.
 // Such a page can reach loopback by a name that its owner resolves to it, or directly from its own
 // origin.
-func (f *front) refusePage(r *http.Request) error {
+func (f *listener) refusePage(r *http.Request) error {
 	if f.loopback && !isLoopback(hostOf(r.Host)) {
 		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
 	}
@@ -139,7 +139,7 @@ func (f *front) refusePage(r *http.Request) error {
 
 // setPolicy combines the host's own options with Brain's policy for HTTP clients, so that what
 // Brain's address serves to a page its hosts serve too.
-func (f *front) setPolicy(brains *brainv1.WebPolicy) {
+func (f *listener) setPolicy(brains *brainv1.WebPolicy) {
 	f.compression.Store(f.host.options.Compression || brains.GetCompression())
 	list, err := parseOrigins(append(slices.Clone(f.host.options.Origins), brains.GetOrigins()...))
 	if err != nil {

@@ -76,8 +76,8 @@ func (o *output) take(l launch.Line) {
 	returned = true
 }
 
-// waits is called when delivery of a node's lines begins to block, and when it continues.
-func (o *output) waits(path string, stalled bool) {
+// setStalled is called when delivery of a node's lines begins to block, and when it continues.
+func (o *output) setStalled(path string, stalled bool) {
 	o.mu.Lock()
 	if stalled {
 		o.stalled[path] = time.Now()

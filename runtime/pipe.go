@@ -50,7 +50,7 @@ type pipe struct {
 // passing is a message in a pipe, with its fingerprint.
 type passing struct {
 	msg  proto.Message
-	sent seal
+	sent fingerprint
 }
 
 var (
@@ -66,7 +66,7 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out *outgoing) (connect.
 	if ctx.Err() != nil {
 		return nil, n.ended(ctx, m, unsent)
 	}
-	waits(ctx)
+	mayBlock(ctx)
 	p := &pipe{
 		node: n, method: m, info: out.info,
 		requests: make(chan passing, pipeWindow), replies: make(chan passing, pipeWindow),
@@ -155,11 +155,11 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 	if p.ctx.Err() != nil {
 		return p.node.ended(p.ctx, p.method, streaming)
 	}
-	if err := p.node.checkTravels(p.method, to == p.requests, m); err != nil {
+	if err := p.node.checkEncodes(p.method, to == p.requests, m); err != nil {
 		return err
 	}
 	select {
-	case to <- passing{msg: p.node.passes(m), sent: sealOf(m)}:
+	case to <- passing{msg: p.node.passes(m), sent: fingerprintOf(m)}:
 		return nil
 	case <-p.ctx.Done():
 		return p.node.ended(p.ctx, p.method, streaming)
@@ -168,7 +168,7 @@ func (p *pipe) send(to chan<- passing, msg any) error {
 
 // receive checks the fingerprint of a message that was passed.
 func (p *pipe) receive(m passing, request bool) (proto.Message, error) {
-	if err := p.node.verifyPassed(m.sent, p.method); err != nil {
+	if err := p.node.verifyStreamed(m.sent, p.method); err != nil {
 		return nil, err
 	}
 	if err := p.node.checkDecodes(p.method, request, m.msg); err != nil {

@@ -47,7 +47,7 @@ func dialRaw(ctx context.Context, network, address string, hello tunnel.Hello, c
 
 // dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket if that is
 // indeed the host's, or else by TCP.
-func (l *links) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
+func (l *peerPool) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
 	hello := l.hello()
 	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
 	if info.GetSocket() != "" {

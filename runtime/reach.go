@@ -14,12 +14,12 @@ import (
 // nodes will be found from there, and calls to them will fail or reach another process. It is no
 // error, because a process that creates no nodes is not affected.
 func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
-	if !isLoopback(hostOf(h.front.advertised)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
+	if !isLoopback(hostOf(h.listener.advertised)) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
 		return
 	}
 	h.log.Warn("Brain is on another machine, and this process listens on loopback only: the nodes that it creates cannot be reached from there. "+
 		"Listen on an address that other machines reach: WithListen or RAYLINK_LISTEN, such as HOST:0, with WithAdvertise or RAYLINK_ADVERTISE where "+
-		"they know this machine by another address", slog.String("brain", brain), slog.String("listen", h.front.advertised))
+		"they know this machine by another address", slog.String("brain", brain), slog.String("listen", h.listener.advertised))
 }
 
 // resolveTimeout bounds the name lookup for the warning.

@@ -19,9 +19,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// obituary bounds how long a call whose connection was lost waits for the node's death notice.
+// deathNoticeTimeout bounds how long a call whose connection was lost waits for the node's death notice.
 // Process death is detected within a second.
-const obituary = time.Second
+const deathNoticeTimeout = time.Second
 
 // remote is a node that lives in another process, as this process knows it.
 type remote struct {
@@ -56,7 +56,7 @@ func newRemote(h *Host, nid string) *remote {
 		}
 		h.mu.Unlock()
 		if watched.Load() {
-			h.registry.remove(nid)
+			h.session.remove(nid)
 		}
 	}, nid)
 	return r
@@ -103,7 +103,7 @@ func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
 // follow subscribes to the node's record.
 func (r *remote) follow() {
 	if !r.watched.Load() && !r.watched.Swap(true) {
-		r.host.registry.add(r.nid)
+		r.host.session.add(r.nid)
 	}
 }
 
@@ -150,12 +150,12 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 			return way.conn, way.target, nil
 		}
 	}
-	waits(ctx)
+	mayBlock(ctx)
 	rec, err := r.locate(ctx)
 	if err != nil {
 		return nil, "", err
 	}
-	conn, err := r.host.links.get(ctx, rec, tag)
+	conn, err := r.host.peers.get(ctx, rec, tag)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, "", causeOf(ctx)
@@ -179,7 +179,7 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 // explain adds to the loss of a connection the cause of the node's end, if Brain knows it in time.
 func (r *remote) explain(ctx context.Context, err error) error {
 	r.follow()
-	ctx, cancel := context.WithTimeout(ctx, obituary)
+	ctx, cancel := context.WithTimeout(ctx, deathNoticeTimeout)
 	defer cancel()
 	for {
 		r.mu.Lock()
@@ -294,7 +294,7 @@ func (r *remote) invokeOnce(ctx context.Context, tag string, m *Method, req prot
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
 	describe(ctx, c, target, m, req, out.metadata, true)
-	waits(ctx)
+	mayBlock(ctx)
 	if err := conn.Start(ctx, c); err != nil {
 		return nil, endedAt(err, r.path(), m, unsent)
 	}
@@ -352,7 +352,7 @@ func (r *remote) submit(ctx context.Context, tag string, m *Method, req proto.Me
 	}
 	// Set before the future is shared; WatchContext is called after Start.
 	f.cancelBy(func(cause error) error {
-		err := endedAt(takenBack(cause), r.path(), m, unanswered)
+		err := endedAt(canceledError(cause), r.path(), m, unanswered)
 		c.Cancel(err)
 		return err
 	})
@@ -378,7 +378,7 @@ func (r *remote) stream(ctx context.Context, tag string, m *Method, out *outgoin
 	if err != nil {
 		return nil, err
 	}
-	waits(ctx)
+	mayBlock(ctx)
 	req := tunnel.StreamRequest{Target: target, Procedure: m.spec.Procedure, StreamType: m.shape, Header: out.metadata.header}
 	if info := out.info; info != nil {
 		shown := false

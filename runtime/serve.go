@@ -50,7 +50,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		defer n.leaveBeside(cc)
 		return n.runInline(cc, req)
 	}
-	if err := n.refuseCircle(cc); err != nil {
+	if err := n.refuseCycle(cc); err != nil {
 		return nil, err
 	}
 	if n.mailbox.TryTurn(&cc.ownTurn, cc) {
@@ -62,7 +62,7 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if err := n.enqueue(j); err != nil {
 		return nil, err
 	}
-	waits(ctx)
+	mayBlock(ctx)
 	select {
 	case <-j.done:
 		return j.res, j.err
@@ -120,7 +120,7 @@ func (n *Node) submitJob(j *job) error {
 		}()
 		return nil
 	}
-	if err := n.refuseCircle(cc); err != nil {
+	if err := n.refuseCycle(cc); err != nil {
 		return err
 	}
 	return n.enqueue(j)
@@ -138,8 +138,8 @@ func (n *Node) cancel(j *job, cause error) stage {
 
 func (n *Node) enqueue(j *job) error {
 	j.entry = &mailbox.Entry{Work: j, Label: j.cc.call.method.name, Bytes: int64(j.size)}
-	waits, err := n.mailbox.Enqueue(j.entry)
-	j.waits = waits
+	var err error
+	j.queued, err = n.mailbox.Enqueue(j.entry)
 	return err
 }
 
@@ -219,11 +219,11 @@ func (n *Node) refuseUnready(chain *chain, caller *Caller, method string) error 
 	return nil
 }
 
-func (n *Node) refuseCircle(cc *callContext) error {
+func (n *Node) refuseCycle(cc *callContext) error {
 	if err := n.refuseUnready(cc.chain, cc.call.from, cc.call.method.fullName()); err != nil {
 		return err
 	}
-	return cc.chain.circle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
+	return cc.chain.refuseCycle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
 }
 
 // job is a unary call in a mailbox.
@@ -233,8 +233,8 @@ type job struct {
 	cc    *callContext
 	req   proto.Message
 	size  int
-	// waits is set if other calls were before it when it was enqueued.
-	waits bool
+	// queued is set if other calls were before it when it was enqueued.
+	queued bool
 
 	// When res and err are set, done is closed, finish is called and in gets the reply; each may be
 	// nil.
@@ -258,9 +258,9 @@ func (j *job) Run(turn *mailbox.Turn) {
 	}()
 	if j.cc.caller.Err() != nil {
 		j.err = n.ended(j.cc.caller, j.cc.call.method, inMailbox)
-	} else if begin, pace := monotonic(), n.paceOf(j); pace != nil {
+	} else if begin, latency := monotonic(), n.latencyOf(j); latency != nil {
 		j.res, j.err = n.run(j.cc, j.req)
-		pace.took(monotonic() - begin)
+		latency.observe(monotonic() - begin)
 	} else {
 		j.res, j.err = n.run(j.cc, j.req)
 	}
@@ -315,7 +315,7 @@ func (n *Node) runMethod(cc *callContext, req proto.Message) (res proto.Message,
 		res, err = n.runIntercepted(cc, req)
 	}
 	if err == nil && cc.call.way == byLocal {
-		if err := n.checkTravels(cc.call.method, false, res); err != nil {
+		if err := n.checkEncodes(cc.call.method, false, res); err != nil {
 			return nil, err
 		}
 		if err := n.checkDecodes(cc.call.method, false, res); err != nil {

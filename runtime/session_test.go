@@ -45,11 +45,11 @@ func newSession(b *fakeBrain, lease time.Duration) *Host {
 	brainv1connect.RegisterBrainServiceHandler(server, b)
 	h := &Host{
 		remotes: make(map[string]weak.Pointer[remote]), log: slog.New(slog.DiscardHandler), options: Options{Logger: slog.New(slog.DiscardHandler)},
-		front: &front{}, dir: &rundir.Host{}, // what Info describes
+		listener: &listener{}, dir: &rundir.Host{}, // what Info describes
 	}
-	h.front.host = h
+	h.listener.host = h
 	h.brain = brainv1connect.NewBrainServiceClient(connect.NewClient(connectinprocess.New(server)))
-	h.registry = &registry{
+	h.session = &session{
 		host: h, hello: &brainv1.HelloResponse{Lease: durationpb.New(lease)},
 		watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),
@@ -75,13 +75,13 @@ func TestNodeIsFollowedAfterAnEarlierHandleWasCollected(t *testing.T) {
 		next := h.remote(nid)
 		next.follow()
 		require.Eventually(t, func() bool {
-			h.registry.mu.Lock()
-			defer h.registry.mu.Unlock()
-			return h.registry.watched[nid] <= 1
+			h.session.mu.Lock()
+			defer h.session.mu.Unlock()
+			return h.session.watched[nid] <= 1
 		}, time.Minute, time.Microsecond)
-		h.registry.mu.Lock()
-		followers := h.registry.watched[nid]
-		h.registry.mu.Unlock()
+		h.session.mu.Lock()
+		followers := h.session.watched[nid]
+		h.session.mu.Unlock()
 		require.Equal(t, 1, followers, "round %d", round)
 		require.Same(t, next, h.remote(nid))
 		goruntime.KeepAlive(next)
@@ -89,26 +89,26 @@ func TestNodeIsFollowedAfterAnEarlierHandleWasCollected(t *testing.T) {
 	// And with the last handle the watch ends.
 	require.Eventually(t, func() bool {
 		goruntime.GC()
-		h.registry.mu.Lock()
-		defer h.registry.mu.Unlock()
-		return len(h.registry.watched) == 0
+		h.session.mu.Lock()
+		defer h.session.mu.Unlock()
+		return len(h.session.watched) == 0
 	}, time.Minute, time.Microsecond)
-	require.Equal(t, []string{nid}, h.registry.nextRequest().GetRemove())
+	require.Equal(t, []string{nid}, h.session.nextRequest().GetRemove())
 }
 
 // A second handle must be sent the record as it stands, though the node was followed already: the
 // record that the first one received went with it.
 func TestEveryNewHandleAsksForTheRecordAsItStands(t *testing.T) {
 	h := newSession(&fakeBrain{}, time.Second)
-	h.registry.add("n")
-	require.Equal(t, []string{"n"}, h.registry.nextRequest().GetAdd())
-	h.registry.add("n")
-	h.registry.remove("n")
-	req := h.registry.nextRequest()
+	h.session.add("n")
+	require.Equal(t, []string{"n"}, h.session.nextRequest().GetAdd())
+	h.session.add("n")
+	h.session.remove("n")
+	req := h.session.nextRequest()
 	require.Equal(t, []string{"n"}, req.GetAdd())
 	require.Empty(t, req.GetRemove())
-	h.registry.remove("n")
-	require.Equal(t, []string{"n"}, h.registry.nextRequest().GetRemove())
+	h.session.remove("n")
+	require.Equal(t, []string{"n"}, h.session.nextRequest().GetRemove())
 }
 
 func TestAWatchThatWorkedIsOpenedAgainAtOnce(t *testing.T) {
@@ -136,11 +136,11 @@ func TestAWatchThatWorkedIsOpenedAgainAtOnce(t *testing.T) {
 		// Not by h.remote: its cleanup would run outside of the test's bubble.
 		r := &remote{host: h, nid: "n", known: &nodev1.NodeRecord{Nid: "n"}, changed: make(chan struct{})}
 		h.remotes["n"] = weak.Make(r)
-		h.registry.add("n")
+		h.session.add("n")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		done := make(chan struct{})
-		go func() { defer close(done); h.registry.watch(ctx) }()
+		go func() { defer close(done); h.session.watch(ctx) }()
 		<-done
 		require.Greater(t, len(opened), 100)
 		for i := range broken[:len(broken)-1] {
@@ -170,12 +170,12 @@ func TestAttemptsToReachBrainAreSpacedByAShareOfTheLease(t *testing.T) {
 			for name, run := range map[string]func(context.Context, *Host){
 				"lease": func(ctx context.Context, h *Host) {
 					first := make(chan error, 1)
-					h.registry.attach(ctx, first)
+					h.session.attach(ctx, first)
 					if err := <-first; err == nil {
 						t.Error(errors.New("attached to a Brain that refuses"))
 					}
 				},
-				"watch": func(ctx context.Context, h *Host) { h.registry.watch(ctx) },
+				"watch": func(ctx context.Context, h *Host) { h.session.watch(ctx) },
 			} {
 				attempts = nil
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

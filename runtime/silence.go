@@ -6,8 +6,8 @@ import "time"
 // arrives while the process is stopped, or its machine suspended, is noticed only afterwards: after
 // such a pause the measurement starts again.
 type silence struct {
-	period time.Duration
-	heard  int64
+	period  time.Duration
+	traffic int64
 	// since is when the silence began, last the time of the last measurement.
 	since, last time.Time
 }
@@ -20,13 +20,13 @@ func newSilence(period time.Duration, now time.Time) *silence {
 // lateness is by how much a measurement must be late before it means that the process did not run.
 const lateness = 100 * time.Millisecond
 
-// at returns how long the silence has lasted. heard must change whenever there was traffic.
-func (s *silence) at(now time.Time, heard int64) time.Duration {
+// at returns how long the silence has lasted. traffic must change whenever there was traffic.
+func (s *silence) at(now time.Time, traffic int64) time.Duration {
 	// The monotonic clock stops while some machines are suspended; the wall clock does not.
 	passed := max(now.Sub(s.last), now.Round(0).Sub(s.last.Round(0)))
-	if heard != s.heard || passed > 2*s.period+lateness {
+	if traffic != s.traffic || passed > 2*s.period+lateness {
 		s.since = now
 	}
-	s.heard, s.last = heard, now
+	s.traffic, s.last = traffic, now
 	return now.Sub(s.since)
 }

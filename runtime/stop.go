@@ -56,7 +56,7 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	}
 	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
 	h.cancelCreations(ctx, func(c *creation) bool { return c.parent == n.nid }, closedError(n.path, "is stopping: it gets no more children"))
-	errs := []error{h.stopKids(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
+	errs := []error{h.stopChildren(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
 	// The record is removed even if stopping has failed or taken all of its time.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -93,27 +93,27 @@ func (h *Host) tellState(ctx context.Context, n *Node, state nodev1.NodeState) {
 }
 
 // stopKids ends the children that this host launched for a parent, concurrently.
-func (h *Host) stopKids(ctx context.Context, parent string) error {
+func (h *Host) stopChildren(ctx context.Context, parent string) error {
 	h.mu.Lock()
-	kids := h.kids[parent]
-	delete(h.kids, parent)
+	children := h.children[parent]
+	delete(h.children, parent)
 	h.mu.Unlock()
-	return h.stopAll(ctx, kids, "stopped")
+	return h.stopAll(ctx, children, "stopped")
 }
 
 // stopAll ends children of this host, concurrently.
-func (h *Host) stopAll(ctx context.Context, kids []*kid, cause string) error {
-	errs := make([]error, len(kids))
+func (h *Host) stopAll(ctx context.Context, children []*child, cause string) error {
+	errs := make([]error, len(children))
 	var all sync.WaitGroup
-	for i, k := range kids {
-		all.Go(func() { errs[i] = h.stopKid(ctx, k, cause) })
+	for i, k := range children {
+		all.Go(func() { errs[i] = h.stopChild(ctx, k, cause) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
 }
 
 // stopKid ends one child and its descendants.
-func (h *Host) stopKid(ctx context.Context, k *kid, cause string) error {
+func (h *Host) stopChild(ctx context.Context, k *child, cause string) error {
 	if k.node != nil {
 		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), cause)
 	}
@@ -135,7 +135,7 @@ func remaining(ctx context.Context, most time.Duration) time.Duration {
 
 // watchProcess waits for the end of a child's process, and reports it to Brain if the process has
 // not.
-func (h *Host) watchProcess(parent string, k *kid) {
+func (h *Host) watchProcess(parent string, k *child) {
 	select {
 	case <-k.process.Done():
 	case <-h.life.Done():
@@ -148,9 +148,9 @@ func (h *Host) watchProcess(parent string, k *kid) {
 		}
 	}
 	h.mu.Lock()
-	h.kids[parent] = slices.DeleteFunc(h.kids[parent], func(other *kid) bool { return other == k })
-	if len(h.kids[parent]) == 0 {
-		delete(h.kids, parent)
+	h.children[parent] = slices.DeleteFunc(h.children[parent], func(other *child) bool { return other == k })
+	if len(h.children[parent]) == 0 {
+		delete(h.children, parent)
 	}
 	h.mu.Unlock()
 	exit := k.process.Exit()
@@ -173,7 +173,7 @@ func (h *Host) watchProcess(parent string, k *kid) {
 // may be more than the one that it was launched for. While Brain is away it retries until this host
 // ends; otherwise the nodes would seem to be alive until their host's lease expires. ctx applies to
 // the first attempt.
-func (h *Host) reportEnd(ctx context.Context, k *kid, how string) {
+func (h *Host) reportEnd(ctx context.Context, k *child, how string) {
 	report := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, brainTimeout)
 		defer cancel()
@@ -209,10 +209,10 @@ func (h *Host) drop(n *Node) {
 	defer h.changes.Add(1)
 	h.mu.Lock()
 	delete(h.nodes, n.nid)
-	for parent, kids := range h.kids {
-		h.kids[parent] = slices.DeleteFunc(kids, func(k *kid) bool { return k.node == n })
-		if len(h.kids[parent]) == 0 {
-			delete(h.kids, parent)
+	for parent, children := range h.children {
+		h.children[parent] = slices.DeleteFunc(children, func(k *child) bool { return k.node == n })
+		if len(h.children[parent]) == 0 {
+			delete(h.children, parent)
 		}
 	}
 	h.mu.Unlock()

@@ -104,14 +104,14 @@ func (t *target) stream(ctx context.Context, m *Method) (connect.ClientStream, e
 
 // invokeLocal is invoke for a local node.
 func (n *Node) invokeLocal(ctx context.Context, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
-	if err := n.checkTravels(m, true, req); err != nil {
+	if err := n.checkEncodes(m, true, req); err != nil {
 		return nil, err
 	}
 	if err := n.checkDecodes(m, true, req); err != nil {
 		return nil, fromPeer(ctx, err)
 	}
 	cc := localCall(ctx, m, out.metadata)
-	cc.sent = sealOf(req)
+	cc.sent = fingerprintOf(req)
 	res, err := n.invoke(cc, n.passes(req))
 	if err == nil && out.info == nil && !cc.call.hasReply() {
 		return res, nil
@@ -130,14 +130,14 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	if ctx.Err() != nil {
 		return n.ended(ctx, m, unsent)
 	}
-	if err := n.checkTravels(m, true, req); err != nil {
+	if err := n.checkEncodes(m, true, req); err != nil {
 		return err
 	}
 	if err := n.checkDecodes(m, true, req); err != nil {
 		return fromPeer(ctx, err)
 	}
 	cc := localCall(ctx, m, out.metadata)
-	cc.sent = sealOf(req)
+	cc.sent = fingerprintOf(req)
 	info := out.info
 	// Its caller does not wait for an asynchronous call yet, so the caller's turn cannot be part of
 	// a cycle.
@@ -152,7 +152,7 @@ func (n *Node) submitLocal(ctx context.Context, m *Method, req proto.Message, f 
 	if err != nil {
 		return err
 	}
-	f.watch(ctx, func(cause error) error { return endedAt(takenBack(cause), n.path, m, n.cancel(j, cause)) })
+	f.watch(ctx, func(cause error) error { return endedAt(canceledError(cause), n.path, m, n.cancel(j, cause)) })
 	return nil
 }
 

@@ -22,11 +22,11 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	if err := n.refuseUnready(outer, nil, method); err != nil {
 		return err
 	}
-	if err := outer.circle(n.nid, n.path, method, n.mailbox.Turns()); err != nil {
+	if err := outer.refuseCycle(n.nid, n.path, method, n.mailbox.Turns()); err != nil {
 		return err
 	}
 	cc := &callContext{node: n, life: n.work, caller: ctx, chain: outer}
-	waits(ctx)
+	mayBlock(ctx)
 	if err := n.mailbox.Acquire(ctx, &cc.ownTurn, "Do"); err != nil {
 		if ctx.Err() != nil {
 			return causeOf(ctx)
@@ -63,10 +63,10 @@ func (n *Node) Go(fn func(ctx context.Context) error) {
 	})
 }
 
-// settle waits until a set-up in progress has ended, at most for the grace period. A failure during
+// awaitSetup waits until a set-up in progress has ended, at most for the grace period. A failure during
 // set-up then always fails the node, rather than sometimes its creation. The bound is for a set-up
 // that waits for the task that failed.
-func (n *Node) settle() {
+func (n *Node) awaitSetup() {
 	late := time.NewTimer(grace)
 	defer late.Stop()
 	select {
@@ -78,7 +78,7 @@ func (n *Node) settle() {
 
 // fail ends the node because of err.
 func (n *Node) fail(err error) {
-	n.settle()
+	n.awaitSetup()
 	n.mu.Lock()
 	if n.failure == nil {
 		n.failure = err

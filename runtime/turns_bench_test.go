@@ -117,7 +117,7 @@ func benchmarkHandOver(b *testing.B, ctx context.Context, req *storagev1.IncrReq
 
 // A local call costs its context, and nothing more.
 func TestLocalCallAllocates(t *testing.T) {
-	if sealing {
+	if fingerprinting {
 		t.Skip("messages are hashed")
 	}
 	s := quick()

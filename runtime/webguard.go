@@ -35,7 +35,7 @@ const (
 )
 
 // guard refuses HTTP requests that are not authorized, before it reads anything of their bodies.
-func (f *front) guard(next http.Handler) http.Handler {
+func (f *listener) guard(next http.Handler) http.Handler {
 	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.admitRequest(w, r, next) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor < 2 && r.ContentLength != 0 {
@@ -64,7 +64,7 @@ func (f *front) guard(next http.Handler) http.Handler {
 }
 
 // admitRequest forwards requests with the token, and serves those that need none.
-func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
+func (f *listener) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if isProbe(r.URL.Path) {
 		f.answerProbe(w, r)
 		return
@@ -85,7 +85,7 @@ func (f *front) admitRequest(w http.ResponseWriter, r *http.Request, next http.H
 
 // refuseRequest responds with an error in the caller's protocol. A connection that is not admitted
 // is closed afterwards, and so is one with a body that was not read.
-func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
+func (f *listener) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
 	if c := webConnOf(r.Context()); c != nil && !c.pending.isAdmitted() {
 		w.Header().Set("Connection", "close") // over HTTP/2 the server sends a GOAWAY
 	}
@@ -97,7 +97,7 @@ func (f *front) refuseRequest(w http.ResponseWriter, r *http.Request, err error)
 
 // dropBody keeps the server from waiting for the rest of a request that is answered without it: the
 // connection is closed after the response.
-func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
+func (f *listener) dropBody(w http.ResponseWriter, r *http.Request) {
 	c := webConnOf(r.Context())
 	if c == nil || r.ProtoMajor > 1 || r.ContentLength == 0 {
 		return
@@ -108,7 +108,7 @@ func (f *front) dropBody(w http.ResponseWriter, r *http.Request) {
 }
 
 // deadline sets the read deadline of a request.
-func (f *front) deadline(w http.ResponseWriter, t time.Time) {
+func (f *listener) deadline(w http.ResponseWriter, t time.Time) {
 	if err := http.NewResponseController(w).SetReadDeadline(t); err != nil {
 		f.host.log.Debug("setting a request's deadline", slog.Any("error", err))
 	}
@@ -122,7 +122,7 @@ func isPublic(r *http.Request) bool {
 
 // servePublic serves a call without a token, with little memory and time: the whole request is read
 // first, since such a call has only one message.
-func (f *front) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
+func (f *listener) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	defer f.public.Add(-1)
 	if f.public.Add(1) > maxPublicCalls {
 		f.refuseRequest(w, r, connect.Errorf(connect.CodeResourceExhausted,
@@ -161,7 +161,7 @@ func isAnonymous(ctx context.Context) bool {
 // untilClosed serves a request for this process. When the listener closes, the nodes have ended:
 // reading the request is then aborted, and for a request for the host itself its context is
 // canceled.
-func (f *front) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
+func (f *listener) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
 	ctx := r.Context()
 	if own {
 		var cancel context.CancelCauseFunc
@@ -203,9 +203,9 @@ func (b *endingBody) Read(p []byte) (int, error) {
 type webConn struct {
 	net.Conn
 
-	in      io.Reader
-	front   *front
-	pending *pending
+	in       io.Reader
+	listener *listener
+	pending  *pending
 	// proven is set if the other side has proven in a handshake that it knows the token.
 	proven bool
 	// lingers is set if the connection must stay open until its other side has had time to read the
@@ -230,7 +230,7 @@ func (c *webConn) Close() error {
 		return c.Conn.Close()
 	}
 	err := half.CloseWrite()
-	if !c.front.host.goBackground(c.linger) {
+	if !c.listener.host.goBackground(c.linger) {
 		c.pending.gone()
 		return errors.Join(err, c.Conn.Close())
 	}

@@ -39,7 +39,7 @@ func StartInProcess(ctx context.Context, h *runtime.Host) error {
 // StartSupervised creates the system's own nodes, each in a process of its own, for a Brain that
 // has a process of its own: they outlive its death, and are restarted after theirs.
 func StartSupervised(ctx context.Context, h *runtime.Host) error {
-	return startSystemNodes(ctx, h, runtime.KeepNode)
+	return startSystemNodes(ctx, h, runtime.SuperviseNode)
 }
 
 func startSystemNodes(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {

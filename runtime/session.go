@@ -29,14 +29,14 @@ const (
 	maxBrainVersion = 1
 )
 
-// registry is a host's session with Brain: its lease, and the watch on the nodes whose handles it
+// session is a host's session with Brain: its lease, and the watch on the nodes whose handles it
 // holds. Both are streams that are reopened with backoff whenever they end: a host continues to
 // serve without Brain.
-type registry struct {
+type session struct {
 	host  *Host
 	hello *brainv1.HelloResponse
-	// heard is when the lease stream last saw traffic from Brain, in Unix nanoseconds.
-	heard atomic.Int64
+	// lastTraffic is when the lease stream last saw traffic from Brain, in Unix nanoseconds.
+	lastTraffic atomic.Int64
 
 	mu sync.Mutex // guards the fields below
 	// watched counts, by nid, the remotes that follow a node: until the garbage collector has run
@@ -62,7 +62,7 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 		if where == "" {
 			return connect.NewError(connect.CodeFailedPrecondition, "no Brain to join: give its address with --brain or RAYLINK_BRAIN, or start one with `raylink brain`")
 		}
-		transport = h.links.brain(where)
+		transport = h.peers.brain(where)
 	}
 	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport))}
 	hello, err := h.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
@@ -76,13 +76,13 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 	if !embedded {
 		h.warnUnreachable(ctx, where, hello.GetRoot().GetHost())
 	}
-	h.registry = &registry{
+	h.session = &session{
 		host: h, hello: hello, watched: make(map[string]int), unsent: make(map[string]struct{}), changed: make(chan struct{}, 1),
 		leaving: make(chan struct{}), left: make(chan struct{}),
 	}
 	attached := make(chan error, 1)
-	h.goBackground(func(ctx context.Context) { h.registry.attach(ctx, attached) })
-	h.goBackground(h.registry.watch)
+	h.goBackground(func(ctx context.Context) { h.session.attach(ctx, attached) })
+	h.goBackground(h.session.watch)
 	select {
 	case err := <-attached:
 		if err != nil {
@@ -96,17 +96,17 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 
 // attach holds the host's lease until ctx ends. first receives one value: nil when the lease is
 // granted, or the error that refused it.
-func (r *registry) attach(ctx context.Context, first chan<- error) {
-	defer close(r.left)
+func (s *session) attach(ctx context.Context, first chan<- error) {
+	defer close(s.left)
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { first <- err }) }
-	retry := r.backoff()
-	log := partOf(r.host.options.Logger, logs.Session)
+	retry := s.backoff()
+	log := partOf(s.host.options.Logger, logs.Session)
 	// Brain's absence is logged when it begins and when it ends, not for each attempt.
 	var joined bool
 	var away time.Time
 	for {
-		held, err := r.holdLease(ctx, func() {
+		held, err := s.holdLease(ctx, func() {
 			tell(nil)
 			if joined = true; !away.IsZero() {
 				log.Warn("Brain is back", slog.Duration("away", time.Since(away).Round(time.Millisecond)))
@@ -114,7 +114,7 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 			}
 		})
 		if err == nil {
-			r.acknowledged.Store(true)
+			s.acknowledged.Store(true)
 			return
 		}
 		if ctx.Err() != nil {
@@ -124,7 +124,7 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 		if joined && away.IsZero() {
 			away = time.Now()
 			select {
-			case <-r.leaving:
+			case <-s.leaving:
 			default:
 				log.Warn("Brain is away; nodes that know each other go on, and it is looked for", slog.Any("error", err))
 			}
@@ -134,7 +134,7 @@ func (r *registry) attach(ctx context.Context, first chan<- error) {
 		}
 		log.Debug("the lease stream ended", slog.Any("error", err))
 		select {
-		case <-r.leaving:
+		case <-s.leaving:
 			return
 		default:
 		}
@@ -151,34 +151,34 @@ const maxBrainPause = 500 * time.Millisecond
 // backoff paces the attempts to reach Brain. Its maximum is a fraction of the lease, so that a host
 // that has lost Brain makes several attempts before its lease expires. Brain's option Reattach
 // relies on that maximum.
-func (r *registry) backoff() *backoff.Backoff {
+func (s *session) backoff() *backoff.Backoff {
 	most := maxBrainPause
-	if lease := r.hello.GetLease().AsDuration(); lease > 0 {
+	if lease := s.hello.GetLease().AsDuration(); lease > 0 {
 		most = min(most, lease/8)
 	}
 	return &backoff.Backoff{Max: most}
 }
 
 // holdLease runs one lease stream. It returns nil only after Brain has acknowledged a goodbye.
-func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, err error) {
+func (s *session) holdLease(ctx context.Context, attached func()) (held bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := r.host.brain.Attach(ctx)
+	stream, err := s.host.brain.Attach(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	if err := stream.Send(&brainv1.AttachRequest{Host: r.host.Info(), Nodes: r.host.nodeRefs()}); err != nil {
+	if err := stream.Send(&brainv1.AttachRequest{Host: s.host.Info(), Nodes: s.host.nodeRefs()}); err != nil {
 		return false, endOf(stream, err)
 	}
 	res, err := stream.Receive()
 	if err != nil {
 		return false, err
 	}
-	r.host.front.setPolicy(res.GetWeb())
-	r.reconcile(ctx, res.GetUnknown())
+	s.host.listener.setPolicy(res.GetWeb())
+	s.reconcile(ctx, res.GetUnknown())
 	attached()
-	r.heard.Store(time.Now().UnixNano())
+	s.lastTraffic.Store(time.Now().UnixNano())
 	ended := make(chan error, 1)
 	go func() {
 		for {
@@ -186,7 +186,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 				ended <- err
 				return
 			}
-			r.heard.Store(time.Now().UnixNano())
+			s.lastTraffic.Store(time.Now().UnixNano())
 		}
 	}()
 	lease := res.GetLease().AsDuration()
@@ -202,7 +202,7 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 			}
 		case err := <-ended:
 			return true, err
-		case <-r.leaving:
+		case <-s.leaving:
 			if err := stream.Send(&brainv1.AttachRequest{Goodbye: true}); err != nil {
 				return true, err
 			}
@@ -225,20 +225,20 @@ func (r *registry) holdLease(ctx context.Context, attached func()) (held bool, e
 // reconcile ends the nodes that Brain has declared dead while their host was unreachable: callers
 // of Brain have been informed of their death, and may have created replacements. A Brain other than
 // the one that was joined does not know them, and its answer is ignored.
-func (r *registry) reconcile(ctx context.Context, unknown []string) {
+func (s *session) reconcile(ctx context.Context, unknown []string) {
 	if len(unknown) == 0 {
 		return
 	}
-	hello, err := r.host.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
+	hello, err := s.host.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})
 	if err != nil {
 		return // the stream will end too, and be reopened
 	}
-	if hello.GetBrainId() != r.hello.GetBrainId() {
-		r.host.log.Error("another Brain answers at the address of the one that was joined; the nodes here go on serving those who hold a handle")
+	if hello.GetBrainId() != s.hello.GetBrainId() {
+		s.host.log.Error("another Brain answers at the address of the one that was joined; the nodes here go on serving those who hold a handle")
 		return
 	}
 	for _, nid := range unknown {
-		if n := r.host.localNode(nid); n != nil && !n.isStopping() {
+		if n := s.host.localNode(nid); n != nil && !n.isStopping() {
 			n.fail(errors.New("its host could not be reached, and it was declared dead"))
 		}
 	}
@@ -257,10 +257,10 @@ func endOf(stream interface {
 }
 
 // goodbye gives the lease back gracefully.
-func (r *registry) goodbye(ctx context.Context) {
-	close(r.leaving)
+func (s *session) goodbye(ctx context.Context) {
+	close(s.leaving)
 	select {
-	case <-r.left:
+	case <-s.left:
 	case <-ctx.Done():
 	case <-time.After(time.Second):
 		// Brain is unreachable; the lease will expire.
@@ -268,12 +268,12 @@ func (r *registry) goodbye(ctx context.Context) {
 }
 
 // watch follows the nodes whose handles this process holds, until ctx ends.
-func (r *registry) watch(ctx context.Context) {
-	retry := r.backoff()
+func (s *session) watch(ctx context.Context) {
+	retry := s.backoff()
 	for ctx.Err() == nil {
 		opened := time.Now()
 		// A stream that stayed open has worked too, even without a record.
-		if r.follow(ctx) || time.Since(opened) > maxBrainPause {
+		if s.follow(ctx) || time.Since(opened) > maxBrainPause {
 			retry.Reset()
 		}
 		if retry.Wait(ctx) != nil {
@@ -283,29 +283,29 @@ func (r *registry) watch(ctx context.Context) {
 }
 
 // follow runs one watch stream until it ends. It reports whether it has received any record.
-func (r *registry) follow(ctx context.Context) (worked bool) {
+func (s *session) follow(ctx context.Context) (worked bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := r.host.brain.Watch(ctx)
+	stream, err := s.host.brain.Watch(ctx)
 	if err != nil {
 		return false
 	}
 	// A new stream follows no node yet: the first request names every nid.
-	r.mu.Lock()
-	clear(r.unsent)
-	first := &brainv1.WatchRequest{Add: slices.Collect(maps.Keys(r.watched))}
-	r.mu.Unlock()
+	s.mu.Lock()
+	clear(s.unsent)
+	first := &brainv1.WatchRequest{Add: slices.Collect(maps.Keys(s.watched))}
+	s.mu.Unlock()
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		// The first request is sent even if it is empty: it opens the stream.
-		for req := first; ; req = r.nextRequest() {
+		for req := first; ; req = s.nextRequest() {
 			if req == first || len(req.GetAdd())+len(req.GetRemove()) > 0 {
 				if err := stream.Send(req); err != nil {
 					return
 				}
 			}
 			select {
-			case <-r.changed:
+			case <-s.changed:
 			case <-ctx.Done():
 				return
 			}
@@ -320,58 +320,58 @@ func (r *registry) follow(ctx context.Context) (worked bool) {
 		}
 		worked = true
 		for _, rec := range res.GetNodes() {
-			r.host.told(rec)
+			s.host.updateRemote(rec)
 		}
 	}
 }
 
 // nextRequest contains the changes since the last request.
-func (r *registry) nextRequest() *brainv1.WatchRequest {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (s *session) nextRequest() *brainv1.WatchRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	req := &brainv1.WatchRequest{}
-	for nid := range r.unsent {
-		if r.watched[nid] > 0 {
+	for nid := range s.unsent {
+		if s.watched[nid] > 0 {
 			req.Add = append(req.Add, nid)
 		} else {
 			req.Remove = append(req.Remove, nid)
 		}
 	}
-	clear(r.unsent)
+	clear(s.unsent)
 	return req
 }
 
 // add follows a node for one more remote. Brain answers with the node's current record even if
 // another remote already follows the node: what that remote received may have been collected with
 // it.
-func (r *registry) add(nid string) {
-	r.mu.Lock()
-	r.watched[nid]++
-	r.unsent[nid] = struct{}{}
-	r.mu.Unlock()
-	r.wake()
+func (s *session) add(nid string) {
+	s.mu.Lock()
+	s.watched[nid]++
+	s.unsent[nid] = struct{}{}
+	s.mu.Unlock()
+	s.wake()
 }
 
 // remove undoes one add. The node is followed until every add is undone.
-func (r *registry) remove(nid string) {
-	r.mu.Lock()
-	if r.watched[nid]--; r.watched[nid] <= 0 {
-		delete(r.watched, nid)
-		r.unsent[nid] = struct{}{}
+func (s *session) remove(nid string) {
+	s.mu.Lock()
+	if s.watched[nid]--; s.watched[nid] <= 0 {
+		delete(s.watched, nid)
+		s.unsent[nid] = struct{}{}
 	}
-	r.mu.Unlock()
-	r.wake()
+	s.mu.Unlock()
+	s.wake()
 }
 
-func (r *registry) wake() {
+func (s *session) wake() {
 	select {
-	case r.changed <- struct{}{}:
+	case s.changed <- struct{}{}:
 	default:
 	}
 }
 
-// told passes a record to the handles of the node in this process.
-func (h *Host) told(rec *nodev1.NodeRecord) {
+// updateRemote passes a record to the handles of the node in this process.
+func (h *Host) updateRemote(rec *nodev1.NodeRecord) {
 	h.mu.Lock()
 	r := h.remotes[rec.GetNid()].Value()
 	h.mu.Unlock()

@@ -30,9 +30,9 @@ const firstBytes = pendingTime
 // then has to respond.
 const pingAfter = 30 * time.Second
 
-// front is a host's listener: one TCP listener and, for processes that share the file system, a
+// listener is a host's door to the network: one TCP listener and, for processes that share the file system, a
 // Unix socket. Both accept tunnels and HTTP. A tunnel is recognized by its preface.
-type front struct {
+type listener struct {
 	host       *Host
 	advertised string
 	socket     string
@@ -40,7 +40,7 @@ type front struct {
 	tcp        net.Listener
 	unix       net.Listener
 	web        *http.Server
-	webConns   *handedConns
+	webConns   *connListener
 	errors     *connecthttp.ErrorWriter
 	// own serves the tunnel calls that are for the host itself.
 	own tunnel.Handler
@@ -54,7 +54,7 @@ type front struct {
 	compression atomic.Bool
 	// closing is canceled when shutdown begins.
 	closing context.Context //nolint:containedctx // the lifetime of a listener, for the requests that it serves
-	endAll  context.CancelFunc
+	cancel  context.CancelFunc
 
 	mu      sync.Mutex // guards the fields below
 	tunnels map[*tunnel.Conn]struct{}
@@ -62,13 +62,13 @@ type front struct {
 }
 
 // openFront binds the listeners and starts to serve.
-func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
+func listen(h *Host, brain EmbeddedBrain) (*listener, error) {
 	o := h.options
-	f := &front{
+	f := &listener{
 		host: h, tunnels: make(map[*tunnel.Conn]struct{}), errors: connecthttp.NewErrorWriter(), own: tunnel.ServerHandler(h.server),
 		admission: newAdmission(),
 	}
-	f.closing, f.endAll = context.WithCancel(context.Background())
+	f.closing, f.cancel = context.WithCancel(context.Background())
 	allowed, err := parseOrigins(o.Origins)
 	if err != nil {
 		return nil, err
@@ -115,12 +115,12 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	}
 	handler := newNodeHandler(h)
 	if brain != nil {
-		handler = brain.Gateway(handler, h.links.dialHTTP)
+		handler = brain.Gateway(handler, h.peers.dialHTTP)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	f.webConns = newHandedConns(f.tcp.Addr())
+	f.webConns = newConnListener(f.tcp.Addr())
 	f.web = &http.Server{
 		Handler: f.guard(handler), Protocols: protocols, ReadHeaderTimeout: firstBytes, IdleTimeout: idleTime,
 		ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
@@ -146,7 +146,7 @@ func openFront(h *Host, brain EmbeddedBrain) (*front, error) {
 	return f, nil
 }
 
-func (f *front) accept(ctx context.Context, l net.Listener) {
+func (f *listener) accept(ctx context.Context, l net.Listener) {
 	var retry backoff.Backoff
 	for {
 		nc, err := l.Accept()
@@ -157,7 +157,7 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 			if p == nil {
 				return
 			}
-			if !f.host.goBackground(func(ctx context.Context) { f.greet(ctx, nc, p) }) {
+			if !f.host.goBackground(func(ctx context.Context) { f.identify(ctx, nc, p) }) {
 				p.gone()
 				_ = nc.Close()
 				return
@@ -177,8 +177,8 @@ func (f *front) accept(ctx context.Context, l net.Listener) {
 // helloBytes is the size of the buffer for sniffing; the first bytes of nearly all connections fit.
 const helloBytes = 512
 
-// greet sniffs what protocol a new connection speaks, and hands it over accordingly.
-func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
+// identify sniffs what protocol a new connection speaks, and hands it over accordingly.
+func (f *listener) identify(ctx context.Context, nc net.Conn, p *pending) {
 	isWeb := false
 	defer func() {
 		if !isWeb {
@@ -214,7 +214,7 @@ func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
 	}
 	if !isTunnel {
 		isWeb = true
-		f.webConns.hand(&webConn{Conn: nc, in: &peekedReader{conn: nc, in: in}, front: f, pending: p})
+		f.webConns.deliver(&webConn{Conn: nc, in: &peekedReader{conn: nc, in: in}, listener: f, pending: p})
 		return
 	}
 	var tag *tunnelTag
@@ -242,7 +242,7 @@ func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
 	if raw != nil {
 		isWeb = true
 		p.admit()
-		f.webConns.hand(&webConn{Conn: raw, in: raw, front: f, pending: p, proven: true})
+		f.webConns.deliver(&webConn{Conn: raw, in: raw, listener: f, pending: p, proven: true})
 		return
 	}
 	f.mu.Lock()
@@ -264,7 +264,7 @@ func (f *front) greet(ctx context.Context, nc net.Conn, p *pending) {
 }
 
 // admit returns the dispatcher for a dialler, which has proven that it knows the token.
-func (f *front) admit(hello tunnel.Hello) (*dispatcher, error) {
+func (f *listener) admit(hello tunnel.Hello) (*dispatcher, error) {
 	h := f.host
 	if hello.Protocol != "" {
 		return nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
@@ -287,19 +287,19 @@ const wrongToken = "the token is missing or wrong: send it in the header `Author
 	"`raylink token` prints it to the user who started the system (or it is what RAYLINK_TOKEN or --token said there)"
 
 // tokenFits compares in constant time.
-func (f *front) tokenFits(token string) bool {
+func (f *listener) tokenFits(token string) bool {
 	want := f.host.options.Token
 	return want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) == 1
 }
 
 // shutdown stops accepting and waits until running requests have ended or ctx ends.
-func (f *front) shutdown(ctx context.Context) error {
+func (f *listener) shutdown(ctx context.Context) error {
 	_ = f.tcp.Close()
 	if f.unix != nil {
 		_ = f.unix.Close()
 	}
 	var errs []error
-	f.endAll()
+	f.cancel()
 	f.admission.closeIdle()
 	// What is left then is a caller without a token that does not read its response.
 	defer time.AfterFunc(endTime, f.admission.close).Stop()
@@ -316,12 +316,12 @@ func (f *front) shutdown(ctx context.Context) error {
 }
 
 // close closes everything at once.
-func (f *front) close() {
+func (f *listener) close() {
 	_ = f.tcp.Close()
 	if f.unix != nil {
 		_ = f.unix.Close()
 	}
-	f.endAll()
+	f.cancel()
 	f.admission.close()
 	_ = f.web.Close()
 	_ = f.webConns.Close()
@@ -330,7 +330,7 @@ func (f *front) close() {
 	}
 }
 
-func (f *front) openTunnels() []*tunnel.Conn {
+func (f *listener) openTunnels() []*tunnel.Conn {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
@@ -355,18 +355,18 @@ func (r *peekedReader) Read(p []byte) (int, error) {
 }
 
 // handedConns is a net.Listener of connections that were accepted elsewhere.
-type handedConns struct {
+type connListener struct {
 	addr   net.Addr
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
 }
 
-func newHandedConns(addr net.Addr) *handedConns {
-	return &handedConns{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
+func newConnListener(addr net.Addr) *connListener {
+	return &connListener{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (l *handedConns) hand(nc net.Conn) {
+func (l *connListener) deliver(nc net.Conn) {
 	select {
 	case l.conns <- nc:
 	case <-l.closed:
@@ -375,7 +375,7 @@ func (l *handedConns) hand(nc net.Conn) {
 }
 
 // Accept implements [net.Listener].
-func (l *handedConns) Accept() (net.Conn, error) {
+func (l *connListener) Accept() (net.Conn, error) {
 	select {
 	case nc := <-l.conns:
 		return nc, nil
@@ -385,13 +385,13 @@ func (l *handedConns) Accept() (net.Conn, error) {
 }
 
 // Close implements [net.Listener].
-func (l *handedConns) Close() error {
+func (l *connListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
 // Addr implements [net.Listener].
-func (l *handedConns) Addr() net.Addr { return l.addr }
+func (l *connListener) Addr() net.Addr { return l.addr }
 
 // advertise resolves the address to advertise: port 0 stands for the bound port.
 func advertise(address string, bound net.Addr) (string, error) {

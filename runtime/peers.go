@@ -18,27 +18,27 @@ import (
 // dialTimeout bounds one attempt to connect to a host.
 const dialTimeout = 5 * time.Second
 
-// links is the peer pool: this host's connections to others, one for each host and one for each
+// peerPool is this host's connections to others, one for each host and one for each
 // tagged tunnel. A connection is opened on first use, and reopened with backoff when it was lost.
-type links struct {
+type peerPool struct {
 	host *Host
 
 	mu     sync.Mutex // guards the fields below
-	open   map[linkKey]*link
+	open   map[peerKey]*peerConn
 	closed error
 }
 
-// linkKey identifies a connection: to a host, or with a tag to one of its nodes.
-type linkKey struct {
+// peerKey identifies a connection: to a host, or with a tag to one of its nodes.
+type peerKey struct {
 	host, nid, tag string
 	// address is set where the host's id is not known: for Brain.
 	address string
 }
 
-// link is one peer connection, with its failures.
-type link struct {
-	links *links
-	key   linkKey
+// peerConn is one peer connection, with its failures.
+type peerConn struct {
+	pool *peerPool
+	key  peerKey
 
 	mu   sync.Mutex // guards the fields below
 	conn *tunnel.Conn
@@ -50,22 +50,22 @@ type link struct {
 	err      error
 }
 
-func newLinks(h *Host) *links { return &links{host: h, open: make(map[linkKey]*link)} }
+func newPeerPool(h *Host) *peerPool { return &peerPool{host: h, open: make(map[peerKey]*peerConn)} }
 
 // get returns the connection to a node's host, and opens it if necessary.
-func (l *links) get(ctx context.Context, rec *nodev1.NodeRecord, tag string) (*tunnel.Conn, error) {
-	key := linkKey{host: rec.GetHost().GetId()}
+func (l *peerPool) get(ctx context.Context, rec *nodev1.NodeRecord, tag string) (*tunnel.Conn, error) {
+	key := peerKey{host: rec.GetHost().GetId()}
 	if tag != "" {
 		key.nid, key.tag = rec.GetNid(), tag
 	}
-	k, err := l.link(key)
+	k, err := l.conn(key)
 	if err != nil {
 		return nil, err
 	}
 	return k.get(ctx, func(ctx context.Context) (*tunnel.Conn, error) { return l.dialHost(ctx, rec.GetHost(), key) })
 }
 
-func (l *links) link(key linkKey) (*link, error) {
+func (l *peerPool) conn(key peerKey) (*peerConn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed != nil {
@@ -73,14 +73,14 @@ func (l *links) link(key linkKey) (*link, error) {
 	}
 	k := l.open[key]
 	if k == nil {
-		k = &link{links: l, key: key}
+		k = &peerConn{pool: l, key: key}
 		l.open[key] = k
 	}
 	return k, nil
 }
 
 // get returns the open connection, or opens one. Concurrent callers share one attempt.
-func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) (*tunnel.Conn, error) {
+func (k *peerConn) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) (*tunnel.Conn, error) {
 	for {
 		k.mu.Lock()
 		if k.conn != nil {
@@ -100,7 +100,7 @@ func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn
 				return nil, err
 			}
 			k.dialing = make(chan struct{})
-			if !k.links.host.goBackground(func(ctx context.Context) { k.dial(ctx, dial) }) {
+			if !k.pool.host.goBackground(func(ctx context.Context) { k.dial(ctx, dial) }) {
 				close(k.dialing)
 				k.dialing = nil
 				k.mu.Unlock()
@@ -124,7 +124,7 @@ func (k *link) get(ctx context.Context, dial func(context.Context) (*tunnel.Conn
 }
 
 // dial makes one attempt, on behalf of all callers that wait.
-func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) {
+func (k *peerConn) dial(ctx context.Context, dial func(context.Context) (*tunnel.Conn, error)) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := dial(ctx)
@@ -132,14 +132,14 @@ func (k *link) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 	if err != nil {
 		return
 	}
-	conn.AfterEnd(func() { k.links.forget(k, conn) })
-	if k.links.isClosed() {
+	conn.AfterEnd(func() { k.pool.forget(k, conn) })
+	if k.pool.isClosed() {
 		_ = conn.Close() // close did not see it
 	}
 }
 
 // dialled records the result of an attempt.
-func (k *link) dialled(conn *tunnel.Conn, err error) {
+func (k *peerConn) dialled(conn *tunnel.Conn, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	close(k.dialing)
@@ -153,14 +153,14 @@ func (k *link) dialled(conn *tunnel.Conn, err error) {
 	k.conn, k.err, k.failures = conn, nil, 0
 }
 
-func (l *links) isClosed() bool {
+func (l *peerPool) isClosed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.closed != nil
 }
 
 // forget removes a peer connection that has ended, so that hosts that are gone use no memory.
-func (l *links) forget(k *link, conn *tunnel.Conn) {
+func (l *peerPool) forget(k *peerConn, conn *tunnel.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k.mu.Lock()
@@ -172,7 +172,7 @@ func (l *links) forget(k *link, conn *tunnel.Conn) {
 
 // dialHost opens a connection to a host: by its Unix socket if this process can open it and it is
 // indeed that host's, or else by TCP.
-func (l *links) dialHost(ctx context.Context, info *nodev1.HostInfo, key linkKey) (*tunnel.Conn, error) {
+func (l *peerPool) dialHost(ctx context.Context, info *nodev1.HostInfo, key peerKey) (*tunnel.Conn, error) {
 	hello := l.hello()
 	hello.Host = info.GetId()
 	hello.Tag, hello.Target = key.tag, key.nid
@@ -207,7 +207,7 @@ func dialTCP(ctx context.Context, address string, hello tunnel.Hello, config tun
 	return nil, fmt.Errorf("opening a tunnel to %s: %w", address, err)
 }
 
-func (l *links) hello() tunnel.Hello {
+func (l *peerPool) hello() tunnel.Hello {
 	return tunnel.Hello{Client: l.host.id, Build: launch.Build()}
 }
 
@@ -219,9 +219,9 @@ func (h *Host) tunnelConfig() tunnel.Config {
 }
 
 // brain returns a transport to Brain's host that gets its connection from the pool for each call.
-func (l *links) brain(address string) connect.Transport {
+func (l *peerPool) brain(address string) connect.Transport {
 	return transportFunc(func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-		k, err := l.link(linkKey{address: address})
+		k, err := l.conn(peerKey{address: address})
 		if err != nil {
 			return nil, err
 		}
@@ -246,7 +246,7 @@ func (f transportFunc) NewClientStream(ctx context.Context, spec connect.Spec) (
 	return f(ctx, spec)
 }
 
-func (l *links) close(cause error) {
+func (l *peerPool) close(cause error) {
 	l.mu.Lock()
 	l.closed = cause
 	open := l.open

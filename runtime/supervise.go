@@ -24,25 +24,25 @@ import (
 // records.
 
 const (
-	// kept is the key of the supervised children: they end after all others.
-	kept = "kept"
-	// lasting is how long an incarnation must have run for the next to start without backoff.
-	lasting = 10 * time.Second
+	// supervised is the key of the supervised children in Host.children: they end after all others.
+	supervised = "supervised"
+	// stableAfter is how long an incarnation must have run for the next to start without backoff.
+	stableAfter = 10 * time.Second
 	// orphanLeases is how many lease durations a supervised node whose launcher is dead continues
 	// to run without traffic from Brain.
 	orphanLeases = 30
-	// answerPatience bounds how long a supervised node's host may take to answer a restarted Brain.
-	answerPatience = 3 * time.Second
+	// reachTimeout bounds how long a supervised node's host may take to answer a restarted Brain.
+	reachTimeout = 3 * time.Second
 )
 
-// keeper is the supervisor of one node.
-type keeper struct {
+// supervisor restarts the incarnations of one node.
+type supervisor struct {
 	host   *Host
 	t      NodeType
 	remote *remote
 
-	mu  sync.Mutex // guards kid
-	kid *kid       // the current incarnation's process, if this process launched it
+	mu    sync.Mutex // guards child
+	child *child     // the current incarnation's process, if this process launched it
 }
 
 // ProvideNode creates the first node of a system type, given by its service, below the root and in
@@ -59,40 +59,40 @@ func ProvideNode(ctx context.Context, h *Host, service string) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.kids[""] = slices.DeleteFunc(h.kids[""], func(k *kid) bool {
+	h.children[""] = slices.DeleteFunc(h.children[""], func(k *child) bool {
 		if k.nid != records[0].GetNid() {
 			return false
 		}
-		h.kids[kept] = append(h.kids[kept], k)
+		h.children[supervised] = append(h.children[supervised], k)
 		return true
 	})
 	return nil
 }
 
-// KeepNode supervises the first node of a system type, given by its service, below the root, until
+// SuperviseNode supervises the first node of a system type, given by its service, below the root, until
 // the host is closed: it starts the node if it has never run, adopts it if it is alive, and
-// restarts it whenever it dies. KeepNode returns when the node is running. It is for the host of a
+// restarts it whenever it dies. SuperviseNode returns when the node is running. It is for the host of a
 // Brain in a process of its own.
-func KeepNode(ctx context.Context, h *Host, service string) error {
+func SuperviseNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
 		return h.types.unknown("of " + service)
 	}
-	rec, err := h.keptRecord(ctx, t)
+	rec, err := h.supervisedRecord(ctx, t)
 	if err != nil {
-		return fmt.Errorf("keeping a %s: %w", t.Name(), err)
+		return fmt.Errorf("supervising a %s: %w", t.Name(), err)
 	}
-	k := &keeper{host: h, t: t, remote: h.remote(rec.GetNid())}
-	k.remote.update(rec)
-	k.remote.follow()
+	s := &supervisor{host: h, t: t, remote: h.remote(rec.GetNid())}
+	s.remote.update(rec)
+	s.remote.follow()
 	switch {
 	case rec.GetState() == nodev1.NodeState_NODE_STATE_STARTING && rec.GetHost() == nil && rec.GetIncarnation() == 1:
-		err = k.launch(ctx, rec)
-	case rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD && k.answers(ctx, rec):
+		err = s.launch(ctx, rec)
+	case rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD && s.isReachable(ctx, rec):
 		h.log.Info("a node outlived the last Brain", slog.String("node", rec.GetPath()))
 	default:
 		h.reportGone(ctx, rec)
-		err = k.nextLife(ctx)
+		err = s.restart(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", rec.GetPath(), err)
@@ -100,15 +100,15 @@ func KeepNode(ctx context.Context, h *Host, service string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closing {
-		return connect.NewError(connect.CodeUnavailable, "the runtime is closing: it keeps no more nodes")
+		return connect.NewError(connect.CodeUnavailable, "the runtime is closing: it supervises no more nodes")
 	}
-	h.keepers = append(h.keepers, k)
-	h.keeping.Go(func() { k.watch(h.keepLife) })
+	h.supervisors = append(h.supervisors, s)
+	h.supervising.Go(func() { s.watch(h.supervision) })
 	return nil
 }
 
-// keptRecord finds the node's record, or registers the node.
-func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
+// supervisedRecord finds the node's record, or registers the node.
+func (h *Host) supervisedRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, error) {
 	path := t.Name() + "-0"
 	res, err := h.brain.List(ctx, &brainv1.ListRequest{Children: true})
 	if err != nil {
@@ -118,7 +118,7 @@ func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, 
 		switch {
 		case rec.GetPath() != path:
 		case !rec.GetRestarts() || rec.GetService() != t.service.name:
-			return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s is somebody else's, a node of %s", path, rec.GetService())
+			return nil, connect.Errorf(connect.CodeFailedPrecondition, "%s exists already, as a node of %s that is not supervised", path, rec.GetService())
 		default:
 			return rec, nil
 		}
@@ -134,14 +134,14 @@ func (h *Host) keptRecord(ctx context.Context, t NodeType) (*nodev1.NodeRecord, 
 	return registered.GetNodes()[0], nil
 }
 
-// answers reports whether a node's host is reachable.
-func (k *keeper) answers(ctx context.Context, rec *nodev1.NodeRecord) bool {
+// isReachable reports whether a node's host is reachable.
+func (s *supervisor) isReachable(ctx context.Context, rec *nodev1.NodeRecord) bool {
 	if rec.GetHost() == nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
-	_, err := k.host.links.get(ctx, rec, "")
+	_, err := s.host.peers.get(ctx, rec, "")
 	return err == nil
 }
 
@@ -157,13 +157,13 @@ func (h *Host) reportGone(ctx context.Context, rec *nodev1.NodeRecord) {
 }
 
 // watch starts the next incarnation whenever one has ended.
-func (k *keeper) watch(ctx context.Context) {
+func (s *supervisor) watch(ctx context.Context) {
 	born := time.Now()
 	var retry backoff.Backoff
 	for {
-		k.remote.mu.Lock()
-		rec, changed := k.remote.known, k.remote.changed
-		k.remote.mu.Unlock()
+		s.remote.mu.Lock()
+		rec, changed := s.remote.known, s.remote.changed
+		s.remote.mu.Unlock()
 		if rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD {
 			select {
 			case <-changed:
@@ -175,90 +175,90 @@ func (k *keeper) watch(ctx context.Context) {
 		if !rec.GetRestarts() {
 			return // it was stopped and removed on purpose
 		}
-		if time.Since(born) >= lasting {
+		if time.Since(born) >= stableAfter {
 			retry.Reset()
 		} else if retry.Wait(ctx) != nil {
 			return
 		}
-		k.host.log.Warn("a node is started again", slog.String("node", rec.GetPath()), slog.String("after", rec.GetCause()))
-		if err := k.nextLife(ctx); err != nil && ctx.Err() == nil {
-			k.host.log.Error("a node could not be started again; it is tried again", slog.String("node", rec.GetPath()), slog.Any("error", err))
+		s.host.log.Warn("a node is started again", slog.String("node", rec.GetPath()), slog.String("after", rec.GetCause()))
+		if err := s.restart(ctx); err != nil && ctx.Err() == nil {
+			s.host.log.Error("a node could not be started again; it is tried again", slog.String("node", rec.GetPath()), slog.Any("error", err))
 		}
 		born = time.Now()
 	}
 }
 
-// nextLife starts the next incarnation and waits until it is set up. On failure the record is set
+// restart starts the next incarnation and waits until it is set up. On failure the record is set
 // to dead.
-func (k *keeper) nextLife(ctx context.Context) error {
-	now, err := k.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: k.remote.nid}}})
+func (s *supervisor) restart(ctx context.Context) error {
+	now, err := s.host.brain.Lookup(ctx, &brainv1.LookupRequest{Where: &brainv1.Where{By: &brainv1.Where_Nid{Nid: s.remote.nid}}})
 	rec := now.GetNode()
 	if err != nil {
 		// A dead node's record is returned with the error; the one last received is no older.
-		rec = k.remote.record()
+		rec = s.remote.record()
 	}
-	next, err := k.change(ctx, &brainv1.Change{
-		Nid: k.remote.nid, Incarnation: rec.GetIncarnation() + 1, State: nodev1.NodeState_NODE_STATE_STARTING,
+	next, err := s.change(ctx, &brainv1.Change{
+		Nid: s.remote.nid, Incarnation: rec.GetIncarnation() + 1, State: nodev1.NodeState_NODE_STATE_STARTING,
 	})
 	if err != nil {
 		return err
 	}
-	return k.launch(ctx, next)
+	return s.launch(ctx, next)
 }
 
 // launch starts an incarnation that Brain has recorded.
-func (k *keeper) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
-	h := k.host
-	started, newest, err := h.launch(ctx, rec, k.t, nil)
+func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
+	h := s.host
+	started, newest, err := h.launch(ctx, rec, s.t, nil)
 	if err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerPatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reachTimeout)
 		defer cancel()
-		_, cerr := k.change(ctx, &brainv1.Change{
+		_, cerr := s.change(ctx, &brainv1.Change{
 			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD,
 			Cause: causeText("was not set up: " + messageOf(err)),
 		})
 		if cerr != nil {
-			h.log.Warn("that a node was not set up could not be told", slog.String("node", rec.GetPath()), slog.Any("error", cerr))
+			h.log.Warn("the failed set-up of a node could not be reported to Brain", slog.String("node", rec.GetPath()), slog.Any("error", cerr))
 		}
 		return err
 	}
-	k.remote.update(newest)
-	k.mu.Lock()
-	k.kid = started
-	k.mu.Unlock()
+	s.remote.update(newest)
+	s.mu.Lock()
+	s.child = started
+	s.mu.Unlock()
 	h.mu.Lock()
-	h.kids[kept] = append(h.kids[kept], started)
+	h.children[supervised] = append(h.children[supervised], started)
 	h.mu.Unlock()
-	h.goBackground(func(context.Context) { h.watchProcess(kept, started) })
+	h.goBackground(func(context.Context) { h.watchProcess(supervised, started) })
 	return nil
 }
 
 // change updates the node's record in Brain.
-func (k *keeper) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRecord, error) {
-	res, err := k.host.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{c}})
+func (s *supervisor) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRecord, error) {
+	res, err := s.host.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{c}})
 	if err != nil {
 		return nil, fmt.Errorf("telling Brain of life number %d: %w", c.GetIncarnation(), err)
 	}
-	k.remote.update(res.GetNodes()[0])
+	s.remote.update(res.GetNodes()[0])
 	return res.GetNodes()[0], nil
 }
 
-// stopKept ends the supervised nodes. Their records stay: the next Brain restarts the nodes.
-func (h *Host) stopKept(ctx context.Context) []error {
-	h.keepEnd()
-	h.keeping.Wait()
-	errs := []error{h.stopKids(ctx, kept)}
-	for _, k := range h.keepers {
-		k.mu.Lock()
-		launched := k.kid
-		k.mu.Unlock()
+// stopSupervised ends the supervised nodes. Their records stay: the next Brain restarts the nodes.
+func (h *Host) stopSupervised(ctx context.Context) []error {
+	h.endSupervision()
+	h.supervising.Wait()
+	errs := []error{h.stopChildren(ctx, supervised)}
+	for _, s := range h.supervisors {
+		s.mu.Lock()
+		launched := s.child
+		s.mu.Unlock()
 		if launched != nil {
 			continue
 		}
 		// It was adopted from an earlier Brain, so there is no pipe by which to stop it.
-		ref := Ref{t: &target{service: builtins().service, host: h, nid: k.remote.nid, remote: k.remote}}
-		if _, err := builtins().stop.Call(ctx, ref, nil); err != nil && k.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
-			errs = append(errs, fmt.Errorf("stopping %s: %w", k.remote.path(), err))
+		ref := Ref{t: &target{service: builtins().service, host: h, nid: s.remote.nid, remote: s.remote}}
+		if _, err := builtins().stop.Call(ctx, ref, nil); err != nil && s.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
+			errs = append(errs, fmt.Errorf("stopping %s: %w", s.remote.path(), err))
 		}
 	}
 	return errs
