@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -322,7 +323,7 @@ func (h *Host) adopt(ctx context.Context, rec *nodev1.NodeRecord, p launchPayloa
 	t, err := h.types.get(p.Type, rec.GetService())
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeNotFound, "the launched process lacks a type that its parent has: %s; "+
-			"give Init the same types in every process", messageOf(err))
+			"give Init the same types in every process", connecterr.Text(err))
 	}
 	var raw *anypb.Any
 	if len(p.Config) > 0 {
@@ -350,7 +351,7 @@ type wireError struct {
 }
 
 func encodeError(err error) []byte {
-	w := wireError{Code: connect.CodeOf(err), Message: messageOf(err)}
+	w := wireError{Code: connect.CodeOf(err), Message: connecterr.Text(err)}
 	if e, ok := errors.AsType[*connect.Error](err); ok {
 		for _, d := range e.Details() {
 			w.Details = append(w.Details, *d)

@@ -18,6 +18,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/launch"
 )
@@ -313,7 +314,7 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*child, cause error)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.life), h.options.Drain)
 	defer cancel()
 	started = slices.DeleteFunc(started, func(k *child) bool { return k == nil })
-	why := "was not set up: " + messageOf(cause)
+	why := "was not set up: " + connecterr.Text(cause)
 	if err := h.stopAll(ctx, started, why); err != nil {
 		h.log.Warn("undoing a creation", slog.Any("error", err))
 	}
@@ -334,7 +335,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	fail := func(err error) (*child, *nodev1.NodeRecord, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.options.Drain)
 		defer cancel()
-		cause := "was not set up: " + messageOf(err)
+		cause := "was not set up: " + connecterr.Text(err)
 		n.giveUp(closedError(n.path, cause))
 		// What the set-up had started ends with it; the error of the creation is the reason.
 		_ = h.stopNode(ctx, n, h.options.Drain, cause)
@@ -401,7 +402,7 @@ func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) 
 		n.logger().Error("a set-up goes on although its context has ended: it is left behind",
 			slog.String("node", n.path), slog.Any("error", ended))
 		return nil, setupError(n.path, connect.Errorf(connect.CodeOf(ended),
-			"%s; %v later the set-up function had not returned", messageOf(ended), grace).WithCause(ended))
+			"%s; %v later the set-up function had not returned", connecterr.Text(ended), grace).WithCause(ended))
 	case ended != nil && err == nil:
 		return nil, setupError(n.path, ended)
 	case err != nil:
@@ -437,7 +438,7 @@ func setupError(path string, err error) error {
 	case errors.Is(err, context.Canceled):
 		code = connect.CodeCanceled
 	}
-	text := messageOf(err)
+	text := connecterr.Text(err)
 	out := connect.Errorf(code, "setting up %s: %s", path, text).WithCause(&foreign{err: err, text: text})
 	if e, ok := errors.AsType[*connect.Error](err); ok {
 		out = withDetailsOf(out, e)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -48,19 +49,13 @@ func (n *Node) author(cc *callContext, err error) error {
 		// error.
 		return withDetailsOf(connect.NewError(e.Code(), n.wording(m, err, e)).WithCause(err), e)
 	}
-	code, text := connect.CodeUnknown, err.Error()
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		code = connect.CodeDeadlineExceeded
-	case errors.Is(err, context.Canceled):
-		code = connect.CodeCanceled
-	}
+	text := err.Error()
 	if n.hideErrors() {
 		n.logger().Error("a method failed; its caller is told no more than that", slog.String("node", n.path),
 			slog.String("method", m.fullName()), slog.Any("error", err))
 		text = fmt.Sprintf("%s failed in %s", n.path, m.name)
 	}
-	out := connect.NewError(code, text).WithCause(err)
+	out := connect.NewError(connecterr.Code(err), text).WithCause(err)
 	if cc.caller.Err() != nil {
 		return endedAt(out, n.path, m, running)
 	}

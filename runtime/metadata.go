@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -192,9 +193,9 @@ func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ 
 	}
 	name := cc.call.method.fullName()
 	n.logger().Error("a method set metadata that can't be sent", slog.String("node", n.path), slog.String("method", name),
-		slog.String("reason", messageOf(wrong)))
+		slog.String("reason", connecterr.Text(wrong)))
 	if err == nil {
-		err = connect.Errorf(connect.CodeInternal, "the response of %s in %s: %s", n.path, name, messageOf(wrong))
+		err = connect.Errorf(connect.CodeInternal, "the response of %s in %s: %s", n.path, name, connecterr.Text(wrong))
 	}
 	return Metadata{}, Metadata{}, err
 }

@@ -15,6 +15,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -161,7 +162,7 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 			return nil, "", causeOf(ctx)
 		}
 		if isRefused(err) {
-			return nil, "", connect.Errorf(connect.CodeOf(err), "%s was not reached: %s", r.path(), messageOf(err)).WithCause(err)
+			return nil, "", connect.Errorf(connect.CodeOf(err), "%s was not reached: %s", r.path(), connecterr.Text(err)).WithCause(err)
 		}
 		return nil, "", r.explain(ctx, err)
 	}
@@ -191,17 +192,9 @@ func (r *remote) explain(ctx context.Context, err error) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return connect.Errorf(connect.CodeUnavailable, "%s did not answer: %s", r.path(), messageOf(err)).WithCause(err)
+			return connect.Errorf(connect.CodeUnavailable, "%s did not answer: %s", r.path(), connecterr.Text(err)).WithCause(err)
 		}
 	}
-}
-
-// messageOf is an error's text without connect's code prefix.
-func messageOf(err error) string {
-	if e, ok := errors.AsType[*connect.Error](err); ok {
-		return textOf(err, e)
-	}
-	return err.Error()
 }
 
 // isNotHere reports whether a reply refused the call because the node is elsewhere. err must be the

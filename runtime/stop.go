@@ -14,6 +14,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // stopNode ends a local node: first its children, then its calls, then the node itself. Concurrent
@@ -24,7 +25,7 @@ func (h *Host) stopNode(ctx context.Context, n *Node, drain time.Duration, cause
 	case <-n.stopped:
 		return n.stopErr
 	case <-ctx.Done():
-		return connect.Errorf(connect.CodeOf(causeOf(ctx)), "%s is still stopping: %s", n.path, messageOf(causeOf(ctx))).WithCause(causeOf(ctx))
+		return connect.Errorf(connect.CodeOf(causeOf(ctx)), "%s is still stopping: %s", n.path, connecterr.Text(causeOf(ctx))).WithCause(causeOf(ctx))
 	}
 }
 

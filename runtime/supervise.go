@@ -14,6 +14,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // Supervised nodes are the storage and the parameter server of a Brain in a process of its own.
@@ -215,7 +216,7 @@ func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 		defer cancel()
 		_, cerr := s.change(ctx, &brainv1.Change{
 			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD,
-			Cause: causeText("was not set up: " + messageOf(err)),
+			Cause: causeText("was not set up: " + connecterr.Text(err)),
 		})
 		if cerr != nil {
 			h.log.Warn("the failed set-up of a node could not be reported to Brain", slog.String("node", rec.GetPath()), slog.Any("error", cerr))

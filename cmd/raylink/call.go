@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
+
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // callFlags are the flags of the command.
@@ -110,7 +112,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 // nameDeadline adds node and method to the error of a deadline that this side has noticed first.
 // The node's own error has them.
 func nameDeadline(err error, node, procedure string) error {
-	if reason(err) != context.DeadlineExceeded.Error() {
+	if connecterr.Text(err) != context.DeadlineExceeded.Error() {
 		return err
 	}
 	return connect.Errorf(connect.CodeDeadlineExceeded, "calling %s %s: %v",

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -57,7 +58,7 @@ func brainErrorf(err error, format string, args ...any) *brainError {
 type localError struct{ err error }
 
 // Error implements error.
-func (e *localError) Error() string { return reason(e.err) }
+func (e *localError) Error() string { return connecterr.Text(e.err) }
 
 // Unwrap returns the cause.
 func (e *localError) Unwrap() error { return e.err }
@@ -69,7 +70,7 @@ type callError struct {
 }
 
 // Error implements error.
-func (e *callError) Error() string { return reason(e.err) }
+func (e *callError) Error() string { return connecterr.Text(e.err) }
 
 // Unwrap returns the call's error.
 func (e *callError) Unwrap() error { return e.err }
@@ -96,7 +97,7 @@ type failureHop struct {
 
 // writeError writes an error to standard error and returns its exit code.
 func (a *app) writeError(err error) int {
-	exit, f := exitFailed, failure{Message: reason(err)}
+	exit, f := exitFailed, failure{Message: connecterr.Text(err)}
 	var (
 		usage  *usageError
 		brain  *brainError
@@ -111,7 +112,7 @@ func (a *app) writeError(err error) int {
 		exit = exitNoBrain
 		f.Code = brain.code.String()
 	case errors.As(err, &failed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		code := codeOf(err)
+		code := connecterr.Code(err)
 		exit = exitCall + int(code)
 		f.Code = code.String()
 		f.explain(err)
@@ -125,20 +126,6 @@ func (a *app) writeError(err error) int {
 	}
 	_, _ = fmt.Fprint(a.err, f.text()) // as above
 	return exit
-}
-
-// codeOf returns the code of a call's error.
-func codeOf(err error) connect.Code {
-	var failed *connect.Error
-	switch {
-	case errors.As(err, &failed):
-		return failed.Code()
-	case errors.Is(err, context.DeadlineExceeded):
-		return connect.CodeDeadlineExceeded
-	case errors.Is(err, context.Canceled):
-		return connect.CodeCanceled
-	}
-	return connect.CodeUnknown
 }
 
 // explain adds the details and the trace of a call's error.
@@ -218,16 +205,6 @@ func (f *failure) text() string {
 		fmt.Fprintf(&b, "  passed on by %s in %s\n", printable(hop.Node), printable(hop.Method))
 	}
 	return b.String()
-}
-
-// reason returns an error's text without connect's code in front.
-func reason(err error) string {
-	if failed, ok := errors.AsType[*connect.Error](err); ok {
-		if code := failed.Error(); strings.HasSuffix(err.Error(), code) {
-			return strings.TrimSuffix(err.Error(), code) + failed.Message()
-		}
-	}
-	return err.Error()
 }
 
 // printable replaces control characters: a remote text must not control the terminal.

@@ -15,6 +15,7 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -151,7 +152,7 @@ func noBrain(address string, err, unknown error) error {
 	if refusal := refusedBy(address, err, unknown); refusal != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return refusal
 	}
-	text := reason(err)
+	text := connecterr.Text(err)
 	switch code := connect.CodeOf(err); {
 	case errors.Is(err, context.DeadlineExceeded) || code == connect.CodeDeadlineExceeded:
 		return brainErrorf(err, "the process at %s does not answer within %v: %s", address, answerTimeout, where)

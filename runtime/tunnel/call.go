@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
@@ -233,7 +234,7 @@ func (call *Call) Cancel(err error) {
 	if err == nil {
 		err = context.Canceled
 	}
-	call.finish(toConnectError(err))
+	call.finish(connecterr.From(err))
 }
 
 func (call *Call) finish(err error) {

@@ -48,21 +48,6 @@ func contextError(err error, doing string) *connect.Error {
 	return connect.NewError(code, text).WithCause(err)
 }
 
-// toConnectError converts err, which must not be nil, to the connect error that the caller gets. A
-// [connect.Error] in its chain is used unchanged; a context error becomes Canceled or
-// DeadlineExceeded; any other error becomes Unknown with its text.
-func toConnectError(err error) *connect.Error {
-	var known *connect.Error
-	switch {
-	case errors.As(err, &known) && known != nil:
-		return known
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return contextError(err, "")
-	default:
-		return connect.NewError(connect.CodeUnknown, err.Error()).WithCause(err)
-	}
-}
-
 // MaxErrorSize limits the text and details of an error that is returned to a caller. Together with
 // metadata of [MaxHeaderSize] it fits the default limits of a peer.
 const MaxErrorSize = 24 << 10

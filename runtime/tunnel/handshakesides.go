@@ -5,6 +5,8 @@ import (
 	"unicode/utf8"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // The error texts for a failed proof, with what either side can do about it.
@@ -254,7 +256,7 @@ func (c *Conn) callAdmit(admit func(Hello) (Handler, error)) (Handler, error) {
 	switch {
 	case err != nil:
 		if _, typed := errors.AsType[*HandshakeError](err); !typed {
-			err = toConnectError(err)
+			err = connecterr.From(err)
 		}
 		return nil, err
 	case handler == nil && c.hello.Protocol == "":

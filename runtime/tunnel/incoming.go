@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
@@ -223,7 +224,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 // ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
 // The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
 // that refuse a call before any of its own code has run.
-func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{toConnectError(err)}) }
+func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{connecterr.From(err)}) }
 
 // refuse ends a call whose handler may still be running. It does not access the metadata that the
 // handler has set.
@@ -250,7 +251,7 @@ func (in *Incoming) abandon(reason error) {
 func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, failure error) {
 	size := 0
 	if _, refused := failure.(*notRunError); failure != nil && !refused { //nolint:errorlint // deliberately not errors.As: see appendFailure
-		failure = toConnectError(failure) // before taking the lock: it calls methods of foreign error types
+		failure = connecterr.From(failure) // before taking the lock: it calls methods of foreign error types
 	}
 	if failure == nil {
 		var err error
@@ -349,7 +350,7 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 // brief returns the code and the beginning of the text of an error, for use when the backlog is
 // nearly full.
 func brief(failure error) error {
-	known := toConnectError(failure)
+	known := connecterr.From(failure)
 	short := connect.NewError(known.Code(), clipped(known.Message()))
 	if _, refused := errors.AsType[*notRunError](failure); refused {
 		return &notRunError{short}
@@ -432,7 +433,7 @@ func (c *Conn) appendFailure(id uint32, start int, header, trailer Header, failu
 		flags |= replyNotRun
 	}
 	room := c.peer.maxHeader - header.size() - trailer.size()
-	o.buf = appendErrorBlock(o.buf, toConnectError(failure), room)
+	o.buf = appendErrorBlock(o.buf, connecterr.From(failure), room)
 	more, b := appendReplyMeta(o.buf, header, trailer)
 	o.buf = b
 	o.endFrame(start, kindReply, flags|more, id)

@@ -3,12 +3,12 @@ package tunnel
 import (
 	"cmp"
 	"context"
-	"errors"
 	"io"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
@@ -64,14 +64,7 @@ func unsendableReply(err error) error {
 	if err == nil {
 		return nil
 	}
-	return connect.Errorf(connect.CodeInternal, "the response: %s", messageOf(err)).WithCause(err)
-}
-
-func messageOf(err error) string {
-	if e, ok := errors.AsType[*connect.Error](err); ok {
-		return e.Message()
-	}
-	return err.Error()
+	return connect.Errorf(connect.CodeInternal, "the response: %s", connecterr.Text(err)).WithCause(err)
 }
 
 func serverInfo(in *Incoming) *connect.CallInfo {

@@ -5,6 +5,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 )
 
@@ -14,7 +15,7 @@ import (
 func (c *Conn) runHandler(in *Incoming, handle func() error, end func(error)) {
 	usercode.Run(func() error {
 		if err := handle(); err != nil {
-			return toConnectError(err)
+			return connecterr.From(err)
 		}
 		return nil
 	}, func(err error) {

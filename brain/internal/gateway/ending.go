@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // protocol is the caller's RPC protocol, as far as the gateway must know it to end a response in
@@ -113,7 +115,7 @@ func (b *endedBody) end(broken error) error {
 	if ctx.Err() != nil {
 		return broken // the caller has gone
 	}
-	code, text := connect.CodeOf(err), messageOf(err)
+	code, text := connect.CodeOf(err), connecterr.Text(err)
 	switch b.kind {
 	case grpc:
 		b.res.Trailer = http.Header{"Grpc-Status": {strconv.Itoa(int(code))}, "Grpc-Message": {percentEncode(text)}}
@@ -141,13 +143,6 @@ func (b *endedBody) end(broken error) error {
 func envelope(flags byte, payload []byte) []byte {
 	head := binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(payload))) //nolint:gosec // an error's text
 	return append(head, payload...)
-}
-
-func messageOf(err error) string {
-	if authored, ok := errors.AsType[*connect.Error](err); ok {
-		return authored.Message()
-	}
-	return err.Error()
 }
 
 // percentEncode encodes a text for gRPC's `grpc-message`: like a URL's path, with spaces kept.

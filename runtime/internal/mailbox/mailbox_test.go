@@ -3,7 +3,6 @@ package mailbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -164,7 +165,7 @@ func TestFullMailboxSaysWhy(t *testing.T) {
 		t.Fatal("one alone is taken, however large:", err)
 	}
 	want := "the mailbox of counter-0 is full: the calls that wait take 1000 bytes, and Mul with 7 more would pass its bound of 100; the oldest is Add"
-	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
 		t.Fatal(err)
 	}
 	m = New(m.owner, m.limits)
@@ -172,23 +173,16 @@ func TestFullMailboxSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	want = "the mailbox of counter-0 is full: 2 calls wait, the most it takes (max_pending); the oldest is Add"
-	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
 		t.Fatal(err)
 	}
 	if err := m.Enter(new(Turn), "Watch", nil); err != nil {
 		t.Fatal(err)
 	}
 	want = "counter-0 runs 1 concurrent methods and streams, the most it may (max_streams): Watch is refused"
-	if err := m.Enter(new(Turn), "Watch", nil); connect.CodeOf(err) != connect.CodeResourceExhausted || messageOf(err) != want {
+	if err := m.Enter(new(Turn), "Watch", nil); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
 		t.Fatal(err)
 	}
-}
-
-func messageOf(err error) string {
-	if e, ok := errors.AsType[*connect.Error](err); ok {
-		return e.Message()
-	}
-	return fmt.Sprint(err)
 }
 
 // gated runs until its gate is open.
