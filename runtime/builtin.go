@@ -220,7 +220,7 @@ func (r Ref) Parent(ctx context.Context) (Ref, error) {
 	switch {
 	case r.IsZero():
 		return Ref{}, errNoNode()
-	case r.t.host == nil:
+	case r.to.host() == nil:
 		return Ref{}, errNoSystem()
 	case parent == "" && r.record().GetType() != "":
 		return Ref{}, nil
@@ -234,7 +234,7 @@ func (r Ref) Parent(ctx context.Context) (Ref, error) {
 			return Ref{}, nil
 		}
 	}
-	return FindAny(ctx, r.t.host, NID(parent))
+	return FindAny(ctx, r.to.host(), NID(parent))
 }
 
 // CreateTunnel makes the node open a tagged tunnel, see [Node.CreateTunnel].

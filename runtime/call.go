@@ -17,7 +17,7 @@ import (
 // context has ended with ctx.
 func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
 	var none Res
-	res, err := ref.t.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
+	res, err := ref.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
 	if err != nil {
 		return none, err
 	}
@@ -26,15 +26,15 @@ func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, erro
 
 // CallAsync starts a call of the method, see [CallAsync].
 func (u *Unary[Req, Res]) CallAsync(ctx context.Context, ref Ref, req Req) *Future[Res] {
-	return &Future[Res]{f: ref.t.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
+	return &Future[Res]{f: ref.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
 }
 
 // method returns the method at an index of the [Table] of the handle's service.
 func (r Ref) method(index int) (*Method, error) {
-	if r.t == nil {
+	if r.to == nil {
 		return nil, errNoNode()
 	}
-	return r.t.service.methods[index], nil
+	return r.service.methods[index], nil
 }
 
 // CallUnary is [Unary.Call] for the method at an index of the [Table] of ref's service. It is for
@@ -45,7 +45,7 @@ func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 	if err != nil {
 		return none, err
 	}
-	res, err := ref.t.invoke(ctx, m, orEmpty(req, m.newRequest))
+	res, err := ref.invoke(ctx, m, orEmpty(req, m.newRequest))
 	if err != nil {
 		return none, err
 	}
@@ -61,12 +61,12 @@ func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, 
 	if err != nil {
 		return &Future[Res]{f: failedFuture(err)}
 	}
-	return &Future[Res]{f: ref.t.submit(ctx, m, orEmpty(req, m.newRequest))}
+	return &Future[Res]{f: ref.submit(ctx, m, orEmpty(req, m.newRequest))}
 }
 
 // failedFuture is the future of a call with a Ref that refers to no node.
 func failedFuture(err error) *future {
-	f := newFuture(&Method{spec: connect.Spec{Procedure: "/(a method of no node)"}}, nil)
+	f := newFuture(&Method{spec: connect.Spec{Procedure: "/(a method of no node)"}}, noEndpoint{})
 	f.complete(err)
 	return f
 }
@@ -77,11 +77,11 @@ func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := ref.t.stream(ctx, m)
+	stream, err := ref.stream(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	return &callStream{ctx: ctx, stream: stream, method: m, target: ref.t}, nil
+	return &callStream{ctx: ctx, stream: stream, method: m, to: ref.endpoint()}, nil
 }
 
 // CallServerStream calls a method with one request and returns the stream of its responses.

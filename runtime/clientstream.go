@@ -15,10 +15,10 @@ import (
 // that no reader blocks on them for ever.
 const contextGrace = time.Second
 
-// clientTargetStream gives a connect client's stream the semantics of every other way: the end of
+// clientEndpointStream gives a connect client's stream the semantics of every other way: the end of
 // the context ends it on both sides and is the error, and so does Close, even while other
 // operations are in progress.
-type clientTargetStream struct {
+type clientEndpointStream struct {
 	stream connect.ClientStream
 	method *Method
 	// info is the caller's, nil if it did not ask for metadata; own is what the transport fills.
@@ -34,7 +34,7 @@ type clientTargetStream struct {
 
 // begin opens the call once. Only then is it safe to close the stream concurrently with other
 // operations.
-func (s *clientTargetStream) begin() error {
+func (s *clientEndpointStream) begin() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -52,10 +52,10 @@ func (s *clientTargetStream) begin() error {
 }
 
 // SendHeaders implements [connect.ClientStream].
-func (s *clientTargetStream) SendHeaders() error { return s.failed(s.begin()) }
+func (s *clientEndpointStream) SendHeaders() error { return s.failed(s.begin()) }
 
 // Send implements [connect.ClientStream].
-func (s *clientTargetStream) Send(msg any) error {
+func (s *clientEndpointStream) Send(msg any) error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
 	}
@@ -66,7 +66,7 @@ func (s *clientTargetStream) Send(msg any) error {
 }
 
 // CloseSend implements [connect.ClientStream].
-func (s *clientTargetStream) CloseSend() error {
+func (s *clientEndpointStream) CloseSend() error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
 	}
@@ -74,7 +74,7 @@ func (s *clientTargetStream) CloseSend() error {
 }
 
 // Receive implements [connect.ClientStream].
-func (s *clientTargetStream) Receive(msg any) error {
+func (s *clientEndpointStream) Receive(msg any) error {
 	if err := s.begin(); err != nil {
 		return s.failed(err)
 	}
@@ -95,7 +95,7 @@ func (s *clientTargetStream) Receive(msg any) error {
 }
 
 // release frees the resources of a stream that has ended.
-func (s *clientTargetStream) release() {
+func (s *clientEndpointStream) release() {
 	s.mu.Lock()
 	unwatch := s.unwatch
 	s.mu.Unlock()
@@ -107,7 +107,7 @@ func (s *clientTargetStream) release() {
 
 // Close implements [connect.ClientStream]. It cancels the context first: closing alone would tell
 // the node that all requests were sent.
-func (s *clientTargetStream) Close() error {
+func (s *clientEndpointStream) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	begun := s.begun
@@ -119,7 +119,7 @@ func (s *clientTargetStream) Close() error {
 	return s.stream.Close()
 }
 
-func (s *clientTargetStream) failed(err error) error {
+func (s *clientEndpointStream) failed(err error) error {
 	if err == nil {
 		return nil
 	}

@@ -14,19 +14,11 @@ import (
 // reports its end, so any number of callers may wait.
 func (r Ref) Ended(ctx context.Context) error {
 	mayBlock(ctx)
-	switch {
-	case r.t == nil:
-		return errNoNode()
-	case r.t.remote != nil:
-		return r.t.remote.ended(ctx)
-	case r.t.node != nil && r.t.host != nil:
-		select {
-		case <-r.t.node.stopped:
-			return nil
-		case <-ctx.Done():
-			return causeOf(ctx)
-		}
-	}
+	return r.endpoint().ended(ctx)
+}
+
+// errNoEnd is the error of waiting for the end of a node that is in no system.
+func errNoEnd() error {
 	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside any system is told of none")
 }
 

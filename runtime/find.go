@@ -107,11 +107,11 @@ func lastPart(path string) string {
 // directly.
 func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 	if n := h.localNode(rec.GetNid()); n != nil {
-		return Ref{t: &target{service: service, host: h, node: n, nid: n.nid}}
+		return Ref{service: service, to: n.to}
 	}
 	r := h.remote(rec.GetNid())
 	r.update(rec)
-	return Ref{t: &target{service: service, host: h, nid: rec.GetNid(), remote: r}}
+	return Ref{service: service, to: &remoteEndpoint{remote: r}}
 }
 
 // setAttribute publishes an attribute of a local node.

@@ -40,9 +40,9 @@ func (f *Future[T]) Cancel() { f.f.abort(context.Canceled) }
 
 // future is the untyped part of a Future.
 type future struct {
-	// method and target are of the call, for errors and the detection of cycles.
+	// method and to are of the call, for errors and the detection of cycles.
 	method *Method
-	target *target
+	to     endpoint
 
 	done chan struct{}
 	// remote is the call if it goes to another process. That process has the same deadline, and a
@@ -50,10 +50,9 @@ type future struct {
 	// otherwise nil.
 	remote *tunnel.Call
 
-	mu        sync.Mutex // guards the fields below
-	completed bool
-	res       proto.Message
-	err       error
+	mu  sync.Mutex // guards the fields below, and closing done
+	res proto.Message
+	err error
 	// cancel cancels the call; unwatch stops watching the call's context.
 	cancel  func(error) error
 	unwatch func() bool
@@ -71,8 +70,18 @@ type uncollected struct {
 	log       *slog.Logger
 }
 
-func newFuture(method *Method, t *target) *future {
-	return &future{method: method, target: t, done: make(chan struct{})}
+func newFuture(method *Method, to endpoint) *future {
+	return &future{method: method, to: to, done: make(chan struct{})}
+}
+
+// isDone reports whether the outcome is available.
+func (f *future) isDone() bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // complete makes err the outcome. Only the first outcome counts; it reports whether this was the
@@ -82,11 +91,10 @@ func (f *future) complete(err error) bool { return f.completeWith(nil, err, nil)
 // completeWith sets the outcome. deliver stores the response's metadata for the caller.
 func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
-	if f.completed {
+	if f.isDone() {
 		f.mu.Unlock()
 		return false
 	}
-	f.completed = true
 	if deliver != nil {
 		deliver() // before the outcome is visible
 	}
@@ -94,7 +102,7 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 	unwatch := f.unwatch
 	f.cancel, f.unwatch = nil, nil
 	if err != nil {
-		f.uncollected = &uncollected{err: err, method: f.method.fullName(), log: f.target.logger()}
+		f.uncollected = &uncollected{err: err, method: f.method.fullName(), log: f.to.host().logger()}
 		runtime.AddCleanup(f, func(u *uncollected) {
 			if !u.collected.Load() {
 				u.log.Error("an async call failed and nobody asked for its outcome", slog.String("method", u.method), slog.Any("error", u.err))
@@ -123,7 +131,7 @@ func (f *future) watch(ctx context.Context, cancel func(error) error) {
 func (f *future) cancelBy(cancel func(error) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.completed {
+	if !f.isDone() {
 		f.cancel = cancel
 	}
 }
@@ -132,7 +140,7 @@ func (f *future) cancelBy(cancel func(error) error) {
 func (f *future) follow(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.completed && ctx.Done() != nil {
+	if !f.isDone() && ctx.Done() != nil {
 		f.unwatch = context.AfterFunc(ctx, func() {
 			if f.remote != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				f.remote.AwaitReport(f.done)
@@ -161,12 +169,10 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 	if err := f.refuseWait(ctx); err != nil {
 		return nil, err
 	}
-	select {
-	case <-f.done:
+	if f.isDone() {
 		return f.outcome()
-	default:
-		mayBlock(ctx)
 	}
+	mayBlock(ctx)
 	select {
 	case <-f.done:
 		return f.outcome()
@@ -183,15 +189,13 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 
 // refuseWait refuses to wait for a call that needs a turn which the caller holds.
 func (f *future) refuseWait(ctx context.Context) error {
-	select {
-	case <-f.done:
-		return nil
-	default:
-	}
-	if f.method.Concurrent() || f.target.nid == "" {
+	if f.isDone() {
 		return nil
 	}
-	return chainOf(ctx).refuseCycleFrom(f.target.nid, f.target.pathHint(), f.method)
+	if f.method.Concurrent() || f.to.nid() == "" {
+		return nil
+	}
+	return chainOf(ctx).refuseCycleFrom(f.to.nid(), f.to.label(), f.method)
 }
 
 func (f *future) outcome() (proto.Message, error) {
@@ -212,7 +216,7 @@ func (f *future) collect() {
 // room.
 func (f *future) notify(ch chan<- *future) {
 	f.mu.Lock()
-	if !f.completed {
+	if !f.isDone() {
 		f.waiting = append(f.waiting, ch)
 		f.mu.Unlock()
 		return

@@ -37,7 +37,8 @@ type Node struct {
 	// latencies are the latency EWMAs of the service's methods, by index.
 	latencies []latencyEWMA
 	intercept Invoke
-	target    *target
+	// to is the node as an endpoint of calls within this process.
+	to endpoint
 	// life is the ancestor of every context of the node's code; kill cancels it. work is the
 	// ancestor of the contexts of its calls and tasks, which end before the OnStop functions are
 	// called; cut cancels it.
@@ -90,7 +91,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	// caller.
 	n.life = context.WithValue(n.life, callKey{}, &callContext{node: n})
 	n.work, n.cut = context.WithCancelCause(n.life)
-	n.target = &target{service: service, host: host, node: n, nid: n.nid}
+	n.to = &localEndpoint{node: n}
 	return n
 }
 
@@ -119,7 +120,7 @@ func (n *Node) giveUp(cause error) {
 	close(n.ready)
 }
 
-func (n *Node) ref() Ref { return Ref{t: n.target} }
+func (n *Node) ref() Ref { return Ref{service: n.service, to: n.to} }
 
 // Ref returns a reference to the node, by which others can reach it.
 func (n *Node) Ref() Ref { return n.ref() }
@@ -154,11 +155,6 @@ func (n *Node) snapshot() *nodev1.NodeRecord {
 	return n.record
 }
 
-func (n *Node) logger() *slog.Logger {
-	if n.host == nil {
-		return slog.Default()
-	}
-	return n.host.log
-}
+func (n *Node) logger() *slog.Logger { return n.host.logger() }
 
 func (n *Node) hideErrors() bool { return n.host != nil && n.host.options.HideErrors }

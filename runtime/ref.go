@@ -15,22 +15,17 @@ import (
 // supports. It is small and may be copied freely. Methods without a context make no call: they
 // return what this process knows, which is the node's record as last received. A Ref is safe for
 // concurrent use. The zero Ref refers to no node, and calls with it fail with FailedPrecondition.
-type Ref struct{ t *target }
+type Ref struct {
+	// service has the methods that are called.
+	service *Service
+	to      endpoint // nil in the zero Ref, see Ref.endpoint
+}
 
 // IsZero reports whether the Ref refers to no node.
-func (r Ref) IsZero() bool { return r.t == nil }
+func (r Ref) IsZero() bool { return r.to == nil }
 
 // record is the node's record as this process knows it; never nil, not to be modified.
-func (r Ref) record() *nodev1.NodeRecord {
-	switch {
-	case r.t == nil:
-	case r.t.node != nil:
-		return r.t.node.snapshot()
-	case r.t.remote != nil:
-		return r.t.remote.record()
-	}
-	return &nodev1.NodeRecord{}
-}
+func (r Ref) record() *nodev1.NodeRecord { return r.endpoint().record() }
 
 // NID is the node's id; empty for a stub outside any system.
 func (r Ref) NID() string { return r.record().GetNid() }
@@ -52,10 +47,10 @@ func (r Ref) Incarnation() uint64 { return r.record().GetIncarnation() }
 
 // Service is the full name of the node's service.
 func (r Ref) Service() string {
-	if s := r.record().GetService(); s != "" || r.t == nil {
+	if s := r.record().GetService(); s != "" || r.service == nil {
 		return s
 	}
-	return r.t.service.name
+	return r.service.name
 }
 
 // Attributes returns a copy of the node's attributes.
@@ -65,11 +60,8 @@ func (r Ref) Attributes() map[string]*nodev1.Value { return maps.Clone(r.record(
 // makes a handle of it. From the NodeRef of a tagged Ref, handles are made whose calls go over that
 // tunnel.
 func (r Ref) NodeRef() *nodev1.NodeRef {
-	tag := ""
-	if r.t != nil {
-		tag = r.t.tag
-	}
-	return refOf(r.record(), tag)
+	to := r.endpoint()
+	return refOf(to.record(), to.tag())
 }
 
 // Record returns a copy of the node's record as this process knows it.
@@ -90,19 +82,12 @@ func (r Ref) String() string {
 //
 //	bulk, err := demov1raylink.LearnerFrom(rt, learner.Ref().Tagged("bulk").NodeRef())
 func (r Ref) Tagged(tag string) Ref {
-	if r.t == nil || r.t.client != nil {
-		return r
-	}
-	t := *r.t
-	t.tag = tag
-	return Ref{t: &t}
+	return Ref{service: r.service, to: r.endpoint().tagged(tag)}
 }
 
 func (r Ref) parentOf() parentOf {
-	if r.t == nil {
-		return parentOf{}
-	}
-	return parentOf{host: r.t.host, ref: r, node: r.t.node}
+	to := r.endpoint()
+	return parentOf{host: to.host(), ref: r, node: to.local()}
 }
 
 // Parent determines where a new node is placed in the tree. It is the runtime itself (a child of

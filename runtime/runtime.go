@@ -17,14 +17,15 @@
 //   - Everything that may block is bounded by a context or a limit, and every refusal names what
 //     was asked for and what is available.
 //
-// Where to start: [Unary].Call in call.go begins a call; target.go decides whether its node is
-// local or remote; serve.go runs it here, remote.go sends it to another process, and dispatch.go is
-// where it arrives there. docs/architecture.md follows that path with file names.
+// Where to start: [Unary].Call in call.go begins a call; endpoint.go is what it is made to, in this
+// process (endpoint_local.go, serve.go), in another one (endpoint_remote.go, and dispatch.go where
+// it arrives there) or behind a connect client (endpoint_client.go). docs/architecture.md follows
+// that path with file names.
 //
 // The files by subject:
 //
-//	calls      method.go, service.go (the generated table), call.go, target.go, serve.go,
-//	           stream.go, pipe.go, future.go, client.go, stub.go
+//	calls      method.go, service.go (the generated table), call.go, endpoint*.go,
+//	           serve.go, stream.go, pipe.go, future.go, stub.go
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
 //	           interceptor.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go

@@ -214,7 +214,7 @@ type callStream struct {
 	stream connect.ClientStream
 	source source // used by receive only
 	method *Method
-	target *target
+	to     endpoint
 
 	// state is a set of streamHalfClosed, streamClosed and streamEnded. outcome is the error with
 	// which receive ended; it is set before streamEnded.
@@ -266,14 +266,14 @@ func (c *callStream) send(req proto.Message) error {
 	case c.is(streamEnded):
 		return io.EOF // receive returns the reason
 	case c.ctx.Err() != nil:
-		return endedAt(causeOf(c.ctx), c.target.pathHint(), c.method, streaming)
+		return endedAt(causeOf(c.ctx), c.to.label(), c.method, streaming)
 	}
 	err := c.stream.Send(req)
 	switch {
 	case err == nil || c.ctx.Err() == nil && !c.is(streamClosed):
 		return err
 	case c.ctx.Err() != nil:
-		return endedAt(causeOf(c.ctx), c.target.pathHint(), c.method, streaming)
+		return endedAt(causeOf(c.ctx), c.to.label(), c.method, streaming)
 	}
 	return closedStreamError()
 }

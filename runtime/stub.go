@@ -44,7 +44,7 @@ func RegisterTunnel(server *connect.Server, service *Service, impl any) {
 // NewTunnel returns a reference to the node that a connect client reaches. It is for generated
 // code.
 func NewTunnel(service *Service, client *connect.Client) Ref {
-	return Ref{t: &target{service: service, client: &clientTarget{client: client}}}
+	return Ref{service: service, to: &clientEndpoint{client: client}}
 }
 
 // serveConnect serves a call that came through a connect server, over HTTP for example. ctx

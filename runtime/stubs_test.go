@@ -45,7 +45,7 @@ func newCounter(name string, turns int) *stub {
 	}
 	desc := storagev1.File_raylink_storage_v1_storage_proto.Services().Get(0)
 	s.ref = NewLocal(NewService(desc, ServiceConfig{Type: name, MaxConcurrency: turns, MaxStreams: 2}, s.incr, s.has), s.counter)
-	s.node = s.ref.t.node
+	s.node = s.ref.to.local()
 	return s
 }
 

@@ -341,16 +341,24 @@ func TestMaxStreams(t *testing.T) {
 	})
 }
 
+// loggedEndpoint has a logger of its own.
+type loggedEndpoint struct {
+	endpoint
+
+	log *slog.Logger
+}
+
+func (e loggedEndpoint) host() *Host { return &Host{log: e.log} }
+
 // An error that nobody collected is logged, once; one that somebody asked for, or whose call was taken back, is not.
 func TestUncollectedErrors(t *testing.T) {
 	s := newCounter("a", 1)
 	j := &journal{}
 	s.does(func(context.Context) error { return io.ErrUnexpectedEOF })
 	drop := func(use func(f *Future[*storagev1.IncrResponse])) {
-		logged := *s.ref.t
-		logged.host = &Host{log: slog.New(j)}
-		f := &Future[*storagev1.IncrResponse]{f: newFuture(&s.incr.m, &logged)}
-		require.NoError(t, s.node.submitLocal(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f, &outgoing{}))
+		logged := loggedEndpoint{s.ref.to, slog.New(j)}
+		f := &Future[*storagev1.IncrResponse]{f: newFuture(&s.incr.m, logged)}
+		require.NoError(t, logged.submit(t.Context(), &s.incr.m, &storagev1.IncrRequest{}, f.f, &outgoing{}))
 		<-f.Done()
 		use(f)
 	}

@@ -12,20 +12,30 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// clientTarget reaches a node through a connect client, over any transport. Such a transport cannot
+// clientEndpoint reaches a node through a connect client, over any transport. Such a transport cannot
 // pipeline, so asynchronous calls are sent one after the other, in order, by one goroutine per
 // handle. It runs only while calls are queued.
-type clientTarget struct {
+type clientEndpoint struct {
 	client *connect.Client
 
 	mu      sync.Mutex // guards the queue
 	line    []*clientCall
 	sending bool
 }
+
+func (*clientEndpoint) record() *nodev1.NodeRecord  { return &nodev1.NodeRecord{} }
+func (*clientEndpoint) nid() string                 { return "" }
+func (*clientEndpoint) label() string               { return "the node" }
+func (*clientEndpoint) host() *Host                 { return nil }
+func (*clientEndpoint) local() *Node                { return nil }
+func (*clientEndpoint) tag() string                 { return "" }
+func (c *clientEndpoint) tagged(string) endpoint    { return c }
+func (*clientEndpoint) ended(context.Context) error { return errNoEnd() }
 
 type clientCall struct {
 	ctx    context.Context //nolint:containedctx // queued with its call
@@ -38,7 +48,7 @@ type clientCall struct {
 
 // invoke makes a unary call and waits for it. It queues behind asynchronous calls that are not sent
 // yet.
-func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
+func (c *clientEndpoint) invoke(ctx context.Context, m *Method, req proto.Message, out *outgoing) (proto.Message, error) {
 	c.mu.Lock()
 	sending := c.sending
 	c.mu.Unlock()
@@ -47,7 +57,7 @@ func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req pro
 		deliver()
 		return res, err
 	}
-	f := newFuture(m, t)
+	f := newFuture(m, c)
 	if err := c.submit(ctx, m, req, f, out); err != nil {
 		return nil, err
 	}
@@ -55,9 +65,9 @@ func (c *clientTarget) invoke(ctx context.Context, t *target, m *Method, req pro
 }
 
 // call makes a unary call. deliver stores the response's metadata for the caller.
-func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, out *outgoing) (res proto.Message, deliver func(), err error) {
+func (c *clientEndpoint) call(ctx context.Context, m *Method, req proto.Message, out *outgoing) (res proto.Message, deliver func(), err error) {
 	if ctx.Err() != nil {
-		return nil, func() {}, endedAt(causeOf(ctx), "the node", m, unsent)
+		return nil, func() {}, endedAt(causeOf(ctx), c.label(), m, unsent)
 	}
 	ctx, own := out.transportContext(ctx)
 	res = m.newResponse()
@@ -67,19 +77,19 @@ func (c *clientTarget) call(ctx context.Context, m *Method, req proto.Message, o
 		deliver = func() { deliverFrom(out.info, own) }
 	}
 	if err != nil {
-		return nil, deliver, endedAt(clientError(ctx, undecodable(m, false, unsendable(m, req, err))), "the node", m, unanswered)
+		return nil, deliver, endedAt(clientError(ctx, undecodable(m, false, unsendable(m, req, err))), c.label(), m, unanswered)
 	}
 	return res, deliver, nil
 }
 
-func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
+func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Message, f *future, out *outgoing) error {
 	if ctx.Err() != nil {
-		return endedAt(causeOf(ctx), "the node", m, unsent)
+		return endedAt(causeOf(ctx), c.label(), m, unsent)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	f.watch(ctx, func(cause error) error {
 		cancel(cause)
-		return endedAt(canceledError(cause), f.target.pathHint(), m, unanswered)
+		return endedAt(canceledError(cause), c.label(), m, unanswered)
 	})
 	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {
@@ -102,7 +112,7 @@ func (c *clientTarget) submit(ctx context.Context, m *Method, req proto.Message,
 	return nil
 }
 
-func (c *clientTarget) send() {
+func (c *clientEndpoint) send() {
 	for {
 		c.mu.Lock()
 		if len(c.line) == 0 {
@@ -119,7 +129,7 @@ func (c *clientTarget) send() {
 
 // run makes the call and completes its future, even if the client's transport or interceptors,
 // which are user code, panic or end the goroutine. After a Goexit it calls goOn.
-func (c *clientTarget) run(call *clientCall, goOn func()) {
+func (c *clientEndpoint) run(call *clientCall, goOn func()) {
 	var res proto.Message
 	var deliver func()
 	usercode.Run(func() (err error) {
@@ -128,7 +138,7 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 	}, func(err error) {
 		if f, ok := err.(*usercode.UnreturnedError); ok { //nolint:errorlint // Run's own type
 			const what = "a connect client"
-			f.Log(call.future.target.logger(), what, slog.String("method", call.method.fullName()))
+			f.Log(c.host().logger(), what, slog.String("method", call.method.fullName()))
 			err = connect.Errorf(connect.CodeInternal, "%s, calling %s, %v", what, call.method.fullName(), f)
 			if f.Goexit {
 				defer goOn()
@@ -139,15 +149,15 @@ func (c *clientTarget) run(call *clientCall, goOn func()) {
 	})
 }
 
-func (c *clientTarget) stream(ctx context.Context, m *Method, out *outgoing) (connect.ClientStream, error) {
+func (c *clientEndpoint) stream(ctx context.Context, m *Method, out *outgoing) (connect.ClientStream, error) {
 	life, own := out.transportContext(ctx)
 	life, cancel := context.WithCancel(life)
 	stream, err := c.client.CallClientStream(life, m.spec)
 	if err != nil {
 		cancel()
-		return nil, endedAt(clientError(ctx, err), "the node", m, unsent)
+		return nil, endedAt(clientError(ctx, err), c.label(), m, unsent)
 	}
-	return &clientTargetStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
+	return &clientEndpointStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
 }
 
 // transportContext returns the context for a call of connect's client, with a [connect.CallInfo] of
