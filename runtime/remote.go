@@ -203,7 +203,7 @@ func (r *remote) explain(ctx context.Context, err error) error {
 // node can have the same code, text and details, but not the flag.
 func isNotHere(err error) bool {
 	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, not a wrapped one
-	if faults.Repetition && isLost(err) {
+	if faults.Redelivery && isLost(err) {
 		return true
 	}
 	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)

@@ -17,15 +17,15 @@ var notices = map[string]struct {
 	says string
 	soak string
 }{
-	"interruption": {`(add|echo|fetch|async|nested|wait|count) failed: unavailable`, "2m"},
-	"overtaking":   {`call \d+ of caller \w+ ran on \S+ after call \d+`, "2m"},
-	"repetition":   {`call \d+ of caller \w+ ran on \S+ after call \d+`, "2m"},
-	"deafness":     {`returned \S+ after it should have|a call has not returned`, "5s"},
-	"uncancelled":  {`a method was not told that its caller does not wait any more`, "5s"},
-	"goroutine":    {`found unexpected goroutines`, "1s"},
-	"memory":       {`memory is left|the heap has`, "5s"},
-	"file":         {`open files are left`, "1s"},
-	"process":      {`processes are left`, "1s"},
+	"interruption":     {`(add|echo|fetch|async|nested|wait|count) failed: unavailable`, "2m"},
+	"reordering":       {`call \d+ of caller \w+ ran on \S+ after call \d+`, "2m"},
+	"redelivery":       {`call \d+ of caller \w+ ran on \S+ after call \d+`, "2m"},
+	"lostnotification": {`returned \S+ after it should have|a call has not returned`, "5s"},
+	"lostcancel":       {`a method was not told that its caller does not wait any more`, "5s"},
+	"goroutine":        {`found unexpected goroutines`, "1s"},
+	"memory":           {`memory is left|the heap has`, "5s"},
+	"file":             {`open files are left`, "1s"},
+	"process":          {`processes are left`, "1s"},
 }
 
 // TestSoakNotices runs the soak with each of the faults: it must fail, for the right reason. A run ends

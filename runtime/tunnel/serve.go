@@ -226,7 +226,7 @@ func (c *Conn) requestComplete(in *Incoming) {
 }
 
 func (c *Conn) onCancel(id uint32) {
-	if faults.Uncancelled {
+	if faults.LostCancel {
 		return
 	}
 	c.mu.Lock()

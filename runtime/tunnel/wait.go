@@ -304,7 +304,7 @@ func (c *Conn) notifyIfOpen(o openCall) func() {
 func (c *Conn) makeCallerWatch(call *Call) func() {
 	c.unwatched.remove(call)
 	if call.Synchronous {
-		if !faults.Deafness {
+		if !faults.LostNotification {
 			call.tokens <- tokenWatch
 		}
 		return nil

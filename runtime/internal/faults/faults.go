@@ -9,12 +9,12 @@ const (
 	// Interruption makes a caller that is interrupted while it reads a fragment treat that as the
 	// end of the connection.
 	Interruption = false
-	// Overtaking lets a small request overtake a large one of the same caller to the same node.
-	Overtaking = false
-	// Repetition makes a call again that was lost with its connection.
-	Repetition = false
-	// Deafness suppresses the notification of a waiting caller that its context has ended.
-	Deafness = false
-	// Uncancelled suppresses the notification of a node that its caller has cancelled.
-	Uncancelled = false
+	// Reordering lets a small request overtake a large one of the same caller to the same node.
+	Reordering = false
+	// Redelivery sends a call again after its connection was lost.
+	Redelivery = false
+	// LostNotification suppresses the notification of a waiting caller that its context has ended.
+	LostNotification = false
+	// LostCancel suppresses the notification of a node that its caller has cancelled.
+	LostCancel = false
 )

@@ -8,9 +8,9 @@ import "os"
 var (
 	chosen = os.Getenv("RAYLINK_FAULT")
 
-	Interruption = chosen == "interruption"
-	Overtaking   = chosen == "overtaking"
-	Repetition   = chosen == "repetition"
-	Deafness     = chosen == "deafness"
-	Uncancelled  = chosen == "uncancelled"
+	Interruption     = chosen == "interruption"
+	Reordering       = chosen == "reordering"
+	Redelivery       = chosen == "redelivery"
+	LostNotification = chosen == "lostnotification"
+	LostCancel       = chosen == "lostcancel"
 )
