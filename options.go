@@ -58,6 +58,12 @@ func WithInterceptor(interceptors ...runtime.Interceptor) Option {
 	return runtime.WithInterceptor(interceptors...)
 }
 
+// WithClientInterceptor wraps the making of every call by this process; the first interceptor is the
+// outermost. See [Options].ClientInterceptors.
+func WithClientInterceptor(interceptors ...runtime.ClientInterceptor) Option {
+	return runtime.WithClientInterceptor(interceptors...)
+}
+
 // WithHiddenErrors logs the texts of plain errors instead of sending them to callers. See
 // [Options].HideErrors.
 func WithHiddenErrors() Option { return runtime.WithHiddenErrors() }

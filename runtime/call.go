@@ -77,11 +77,7 @@ func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := ref.stream(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	return &callStream{ctx: ctx, stream: stream, method: m, to: ref.endpoint()}, nil
+	return ref.stream(ctx, m)
 }
 
 // CallServerStream calls a method with one request and returns the stream of its responses.
@@ -104,6 +100,7 @@ func (c *callStream) sendOnly(req proto.Message) error {
 	}
 	if err != nil && isLocalRefusal(err) {
 		_ = c.stream.Close() // the call has not begun
+		c.end.over(err)
 		return err
 	}
 	// Any other error is the node's, or that of the connection: receiving returns the reason.

@@ -52,6 +52,7 @@ var (
 	_ endpoint = (*remoteEndpoint)(nil)
 	_ endpoint = (*clientEndpoint)(nil)
 	_ endpoint = noEndpoint{}
+	_ endpoint = (*interceptedEndpoint)(nil)
 )
 
 // endpoint returns what the Ref refers to; for the zero Ref, an endpoint whose calls fail.
@@ -64,6 +65,9 @@ func (r Ref) endpoint() endpoint {
 
 // invoke makes a unary call and waits for its response.
 func (r Ref) invoke(ctx context.Context, m *Method, req proto.Message) (proto.Message, error) {
+	if to := r.interceptors(m); to != nil {
+		return to.invokeIntercepted(ctx, m, req)
+	}
 	out, err := outgoingOf(ctx, m)
 	if err != nil {
 		return nil, err
@@ -73,6 +77,9 @@ func (r Ref) invoke(ctx context.Context, m *Method, req proto.Message) (proto.Me
 
 // submit makes a unary call and does not wait for it.
 func (r Ref) submit(ctx context.Context, m *Method, req proto.Message) *future {
+	if to := r.interceptors(m); to != nil {
+		return to.submitIntercepted(ctx, m, req)
+	}
 	to := r.endpoint()
 	f := newFuture(m, to)
 	out, err := outgoingOf(ctx, m)
@@ -86,12 +93,20 @@ func (r Ref) submit(ctx context.Context, m *Method, req proto.Message) *future {
 }
 
 // stream begins a streaming call.
-func (r Ref) stream(ctx context.Context, m *Method) (connect.ClientStream, error) {
+func (r Ref) stream(ctx context.Context, m *Method) (*callStream, error) {
+	if to := r.interceptors(m); to != nil {
+		return to.streamIntercepted(ctx, m)
+	}
 	out, err := outgoingOf(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	return r.endpoint().stream(ctx, m, out)
+	to := r.endpoint()
+	stream, err := to.stream(ctx, m, out)
+	if err != nil {
+		return nil, err
+	}
+	return &callStream{ctx: ctx, stream: stream, method: m, to: to}, nil
 }
 
 // noEndpoint is what the zero Ref refers to.

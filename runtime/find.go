@@ -111,7 +111,7 @@ func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 	}
 	r := h.remote(rec.GetNid())
 	r.update(rec)
-	return Ref{service: service, to: &remoteEndpoint{remote: r}}
+	return Ref{service: service, to: h.intercepted(&remoteEndpoint{remote: r})}
 }
 
 // setAttribute publishes an attribute of a local node.

@@ -54,6 +54,8 @@ type Host struct {
 	watchdog tunnel.Watchdog
 	// changes counts changes to the set of nodes that live here and to their incarnations.
 	changes atomic.Uint64
+	// layers are the client interceptors of the calls that are made here.
+	layers []ClientInvoke
 	// waited is a pool of call states, see newWaitedCall.
 	waited sync.Pool
 	server *connect.Server
@@ -171,6 +173,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		creations: make(map[*creation]struct{}),
 		remotes:   make(map[string]weak.Pointer[remote]),
 		ending:    make(chan struct{}),
+		layers:    clientLayers(options.ClientInterceptors),
 	}
 	if h.launcher == nil {
 		h.launcher = launch.Self(launch.WithHelloTimeout(options.StartTimeout))

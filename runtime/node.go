@@ -91,7 +91,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	// caller.
 	n.life = context.WithValue(n.life, callKey{}, &callContext{node: n})
 	n.work, n.cut = context.WithCancelCause(n.life)
-	n.to = &localEndpoint{node: n}
+	n.to = host.intercepted(&localEndpoint{node: n})
 	return n
 }
 

@@ -79,6 +79,10 @@ type Options struct {
 	Output func(path, line string)
 	// Interceptors wrap the serving of every call, the first outermost.
 	Interceptors []Interceptor
+	// ClientInterceptors wrap the making of every call with a handle of this runtime, by its nodes
+	// and by other code of the process, the first outermost. Each process has those that its own
+	// call of Init sets.
+	ClientInterceptors []ClientInterceptor
 	// HideErrors withholds the texts of plain errors and panics from callers, and what such an
 	// error adds around a *connect.Error. They are logged here instead.
 	HideErrors bool
@@ -174,6 +178,12 @@ func WithOutput(output func(path, line string)) Option {
 // WithInterceptor adds interceptors of served calls. See [Options].Interceptors.
 func WithInterceptor(interceptors ...Interceptor) Option {
 	return optionFunc(func(o *Options) { o.Interceptors = append(o.Interceptors, interceptors...) })
+}
+
+// WithClientInterceptor adds interceptors of the calls that this process makes, such as [Retry]. See
+// [Options].ClientInterceptors.
+func WithClientInterceptor(interceptors ...ClientInterceptor) Option {
+	return optionFunc(func(o *Options) { o.ClientInterceptors = append(o.ClientInterceptors, interceptors...) })
 }
 
 // WithHiddenErrors withholds the texts of plain errors from callers. See [Options].HideErrors.

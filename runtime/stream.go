@@ -220,6 +220,8 @@ type callStream struct {
 	// which receive ended; it is set before streamEnded.
 	state   atomic.Uint32
 	outcome error
+	// end is set if an interceptor wants to know when the stream is over.
+	end *streamEnd
 }
 
 const (
@@ -237,6 +239,7 @@ func (c *callStream) is(state uint32) bool { return c.state.Load()&state != 0 }
 func (c *callStream) finish(err error) {
 	c.outcome = err
 	c.state.Or(streamEnded)
+	c.end.over(err)
 }
 
 func (c *callStream) receive() (proto.Message, error) {
@@ -289,7 +292,9 @@ func (c *callStream) closeSend() error {
 
 func (c *callStream) close() error {
 	c.state.Or(streamClosed)
-	return c.stream.Close()
+	err := c.stream.Close()
+	c.end.over(closedStreamError())
+	return err
 }
 
 // closeAndReceive ends the requests and receives the only response.
