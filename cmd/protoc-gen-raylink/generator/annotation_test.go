@@ -35,7 +35,7 @@ func TestSymbolsKnowTheirPlaceInTheSchema(t *testing.T) {
 			stream[symbol] = true
 		}
 	}
-	assert.Equal(t, set("EchoName EchoNode UnimplementedEchoNode EchoType Echo Ref CreateEcho CreateEchoN FindEcho EchoFrom "+
+	assert.Equal(t, set("EchoName EchoNode UnimplementedEchoNode EchoType Echo Ref Intercepted CreateEcho CreateEchoN FindEcho EchoFrom "+
 		"NewLocalEcho RegisterEchoTunnel NewEchoTunnel"), service)
 	assert.Equal(t, set("Say SayAsync"), method)
 	assert.Equal(t, set("Repeat EchoRepeatServerStream EchoRepeatClientStream"), stream)

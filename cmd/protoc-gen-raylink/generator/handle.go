@@ -21,6 +21,12 @@ func (s *serviceWriter) handleType() {
 	s.document(doc{sentence("%s is the node itself: its path, name and attributes, and what can be asked of any node.", s.ref)})
 	s.method(s.ref, "", s.rt("Ref"), "h.ref")
 	s.annotate(s.service.Location, s.handle+"."+s.ref)
+
+	s.document(doc{sentence("%s returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those that h has.",
+		s.intercepted)})
+	s.method(s.intercepted, "interceptors ..."+s.rt("ClientInterceptor"), "*"+s.handle,
+		"&"+s.handle+"{ref: h.ref.Intercepted(interceptors...)}")
+	s.annotate(s.service.Location, s.handle+"."+s.intercepted)
 }
 
 // method writes a method of the handle, which returns one expression.

@@ -31,8 +31,9 @@ type serviceNames struct {
 
 	table    string // the variable with the method table
 	handlers string // the variable with what runs the methods of nodes
-	ref      string // the handle's method that the plugin adds
-	methods  map[protoreflect.Name]*methodNames
+	// ref and intercepted are the methods of the handle that the plugin adds.
+	ref, intercepted string
+	methods          map[protoreflect.Name]*methodNames
 }
 
 // methodNames are the identifiers of one method.
@@ -115,6 +116,7 @@ func (s *serviceNames) nameHandleMethods(service *protogen.Service) {
 		taken[method.GoName] = true
 	}
 	s.ref = take(taken, "Ref")
+	s.intercepted = take(taken, "Intercepted")
 	for _, method := range sortedMethods(service) {
 		if !isStreaming(method) {
 			s.methods[method.Desc.Name()].async = take(taken, method.GoName+"Async")

@@ -79,7 +79,7 @@ func meeting(pkg *goPackage) error {
 		for _, kind := range ownNames() {
 			declare("the package", *kind.field(own))
 		}
-		declare(own.handle, own.ref)
+		declare(own.handle, own.ref, own.intercepted)
 		for _, method := range service.Methods {
 			m := own.methods[method.Desc.Name()]
 			if m.method != method.GoName {

@@ -197,6 +197,12 @@ func (h *Echo) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
+	return &Echo{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 func (h *Echo) Echo(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
 	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)

@@ -1205,6 +1205,12 @@ func (h *Wide) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Wide) Intercepted(interceptors ...runtime.ClientInterceptor) *Wide {
+	return &Wide{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do0 calls code.v1.Wide.Do0, and waits for the response.
 func (h *Wide) Do0(ctx context.Context, req *codev1.Do0Request) (*codev1.Do0Response, error) {
 	return runtime.CallUnary[*codev1.Do0Request, *codev1.Do0Response](ctx, h.ref, 0, req)

@@ -260,6 +260,12 @@ func (h *Captain) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captain {
+	return &Captain{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Push makes parameters the newest version of their tag, or fails and changes nothing.
 func (h *Captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
 	return runtime.CallUnary[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
@@ -583,6 +589,12 @@ type Officer struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Officer) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Officer {
+	return &Officer{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Store stores a version from the captain; one that is not newer changes nothing.

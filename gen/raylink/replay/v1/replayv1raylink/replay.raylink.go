@@ -203,6 +203,12 @@ func (h *Replay) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay {
+	return &Replay{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Describe returns the columns of a row and the place of the ring.
 func (h *Replay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
 	return runtime.CallUnary[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)

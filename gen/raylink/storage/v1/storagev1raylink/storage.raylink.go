@@ -309,6 +309,12 @@ func (h *Storage) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storage {
+	return &Storage{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Put stores a value, and replaces any previous one.
 func (h *Storage) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
 	return runtime.CallUnary[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)

@@ -272,6 +272,12 @@ func (h *Loud) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Loud) Intercepted(interceptors ...runtime.ClientInterceptor) *Loud {
+	return &Loud{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Shout shouts.
 //
 // In a second paragraph:
@@ -480,6 +486,12 @@ type Quiet struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Quiet) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Quiet) Intercepted(interceptors ...runtime.ClientInterceptor) *Quiet {
+	return &Quiet{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Whisper calls comments.Quiet.Whisper, and waits for the response.

@@ -69,6 +69,12 @@ func (h *Empty) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Empty) Intercepted(interceptors ...runtime.ClientInterceptor) *Empty {
+	return &Empty{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateEmpty creates a node of the type "empty" below parent, and waits until it is set up.
 func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Empty, error) {
 	ref, err := runtime.Create(ctx, parent, emptyService.Caller(), nil, opts...)
@@ -169,6 +175,12 @@ func (h *HTTPServer) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *HTTPServer) Intercepted(interceptors ...runtime.ClientInterceptor) *HTTPServer {
+	return &HTTPServer{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateHTTPServer creates a node of the type "http-server" below parent, and waits until it is set up.
 func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*HTTPServer, error) {
 	ref, err := runtime.Create(ctx, parent, hTTPServerService.Caller(), nil, opts...)
@@ -267,6 +279,12 @@ type ParameterServer struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *ParameterServer) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *ParameterServer) Intercepted(interceptors ...runtime.ClientInterceptor) *ParameterServer {
+	return &ParameterServer{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateParameterServer creates a node of the type "parameter-server" below parent, and waits until it is set up.
@@ -371,6 +389,12 @@ func (h *KVStore2Go) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *KVStore2Go) Intercepted(interceptors ...runtime.ClientInterceptor) *KVStore2Go {
+	return &KVStore2Go{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateKVStore2Go creates a node of the type "kv-store2-go" below parent, and waits until it is set up.
 func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*KVStore2Go, error) {
 	ref, err := runtime.Create(ctx, parent, kVStore2GoService.Caller(), nil, opts...)
@@ -469,6 +493,12 @@ type Learner_2 struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Learner_2) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner_2) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner_2 {
+	return &Learner_2{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateLearner_2 creates a node of the type "learner2" below parent, and waits until it is set up.
@@ -571,6 +601,12 @@ func (h *SnakeCaseName) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *SnakeCaseName) Intercepted(interceptors ...runtime.ClientInterceptor) *SnakeCaseName {
+	return &SnakeCaseName{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateSnakeCaseName creates a node of the type "snake-case-name" below parent, and waits until it is set up.
 func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*SnakeCaseName, error) {
 	ref, err := runtime.Create(ctx, parent, snakeCaseNameService.Caller(), nil, opts...)
@@ -670,6 +706,12 @@ func (h *XX) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *XX) Intercepted(interceptors ...runtime.ClientInterceptor) *XX {
+	return &XX{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateXX creates a node of the type "x" below parent, and waits until it is set up.
 func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XX, error) {
 	ref, err := runtime.Create(ctx, parent, xXService.Caller(), nil, opts...)
@@ -767,6 +809,12 @@ type X_1 struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *X_1) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *X_1) Intercepted(interceptors ...runtime.ClientInterceptor) *X_1 {
+	return &X_1{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateX_1 creates a node of the type "x1" below parent, and waits until it is set up.

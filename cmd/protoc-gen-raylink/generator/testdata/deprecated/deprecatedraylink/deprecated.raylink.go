@@ -112,6 +112,12 @@ func (h *Gone) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Gone) Intercepted(interceptors ...runtime.ClientInterceptor) *Gone {
+	return &Gone{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls deprecated.Gone.Do, and waits for the response.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.

@@ -171,6 +171,12 @@ func (h *Parrot) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Parrot) Intercepted(interceptors ...runtime.ClientInterceptor) *Parrot {
+	return &Parrot{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Call calls.
 func (h *Parrot) Call(ctx context.Context, req *edition2024.Request) (*edition2024.Request, error) {
 	return runtime.CallUnary[*edition2024.Request, *edition2024.Request](ctx, h.ref, 0, req)

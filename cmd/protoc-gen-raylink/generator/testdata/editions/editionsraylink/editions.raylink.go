@@ -105,6 +105,12 @@ func (h *New) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *New) Intercepted(interceptors ...runtime.ClientInterceptor) *New {
+	return &New{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Call calls editions.New.Call, and waits for the response.
 func (h *New) Call(ctx context.Context, req *editions.Request) (*editions.Request, error) {
 	return runtime.CallUnary[*editions.Request, *editions.Request](ctx, h.ref, 0, req)

@@ -102,6 +102,12 @@ func (h *First) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *First) Intercepted(interceptors ...runtime.ClientInterceptor) *First {
+	return &First{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls files.First.Do, and returns the stream of its responses.
 func (h *First) Do(ctx context.Context, req *filesv1.A) (FirstDoClientStream, error) {
 	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
@@ -239,6 +245,12 @@ func (h *Second) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Second) Intercepted(interceptors ...runtime.ClientInterceptor) *Second {
+	return &Second{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls files.Second.Do, and returns the stream of its responses.
 func (h *Second) Do(ctx context.Context, req *filesv1.A) (SecondDoClientStream, error) {
 	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
@@ -346,6 +358,12 @@ type CreateSecond struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *CreateSecond) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *CreateSecond) Intercepted(interceptors ...runtime.ClientInterceptor) *CreateSecond {
+	return &CreateSecond{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateCreateSecond creates a node of the type "create-second" below parent, and waits until it is set up.

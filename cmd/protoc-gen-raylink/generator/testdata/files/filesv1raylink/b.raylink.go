@@ -102,6 +102,12 @@ func (h *Third) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Third) Intercepted(interceptors ...runtime.ClientInterceptor) *Third {
+	return &Third{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls files.Third.Do, and returns the stream of its responses.
 func (h *Third) Do(ctx context.Context, req *filesv1.A) (ThirdDoClientStream, error) {
 	return runtime.CallServerStream[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
@@ -239,6 +245,12 @@ type FirstNode struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *FirstNode) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *FirstNode) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstNode {
+	return &FirstNode{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do calls files.FirstNode.Do, and waits for the response.
@@ -388,6 +400,12 @@ type FirstDo struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *FirstDo) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *FirstDo) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstDo {
+	return &FirstDo{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do calls files.FirstDo.Do, and returns the stream of its responses.

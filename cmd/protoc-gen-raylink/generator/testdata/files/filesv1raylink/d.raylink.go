@@ -102,6 +102,12 @@ func (h *FirstNodeNode) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *FirstNodeNode) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstNodeNode {
+	return &FirstNodeNode{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls files.d.FirstNodeNode.Do, and waits for the response.
 func (h *FirstNodeNode) Do(ctx context.Context, req *filesv1.D) (*filesv1.D, error) {
 	return runtime.CallUnary[*filesv1.D, *filesv1.D](ctx, h.ref, 0, req)

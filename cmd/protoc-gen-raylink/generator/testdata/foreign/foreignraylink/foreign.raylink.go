@@ -101,6 +101,12 @@ func (h *Theirs) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Theirs) Intercepted(interceptors ...runtime.ClientInterceptor) *Theirs {
+	return &Theirs{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls foreign.Theirs.Do, and waits for the response.
 func (h *Theirs) Do(ctx context.Context, req *foreign.M) (*foreign.M, error) {
 	return runtime.CallUnary[*foreign.M, *foreign.M](ctx, h.ref, 0, req)

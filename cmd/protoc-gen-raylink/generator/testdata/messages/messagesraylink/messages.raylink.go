@@ -133,6 +133,12 @@ func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Watch calls messages.Learner.Watch, and returns the stream of its responses.
 func (h *Learner) Watch(ctx context.Context, req *messages.LearnerNode) (LearnerWatchClientStream, error) {
 	return runtime.CallServerStream[*messages.LearnerNode, *messages.LearnerWatchClientStream](ctx, h.ref, 0, req)

@@ -443,6 +443,12 @@ func (h *Learner) Ref__() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Ref calls nameclash.Learner.Ref, and waits for the response.
 func (h *Learner) Ref(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
@@ -669,6 +675,12 @@ func (h *LearnerN) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerN) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerN {
+	return &LearnerN{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateLearnerN creates a node of the type "learner-n" below parent, and waits until it is set up.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerN, error) {
 	ref, err := runtime.Create(ctx, parent, learnerNService.Caller(), nil, opts...)
@@ -800,6 +812,12 @@ func (h *LearnerNode) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerNode) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNode {
+	return &LearnerNode{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls nameclash.LearnerNode.Do, and waits for the response.
 func (h *LearnerNode) Do(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
@@ -912,6 +930,12 @@ func (h *LearnerType) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerType) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerType {
+	return &LearnerType{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateLearnerType_ creates a node of the type "learner-type" below parent, and waits until it is set up.
 func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerType, error) {
 	ref, err := runtime.Create(ctx, parent, learnerTypeService.Caller(), nil, opts...)
@@ -1011,6 +1035,12 @@ type LearnerFrom struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *LearnerFrom) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerFrom) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerFrom {
+	return &LearnerFrom{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateLearnerFrom creates a node of the type "learner-from" below parent, and waits until it is set up.
@@ -1114,6 +1144,12 @@ func (h *LearnerName) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerName) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerName {
+	return &LearnerName{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateLearnerName creates a node of the type "learner-name" below parent, and waits until it is set up.
 func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerName, error) {
 	ref, err := runtime.Create(ctx, parent, learnerNameService.Caller(), nil, opts...)
@@ -1213,6 +1249,12 @@ type CreateLearner struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *CreateLearner) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *CreateLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *CreateLearner {
+	return &CreateLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateCreateLearner creates a node of the type "create-learner" below parent, and waits until it is set up.
@@ -1316,6 +1358,12 @@ func (h *FindLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *FindLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *FindLearner {
+	return &FindLearner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateFindLearner creates a node of the type "find-learner" below parent, and waits until it is set up.
 func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FindLearner, error) {
 	ref, err := runtime.Create(ctx, parent, findLearnerService.Caller(), nil, opts...)
@@ -1415,6 +1463,12 @@ type NewLocalLearner struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *NewLocalLearner) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *NewLocalLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *NewLocalLearner {
+	return &NewLocalLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateNewLocalLearner creates a node of the type "new-local-learner" below parent, and waits until it is set up.
@@ -1519,6 +1573,12 @@ func (h *NewLearnerTunnel) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *NewLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterceptor) *NewLearnerTunnel {
+	return &NewLearnerTunnel{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateNewLearnerTunnel creates a node of the type "new-learner-tunnel" below parent, and waits until it is set up.
 func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLearnerTunnel, error) {
 	ref, err := runtime.Create(ctx, parent, newLearnerTunnelService.Caller(), nil, opts...)
@@ -1619,6 +1679,12 @@ type RegisterLearnerTunnel struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *RegisterLearnerTunnel) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *RegisterLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterceptor) *RegisterLearnerTunnel {
+	return &RegisterLearnerTunnel{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateRegisterLearnerTunnel creates a node of the type "register-learner-tunnel" below parent, and waits until it is
@@ -1724,6 +1790,12 @@ func (h *UnimplementedLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *UnimplementedLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *UnimplementedLearner {
+	return &UnimplementedLearner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateUnimplementedLearner creates a node of the type "unimplemented-learner" below parent, and waits until it is set
 // up.
 func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearner, error) {
@@ -1827,6 +1899,12 @@ func (h *UnimplementedLearnerNode) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *UnimplementedLearnerNode) Intercepted(interceptors ...runtime.ClientInterceptor) *UnimplementedLearnerNode {
+	return &UnimplementedLearnerNode{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateUnimplementedLearnerNode creates a node of the type "unimplemented-learner-node" below parent, and waits until
 // it is set up.
 func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearnerNode, error) {
@@ -1928,6 +2006,12 @@ type LearnerNameServerStream struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *LearnerNameServerStream) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerNameServerStream) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNameServerStream {
+	return &LearnerNameServerStream{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateLearnerNameServerStream creates a node of the type "learner-name-server-stream" below parent, and waits until
@@ -2091,6 +2175,12 @@ func (h *LearnerFoo) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerFoo) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerFoo {
+	return &LearnerFoo{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Service calls nameclash.LearnerFoo.Service, and waits for the response.
 func (h *LearnerFoo) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
@@ -2251,6 +2341,12 @@ func (h *LearnerNa) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *LearnerNa) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNa {
+	return &LearnerNa{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Me calls nameclash.LearnerNa.me, and returns the stream of its responses.
 func (h *LearnerNa) Me(ctx context.Context, req *nameclash.M) (LearnerNaMeClientStream, error) {
 	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
@@ -2389,6 +2485,12 @@ func (h *Learn) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learn) Intercepted(interceptors ...runtime.ClientInterceptor) *Learn {
+	return &Learn{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // ErName calls nameclash.Learn.erName, and returns the stream of its responses.
 func (h *Learn) ErName(ctx context.Context, req *nameclash.M) (LearnErNameClientStream, error) {
 	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
@@ -2521,6 +2623,12 @@ type L struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *L) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *L) Intercepted(interceptors ...runtime.ClientInterceptor) *L {
+	return &L{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // X calls nameclash.L.X, and waits for the response.

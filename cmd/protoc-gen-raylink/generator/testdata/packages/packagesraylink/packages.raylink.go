@@ -319,6 +319,12 @@ func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls packages.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *context1.M) (*connect1.M, error) {
 	return runtime.CallUnary[*context1.M, *connect1.M](ctx, h.ref, 0, req)

@@ -130,6 +130,12 @@ func (h *Old) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Old) Intercepted(interceptors ...runtime.ClientInterceptor) *Old {
+	return &Old{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Call calls proto2.Old.Call, and waits for the response.
 func (h *Old) Call(ctx context.Context, req *proto2.Request) (*proto2.Request_Result, error) {
 	return runtime.CallUnary[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 0, req)

@@ -261,6 +261,12 @@ func (h *Echo) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
+	return &Echo{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Say says it once.
 func (h *Echo) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
@@ -526,6 +532,12 @@ type Plain struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Plain) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Plain) Intercepted(interceptors ...runtime.ClientInterceptor) *Plain {
+	return &Plain{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Say calls shapes.v1.Plain.Say, and waits for the response.

@@ -102,6 +102,12 @@ func (h *Storage) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storage {
+	return &Storage{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v1.Storage.Do, and waits for the response.
 func (h *Storage) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -243,6 +249,12 @@ func (h *Replay) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay {
+	return &Replay{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v1.Replay.Do, and waits for the response.
 func (h *Replay) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -382,6 +394,12 @@ type Brain struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Brain) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Brain) Intercepted(interceptors ...runtime.ClientInterceptor) *Brain {
+	return &Brain{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do calls thirdparty.v1.Brain.Do, and waits for the response.
@@ -526,6 +544,12 @@ func (h *Officer) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Officer {
+	return &Officer{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v1.Officer.Do, and waits for the response.
 func (h *Officer) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -668,6 +692,12 @@ func (h *Captain) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captain {
+	return &Captain{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v1.Captain.Do, and waits for the response.
 func (h *Captain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -807,6 +837,12 @@ type Ps struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Ps) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Ps) Intercepted(interceptors ...runtime.ClientInterceptor) *Ps {
+	return &Ps{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do calls thirdparty.v1.Ps.Do, and waits for the response.
@@ -977,6 +1013,12 @@ type Learner struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do waits until Peek was called beside it, or another Do.

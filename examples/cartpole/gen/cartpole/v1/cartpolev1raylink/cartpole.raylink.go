@@ -114,6 +114,12 @@ func (h *Manager) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Manager) Intercepted(interceptors ...runtime.ClientInterceptor) *Manager {
+	return &Manager{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Train runs the whole pipeline until a solution has been confirmed, or the limit is reached.
 func (h *Manager) Train(ctx context.Context, req *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
 	return runtime.CallUnary[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
@@ -263,6 +269,12 @@ type Runner struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Runner) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Runner) Intercepted(interceptors ...runtime.ClientInterceptor) *Runner {
+	return &Runner{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Run returns when an exam is passed, whose version then has the tag `solved`, or when the limit
@@ -418,6 +430,12 @@ func (h *Worker) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Worker) Intercepted(interceptors ...runtime.ClientInterceptor) *Worker {
+	return &Worker{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Work returns when the run's state in storage is no longer running.
 func (h *Worker) Work(ctx context.Context, req *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
 	return runtime.CallUnary[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
@@ -570,6 +588,12 @@ func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Learn returns when the run's state in storage is no longer running.
 func (h *Learner) Learn(ctx context.Context, req *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
 	return runtime.CallUnary[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
@@ -714,6 +738,12 @@ type Player struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Player) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Player) Intercepted(interceptors ...runtime.ClientInterceptor) *Player {
+	return &Player{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Play plays new episodes.

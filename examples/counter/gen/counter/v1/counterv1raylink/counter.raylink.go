@@ -263,6 +263,12 @@ func (h *Counter) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Counter) Intercepted(interceptors ...runtime.ClientInterceptor) *Counter {
+	return &Counter{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Add adds, and returns the new sum. If the sum would exceed the limits the error is OutOfRange,
 // with Limits as its detail, and nothing is added.
 func (h *Counter) Add(ctx context.Context, req *counterv1.AddRequest) (*counterv1.AddResponse, error) {

@@ -139,6 +139,12 @@ func (h *Splitter) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Splitter) Intercepted(interceptors ...runtime.ClientInterceptor) *Splitter {
+	return &Splitter{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Split adds equal parts of a number to all counters, and the remainder to the first.
 func (h *Splitter) Split(ctx context.Context, req *guidesv1.SplitRequest) (*guidesv1.SplitResponse, error) {
 	return runtime.CallUnary[*guidesv1.SplitRequest, *guidesv1.SplitResponse](ctx, h.ref, 0, req)

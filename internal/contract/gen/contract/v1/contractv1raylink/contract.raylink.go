@@ -515,6 +515,12 @@ func (h *Probe) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Probe) Intercepted(interceptors ...runtime.ClientInterceptor) *Probe {
+	return &Probe{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Add takes a turn.
 func (h *Probe) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	return runtime.CallUnary[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
@@ -794,6 +800,12 @@ type Other struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Other) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Other) Intercepted(interceptors ...runtime.ClientInterceptor) *Other {
+	return &Other{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Ping calls contract.v1.Other.Ping, and waits for the response.

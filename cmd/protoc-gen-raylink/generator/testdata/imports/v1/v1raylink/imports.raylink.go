@@ -280,6 +280,12 @@ func (h *Importer) Ref_() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Importer) Intercepted(interceptors ...runtime.ClientInterceptor) *Importer {
+	return &Importer{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Nothing calls imports.v1.Importer.Nothing, and waits for the response.
 func (h *Importer) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
 	return runtime.CallUnary[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 0, req)

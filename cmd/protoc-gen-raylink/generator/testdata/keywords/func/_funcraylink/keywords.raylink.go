@@ -214,6 +214,12 @@ func (h *Type) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Type) Intercepted(interceptors ...runtime.ClientInterceptor) *Type {
+	return &Type{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Func_ calls go.type.func.type.func_, and waits for the response.
 func (h *Type) Func_(ctx context.Context, req *_func.Error) (*_func.String, error) {
 	return runtime.CallUnary[*_func.Error, *_func.String](ctx, h.ref, 0, req)
@@ -386,6 +392,12 @@ func (h *Error_) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Error_) Intercepted(interceptors ...runtime.ClientInterceptor) *Error_ {
+	return &Error_{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Panic calls go.type.func.error_.panic, and waits for the response.
 func (h *Error_) Panic(ctx context.Context, req *_func.Error) (*_func.Error, error) {
 	return runtime.CallUnary[*_func.Error, *_func.Error](ctx, h.ref, 0, req)
@@ -495,6 +507,12 @@ type Any struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Any) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Any) Intercepted(interceptors ...runtime.ClientInterceptor) *Any {
+	return &Any{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateAny creates a node of the type "any" below parent, and waits until it is set up.
@@ -624,6 +642,12 @@ type Make struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Make) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Make) Intercepted(interceptors ...runtime.ClientInterceptor) *Make {
+	return &Make{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // H calls go.type.func.make.h, and waits for the response.
@@ -795,6 +819,12 @@ func (h *XHidden) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *XHidden) Intercepted(interceptors ...runtime.ClientInterceptor) *XHidden {
+	return &XHidden{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // XHidden calls go.type.func._hidden._hidden, and waits for the response.
 func (h *XHidden) XHidden(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
@@ -917,6 +947,12 @@ func (h *Init) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Init) Intercepted(interceptors ...runtime.ClientInterceptor) *Init {
+	return &Init{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // CreateInit creates a node of the type "init" below parent, and waits until it is set up.
 func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Init, error) {
 	ref, err := runtime.Create(ctx, parent, initService.Caller(), nil, opts...)
@@ -1014,6 +1050,12 @@ type Main struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *Main) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Main) Intercepted(interceptors ...runtime.ClientInterceptor) *Main {
+	return &Main{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // CreateMain creates a node of the type "main" below parent, and waits until it is set up.

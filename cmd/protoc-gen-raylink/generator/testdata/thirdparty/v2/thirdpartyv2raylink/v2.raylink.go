@@ -101,6 +101,12 @@ func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
+	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v2.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -247,6 +253,12 @@ func (h *Foo_Bar) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *Foo_Bar) Intercepted(interceptors ...runtime.ClientInterceptor) *Foo_Bar {
+	return &Foo_Bar{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // Do calls thirdparty.v2.Foo_Bar.Do, and waits for the response.
 func (h *Foo_Bar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
@@ -387,6 +399,12 @@ type FooBar struct {
 // Ref is the node itself: its path, name and attributes, and what can be asked of any node.
 func (h *FooBar) Ref() runtime.Ref {
 	return h.ref
+}
+
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *FooBar) Intercepted(interceptors ...runtime.ClientInterceptor) *FooBar {
+	return &FooBar{ref: h.ref.Intercepted(interceptors...)}
 }
 
 // Do calls thirdparty.v2.FooBar.Do, and waits for the response.

@@ -372,6 +372,12 @@ func (h *ConformanceService) Ref() runtime.Ref {
 	return h.ref
 }
 
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
+// that h has.
+func (h *ConformanceService) Intercepted(interceptors ...runtime.ClientInterceptor) *ConformanceService {
+	return &ConformanceService{ref: h.ref.Intercepted(interceptors...)}
+}
+
 // A unary operation. The request indicates the response headers and trailers
 // and also indicates either a response message or an error to send back.
 //
