@@ -91,6 +91,28 @@ func TestContractIntercepted(t *testing.T) {
 	}
 }
 
+// TestContractClientIntercepted has client interceptors on every way.
+func TestContractClientIntercepted(t *testing.T) {
+	t.Parallel()
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.RunClientIntercepted(t, way(t))
+		})
+	}
+}
+
+// TestContractPassedOn checks all that a call promises through client interceptors.
+func TestContractPassedOn(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"in one process", "tunnel by Unix", "HTTP, h2c"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			contract.Run(t, contract.PassedOn(ways[name](t)))
+		})
+	}
+}
+
 // TestContractHiddenErrors keeps texts from callers on every way.
 func TestContractHiddenErrors(t *testing.T) {
 	t.Parallel()
