@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"io"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -11,6 +12,170 @@ import (
 	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
+
+// unaryStream implements connect's client stream on top of a [Call].
+type unaryStream struct {
+	conn       *Conn
+	ctx        context.Context //nolint:containedctx // a stream lives as long as its context, by connect's contract
+	info       *connect.CallInfo
+	onMetadata func(header, trailer Header)
+	call       Call
+	done       chan struct{}
+
+	mu       sync.Mutex // guards the fields below
+	started  bool
+	received bool
+	closed   bool
+	failed   error
+}
+
+var _ connect.ClientStream = (*unaryStream)(nil)
+
+func newUnaryStream(ctx context.Context, c *Conn, req StreamRequest, info *connect.CallInfo) *unaryStream {
+	s := &unaryStream{conn: c, ctx: ctx, info: info, onMetadata: req.OnMetadata, done: make(chan struct{})}
+	s.call = Call{
+		Target: req.Target, Caller: req.Caller, Procedure: req.Procedure, Header: req.Header, Chain: req.Chain,
+		raw: true, Done: func(*Call) { close(s.done) },
+	}
+	return s
+}
+
+// SendHeaders does nothing: a unary call is sent as a whole.
+func (s *unaryStream) SendHeaders() error { return nil }
+
+// Send sends the request. A unary call has exactly one.
+func (s *unaryStream) Send(msg any) error {
+	m, err := message(msg)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return contextError(context.Canceled, "the stream was closed")
+	case s.started:
+		return connect.NewError(connect.CodeInternal, "a second request on a unary call")
+	}
+	return s.start(m)
+}
+
+func (s *unaryStream) start(m proto.Message) error {
+	s.started = true
+	s.call.Request = m
+	if s.call.Header, s.failed = requestHeader(s.call.Header, s.info); s.failed != nil {
+		return s.failed
+	}
+	if s.info != nil && m != nil {
+		if size, err := codec.Size(m); err == nil { // else Start reports the error
+			s.info.SendStats = connect.MessageStats{Size: size}
+		}
+	}
+	s.failed = s.conn.Start(s.ctx, &s.call)
+	return s.failed
+}
+
+// CloseSend sends the empty request if no request was sent.
+func (s *unaryStream) CloseSend() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.closed {
+		return nil
+	}
+	return s.start(nil)
+}
+
+// Receive waits for the response. A second Receive returns io.EOF or the call's error.
+func (s *unaryStream) Receive(msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	failed, closed := s.failed, s.closed && !s.started
+	s.mu.Unlock()
+	switch {
+	case failed != nil:
+		return failed
+	case closed:
+		return contextError(context.Canceled, "the stream was closed")
+	}
+	select {
+	case <-s.done:
+	case <-s.ctx.Done():
+		s.call.Cancel(contextError(s.ctx.Err(), ""))
+		<-s.done // closed by Cancel, or by the reader if the answer came first
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.received {
+		if s.call.Err != nil {
+			return s.call.Err
+		}
+		return io.EOF
+	}
+	s.received = true
+	if s.info != nil {
+		s.call.ResponseHeader.CopyTo(s.info.ResponseHeader())
+		s.call.ResponseTrailer.CopyTo(s.info.ResponseTrailer())
+		s.info.ReceiveStats = connect.MessageStats{Size: s.call.ResponseBytes}
+	}
+	if s.onMetadata != nil {
+		s.onMetadata(s.call.ResponseHeader, s.call.ResponseTrailer)
+	}
+	if s.call.Err != nil {
+		return s.call.Err
+	}
+	body := s.call.body
+	s.call.body = nil
+	if body == nil {
+		return nil
+	}
+	defer body.Free()
+	if to == nil {
+		return nil
+	}
+	if err := proto.Unmarshal(body.B, to); err != nil {
+		return Undecodable(s.call.Procedure, false, err)
+	}
+	return nil
+}
+
+// Close cancels the call if it is not over.
+func (s *unaryStream) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	open := s.started && s.failed == nil
+	s.mu.Unlock()
+	if open {
+		s.call.Cancel(contextError(context.Canceled, "the stream was closed"))
+	}
+	return nil
+}
+
+// transport is a connect client transport over a connection.
+type transport struct {
+	conn           *Conn
+	target, caller string
+}
+
+// Transport returns a transport for connect's generated clients. Their calls go to target and come
+// from caller. The [connect.CallInfo] of a call supplies the request's header and receives the
+// response's header and trailer.
+func (c *Conn) Transport(target, caller string) connect.Transport {
+	return &transport{conn: c, target: target, caller: caller}
+}
+
+// NewClientStream opens a stream for spec.
+func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+	info, _ := connect.CallInfoForClientContext(ctx)
+	return t.conn.stream(ctx, StreamRequest{
+		Target: t.target, Caller: t.caller, Procedure: spec.Procedure, StreamType: spec.StreamType,
+	}, info)
+}
 
 // ServerHandler returns a Handler that serves the methods registered on a connect server, whatever
 // the target of a call. Every call runs on its own goroutine. An error that is not a
