@@ -12,6 +12,7 @@ import (
 	"github.com/raylink/raylink"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -42,7 +43,7 @@ func TestAllocationsOfARemoteAsyncCall(t *testing.T) {
 // farProbe is another runtime's handle of a node in this process: its calls go through a tunnel.
 func farProbe(t *testing.T) *contractv1raylink.Probe {
 	t.Helper()
-	if raceEnabled {
+	if invariants.RaceEnabled {
 		t.Skip("the race detector allocates as well: `make test-economy` runs this without")
 	}
 	ctx := patient(t)

@@ -1,5 +1,3 @@
-//go:build invariants
-
 package runtime
 
 import (
@@ -11,6 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -19,9 +18,6 @@ import (
 // fingerprint is verified when the node receives the message, when its method has returned, and
 // when later calls of the node end. The call at which a mismatch is found fails, and the node's
 // owner gets a log line with the same text.
-
-// fingerprinting is set if messages get fingerprints.
-const fingerprinting = true
 
 // maxRecent is how many messages a node verifies again, and maxFingerprinted the size up to which it
 // does, in bytes.
@@ -32,13 +28,21 @@ const (
 
 var hashSeed = maphash.MakeSeed() //nolint:gochecknoglobals // one for all hashes that are compared
 
-// fingerprint is the fingerprint of a message: the message and its hash when it was sent.
-type fingerprint struct {
+// fingerprint is a message and its hash when it was sent. It is empty unless
+// [invariants.Messages] is set.
+type fingerprint struct{ invariants.Value[hashed] }
+
+type hashed struct {
 	msg  proto.Message
 	hash uint64
 }
 
-func fingerprintOf(msg proto.Message) fingerprint { return fingerprint{msg: msg, hash: hashOf(msg)} }
+func fingerprintOf(msg proto.Message) (f fingerprint) {
+	if invariants.Messages {
+		*f.Get() = hashed{msg: msg, hash: hashOf(msg)}
+	}
+	return f
+}
 
 func hashOf(msg proto.Message) uint64 {
 	b, err := proto.MarshalOptions{Deterministic: true, AllowPartial: true}.Marshal(msg)
@@ -48,30 +52,35 @@ func hashOf(msg proto.Message) uint64 {
 	return maphash.Bytes(hashSeed, b)
 }
 
-func (f fingerprint) isModified() bool { return f.msg != nil && hashOf(f.msg) != f.hash }
+func (h *hashed) isModified() bool { return h.msg != nil && hashOf(h.msg) != h.hash }
 
-// recentMessages holds the last messages that passed between a node and its callers in this process.
-type recentMessages struct {
+// recentMessages holds the last messages that passed between a node and its callers in this
+// process. It is empty unless [invariants.Messages] is set.
+type recentMessages struct{ invariants.Value[messageRing] }
+
+type messageRing struct {
 	mu   sync.Mutex // guards the fields below
 	seen [maxRecent]struct {
-		fingerprint
+		hashed
+
 		what string
 	}
 	next int
 }
 
-func (r *recentMessages) add(f fingerprint, what string) {
-	if f.msg == nil || proto.Size(f.msg) > maxFingerprinted {
+func (r *messageRing) add(h *hashed, what string) {
+	if h.msg == nil || proto.Size(h.msg) > maxFingerprinted {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen[r.next%maxRecent].fingerprint, r.seen[r.next%maxRecent].what = f, what
+	entry := &r.seen[r.next%maxRecent]
+	entry.hashed, entry.what = *h, what
 	r.next++
 }
 
 // findModified returns the description of a message that was modified since it passed, and removes it.
-func (r *recentMessages) findModified() (what string, found bool) {
+func (r *messageRing) findModified() (what string, found bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.seen {
@@ -85,7 +94,7 @@ func (r *recentMessages) findModified() (what string, found bool) {
 
 // verifySent verifies a request when the node receives it.
 func (n *Node) verifySent(cc *callContext) error {
-	if cc.sent.isModified() {
+	if invariants.Messages && cc.sent.Get().isModified() {
 		return n.modifiedError("the request of %s was changed after it was sent: its caller must not, even while the call waits", cc.call.method.fullName())
 	}
 	return nil
@@ -94,26 +103,27 @@ func (n *Node) verifySent(cc *callContext) error {
 // verifyReturned verifies the request and earlier messages when a call ends, and fingerprints its
 // response.
 func (n *Node) verifyReturned(cc *callContext, res proto.Message) error {
-	if cc.sent.msg == nil {
-		return nil // it did not come from this process
+	if !invariants.Messages || cc.sent.Get().msg == nil {
+		return nil // nothing to verify, or the call did not come from this process
 	}
 	name := cc.call.method.fullName()
-	if cc.sent.isModified() {
+	if cc.sent.Get().isModified() {
 		return n.modifiedError("the request of %s was changed while it was served: a node must clone what it changes, or its type say WithCopy", name)
 	}
-	if what, found := n.recent.findModified(); found {
-		return n.modifiedError("%s was changed afterwards: it must not be, so clone what you change; a node that returns part of its state must return a clone, or its type say WithCopy", what)
+	if what, found := n.recent.Get().findModified(); found {
+		return n.modifiedError("%s was changed afterwards: it must not be, so clone what you change; "+
+			"a node that returns part of its state must return a clone, or its type say WithCopy", what)
 	}
-	n.recent.add(cc.sent, "the request of an earlier "+name)
+	n.recent.Get().add(cc.sent.Get(), "the request of an earlier "+name)
 	if res != nil {
-		n.recent.add(fingerprintOf(res), "the response of an earlier "+name)
+		n.recent.Get().add(&hashed{msg: res, hash: hashOf(res)}, "the response of an earlier "+name)
 	}
 	return nil
 }
 
 // verifyStreamed verifies a stream's message when it is received.
 func (n *Node) verifyStreamed(f fingerprint, m *Method) error {
-	if f.isModified() {
+	if invariants.Messages && f.Get().isModified() {
 		return n.modifiedError("a message of the stream %s was changed after it was sent", m.fullName())
 	}
 	return nil
@@ -122,6 +132,9 @@ func (n *Node) verifyStreamed(f fingerprint, m *Method) error {
 // checkEncodes encodes a message that passes within the process, so that tests detect one that no
 // other way could carry.
 func (n *Node) checkEncodes(m *Method, request bool, msg proto.Message) error {
+	if !invariants.Messages {
+		return nil
+	}
 	if n.host != nil {
 		if size, limit := proto.Size(msg), n.host.options.MaxMessage; size > limit {
 			return tunnel.MessageTooLarge(m.spec.Procedure, request, size, limit)
@@ -133,6 +146,9 @@ func (n *Node) checkEncodes(m *Method, request bool, msg proto.Message) error {
 // checkDecodes encodes and decodes a message that passes within the process, where its receiver
 // would decode it.
 func (*Node) checkDecodes(m *Method, request bool, msg proto.Message) error {
+	if !invariants.Messages {
+		return nil
+	}
 	return tunnel.CheckDecoding(m.spec.Procedure, request, msg)
 }
 

@@ -26,7 +26,7 @@ type Node struct {
 	overrides string
 	// copies requests that messages are copied between the node and its callers in this process.
 	copies bool
-	recent recentMessages //nolint:unused // used with the build tag invariants
+	recent recentMessages
 	nid    string
 	path   string
 	// identity is the node as the caller of others; wireName is its encoded form.

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/internal/invariants"
 )
 
 // quick is a node whose method does nothing, and allocates nothing.
@@ -117,7 +118,7 @@ func benchmarkHandOver(b *testing.B, ctx context.Context, req *storagev1.IncrReq
 
 // A local call costs its context, and nothing more.
 func TestLocalCallAllocates(t *testing.T) {
-	if fingerprinting {
+	if invariants.Messages {
 		t.Skip("messages are hashed")
 	}
 	s := quick()

@@ -23,6 +23,7 @@ import (
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 )
@@ -53,7 +54,7 @@ func testMain(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(program) }()
 	build := exec.Command("go", "build", "-o", program, ".")
-	if raceEnabled {
+	if invariants.RaceEnabled {
 		build.Args = append(build.Args[:2], "-race", "-o", program, ".")
 	}
 	build.Stderr = os.Stderr

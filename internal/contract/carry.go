@@ -20,6 +20,7 @@ import (
 
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/internal/invariants"
 	raylink "github.com/raylink/raylink/runtime"
 )
 
@@ -367,7 +368,7 @@ func testOddErrors(t *testing.T, way Way, p *contractv1raylink.Probe) {
 }
 
 func testUnsendable(t *testing.T, way Way, p *contractv1raylink.Probe) {
-	if way.Local && (way.Foreign || !encodesLocally) {
+	if way.Local && (way.Foreign || !invariants.Messages) {
 		// Where ways may differ: messages pass inside a process as they are. With the build tag invariants they are encoded to see whether
 		// they could travel.
 		return
@@ -428,7 +429,7 @@ func undecodable(msg proto.Message) {
 }
 
 func testUndecodable(t *testing.T, way Way, p *contractv1raylink.Probe) {
-	if way.JSON || way.Local && (way.Foreign || !encodesLocally) {
+	if way.JSON || way.Local && (way.Foreign || !invariants.Messages) {
 		// Where ways may differ: messages pass inside a process as they are, and JSON has no unknown fields.
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/runtime/tunnel"
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
@@ -112,7 +113,7 @@ func TestABurstTakesFewWritesAndReads(t *testing.T) {
 // TestAllocationsOfACall counts both sides together: the call, the response and its bytes, the
 // request and its bytes, what the server knows of the call, and what the channel that waits needs.
 func TestAllocationsOfACall(t *testing.T) {
-	if raceEnabled {
+	if invariants.RaceEnabled {
 		t.Skip("the race detector allocates as well")
 	}
 	client, _ := overTCP(t, tunnel.Config{}, echo())

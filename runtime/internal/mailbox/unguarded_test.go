@@ -7,11 +7,13 @@ import (
 	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/invariants"
 )
 
 // The model notices a mailbox that lets a method lend the turn which it no longer has.
 func TestCheckerNoticesATurnLentTwice(t *testing.T) {
-	if checked {
+	if invariants.Enabled {
 		t.Skip("the books are checked at every step, and the first wrong one panics")
 	}
 	synctest.Test(t, func(t *testing.T) {
@@ -22,7 +24,7 @@ func TestCheckerNoticesATurnLentTwice(t *testing.T) {
 
 // So do the books.
 func TestBooksNoticeATurnLentTwice(t *testing.T) {
-	if !checked {
+	if !invariants.Enabled {
 		t.Skip("needs the build tag invariants")
 	}
 	m := New(func() string { return "m" }, modelLimits)

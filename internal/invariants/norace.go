@@ -1,0 +1,6 @@
+//go:build !race
+
+package invariants
+
+// RaceEnabled reports whether the build has the race detector.
+const RaceEnabled = false

@@ -1,5 +1,0 @@
-//go:build !race
-
-package raylink_test
-
-const raceEnabled = false

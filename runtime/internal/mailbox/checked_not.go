@@ -1,5 +1,0 @@
-//go:build !invariants
-
-package mailbox
-
-const checked = false
