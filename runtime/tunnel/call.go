@@ -289,10 +289,10 @@ func (c *Conn) isOpen(call *Call) bool {
 func (c *Conn) allocateID(s slot) uint32 {
 	s.busy = true
 	if c.sendWindow.open > 1 {
-		c.aloneCalls = 0
+		c.reading.aloneCalls = 0
 	}
 	if s.call == nil || !s.call.Synchronous {
-		c.applyOwnerEvent(eventBegun) // for callers that wait, beginWait does it
+		c.reading.applyOwnerEvent(eventBegun) // for callers that wait, beginWait does it
 	}
 	if n := len(c.free); n > 0 {
 		id := c.free[n-1]
@@ -432,21 +432,21 @@ func (c *Conn) beginWait(call *Call) {
 	}
 	call.readsConn = false
 	if c.sendWindow.open > 1 {
-		c.applyOwnerEvent(eventBegun)
+		c.reading.applyOwnerEvent(eventBegun)
 		return
 	}
-	if c.owner == ownerLoop {
-		c.aloneCalls++
+	if c.reading.owner == ownerLoop {
+		c.reading.aloneCalls++
 		return
 	}
-	call.readsConn = c.applyOwnerEvent(eventBegunAlone)
+	call.readsConn = c.reading.applyOwnerEvent(eventBegunAlone)
 }
 
 // addToSweep leaves the call's context to the sweeper. The caller must hold c.mu.
 func (c *Conn) addToSweep(ctx context.Context, call *Call) {
 	call.ctx, call.checks = ctx, 0
 	c.unwatched.add(call)
-	if !c.watched.Load() {
+	if !c.reading.watched.Load() {
 		c.cfg.Watchdog.add(c)
 	}
 }
@@ -458,7 +458,7 @@ func (c *Conn) addToSweep(ctx context.Context, call *Call) {
 // some milliseconds, and otherwise within two milliseconds, or five if thousands of calls are as
 // young. A call with ReportAfterDeadline set takes up to ReportGrace longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
-	watches := call.readsConn && c.readAsCaller(call)
+	watches := call.readsConn && c.reading.readAsCaller(call)
 	if !watches && <-call.tokens == tokenOver {
 		return
 	}

@@ -188,7 +188,7 @@ type serverHandler struct{ server *connect.Server }
 
 // ServeUnary runs the method on its own goroutine, with a copy of the request.
 func (h *serverHandler) ServeUnary(in *Incoming) {
-	sent := in.conn().request.body
+	sent := in.conn().reading.request.body
 	body := codec.NewBuffer(len(sent))
 	body.B = append(body.B, sent...)
 	go h.unary(in, body)

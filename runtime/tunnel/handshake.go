@@ -371,7 +371,7 @@ func (c *Conn) dialHandshake() error {
 	if _, err := c.nc.Write(append([]byte(Preface), hello...)); err != nil {
 		return err
 	}
-	if err := readPreface(&c.in); err != nil {
+	if err := readPreface(&c.reading.in); err != nil {
 		return err
 	}
 	welcome, err := c.expectHandshakeFrame(kindWelcome)
@@ -451,7 +451,7 @@ func (c *Conn) verifyAcceptor(hello, welcome []byte) (proof []byte, err error) {
 // expectHandshakeFrame reads the next frame, which must be of kind due. If it is a REFUSE, it
 // returns the refusal as an error.
 func (c *Conn) expectHandshakeFrame(due kind) ([]byte, error) {
-	h, frame, err := readHandshakeFrame(&c.in)
+	h, frame, err := readHandshakeFrame(&c.reading.in)
 	switch {
 	case err != nil:
 		return nil, err
@@ -488,10 +488,10 @@ func (g *handshakeMessage) refusal(unproven bool) error {
 // acceptHandshake performs the accepting side of the handshake. admit is called after the dialler
 // has proven that it knows the token.
 func (c *Conn) acceptHandshake(self Welcome, admit func(Hello) (Handler, error)) error {
-	if err := readPreface(&c.in); err != nil {
+	if err := readPreface(&c.reading.in); err != nil {
 		return err
 	}
-	h, hello, err := readHandshakeFrame(&c.in)
+	h, hello, err := readHandshakeFrame(&c.reading.in)
 	if err == nil && h.kind() != kindHello {
 		err = violation("a %v frame where HELLO is due", h.kind())
 	}

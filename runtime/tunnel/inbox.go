@@ -214,7 +214,7 @@ func (b *inbox) put(body []byte) {
 	b.fresh = append(b.fresh, packet{body: body})
 	if !b.listed {
 		b.listed = true
-		b.conn.unpublished = append(b.conn.unpublished, b)
+		b.conn.reading.unpublished = append(b.conn.reading.unpublished, b)
 	}
 }
 
@@ -229,7 +229,7 @@ func (b *inbox) retainBodies() {
 	if last < 0 {
 		return
 	}
-	in := &b.conn.in
+	in := &b.conn.reading.in
 	switch {
 	case 2*b.freshBytes >= len(in.buf):
 		b.fresh[last].slab = in.mem.Share()

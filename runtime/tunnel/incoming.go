@@ -185,7 +185,7 @@ func (in *Incoming) PeerAddr() string { return in.conn().nc.RemoteAddr().String(
 // bytes.
 func (in *Incoming) Decode(msg proto.Message) error {
 	var err error
-	if r := &in.conn().request; r.mayAlias {
+	if r := &in.conn().reading.request; r.mayAlias {
 		var aliased bool
 		aliased, err = codec.DecodeAliasing(r.body, msg)
 		r.mayAlias = !aliased

@@ -595,8 +595,9 @@ func (c *Conn) flush() {
 
 // awaitWriter blocks the read loop of an accepting side until the writer has taken most of the
 // queued output, or the connection has ended.
-func (c *Conn) awaitWriter() {
-	_ = c.beforeRead(false) // never fails when not between frames
+func (l *readLoop) awaitWriter() {
+	c := l.conn
+	_ = l.beforeRead(false) // never fails when not between frames
 	for {
 		c.mu.Lock()
 		c.paused = len(c.out.buf) > fullBytes/2 && c.err == nil
@@ -627,7 +628,8 @@ func (c *Conn) resumeReading() {
 }
 
 // onPing answers a PING with a PONG.
-func (c *Conn) onPing(body []byte) error {
+func (l *readLoop) onPing(body []byte) error {
+	c := l.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.out.pongs++; c.dialled && c.out.pongs > maxPongs {

@@ -6,31 +6,59 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/runtime/tunnel/internal/sock"
 )
+
+// readLoop is the receiving side of a connection: it reads frames and handles each. Its methods run
+// on the goroutine that owns the reading, see readOwner, which also owns the fields unless they say
+// otherwise.
+type readLoop struct {
+	inlining
+	readOwnership
+
+	conn   *Conn
+	in     frameReader
+	names  nameTable
+	now    time.Time
+	poller sock.Poller
+	// request is the unary request that is being delivered to the handler.
+	request request
+	// aliasing is the set of procedures whose last large response aliased its receive buffer.
+	aliasing map[string]bool
+	// fragment is the fragment that is being read straight into its assembly. Its assembly is nil
+	// if there is none.
+	fragment fragment
+	// recent caches the target of the last DATA frame. unpublished lists the streams that have
+	// received messages since the last publish.
+	recent      target
+	unpublished []*inbox
+}
 
 // read is the read loop: it reads frames and handles each until the connection ends. It blocks only
 // in reading, in awaitWriter, and in work run inline, see runInline.
-func (c *Conn) read() {
-	err := c.readFrames()
+func (l *readLoop) read() {
+	err := l.readFrames()
 	for errors.Is(err, errYielded) {
-		if !c.awaitReclaim() {
+		if !l.awaitReclaim() {
 			return
 		}
-		err = c.readFrames()
+		err = l.readFrames()
 	}
 	if !errors.Is(err, errReadLoopReplaced) {
-		c.readingEnded(err)
+		l.readingEnded(err)
 	}
 }
 
 // readingEnded ends the connection with the error that its reader met.
-func (c *Conn) readingEnded(err error) {
+func (l *readLoop) readingEnded(err error) {
+	c := l.conn
 	c.mu.Lock()
 	c.out.corked = false
 	c.mu.Unlock()
 	if errors.Is(err, ErrProtocol) {
 		c.cfg.Logger.Error("tunnel: the peer broke the protocol", "peer", c.peerName(), "error", err)
-		c.sendFatalGoAway(err)
+		l.sendFatalGoAway(err)
 		c.fail(err)
 		return
 	}
@@ -38,7 +66,8 @@ func (c *Conn) readingEnded(err error) {
 }
 
 // sendFatalGoAway tries to notify the peer why the connection is about to end, for at most 100 ms.
-func (c *Conn) sendFatalGoAway(reason error) {
+func (l *readLoop) sendFatalGoAway(reason error) {
+	c := l.conn
 	const moment = 100 * time.Millisecond
 	c.mu.Lock()
 	busy := c.out.writing || c.err != nil
@@ -56,13 +85,14 @@ func (c *Conn) sendFatalGoAway(reason error) {
 
 // beforeRead writes what was queued during the last burst, since the next read may block. Between
 // frames it returns errYielded if the read loop is to yield to a caller.
-func (c *Conn) beforeRead(between bool) error {
-	c.publish()
+func (l *readLoop) beforeRead(between bool) error {
+	c := l.conn
+	l.publish()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.corked = false
 	c.flush()
-	if between && c.yieldReading() {
+	if between && l.yieldReading() {
 		return errYielded
 	}
 	return nil
@@ -70,15 +100,17 @@ func (c *Conn) beforeRead(between bool) error {
 
 // poll busy-polls the socket if an answer or a further call is likely to arrive soon. It returns 0
 // and no error if the reader is to block instead.
-func (c *Conn) poll(dst []byte, between bool) (int, error) {
-	if between && c.dialled && c.readingFor == nil {
+func (l *readLoop) poll(dst []byte, between bool) (int, error) {
+	c := l.conn
+	if between && c.dialled && l.readingFor == nil {
 		return 0, nil
 	}
-	return c.poller.Read(dst)
+	return l.poller.Read(dst)
 }
 
-func (c *Conn) afterRead(n int) {
-	c.now = time.Now()
+func (l *readLoop) afterRead(n int) {
+	c := l.conn
+	l.now = time.Now()
 	if n > 0 {
 		c.sawTraffic.Store(true)
 		c.received.Add(uint64(n))
@@ -88,43 +120,44 @@ func (c *Conn) afterRead(n int) {
 	c.mu.Unlock()
 }
 
-func (c *Conn) readFrames() error {
-	err := c.readEachFrame()
+func (l *readLoop) readFrames() error {
+	err := l.readEachFrame()
 	if !errors.Is(err, errReadLoopReplaced) && !errors.Is(err, errYielded) { // in those cases another goroutine is already reading
-		c.publish()
+		l.publish()
 	}
 	return err
 }
 
-func (c *Conn) readEachFrame() error {
+func (l *readLoop) readEachFrame() error {
+	c := l.conn
 	for {
-		if c.inlineWork != nil && !c.runInline() {
+		if l.inlineWork != nil && !l.runInline() {
 			return errReadLoopReplaced
 		}
-		if c.readingFor != nil && c.answered {
+		if l.readingFor != nil && l.answered {
 			return nil
 		}
-		if c.fragment.assembly != nil {
-			if err := c.finishFragment(); err != nil {
+		if l.fragment.assembly != nil {
+			if err := l.finishFragment(); err != nil {
 				return err
 			}
 			continue
 		}
 		if guarded && !c.dialled && c.out.full.Load() {
-			c.awaitWriter()
+			l.awaitWriter()
 		}
-		b, err := c.in.peek(headerBytes)
+		b, err := l.in.peek(headerBytes)
 		if err != nil {
-			return c.readError(err)
+			return l.readError(err)
 		}
 		h := readHeader(b)
-		if !c.plainData(h) {
+		if !l.plainData(h) {
 			if err := h.check(!c.dialled, &c.own); err != nil {
 				return err
 			}
 		}
-		if h.kind() == kindData && h.flags() == 0 && h.length() > c.in.end-c.in.begin-headerBytes {
-			begun, err := c.beginFragment(h)
+		if h.kind() == kindData && h.flags() == 0 && h.length() > l.in.end-l.in.begin-headerBytes {
+			begun, err := l.beginFragment(h)
 			if err != nil {
 				return err
 			}
@@ -132,40 +165,41 @@ func (c *Conn) readEachFrame() error {
 				continue
 			}
 		}
-		if b, err = c.in.peek(headerBytes + h.length()); err != nil {
-			return c.readError(err)
+		if b, err = l.in.peek(headerBytes + h.length()); err != nil {
+			return l.readError(err)
 		}
-		if c.readRun(h) {
+		if l.readRun(h) {
 			continue
 		}
-		c.frameEnd = c.in.begin + len(b)
-		if err := c.handle(h, b[headerBytes:]); err != nil {
+		l.frameEnd = l.in.begin + len(b)
+		if err := l.handle(h, b[headerBytes:]); err != nil {
 			return err
 		}
-		c.in.skip(headerBytes + h.length())
+		l.in.skip(headerBytes + h.length())
 	}
 }
 
 // readRun consumes the buffered run of consecutive single-frame messages of one stream that starts
 // with h. If the fast path does not apply it returns false and has consumed nothing.
-func (c *Conn) readRun(h frameHeader) bool {
-	if !c.plainData(h) {
+func (l *readLoop) readRun(h frameHeader) bool {
+	c := l.conn
+	if !l.plainData(h) {
 		return false
 	}
-	t := c.assembling(h.id())
+	t := l.assembling(h.id())
 	if t.inbox == nil {
 		return false
 	}
 	took := false
 	for t.inbox.chargeSmall(h.length(), c.own.maxMessage) {
-		end := c.in.begin + headerBytes + h.length()
-		t.inbox.put(c.in.buf[c.in.begin+headerBytes : end])
-		c.in.begin, took = end, true
-		if c.in.end-end < headerBytes {
+		end := l.in.begin + headerBytes + h.length()
+		t.inbox.put(l.in.buf[l.in.begin+headerBytes : end])
+		l.in.begin, took = end, true
+		if l.in.end-end < headerBytes {
 			break
 		}
-		next := readHeader(c.in.buf[end:])
-		if !next.sameExceptLength(h) || !c.plainData(next) || c.in.end-end < headerBytes+next.length() {
+		next := readHeader(l.in.buf[end:])
+		if !next.sameExceptLength(h) || !l.plainData(next) || l.in.end-end < headerBytes+next.length() {
 			break
 		}
 		h = next
@@ -175,7 +209,8 @@ func (c *Conn) readRun(h frameHeader) bool {
 
 // plainData is a fast path of check that accepts the most common frames of streams. A frame that it
 // does not accept may still be valid.
-func (c *Conn) plainData(h frameHeader) bool {
+func (l *readLoop) plainData(h frameHeader) bool {
+	c := l.conn
 	return h.kind() == kindData && h.flags() == 0 && h.id() != 0 && h.length() <= c.own.maxFragment
 }
 
@@ -189,8 +224,8 @@ type fragment struct {
 
 // beginFragment makes the partially received DATA frame h the current fragment. It returns false if
 // the frame is to be read like any other.
-func (c *Conn) beginFragment(h frameHeader) (bool, error) {
-	t := c.assembling(h.id())
+func (l *readLoop) beginFragment(h frameHeader) (bool, error) {
+	t := l.assembling(h.id())
 	if t.assembly == nil || t.assembly.discard {
 		return false, nil
 	}
@@ -203,21 +238,21 @@ func (c *Conn) beginFragment(h frameHeader) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	c.in.skip(headerBytes)
-	c.in.readTo(dst)
-	c.fragment = fragment{target: t, id: h.id()}
+	l.in.skip(headerBytes)
+	l.in.readTo(dst)
+	l.fragment = fragment{target: t, id: h.id()}
 	return true, nil
 }
 
 // finishFragment reads the rest of the current fragment.
-func (c *Conn) finishFragment() error {
-	if err := c.in.fillDst(); err != nil {
-		return c.readError(err)
+func (l *readLoop) finishFragment() error {
+	if err := l.in.fillDst(); err != nil {
+		return l.readError(err)
 	}
-	f := c.fragment
-	c.fragment = fragment{}
-	c.frameEnd = c.in.begin
-	return c.assembled(f.id, f.target)
+	f := l.fragment
+	l.fragment = fragment{}
+	l.frameEnd = l.in.begin
+	return l.assembled(f.id, f.target)
 }
 
 // target is the destination of the DATA frames of one call. assembly is nil if no message is
@@ -229,22 +264,23 @@ type target struct {
 	incoming *Incoming
 }
 
-func (c *Conn) assembling(id uint32) target {
-	if c.recent.inbox != nil && c.recent.inbox.id == id && !c.recent.inbox.ended.Load() {
-		t := c.recent
+func (l *readLoop) assembling(id uint32) target {
+	if l.recent.inbox != nil && l.recent.inbox.id == id && !l.recent.inbox.ended.Load() {
+		t := l.recent
 		t.assembly = t.inbox.assembly
 		return t
 	}
-	t := c.findAssembling(id)
+	t := l.findAssembling(id)
 	if t.inbox != nil && t.inbox.ended.Load() {
 		t.inbox.discard()
 		t = target{}
 	}
-	c.recent = t
+	l.recent = t
 	return t
 }
 
-func (c *Conn) findAssembling(id uint32) target {
+func (l *readLoop) findAssembling(id uint32) target {
+	c := l.conn
 	if c.dialled {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -271,15 +307,16 @@ func (c *Conn) findAssembling(id uint32) target {
 }
 
 // assembled delivers a message if its last fragment has arrived.
-func (c *Conn) assembled(id uint32, t target) error {
+func (l *readLoop) assembled(id uint32, t target) error {
+	c := l.conn
 	switch {
 	case t.inbox != nil:
 		t.inbox.assembled()
 	case !t.assembly.complete():
 	case c.dialled:
-		c.replyComplete(id)
+		l.replyComplete(id)
 	default:
-		c.requestComplete(t.incoming)
+		l.requestComplete(t.incoming)
 	}
 	return nil
 }
@@ -287,52 +324,53 @@ func (c *Conn) assembled(id uint32, t target) error {
 // publish makes the stream messages received so far available to their readers. The connection's
 // reader calls it before a read that may block, before work that may take long, and before it
 // handles a frame of another kind, so that the order of frames is kept.
-func (c *Conn) publish() {
-	for i, b := range c.unpublished {
+func (l *readLoop) publish() {
+	for i, b := range l.unpublished {
 		b.listed = false
 		b.publish()
-		c.unpublished[i] = nil
+		l.unpublished[i] = nil
 	}
-	c.unpublished = c.unpublished[:0]
+	l.unpublished = l.unpublished[:0]
 }
 
-func (c *Conn) handle(h frameHeader, body []byte) error {
+func (l *readLoop) handle(h frameHeader, body []byte) error {
 	if k := h.kind(); k != kindData && k != kindCredit {
-		c.publish()
-		c.recent = target{}
+		l.publish()
+		l.recent = target{}
 	}
 	switch h.kind() {
 	case kindName:
-		return c.names.add(h.id(), body)
+		return l.names.add(h.id(), body)
 	case kindCall:
-		return c.onCall(h, body)
+		return l.onCall(h, body)
 	case kindData:
-		return c.onData(h, body)
+		return l.onData(h, body)
 	case kindCloseSend:
-		c.onCloseSend(h.id())
+		l.onCloseSend(h.id())
 	case kindCancel:
-		c.onCancel(h.id())
+		l.onCancel(h.id())
 	case kindHead:
-		return c.onHead(h.id(), body)
+		return l.onHead(h.id(), body)
 	case kindReply:
-		return c.onReply(h, body)
+		return l.onReply(h, body)
 	case kindCredit:
-		return c.onCredit(h.id(), body)
+		return l.onCredit(h.id(), body)
 	case kindPing:
-		return c.onPing(body)
+		return l.onPing(body)
 	case kindPong:
 	case kindGoAway:
-		return c.onGoAway(h, body)
+		return l.onGoAway(h, body)
 	case kindHello, kindWelcome, kindRefuse, kindProof, kindAdmit:
 		return violation("a second handshake")
 	}
 	return nil
 }
 
-func (c *Conn) onData(h frameHeader, body []byte) error {
-	t := c.assembling(h.id())
+func (l *readLoop) onData(h frameHeader, body []byte) error {
+	c := l.conn
+	t := l.assembling(h.id())
 	if t.inbox != nil {
-		return c.onStreamData(h, body, t)
+		return l.onStreamData(h, body, t)
 	}
 	if t.assembly == nil {
 		if !c.dialled || c.wasOpened(h.id()) {
@@ -346,10 +384,11 @@ func (c *Conn) onData(h frameHeader, body []byte) error {
 	if err := t.assembly.add(body); err != nil {
 		return err
 	}
-	return c.assembled(h.id(), t)
+	return l.assembled(h.id(), t)
 }
 
-func (c *Conn) onCredit(id uint32, body []byte) error {
+func (l *readLoop) onCredit(id uint32, body []byte) error {
+	c := l.conn
 	n, used := binary.Uvarint(body)
 	if used != len(body) || n == 0 || n > ceilingMaxMessage {
 		return violation("a CREDIT of %x", body)
@@ -427,7 +466,8 @@ func (p *parser) responseMetadata(r *outcome, flags uint8, most int) {
 	}
 }
 
-func (c *Conn) onReply(h frameHeader, body []byte) error {
+func (l *readLoop) onReply(h frameHeader, body []byte) error {
+	c := l.conn
 	var r outcome
 	p := parser{rest: body}
 	flags := h.flags()
@@ -484,13 +524,13 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 	}
 	if flags&flagSized != 0 {
 		defer c.mu.Unlock()
-		return c.beginReply(s, &partialReply{outcome: r}, total, p.rest)
+		return l.beginReply(s, &partialReply{outcome: r}, total, p.rest)
 	}
 	call := s.call
 	c.releaseID(h.id())
 	c.mu.Unlock()
 	if call != nil {
-		c.answered = c.answered || call == c.readingFor
+		l.answered = l.answered || call == l.readingFor
 		if r.err == nil && len(p.rest) > c.own.maxMessage {
 			r.err = responseTooLarge(call.Procedure, len(p.rest), c.own.maxMessage)
 		}
@@ -500,7 +540,8 @@ func (c *Conn) onReply(h frameHeader, body []byte) error {
 }
 
 // beginReply handles the first fragment of a large response. The caller must hold c.mu.
-func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) error {
+func (l *readLoop) beginReply(s *slot, r *partialReply, total int, first []byte) error {
+	c := l.conn
 	r.assembly = assembly{total: total, discard: s.call == nil}
 	if c.replyBytes > 0 && c.replyBytes+total > c.own.window {
 		return violation("responses of %d bytes at once, the window is %d", c.replyBytes+total, c.own.window)
@@ -514,13 +555,14 @@ func (c *Conn) beginReply(s *slot, r *partialReply, total int, first []byte) err
 		r.discard = true
 	}
 	if !r.discard {
-		r.buf = newUnaryAssembly(total, c.aliasing[s.call.Procedure]).buf
+		r.buf = newUnaryAssembly(total, l.aliasing[s.call.Procedure]).buf
 	}
 	return r.add(first)
 }
 
 // replyComplete ends a call whose response of several fragments is complete.
-func (c *Conn) replyComplete(id uint32) {
+func (l *readLoop) replyComplete(id uint32) {
+	c := l.conn
 	c.mu.Lock()
 	s := &c.slots[id]
 	if !s.busy || s.reply == nil {
@@ -535,13 +577,13 @@ func (c *Conn) replyComplete(id uint32) {
 		r.buf.Free()
 		return
 	}
-	c.answered = c.answered || call == c.readingFor
+	l.answered = l.answered || call == l.readingFor
 	var body []byte
 	if r.buf != nil {
 		body = r.buf.B
 	}
 	procedure := call.Procedure // the Call must not be accessed once it is complete
-	c.recordAliasing(procedure, r.buf, call.complete(&r.outcome, body, true))
+	l.recordAliasing(procedure, r.buf, call.complete(&r.outcome, body, true))
 }
 
 // returnReplyWindow returns the window that a large response used to the peer. The caller must hold
@@ -552,7 +594,8 @@ func (c *Conn) returnReplyWindow(r *partialReply) {
 	c.kick()
 }
 
-func (c *Conn) onHead(id uint32, body []byte) error {
+func (l *readLoop) onHead(id uint32, body []byte) error {
+	c := l.conn
 	p := parser{rest: body}
 	header, cost := p.header(c.own.maxHeader)
 	if p.end(); p.err != nil {

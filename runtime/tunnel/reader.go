@@ -202,16 +202,16 @@ func newUnaryAssembly(total int, aliases bool) *assembly {
 // recordAliasing records whether the response of a procedure aliased the buffer in which it was
 // received. If not, the buffer is freed. The number of procedures recorded is limited; the
 // prediction for others costs a copy.
-func (c *Conn) recordAliasing(procedure string, buf *codec.Buffer, aliased bool) {
+func (l *readLoop) recordAliasing(procedure string, buf *codec.Buffer, aliased bool) {
 	switch {
 	case !aliased:
-		delete(c.aliasing, procedure)
+		delete(l.aliasing, procedure)
 		buf.Free()
-	case len(procedure) <= maxNameBytes && len(c.aliasing) < maxAliasing:
-		if c.aliasing == nil {
-			c.aliasing = make(map[string]bool)
+	case len(procedure) <= maxNameBytes && len(l.aliasing) < maxAliasing:
+		if l.aliasing == nil {
+			l.aliasing = make(map[string]bool)
 		}
-		c.aliasing[procedure] = true
+		l.aliasing[procedure] = true
 	}
 }
 

@@ -109,18 +109,19 @@ var (
 
 // applyOwnerEvent applies an event and reports whether the owner has changed. The caller must hold
 // c.mu.
-func (c *Conn) applyOwnerEvent(e ownerEvent) bool {
-	after := nextOwner[c.owner][e]
-	if after == c.owner {
+func (l *readLoop) applyOwnerEvent(e ownerEvent) bool {
+	after := nextOwner[l.owner][e]
+	if after == l.owner {
 		return false
 	}
-	c.setOwner(after)
+	l.setOwner(after)
 	return true
 }
 
-func (c *Conn) setOwner(after readOwner) {
-	before := c.owner
-	c.owner = after
+func (l *readLoop) setOwner(after readOwner) {
+	c := l.conn
+	before := l.owner
+	l.owner = after
 	switch {
 	case after == ownerInterrupted:
 		_ = c.nc.SetReadDeadline(time.Unix(1, 0)) // fails only on a closed connection, whose reads fail too
@@ -128,21 +129,21 @@ func (c *Conn) setOwner(after readOwner) {
 		_ = c.nc.SetReadDeadline(time.Time{}) // likewise: the next read reports the error
 	}
 	if after == ownerLoop {
-		c.aloneCalls = 0
+		l.aloneCalls = 0
 		select {
-		case c.reclaimed <- struct{}{}:
+		case l.reclaimed <- struct{}{}:
 		default:
 		}
 	}
 }
 
 // readError converts an error of a read to the reason why reading stops.
-func (c *Conn) readError(err error) error {
+func (l *readLoop) readError(err error) error {
 	switch {
 	case errors.Is(err, errYielded), errors.Is(err, errInterrupted):
 		return err
-	case faults.Interruption && c.fragment.assembly != nil:
-	case c.readingFor != nil && isInterruption(err):
+	case faults.Interruption && l.fragment.assembly != nil:
+	case l.readingFor != nil && isInterruption(err):
 		return errInterrupted
 	}
 	return lostError(err)
@@ -150,23 +151,24 @@ func (c *Conn) readError(err error) error {
 
 // readAsCaller reads until the call is answered or its caller is interrupted. It reports whether
 // the caller must watch its context from then on, because the call has been open for some time.
-func (c *Conn) readAsCaller(call *Call) (watch bool) {
-	c.readingFor, c.answered = call, false
-	c.ownerEpoch.Add(1)
-	err := c.readFrames()
-	c.readingFor = nil
-	c.ownerEpoch.Add(1)
+func (l *readLoop) readAsCaller(call *Call) (watch bool) {
+	c := l.conn
+	l.readingFor, l.answered = call, false
+	l.ownerEpoch.Add(1)
+	err := l.readFrames()
+	l.readingFor = nil
+	l.ownerEpoch.Add(1)
 	if err != nil && !errors.Is(err, errInterrupted) {
-		c.readingEnded(err)
+		l.readingEnded(err)
 		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.corked = false
-	if err == nil && c.sendWindow.open == 0 && c.in.betweenFrames() && c.err == nil {
-		c.applyOwnerEvent(eventAnswered)
+	if err == nil && c.sendWindow.open == 0 && l.in.betweenFrames() && c.err == nil {
+		l.applyOwnerEvent(eventAnswered)
 	} else {
-		c.applyOwnerEvent(eventLeft)
+		l.applyOwnerEvent(eventLeft)
 	}
 	if err != nil && c.isOpen(call) {
 		c.unwatched.remove(call)
@@ -178,25 +180,27 @@ func (c *Conn) readAsCaller(call *Call) (watch bool) {
 
 // yieldReading reports whether the read loop is to park, and if so gives up ownership. The caller
 // must hold c.mu.
-func (c *Conn) yieldReading() bool {
-	if c.aloneCalls < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.idle != nil {
+func (l *readLoop) yieldReading() bool {
+	c := l.conn
+	if l.aloneCalls < yieldAfter || c.sendWindow.open > 0 || !c.dialled || c.err != nil || c.peerDrained || c.idle != nil {
 		return false
 	}
-	if c.owner != ownerLoop || !c.applyOwnerEvent(eventYielded) {
+	if l.owner != ownerLoop || !l.applyOwnerEvent(eventYielded) {
 		return false
 	}
-	c.ownerEpoch.Add(2) // the sweeper notices activity, and the count stays even
+	l.ownerEpoch.Add(2) // the sweeper notices activity, and the count stays even
 	return true
 }
 
 // awaitReclaim parks the read loop until it is to read again. It returns false if the connection
 // has ended.
-func (c *Conn) awaitReclaim() bool {
-	if !c.watched.Load() {
+func (l *readLoop) awaitReclaim() bool {
+	c := l.conn
+	if !l.watched.Load() {
 		c.cfg.Watchdog.add(c)
 	}
 	select {
-	case <-c.reclaimed:
+	case <-l.reclaimed:
 		return true
 	case <-c.done:
 		return false
@@ -205,11 +209,12 @@ func (c *Conn) awaitReclaim() bool {
 
 // interruptReader applies eventSwept if epoch is still ownerEpoch: a caller that has been reading
 // since then stops, and an idle connection gets its read loop back.
-func (c *Conn) interruptReader(epoch uint64) {
+func (l *readLoop) interruptReader(epoch uint64) {
+	c := l.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ownerEpoch.Load() == epoch && c.err == nil {
-		c.applyOwnerEvent(eventSwept)
+	if l.ownerEpoch.Load() == epoch && c.err == nil {
+		l.applyOwnerEvent(eventSwept)
 	}
 }
 
@@ -232,18 +237,18 @@ type Work interface {
 // returned. The request is no longer available then. Each call of ServeUnary may call it once.
 func (in *Incoming) RunInline(work Work) {
 	c := in.conn()
-	c.inlineWork, c.inlineCall = work, in
+	c.reading.inlineWork, c.reading.inlineCall = work, in
 }
 
 // MoreBuffered reports whether further data has already been read behind this call on the
 // connection, which work run inline would delay. It is for use in ServeUnary.
-func (in *Incoming) MoreBuffered() bool { return in.conn().in.end > in.conn().frameEnd }
+func (in *Incoming) MoreBuffered() bool { return in.conn().reading.in.end > in.conn().reading.frameEnd }
 
 // Waits announces that the work which serves the call may block. If that work runs inline, another
 // goroutine takes over reading, and Waits returns true. Waits is a method of the context that
 // [Incoming.Context] returns.
 func (c *callContext) Waits() bool {
-	return c.inlineEpoch != 0 && c.conn.replaceReadLoop(c.inlineEpoch)
+	return c.inlineEpoch != 0 && c.conn.reading.replaceReadLoop(c.inlineEpoch)
 }
 
 // errReadLoopReplaced stops a read loop whose reading another goroutine has taken over.
@@ -251,21 +256,22 @@ var errReadLoopReplaced = errors.New("tunnel: reading was handed over")
 
 // runInline runs the work that a handler left for the read loop. It reports whether this
 // goroutine is still the read loop afterwards.
-func (c *Conn) runInline() bool {
-	c.publish()
-	work, in := c.inlineWork, c.inlineCall
-	c.inlineWork, c.inlineCall = nil, nil
-	epoch := c.inlineEpoch.Add(1) // odd: inline work is running
+func (l *readLoop) runInline() bool {
+	c := l.conn
+	l.publish()
+	work, in := l.inlineWork, l.inlineCall
+	l.inlineWork, l.inlineCall = nil, nil
+	epoch := l.inlineEpoch.Add(1) // odd: inline work is running
 	in.ctx.inlineEpoch = epoch
-	if !c.watched.Load() {
+	if !l.watched.Load() {
 		c.cfg.Watchdog.add(c)
 	}
-	c.runWork(work, in, epoch)
-	if !c.inlineEpoch.CompareAndSwap(epoch, epoch+1) {
+	l.runWork(work, in, epoch)
+	if !l.inlineEpoch.CompareAndSwap(epoch, epoch+1) {
 		return false
 	}
-	if c.inlineCalls++; c.inlineCalls%inlineBatch == 0 {
-		_ = c.beforeRead(false) // never fails when not between frames
+	if l.inlineCalls++; l.inlineCalls%inlineBatch == 0 {
+		_ = l.beforeRead(false) // never fails when not between frames
 		c.mu.Lock()
 		c.out.corked = true
 		c.mu.Unlock()
@@ -273,7 +279,8 @@ func (c *Conn) runInline() bool {
 	return true
 }
 
-func (c *Conn) runWork(work Work, in *Incoming, epoch uint64) {
+func (l *readLoop) runWork(work Work, in *Incoming, epoch uint64) {
+	c := l.conn
 	returned := false
 	defer func() {
 		if returned {
@@ -281,7 +288,7 @@ func (c *Conn) runWork(work Work, in *Incoming, epoch uint64) {
 		}
 		f := usercode.Outcome(false, recover())
 		if f.Goexit {
-			c.replaceReadLoop(epoch) // Goexit ends the goroutine of the read loop
+			l.replaceReadLoop(epoch) // Goexit ends the goroutine of the read loop
 		}
 		if !in.replied.Load() {
 			in.Reply(nil, c.handlerFailed(in.Procedure, f))
@@ -298,11 +305,11 @@ const inlineBatch = 16
 
 // replaceReadLoop starts another read loop if the inline work of the given epoch still occupies
 // this one, and reports whether it did.
-func (c *Conn) replaceReadLoop(epoch uint64) bool {
-	if !c.inlineEpoch.CompareAndSwap(epoch, epoch+1) {
+func (l *readLoop) replaceReadLoop(epoch uint64) bool {
+	if !l.inlineEpoch.CompareAndSwap(epoch, epoch+1) {
 		return false
 	}
-	go c.read()
+	go l.read()
 	return true
 }
 
@@ -342,7 +349,7 @@ const (
 func (w *Watchdog) add(c *Conn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if c.watched.Swap(true) {
+	if c.reading.watched.Swap(true) {
 		return
 	}
 	if w.conns == nil {
@@ -388,12 +395,12 @@ func (w *Watchdog) sweep(last *watchedConn) {
 	last.observe()
 	same := last.inlineEpoch == before.inlineEpoch && last.ownerEpoch == before.ownerEpoch
 	if same && last.inlineEpoch%2 == 1 {
-		c.replaceReadLoop(last.inlineEpoch)
+		c.reading.replaceReadLoop(last.inlineEpoch)
 	}
 	swept := true
 	if c.dialled {
 		if w.scratchCalls, swept = c.sweepContexts(w.scratchCalls); same {
-			c.interruptReader(last.ownerEpoch)
+			c.reading.interruptReader(last.ownerEpoch)
 		}
 	}
 	if !swept || !same || last.calls != before.calls || last.ownerEpoch%2 == 1 {
@@ -407,17 +414,17 @@ func (w *Watchdog) sweep(last *watchedConn) {
 	defer w.mu.Unlock()
 	// Clear the mark first and check again afterwards: whatever begins checks the mark after it has
 	// changed the state.
-	c.watched.Store(false)
+	c.reading.watched.Store(false)
 	if last.unchanged() {
 		delete(w.conns, c)
 		return
 	}
-	c.watched.Store(true)
+	c.reading.watched.Store(true)
 }
 
 // observe records the current state of the connection.
 func (l *watchedConn) observe() {
-	l.inlineEpoch, l.ownerEpoch, l.calls = l.conn.inlineEpoch.Load(), l.conn.ownerEpoch.Load(), 0
+	l.inlineEpoch, l.ownerEpoch, l.calls = l.conn.reading.inlineEpoch.Load(), l.conn.reading.ownerEpoch.Load(), 0
 	if l.conn.dialled {
 		l.calls = l.conn.calls.Load() // served calls change inlineEpoch if they need the watchdog
 	}

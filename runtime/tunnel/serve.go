@@ -47,16 +47,17 @@ func (c *Conn) unregisterCall(in *Incoming) {
 	c.metaBytes -= int(in.meta)
 }
 
-func (c *Conn) onCall(h frameHeader, body []byte) error {
-	in := c.newIncoming()
+func (l *readLoop) onCall(h frameHeader, body []byte) error {
+	c := l.conn
+	in := l.newIncoming()
 	in.id, in.StreamType = h.id(), connect.StreamType(h.flags()&callShape)
 	in.ctx.conn, in.ctx.in = c, in
 	p := parser{rest: body}
-	in.Names = c.names.read(&p)
+	in.Names = l.names.read(&p)
 	if h.flags()&callDeadline != 0 {
 		// A deadline beyond the range of time.Duration means no deadline.
 		if remaining := p.uint64(); remaining < uint64(maxDeadline/time.Microsecond) {
-			in.ctx.deadline = max(c.now.Sub(c.started)+time.Duration(remaining)*time.Microsecond, 1)
+			in.ctx.deadline = max(l.now.Sub(c.started)+time.Duration(remaining)*time.Microsecond, 1)
 		}
 	}
 	if h.flags()&callChain != 0 {
@@ -91,7 +92,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 	if unary && h.flags()&flagSized != 0 {
 		in.ensureDetails() // allocates details for the assembly
 	}
-	if err := c.registerCall(in); err != nil {
+	if err := l.registerCall(in); err != nil {
 		if _, refused := errors.AsType[*notRunError](err); refused {
 			return nil
 		}
@@ -106,7 +107,7 @@ func (c *Conn) onCall(h frameHeader, body []byte) error {
 		in.details.assembly = a
 		return a.add(p.rest)
 	default:
-		c.serveUnary(in, request{body: p.rest})
+		l.serveUnary(in, request{body: p.rest})
 	}
 	return nil
 }
@@ -116,7 +117,8 @@ const maxDeadline = 100 * 365 * 24 * time.Hour
 // registerCall adds a call to the table. A call that violates the protocol ends the connection with
 // the returned error. A call that cannot be served now is refused, and the refusal is returned as a
 // [*notRunError].
-func (c *Conn) registerCall(in *Incoming) error {
+func (l *readLoop) registerCall(in *Incoming) error {
+	c := l.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -179,18 +181,20 @@ type request struct {
 	mayAlias bool
 }
 
-func (c *Conn) newIncoming() *Incoming {
+func (l *readLoop) newIncoming() *Incoming {
+	c := l.conn
 	if c.allocator != nil {
 		return c.allocator.NewIncoming()
 	}
 	return &Incoming{}
 }
 
-func (c *Conn) serveUnary(in *Incoming, r request) {
-	c.request = r
+func (l *readLoop) serveUnary(in *Incoming, r request) {
+	c := l.conn
+	l.request = r
 	returned := false
 	defer func() {
-		c.request.body = nil
+		l.request.body = nil
 		if returned {
 			return
 		}
@@ -212,7 +216,7 @@ func (c *Conn) serveStream(in *Incoming) {
 }
 
 // requestComplete delivers a unary call whose request of several fragments is complete.
-func (c *Conn) requestComplete(in *Incoming) {
+func (l *readLoop) requestComplete(in *Incoming) {
 	a := in.details.assembly
 	in.details.assembly = nil
 	if in.ctx.Err() != nil {
@@ -220,13 +224,14 @@ func (c *Conn) requestComplete(in *Incoming) {
 		a.buf.Free()
 		return
 	}
-	c.serveUnary(in, request{body: a.buf.B, mayAlias: true})
-	if in.aliases = !c.request.mayAlias; !in.aliases {
+	l.serveUnary(in, request{body: a.buf.B, mayAlias: true})
+	if in.aliases = !l.request.mayAlias; !in.aliases {
 		a.buf.Free()
 	}
 }
 
-func (c *Conn) onCancel(id uint32) {
+func (l *readLoop) onCancel(id uint32) {
+	c := l.conn
 	if faults.LostCancel {
 		return
 	}
@@ -261,7 +266,8 @@ func (c *Conn) cancelReply(id uint32) *outMessage {
 	return p
 }
 
-func (c *Conn) onCloseSend(id uint32) {
+func (l *readLoop) onCloseSend(id uint32) {
+	c := l.conn
 	if in := c.servedBy(id); in != nil && in.stream() != nil {
 		in.stream().inbox.closeSend()
 	}

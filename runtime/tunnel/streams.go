@@ -448,7 +448,8 @@ func (s *serverStream) sendError(err error) error {
 }
 
 // onStreamData handles a DATA frame of a stream.
-func (c *Conn) onStreamData(h frameHeader, body []byte, t target) error {
+func (l *readLoop) onStreamData(h frameHeader, body []byte, t target) error {
+	c := l.conn
 	tooMuch, err := t.inbox.push(h.flags()&flagSized != 0, body, c.own.maxMessage)
 	if err != nil || tooMuch == nil {
 		return err

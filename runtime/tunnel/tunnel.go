@@ -41,9 +41,6 @@ import (
 
 // Conn is one end of a tunnel. Its methods are safe for concurrent use.
 type Conn struct {
-	inlining
-	readOwnership
-
 	cfg     Config
 	nc      net.Conn
 	dialled bool
@@ -58,23 +55,8 @@ type Conn struct {
 	// started is the origin of the deadlines of served calls, see callContext.deadline.
 	started time.Time
 
-	// in and the data that it has buffered are owned by the goroutine that reads the connection,
-	// see readOwner. So are the fields from here to unpublished.
-	in     frameReader
-	names  nameTable
-	now    time.Time
-	poller sock.Poller
-	// request is the unary request that is being delivered to the handler.
-	request request
-	// aliasing is the set of procedures whose last large response aliased its receive buffer.
-	aliasing map[string]bool
-	// fragment is the fragment that is being read straight into its assembly. Its assembly is nil
-	// if there is none.
-	fragment fragment
-	// recent caches the target of the last DATA frame. unpublished lists the streams that have
-	// received messages since the last publish.
-	recent      target
-	unpublished []*inbox
+	// reading is the receiving side: it reads frames and handles each.
+	reading readLoop
 
 	// writing is the method value of write, stored so that starting the writer does not allocate.
 	writing     func()
@@ -199,10 +181,10 @@ func AcceptAny(
 // raw returns the underlying connection, including any bytes read beyond the handshake.
 func (c *Conn) raw() net.Conn {
 	nc := c.nc
-	if rest := c.in.buffered(c.in.end - c.in.begin); len(rest) > 0 {
+	if rest := c.reading.in.buffered(c.reading.in.end - c.reading.in.begin); len(rest) > 0 {
 		nc = Unread(nc, rest)
 	}
-	c.in.mem.Free()
+	c.reading.in.mem.Free()
 	return nc
 }
 
@@ -215,24 +197,25 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{
-		cfg: cfg.WithDefaults(), nc: nc, in: in, started: time.Now(),
+		cfg: cfg.WithDefaults(), nc: nc, reading: readLoop{in: in}, started: time.Now(),
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
+	c.reading.conn = c
 	c.own = c.cfg.limits()
-	c.reclaimed = make(chan struct{}, 1)
+	c.reading.reclaimed = make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
 	c.writing = c.write
 	c.nonblocking.Init(nc)
-	c.poller.Init(nc, c.cfg.BusyPoll)
+	c.reading.poller.Init(nc, c.cfg.BusyPoll)
 	return c
 }
 
 func (c *Conn) run() {
 	c.out.maxFragment = c.peer.maxFragment
 	c.allocator, _ = c.handler.(Allocator)
-	c.in.beforeMove = c.publish
-	c.in.poll, c.in.beforeRead, c.in.afterRead = c.poll, c.beforeRead, c.afterRead
-	go c.read()
+	c.reading.in.beforeMove = c.reading.publish
+	c.reading.in.poll, c.reading.in.beforeRead, c.reading.in.afterRead = c.reading.poll, c.reading.beforeRead, c.reading.afterRead
+	go c.reading.read()
 }
 
 // closeQuietly closes a connection that has already failed or been closed.
@@ -495,7 +478,8 @@ func (c *Conn) checkIdle() {
 
 var errPeerShutDown = fmt.Errorf("the peer shut down: %w", ErrClosed)
 
-func (c *Conn) onGoAway(h frameHeader, body []byte) error {
+func (l *readLoop) onGoAway(h frameHeader, body []byte) error {
+	c := l.conn
 	p := parser{rest: body}
 	reason := p.errorBlock()
 	if p.end(); p.err != nil {
