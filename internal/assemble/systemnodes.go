@@ -10,6 +10,7 @@ import (
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/ps"
@@ -60,31 +61,27 @@ type officerSupervisor struct {
 	done   sync.WaitGroup
 }
 
-// The delay between attempts doubles while there is no captain to serve.
+// Bounds of the pauses between attempts while there is no captain to serve.
 const (
 	firstPause = time.Second
-	lastPause  = 30 * time.Second
+	maxPause   = 30 * time.Second
 )
 
 func superviseOfficer(h *runtime.Host) *officerSupervisor {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &officerSupervisor{cancel: cancel}
 	k.done.Go(func() {
-		pause := firstPause
-		for ctx.Err() == nil {
+		pause := backoff.Backoff{First: firstPause, Max: maxPause}
+		for {
 			err := serveMachine(ctx, h)
 			if err == nil {
-				pause = firstPause
+				pause.Reset()
 			} else if ctx.Err() == nil {
 				h.Options().Logger.Debug("this machine has no officer yet", slog.Any("error", err))
 			}
-			t := time.NewTimer(pause)
-			select {
-			case <-t.C:
-			case <-ctx.Done():
+			if pause.Wait(ctx) != nil {
+				return
 			}
-			t.Stop()
-			pause = min(2*pause, lastPause)
 		}
 	})
 	return k

@@ -52,11 +52,17 @@ func (b *Backoff) Next() time.Duration {
 }
 
 // Wait blocks for the next pause. It fails with the context's cause if the context ends first.
-func (b *Backoff) Wait(ctx context.Context) error {
+func (b *Backoff) Wait(ctx context.Context) error { return b.WaitOr(ctx, nil) }
+
+// WaitOr blocks for the next pause, or until event is closed or receives a value. It fails with the
+// context's cause if the context ends first.
+func (b *Backoff) WaitOr(ctx context.Context, event <-chan struct{}) error {
 	timer := time.NewTimer(b.Next())
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return nil
+	case <-event:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("pausing before a retry: %w", context.Cause(ctx))

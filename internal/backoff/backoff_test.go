@@ -58,3 +58,13 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 		require.GreaterOrEqual(t, time.Since(start), time.Second+time.Hour/2)
 	})
 }
+
+func TestWaitEndsWithItsEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, event := Backoff{First: time.Hour, Max: time.Hour}, make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(event) })
+		start := time.Now()
+		require.NoError(t, b.WaitOr(t.Context(), event))
+		require.Equal(t, time.Second, time.Since(start))
+	})
+}

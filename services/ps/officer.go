@@ -15,6 +15,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/services/ps/store"
 )
 
@@ -146,7 +147,7 @@ func (o *officer) directory() *psv1.DirectoryResponse {
 // enlist registers the officer with its captain. It retries while the captain is unavailable.
 func (o *officer) enlist(ctx context.Context, captain *psv1raylink.Captain, self *nodev1.NodeRef) error {
 	req := &psv1.EnlistRequest{Machine: o.machine, Officer: self, Directory: o.directory(), Versions: o.store.Versions()}
-	var pause backoff
+	pause := backoff.Backoff{First: firstPause, Max: maxPause}
 	for {
 		_, err := captain.Enlist(ctx, req)
 		if err == nil {
@@ -155,7 +156,7 @@ func (o *officer) enlist(ctx context.Context, captain *psv1raylink.Captain, self
 		if connect.CodeOf(err) != connect.CodeUnavailable {
 			return fmt.Errorf("enlist with the captain: %w", err)
 		}
-		if err := pause.wait(ctx); err != nil {
+		if err := pause.Wait(ctx); err != nil {
 			return err
 		}
 	}

@@ -4,9 +4,17 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	"github.com/raylink/raylink/internal/backoff"
+)
+
+// Bounds of the pauses between attempts to reach an officer or the captain.
+const (
+	firstPause = 50 * time.Millisecond
+	maxPause   = 5 * time.Second
 )
 
 // officerSession is the captain's session with one officer. Its task sends the newest version of
@@ -54,7 +62,7 @@ func (o *officerSession) run(ctx context.Context, c *captain) error {
 		}
 	})
 	machine := slog.String("machine", o.request.GetMachine())
-	var pause backoff
+	pause := backoff.Backoff{First: firstPause, Max: maxPause}
 	failing := false
 	for {
 		select {
@@ -74,12 +82,12 @@ func (o *officerSession) run(ctx context.Context, c *captain) error {
 				c.log.Warn("sending parameters to an officer failed; retrying", machine, slog.Any("error", err))
 			}
 			o.notify()
-			if err := pause.waitOr(ctx, nodeEnded); err != nil {
-				return err
+			if pause.WaitOr(ctx, nodeEnded) != nil {
+				return ctx.Err()
 			}
 			continue
 		}
-		pause.reset()
+		pause.Reset()
 		if failing {
 			failing = false
 			c.log.Info("sending parameters to an officer works again", machine)
