@@ -20,31 +20,31 @@ import (
 // builtinMethods are the methods that every node has in addition to its own. They run concurrently,
 // outside the mailbox: a node serves them while it is busy, draining or being set up.
 type builtinMethods struct {
-	ping         *Unary[*nodev1.PingRequest, *nodev1.PingResponse]
-	info         *Unary[*nodev1.InfoRequest, *nodev1.InfoResponse]
-	children     *Unary[*nodev1.ChildrenRequest, *nodev1.ChildrenResponse]
-	create       *Unary[*nodev1.CreateRequest, *nodev1.CreateResponse]
-	cancelCreate *Unary[*nodev1.CancelCreateRequest, *nodev1.CancelCreateResponse]
-	createTunnel *Unary[*nodev1.CreateTunnelRequest, *nodev1.CreateTunnelResponse]
-	tunnelStats  *Unary[*nodev1.TunnelStatsRequest, *nodev1.TunnelStatsResponse]
-	stop         *Unary[*nodev1.StopRequest, *nodev1.StopResponse]
+	ping         *unaryMethod[*nodev1.PingRequest, *nodev1.PingResponse]
+	info         *unaryMethod[*nodev1.InfoRequest, *nodev1.InfoResponse]
+	children     *unaryMethod[*nodev1.ChildrenRequest, *nodev1.ChildrenResponse]
+	create       *unaryMethod[*nodev1.CreateRequest, *nodev1.CreateResponse]
+	cancelCreate *unaryMethod[*nodev1.CancelCreateRequest, *nodev1.CancelCreateResponse]
+	createTunnel *unaryMethod[*nodev1.CreateTunnelRequest, *nodev1.CreateTunnelResponse]
+	tunnelStats  *unaryMethod[*nodev1.TunnelStatsRequest, *nodev1.TunnelStatsResponse]
+	stop         *unaryMethod[*nodev1.StopRequest, *nodev1.StopResponse]
 	service      *Service
 }
 
 // builtins is initialized on first use, because its methods refer to code that uses it.
 var builtins = sync.OnceValue(func() *builtinMethods { //nolint:gochecknoglobals // a table that never changes
 	b := &builtinMethods{
-		ping:         UnaryMethod("Ping", (*Node).servePing, Concurrent()),
-		info:         UnaryMethod("Info", (*Node).serveInfo, Concurrent()),
-		children:     UnaryMethod("Children", (*Node).serveChildren, Concurrent()),
-		create:       UnaryMethod("Create", (*Node).serveCreate, Concurrent()),
-		cancelCreate: UnaryMethod("CancelCreate", (*Node).serveCancelCreate, Concurrent()),
-		createTunnel: UnaryMethod("CreateTunnel", (*Node).serveCreateTunnel, Concurrent()),
-		tunnelStats:  UnaryMethod("TunnelStats", (*Node).serveTunnelStats, Concurrent()),
-		stop:         UnaryMethod("Stop", (*Node).serveStop, Concurrent()),
+		ping:         newUnaryMethod("Ping", (*Node).servePing, concurrent()),
+		info:         newUnaryMethod("Info", (*Node).serveInfo, concurrent()),
+		children:     newUnaryMethod("Children", (*Node).serveChildren, concurrent()),
+		create:       newUnaryMethod("Create", (*Node).serveCreate, concurrent()),
+		cancelCreate: newUnaryMethod("CancelCreate", (*Node).serveCancelCreate, concurrent()),
+		createTunnel: newUnaryMethod("CreateTunnel", (*Node).serveCreateTunnel, concurrent()),
+		tunnelStats:  newUnaryMethod("TunnelStats", (*Node).serveTunnelStats, concurrent()),
+		stop:         newUnaryMethod("Stop", (*Node).serveStop, concurrent()),
 	}
-	b.service = NewService(nodev1.File_raylink_node_v1_node_proto.Services().ByName("NodeService"), ServiceConfig{Type: "node"},
-		b.ping, b.info, b.children, b.create, b.cancelCreate, b.createTunnel, b.tunnelStats, b.stop)
+	b.service = newService(nodev1.File_raylink_node_v1_node_proto.Services().ByName("NodeService"), serviceConfig{typeName: "node"},
+		&b.ping.m, &b.info.m, &b.children.m, &b.create.m, &b.cancelCreate.m, &b.createTunnel.m, &b.tunnelStats.m, &b.stop.m)
 	for _, m := range b.service.methods {
 		m.builtin = true
 	}
@@ -198,19 +198,19 @@ func errNoSystem() error {
 // Ping calls the node and returns the round-trip time. A node answers it even while it is busy.
 func (r Ref) Ping(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
-	_, err := builtins().ping.Call(ctx, r, nil)
+	_, err := builtins().ping.call(ctx, r, nil)
 	return time.Since(start), err
 }
 
 // Info returns the node's record, address, uptime and numbers of calls, from the node itself.
 func (r Ref) Info(ctx context.Context) (*nodev1.NodeInfo, error) {
-	res, err := builtins().info.Call(ctx, r, nil)
+	res, err := builtins().info.call(ctx, r, nil)
 	return res.GetInfo(), err
 }
 
 // Children returns the records of the node's living children, in the order of their creation.
 func (r Ref) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
-	res, err := builtins().children.Call(ctx, r, nil)
+	res, err := builtins().children.call(ctx, r, nil)
 	return res.GetChildren(), err
 }
 
@@ -239,13 +239,13 @@ func (r Ref) Parent(ctx context.Context) (Ref, error) {
 
 // CreateTunnel makes the node open a tagged tunnel, see [Node.CreateTunnel].
 func (r Ref) CreateTunnel(ctx context.Context, tag string) (*nodev1.TunnelInfo, error) {
-	res, err := builtins().createTunnel.Call(ctx, r, &nodev1.CreateTunnelRequest{Tag: tag})
+	res, err := builtins().createTunnel.call(ctx, r, &nodev1.CreateTunnelRequest{Tag: tag})
 	return res.GetTunnel(), err
 }
 
 // TunnelStats returns the traffic of the node's tagged tunnels; an empty tag selects all of them.
 func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats, error) {
-	res, err := builtins().tunnelStats.Call(ctx, r, &nodev1.TunnelStatsRequest{Tag: tag})
+	res, err := builtins().tunnelStats.call(ctx, r, &nodev1.TunnelStatsRequest{Tag: tag})
 	return res.GetTunnels(), err
 }
 
@@ -255,6 +255,6 @@ func (r Ref) TunnelStats(ctx context.Context, tag string) ([]*nodev1.TunnelStats
 // or that of a descendant, or a turn of one of them waits for it, Stop begins the end and returns
 // at once.
 func (r Ref) Stop(ctx context.Context) error {
-	_, err := builtins().stop.Call(ctx, r, nil)
+	_, err := builtins().stop.call(ctx, r, nil)
 	return err
 }

@@ -8,60 +8,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Call calls the method and waits for its response.
-//
-// Neither the request nor the response may be modified afterwards, by any side: in the same process
-// they are passed by reference. A nil request is the empty message. Call returns as soon as ctx
-// ends, with one exception: a call within a process to an idle node, or of a concurrent method,
-// runs the method on the caller's goroutine. Then it returns when the method does, whose own
-// context has ended with ctx.
-func (u *Unary[Req, Res]) Call(ctx context.Context, ref Ref, req Req) (Res, error) {
-	var none Res
-	res, err := ref.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
-	if err != nil {
-		return none, err
-	}
-	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
-}
-
-// CallAsync starts a call of the method, see [CallAsync].
-func (u *Unary[Req, Res]) CallAsync(ctx context.Context, ref Ref, req Req) *Future[Res] {
-	return &Future[Res]{f: ref.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
-}
-
-// method returns the method at an index of the [Table] of the handle's service.
+// method returns the method at an index of the [GeneratedService] of the handle's service.
 func (r Ref) method(index int) (*Method, error) {
 	if r.to == nil {
 		return nil, errNoNode()
 	}
 	return r.service.methods[index], nil
-}
-
-// CallUnary is [Unary.Call] for the method at an index of the [Table] of ref's service. It is for
-// generated code, as are the functions below.
-func CallUnary[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (Res, error) {
-	var none Res
-	m, err := ref.method(index)
-	if err != nil {
-		return none, err
-	}
-	res, err := ref.invoke(ctx, m, orEmpty(req, m.newRequest))
-	if err != nil {
-		return none, err
-	}
-	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
-}
-
-// CallAsync enqueues a call of a method and returns its future. It blocks only while the node's
-// queue is full or its connection is being opened, and no longer than ctx. Calls that are enqueued
-// one after the other by a goroutine run in that order. The call is canceled when ctx is. Neither
-// request nor response may be modified afterwards.
-func CallAsync[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) *Future[Res] {
-	m, err := ref.method(index)
-	if err != nil {
-		return &Future[Res]{f: failedFuture(err)}
-	}
-	return &Future[Res]{f: ref.submit(ctx, m, orEmpty(req, m.newRequest))}
 }
 
 // failedFuture is the future of a call with a Ref that refers to no node.
@@ -78,18 +30,6 @@ func beginStream(ctx context.Context, ref Ref, index int) (*callStream, error) {
 		return nil, err
 	}
 	return ref.stream(ctx, m)
-}
-
-// CallServerStream calls a method with one request and returns the stream of its responses.
-func CallServerStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int, req Req) (ServerStreamingClient[Res], error) {
-	c, err := beginStream(ctx, ref, index)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.sendOnly(orEmpty(req, c.method.newRequest)); err != nil {
-		return nil, err
-	}
-	return serverStreamingClient[Res]{c}, nil
 }
 
 // sendOnly sends the request and closes the sending side.
@@ -120,24 +60,6 @@ func isLocalRefusal(err error) bool {
 	default:
 		return false
 	}
-}
-
-// CallClientStream begins a call and returns the stream on which its requests are sent.
-func CallClientStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (ClientStreamingClient[Req, Res], error) {
-	c, err := beginStream(ctx, ref, index)
-	if err != nil {
-		return nil, err
-	}
-	return clientStreamingClient[Req, Res]{c}, nil
-}
-
-// CallBidiStream begins a call and returns its stream.
-func CallBidiStream[Req, Res proto.Message](ctx context.Context, ref Ref, index int) (BidiStreamingClient[Req, Res], error) {
-	c, err := beginStream(ctx, ref, index)
-	if err != nil {
-		return nil, err
-	}
-	return bidiStreamingClient[Req, Res]{c}, nil
 }
 
 // orEmpty replaces a nil message by the empty one.

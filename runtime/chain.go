@@ -54,7 +54,7 @@ func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
 
 // overrides encodes the number of turns of the type's nodes and the methods that it makes
 // concurrent, such as "4 Peek Poke"; it is empty if they are those of the schema.
-func (t NodeType) overrides(c ServiceConfig) string {
+func (t NodeType) overrides(c serviceConfig) string {
 	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.beside) == 0 {
 		return ""
 	}

@@ -26,21 +26,8 @@ import (
 // maxCount bounds how many nodes one creation makes.
 const maxCount = 1 << 16
 
-// Create creates a node under parent and blocks until it is set up. While a node's method waits in
-// Create, the node's mailbox continues to serve, so that the child may call its parent. If Create
-// returns an error, because set-up fails or ctx ends, nothing is left of the node. It is for
-// generated code.
-func Create(ctx context.Context, parent Parent, service *Service, config proto.Message, opts ...CreateOption) (Ref, error) {
-	refs, err := CreateN(ctx, parent, service, 1, config, opts...)
-	if err != nil {
-		return Ref{}, err
-	}
-	return refs[0], nil
-}
-
-// CreateN creates n nodes at once, all or none; otherwise it is like [Create]. It is for generated
-// code.
-func CreateN(ctx context.Context, parent Parent, service *Service, n int, config proto.Message, opts ...CreateOption) ([]Ref, error) {
+// createNodes is [GeneratedService.CreateN].
+func createNodes(ctx context.Context, parent Parent, service *Service, n int, config proto.Message, opts ...CreateOption) ([]Ref, error) {
 	if n < 1 || n > maxCount {
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "one creation makes 1 to %d nodes, not %d", maxCount, n)
 	}
@@ -84,14 +71,14 @@ func CreateN(ctx context.Context, parent Parent, service *Service, n int, config
 
 // configure encodes the configuration of the new nodes: one for all, or one for each.
 func (o *createOptions) configure(service *Service, config proto.Message, types *typeSet) error {
-	if service.config.NewConfig == nil {
+	if service.config.newConfig == nil {
 		if o.each != nil {
 			return connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, so EachConfig has none to set", service.Type())
 		}
 		return nil
 	}
 	if config == nil || !config.ProtoReflect().IsValid() {
-		config = service.config.NewConfig()
+		config = service.config.newConfig()
 	}
 	// If this process does not have the type, the parent's host finds or refuses it.
 	t, _ := types.resolve(o.request.GetType(), service.name)
@@ -132,7 +119,7 @@ func (t NodeType) encodeConfig(config proto.Message) (*anypb.Any, error) {
 // createBelow creates nodes through the host of a parent in another process. If it returns an
 // error, nothing is left of them.
 func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRequest) ([]*nodev1.NodeRecord, error) {
-	res, err := builtins().create.Call(ctx, parent, req)
+	res, err := builtins().create.call(ctx, parent, req)
 	if err == nil {
 		return res.GetNodes(), nil
 	}
@@ -140,7 +127,7 @@ func (h *Host) createBelow(ctx context.Context, parent Ref, req *nodev1.CreateRe
 		return nil, err // the parent's host has returned this, and has undone the creation
 	}
 	undo := func(ctx context.Context) (over bool) {
-		_, err := builtins().cancelCreate.Call(ctx, parent, &nodev1.CancelCreateRequest{RequestId: req.GetRequestId()})
+		_, err := builtins().cancelCreate.call(ctx, parent, &nodev1.CancelCreateRequest{RequestId: req.GetRequestId()})
 		// The children of a dead parent have died with it.
 		return err == nil || parent.State() == nodev1.NodeState_NODE_STATE_DEAD || isVerdict(err)
 	}
@@ -516,7 +503,7 @@ func (t NodeType) decodeConfigs(req *nodev1.CreateRequest) ([]configuration, err
 
 // decodeConfig decodes the configuration of a new node to the type's message.
 func (t NodeType) decodeConfig(raw *anypb.Any) (proto.Message, error) {
-	fresh := t.service.config.NewConfig
+	fresh := t.service.config.newConfig
 	if fresh == nil {
 		if raw != nil {
 			return nil, connect.Errorf(connect.CodeInvalidArgument, "nodes of type %q take no configuration, and got a %s", t.Name(), raw.MessageName())

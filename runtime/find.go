@@ -12,10 +12,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// Find looks a node up with Brain. It fails with NotFound, naming the nodes that exist, if there is
-// no such living node, and with FailedPrecondition if the node is of another service. It is for
-// generated code.
-func Find(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
+// findNode is [GeneratedService.Find].
+func findNode(ctx context.Context, from Finder, service *Service, where Where) (Ref, error) {
 	host, base := from.finder()
 	if host == nil {
 		return Ref{}, errNoSystem()
@@ -67,9 +65,8 @@ func (h *Host) lookup(ctx context.Context, where Where, base string) (*nodev1.No
 	return res.GetNode(), nil
 }
 
-// RefFrom converts a NodeRef that was received in a message to a Ref, without a call. Calls go over
-// the tunnel that the NodeRef names, if it names one. It is for generated code.
-func RefFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
+// refFrom is [GeneratedService.From].
+func refFrom(from Finder, service *Service, ref *nodev1.NodeRef) (Ref, error) {
 	host, _ := from.finder()
 	if host == nil {
 		return Ref{}, errNoSystem()

@@ -32,7 +32,7 @@ func TestFingerprints(t *testing.T) {
 		req.Key = "changed"
 		return &storagev1.IncrResponse{}, nil
 	}
-	_, err := s.incr.Call(t.Context(), s.ref, &storagev1.IncrRequest{Key: "mine"})
+	_, err := s.incr.call(t.Context(), s.ref, &storagev1.IncrRequest{Key: "mine"})
 	broken(t, err, "changed while it was served")
 
 	s = newCounter("a", 1)
@@ -50,7 +50,7 @@ func TestFingerprints(t *testing.T) {
 	running := s.future(t.Context())
 	<-begun
 	req := &storagev1.IncrRequest{Key: "mine"}
-	waiting := s.incr.CallAsync(t.Context(), s.ref, req)
+	waiting := s.incr.async(t.Context(), s.ref, req)
 	req.Key = "yours"
 	close(release)
 	_, err = running.Get(t.Context())
@@ -61,7 +61,7 @@ func TestFingerprints(t *testing.T) {
 	s = newCounter("a", 1)
 	s.does(func(context.Context) error { return nil })
 	req = &storagev1.IncrRequest{Key: "mine"}
-	_, err = s.incr.Call(t.Context(), s.ref, req)
+	_, err = s.incr.call(t.Context(), s.ref, req)
 	require.NoError(t, err)
 	req.Key = "used again"
 	broken(t, s.call(t.Context()), "the request of an earlier")

@@ -24,9 +24,9 @@ func TestWithCopy(t *testing.T) {
 		return state, nil
 	}
 	req := &storagev1.IncrRequest{Key: "mine"}
-	first, err := s.incr.Call(t.Context(), s.ref, req)
+	first, err := s.incr.call(t.Context(), s.ref, req)
 	require.NoError(t, err)
-	second, err := s.incr.CallAsync(t.Context(), s.ref, req).Get(t.Context())
+	second, err := s.incr.async(t.Context(), s.ref, req).Get(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "mine", req.GetKey())
 	require.Equal(t, uint64(1), first.GetId())
@@ -41,7 +41,7 @@ func TestMessagesAreHandedOver(t *testing.T) {
 		require.Same(t, req, got)
 		return res, nil
 	}
-	got, err := s.incr.Call(t.Context(), s.ref, req)
+	got, err := s.incr.call(t.Context(), s.ref, req)
 	require.NoError(t, err)
 	require.Same(t, res, got)
 }
@@ -54,8 +54,8 @@ func TestMaxPendingBytes(t *testing.T) {
 	large := &storagev1.IncrRequest{Key: string(make([]byte, maxPendingBytes-1<<10))}
 	futures := []*Future[*storagev1.IncrResponse]{s.future(t.Context())}
 	<-begun
-	futures = append(futures, s.incr.CallAsync(t.Context(), s.ref, large))
-	_, err := s.incr.CallAsync(t.Context(), s.ref, large).Get(t.Context())
+	futures = append(futures, s.incr.async(t.Context(), s.ref, large))
+	_, err := s.incr.async(t.Context(), s.ref, large).Get(t.Context())
 	require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
 	require.ErrorContains(t, err, "the mailbox of a is full")
 	require.ErrorContains(t, err, "would pass its bound of 67108864; the oldest is Incr")

@@ -8,8 +8,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Message is the constraint of a pointer to a generated message struct.
-type Message[T any] interface {
+// messagePointer is the constraint of a pointer to a generated message struct.
+type messagePointer[T any] interface {
 	*T
 	proto.Message
 }
@@ -57,29 +57,24 @@ func (m *Method) Concurrent() bool { return m.concurrent || m.shape != connect.S
 func (m *Method) isRequest(msg proto.Message) bool  { return reflect.TypeOf(msg) == m.requestType }
 func (m *Method) isResponse(msg proto.Message) bool { return reflect.TypeOf(msg) == m.responseType }
 
-// MethodTable is a typed method: the result of [UnaryMethod] and argument of [NewService].
-type MethodTable interface{ method() *Method }
+// methodOption configures how a method runs.
+type methodOption func(*Method)
 
-// MethodOption configures how a method runs. It is for generated code.
-type MethodOption func(*Method)
-
-// Concurrent makes a unary method run beside the node's turns.
-func Concurrent() MethodOption { return func(m *Method) { m.concurrent = true } }
+// concurrent makes a unary method run beside the node's turns.
+func concurrent() methodOption { return func(m *Method) { m.concurrent = true } }
 
 // isNil reports whether there is no message, or a typed nil.
 func isNil(msg proto.Message) bool { return msg == nil || !msg.ProtoReflect().IsValid() }
 
-// Unary is a unary method with its types; Req and Res are pointers to messages.
-type Unary[Req, Res proto.Message] struct{ m Method }
+// unaryMethod is a unary method with its types, of a service without generated code: the built-in
+// one. Req and Res are pointers to messages.
+type unaryMethod[Req, Res proto.Message] struct{ m Method }
 
-func (u *Unary[Req, Res]) method() *Method { return &u.m }
-
-// UnaryMethod makes a unary method from a method expression of the node's type. It is for services
-// without generated code, such as the built-in one.
-func UnaryMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
-	name string, fn func(Node, context.Context, PReq) (PRes, error), opts ...MethodOption,
-) *Unary[PReq, PRes] {
-	u := &Unary[PReq, PRes]{Method{
+// newUnaryMethod makes a unary method from a method expression of the node's type.
+func newUnaryMethod[Node, Req, Res any, PReq messagePointer[Req], PRes messagePointer[Res]](
+	name string, fn func(Node, context.Context, PReq) (PRes, error), opts ...methodOption,
+) *unaryMethod[PReq, PRes] {
+	u := &unaryMethod[PReq, PRes]{Method{
 		name:        name,
 		newRequest:  func() proto.Message { return PReq(new(Req)) },
 		newResponse: func() proto.Message { return PRes(new(Res)) },
@@ -98,4 +93,19 @@ func UnaryMethod[Node, Req, Res any, PReq Message[Req], PRes Message[Res]](
 		return res, nil
 	}
 	return u
+}
+
+// call makes a call and waits for its response.
+func (u *unaryMethod[Req, Res]) call(ctx context.Context, ref Ref, req Req) (Res, error) {
+	var none Res
+	res, err := ref.invoke(ctx, &u.m, orEmpty(req, u.m.newRequest))
+	if err != nil {
+		return none, err
+	}
+	return res.(Res), nil //nolint:forcetypeassert // the method's table made it
+}
+
+// async enqueues a call and returns its future.
+func (u *unaryMethod[Req, Res]) async(ctx context.Context, ref Ref, req Req) *Future[Res] {
+	return &Future[Res]{f: ref.submit(ctx, &u.m, orEmpty(req, u.m.newRequest))}
 }

@@ -30,7 +30,7 @@ func TestStreamThatIsStillSentOnIsInterrupted(t *testing.T) {
 		call.response = heldBody{of: newBodies("responses", 1<<20), ctx: t.Context(), interrupt: func() { close(stuck.interrupted) }}
 		reply := &replyStream{
 			ServerStream: &countedStream{stuck, call}, node: s.node, isShared: true,
-			call: newCall(t.Context(), s.incr.method(), byTunnel), setHeader: func(Metadata) {},
+			call: newCall(t.Context(), &s.incr.m, byTunnel), setHeader: func(Metadata) {},
 		}
 		failed := make(chan error, 1)
 		go func() { failed <- reply.Send(nil) }()

@@ -1,10 +1,11 @@
-// Package runtime hosts nodes and calls them. It is what generated code is written against.
+// Package runtime hosts nodes and calls them.
 //
 // Users meet it in three places. A node's set-up function receives a [Node], with which the node
 // reads its own identity, creates children, runs tasks and publishes attributes. A handle's Ref is
 // a [Ref], which identifies a node and carries the operations that every node has. An asynchronous
 // call returns a [Future]. The front doors (packages raylink and join) make the [Host] that all of
-// them belong to.
+// them belong to. Names that begin with Generated, and the version constants, are for generated
+// code alone.
 //
 // What it promises:
 //
@@ -17,15 +18,15 @@
 //   - Everything that may block is bounded by a context or a limit, and every refusal names what
 //     was asked for and what is available.
 //
-// Where to start: [Unary].Call in call.go begins a call; endpoint.go is what it is made to, in this
-// process (endpoint_local.go, serve.go), in another one (endpoint_remote.go, and dispatch.go where
-// it arrives there) or behind a connect client (endpoint_client.go). docs/architecture.md follows
-// that path with file names.
+// Where to start: [GeneratedCall].Unary in generated.go begins a call; endpoint.go is what it is
+// made to, in this process (endpoint_local.go, serve.go), in another one (endpoint_remote.go, and
+// dispatch.go where it arrives there) or behind a connect client (endpoint_client.go).
+// docs/architecture.md follows that path with file names.
 //
 // The files by subject:
 //
-//	calls      method.go, service.go (the generated table), call.go, endpoint*.go,
-//	           serve.go, stream.go, pipe.go, future.go, stub.go
+//	calls      generated.go (all that generated code calls), service.go, method.go, call.go,
+//	           endpoint*.go, serve.go, stream.go, pipe.go, future.go, stub.go
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
 //	           interceptor.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go

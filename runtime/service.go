@@ -14,24 +14,19 @@ import (
 
 // Defaults of options that a schema leaves out, as raylink/options/v1 documents them.
 const (
-	DefaultMaxConcurrency = 1
-	DefaultMaxPending     = 16384
-	DefaultMaxStreams     = 1024
+	defaultMaxConcurrency = 1
+	defaultMaxPending     = 16384
+	defaultMaxStreams     = 1024
 )
 
-// ServiceConfig are the schema's options for a service's nodes. Generated code fills it in; zero
-// fields mean the defaults.
-type ServiceConfig struct {
-	// Type is the node type's name, unique in a program: `learner` in `learner-0`.
-	Type string
-	// NewConfig makes an empty configuration message; nil for a type without configuration.
-	NewConfig func() proto.Message
-	// MaxConcurrency is the number of turns: how many methods run at once.
-	MaxConcurrency int
-	// MaxPending is how many calls may wait in the mailbox.
-	MaxPending int
-	// MaxStreams bounds the concurrent methods and streams that run beside the turns, together.
-	MaxStreams int
+// serviceConfig are the schema's options for a service's nodes.
+type serviceConfig struct {
+	Limits
+
+	// typeName is the node type's name, unique in a program: `learner` in `learner-0`.
+	typeName string
+	// newConfig makes an empty configuration message; nil for a type without configuration.
+	newConfig func() proto.Message
 }
 
 // Service is one service's method table, made once by generated code and used by the host's
@@ -39,22 +34,13 @@ type ServiceConfig struct {
 type Service struct {
 	name    string
 	desc    protoreflect.ServiceDescriptor
-	config  ServiceConfig
+	config  serviceConfig
 	methods []*Method
 	byProc  map[string]*Method
 }
 
-// NewService makes the method table of a service without generated code; see [Table] for the
-// others. It panics if the methods do not fit the schema.
-func NewService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods ...MethodTable) *Service {
-	rows := make([]*Method, len(methods))
-	for i, table := range methods {
-		rows[i] = table.method()
-	}
-	return newService(desc, config, rows)
-}
-
-func newService(desc protoreflect.ServiceDescriptor, config ServiceConfig, methods []*Method) *Service {
+// newService makes the method table of a service. It panics if the methods do not fit the schema.
+func newService(desc protoreflect.ServiceDescriptor, config serviceConfig, methods ...*Method) *Service {
 	s := &Service{
 		name:    string(desc.FullName()),
 		desc:    desc,
@@ -62,9 +48,9 @@ func newService(desc protoreflect.ServiceDescriptor, config ServiceConfig, metho
 		methods: methods,
 		byProc:  make(map[string]*Method, len(methods)),
 	}
-	s.config.MaxConcurrency = cmp.Or(s.config.MaxConcurrency, DefaultMaxConcurrency)
-	s.config.MaxPending = cmp.Or(s.config.MaxPending, DefaultMaxPending)
-	s.config.MaxStreams = cmp.Or(s.config.MaxStreams, DefaultMaxStreams)
+	s.config.MaxConcurrency = cmp.Or(s.config.MaxConcurrency, defaultMaxConcurrency)
+	s.config.MaxPending = cmp.Or(s.config.MaxPending, defaultMaxPending)
+	s.config.MaxStreams = cmp.Or(s.config.MaxStreams, defaultMaxStreams)
 	for i, m := range methods {
 		md := desc.Methods().ByName(protoreflect.Name(m.name))
 		if md == nil {
@@ -88,13 +74,10 @@ func newService(desc protoreflect.ServiceDescriptor, config ServiceConfig, metho
 func (s *Service) Name() string { return s.name }
 
 // Type is the node type's name.
-func (s *Service) Type() string { return s.config.Type }
+func (s *Service) Type() string { return s.config.typeName }
 
 // Descriptor is the service's schema.
 func (s *Service) Descriptor() protoreflect.ServiceDescriptor { return s.desc }
-
-// Config returns the schema's options, defaults filled in.
-func (s *Service) Config() ServiceConfig { return s.config }
 
 // methodNames lists the methods, for errors.
 func (s *Service) methodNames() string {

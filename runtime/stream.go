@@ -142,70 +142,24 @@ func typedMessage[M proto.Message](msg proto.Message, err error) (M, error) {
 	return none, connect.Errorf(connect.CodeInternal, "a stream of %T carried a %T", none, msg)
 }
 
-// ServedStream is the node's side of a stream, untyped. It is for generated code.
-type ServedStream struct {
+// servedStream is the node's side of a stream.
+type servedStream struct {
 	stream connect.ServerStream
 	source source // used by receive only
 	method *Method
 }
 
-func (s *ServedStream) receive() (proto.Message, error) {
+func (s *servedStream) receive() (proto.Message, error) {
 	return s.source.from(s.stream).receive(s.method.newRequest)
-}
-
-// ReceiveRequest receives the only request of a server-streaming method.
-func ReceiveRequest[Req proto.Message](s *ServedStream) (Req, error) {
-	return typedMessage[Req](s.receive())
-}
-
-// SendResponse sends the only response of a client-streaming method, or returns err if it is not
-// nil.
-func SendResponse[Res proto.Message](s *ServedStream, res Res, err error) error {
-	if err != nil {
-		return err
-	}
-	return s.stream.Send(orEmpty(res, s.method.newResponse))
-}
-
-// ServerStream returns the stream of a server-streaming method.
-func ServerStream[Res proto.Message](s *ServedStream) ServerStreamingServer[Res] {
-	return serverStreamingServer[Res]{s}
-}
-
-// ClientStream returns the stream of a client-streaming method.
-func ClientStream[Req proto.Message](s *ServedStream) ClientStreamingServer[Req] {
-	return clientStreamingServer[Req]{s}
-}
-
-// BidiStream returns the stream of a bidirectional method.
-func BidiStream[Req, Res proto.Message](s *ServedStream) BidiStreamingServer[Req, Res] {
-	return bidiStreamingServer[Req, Res]{s}
 }
 
 // The typed streams hold one pointer each, so that making one does not allocate. They contain as
 // little code as possible, because they are instantiated for every method.
 type (
-	serverStreamingServer[Res proto.Message]      struct{ s *ServedStream }
-	clientStreamingServer[Req proto.Message]      struct{ s *ServedStream }
-	bidiStreamingServer[Req, Res proto.Message]   struct{ s *ServedStream }
 	serverStreamingClient[Res proto.Message]      struct{ c *callStream }
 	clientStreamingClient[Req, Res proto.Message] struct{ c *callStream }
 	bidiStreamingClient[Req, Res proto.Message]   struct{ c *callStream }
 )
-
-func (s serverStreamingServer[Res]) Send(res Res) error {
-	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
-}
-
-func (s clientStreamingServer[Req]) Receive() (Req, error) { return typedMessage[Req](s.s.receive()) }
-
-func (s bidiStreamingServer[Req, Res]) Receive() (Req, error) {
-	return typedMessage[Req](s.s.receive())
-}
-
-func (s bidiStreamingServer[Req, Res]) Send(res Res) error {
-	return s.s.stream.Send(orEmpty(res, s.s.method.newResponse))
-}
 
 // callStream is the caller's side of a stream, untyped. It checks misuse of the stream, so that the
 // errors are the same for every way of the call.

@@ -17,10 +17,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// NewLocal runs a node's implementation behind a mailbox in this process, outside any system: a
-// fake in a test, for example. It need not be closed. It is for generated code.
-func NewLocal(service *Service, impl any) Ref { return newStub(service, impl).ref() }
-
+// newStub runs a node's implementation behind a mailbox in this process, outside any system.
 func newStub(service *Service, impl any) *Node {
 	n := newNode(nil, NodeType{service: service}, &nodev1.NodeRecord{
 		Nid:  uuid.NewString(), // its own, by which cycles of calls are detected
@@ -30,21 +27,13 @@ func newStub(service *Service, impl any) *Node {
 	return n
 }
 
-// RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, with
-// a connect server. It need not be closed. It is for generated code.
-func RegisterTunnel(server *connect.Server, service *Service, impl any) {
-	n := newStub(service, impl)
-	for _, m := range service.methods {
+// registerStub registers a stub's methods with a connect server.
+func registerStub(server *connect.Server, n *Node) {
+	for _, m := range n.service.methods {
 		server.Register(connect.Method{Spec: m.spec, Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 			return n.serveConnect(ctx, m, stream)
 		}})
 	}
-}
-
-// NewTunnel returns a reference to the node that a connect client reaches. It is for generated
-// code.
-func NewTunnel(service *Service, client *connect.Client) Ref {
-	return Ref{service: service, to: &clientEndpoint{client: client}}
 }
 
 // serveConnect serves a call that came through a connect server, over HTTP for example. ctx

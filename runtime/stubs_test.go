@@ -33,34 +33,34 @@ type stub struct {
 
 	node *Node
 	ref  Ref
-	incr *Unary[*storagev1.IncrRequest, *storagev1.IncrResponse]
-	has  *Unary[*storagev1.HasRequest, *storagev1.HasResponse]
+	incr *unaryMethod[*storagev1.IncrRequest, *storagev1.IncrResponse]
+	has  *unaryMethod[*storagev1.HasRequest, *storagev1.HasResponse]
 }
 
 func newCounter(name string, turns int) *stub {
 	s := &stub{
 		counter: &counter{},
-		incr:    UnaryMethod("Incr", (*counter).Incr),
-		has:     UnaryMethod("Has", (*counter).Has, Concurrent()),
+		incr:    newUnaryMethod("Incr", (*counter).Incr),
+		has:     newUnaryMethod("Has", (*counter).Has, concurrent()),
 	}
 	desc := storagev1.File_raylink_storage_v1_storage_proto.Services().Get(0)
-	s.ref = NewLocal(NewService(desc, ServiceConfig{Type: name, MaxConcurrency: turns, MaxStreams: 2}, s.incr, s.has), s.counter)
+	s.ref = newStub(newService(desc, serviceConfig{typeName: name, Limits: Limits{MaxConcurrency: turns, MaxStreams: 2}}, &s.incr.m, &s.has.m), s.counter).ref()
 	s.node = s.ref.to.local()
 	return s
 }
 
 func (s *stub) call(ctx context.Context) error {
-	_, err := s.incr.Call(ctx, s.ref, nil)
+	_, err := s.incr.call(ctx, s.ref, nil)
 	return err
 }
 
 func (s *stub) callBeside(ctx context.Context) error {
-	_, err := s.has.Call(ctx, s.ref, nil)
+	_, err := s.has.call(ctx, s.ref, nil)
 	return err
 }
 
 func (s *stub) future(ctx context.Context) *Future[*storagev1.IncrResponse] {
-	return s.incr.CallAsync(ctx, s.ref, nil)
+	return s.incr.async(ctx, s.ref, nil)
 }
 
 // does makes what the method does.

@@ -258,7 +258,7 @@ func (h *Host) stopSupervised(ctx context.Context) []error {
 		}
 		// It was adopted from an earlier Brain, so there is no pipe by which to stop it.
 		ref := Ref{service: builtins().service, to: &remoteEndpoint{remote: s.remote}}
-		if _, err := builtins().stop.Call(ctx, ref, nil); err != nil && s.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
+		if _, err := builtins().stop.call(ctx, ref, nil); err != nil && s.remote.record().GetState() != nodev1.NodeState_NODE_STATE_DEAD {
 			errs = append(errs, fmt.Errorf("stopping %s: %w", s.remote.path(), err))
 		}
 	}

@@ -53,7 +53,7 @@ func BenchmarkLocalMailbox(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
-			if _, err := s.incr.Call(ctx, s.ref, req); err != nil {
+			if _, err := s.incr.call(ctx, s.ref, req); err != nil {
 				b.Fatal(err)
 			}
 			cancel()
@@ -65,7 +65,7 @@ func BenchmarkLocalMailbox(b *testing.B) {
 		s := quick()
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := s.incr.CallAsync(b.Context(), s.ref, req).Get(b.Context()); err != nil {
+			if _, err := s.incr.async(b.Context(), s.ref, req).Get(b.Context()); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -75,7 +75,7 @@ func BenchmarkLocalMailbox(b *testing.B) {
 		has := &storagev1.HasRequest{}
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := s.has.Call(b.Context(), s.ref, has); err != nil {
+			if _, err := s.has.call(b.Context(), s.ref, has); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -85,7 +85,7 @@ func BenchmarkLocalMailbox(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				if _, err := s.incr.Call(b.Context(), s.ref, req); err != nil {
+				if _, err := s.incr.call(b.Context(), s.ref, req); err != nil {
 					b.Error(err)
 					return
 				}
@@ -99,7 +99,7 @@ func benchmarkCall(b *testing.B, ctx context.Context, req *storagev1.IncrRequest
 	s := quick()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.incr.Call(ctx, s.ref, req); err != nil {
+		if _, err := s.incr.call(ctx, s.ref, req); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -126,8 +126,8 @@ func TestLocalCallAllocates(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
 	for name, call := range map[string]func() error{
-		"inline":     func() error { _, err := s.incr.Call(ctx, s.ref, req); return err },
-		"concurrent": func() error { _, err := s.has.Call(ctx, s.ref, has); return err },
+		"inline":     func() error { _, err := s.incr.call(ctx, s.ref, req); return err },
+		"concurrent": func() error { _, err := s.has.call(ctx, s.ref, has); return err },
 	} {
 		var err error
 		n := testing.AllocsPerRun(100, func() { err = call() })
@@ -138,7 +138,7 @@ func TestLocalCallAllocates(t *testing.T) {
 	outer := newCounter("outer", 1)
 	var n float64
 	outer.does(func(ctx context.Context) error {
-		n = testing.AllocsPerRun(100, func() { _, _ = s.incr.Call(ctx, s.ref, req) })
+		n = testing.AllocsPerRun(100, func() { _, _ = s.incr.call(ctx, s.ref, req) })
 		return nil
 	})
 	require.NoError(t, outer.call(ctx))

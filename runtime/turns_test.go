@@ -306,7 +306,7 @@ func TestInterceptors(t *testing.T) {
 		})
 	}
 	instead(func(*Invocation, func() error) error { return nil })
-	res, err := s.incr.Call(t.Context(), s.ref, nil)
+	res, err := s.incr.call(t.Context(), s.ref, nil)
 	require.NoError(t, err)
 	require.NotNil(t, res, "nil is the empty message")
 
@@ -331,7 +331,7 @@ func TestMaxStreams(t *testing.T) {
 		s := newCounter("a", 1)
 		release := make(chan struct{})
 		s.doesBeside(func(context.Context) error { <-release; return nil })
-		f1, f2 := s.has.CallAsync(t.Context(), s.ref, nil), s.has.CallAsync(t.Context(), s.ref, nil)
+		f1, f2 := s.has.async(t.Context(), s.ref, nil), s.has.async(t.Context(), s.ref, nil)
 		err := s.callBeside(t.Context())
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
 		require.ErrorContains(t, err, "2 concurrent methods and streams, the most it may (max_streams)")

@@ -32,12 +32,6 @@ type NodeType struct {
 	prepare func(config proto.Message) error
 }
 
-// NewNodeType makes a node type; it is for generated code. config in setup is never nil if the
-// schema names a configuration, and nil if it names none.
-func NewNodeType(service *Service, setup func(ctx context.Context, node *Node, config proto.Message) (any, error)) NodeType {
-	return NodeType{service: service, setup: setup}
-}
-
 // Service returns the type's service.
 func (t NodeType) Service() *Service { return t.service }
 
@@ -108,9 +102,9 @@ func OfType(name string) CreateOption {
 }
 
 // config is the service's configuration with the type's overrides.
-func (t NodeType) config() ServiceConfig {
+func (t NodeType) config() serviceConfig {
 	c := t.service.config
-	c.Type = t.Name()
+	c.typeName = t.Name()
 	c.MaxConcurrency = cmp.Or(t.limits.MaxConcurrency, c.MaxConcurrency)
 	c.MaxPending = cmp.Or(t.limits.MaxPending, c.MaxPending)
 	c.MaxStreams = cmp.Or(t.limits.MaxStreams, c.MaxStreams)

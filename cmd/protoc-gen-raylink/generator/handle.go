@@ -41,7 +41,8 @@ func (s *serviceWriter) handleMethods() {
 		own := s.methods[method.Desc.Name()]
 		in, out := s.pointer(method.Input), s.pointer(method.Output)
 		params, result := "ctx "+s.ctxType(), out
-		types, args := "["+in+", "+out+"]", "(ctx, h.ref, "+strconv.Itoa(index)
+		call := s.rt("GeneratedCall") + "[" + in + ", " + out + "](" + strconv.Itoa(index) + ")."
+		args := "(ctx, h.ref"
 		if !method.Desc.IsStreamingClient() {
 			params += ", req " + in
 			args += ", req"
@@ -51,7 +52,7 @@ func (s *serviceWriter) handleMethods() {
 			result = own.clientStream
 		}
 		s.document(s.methodDoc(method))
-		s.method(own.method, params, "("+result+", error)", s.rt(callFunc(method))+types+args)
+		s.method(own.method, params, "("+result+", error)", call+callMethod(method)+args)
 		s.annotate(method.Location, s.handle+"."+own.method)
 		if isStreaming(method) {
 			continue
@@ -61,22 +62,22 @@ func (s *serviceWriter) handleMethods() {
 				"It blocks only while the way to the node is full.", own.async, own.method),
 			deprecation(s.src, method.Desc, method.Comments),
 		})
-		s.method(own.async, params, "*"+s.rt("Future")+"["+out+"]", s.rt("CallAsync")+types+args)
+		s.method(own.async, params, "*"+s.rt("Future")+"["+out+"]", call+"Async"+args)
 		s.annotate(method.Location, s.handle+"."+own.async)
 	}
 }
 
-// callFunc is the function of the runtime that calls a method and waits.
-func callFunc(method *protogen.Method) string {
+// callMethod is the method of runtime.GeneratedCall that calls a method and waits.
+func callMethod(method *protogen.Method) string {
 	switch client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer(); {
 	case client && server:
-		return "CallBidiStream"
+		return "BidiStream"
 	case client:
-		return "CallClientStream"
+		return "ClientStream"
 	case server:
-		return "CallServerStream"
+		return "ServerStream"
 	}
-	return "CallUnary"
+	return "Unary"
 }
 
 // methodDoc is what the schema says of a method, or a sentence of our own.
@@ -111,12 +112,12 @@ func (s *serviceWriter) constructors() {
 	s.document(s.doc(sentence("%s creates a node of the type %q below parent, and waits until it is set up.",
 		s.create, s.options.typeName)))
 	s.fromRef(s.create, "ref", ctx+parent+cfg+opts,
-		s.rt("Create")+"(ctx, parent, "+s.caller()+", "+config+", opts...)")
+		s.table+".Create(ctx, parent, "+config+", opts...)")
 
 	s.document(s.doc(sentence("%s creates n nodes of the type %q below parent at once: all, or none and an error.",
 		s.createN, s.options.typeName)))
 	s.line("func ", s.createN, "(", ctx, parent, ", n int", cfg, opts, ") ([]*", s.handle, ", error) {")
-	s.line("\trefs, err := ", s.rt("CreateN"), "(ctx, parent, ", s.caller(), ", n, ", config, ", opts...)")
+	s.line("\trefs, err := ", s.table, ".CreateN(ctx, parent, n, ", config, ", opts...)")
 	s.line("\tif err != nil {")
 	s.line("\t\treturn nil, err")
 	s.line("\t}")
@@ -131,11 +132,11 @@ func (s *serviceWriter) constructors() {
 	s.document(s.doc(sentence("%s looks up a node of the service %s, by path, alias or id. A relative path is relative to from.",
 		s.find, s.service.Desc.FullName())))
 	s.fromRef(s.find, "ref", ctx+", "+from+", where "+s.rt("Where"),
-		s.rt("Find")+"(ctx, from, "+s.caller()+", where)")
+		s.table+".Find(ctx, from, where)")
 
 	s.document(s.doc(sentence("%s makes a handle from a reference that came in a message. It asks nobody.", s.from)))
 	s.fromRef(s.from, "found", from+", ref *"+s.imports[nodePackage]+".NodeRef",
-		s.rt("RefFrom")+"(from, "+s.caller()+", ref)")
+		s.table+".From(from, ref)")
 }
 
 // fromRef writes a function that makes a handle from what call returns, a Ref and an error, and
@@ -159,16 +160,16 @@ func (s *serviceWriter) adapters() {
 	s.document(s.doc(sentence("%s puts node behind a mailbox in this process, outside any system: a fake in a test, for example. "+
 		"Nothing has to be closed.", s.newLocal)))
 	s.line("func ", s.newLocal, "(node ", s.node, ") *", s.handle, " {")
-	s.line("\treturn ", s.handleOf(s.rt("NewLocal")+"("+s.host()+", node)"))
+	s.line("\treturn ", s.handleOf(s.table+".NewLocal("+s.handlers+", node)"))
 	s.line("}")
 	s.document(s.doc(sentence("%s puts node behind a mailbox and registers it on server, where %s and any other client of the "+
 		"service reach it. Nothing has to be closed.", s.registerTunnel, s.newTunnel)))
 	s.line("func ", s.registerTunnel, "(server *", s.connect("Server"), ", node ", s.node, ") {")
-	s.line("\t", s.rt("RegisterTunnel"), "(server, ", s.host(), ", node)")
+	s.line("\t", s.table, ".RegisterTunnel(server, ", s.handlers, ", node)")
 	s.line("}")
 	s.document(s.doc(sentence("%s is the handle of the node that client reaches.", s.newTunnel)))
 	s.line("func ", s.newTunnel, "(client *", s.connect("Client"), ") *", s.handle, " {")
-	s.line("\treturn ", s.handleOf(s.rt("NewTunnel")+"("+s.caller()+", client)"))
+	s.line("\treturn ", s.handleOf(s.table+".NewTunnel(client)"))
 	s.line("}")
 	s.annotate(s.service.Location, s.newLocal, s.registerTunnel, s.newTunnel)
 }

@@ -24,7 +24,7 @@ const (
 func localNames() []string {
 	return []string{
 		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
-		"req", "res", "server", "setup", "stream", "where",
+		"req", "res", "server", "setup", "stream", "untyped", "where",
 	}
 }
 

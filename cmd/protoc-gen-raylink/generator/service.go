@@ -57,10 +57,15 @@ func (s *serviceWriter) nameConst() {
 
 // methodTable writes the data that callers work with.
 func (s *serviceWriter) methodTable() {
-	config := [][2]string{{"Type", strconv.Quote(s.options.typeName)}}
-	if s.options.config != nil {
-		config = append(config, [2]string{"NewConfig", s.newMessage("\t\t", s.options.config)})
+	fields := [][2]string{
+		{"File", "&" + s.qual(s.src.GoDescriptorIdent)},
+		{"Name", strconv.Quote(string(s.service.Desc.Name()))},
+		{"Type", strconv.Quote(s.options.typeName)},
 	}
+	if s.options.config != nil {
+		fields = append(fields, [2]string{"NewConfig", s.newMessage("\t", s.options.config)})
+	}
+	var limits []string
 	for _, bound := range []struct {
 		field string
 		value uint32
@@ -70,23 +75,18 @@ func (s *serviceWriter) methodTable() {
 		{"MaxStreams", s.options.maxStreams},
 	} {
 		if bound.value != 0 {
-			config = append(config, [2]string{bound.field, strconv.FormatUint(uint64(bound.value), 10)})
+			limits = append(limits, bound.field+": "+strconv.FormatUint(uint64(bound.value), 10))
 		}
 	}
+	if len(limits) > 0 {
+		fields = append(fields, [2]string{"Limits", s.rt("Limits") + "{" + strings.Join(limits, ", ") + "}"})
+	}
 	s.line()
-	s.line("// The method table of ", string(s.service.Desc.FullName()), ". Calls name a method by its index in it.")
-	s.line("var ", s.table, " = ", s.rt("Table"), "{")
-	s.pairs("\t",
-		[2]string{"File", "&" + s.qual(s.src.GoDescriptorIdent)},
-		[2]string{"Service", strconv.Quote(string(s.service.Desc.Name()))},
-	)
-	s.line("\tConfig: ", s.rt("ServiceConfig"), "{")
-	s.pairs("\t\t", config...)
-	s.line("\t},")
-	if len(s.service.Methods) == 0 {
-		s.line("\tMethods: []", s.rt("TableMethod"), "{},")
-	} else {
-		s.line("\tMethods: []", s.rt("TableMethod"), "{")
+	s.line("// ", s.table, " describes the service ", string(s.service.Desc.FullName()), ". Calls identify a method by its index in Methods.")
+	s.line("var ", s.table, " = ", s.rt("GeneratedService"), "{")
+	s.pairs("\t", fields...)
+	if len(s.service.Methods) > 0 {
+		s.line("\tMethods: []", s.rt("GeneratedMethod"), "{")
 		for _, method := range s.service.Methods {
 			s.line("\t\t{")
 			s.line("\t\t\tName: ", strconv.Quote(string(method.Desc.Name())), ",")
@@ -112,12 +112,12 @@ func (s *serviceWriter) newMessage(indent string, message *protogen.Message) str
 // methodHandlers writes the functions that run the methods of a node.
 func (s *serviceWriter) methodHandlers() {
 	s.line()
-	s.line("// What runs the methods of ", string(s.service.Desc.FullName()), " on a node, in the order of the table.")
+	s.line("// ", s.handlers, " run the methods of ", string(s.service.Desc.FullName()), " on a node, in the order of ", s.table, ".")
 	if len(s.service.Methods) == 0 {
-		s.line("var ", s.handlers, " = []", s.rt("TableHandler"), "{}")
+		s.line("var ", s.handlers, " = []", s.rt("GeneratedHandler"), "{}")
 		return
 	}
-	s.line("var ", s.handlers, " = []", s.rt("TableHandler"), "{")
+	s.line("var ", s.handlers, " = []", s.rt("GeneratedHandler"), "{")
 	for _, method := range s.service.Methods {
 		s.line("\t{")
 		s.handler(method)
@@ -126,7 +126,7 @@ func (s *serviceWriter) methodHandlers() {
 	s.line("}")
 }
 
-// handler writes the function that runs one method, as a field of runtime.TableHandler.
+// handler writes the function that runs one method, as a field of runtime.GeneratedHandler.
 func (s *serviceWriter) handler(method *protogen.Method) {
 	call := "node.(" + s.node + ")." + method.GoName + "(ctx, "
 	in, out := s.pointer(method.Input), s.pointer(method.Output)
@@ -143,26 +143,22 @@ func (s *serviceWriter) handler(method *protogen.Method) {
 		s.line("\t\t},")
 		return
 	}
-	s.line("\t\tStream: func(node any, ctx ", s.ctxType(), ", stream *", s.rt("ServedStream"), ") error {")
+	s.line("\t\tStream: func(node any, ctx ", s.ctxType(), ", untyped ", s.rt("GeneratedStream"), ") error {")
+	s.line("\t\t\tstream := ", s.rt("GeneratedStreamOf"), "[", in, ", ", out, "](untyped)")
 	switch client, server := method.Desc.IsStreamingClient(), method.Desc.IsStreamingServer(); {
 	case client && server:
-		s.line("\t\t\treturn ", call, s.rt("BidiStream"), "[", in, ", ", out, "](stream))")
+		s.line("\t\t\treturn ", call, "stream)")
 	case client:
-		s.line("\t\t\tres, err := ", call, s.rt("ClientStream"), "[", in, "](stream))")
-		s.line("\t\t\treturn ", s.rt("SendResponse"), "(stream, res, err)")
+		s.line("\t\t\treturn stream.SendOnly(", call, "stream))")
 	default:
-		s.line("\t\t\treq, err := ", s.rt("ReceiveRequest"), "[", in, "](stream)")
+		s.line("\t\t\treq, err := stream.Receive()")
 		s.line("\t\t\tif err != nil {")
 		s.line("\t\t\t\treturn err")
 		s.line("\t\t\t}")
-		s.line("\t\t\treturn ", call, "req, ", s.rt("ServerStream"), "[", out, "](stream))")
+		s.line("\t\t\treturn ", call, "req, stream)")
 	}
 	s.line("\t\t},")
 }
-
-// caller and host are the service as constructors pass it on.
-func (s *serviceWriter) caller() string { return s.table + ".Caller()" }
-func (s *serviceWriter) host() string   { return s.table + ".Host(" + s.handlers + ")" }
 
 func (s *serviceWriter) nodeInterface() {
 	s.document(s.doc(
@@ -267,7 +263,7 @@ func (s *serviceWriter) typeFunc() {
 	s.document(s.doc(sentence("%s is the node type %q, implemented by what setup returns. Setup is called once in each life of a node%s.",
 		s.nodeType, s.options.typeName, given)))
 	s.line("func ", s.nodeType, "(setup func(", strings.Join(params, ", "), ") (", s.node, ", error)) ", s.rt("NodeType"), " {")
-	s.line("\treturn ", s.rt("NewNodeType"), "(", s.host(), ", func(ctx ", s.ctxType(), ", node *", s.rt("Node"), ", ",
+	s.line("\treturn ", s.table, ".NodeType(", s.handlers, ", func(ctx ", s.ctxType(), ", node *", s.rt("Node"), ", ",
 		config, " ", s.protoMessage(), ") (any, error) {")
 	s.line("\t\treturn setup(", args, ")")
 	s.line("\t})")

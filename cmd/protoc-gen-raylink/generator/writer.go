@@ -15,7 +15,7 @@ import (
 
 // contractVersion is the version of the contract between generated code and the runtime that this
 // plugin writes for: runtime.MaxGenerated of the same release.
-const contractVersion = 2
+const contractVersion = 3
 
 // Where the things stand, in descriptor.proto, whose comments go to the head of a generated file.
 const (

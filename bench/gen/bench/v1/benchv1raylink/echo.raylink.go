@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // EchoName is the full name of the service Echo.
 const EchoName = "bench.v1.Echo"
 
-// The method table of bench.v1.Echo. Calls name a method by its index in it.
-var echoService = runtime.Table{
-	File:    &benchv1.File_bench_v1_echo_proto,
-	Service: "Echo",
-	Config: runtime.ServiceConfig{
-		Type: "echo",
-	},
-	Methods: []runtime.TableMethod{
+// echoService describes the service bench.v1.Echo. Calls identify a method by its index in Methods.
+var echoService = runtime.GeneratedService{
+	File: &benchv1.File_bench_v1_echo_proto,
+	Name: "Echo",
+	Type: "echo",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Echo",
 			NewRequest: func() proto.Message {
@@ -80,8 +78,8 @@ var echoService = runtime.Table{
 	},
 }
 
-// What runs the methods of bench.v1.Echo on a node, in the order of the table.
-var echoHandlers = []runtime.TableHandler{
+// echoHandlers run the methods of bench.v1.Echo on a node, in the order of echoService.
+var echoHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(EchoNode).Echo(ctx, req.(*benchv1.EchoRequest))
@@ -107,18 +105,19 @@ var echoHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(EchoNode).Count(ctx, runtime.ClientStream[*benchv1.CountRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*benchv1.CountRequest, *benchv1.CountResponse](untyped)
+			return stream.SendOnly(node.(EchoNode).Count(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*benchv1.FloodRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*benchv1.FloodRequest, *benchv1.FloodResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(EchoNode).Flood(ctx, req, runtime.ServerStream[*benchv1.FloodResponse](stream))
+			return node.(EchoNode).Flood(ctx, req, stream)
 		},
 	},
 }
@@ -179,7 +178,7 @@ func (UnimplementedEchoNode) Flood(context.Context, *benchv1.FloodRequest, EchoF
 
 // EchoType is the node type "echo", implemented by what setup returns. Setup is called once in each life of a node.
 func EchoType(setup func(context.Context, *runtime.Node) (EchoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(echoService.Host(echoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return echoService.NodeType(echoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -205,39 +204,39 @@ func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
 
 // Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
 func (h *Echo) Echo(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
-	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
 // EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) EchoAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
-	return runtime.CallAsync[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
 
 // EchoConcurrent is Echo as a concurrent method.
 func (h *Echo) EchoConcurrent(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
-	return runtime.CallUnary[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
 // EchoConcurrentAsync is EchoConcurrent without the waiting: the future has the response, or the error, once it is
 // there. It blocks only while the way to the node is full.
 func (h *Echo) EchoConcurrentAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
-	return runtime.CallAsync[*benchv1.EchoRequest, *benchv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
 
 // Count counts the messages of a stream.
 func (h *Echo) Count(ctx context.Context) (EchoCountClientStream, error) {
-	return runtime.CallClientStream[*benchv1.CountRequest, *benchv1.CountResponse](ctx, h.ref, 2)
+	return runtime.GeneratedCall[*benchv1.CountRequest, *benchv1.CountResponse](2).ClientStream(ctx, h.ref)
 }
 
 // Flood sends messages until the caller cancels, however slowly they are read.
 func (h *Echo) Flood(ctx context.Context, req *benchv1.FloodRequest) (EchoFloodClientStream, error) {
-	return runtime.CallServerStream[*benchv1.FloodRequest, *benchv1.FloodResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*benchv1.FloodRequest, *benchv1.FloodResponse](3).ServerStream(ctx, h.ref, req)
 }
 
 // CreateEcho creates a node of the type "echo" below parent, and waits until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Echo, error) {
-	ref, err := runtime.Create(ctx, parent, echoService.Caller(), nil, opts...)
+	ref, err := echoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +245,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateEchoN creates n nodes of the type "echo" below parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Echo, error) {
-	refs, err := runtime.CreateN(ctx, parent, echoService.Caller(), n, nil, opts...)
+	refs, err := echoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +258,7 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindEcho looks up a node of the service bench.v1.Echo, by path, alias or id. A relative path is relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
-	ref, err := runtime.Find(ctx, from, echoService.Caller(), where)
+	ref, err := echoService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -268,7 +267,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 
 // EchoFrom makes a handle from a reference that came in a message. It asks nobody.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
-	found, err := runtime.RefFrom(from, echoService.Caller(), ref)
+	found, err := echoService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -278,16 +277,16 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 // NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEcho(node EchoNode) *Echo {
-	return &Echo{ref: runtime.NewLocal(echoService.Host(echoHandlers), node)}
+	return &Echo{ref: echoService.NewLocal(echoHandlers, node)}
 }
 
 // RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
-	runtime.RegisterTunnel(server, echoService.Host(echoHandlers), node)
+	echoService.RegisterTunnel(server, echoHandlers, node)
 }
 
 // NewEchoTunnel is the handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
-	return &Echo{ref: runtime.NewTunnel(echoService.Caller(), client)}
+	return &Echo{ref: echoService.NewTunnel(client)}
 }

@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // WideName is the full name of the service Wide.
 const WideName = "code.v1.Wide"
 
-// The method table of code.v1.Wide. Calls name a method by its index in it.
-var wideService = runtime.Table{
-	File:    &codev1.File_code_v1_code_proto,
-	Service: "Wide",
-	Config: runtime.ServiceConfig{
-		Type: "wide",
-	},
-	Methods: []runtime.TableMethod{
+// wideService describes the service code.v1.Wide. Calls identify a method by its index in Methods.
+var wideService = runtime.GeneratedService{
+	File: &codev1.File_code_v1_code_proto,
+	Name: "Wide",
+	Type: "wide",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do0",
 			NewRequest: func() proto.Message {
@@ -403,8 +401,8 @@ var wideService = runtime.Table{
 	},
 }
 
-// What runs the methods of code.v1.Wide on a node, in the order of the table.
-var wideHandlers = []runtime.TableHandler{
+// wideHandlers run the methods of code.v1.Wide on a node, in the order of wideService.
+var wideHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(WideNode).Do0(ctx, req.(*codev1.Do0Request))
@@ -490,23 +488,25 @@ var wideHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*codev1.Do7Request](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do7Request, *codev1.Do7Response](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(WideNode).Do7(ctx, req, runtime.ServerStream[*codev1.Do7Response](stream))
+			return node.(WideNode).Do7(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(WideNode).Do8(ctx, runtime.ClientStream[*codev1.Do8Request](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do8Request, *codev1.Do8Response](untyped)
+			return stream.SendOnly(node.(WideNode).Do8(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(WideNode).Do9(ctx, runtime.BidiStream[*codev1.Do9Request, *codev1.Do9Response](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do9Request, *codev1.Do9Response](untyped)
+			return node.(WideNode).Do9(ctx, stream)
 		},
 	},
 	{
@@ -594,23 +594,25 @@ var wideHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*codev1.Do17Request](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do17Request, *codev1.Do17Response](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(WideNode).Do17(ctx, req, runtime.ServerStream[*codev1.Do17Response](stream))
+			return node.(WideNode).Do17(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(WideNode).Do18(ctx, runtime.ClientStream[*codev1.Do18Request](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do18Request, *codev1.Do18Response](untyped)
+			return stream.SendOnly(node.(WideNode).Do18(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(WideNode).Do19(ctx, runtime.BidiStream[*codev1.Do19Request, *codev1.Do19Response](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do19Request, *codev1.Do19Response](untyped)
+			return node.(WideNode).Do19(ctx, stream)
 		},
 	},
 	{
@@ -698,23 +700,25 @@ var wideHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*codev1.Do27Request](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do27Request, *codev1.Do27Response](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(WideNode).Do27(ctx, req, runtime.ServerStream[*codev1.Do27Response](stream))
+			return node.(WideNode).Do27(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(WideNode).Do28(ctx, runtime.ClientStream[*codev1.Do28Request](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do28Request, *codev1.Do28Response](untyped)
+			return stream.SendOnly(node.(WideNode).Do28(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(WideNode).Do29(ctx, runtime.BidiStream[*codev1.Do29Request, *codev1.Do29Response](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do29Request, *codev1.Do29Response](untyped)
+			return node.(WideNode).Do29(ctx, stream)
 		},
 	},
 	{
@@ -802,23 +806,25 @@ var wideHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*codev1.Do37Request](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do37Request, *codev1.Do37Response](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(WideNode).Do37(ctx, req, runtime.ServerStream[*codev1.Do37Response](stream))
+			return node.(WideNode).Do37(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(WideNode).Do38(ctx, runtime.ClientStream[*codev1.Do38Request](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do38Request, *codev1.Do38Response](untyped)
+			return stream.SendOnly(node.(WideNode).Do38(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(WideNode).Do39(ctx, runtime.BidiStream[*codev1.Do39Request, *codev1.Do39Response](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*codev1.Do39Request, *codev1.Do39Response](untyped)
+			return node.(WideNode).Do39(ctx, stream)
 		},
 	},
 }
@@ -1187,7 +1193,7 @@ func (UnimplementedWideNode) Do39(context.Context, WideDo39ServerStream) error {
 
 // WideType is the node type "wide", implemented by what setup returns. Setup is called once in each life of a node.
 func WideType(setup func(context.Context, *runtime.Node) (WideNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(wideService.Host(wideHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return wideService.NodeType(wideHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1213,375 +1219,375 @@ func (h *Wide) Intercepted(interceptors ...runtime.ClientInterceptor) *Wide {
 
 // Do0 calls code.v1.Wide.Do0, and waits for the response.
 func (h *Wide) Do0(ctx context.Context, req *codev1.Do0Request) (*codev1.Do0Response, error) {
-	return runtime.CallUnary[*codev1.Do0Request, *codev1.Do0Response](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*codev1.Do0Request, *codev1.Do0Response](0).Unary(ctx, h.ref, req)
 }
 
 // Do0Async is Do0 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do0Async(ctx context.Context, req *codev1.Do0Request) *runtime.Future[*codev1.Do0Response] {
-	return runtime.CallAsync[*codev1.Do0Request, *codev1.Do0Response](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*codev1.Do0Request, *codev1.Do0Response](0).Async(ctx, h.ref, req)
 }
 
 // Do1 calls code.v1.Wide.Do1, and waits for the response.
 func (h *Wide) Do1(ctx context.Context, req *codev1.Do1Request) (*codev1.Do1Response, error) {
-	return runtime.CallUnary[*codev1.Do1Request, *codev1.Do1Response](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*codev1.Do1Request, *codev1.Do1Response](1).Unary(ctx, h.ref, req)
 }
 
 // Do1Async is Do1 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do1Async(ctx context.Context, req *codev1.Do1Request) *runtime.Future[*codev1.Do1Response] {
-	return runtime.CallAsync[*codev1.Do1Request, *codev1.Do1Response](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*codev1.Do1Request, *codev1.Do1Response](1).Async(ctx, h.ref, req)
 }
 
 // Do2 calls code.v1.Wide.Do2, and waits for the response.
 func (h *Wide) Do2(ctx context.Context, req *codev1.Do2Request) (*codev1.Do2Response, error) {
-	return runtime.CallUnary[*codev1.Do2Request, *codev1.Do2Response](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*codev1.Do2Request, *codev1.Do2Response](2).Unary(ctx, h.ref, req)
 }
 
 // Do2Async is Do2 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do2Async(ctx context.Context, req *codev1.Do2Request) *runtime.Future[*codev1.Do2Response] {
-	return runtime.CallAsync[*codev1.Do2Request, *codev1.Do2Response](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*codev1.Do2Request, *codev1.Do2Response](2).Async(ctx, h.ref, req)
 }
 
 // Do3 calls code.v1.Wide.Do3, and waits for the response.
 func (h *Wide) Do3(ctx context.Context, req *codev1.Do3Request) (*codev1.Do3Response, error) {
-	return runtime.CallUnary[*codev1.Do3Request, *codev1.Do3Response](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*codev1.Do3Request, *codev1.Do3Response](3).Unary(ctx, h.ref, req)
 }
 
 // Do3Async is Do3 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do3Async(ctx context.Context, req *codev1.Do3Request) *runtime.Future[*codev1.Do3Response] {
-	return runtime.CallAsync[*codev1.Do3Request, *codev1.Do3Response](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*codev1.Do3Request, *codev1.Do3Response](3).Async(ctx, h.ref, req)
 }
 
 // Do4 calls code.v1.Wide.Do4, and waits for the response.
 func (h *Wide) Do4(ctx context.Context, req *codev1.Do4Request) (*codev1.Do4Response, error) {
-	return runtime.CallUnary[*codev1.Do4Request, *codev1.Do4Response](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*codev1.Do4Request, *codev1.Do4Response](4).Unary(ctx, h.ref, req)
 }
 
 // Do4Async is Do4 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do4Async(ctx context.Context, req *codev1.Do4Request) *runtime.Future[*codev1.Do4Response] {
-	return runtime.CallAsync[*codev1.Do4Request, *codev1.Do4Response](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*codev1.Do4Request, *codev1.Do4Response](4).Async(ctx, h.ref, req)
 }
 
 // Do5 calls code.v1.Wide.Do5, and waits for the response.
 func (h *Wide) Do5(ctx context.Context, req *codev1.Do5Request) (*codev1.Do5Response, error) {
-	return runtime.CallUnary[*codev1.Do5Request, *codev1.Do5Response](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*codev1.Do5Request, *codev1.Do5Response](5).Unary(ctx, h.ref, req)
 }
 
 // Do5Async is Do5 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do5Async(ctx context.Context, req *codev1.Do5Request) *runtime.Future[*codev1.Do5Response] {
-	return runtime.CallAsync[*codev1.Do5Request, *codev1.Do5Response](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*codev1.Do5Request, *codev1.Do5Response](5).Async(ctx, h.ref, req)
 }
 
 // Do6 calls code.v1.Wide.Do6, and waits for the response.
 func (h *Wide) Do6(ctx context.Context, req *codev1.Do6Request) (*codev1.Do6Response, error) {
-	return runtime.CallUnary[*codev1.Do6Request, *codev1.Do6Response](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*codev1.Do6Request, *codev1.Do6Response](6).Unary(ctx, h.ref, req)
 }
 
 // Do6Async is Do6 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do6Async(ctx context.Context, req *codev1.Do6Request) *runtime.Future[*codev1.Do6Response] {
-	return runtime.CallAsync[*codev1.Do6Request, *codev1.Do6Response](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*codev1.Do6Request, *codev1.Do6Response](6).Async(ctx, h.ref, req)
 }
 
 // Do7 calls code.v1.Wide.Do7, and returns the stream of its responses.
 func (h *Wide) Do7(ctx context.Context, req *codev1.Do7Request) (WideDo7ClientStream, error) {
-	return runtime.CallServerStream[*codev1.Do7Request, *codev1.Do7Response](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*codev1.Do7Request, *codev1.Do7Response](7).ServerStream(ctx, h.ref, req)
 }
 
 // Do8 calls code.v1.Wide.Do8, and returns the stream to send its requests on.
 func (h *Wide) Do8(ctx context.Context) (WideDo8ClientStream, error) {
-	return runtime.CallClientStream[*codev1.Do8Request, *codev1.Do8Response](ctx, h.ref, 8)
+	return runtime.GeneratedCall[*codev1.Do8Request, *codev1.Do8Response](8).ClientStream(ctx, h.ref)
 }
 
 // Do9 calls code.v1.Wide.Do9, and returns the stream of its requests and responses.
 func (h *Wide) Do9(ctx context.Context) (WideDo9ClientStream, error) {
-	return runtime.CallBidiStream[*codev1.Do9Request, *codev1.Do9Response](ctx, h.ref, 9)
+	return runtime.GeneratedCall[*codev1.Do9Request, *codev1.Do9Response](9).BidiStream(ctx, h.ref)
 }
 
 // Do10 calls code.v1.Wide.Do10, and waits for the response.
 func (h *Wide) Do10(ctx context.Context, req *codev1.Do10Request) (*codev1.Do10Response, error) {
-	return runtime.CallUnary[*codev1.Do10Request, *codev1.Do10Response](ctx, h.ref, 10, req)
+	return runtime.GeneratedCall[*codev1.Do10Request, *codev1.Do10Response](10).Unary(ctx, h.ref, req)
 }
 
 // Do10Async is Do10 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do10Async(ctx context.Context, req *codev1.Do10Request) *runtime.Future[*codev1.Do10Response] {
-	return runtime.CallAsync[*codev1.Do10Request, *codev1.Do10Response](ctx, h.ref, 10, req)
+	return runtime.GeneratedCall[*codev1.Do10Request, *codev1.Do10Response](10).Async(ctx, h.ref, req)
 }
 
 // Do11 calls code.v1.Wide.Do11, and waits for the response.
 func (h *Wide) Do11(ctx context.Context, req *codev1.Do11Request) (*codev1.Do11Response, error) {
-	return runtime.CallUnary[*codev1.Do11Request, *codev1.Do11Response](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*codev1.Do11Request, *codev1.Do11Response](11).Unary(ctx, h.ref, req)
 }
 
 // Do11Async is Do11 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do11Async(ctx context.Context, req *codev1.Do11Request) *runtime.Future[*codev1.Do11Response] {
-	return runtime.CallAsync[*codev1.Do11Request, *codev1.Do11Response](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*codev1.Do11Request, *codev1.Do11Response](11).Async(ctx, h.ref, req)
 }
 
 // Do12 calls code.v1.Wide.Do12, and waits for the response.
 func (h *Wide) Do12(ctx context.Context, req *codev1.Do12Request) (*codev1.Do12Response, error) {
-	return runtime.CallUnary[*codev1.Do12Request, *codev1.Do12Response](ctx, h.ref, 12, req)
+	return runtime.GeneratedCall[*codev1.Do12Request, *codev1.Do12Response](12).Unary(ctx, h.ref, req)
 }
 
 // Do12Async is Do12 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do12Async(ctx context.Context, req *codev1.Do12Request) *runtime.Future[*codev1.Do12Response] {
-	return runtime.CallAsync[*codev1.Do12Request, *codev1.Do12Response](ctx, h.ref, 12, req)
+	return runtime.GeneratedCall[*codev1.Do12Request, *codev1.Do12Response](12).Async(ctx, h.ref, req)
 }
 
 // Do13 calls code.v1.Wide.Do13, and waits for the response.
 func (h *Wide) Do13(ctx context.Context, req *codev1.Do13Request) (*codev1.Do13Response, error) {
-	return runtime.CallUnary[*codev1.Do13Request, *codev1.Do13Response](ctx, h.ref, 13, req)
+	return runtime.GeneratedCall[*codev1.Do13Request, *codev1.Do13Response](13).Unary(ctx, h.ref, req)
 }
 
 // Do13Async is Do13 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do13Async(ctx context.Context, req *codev1.Do13Request) *runtime.Future[*codev1.Do13Response] {
-	return runtime.CallAsync[*codev1.Do13Request, *codev1.Do13Response](ctx, h.ref, 13, req)
+	return runtime.GeneratedCall[*codev1.Do13Request, *codev1.Do13Response](13).Async(ctx, h.ref, req)
 }
 
 // Do14 calls code.v1.Wide.Do14, and waits for the response.
 func (h *Wide) Do14(ctx context.Context, req *codev1.Do14Request) (*codev1.Do14Response, error) {
-	return runtime.CallUnary[*codev1.Do14Request, *codev1.Do14Response](ctx, h.ref, 14, req)
+	return runtime.GeneratedCall[*codev1.Do14Request, *codev1.Do14Response](14).Unary(ctx, h.ref, req)
 }
 
 // Do14Async is Do14 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do14Async(ctx context.Context, req *codev1.Do14Request) *runtime.Future[*codev1.Do14Response] {
-	return runtime.CallAsync[*codev1.Do14Request, *codev1.Do14Response](ctx, h.ref, 14, req)
+	return runtime.GeneratedCall[*codev1.Do14Request, *codev1.Do14Response](14).Async(ctx, h.ref, req)
 }
 
 // Do15 calls code.v1.Wide.Do15, and waits for the response.
 func (h *Wide) Do15(ctx context.Context, req *codev1.Do15Request) (*codev1.Do15Response, error) {
-	return runtime.CallUnary[*codev1.Do15Request, *codev1.Do15Response](ctx, h.ref, 15, req)
+	return runtime.GeneratedCall[*codev1.Do15Request, *codev1.Do15Response](15).Unary(ctx, h.ref, req)
 }
 
 // Do15Async is Do15 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do15Async(ctx context.Context, req *codev1.Do15Request) *runtime.Future[*codev1.Do15Response] {
-	return runtime.CallAsync[*codev1.Do15Request, *codev1.Do15Response](ctx, h.ref, 15, req)
+	return runtime.GeneratedCall[*codev1.Do15Request, *codev1.Do15Response](15).Async(ctx, h.ref, req)
 }
 
 // Do16 calls code.v1.Wide.Do16, and waits for the response.
 func (h *Wide) Do16(ctx context.Context, req *codev1.Do16Request) (*codev1.Do16Response, error) {
-	return runtime.CallUnary[*codev1.Do16Request, *codev1.Do16Response](ctx, h.ref, 16, req)
+	return runtime.GeneratedCall[*codev1.Do16Request, *codev1.Do16Response](16).Unary(ctx, h.ref, req)
 }
 
 // Do16Async is Do16 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do16Async(ctx context.Context, req *codev1.Do16Request) *runtime.Future[*codev1.Do16Response] {
-	return runtime.CallAsync[*codev1.Do16Request, *codev1.Do16Response](ctx, h.ref, 16, req)
+	return runtime.GeneratedCall[*codev1.Do16Request, *codev1.Do16Response](16).Async(ctx, h.ref, req)
 }
 
 // Do17 calls code.v1.Wide.Do17, and returns the stream of its responses.
 func (h *Wide) Do17(ctx context.Context, req *codev1.Do17Request) (WideDo17ClientStream, error) {
-	return runtime.CallServerStream[*codev1.Do17Request, *codev1.Do17Response](ctx, h.ref, 17, req)
+	return runtime.GeneratedCall[*codev1.Do17Request, *codev1.Do17Response](17).ServerStream(ctx, h.ref, req)
 }
 
 // Do18 calls code.v1.Wide.Do18, and returns the stream to send its requests on.
 func (h *Wide) Do18(ctx context.Context) (WideDo18ClientStream, error) {
-	return runtime.CallClientStream[*codev1.Do18Request, *codev1.Do18Response](ctx, h.ref, 18)
+	return runtime.GeneratedCall[*codev1.Do18Request, *codev1.Do18Response](18).ClientStream(ctx, h.ref)
 }
 
 // Do19 calls code.v1.Wide.Do19, and returns the stream of its requests and responses.
 func (h *Wide) Do19(ctx context.Context) (WideDo19ClientStream, error) {
-	return runtime.CallBidiStream[*codev1.Do19Request, *codev1.Do19Response](ctx, h.ref, 19)
+	return runtime.GeneratedCall[*codev1.Do19Request, *codev1.Do19Response](19).BidiStream(ctx, h.ref)
 }
 
 // Do20 calls code.v1.Wide.Do20, and waits for the response.
 func (h *Wide) Do20(ctx context.Context, req *codev1.Do20Request) (*codev1.Do20Response, error) {
-	return runtime.CallUnary[*codev1.Do20Request, *codev1.Do20Response](ctx, h.ref, 20, req)
+	return runtime.GeneratedCall[*codev1.Do20Request, *codev1.Do20Response](20).Unary(ctx, h.ref, req)
 }
 
 // Do20Async is Do20 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do20Async(ctx context.Context, req *codev1.Do20Request) *runtime.Future[*codev1.Do20Response] {
-	return runtime.CallAsync[*codev1.Do20Request, *codev1.Do20Response](ctx, h.ref, 20, req)
+	return runtime.GeneratedCall[*codev1.Do20Request, *codev1.Do20Response](20).Async(ctx, h.ref, req)
 }
 
 // Do21 calls code.v1.Wide.Do21, and waits for the response.
 func (h *Wide) Do21(ctx context.Context, req *codev1.Do21Request) (*codev1.Do21Response, error) {
-	return runtime.CallUnary[*codev1.Do21Request, *codev1.Do21Response](ctx, h.ref, 21, req)
+	return runtime.GeneratedCall[*codev1.Do21Request, *codev1.Do21Response](21).Unary(ctx, h.ref, req)
 }
 
 // Do21Async is Do21 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do21Async(ctx context.Context, req *codev1.Do21Request) *runtime.Future[*codev1.Do21Response] {
-	return runtime.CallAsync[*codev1.Do21Request, *codev1.Do21Response](ctx, h.ref, 21, req)
+	return runtime.GeneratedCall[*codev1.Do21Request, *codev1.Do21Response](21).Async(ctx, h.ref, req)
 }
 
 // Do22 calls code.v1.Wide.Do22, and waits for the response.
 func (h *Wide) Do22(ctx context.Context, req *codev1.Do22Request) (*codev1.Do22Response, error) {
-	return runtime.CallUnary[*codev1.Do22Request, *codev1.Do22Response](ctx, h.ref, 22, req)
+	return runtime.GeneratedCall[*codev1.Do22Request, *codev1.Do22Response](22).Unary(ctx, h.ref, req)
 }
 
 // Do22Async is Do22 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do22Async(ctx context.Context, req *codev1.Do22Request) *runtime.Future[*codev1.Do22Response] {
-	return runtime.CallAsync[*codev1.Do22Request, *codev1.Do22Response](ctx, h.ref, 22, req)
+	return runtime.GeneratedCall[*codev1.Do22Request, *codev1.Do22Response](22).Async(ctx, h.ref, req)
 }
 
 // Do23 calls code.v1.Wide.Do23, and waits for the response.
 func (h *Wide) Do23(ctx context.Context, req *codev1.Do23Request) (*codev1.Do23Response, error) {
-	return runtime.CallUnary[*codev1.Do23Request, *codev1.Do23Response](ctx, h.ref, 23, req)
+	return runtime.GeneratedCall[*codev1.Do23Request, *codev1.Do23Response](23).Unary(ctx, h.ref, req)
 }
 
 // Do23Async is Do23 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do23Async(ctx context.Context, req *codev1.Do23Request) *runtime.Future[*codev1.Do23Response] {
-	return runtime.CallAsync[*codev1.Do23Request, *codev1.Do23Response](ctx, h.ref, 23, req)
+	return runtime.GeneratedCall[*codev1.Do23Request, *codev1.Do23Response](23).Async(ctx, h.ref, req)
 }
 
 // Do24 calls code.v1.Wide.Do24, and waits for the response.
 func (h *Wide) Do24(ctx context.Context, req *codev1.Do24Request) (*codev1.Do24Response, error) {
-	return runtime.CallUnary[*codev1.Do24Request, *codev1.Do24Response](ctx, h.ref, 24, req)
+	return runtime.GeneratedCall[*codev1.Do24Request, *codev1.Do24Response](24).Unary(ctx, h.ref, req)
 }
 
 // Do24Async is Do24 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do24Async(ctx context.Context, req *codev1.Do24Request) *runtime.Future[*codev1.Do24Response] {
-	return runtime.CallAsync[*codev1.Do24Request, *codev1.Do24Response](ctx, h.ref, 24, req)
+	return runtime.GeneratedCall[*codev1.Do24Request, *codev1.Do24Response](24).Async(ctx, h.ref, req)
 }
 
 // Do25 calls code.v1.Wide.Do25, and waits for the response.
 func (h *Wide) Do25(ctx context.Context, req *codev1.Do25Request) (*codev1.Do25Response, error) {
-	return runtime.CallUnary[*codev1.Do25Request, *codev1.Do25Response](ctx, h.ref, 25, req)
+	return runtime.GeneratedCall[*codev1.Do25Request, *codev1.Do25Response](25).Unary(ctx, h.ref, req)
 }
 
 // Do25Async is Do25 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do25Async(ctx context.Context, req *codev1.Do25Request) *runtime.Future[*codev1.Do25Response] {
-	return runtime.CallAsync[*codev1.Do25Request, *codev1.Do25Response](ctx, h.ref, 25, req)
+	return runtime.GeneratedCall[*codev1.Do25Request, *codev1.Do25Response](25).Async(ctx, h.ref, req)
 }
 
 // Do26 calls code.v1.Wide.Do26, and waits for the response.
 func (h *Wide) Do26(ctx context.Context, req *codev1.Do26Request) (*codev1.Do26Response, error) {
-	return runtime.CallUnary[*codev1.Do26Request, *codev1.Do26Response](ctx, h.ref, 26, req)
+	return runtime.GeneratedCall[*codev1.Do26Request, *codev1.Do26Response](26).Unary(ctx, h.ref, req)
 }
 
 // Do26Async is Do26 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do26Async(ctx context.Context, req *codev1.Do26Request) *runtime.Future[*codev1.Do26Response] {
-	return runtime.CallAsync[*codev1.Do26Request, *codev1.Do26Response](ctx, h.ref, 26, req)
+	return runtime.GeneratedCall[*codev1.Do26Request, *codev1.Do26Response](26).Async(ctx, h.ref, req)
 }
 
 // Do27 calls code.v1.Wide.Do27, and returns the stream of its responses.
 func (h *Wide) Do27(ctx context.Context, req *codev1.Do27Request) (WideDo27ClientStream, error) {
-	return runtime.CallServerStream[*codev1.Do27Request, *codev1.Do27Response](ctx, h.ref, 27, req)
+	return runtime.GeneratedCall[*codev1.Do27Request, *codev1.Do27Response](27).ServerStream(ctx, h.ref, req)
 }
 
 // Do28 calls code.v1.Wide.Do28, and returns the stream to send its requests on.
 func (h *Wide) Do28(ctx context.Context) (WideDo28ClientStream, error) {
-	return runtime.CallClientStream[*codev1.Do28Request, *codev1.Do28Response](ctx, h.ref, 28)
+	return runtime.GeneratedCall[*codev1.Do28Request, *codev1.Do28Response](28).ClientStream(ctx, h.ref)
 }
 
 // Do29 calls code.v1.Wide.Do29, and returns the stream of its requests and responses.
 func (h *Wide) Do29(ctx context.Context) (WideDo29ClientStream, error) {
-	return runtime.CallBidiStream[*codev1.Do29Request, *codev1.Do29Response](ctx, h.ref, 29)
+	return runtime.GeneratedCall[*codev1.Do29Request, *codev1.Do29Response](29).BidiStream(ctx, h.ref)
 }
 
 // Do30 calls code.v1.Wide.Do30, and waits for the response.
 func (h *Wide) Do30(ctx context.Context, req *codev1.Do30Request) (*codev1.Do30Response, error) {
-	return runtime.CallUnary[*codev1.Do30Request, *codev1.Do30Response](ctx, h.ref, 30, req)
+	return runtime.GeneratedCall[*codev1.Do30Request, *codev1.Do30Response](30).Unary(ctx, h.ref, req)
 }
 
 // Do30Async is Do30 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do30Async(ctx context.Context, req *codev1.Do30Request) *runtime.Future[*codev1.Do30Response] {
-	return runtime.CallAsync[*codev1.Do30Request, *codev1.Do30Response](ctx, h.ref, 30, req)
+	return runtime.GeneratedCall[*codev1.Do30Request, *codev1.Do30Response](30).Async(ctx, h.ref, req)
 }
 
 // Do31 calls code.v1.Wide.Do31, and waits for the response.
 func (h *Wide) Do31(ctx context.Context, req *codev1.Do31Request) (*codev1.Do31Response, error) {
-	return runtime.CallUnary[*codev1.Do31Request, *codev1.Do31Response](ctx, h.ref, 31, req)
+	return runtime.GeneratedCall[*codev1.Do31Request, *codev1.Do31Response](31).Unary(ctx, h.ref, req)
 }
 
 // Do31Async is Do31 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do31Async(ctx context.Context, req *codev1.Do31Request) *runtime.Future[*codev1.Do31Response] {
-	return runtime.CallAsync[*codev1.Do31Request, *codev1.Do31Response](ctx, h.ref, 31, req)
+	return runtime.GeneratedCall[*codev1.Do31Request, *codev1.Do31Response](31).Async(ctx, h.ref, req)
 }
 
 // Do32 calls code.v1.Wide.Do32, and waits for the response.
 func (h *Wide) Do32(ctx context.Context, req *codev1.Do32Request) (*codev1.Do32Response, error) {
-	return runtime.CallUnary[*codev1.Do32Request, *codev1.Do32Response](ctx, h.ref, 32, req)
+	return runtime.GeneratedCall[*codev1.Do32Request, *codev1.Do32Response](32).Unary(ctx, h.ref, req)
 }
 
 // Do32Async is Do32 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do32Async(ctx context.Context, req *codev1.Do32Request) *runtime.Future[*codev1.Do32Response] {
-	return runtime.CallAsync[*codev1.Do32Request, *codev1.Do32Response](ctx, h.ref, 32, req)
+	return runtime.GeneratedCall[*codev1.Do32Request, *codev1.Do32Response](32).Async(ctx, h.ref, req)
 }
 
 // Do33 calls code.v1.Wide.Do33, and waits for the response.
 func (h *Wide) Do33(ctx context.Context, req *codev1.Do33Request) (*codev1.Do33Response, error) {
-	return runtime.CallUnary[*codev1.Do33Request, *codev1.Do33Response](ctx, h.ref, 33, req)
+	return runtime.GeneratedCall[*codev1.Do33Request, *codev1.Do33Response](33).Unary(ctx, h.ref, req)
 }
 
 // Do33Async is Do33 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do33Async(ctx context.Context, req *codev1.Do33Request) *runtime.Future[*codev1.Do33Response] {
-	return runtime.CallAsync[*codev1.Do33Request, *codev1.Do33Response](ctx, h.ref, 33, req)
+	return runtime.GeneratedCall[*codev1.Do33Request, *codev1.Do33Response](33).Async(ctx, h.ref, req)
 }
 
 // Do34 calls code.v1.Wide.Do34, and waits for the response.
 func (h *Wide) Do34(ctx context.Context, req *codev1.Do34Request) (*codev1.Do34Response, error) {
-	return runtime.CallUnary[*codev1.Do34Request, *codev1.Do34Response](ctx, h.ref, 34, req)
+	return runtime.GeneratedCall[*codev1.Do34Request, *codev1.Do34Response](34).Unary(ctx, h.ref, req)
 }
 
 // Do34Async is Do34 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do34Async(ctx context.Context, req *codev1.Do34Request) *runtime.Future[*codev1.Do34Response] {
-	return runtime.CallAsync[*codev1.Do34Request, *codev1.Do34Response](ctx, h.ref, 34, req)
+	return runtime.GeneratedCall[*codev1.Do34Request, *codev1.Do34Response](34).Async(ctx, h.ref, req)
 }
 
 // Do35 calls code.v1.Wide.Do35, and waits for the response.
 func (h *Wide) Do35(ctx context.Context, req *codev1.Do35Request) (*codev1.Do35Response, error) {
-	return runtime.CallUnary[*codev1.Do35Request, *codev1.Do35Response](ctx, h.ref, 35, req)
+	return runtime.GeneratedCall[*codev1.Do35Request, *codev1.Do35Response](35).Unary(ctx, h.ref, req)
 }
 
 // Do35Async is Do35 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do35Async(ctx context.Context, req *codev1.Do35Request) *runtime.Future[*codev1.Do35Response] {
-	return runtime.CallAsync[*codev1.Do35Request, *codev1.Do35Response](ctx, h.ref, 35, req)
+	return runtime.GeneratedCall[*codev1.Do35Request, *codev1.Do35Response](35).Async(ctx, h.ref, req)
 }
 
 // Do36 calls code.v1.Wide.Do36, and waits for the response.
 func (h *Wide) Do36(ctx context.Context, req *codev1.Do36Request) (*codev1.Do36Response, error) {
-	return runtime.CallUnary[*codev1.Do36Request, *codev1.Do36Response](ctx, h.ref, 36, req)
+	return runtime.GeneratedCall[*codev1.Do36Request, *codev1.Do36Response](36).Unary(ctx, h.ref, req)
 }
 
 // Do36Async is Do36 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Wide) Do36Async(ctx context.Context, req *codev1.Do36Request) *runtime.Future[*codev1.Do36Response] {
-	return runtime.CallAsync[*codev1.Do36Request, *codev1.Do36Response](ctx, h.ref, 36, req)
+	return runtime.GeneratedCall[*codev1.Do36Request, *codev1.Do36Response](36).Async(ctx, h.ref, req)
 }
 
 // Do37 calls code.v1.Wide.Do37, and returns the stream of its responses.
 func (h *Wide) Do37(ctx context.Context, req *codev1.Do37Request) (WideDo37ClientStream, error) {
-	return runtime.CallServerStream[*codev1.Do37Request, *codev1.Do37Response](ctx, h.ref, 37, req)
+	return runtime.GeneratedCall[*codev1.Do37Request, *codev1.Do37Response](37).ServerStream(ctx, h.ref, req)
 }
 
 // Do38 calls code.v1.Wide.Do38, and returns the stream to send its requests on.
 func (h *Wide) Do38(ctx context.Context) (WideDo38ClientStream, error) {
-	return runtime.CallClientStream[*codev1.Do38Request, *codev1.Do38Response](ctx, h.ref, 38)
+	return runtime.GeneratedCall[*codev1.Do38Request, *codev1.Do38Response](38).ClientStream(ctx, h.ref)
 }
 
 // Do39 calls code.v1.Wide.Do39, and returns the stream of its requests and responses.
 func (h *Wide) Do39(ctx context.Context) (WideDo39ClientStream, error) {
-	return runtime.CallBidiStream[*codev1.Do39Request, *codev1.Do39Response](ctx, h.ref, 39)
+	return runtime.GeneratedCall[*codev1.Do39Request, *codev1.Do39Response](39).BidiStream(ctx, h.ref)
 }
 
 // CreateWide creates a node of the type "wide" below parent, and waits until it is set up.
 func CreateWide(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Wide, error) {
-	ref, err := runtime.Create(ctx, parent, wideService.Caller(), nil, opts...)
+	ref, err := wideService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1590,7 +1596,7 @@ func CreateWide(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateWideN creates n nodes of the type "wide" below parent at once: all, or none and an error.
 func CreateWideN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Wide, error) {
-	refs, err := runtime.CreateN(ctx, parent, wideService.Caller(), n, nil, opts...)
+	refs, err := wideService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1603,7 +1609,7 @@ func CreateWideN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindWide looks up a node of the service code.v1.Wide, by path, alias or id. A relative path is relative to from.
 func FindWide(ctx context.Context, from runtime.Finder, where runtime.Where) (*Wide, error) {
-	ref, err := runtime.Find(ctx, from, wideService.Caller(), where)
+	ref, err := wideService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1612,7 +1618,7 @@ func FindWide(ctx context.Context, from runtime.Finder, where runtime.Where) (*W
 
 // WideFrom makes a handle from a reference that came in a message. It asks nobody.
 func WideFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Wide, error) {
-	found, err := runtime.RefFrom(from, wideService.Caller(), ref)
+	found, err := wideService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1622,16 +1628,16 @@ func WideFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Wide, error) {
 // NewLocalWide puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalWide(node WideNode) *Wide {
-	return &Wide{ref: runtime.NewLocal(wideService.Host(wideHandlers), node)}
+	return &Wide{ref: wideService.NewLocal(wideHandlers, node)}
 }
 
 // RegisterWideTunnel puts node behind a mailbox and registers it on server, where NewWideTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterWideTunnel(server *connect.Server, node WideNode) {
-	runtime.RegisterTunnel(server, wideService.Host(wideHandlers), node)
+	wideService.RegisterTunnel(server, wideHandlers, node)
 }
 
 // NewWideTunnel is the handle of the node that client reaches.
 func NewWideTunnel(client *connect.Client) *Wide {
-	return &Wide{ref: runtime.NewTunnel(wideService.Caller(), client)}
+	return &Wide{ref: wideService.NewTunnel(client)}
 }

@@ -23,27 +23,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // CaptainName is the full name of the service Captain.
 const CaptainName = "raylink.ps.v1.Captain"
 
-// The method table of raylink.ps.v1.Captain. Calls name a method by its index in it.
-var captainService = runtime.Table{
-	File:    &psv1.File_raylink_ps_v1_ps_proto,
-	Service: "Captain",
-	Config: runtime.ServiceConfig{
-		Type: "ps",
-		NewConfig: func() proto.Message {
-			return new(psv1.CaptainConfig)
-		},
+// captainService describes the service raylink.ps.v1.Captain. Calls identify a method by its index in Methods.
+var captainService = runtime.GeneratedService{
+	File: &psv1.File_raylink_ps_v1_ps_proto,
+	Name: "Captain",
+	Type: "ps",
+	NewConfig: func() proto.Message {
+		return new(psv1.CaptainConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Push",
 			NewRequest: func() proto.Message {
@@ -105,8 +103,8 @@ var captainService = runtime.Table{
 	},
 }
 
-// What runs the methods of raylink.ps.v1.Captain on a node, in the order of the table.
-var captainHandlers = []runtime.TableHandler{
+// captainHandlers run the methods of raylink.ps.v1.Captain on a node, in the order of captainService.
+var captainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CaptainNode).Push(ctx, req.(*psv1.PushRequest))
@@ -242,7 +240,7 @@ func (UnimplementedCaptainNode) Enlist(context.Context, *psv1.EnlistRequest) (*p
 // CaptainType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func CaptainType(setup func(context.Context, *runtime.Node, *psv1.CaptainConfig) (CaptainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(captainService.Host(captainHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return captainService.NodeType(captainHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.CaptainConfig))
 	})
 }
@@ -268,73 +266,73 @@ func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captai
 
 // Push makes parameters the newest version of their tag, or fails and changes nothing.
 func (h *Captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
-	return runtime.CallUnary[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*psv1.PushRequest, *psv1.PushResponse](0).Unary(ctx, h.ref, req)
 }
 
 // PushAsync is Push without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) PushAsync(ctx context.Context, req *psv1.PushRequest) *runtime.Future[*psv1.PushResponse] {
-	return runtime.CallAsync[*psv1.PushRequest, *psv1.PushResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*psv1.PushRequest, *psv1.PushResponse](0).Async(ctx, h.ref, req)
 }
 
 // Pull returns the newest parameters of a tag.
 func (h *Captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
 }
 
 // PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
 }
 
 // GetID returns the id of a tag's newest version.
 func (h *Captain) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Captain) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
 }
 
 // ListTags returns the newest version of each tag.
 func (h *Captain) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
 }
 
 // ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
 }
 
 // Locate returns the officer of a machine.
 func (h *Captain) Locate(ctx context.Context, req *psv1.LocateRequest) (*psv1.LocateResponse, error) {
-	return runtime.CallUnary[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Unary(ctx, h.ref, req)
 }
 
 // LocateAsync is Locate without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *runtime.Future[*psv1.LocateResponse] {
-	return runtime.CallAsync[*psv1.LocateRequest, *psv1.LocateResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Async(ctx, h.ref, req)
 }
 
 // Enlist adds an officer. The captain sends it all newer versions, and those of future pushes.
 func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
-	return runtime.CallUnary[*psv1.EnlistRequest, *psv1.EnlistResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Unary(ctx, h.ref, req)
 }
 
 // EnlistAsync is Enlist without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Captain) EnlistAsync(ctx context.Context, req *psv1.EnlistRequest) *runtime.Future[*psv1.EnlistResponse] {
-	return runtime.CallAsync[*psv1.EnlistRequest, *psv1.EnlistResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Async(ctx, h.ref, req)
 }
 
 // CreateCaptain creates a node of the type "ps" below parent, and waits until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) (*Captain, error) {
-	ref, err := runtime.Create(ctx, parent, captainService.Caller(), cfg, opts...)
+	ref, err := captainService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -343,7 +341,7 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.Captain
 
 // CreateCaptainN creates n nodes of the type "ps" below parent at once: all, or none and an error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) ([]*Captain, error) {
-	refs, err := runtime.CreateN(ctx, parent, captainService.Caller(), n, cfg, opts...)
+	refs, err := captainService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +355,7 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 // FindCaptain looks up a node of the service raylink.ps.v1.Captain, by path, alias or id. A relative path is relative
 // to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
-	ref, err := runtime.Find(ctx, from, captainService.Caller(), where)
+	ref, err := captainService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +364,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
-	found, err := runtime.RefFrom(from, captainService.Caller(), ref)
+	found, err := captainService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -376,34 +374,32 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 // NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
-	return &Captain{ref: runtime.NewLocal(captainService.Host(captainHandlers), node)}
+	return &Captain{ref: captainService.NewLocal(captainHandlers, node)}
 }
 
 // RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
-	runtime.RegisterTunnel(server, captainService.Host(captainHandlers), node)
+	captainService.RegisterTunnel(server, captainHandlers, node)
 }
 
 // NewCaptainTunnel is the handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
-	return &Captain{ref: runtime.NewTunnel(captainService.Caller(), client)}
+	return &Captain{ref: captainService.NewTunnel(client)}
 }
 
 // OfficerName is the full name of the service Officer.
 const OfficerName = "raylink.ps.v1.Officer"
 
-// The method table of raylink.ps.v1.Officer. Calls name a method by its index in it.
-var officerService = runtime.Table{
-	File:    &psv1.File_raylink_ps_v1_ps_proto,
-	Service: "Officer",
-	Config: runtime.ServiceConfig{
-		Type: "officer",
-		NewConfig: func() proto.Message {
-			return new(psv1.OfficerConfig)
-		},
+// officerService describes the service raylink.ps.v1.Officer. Calls identify a method by its index in Methods.
+var officerService = runtime.GeneratedService{
+	File: &psv1.File_raylink_ps_v1_ps_proto,
+	Name: "Officer",
+	Type: "officer",
+	NewConfig: func() proto.Message {
+		return new(psv1.OfficerConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Store",
 			NewRequest: func() proto.Message {
@@ -456,8 +452,8 @@ var officerService = runtime.Table{
 	},
 }
 
-// What runs the methods of raylink.ps.v1.Officer on a node, in the order of the table.
-var officerHandlers = []runtime.TableHandler{
+// officerHandlers run the methods of raylink.ps.v1.Officer on a node, in the order of officerService.
+var officerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(OfficerNode).Store(ctx, req.(*psv1.StoreRequest))
@@ -573,7 +569,7 @@ func (UnimplementedOfficerNode) Directory(context.Context, *psv1.DirectoryReques
 // OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func OfficerType(setup func(context.Context, *runtime.Node, *psv1.OfficerConfig) (OfficerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(officerService.Host(officerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return officerService.NodeType(officerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.OfficerConfig))
 	})
 }
@@ -599,62 +595,62 @@ func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Office
 
 // Store stores a version from the captain; one that is not newer changes nothing.
 func (h *Officer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
-	return runtime.CallUnary[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Unary(ctx, h.ref, req)
 }
 
 // StoreAsync is Store without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) StoreAsync(ctx context.Context, req *psv1.StoreRequest) *runtime.Future[*psv1.StoreResponse] {
-	return runtime.CallAsync[*psv1.StoreRequest, *psv1.StoreResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Async(ctx, h.ref, req)
 }
 
 // Pull returns the newest parameters of a tag, for clients that can't map them.
 func (h *Officer) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return runtime.CallUnary[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
 }
 
 // PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return runtime.CallAsync[*psv1.PullRequest, *psv1.PullResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
 }
 
 // GetID returns the id of a tag's newest version on this machine.
 func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return runtime.CallUnary[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return runtime.CallAsync[*psv1.GetIDRequest, *psv1.GetIDResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
 }
 
 // ListTags returns the newest version of each tag on this machine.
 func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return runtime.CallUnary[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
 }
 
 // ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return runtime.CallAsync[*psv1.ListTagsRequest, *psv1.ListTagsResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
 }
 
 // Directory returns the directory of the mapped files, and its nonce.
 func (h *Officer) Directory(ctx context.Context, req *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
-	return runtime.CallUnary[*psv1.DirectoryRequest, *psv1.DirectoryResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Unary(ctx, h.ref, req)
 }
 
 // DirectoryAsync is Directory without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *Officer) DirectoryAsync(ctx context.Context, req *psv1.DirectoryRequest) *runtime.Future[*psv1.DirectoryResponse] {
-	return runtime.CallAsync[*psv1.DirectoryRequest, *psv1.DirectoryResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Async(ctx, h.ref, req)
 }
 
 // CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) (*Officer, error) {
-	ref, err := runtime.Create(ctx, parent, officerService.Caller(), cfg, opts...)
+	ref, err := officerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -663,7 +659,7 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.Officer
 
 // CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) ([]*Officer, error) {
-	refs, err := runtime.CreateN(ctx, parent, officerService.Caller(), n, cfg, opts...)
+	refs, err := officerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -677,7 +673,7 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 // FindOfficer looks up a node of the service raylink.ps.v1.Officer, by path, alias or id. A relative path is relative
 // to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
-	ref, err := runtime.Find(ctx, from, officerService.Caller(), where)
+	ref, err := officerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -686,7 +682,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
-	found, err := runtime.RefFrom(from, officerService.Caller(), ref)
+	found, err := officerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -696,16 +692,16 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 // NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
-	return &Officer{ref: runtime.NewLocal(officerService.Host(officerHandlers), node)}
+	return &Officer{ref: officerService.NewLocal(officerHandlers, node)}
 }
 
 // RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
-	runtime.RegisterTunnel(server, officerService.Host(officerHandlers), node)
+	officerService.RegisterTunnel(server, officerHandlers, node)
 }
 
 // NewOfficerTunnel is the handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
-	return &Officer{ref: runtime.NewTunnel(officerService.Caller(), client)}
+	return &Officer{ref: officerService.NewTunnel(client)}
 }

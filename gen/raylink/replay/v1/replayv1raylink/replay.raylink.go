@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ReplayName is the full name of the service Replay.
 const ReplayName = "raylink.replay.v1.Replay"
 
-// The method table of raylink.replay.v1.Replay. Calls name a method by its index in it.
-var replayService = runtime.Table{
-	File:    &replayv1.File_raylink_replay_v1_replay_proto,
-	Service: "Replay",
-	Config: runtime.ServiceConfig{
-		Type: "replay",
-		NewConfig: func() proto.Message {
-			return new(replayv1.ReplayConfig)
-		},
+// replayService describes the service raylink.replay.v1.Replay. Calls identify a method by its index in Methods.
+var replayService = runtime.GeneratedService{
+	File: &replayv1.File_raylink_replay_v1_replay_proto,
+	Name: "Replay",
+	Type: "replay",
+	NewConfig: func() proto.Message {
+		return new(replayv1.ReplayConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Describe",
 			NewRequest: func() proto.Message {
@@ -86,8 +84,8 @@ var replayService = runtime.Table{
 	},
 }
 
-// What runs the methods of raylink.replay.v1.Replay on a node, in the order of the table.
-var replayHandlers = []runtime.TableHandler{
+// replayHandlers run the methods of raylink.replay.v1.Replay on a node, in the order of replayService.
+var replayHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).Describe(ctx, req.(*replayv1.DescribeRequest))
@@ -184,7 +182,7 @@ func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) 
 // ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func ReplayType(setup func(context.Context, *runtime.Node, *replayv1.ReplayConfig) (ReplayNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(replayService.Host(replayHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return replayService.NodeType(replayHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*replayv1.ReplayConfig))
 	})
 }
@@ -211,51 +209,51 @@ func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay 
 
 // Describe returns the columns of a row and the place of the ring.
 func (h *Replay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
-	return runtime.CallUnary[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*replayv1.DescribeRequest, *replayv1.DescribeResponse](0).Unary(ctx, h.ref, req)
 }
 
 // DescribeAsync is Describe without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) DescribeAsync(ctx context.Context, req *replayv1.DescribeRequest) *runtime.Future[*replayv1.DescribeResponse] {
-	return runtime.CallAsync[*replayv1.DescribeRequest, *replayv1.DescribeResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*replayv1.DescribeRequest, *replayv1.DescribeResponse](0).Async(ctx, h.ref, req)
 }
 
 // Write appends rows.
 func (h *Replay) Write(ctx context.Context, req *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
-	return runtime.CallUnary[*replayv1.WriteRequest, *replayv1.WriteResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*replayv1.WriteRequest, *replayv1.WriteResponse](1).Unary(ctx, h.ref, req)
 }
 
 // WriteAsync is Write without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Replay) WriteAsync(ctx context.Context, req *replayv1.WriteRequest) *runtime.Future[*replayv1.WriteResponse] {
-	return runtime.CallAsync[*replayv1.WriteRequest, *replayv1.WriteResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*replayv1.WriteRequest, *replayv1.WriteResponse](1).Async(ctx, h.ref, req)
 }
 
 // Sample draws random rows.
 func (h *Replay) Sample(ctx context.Context, req *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
-	return runtime.CallUnary[*replayv1.SampleRequest, *replayv1.SampleResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*replayv1.SampleRequest, *replayv1.SampleResponse](2).Unary(ctx, h.ref, req)
 }
 
 // SampleAsync is Sample without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) SampleAsync(ctx context.Context, req *replayv1.SampleRequest) *runtime.Future[*replayv1.SampleResponse] {
-	return runtime.CallAsync[*replayv1.SampleRequest, *replayv1.SampleResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*replayv1.SampleRequest, *replayv1.SampleResponse](2).Async(ctx, h.ref, req)
 }
 
 // Newest reads the newest rows.
 func (h *Replay) Newest(ctx context.Context, req *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
-	return runtime.CallUnary[*replayv1.NewestRequest, *replayv1.NewestResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Unary(ctx, h.ref, req)
 }
 
 // NewestAsync is Newest without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Replay) NewestAsync(ctx context.Context, req *replayv1.NewestRequest) *runtime.Future[*replayv1.NewestResponse] {
-	return runtime.CallAsync[*replayv1.NewestRequest, *replayv1.NewestResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) (*Replay, error) {
-	ref, err := runtime.Create(ctx, parent, replayService.Caller(), cfg, opts...)
+	ref, err := replayService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +262,7 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.Repl
 
 // CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) ([]*Replay, error) {
-	refs, err := runtime.CreateN(ctx, parent, replayService.Caller(), n, cfg, opts...)
+	refs, err := replayService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +276,7 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *repla
 // FindReplay looks up a node of the service raylink.replay.v1.Replay, by path, alias or id. A relative path is relative
 // to from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
-	ref, err := runtime.Find(ctx, from, replayService.Caller(), where)
+	ref, err := replayService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -287,7 +285,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
-	found, err := runtime.RefFrom(from, replayService.Caller(), ref)
+	found, err := replayService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -297,16 +295,16 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 // NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
-	return &Replay{ref: runtime.NewLocal(replayService.Host(replayHandlers), node)}
+	return &Replay{ref: replayService.NewLocal(replayHandlers, node)}
 }
 
 // RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
-	runtime.RegisterTunnel(server, replayService.Host(replayHandlers), node)
+	replayService.RegisterTunnel(server, replayHandlers, node)
 }
 
 // NewReplayTunnel is the handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
-	return &Replay{ref: runtime.NewTunnel(replayService.Caller(), client)}
+	return &Replay{ref: replayService.NewTunnel(client)}
 }

@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // StorageName is the full name of the service Storage.
 const StorageName = "raylink.storage.v1.Storage"
 
-// The method table of raylink.storage.v1.Storage. Calls name a method by its index in it.
-var storageService = runtime.Table{
-	File:    &storagev1.File_raylink_storage_v1_storage_proto,
-	Service: "Storage",
-	Config: runtime.ServiceConfig{
-		Type: "storage",
-		NewConfig: func() proto.Message {
-			return new(storagev1.StorageConfig)
-		},
+// storageService describes the service raylink.storage.v1.Storage. Calls identify a method by its index in Methods.
+var storageService = runtime.GeneratedService{
+	File: &storagev1.File_raylink_storage_v1_storage_proto,
+	Name: "Storage",
+	Type: "storage",
+	NewConfig: func() proto.Message {
+		return new(storagev1.StorageConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Put",
 			NewRequest: func() proto.Message {
@@ -118,8 +116,8 @@ var storageService = runtime.Table{
 	},
 }
 
-// What runs the methods of raylink.storage.v1.Storage on a node, in the order of the table.
-var storageHandlers = []runtime.TableHandler{
+// storageHandlers run the methods of raylink.storage.v1.Storage on a node, in the order of storageService.
+var storageHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(StorageNode).Put(ctx, req.(*storagev1.PutRequest))
@@ -293,7 +291,7 @@ func (UnimplementedStorageNode) List(context.Context, *storagev1.ListRequest) (*
 // StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func StorageType(setup func(context.Context, *runtime.Node, *storagev1.StorageConfig) (StorageNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(storageService.Host(storageHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return storageService.NodeType(storageHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*storagev1.StorageConfig))
 	})
 }
@@ -317,95 +315,95 @@ func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storag
 
 // Put stores a value, and replaces any previous one.
 func (h *Storage) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
-	return runtime.CallUnary[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*storagev1.PutRequest, *storagev1.PutResponse](0).Unary(ctx, h.ref, req)
 }
 
 // PutAsync is Put without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) PutAsync(ctx context.Context, req *storagev1.PutRequest) *runtime.Future[*storagev1.PutResponse] {
-	return runtime.CallAsync[*storagev1.PutRequest, *storagev1.PutResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*storagev1.PutRequest, *storagev1.PutResponse](0).Async(ctx, h.ref, req)
 }
 
 // Get returns a value.
 func (h *Storage) Get(ctx context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
-	return runtime.CallUnary[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*storagev1.GetRequest, *storagev1.GetResponse](1).Unary(ctx, h.ref, req)
 }
 
 // GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) GetAsync(ctx context.Context, req *storagev1.GetRequest) *runtime.Future[*storagev1.GetResponse] {
-	return runtime.CallAsync[*storagev1.GetRequest, *storagev1.GetResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*storagev1.GetRequest, *storagev1.GetResponse](1).Async(ctx, h.ref, req)
 }
 
 // Has reports whether a key exists.
 func (h *Storage) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
-	return runtime.CallUnary[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Unary(ctx, h.ref, req)
 }
 
 // HasAsync is Has without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) HasAsync(ctx context.Context, req *storagev1.HasRequest) *runtime.Future[*storagev1.HasResponse] {
-	return runtime.CallAsync[*storagev1.HasRequest, *storagev1.HasResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Async(ctx, h.ref, req)
 }
 
 // GetID returns the id of a key's last write, to detect changes without transferring the value.
 func (h *Storage) GetID(ctx context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
-	return runtime.CallUnary[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) GetIDAsync(ctx context.Context, req *storagev1.GetIDRequest) *runtime.Future[*storagev1.GetIDResponse] {
-	return runtime.CallAsync[*storagev1.GetIDRequest, *storagev1.GetIDResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Async(ctx, h.ref, req)
 }
 
 // Incr atomically adds to a number.
 func (h *Storage) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
-	return runtime.CallUnary[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Unary(ctx, h.ref, req)
 }
 
 // IncrAsync is Incr without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) IncrAsync(ctx context.Context, req *storagev1.IncrRequest) *runtime.Future[*storagev1.IncrResponse] {
-	return runtime.CallAsync[*storagev1.IncrRequest, *storagev1.IncrResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Async(ctx, h.ref, req)
 }
 
 // Decr atomically subtracts from a number.
 func (h *Storage) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
-	return runtime.CallUnary[*storagev1.DecrRequest, *storagev1.DecrResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Unary(ctx, h.ref, req)
 }
 
 // DecrAsync is Decr without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) DecrAsync(ctx context.Context, req *storagev1.DecrRequest) *runtime.Future[*storagev1.DecrResponse] {
-	return runtime.CallAsync[*storagev1.DecrRequest, *storagev1.DecrResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Async(ctx, h.ref, req)
 }
 
 // Delete removes a key.
 func (h *Storage) Delete(ctx context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
-	return runtime.CallUnary[*storagev1.DeleteRequest, *storagev1.DeleteResponse](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Unary(ctx, h.ref, req)
 }
 
 // DeleteAsync is Delete without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest) *runtime.Future[*storagev1.DeleteResponse] {
-	return runtime.CallAsync[*storagev1.DeleteRequest, *storagev1.DeleteResponse](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Async(ctx, h.ref, req)
 }
 
 // List returns the entries under a prefix, one page at a time.
 func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
-	return runtime.CallUnary[*storagev1.ListRequest, *storagev1.ListResponse](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Unary(ctx, h.ref, req)
 }
 
 // ListAsync is List without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Storage) ListAsync(ctx context.Context, req *storagev1.ListRequest) *runtime.Future[*storagev1.ListResponse] {
-	return runtime.CallAsync[*storagev1.ListRequest, *storagev1.ListResponse](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Async(ctx, h.ref, req)
 }
 
 // CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) (*Storage, error) {
-	ref, err := runtime.Create(ctx, parent, storageService.Caller(), cfg, opts...)
+	ref, err := storageService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -414,7 +412,7 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.St
 
 // CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) ([]*Storage, error) {
-	refs, err := runtime.CreateN(ctx, parent, storageService.Caller(), n, cfg, opts...)
+	refs, err := storageService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -428,7 +426,7 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *stor
 // FindStorage looks up a node of the service raylink.storage.v1.Storage, by path, alias or id. A relative path is
 // relative to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
-	ref, err := runtime.Find(ctx, from, storageService.Caller(), where)
+	ref, err := storageService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -437,7 +435,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // StorageFrom makes a handle from a reference that came in a message. It asks nobody.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
-	found, err := runtime.RefFrom(from, storageService.Caller(), ref)
+	found, err := storageService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -447,16 +445,16 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 // NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalStorage(node StorageNode) *Storage {
-	return &Storage{ref: runtime.NewLocal(storageService.Host(storageHandlers), node)}
+	return &Storage{ref: storageService.NewLocal(storageHandlers, node)}
 }
 
 // RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
-	runtime.RegisterTunnel(server, storageService.Host(storageHandlers), node)
+	storageService.RegisterTunnel(server, storageHandlers, node)
 }
 
 // NewStorageTunnel is the handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
-	return &Storage{ref: runtime.NewTunnel(storageService.Caller(), client)}
+	return &Storage{ref: storageService.NewTunnel(client)}
 }

@@ -29,11 +29,11 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // Detached before the service.
@@ -44,14 +44,12 @@ const (
 // LoudName is the full name of the service Loud.
 const LoudName = "comments.Loud"
 
-// The method table of comments.Loud. Calls name a method by its index in it.
-var loudService = runtime.Table{
-	File:    &comments.File_comments_comments_proto,
-	Service: "Loud",
-	Config: runtime.ServiceConfig{
-		Type: "loud",
-	},
-	Methods: []runtime.TableMethod{
+// loudService describes the service comments.Loud. Calls identify a method by its index in Methods.
+var loudService = runtime.GeneratedService{
+	File: &comments.File_comments_comments_proto,
+	Name: "Loud",
+	Type: "loud",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Shout",
 			NewRequest: func() proto.Message {
@@ -100,8 +98,8 @@ var loudService = runtime.Table{
 	},
 }
 
-// What runs the methods of comments.Loud on a node, in the order of the table.
-var loudHandlers = []runtime.TableHandler{
+// loudHandlers run the methods of comments.Loud on a node, in the order of loudService.
+var loudHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LoudNode).Shout(ctx, req.(*comments.M))
@@ -127,12 +125,13 @@ var loudHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*comments.M](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*comments.M, *comments.M](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LoudNode).Watch(ctx, req, runtime.ServerStream[*comments.M](stream))
+			return node.(LoudNode).Watch(ctx, req, stream)
 		},
 	},
 	{
@@ -246,7 +245,7 @@ func (UnimplementedLoudNode) Older(context.Context, *comments.M) (*comments.M, e
 
 // LoudType is the node type "loud", implemented by what setup returns. Setup is called once in each life of a node.
 func LoudType(setup func(context.Context, *runtime.Node) (LoudNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(loudService.Host(loudHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return loudService.NodeType(loudHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -290,51 +289,51 @@ func (h *Loud) Intercepted(interceptors ...runtime.ClientInterceptor) *Loud {
 //
 // Trailing the method.
 func (h *Loud) Shout(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](0).Unary(ctx, h.ref, req)
 }
 
 // ShoutAsync is Shout without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Loud) ShoutAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](0).Async(ctx, h.ref, req)
 }
 
 // Silent calls comments.Loud.Silent, and waits for the response.
 func (h *Loud) Silent(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](1).Unary(ctx, h.ref, req)
 }
 
 // SilentAsync is Silent without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Loud) SilentAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](1).Async(ctx, h.ref, req)
 }
 
 // Watch is a stream.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) Watch(ctx context.Context, req *comments.M) (LoudWatchClientStream, error) {
-	return runtime.CallServerStream[*comments.M, *comments.M](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](2).ServerStream(ctx, h.ref, req)
 }
 
 // Old has its own words for it.
 //
 // Deprecated: use Shout.
 func (h *Loud) Old(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](3).Unary(ctx, h.ref, req)
 }
 
 // OldAsync is Old without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Loud) OldAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](3).Async(ctx, h.ref, req)
 }
 
 // Older calls comments.Loud.Older, and waits for the response.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) Older(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](4).Unary(ctx, h.ref, req)
 }
 
 // OlderAsync is Older without the waiting: the future has the response, or the error, once it is there. It blocks only
@@ -342,12 +341,12 @@ func (h *Loud) Older(ctx context.Context, req *comments.M) (*comments.M, error) 
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) OlderAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](4).Async(ctx, h.ref, req)
 }
 
 // CreateLoud creates a node of the type "loud" below parent, and waits until it is set up.
 func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Loud, error) {
-	ref, err := runtime.Create(ctx, parent, loudService.Caller(), nil, opts...)
+	ref, err := loudService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +355,7 @@ func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateLoudN creates n nodes of the type "loud" below parent at once: all, or none and an error.
 func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Loud, error) {
-	refs, err := runtime.CreateN(ctx, parent, loudService.Caller(), n, nil, opts...)
+	refs, err := loudService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -369,7 +368,7 @@ func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindLoud looks up a node of the service comments.Loud, by path, alias or id. A relative path is relative to from.
 func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*Loud, error) {
-	ref, err := runtime.Find(ctx, from, loudService.Caller(), where)
+	ref, err := loudService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +377,7 @@ func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*L
 
 // LoudFrom makes a handle from a reference that came in a message. It asks nobody.
 func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
-	found, err := runtime.RefFrom(from, loudService.Caller(), ref)
+	found, err := loudService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -388,18 +387,18 @@ func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
 // NewLocalLoud puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalLoud(node LoudNode) *Loud {
-	return &Loud{ref: runtime.NewLocal(loudService.Host(loudHandlers), node)}
+	return &Loud{ref: loudService.NewLocal(loudHandlers, node)}
 }
 
 // RegisterLoudTunnel puts node behind a mailbox and registers it on server, where NewLoudTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterLoudTunnel(server *connect.Server, node LoudNode) {
-	runtime.RegisterTunnel(server, loudService.Host(loudHandlers), node)
+	loudService.RegisterTunnel(server, loudHandlers, node)
 }
 
 // NewLoudTunnel is the handle of the node that client reaches.
 func NewLoudTunnel(client *connect.Client) *Loud {
-	return &Loud{ref: runtime.NewTunnel(loudService.Caller(), client)}
+	return &Loud{ref: loudService.NewTunnel(client)}
 }
 
 // QuietName is the full name of the service Quiet.
@@ -407,14 +406,12 @@ func NewLoudTunnel(client *connect.Client) *Loud {
 // Deprecated: marked as deprecated in comments/comments.proto.
 const QuietName = "comments.Quiet"
 
-// The method table of comments.Quiet. Calls name a method by its index in it.
-var quietService = runtime.Table{
-	File:    &comments.File_comments_comments_proto,
-	Service: "Quiet",
-	Config: runtime.ServiceConfig{
-		Type: "quiet",
-	},
-	Methods: []runtime.TableMethod{
+// quietService describes the service comments.Quiet. Calls identify a method by its index in Methods.
+var quietService = runtime.GeneratedService{
+	File: &comments.File_comments_comments_proto,
+	Name: "Quiet",
+	Type: "quiet",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Whisper",
 			NewRequest: func() proto.Message {
@@ -427,8 +424,8 @@ var quietService = runtime.Table{
 	},
 }
 
-// What runs the methods of comments.Quiet on a node, in the order of the table.
-var quietHandlers = []runtime.TableHandler{
+// quietHandlers run the methods of comments.Quiet on a node, in the order of quietService.
+var quietHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(QuietNode).Whisper(ctx, req.(*comments.M))
@@ -468,7 +465,7 @@ func (UnimplementedQuietNode) Whisper(context.Context, *comments.M) (*comments.M
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietType(setup func(context.Context, *runtime.Node) (QuietNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(quietService.Host(quietHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return quietService.NodeType(quietHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -496,20 +493,20 @@ func (h *Quiet) Intercepted(interceptors ...runtime.ClientInterceptor) *Quiet {
 
 // Whisper calls comments.Quiet.Whisper, and waits for the response.
 func (h *Quiet) Whisper(ctx context.Context, req *comments.M) (*comments.M, error) {
-	return runtime.CallUnary[*comments.M, *comments.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](0).Unary(ctx, h.ref, req)
 }
 
 // WhisperAsync is Whisper without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Quiet) WhisperAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
-	return runtime.CallAsync[*comments.M, *comments.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*comments.M, *comments.M](0).Async(ctx, h.ref, req)
 }
 
 // CreateQuiet creates a node of the type "quiet" below parent, and waits until it is set up.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Quiet, error) {
-	ref, err := runtime.Create(ctx, parent, quietService.Caller(), nil, opts...)
+	ref, err := quietService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -520,7 +517,7 @@ func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Quiet, error) {
-	refs, err := runtime.CreateN(ctx, parent, quietService.Caller(), n, nil, opts...)
+	refs, err := quietService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -535,7 +532,7 @@ func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*Quiet, error) {
-	ref, err := runtime.Find(ctx, from, quietService.Caller(), where)
+	ref, err := quietService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -546,7 +543,7 @@ func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
-	found, err := runtime.RefFrom(from, quietService.Caller(), ref)
+	found, err := quietService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -558,7 +555,7 @@ func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewLocalQuiet(node QuietNode) *Quiet {
-	return &Quiet{ref: runtime.NewLocal(quietService.Host(quietHandlers), node)}
+	return &Quiet{ref: quietService.NewLocal(quietHandlers, node)}
 }
 
 // RegisterQuietTunnel puts node behind a mailbox and registers it on server, where NewQuietTunnel and any other client
@@ -566,12 +563,12 @@ func NewLocalQuiet(node QuietNode) *Quiet {
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func RegisterQuietTunnel(server *connect.Server, node QuietNode) {
-	runtime.RegisterTunnel(server, quietService.Host(quietHandlers), node)
+	quietService.RegisterTunnel(server, quietHandlers, node)
 }
 
 // NewQuietTunnel is the handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewQuietTunnel(client *connect.Client) *Quiet {
-	return &Quiet{ref: runtime.NewTunnel(quietService.Caller(), client)}
+	return &Quiet{ref: quietService.NewTunnel(client)}
 }

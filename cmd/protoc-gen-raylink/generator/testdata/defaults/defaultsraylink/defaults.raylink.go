@@ -20,28 +20,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // EmptyName is the full name of the service Empty.
 const EmptyName = "Empty"
 
-// The method table of Empty. Calls name a method by its index in it.
-var emptyService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "Empty",
-	Config: runtime.ServiceConfig{
-		Type: "empty",
-	},
-	Methods: []runtime.TableMethod{},
+// emptyService describes the service Empty. Calls identify a method by its index in Methods.
+var emptyService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "Empty",
+	Type: "empty",
 }
 
-// What runs the methods of Empty on a node, in the order of the table.
-var emptyHandlers = []runtime.TableHandler{}
+// emptyHandlers run the methods of Empty on a node, in the order of emptyService.
+var emptyHandlers = []runtime.GeneratedHandler{}
 
 // EmptyNode is what a node of the service Empty implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -53,7 +50,7 @@ type UnimplementedEmptyNode struct{}
 
 // EmptyType is the node type "empty", implemented by what setup returns. Setup is called once in each life of a node.
 func EmptyType(setup func(context.Context, *runtime.Node) (EmptyNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(emptyService.Host(emptyHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return emptyService.NodeType(emptyHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -77,7 +74,7 @@ func (h *Empty) Intercepted(interceptors ...runtime.ClientInterceptor) *Empty {
 
 // CreateEmpty creates a node of the type "empty" below parent, and waits until it is set up.
 func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Empty, error) {
-	ref, err := runtime.Create(ctx, parent, emptyService.Caller(), nil, opts...)
+	ref, err := emptyService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +83,7 @@ func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateEmptyN creates n nodes of the type "empty" below parent at once: all, or none and an error.
 func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Empty, error) {
-	refs, err := runtime.CreateN(ctx, parent, emptyService.Caller(), n, nil, opts...)
+	refs, err := emptyService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +96,7 @@ func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindEmpty looks up a node of the service Empty, by path, alias or id. A relative path is relative to from.
 func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*Empty, error) {
-	ref, err := runtime.Find(ctx, from, emptyService.Caller(), where)
+	ref, err := emptyService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +105,7 @@ func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // EmptyFrom makes a handle from a reference that came in a message. It asks nobody.
 func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
-	found, err := runtime.RefFrom(from, emptyService.Caller(), ref)
+	found, err := emptyService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -118,35 +115,32 @@ func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
 // NewLocalEmpty puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEmpty(node EmptyNode) *Empty {
-	return &Empty{ref: runtime.NewLocal(emptyService.Host(emptyHandlers), node)}
+	return &Empty{ref: emptyService.NewLocal(emptyHandlers, node)}
 }
 
 // RegisterEmptyTunnel puts node behind a mailbox and registers it on server, where NewEmptyTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterEmptyTunnel(server *connect.Server, node EmptyNode) {
-	runtime.RegisterTunnel(server, emptyService.Host(emptyHandlers), node)
+	emptyService.RegisterTunnel(server, emptyHandlers, node)
 }
 
 // NewEmptyTunnel is the handle of the node that client reaches.
 func NewEmptyTunnel(client *connect.Client) *Empty {
-	return &Empty{ref: runtime.NewTunnel(emptyService.Caller(), client)}
+	return &Empty{ref: emptyService.NewTunnel(client)}
 }
 
 // HTTPServerName is the full name of the service HTTPServer.
 const HTTPServerName = "HTTPServer"
 
-// The method table of HTTPServer. Calls name a method by its index in it.
-var hTTPServerService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "HTTPServer",
-	Config: runtime.ServiceConfig{
-		Type: "http-server",
-	},
-	Methods: []runtime.TableMethod{},
+// hTTPServerService describes the service HTTPServer. Calls identify a method by its index in Methods.
+var hTTPServerService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "HTTPServer",
+	Type: "http-server",
 }
 
-// What runs the methods of HTTPServer on a node, in the order of the table.
-var hTTPServerHandlers = []runtime.TableHandler{}
+// hTTPServerHandlers run the methods of HTTPServer on a node, in the order of hTTPServerService.
+var hTTPServerHandlers = []runtime.GeneratedHandler{}
 
 // HTTPServerNode is what a node of the service HTTPServer implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -159,7 +153,7 @@ type UnimplementedHTTPServerNode struct{}
 // HTTPServerType is the node type "http-server", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func HTTPServerType(setup func(context.Context, *runtime.Node) (HTTPServerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(hTTPServerService.Host(hTTPServerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return hTTPServerService.NodeType(hTTPServerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -183,7 +177,7 @@ func (h *HTTPServer) Intercepted(interceptors ...runtime.ClientInterceptor) *HTT
 
 // CreateHTTPServer creates a node of the type "http-server" below parent, and waits until it is set up.
 func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*HTTPServer, error) {
-	ref, err := runtime.Create(ctx, parent, hTTPServerService.Caller(), nil, opts...)
+	ref, err := hTTPServerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +186,7 @@ func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateHTTPServerN creates n nodes of the type "http-server" below parent at once: all, or none and an error.
 func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*HTTPServer, error) {
-	refs, err := runtime.CreateN(ctx, parent, hTTPServerService.Caller(), n, nil, opts...)
+	refs, err := hTTPServerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +199,7 @@ func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts .
 
 // FindHTTPServer looks up a node of the service HTTPServer, by path, alias or id. A relative path is relative to from.
 func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*HTTPServer, error) {
-	ref, err := runtime.Find(ctx, from, hTTPServerService.Caller(), where)
+	ref, err := hTTPServerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +208,7 @@ func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // HTTPServerFrom makes a handle from a reference that came in a message. It asks nobody.
 func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, error) {
-	found, err := runtime.RefFrom(from, hTTPServerService.Caller(), ref)
+	found, err := hTTPServerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -224,35 +218,32 @@ func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, erro
 // NewLocalHTTPServer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalHTTPServer(node HTTPServerNode) *HTTPServer {
-	return &HTTPServer{ref: runtime.NewLocal(hTTPServerService.Host(hTTPServerHandlers), node)}
+	return &HTTPServer{ref: hTTPServerService.NewLocal(hTTPServerHandlers, node)}
 }
 
 // RegisterHTTPServerTunnel puts node behind a mailbox and registers it on server, where NewHTTPServerTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterHTTPServerTunnel(server *connect.Server, node HTTPServerNode) {
-	runtime.RegisterTunnel(server, hTTPServerService.Host(hTTPServerHandlers), node)
+	hTTPServerService.RegisterTunnel(server, hTTPServerHandlers, node)
 }
 
 // NewHTTPServerTunnel is the handle of the node that client reaches.
 func NewHTTPServerTunnel(client *connect.Client) *HTTPServer {
-	return &HTTPServer{ref: runtime.NewTunnel(hTTPServerService.Caller(), client)}
+	return &HTTPServer{ref: hTTPServerService.NewTunnel(client)}
 }
 
 // ParameterServerName is the full name of the service ParameterServer.
 const ParameterServerName = "ParameterServer"
 
-// The method table of ParameterServer. Calls name a method by its index in it.
-var parameterServerService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "ParameterServer",
-	Config: runtime.ServiceConfig{
-		Type: "parameter-server",
-	},
-	Methods: []runtime.TableMethod{},
+// parameterServerService describes the service ParameterServer. Calls identify a method by its index in Methods.
+var parameterServerService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "ParameterServer",
+	Type: "parameter-server",
 }
 
-// What runs the methods of ParameterServer on a node, in the order of the table.
-var parameterServerHandlers = []runtime.TableHandler{}
+// parameterServerHandlers run the methods of ParameterServer on a node, in the order of parameterServerService.
+var parameterServerHandlers = []runtime.GeneratedHandler{}
 
 // ParameterServerNode is what a node of the service ParameterServer implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -265,7 +256,7 @@ type UnimplementedParameterServerNode struct{}
 // ParameterServerType is the node type "parameter-server", implemented by what setup returns. Setup is called once in
 // each life of a node.
 func ParameterServerType(setup func(context.Context, *runtime.Node) (ParameterServerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(parameterServerService.Host(parameterServerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return parameterServerService.NodeType(parameterServerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -289,7 +280,7 @@ func (h *ParameterServer) Intercepted(interceptors ...runtime.ClientInterceptor)
 
 // CreateParameterServer creates a node of the type "parameter-server" below parent, and waits until it is set up.
 func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*ParameterServer, error) {
-	ref, err := runtime.Create(ctx, parent, parameterServerService.Caller(), nil, opts...)
+	ref, err := parameterServerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -299,7 +290,7 @@ func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...r
 // CreateParameterServerN creates n nodes of the type "parameter-server" below parent at once: all, or none and an
 // error.
 func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*ParameterServer, error) {
-	refs, err := runtime.CreateN(ctx, parent, parameterServerService.Caller(), n, nil, opts...)
+	refs, err := parameterServerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +304,7 @@ func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, o
 // FindParameterServer looks up a node of the service ParameterServer, by path, alias or id. A relative path is relative
 // to from.
 func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*ParameterServer, error) {
-	ref, err := runtime.Find(ctx, from, parameterServerService.Caller(), where)
+	ref, err := parameterServerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -322,7 +313,7 @@ func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime
 
 // ParameterServerFrom makes a handle from a reference that came in a message. It asks nobody.
 func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterServer, error) {
-	found, err := runtime.RefFrom(from, parameterServerService.Caller(), ref)
+	found, err := parameterServerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -332,35 +323,32 @@ func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterSe
 // NewLocalParameterServer puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalParameterServer(node ParameterServerNode) *ParameterServer {
-	return &ParameterServer{ref: runtime.NewLocal(parameterServerService.Host(parameterServerHandlers), node)}
+	return &ParameterServer{ref: parameterServerService.NewLocal(parameterServerHandlers, node)}
 }
 
 // RegisterParameterServerTunnel puts node behind a mailbox and registers it on server, where NewParameterServerTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterParameterServerTunnel(server *connect.Server, node ParameterServerNode) {
-	runtime.RegisterTunnel(server, parameterServerService.Host(parameterServerHandlers), node)
+	parameterServerService.RegisterTunnel(server, parameterServerHandlers, node)
 }
 
 // NewParameterServerTunnel is the handle of the node that client reaches.
 func NewParameterServerTunnel(client *connect.Client) *ParameterServer {
-	return &ParameterServer{ref: runtime.NewTunnel(parameterServerService.Caller(), client)}
+	return &ParameterServer{ref: parameterServerService.NewTunnel(client)}
 }
 
 // KVStore2GoName is the full name of the service KVStore2Go.
 const KVStore2GoName = "KVStore2Go"
 
-// The method table of KVStore2Go. Calls name a method by its index in it.
-var kVStore2GoService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "KVStore2Go",
-	Config: runtime.ServiceConfig{
-		Type: "kv-store2-go",
-	},
-	Methods: []runtime.TableMethod{},
+// kVStore2GoService describes the service KVStore2Go. Calls identify a method by its index in Methods.
+var kVStore2GoService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "KVStore2Go",
+	Type: "kv-store2-go",
 }
 
-// What runs the methods of KVStore2Go on a node, in the order of the table.
-var kVStore2GoHandlers = []runtime.TableHandler{}
+// kVStore2GoHandlers run the methods of KVStore2Go on a node, in the order of kVStore2GoService.
+var kVStore2GoHandlers = []runtime.GeneratedHandler{}
 
 // KVStore2GoNode is what a node of the service KVStore2Go implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -373,7 +361,7 @@ type UnimplementedKVStore2GoNode struct{}
 // KVStore2GoType is the node type "kv-store2-go", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func KVStore2GoType(setup func(context.Context, *runtime.Node) (KVStore2GoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(kVStore2GoService.Host(kVStore2GoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return kVStore2GoService.NodeType(kVStore2GoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -397,7 +385,7 @@ func (h *KVStore2Go) Intercepted(interceptors ...runtime.ClientInterceptor) *KVS
 
 // CreateKVStore2Go creates a node of the type "kv-store2-go" below parent, and waits until it is set up.
 func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*KVStore2Go, error) {
-	ref, err := runtime.Create(ctx, parent, kVStore2GoService.Caller(), nil, opts...)
+	ref, err := kVStore2GoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -406,7 +394,7 @@ func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateKVStore2GoN creates n nodes of the type "kv-store2-go" below parent at once: all, or none and an error.
 func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*KVStore2Go, error) {
-	refs, err := runtime.CreateN(ctx, parent, kVStore2GoService.Caller(), n, nil, opts...)
+	refs, err := kVStore2GoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -419,7 +407,7 @@ func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts .
 
 // FindKVStore2Go looks up a node of the service KVStore2Go, by path, alias or id. A relative path is relative to from.
 func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Where) (*KVStore2Go, error) {
-	ref, err := runtime.Find(ctx, from, kVStore2GoService.Caller(), where)
+	ref, err := kVStore2GoService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -428,7 +416,7 @@ func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // KVStore2GoFrom makes a handle from a reference that came in a message. It asks nobody.
 func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, error) {
-	found, err := runtime.RefFrom(from, kVStore2GoService.Caller(), ref)
+	found, err := kVStore2GoService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -438,35 +426,32 @@ func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, erro
 // NewLocalKVStore2Go puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalKVStore2Go(node KVStore2GoNode) *KVStore2Go {
-	return &KVStore2Go{ref: runtime.NewLocal(kVStore2GoService.Host(kVStore2GoHandlers), node)}
+	return &KVStore2Go{ref: kVStore2GoService.NewLocal(kVStore2GoHandlers, node)}
 }
 
 // RegisterKVStore2GoTunnel puts node behind a mailbox and registers it on server, where NewKVStore2GoTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterKVStore2GoTunnel(server *connect.Server, node KVStore2GoNode) {
-	runtime.RegisterTunnel(server, kVStore2GoService.Host(kVStore2GoHandlers), node)
+	kVStore2GoService.RegisterTunnel(server, kVStore2GoHandlers, node)
 }
 
 // NewKVStore2GoTunnel is the handle of the node that client reaches.
 func NewKVStore2GoTunnel(client *connect.Client) *KVStore2Go {
-	return &KVStore2Go{ref: runtime.NewTunnel(kVStore2GoService.Caller(), client)}
+	return &KVStore2Go{ref: kVStore2GoService.NewTunnel(client)}
 }
 
 // Learner_2Name is the full name of the service Learner_2.
 const Learner_2Name = "Learner_2"
 
-// The method table of Learner_2. Calls name a method by its index in it.
-var learner_2Service = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "Learner_2",
-	Config: runtime.ServiceConfig{
-		Type: "learner2",
-	},
-	Methods: []runtime.TableMethod{},
+// learner_2Service describes the service Learner_2. Calls identify a method by its index in Methods.
+var learner_2Service = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "Learner_2",
+	Type: "learner2",
 }
 
-// What runs the methods of Learner_2 on a node, in the order of the table.
-var learner_2Handlers = []runtime.TableHandler{}
+// learner_2Handlers run the methods of Learner_2 on a node, in the order of learner_2Service.
+var learner_2Handlers = []runtime.GeneratedHandler{}
 
 // Learner_2Node is what a node of the service Learner_2 implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -479,7 +464,7 @@ type UnimplementedLearner_2Node struct{}
 // Learner_2Type is the node type "learner2", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func Learner_2Type(setup func(context.Context, *runtime.Node) (Learner_2Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(learner_2Service.Host(learner_2Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learner_2Service.NodeType(learner_2Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -503,7 +488,7 @@ func (h *Learner_2) Intercepted(interceptors ...runtime.ClientInterceptor) *Lear
 
 // CreateLearner_2 creates a node of the type "learner2" below parent, and waits until it is set up.
 func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner_2, error) {
-	ref, err := runtime.Create(ctx, parent, learner_2Service.Caller(), nil, opts...)
+	ref, err := learner_2Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -512,7 +497,7 @@ func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateLearner_2N creates n nodes of the type "learner2" below parent at once: all, or none and an error.
 func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner_2, error) {
-	refs, err := runtime.CreateN(ctx, parent, learner_2Service.Caller(), n, nil, opts...)
+	refs, err := learner_2Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -525,7 +510,7 @@ func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ..
 
 // FindLearner_2 looks up a node of the service Learner_2, by path, alias or id. A relative path is relative to from.
 func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner_2, error) {
-	ref, err := runtime.Find(ctx, from, learner_2Service.Caller(), where)
+	ref, err := learner_2Service.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -534,7 +519,7 @@ func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // Learner_2From makes a handle from a reference that came in a message. It asks nobody.
 func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error) {
-	found, err := runtime.RefFrom(from, learner_2Service.Caller(), ref)
+	found, err := learner_2Service.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -544,35 +529,32 @@ func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error)
 // NewLocalLearner_2 puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner_2(node Learner_2Node) *Learner_2 {
-	return &Learner_2{ref: runtime.NewLocal(learner_2Service.Host(learner_2Handlers), node)}
+	return &Learner_2{ref: learner_2Service.NewLocal(learner_2Handlers, node)}
 }
 
 // RegisterLearner_2Tunnel puts node behind a mailbox and registers it on server, where NewLearner_2Tunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearner_2Tunnel(server *connect.Server, node Learner_2Node) {
-	runtime.RegisterTunnel(server, learner_2Service.Host(learner_2Handlers), node)
+	learner_2Service.RegisterTunnel(server, learner_2Handlers, node)
 }
 
 // NewLearner_2Tunnel is the handle of the node that client reaches.
 func NewLearner_2Tunnel(client *connect.Client) *Learner_2 {
-	return &Learner_2{ref: runtime.NewTunnel(learner_2Service.Caller(), client)}
+	return &Learner_2{ref: learner_2Service.NewTunnel(client)}
 }
 
 // SnakeCaseNameName is the full name of the service snake_case_name.
 const SnakeCaseNameName = "snake_case_name"
 
-// The method table of snake_case_name. Calls name a method by its index in it.
-var snakeCaseNameService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "snake_case_name",
-	Config: runtime.ServiceConfig{
-		Type: "snake-case-name",
-	},
-	Methods: []runtime.TableMethod{},
+// snakeCaseNameService describes the service snake_case_name. Calls identify a method by its index in Methods.
+var snakeCaseNameService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "snake_case_name",
+	Type: "snake-case-name",
 }
 
-// What runs the methods of snake_case_name on a node, in the order of the table.
-var snakeCaseNameHandlers = []runtime.TableHandler{}
+// snakeCaseNameHandlers run the methods of snake_case_name on a node, in the order of snakeCaseNameService.
+var snakeCaseNameHandlers = []runtime.GeneratedHandler{}
 
 // SnakeCaseNameNode is what a node of the service snake_case_name implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -585,7 +567,7 @@ type UnimplementedSnakeCaseNameNode struct{}
 // SnakeCaseNameType is the node type "snake-case-name", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func SnakeCaseNameType(setup func(context.Context, *runtime.Node) (SnakeCaseNameNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(snakeCaseNameService.Host(snakeCaseNameHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return snakeCaseNameService.NodeType(snakeCaseNameHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -609,7 +591,7 @@ func (h *SnakeCaseName) Intercepted(interceptors ...runtime.ClientInterceptor) *
 
 // CreateSnakeCaseName creates a node of the type "snake-case-name" below parent, and waits until it is set up.
 func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*SnakeCaseName, error) {
-	ref, err := runtime.Create(ctx, parent, snakeCaseNameService.Caller(), nil, opts...)
+	ref, err := snakeCaseNameService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -618,7 +600,7 @@ func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateSnakeCaseNameN creates n nodes of the type "snake-case-name" below parent at once: all, or none and an error.
 func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*SnakeCaseName, error) {
-	refs, err := runtime.CreateN(ctx, parent, snakeCaseNameService.Caller(), n, nil, opts...)
+	refs, err := snakeCaseNameService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -632,7 +614,7 @@ func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindSnakeCaseName looks up a node of the service snake_case_name, by path, alias or id. A relative path is relative
 // to from.
 func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.Where) (*SnakeCaseName, error) {
-	ref, err := runtime.Find(ctx, from, snakeCaseNameService.Caller(), where)
+	ref, err := snakeCaseNameService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -641,7 +623,7 @@ func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.W
 
 // SnakeCaseNameFrom makes a handle from a reference that came in a message. It asks nobody.
 func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName, error) {
-	found, err := runtime.RefFrom(from, snakeCaseNameService.Caller(), ref)
+	found, err := snakeCaseNameService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -651,35 +633,32 @@ func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName
 // NewLocalSnakeCaseName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalSnakeCaseName(node SnakeCaseNameNode) *SnakeCaseName {
-	return &SnakeCaseName{ref: runtime.NewLocal(snakeCaseNameService.Host(snakeCaseNameHandlers), node)}
+	return &SnakeCaseName{ref: snakeCaseNameService.NewLocal(snakeCaseNameHandlers, node)}
 }
 
 // RegisterSnakeCaseNameTunnel puts node behind a mailbox and registers it on server, where NewSnakeCaseNameTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterSnakeCaseNameTunnel(server *connect.Server, node SnakeCaseNameNode) {
-	runtime.RegisterTunnel(server, snakeCaseNameService.Host(snakeCaseNameHandlers), node)
+	snakeCaseNameService.RegisterTunnel(server, snakeCaseNameHandlers, node)
 }
 
 // NewSnakeCaseNameTunnel is the handle of the node that client reaches.
 func NewSnakeCaseNameTunnel(client *connect.Client) *SnakeCaseName {
-	return &SnakeCaseName{ref: runtime.NewTunnel(snakeCaseNameService.Caller(), client)}
+	return &SnakeCaseName{ref: snakeCaseNameService.NewTunnel(client)}
 }
 
 // XXName is the full name of the service _x.
 const XXName = "_x"
 
-// The method table of _x. Calls name a method by its index in it.
-var xXService = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "_x",
-	Config: runtime.ServiceConfig{
-		Type: "x",
-	},
-	Methods: []runtime.TableMethod{},
+// xXService describes the service _x. Calls identify a method by its index in Methods.
+var xXService = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "_x",
+	Type: "x",
 }
 
-// What runs the methods of _x on a node, in the order of the table.
-var xXHandlers = []runtime.TableHandler{}
+// xXHandlers run the methods of _x on a node, in the order of xXService.
+var xXHandlers = []runtime.GeneratedHandler{}
 
 // XXNode is what a node of the service _x implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -691,7 +670,7 @@ type UnimplementedXXNode struct{}
 
 // XXType is the node type "x", implemented by what setup returns. Setup is called once in each life of a node.
 func XXType(setup func(context.Context, *runtime.Node) (XXNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(xXService.Host(xXHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return xXService.NodeType(xXHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -714,7 +693,7 @@ func (h *XX) Intercepted(interceptors ...runtime.ClientInterceptor) *XX {
 
 // CreateXX creates a node of the type "x" below parent, and waits until it is set up.
 func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XX, error) {
-	ref, err := runtime.Create(ctx, parent, xXService.Caller(), nil, opts...)
+	ref, err := xXService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -723,7 +702,7 @@ func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 
 // CreateXXN creates n nodes of the type "x" below parent at once: all, or none and an error.
 func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XX, error) {
-	refs, err := runtime.CreateN(ctx, parent, xXService.Caller(), n, nil, opts...)
+	refs, err := xXService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -736,7 +715,7 @@ func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 
 // FindXX looks up a node of the service _x, by path, alias or id. A relative path is relative to from.
 func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX, error) {
-	ref, err := runtime.Find(ctx, from, xXService.Caller(), where)
+	ref, err := xXService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -745,7 +724,7 @@ func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX,
 
 // XXFrom makes a handle from a reference that came in a message. It asks nobody.
 func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
-	found, err := runtime.RefFrom(from, xXService.Caller(), ref)
+	found, err := xXService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -755,35 +734,32 @@ func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
 // NewLocalXX puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalXX(node XXNode) *XX {
-	return &XX{ref: runtime.NewLocal(xXService.Host(xXHandlers), node)}
+	return &XX{ref: xXService.NewLocal(xXHandlers, node)}
 }
 
 // RegisterXXTunnel puts node behind a mailbox and registers it on server, where NewXXTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterXXTunnel(server *connect.Server, node XXNode) {
-	runtime.RegisterTunnel(server, xXService.Host(xXHandlers), node)
+	xXService.RegisterTunnel(server, xXHandlers, node)
 }
 
 // NewXXTunnel is the handle of the node that client reaches.
 func NewXXTunnel(client *connect.Client) *XX {
-	return &XX{ref: runtime.NewTunnel(xXService.Caller(), client)}
+	return &XX{ref: xXService.NewTunnel(client)}
 }
 
 // X_1Name is the full name of the service __1.
 const X_1Name = "__1"
 
-// The method table of __1. Calls name a method by its index in it.
-var x_1Service = runtime.Table{
-	File:    &defaults.File_defaults_defaults_proto,
-	Service: "__1",
-	Config: runtime.ServiceConfig{
-		Type: "x1",
-	},
-	Methods: []runtime.TableMethod{},
+// x_1Service describes the service __1. Calls identify a method by its index in Methods.
+var x_1Service = runtime.GeneratedService{
+	File: &defaults.File_defaults_defaults_proto,
+	Name: "__1",
+	Type: "x1",
 }
 
-// What runs the methods of __1 on a node, in the order of the table.
-var x_1Handlers = []runtime.TableHandler{}
+// x_1Handlers run the methods of __1 on a node, in the order of x_1Service.
+var x_1Handlers = []runtime.GeneratedHandler{}
 
 // X_1Node is what a node of the service __1 implements. Its unary methods run one at a time unless the schema says
 // otherwise.
@@ -795,7 +771,7 @@ type UnimplementedX_1Node struct{}
 
 // X_1Type is the node type "x1", implemented by what setup returns. Setup is called once in each life of a node.
 func X_1Type(setup func(context.Context, *runtime.Node) (X_1Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(x_1Service.Host(x_1Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return x_1Service.NodeType(x_1Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -819,7 +795,7 @@ func (h *X_1) Intercepted(interceptors ...runtime.ClientInterceptor) *X_1 {
 
 // CreateX_1 creates a node of the type "x1" below parent, and waits until it is set up.
 func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*X_1, error) {
-	ref, err := runtime.Create(ctx, parent, x_1Service.Caller(), nil, opts...)
+	ref, err := x_1Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -828,7 +804,7 @@ func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 
 // CreateX_1N creates n nodes of the type "x1" below parent at once: all, or none and an error.
 func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*X_1, error) {
-	refs, err := runtime.CreateN(ctx, parent, x_1Service.Caller(), n, nil, opts...)
+	refs, err := x_1Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -841,7 +817,7 @@ func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 
 // FindX_1 looks up a node of the service __1, by path, alias or id. A relative path is relative to from.
 func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_1, error) {
-	ref, err := runtime.Find(ctx, from, x_1Service.Caller(), where)
+	ref, err := x_1Service.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -850,7 +826,7 @@ func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_
 
 // X_1From makes a handle from a reference that came in a message. It asks nobody.
 func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
-	found, err := runtime.RefFrom(from, x_1Service.Caller(), ref)
+	found, err := x_1Service.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -860,16 +836,16 @@ func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
 // NewLocalX_1 puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalX_1(node X_1Node) *X_1 {
-	return &X_1{ref: runtime.NewLocal(x_1Service.Host(x_1Handlers), node)}
+	return &X_1{ref: x_1Service.NewLocal(x_1Handlers, node)}
 }
 
 // RegisterX_1Tunnel puts node behind a mailbox and registers it on server, where NewX_1Tunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterX_1Tunnel(server *connect.Server, node X_1Node) {
-	runtime.RegisterTunnel(server, x_1Service.Host(x_1Handlers), node)
+	x_1Service.RegisterTunnel(server, x_1Handlers, node)
 }
 
 // NewX_1Tunnel is the handle of the node that client reaches.
 func NewX_1Tunnel(client *connect.Client) *X_1 {
-	return &X_1{ref: runtime.NewTunnel(x_1Service.Caller(), client)}
+	return &X_1{ref: x_1Service.NewTunnel(client)}
 }

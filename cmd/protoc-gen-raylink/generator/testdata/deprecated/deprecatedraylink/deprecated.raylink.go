@@ -20,11 +20,11 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // GoneName is the full name of the service Gone.
@@ -32,14 +32,12 @@ const (
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 const GoneName = "deprecated.Gone"
 
-// The method table of deprecated.Gone. Calls name a method by its index in it.
-var goneService = runtime.Table{
-	File:    &deprecated.File_deprecated_deprecated_proto,
-	Service: "Gone",
-	Config: runtime.ServiceConfig{
-		Type: "gone",
-	},
-	Methods: []runtime.TableMethod{
+// goneService describes the service deprecated.Gone. Calls identify a method by its index in Methods.
+var goneService = runtime.GeneratedService{
+	File: &deprecated.File_deprecated_deprecated_proto,
+	Name: "Gone",
+	Type: "gone",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -52,8 +50,8 @@ var goneService = runtime.Table{
 	},
 }
 
-// What runs the methods of deprecated.Gone on a node, in the order of the table.
-var goneHandlers = []runtime.TableHandler{
+// goneHandlers run the methods of deprecated.Gone on a node, in the order of goneService.
+var goneHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(GoneNode).Do(ctx, req.(*deprecated.M))
@@ -94,7 +92,7 @@ func (UnimplementedGoneNode) Do(context.Context, *deprecated.M) (*deprecated.M, 
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneType(setup func(context.Context, *runtime.Node) (GoneNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(goneService.Host(goneHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return goneService.NodeType(goneHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -122,7 +120,7 @@ func (h *Gone) Intercepted(interceptors ...runtime.ClientInterceptor) *Gone {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) Do(ctx context.Context, req *deprecated.M) (*deprecated.M, error) {
-	return runtime.CallUnary[*deprecated.M, *deprecated.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*deprecated.M, *deprecated.M](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
@@ -130,14 +128,14 @@ func (h *Gone) Do(ctx context.Context, req *deprecated.M) (*deprecated.M, error)
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) DoAsync(ctx context.Context, req *deprecated.M) *runtime.Future[*deprecated.M] {
-	return runtime.CallAsync[*deprecated.M, *deprecated.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*deprecated.M, *deprecated.M](0).Async(ctx, h.ref, req)
 }
 
 // CreateGone creates a node of the type "gone" below parent, and waits until it is set up.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Gone, error) {
-	ref, err := runtime.Create(ctx, parent, goneService.Caller(), nil, opts...)
+	ref, err := goneService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +146,7 @@ func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Gone, error) {
-	refs, err := runtime.CreateN(ctx, parent, goneService.Caller(), n, nil, opts...)
+	refs, err := goneService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +161,7 @@ func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*Gone, error) {
-	ref, err := runtime.Find(ctx, from, goneService.Caller(), where)
+	ref, err := goneService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +172,7 @@ func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*G
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
-	found, err := runtime.RefFrom(from, goneService.Caller(), ref)
+	found, err := goneService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +184,7 @@ func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewLocalGone(node GoneNode) *Gone {
-	return &Gone{ref: runtime.NewLocal(goneService.Host(goneHandlers), node)}
+	return &Gone{ref: goneService.NewLocal(goneHandlers, node)}
 }
 
 // RegisterGoneTunnel puts node behind a mailbox and registers it on server, where NewGoneTunnel and any other client of
@@ -194,12 +192,12 @@ func NewLocalGone(node GoneNode) *Gone {
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func RegisterGoneTunnel(server *connect.Server, node GoneNode) {
-	runtime.RegisterTunnel(server, goneService.Host(goneHandlers), node)
+	goneService.RegisterTunnel(server, goneHandlers, node)
 }
 
 // NewGoneTunnel is the handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewGoneTunnel(client *connect.Client) *Gone {
-	return &Gone{ref: runtime.NewTunnel(goneService.Caller(), client)}
+	return &Gone{ref: goneService.NewTunnel(client)}
 }

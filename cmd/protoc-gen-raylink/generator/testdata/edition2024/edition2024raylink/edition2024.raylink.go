@@ -22,28 +22,26 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ParrotName is the full name of the service Parrot.
 const ParrotName = "edition2024.Parrot"
 
-// The method table of edition2024.Parrot. Calls name a method by its index in it.
-var parrotService = runtime.Table{
-	File:    &edition2024.File_edition2024_edition2024_proto,
-	Service: "Parrot",
-	Config: runtime.ServiceConfig{
-		Type: "parrot",
-		NewConfig: func() proto.Message {
-			return new(edition2024.Config)
-		},
-		MaxPending: 7,
+// parrotService describes the service edition2024.Parrot. Calls identify a method by its index in Methods.
+var parrotService = runtime.GeneratedService{
+	File: &edition2024.File_edition2024_edition2024_proto,
+	Name: "Parrot",
+	Type: "parrot",
+	NewConfig: func() proto.Message {
+		return new(edition2024.Config)
 	},
-	Methods: []runtime.TableMethod{
+	Limits: runtime.Limits{MaxPending: 7},
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Call",
 			NewRequest: func() proto.Message {
@@ -75,8 +73,8 @@ var parrotService = runtime.Table{
 	},
 }
 
-// What runs the methods of edition2024.Parrot on a node, in the order of the table.
-var parrotHandlers = []runtime.TableHandler{
+// parrotHandlers run the methods of edition2024.Parrot on a node, in the order of parrotService.
+var parrotHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ParrotNode).Call(ctx, req.(*edition2024.Request))
@@ -102,12 +100,13 @@ var parrotHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*edition2024.Request](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*edition2024.Request, *edition2024.Request](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(ParrotNode).Watch(ctx, req, runtime.ServerStream[*edition2024.Request](stream))
+			return node.(ParrotNode).Watch(ctx, req, stream)
 		},
 	},
 }
@@ -153,7 +152,7 @@ func (UnimplementedParrotNode) Watch(context.Context, *edition2024.Request, Parr
 // ParrotType is the node type "parrot", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func ParrotType(setup func(context.Context, *runtime.Node, *edition2024.Config) (ParrotNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(parrotService.Host(parrotHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return parrotService.NodeType(parrotHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*edition2024.Config))
 	})
 }
@@ -179,34 +178,34 @@ func (h *Parrot) Intercepted(interceptors ...runtime.ClientInterceptor) *Parrot 
 
 // Call calls.
 func (h *Parrot) Call(ctx context.Context, req *edition2024.Request) (*edition2024.Request, error) {
-	return runtime.CallUnary[*edition2024.Request, *edition2024.Request](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](0).Unary(ctx, h.ref, req)
 }
 
 // CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Parrot) CallAsync(ctx context.Context, req *edition2024.Request) *runtime.Future[*edition2024.Request] {
-	return runtime.CallAsync[*edition2024.Request, *edition2024.Request](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](0).Async(ctx, h.ref, req)
 }
 
 // Peek calls edition2024.Parrot.Peek, and waits for the response.
 func (h *Parrot) Peek(ctx context.Context, req *edition2024.Request) (*edition2024.Request, error) {
-	return runtime.CallUnary[*edition2024.Request, *edition2024.Request](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](1).Unary(ctx, h.ref, req)
 }
 
 // PeekAsync is Peek without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Parrot) PeekAsync(ctx context.Context, req *edition2024.Request) *runtime.Future[*edition2024.Request] {
-	return runtime.CallAsync[*edition2024.Request, *edition2024.Request](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](1).Async(ctx, h.ref, req)
 }
 
 // Watch calls edition2024.Parrot.Watch, and returns the stream of its responses.
 func (h *Parrot) Watch(ctx context.Context, req *edition2024.Request) (ParrotWatchClientStream, error) {
-	return runtime.CallServerStream[*edition2024.Request, *edition2024.Request](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](2).ServerStream(ctx, h.ref, req)
 }
 
 // CreateParrot creates a node of the type "parrot" below parent, and waits until it is set up.
 func CreateParrot(ctx context.Context, parent runtime.Parent, cfg *edition2024.Config, opts ...runtime.CreateOption) (*Parrot, error) {
-	ref, err := runtime.Create(ctx, parent, parrotService.Caller(), cfg, opts...)
+	ref, err := parrotService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +214,7 @@ func CreateParrot(ctx context.Context, parent runtime.Parent, cfg *edition2024.C
 
 // CreateParrotN creates n nodes of the type "parrot" below parent at once: all, or none and an error.
 func CreateParrotN(ctx context.Context, parent runtime.Parent, n int, cfg *edition2024.Config, opts ...runtime.CreateOption) ([]*Parrot, error) {
-	refs, err := runtime.CreateN(ctx, parent, parrotService.Caller(), n, cfg, opts...)
+	refs, err := parrotService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +228,7 @@ func CreateParrotN(ctx context.Context, parent runtime.Parent, n int, cfg *editi
 // FindParrot looks up a node of the service edition2024.Parrot, by path, alias or id. A relative path is relative to
 // from.
 func FindParrot(ctx context.Context, from runtime.Finder, where runtime.Where) (*Parrot, error) {
-	ref, err := runtime.Find(ctx, from, parrotService.Caller(), where)
+	ref, err := parrotService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +237,7 @@ func FindParrot(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // ParrotFrom makes a handle from a reference that came in a message. It asks nobody.
 func ParrotFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Parrot, error) {
-	found, err := runtime.RefFrom(from, parrotService.Caller(), ref)
+	found, err := parrotService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -248,16 +247,16 @@ func ParrotFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Parrot, error) {
 // NewLocalParrot puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalParrot(node ParrotNode) *Parrot {
-	return &Parrot{ref: runtime.NewLocal(parrotService.Host(parrotHandlers), node)}
+	return &Parrot{ref: parrotService.NewLocal(parrotHandlers, node)}
 }
 
 // RegisterParrotTunnel puts node behind a mailbox and registers it on server, where NewParrotTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterParrotTunnel(server *connect.Server, node ParrotNode) {
-	runtime.RegisterTunnel(server, parrotService.Host(parrotHandlers), node)
+	parrotService.RegisterTunnel(server, parrotHandlers, node)
 }
 
 // NewParrotTunnel is the handle of the node that client reaches.
 func NewParrotTunnel(client *connect.Client) *Parrot {
-	return &Parrot{ref: runtime.NewTunnel(parrotService.Caller(), client)}
+	return &Parrot{ref: parrotService.NewTunnel(client)}
 }

@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // NewName is the full name of the service New.
 const NewName = "editions.New"
 
-// The method table of editions.New. Calls name a method by its index in it.
-var newService = runtime.Table{
-	File:    &editions.File_editions_editions_proto,
-	Service: "New",
-	Config: runtime.ServiceConfig{
-		Type: "new",
-		NewConfig: func() proto.Message {
-			return new(editions.Config)
-		},
+// newService describes the service editions.New. Calls identify a method by its index in Methods.
+var newService = runtime.GeneratedService{
+	File: &editions.File_editions_editions_proto,
+	Name: "New",
+	Type: "new",
+	NewConfig: func() proto.Message {
+		return new(editions.Config)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Call",
 			NewRequest: func() proto.Message {
@@ -55,8 +53,8 @@ var newService = runtime.Table{
 	},
 }
 
-// What runs the methods of editions.New on a node, in the order of the table.
-var newHandlers = []runtime.TableHandler{
+// newHandlers run the methods of editions.New on a node, in the order of newService.
+var newHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(NewNode).Call(ctx, req.(*editions.Request))
@@ -89,7 +87,7 @@ func (UnimplementedNewNode) Call(context.Context, *editions.Request) (*editions.
 // NewType is the node type "new", implemented by what setup returns. Setup is called once in each life of a node with
 // the configuration it was created with.
 func NewType(setup func(context.Context, *runtime.Node, *editions.Config) (NewNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newService.Host(newHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return newService.NodeType(newHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*editions.Config))
 	})
 }
@@ -113,18 +111,18 @@ func (h *New) Intercepted(interceptors ...runtime.ClientInterceptor) *New {
 
 // Call calls editions.New.Call, and waits for the response.
 func (h *New) Call(ctx context.Context, req *editions.Request) (*editions.Request, error) {
-	return runtime.CallUnary[*editions.Request, *editions.Request](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*editions.Request, *editions.Request](0).Unary(ctx, h.ref, req)
 }
 
 // CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *New) CallAsync(ctx context.Context, req *editions.Request) *runtime.Future[*editions.Request] {
-	return runtime.CallAsync[*editions.Request, *editions.Request](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*editions.Request, *editions.Request](0).Async(ctx, h.ref, req)
 }
 
 // CreateNew creates a node of the type "new" below parent, and waits until it is set up.
 func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config, opts ...runtime.CreateOption) (*New, error) {
-	ref, err := runtime.Create(ctx, parent, newService.Caller(), cfg, opts...)
+	ref, err := newService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +131,7 @@ func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config,
 
 // CreateNewN creates n nodes of the type "new" below parent at once: all, or none and an error.
 func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions.Config, opts ...runtime.CreateOption) ([]*New, error) {
-	refs, err := runtime.CreateN(ctx, parent, newService.Caller(), n, cfg, opts...)
+	refs, err := newService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +144,7 @@ func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions
 
 // FindNew looks up a node of the service editions.New, by path, alias or id. A relative path is relative to from.
 func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*New, error) {
-	ref, err := runtime.Find(ctx, from, newService.Caller(), where)
+	ref, err := newService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +153,7 @@ func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ne
 
 // NewFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
-	found, err := runtime.RefFrom(from, newService.Caller(), ref)
+	found, err := newService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -165,16 +163,16 @@ func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
 // NewLocalNew puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalNew(node NewNode) *New {
-	return &New{ref: runtime.NewLocal(newService.Host(newHandlers), node)}
+	return &New{ref: newService.NewLocal(newHandlers, node)}
 }
 
 // RegisterNewTunnel puts node behind a mailbox and registers it on server, where NewNewTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterNewTunnel(server *connect.Server, node NewNode) {
-	runtime.RegisterTunnel(server, newService.Host(newHandlers), node)
+	newService.RegisterTunnel(server, newHandlers, node)
 }
 
 // NewNewTunnel is the handle of the node that client reaches.
 func NewNewTunnel(client *connect.Client) *New {
-	return &New{ref: runtime.NewTunnel(newService.Caller(), client)}
+	return &New{ref: newService.NewTunnel(client)}
 }

@@ -20,24 +20,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // FirstName is the full name of the service First.
 const FirstName = "files.First"
 
-// The method table of files.First. Calls name a method by its index in it.
-var firstService = runtime.Table{
-	File:    &filesv1.File_files_a_proto,
-	Service: "First",
-	Config: runtime.ServiceConfig{
-		Type: "first",
-	},
-	Methods: []runtime.TableMethod{
+// firstService describes the service files.First. Calls identify a method by its index in Methods.
+var firstService = runtime.GeneratedService{
+	File: &filesv1.File_files_a_proto,
+	Name: "First",
+	Type: "first",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -50,15 +48,16 @@ var firstService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.First on a node, in the order of the table.
-var firstHandlers = []runtime.TableHandler{
+// firstHandlers run the methods of files.First on a node, in the order of firstService.
+var firstHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*filesv1.A, *filesv1.A](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(FirstNode_).Do(ctx, req, runtime.ServerStream[*filesv1.A](stream))
+			return node.(FirstNode_).Do(ctx, req, stream)
 		},
 	},
 }
@@ -86,7 +85,7 @@ func (UnimplementedFirstNode) Do(context.Context, *filesv1.A, FirstDoServerStrea
 
 // FirstType is the node type "first", implemented by what setup returns. Setup is called once in each life of a node.
 func FirstType(setup func(context.Context, *runtime.Node) (FirstNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstService.Host(firstHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return firstService.NodeType(firstHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -110,12 +109,12 @@ func (h *First) Intercepted(interceptors ...runtime.ClientInterceptor) *First {
 
 // Do calls files.First.Do, and returns the stream of its responses.
 func (h *First) Do(ctx context.Context, req *filesv1.A) (FirstDoClientStream, error) {
-	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.A](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateFirst creates a node of the type "first" below parent, and waits until it is set up.
 func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*First, error) {
-	ref, err := runtime.Create(ctx, parent, firstService.Caller(), nil, opts...)
+	ref, err := firstService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +123,7 @@ func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateFirstN creates n nodes of the type "first" below parent at once: all, or none and an error.
 func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*First, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstService.Caller(), n, nil, opts...)
+	refs, err := firstService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +136,7 @@ func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindFirst looks up a node of the service files.First, by path, alias or id. A relative path is relative to from.
 func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*First, error) {
-	ref, err := runtime.Find(ctx, from, firstService.Caller(), where)
+	ref, err := firstService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +145,7 @@ func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // FirstFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
-	found, err := runtime.RefFrom(from, firstService.Caller(), ref)
+	found, err := firstService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -156,31 +155,29 @@ func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
 // NewLocalFirst puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalFirst(node FirstNode_) *First {
-	return &First{ref: runtime.NewLocal(firstService.Host(firstHandlers), node)}
+	return &First{ref: firstService.NewLocal(firstHandlers, node)}
 }
 
 // RegisterFirstTunnel puts node behind a mailbox and registers it on server, where NewFirstTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterFirstTunnel(server *connect.Server, node FirstNode_) {
-	runtime.RegisterTunnel(server, firstService.Host(firstHandlers), node)
+	firstService.RegisterTunnel(server, firstHandlers, node)
 }
 
 // NewFirstTunnel is the handle of the node that client reaches.
 func NewFirstTunnel(client *connect.Client) *First {
-	return &First{ref: runtime.NewTunnel(firstService.Caller(), client)}
+	return &First{ref: firstService.NewTunnel(client)}
 }
 
 // SecondName is the full name of the service Second.
 const SecondName = "files.Second"
 
-// The method table of files.Second. Calls name a method by its index in it.
-var secondService = runtime.Table{
-	File:    &filesv1.File_files_a_proto,
-	Service: "Second",
-	Config: runtime.ServiceConfig{
-		Type: "second",
-	},
-	Methods: []runtime.TableMethod{
+// secondService describes the service files.Second. Calls identify a method by its index in Methods.
+var secondService = runtime.GeneratedService{
+	File: &filesv1.File_files_a_proto,
+	Name: "Second",
+	Type: "second",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -193,15 +190,16 @@ var secondService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.Second on a node, in the order of the table.
-var secondHandlers = []runtime.TableHandler{
+// secondHandlers run the methods of files.Second on a node, in the order of secondService.
+var secondHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*filesv1.A, *filesv1.A](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(SecondNode).Do(ctx, req, runtime.ServerStream[*filesv1.A](stream))
+			return node.(SecondNode).Do(ctx, req, stream)
 		},
 	},
 }
@@ -229,7 +227,7 @@ func (UnimplementedSecondNode) Do(context.Context, *filesv1.A, SecondDoServerStr
 
 // SecondType is the node type "second", implemented by what setup returns. Setup is called once in each life of a node.
 func SecondType(setup func(context.Context, *runtime.Node) (SecondNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(secondService.Host(secondHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return secondService.NodeType(secondHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -253,12 +251,12 @@ func (h *Second) Intercepted(interceptors ...runtime.ClientInterceptor) *Second 
 
 // Do calls files.Second.Do, and returns the stream of its responses.
 func (h *Second) Do(ctx context.Context, req *filesv1.A) (SecondDoClientStream, error) {
-	return runtime.CallServerStream[*filesv1.A, *filesv1.A](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.A](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateSecond_ creates a node of the type "second" below parent, and waits until it is set up.
 func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Second, error) {
-	ref, err := runtime.Create(ctx, parent, secondService.Caller(), nil, opts...)
+	ref, err := secondService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +265,7 @@ func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateSecondN creates n nodes of the type "second" below parent at once: all, or none and an error.
 func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Second, error) {
-	refs, err := runtime.CreateN(ctx, parent, secondService.Caller(), n, nil, opts...)
+	refs, err := secondService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +278,7 @@ func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 
 // FindSecond looks up a node of the service files.Second, by path, alias or id. A relative path is relative to from.
 func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*Second, error) {
-	ref, err := runtime.Find(ctx, from, secondService.Caller(), where)
+	ref, err := secondService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +287,7 @@ func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // SecondFrom makes a handle from a reference that came in a message. It asks nobody.
 func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
-	found, err := runtime.RefFrom(from, secondService.Caller(), ref)
+	found, err := secondService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -299,35 +297,32 @@ func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
 // NewLocalSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalSecond(node SecondNode) *Second {
-	return &Second{ref: runtime.NewLocal(secondService.Host(secondHandlers), node)}
+	return &Second{ref: secondService.NewLocal(secondHandlers, node)}
 }
 
 // RegisterSecondTunnel puts node behind a mailbox and registers it on server, where NewSecondTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterSecondTunnel(server *connect.Server, node SecondNode) {
-	runtime.RegisterTunnel(server, secondService.Host(secondHandlers), node)
+	secondService.RegisterTunnel(server, secondHandlers, node)
 }
 
 // NewSecondTunnel is the handle of the node that client reaches.
 func NewSecondTunnel(client *connect.Client) *Second {
-	return &Second{ref: runtime.NewTunnel(secondService.Caller(), client)}
+	return &Second{ref: secondService.NewTunnel(client)}
 }
 
 // CreateSecondName is the full name of the service CreateSecond.
 const CreateSecondName = "files.CreateSecond"
 
-// The method table of files.CreateSecond. Calls name a method by its index in it.
-var createSecondService = runtime.Table{
-	File:    &filesv1.File_files_a_proto,
-	Service: "CreateSecond",
-	Config: runtime.ServiceConfig{
-		Type: "create-second",
-	},
-	Methods: []runtime.TableMethod{},
+// createSecondService describes the service files.CreateSecond. Calls identify a method by its index in Methods.
+var createSecondService = runtime.GeneratedService{
+	File: &filesv1.File_files_a_proto,
+	Name: "CreateSecond",
+	Type: "create-second",
 }
 
-// What runs the methods of files.CreateSecond on a node, in the order of the table.
-var createSecondHandlers = []runtime.TableHandler{}
+// createSecondHandlers run the methods of files.CreateSecond on a node, in the order of createSecondService.
+var createSecondHandlers = []runtime.GeneratedHandler{}
 
 // CreateSecondNode is what a node of the service files.CreateSecond implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -342,7 +337,7 @@ type UnimplementedCreateSecondNode struct{}
 // CreateSecondType is the node type "create-second", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func CreateSecondType(setup func(context.Context, *runtime.Node) (CreateSecondNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(createSecondService.Host(createSecondHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return createSecondService.NodeType(createSecondHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -368,7 +363,7 @@ func (h *CreateSecond) Intercepted(interceptors ...runtime.ClientInterceptor) *C
 
 // CreateCreateSecond creates a node of the type "create-second" below parent, and waits until it is set up.
 func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateSecond, error) {
-	ref, err := runtime.Create(ctx, parent, createSecondService.Caller(), nil, opts...)
+	ref, err := createSecondService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +372,7 @@ func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateCreateSecondN creates n nodes of the type "create-second" below parent at once: all, or none and an error.
 func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateSecond, error) {
-	refs, err := runtime.CreateN(ctx, parent, createSecondService.Caller(), n, nil, opts...)
+	refs, err := createSecondService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -391,7 +386,7 @@ func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts
 // FindCreateSecond looks up a node of the service files.CreateSecond, by path, alias or id. A relative path is relative
 // to from.
 func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateSecond, error) {
-	ref, err := runtime.Find(ctx, from, createSecondService.Caller(), where)
+	ref, err := createSecondService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -400,7 +395,7 @@ func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // CreateSecondFrom makes a handle from a reference that came in a message. It asks nobody.
 func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, error) {
-	found, err := runtime.RefFrom(from, createSecondService.Caller(), ref)
+	found, err := createSecondService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -410,16 +405,16 @@ func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, 
 // NewLocalCreateSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCreateSecond(node CreateSecondNode) *CreateSecond {
-	return &CreateSecond{ref: runtime.NewLocal(createSecondService.Host(createSecondHandlers), node)}
+	return &CreateSecond{ref: createSecondService.NewLocal(createSecondHandlers, node)}
 }
 
 // RegisterCreateSecondTunnel puts node behind a mailbox and registers it on server, where NewCreateSecondTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterCreateSecondTunnel(server *connect.Server, node CreateSecondNode) {
-	runtime.RegisterTunnel(server, createSecondService.Host(createSecondHandlers), node)
+	createSecondService.RegisterTunnel(server, createSecondHandlers, node)
 }
 
 // NewCreateSecondTunnel is the handle of the node that client reaches.
 func NewCreateSecondTunnel(client *connect.Client) *CreateSecond {
-	return &CreateSecond{ref: runtime.NewTunnel(createSecondService.Caller(), client)}
+	return &CreateSecond{ref: createSecondService.NewTunnel(client)}
 }

@@ -20,24 +20,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ThirdName is the full name of the service Third.
 const ThirdName = "files.Third"
 
-// The method table of files.Third. Calls name a method by its index in it.
-var thirdService = runtime.Table{
-	File:    &filesv1.File_files_b_proto,
-	Service: "Third",
-	Config: runtime.ServiceConfig{
-		Type: "third",
-	},
-	Methods: []runtime.TableMethod{
+// thirdService describes the service files.Third. Calls identify a method by its index in Methods.
+var thirdService = runtime.GeneratedService{
+	File: &filesv1.File_files_b_proto,
+	Name: "Third",
+	Type: "third",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -50,15 +48,16 @@ var thirdService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.Third on a node, in the order of the table.
-var thirdHandlers = []runtime.TableHandler{
+// thirdHandlers run the methods of files.Third on a node, in the order of thirdService.
+var thirdHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*filesv1.A, *filesv1.B](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(ThirdNode).Do(ctx, req, runtime.ServerStream[*filesv1.B](stream))
+			return node.(ThirdNode).Do(ctx, req, stream)
 		},
 	},
 }
@@ -86,7 +85,7 @@ func (UnimplementedThirdNode) Do(context.Context, *filesv1.A, ThirdDoServerStrea
 
 // ThirdType is the node type "third", implemented by what setup returns. Setup is called once in each life of a node.
 func ThirdType(setup func(context.Context, *runtime.Node) (ThirdNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(thirdService.Host(thirdHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return thirdService.NodeType(thirdHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -110,12 +109,12 @@ func (h *Third) Intercepted(interceptors ...runtime.ClientInterceptor) *Third {
 
 // Do calls files.Third.Do, and returns the stream of its responses.
 func (h *Third) Do(ctx context.Context, req *filesv1.A) (ThirdDoClientStream, error) {
-	return runtime.CallServerStream[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateThird creates a node of the type "third" below parent, and waits until it is set up.
 func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Third, error) {
-	ref, err := runtime.Create(ctx, parent, thirdService.Caller(), nil, opts...)
+	ref, err := thirdService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +123,7 @@ func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateThirdN creates n nodes of the type "third" below parent at once: all, or none and an error.
 func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Third, error) {
-	refs, err := runtime.CreateN(ctx, parent, thirdService.Caller(), n, nil, opts...)
+	refs, err := thirdService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +136,7 @@ func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindThird looks up a node of the service files.Third, by path, alias or id. A relative path is relative to from.
 func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*Third, error) {
-	ref, err := runtime.Find(ctx, from, thirdService.Caller(), where)
+	ref, err := thirdService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +145,7 @@ func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // ThirdFrom makes a handle from a reference that came in a message. It asks nobody.
 func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
-	found, err := runtime.RefFrom(from, thirdService.Caller(), ref)
+	found, err := thirdService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -156,31 +155,29 @@ func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
 // NewLocalThird puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalThird(node ThirdNode) *Third {
-	return &Third{ref: runtime.NewLocal(thirdService.Host(thirdHandlers), node)}
+	return &Third{ref: thirdService.NewLocal(thirdHandlers, node)}
 }
 
 // RegisterThirdTunnel puts node behind a mailbox and registers it on server, where NewThirdTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterThirdTunnel(server *connect.Server, node ThirdNode) {
-	runtime.RegisterTunnel(server, thirdService.Host(thirdHandlers), node)
+	thirdService.RegisterTunnel(server, thirdHandlers, node)
 }
 
 // NewThirdTunnel is the handle of the node that client reaches.
 func NewThirdTunnel(client *connect.Client) *Third {
-	return &Third{ref: runtime.NewTunnel(thirdService.Caller(), client)}
+	return &Third{ref: thirdService.NewTunnel(client)}
 }
 
 // FirstNodeName is the full name of the service FirstNode.
 const FirstNodeName = "files.FirstNode"
 
-// The method table of files.FirstNode. Calls name a method by its index in it.
-var firstNodeService = runtime.Table{
-	File:    &filesv1.File_files_b_proto,
-	Service: "FirstNode",
-	Config: runtime.ServiceConfig{
-		Type: "first-node",
-	},
-	Methods: []runtime.TableMethod{
+// firstNodeService describes the service files.FirstNode. Calls identify a method by its index in Methods.
+var firstNodeService = runtime.GeneratedService{
+	File: &filesv1.File_files_b_proto,
+	Name: "FirstNode",
+	Type: "first-node",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -193,8 +190,8 @@ var firstNodeService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.FirstNode on a node, in the order of the table.
-var firstNodeHandlers = []runtime.TableHandler{
+// firstNodeHandlers run the methods of files.FirstNode on a node, in the order of firstNodeService.
+var firstNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(FirstNodeNode_).Do(ctx, req.(*filesv1.A))
@@ -229,7 +226,7 @@ func (UnimplementedFirstNodeNode) Do(context.Context, *filesv1.A) (*filesv1.B, e
 // FirstNodeType is the node type "first-node", implemented by what setup returns. Setup is called once in each life of
 // a node.
 func FirstNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstNodeService.Host(firstNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return firstNodeService.NodeType(firstNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -255,18 +252,18 @@ func (h *FirstNode) Intercepted(interceptors ...runtime.ClientInterceptor) *Firs
 
 // Do calls files.FirstNode.Do, and waits for the response.
 func (h *FirstNode) Do(ctx context.Context, req *filesv1.A) (*filesv1.B, error) {
-	return runtime.CallUnary[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FirstNode) DoAsync(ctx context.Context, req *filesv1.A) *runtime.Future[*filesv1.B] {
-	return runtime.CallAsync[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).Async(ctx, h.ref, req)
 }
 
 // CreateFirstNode creates a node of the type "first-node" below parent, and waits until it is set up.
 func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNode, error) {
-	ref, err := runtime.Create(ctx, parent, firstNodeService.Caller(), nil, opts...)
+	ref, err := firstNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +272,7 @@ func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateFirstNodeN creates n nodes of the type "first-node" below parent at once: all, or none and an error.
 func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstNodeService.Caller(), n, nil, opts...)
+	refs, err := firstNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +286,7 @@ func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ..
 // FindFirstNode looks up a node of the service files.FirstNode, by path, alias or id. A relative path is relative to
 // from.
 func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNode, error) {
-	ref, err := runtime.Find(ctx, from, firstNodeService.Caller(), where)
+	ref, err := firstNodeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +295,7 @@ func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // FirstNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error) {
-	found, err := runtime.RefFrom(from, firstNodeService.Caller(), ref)
+	found, err := firstNodeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -308,31 +305,29 @@ func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error)
 // NewLocalFirstNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstNode(node FirstNodeNode_) *FirstNode {
-	return &FirstNode{ref: runtime.NewLocal(firstNodeService.Host(firstNodeHandlers), node)}
+	return &FirstNode{ref: firstNodeService.NewLocal(firstNodeHandlers, node)}
 }
 
 // RegisterFirstNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFirstNodeTunnel(server *connect.Server, node FirstNodeNode_) {
-	runtime.RegisterTunnel(server, firstNodeService.Host(firstNodeHandlers), node)
+	firstNodeService.RegisterTunnel(server, firstNodeHandlers, node)
 }
 
 // NewFirstNodeTunnel is the handle of the node that client reaches.
 func NewFirstNodeTunnel(client *connect.Client) *FirstNode {
-	return &FirstNode{ref: runtime.NewTunnel(firstNodeService.Caller(), client)}
+	return &FirstNode{ref: firstNodeService.NewTunnel(client)}
 }
 
 // FirstDoName is the full name of the service FirstDo.
 const FirstDoName = "files.FirstDo"
 
-// The method table of files.FirstDo. Calls name a method by its index in it.
-var firstDoService = runtime.Table{
-	File:    &filesv1.File_files_b_proto,
-	Service: "FirstDo",
-	Config: runtime.ServiceConfig{
-		Type: "first-do",
-	},
-	Methods: []runtime.TableMethod{
+// firstDoService describes the service files.FirstDo. Calls identify a method by its index in Methods.
+var firstDoService = runtime.GeneratedService{
+	File: &filesv1.File_files_b_proto,
+	Name: "FirstDo",
+	Type: "first-do",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -345,15 +340,16 @@ var firstDoService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.FirstDo on a node, in the order of the table.
-var firstDoHandlers = []runtime.TableHandler{
+// firstDoHandlers run the methods of files.FirstDo on a node, in the order of firstDoService.
+var firstDoHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*filesv1.A](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*filesv1.A, *filesv1.B](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(FirstDoNode).Do(ctx, req, runtime.ServerStream[*filesv1.B](stream))
+			return node.(FirstDoNode).Do(ctx, req, stream)
 		},
 	},
 }
@@ -384,7 +380,7 @@ func (UnimplementedFirstDoNode) Do(context.Context, *filesv1.A, FirstDoDoServerS
 // FirstDoType is the node type "first-do", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func FirstDoType(setup func(context.Context, *runtime.Node) (FirstDoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstDoService.Host(firstDoHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return firstDoService.NodeType(firstDoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -410,12 +406,12 @@ func (h *FirstDo) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstD
 
 // Do calls files.FirstDo.Do, and returns the stream of its responses.
 func (h *FirstDo) Do(ctx context.Context, req *filesv1.A) (FirstDoDoClientStream, error) {
-	return runtime.CallServerStream[*filesv1.A, *filesv1.B](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateFirstDo creates a node of the type "first-do" below parent, and waits until it is set up.
 func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstDo, error) {
-	ref, err := runtime.Create(ctx, parent, firstDoService.Caller(), nil, opts...)
+	ref, err := firstDoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -424,7 +420,7 @@ func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateFirstDoN creates n nodes of the type "first-do" below parent at once: all, or none and an error.
 func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstDo, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstDoService.Caller(), n, nil, opts...)
+	refs, err := firstDoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -437,7 +433,7 @@ func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 
 // FindFirstDo looks up a node of the service files.FirstDo, by path, alias or id. A relative path is relative to from.
 func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstDo, error) {
-	ref, err := runtime.Find(ctx, from, firstDoService.Caller(), where)
+	ref, err := firstDoService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -446,7 +442,7 @@ func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // FirstDoFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
-	found, err := runtime.RefFrom(from, firstDoService.Caller(), ref)
+	found, err := firstDoService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -456,16 +452,16 @@ func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
 // NewLocalFirstDo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstDo(node FirstDoNode) *FirstDo {
-	return &FirstDo{ref: runtime.NewLocal(firstDoService.Host(firstDoHandlers), node)}
+	return &FirstDo{ref: firstDoService.NewLocal(firstDoHandlers, node)}
 }
 
 // RegisterFirstDoTunnel puts node behind a mailbox and registers it on server, where NewFirstDoTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFirstDoTunnel(server *connect.Server, node FirstDoNode) {
-	runtime.RegisterTunnel(server, firstDoService.Host(firstDoHandlers), node)
+	firstDoService.RegisterTunnel(server, firstDoHandlers, node)
 }
 
 // NewFirstDoTunnel is the handle of the node that client reaches.
 func NewFirstDoTunnel(client *connect.Client) *FirstDo {
-	return &FirstDo{ref: runtime.NewTunnel(firstDoService.Caller(), client)}
+	return &FirstDo{ref: firstDoService.NewTunnel(client)}
 }

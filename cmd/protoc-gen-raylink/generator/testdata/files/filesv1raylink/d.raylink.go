@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // FirstNodeNodeName is the full name of the service FirstNodeNode.
 const FirstNodeNodeName = "files.d.FirstNodeNode"
 
-// The method table of files.d.FirstNodeNode. Calls name a method by its index in it.
-var firstNodeNodeService = runtime.Table{
-	File:    &filesv1.File_files_d_proto,
-	Service: "FirstNodeNode",
-	Config: runtime.ServiceConfig{
-		Type: "first-node-node",
-	},
-	Methods: []runtime.TableMethod{
+// firstNodeNodeService describes the service files.d.FirstNodeNode. Calls identify a method by its index in Methods.
+var firstNodeNodeService = runtime.GeneratedService{
+	File: &filesv1.File_files_d_proto,
+	Name: "FirstNodeNode",
+	Type: "first-node-node",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -52,8 +50,8 @@ var firstNodeNodeService = runtime.Table{
 	},
 }
 
-// What runs the methods of files.d.FirstNodeNode on a node, in the order of the table.
-var firstNodeNodeHandlers = []runtime.TableHandler{
+// firstNodeNodeHandlers run the methods of files.d.FirstNodeNode on a node, in the order of firstNodeNodeService.
+var firstNodeNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(FirstNodeNodeNode).Do(ctx, req.(*filesv1.D))
@@ -86,7 +84,7 @@ func (UnimplementedFirstNodeNodeNode) Do(context.Context, *filesv1.D) (*filesv1.
 // FirstNodeNodeType is the node type "first-node-node", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func FirstNodeNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(firstNodeNodeService.Host(firstNodeNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return firstNodeNodeService.NodeType(firstNodeNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -110,18 +108,18 @@ func (h *FirstNodeNode) Intercepted(interceptors ...runtime.ClientInterceptor) *
 
 // Do calls files.d.FirstNodeNode.Do, and waits for the response.
 func (h *FirstNodeNode) Do(ctx context.Context, req *filesv1.D) (*filesv1.D, error) {
-	return runtime.CallUnary[*filesv1.D, *filesv1.D](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.D, *filesv1.D](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FirstNodeNode) DoAsync(ctx context.Context, req *filesv1.D) *runtime.Future[*filesv1.D] {
-	return runtime.CallAsync[*filesv1.D, *filesv1.D](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*filesv1.D, *filesv1.D](0).Async(ctx, h.ref, req)
 }
 
 // CreateFirstNodeNode creates a node of the type "first-node-node" below parent, and waits until it is set up.
 func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNodeNode, error) {
-	ref, err := runtime.Create(ctx, parent, firstNodeNodeService.Caller(), nil, opts...)
+	ref, err := firstNodeNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +128,7 @@ func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateFirstNodeNodeN creates n nodes of the type "first-node-node" below parent at once: all, or none and an error.
 func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNodeNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, firstNodeNodeService.Caller(), n, nil, opts...)
+	refs, err := firstNodeNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +142,7 @@ func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindFirstNodeNode looks up a node of the service files.d.FirstNodeNode, by path, alias or id. A relative path is
 // relative to from.
 func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNodeNode, error) {
-	ref, err := runtime.Find(ctx, from, firstNodeNodeService.Caller(), where)
+	ref, err := firstNodeNodeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +151,7 @@ func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.W
 
 // FirstNodeNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode, error) {
-	found, err := runtime.RefFrom(from, firstNodeNodeService.Caller(), ref)
+	found, err := firstNodeNodeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -163,16 +161,16 @@ func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode
 // NewLocalFirstNodeNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFirstNodeNode(node FirstNodeNodeNode) *FirstNodeNode {
-	return &FirstNodeNode{ref: runtime.NewLocal(firstNodeNodeService.Host(firstNodeNodeHandlers), node)}
+	return &FirstNodeNode{ref: firstNodeNodeService.NewLocal(firstNodeNodeHandlers, node)}
 }
 
 // RegisterFirstNodeNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeNodeTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterFirstNodeNodeTunnel(server *connect.Server, node FirstNodeNodeNode) {
-	runtime.RegisterTunnel(server, firstNodeNodeService.Host(firstNodeNodeHandlers), node)
+	firstNodeNodeService.RegisterTunnel(server, firstNodeNodeHandlers, node)
 }
 
 // NewFirstNodeNodeTunnel is the handle of the node that client reaches.
 func NewFirstNodeNodeTunnel(client *connect.Client) *FirstNodeNode {
-	return &FirstNodeNode{ref: runtime.NewTunnel(firstNodeNodeService.Caller(), client)}
+	return &FirstNodeNode{ref: firstNodeNodeService.NewTunnel(client)}
 }

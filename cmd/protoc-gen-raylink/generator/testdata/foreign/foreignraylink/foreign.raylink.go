@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // TheirsName is the full name of the service Theirs.
 const TheirsName = "foreign.Theirs"
 
-// The method table of foreign.Theirs. Calls name a method by its index in it.
-var theirsService = runtime.Table{
-	File:    &foreign.File_foreign_foreign_proto,
-	Service: "Theirs",
-	Config: runtime.ServiceConfig{
-		Type: "theirs",
-	},
-	Methods: []runtime.TableMethod{
+// theirsService describes the service foreign.Theirs. Calls identify a method by its index in Methods.
+var theirsService = runtime.GeneratedService{
+	File: &foreign.File_foreign_foreign_proto,
+	Name: "Theirs",
+	Type: "theirs",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -52,8 +50,8 @@ var theirsService = runtime.Table{
 	},
 }
 
-// What runs the methods of foreign.Theirs on a node, in the order of the table.
-var theirsHandlers = []runtime.TableHandler{
+// theirsHandlers run the methods of foreign.Theirs on a node, in the order of theirsService.
+var theirsHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(TheirsNode).Do(ctx, req.(*foreign.M))
@@ -85,7 +83,7 @@ func (UnimplementedTheirsNode) Do(context.Context, *foreign.M) (*foreign.M, erro
 
 // TheirsType is the node type "theirs", implemented by what setup returns. Setup is called once in each life of a node.
 func TheirsType(setup func(context.Context, *runtime.Node) (TheirsNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(theirsService.Host(theirsHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return theirsService.NodeType(theirsHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -109,18 +107,18 @@ func (h *Theirs) Intercepted(interceptors ...runtime.ClientInterceptor) *Theirs 
 
 // Do calls foreign.Theirs.Do, and waits for the response.
 func (h *Theirs) Do(ctx context.Context, req *foreign.M) (*foreign.M, error) {
-	return runtime.CallUnary[*foreign.M, *foreign.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*foreign.M, *foreign.M](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Theirs) DoAsync(ctx context.Context, req *foreign.M) *runtime.Future[*foreign.M] {
-	return runtime.CallAsync[*foreign.M, *foreign.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*foreign.M, *foreign.M](0).Async(ctx, h.ref, req)
 }
 
 // CreateTheirs creates a node of the type "theirs" below parent, and waits until it is set up.
 func CreateTheirs(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Theirs, error) {
-	ref, err := runtime.Create(ctx, parent, theirsService.Caller(), nil, opts...)
+	ref, err := theirsService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +127,7 @@ func CreateTheirs(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateTheirsN creates n nodes of the type "theirs" below parent at once: all, or none and an error.
 func CreateTheirsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Theirs, error) {
-	refs, err := runtime.CreateN(ctx, parent, theirsService.Caller(), n, nil, opts...)
+	refs, err := theirsService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +140,7 @@ func CreateTheirsN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 
 // FindTheirs looks up a node of the service foreign.Theirs, by path, alias or id. A relative path is relative to from.
 func FindTheirs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Theirs, error) {
-	ref, err := runtime.Find(ctx, from, theirsService.Caller(), where)
+	ref, err := theirsService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +149,7 @@ func FindTheirs(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // TheirsFrom makes a handle from a reference that came in a message. It asks nobody.
 func TheirsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Theirs, error) {
-	found, err := runtime.RefFrom(from, theirsService.Caller(), ref)
+	found, err := theirsService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -161,16 +159,16 @@ func TheirsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Theirs, error) {
 // NewLocalTheirs puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalTheirs(node TheirsNode) *Theirs {
-	return &Theirs{ref: runtime.NewLocal(theirsService.Host(theirsHandlers), node)}
+	return &Theirs{ref: theirsService.NewLocal(theirsHandlers, node)}
 }
 
 // RegisterTheirsTunnel puts node behind a mailbox and registers it on server, where NewTheirsTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterTheirsTunnel(server *connect.Server, node TheirsNode) {
-	runtime.RegisterTunnel(server, theirsService.Host(theirsHandlers), node)
+	theirsService.RegisterTunnel(server, theirsHandlers, node)
 }
 
 // NewTheirsTunnel is the handle of the node that client reaches.
 func NewTheirsTunnel(client *connect.Client) *Theirs {
-	return &Theirs{ref: runtime.NewTunnel(theirsService.Caller(), client)}
+	return &Theirs{ref: theirsService.NewTunnel(client)}
 }

@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "messages.Learner"
 
-// The method table of messages.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &messages.File_messages_messages_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-	},
-	Methods: []runtime.TableMethod{
+// learnerService describes the service messages.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &messages.File_messages_messages_proto,
+	Name: "Learner",
+	Type: "learner",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Watch",
 			NewRequest: func() proto.Message {
@@ -61,15 +59,16 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of messages.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of messages.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*messages.LearnerNode](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*messages.LearnerNode, *messages.LearnerWatchClientStream](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LearnerNode).Watch(ctx, req, runtime.ServerStream[*messages.LearnerWatchClientStream](stream))
+			return node.(LearnerNode).Watch(ctx, req, stream)
 		},
 	},
 	{
@@ -117,7 +116,7 @@ func (UnimplementedLearnerNode) Create(context.Context, *messages.CreateLearner)
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -141,23 +140,23 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Watch calls messages.Learner.Watch, and returns the stream of its responses.
 func (h *Learner) Watch(ctx context.Context, req *messages.LearnerNode) (LearnerWatchClientStream, error) {
-	return runtime.CallServerStream[*messages.LearnerNode, *messages.LearnerWatchClientStream](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*messages.LearnerNode, *messages.LearnerWatchClientStream](0).ServerStream(ctx, h.ref, req)
 }
 
 // Create calls messages.Learner.Create, and waits for the response.
 func (h *Learner) Create(ctx context.Context, req *messages.CreateLearner) (*messages.LearnerWatch, error) {
-	return runtime.CallUnary[*messages.CreateLearner, *messages.LearnerWatch](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*messages.CreateLearner, *messages.LearnerWatch](1).Unary(ctx, h.ref, req)
 }
 
 // CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) CreateAsync(ctx context.Context, req *messages.CreateLearner) *runtime.Future[*messages.LearnerWatch] {
-	return runtime.CallAsync[*messages.CreateLearner, *messages.LearnerWatch](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*messages.CreateLearner, *messages.LearnerWatch](1).Async(ctx, h.ref, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
+	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +165,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +179,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service messages.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +188,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -199,16 +198,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }

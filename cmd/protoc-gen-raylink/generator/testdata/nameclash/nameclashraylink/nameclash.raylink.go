@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // LearnerName_ is the full name of the service Learner.
 const LearnerName_ = "nameclash.Learner"
 
-// The method table of nameclash.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-		NewConfig: func() proto.Message {
-			return new(nameclash.LearnerHost)
-		},
+// learnerService describes the service nameclash.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "Learner",
+	Type: "learner",
+	NewConfig: func() proto.Message {
+		return new(nameclash.LearnerHost)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Ref",
 			NewRequest: func() proto.Message {
@@ -163,8 +161,8 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of nameclash.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNode_).Ref(ctx, req.(*nameclash.M))
@@ -274,14 +272,15 @@ var learnerHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(LearnerNode_).Bar(ctx, runtime.ClientStream[*nameclash.M](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*nameclash.M, *nameclash.M](untyped)
+			return stream.SendOnly(node.(LearnerNode_).Bar(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(LearnerNode_).BarAsync(ctx, runtime.BidiStream[*nameclash.M, *nameclash.M](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*nameclash.M, *nameclash.M](untyped)
+			return node.(LearnerNode_).BarAsync(ctx, stream)
 		},
 	},
 	{
@@ -297,12 +296,13 @@ var learnerHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*nameclash.M, *nameclash.M](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LearnerNode_).Name(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+			return node.(LearnerNode_).Name(ctx, req, stream)
 		},
 	},
 }
@@ -427,7 +427,7 @@ func (UnimplementedLearnerNode__) Name(context.Context, *nameclash.M, LearnerNam
 // LearnerType_ is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType_(setup func(context.Context, *runtime.Node, *nameclash.LearnerHost) (LearnerNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*nameclash.LearnerHost))
 	})
 }
@@ -451,132 +451,132 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Ref calls nameclash.Learner.Ref, and waits for the response.
 func (h *Learner) Ref(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
 // RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) RefAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
 // Ref_ calls nameclash.Learner.Ref_, and waits for the response.
 func (h *Learner) Ref_(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Unary(ctx, h.ref, req)
 }
 
 // Ref_Async is Ref_ without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Ref_Async(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Async(ctx, h.ref, req)
 }
 
 // Path calls nameclash.Learner.Path, and waits for the response.
 func (h *Learner) Path(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](2).Unary(ctx, h.ref, req)
 }
 
 // PathAsync is Path without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) PathAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](2).Async(ctx, h.ref, req)
 }
 
 // Create calls nameclash.Learner.Create, and waits for the response.
 func (h *Learner) Create(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](3).Unary(ctx, h.ref, req)
 }
 
 // CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) CreateAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](3).Async(ctx, h.ref, req)
 }
 
 // Close calls nameclash.Learner.Close, and waits for the response.
 func (h *Learner) Close(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](4).Unary(ctx, h.ref, req)
 }
 
 // CloseAsync is Close without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) CloseAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](4).Async(ctx, h.ref, req)
 }
 
 // String calls nameclash.Learner.String, and waits for the response.
 func (h *Learner) String(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](5).Unary(ctx, h.ref, req)
 }
 
 // StringAsync is String without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) StringAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](5).Async(ctx, h.ref, req)
 }
 
 // Error calls nameclash.Learner.Error, and waits for the response.
 func (h *Learner) Error(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](6).Unary(ctx, h.ref, req)
 }
 
 // ErrorAsync is Error without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) ErrorAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](6).Async(ctx, h.ref, req)
 }
 
 // Foo calls nameclash.Learner.Foo, and waits for the response.
 func (h *Learner) Foo(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](7).Unary(ctx, h.ref, req)
 }
 
 // FooAsync_ is Foo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) FooAsync_(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](7).Async(ctx, h.ref, req)
 }
 
 // FooAsync calls nameclash.Learner.FooAsync, and waits for the response.
 func (h *Learner) FooAsync(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 8, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](8).Unary(ctx, h.ref, req)
 }
 
 // FooAsyncAsync is FooAsync without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) FooAsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 8, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](8).Async(ctx, h.ref, req)
 }
 
 // Bar calls nameclash.Learner.Bar, and returns the stream to send its requests on.
 func (h *Learner) Bar(ctx context.Context) (LearnerBarClientStream, error) {
-	return runtime.CallClientStream[*nameclash.M, *nameclash.M](ctx, h.ref, 9)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](9).ClientStream(ctx, h.ref)
 }
 
 // BarAsync calls nameclash.Learner.BarAsync, and returns the stream of its requests and responses.
 func (h *Learner) BarAsync(ctx context.Context) (LearnerBarAsyncClientStream, error) {
-	return runtime.CallBidiStream[*nameclash.M, *nameclash.M](ctx, h.ref, 10)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](10).BidiStream(ctx, h.ref)
 }
 
 // Service calls nameclash.Learner.Service, and waits for the response.
 func (h *Learner) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](11).Unary(ctx, h.ref, req)
 }
 
 // ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Learner) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](11).Async(ctx, h.ref, req)
 }
 
 // Name calls nameclash.Learner.Name, and returns the stream of its responses.
 func (h *Learner) Name(ctx context.Context, req *nameclash.M) (LearnerNameClientStream, error) {
-	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 12, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](12).ServerStream(ctx, h.ref, req)
 }
 
 // CreateLearner_ creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
+	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -585,7 +585,7 @@ func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.L
 
 // CreateLearnerN_ creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -599,7 +599,7 @@ func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nam
 // FindLearner_ looks up a node of the service nameclash.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -608,7 +608,7 @@ func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // LearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -618,35 +618,32 @@ func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner_(node LearnerNode_) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel_ puts node behind a mailbox and registers it on server, where NewLearnerTunnel_ and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel_(server *connect.Server, node LearnerNode_) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel_ is the handle of the node that client reaches.
 func NewLearnerTunnel_(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }
 
 // LearnerNName is the full name of the service LearnerN.
 const LearnerNName = "nameclash.LearnerN"
 
-// The method table of nameclash.LearnerN. Calls name a method by its index in it.
-var learnerNService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerN",
-	Config: runtime.ServiceConfig{
-		Type: "learner-n",
-	},
-	Methods: []runtime.TableMethod{},
+// learnerNService describes the service nameclash.LearnerN. Calls identify a method by its index in Methods.
+var learnerNService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerN",
+	Type: "learner-n",
 }
 
-// What runs the methods of nameclash.LearnerN on a node, in the order of the table.
-var learnerNHandlers = []runtime.TableHandler{}
+// learnerNHandlers run the methods of nameclash.LearnerN on a node, in the order of learnerNService.
+var learnerNHandlers = []runtime.GeneratedHandler{}
 
 // LearnerNNode is what a node of the service nameclash.LearnerN implements. Its unary methods run one at a time unless
 // the schema says otherwise.
@@ -659,7 +656,7 @@ type UnimplementedLearnerNNode struct{}
 // LearnerNType is the node type "learner-n", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerNType(setup func(context.Context, *runtime.Node) (LearnerNNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNService.Host(learnerNHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerNService.NodeType(learnerNHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -683,7 +680,7 @@ func (h *LearnerN) Intercepted(interceptors ...runtime.ClientInterceptor) *Learn
 
 // CreateLearnerN creates a node of the type "learner-n" below parent, and waits until it is set up.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerN, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNService.Caller(), nil, opts...)
+	ref, err := learnerNService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -692,7 +689,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.
 
 // CreateLearnerNN creates n nodes of the type "learner-n" below parent at once: all, or none and an error.
 func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerN, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNService.Caller(), n, nil, opts...)
+	refs, err := learnerNService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -706,7 +703,7 @@ func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...
 // FindLearnerN looks up a node of the service nameclash.LearnerN, by path, alias or id. A relative path is relative to
 // from.
 func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerN, error) {
-	ref, err := runtime.Find(ctx, from, learnerNService.Caller(), where)
+	ref, err := learnerNService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -715,7 +712,7 @@ func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // LearnerNFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
-	found, err := runtime.RefFrom(from, learnerNService.Caller(), ref)
+	found, err := learnerNService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -725,31 +722,29 @@ func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
 // NewLocalLearnerN puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerN(node LearnerNNode) *LearnerN {
-	return &LearnerN{ref: runtime.NewLocal(learnerNService.Host(learnerNHandlers), node)}
+	return &LearnerN{ref: learnerNService.NewLocal(learnerNHandlers, node)}
 }
 
 // RegisterLearnerNTunnel puts node behind a mailbox and registers it on server, where NewLearnerNTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNTunnel(server *connect.Server, node LearnerNNode) {
-	runtime.RegisterTunnel(server, learnerNService.Host(learnerNHandlers), node)
+	learnerNService.RegisterTunnel(server, learnerNHandlers, node)
 }
 
 // NewLearnerNTunnel is the handle of the node that client reaches.
 func NewLearnerNTunnel(client *connect.Client) *LearnerN {
-	return &LearnerN{ref: runtime.NewTunnel(learnerNService.Caller(), client)}
+	return &LearnerN{ref: learnerNService.NewTunnel(client)}
 }
 
 // LearnerNodeName is the full name of the service LearnerNode.
 const LearnerNodeName = "nameclash.LearnerNode"
 
-// The method table of nameclash.LearnerNode. Calls name a method by its index in it.
-var learnerNodeService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerNode",
-	Config: runtime.ServiceConfig{
-		Type: "learner-node",
-	},
-	Methods: []runtime.TableMethod{
+// learnerNodeService describes the service nameclash.LearnerNode. Calls identify a method by its index in Methods.
+var learnerNodeService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerNode",
+	Type: "learner-node",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -762,8 +757,8 @@ var learnerNodeService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.LearnerNode on a node, in the order of the table.
-var learnerNodeHandlers = []runtime.TableHandler{
+// learnerNodeHandlers run the methods of nameclash.LearnerNode on a node, in the order of learnerNodeService.
+var learnerNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNodeNode).Do(ctx, req.(*nameclash.M))
@@ -796,7 +791,7 @@ func (UnimplementedLearnerNodeNode_) Do(context.Context, *nameclash.M) (*namecla
 // LearnerNodeType is the node type "learner-node", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerNodeType(setup func(context.Context, *runtime.Node) (LearnerNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNodeService.Host(learnerNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerNodeService.NodeType(learnerNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -820,18 +815,18 @@ func (h *LearnerNode) Intercepted(interceptors ...runtime.ClientInterceptor) *Le
 
 // Do calls nameclash.LearnerNode.Do, and waits for the response.
 func (h *LearnerNode) Do(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *LearnerNode) DoAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
 // CreateLearnerNode_ creates a node of the type "learner-node" below parent, and waits until it is set up.
 func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNode, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNodeService.Caller(), nil, opts...)
+	ref, err := learnerNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -840,7 +835,7 @@ func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateLearnerNodeN creates n nodes of the type "learner-node" below parent at once: all, or none and an error.
 func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNodeService.Caller(), n, nil, opts...)
+	refs, err := learnerNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -854,7 +849,7 @@ func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerNode_ looks up a node of the service nameclash.LearnerNode, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNode, error) {
-	ref, err := runtime.Find(ctx, from, learnerNodeService.Caller(), where)
+	ref, err := learnerNodeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -863,7 +858,7 @@ func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // LearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, error) {
-	found, err := runtime.RefFrom(from, learnerNodeService.Caller(), ref)
+	found, err := learnerNodeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -873,35 +868,32 @@ func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, er
 // NewLocalLearnerNode_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerNode_(node LearnerNodeNode) *LearnerNode {
-	return &LearnerNode{ref: runtime.NewLocal(learnerNodeService.Host(learnerNodeHandlers), node)}
+	return &LearnerNode{ref: learnerNodeService.NewLocal(learnerNodeHandlers, node)}
 }
 
 // RegisterLearnerNodeTunnel puts node behind a mailbox and registers it on server, where NewLearnerNodeTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNodeTunnel(server *connect.Server, node LearnerNodeNode) {
-	runtime.RegisterTunnel(server, learnerNodeService.Host(learnerNodeHandlers), node)
+	learnerNodeService.RegisterTunnel(server, learnerNodeHandlers, node)
 }
 
 // NewLearnerNodeTunnel is the handle of the node that client reaches.
 func NewLearnerNodeTunnel(client *connect.Client) *LearnerNode {
-	return &LearnerNode{ref: runtime.NewTunnel(learnerNodeService.Caller(), client)}
+	return &LearnerNode{ref: learnerNodeService.NewTunnel(client)}
 }
 
 // LearnerTypeName is the full name of the service LearnerType.
 const LearnerTypeName = "nameclash.LearnerType"
 
-// The method table of nameclash.LearnerType. Calls name a method by its index in it.
-var learnerTypeService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerType",
-	Config: runtime.ServiceConfig{
-		Type: "learner-type",
-	},
-	Methods: []runtime.TableMethod{},
+// learnerTypeService describes the service nameclash.LearnerType. Calls identify a method by its index in Methods.
+var learnerTypeService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerType",
+	Type: "learner-type",
 }
 
-// What runs the methods of nameclash.LearnerType on a node, in the order of the table.
-var learnerTypeHandlers = []runtime.TableHandler{}
+// learnerTypeHandlers run the methods of nameclash.LearnerType on a node, in the order of learnerTypeService.
+var learnerTypeHandlers = []runtime.GeneratedHandler{}
 
 // LearnerTypeNode is what a node of the service nameclash.LearnerType implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -914,7 +906,7 @@ type UnimplementedLearnerTypeNode struct{}
 // LearnerTypeType is the node type "learner-type", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerTypeType(setup func(context.Context, *runtime.Node) (LearnerTypeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerTypeService.Host(learnerTypeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerTypeService.NodeType(learnerTypeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -938,7 +930,7 @@ func (h *LearnerType) Intercepted(interceptors ...runtime.ClientInterceptor) *Le
 
 // CreateLearnerType_ creates a node of the type "learner-type" below parent, and waits until it is set up.
 func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerType, error) {
-	ref, err := runtime.Create(ctx, parent, learnerTypeService.Caller(), nil, opts...)
+	ref, err := learnerTypeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -947,7 +939,7 @@ func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runt
 
 // CreateLearnerTypeN creates n nodes of the type "learner-type" below parent at once: all, or none and an error.
 func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerType, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerTypeService.Caller(), n, nil, opts...)
+	refs, err := learnerTypeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -961,7 +953,7 @@ func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerType_ looks up a node of the service nameclash.LearnerType, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerType, error) {
-	ref, err := runtime.Find(ctx, from, learnerTypeService.Caller(), where)
+	ref, err := learnerTypeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -970,7 +962,7 @@ func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Wh
 
 // LearnerTypeFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, error) {
-	found, err := runtime.RefFrom(from, learnerTypeService.Caller(), ref)
+	found, err := learnerTypeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -980,35 +972,32 @@ func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, er
 // NewLocalLearnerType_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerType_(node LearnerTypeNode) *LearnerType {
-	return &LearnerType{ref: runtime.NewLocal(learnerTypeService.Host(learnerTypeHandlers), node)}
+	return &LearnerType{ref: learnerTypeService.NewLocal(learnerTypeHandlers, node)}
 }
 
 // RegisterLearnerTypeTunnel puts node behind a mailbox and registers it on server, where NewLearnerTypeTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTypeTunnel(server *connect.Server, node LearnerTypeNode) {
-	runtime.RegisterTunnel(server, learnerTypeService.Host(learnerTypeHandlers), node)
+	learnerTypeService.RegisterTunnel(server, learnerTypeHandlers, node)
 }
 
 // NewLearnerTypeTunnel is the handle of the node that client reaches.
 func NewLearnerTypeTunnel(client *connect.Client) *LearnerType {
-	return &LearnerType{ref: runtime.NewTunnel(learnerTypeService.Caller(), client)}
+	return &LearnerType{ref: learnerTypeService.NewTunnel(client)}
 }
 
 // LearnerFromName is the full name of the service LearnerFrom.
 const LearnerFromName = "nameclash.LearnerFrom"
 
-// The method table of nameclash.LearnerFrom. Calls name a method by its index in it.
-var learnerFromService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerFrom",
-	Config: runtime.ServiceConfig{
-		Type: "learner-from",
-	},
-	Methods: []runtime.TableMethod{},
+// learnerFromService describes the service nameclash.LearnerFrom. Calls identify a method by its index in Methods.
+var learnerFromService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerFrom",
+	Type: "learner-from",
 }
 
-// What runs the methods of nameclash.LearnerFrom on a node, in the order of the table.
-var learnerFromHandlers = []runtime.TableHandler{}
+// learnerFromHandlers run the methods of nameclash.LearnerFrom on a node, in the order of learnerFromService.
+var learnerFromHandlers = []runtime.GeneratedHandler{}
 
 // LearnerFromNode is what a node of the service nameclash.LearnerFrom implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1021,7 +1010,7 @@ type UnimplementedLearnerFromNode struct{}
 // LearnerFromType is the node type "learner-from", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerFromType(setup func(context.Context, *runtime.Node) (LearnerFromNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerFromService.Host(learnerFromHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerFromService.NodeType(learnerFromHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1045,7 +1034,7 @@ func (h *LearnerFrom) Intercepted(interceptors ...runtime.ClientInterceptor) *Le
 
 // CreateLearnerFrom creates a node of the type "learner-from" below parent, and waits until it is set up.
 func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFrom, error) {
-	ref, err := runtime.Create(ctx, parent, learnerFromService.Caller(), nil, opts...)
+	ref, err := learnerFromService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1054,7 +1043,7 @@ func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateLearnerFromN creates n nodes of the type "learner-from" below parent at once: all, or none and an error.
 func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFrom, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerFromService.Caller(), n, nil, opts...)
+	refs, err := learnerFromService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1068,7 +1057,7 @@ func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerFrom looks up a node of the service nameclash.LearnerFrom, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFrom, error) {
-	ref, err := runtime.Find(ctx, from, learnerFromService.Caller(), where)
+	ref, err := learnerFromService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1077,7 +1066,7 @@ func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // LearnerFromFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, error) {
-	found, err := runtime.RefFrom(from, learnerFromService.Caller(), ref)
+	found, err := learnerFromService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1087,35 +1076,32 @@ func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, er
 // NewLocalLearnerFrom_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerFrom_(node LearnerFromNode) *LearnerFrom {
-	return &LearnerFrom{ref: runtime.NewLocal(learnerFromService.Host(learnerFromHandlers), node)}
+	return &LearnerFrom{ref: learnerFromService.NewLocal(learnerFromHandlers, node)}
 }
 
 // RegisterLearnerFromTunnel puts node behind a mailbox and registers it on server, where NewLearnerFromTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerFromTunnel(server *connect.Server, node LearnerFromNode) {
-	runtime.RegisterTunnel(server, learnerFromService.Host(learnerFromHandlers), node)
+	learnerFromService.RegisterTunnel(server, learnerFromHandlers, node)
 }
 
 // NewLearnerFromTunnel is the handle of the node that client reaches.
 func NewLearnerFromTunnel(client *connect.Client) *LearnerFrom {
-	return &LearnerFrom{ref: runtime.NewTunnel(learnerFromService.Caller(), client)}
+	return &LearnerFrom{ref: learnerFromService.NewTunnel(client)}
 }
 
 // LearnerNameName is the full name of the service LearnerName.
 const LearnerNameName = "nameclash.LearnerName"
 
-// The method table of nameclash.LearnerName. Calls name a method by its index in it.
-var learnerNameService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerName",
-	Config: runtime.ServiceConfig{
-		Type: "learner-name",
-	},
-	Methods: []runtime.TableMethod{},
+// learnerNameService describes the service nameclash.LearnerName. Calls identify a method by its index in Methods.
+var learnerNameService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerName",
+	Type: "learner-name",
 }
 
-// What runs the methods of nameclash.LearnerName on a node, in the order of the table.
-var learnerNameHandlers = []runtime.TableHandler{}
+// learnerNameHandlers run the methods of nameclash.LearnerName on a node, in the order of learnerNameService.
+var learnerNameHandlers = []runtime.GeneratedHandler{}
 
 // LearnerNameNode is what a node of the service nameclash.LearnerName implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1128,7 +1114,7 @@ type UnimplementedLearnerNameNode struct{}
 // LearnerNameType is the node type "learner-name", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerNameType(setup func(context.Context, *runtime.Node) (LearnerNameNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNameService.Host(learnerNameHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerNameService.NodeType(learnerNameHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1152,7 +1138,7 @@ func (h *LearnerName) Intercepted(interceptors ...runtime.ClientInterceptor) *Le
 
 // CreateLearnerName creates a node of the type "learner-name" below parent, and waits until it is set up.
 func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerName, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNameService.Caller(), nil, opts...)
+	ref, err := learnerNameService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1161,7 +1147,7 @@ func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateLearnerNameN creates n nodes of the type "learner-name" below parent at once: all, or none and an error.
 func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerName, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNameService.Caller(), n, nil, opts...)
+	refs, err := learnerNameService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1175,7 +1161,7 @@ func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindLearnerName looks up a node of the service nameclash.LearnerName, by path, alias or id. A relative path is
 // relative to from.
 func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerName, error) {
-	ref, err := runtime.Find(ctx, from, learnerNameService.Caller(), where)
+	ref, err := learnerNameService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1184,7 +1170,7 @@ func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // LearnerNameFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, error) {
-	found, err := runtime.RefFrom(from, learnerNameService.Caller(), ref)
+	found, err := learnerNameService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1194,35 +1180,32 @@ func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, er
 // NewLocalLearnerName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerName(node LearnerNameNode) *LearnerName {
-	return &LearnerName{ref: runtime.NewLocal(learnerNameService.Host(learnerNameHandlers), node)}
+	return &LearnerName{ref: learnerNameService.NewLocal(learnerNameHandlers, node)}
 }
 
 // RegisterLearnerNameTunnel puts node behind a mailbox and registers it on server, where NewLearnerNameTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNameTunnel(server *connect.Server, node LearnerNameNode) {
-	runtime.RegisterTunnel(server, learnerNameService.Host(learnerNameHandlers), node)
+	learnerNameService.RegisterTunnel(server, learnerNameHandlers, node)
 }
 
 // NewLearnerNameTunnel is the handle of the node that client reaches.
 func NewLearnerNameTunnel(client *connect.Client) *LearnerName {
-	return &LearnerName{ref: runtime.NewTunnel(learnerNameService.Caller(), client)}
+	return &LearnerName{ref: learnerNameService.NewTunnel(client)}
 }
 
 // CreateLearnerName_ is the full name of the service CreateLearner.
 const CreateLearnerName_ = "nameclash.CreateLearner"
 
-// The method table of nameclash.CreateLearner. Calls name a method by its index in it.
-var createLearnerService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "CreateLearner",
-	Config: runtime.ServiceConfig{
-		Type: "create-learner",
-	},
-	Methods: []runtime.TableMethod{},
+// createLearnerService describes the service nameclash.CreateLearner. Calls identify a method by its index in Methods.
+var createLearnerService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "CreateLearner",
+	Type: "create-learner",
 }
 
-// What runs the methods of nameclash.CreateLearner on a node, in the order of the table.
-var createLearnerHandlers = []runtime.TableHandler{}
+// createLearnerHandlers run the methods of nameclash.CreateLearner on a node, in the order of createLearnerService.
+var createLearnerHandlers = []runtime.GeneratedHandler{}
 
 // CreateLearnerNode is what a node of the service nameclash.CreateLearner implements. Its unary methods run one at a
 // time unless the schema says otherwise.
@@ -1235,7 +1218,7 @@ type UnimplementedCreateLearnerNode struct{}
 // CreateLearnerType is the node type "create-learner", implemented by what setup returns. Setup is called once in each
 // life of a node.
 func CreateLearnerType(setup func(context.Context, *runtime.Node) (CreateLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(createLearnerService.Host(createLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return createLearnerService.NodeType(createLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1259,7 +1242,7 @@ func (h *CreateLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *
 
 // CreateCreateLearner creates a node of the type "create-learner" below parent, and waits until it is set up.
 func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateLearner, error) {
-	ref, err := runtime.Create(ctx, parent, createLearnerService.Caller(), nil, opts...)
+	ref, err := createLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1268,7 +1251,7 @@ func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...run
 
 // CreateCreateLearnerN creates n nodes of the type "create-learner" below parent at once: all, or none and an error.
 func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, createLearnerService.Caller(), n, nil, opts...)
+	refs, err := createLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1282,7 +1265,7 @@ func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opt
 // FindCreateLearner looks up a node of the service nameclash.CreateLearner, by path, alias or id. A relative path is
 // relative to from.
 func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateLearner, error) {
-	ref, err := runtime.Find(ctx, from, createLearnerService.Caller(), where)
+	ref, err := createLearnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1291,7 +1274,7 @@ func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.W
 
 // CreateLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearner, error) {
-	found, err := runtime.RefFrom(from, createLearnerService.Caller(), ref)
+	found, err := createLearnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1301,35 +1284,32 @@ func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearne
 // NewLocalCreateLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCreateLearner(node CreateLearnerNode) *CreateLearner {
-	return &CreateLearner{ref: runtime.NewLocal(createLearnerService.Host(createLearnerHandlers), node)}
+	return &CreateLearner{ref: createLearnerService.NewLocal(createLearnerHandlers, node)}
 }
 
 // RegisterCreateLearnerTunnel puts node behind a mailbox and registers it on server, where NewCreateLearnerTunnel and
 // any other client of the service reach it. Nothing has to be closed.
 func RegisterCreateLearnerTunnel(server *connect.Server, node CreateLearnerNode) {
-	runtime.RegisterTunnel(server, createLearnerService.Host(createLearnerHandlers), node)
+	createLearnerService.RegisterTunnel(server, createLearnerHandlers, node)
 }
 
 // NewCreateLearnerTunnel is the handle of the node that client reaches.
 func NewCreateLearnerTunnel(client *connect.Client) *CreateLearner {
-	return &CreateLearner{ref: runtime.NewTunnel(createLearnerService.Caller(), client)}
+	return &CreateLearner{ref: createLearnerService.NewTunnel(client)}
 }
 
 // FindLearnerName_ is the full name of the service FindLearner.
 const FindLearnerName_ = "nameclash.FindLearner"
 
-// The method table of nameclash.FindLearner. Calls name a method by its index in it.
-var findLearnerService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "FindLearner",
-	Config: runtime.ServiceConfig{
-		Type: "find-learner",
-	},
-	Methods: []runtime.TableMethod{},
+// findLearnerService describes the service nameclash.FindLearner. Calls identify a method by its index in Methods.
+var findLearnerService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "FindLearner",
+	Type: "find-learner",
 }
 
-// What runs the methods of nameclash.FindLearner on a node, in the order of the table.
-var findLearnerHandlers = []runtime.TableHandler{}
+// findLearnerHandlers run the methods of nameclash.FindLearner on a node, in the order of findLearnerService.
+var findLearnerHandlers = []runtime.GeneratedHandler{}
 
 // FindLearnerNode is what a node of the service nameclash.FindLearner implements. Its unary methods run one at a time
 // unless the schema says otherwise.
@@ -1342,7 +1322,7 @@ type UnimplementedFindLearnerNode struct{}
 // FindLearnerType is the node type "find-learner", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func FindLearnerType(setup func(context.Context, *runtime.Node) (FindLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(findLearnerService.Host(findLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return findLearnerService.NodeType(findLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1366,7 +1346,7 @@ func (h *FindLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *Fi
 
 // CreateFindLearner creates a node of the type "find-learner" below parent, and waits until it is set up.
 func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FindLearner, error) {
-	ref, err := runtime.Create(ctx, parent, findLearnerService.Caller(), nil, opts...)
+	ref, err := findLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1375,7 +1355,7 @@ func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runti
 
 // CreateFindLearnerN creates n nodes of the type "find-learner" below parent at once: all, or none and an error.
 func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FindLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, findLearnerService.Caller(), n, nil, opts...)
+	refs, err := findLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1389,7 +1369,7 @@ func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts 
 // FindFindLearner looks up a node of the service nameclash.FindLearner, by path, alias or id. A relative path is
 // relative to from.
 func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*FindLearner, error) {
-	ref, err := runtime.Find(ctx, from, findLearnerService.Caller(), where)
+	ref, err := findLearnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1398,7 +1378,7 @@ func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Whe
 
 // FindLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
 func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, error) {
-	found, err := runtime.RefFrom(from, findLearnerService.Caller(), ref)
+	found, err := findLearnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1408,35 +1388,32 @@ func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, e
 // NewLocalFindLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFindLearner(node FindLearnerNode) *FindLearner {
-	return &FindLearner{ref: runtime.NewLocal(findLearnerService.Host(findLearnerHandlers), node)}
+	return &FindLearner{ref: findLearnerService.NewLocal(findLearnerHandlers, node)}
 }
 
 // RegisterFindLearnerTunnel puts node behind a mailbox and registers it on server, where NewFindLearnerTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterFindLearnerTunnel(server *connect.Server, node FindLearnerNode) {
-	runtime.RegisterTunnel(server, findLearnerService.Host(findLearnerHandlers), node)
+	findLearnerService.RegisterTunnel(server, findLearnerHandlers, node)
 }
 
 // NewFindLearnerTunnel is the handle of the node that client reaches.
 func NewFindLearnerTunnel(client *connect.Client) *FindLearner {
-	return &FindLearner{ref: runtime.NewTunnel(findLearnerService.Caller(), client)}
+	return &FindLearner{ref: findLearnerService.NewTunnel(client)}
 }
 
 // NewLocalLearnerName_ is the full name of the service NewLocalLearner.
 const NewLocalLearnerName_ = "nameclash.NewLocalLearner"
 
-// The method table of nameclash.NewLocalLearner. Calls name a method by its index in it.
-var newLocalLearnerService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "NewLocalLearner",
-	Config: runtime.ServiceConfig{
-		Type: "new-local-learner",
-	},
-	Methods: []runtime.TableMethod{},
+// newLocalLearnerService describes the service nameclash.NewLocalLearner. Calls identify a method by its index in Methods.
+var newLocalLearnerService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "NewLocalLearner",
+	Type: "new-local-learner",
 }
 
-// What runs the methods of nameclash.NewLocalLearner on a node, in the order of the table.
-var newLocalLearnerHandlers = []runtime.TableHandler{}
+// newLocalLearnerHandlers run the methods of nameclash.NewLocalLearner on a node, in the order of newLocalLearnerService.
+var newLocalLearnerHandlers = []runtime.GeneratedHandler{}
 
 // NewLocalLearnerNode is what a node of the service nameclash.NewLocalLearner implements. Its unary methods run one at
 // a time unless the schema says otherwise.
@@ -1449,7 +1426,7 @@ type UnimplementedNewLocalLearnerNode struct{}
 // NewLocalLearnerType is the node type "new-local-learner", implemented by what setup returns. Setup is called once in
 // each life of a node.
 func NewLocalLearnerType(setup func(context.Context, *runtime.Node) (NewLocalLearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newLocalLearnerService.Host(newLocalLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return newLocalLearnerService.NodeType(newLocalLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1473,7 +1450,7 @@ func (h *NewLocalLearner) Intercepted(interceptors ...runtime.ClientInterceptor)
 
 // CreateNewLocalLearner creates a node of the type "new-local-learner" below parent, and waits until it is set up.
 func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLocalLearner, error) {
-	ref, err := runtime.Create(ctx, parent, newLocalLearnerService.Caller(), nil, opts...)
+	ref, err := newLocalLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1483,7 +1460,7 @@ func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...r
 // CreateNewLocalLearnerN creates n nodes of the type "new-local-learner" below parent at once: all, or none and an
 // error.
 func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLocalLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, newLocalLearnerService.Caller(), n, nil, opts...)
+	refs, err := newLocalLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1497,7 +1474,7 @@ func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, o
 // FindNewLocalLearner looks up a node of the service nameclash.NewLocalLearner, by path, alias or id. A relative path
 // is relative to from.
 func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLocalLearner, error) {
-	ref, err := runtime.Find(ctx, from, newLocalLearnerService.Caller(), where)
+	ref, err := newLocalLearnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1506,7 +1483,7 @@ func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime
 
 // NewLocalLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLearner, error) {
-	found, err := runtime.RefFrom(from, newLocalLearnerService.Caller(), ref)
+	found, err := newLocalLearnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1516,35 +1493,32 @@ func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLea
 // NewLocalNewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalNewLocalLearner(node NewLocalLearnerNode) *NewLocalLearner {
-	return &NewLocalLearner{ref: runtime.NewLocal(newLocalLearnerService.Host(newLocalLearnerHandlers), node)}
+	return &NewLocalLearner{ref: newLocalLearnerService.NewLocal(newLocalLearnerHandlers, node)}
 }
 
 // RegisterNewLocalLearnerTunnel puts node behind a mailbox and registers it on server, where NewNewLocalLearnerTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterNewLocalLearnerTunnel(server *connect.Server, node NewLocalLearnerNode) {
-	runtime.RegisterTunnel(server, newLocalLearnerService.Host(newLocalLearnerHandlers), node)
+	newLocalLearnerService.RegisterTunnel(server, newLocalLearnerHandlers, node)
 }
 
 // NewNewLocalLearnerTunnel is the handle of the node that client reaches.
 func NewNewLocalLearnerTunnel(client *connect.Client) *NewLocalLearner {
-	return &NewLocalLearner{ref: runtime.NewTunnel(newLocalLearnerService.Caller(), client)}
+	return &NewLocalLearner{ref: newLocalLearnerService.NewTunnel(client)}
 }
 
 // NewLearnerTunnelName is the full name of the service NewLearnerTunnel.
 const NewLearnerTunnelName = "nameclash.NewLearnerTunnel"
 
-// The method table of nameclash.NewLearnerTunnel. Calls name a method by its index in it.
-var newLearnerTunnelService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "NewLearnerTunnel",
-	Config: runtime.ServiceConfig{
-		Type: "new-learner-tunnel",
-	},
-	Methods: []runtime.TableMethod{},
+// newLearnerTunnelService describes the service nameclash.NewLearnerTunnel. Calls identify a method by its index in Methods.
+var newLearnerTunnelService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "NewLearnerTunnel",
+	Type: "new-learner-tunnel",
 }
 
-// What runs the methods of nameclash.NewLearnerTunnel on a node, in the order of the table.
-var newLearnerTunnelHandlers = []runtime.TableHandler{}
+// newLearnerTunnelHandlers run the methods of nameclash.NewLearnerTunnel on a node, in the order of newLearnerTunnelService.
+var newLearnerTunnelHandlers = []runtime.GeneratedHandler{}
 
 // NewLearnerTunnelNode is what a node of the service nameclash.NewLearnerTunnel implements. Its unary methods run one
 // at a time unless the schema says otherwise.
@@ -1557,7 +1531,7 @@ type UnimplementedNewLearnerTunnelNode struct{}
 // NewLearnerTunnelType is the node type "new-learner-tunnel", implemented by what setup returns. Setup is called once
 // in each life of a node.
 func NewLearnerTunnelType(setup func(context.Context, *runtime.Node) (NewLearnerTunnelNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(newLearnerTunnelService.Host(newLearnerTunnelHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return newLearnerTunnelService.NodeType(newLearnerTunnelHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1581,7 +1555,7 @@ func (h *NewLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterceptor
 
 // CreateNewLearnerTunnel creates a node of the type "new-learner-tunnel" below parent, and waits until it is set up.
 func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLearnerTunnel, error) {
-	ref, err := runtime.Create(ctx, parent, newLearnerTunnelService.Caller(), nil, opts...)
+	ref, err := newLearnerTunnelService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1591,7 +1565,7 @@ func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...
 // CreateNewLearnerTunnelN creates n nodes of the type "new-learner-tunnel" below parent at once: all, or none and an
 // error.
 func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLearnerTunnel, error) {
-	refs, err := runtime.CreateN(ctx, parent, newLearnerTunnelService.Caller(), n, nil, opts...)
+	refs, err := newLearnerTunnelService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1605,7 +1579,7 @@ func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, 
 // FindNewLearnerTunnel looks up a node of the service nameclash.NewLearnerTunnel, by path, alias or id. A relative path
 // is relative to from.
 func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLearnerTunnel, error) {
-	ref, err := runtime.Find(ctx, from, newLearnerTunnelService.Caller(), where)
+	ref, err := newLearnerTunnelService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1614,7 +1588,7 @@ func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtim
 
 // NewLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
 func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearnerTunnel, error) {
-	found, err := runtime.RefFrom(from, newLearnerTunnelService.Caller(), ref)
+	found, err := newLearnerTunnelService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1624,35 +1598,32 @@ func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearner
 // NewLocalNewLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalNewLearnerTunnel(node NewLearnerTunnelNode) *NewLearnerTunnel {
-	return &NewLearnerTunnel{ref: runtime.NewLocal(newLearnerTunnelService.Host(newLearnerTunnelHandlers), node)}
+	return &NewLearnerTunnel{ref: newLearnerTunnelService.NewLocal(newLearnerTunnelHandlers, node)}
 }
 
 // RegisterNewLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where NewNewLearnerTunnelTunnel
 // and any other client of the service reach it. Nothing has to be closed.
 func RegisterNewLearnerTunnelTunnel(server *connect.Server, node NewLearnerTunnelNode) {
-	runtime.RegisterTunnel(server, newLearnerTunnelService.Host(newLearnerTunnelHandlers), node)
+	newLearnerTunnelService.RegisterTunnel(server, newLearnerTunnelHandlers, node)
 }
 
 // NewNewLearnerTunnelTunnel is the handle of the node that client reaches.
 func NewNewLearnerTunnelTunnel(client *connect.Client) *NewLearnerTunnel {
-	return &NewLearnerTunnel{ref: runtime.NewTunnel(newLearnerTunnelService.Caller(), client)}
+	return &NewLearnerTunnel{ref: newLearnerTunnelService.NewTunnel(client)}
 }
 
 // RegisterLearnerTunnelName is the full name of the service RegisterLearnerTunnel.
 const RegisterLearnerTunnelName = "nameclash.RegisterLearnerTunnel"
 
-// The method table of nameclash.RegisterLearnerTunnel. Calls name a method by its index in it.
-var registerLearnerTunnelService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "RegisterLearnerTunnel",
-	Config: runtime.ServiceConfig{
-		Type: "register-learner-tunnel",
-	},
-	Methods: []runtime.TableMethod{},
+// registerLearnerTunnelService describes the service nameclash.RegisterLearnerTunnel. Calls identify a method by its index in Methods.
+var registerLearnerTunnelService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "RegisterLearnerTunnel",
+	Type: "register-learner-tunnel",
 }
 
-// What runs the methods of nameclash.RegisterLearnerTunnel on a node, in the order of the table.
-var registerLearnerTunnelHandlers = []runtime.TableHandler{}
+// registerLearnerTunnelHandlers run the methods of nameclash.RegisterLearnerTunnel on a node, in the order of registerLearnerTunnelService.
+var registerLearnerTunnelHandlers = []runtime.GeneratedHandler{}
 
 // RegisterLearnerTunnelNode is what a node of the service nameclash.RegisterLearnerTunnel implements. Its unary methods
 // run one at a time unless the schema says otherwise.
@@ -1665,7 +1636,7 @@ type UnimplementedRegisterLearnerTunnelNode struct{}
 // RegisterLearnerTunnelType is the node type "register-learner-tunnel", implemented by what setup returns. Setup is
 // called once in each life of a node.
 func RegisterLearnerTunnelType(setup func(context.Context, *runtime.Node) (RegisterLearnerTunnelNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return registerLearnerTunnelService.NodeType(registerLearnerTunnelHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1690,7 +1661,7 @@ func (h *RegisterLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterc
 // CreateRegisterLearnerTunnel creates a node of the type "register-learner-tunnel" below parent, and waits until it is
 // set up.
 func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*RegisterLearnerTunnel, error) {
-	ref, err := runtime.Create(ctx, parent, registerLearnerTunnelService.Caller(), nil, opts...)
+	ref, err := registerLearnerTunnelService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1700,7 +1671,7 @@ func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opt
 // CreateRegisterLearnerTunnelN creates n nodes of the type "register-learner-tunnel" below parent at once: all, or none
 // and an error.
 func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*RegisterLearnerTunnel, error) {
-	refs, err := runtime.CreateN(ctx, parent, registerLearnerTunnelService.Caller(), n, nil, opts...)
+	refs, err := registerLearnerTunnelService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1714,7 +1685,7 @@ func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n 
 // FindRegisterLearnerTunnel looks up a node of the service nameclash.RegisterLearnerTunnel, by path, alias or id. A
 // relative path is relative to from.
 func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*RegisterLearnerTunnel, error) {
-	ref, err := runtime.Find(ctx, from, registerLearnerTunnelService.Caller(), where)
+	ref, err := registerLearnerTunnelService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1723,7 +1694,7 @@ func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where r
 
 // RegisterLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
 func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*RegisterLearnerTunnel, error) {
-	found, err := runtime.RefFrom(from, registerLearnerTunnelService.Caller(), ref)
+	found, err := registerLearnerTunnelService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1733,35 +1704,32 @@ func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Regis
 // NewLocalRegisterLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalRegisterLearnerTunnel(node RegisterLearnerTunnelNode) *RegisterLearnerTunnel {
-	return &RegisterLearnerTunnel{ref: runtime.NewLocal(registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), node)}
+	return &RegisterLearnerTunnel{ref: registerLearnerTunnelService.NewLocal(registerLearnerTunnelHandlers, node)}
 }
 
 // RegisterRegisterLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where
 // NewRegisterLearnerTunnelTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterRegisterLearnerTunnelTunnel(server *connect.Server, node RegisterLearnerTunnelNode) {
-	runtime.RegisterTunnel(server, registerLearnerTunnelService.Host(registerLearnerTunnelHandlers), node)
+	registerLearnerTunnelService.RegisterTunnel(server, registerLearnerTunnelHandlers, node)
 }
 
 // NewRegisterLearnerTunnelTunnel is the handle of the node that client reaches.
 func NewRegisterLearnerTunnelTunnel(client *connect.Client) *RegisterLearnerTunnel {
-	return &RegisterLearnerTunnel{ref: runtime.NewTunnel(registerLearnerTunnelService.Caller(), client)}
+	return &RegisterLearnerTunnel{ref: registerLearnerTunnelService.NewTunnel(client)}
 }
 
 // UnimplementedLearnerName is the full name of the service UnimplementedLearner.
 const UnimplementedLearnerName = "nameclash.UnimplementedLearner"
 
-// The method table of nameclash.UnimplementedLearner. Calls name a method by its index in it.
-var unimplementedLearnerService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "UnimplementedLearner",
-	Config: runtime.ServiceConfig{
-		Type: "unimplemented-learner",
-	},
-	Methods: []runtime.TableMethod{},
+// unimplementedLearnerService describes the service nameclash.UnimplementedLearner. Calls identify a method by its index in Methods.
+var unimplementedLearnerService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "UnimplementedLearner",
+	Type: "unimplemented-learner",
 }
 
-// What runs the methods of nameclash.UnimplementedLearner on a node, in the order of the table.
-var unimplementedLearnerHandlers = []runtime.TableHandler{}
+// unimplementedLearnerHandlers run the methods of nameclash.UnimplementedLearner on a node, in the order of unimplementedLearnerService.
+var unimplementedLearnerHandlers = []runtime.GeneratedHandler{}
 
 // UnimplementedLearnerNode_ is what a node of the service nameclash.UnimplementedLearner implements. Its unary methods
 // run one at a time unless the schema says otherwise.
@@ -1774,7 +1742,7 @@ type UnimplementedUnimplementedLearnerNode struct{}
 // UnimplementedLearnerType is the node type "unimplemented-learner", implemented by what setup returns. Setup is called
 // once in each life of a node.
 func UnimplementedLearnerType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNode_, error)) runtime.NodeType {
-	return runtime.NewNodeType(unimplementedLearnerService.Host(unimplementedLearnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return unimplementedLearnerService.NodeType(unimplementedLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1799,7 +1767,7 @@ func (h *UnimplementedLearner) Intercepted(interceptors ...runtime.ClientInterce
 // CreateUnimplementedLearner creates a node of the type "unimplemented-learner" below parent, and waits until it is set
 // up.
 func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearner, error) {
-	ref, err := runtime.Create(ctx, parent, unimplementedLearnerService.Caller(), nil, opts...)
+	ref, err := unimplementedLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1809,7 +1777,7 @@ func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts
 // CreateUnimplementedLearnerN creates n nodes of the type "unimplemented-learner" below parent at once: all, or none
 // and an error.
 func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearner, error) {
-	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerService.Caller(), n, nil, opts...)
+	refs, err := unimplementedLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1823,7 +1791,7 @@ func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n i
 // FindUnimplementedLearner looks up a node of the service nameclash.UnimplementedLearner, by path, alias or id. A
 // relative path is relative to from.
 func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearner, error) {
-	ref, err := runtime.Find(ctx, from, unimplementedLearnerService.Caller(), where)
+	ref, err := unimplementedLearnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1832,7 +1800,7 @@ func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where ru
 
 // UnimplementedLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearner, error) {
-	found, err := runtime.RefFrom(from, unimplementedLearnerService.Caller(), ref)
+	found, err := unimplementedLearnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1842,35 +1810,32 @@ func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Unimpl
 // NewLocalUnimplementedLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalUnimplementedLearner(node UnimplementedLearnerNode_) *UnimplementedLearner {
-	return &UnimplementedLearner{ref: runtime.NewLocal(unimplementedLearnerService.Host(unimplementedLearnerHandlers), node)}
+	return &UnimplementedLearner{ref: unimplementedLearnerService.NewLocal(unimplementedLearnerHandlers, node)}
 }
 
 // RegisterUnimplementedLearnerTunnel puts node behind a mailbox and registers it on server, where
 // NewUnimplementedLearnerTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterUnimplementedLearnerTunnel(server *connect.Server, node UnimplementedLearnerNode_) {
-	runtime.RegisterTunnel(server, unimplementedLearnerService.Host(unimplementedLearnerHandlers), node)
+	unimplementedLearnerService.RegisterTunnel(server, unimplementedLearnerHandlers, node)
 }
 
 // NewUnimplementedLearnerTunnel is the handle of the node that client reaches.
 func NewUnimplementedLearnerTunnel(client *connect.Client) *UnimplementedLearner {
-	return &UnimplementedLearner{ref: runtime.NewTunnel(unimplementedLearnerService.Caller(), client)}
+	return &UnimplementedLearner{ref: unimplementedLearnerService.NewTunnel(client)}
 }
 
 // UnimplementedLearnerNodeName is the full name of the service UnimplementedLearnerNode.
 const UnimplementedLearnerNodeName = "nameclash.UnimplementedLearnerNode"
 
-// The method table of nameclash.UnimplementedLearnerNode. Calls name a method by its index in it.
-var unimplementedLearnerNodeService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "UnimplementedLearnerNode",
-	Config: runtime.ServiceConfig{
-		Type: "unimplemented-learner-node",
-	},
-	Methods: []runtime.TableMethod{},
+// unimplementedLearnerNodeService describes the service nameclash.UnimplementedLearnerNode. Calls identify a method by its index in Methods.
+var unimplementedLearnerNodeService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "UnimplementedLearnerNode",
+	Type: "unimplemented-learner-node",
 }
 
-// What runs the methods of nameclash.UnimplementedLearnerNode on a node, in the order of the table.
-var unimplementedLearnerNodeHandlers = []runtime.TableHandler{}
+// unimplementedLearnerNodeHandlers run the methods of nameclash.UnimplementedLearnerNode on a node, in the order of unimplementedLearnerNodeService.
+var unimplementedLearnerNodeHandlers = []runtime.GeneratedHandler{}
 
 // UnimplementedLearnerNodeNode is what a node of the service nameclash.UnimplementedLearnerNode implements. Its unary
 // methods run one at a time unless the schema says otherwise.
@@ -1883,7 +1848,7 @@ type UnimplementedUnimplementedLearnerNodeNode struct{}
 // UnimplementedLearnerNodeType is the node type "unimplemented-learner-node", implemented by what setup returns. Setup
 // is called once in each life of a node.
 func UnimplementedLearnerNodeType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNodeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return unimplementedLearnerNodeService.NodeType(unimplementedLearnerNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1908,7 +1873,7 @@ func (h *UnimplementedLearnerNode) Intercepted(interceptors ...runtime.ClientInt
 // CreateUnimplementedLearnerNode creates a node of the type "unimplemented-learner-node" below parent, and waits until
 // it is set up.
 func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearnerNode, error) {
-	ref, err := runtime.Create(ctx, parent, unimplementedLearnerNodeService.Caller(), nil, opts...)
+	ref, err := unimplementedLearnerNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1918,7 +1883,7 @@ func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, 
 // CreateUnimplementedLearnerNodeN creates n nodes of the type "unimplemented-learner-node" below parent at once: all,
 // or none and an error.
 func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearnerNode, error) {
-	refs, err := runtime.CreateN(ctx, parent, unimplementedLearnerNodeService.Caller(), n, nil, opts...)
+	refs, err := unimplementedLearnerNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1932,7 +1897,7 @@ func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent,
 // FindUnimplementedLearnerNode looks up a node of the service nameclash.UnimplementedLearnerNode, by path, alias or id.
 // A relative path is relative to from.
 func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearnerNode, error) {
-	ref, err := runtime.Find(ctx, from, unimplementedLearnerNodeService.Caller(), where)
+	ref, err := unimplementedLearnerNodeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1941,7 +1906,7 @@ func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, wher
 
 // UnimplementedLearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
 func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearnerNode, error) {
-	found, err := runtime.RefFrom(from, unimplementedLearnerNodeService.Caller(), ref)
+	found, err := unimplementedLearnerNodeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1951,35 +1916,32 @@ func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Un
 // NewLocalUnimplementedLearnerNode puts node behind a mailbox in this process, outside any system: a fake in a test,
 // for example. Nothing has to be closed.
 func NewLocalUnimplementedLearnerNode(node UnimplementedLearnerNodeNode) *UnimplementedLearnerNode {
-	return &UnimplementedLearnerNode{ref: runtime.NewLocal(unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), node)}
+	return &UnimplementedLearnerNode{ref: unimplementedLearnerNodeService.NewLocal(unimplementedLearnerNodeHandlers, node)}
 }
 
 // RegisterUnimplementedLearnerNodeTunnel puts node behind a mailbox and registers it on server, where
 // NewUnimplementedLearnerNodeTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterUnimplementedLearnerNodeTunnel(server *connect.Server, node UnimplementedLearnerNodeNode) {
-	runtime.RegisterTunnel(server, unimplementedLearnerNodeService.Host(unimplementedLearnerNodeHandlers), node)
+	unimplementedLearnerNodeService.RegisterTunnel(server, unimplementedLearnerNodeHandlers, node)
 }
 
 // NewUnimplementedLearnerNodeTunnel is the handle of the node that client reaches.
 func NewUnimplementedLearnerNodeTunnel(client *connect.Client) *UnimplementedLearnerNode {
-	return &UnimplementedLearnerNode{ref: runtime.NewTunnel(unimplementedLearnerNodeService.Caller(), client)}
+	return &UnimplementedLearnerNode{ref: unimplementedLearnerNodeService.NewTunnel(client)}
 }
 
 // LearnerNameServerStreamName is the full name of the service LearnerNameServerStream.
 const LearnerNameServerStreamName = "nameclash.LearnerNameServerStream"
 
-// The method table of nameclash.LearnerNameServerStream. Calls name a method by its index in it.
-var learnerNameServerStreamService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerNameServerStream",
-	Config: runtime.ServiceConfig{
-		Type: "learner-name-server-stream",
-	},
-	Methods: []runtime.TableMethod{},
+// learnerNameServerStreamService describes the service nameclash.LearnerNameServerStream. Calls identify a method by its index in Methods.
+var learnerNameServerStreamService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerNameServerStream",
+	Type: "learner-name-server-stream",
 }
 
-// What runs the methods of nameclash.LearnerNameServerStream on a node, in the order of the table.
-var learnerNameServerStreamHandlers = []runtime.TableHandler{}
+// learnerNameServerStreamHandlers run the methods of nameclash.LearnerNameServerStream on a node, in the order of learnerNameServerStreamService.
+var learnerNameServerStreamHandlers = []runtime.GeneratedHandler{}
 
 // LearnerNameServerStreamNode is what a node of the service nameclash.LearnerNameServerStream implements. Its unary
 // methods run one at a time unless the schema says otherwise.
@@ -1992,7 +1954,7 @@ type UnimplementedLearnerNameServerStreamNode struct{}
 // LearnerNameServerStreamType is the node type "learner-name-server-stream", implemented by what setup returns. Setup
 // is called once in each life of a node.
 func LearnerNameServerStreamType(setup func(context.Context, *runtime.Node) (LearnerNameServerStreamNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerNameServerStreamService.NodeType(learnerNameServerStreamHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2017,7 +1979,7 @@ func (h *LearnerNameServerStream) Intercepted(interceptors ...runtime.ClientInte
 // CreateLearnerNameServerStream creates a node of the type "learner-name-server-stream" below parent, and waits until
 // it is set up.
 func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNameServerStream, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNameServerStreamService.Caller(), nil, opts...)
+	ref, err := learnerNameServerStreamService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2027,7 +1989,7 @@ func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, o
 // CreateLearnerNameServerStreamN creates n nodes of the type "learner-name-server-stream" below parent at once: all, or
 // none and an error.
 func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNameServerStream, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNameServerStreamService.Caller(), n, nil, opts...)
+	refs, err := learnerNameServerStreamService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2041,7 +2003,7 @@ func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, 
 // FindLearnerNameServerStream looks up a node of the service nameclash.LearnerNameServerStream, by path, alias or id. A
 // relative path is relative to from.
 func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNameServerStream, error) {
-	ref, err := runtime.Find(ctx, from, learnerNameServerStreamService.Caller(), where)
+	ref, err := learnerNameServerStreamService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -2050,7 +2012,7 @@ func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where
 
 // LearnerNameServerStreamFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNameServerStream, error) {
-	found, err := runtime.RefFrom(from, learnerNameServerStreamService.Caller(), ref)
+	found, err := learnerNameServerStreamService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2060,31 +2022,29 @@ func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Lea
 // NewLocalLearnerNameServerStream puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalLearnerNameServerStream(node LearnerNameServerStreamNode) *LearnerNameServerStream {
-	return &LearnerNameServerStream{ref: runtime.NewLocal(learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), node)}
+	return &LearnerNameServerStream{ref: learnerNameServerStreamService.NewLocal(learnerNameServerStreamHandlers, node)}
 }
 
 // RegisterLearnerNameServerStreamTunnel puts node behind a mailbox and registers it on server, where
 // NewLearnerNameServerStreamTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNameServerStreamTunnel(server *connect.Server, node LearnerNameServerStreamNode) {
-	runtime.RegisterTunnel(server, learnerNameServerStreamService.Host(learnerNameServerStreamHandlers), node)
+	learnerNameServerStreamService.RegisterTunnel(server, learnerNameServerStreamHandlers, node)
 }
 
 // NewLearnerNameServerStreamTunnel is the handle of the node that client reaches.
 func NewLearnerNameServerStreamTunnel(client *connect.Client) *LearnerNameServerStream {
-	return &LearnerNameServerStream{ref: runtime.NewTunnel(learnerNameServerStreamService.Caller(), client)}
+	return &LearnerNameServerStream{ref: learnerNameServerStreamService.NewTunnel(client)}
 }
 
 // LearnerFooName is the full name of the service LearnerFoo.
 const LearnerFooName = "nameclash.LearnerFoo"
 
-// The method table of nameclash.LearnerFoo. Calls name a method by its index in it.
-var learnerFooService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerFoo",
-	Config: runtime.ServiceConfig{
-		Type: "learner-foo",
-	},
-	Methods: []runtime.TableMethod{
+// learnerFooService describes the service nameclash.LearnerFoo. Calls identify a method by its index in Methods.
+var learnerFooService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerFoo",
+	Type: "learner-foo",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Service",
 			NewRequest: func() proto.Message {
@@ -2106,8 +2066,8 @@ var learnerFooService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.LearnerFoo on a node, in the order of the table.
-var learnerFooHandlers = []runtime.TableHandler{
+// learnerFooHandlers run the methods of nameclash.LearnerFoo on a node, in the order of learnerFooService.
+var learnerFooHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerFooNode).Service(ctx, req.(*nameclash.M))
@@ -2159,7 +2119,7 @@ func (UnimplementedLearnerFooNode) Async(context.Context, *nameclash.M) (*namecl
 // LearnerFooType is the node type "learner-foo", implemented by what setup returns. Setup is called once in each life
 // of a node.
 func LearnerFooType(setup func(context.Context, *runtime.Node) (LearnerFooNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerFooService.Host(learnerFooHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerFooService.NodeType(learnerFooHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2183,29 +2143,29 @@ func (h *LearnerFoo) Intercepted(interceptors ...runtime.ClientInterceptor) *Lea
 
 // Service calls nameclash.LearnerFoo.Service, and waits for the response.
 func (h *LearnerFoo) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
 // ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *LearnerFoo) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
 // Async calls nameclash.LearnerFoo.Async, and waits for the response.
 func (h *LearnerFoo) Async(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Unary(ctx, h.ref, req)
 }
 
 // AsyncAsync is Async without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *LearnerFoo) AsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Async(ctx, h.ref, req)
 }
 
 // CreateLearnerFoo creates a node of the type "learner-foo" below parent, and waits until it is set up.
 func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFoo, error) {
-	ref, err := runtime.Create(ctx, parent, learnerFooService.Caller(), nil, opts...)
+	ref, err := learnerFooService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2214,7 +2174,7 @@ func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtim
 
 // CreateLearnerFooN creates n nodes of the type "learner-foo" below parent at once: all, or none and an error.
 func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFoo, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerFooService.Caller(), n, nil, opts...)
+	refs, err := learnerFooService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2228,7 +2188,7 @@ func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts .
 // FindLearnerFoo looks up a node of the service nameclash.LearnerFoo, by path, alias or id. A relative path is relative
 // to from.
 func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFoo, error) {
-	ref, err := runtime.Find(ctx, from, learnerFooService.Caller(), where)
+	ref, err := learnerFooService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -2237,7 +2197,7 @@ func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Wher
 
 // LearnerFooFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, error) {
-	found, err := runtime.RefFrom(from, learnerFooService.Caller(), ref)
+	found, err := learnerFooService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2247,31 +2207,29 @@ func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, erro
 // NewLocalLearnerFoo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerFoo(node LearnerFooNode) *LearnerFoo {
-	return &LearnerFoo{ref: runtime.NewLocal(learnerFooService.Host(learnerFooHandlers), node)}
+	return &LearnerFoo{ref: learnerFooService.NewLocal(learnerFooHandlers, node)}
 }
 
 // RegisterLearnerFooTunnel puts node behind a mailbox and registers it on server, where NewLearnerFooTunnel and any
 // other client of the service reach it. Nothing has to be closed.
 func RegisterLearnerFooTunnel(server *connect.Server, node LearnerFooNode) {
-	runtime.RegisterTunnel(server, learnerFooService.Host(learnerFooHandlers), node)
+	learnerFooService.RegisterTunnel(server, learnerFooHandlers, node)
 }
 
 // NewLearnerFooTunnel is the handle of the node that client reaches.
 func NewLearnerFooTunnel(client *connect.Client) *LearnerFoo {
-	return &LearnerFoo{ref: runtime.NewTunnel(learnerFooService.Caller(), client)}
+	return &LearnerFoo{ref: learnerFooService.NewTunnel(client)}
 }
 
 // LearnerNaName is the full name of the service LearnerNa.
 const LearnerNaName = "nameclash.LearnerNa"
 
-// The method table of nameclash.LearnerNa. Calls name a method by its index in it.
-var learnerNaService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "LearnerNa",
-	Config: runtime.ServiceConfig{
-		Type: "learner-na",
-	},
-	Methods: []runtime.TableMethod{
+// learnerNaService describes the service nameclash.LearnerNa. Calls identify a method by its index in Methods.
+var learnerNaService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "LearnerNa",
+	Type: "learner-na",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "me",
 			NewRequest: func() proto.Message {
@@ -2284,15 +2242,16 @@ var learnerNaService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.LearnerNa on a node, in the order of the table.
-var learnerNaHandlers = []runtime.TableHandler{
+// learnerNaHandlers run the methods of nameclash.LearnerNa on a node, in the order of learnerNaService.
+var learnerNaHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*nameclash.M, *nameclash.M](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LearnerNaNode).Me(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+			return node.(LearnerNaNode).Me(ctx, req, stream)
 		},
 	},
 }
@@ -2323,7 +2282,7 @@ func (UnimplementedLearnerNaNode) Me(context.Context, *nameclash.M, LearnerNaMeS
 // LearnerNaType is the node type "learner-na", implemented by what setup returns. Setup is called once in each life of
 // a node.
 func LearnerNaType(setup func(context.Context, *runtime.Node) (LearnerNaNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerNaService.Host(learnerNaHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerNaService.NodeType(learnerNaHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2349,12 +2308,12 @@ func (h *LearnerNa) Intercepted(interceptors ...runtime.ClientInterceptor) *Lear
 
 // Me calls nameclash.LearnerNa.me, and returns the stream of its responses.
 func (h *LearnerNa) Me(ctx context.Context, req *nameclash.M) (LearnerNaMeClientStream, error) {
-	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateLearnerNa creates a node of the type "learner-na" below parent, and waits until it is set up.
 func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNa, error) {
-	ref, err := runtime.Create(ctx, parent, learnerNaService.Caller(), nil, opts...)
+	ref, err := learnerNaService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2363,7 +2322,7 @@ func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime
 
 // CreateLearnerNaN creates n nodes of the type "learner-na" below parent at once: all, or none and an error.
 func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNa, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerNaService.Caller(), n, nil, opts...)
+	refs, err := learnerNaService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2377,7 +2336,7 @@ func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ..
 // FindLearnerNa looks up a node of the service nameclash.LearnerNa, by path, alias or id. A relative path is relative
 // to from.
 func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNa, error) {
-	ref, err := runtime.Find(ctx, from, learnerNaService.Caller(), where)
+	ref, err := learnerNaService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -2386,7 +2345,7 @@ func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where
 
 // LearnerNaFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error) {
-	found, err := runtime.RefFrom(from, learnerNaService.Caller(), ref)
+	found, err := learnerNaService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2396,31 +2355,29 @@ func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error)
 // NewLocalLearnerNa puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearnerNa(node LearnerNaNode) *LearnerNa {
-	return &LearnerNa{ref: runtime.NewLocal(learnerNaService.Host(learnerNaHandlers), node)}
+	return &LearnerNa{ref: learnerNaService.NewLocal(learnerNaHandlers, node)}
 }
 
 // RegisterLearnerNaTunnel puts node behind a mailbox and registers it on server, where NewLearnerNaTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerNaTunnel(server *connect.Server, node LearnerNaNode) {
-	runtime.RegisterTunnel(server, learnerNaService.Host(learnerNaHandlers), node)
+	learnerNaService.RegisterTunnel(server, learnerNaHandlers, node)
 }
 
 // NewLearnerNaTunnel is the handle of the node that client reaches.
 func NewLearnerNaTunnel(client *connect.Client) *LearnerNa {
-	return &LearnerNa{ref: runtime.NewTunnel(learnerNaService.Caller(), client)}
+	return &LearnerNa{ref: learnerNaService.NewTunnel(client)}
 }
 
 // LearnName is the full name of the service Learn.
 const LearnName = "nameclash.Learn"
 
-// The method table of nameclash.Learn. Calls name a method by its index in it.
-var learnService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "Learn",
-	Config: runtime.ServiceConfig{
-		Type: "learn",
-	},
-	Methods: []runtime.TableMethod{
+// learnService describes the service nameclash.Learn. Calls identify a method by its index in Methods.
+var learnService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "Learn",
+	Type: "learn",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "erName",
 			NewRequest: func() proto.Message {
@@ -2433,15 +2390,16 @@ var learnService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.Learn on a node, in the order of the table.
-var learnHandlers = []runtime.TableHandler{
+// learnHandlers run the methods of nameclash.Learn on a node, in the order of learnService.
+var learnHandlers = []runtime.GeneratedHandler{
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*nameclash.M](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*nameclash.M, *nameclash.M](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LearnNode).ErName(ctx, req, runtime.ServerStream[*nameclash.M](stream))
+			return node.(LearnNode).ErName(ctx, req, stream)
 		},
 	},
 }
@@ -2469,7 +2427,7 @@ func (UnimplementedLearnNode) ErName(context.Context, *nameclash.M, LearnErNameS
 
 // LearnType is the node type "learn", implemented by what setup returns. Setup is called once in each life of a node.
 func LearnType(setup func(context.Context, *runtime.Node) (LearnNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnService.Host(learnHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnService.NodeType(learnHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2493,12 +2451,12 @@ func (h *Learn) Intercepted(interceptors ...runtime.ClientInterceptor) *Learn {
 
 // ErName calls nameclash.Learn.erName, and returns the stream of its responses.
 func (h *Learn) ErName(ctx context.Context, req *nameclash.M) (LearnErNameClientStream, error) {
-	return runtime.CallServerStream[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).ServerStream(ctx, h.ref, req)
 }
 
 // CreateLearn creates a node of the type "learn" below parent, and waits until it is set up.
 func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learn, error) {
-	ref, err := runtime.Create(ctx, parent, learnService.Caller(), nil, opts...)
+	ref, err := learnService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2507,7 +2465,7 @@ func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateLearnN creates n nodes of the type "learn" below parent at once: all, or none and an error.
 func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learn, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnService.Caller(), n, nil, opts...)
+	refs, err := learnService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2520,7 +2478,7 @@ func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindLearn looks up a node of the service nameclash.Learn, by path, alias or id. A relative path is relative to from.
 func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learn, error) {
-	ref, err := runtime.Find(ctx, from, learnService.Caller(), where)
+	ref, err := learnService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -2529,7 +2487,7 @@ func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // LearnFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
-	found, err := runtime.RefFrom(from, learnService.Caller(), ref)
+	found, err := learnService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2539,31 +2497,29 @@ func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
 // NewLocalLearn puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalLearn(node LearnNode) *Learn {
-	return &Learn{ref: runtime.NewLocal(learnService.Host(learnHandlers), node)}
+	return &Learn{ref: learnService.NewLocal(learnHandlers, node)}
 }
 
 // RegisterLearnTunnel puts node behind a mailbox and registers it on server, where NewLearnTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterLearnTunnel(server *connect.Server, node LearnNode) {
-	runtime.RegisterTunnel(server, learnService.Host(learnHandlers), node)
+	learnService.RegisterTunnel(server, learnHandlers, node)
 }
 
 // NewLearnTunnel is the handle of the node that client reaches.
 func NewLearnTunnel(client *connect.Client) *Learn {
-	return &Learn{ref: runtime.NewTunnel(learnService.Caller(), client)}
+	return &Learn{ref: learnService.NewTunnel(client)}
 }
 
 // LName is the full name of the service L.
 const LName = "nameclash.L"
 
-// The method table of nameclash.L. Calls name a method by its index in it.
-var lService = runtime.Table{
-	File:    &nameclash.File_nameclash_nameclash_proto,
-	Service: "L",
-	Config: runtime.ServiceConfig{
-		Type: "l",
-	},
-	Methods: []runtime.TableMethod{
+// lService describes the service nameclash.L. Calls identify a method by its index in Methods.
+var lService = runtime.GeneratedService{
+	File: &nameclash.File_nameclash_nameclash_proto,
+	Name: "L",
+	Type: "l",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "X",
 			NewRequest: func() proto.Message {
@@ -2576,8 +2532,8 @@ var lService = runtime.Table{
 	},
 }
 
-// What runs the methods of nameclash.L on a node, in the order of the table.
-var lHandlers = []runtime.TableHandler{
+// lHandlers run the methods of nameclash.L on a node, in the order of lService.
+var lHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LNode).X(ctx, req.(*nameclash.M))
@@ -2609,7 +2565,7 @@ func (UnimplementedLNode) X(context.Context, *nameclash.M) (*nameclash.M, error)
 
 // LType is the node type "l", implemented by what setup returns. Setup is called once in each life of a node.
 func LType(setup func(context.Context, *runtime.Node) (LNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(lService.Host(lHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return lService.NodeType(lHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -2633,18 +2589,18 @@ func (h *L) Intercepted(interceptors ...runtime.ClientInterceptor) *L {
 
 // X calls nameclash.L.X, and waits for the response.
 func (h *L) X(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
-	return runtime.CallUnary[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
 // XAsync is X without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *L) XAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
-	return runtime.CallAsync[*nameclash.M, *nameclash.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
 // CreateL creates a node of the type "l" below parent, and waits until it is set up.
 func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*L, error) {
-	ref, err := runtime.Create(ctx, parent, lService.Caller(), nil, opts...)
+	ref, err := lService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2653,7 +2609,7 @@ func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateO
 
 // CreateLN creates n nodes of the type "l" below parent at once: all, or none and an error.
 func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*L, error) {
-	refs, err := runtime.CreateN(ctx, parent, lService.Caller(), n, nil, opts...)
+	refs, err := lService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -2666,7 +2622,7 @@ func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime
 
 // FindL looks up a node of the service nameclash.L, by path, alias or id. A relative path is relative to from.
 func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, error) {
-	ref, err := runtime.Find(ctx, from, lService.Caller(), where)
+	ref, err := lService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -2675,7 +2631,7 @@ func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, e
 
 // LFrom makes a handle from a reference that came in a message. It asks nobody.
 func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
-	found, err := runtime.RefFrom(from, lService.Caller(), ref)
+	found, err := lService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -2685,16 +2641,16 @@ func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
 // NewLocalL puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalL(node LNode) *L {
-	return &L{ref: runtime.NewLocal(lService.Host(lHandlers), node)}
+	return &L{ref: lService.NewLocal(lHandlers, node)}
 }
 
 // RegisterLTunnel puts node behind a mailbox and registers it on server, where NewLTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterLTunnel(server *connect.Server, node LNode) {
-	runtime.RegisterTunnel(server, lService.Host(lHandlers), node)
+	lService.RegisterTunnel(server, lHandlers, node)
 }
 
 // NewLTunnel is the handle of the node that client reaches.
 func NewLTunnel(client *connect.Client) *L {
-	return &L{ref: runtime.NewTunnel(lService.Caller(), client)}
+	return &L{ref: lService.NewTunnel(client)}
 }

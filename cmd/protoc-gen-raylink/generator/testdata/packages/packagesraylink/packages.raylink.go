@@ -38,27 +38,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "packages.Learner"
 
-// The method table of packages.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &packages.File_packages_packages_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-		NewConfig: func() proto.Message {
-			return new(proto1.M)
-		},
+// learnerService describes the service packages.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &packages.File_packages_packages_proto,
+	Name: "Learner",
+	Type: "learner",
+	NewConfig: func() proto.Message {
+		return new(proto1.M)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -134,8 +132,8 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of packages.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of packages.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNode).Do(ctx, req.(*context1.M))
@@ -173,23 +171,25 @@ var learnerHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*req1.M](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*req1.M, *error1.M](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(LearnerNode).Do3(ctx, req, runtime.ServerStream[*error1.M](stream))
+			return node.(LearnerNode).Do3(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(LearnerNode).Do4(ctx, runtime.ClientStream[*h1.M](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*h1.M, *ref1.M](untyped)
+			return stream.SendOnly(node.(LearnerNode).Do4(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(LearnerNode).Do5(ctx, runtime.BidiStream[*Learner1.M, *learnerDo.M](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*Learner1.M, *learnerDo.M](untyped)
+			return node.(LearnerNode).Do5(ctx, stream)
 		},
 	},
 	{
@@ -303,7 +303,7 @@ func (UnimplementedLearnerNode) Do7(context.Context, *found1.M) (*context2.M, er
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *proto1.M) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto1.M))
 	})
 }
@@ -327,77 +327,77 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Do calls packages.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *context1.M) (*connect1.M, error) {
-	return runtime.CallUnary[*context1.M, *connect1.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*context1.M, *connect1.M](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *context1.M) *runtime.Future[*connect1.M] {
-	return runtime.CallAsync[*context1.M, *connect1.M](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*context1.M, *connect1.M](0).Async(ctx, h.ref, req)
 }
 
 // Do1 calls packages.Learner.Do1, and waits for the response.
 func (h *Learner) Do1(ctx context.Context, req *proto1.M) (*runtime1.M, error) {
-	return runtime.CallUnary[*proto1.M, *runtime1.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*proto1.M, *runtime1.M](1).Unary(ctx, h.ref, req)
 }
 
 // Do1Async is Do1 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do1Async(ctx context.Context, req *proto1.M) *runtime.Future[*runtime1.M] {
-	return runtime.CallAsync[*proto1.M, *runtime1.M](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*proto1.M, *runtime1.M](1).Async(ctx, h.ref, req)
 }
 
 // Do2 calls packages.Learner.Do2, and waits for the response.
 func (h *Learner) Do2(ctx context.Context, req *nodev11.M) (*ctx1.M, error) {
-	return runtime.CallUnary[*nodev11.M, *ctx1.M](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*nodev11.M, *ctx1.M](2).Unary(ctx, h.ref, req)
 }
 
 // Do2Async is Do2 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do2Async(ctx context.Context, req *nodev11.M) *runtime.Future[*ctx1.M] {
-	return runtime.CallAsync[*nodev11.M, *ctx1.M](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*nodev11.M, *ctx1.M](2).Async(ctx, h.ref, req)
 }
 
 // Do3 calls packages.Learner.Do3, and returns the stream of its responses.
 func (h *Learner) Do3(ctx context.Context, req *req1.M) (LearnerDo3ClientStream, error) {
-	return runtime.CallServerStream[*req1.M, *error1.M](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*req1.M, *error1.M](3).ServerStream(ctx, h.ref, req)
 }
 
 // Do4 calls packages.Learner.Do4, and returns the stream to send its requests on.
 func (h *Learner) Do4(ctx context.Context) (LearnerDo4ClientStream, error) {
-	return runtime.CallClientStream[*h1.M, *ref1.M](ctx, h.ref, 4)
+	return runtime.GeneratedCall[*h1.M, *ref1.M](4).ClientStream(ctx, h.ref)
 }
 
 // Do5 calls packages.Learner.Do5, and returns the stream of its requests and responses.
 func (h *Learner) Do5(ctx context.Context) (LearnerDo5ClientStream, error) {
-	return runtime.CallBidiStream[*Learner1.M, *learnerDo.M](ctx, h.ref, 5)
+	return runtime.GeneratedCall[*Learner1.M, *learnerDo.M](5).BidiStream(ctx, h.ref)
 }
 
 // Do6 calls packages.Learner.Do6, and waits for the response.
 func (h *Learner) Do6(ctx context.Context, req *jen.M) (*err1.M, error) {
-	return runtime.CallUnary[*jen.M, *err1.M](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*jen.M, *err1.M](6).Unary(ctx, h.ref, req)
 }
 
 // Do6Async is Do6 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do6Async(ctx context.Context, req *jen.M) *runtime.Future[*err1.M] {
-	return runtime.CallAsync[*jen.M, *err1.M](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*jen.M, *err1.M](6).Async(ctx, h.ref, req)
 }
 
 // Do7 calls packages.Learner.Do7, and waits for the response.
 func (h *Learner) Do7(ctx context.Context, req *found1.M) (*context2.M, error) {
-	return runtime.CallUnary[*found1.M, *context2.M](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*found1.M, *context2.M](7).Unary(ctx, h.ref, req)
 }
 
 // Do7Async is Do7 without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) Do7Async(ctx context.Context, req *found1.M) *runtime.Future[*context2.M] {
-	return runtime.CallAsync[*found1.M, *context2.M](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*found1.M, *context2.M](7).Async(ctx, h.ref, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
+	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -406,7 +406,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, op
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *proto1.M, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -420,7 +420,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *prot
 // FindLearner looks up a node of the service packages.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -429,7 +429,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -439,16 +439,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }

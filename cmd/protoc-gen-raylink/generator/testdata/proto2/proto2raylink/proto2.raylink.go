@@ -20,27 +20,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // OldName is the full name of the service Old.
 const OldName = "proto2.Old"
 
-// The method table of proto2.Old. Calls name a method by its index in it.
-var oldService = runtime.Table{
-	File:    &proto2.File_proto2_proto2_proto,
-	Service: "Old",
-	Config: runtime.ServiceConfig{
-		Type: "old",
-		NewConfig: func() proto.Message {
-			return new(proto2.Request_Result)
-		},
+// oldService describes the service proto2.Old. Calls identify a method by its index in Methods.
+var oldService = runtime.GeneratedService{
+	File: &proto2.File_proto2_proto2_proto,
+	Name: "Old",
+	Type: "old",
+	NewConfig: func() proto.Message {
+		return new(proto2.Request_Result)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Call",
 			NewRequest: func() proto.Message {
@@ -62,8 +60,8 @@ var oldService = runtime.Table{
 	},
 }
 
-// What runs the methods of proto2.Old on a node, in the order of the table.
-var oldHandlers = []runtime.TableHandler{
+// oldHandlers run the methods of proto2.Old on a node, in the order of oldService.
+var oldHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(OldNode).Call(ctx, req.(*proto2.Request))
@@ -77,8 +75,9 @@ var oldHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(OldNode).Stream(ctx, runtime.BidiStream[*proto2.Request, *proto2.Request_Result](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*proto2.Request, *proto2.Request_Result](untyped)
+			return node.(OldNode).Stream(ctx, stream)
 		},
 	},
 }
@@ -114,7 +113,7 @@ func (UnimplementedOldNode) Stream(context.Context, OldStreamServerStream) error
 // OldType is the node type "old", implemented by what setup returns. Setup is called once in each life of a node with
 // the configuration it was created with.
 func OldType(setup func(context.Context, *runtime.Node, *proto2.Request_Result) (OldNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(oldService.Host(oldHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return oldService.NodeType(oldHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto2.Request_Result))
 	})
 }
@@ -138,23 +137,23 @@ func (h *Old) Intercepted(interceptors ...runtime.ClientInterceptor) *Old {
 
 // Call calls proto2.Old.Call, and waits for the response.
 func (h *Old) Call(ctx context.Context, req *proto2.Request) (*proto2.Request_Result, error) {
-	return runtime.CallUnary[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](0).Unary(ctx, h.ref, req)
 }
 
 // CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Old) CallAsync(ctx context.Context, req *proto2.Request) *runtime.Future[*proto2.Request_Result] {
-	return runtime.CallAsync[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](0).Async(ctx, h.ref, req)
 }
 
 // Stream calls proto2.Old.Stream, and returns the stream of its requests and responses.
 func (h *Old) Stream(ctx context.Context) (OldStreamClientStream, error) {
-	return runtime.CallBidiStream[*proto2.Request, *proto2.Request_Result](ctx, h.ref, 1)
+	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](1).BidiStream(ctx, h.ref)
 }
 
 // CreateOld creates a node of the type "old" below parent, and waits until it is set up.
 func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_Result, opts ...runtime.CreateOption) (*Old, error) {
-	ref, err := runtime.Create(ctx, parent, oldService.Caller(), cfg, opts...)
+	ref, err := oldService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +162,7 @@ func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_R
 
 // CreateOldN creates n nodes of the type "old" below parent at once: all, or none and an error.
 func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.Request_Result, opts ...runtime.CreateOption) ([]*Old, error) {
-	refs, err := runtime.CreateN(ctx, parent, oldService.Caller(), n, cfg, opts...)
+	refs, err := oldService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +175,7 @@ func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.R
 
 // FindOld looks up a node of the service proto2.Old, by path, alias or id. A relative path is relative to from.
 func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Old, error) {
-	ref, err := runtime.Find(ctx, from, oldService.Caller(), where)
+	ref, err := oldService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +184,7 @@ func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ol
 
 // OldFrom makes a handle from a reference that came in a message. It asks nobody.
 func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
-	found, err := runtime.RefFrom(from, oldService.Caller(), ref)
+	found, err := oldService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -195,16 +194,16 @@ func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
 // NewLocalOld puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalOld(node OldNode) *Old {
-	return &Old{ref: runtime.NewLocal(oldService.Host(oldHandlers), node)}
+	return &Old{ref: oldService.NewLocal(oldHandlers, node)}
 }
 
 // RegisterOldTunnel puts node behind a mailbox and registers it on server, where NewOldTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterOldTunnel(server *connect.Server, node OldNode) {
-	runtime.RegisterTunnel(server, oldService.Host(oldHandlers), node)
+	oldService.RegisterTunnel(server, oldHandlers, node)
 }
 
 // NewOldTunnel is the handle of the node that client reaches.
 func NewOldTunnel(client *connect.Client) *Old {
-	return &Old{ref: runtime.NewTunnel(oldService.Caller(), client)}
+	return &Old{ref: oldService.NewTunnel(client)}
 }

@@ -22,30 +22,26 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // EchoName is the full name of the service Echo.
 const EchoName = "shapes.v1.Echo"
 
-// The method table of shapes.v1.Echo. Calls name a method by its index in it.
-var echoService = runtime.Table{
-	File:    &shapesv1.File_shapes_shapes_proto,
-	Service: "Echo",
-	Config: runtime.ServiceConfig{
-		Type: "parrot",
-		NewConfig: func() proto.Message {
-			return new(shapesv1.EchoConfig)
-		},
-		MaxConcurrency: 2,
-		MaxPending:     100,
-		MaxStreams:     2147483647,
+// echoService describes the service shapes.v1.Echo. Calls identify a method by its index in Methods.
+var echoService = runtime.GeneratedService{
+	File: &shapesv1.File_shapes_shapes_proto,
+	Name: "Echo",
+	Type: "parrot",
+	NewConfig: func() proto.Message {
+		return new(shapesv1.EchoConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Limits: runtime.Limits{MaxConcurrency: 2, MaxPending: 100, MaxStreams: 2147483647},
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Say",
 			NewRequest: func() proto.Message {
@@ -104,8 +100,8 @@ var echoService = runtime.Table{
 	},
 }
 
-// What runs the methods of shapes.v1.Echo on a node, in the order of the table.
-var echoHandlers = []runtime.TableHandler{
+// echoHandlers run the methods of shapes.v1.Echo on a node, in the order of echoService.
+var echoHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(EchoNode).Say(ctx, req.(*shapesv1.EchoRequest))
@@ -143,23 +139,25 @@ var echoHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*shapesv1.EchoRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(EchoNode).Repeat(ctx, req, runtime.ServerStream[*shapesv1.EchoResponse](stream))
+			return node.(EchoNode).Repeat(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(EchoNode).Join(ctx, runtime.ClientStream[*shapesv1.EchoRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			return stream.SendOnly(node.(EchoNode).Join(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(EchoNode).Chat(ctx, runtime.BidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			return node.(EchoNode).Chat(ctx, stream)
 		},
 	},
 }
@@ -243,7 +241,7 @@ func (UnimplementedEchoNode) Chat(context.Context, EchoChatServerStream) error {
 // EchoType is the node type "parrot", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func EchoType(setup func(context.Context, *runtime.Node, *shapesv1.EchoConfig) (EchoNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(echoService.Host(echoHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return echoService.NodeType(echoHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*shapesv1.EchoConfig))
 	})
 }
@@ -269,55 +267,55 @@ func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
 
 // Say says it once.
 func (h *Echo) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
 // SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
 
 // Now says it beside the turns.
 func (h *Echo) Now(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
 // NowAsync is Now without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) NowAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
 
 // Turn says that it takes turns, which is the default.
 func (h *Echo) Turn(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).Unary(ctx, h.ref, req)
 }
 
 // TurnAsync is Turn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Echo) TurnAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).Async(ctx, h.ref, req)
 }
 
 // Repeat says it letter by letter.
 func (h *Echo) Repeat(ctx context.Context, req *shapesv1.EchoRequest) (EchoRepeatClientStream, error) {
-	return runtime.CallServerStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](3).ServerStream(ctx, h.ref, req)
 }
 
 // Join says everything at once.
 func (h *Echo) Join(ctx context.Context) (EchoJoinClientStream, error) {
-	return runtime.CallClientStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 4)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](4).ClientStream(ctx, h.ref)
 }
 
 // Chat answers each.
 func (h *Echo) Chat(ctx context.Context) (EchoChatClientStream, error) {
-	return runtime.CallBidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 5)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](5).BidiStream(ctx, h.ref)
 }
 
 // CreateEcho creates a node of the type "parrot" below parent, and waits until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) (*Echo, error) {
-	ref, err := runtime.Create(ctx, parent, echoService.Caller(), cfg, opts...)
+	ref, err := echoService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -326,7 +324,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoCo
 
 // CreateEchoN creates n nodes of the type "parrot" below parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) ([]*Echo, error) {
-	refs, err := runtime.CreateN(ctx, parent, echoService.Caller(), n, cfg, opts...)
+	refs, err := echoService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +337,7 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv
 
 // FindEcho looks up a node of the service shapes.v1.Echo, by path, alias or id. A relative path is relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
-	ref, err := runtime.Find(ctx, from, echoService.Caller(), where)
+	ref, err := echoService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -348,7 +346,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 
 // EchoFrom makes a handle from a reference that came in a message. It asks nobody.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
-	found, err := runtime.RefFrom(from, echoService.Caller(), ref)
+	found, err := echoService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -358,31 +356,29 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 // NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalEcho(node EchoNode) *Echo {
-	return &Echo{ref: runtime.NewLocal(echoService.Host(echoHandlers), node)}
+	return &Echo{ref: echoService.NewLocal(echoHandlers, node)}
 }
 
 // RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
-	runtime.RegisterTunnel(server, echoService.Host(echoHandlers), node)
+	echoService.RegisterTunnel(server, echoHandlers, node)
 }
 
 // NewEchoTunnel is the handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
-	return &Echo{ref: runtime.NewTunnel(echoService.Caller(), client)}
+	return &Echo{ref: echoService.NewTunnel(client)}
 }
 
 // PlainName is the full name of the service Plain.
 const PlainName = "shapes.v1.Plain"
 
-// The method table of shapes.v1.Plain. Calls name a method by its index in it.
-var plainService = runtime.Table{
-	File:    &shapesv1.File_shapes_shapes_proto,
-	Service: "Plain",
-	Config: runtime.ServiceConfig{
-		Type: "plain",
-	},
-	Methods: []runtime.TableMethod{
+// plainService describes the service shapes.v1.Plain. Calls identify a method by its index in Methods.
+var plainService = runtime.GeneratedService{
+	File: &shapesv1.File_shapes_shapes_proto,
+	Name: "Plain",
+	Type: "plain",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Say",
 			NewRequest: func() proto.Message {
@@ -422,8 +418,8 @@ var plainService = runtime.Table{
 	},
 }
 
-// What runs the methods of shapes.v1.Plain on a node, in the order of the table.
-var plainHandlers = []runtime.TableHandler{
+// plainHandlers run the methods of shapes.v1.Plain on a node, in the order of plainService.
+var plainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(PlainNode).Say(ctx, req.(*shapesv1.EchoRequest))
@@ -437,23 +433,25 @@ var plainHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*shapesv1.EchoRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(PlainNode).Repeat(ctx, req, runtime.ServerStream[*shapesv1.EchoResponse](stream))
+			return node.(PlainNode).Repeat(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(PlainNode).Join(ctx, runtime.ClientStream[*shapesv1.EchoRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			return stream.SendOnly(node.(PlainNode).Join(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(PlainNode).Chat(ctx, runtime.BidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*shapesv1.EchoRequest, *shapesv1.EchoResponse](untyped)
+			return node.(PlainNode).Chat(ctx, stream)
 		},
 	},
 }
@@ -516,7 +514,7 @@ func (UnimplementedPlainNode) Chat(context.Context, PlainChatServerStream) error
 
 // PlainType is the node type "plain", implemented by what setup returns. Setup is called once in each life of a node.
 func PlainType(setup func(context.Context, *runtime.Node) (PlainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(plainService.Host(plainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return plainService.NodeType(plainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -542,33 +540,33 @@ func (h *Plain) Intercepted(interceptors ...runtime.ClientInterceptor) *Plain {
 
 // Say calls shapes.v1.Plain.Say, and waits for the response.
 func (h *Plain) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
-	return runtime.CallUnary[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
 // SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Plain) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
-	return runtime.CallAsync[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
 
 // Repeat calls shapes.v1.Plain.Repeat, and returns the stream of its responses.
 func (h *Plain) Repeat(ctx context.Context, req *shapesv1.EchoRequest) (PlainRepeatClientStream, error) {
-	return runtime.CallServerStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).ServerStream(ctx, h.ref, req)
 }
 
 // Join calls shapes.v1.Plain.Join, and returns the stream to send its requests on.
 func (h *Plain) Join(ctx context.Context) (PlainJoinClientStream, error) {
-	return runtime.CallClientStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 2)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).ClientStream(ctx, h.ref)
 }
 
 // Chat calls shapes.v1.Plain.Chat, and returns the stream of its requests and responses.
 func (h *Plain) Chat(ctx context.Context) (PlainChatClientStream, error) {
-	return runtime.CallBidiStream[*shapesv1.EchoRequest, *shapesv1.EchoResponse](ctx, h.ref, 3)
+	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](3).BidiStream(ctx, h.ref)
 }
 
 // CreatePlain creates a node of the type "plain" below parent, and waits until it is set up.
 func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Plain, error) {
-	ref, err := runtime.Create(ctx, parent, plainService.Caller(), nil, opts...)
+	ref, err := plainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -577,7 +575,7 @@ func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreatePlainN creates n nodes of the type "plain" below parent at once: all, or none and an error.
 func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Plain, error) {
-	refs, err := runtime.CreateN(ctx, parent, plainService.Caller(), n, nil, opts...)
+	refs, err := plainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -590,7 +588,7 @@ func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 
 // FindPlain looks up a node of the service shapes.v1.Plain, by path, alias or id. A relative path is relative to from.
 func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Plain, error) {
-	ref, err := runtime.Find(ctx, from, plainService.Caller(), where)
+	ref, err := plainService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -599,7 +597,7 @@ func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // PlainFrom makes a handle from a reference that came in a message. It asks nobody.
 func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
-	found, err := runtime.RefFrom(from, plainService.Caller(), ref)
+	found, err := plainService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -609,16 +607,16 @@ func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
 // NewLocalPlain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalPlain(node PlainNode) *Plain {
-	return &Plain{ref: runtime.NewLocal(plainService.Host(plainHandlers), node)}
+	return &Plain{ref: plainService.NewLocal(plainHandlers, node)}
 }
 
 // RegisterPlainTunnel puts node behind a mailbox and registers it on server, where NewPlainTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterPlainTunnel(server *connect.Server, node PlainNode) {
-	runtime.RegisterTunnel(server, plainService.Host(plainHandlers), node)
+	plainService.RegisterTunnel(server, plainHandlers, node)
 }
 
 // NewPlainTunnel is the handle of the node that client reaches.
 func NewPlainTunnel(client *connect.Client) *Plain {
-	return &Plain{ref: runtime.NewTunnel(plainService.Caller(), client)}
+	return &Plain{ref: plainService.NewTunnel(client)}
 }

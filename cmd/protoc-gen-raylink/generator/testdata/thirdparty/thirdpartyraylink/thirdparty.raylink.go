@@ -22,24 +22,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // StorageName is the full name of the service Storage.
 const StorageName = "thirdparty.v1.Storage"
 
-// The method table of thirdparty.v1.Storage. Calls name a method by its index in it.
-var storageService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Storage",
-	Config: runtime.ServiceConfig{
-		Type: "storage",
-	},
-	Methods: []runtime.TableMethod{
+// storageService describes the service thirdparty.v1.Storage. Calls identify a method by its index in Methods.
+var storageService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Storage",
+	Type: "storage",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -52,8 +50,8 @@ var storageService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Storage on a node, in the order of the table.
-var storageHandlers = []runtime.TableHandler{
+// storageHandlers run the methods of thirdparty.v1.Storage on a node, in the order of storageService.
+var storageHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(StorageNode).Do(ctx, req.(*thirdparty.Text))
@@ -86,7 +84,7 @@ func (UnimplementedStorageNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func StorageType(setup func(context.Context, *runtime.Node) (StorageNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(storageService.Host(storageHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return storageService.NodeType(storageHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -110,18 +108,18 @@ func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storag
 
 // Do calls thirdparty.v1.Storage.Do, and waits for the response.
 func (h *Storage) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Storage) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Storage, error) {
-	ref, err := runtime.Create(ctx, parent, storageService.Caller(), nil, opts...)
+	ref, err := storageService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +128,7 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Storage, error) {
-	refs, err := runtime.CreateN(ctx, parent, storageService.Caller(), n, nil, opts...)
+	refs, err := storageService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +142,7 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindStorage looks up a node of the service thirdparty.v1.Storage, by path, alias or id. A relative path is relative
 // to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
-	ref, err := runtime.Find(ctx, from, storageService.Caller(), where)
+	ref, err := storageService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +151,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // StorageFrom makes a handle from a reference that came in a message. It asks nobody.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
-	found, err := runtime.RefFrom(from, storageService.Caller(), ref)
+	found, err := storageService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -163,31 +161,29 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 // NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalStorage(node StorageNode) *Storage {
-	return &Storage{ref: runtime.NewLocal(storageService.Host(storageHandlers), node)}
+	return &Storage{ref: storageService.NewLocal(storageHandlers, node)}
 }
 
 // RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
-	runtime.RegisterTunnel(server, storageService.Host(storageHandlers), node)
+	storageService.RegisterTunnel(server, storageHandlers, node)
 }
 
 // NewStorageTunnel is the handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
-	return &Storage{ref: runtime.NewTunnel(storageService.Caller(), client)}
+	return &Storage{ref: storageService.NewTunnel(client)}
 }
 
 // ReplayName is the full name of the service Replay.
 const ReplayName = "thirdparty.v1.Replay"
 
-// The method table of thirdparty.v1.Replay. Calls name a method by its index in it.
-var replayService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Replay",
-	Config: runtime.ServiceConfig{
-		Type: "replay",
-	},
-	Methods: []runtime.TableMethod{
+// replayService describes the service thirdparty.v1.Replay. Calls identify a method by its index in Methods.
+var replayService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Replay",
+	Type: "replay",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -200,8 +196,8 @@ var replayService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Replay on a node, in the order of the table.
-var replayHandlers = []runtime.TableHandler{
+// replayHandlers run the methods of thirdparty.v1.Replay on a node, in the order of replayService.
+var replayHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ReplayNode).Do(ctx, req.(*thirdparty.Text))
@@ -233,7 +229,7 @@ func (UnimplementedReplayNode) Do(context.Context, *thirdparty.Text) (*thirdpart
 
 // ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node.
 func ReplayType(setup func(context.Context, *runtime.Node) (ReplayNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(replayService.Host(replayHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return replayService.NodeType(replayHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -257,18 +253,18 @@ func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay 
 
 // Do calls thirdparty.v1.Replay.Do, and waits for the response.
 func (h *Replay) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Replay) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Replay, error) {
-	ref, err := runtime.Create(ctx, parent, replayService.Caller(), nil, opts...)
+	ref, err := replayService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -277,7 +273,7 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Replay, error) {
-	refs, err := runtime.CreateN(ctx, parent, replayService.Caller(), n, nil, opts...)
+	refs, err := replayService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +287,7 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindReplay looks up a node of the service thirdparty.v1.Replay, by path, alias or id. A relative path is relative to
 // from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
-	ref, err := runtime.Find(ctx, from, replayService.Caller(), where)
+	ref, err := replayService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +296,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
-	found, err := runtime.RefFrom(from, replayService.Caller(), ref)
+	found, err := replayService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -310,31 +306,29 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 // NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
-	return &Replay{ref: runtime.NewLocal(replayService.Host(replayHandlers), node)}
+	return &Replay{ref: replayService.NewLocal(replayHandlers, node)}
 }
 
 // RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
-	runtime.RegisterTunnel(server, replayService.Host(replayHandlers), node)
+	replayService.RegisterTunnel(server, replayHandlers, node)
 }
 
 // NewReplayTunnel is the handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
-	return &Replay{ref: runtime.NewTunnel(replayService.Caller(), client)}
+	return &Replay{ref: replayService.NewTunnel(client)}
 }
 
 // BrainName is the full name of the service Brain.
 const BrainName = "thirdparty.v1.Brain"
 
-// The method table of thirdparty.v1.Brain. Calls name a method by its index in it.
-var brainService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Brain",
-	Config: runtime.ServiceConfig{
-		Type: "brain",
-	},
-	Methods: []runtime.TableMethod{
+// brainService describes the service thirdparty.v1.Brain. Calls identify a method by its index in Methods.
+var brainService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Brain",
+	Type: "brain",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -347,8 +341,8 @@ var brainService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Brain on a node, in the order of the table.
-var brainHandlers = []runtime.TableHandler{
+// brainHandlers run the methods of thirdparty.v1.Brain on a node, in the order of brainService.
+var brainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(BrainNode).Do(ctx, req.(*thirdparty.Text))
@@ -380,7 +374,7 @@ func (UnimplementedBrainNode) Do(context.Context, *thirdparty.Text) (*thirdparty
 
 // BrainType is the node type "brain", implemented by what setup returns. Setup is called once in each life of a node.
 func BrainType(setup func(context.Context, *runtime.Node) (BrainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(brainService.Host(brainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return brainService.NodeType(brainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -404,18 +398,18 @@ func (h *Brain) Intercepted(interceptors ...runtime.ClientInterceptor) *Brain {
 
 // Do calls thirdparty.v1.Brain.Do, and waits for the response.
 func (h *Brain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Brain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateBrain creates a node of the type "brain" below parent, and waits until it is set up.
 func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Brain, error) {
-	ref, err := runtime.Create(ctx, parent, brainService.Caller(), nil, opts...)
+	ref, err := brainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -424,7 +418,7 @@ func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateBrainN creates n nodes of the type "brain" below parent at once: all, or none and an error.
 func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Brain, error) {
-	refs, err := runtime.CreateN(ctx, parent, brainService.Caller(), n, nil, opts...)
+	refs, err := brainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -438,7 +432,7 @@ func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 // FindBrain looks up a node of the service thirdparty.v1.Brain, by path, alias or id. A relative path is relative to
 // from.
 func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Brain, error) {
-	ref, err := runtime.Find(ctx, from, brainService.Caller(), where)
+	ref, err := brainService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -447,7 +441,7 @@ func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // BrainFrom makes a handle from a reference that came in a message. It asks nobody.
 func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
-	found, err := runtime.RefFrom(from, brainService.Caller(), ref)
+	found, err := brainService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -457,31 +451,29 @@ func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
 // NewLocalBrain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalBrain(node BrainNode) *Brain {
-	return &Brain{ref: runtime.NewLocal(brainService.Host(brainHandlers), node)}
+	return &Brain{ref: brainService.NewLocal(brainHandlers, node)}
 }
 
 // RegisterBrainTunnel puts node behind a mailbox and registers it on server, where NewBrainTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterBrainTunnel(server *connect.Server, node BrainNode) {
-	runtime.RegisterTunnel(server, brainService.Host(brainHandlers), node)
+	brainService.RegisterTunnel(server, brainHandlers, node)
 }
 
 // NewBrainTunnel is the handle of the node that client reaches.
 func NewBrainTunnel(client *connect.Client) *Brain {
-	return &Brain{ref: runtime.NewTunnel(brainService.Caller(), client)}
+	return &Brain{ref: brainService.NewTunnel(client)}
 }
 
 // OfficerName is the full name of the service Officer.
 const OfficerName = "thirdparty.v1.Officer"
 
-// The method table of thirdparty.v1.Officer. Calls name a method by its index in it.
-var officerService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Officer",
-	Config: runtime.ServiceConfig{
-		Type: "officer",
-	},
-	Methods: []runtime.TableMethod{
+// officerService describes the service thirdparty.v1.Officer. Calls identify a method by its index in Methods.
+var officerService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Officer",
+	Type: "officer",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -494,8 +486,8 @@ var officerService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Officer on a node, in the order of the table.
-var officerHandlers = []runtime.TableHandler{
+// officerHandlers run the methods of thirdparty.v1.Officer on a node, in the order of officerService.
+var officerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(OfficerNode).Do(ctx, req.(*thirdparty.Text))
@@ -528,7 +520,7 @@ func (UnimplementedOfficerNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func OfficerType(setup func(context.Context, *runtime.Node) (OfficerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(officerService.Host(officerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return officerService.NodeType(officerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -552,18 +544,18 @@ func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Office
 
 // Do calls thirdparty.v1.Officer.Do, and waits for the response.
 func (h *Officer) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Officer) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Officer, error) {
-	ref, err := runtime.Create(ctx, parent, officerService.Caller(), nil, opts...)
+	ref, err := officerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -572,7 +564,7 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Officer, error) {
-	refs, err := runtime.CreateN(ctx, parent, officerService.Caller(), n, nil, opts...)
+	refs, err := officerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -586,7 +578,7 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindOfficer looks up a node of the service thirdparty.v1.Officer, by path, alias or id. A relative path is relative
 // to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
-	ref, err := runtime.Find(ctx, from, officerService.Caller(), where)
+	ref, err := officerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -595,7 +587,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
-	found, err := runtime.RefFrom(from, officerService.Caller(), ref)
+	found, err := officerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -605,31 +597,29 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 // NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
-	return &Officer{ref: runtime.NewLocal(officerService.Host(officerHandlers), node)}
+	return &Officer{ref: officerService.NewLocal(officerHandlers, node)}
 }
 
 // RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
-	runtime.RegisterTunnel(server, officerService.Host(officerHandlers), node)
+	officerService.RegisterTunnel(server, officerHandlers, node)
 }
 
 // NewOfficerTunnel is the handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
-	return &Officer{ref: runtime.NewTunnel(officerService.Caller(), client)}
+	return &Officer{ref: officerService.NewTunnel(client)}
 }
 
 // CaptainName is the full name of the service Captain.
 const CaptainName = "thirdparty.v1.Captain"
 
-// The method table of thirdparty.v1.Captain. Calls name a method by its index in it.
-var captainService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Captain",
-	Config: runtime.ServiceConfig{
-		Type: "captain",
-	},
-	Methods: []runtime.TableMethod{
+// captainService describes the service thirdparty.v1.Captain. Calls identify a method by its index in Methods.
+var captainService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Captain",
+	Type: "captain",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -642,8 +632,8 @@ var captainService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Captain on a node, in the order of the table.
-var captainHandlers = []runtime.TableHandler{
+// captainHandlers run the methods of thirdparty.v1.Captain on a node, in the order of captainService.
+var captainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CaptainNode).Do(ctx, req.(*thirdparty.Text))
@@ -676,7 +666,7 @@ func (UnimplementedCaptainNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // CaptainType is the node type "captain", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func CaptainType(setup func(context.Context, *runtime.Node) (CaptainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(captainService.Host(captainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return captainService.NodeType(captainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -700,18 +690,18 @@ func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captai
 
 // Do calls thirdparty.v1.Captain.Do, and waits for the response.
 func (h *Captain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Captain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateCaptain creates a node of the type "captain" below parent, and waits until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Captain, error) {
-	ref, err := runtime.Create(ctx, parent, captainService.Caller(), nil, opts...)
+	ref, err := captainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -720,7 +710,7 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateCaptainN creates n nodes of the type "captain" below parent at once: all, or none and an error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Captain, error) {
-	refs, err := runtime.CreateN(ctx, parent, captainService.Caller(), n, nil, opts...)
+	refs, err := captainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -734,7 +724,7 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindCaptain looks up a node of the service thirdparty.v1.Captain, by path, alias or id. A relative path is relative
 // to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
-	ref, err := runtime.Find(ctx, from, captainService.Caller(), where)
+	ref, err := captainService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -743,7 +733,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
-	found, err := runtime.RefFrom(from, captainService.Caller(), ref)
+	found, err := captainService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -753,31 +743,29 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 // NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
-	return &Captain{ref: runtime.NewLocal(captainService.Host(captainHandlers), node)}
+	return &Captain{ref: captainService.NewLocal(captainHandlers, node)}
 }
 
 // RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
-	runtime.RegisterTunnel(server, captainService.Host(captainHandlers), node)
+	captainService.RegisterTunnel(server, captainHandlers, node)
 }
 
 // NewCaptainTunnel is the handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
-	return &Captain{ref: runtime.NewTunnel(captainService.Caller(), client)}
+	return &Captain{ref: captainService.NewTunnel(client)}
 }
 
 // PsName is the full name of the service Ps.
 const PsName = "thirdparty.v1.Ps"
 
-// The method table of thirdparty.v1.Ps. Calls name a method by its index in it.
-var psService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Ps",
-	Config: runtime.ServiceConfig{
-		Type: "ps",
-	},
-	Methods: []runtime.TableMethod{
+// psService describes the service thirdparty.v1.Ps. Calls identify a method by its index in Methods.
+var psService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Ps",
+	Type: "ps",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -790,8 +778,8 @@ var psService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Ps on a node, in the order of the table.
-var psHandlers = []runtime.TableHandler{
+// psHandlers run the methods of thirdparty.v1.Ps on a node, in the order of psService.
+var psHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(PsNode).Do(ctx, req.(*thirdparty.Text))
@@ -823,7 +811,7 @@ func (UnimplementedPsNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Te
 
 // PsType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node.
 func PsType(setup func(context.Context, *runtime.Node) (PsNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(psService.Host(psHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return psService.NodeType(psHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -847,18 +835,18 @@ func (h *Ps) Intercepted(interceptors ...runtime.ClientInterceptor) *Ps {
 
 // Do calls thirdparty.v1.Ps.Do, and waits for the response.
 func (h *Ps) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Ps) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreatePs creates a node of the type "ps" below parent, and waits until it is set up.
 func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Ps, error) {
-	ref, err := runtime.Create(ctx, parent, psService.Caller(), nil, opts...)
+	ref, err := psService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -867,7 +855,7 @@ func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 
 // CreatePsN creates n nodes of the type "ps" below parent at once: all, or none and an error.
 func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Ps, error) {
-	refs, err := runtime.CreateN(ctx, parent, psService.Caller(), n, nil, opts...)
+	refs, err := psService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -880,7 +868,7 @@ func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 
 // FindPs looks up a node of the service thirdparty.v1.Ps, by path, alias or id. A relative path is relative to from.
 func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps, error) {
-	ref, err := runtime.Find(ctx, from, psService.Caller(), where)
+	ref, err := psService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -889,7 +877,7 @@ func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps,
 
 // PsFrom makes a handle from a reference that came in a message. It asks nobody.
 func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
-	found, err := runtime.RefFrom(from, psService.Caller(), ref)
+	found, err := psService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -899,31 +887,29 @@ func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
 // NewLocalPs puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
 // to be closed.
 func NewLocalPs(node PsNode) *Ps {
-	return &Ps{ref: runtime.NewLocal(psService.Host(psHandlers), node)}
+	return &Ps{ref: psService.NewLocal(psHandlers, node)}
 }
 
 // RegisterPsTunnel puts node behind a mailbox and registers it on server, where NewPsTunnel and any other client of the
 // service reach it. Nothing has to be closed.
 func RegisterPsTunnel(server *connect.Server, node PsNode) {
-	runtime.RegisterTunnel(server, psService.Host(psHandlers), node)
+	psService.RegisterTunnel(server, psHandlers, node)
 }
 
 // NewPsTunnel is the handle of the node that client reaches.
 func NewPsTunnel(client *connect.Client) *Ps {
-	return &Ps{ref: runtime.NewTunnel(psService.Caller(), client)}
+	return &Ps{ref: psService.NewTunnel(client)}
 }
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v1.Learner"
 
-// The method table of thirdparty.v1.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &thirdparty.File_thirdparty_thirdparty_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-	},
-	Methods: []runtime.TableMethod{
+// learnerService describes the service thirdparty.v1.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &thirdparty.File_thirdparty_thirdparty_proto,
+	Name: "Learner",
+	Type: "learner",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -945,8 +931,8 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v1.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of thirdparty.v1.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNode).Do(ctx, req.(*thirdparty.Text))
@@ -999,7 +985,7 @@ func (UnimplementedLearnerNode) Peek(context.Context, *thirdparty.Text) (*thirdp
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1023,29 +1009,29 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Do waits until Peek was called beside it, or another Do.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // Peek calls thirdparty.v1.Learner.Peek, and waits for the response.
 func (h *Learner) Peek(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](1).Unary(ctx, h.ref, req)
 }
 
 // PeekAsync is Peek without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) PeekAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](1).Async(ctx, h.ref, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
+	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1054,7 +1040,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1068,7 +1054,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service thirdparty.v1.Learner, by path, alias or id. A relative path is relative
 // to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1077,7 +1063,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1087,16 +1073,16 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }

@@ -24,27 +24,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ManagerName is the full name of the service Manager.
 const ManagerName = "cartpole.v1.Manager"
 
-// The method table of cartpole.v1.Manager. Calls name a method by its index in it.
-var managerService = runtime.Table{
-	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
-	Service: "Manager",
-	Config: runtime.ServiceConfig{
-		Type: "manager",
-		NewConfig: func() proto.Message {
-			return new(cartpolev1.ManagerConfig)
-		},
+// managerService describes the service cartpole.v1.Manager. Calls identify a method by its index in Methods.
+var managerService = runtime.GeneratedService{
+	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Name: "Manager",
+	Type: "manager",
+	NewConfig: func() proto.Message {
+		return new(cartpolev1.ManagerConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Train",
 			NewRequest: func() proto.Message {
@@ -57,8 +55,8 @@ var managerService = runtime.Table{
 	},
 }
 
-// What runs the methods of cartpole.v1.Manager on a node, in the order of the table.
-var managerHandlers = []runtime.TableHandler{
+// managerHandlers run the methods of cartpole.v1.Manager on a node, in the order of managerService.
+var managerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ManagerNode).Train(ctx, req.(*cartpolev1.TrainRequest))
@@ -95,7 +93,7 @@ func (UnimplementedManagerNode) Train(context.Context, *cartpolev1.TrainRequest)
 // ManagerType is the node type "manager", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func ManagerType(setup func(context.Context, *runtime.Node, *cartpolev1.ManagerConfig) (ManagerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(managerService.Host(managerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return managerService.NodeType(managerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.ManagerConfig))
 	})
 }
@@ -122,18 +120,18 @@ func (h *Manager) Intercepted(interceptors ...runtime.ClientInterceptor) *Manage
 
 // Train runs the whole pipeline until a solution has been confirmed, or the limit is reached.
 func (h *Manager) Train(ctx context.Context, req *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
-	return runtime.CallUnary[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](0).Unary(ctx, h.ref, req)
 }
 
 // TrainAsync is Train without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Manager) TrainAsync(ctx context.Context, req *cartpolev1.TrainRequest) *runtime.Future[*cartpolev1.TrainResponse] {
-	return runtime.CallAsync[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreateManager creates a node of the type "manager" below parent, and waits until it is set up.
 func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) (*Manager, error) {
-	ref, err := runtime.Create(ctx, parent, managerService.Caller(), cfg, opts...)
+	ref, err := managerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +140,7 @@ func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.M
 
 // CreateManagerN creates n nodes of the type "manager" below parent at once: all, or none and an error.
 func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) ([]*Manager, error) {
-	refs, err := runtime.CreateN(ctx, parent, managerService.Caller(), n, cfg, opts...)
+	refs, err := managerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +154,7 @@ func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 // FindManager looks up a node of the service cartpole.v1.Manager, by path, alias or id. A relative path is relative to
 // from.
 func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) (*Manager, error) {
-	ref, err := runtime.Find(ctx, from, managerService.Caller(), where)
+	ref, err := managerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +163,7 @@ func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // ManagerFrom makes a handle from a reference that came in a message. It asks nobody.
 func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
-	found, err := runtime.RefFrom(from, managerService.Caller(), ref)
+	found, err := managerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -175,34 +173,32 @@ func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
 // NewLocalManager puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalManager(node ManagerNode) *Manager {
-	return &Manager{ref: runtime.NewLocal(managerService.Host(managerHandlers), node)}
+	return &Manager{ref: managerService.NewLocal(managerHandlers, node)}
 }
 
 // RegisterManagerTunnel puts node behind a mailbox and registers it on server, where NewManagerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterManagerTunnel(server *connect.Server, node ManagerNode) {
-	runtime.RegisterTunnel(server, managerService.Host(managerHandlers), node)
+	managerService.RegisterTunnel(server, managerHandlers, node)
 }
 
 // NewManagerTunnel is the handle of the node that client reaches.
 func NewManagerTunnel(client *connect.Client) *Manager {
-	return &Manager{ref: runtime.NewTunnel(managerService.Caller(), client)}
+	return &Manager{ref: managerService.NewTunnel(client)}
 }
 
 // RunnerName is the full name of the service Runner.
 const RunnerName = "cartpole.v1.Runner"
 
-// The method table of cartpole.v1.Runner. Calls name a method by its index in it.
-var runnerService = runtime.Table{
-	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
-	Service: "Runner",
-	Config: runtime.ServiceConfig{
-		Type: "runner",
-		NewConfig: func() proto.Message {
-			return new(cartpolev1.RunnerConfig)
-		},
+// runnerService describes the service cartpole.v1.Runner. Calls identify a method by its index in Methods.
+var runnerService = runtime.GeneratedService{
+	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Name: "Runner",
+	Type: "runner",
+	NewConfig: func() proto.Message {
+		return new(cartpolev1.RunnerConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Run",
 			NewRequest: func() proto.Message {
@@ -215,8 +211,8 @@ var runnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of cartpole.v1.Runner on a node, in the order of the table.
-var runnerHandlers = []runtime.TableHandler{
+// runnerHandlers run the methods of cartpole.v1.Runner on a node, in the order of runnerService.
+var runnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(RunnerNode).Run(ctx, req.(*cartpolev1.RunRequest))
@@ -253,7 +249,7 @@ func (UnimplementedRunnerNode) Run(context.Context, *cartpolev1.RunRequest) (*ca
 // RunnerType is the node type "runner", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func RunnerType(setup func(context.Context, *runtime.Node, *cartpolev1.RunnerConfig) (RunnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(runnerService.Host(runnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return runnerService.NodeType(runnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.RunnerConfig))
 	})
 }
@@ -280,18 +276,18 @@ func (h *Runner) Intercepted(interceptors ...runtime.ClientInterceptor) *Runner 
 // Run returns when an exam is passed, whose version then has the tag `solved`, or when the limit
 // is reached.
 func (h *Runner) Run(ctx context.Context, req *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error) {
-	return runtime.CallUnary[*cartpolev1.RunRequest, *cartpolev1.RunResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.RunRequest, *cartpolev1.RunResponse](0).Unary(ctx, h.ref, req)
 }
 
 // RunAsync is Run without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Runner) RunAsync(ctx context.Context, req *cartpolev1.RunRequest) *runtime.Future[*cartpolev1.RunResponse] {
-	return runtime.CallAsync[*cartpolev1.RunRequest, *cartpolev1.RunResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.RunRequest, *cartpolev1.RunResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreateRunner creates a node of the type "runner" below parent, and waits until it is set up.
 func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) (*Runner, error) {
-	ref, err := runtime.Create(ctx, parent, runnerService.Caller(), cfg, opts...)
+	ref, err := runnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -300,7 +296,7 @@ func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Ru
 
 // CreateRunnerN creates n nodes of the type "runner" below parent at once: all, or none and an error.
 func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) ([]*Runner, error) {
-	refs, err := runtime.CreateN(ctx, parent, runnerService.Caller(), n, cfg, opts...)
+	refs, err := runnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -314,7 +310,7 @@ func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 // FindRunner looks up a node of the service cartpole.v1.Runner, by path, alias or id. A relative path is relative to
 // from.
 func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Runner, error) {
-	ref, err := runtime.Find(ctx, from, runnerService.Caller(), where)
+	ref, err := runnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -323,7 +319,7 @@ func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // RunnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
-	found, err := runtime.RefFrom(from, runnerService.Caller(), ref)
+	found, err := runnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -333,34 +329,32 @@ func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
 // NewLocalRunner puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalRunner(node RunnerNode) *Runner {
-	return &Runner{ref: runtime.NewLocal(runnerService.Host(runnerHandlers), node)}
+	return &Runner{ref: runnerService.NewLocal(runnerHandlers, node)}
 }
 
 // RegisterRunnerTunnel puts node behind a mailbox and registers it on server, where NewRunnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterRunnerTunnel(server *connect.Server, node RunnerNode) {
-	runtime.RegisterTunnel(server, runnerService.Host(runnerHandlers), node)
+	runnerService.RegisterTunnel(server, runnerHandlers, node)
 }
 
 // NewRunnerTunnel is the handle of the node that client reaches.
 func NewRunnerTunnel(client *connect.Client) *Runner {
-	return &Runner{ref: runtime.NewTunnel(runnerService.Caller(), client)}
+	return &Runner{ref: runnerService.NewTunnel(client)}
 }
 
 // WorkerName is the full name of the service Worker.
 const WorkerName = "cartpole.v1.Worker"
 
-// The method table of cartpole.v1.Worker. Calls name a method by its index in it.
-var workerService = runtime.Table{
-	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
-	Service: "Worker",
-	Config: runtime.ServiceConfig{
-		Type: "worker",
-		NewConfig: func() proto.Message {
-			return new(cartpolev1.WorkerConfig)
-		},
+// workerService describes the service cartpole.v1.Worker. Calls identify a method by its index in Methods.
+var workerService = runtime.GeneratedService{
+	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Name: "Worker",
+	Type: "worker",
+	NewConfig: func() proto.Message {
+		return new(cartpolev1.WorkerConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Work",
 			NewRequest: func() proto.Message {
@@ -373,8 +367,8 @@ var workerService = runtime.Table{
 	},
 }
 
-// What runs the methods of cartpole.v1.Worker on a node, in the order of the table.
-var workerHandlers = []runtime.TableHandler{
+// workerHandlers run the methods of cartpole.v1.Worker on a node, in the order of workerService.
+var workerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(WorkerNode).Work(ctx, req.(*cartpolev1.WorkRequest))
@@ -411,7 +405,7 @@ func (UnimplementedWorkerNode) Work(context.Context, *cartpolev1.WorkRequest) (*
 // WorkerType is the node type "worker", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func WorkerType(setup func(context.Context, *runtime.Node, *cartpolev1.WorkerConfig) (WorkerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(workerService.Host(workerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return workerService.NodeType(workerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.WorkerConfig))
 	})
 }
@@ -438,18 +432,18 @@ func (h *Worker) Intercepted(interceptors ...runtime.ClientInterceptor) *Worker 
 
 // Work returns when the run's state in storage is no longer running.
 func (h *Worker) Work(ctx context.Context, req *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
-	return runtime.CallUnary[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](0).Unary(ctx, h.ref, req)
 }
 
 // WorkAsync is Work without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Worker) WorkAsync(ctx context.Context, req *cartpolev1.WorkRequest) *runtime.Future[*cartpolev1.WorkResponse] {
-	return runtime.CallAsync[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreateWorker creates a node of the type "worker" below parent, and waits until it is set up.
 func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) (*Worker, error) {
-	ref, err := runtime.Create(ctx, parent, workerService.Caller(), cfg, opts...)
+	ref, err := workerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -458,7 +452,7 @@ func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Wo
 
 // CreateWorkerN creates n nodes of the type "worker" below parent at once: all, or none and an error.
 func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) ([]*Worker, error) {
-	refs, err := runtime.CreateN(ctx, parent, workerService.Caller(), n, cfg, opts...)
+	refs, err := workerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -472,7 +466,7 @@ func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 // FindWorker looks up a node of the service cartpole.v1.Worker, by path, alias or id. A relative path is relative to
 // from.
 func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (*Worker, error) {
-	ref, err := runtime.Find(ctx, from, workerService.Caller(), where)
+	ref, err := workerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -481,7 +475,7 @@ func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // WorkerFrom makes a handle from a reference that came in a message. It asks nobody.
 func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
-	found, err := runtime.RefFrom(from, workerService.Caller(), ref)
+	found, err := workerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -491,34 +485,32 @@ func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
 // NewLocalWorker puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalWorker(node WorkerNode) *Worker {
-	return &Worker{ref: runtime.NewLocal(workerService.Host(workerHandlers), node)}
+	return &Worker{ref: workerService.NewLocal(workerHandlers, node)}
 }
 
 // RegisterWorkerTunnel puts node behind a mailbox and registers it on server, where NewWorkerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterWorkerTunnel(server *connect.Server, node WorkerNode) {
-	runtime.RegisterTunnel(server, workerService.Host(workerHandlers), node)
+	workerService.RegisterTunnel(server, workerHandlers, node)
 }
 
 // NewWorkerTunnel is the handle of the node that client reaches.
 func NewWorkerTunnel(client *connect.Client) *Worker {
-	return &Worker{ref: runtime.NewTunnel(workerService.Caller(), client)}
+	return &Worker{ref: workerService.NewTunnel(client)}
 }
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "cartpole.v1.Learner"
 
-// The method table of cartpole.v1.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-		NewConfig: func() proto.Message {
-			return new(cartpolev1.LearnerConfig)
-		},
+// learnerService describes the service cartpole.v1.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Name: "Learner",
+	Type: "learner",
+	NewConfig: func() proto.Message {
+		return new(cartpolev1.LearnerConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Learn",
 			NewRequest: func() proto.Message {
@@ -531,8 +523,8 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of cartpole.v1.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of cartpole.v1.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNode).Learn(ctx, req.(*cartpolev1.LearnRequest))
@@ -569,7 +561,7 @@ func (UnimplementedLearnerNode) Learn(context.Context, *cartpolev1.LearnRequest)
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *cartpolev1.LearnerConfig) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.LearnerConfig))
 	})
 }
@@ -596,18 +588,18 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Learn returns when the run's state in storage is no longer running.
 func (h *Learner) Learn(ctx context.Context, req *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
-	return runtime.CallUnary[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](0).Unary(ctx, h.ref, req)
 }
 
 // LearnAsync is Learn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Learner) LearnAsync(ctx context.Context, req *cartpolev1.LearnRequest) *runtime.Future[*cartpolev1.LearnResponse] {
-	return runtime.CallAsync[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), cfg, opts...)
+	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -616,7 +608,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.L
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, cfg, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -630,7 +622,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 // FindLearner looks up a node of the service cartpole.v1.Learner, by path, alias or id. A relative path is relative to
 // from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -639,7 +631,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -649,31 +641,29 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }
 
 // PlayerName is the full name of the service Player.
 const PlayerName = "cartpole.v1.Player"
 
-// The method table of cartpole.v1.Player. Calls name a method by its index in it.
-var playerService = runtime.Table{
-	File:    &cartpolev1.File_cartpole_v1_cartpole_proto,
-	Service: "Player",
-	Config: runtime.ServiceConfig{
-		Type: "player",
-	},
-	Methods: []runtime.TableMethod{
+// playerService describes the service cartpole.v1.Player. Calls identify a method by its index in Methods.
+var playerService = runtime.GeneratedService{
+	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
+	Name: "Player",
+	Type: "player",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Play",
 			NewRequest: func() proto.Message {
@@ -686,8 +676,8 @@ var playerService = runtime.Table{
 	},
 }
 
-// What runs the methods of cartpole.v1.Player on a node, in the order of the table.
-var playerHandlers = []runtime.TableHandler{
+// playerHandlers run the methods of cartpole.v1.Player on a node, in the order of playerService.
+var playerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(PlayerNode).Play(ctx, req.(*cartpolev1.PlayRequest))
@@ -722,7 +712,7 @@ func (UnimplementedPlayerNode) Play(context.Context, *cartpolev1.PlayRequest) (*
 
 // PlayerType is the node type "player", implemented by what setup returns. Setup is called once in each life of a node.
 func PlayerType(setup func(context.Context, *runtime.Node) (PlayerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(playerService.Host(playerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return playerService.NodeType(playerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -748,18 +738,18 @@ func (h *Player) Intercepted(interceptors ...runtime.ClientInterceptor) *Player 
 
 // Play plays new episodes.
 func (h *Player) Play(ctx context.Context, req *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error) {
-	return runtime.CallUnary[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](0).Unary(ctx, h.ref, req)
 }
 
 // PlayAsync is Play without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Player) PlayAsync(ctx context.Context, req *cartpolev1.PlayRequest) *runtime.Future[*cartpolev1.PlayResponse] {
-	return runtime.CallAsync[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreatePlayer creates a node of the type "player" below parent, and waits until it is set up.
 func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Player, error) {
-	ref, err := runtime.Create(ctx, parent, playerService.Caller(), nil, opts...)
+	ref, err := playerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -768,7 +758,7 @@ func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreatePlayerN creates n nodes of the type "player" below parent at once: all, or none and an error.
 func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Player, error) {
-	refs, err := runtime.CreateN(ctx, parent, playerService.Caller(), n, nil, opts...)
+	refs, err := playerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -782,7 +772,7 @@ func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindPlayer looks up a node of the service cartpole.v1.Player, by path, alias or id. A relative path is relative to
 // from.
 func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Player, error) {
-	ref, err := runtime.Find(ctx, from, playerService.Caller(), where)
+	ref, err := playerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -791,7 +781,7 @@ func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // PlayerFrom makes a handle from a reference that came in a message. It asks nobody.
 func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
-	found, err := runtime.RefFrom(from, playerService.Caller(), ref)
+	found, err := playerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -801,16 +791,16 @@ func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
 // NewLocalPlayer puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalPlayer(node PlayerNode) *Player {
-	return &Player{ref: runtime.NewLocal(playerService.Host(playerHandlers), node)}
+	return &Player{ref: playerService.NewLocal(playerHandlers, node)}
 }
 
 // RegisterPlayerTunnel puts node behind a mailbox and registers it on server, where NewPlayerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterPlayerTunnel(server *connect.Server, node PlayerNode) {
-	runtime.RegisterTunnel(server, playerService.Host(playerHandlers), node)
+	playerService.RegisterTunnel(server, playerHandlers, node)
 }
 
 // NewPlayerTunnel is the handle of the node that client reaches.
 func NewPlayerTunnel(client *connect.Client) *Player {
-	return &Player{ref: runtime.NewTunnel(playerService.Caller(), client)}
+	return &Player{ref: playerService.NewTunnel(client)}
 }

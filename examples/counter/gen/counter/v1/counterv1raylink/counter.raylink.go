@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // CounterName is the full name of the service Counter.
 const CounterName = "counter.v1.Counter"
 
-// The method table of counter.v1.Counter. Calls name a method by its index in it.
-var counterService = runtime.Table{
-	File:    &counterv1.File_counter_v1_counter_proto,
-	Service: "Counter",
-	Config: runtime.ServiceConfig{
-		Type: "counter",
-		NewConfig: func() proto.Message {
-			return new(counterv1.CounterConfig)
-		},
+// counterService describes the service counter.v1.Counter. Calls identify a method by its index in Methods.
+var counterService = runtime.GeneratedService{
+	File: &counterv1.File_counter_v1_counter_proto,
+	Name: "Counter",
+	Type: "counter",
+	NewConfig: func() proto.Message {
+		return new(counterv1.CounterConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Add",
 			NewRequest: func() proto.Message {
@@ -101,8 +99,8 @@ var counterService = runtime.Table{
 	},
 }
 
-// What runs the methods of counter.v1.Counter on a node, in the order of the table.
-var counterHandlers = []runtime.TableHandler{
+// counterHandlers run the methods of counter.v1.Counter on a node, in the order of counterService.
+var counterHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CounterNode).Add(ctx, req.(*counterv1.AddRequest))
@@ -140,23 +138,25 @@ var counterHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*counterv1.WatchRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*counterv1.WatchRequest, *counterv1.WatchResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(CounterNode).Watch(ctx, req, runtime.ServerStream[*counterv1.WatchResponse](stream))
+			return node.(CounterNode).Watch(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(CounterNode).Sum(ctx, runtime.ClientStream[*counterv1.SumRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*counterv1.SumRequest, *counterv1.SumResponse](untyped)
+			return stream.SendOnly(node.(CounterNode).Sum(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(CounterNode).Tally(ctx, runtime.BidiStream[*counterv1.TallyRequest, *counterv1.TallyResponse](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*counterv1.TallyRequest, *counterv1.TallyResponse](untyped)
+			return node.(CounterNode).Tally(ctx, stream)
 		},
 	},
 }
@@ -244,7 +244,7 @@ func (UnimplementedCounterNode) Tally(context.Context, CounterTallyServerStream)
 // CounterType is the node type "counter", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func CounterType(setup func(context.Context, *runtime.Node, *counterv1.CounterConfig) (CounterNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(counterService.Host(counterHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return counterService.NodeType(counterHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*counterv1.CounterConfig))
 	})
 }
@@ -272,57 +272,57 @@ func (h *Counter) Intercepted(interceptors ...runtime.ClientInterceptor) *Counte
 // Add adds, and returns the new sum. If the sum would exceed the limits the error is OutOfRange,
 // with Limits as its detail, and nothing is added.
 func (h *Counter) Add(ctx context.Context, req *counterv1.AddRequest) (*counterv1.AddResponse, error) {
-	return runtime.CallUnary[*counterv1.AddRequest, *counterv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*counterv1.AddRequest, *counterv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
 // AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Counter) AddAsync(ctx context.Context, req *counterv1.AddRequest) *runtime.Future[*counterv1.AddResponse] {
-	return runtime.CallAsync[*counterv1.AddRequest, *counterv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*counterv1.AddRequest, *counterv1.AddResponse](0).Async(ctx, h.ref, req)
 }
 
 // Get returns the sum.
 func (h *Counter) Get(ctx context.Context, req *counterv1.GetRequest) (*counterv1.GetResponse, error) {
-	return runtime.CallUnary[*counterv1.GetRequest, *counterv1.GetResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*counterv1.GetRequest, *counterv1.GetResponse](1).Unary(ctx, h.ref, req)
 }
 
 // GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Counter) GetAsync(ctx context.Context, req *counterv1.GetRequest) *runtime.Future[*counterv1.GetResponse] {
-	return runtime.CallAsync[*counterv1.GetRequest, *counterv1.GetResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*counterv1.GetRequest, *counterv1.GetResponse](1).Async(ctx, h.ref, req)
 }
 
 // WaitFor waits until the sum is at_least or more. It takes no turn, so that other calls can add
 // meanwhile.
 func (h *Counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
-	return runtime.CallUnary[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*counterv1.WaitForRequest, *counterv1.WaitForResponse](2).Unary(ctx, h.ref, req)
 }
 
 // WaitForAsync is WaitFor without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Counter) WaitForAsync(ctx context.Context, req *counterv1.WaitForRequest) *runtime.Future[*counterv1.WaitForResponse] {
-	return runtime.CallAsync[*counterv1.WaitForRequest, *counterv1.WaitForResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*counterv1.WaitForRequest, *counterv1.WaitForResponse](2).Async(ctx, h.ref, req)
 }
 
 // Watch sends the sum, now and after each change. A slow caller misses intermediate sums, never
 // the last one.
 func (h *Counter) Watch(ctx context.Context, req *counterv1.WatchRequest) (CounterWatchClientStream, error) {
-	return runtime.CallServerStream[*counterv1.WatchRequest, *counterv1.WatchResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*counterv1.WatchRequest, *counterv1.WatchResponse](3).ServerStream(ctx, h.ref, req)
 }
 
 // Sum adds a stream of numbers at its end: all or none.
 func (h *Counter) Sum(ctx context.Context) (CounterSumClientStream, error) {
-	return runtime.CallClientStream[*counterv1.SumRequest, *counterv1.SumResponse](ctx, h.ref, 4)
+	return runtime.GeneratedCall[*counterv1.SumRequest, *counterv1.SumResponse](4).ClientStream(ctx, h.ref)
 }
 
 // Tally adds each number as it arrives, and sends the new sum.
 func (h *Counter) Tally(ctx context.Context) (CounterTallyClientStream, error) {
-	return runtime.CallBidiStream[*counterv1.TallyRequest, *counterv1.TallyResponse](ctx, h.ref, 5)
+	return runtime.GeneratedCall[*counterv1.TallyRequest, *counterv1.TallyResponse](5).BidiStream(ctx, h.ref)
 }
 
 // CreateCounter creates a node of the type "counter" below parent, and waits until it is set up.
 func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) (*Counter, error) {
-	ref, err := runtime.Create(ctx, parent, counterService.Caller(), cfg, opts...)
+	ref, err := counterService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -331,7 +331,7 @@ func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.Co
 
 // CreateCounterN creates n nodes of the type "counter" below parent at once: all, or none and an error.
 func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) ([]*Counter, error) {
-	refs, err := runtime.CreateN(ctx, parent, counterService.Caller(), n, cfg, opts...)
+	refs, err := counterService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +345,7 @@ func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *coun
 // FindCounter looks up a node of the service counter.v1.Counter, by path, alias or id. A relative path is relative to
 // from.
 func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Counter, error) {
-	ref, err := runtime.Find(ctx, from, counterService.Caller(), where)
+	ref, err := counterService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -354,7 +354,7 @@ func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // CounterFrom makes a handle from a reference that came in a message. It asks nobody.
 func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
-	found, err := runtime.RefFrom(from, counterService.Caller(), ref)
+	found, err := counterService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -364,16 +364,16 @@ func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
 // NewLocalCounter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalCounter(node CounterNode) *Counter {
-	return &Counter{ref: runtime.NewLocal(counterService.Host(counterHandlers), node)}
+	return &Counter{ref: counterService.NewLocal(counterHandlers, node)}
 }
 
 // RegisterCounterTunnel puts node behind a mailbox and registers it on server, where NewCounterTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterCounterTunnel(server *connect.Server, node CounterNode) {
-	runtime.RegisterTunnel(server, counterService.Host(counterHandlers), node)
+	counterService.RegisterTunnel(server, counterHandlers, node)
 }
 
 // NewCounterTunnel is the handle of the node that client reaches.
 func NewCounterTunnel(client *connect.Client) *Counter {
-	return &Counter{ref: runtime.NewTunnel(counterService.Caller(), client)}
+	return &Counter{ref: counterService.NewTunnel(client)}
 }

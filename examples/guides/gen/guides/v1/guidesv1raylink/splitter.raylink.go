@@ -22,27 +22,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // SplitterName is the full name of the service Splitter.
 const SplitterName = "guides.v1.Splitter"
 
-// The method table of guides.v1.Splitter. Calls name a method by its index in it.
-var splitterService = runtime.Table{
-	File:    &guidesv1.File_guides_v1_splitter_proto,
-	Service: "Splitter",
-	Config: runtime.ServiceConfig{
-		Type: "splitter",
-		NewConfig: func() proto.Message {
-			return new(guidesv1.SplitterConfig)
-		},
+// splitterService describes the service guides.v1.Splitter. Calls identify a method by its index in Methods.
+var splitterService = runtime.GeneratedService{
+	File: &guidesv1.File_guides_v1_splitter_proto,
+	Name: "Splitter",
+	Type: "splitter",
+	NewConfig: func() proto.Message {
+		return new(guidesv1.SplitterConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Split",
 			NewRequest: func() proto.Message {
@@ -64,8 +62,8 @@ var splitterService = runtime.Table{
 	},
 }
 
-// What runs the methods of guides.v1.Splitter on a node, in the order of the table.
-var splitterHandlers = []runtime.TableHandler{
+// splitterHandlers run the methods of guides.v1.Splitter on a node, in the order of splitterService.
+var splitterHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(SplitterNode).Split(ctx, req.(*guidesv1.SplitRequest))
@@ -121,7 +119,7 @@ func (UnimplementedSplitterNode) Largest(context.Context, *guidesv1.LargestReque
 // SplitterType is the node type "splitter", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func SplitterType(setup func(context.Context, *runtime.Node, *guidesv1.SplitterConfig) (SplitterNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(splitterService.Host(splitterHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return splitterService.NodeType(splitterHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*guidesv1.SplitterConfig))
 	})
 }
@@ -147,29 +145,29 @@ func (h *Splitter) Intercepted(interceptors ...runtime.ClientInterceptor) *Split
 
 // Split adds equal parts of a number to all counters, and the remainder to the first.
 func (h *Splitter) Split(ctx context.Context, req *guidesv1.SplitRequest) (*guidesv1.SplitResponse, error) {
-	return runtime.CallUnary[*guidesv1.SplitRequest, *guidesv1.SplitResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*guidesv1.SplitRequest, *guidesv1.SplitResponse](0).Unary(ctx, h.ref, req)
 }
 
 // SplitAsync is Split without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Splitter) SplitAsync(ctx context.Context, req *guidesv1.SplitRequest) *runtime.Future[*guidesv1.SplitResponse] {
-	return runtime.CallAsync[*guidesv1.SplitRequest, *guidesv1.SplitResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*guidesv1.SplitRequest, *guidesv1.SplitResponse](0).Async(ctx, h.ref, req)
 }
 
 // Largest returns the counter with the largest sum.
 func (h *Splitter) Largest(ctx context.Context, req *guidesv1.LargestRequest) (*guidesv1.LargestResponse, error) {
-	return runtime.CallUnary[*guidesv1.LargestRequest, *guidesv1.LargestResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*guidesv1.LargestRequest, *guidesv1.LargestResponse](1).Unary(ctx, h.ref, req)
 }
 
 // LargestAsync is Largest without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Splitter) LargestAsync(ctx context.Context, req *guidesv1.LargestRequest) *runtime.Future[*guidesv1.LargestResponse] {
-	return runtime.CallAsync[*guidesv1.LargestRequest, *guidesv1.LargestResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*guidesv1.LargestRequest, *guidesv1.LargestResponse](1).Async(ctx, h.ref, req)
 }
 
 // CreateSplitter creates a node of the type "splitter" below parent, and waits until it is set up.
 func CreateSplitter(ctx context.Context, parent runtime.Parent, cfg *guidesv1.SplitterConfig, opts ...runtime.CreateOption) (*Splitter, error) {
-	ref, err := runtime.Create(ctx, parent, splitterService.Caller(), cfg, opts...)
+	ref, err := splitterService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +176,7 @@ func CreateSplitter(ctx context.Context, parent runtime.Parent, cfg *guidesv1.Sp
 
 // CreateSplitterN creates n nodes of the type "splitter" below parent at once: all, or none and an error.
 func CreateSplitterN(ctx context.Context, parent runtime.Parent, n int, cfg *guidesv1.SplitterConfig, opts ...runtime.CreateOption) ([]*Splitter, error) {
-	refs, err := runtime.CreateN(ctx, parent, splitterService.Caller(), n, cfg, opts...)
+	refs, err := splitterService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +190,7 @@ func CreateSplitterN(ctx context.Context, parent runtime.Parent, n int, cfg *gui
 // FindSplitter looks up a node of the service guides.v1.Splitter, by path, alias or id. A relative path is relative to
 // from.
 func FindSplitter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Splitter, error) {
-	ref, err := runtime.Find(ctx, from, splitterService.Caller(), where)
+	ref, err := splitterService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +199,7 @@ func FindSplitter(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // SplitterFrom makes a handle from a reference that came in a message. It asks nobody.
 func SplitterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Splitter, error) {
-	found, err := runtime.RefFrom(from, splitterService.Caller(), ref)
+	found, err := splitterService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -211,16 +209,16 @@ func SplitterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Splitter, error) {
 // NewLocalSplitter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalSplitter(node SplitterNode) *Splitter {
-	return &Splitter{ref: runtime.NewLocal(splitterService.Host(splitterHandlers), node)}
+	return &Splitter{ref: splitterService.NewLocal(splitterHandlers, node)}
 }
 
 // RegisterSplitterTunnel puts node behind a mailbox and registers it on server, where NewSplitterTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterSplitterTunnel(server *connect.Server, node SplitterNode) {
-	runtime.RegisterTunnel(server, splitterService.Host(splitterHandlers), node)
+	splitterService.RegisterTunnel(server, splitterHandlers, node)
 }
 
 // NewSplitterTunnel is the handle of the node that client reaches.
 func NewSplitterTunnel(client *connect.Client) *Splitter {
-	return &Splitter{ref: runtime.NewTunnel(splitterService.Caller(), client)}
+	return &Splitter{ref: splitterService.NewTunnel(client)}
 }

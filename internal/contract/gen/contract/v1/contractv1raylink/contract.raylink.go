@@ -23,29 +23,26 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ProbeName is the full name of the service Probe.
 const ProbeName = "contract.v1.Probe"
 
-// The method table of contract.v1.Probe. Calls name a method by its index in it.
-var probeService = runtime.Table{
-	File:    &contractv1.File_contract_v1_contract_proto,
-	Service: "Probe",
-	Config: runtime.ServiceConfig{
-		Type: "probe",
-		NewConfig: func() proto.Message {
-			return new(contractv1.ProbeConfig)
-		},
-		MaxPending: 64,
-		MaxStreams: 32,
+// probeService describes the service contract.v1.Probe. Calls identify a method by its index in Methods.
+var probeService = runtime.GeneratedService{
+	File: &contractv1.File_contract_v1_contract_proto,
+	Name: "Probe",
+	Type: "probe",
+	NewConfig: func() proto.Message {
+		return new(contractv1.ProbeConfig)
 	},
-	Methods: []runtime.TableMethod{
+	Limits: runtime.Limits{MaxPending: 64, MaxStreams: 32},
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Add",
 			NewRequest: func() proto.Message {
@@ -188,8 +185,8 @@ var probeService = runtime.Table{
 	},
 }
 
-// What runs the methods of contract.v1.Probe on a node, in the order of the table.
-var probeHandlers = []runtime.TableHandler{
+// probeHandlers run the methods of contract.v1.Probe on a node, in the order of probeService.
+var probeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ProbeNode).Add(ctx, req.(*contractv1.AddRequest))
@@ -287,23 +284,25 @@ var probeHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*contractv1.CountRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*contractv1.CountRequest, *contractv1.CountResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(ProbeNode).Count(ctx, req, runtime.ServerStream[*contractv1.CountResponse](stream))
+			return node.(ProbeNode).Count(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(ProbeNode).Sum(ctx, runtime.ClientStream[*contractv1.SumRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*contractv1.SumRequest, *contractv1.SumResponse](untyped)
+			return stream.SendOnly(node.(ProbeNode).Sum(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(ProbeNode).Chat(ctx, runtime.BidiStream[*contractv1.ChatRequest, *contractv1.ChatResponse](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*contractv1.ChatRequest, *contractv1.ChatResponse](untyped)
+			return node.(ProbeNode).Chat(ctx, stream)
 		},
 	},
 	{
@@ -497,7 +496,7 @@ func (UnimplementedProbeNode) Crash(context.Context, *contractv1.CrashRequest) (
 // ProbeType is the node type "probe", implemented by what setup returns. Setup is called once in each life of a node
 // with the configuration it was created with.
 func ProbeType(setup func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (ProbeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(probeService.Host(probeHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return probeService.NodeType(probeHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*contractv1.ProbeConfig))
 	})
 }
@@ -523,154 +522,154 @@ func (h *Probe) Intercepted(interceptors ...runtime.ClientInterceptor) *Probe {
 
 // Add takes a turn.
 func (h *Probe) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
-	return runtime.CallUnary[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
 // AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) AddAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
-	return runtime.CallAsync[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
 }
 
 // Echo runs beside the turns.
 func (h *Probe) Echo(ctx context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
-	return runtime.CallUnary[*contractv1.EchoRequest, *contractv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*contractv1.EchoRequest, *contractv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
 // EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) EchoAsync(ctx context.Context, req *contractv1.EchoRequest) *runtime.Future[*contractv1.EchoResponse] {
-	return runtime.CallAsync[*contractv1.EchoRequest, *contractv1.EchoResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*contractv1.EchoRequest, *contractv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
 
 // Fail calls contract.v1.Probe.Fail, and waits for the response.
 func (h *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
-	return runtime.CallUnary[*contractv1.FailRequest, *contractv1.FailResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*contractv1.FailRequest, *contractv1.FailResponse](2).Unary(ctx, h.ref, req)
 }
 
 // FailAsync is Fail without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) FailAsync(ctx context.Context, req *contractv1.FailRequest) *runtime.Future[*contractv1.FailResponse] {
-	return runtime.CallAsync[*contractv1.FailRequest, *contractv1.FailResponse](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*contractv1.FailRequest, *contractv1.FailResponse](2).Async(ctx, h.ref, req)
 }
 
 // Block holds its turn.
 func (h *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
-	return runtime.CallUnary[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](3).Unary(ctx, h.ref, req)
 }
 
 // BlockAsync is Block without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) BlockAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
-	return runtime.CallAsync[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](3).Async(ctx, h.ref, req)
 }
 
 // BlockBeside does not.
 func (h *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
-	return runtime.CallUnary[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](4).Unary(ctx, h.ref, req)
 }
 
 // BlockBesideAsync is BlockBeside without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *Probe) BlockBesideAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
-	return runtime.CallAsync[*contractv1.BlockRequest, *contractv1.BlockResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](4).Async(ctx, h.ref, req)
 }
 
 // Release calls contract.v1.Probe.Release, and waits for the response.
 func (h *Probe) Release(ctx context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
-	return runtime.CallUnary[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](5).Unary(ctx, h.ref, req)
 }
 
 // ReleaseAsync is Release without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Probe) ReleaseAsync(ctx context.Context, req *contractv1.ReleaseRequest) *runtime.Future[*contractv1.ReleaseResponse] {
-	return runtime.CallAsync[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](5).Async(ctx, h.ref, req)
 }
 
 // Who calls contract.v1.Probe.Who, and waits for the response.
 func (h *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
-	return runtime.CallUnary[*contractv1.WhoRequest, *contractv1.WhoResponse](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*contractv1.WhoRequest, *contractv1.WhoResponse](6).Unary(ctx, h.ref, req)
 }
 
 // WhoAsync is Who without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) WhoAsync(ctx context.Context, req *contractv1.WhoRequest) *runtime.Future[*contractv1.WhoResponse] {
-	return runtime.CallAsync[*contractv1.WhoRequest, *contractv1.WhoResponse](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*contractv1.WhoRequest, *contractv1.WhoResponse](6).Async(ctx, h.ref, req)
 }
 
 // Nothing calls contract.v1.Probe.Nothing, and waits for the response.
 func (h *Probe) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
-	return runtime.CallUnary[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](7).Unary(ctx, h.ref, req)
 }
 
 // NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Probe) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
-	return runtime.CallAsync[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 7, req)
+	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](7).Async(ctx, h.ref, req)
 }
 
 // Count calls contract.v1.Probe.Count, and returns the stream of its responses.
 func (h *Probe) Count(ctx context.Context, req *contractv1.CountRequest) (ProbeCountClientStream, error) {
-	return runtime.CallServerStream[*contractv1.CountRequest, *contractv1.CountResponse](ctx, h.ref, 8, req)
+	return runtime.GeneratedCall[*contractv1.CountRequest, *contractv1.CountResponse](8).ServerStream(ctx, h.ref, req)
 }
 
 // Sum adds the sum to the node's, in a turn.
 func (h *Probe) Sum(ctx context.Context) (ProbeSumClientStream, error) {
-	return runtime.CallClientStream[*contractv1.SumRequest, *contractv1.SumResponse](ctx, h.ref, 9)
+	return runtime.GeneratedCall[*contractv1.SumRequest, *contractv1.SumResponse](9).ClientStream(ctx, h.ref)
 }
 
 // Chat calls contract.v1.Probe.Chat, and returns the stream of its requests and responses.
 func (h *Probe) Chat(ctx context.Context) (ProbeChatClientStream, error) {
-	return runtime.CallBidiStream[*contractv1.ChatRequest, *contractv1.ChatResponse](ctx, h.ref, 10)
+	return runtime.GeneratedCall[*contractv1.ChatRequest, *contractv1.ChatResponse](10).BidiStream(ctx, h.ref)
 }
 
 // Log calls contract.v1.Probe.Log, and waits for the response.
 func (h *Probe) Log(ctx context.Context, req *contractv1.LogRequest) (*contractv1.LogResponse, error) {
-	return runtime.CallUnary[*contractv1.LogRequest, *contractv1.LogResponse](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*contractv1.LogRequest, *contractv1.LogResponse](11).Unary(ctx, h.ref, req)
 }
 
 // LogAsync is Log without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) LogAsync(ctx context.Context, req *contractv1.LogRequest) *runtime.Future[*contractv1.LogResponse] {
-	return runtime.CallAsync[*contractv1.LogRequest, *contractv1.LogResponse](ctx, h.ref, 11, req)
+	return runtime.GeneratedCall[*contractv1.LogRequest, *contractv1.LogResponse](11).Async(ctx, h.ref, req)
 }
 
 // Relay calls contract.v1.Probe.Relay, and waits for the response.
 func (h *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
-	return runtime.CallUnary[*contractv1.RelayRequest, *contractv1.RelayResponse](ctx, h.ref, 12, req)
+	return runtime.GeneratedCall[*contractv1.RelayRequest, *contractv1.RelayResponse](12).Unary(ctx, h.ref, req)
 }
 
 // RelayAsync is Relay without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) RelayAsync(ctx context.Context, req *contractv1.RelayRequest) *runtime.Future[*contractv1.RelayResponse] {
-	return runtime.CallAsync[*contractv1.RelayRequest, *contractv1.RelayResponse](ctx, h.ref, 12, req)
+	return runtime.GeneratedCall[*contractv1.RelayRequest, *contractv1.RelayResponse](12).Async(ctx, h.ref, req)
 }
 
 // Spawn calls contract.v1.Probe.Spawn, and waits for the response.
 func (h *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
-	return runtime.CallUnary[*contractv1.SpawnRequest, *contractv1.SpawnResponse](ctx, h.ref, 13, req)
+	return runtime.GeneratedCall[*contractv1.SpawnRequest, *contractv1.SpawnResponse](13).Unary(ctx, h.ref, req)
 }
 
 // SpawnAsync is Spawn without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) SpawnAsync(ctx context.Context, req *contractv1.SpawnRequest) *runtime.Future[*contractv1.SpawnResponse] {
-	return runtime.CallAsync[*contractv1.SpawnRequest, *contractv1.SpawnResponse](ctx, h.ref, 13, req)
+	return runtime.GeneratedCall[*contractv1.SpawnRequest, *contractv1.SpawnResponse](13).Async(ctx, h.ref, req)
 }
 
 // Crash calls contract.v1.Probe.Crash, and waits for the response.
 func (h *Probe) Crash(ctx context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
-	return runtime.CallUnary[*contractv1.CrashRequest, *contractv1.CrashResponse](ctx, h.ref, 14, req)
+	return runtime.GeneratedCall[*contractv1.CrashRequest, *contractv1.CrashResponse](14).Unary(ctx, h.ref, req)
 }
 
 // CrashAsync is Crash without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Probe) CrashAsync(ctx context.Context, req *contractv1.CrashRequest) *runtime.Future[*contractv1.CrashResponse] {
-	return runtime.CallAsync[*contractv1.CrashRequest, *contractv1.CrashResponse](ctx, h.ref, 14, req)
+	return runtime.GeneratedCall[*contractv1.CrashRequest, *contractv1.CrashResponse](14).Async(ctx, h.ref, req)
 }
 
 // CreateProbe creates a node of the type "probe" below parent, and waits until it is set up.
 func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) (*Probe, error) {
-	ref, err := runtime.Create(ctx, parent, probeService.Caller(), cfg, opts...)
+	ref, err := probeService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -679,7 +678,7 @@ func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.Pro
 
 // CreateProbeN creates n nodes of the type "probe" below parent at once: all, or none and an error.
 func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) ([]*Probe, error) {
-	refs, err := runtime.CreateN(ctx, parent, probeService.Caller(), n, cfg, opts...)
+	refs, err := probeService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -693,7 +692,7 @@ func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contra
 // FindProbe looks up a node of the service contract.v1.Probe, by path, alias or id. A relative path is relative to
 // from.
 func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*Probe, error) {
-	ref, err := runtime.Find(ctx, from, probeService.Caller(), where)
+	ref, err := probeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -702,7 +701,7 @@ func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // ProbeFrom makes a handle from a reference that came in a message. It asks nobody.
 func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
-	found, err := runtime.RefFrom(from, probeService.Caller(), ref)
+	found, err := probeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -712,31 +711,29 @@ func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
 // NewLocalProbe puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalProbe(node ProbeNode) *Probe {
-	return &Probe{ref: runtime.NewLocal(probeService.Host(probeHandlers), node)}
+	return &Probe{ref: probeService.NewLocal(probeHandlers, node)}
 }
 
 // RegisterProbeTunnel puts node behind a mailbox and registers it on server, where NewProbeTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterProbeTunnel(server *connect.Server, node ProbeNode) {
-	runtime.RegisterTunnel(server, probeService.Host(probeHandlers), node)
+	probeService.RegisterTunnel(server, probeHandlers, node)
 }
 
 // NewProbeTunnel is the handle of the node that client reaches.
 func NewProbeTunnel(client *connect.Client) *Probe {
-	return &Probe{ref: runtime.NewTunnel(probeService.Caller(), client)}
+	return &Probe{ref: probeService.NewTunnel(client)}
 }
 
 // OtherName is the full name of the service Other.
 const OtherName = "contract.v1.Other"
 
-// The method table of contract.v1.Other. Calls name a method by its index in it.
-var otherService = runtime.Table{
-	File:    &contractv1.File_contract_v1_contract_proto,
-	Service: "Other",
-	Config: runtime.ServiceConfig{
-		Type: "other",
-	},
-	Methods: []runtime.TableMethod{
+// otherService describes the service contract.v1.Other. Calls identify a method by its index in Methods.
+var otherService = runtime.GeneratedService{
+	File: &contractv1.File_contract_v1_contract_proto,
+	Name: "Other",
+	Type: "other",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Ping",
 			NewRequest: func() proto.Message {
@@ -749,8 +746,8 @@ var otherService = runtime.Table{
 	},
 }
 
-// What runs the methods of contract.v1.Other on a node, in the order of the table.
-var otherHandlers = []runtime.TableHandler{
+// otherHandlers run the methods of contract.v1.Other on a node, in the order of otherService.
+var otherHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(OtherNode).Ping(ctx, req.(*contractv1.AddRequest))
@@ -784,7 +781,7 @@ func (UnimplementedOtherNode) Ping(context.Context, *contractv1.AddRequest) (*co
 
 // OtherType is the node type "other", implemented by what setup returns. Setup is called once in each life of a node.
 func OtherType(setup func(context.Context, *runtime.Node) (OtherNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(otherService.Host(otherHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return otherService.NodeType(otherHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -810,18 +807,18 @@ func (h *Other) Intercepted(interceptors ...runtime.ClientInterceptor) *Other {
 
 // Ping calls contract.v1.Other.Ping, and waits for the response.
 func (h *Other) Ping(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
-	return runtime.CallUnary[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
 // PingAsync is Ping without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Other) PingAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
-	return runtime.CallAsync[*contractv1.AddRequest, *contractv1.AddResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
 }
 
 // CreateOther creates a node of the type "other" below parent, and waits until it is set up.
 func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Other, error) {
-	ref, err := runtime.Create(ctx, parent, otherService.Caller(), nil, opts...)
+	ref, err := otherService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -830,7 +827,7 @@ func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 
 // CreateOtherN creates n nodes of the type "other" below parent at once: all, or none and an error.
 func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Other, error) {
-	refs, err := runtime.CreateN(ctx, parent, otherService.Caller(), n, nil, opts...)
+	refs, err := otherService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -844,7 +841,7 @@ func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 // FindOther looks up a node of the service contract.v1.Other, by path, alias or id. A relative path is relative to
 // from.
 func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*Other, error) {
-	ref, err := runtime.Find(ctx, from, otherService.Caller(), where)
+	ref, err := otherService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -853,7 +850,7 @@ func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 
 // OtherFrom makes a handle from a reference that came in a message. It asks nobody.
 func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
-	found, err := runtime.RefFrom(from, otherService.Caller(), ref)
+	found, err := otherService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -863,16 +860,16 @@ func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
 // NewLocalOther puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalOther(node OtherNode) *Other {
-	return &Other{ref: runtime.NewLocal(otherService.Host(otherHandlers), node)}
+	return &Other{ref: otherService.NewLocal(otherHandlers, node)}
 }
 
 // RegisterOtherTunnel puts node behind a mailbox and registers it on server, where NewOtherTunnel and any other client
 // of the service reach it. Nothing has to be closed.
 func RegisterOtherTunnel(server *connect.Server, node OtherNode) {
-	runtime.RegisterTunnel(server, otherService.Host(otherHandlers), node)
+	otherService.RegisterTunnel(server, otherHandlers, node)
 }
 
 // NewOtherTunnel is the handle of the node that client reaches.
 func NewOtherTunnel(client *connect.Client) *Other {
-	return &Other{ref: runtime.NewTunnel(otherService.Caller(), client)}
+	return &Other{ref: otherService.NewTunnel(client)}
 }

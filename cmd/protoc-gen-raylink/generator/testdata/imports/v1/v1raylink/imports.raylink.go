@@ -27,27 +27,25 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ImporterName is the full name of the service Importer.
 const ImporterName = "imports.v1.Importer"
 
-// The method table of imports.v1.Importer. Calls name a method by its index in it.
-var importerService = runtime.Table{
-	File:    &v11.File_imports_imports_proto,
-	Service: "Importer",
-	Config: runtime.ServiceConfig{
-		Type: "importer",
-		NewConfig: func() proto.Message {
-			return new(deep.Deep_Config)
-		},
+// importerService describes the service imports.v1.Importer. Calls identify a method by its index in Methods.
+var importerService = runtime.GeneratedService{
+	File: &v11.File_imports_imports_proto,
+	Name: "Importer",
+	Type: "importer",
+	NewConfig: func() proto.Message {
+		return new(deep.Deep_Config)
 	},
-	Methods: []runtime.TableMethod{
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Nothing",
 			NewRequest: func() proto.Message {
@@ -114,8 +112,8 @@ var importerService = runtime.Table{
 	},
 }
 
-// What runs the methods of imports.v1.Importer on a node, in the order of the table.
-var importerHandlers = []runtime.TableHandler{
+// importerHandlers run the methods of imports.v1.Importer on a node, in the order of importerService.
+var importerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ImporterNode).Nothing(ctx, req.(*emptypb.Empty))
@@ -129,8 +127,9 @@ var importerHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(ImporterNode).Nothings(ctx, runtime.BidiStream[*emptypb.Empty, *emptypb.Empty](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*emptypb.Empty, *emptypb.Empty](untyped)
+			return node.(ImporterNode).Nothings(ctx, stream)
 		},
 	},
 	{
@@ -170,12 +169,13 @@ var importerHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*v1.Message](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*v1.Message, *v1.Message_Part](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(ImporterNode).Other(ctx, req, runtime.ServerStream[*v1.Message_Part](stream))
+			return node.(ImporterNode).Other(ctx, req, stream)
 		},
 	},
 	{
@@ -264,7 +264,7 @@ func (UnimplementedImporterNode) Ref(context.Context, *nodev1.NodeRef) (*emptypb
 // ImporterType is the node type "importer", implemented by what setup returns. Setup is called once in each life of a
 // node with the configuration it was created with.
 func ImporterType(setup func(context.Context, *runtime.Node, *deep.Deep_Config) (ImporterNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(importerService.Host(importerHandlers), func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
+	return importerService.NodeType(importerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*deep.Deep_Config))
 	})
 }
@@ -288,72 +288,72 @@ func (h *Importer) Intercepted(interceptors ...runtime.ClientInterceptor) *Impor
 
 // Nothing calls imports.v1.Importer.Nothing, and waits for the response.
 func (h *Importer) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
-	return runtime.CallUnary[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](0).Unary(ctx, h.ref, req)
 }
 
 // NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
-	return runtime.CallAsync[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](0).Async(ctx, h.ref, req)
 }
 
 // Nothings calls imports.v1.Importer.Nothings, and returns the stream of its requests and responses.
 func (h *Importer) Nothings(ctx context.Context) (ImporterNothingsClientStream, error) {
-	return runtime.CallBidiStream[*emptypb.Empty, *emptypb.Empty](ctx, h.ref, 1)
+	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](1).BidiStream(ctx, h.ref)
 }
 
 // Nested calls imports.v1.Importer.Nested, and waits for the response.
 func (h *Importer) Nested(ctx context.Context, req *v11.Outer_Inner) (*v11.Outer_Inner_Innermost, error) {
-	return runtime.CallUnary[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](2).Unary(ctx, h.ref, req)
 }
 
 // NestedAsync is Nested without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) NestedAsync(ctx context.Context, req *v11.Outer_Inner) *runtime.Future[*v11.Outer_Inner_Innermost] {
-	return runtime.CallAsync[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](2).Async(ctx, h.ref, req)
 }
 
 // Known calls imports.v1.Importer.Known, and waits for the response.
 func (h *Importer) Known(ctx context.Context, req *timestamppb.Timestamp) (*durationpb.Duration, error) {
-	return runtime.CallUnary[*timestamppb.Timestamp, *durationpb.Duration](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*timestamppb.Timestamp, *durationpb.Duration](3).Unary(ctx, h.ref, req)
 }
 
 // KnownAsync is Known without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Importer) KnownAsync(ctx context.Context, req *timestamppb.Timestamp) *runtime.Future[*durationpb.Duration] {
-	return runtime.CallAsync[*timestamppb.Timestamp, *durationpb.Duration](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*timestamppb.Timestamp, *durationpb.Duration](3).Async(ctx, h.ref, req)
 }
 
 // Dynamic calls imports.v1.Importer.Dynamic, and waits for the response.
 func (h *Importer) Dynamic(ctx context.Context, req *anypb.Any) (*structpb.Struct, error) {
-	return runtime.CallUnary[*anypb.Any, *structpb.Struct](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*anypb.Any, *structpb.Struct](4).Unary(ctx, h.ref, req)
 }
 
 // DynamicAsync is Dynamic without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *Importer) DynamicAsync(ctx context.Context, req *anypb.Any) *runtime.Future[*structpb.Struct] {
-	return runtime.CallAsync[*anypb.Any, *structpb.Struct](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*anypb.Any, *structpb.Struct](4).Async(ctx, h.ref, req)
 }
 
 // Other calls imports.v1.Importer.Other, and returns the stream of its responses.
 func (h *Importer) Other(ctx context.Context, req *v1.Message) (ImporterOtherClientStream, error) {
-	return runtime.CallServerStream[*v1.Message, *v1.Message_Part](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*v1.Message, *v1.Message_Part](5).ServerStream(ctx, h.ref, req)
 }
 
 // Ref calls imports.v1.Importer.Ref, and waits for the response.
 func (h *Importer) Ref(ctx context.Context, req *nodev1.NodeRef) (*emptypb.Empty, error) {
-	return runtime.CallUnary[*nodev1.NodeRef, *emptypb.Empty](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*nodev1.NodeRef, *emptypb.Empty](6).Unary(ctx, h.ref, req)
 }
 
 // RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Importer) RefAsync(ctx context.Context, req *nodev1.NodeRef) *runtime.Future[*emptypb.Empty] {
-	return runtime.CallAsync[*nodev1.NodeRef, *emptypb.Empty](ctx, h.ref, 6, req)
+	return runtime.GeneratedCall[*nodev1.NodeRef, *emptypb.Empty](6).Async(ctx, h.ref, req)
 }
 
 // CreateImporter creates a node of the type "importer" below parent, and waits until it is set up.
 func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_Config, opts ...runtime.CreateOption) (*Importer, error) {
-	ref, err := runtime.Create(ctx, parent, importerService.Caller(), cfg, opts...)
+	ref, err := importerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +362,7 @@ func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_C
 
 // CreateImporterN creates n nodes of the type "importer" below parent at once: all, or none and an error.
 func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *deep.Deep_Config, opts ...runtime.CreateOption) ([]*Importer, error) {
-	refs, err := runtime.CreateN(ctx, parent, importerService.Caller(), n, cfg, opts...)
+	refs, err := importerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +376,7 @@ func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *dee
 // FindImporter looks up a node of the service imports.v1.Importer, by path, alias or id. A relative path is relative to
 // from.
 func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Importer, error) {
-	ref, err := runtime.Find(ctx, from, importerService.Caller(), where)
+	ref, err := importerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +385,7 @@ func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where)
 
 // ImporterFrom makes a handle from a reference that came in a message. It asks nobody.
 func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
-	found, err := runtime.RefFrom(from, importerService.Caller(), ref)
+	found, err := importerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -395,16 +395,16 @@ func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
 // NewLocalImporter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalImporter(node ImporterNode) *Importer {
-	return &Importer{ref: runtime.NewLocal(importerService.Host(importerHandlers), node)}
+	return &Importer{ref: importerService.NewLocal(importerHandlers, node)}
 }
 
 // RegisterImporterTunnel puts node behind a mailbox and registers it on server, where NewImporterTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterImporterTunnel(server *connect.Server, node ImporterNode) {
-	runtime.RegisterTunnel(server, importerService.Host(importerHandlers), node)
+	importerService.RegisterTunnel(server, importerHandlers, node)
 }
 
 // NewImporterTunnel is the handle of the node that client reaches.
 func NewImporterTunnel(client *connect.Client) *Importer {
-	return &Importer{ref: runtime.NewTunnel(importerService.Caller(), client)}
+	return &Importer{ref: importerService.NewTunnel(client)}
 }

@@ -20,24 +20,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // TypeName is the full name of the service type.
 const TypeName = "go.type.func.type"
 
-// The method table of go.type.func.type. Calls name a method by its index in it.
-var typeService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "type",
-	Config: runtime.ServiceConfig{
-		Type: "type",
-	},
-	Methods: []runtime.TableMethod{
+// typeService describes the service go.type.func.type. Calls identify a method by its index in Methods.
+var typeService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "type",
+	Type: "type",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "func_",
 			NewRequest: func() proto.Message {
@@ -86,8 +84,8 @@ var typeService = runtime.Table{
 	},
 }
 
-// What runs the methods of go.type.func.type on a node, in the order of the table.
-var typeHandlers = []runtime.TableHandler{
+// typeHandlers run the methods of go.type.func.type on a node, in the order of typeService.
+var typeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(TypeNode).Func_(ctx, req.(*_func.Error))
@@ -101,18 +99,19 @@ var typeHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(TypeNode).Select(ctx, runtime.ClientStream[*_func.Nil](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*_func.Nil, *_func.NilMap](untyped)
+			return stream.SendOnly(node.(TypeNode).Select(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*_func.Nil](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*_func.Nil, *_func.Error](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(TypeNode).Chan(ctx, req, runtime.ServerStream[*_func.Error](stream))
+			return node.(TypeNode).Chan(ctx, req, stream)
 		},
 	},
 	{
@@ -198,7 +197,7 @@ func (UnimplementedTypeNode) Init(context.Context, *_func.Nil) (*_func.Nil, erro
 
 // TypeType is the node type "type", implemented by what setup returns. Setup is called once in each life of a node.
 func TypeType(setup func(context.Context, *runtime.Node) (TypeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(typeService.Host(typeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return typeService.NodeType(typeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -222,50 +221,50 @@ func (h *Type) Intercepted(interceptors ...runtime.ClientInterceptor) *Type {
 
 // Func_ calls go.type.func.type.func_, and waits for the response.
 func (h *Type) Func_(ctx context.Context, req *_func.Error) (*_func.String, error) {
-	return runtime.CallUnary[*_func.Error, *_func.String](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Error, *_func.String](0).Unary(ctx, h.ref, req)
 }
 
 // Func_Async is Func_ without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) Func_Async(ctx context.Context, req *_func.Error) *runtime.Future[*_func.String] {
-	return runtime.CallAsync[*_func.Error, *_func.String](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Error, *_func.String](0).Async(ctx, h.ref, req)
 }
 
 // Select calls go.type.func.type.select, and returns the stream to send its requests on.
 func (h *Type) Select(ctx context.Context) (TypeSelectClientStream, error) {
-	return runtime.CallClientStream[*_func.Nil, *_func.NilMap](ctx, h.ref, 1)
+	return runtime.GeneratedCall[*_func.Nil, *_func.NilMap](1).ClientStream(ctx, h.ref)
 }
 
 // Chan calls go.type.func.type.chan, and returns the stream of its responses.
 func (h *Type) Chan(ctx context.Context, req *_func.Nil) (TypeChanClientStream, error) {
-	return runtime.CallServerStream[*_func.Nil, *_func.Error](ctx, h.ref, 2, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Error](2).ServerStream(ctx, h.ref, req)
 }
 
 // Len calls go.type.func.type.len, and waits for the response.
 func (h *Type) Len(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](3).Unary(ctx, h.ref, req)
 }
 
 // LenAsync is Len without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) LenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 3, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](3).Async(ctx, h.ref, req)
 }
 
 // Init calls go.type.func.type.init, and waits for the response.
 func (h *Type) Init(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](4).Unary(ctx, h.ref, req)
 }
 
 // InitAsync is Init without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Type) InitAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](4).Async(ctx, h.ref, req)
 }
 
 // CreateType creates a node of the type "type" below parent, and waits until it is set up.
 func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Type, error) {
-	ref, err := runtime.Create(ctx, parent, typeService.Caller(), nil, opts...)
+	ref, err := typeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +273,7 @@ func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateTypeN creates n nodes of the type "type" below parent at once: all, or none and an error.
 func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Type, error) {
-	refs, err := runtime.CreateN(ctx, parent, typeService.Caller(), n, nil, opts...)
+	refs, err := typeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -287,7 +286,7 @@ func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindType looks up a node of the service go.type.func.type, by path, alias or id. A relative path is relative to from.
 func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*Type, error) {
-	ref, err := runtime.Find(ctx, from, typeService.Caller(), where)
+	ref, err := typeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +295,7 @@ func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*T
 
 // TypeFrom makes a handle from a reference that came in a message. It asks nobody.
 func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
-	found, err := runtime.RefFrom(from, typeService.Caller(), ref)
+	found, err := typeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -306,31 +305,29 @@ func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
 // NewLocalType puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalType(node TypeNode) *Type {
-	return &Type{ref: runtime.NewLocal(typeService.Host(typeHandlers), node)}
+	return &Type{ref: typeService.NewLocal(typeHandlers, node)}
 }
 
 // RegisterTypeTunnel puts node behind a mailbox and registers it on server, where NewTypeTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterTypeTunnel(server *connect.Server, node TypeNode) {
-	runtime.RegisterTunnel(server, typeService.Host(typeHandlers), node)
+	typeService.RegisterTunnel(server, typeHandlers, node)
 }
 
 // NewTypeTunnel is the handle of the node that client reaches.
 func NewTypeTunnel(client *connect.Client) *Type {
-	return &Type{ref: runtime.NewTunnel(typeService.Caller(), client)}
+	return &Type{ref: typeService.NewTunnel(client)}
 }
 
 // Error_Name is the full name of the service error_.
 const Error_Name = "go.type.func.error_"
 
-// The method table of go.type.func.error_. Calls name a method by its index in it.
-var error_Service = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "error_",
-	Config: runtime.ServiceConfig{
-		Type: "error",
-	},
-	Methods: []runtime.TableMethod{
+// error_Service describes the service go.type.func.error_. Calls identify a method by its index in Methods.
+var error_Service = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "error_",
+	Type: "error",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "panic",
 			NewRequest: func() proto.Message {
@@ -343,8 +340,8 @@ var error_Service = runtime.Table{
 	},
 }
 
-// What runs the methods of go.type.func.error_ on a node, in the order of the table.
-var error_Handlers = []runtime.TableHandler{
+// error_Handlers run the methods of go.type.func.error_ on a node, in the order of error_Service.
+var error_Handlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(Error_Node).Panic(ctx, req.(*_func.Error))
@@ -376,7 +373,7 @@ func (UnimplementedError_Node) Panic(context.Context, *_func.Error) (*_func.Erro
 
 // Error_Type is the node type "error", implemented by what setup returns. Setup is called once in each life of a node.
 func Error_Type(setup func(context.Context, *runtime.Node) (Error_Node, error)) runtime.NodeType {
-	return runtime.NewNodeType(error_Service.Host(error_Handlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return error_Service.NodeType(error_Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -400,18 +397,18 @@ func (h *Error_) Intercepted(interceptors ...runtime.ClientInterceptor) *Error_ 
 
 // Panic calls go.type.func.error_.panic, and waits for the response.
 func (h *Error_) Panic(ctx context.Context, req *_func.Error) (*_func.Error, error) {
-	return runtime.CallUnary[*_func.Error, *_func.Error](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Error, *_func.Error](0).Unary(ctx, h.ref, req)
 }
 
 // PanicAsync is Panic without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *Error_) PanicAsync(ctx context.Context, req *_func.Error) *runtime.Future[*_func.Error] {
-	return runtime.CallAsync[*_func.Error, *_func.Error](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Error, *_func.Error](0).Async(ctx, h.ref, req)
 }
 
 // CreateError_ creates a node of the type "error" below parent, and waits until it is set up.
 func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Error_, error) {
-	ref, err := runtime.Create(ctx, parent, error_Service.Caller(), nil, opts...)
+	ref, err := error_Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -420,7 +417,7 @@ func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateError_N creates n nodes of the type "error" below parent at once: all, or none and an error.
 func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Error_, error) {
-	refs, err := runtime.CreateN(ctx, parent, error_Service.Caller(), n, nil, opts...)
+	refs, err := error_Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -434,7 +431,7 @@ func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindError_ looks up a node of the service go.type.func.error_, by path, alias or id. A relative path is relative to
 // from.
 func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Error_, error) {
-	ref, err := runtime.Find(ctx, from, error_Service.Caller(), where)
+	ref, err := error_Service.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -443,7 +440,7 @@ func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // Error_From makes a handle from a reference that came in a message. It asks nobody.
 func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
-	found, err := runtime.RefFrom(from, error_Service.Caller(), ref)
+	found, err := error_Service.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -453,35 +450,32 @@ func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
 // NewLocalError_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalError_(node Error_Node) *Error_ {
-	return &Error_{ref: runtime.NewLocal(error_Service.Host(error_Handlers), node)}
+	return &Error_{ref: error_Service.NewLocal(error_Handlers, node)}
 }
 
 // RegisterError_Tunnel puts node behind a mailbox and registers it on server, where NewError_Tunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterError_Tunnel(server *connect.Server, node Error_Node) {
-	runtime.RegisterTunnel(server, error_Service.Host(error_Handlers), node)
+	error_Service.RegisterTunnel(server, error_Handlers, node)
 }
 
 // NewError_Tunnel is the handle of the node that client reaches.
 func NewError_Tunnel(client *connect.Client) *Error_ {
-	return &Error_{ref: runtime.NewTunnel(error_Service.Caller(), client)}
+	return &Error_{ref: error_Service.NewTunnel(client)}
 }
 
 // AnyName is the full name of the service any.
 const AnyName = "go.type.func.any"
 
-// The method table of go.type.func.any. Calls name a method by its index in it.
-var anyService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "any",
-	Config: runtime.ServiceConfig{
-		Type: "any",
-	},
-	Methods: []runtime.TableMethod{},
+// anyService describes the service go.type.func.any. Calls identify a method by its index in Methods.
+var anyService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "any",
+	Type: "any",
 }
 
-// What runs the methods of go.type.func.any on a node, in the order of the table.
-var anyHandlers = []runtime.TableHandler{}
+// anyHandlers run the methods of go.type.func.any on a node, in the order of anyService.
+var anyHandlers = []runtime.GeneratedHandler{}
 
 // AnyNode is what a node of the service go.type.func.any implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -493,7 +487,7 @@ type UnimplementedAnyNode struct{}
 
 // AnyType is the node type "any", implemented by what setup returns. Setup is called once in each life of a node.
 func AnyType(setup func(context.Context, *runtime.Node) (AnyNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(anyService.Host(anyHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return anyService.NodeType(anyHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -517,7 +511,7 @@ func (h *Any) Intercepted(interceptors ...runtime.ClientInterceptor) *Any {
 
 // CreateAny creates a node of the type "any" below parent, and waits until it is set up.
 func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Any, error) {
-	ref, err := runtime.Create(ctx, parent, anyService.Caller(), nil, opts...)
+	ref, err := anyService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -526,7 +520,7 @@ func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 
 // CreateAnyN creates n nodes of the type "any" below parent at once: all, or none and an error.
 func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Any, error) {
-	refs, err := runtime.CreateN(ctx, parent, anyService.Caller(), n, nil, opts...)
+	refs, err := anyService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -539,7 +533,7 @@ func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 
 // FindAny looks up a node of the service go.type.func.any, by path, alias or id. A relative path is relative to from.
 func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*Any, error) {
-	ref, err := runtime.Find(ctx, from, anyService.Caller(), where)
+	ref, err := anyService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -548,7 +542,7 @@ func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*An
 
 // AnyFrom makes a handle from a reference that came in a message. It asks nobody.
 func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
-	found, err := runtime.RefFrom(from, anyService.Caller(), ref)
+	found, err := anyService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -558,31 +552,29 @@ func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
 // NewLocalAny puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalAny(node AnyNode) *Any {
-	return &Any{ref: runtime.NewLocal(anyService.Host(anyHandlers), node)}
+	return &Any{ref: anyService.NewLocal(anyHandlers, node)}
 }
 
 // RegisterAnyTunnel puts node behind a mailbox and registers it on server, where NewAnyTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterAnyTunnel(server *connect.Server, node AnyNode) {
-	runtime.RegisterTunnel(server, anyService.Host(anyHandlers), node)
+	anyService.RegisterTunnel(server, anyHandlers, node)
 }
 
 // NewAnyTunnel is the handle of the node that client reaches.
 func NewAnyTunnel(client *connect.Client) *Any {
-	return &Any{ref: runtime.NewTunnel(anyService.Caller(), client)}
+	return &Any{ref: anyService.NewTunnel(client)}
 }
 
 // MakeName is the full name of the service make.
 const MakeName = "go.type.func.make"
 
-// The method table of go.type.func.make. Calls name a method by its index in it.
-var makeService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "make",
-	Config: runtime.ServiceConfig{
-		Type: "make",
-	},
-	Methods: []runtime.TableMethod{
+// makeService describes the service go.type.func.make. Calls identify a method by its index in Methods.
+var makeService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "make",
+	Type: "make",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "h",
 			NewRequest: func() proto.Message {
@@ -595,8 +587,8 @@ var makeService = runtime.Table{
 	},
 }
 
-// What runs the methods of go.type.func.make on a node, in the order of the table.
-var makeHandlers = []runtime.TableHandler{
+// makeHandlers run the methods of go.type.func.make on a node, in the order of makeService.
+var makeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(MakeNode).H(ctx, req.(*_func.Nil))
@@ -628,7 +620,7 @@ func (UnimplementedMakeNode) H(context.Context, *_func.Nil) (*_func.Nil, error) 
 
 // MakeType is the node type "make", implemented by what setup returns. Setup is called once in each life of a node.
 func MakeType(setup func(context.Context, *runtime.Node) (MakeNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(makeService.Host(makeHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return makeService.NodeType(makeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -652,18 +644,18 @@ func (h *Make) Intercepted(interceptors ...runtime.ClientInterceptor) *Make {
 
 // H calls go.type.func.make.h, and waits for the response.
 func (h *Make) H(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Unary(ctx, h.ref, req)
 }
 
 // HAsync is H without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Make) HAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Async(ctx, h.ref, req)
 }
 
 // CreateMake creates a node of the type "make" below parent, and waits until it is set up.
 func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Make, error) {
-	ref, err := runtime.Create(ctx, parent, makeService.Caller(), nil, opts...)
+	ref, err := makeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -672,7 +664,7 @@ func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateMakeN creates n nodes of the type "make" below parent at once: all, or none and an error.
 func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Make, error) {
-	refs, err := runtime.CreateN(ctx, parent, makeService.Caller(), n, nil, opts...)
+	refs, err := makeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -685,7 +677,7 @@ func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindMake looks up a node of the service go.type.func.make, by path, alias or id. A relative path is relative to from.
 func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*Make, error) {
-	ref, err := runtime.Find(ctx, from, makeService.Caller(), where)
+	ref, err := makeService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -694,7 +686,7 @@ func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 
 // MakeFrom makes a handle from a reference that came in a message. It asks nobody.
 func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
-	found, err := runtime.RefFrom(from, makeService.Caller(), ref)
+	found, err := makeService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -704,31 +696,29 @@ func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
 // NewLocalMake puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalMake(node MakeNode) *Make {
-	return &Make{ref: runtime.NewLocal(makeService.Host(makeHandlers), node)}
+	return &Make{ref: makeService.NewLocal(makeHandlers, node)}
 }
 
 // RegisterMakeTunnel puts node behind a mailbox and registers it on server, where NewMakeTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterMakeTunnel(server *connect.Server, node MakeNode) {
-	runtime.RegisterTunnel(server, makeService.Host(makeHandlers), node)
+	makeService.RegisterTunnel(server, makeHandlers, node)
 }
 
 // NewMakeTunnel is the handle of the node that client reaches.
 func NewMakeTunnel(client *connect.Client) *Make {
-	return &Make{ref: runtime.NewTunnel(makeService.Caller(), client)}
+	return &Make{ref: makeService.NewTunnel(client)}
 }
 
 // XHiddenName is the full name of the service _hidden.
 const XHiddenName = "go.type.func._hidden"
 
-// The method table of go.type.func._hidden. Calls name a method by its index in it.
-var xHiddenService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "_hidden",
-	Config: runtime.ServiceConfig{
-		Type: "hidden",
-	},
-	Methods: []runtime.TableMethod{
+// xHiddenService describes the service go.type.func._hidden. Calls identify a method by its index in Methods.
+var xHiddenService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "_hidden",
+	Type: "hidden",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "_hidden",
 			NewRequest: func() proto.Message {
@@ -750,8 +740,8 @@ var xHiddenService = runtime.Table{
 	},
 }
 
-// What runs the methods of go.type.func._hidden on a node, in the order of the table.
-var xHiddenHandlers = []runtime.TableHandler{
+// xHiddenHandlers run the methods of go.type.func._hidden on a node, in the order of xHiddenService.
+var xHiddenHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(XHiddenNode).XHidden(ctx, req.(*_func.Nil))
@@ -803,7 +793,7 @@ func (UnimplementedXHiddenNode) SnakeCase_2(context.Context, *_func.Nil) (*_func
 // XHiddenType is the node type "hidden", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func XHiddenType(setup func(context.Context, *runtime.Node) (XHiddenNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(xHiddenService.Host(xHiddenHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return xHiddenService.NodeType(xHiddenHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -827,29 +817,29 @@ func (h *XHidden) Intercepted(interceptors ...runtime.ClientInterceptor) *XHidde
 
 // XHidden calls go.type.func._hidden._hidden, and waits for the response.
 func (h *XHidden) XHidden(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Unary(ctx, h.ref, req)
 }
 
 // XHiddenAsync is XHidden without the waiting: the future has the response, or the error, once it is there. It blocks
 // only while the way to the node is full.
 func (h *XHidden) XHiddenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Async(ctx, h.ref, req)
 }
 
 // SnakeCase_2 calls go.type.func._hidden.snake_case_2, and waits for the response.
 func (h *XHidden) SnakeCase_2(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
-	return runtime.CallUnary[*_func.Nil, *_func.Nil](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](1).Unary(ctx, h.ref, req)
 }
 
 // SnakeCase_2Async is SnakeCase_2 without the waiting: the future has the response, or the error, once it is there. It
 // blocks only while the way to the node is full.
 func (h *XHidden) SnakeCase_2Async(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
-	return runtime.CallAsync[*_func.Nil, *_func.Nil](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](1).Async(ctx, h.ref, req)
 }
 
 // CreateXHidden creates a node of the type "hidden" below parent, and waits until it is set up.
 func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XHidden, error) {
-	ref, err := runtime.Create(ctx, parent, xHiddenService.Caller(), nil, opts...)
+	ref, err := xHiddenService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -858,7 +848,7 @@ func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateXHiddenN creates n nodes of the type "hidden" below parent at once: all, or none and an error.
 func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XHidden, error) {
-	refs, err := runtime.CreateN(ctx, parent, xHiddenService.Caller(), n, nil, opts...)
+	refs, err := xHiddenService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -872,7 +862,7 @@ func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindXHidden looks up a node of the service go.type.func._hidden, by path, alias or id. A relative path is relative to
 // from.
 func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) (*XHidden, error) {
-	ref, err := runtime.Find(ctx, from, xHiddenService.Caller(), where)
+	ref, err := xHiddenService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -881,7 +871,7 @@ func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // XHiddenFrom makes a handle from a reference that came in a message. It asks nobody.
 func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
-	found, err := runtime.RefFrom(from, xHiddenService.Caller(), ref)
+	found, err := xHiddenService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -891,35 +881,32 @@ func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
 // NewLocalXHidden puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalXHidden(node XHiddenNode) *XHidden {
-	return &XHidden{ref: runtime.NewLocal(xHiddenService.Host(xHiddenHandlers), node)}
+	return &XHidden{ref: xHiddenService.NewLocal(xHiddenHandlers, node)}
 }
 
 // RegisterXHiddenTunnel puts node behind a mailbox and registers it on server, where NewXHiddenTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterXHiddenTunnel(server *connect.Server, node XHiddenNode) {
-	runtime.RegisterTunnel(server, xHiddenService.Host(xHiddenHandlers), node)
+	xHiddenService.RegisterTunnel(server, xHiddenHandlers, node)
 }
 
 // NewXHiddenTunnel is the handle of the node that client reaches.
 func NewXHiddenTunnel(client *connect.Client) *XHidden {
-	return &XHidden{ref: runtime.NewTunnel(xHiddenService.Caller(), client)}
+	return &XHidden{ref: xHiddenService.NewTunnel(client)}
 }
 
 // InitName is the full name of the service init.
 const InitName = "go.type.func.init"
 
-// The method table of go.type.func.init. Calls name a method by its index in it.
-var initService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "init",
-	Config: runtime.ServiceConfig{
-		Type: "init",
-	},
-	Methods: []runtime.TableMethod{},
+// initService describes the service go.type.func.init. Calls identify a method by its index in Methods.
+var initService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "init",
+	Type: "init",
 }
 
-// What runs the methods of go.type.func.init on a node, in the order of the table.
-var initHandlers = []runtime.TableHandler{}
+// initHandlers run the methods of go.type.func.init on a node, in the order of initService.
+var initHandlers = []runtime.GeneratedHandler{}
 
 // InitNode is what a node of the service go.type.func.init implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -931,7 +918,7 @@ type UnimplementedInitNode struct{}
 
 // InitType is the node type "init", implemented by what setup returns. Setup is called once in each life of a node.
 func InitType(setup func(context.Context, *runtime.Node) (InitNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(initService.Host(initHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return initService.NodeType(initHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -955,7 +942,7 @@ func (h *Init) Intercepted(interceptors ...runtime.ClientInterceptor) *Init {
 
 // CreateInit creates a node of the type "init" below parent, and waits until it is set up.
 func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Init, error) {
-	ref, err := runtime.Create(ctx, parent, initService.Caller(), nil, opts...)
+	ref, err := initService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -964,7 +951,7 @@ func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateInitN creates n nodes of the type "init" below parent at once: all, or none and an error.
 func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Init, error) {
-	refs, err := runtime.CreateN(ctx, parent, initService.Caller(), n, nil, opts...)
+	refs, err := initService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -977,7 +964,7 @@ func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindInit looks up a node of the service go.type.func.init, by path, alias or id. A relative path is relative to from.
 func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*Init, error) {
-	ref, err := runtime.Find(ctx, from, initService.Caller(), where)
+	ref, err := initService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -986,7 +973,7 @@ func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*I
 
 // InitFrom makes a handle from a reference that came in a message. It asks nobody.
 func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
-	found, err := runtime.RefFrom(from, initService.Caller(), ref)
+	found, err := initService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -996,35 +983,32 @@ func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
 // NewLocalInit puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalInit(node InitNode) *Init {
-	return &Init{ref: runtime.NewLocal(initService.Host(initHandlers), node)}
+	return &Init{ref: initService.NewLocal(initHandlers, node)}
 }
 
 // RegisterInitTunnel puts node behind a mailbox and registers it on server, where NewInitTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterInitTunnel(server *connect.Server, node InitNode) {
-	runtime.RegisterTunnel(server, initService.Host(initHandlers), node)
+	initService.RegisterTunnel(server, initHandlers, node)
 }
 
 // NewInitTunnel is the handle of the node that client reaches.
 func NewInitTunnel(client *connect.Client) *Init {
-	return &Init{ref: runtime.NewTunnel(initService.Caller(), client)}
+	return &Init{ref: initService.NewTunnel(client)}
 }
 
 // MainName is the full name of the service main.
 const MainName = "go.type.func.main"
 
-// The method table of go.type.func.main. Calls name a method by its index in it.
-var mainService = runtime.Table{
-	File:    &_func.File_keywords_keywords_proto,
-	Service: "main",
-	Config: runtime.ServiceConfig{
-		Type: "main",
-	},
-	Methods: []runtime.TableMethod{},
+// mainService describes the service go.type.func.main. Calls identify a method by its index in Methods.
+var mainService = runtime.GeneratedService{
+	File: &_func.File_keywords_keywords_proto,
+	Name: "main",
+	Type: "main",
 }
 
-// What runs the methods of go.type.func.main on a node, in the order of the table.
-var mainHandlers = []runtime.TableHandler{}
+// mainHandlers run the methods of go.type.func.main on a node, in the order of mainService.
+var mainHandlers = []runtime.GeneratedHandler{}
 
 // MainNode is what a node of the service go.type.func.main implements. Its unary methods run one at a time unless the
 // schema says otherwise.
@@ -1036,7 +1020,7 @@ type UnimplementedMainNode struct{}
 
 // MainType is the node type "main", implemented by what setup returns. Setup is called once in each life of a node.
 func MainType(setup func(context.Context, *runtime.Node) (MainNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(mainService.Host(mainHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return mainService.NodeType(mainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -1060,7 +1044,7 @@ func (h *Main) Intercepted(interceptors ...runtime.ClientInterceptor) *Main {
 
 // CreateMain creates a node of the type "main" below parent, and waits until it is set up.
 func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Main, error) {
-	ref, err := runtime.Create(ctx, parent, mainService.Caller(), nil, opts...)
+	ref, err := mainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1069,7 +1053,7 @@ func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 
 // CreateMainN creates n nodes of the type "main" below parent at once: all, or none and an error.
 func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Main, error) {
-	refs, err := runtime.CreateN(ctx, parent, mainService.Caller(), n, nil, opts...)
+	refs, err := mainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -1082,7 +1066,7 @@ func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 
 // FindMain looks up a node of the service go.type.func.main, by path, alias or id. A relative path is relative to from.
 func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Main, error) {
-	ref, err := runtime.Find(ctx, from, mainService.Caller(), where)
+	ref, err := mainService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -1091,7 +1075,7 @@ func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 
 // MainFrom makes a handle from a reference that came in a message. It asks nobody.
 func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
-	found, err := runtime.RefFrom(from, mainService.Caller(), ref)
+	found, err := mainService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -1101,16 +1085,16 @@ func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
 // NewLocalMain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalMain(node MainNode) *Main {
-	return &Main{ref: runtime.NewLocal(mainService.Host(mainHandlers), node)}
+	return &Main{ref: mainService.NewLocal(mainHandlers, node)}
 }
 
 // RegisterMainTunnel puts node behind a mailbox and registers it on server, where NewMainTunnel and any other client of
 // the service reach it. Nothing has to be closed.
 func RegisterMainTunnel(server *connect.Server, node MainNode) {
-	runtime.RegisterTunnel(server, mainService.Host(mainHandlers), node)
+	mainService.RegisterTunnel(server, mainHandlers, node)
 }
 
 // NewMainTunnel is the handle of the node that client reaches.
 func NewMainTunnel(client *connect.Client) *Main {
-	return &Main{ref: runtime.NewTunnel(mainService.Caller(), client)}
+	return &Main{ref: mainService.NewTunnel(client)}
 }

@@ -21,24 +21,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v2.Learner"
 
-// The method table of thirdparty.v2.Learner. Calls name a method by its index in it.
-var learnerService = runtime.Table{
-	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
-	Service: "Learner",
-	Config: runtime.ServiceConfig{
-		Type: "learner",
-	},
-	Methods: []runtime.TableMethod{
+// learnerService describes the service thirdparty.v2.Learner. Calls identify a method by its index in Methods.
+var learnerService = runtime.GeneratedService{
+	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Name: "Learner",
+	Type: "learner",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -51,8 +49,8 @@ var learnerService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v2.Learner on a node, in the order of the table.
-var learnerHandlers = []runtime.TableHandler{
+// learnerHandlers run the methods of thirdparty.v2.Learner on a node, in the order of learnerService.
+var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(LearnerNode).Do(ctx, req.(*thirdparty.Text))
@@ -85,7 +83,7 @@ func (UnimplementedLearnerNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(learnerService.Host(learnerHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -109,18 +107,18 @@ func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learne
 
 // Do calls thirdparty.v2.Learner.Do, and waits for the response.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
-	ref, err := runtime.Create(ctx, parent, learnerService.Caller(), nil, opts...)
+	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +127,7 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
-	refs, err := runtime.CreateN(ctx, parent, learnerService.Caller(), n, nil, opts...)
+	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +141,7 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindLearner looks up a node of the service thirdparty.v2.Learner, by path, alias or id. A relative path is relative
 // to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
-	ref, err := runtime.Find(ctx, from, learnerService.Caller(), where)
+	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +150,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
-	found, err := runtime.RefFrom(from, learnerService.Caller(), ref)
+	found, err := learnerService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -162,31 +160,29 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 // NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
-	return &Learner{ref: runtime.NewLocal(learnerService.Host(learnerHandlers), node)}
+	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
 // RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
-	runtime.RegisterTunnel(server, learnerService.Host(learnerHandlers), node)
+	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
 // NewLearnerTunnel is the handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
-	return &Learner{ref: runtime.NewTunnel(learnerService.Caller(), client)}
+	return &Learner{ref: learnerService.NewTunnel(client)}
 }
 
 // Foo_BarName is the full name of the service Foo_Bar.
 const Foo_BarName = "thirdparty.v2.Foo_Bar"
 
-// The method table of thirdparty.v2.Foo_Bar. Calls name a method by its index in it.
-var foo_BarService = runtime.Table{
-	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
-	Service: "Foo_Bar",
-	Config: runtime.ServiceConfig{
-		Type: "foo-bar",
-	},
-	Methods: []runtime.TableMethod{
+// foo_BarService describes the service thirdparty.v2.Foo_Bar. Calls identify a method by its index in Methods.
+var foo_BarService = runtime.GeneratedService{
+	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Name: "Foo_Bar",
+	Type: "foo-bar",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -199,8 +195,8 @@ var foo_BarService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v2.Foo_Bar on a node, in the order of the table.
-var foo_BarHandlers = []runtime.TableHandler{
+// foo_BarHandlers run the methods of thirdparty.v2.Foo_Bar on a node, in the order of foo_BarService.
+var foo_BarHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(Foo_BarNode).Do(ctx, req.(*thirdparty.Text))
@@ -235,7 +231,7 @@ func (UnimplementedFoo_BarNode) Do(context.Context, *thirdparty.Text) (*thirdpar
 // Foo_BarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func Foo_BarType(setup func(context.Context, *runtime.Node) (Foo_BarNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(foo_BarService.Host(foo_BarHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return foo_BarService.NodeType(foo_BarHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -261,18 +257,18 @@ func (h *Foo_Bar) Intercepted(interceptors ...runtime.ClientInterceptor) *Foo_Ba
 
 // Do calls thirdparty.v2.Foo_Bar.Do, and waits for the response.
 func (h *Foo_Bar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *Foo_Bar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateFoo_Bar creates a node of the type "foo-bar" below parent, and waits until it is set up.
 func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Foo_Bar, error) {
-	ref, err := runtime.Create(ctx, parent, foo_BarService.Caller(), nil, opts...)
+	ref, err := foo_BarService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +277,7 @@ func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 
 // CreateFoo_BarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
 func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Foo_Bar, error) {
-	refs, err := runtime.CreateN(ctx, parent, foo_BarService.Caller(), n, nil, opts...)
+	refs, err := foo_BarService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +291,7 @@ func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 // FindFoo_Bar looks up a node of the service thirdparty.v2.Foo_Bar, by path, alias or id. A relative path is relative
 // to from.
 func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) (*Foo_Bar, error) {
-	ref, err := runtime.Find(ctx, from, foo_BarService.Caller(), where)
+	ref, err := foo_BarService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +300,7 @@ func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) 
 
 // Foo_BarFrom makes a handle from a reference that came in a message. It asks nobody.
 func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
-	found, err := runtime.RefFrom(from, foo_BarService.Caller(), ref)
+	found, err := foo_BarService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -314,31 +310,29 @@ func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
 // NewLocalFoo_Bar puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
 // Nothing has to be closed.
 func NewLocalFoo_Bar(node Foo_BarNode) *Foo_Bar {
-	return &Foo_Bar{ref: runtime.NewLocal(foo_BarService.Host(foo_BarHandlers), node)}
+	return &Foo_Bar{ref: foo_BarService.NewLocal(foo_BarHandlers, node)}
 }
 
 // RegisterFoo_BarTunnel puts node behind a mailbox and registers it on server, where NewFoo_BarTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFoo_BarTunnel(server *connect.Server, node Foo_BarNode) {
-	runtime.RegisterTunnel(server, foo_BarService.Host(foo_BarHandlers), node)
+	foo_BarService.RegisterTunnel(server, foo_BarHandlers, node)
 }
 
 // NewFoo_BarTunnel is the handle of the node that client reaches.
 func NewFoo_BarTunnel(client *connect.Client) *Foo_Bar {
-	return &Foo_Bar{ref: runtime.NewTunnel(foo_BarService.Caller(), client)}
+	return &Foo_Bar{ref: foo_BarService.NewTunnel(client)}
 }
 
 // FooBarName is the full name of the service FooBar.
 const FooBarName = "thirdparty.v2.FooBar"
 
-// The method table of thirdparty.v2.FooBar. Calls name a method by its index in it.
-var fooBarService = runtime.Table{
-	File:    &thirdpartyv2.File_thirdparty_v2_v2_proto,
-	Service: "FooBar",
-	Config: runtime.ServiceConfig{
-		Type: "foo-bar",
-	},
-	Methods: []runtime.TableMethod{
+// fooBarService describes the service thirdparty.v2.FooBar. Calls identify a method by its index in Methods.
+var fooBarService = runtime.GeneratedService{
+	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
+	Name: "FooBar",
+	Type: "foo-bar",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Do",
 			NewRequest: func() proto.Message {
@@ -351,8 +345,8 @@ var fooBarService = runtime.Table{
 	},
 }
 
-// What runs the methods of thirdparty.v2.FooBar on a node, in the order of the table.
-var fooBarHandlers = []runtime.TableHandler{
+// fooBarHandlers run the methods of thirdparty.v2.FooBar on a node, in the order of fooBarService.
+var fooBarHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(FooBarNode).Do(ctx, req.(*thirdparty.Text))
@@ -385,7 +379,7 @@ func (UnimplementedFooBarNode) Do(context.Context, *thirdparty.Text) (*thirdpart
 // FooBarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
 // node.
 func FooBarType(setup func(context.Context, *runtime.Node) (FooBarNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(fooBarService.Host(fooBarHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return fooBarService.NodeType(fooBarHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -409,18 +403,18 @@ func (h *FooBar) Intercepted(interceptors ...runtime.ClientInterceptor) *FooBar 
 
 // Do calls thirdparty.v2.FooBar.Do, and waits for the response.
 func (h *FooBar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
-	return runtime.CallUnary[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
 // DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
 // the way to the node is full.
 func (h *FooBar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
-	return runtime.CallAsync[*thirdparty.Text, *thirdparty.Text](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
 // CreateFooBar creates a node of the type "foo-bar" below parent, and waits until it is set up.
 func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FooBar, error) {
-	ref, err := runtime.Create(ctx, parent, fooBarService.Caller(), nil, opts...)
+	ref, err := fooBarService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -429,7 +423,7 @@ func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 
 // CreateFooBarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
 func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FooBar, error) {
-	refs, err := runtime.CreateN(ctx, parent, fooBarService.Caller(), n, nil, opts...)
+	refs, err := fooBarService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -443,7 +437,7 @@ func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 // FindFooBar looks up a node of the service thirdparty.v2.FooBar, by path, alias or id. A relative path is relative to
 // from.
 func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (*FooBar, error) {
-	ref, err := runtime.Find(ctx, from, fooBarService.Caller(), where)
+	ref, err := fooBarService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -452,7 +446,7 @@ func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (
 
 // FooBarFrom makes a handle from a reference that came in a message. It asks nobody.
 func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
-	found, err := runtime.RefFrom(from, fooBarService.Caller(), ref)
+	found, err := fooBarService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -462,16 +456,16 @@ func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
 // NewLocalFooBar puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
 // has to be closed.
 func NewLocalFooBar(node FooBarNode) *FooBar {
-	return &FooBar{ref: runtime.NewLocal(fooBarService.Host(fooBarHandlers), node)}
+	return &FooBar{ref: fooBarService.NewLocal(fooBarHandlers, node)}
 }
 
 // RegisterFooBarTunnel puts node behind a mailbox and registers it on server, where NewFooBarTunnel and any other
 // client of the service reach it. Nothing has to be closed.
 func RegisterFooBarTunnel(server *connect.Server, node FooBarNode) {
-	runtime.RegisterTunnel(server, fooBarService.Host(fooBarHandlers), node)
+	fooBarService.RegisterTunnel(server, fooBarHandlers, node)
 }
 
 // NewFooBarTunnel is the handle of the node that client reaches.
 func NewFooBarTunnel(client *connect.Client) *FooBar {
-	return &FooBar{ref: runtime.NewTunnel(fooBarService.Caller(), client)}
+	return &FooBar{ref: fooBarService.NewTunnel(client)}
 }

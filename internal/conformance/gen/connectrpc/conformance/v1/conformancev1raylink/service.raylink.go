@@ -34,24 +34,22 @@ const (
 	// The code is too old for the runtime:
 	//
 	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
-	_ = runtime.EnforceVersion(2 - runtime.MinGenerated)
+	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
 	// The runtime is too old for the code:
 	//
 	//	go get github.com/raylink/raylink@latest
-	_ = runtime.EnforceVersion(runtime.MaxGenerated - 2)
+	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
 )
 
 // ConformanceServiceName is the full name of the service ConformanceService.
 const ConformanceServiceName = "connectrpc.conformance.v1.ConformanceService"
 
-// The method table of connectrpc.conformance.v1.ConformanceService. Calls name a method by its index in it.
-var conformanceServiceService = runtime.Table{
-	File:    &conformancev1.File_connectrpc_conformance_v1_service_proto,
-	Service: "ConformanceService",
-	Config: runtime.ServiceConfig{
-		Type: "conformance-service",
-	},
-	Methods: []runtime.TableMethod{
+// conformanceServiceService describes the service connectrpc.conformance.v1.ConformanceService. Calls identify a method by its index in Methods.
+var conformanceServiceService = runtime.GeneratedService{
+	File: &conformancev1.File_connectrpc_conformance_v1_service_proto,
+	Name: "ConformanceService",
+	Type: "conformance-service",
+	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Unary",
 			NewRequest: func() proto.Message {
@@ -109,8 +107,8 @@ var conformanceServiceService = runtime.Table{
 	},
 }
 
-// What runs the methods of connectrpc.conformance.v1.ConformanceService on a node, in the order of the table.
-var conformanceServiceHandlers = []runtime.TableHandler{
+// conformanceServiceHandlers run the methods of connectrpc.conformance.v1.ConformanceService on a node, in the order of conformanceServiceService.
+var conformanceServiceHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(ConformanceServiceNode).Unary(ctx, req.(*conformancev1.UnaryRequest))
@@ -124,23 +122,25 @@ var conformanceServiceHandlers = []runtime.TableHandler{
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			req, err := runtime.ReceiveRequest[*conformancev1.ServerStreamRequest](stream)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*conformancev1.ServerStreamRequest, *conformancev1.ServerStreamResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
 				return err
 			}
-			return node.(ConformanceServiceNode).ServerStream(ctx, req, runtime.ServerStream[*conformancev1.ServerStreamResponse](stream))
+			return node.(ConformanceServiceNode).ServerStream(ctx, req, stream)
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			res, err := node.(ConformanceServiceNode).ClientStream(ctx, runtime.ClientStream[*conformancev1.ClientStreamRequest](stream))
-			return runtime.SendResponse(stream, res, err)
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*conformancev1.ClientStreamRequest, *conformancev1.ClientStreamResponse](untyped)
+			return stream.SendOnly(node.(ConformanceServiceNode).ClientStream(ctx, stream))
 		},
 	},
 	{
-		Stream: func(node any, ctx context.Context, stream *runtime.ServedStream) error {
-			return node.(ConformanceServiceNode).BidiStream(ctx, runtime.BidiStream[*conformancev1.BidiStreamRequest, *conformancev1.BidiStreamResponse](stream))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*conformancev1.BidiStreamRequest, *conformancev1.BidiStreamResponse](untyped)
+			return node.(ConformanceServiceNode).BidiStream(ctx, stream)
 		},
 	},
 	{
@@ -350,7 +350,7 @@ func (UnimplementedConformanceServiceNode) IdempotentUnary(context.Context, *con
 // ConformanceServiceType is the node type "conformance-service", implemented by what setup returns. Setup is called
 // once in each life of a node.
 func ConformanceServiceType(setup func(context.Context, *runtime.Node) (ConformanceServiceNode, error)) runtime.NodeType {
-	return runtime.NewNodeType(conformanceServiceService.Host(conformanceServiceHandlers), func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
+	return conformanceServiceService.NodeType(conformanceServiceHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
@@ -393,13 +393,13 @@ func (h *ConformanceService) Intercepted(interceptors ...runtime.ClientIntercept
 // if it is, set no response headers or trailers and return no response data.
 // The returned payload should only contain the request info.
 func (h *ConformanceService) Unary(ctx context.Context, req *conformancev1.UnaryRequest) (*conformancev1.UnaryResponse, error) {
-	return runtime.CallUnary[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](0).Unary(ctx, h.ref, req)
 }
 
 // UnaryAsync is Unary without the waiting: the future has the response, or the error, once it is there. It blocks only
 // while the way to the node is full.
 func (h *ConformanceService) UnaryAsync(ctx context.Context, req *conformancev1.UnaryRequest) *runtime.Future[*conformancev1.UnaryResponse] {
-	return runtime.CallAsync[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](ctx, h.ref, 0, req)
+	return runtime.GeneratedCall[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](0).Async(ctx, h.ref, req)
 }
 
 // A server-streaming operation. The request indicates the response headers,
@@ -423,7 +423,7 @@ func (h *ConformanceService) UnaryAsync(ctx context.Context, req *conformancev1.
 // still be set on the stream if provided regardless of whether a response is
 // sent or an error is thrown.
 func (h *ConformanceService) ServerStream(ctx context.Context, req *conformancev1.ServerStreamRequest) (ConformanceServiceServerStreamClientStream, error) {
-	return runtime.CallServerStream[*conformancev1.ServerStreamRequest, *conformancev1.ServerStreamResponse](ctx, h.ref, 1, req)
+	return runtime.GeneratedCall[*conformancev1.ServerStreamRequest, *conformancev1.ServerStreamResponse](1).ServerStream(ctx, h.ref, req)
 }
 
 // A client-streaming operation. The first request indicates the response
@@ -445,7 +445,7 @@ func (h *ConformanceService) ServerStream(ctx context.Context, req *conformancev
 // if it is, set no response headers or trailers and return no response data.
 // The returned payload should only contain the request info.
 func (h *ConformanceService) ClientStream(ctx context.Context) (ConformanceServiceClientStreamClientStream, error) {
-	return runtime.CallClientStream[*conformancev1.ClientStreamRequest, *conformancev1.ClientStreamResponse](ctx, h.ref, 2)
+	return runtime.GeneratedCall[*conformancev1.ClientStreamRequest, *conformancev1.ClientStreamResponse](2).ClientStream(ctx, h.ref)
 }
 
 // A bidirectional-streaming operation. The first request indicates the response
@@ -498,37 +498,37 @@ func (h *ConformanceService) ClientStream(ctx context.Context) (ConformanceServi
 //   - if the response_delay_ms duration is specified, the server should wait that
 //     long in between sending each response message.
 func (h *ConformanceService) BidiStream(ctx context.Context) (ConformanceServiceBidiStreamClientStream, error) {
-	return runtime.CallBidiStream[*conformancev1.BidiStreamRequest, *conformancev1.BidiStreamResponse](ctx, h.ref, 3)
+	return runtime.GeneratedCall[*conformancev1.BidiStreamRequest, *conformancev1.BidiStreamResponse](3).BidiStream(ctx, h.ref)
 }
 
 // A unary endpoint that the server should not implement and should instead
 // return an unimplemented error when invoked.
 func (h *ConformanceService) Unimplemented(ctx context.Context, req *conformancev1.UnimplementedRequest) (*conformancev1.UnimplementedResponse, error) {
-	return runtime.CallUnary[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](4).Unary(ctx, h.ref, req)
 }
 
 // UnimplementedAsync is Unimplemented without the waiting: the future has the response, or the error, once it is there.
 // It blocks only while the way to the node is full.
 func (h *ConformanceService) UnimplementedAsync(ctx context.Context, req *conformancev1.UnimplementedRequest) *runtime.Future[*conformancev1.UnimplementedResponse] {
-	return runtime.CallAsync[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](ctx, h.ref, 4, req)
+	return runtime.GeneratedCall[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](4).Async(ctx, h.ref, req)
 }
 
 // A unary endpoint denoted as having no side effects (i.e. idempotent).
 // Implementations should use an HTTP GET when invoking this endpoint and
 // leverage query parameters to send data.
 func (h *ConformanceService) IdempotentUnary(ctx context.Context, req *conformancev1.IdempotentUnaryRequest) (*conformancev1.IdempotentUnaryResponse, error) {
-	return runtime.CallUnary[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](5).Unary(ctx, h.ref, req)
 }
 
 // IdempotentUnaryAsync is IdempotentUnary without the waiting: the future has the response, or the error, once it is
 // there. It blocks only while the way to the node is full.
 func (h *ConformanceService) IdempotentUnaryAsync(ctx context.Context, req *conformancev1.IdempotentUnaryRequest) *runtime.Future[*conformancev1.IdempotentUnaryResponse] {
-	return runtime.CallAsync[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](ctx, h.ref, 5, req)
+	return runtime.GeneratedCall[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](5).Async(ctx, h.ref, req)
 }
 
 // CreateConformanceService creates a node of the type "conformance-service" below parent, and waits until it is set up.
 func CreateConformanceService(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*ConformanceService, error) {
-	ref, err := runtime.Create(ctx, parent, conformanceServiceService.Caller(), nil, opts...)
+	ref, err := conformanceServiceService.Create(ctx, parent, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -538,7 +538,7 @@ func CreateConformanceService(ctx context.Context, parent runtime.Parent, opts .
 // CreateConformanceServiceN creates n nodes of the type "conformance-service" below parent at once: all, or none and an
 // error.
 func CreateConformanceServiceN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*ConformanceService, error) {
-	refs, err := runtime.CreateN(ctx, parent, conformanceServiceService.Caller(), n, nil, opts...)
+	refs, err := conformanceServiceService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -552,7 +552,7 @@ func CreateConformanceServiceN(ctx context.Context, parent runtime.Parent, n int
 // FindConformanceService looks up a node of the service connectrpc.conformance.v1.ConformanceService, by path, alias or
 // id. A relative path is relative to from.
 func FindConformanceService(ctx context.Context, from runtime.Finder, where runtime.Where) (*ConformanceService, error) {
-	ref, err := runtime.Find(ctx, from, conformanceServiceService.Caller(), where)
+	ref, err := conformanceServiceService.Find(ctx, from, where)
 	if err != nil {
 		return nil, err
 	}
@@ -561,7 +561,7 @@ func FindConformanceService(ctx context.Context, from runtime.Finder, where runt
 
 // ConformanceServiceFrom makes a handle from a reference that came in a message. It asks nobody.
 func ConformanceServiceFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ConformanceService, error) {
-	found, err := runtime.RefFrom(from, conformanceServiceService.Caller(), ref)
+	found, err := conformanceServiceService.From(from, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -571,16 +571,16 @@ func ConformanceServiceFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Conforma
 // NewLocalConformanceService puts node behind a mailbox in this process, outside any system: a fake in a test, for
 // example. Nothing has to be closed.
 func NewLocalConformanceService(node ConformanceServiceNode) *ConformanceService {
-	return &ConformanceService{ref: runtime.NewLocal(conformanceServiceService.Host(conformanceServiceHandlers), node)}
+	return &ConformanceService{ref: conformanceServiceService.NewLocal(conformanceServiceHandlers, node)}
 }
 
 // RegisterConformanceServiceTunnel puts node behind a mailbox and registers it on server, where
 // NewConformanceServiceTunnel and any other client of the service reach it. Nothing has to be closed.
 func RegisterConformanceServiceTunnel(server *connect.Server, node ConformanceServiceNode) {
-	runtime.RegisterTunnel(server, conformanceServiceService.Host(conformanceServiceHandlers), node)
+	conformanceServiceService.RegisterTunnel(server, conformanceServiceHandlers, node)
 }
 
 // NewConformanceServiceTunnel is the handle of the node that client reaches.
 func NewConformanceServiceTunnel(client *connect.Client) *ConformanceService {
-	return &ConformanceService{ref: runtime.NewTunnel(conformanceServiceService.Caller(), client)}
+	return &ConformanceService{ref: conformanceServiceService.NewTunnel(client)}
 }
