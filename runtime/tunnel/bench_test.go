@@ -19,8 +19,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// BenchmarkUnary has so many calls in flight, from as many goroutines, over one TCP connection in
-// one process.
+// BenchmarkUnary measures calls over one TCP connection within a process, with a number of
+// goroutines that each have one call in flight.
 func BenchmarkUnary(b *testing.B) {
 	for _, size := range []int{16, 1 << 10, 64 << 10, 1 << 20} {
 		for _, inflight := range []int{1, 64, 512} {
@@ -54,7 +54,7 @@ func BenchmarkUnary(b *testing.B) {
 	}
 }
 
-// BenchmarkAsync has many calls outstanding that one goroutine starts.
+// BenchmarkAsync measures one goroutine that keeps many calls in flight.
 func BenchmarkAsync(b *testing.B) {
 	client, _ := overTCP(b, tunnel.Config{}, echo())
 	const outstanding = 10000
@@ -74,7 +74,7 @@ func BenchmarkAsync(b *testing.B) {
 	}
 }
 
-// BenchmarkStream sends messages one way, and counts them at the other end.
+// BenchmarkStream measures messages sent in one direction, counted at the receiver.
 func BenchmarkStream(b *testing.B) {
 	h := echo()
 	h.stream = func(_ context.Context, _ *tunnel.Incoming, s connect.ServerStream) error {
@@ -103,8 +103,8 @@ func BenchmarkStream(b *testing.B) {
 	require.NoError(b, stream.Close())
 }
 
-// BenchmarkFloor is what the others are to be compared with: the same message behind a length and a
-// number, no more, written and read by the simplest code that multiplexes and gathers.
+// BenchmarkFloor is the baseline: the same messages with a length and a number as their only
+// framing, over the simplest multiplexer that batches writes.
 func BenchmarkFloor(b *testing.B) {
 	for _, size := range []int{16, 1 << 10, 64 << 10, 1 << 20} {
 		for _, inflight := range []int{1, 64, 512} {
@@ -137,7 +137,7 @@ func BenchmarkFloor(b *testing.B) {
 	}
 }
 
-// concurrently shares b.N rounds among n goroutines.
+// concurrently distributes b.N rounds over n goroutines.
 func concurrently(b *testing.B, n int, run func(next func() bool)) {
 	b.Helper()
 	var left atomic.Int64
@@ -153,8 +153,8 @@ func concurrently(b *testing.B, n int, run func(next func() bool)) {
 	b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/op")
 }
 
-// cpu is the processor time that this process has used. On a machine that is busy otherwise it says
-// more than the clock.
+// cpu returns the CPU time used by this process. On a busy machine it is a better measure than
+// wall-clock time.
 func cpu(b *testing.B) int64 {
 	b.Helper()
 	var used syscall.Rusage
@@ -162,7 +162,7 @@ func cpu(b *testing.B) int64 {
 	return used.Utime.Nano() + used.Stime.Nano()
 }
 
-// floor is a length-prefixed echo.
+// floor is a length-prefixed echo server and client.
 type floor struct {
 	nc net.Conn
 	on func(uint32, *wrapperspb.BytesValue)

@@ -23,7 +23,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// node answers through connect's generated code.
+// node serves calls through the code that connect generates.
 type node struct {
 	nodev1connect.UnimplementedNodeServiceHandler
 }
@@ -53,7 +53,7 @@ func spec(shape connect.StreamType, name string) connect.Spec {
 	return connect.Spec{StreamType: shape, Procedure: "/test.v1.Shapes/" + name}
 }
 
-// shapes has a method of each streaming shape.
+// shapes is a server with a method of each streaming shape.
 func shapes(server *connect.Server) {
 	server.Register(
 		connect.Method{Spec: spec(connect.StreamTypeBidi, "Echo"), Handler: func(ctx context.Context, _ connect.Spec, s connect.ServerStream) error {
@@ -118,7 +118,7 @@ func outcome(err error) string {
 	return text.String()
 }
 
-// story is all that a user of connect's clients sees of a transport.
+// story is everything that a user of a connect client observes of a transport.
 func story(ctx context.Context, transport connect.Transport) []string {
 	var lines []string
 	note := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
@@ -163,7 +163,7 @@ func story(ctx context.Context, transport connect.Transport) []string {
 	stream, err = client.CallClientStream(ctx, spec(connect.StreamTypeBidi, "Echo"))
 	note("echo: %s %s", outcome(err), outcome(stream.Send(wrapperspb.String("fail"))))
 	note("receive: %s", outcome(stream.Receive(&wrapperspb.StringValue{})))
-	// In this process it is the context's error, over HTTP and here io.EOF.
+	// Within a process the error is the context's; over HTTP and through a tunnel it is io.EOF.
 	note("send: %v", stream.Send(wrapperspb.String("more")) != nil)
 	note("close: %s", outcome(stream.Close()))
 
@@ -186,9 +186,9 @@ func story(ctx context.Context, transport connect.Transport) []string {
 	return lines
 }
 
-// TestConnectsClientsSeeNoDifference tells the same story over the tunnel and over connect's own
-// transport in this process.
-func TestConnectsClientsSeeNoDifference(t *testing.T) {
+// TestConnectClientSeesNoDifference runs the same calls through a tunnel and through connect's own
+// in-process transport, and compares what a client observes.
+func TestConnectClientSeesNoDifference(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := connect.NewServer()
 		nodev1connect.RegisterNodeServiceHandler(server, node{})

@@ -17,12 +17,12 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// counted counts what a connection is asked to do.
+// counted counts the reads and writes of a connection.
 type counted struct {
 	net.Conn
 
 	reads, writes atomic.Int64
-	// gate, where there is one, holds writes back until it is closed.
+	// gate, if set, blocks writes until it is closed.
 	gate atomic.Pointer[chan struct{}]
 }
 
@@ -40,7 +40,7 @@ func (c *counted) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-func TestOneCallIsOneWriteAndOneReadOnEachSide(t *testing.T) {
+func TestOneCallTakesOneWriteAndOneReadPerSide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
 		a, b := &counted{Conn: near}, &counted{Conn: far}
@@ -65,9 +65,9 @@ func TestOneCallIsOneWriteAndOneReadOnEachSide(t *testing.T) {
 	})
 }
 
-// TestABurstTakesFewWritesAndReads has a thousand calls queue up behind a write that takes its
-// time, and counts what it takes to send and answer them.
-func TestABurstTakesFewWritesAndReads(t *testing.T) {
+// TestBurstIsBatchedIntoFewWrites queues a thousand calls while a write is blocked, and counts the
+// reads and writes needed to send and answer them.
+func TestBurstIsBatchedIntoFewWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
 		a, b := &counted{Conn: near}, &counted{Conn: far}
@@ -86,7 +86,7 @@ func TestABurstTakesFewWritesAndReads(t *testing.T) {
 			}
 		}
 		begin()
-		synctest.Wait() // its write is under way
+		synctest.Wait() // its write is blocked
 		for _, c := range []*counted{a, b} {
 			c.reads.Store(0)
 			c.writes.Store(0)
@@ -99,19 +99,20 @@ func TestABurstTakesFewWritesAndReads(t *testing.T) {
 		close(gate)
 		all.Wait()
 		synctest.Wait()
-		assert.EqualValues(t, 1, a.writes.Load(), "what has gathered goes out at once")
+		assert.EqualValues(t, 1, a.writes.Load(), "queued frames are sent in one write")
 		assert.LessOrEqual(t, b.reads.Load(), int64(20))
-		// A write takes what has been answered while the one before it was under way, which depends
-		// on who runs when.
+		// A write contains what was answered during the previous write, which depends on the
+		// scheduler.
 		assert.LessOrEqual(t, b.writes.Load(), int64(calls/10))
-		assert.LessOrEqual(t, a.reads.Load(), b.writes.Load()+10, "a buffer that is small at first takes some more")
+		assert.LessOrEqual(t, a.reads.Load(), b.writes.Load()+10, "while the read buffer is small, more reads are needed")
 		assert.NoError(t, client.Close())
 		assert.NoError(t, server.Close())
 	})
 }
 
-// TestAllocationsOfACall counts both sides together: the call, the response and its bytes, the
-// request and its bytes, what the server knows of the call, and what the channel that waits needs.
+// TestAllocationsOfACall counts the allocations of both sides together: the call, the response and
+// its bytes, the request and its bytes, the server's state of the call, and the channel of the
+// caller.
 func TestAllocationsOfACall(t *testing.T) {
 	if invariants.RaceEnabled {
 		t.Skip("the race detector allocates as well")

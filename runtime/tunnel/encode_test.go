@@ -14,7 +14,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// changing is a message that is changed while it is being encoded: protobuf panics.
+// changing is a message for which protobuf panics, as it may for one that is modified while it is
+// being encoded.
 type changing struct{ *wrapperspb.BytesValue }
 
 func (c changing) ProtoReflect() protoreflect.Message {
@@ -30,8 +31,8 @@ func (changingMessage) ProtoMethods() *protoiface.Methods {
 	}
 }
 
-// TestAMessageThatCannotBeEncodedIsItsSendersError: what others send over the connection goes on.
-func TestAMessageThatCannotBeEncodedIsItsSendersError(t *testing.T) {
+// TestUnencodableMessageFailsItsSenderOnly: other calls on the connection are not affected.
+func TestUnencodableMessageFailsItsSenderOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bad := changing{wrapperspb.Bytes([]byte("x"))}
 		h := echo()

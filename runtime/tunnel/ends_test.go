@@ -17,7 +17,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// never is a handler that does not answer.
+// never is a handler that does not answer calls.
 func never() handlers {
 	return handlers{
 		unary: func(*tunnel.Incoming) {},
@@ -28,7 +28,7 @@ func never() handlers {
 	}
 }
 
-func TestLostConnectionFailsWhatIsOpen(t *testing.T) {
+func TestLostConnectionFailsOpenCalls(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming
@@ -53,7 +53,7 @@ func TestLostConnectionFailsWhatIsOpen(t *testing.T) {
 		require.ErrorIs(t, s.client.Err(), memnet.ErrCut)
 		synctest.Wait()
 		require.ErrorIs(t, held.Context().Err(), context.Canceled)
-		held.Reply(nil, nil) // too late, and harmless
+		held.Reply(nil, nil) // has no effect after the end
 		_, _, err = start(t.Context(), s.client, "/p/P", 1)
 		require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err))
 		require.ErrorIs(t, err, tunnel.ErrNotRun)
@@ -62,13 +62,13 @@ func TestLostConnectionFailsWhatIsOpen(t *testing.T) {
 	})
 }
 
-func TestSilentPeerIsFoundOutOnlyWhileCallsAreOpen(t *testing.T) {
+func TestSilentPeerIsDetectedOnlyWhileCallsAreOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{Keepalive: time.Second}, tunnel.Config{Keepalive: time.Second}, echo())
 		roundTrip(t, s.client, 1)
 		s.link.Stall()
 		<-time.After(time.Hour)
-		require.NoError(t, s.client.Err(), "nobody waits for anything")
+		require.NoError(t, s.client.Err(), "no call is open")
 		begin := time.Now()
 		_, done, err := start(t.Context(), s.client, "/p/P", 1)
 		require.NoError(t, err)
@@ -91,13 +91,13 @@ func TestSlowHandlerIsNotASilentPeer(t *testing.T) {
 	})
 }
 
-func TestClosedWhileTheOtherSideShutsDown(t *testing.T) {
+func TestCloseWhilePeerShutsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s setup
 		ended := make(chan error, 1)
 		s = overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
-			// The answer and the farewell go in one write, so that the client reads the second when
-			// it has closed on the first.
+			// The answer and the GOAWAY go out in one write, so that the client reads the GOAWAY
+			// after it has closed because of the answer.
 			in.Reply(nil, nil)
 			go func() { ended <- s.server.Shutdown(context.Background()) }()
 			synctest.Wait()
@@ -111,7 +111,7 @@ func TestClosedWhileTheOtherSideShutsDown(t *testing.T) {
 	})
 }
 
-func TestShutdownOfTheServerWaitsForWhatIsOpen(t *testing.T) {
+func TestServerShutdownWaitsForOpenCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming
 		h := echo()
@@ -141,7 +141,7 @@ func TestShutdownOfTheServerWaitsForWhatIsOpen(t *testing.T) {
 	})
 }
 
-func TestCallsThatCrossAShutdownAreRefusedAsNotRun(t *testing.T) {
+func TestCallsInFlightAtShutdownAreRefusedAsNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, echo())
 		roundTrip(t, s.client, 1)
@@ -162,7 +162,7 @@ func TestCallsThatCrossAShutdownAreRefusedAsNotRun(t *testing.T) {
 	})
 }
 
-func TestShutdownOfTheClientWaitsForWhatIsOpen(t *testing.T) {
+func TestClientShutdownWaitsForOpenCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
 			time.AfterFunc(time.Minute, func() { in.Reply(nil, nil) })
@@ -178,8 +178,9 @@ func TestShutdownOfTheClientWaitsForWhatIsOpen(t *testing.T) {
 	})
 }
 
-// A ping that crosses the last answer is answered when nobody is there any more to read it.
-func TestPeerThatLeavesWhileItsPingIsAnswered(t *testing.T) {
+// TestPeerClosesWhilePingIsAnswered: a ping crosses the final answer, and the peer has closed the
+// connection when the pong is written.
+func TestPeerClosesWhilePingIsAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const keepalive = 5 * time.Second
 		s := overMemory(t, tunnel.Config{Keepalive: keepalive}, tunnel.Config{Keepalive: -1}, handlers{unary: func(in *tunnel.Incoming) {
@@ -224,7 +225,7 @@ func handshake(t *testing.T, hello tunnel.Hello, cfg tunnel.Config, admit func(t
 	return err, <-ch
 }
 
-func TestRefusalsSayWhy(t *testing.T) {
+func TestRefusedHandshakeReportsReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refuse := func(tunnel.Hello) (tunnel.Handler, error) {
 			return nil, connect.NewError(connect.CodeNotFound, "no such node here")
@@ -248,7 +249,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 	})
 }
 
-func TestHandshakeWithSomethingElse(t *testing.T) {
+func TestDialRejectsForeignPeer(t *testing.T) {
 	for name, test := range map[string]struct {
 		answer string
 		reason tunnel.HandshakeReason
@@ -279,9 +280,9 @@ func TestHandshakeWithSomethingElse(t *testing.T) {
 	}
 }
 
-func TestGarbageAtTheAcceptingSide(t *testing.T) {
+func TestAcceptRejectsForeignPeer(t *testing.T) {
 	for name, test := range map[string]struct {
-		said   string
+		sent   string
 		reason tunnel.HandshakeReason
 		text   string
 	}{
@@ -294,8 +295,8 @@ func TestGarbageAtTheAcceptingSide(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				near, far := memnet.Pipe()
-				if test.said != "" {
-					_, err := near.Write([]byte(test.said))
+				if test.sent != "" {
+					_, err := near.Write([]byte(test.sent))
 					require.NoError(t, err)
 				}
 				_, err := tunnel.Accept(t.Context(), far, tunnel.Config{}, self, admit(echo()))

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// detailsOf is an error block with n details, each of a type and a value of so many bytes.
+// detailsOf returns an error block with n details, each with a type and a value of the given size.
 func detailsOf(n, bytes int) []byte {
 	b := appendInt(nil, int(connect.CodeInternal))
 	b = appendString(b, "text")
@@ -21,8 +21,8 @@ func detailsOf(n, bytes int) []byte {
 	return b
 }
 
-// TestErrorDetailsAreParsedInLinearTime counts what parsing allocates, which grew with the square
-// of the details' number.
+// TestErrorDetailsAreParsedInLinearTime measures the bytes that parsing allocates. They once grew
+// with the square of the number of details.
 func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 	cost := func(n int) uint64 {
 		block := detailsOf(n, 0)
@@ -37,7 +37,7 @@ func TestErrorDetailsAreParsedInLinearTime(t *testing.T) {
 	require.Less(t, many, 2*few, "%d details cost %d bytes, 20,000 cost %d", maxDetails, few, many)
 }
 
-func TestErrorKeepsItsFirstDetailsAndSkipsTheRest(t *testing.T) {
+func TestErrorDetailsBeyondLimitAreSkipped(t *testing.T) {
 	err := connect.NewError(connect.CodeAborted, "text")
 	for i := range maxDetails + 10 {
 		err = err.WithDetail(&connect.ErrorDetail{Type: strconv.Itoa(i), Value: []byte{byte(i)}})

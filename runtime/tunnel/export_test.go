@@ -6,22 +6,24 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// HeaderBytes is the size of a frame's header.
+// HeaderBytes is the size of a frame header.
 const HeaderBytes = headerBytes
 
 // Guarded says whether the guards are in this build.
 const Guarded = guarded
 
-// FrameBytes is the whole size of the frame that begins b, which has a header at least.
+// FrameBytes returns the size of the frame at the start of b, which must contain at least the
+// header.
 func FrameBytes(b []byte) int { return headerBytes + readHeader(b).length() }
 
-// DescribeFrame is a frame in words.
+// DescribeFrame describes the header of the frame at the start of b.
 func DescribeFrame(b []byte) string {
 	h := readHeader(b)
 	return fmt.Sprintf("%v id=%d flags=0x%02x length=%d", h.kind(), h.id(), h.flags(), h.length())
 }
 
-// Leaks says what a connection without open calls still holds, "" for nothing.
+// Leaks describes what a connection without open calls still holds. It returns "" if that is
+// nothing.
 func Leaks(c *Conn) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -36,10 +38,10 @@ func Leaks(c *Conn) string {
 		return fmt.Sprintf("response window: %d out, %d in", c.out.replyWindow, c.replyBytes)
 	}
 	if c.excess.used != 0 || len(c.excess.waiting) != 0 {
-		return fmt.Sprintf("beyond windows: %d used, %d waiting", c.excess.used, len(c.excess.waiting))
+		return fmt.Sprintf("excess credit: %d used, %d waiting", c.excess.used, len(c.excess.waiting))
 	}
 	if c.windowGrowth.Load() != 0 || c.metaBytes != 0 {
-		return fmt.Sprintf("beyond first windows: %d; names and headers: %d", c.windowGrowth.Load(), c.metaBytes)
+		return fmt.Sprintf("window growth: %d; names and headers: %d", c.windowGrowth.Load(), c.metaBytes)
 	}
 	if c.requestBytes != 0 || c.sendWindow.used != 0 || c.pending() != 0 || c.streams != 0 || c.sendWindow.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
@@ -48,10 +50,10 @@ func Leaks(c *Conn) string {
 	return ""
 }
 
-// NonceBytes is the size of a nonce.
+// NonceBytes is the length of a nonce.
 const NonceBytes = nonceBytes
 
-// WithNonce makes the handshake predictable.
+// WithNonce returns cfg with a fixed nonce, which makes the handshake deterministic.
 func WithNonce(nonce string, cfg Config) Config {
 	cfg.nonce = func() string { return nonce }
 	return cfg
@@ -63,22 +65,22 @@ func ParseHandshakeMessage(b []byte) error {
 	return err
 }
 
-// Slots is how many slots for calls the connection keeps.
+// Slots returns the number of call slots that the connection keeps.
 func Slots(c *Conn) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.slots)
 }
 
-// Paused says whether the connection has stopped reading until the peer takes what is to be
-// written.
+// Paused reports whether the connection has stopped reading until its output is written.
 func Paused(c *Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.paused
 }
 
-// ParseHeader parses a header that may count for room bytes, and returns what it counts for.
+// ParseHeader parses a header that may be charged at most room bytes, and returns what it is
+// charged.
 func ParseHeader(b []byte, room int) (h Header, cost int, err error) {
 	p := parser{rest: b}
 	h, cost = p.header(room)
@@ -89,7 +91,7 @@ func ParseHeader(b []byte, room int) (h Header, cost int, err error) {
 // AppendHeader encodes a header.
 func AppendHeader(b []byte, h Header) []byte { return h.append(b) }
 
-// ParseFault parses an error block.
+// ParseErrorBlock parses an error block.
 func ParseErrorBlock(b []byte) (*connect.Error, error) {
 	p := parser{rest: b}
 	got := p.errorBlock()
@@ -97,7 +99,7 @@ func ParseErrorBlock(b []byte) (*connect.Error, error) {
 	return got, p.err
 }
 
-// AppendFault encodes an error block of at most limit bytes.
+// AppendErrorBlock encodes an error block of at most limit bytes.
 func AppendErrorBlock(b []byte, err *connect.Error, limit int) []byte {
 	return appendErrorBlock(b, err, limit)
 }

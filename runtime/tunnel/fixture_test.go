@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// handlers makes a handler of two functions.
+// handlers is a [tunnel.Handler] made of two functions.
 type handlers struct {
 	unary  func(*tunnel.Incoming)
 	stream func(context.Context, *tunnel.Incoming, connect.ServerStream) error
@@ -41,7 +41,7 @@ func (h handlers) ServeStream(ctx context.Context, in *tunnel.Incoming, s connec
 	return h.stream(ctx, in, s)
 }
 
-// echo answers unary calls with their request, and streams with every message they send.
+// echo answers unary calls with their request, and streams with each message that they receive.
 func echo() handlers { return handlers{unary: echoUnary, stream: echoStream} }
 
 func echoUnary(in *tunnel.Incoming) {
@@ -72,20 +72,20 @@ func echoStream(_ context.Context, in *tunnel.Incoming, stream connect.ServerStr
 	}
 }
 
-// setup is two ends of a tunnel and what is between them.
+// setup is the two ends of a tunnel, and the link between them if it is in memory.
 type setup struct {
 	client, server *tunnel.Conn
 	link           *memnet.Link
 }
 
-// self is what servers of the tests say of themselves.
+// self is the Welcome of the tests' servers.
 var self = tunnel.Welcome{Host: "server"}
 
 func admit(h tunnel.Handler) func(tunnel.Hello) (tunnel.Handler, error) {
 	return func(tunnel.Hello) (tunnel.Handler, error) { return h, nil }
 }
 
-// join makes a tunnel of two ends of a connection. The caller closes it.
+// join performs the handshake over two ends of a connection. The caller must close both sides.
 func join(t require.TestingT, near, far net.Conn, clientCfg, serverCfg tunnel.Config, h tunnel.Handler) (client, server *tunnel.Conn) {
 	type accepted struct {
 		conn *tunnel.Conn
@@ -103,7 +103,7 @@ func join(t require.TestingT, near, far net.Conn, clientCfg, serverCfg tunnel.Co
 	return client, a.conn
 }
 
-// overMemory makes a tunnel over memnet.
+// overMemory returns a tunnel over memnet.
 func overMemory(t testing.TB, clientCfg, serverCfg tunnel.Config, h tunnel.Handler) setup {
 	t.Helper()
 	near, far := memnet.Pipe()
@@ -115,7 +115,7 @@ func overMemory(t testing.TB, clientCfg, serverCfg tunnel.Config, h tunnel.Handl
 	return setup{client: client, server: server, link: near.Link()}
 }
 
-// overTCP makes a tunnel over a real socket.
+// overTCP returns a tunnel over a TCP connection.
 func overTCP(t testing.TB, cfg tunnel.Config, h tunnel.Handler) (client, server *tunnel.Conn) {
 	t.Helper()
 	near, far := sockets(t)
@@ -148,7 +148,8 @@ func sockets(t testing.TB) (near, far net.Conn) {
 	return near, a.nc
 }
 
-// start starts an echo of size bytes, and returns a channel with its outcome.
+// start starts an echo call with a request of size bytes, and returns a channel that receives its
+// outcome.
 func start(ctx context.Context, c *tunnel.Conn, procedure string, size int) (*tunnel.Call, <-chan error, error) {
 	done := make(chan error, 1)
 	call := &tunnel.Call{
@@ -178,7 +179,7 @@ func needsGuards(t *testing.T) {
 	}
 }
 
-// header is a header with one field.
+// header returns a header with one field.
 func header(key, value string) tunnel.Header {
 	var h tunnel.Header
 	h.Add(key, value)

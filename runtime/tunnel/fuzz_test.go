@@ -19,18 +19,19 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/puppet"
 )
 
-// fuzzConfig has limits so small that a fuzzer reaches them.
+// fuzzConfig has limits small enough for a fuzzer to reach.
 var fuzzConfig = tunnel.Config{
 	Logger: silent(), MaxMessageBytes: 256 << 10, MaxHeaderBytes: 1 << 10, Window: 128 << 10, MaxCalls: 100, MaxStreams: 3,
 	Keepalive: time.Second, HandshakeTimeout: time.Second,
 }
 
-// spoken is what one side says in the transcripts, the handshake and what follows it apart.
+// spoken returns what one side sends in the transcripts: the handshake, and separately what follows
+// it.
 func spoken(f *testing.F, direction string) (opening []byte, rest [][]byte) {
 	f.Helper()
 	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
 	require.NoError(f, err)
-	const largest = 4 << 10 // a fuzzer makes little of more
+	const largest = 4 << 10 // larger seeds slow down the fuzzer
 	t := &testing.T{}
 	for _, path := range paths {
 		var all []byte
@@ -57,7 +58,7 @@ func spoken(f *testing.F, direction string) (opening []byte, rest [][]byte) {
 	return opening, rest
 }
 
-// openHandshake is what both sides say in a handshake without a token.
+// openHandshake returns what each side sends in a handshake without a token.
 func openHandshake(f *testing.F) (said, answered []byte) {
 	f.Helper()
 	near, proxyNear := memnet.Pipe()
@@ -81,8 +82,8 @@ func openHandshake(f *testing.F) (said, answered []byte) {
 	return said, answered
 }
 
-// FuzzAccept lets an accepting side hear anything, before and after the handshake. It must neither
-// panic, nor hang, nor hold anything once the connection is gone.
+// FuzzAccept sends arbitrary bytes to an accepting side, before and after the handshake. It must
+// not panic or hang, and must hold nothing after the end of the connection.
 func FuzzAccept(f *testing.F) {
 	replayed, seeds := spoken(f, ">")
 	for _, seed := range seeds {
@@ -117,12 +118,12 @@ func FuzzAccept(f *testing.F) {
 				<-conn.Done()
 				require.Error(t, conn.Err())
 			}
-			<-time.After(time.Minute) // until all is gone
+			<-time.After(time.Minute) // until everything has ended
 		})
 	})
 }
 
-// FuzzDial lets a dialling side, which has calls open, hear anything. Every call ends.
+// FuzzDial sends arbitrary bytes to a dialling side that has open calls. Every call must end.
 func FuzzDial(f *testing.F) {
 	replayed, seeds := spoken(f, "<")
 	for _, seed := range seeds {
@@ -174,18 +175,18 @@ func FuzzDial(f *testing.F) {
 				_, _ = far.Write(said)
 			}
 			for range 3 {
-				err := <-ends // any outcome will do, but there must be one
+				err := <-ends // any outcome, but exactly one
 				_ = err
 			}
 			require.NoError(t, conn.Close())
 			_ = far.Close()
-			<-time.After(time.Minute) // until all is gone
+			<-time.After(time.Minute) // until everything has ended
 		})
 	})
 }
 
-// FuzzHeader parses any bytes as a header. One that is accepted fits its limit and survives being
-// encoded again.
+// FuzzHeader parses arbitrary bytes as a header. A header that is accepted fits its limit and is
+// unchanged by encoding and parsing it again.
 func FuzzHeader(f *testing.F) {
 	const room = 1 << 10
 	f.Add(tunnel.AppendHeader(nil, nil))
@@ -199,17 +200,18 @@ func FuzzHeader(f *testing.F) {
 			return
 		}
 		if h == nil {
-			return // it is empty, or larger than the limit
+			return // empty, or larger than the limit
 		}
 		require.LessOrEqual(t, cost, room)
-		again, _, err := tunnel.ParseHeader(tunnel.AppendHeader(nil, h), 2*room) // lower case may be longer
+		again, _, err := tunnel.ParseHeader(tunnel.AppendHeader(nil, h), 2*room) // keys in lower case may be longer
 		require.NoError(t, err)
 		require.Equal(t, h, again)
 	})
 }
 
-// FuzzErrorBlock parses any bytes as an error block. One that is accepted has a code of connect's
-// and a bounded number of details, and survives being encoded again.
+// FuzzErrorBlock parses arbitrary bytes as an error block. An error that is accepted has one of
+// connect's codes and a bounded number of details, and is unchanged by encoding and parsing it
+// again.
 func FuzzErrorBlock(f *testing.F) {
 	simple := connect.NewError(connect.CodeAborted, "why")
 	f.Add(tunnel.AppendErrorBlock(nil, simple, 1<<10))

@@ -13,19 +13,19 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// work is what a handler leaves to the reading goroutine.
+// work is a function that the read loop runs inline.
 type work func()
 
 func (w work) Serve() { w() }
 
-// waits tells the connection that a call's work is about to wait.
-func waits(in *tunnel.Incoming) bool {
+// mayBlock announces that the work of a call is about to block.
+func mayBlock(in *tunnel.Incoming) bool {
 	w, ok := in.Context().(interface{ Waits() bool })
 	return ok && w.Waits()
 }
 
-// inline makes a handler whose calls are served on the reading goroutine: those named "/p/Odd" by
-// odd, the others are echoed.
+// inline returns a handler whose calls run inline on the read loop: those of "/p/Odd" run odd, and
+// all others are echoed.
 func inline(odd func(*tunnel.Incoming)) handlers {
 	h := echo()
 	h.unary = func(in *tunnel.Incoming) {
@@ -38,8 +38,7 @@ func inline(odd func(*tunnel.Incoming)) handlers {
 	return h
 }
 
-// whileServed starts a call that is served by odd on the reading goroutine, and says how long the
-// next one had to wait.
+// whileServed starts a call that runs odd inline, and returns how long the next call was delayed.
 func whileServed(t *testing.T, odd func(*tunnel.Incoming)) (behind time.Duration, outcome error) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -55,14 +54,14 @@ func whileServed(t *testing.T, odd func(*tunnel.Incoming)) (behind time.Duration
 	return behind, outcome
 }
 
-func TestServedByTheReader(t *testing.T) {
+func TestInlineWorkRunsOnReadLoop(t *testing.T) {
 	same := func(in *tunnel.Incoming) { in.Reply(nil, nil) }
 	behind, err := whileServed(t, same)
 	require.NoError(t, err)
 	require.Zero(t, behind)
 }
 
-func TestWorkThatTakesLongKeepsNobodyBehindIt(t *testing.T) {
+func TestLongInlineWorkDelaysNoOtherCall(t *testing.T) {
 	behind, err := whileServed(t, func(in *tunnel.Incoming) {
 		<-time.After(time.Minute)
 		in.Reply(nil, nil)
@@ -71,10 +70,10 @@ func TestWorkThatTakesLongKeepsNobodyBehindIt(t *testing.T) {
 	require.LessOrEqual(t, behind, 2*time.Millisecond)
 }
 
-func TestWorkThatSaysThatItWaitsHandsOverAtOnce(t *testing.T) {
+func TestInlineWorkThatBlocksYieldsReadLoop(t *testing.T) {
 	behind, err := whileServed(t, func(in *tunnel.Incoming) {
-		if !waits(in) || waits(in) {
-			in.Reply(nil, connect.NewError(connect.CodeInternal, "it is handed over once"))
+		if !mayBlock(in) || mayBlock(in) {
+			in.Reply(nil, connect.NewError(connect.CodeInternal, "the read loop is replaced once"))
 			return
 		}
 		<-time.After(time.Minute)
@@ -84,7 +83,7 @@ func TestWorkThatSaysThatItWaitsHandsOverAtOnce(t *testing.T) {
 	require.Zero(t, behind)
 }
 
-func TestWorkThatWaitsForTheEndOfItsCallIsToldOfIt(t *testing.T) {
+func TestInlineWorkIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, inline(func(in *tunnel.Incoming) {
 			<-in.Context().Done()
@@ -100,7 +99,7 @@ func TestWorkThatWaitsForTheEndOfItsCallIsToldOfIt(t *testing.T) {
 	})
 }
 
-func TestWorkThatPanicsOrEndsItsGoroutine(t *testing.T) {
+func TestInlineWorkThatPanicsOrExits(t *testing.T) {
 	_, err := whileServed(t, func(*tunnel.Incoming) { panic("the well ran dry") })
 	require.Equal(t, connect.CodeInternal, connect.CodeOf(err))
 	_, err = whileServed(t, func(in *tunnel.Incoming) {

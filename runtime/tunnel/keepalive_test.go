@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// ticking drives a keepalive with a clock of the test's own.
+// ticking drives a keepalive with a fake clock.
 type ticking struct {
 	keepalive
 
@@ -20,20 +20,20 @@ func newTicking(interval time.Duration) *ticking {
 	return t
 }
 
-// origin has a reading of the monotonic clock, which time.Date's results have not.
+// origin includes a monotonic clock reading, which the results of time.Date lack.
 var origin = time.Now()
 
-// now is a time of both clocks.
+// now returns the current time by both clocks.
 func (t *ticking) now() time.Time { return origin.Add(t.elapsed) }
 
-// pass lets a period pass, and more.
+// pass advances the clocks by a period and lateness.
 func (t *ticking) pass(late time.Duration, traffic bool) keepaliveAction {
 	t.elapsed += t.period() + late
 	return t.tick(t.now(), traffic)
 }
 
-// untilLost lets ticks come in time, without traffic, until the peer is given up. It returns when
-// it was pinged and when it was lost.
+// untilLost ticks punctually and without traffic until the peer is lost. It returns when the peer
+// was pinged and when it was lost.
 func (t *ticking) untilLost(tb testing.TB) (pinged, lost time.Duration) {
 	tb.Helper()
 	begin := t.elapsed
@@ -68,9 +68,9 @@ func TestPeerThatAnswersAPingIsNotLost(t *testing.T) {
 	}
 }
 
-// TestPeerIsNotLostForAStopOfThisProcess stops the process at every tick of a silence, for several
-// times: the peer has a whole interval after each stop.
-func TestPeerIsNotLostForAStopOfThisProcess(t *testing.T) {
+// TestPeerIsNotLostWhileThisProcessIsStopped stops the process at each tick of a silence, several
+// times in a row: after each stop the peer has a full interval to answer.
+func TestPeerIsNotLostWhileThisProcessIsStopped(t *testing.T) {
 	for silent := range 2 * ticksPerInterval {
 		k := newTicking(5 * time.Second)
 		require.Equal(t, peerAlive, k.pass(0, true))
@@ -87,14 +87,14 @@ func TestPeerIsNotLostForAStopOfThisProcess(t *testing.T) {
 	}
 }
 
-func TestPeerThatIsReadAfterAStopIsNotPinged(t *testing.T) {
+func TestPeerWithTrafficAfterStopIsNotPinged(t *testing.T) {
 	k := newTicking(5 * time.Second)
 	require.Equal(t, peerAlive, k.pass(time.Hour, true))
 	require.Equal(t, peerAlive, k.pass(0, false))
 }
 
-// TestTicksThatAreALittleLateCount: a loaded machine does not keep a silent peer.
-func TestTicksThatAreALittleLateCount(t *testing.T) {
+// TestSlightlyLateTicksCount: a silent peer is detected on a loaded machine too.
+func TestSlightlyLateTicksCount(t *testing.T) {
 	k := newTicking(5 * time.Second)
 	for range 2*ticksPerInterval - 1 {
 		require.NotEqual(t, peerLost, k.pass(minLateness, false))
@@ -102,8 +102,8 @@ func TestTicksThatAreALittleLateCount(t *testing.T) {
 	require.Equal(t, peerLost, k.pass(minLateness, false))
 }
 
-// TestSuspendedMachineIsNoticedByTheWallClock: the monotonic clock stands still meanwhile.
-func TestSuspendedMachineIsNoticedByTheWallClock(t *testing.T) {
+// TestSuspensionIsDetectedByWallClock: the monotonic clock does not advance during suspension.
+func TestSuspensionIsDetectedByWallClock(t *testing.T) {
 	k := newTicking(5 * time.Second)
 	for range 2*ticksPerInterval - 1 {
 		require.NotEqual(t, peerLost, k.pass(0, false))

@@ -16,7 +16,7 @@ import (
 
 func silent() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func TestMessageOverTheLimitFailsAloneAndNamesIt(t *testing.T) {
+func TestMessageOverLimitFailsItsCallOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := echo()
 		answer := 2000
@@ -46,7 +46,7 @@ func TestMessageOverTheLimitFailsAloneAndNamesIt(t *testing.T) {
 	})
 }
 
-func TestHeaderOverTheLimitFailsAlone(t *testing.T) {
+func TestHeaderOverLimitFailsItsCallOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		large := strings.Repeat("x", 5000)
 		h := echo()
@@ -67,7 +67,7 @@ func TestHeaderOverTheLimitFailsAlone(t *testing.T) {
 	})
 }
 
-func TestResponsesThatNobodyReadsAreBounded(t *testing.T) {
+func TestUnreadResponsesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := echo()
 		h.unary = func(in *tunnel.Incoming) { in.Reply(wrapperspb.Bytes(make([]byte, 1<<20)), nil) }
@@ -93,7 +93,7 @@ func TestResponsesThatNobodyReadsAreBounded(t *testing.T) {
 	})
 }
 
-func TestNamesPastTheTableTravelInFull(t *testing.T) {
+func TestNamesBeyondTableAreSentInFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		seen := make(map[string]bool)
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {

@@ -23,8 +23,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/puppet"
 )
 
-// liveMemory is what the last collection found in use, and stacks. Neither garbage counts, nor
-// spans that are partly free: how much those are depends on what ran before.
+// liveMemory returns the heap in use at the last collection, plus stacks. It excludes garbage and
+// partly free spans, whose amount depends on what ran before.
 func liveMemory() int {
 	runtime.GC()
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
@@ -32,9 +32,10 @@ func liveMemory() int {
 	return int(samples[0].Value.Uint64() + samples[1].Value.Uint64())
 }
 
-// leastMemory collects until enough or less is in use, or some collections in a row give nothing
-// back: pools and the recycler keep memory through one or two, and finalizers run after them. All
-// other goroutines of the bubble are blocked meanwhile, so what is in use can only become less.
+// leastMemory collects garbage until enough or less is in use, or until several consecutive
+// collections have freed nothing: pools and the recycler keep memory through one or two, and
+// finalizers run after them. All other goroutines of the bubble are blocked meanwhile, so memory in
+// use can only decrease.
 func leastMemory(enough int) int {
 	const patience = 5
 	least := liveMemory()
@@ -49,14 +50,14 @@ func leastMemory(enough int) int {
 	return least
 }
 
-// inTransit is what memnet holds on its way between the two ends, in both directions.
+// inTransit is the number of bytes that memnet buffers in both directions.
 const inTransit = 2 * 256 << 10
 
-// flood writes first, and then send until total bytes of it are out, and returns the most memory
-// that was in use meanwhile: it measures several times on the way. No clock decides that the victim
-// is done with what it got, for every goroutine of the bubble is blocked then. stopped says that
-// the victim has stopped reading, and taken only a part.
-func (h *hostility) flood(t *testing.T, nc net.Conn, victim *tunnel.Conn) (held int, stopped bool) {
+// flood writes first once, and then send until total bytes are written. It returns the maximum
+// memory in use, which it measures several times on the way: at those points every goroutine of the
+// bubble is blocked, so the receiver has processed its input. stopped reports that the receiver has
+// stopped reading before the end.
+func (h *attack) flood(t *testing.T, nc net.Conn, victim *tunnel.Conn) (held int, stopped bool) {
 	t.Helper()
 	const samples = 8
 	synctest.Wait()
@@ -105,8 +106,8 @@ func (h *hostility) flood(t *testing.T, nc net.Conn, victim *tunnel.Conn) (held 
 	return held, blocked
 }
 
-// part is a part of send's repetitions.
-func (h *hostility) part(from, to int) iter.Seq[[]byte] {
+// part is a portion of the repetitions of send.
+func (h *attack) part(from, to int) iter.Seq[[]byte] {
 	return func(yield func([]byte) bool) {
 		for from < to {
 			b := h.send[from%len(h.send):]
@@ -118,32 +119,31 @@ func (h *hostility) part(from, to int) iter.Seq[[]byte] {
 	}
 }
 
-// hostility is what a peer does, and what it may cost the other side.
-type hostility struct {
+// attack is what a hostile peer does, and the memory that it may cost the other side.
+type attack struct {
 	name string
-	// reads: the peer reads what comes, and does nothing with it.
+	// reads: the peer reads and discards what it receives.
 	reads bool
-	// send is written until total bytes are out; first, once before.
+	// first is written once, and then send until total bytes are written.
 	first, send []byte
 	total       int
-	// most is what may be held of it, beside what is in transit.
+	// most is the memory that may be held for it, in addition to inTransit.
 	most int
-	// stops: the victim stops reading.
+	// stops: the receiver stops reading.
 	stops bool
-	// ended: it breaks the protocol, so the connection ends.
+	// ended: the connection ends because of a protocol violation.
 	ended bool
 }
 
 const mib = 1 << 20
 
-// buffers is what docs/tunnel.md allows for buffers. A side that stops reading has up to that to
-// write: how large they have grown depends on how much the writer took at once, before it was
+// buffers is the memory that docs/tunnel.md allows for buffers. A side that stops reading may have
+// that much to write: the size of its buffers depends on how much the writer took before it
 // blocked.
 const buffers = 6 * mib
 
-// unguardedHostility is the one that shows, where an accepting side does not stop reading, that
-// this is noticed.
-const unguardedHostility = "CALL that fails, unread"
+// unguardedAttack shows that this test detects an accepting side that does not stop reading.
+const unguardedAttack = "CALL that fails, unread"
 
 func concat(list ...[]byte) []byte {
 	var b []byte
@@ -153,7 +153,7 @@ func concat(list ...[]byte) []byte {
 	return b
 }
 
-// each makes a frame for every id from 1 to n.
+// each returns a frame for each id from 1 to n.
 func each(n int, of func(id uint32) []byte) []byte {
 	var b []byte
 	for id := range n {
@@ -166,8 +166,8 @@ func call(flags byte, id uint32, parts ...[]byte) []byte {
 	return puppet.Frame(puppet.Call, flags, id, concat(parts...)...)
 }
 
-// hostilities are what a caller may do to a side that serves: every type of frame.
-func hostilities() []hostility {
+// attacks are what a caller may send to a serving side: frames of every kind.
+func attacks() []attack {
 	ping := puppet.Repeated(puppet.Frame(puppet.Ping, 0, 0, make([]byte, 8)...), 64<<10)
 	hold, refuse := puppet.Names("hold", "/p/P"), puppet.Names("refuse", "/p/P")
 	named := puppet.Names("hold", "/"+strings.Repeat("n", 60<<10))
@@ -179,14 +179,14 @@ func hostilities() []hostility {
 		}
 		return b
 	}
-	return []hostility{
+	return []attack{
 		{name: "PING, unread", send: ping, total: 16 * mib, most: buffers, stops: true},
 		{name: "PING, read", reads: true, send: ping, total: 8 * mib, most: 2 * mib},
 		{name: "PONG", send: puppet.Repeated(puppet.Frame(puppet.Pong, 0, 0, make([]byte, 8)...), 64<<10), total: 4 * mib, most: mib},
 		{name: "NAME", first: numbers(0, 16<<10, ""), send: numbers(16<<10, 1, "x"), total: 100, most: mib, ended: true},
 		{name: "NAME, long", send: numbers(0, 1100, strings.Repeat("n", 1000)), total: 1, most: 2 * mib, ended: true},
 		{
-			name: unguardedHostility, first: concat(numbers(0, 1, "refuse"), numbers(1, 1, "c"), numbers(2, 1, "/p/P")),
+			name: unguardedAttack, first: concat(numbers(0, 1, "refuse"), numbers(1, 1, "c"), numbers(2, 1, "/p/P")),
 			send: puppet.Repeated(call(0, 1, []byte{1, 2, 3}), 64<<10), total: 16 * mib, most: buffers, stops: true,
 		},
 		{
@@ -242,23 +242,23 @@ func hostilities() []hostility {
 	}
 }
 
-// TestWhatACallerMakesAHostHold sends frames of each type, as many as a peer can, and looks at the
-// memory that is held then. The limits are within what docs/tunnel.md and
-// [tunnel.Config.PeerMemory] say of it, and at most about twice what is found.
-func TestWhatACallerMakesAHostHold(t *testing.T) {
-	all := hostilities()
+// TestMemoryHeldForHostileCaller sends frames of each kind, as many as a peer can, and measures the
+// memory that is held then. The limits are within those of docs/tunnel.md and
+// [tunnel.Config.PeerMemory], and at most about twice the measured memory.
+func TestMemoryHeldForHostileCaller(t *testing.T) {
+	all := attacks()
 	for _, h := range all {
-		if !tunnel.Guarded && h.name != unguardedHostility {
+		if !tunnel.Guarded && h.name != unguardedAttack {
 			continue
 		}
 		t.Run(h.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { holdsForACaller(t, &h) })
 		})
 	}
-	runtime.KeepAlive(all) // it counts in every measurement
+	runtime.KeepAlive(all) // it is part of every measurement
 }
 
-func holdsForACaller(t *testing.T, h *hostility) {
+func holdsForACaller(t *testing.T, h *attack) {
 	t.Helper()
 	release := make(chan struct{})
 	near, far := memnet.Pipe()
@@ -285,7 +285,7 @@ func holdsForACaller(t *testing.T, h *hostility) {
 	}
 	held, stopped := h.flood(t, near, server)
 	if !tunnel.Guarded {
-		require.Greater(t, held, h.most+inTransit, "the guard is gone, and the test has not noticed")
+		require.Greater(t, held, h.most+inTransit, "the test does not detect that the guard is disabled")
 		return
 	}
 	assert.LessOrEqual(t, held, h.most+inTransit)
@@ -298,12 +298,12 @@ func holdsForACaller(t *testing.T, h *hostility) {
 	}
 }
 
-// TestWhatAServerMakesACallerHold has a caller with one unary call and one stream open, and a
-// server that sends what it likes.
-func TestWhatAServerMakesACallerHold(t *testing.T) {
+// TestMemoryHeldForHostileServer has a caller with one unary call and one stream open, and a server
+// that sends arbitrary frames.
+func TestMemoryHeldForHostileServer(t *testing.T) {
 	needsGuards(t)
 	empty := puppet.EmptyHeader(1000)
-	all := []hostility{
+	all := []attack{
 		{name: "PING, unread", send: puppet.Repeated(puppet.Frame(puppet.Ping, 0, 0, make([]byte, 8)...), 64<<10), total: 16 * mib, most: mib, ended: true},
 		{name: "HEAD with too many fields", send: puppet.Frame(puppet.Head, 0, 2, puppet.EmptyHeader(32_000)...), total: 1, most: mib},
 		{name: "HEAD again and again", send: concat(puppet.Frame(puppet.Head, 0, 2, empty...), puppet.Frame(puppet.Data, 0, 2)), total: 16 * mib, most: mib, ended: true},
@@ -324,7 +324,7 @@ func TestWhatAServerMakesACallerHold(t *testing.T) {
 	runtime.KeepAlive(all) // as above
 }
 
-func holdsForAServer(t *testing.T, h *hostility) {
+func holdsForAServer(t *testing.T, h *attack) {
 	t.Helper()
 	near, far := memnet.Pipe()
 	seized := puppet.New(far)
@@ -349,13 +349,13 @@ func holdsForAServer(t *testing.T, h *hostility) {
 		require.NoError(t, client.Err())
 	}
 	require.NoError(t, client.Close())
-	err = <-done // any outcome will do, but there must be one
+	err = <-done // any outcome, but exactly one
 	t.Log(err)
 }
 
-// TestAPeerThatReadsLateIsAnsweredAll floods a side with calls whose answers are read late: it
-// stops reading until they are, and goes on then.
-func TestAPeerThatReadsLateIsAnsweredAll(t *testing.T) {
+// TestPeerThatReadsLateGetsAllAnswers floods a side with calls whose answers are read late: it
+// stops reading until they are, and then continues.
+func TestPeerThatReadsLateGetsAllAnswers(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
@@ -389,8 +389,8 @@ func TestAPeerThatReadsLateIsAnsweredAll(t *testing.T) {
 			total += n
 		}
 		require.NoError(t, <-sent)
-		// The last calls may be unread still: their answers are more than was waited for, which is
-		// messages alone.
+		// The last calls may still be unread: the test waits for the bytes of messages only, and
+		// the answers are larger.
 		go func() { _, _ = io.Copy(io.Discard, near) }()
 		synctest.Wait()
 		require.Equal(t, uint64(calls), server.Stats().Calls)

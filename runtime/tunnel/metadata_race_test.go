@@ -16,7 +16,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// talkative sets headers and trailers from several goroutines, and answers while they are at it.
+// talkative sets headers and trailers from several goroutines while it answers.
 func talkative() handlers {
 	set := func(in *tunnel.Incoming, all *sync.WaitGroup) {
 		for _, f := range []func(tunnel.Header){in.SetHeader, in.SetTrailer} {
@@ -59,15 +59,15 @@ func talkative() handlers {
 	}
 }
 
-// jitter lets others run, a random number of times.
+// jitter yields to other goroutines a random number of times.
 func jitter() {
 	for range rand.IntN(20) {
 		runtime.Gosched()
 	}
 }
 
-// TestHandlersSetMetadataWhileCallsEnd is for the race detector: metadata, messages and answers
-// against cancellation, a lost connection and Close.
+// TestHandlersSetMetadataWhileCallsEnd is for the race detector: it runs metadata, messages and
+// answers concurrently with cancellation, lost connections and Close.
 func TestHandlersSetMetadataWhileCallsEnd(t *testing.T) {
 	for _, end := range []struct {
 		name string

@@ -12,9 +12,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestOnlyTheHandlersOwnRefusalIsNotRun: what a handler fails with does not say that the call was
-// not run, though it holds the error of another call that was not.
-func TestOnlyTheHandlersOwnRefusalIsNotRun(t *testing.T) {
+// TestOnlyOwnRefusalIsNotRun: an error that a handler returns does not certify that its call was
+// not run, even if it wraps the error of another call that was not.
+func TestOnlyOwnRefusalIsNotRun(t *testing.T) {
 	t.Parallel()
 	refusal := connect.NewError(connect.CodeUnavailable, "not here")
 	passed := fmt.Errorf("passed on: %w", refusal.WithCause(tunnel.ErrNotRun))
