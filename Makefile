@@ -84,7 +84,7 @@ test-economy: ## what a call may cost: allocations (without the race detector, w
 .PHONY: test-hostile
 test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: make test-hostile HOSTILE=10m
 	RAYLINK_HOSTILE=$(HOSTILE) $(GO) test -count=1 -timeout=0 -run='^TestHostile$$' -v .
-	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestAPeerThatReadsLate' ./runtime/tunnel
+	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestPeerThatReadsLate' ./runtime/tunnel
 
 .PHONY: test-soak
 test-soak: ## three hosts under stress: make test-soak SOAK=10m; SEED=N chooses what happens

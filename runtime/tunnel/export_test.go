@@ -9,7 +9,7 @@ import (
 // HeaderBytes is the size of a frame header.
 const HeaderBytes = headerBytes
 
-// Guarded says whether the guards are in this build.
+// Guarded reports whether the guards are in this build.
 const Guarded = guarded
 
 // FrameBytes returns the size of the frame at the start of b, which must contain at least the

@@ -18,8 +18,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// invoke makes an echo of size bytes and waits, as a caller does who is ready to read its own
-// answer.
+// invoke makes a synchronous echo call of size bytes, whose caller may read its own answer.
 func invoke(ctx context.Context, c *tunnel.Conn, size int) error {
 	res := &wrapperspb.BytesValue{}
 	call := &tunnel.Call{
@@ -30,13 +29,13 @@ func invoke(ctx context.Context, c *tunnel.Conn, size int) error {
 	}
 	c.Wait(ctx, call, context.Context.Err)
 	if call.Err == nil && len(res.GetValue()) != size {
-		return connect.Errorf(connect.CodeDataLoss, "%d bytes came back of %d", len(res.GetValue()), size)
+		return connect.Errorf(connect.CodeDataLoss, "echoed %d of %d bytes", len(res.GetValue()), size)
 	}
 	return call.Err
 }
 
-// alone makes calls until callers read their own answers.
-func alone(t *testing.T, c *tunnel.Conn) {
+// makeCallersRead makes calls one at a time until callers read their own answers.
+func makeCallersRead(t *testing.T, c *tunnel.Conn) {
 	t.Helper()
 	for range 20 {
 		require.NoError(t, invoke(t.Context(), c, 16))
@@ -44,9 +43,9 @@ func alone(t *testing.T, c *tunnel.Conn) {
 	}
 }
 
-// lent runs a test on a tunnel whose callers read their own answers; hold makes the server keep its
-// answers until it is closed.
-func lent(t *testing.T, test func(t *testing.T, s setup, hold func() (release func()))) {
+// withReadingCallers runs a test on a tunnel whose callers read their own answers. hold makes the
+// server withhold answers until release is called.
+func withReadingCallers(t *testing.T, test func(t *testing.T, s setup, hold func() (release func()))) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var held chan struct{}
@@ -65,7 +64,7 @@ func lent(t *testing.T, test func(t *testing.T, s setup, hold func() (release fu
 				in.Reply(req, nil)
 			}()
 		}})
-		alone(t, s.client)
+		makeCallersRead(t, s.client)
 		test(t, s, func() func() {
 			held = make(chan struct{})
 			return func() { close(held) }
@@ -73,10 +72,10 @@ func lent(t *testing.T, test func(t *testing.T, s setup, hold func() (release fu
 	})
 }
 
-func TestAloneThenNot(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, _ func() func()) {
-		roundTrip(t, s.client, 1) // whose caller does not read
-		alone(t, s.client)
+func TestReadingAlternatesBetweenCallerAndLoop(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
+		roundTrip(t, s.client, 1) // not synchronous, so its caller does not read
+		makeCallersRead(t, s.client)
 		stream := bidi(t.Context(), t, s.client)
 		for range 3 {
 			require.NoError(t, stream.Send(wrapperspb.Bytes([]byte("x"))))
@@ -84,14 +83,14 @@ func TestAloneThenNot(t *testing.T) {
 			require.NoError(t, invoke(t.Context(), s.client, 16))
 		}
 		require.NoError(t, stream.Close())
-		alone(t, s.client)
+		makeCallersRead(t, s.client)
 		require.NoError(t, invoke(t.Context(), s.client, 3<<20))
-		alone(t, s.client)
+		makeCallersRead(t, s.client)
 	})
 }
 
-func TestManyJoinACallerThatReads(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, hold func() func()) {
+func TestCallsJoinAReadingCaller(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		release := hold()
 		ends := make(chan error, 10)
 		for range cap(ends) {
@@ -105,8 +104,8 @@ func TestManyJoinACallerThatReads(t *testing.T) {
 	})
 }
 
-func TestContextOfACallerThatReadsEnds(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, hold func() func()) {
+func TestReadingCallerEndsWithItsContext(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		defer hold()()
 		begin := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
@@ -119,8 +118,8 @@ func TestContextOfACallerThatReadsEnds(t *testing.T) {
 	})
 }
 
-func TestConnectionIsLostUnderACallerThatReads(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, hold func() func()) {
+func TestConnectionIsLostWhileCallerReads(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		defer hold()()
 		end := make(chan error, 1)
 		go func() { end <- invoke(t.Context(), s.client, 16) }()
@@ -133,8 +132,8 @@ func TestConnectionIsLostUnderACallerThatReads(t *testing.T) {
 	})
 }
 
-func TestEndOfAConnectionThatNobodyReadsIsNoticed(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, _ func() func()) {
+func TestIdleConnectionNoticesItsEnd(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
 		begin := time.Now()
 		require.NoError(t, s.server.Close())
 		<-s.client.Done()
@@ -142,10 +141,10 @@ func TestEndOfAConnectionThatNobodyReadsIsNoticed(t *testing.T) {
 	})
 }
 
-// TestDeadlineHoldsHoweverSlowTheAnswerComes: a caller that reads its own answer leaves at its
-// deadline, at whatever byte the peer stops or slows down; what has come is not lost, and the
-// connection lives.
-func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
+// TestReadingCallerMeetsDeadlineOnSlowLink: a caller that reads its own answer returns at its
+// deadline, at whatever byte the peer stops or slows down. What has arrived is not lost, and the
+// connection stays open.
+func TestReadingCallerMeetsDeadlineOnSlowLink(t *testing.T) {
 	const (
 		size     = 2 << 20
 		fragment = 257 << 10
@@ -156,14 +155,14 @@ func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
 		"in a fragment's header": 20, "in the first fragment": 100 << 10, "in a later fragment": fragment + 100<<10, "before the end": size + 40,
 	} {
 		for how, slow := range map[string]func(*memnet.Link){
-			"stops": func(*memnet.Link) {},
-			"drips": func(l *memnet.Link) {
+			"stalled": func(*memnet.Link) {},
+			"slow": func(l *memnet.Link) {
 				l.Resume()
 				l.Rate(3)
 			},
 		} {
 			t.Run(what+" it "+how, func(t *testing.T) {
-				lent(t, func(t *testing.T, s setup, _ func() func()) {
+				withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
 					ctx, cancel := context.WithTimeout(t.Context(), deadline)
 					defer cancel()
 					s.link.StallRepliesAfter(after)
@@ -182,7 +181,7 @@ func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
 					<-time.After(2 * time.Second)
 					s.link.Rate(0)
 					s.link.Resume()
-					alone(t, s.client)
+					makeCallersRead(t, s.client)
 					require.NoError(t, invoke(t.Context(), s.client, size))
 					require.NoError(t, s.client.Err())
 				})
@@ -191,8 +190,8 @@ func TestDeadlineHoldsHoweverSlowTheAnswerComes(t *testing.T) {
 	}
 }
 
-// TestDeadlineHoldsForCallsOfEveryKind: none of them waits for the rest of an answer.
-func TestDeadlineHoldsForCallsOfEveryKind(t *testing.T) {
+// TestCallsOfEveryShapeMeetTheirDeadlines: none of them waits for the rest of an answer.
+func TestCallsOfEveryShapeMeetTheirDeadlines(t *testing.T) {
 	needsGuards(t) // its streams send more than a window
 	const size, deadline = 2 << 20, 50 * time.Millisecond
 	stream := func(shape connect.StreamType) func(context.Context, *tunnel.Conn) error {
@@ -222,7 +221,7 @@ func TestDeadlineHoldsForCallsOfEveryKind(t *testing.T) {
 		"bidi stream":    stream(connect.StreamTypeBidi),
 	} {
 		t.Run(what, func(t *testing.T) {
-			lent(t, func(t *testing.T, s setup, _ func() func()) {
+			withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
 				s.link.StallRepliesAfter(100 << 10)
@@ -230,7 +229,7 @@ func TestDeadlineHoldsForCallsOfEveryKind(t *testing.T) {
 				require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(call(ctx, s.client)))
 				require.LessOrEqual(t, time.Since(begin), deadline+2*time.Millisecond)
 				s.link.Resume()
-				alone(t, s.client)
+				makeCallersRead(t, s.client)
 				synctest.Wait()
 				require.Zero(t, s.server.Pending())
 			})
@@ -238,16 +237,16 @@ func TestDeadlineHoldsForCallsOfEveryKind(t *testing.T) {
 	}
 }
 
-// TestCancellationHoldsWhileAStreamsMessageComesSlowly: the caller that reads is in the middle of
-// another's message.
-func TestCancellationHoldsWhileAStreamsMessageComesSlowly(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, hold func() func()) {
+// TestCancelWhileReadingMessageOfStream: the caller that reads is in the middle of the message of
+// another call when it is cancelled.
+func TestCancelWhileReadingMessageOfStream(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		release := hold()
 		s.link.StallRepliesAfter(100 << 10)
 		ctx, cancel := context.WithCancel(t.Context())
 		end := make(chan error, 1)
 		go func() { end <- invoke(ctx, s.client, 16) }()
-		synctest.Wait() // it reads
+		synctest.Wait() // until it reads
 		stream := bidi(t.Context(), t, s.client)
 		want := pattern(1, 300<<10)
 		require.NoError(t, stream.Send(wrapperspb.Bytes(want)))
@@ -265,15 +264,15 @@ func TestCancellationHoldsWhileAStreamsMessageComesSlowly(t *testing.T) {
 	})
 }
 
-// TestConnectionOutlivesAnInterruptionInTheLastFragment: another call begins while a caller that is
-// alone reads the end of a large answer.
-func TestConnectionOutlivesAnInterruptionInTheLastFragment(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, hold func() func()) {
+// TestInterruptionInLastFragment: another call begins while the only caller reads the end of a
+// large answer. The connection stays open.
+func TestInterruptionInLastFragment(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		const size = 250 << 10 // in one fragment
 		ends := make(chan error, 2)
 		s.link.StallRepliesAfter(size / 2)
 		go func() { ends <- invoke(t.Context(), s.client, size) }()
-		<-time.After(10 * time.Millisecond) // it was interrupted
+		<-time.After(10 * time.Millisecond) // until it was interrupted
 		release := hold()
 		go func() { ends <- invoke(t.Context(), s.client, 16) }()
 		synctest.Wait()
@@ -286,10 +285,10 @@ func TestConnectionOutlivesAnInterruptionInTheLastFragment(t *testing.T) {
 	})
 }
 
-// TestOrdinaryProgramOnASlowLink makes sync calls with small and large answers beside another
-// caller, on a link of 200 Mbit/s. With a collector that runs all the time, memory that is taken
-// back while it is in use would be seen in the answers.
-func TestOrdinaryProgramOnASlowLink(t *testing.T) {
+// TestReadingCallersOnSlowLink makes synchronous calls with small and large answers beside another
+// caller, on a link of 200 Mbit/s. With a garbage collector that runs continuously, memory that is
+// reused too early would show up in the answers.
+func TestReadingCallersOnSlowLink(t *testing.T) {
 	for _, percent := range []int{100, 5} {
 		t.Run(fmt.Sprintf("GOGC=%d", percent), func(t *testing.T) {
 			defer debug.SetGCPercent(debug.SetGCPercent(percent))
@@ -346,10 +345,10 @@ func ordinaryProgramOnASlowLink(t *testing.T) {
 	})
 }
 
-func TestCallerThatReadsALargeAnswerIsInterrupted(t *testing.T) {
-	lent(t, func(t *testing.T, s setup, _ func() func()) {
+func TestReadingCallerIsInterruptedInLargeAnswer(t *testing.T) {
+	withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
 		end := make(chan error, 1)
-		s.link.Delay(700 * time.Microsecond) // so that its fragments come in several spells
+		s.link.Delay(700 * time.Microsecond) // so that its fragments arrive at different times
 		go func() { end <- invoke(t.Context(), s.client, 3<<20) }()
 		<-time.After(2 * time.Millisecond)
 		s.link.Stall()
@@ -357,12 +356,13 @@ func TestCallerThatReadsALargeAnswerIsInterrupted(t *testing.T) {
 		s.link.Resume()
 		require.NoError(t, <-end)
 		s.link.Delay(0)
-		alone(t, s.client)
+		makeCallersRead(t, s.client)
 	})
 }
 
-// TestCallersComeAndGo is for the race detector: the reading changes hands again and again.
-func TestCallersComeAndGo(t *testing.T) {
+// TestReadOwnerChangesConcurrently is for the race detector: the owner of reading changes again and
+// again.
+func TestReadOwnerChangesConcurrently(t *testing.T) {
 	client, _ := overTCP(t, tunnel.Config{}, echo())
 	for range 20 {
 		for range 20 {

@@ -26,7 +26,7 @@ const token = "correct horse battery staple"
 
 var withToken = tunnel.Config{Logger: silent(), Token: token}
 
-// frame kinds of the handshake.
+// Kinds of handshake frames.
 const (
 	hello   = 0x01
 	welcome = 0x02
@@ -34,14 +34,14 @@ const (
 	proof   = 0x04
 )
 
-// peer is one end of a connection on which a test plays a side by hand.
+// peer is one end of a connection on which a test writes and reads handshake frames itself.
 type peer struct {
 	t    testing.TB
 	nc   net.Conn
-	seen bool // the preface
+	seen bool // the preface has been read
 }
 
-// next reads the next frame of the handshake, header included.
+// next reads the next handshake frame and returns it with its header.
 func (p *peer) next() []byte {
 	p.t.Helper()
 	frame, err := p.read()
@@ -74,20 +74,20 @@ func (p *peer) write(parts ...[]byte) {
 
 func kindOf(frame []byte) int { return int(frame[3]) }
 
-// meeting is how a handshake ended on both sides, and what was said.
-type meeting struct {
+// handshakeResult is the outcome of a handshake on both sides, and the bytes that each sent.
+type handshakeResult struct {
 	client, server error
 	admitted       bool
 	said, answered []byte
 }
 
-// meddled runs a handshake whose frames go through change, which returns what arrives in a frame's
-// place.
-func meddled(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, change func(fromDialler bool, frame []byte) []byte) meeting {
+// tamperedHandshake runs a handshake whose frames pass through change, which returns what is
+// delivered instead of a frame.
+func tamperedHandshake(t *testing.T, hello tunnel.Hello, client, server tunnel.Config, change func(fromDialler bool, frame []byte) []byte) handshakeResult {
 	t.Helper()
 	near, proxyNear := memnet.Pipe()
 	proxyFar, far := memnet.Pipe()
-	var o meeting
+	var o handshakeResult
 	var changing sync.Mutex // change is called from both directions
 	forward := func(from, to net.Conn, fromDialler bool, record *[]byte) {
 		in := &peer{t: t, nc: from}
@@ -148,12 +148,13 @@ func requireReason(t *testing.T, err error, reason tunnel.HandshakeReason, code 
 	require.ErrorContains(t, err, text)
 }
 
-// TestTokenNeverTravels looks at all that both sides of good and bad handshakes say.
-func TestTokenNeverTravels(t *testing.T) {
+// TestTokenIsNeverSent searches everything that both sides send, in handshakes that succeed and
+// that fail.
+func TestTokenIsNeverSent(t *testing.T) {
 	for name, server := range map[string]tunnel.Config{"same": withToken, "another": {Logger: silent(), Token: "other"}, "none": {Logger: silent()}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				o := meddled(t, tunnel.Hello{}, withToken, server, unchanged)
+				o := tamperedHandshake(t, tunnel.Hello{}, withToken, server, unchanged)
 				require.Equal(t, name == "same", o.client == nil, o.client)
 				require.NotEmpty(t, o.said)
 				require.NotContains(t, string(o.said)+string(o.answered), token)
@@ -162,8 +163,8 @@ func TestTokenNeverTravels(t *testing.T) {
 	}
 }
 
-// TestTokensThatDiffer says to both sides what to do.
-func TestTokensThatDiffer(t *testing.T) {
+// TestDifferentTokens: the error of each side states what to do.
+func TestDifferentTokens(t *testing.T) {
 	open, other := tunnel.Config{Logger: silent()}, tunnel.Config{Logger: silent(), Token: "other"}
 	for name, test := range map[string]struct {
 		client, server tunnel.Config
@@ -177,7 +178,7 @@ func TestTokensThatDiffer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				o := meddled(t, tunnel.Hello{Host: "server"}, test.client, test.server, unchanged)
+				o := tamperedHandshake(t, tunnel.Hello{Host: "server"}, test.client, test.server, unchanged)
 				requireReason(t, o.client, test.reason, connect.CodeUnauthenticated, test.text)
 				requireReason(t, o.server, test.reason, connect.CodeUnauthenticated, test.text)
 				require.False(t, o.admitted)
@@ -186,23 +187,23 @@ func TestTokensThatDiffer(t *testing.T) {
 	}
 }
 
-// TestOpenSidesNeedNoProof is the old way: neither side has a token.
-func TestOpenSidesNeedNoProof(t *testing.T) {
+// TestNoProofWithoutTokens: neither side has a token.
+func TestNoProofWithoutTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		open := tunnel.Config{Logger: silent()}
-		o := meddled(t, tunnel.Hello{Host: "server"}, open, open, unchanged)
+		o := tamperedHandshake(t, tunnel.Hello{Host: "server"}, open, open, unchanged)
 		require.NoError(t, o.client)
 		require.NoError(t, o.server)
 	})
 }
 
-// TestAnyChangeOnTheWayIsNoticed flips each bit pattern of each byte of each frame of the
-// handshake: host ids, limits, versions, nonces, proofs.
-func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
+// TestTamperingIsDetected changes each byte of each handshake frame: host ids, limits, versions,
+// nonces and proofs.
+func TestTamperingIsDetected(t *testing.T) {
 	hi := tunnel.Hello{Host: "server", Client: "client", Build: "1"}
 	var frames [][]byte
 	synctest.Test(t, func(t *testing.T) {
-		o := meddled(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
+		o := tamperedHandshake(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
 			frames = append(frames, frame)
 			return frame
 		})
@@ -213,7 +214,7 @@ func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 		for i := range original {
 			synctest.Test(t, func(t *testing.T) {
 				count := 0
-				o := meddled(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
+				o := tamperedHandshake(t, hi, withToken, withToken, func(_ bool, frame []byte) []byte {
 					if count++; count == which+1 {
 						frame = bytes.Clone(frame)
 						frame[i] ^= byte(1 << (i % 8))
@@ -221,7 +222,7 @@ func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 					return frame
 				})
 				require.Error(t, o.client, "frame %d with byte %d changed", which, i)
-				if which < 4 { // ADMIT is the accepting side's last word
+				if which < 4 { // ADMIT is the accepting side's final frame
 					require.Error(t, o.server, "frame %d with byte %d changed", which, i)
 					require.False(t, o.admitted)
 				}
@@ -230,13 +231,13 @@ func TestAnyChangeOnTheWayIsNoticed(t *testing.T) {
 	}
 }
 
-// TestDowngradeIsNoticed takes away, on the way, what says that there is a token: both sides then
-// still ask for the proof.
-func TestDowngradeIsNoticed(t *testing.T) {
+// TestDowngradeIsDetected removes, in transit, the statement that a side has a token: both sides
+// still require the proof.
+func TestDowngradeIsDetected(t *testing.T) {
 	for _, kind := range []int{hello, welcome} {
 		t.Run(strconv.Itoa(kind), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				o := meddled(t, tunnel.Hello{}, withToken, withToken, func(_ bool, frame []byte) []byte {
+				o := tamperedHandshake(t, tunnel.Hello{}, withToken, withToken, func(_ bool, frame []byte) []byte {
 					if kindOf(frame) == kind {
 						return bytes.ReplaceAll(frame, []byte{0xb8, 0x01, 0x01}, []byte{0xb8, 0x01, 0x00})
 					}
@@ -250,7 +251,7 @@ func TestDowngradeIsNoticed(t *testing.T) {
 	}
 }
 
-// accepting plays a dialler by hand against a real accepting side.
+// accepting runs an accepting side against a dialler that play implements.
 func accepting(t *testing.T, cfg tunnel.Config, play func(p *peer)) (admitted bool, err error) {
 	t.Helper()
 	near, far := memnet.Pipe()
@@ -271,10 +272,10 @@ func accepting(t *testing.T, cfg tunnel.Config, play func(p *peer)) (admitted bo
 	return admitted, err
 }
 
-// recorded is what both sides of a good handshake say.
+// recorded returns what each side of a successful handshake sends.
 func recorded(t *testing.T) (said, answered []byte) {
 	t.Helper()
-	o := meddled(t, tunnel.Hello{Client: "client"}, withToken, withToken, unchanged)
+	o := tamperedHandshake(t, tunnel.Hello{Client: "client"}, withToken, withToken, unchanged)
 	require.NoError(t, o.client)
 	return o.said, o.answered
 }
@@ -310,8 +311,8 @@ func TestReplayedHandshakeIsRefused(t *testing.T) {
 	})
 }
 
-// TestImpostorLearnsNothing is a process that took a host's address: it is shown a nonce and ids,
-// and no proof.
+// TestImpostorLearnsNothing has a process without the token take over a host's address: it receives
+// a nonce and ids, and no proof.
 func TestImpostorLearnsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, answered := recorded(t)
@@ -331,12 +332,12 @@ func TestImpostorLearnsNothing(t *testing.T) {
 	})
 }
 
-// TestProofOfAnotherHostIsNotTaken relays a dialler that looks for one host to another host of the
+// TestProofForAnotherHostIsRefused relays a dialler that expects one host to another host of the
 // same system.
-func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
+func TestProofForAnotherHostIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// The HELLO is changed on its way so that the other host feels meant.
-		o := meddled(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
+		// HELLO is modified in transit so that the other host accepts it.
+		o := tamperedHandshake(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
 			if fromDialler {
 				return bytes.ReplaceAll(frame, []byte("sErver"), []byte("server"))
 			}
@@ -344,8 +345,8 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 		})
 		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "expected host sErver, this is server")
 		require.False(t, o.admitted)
-		// Nor if the answer is changed back.
-		o = meddled(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
+		// The answer is modified back.
+		o = tamperedHandshake(t, tunnel.Hello{Host: "sErver"}, withToken, withToken, func(fromDialler bool, frame []byte) []byte {
 			if fromDialler {
 				return bytes.ReplaceAll(frame, []byte("sErver"), []byte("server"))
 			}
@@ -356,16 +357,16 @@ func TestProofOfAnotherHostIsNotTaken(t *testing.T) {
 	})
 }
 
-// TestAddressThatLeadsBackHere is a dialler that looks for Brain and finds itself, by way of
-// whoever took Brain's address.
-func TestAddressThatLeadsBackHere(t *testing.T) {
+// TestDialledOwnHostIsRefused: a dialler that looks for Brain reaches its own host, whose address
+// another process had taken from Brain.
+func TestDialledOwnHostIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := meddled(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
+		o := tamperedHandshake(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
 		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "leads back to this very host")
 	})
 }
 
-// handshakeFrameOf makes a frame of the handshake out of numbers and texts, by field.
+// handshakeFrameOf encodes a handshake frame from pairs of a field and a number or text.
 func handshakeFrameOf(kind byte, fields ...any) []byte {
 	var body []byte
 	for i := 0; i < len(fields); i += 2 {
@@ -381,7 +382,7 @@ func handshakeFrameOf(kind byte, fields ...any) []byte {
 	return append(head, body...)
 }
 
-// TestPeersOfVersion1AreRefused in both directions, and are told why.
+// TestPeersOfVersion1AreRefused, in both directions, with the reason.
 func TestPeersOfVersion1AreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, err := accepting(t, withToken, func(p *peer) {
@@ -400,8 +401,8 @@ func TestPeersOfVersion1AreRefused(t *testing.T) {
 	})
 }
 
-// TestRefusalOfWhatIsNotProvenIsMarked since its text could be anybody's.
-func TestRefusalOfWhatIsNotProvenIsMarked(t *testing.T) {
+// TestRefusalByUnprovenPeerIsMarked, since any process could have written its text.
+func TestRefusalByUnprovenPeerIsMarked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
 		_, err := far.Write(append([]byte(tunnel.Preface), handshakeFrameOf(refuse, 17, 16, 18, "send your token to me", 19, 5)...))
@@ -412,8 +413,8 @@ func TestRefusalOfWhatIsNotProvenIsMarked(t *testing.T) {
 	})
 }
 
-// TestNonceMustBeWhole since a short one could be guessed.
-func TestNonceMustBeWhole(t *testing.T) {
+// TestNonceOfWrongLengthIsRefused, since a short one could be guessed.
+func TestNonceOfWrongLengthIsRefused(t *testing.T) {
 	for _, n := range []int{0, 1, tunnel.NonceBytes - 1, tunnel.NonceBytes + 1} {
 		synctest.Test(t, func(t *testing.T) {
 			_, err := accepting(t, withToken, func(p *peer) {
@@ -425,20 +426,20 @@ func TestNonceMustBeWhole(t *testing.T) {
 	}
 }
 
-// TestAnotherProtocolBehindTheHandshake hands the connection over, with nothing lost, once both
-// sides are proven.
-func TestAnotherProtocolBehindTheHandshake(t *testing.T) {
+// TestOtherProtocolAfterHandshake passes on the connection, with all bytes that were read, once
+// both sides have proven themselves.
+func TestOtherProtocolAfterHandshake(t *testing.T) {
 	near, far := sockets(t)
 	served := make(chan error, 1)
 	go func() {
 		conn, raw, err := tunnel.AcceptAny(context.Background(), far, withToken, self, func(h tunnel.Hello) (tunnel.Handler, error) {
 			if h.Protocol != tunnel.ProtocolHTTP || h.Client != "client" {
-				return nil, errors.New("another hello was expected")
+				return nil, errors.New("unexpected Hello")
 			}
 			return nil, nil //nolint:nilnil // HTTP needs no handler of the tunnel
 		})
 		if err == nil && conn != nil {
-			err = errors.New("a tunnel, where none was asked for")
+			err = errors.New("got a tunnel instead of another protocol")
 		}
 		if err == nil {
 			_, err = io.Copy(raw, raw)
@@ -459,7 +460,7 @@ func TestAnotherProtocolBehindTheHandshake(t *testing.T) {
 	require.NoError(t, <-served)
 }
 
-func TestProtocolThatIsNotServed(t *testing.T) {
+func TestUnknownProtocolIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
 		ch := make(chan error, 1)
@@ -473,7 +474,7 @@ func TestProtocolThatIsNotServed(t *testing.T) {
 	})
 }
 
-// FuzzHandshakeMessage parses anything as a body of the handshake.
+// FuzzHandshakeMessage parses arbitrary bytes as the body of a handshake frame.
 func FuzzHandshakeMessage(f *testing.F) {
 	for _, seed := range [][]byte{handshakeFrameOf(hello, 1, 2, 2, 2, 22, "n"), handshakeFrameOf(refuse, 17, 5, 18, "no", 1<<20, "?")} {
 		f.Add(seed[tunnel.HeaderBytes:])

@@ -24,13 +24,13 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// step is one thing that happens in a random run.
+// step is one step of a random run.
 type step struct {
-	What  string
-	Size  int
-	Count int
-	Wait  time.Duration
-	Lane  int
+	What   string
+	Size   int
+	Count  int
+	Wait   time.Duration
+	Target int
 }
 
 func steps() *rapid.Generator[[]step] {
@@ -47,15 +47,15 @@ func steps() *rapid.Generator[[]step] {
 				"unary", "unary", "unary", "unary", "fail", "hold", "cancel", "deadline", "large",
 				"bidi", "server", "client", "abandon", "stuck", "delay", "stall", "resume", "cut", "alone", "slow", "choke",
 			}).Draw(t, "what"),
-			Size:  size.Draw(t, "size"),
-			Count: rapid.IntRange(0, 6).Draw(t, "count"),
-			Wait:  wait.Draw(t, "wait"),
-			Lane:  rapid.IntRange(0, 1).Draw(t, "lane"),
+			Size:   size.Draw(t, "size"),
+			Count:  rapid.IntRange(0, 6).Draw(t, "count"),
+			Wait:   wait.Draw(t, "wait"),
+			Target: rapid.IntRange(0, 1).Draw(t, "target"),
 		}
 	}), 1, 40)
 }
 
-// pattern is the content of a message: what arrives can be recognised.
+// pattern returns message content that depends on seed, so that it can be verified on arrival.
 func pattern(seed, size int) []byte {
 	b := make([]byte, size)
 	for i := range b {
@@ -64,8 +64,8 @@ func pattern(seed, size int) []byte {
 	return b
 }
 
-// world is one random run: a tunnel, the model of what it owes its callers, and the calls that are
-// under way.
+// world is the state of one random run: a tunnel, the model of what each call may return, and the
+// open calls.
 type world struct {
 	t      *rapid.T
 	client *tunnel.Conn
@@ -76,9 +76,9 @@ type world struct {
 
 	mu       sync.Mutex
 	failures []string
-	seen     map[string][]int // per queue, the calls in the order in which the handler got them
+	seen     map[string][]int // by target, the calls in the order in which the handler received them
 	sent     map[string][]int
-	ends     map[int]int // how often Done was called
+	ends     map[int]int // the number of calls of Done
 }
 
 func (w *world) failf(format string, args ...any) {
@@ -87,7 +87,7 @@ func (w *world) failf(format string, args ...any) {
 	w.failures = append(w.failures, fmt.Sprintf(format, args...))
 }
 
-// ServeUnary answers as the procedure says.
+// ServeUnary answers as the procedure demands.
 func (w *world) ServeUnary(in *tunnel.Incoming) {
 	req := &wrapperspb.BytesValue{}
 	if err := in.Decode(req); err != nil {
@@ -98,7 +98,7 @@ func (w *world) ServeUnary(in *tunnel.Incoming) {
 		w.failf("seed: %v", err)
 	}
 	if !bytes.Equal(req.GetValue(), pattern(seed, len(req.GetValue()))) {
-		w.failf("call %d arrived changed", seed)
+		w.failf("call %d was modified", seed)
 	}
 	w.mu.Lock()
 	w.seen[in.Target] = append(w.seen[in.Target], seed)
@@ -175,7 +175,7 @@ func (w *world) checkEnd(what string, seed int, err error, allowed ...connect.Co
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if !w.cut {
-			w.failures = append(w.failures, fmt.Sprintf("%s %d: %v, and nothing was cut", what, seed, err))
+			w.failures = append(w.failures, fmt.Sprintf("%s %d: %v, but the link was not cut", what, seed, err))
 		}
 		return
 	}
@@ -192,11 +192,11 @@ func (w *world) unary(seed int, s step) {
 	procedure := map[string]string{
 		"unary": "/p/echo", "fail": "/p/fail", "hold": "/p/hold", "cancel": "/p/later", "deadline": "/p/hold", "large": "/p/large",
 	}[s.What]
-	lane := fmt.Sprintf("lane-%d", s.Lane)
+	target := fmt.Sprintf("target-%d", s.Target)
 	res := &wrapperspb.BytesValue{}
 	done := make(chan struct{})
 	call := &tunnel.Call{
-		Target: lane, Caller: "c", Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
+		Target: target, Caller: "c", Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
 		Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}},
 	}
 	end := func(*tunnel.Call) {
@@ -214,7 +214,7 @@ func (w *world) unary(seed int, s step) {
 		return
 	}
 	w.mu.Lock()
-	w.sent[lane] = append(w.sent[lane], seed)
+	w.sent[target] = append(w.sent[target], seed)
 	w.mu.Unlock()
 	if call.Synchronous {
 		w.run.Go(func() {
@@ -238,12 +238,12 @@ func (w *world) unary(seed int, s step) {
 		case "unary":
 			w.checkEnd(s.What, seed, call.Err)
 			if call.Err == nil && (!bytes.Equal(res.GetValue(), pattern(seed, s.Size)) || call.ResponseTrailer.Get("seed") != strconv.Itoa(seed)) {
-				w.failf("unary %d came back changed", seed)
+				w.failf("unary %d was modified", seed)
 			}
 		case "large":
 			w.checkEnd(s.What, seed, call.Err)
 			if call.Err == nil && !bytes.Equal(res.GetValue(), pattern(seed, 2<<20)) {
-				w.failf("large %d came back changed", seed)
+				w.failf("large %d was modified", seed)
 			}
 		case "fail":
 			w.checkEnd(s.What, seed, call.Err, connect.CodeAborted)
@@ -261,7 +261,7 @@ func (w *world) unary(seed int, s step) {
 	})
 }
 
-// alone makes calls one after the other, whose caller comes to read its own answers.
+// alone makes synchronous calls one after the other, whose caller ends up reading its own answers.
 func (w *world) alone(seed int, s step) {
 	w.run.Go(func() {
 		for i := range 8 {
@@ -272,7 +272,7 @@ func (w *world) alone(seed int, s step) {
 			}
 			res := &wrapperspb.BytesValue{}
 			call := &tunnel.Call{
-				Target: fmt.Sprintf("alone-%d-%d", seed, i), Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
+				Target: fmt.Sprintf("sync-%d-%d", seed, i), Procedure: procedure, Request: wrapperspb.Bytes(pattern(seed, s.Size)), Response: res,
 				Header: tunnel.Header{{Key: "seed", Value: strconv.Itoa(seed)}}, Synchronous: true,
 			}
 			err := w.client.Start(ctx, call)
@@ -284,7 +284,7 @@ func (w *world) alone(seed int, s step) {
 				err = call.Err
 			}
 			if err == nil && !bytes.Equal(res.GetValue(), pattern(seed, size)) {
-				w.failf("alone %d came back changed", seed)
+				w.failf("alone %d was modified", seed)
 			}
 			if deadline, _ := ctx.Deadline(); time.Since(deadline) > 3*time.Millisecond {
 				w.failf("alone %d returned %v after its deadline", seed, time.Since(deadline))
@@ -356,7 +356,7 @@ func (w *world) stream(seed int, s step) {
 					break
 				}
 				if !bytes.Equal(res.GetValue(), pattern(seed+i, s.Size)) {
-					w.failf("%s %d: message %d came back changed", s.What, seed, i)
+					w.failf("%s %d: message %d was modified", s.What, seed, i)
 				}
 			}
 		}
@@ -388,7 +388,7 @@ func (w *world) do(seed int, s step) {
 	case "resume":
 		w.link.Resume()
 	case "cut":
-		if s.Count > 4 { // most runs get far
+		if s.Count > 4 { // so that most runs continue for long
 			w.mu.Lock()
 			w.cut = true
 			w.mu.Unlock()
@@ -401,24 +401,24 @@ func (w *world) do(seed int, s step) {
 }
 
 // TestRandomRuns mixes calls of all shapes and sizes with cancellations, delays, stalls and cuts.
-// Every call ends exactly once, with what the model allows; what arrives is what was sent; order is
-// kept; and afterwards nothing is left.
+// Every call ends exactly once, with an outcome that the model allows; messages arrive unmodified
+// and in order; and nothing is held afterwards.
 func TestRandomRuns(t *testing.T) {
-	noticed := ""
+	detected := ""
 	defer func() {
 		if !tunnel.Guarded {
-			require.Contains(t, noticed, "served", "without the guard, order is lost, and this test notices")
-			require.Contains(t, noticed, "more than the credit", "without the guard, streams pass their credit, and the peer notices")
+			require.Contains(t, detected, "served", "the test does not detect lost order")
+			require.Contains(t, detected, "more than the credit", "the peer does not detect exceeded credit")
 		}
 	}()
 	rapid.Check(t, func(rt *rapid.T) {
 		script := steps().Draw(rt, "steps")
 		small := rapid.Bool().Draw(rt, "small windows")
-		var verdict string
-		synctest.Test(t, func(*testing.T) { verdict = randomRun(rt, script, small) })
-		noticed += verdict
-		if verdict != "" && tunnel.Guarded {
-			rt.Fatal(verdict)
+		var failures string
+		synctest.Test(t, func(*testing.T) { failures = randomRun(rt, script, small) })
+		detected += failures
+		if failures != "" && tunnel.Guarded {
+			rt.Fatal(failures)
 		}
 	})
 }
@@ -439,7 +439,7 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 	w.link.Resume()
 	w.link.Rate(0)
 	w.run.Wait()
-	<-time.After(time.Minute) // what handlers put off, and what is delayed
+	<-time.After(time.Minute) // until delayed answers and delayed data have arrived
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -448,9 +448,9 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 			w.failures = append(w.failures, fmt.Sprintf("call %d ended %d times", seed, n))
 		}
 	}
-	for lane, seen := range w.seen {
-		if !subsequence(seen, w.sent[lane]) {
-			w.failures = append(w.failures, fmt.Sprintf("%s: sent %v, served %v", lane, w.sent[lane], seen))
+	for target, seen := range w.seen {
+		if !subsequence(seen, w.sent[target]) {
+			w.failures = append(w.failures, fmt.Sprintf("%s: sent %v, served %v", target, w.sent[target], seen))
 		}
 	}
 	for _, c := range []*tunnel.Conn{w.client, w.server} {
@@ -467,7 +467,7 @@ func randomRun(rt *rapid.T, script []step, small bool) string {
 	return strings.Join(w.failures, "\n")
 }
 
-// subsequence says whether all of part are in whole, in the same order.
+// subsequence reports whether all elements of part are in whole, in the same order.
 func subsequence(part, whole []int) bool {
 	for _, x := range whole {
 		if len(part) > 0 && part[0] == x {

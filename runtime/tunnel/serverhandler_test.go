@@ -12,9 +12,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestConnectHandlerThatDoesNotReturnFailsItsCallAlone: one that panics or ends its goroutine,
-// unary and streaming, before its first message and after it. The connection goes on.
-func TestConnectHandlerThatDoesNotReturnFailsItsCallAlone(t *testing.T) {
+// TestConnectHandlerThatPanicsFailsItsCallOnly: a handler that panics or ends its goroutine, unary
+// and streaming, before its first message and after it. The connection stays open.
+func TestConnectHandlerThatPanicsFailsItsCallOnly(t *testing.T) {
 	t.Parallel()
 	for how, end := range map[string]func(){"panicked": func() { panic("on purpose") }, "ended its goroutine": runtime.Goexit} {
 		for _, sends := range []bool{false, true} {
@@ -34,7 +34,7 @@ func TestConnectHandlerThatDoesNotReturnFailsItsCallAlone(t *testing.T) {
 				})
 			}
 			s := overMemory(t, tunnel.Config{Logger: silent()}, tunnel.Config{Logger: silent()}, tunnel.ServerHandler(server))
-			for range 2 { // the second shows that the connection goes on
+			for range 2 { // the second shows that the connection is still open
 				_, done, err := start(t.Context(), s.client, "/p/Unary", 1)
 				require.NoError(t, err)
 				err = <-done

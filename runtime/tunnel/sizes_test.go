@@ -15,8 +15,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// fragments runs a test on tunnels whose sides take fragments of different sizes: each sends what
-// the other takes.
+// fragments runs a test on tunnels whose sides accept fragments of different sizes: each side sends
+// what the other accepts.
 func fragments(t *testing.T, test func(t *testing.T, client *tunnel.Conn)) {
 	t.Helper()
 	for _, most := range [][2]int{{0, 0}, {1, 0}, {0, 1}, {8 << 20, 100 << 10}} {

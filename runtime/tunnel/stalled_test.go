@@ -17,10 +17,10 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// noticed is how long it may take until a caller hears of the end of its context.
+// noticed is the maximum time from the end of a context to the return of its call.
 const noticed = 2 * time.Millisecond
 
-// ending is a way in which a context ends after a time, and what the call says then.
+// ending is a way in which a context ends, and the code of the call then.
 type ending struct {
 	name  string
 	after func(context.Context, time.Duration) (context.Context, context.CancelFunc)
@@ -38,8 +38,8 @@ func endings() []ending {
 	}
 }
 
-// startFollowed makes a call that is canceled with its context, and returns its outcome.
-func startFollowed(ctx context.Context, c *tunnel.Conn, procedure string, size int) error {
+// callWithContext makes a call that is cancelled with its context, and returns its outcome.
+func callWithContext(ctx context.Context, c *tunnel.Conn, procedure string, size int) error {
 	call, done, err := start(ctx, c, procedure, size)
 	if err != nil {
 		return err
@@ -48,8 +48,8 @@ func startFollowed(ctx context.Context, c *tunnel.Conn, procedure string, size i
 	return <-done
 }
 
-// overStream sends one message on a stream and receives one. A Send that finds the stream ended
-// leaves it to Receive to say why.
+// overStream sends one message on a stream and receives one. After a Send that returns io.EOF,
+// Receive returns the outcome.
 func overStream(ctx context.Context, c *tunnel.Conn, shape connect.StreamType, size int) error {
 	stream, err := c.Stream(ctx, tunnel.StreamRequest{Procedure: "/p/P", StreamType: shape})
 	if err != nil {
@@ -61,9 +61,9 @@ func overStream(ctx context.Context, c *tunnel.Conn, shape connect.StreamType, s
 	return stream.Receive(&wrapperspb.BytesValue{})
 }
 
-// TestContextEndsALargeRequestOnAStalledLink: at whatever byte of its request the peer stops to
-// read, a call leaves with its context. The connection lives, and goes on where it was.
-func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
+// TestContextEndsLargeRequestOnStalledLink: at whatever byte of its request the peer stops reading,
+// a call returns when its context ends. The connection stays open and continues where it was.
+func TestContextEndsLargeRequestOnStalledLink(t *testing.T) {
 	needsGuards(t) // its streams send more than a window
 	const size, wait = 3 << 20, 50 * time.Millisecond
 	shape := func(shape connect.StreamType) func(context.Context, *tunnel.Conn) error {
@@ -71,7 +71,7 @@ func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
 	}
 	for kind, call := range map[string]func(context.Context, *tunnel.Conn) error{
 		"sync":           func(ctx context.Context, c *tunnel.Conn) error { return invoke(ctx, c, size) },
-		"async":          func(ctx context.Context, c *tunnel.Conn) error { return startFollowed(ctx, c, "/p/P", size) },
+		"async":          func(ctx context.Context, c *tunnel.Conn) error { return callWithContext(ctx, c, "/p/P", size) },
 		"connect client": shape(connect.StreamTypeUnary),
 		"client stream":  shape(connect.StreamTypeClient),
 		"bidi stream":    shape(connect.StreamTypeBidi),
@@ -79,7 +79,7 @@ func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
 		for _, stall := range []int{0, 3, 20, 100 << 10, 257<<10 + 100<<10} {
 			for _, end := range endings() {
 				t.Run(fmt.Sprintf("%s, %s, after %d bytes", kind, end.name, stall), func(t *testing.T) {
-					lent(t, func(t *testing.T, s setup, _ func() func()) {
+					withReadingCallers(t, func(t *testing.T, s setup, _ func() func()) {
 						s.link.StallRequestsAfter(stall)
 						ctx, cancel := end.after(t.Context(), wait)
 						defer cancel()
@@ -89,10 +89,10 @@ func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
 						require.LessOrEqual(t, time.Since(begin), wait+noticed)
 						<-time.After(2 * time.Second)
 						s.link.Resume()
-						alone(t, s.client)
+						makeCallersRead(t, s.client)
 						require.NoError(t, invoke(t.Context(), s.client, size))
 						require.Zero(t, s.client.Pending())
-						require.Zero(t, s.server.Pending(), "the serving side has heard of the end")
+						require.Zero(t, s.server.Pending(), "the serving side has not ended the call")
 					})
 				})
 			}
@@ -100,10 +100,10 @@ func TestContextEndsALargeRequestOnAStalledLink(t *testing.T) {
 	}
 }
 
-// TestContextEndsAStreamThatIsStalledBothWays: its caller is in the middle of sending one message
-// and of receiving another. Both end with the context, and so does the handler: by itself at the
-// deadline, and when it can hear of a cancellation.
-func TestContextEndsAStreamThatIsStalledBothWays(t *testing.T) {
+// TestContextEndsStreamStalledInBothDirections: the caller is in the middle of sending one message
+// and receiving another. Both end with the context, and so does the handler: at the deadline by
+// itself, and on cancellation as soon as CANCEL can arrive.
+func TestContextEndsStreamStalledInBothDirections(t *testing.T) {
 	needsGuards(t) // as above
 	const size, wait = 3 << 20, 50 * time.Millisecond
 	for _, end := range endings() {
@@ -129,7 +129,7 @@ func TestContextEndsAStreamThatIsStalledBothWays(t *testing.T) {
 					stream := bidi(ctx, t, s.client)
 					s.link.StallRepliesAfter(stall)
 					require.NoError(t, stream.Send(nil))
-					synctest.Wait() // the handler sends, and has another message to come
+					synctest.Wait() // until the handler sends, while another message is incomplete
 					s.link.StallRequestsAfter(stall)
 					ends := make(chan error, 2)
 					go func() { ends <- stream.Send(wrapperspb.Bytes(make([]byte, size))) }()
@@ -160,15 +160,15 @@ func TestContextEndsAStreamThatIsStalledBothWays(t *testing.T) {
 	}
 }
 
-// TestOtherCallsLeaveWhileThePeerStopsInTheMiddleOfAFrame: one call's frame is stuck, in either
-// direction. Those that were open before and those that begin after it leave with their contexts,
-// on both sides, and the stuck one goes on when the peer does.
-func TestOtherCallsLeaveWhileThePeerStopsInTheMiddleOfAFrame(t *testing.T) {
+// TestCallsEndWhileFrameIsStalled: the frame of one call is stalled in either direction. Calls that
+// were open before and calls that begin afterwards end with their contexts, on both sides, and the
+// stalled call continues when the peer does.
+func TestCallsEndWhileFrameIsStalled(t *testing.T) {
 	needsGuards(t) // as above
 	const wait = 50 * time.Millisecond
 	for what, stop := range map[string]func(*memnet.Link, int){
-		"it reads no more": (*memnet.Link).StallRequestsAfter,
-		"it sends no more": (*memnet.Link).StallRepliesAfter,
+		"requests": (*memnet.Link).StallRequestsAfter,
+		"replies":  (*memnet.Link).StallRepliesAfter,
 		"neither": func(l *memnet.Link, n int) {
 			l.StallRequestsAfter(n)
 			l.StallRepliesAfter(n)
@@ -199,7 +199,7 @@ func TestOtherCallsLeaveWhileThePeerStopsInTheMiddleOfAFrame(t *testing.T) {
 						ends := make(chan error, 8)
 						others := func() {
 							go func() { ends <- invoke(ctx, s.client, 16) }()
-							go func() { ends <- startFollowed(ctx, s.client, "/p/P", 16) }()
+							go func() { ends <- callWithContext(ctx, s.client, "/p/P", 16) }()
 							go func() { ends <- overStream(ctx, s.client, connect.StreamTypeBidi, 16) }()
 							go func() { ends <- overStream(ctx, s.client, connect.StreamTypeBidi, 3<<20) }()
 							synctest.Wait()

@@ -18,18 +18,18 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// peerMode is the environment variable that makes this binary the peer of a test, which stops it:
-// `call ADDRESS` or `serve`.
+// peerMode is the environment variable that makes this test binary the peer process of a test,
+// which stops it by signals: `call ADDRESS` or `serve`.
 const peerMode = "TUNNEL_TEST_PEER"
 
-// stoppedKeepalive is the keepalive of whichever side is tested.
+// stoppedKeepalive is the keepalive of the side under test.
 const stoppedKeepalive = 100 * time.Millisecond
 
-// heldCalls is how many calls are under way.
+// heldCalls is the number of open calls.
 const heldCalls = 8
 
-// beAPeer is the life of the peer. What it prints is for the test.
-func beAPeer() error {
+// runPeer is the main function of the peer process. The test reads its output.
+func runPeer() error {
 	address := os.Getenv(peerMode + "_ADDRESS")
 	if os.Getenv(peerMode) == "call" {
 		return callHeld(address)
@@ -48,7 +48,7 @@ func beAPeer() error {
 			_, _ = tunnel.Accept(context.Background(), nc, tunnel.Config{Keepalive: -1}, self, admit(handlers{unary: func(in *tunnel.Incoming) {
 				if in.Procedure == "/p/Held" {
 					fmt.Println("held")
-					return // it is never answered
+					return // without an answer
 				}
 				echoUnary(in)
 			}}))
@@ -56,7 +56,7 @@ func beAPeer() error {
 	}
 }
 
-// callHeld makes calls and says how each ended.
+// callHeld makes calls and prints the outcome of each.
 func callHeld(address string) error {
 	nc, err := net.Dial("tcp", address)
 	if err != nil {
@@ -80,7 +80,7 @@ func callHeld(address string) error {
 	return c.Close()
 }
 
-// stoppable is the other process.
+// stoppable is the peer process.
 type stoppable struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
@@ -113,10 +113,10 @@ func (p *stoppable) signal(t *testing.T, s syscall.Signal) {
 	require.NoError(t, p.cmd.Process.Signal(s))
 }
 
-// TestCallerThatWasStoppedKeepsItsConnection stops a calling process with calls under way, for
-// longer than it waits for a silent peer, and lets it go on: half of its calls are answered while
-// it is stopped and half when it runs again.
-func TestCallerThatWasStoppedKeepsItsConnection(t *testing.T) {
+// TestStoppedCallerKeepsItsConnection stops a calling process with open calls, for longer than its
+// keepalive, and continues it: half of its calls are answered while it is stopped, and half when it
+// runs again.
+func TestStoppedCallerKeepsItsConnection(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -138,7 +138,7 @@ func TestCallerThatWasStoppedKeepsItsConnection(t *testing.T) {
 		}
 	}
 	p.signal(t, syscall.SIGSTOP)
-	stopped := time.NewTimer(10 * stoppedKeepalive) // the stop's length is what is tested
+	stopped := time.NewTimer(10 * stoppedKeepalive) // the duration of the stop is under test
 	for _, in := range held[:heldCalls/2] {
 		in.Reply(nil, connect.NewError(connect.CodeAborted, "answered"))
 	}
@@ -153,10 +153,10 @@ func TestCallerThatWasStoppedKeepsItsConnection(t *testing.T) {
 	}
 }
 
-// TestCalleeThatWasStoppedLosesItsCallsAlone stops a serving process with calls under way for
-// longer than its caller waits for a silent peer: they fail while it is stopped, and when it runs
-// again it serves another connection.
-func TestCalleeThatWasStoppedLosesItsCallsAlone(t *testing.T) {
+// TestStoppedCalleeLosesItsCalls stops a serving process with open calls for longer than its
+// caller's keepalive: the calls fail while it is stopped, and when it runs again it serves another
+// connection.
+func TestStoppedCalleeLosesItsCalls(t *testing.T) {
 	t.Parallel()
 	p := startPeer(t, "serve", "")
 	address := p.line(t)
@@ -185,7 +185,7 @@ func TestCalleeThatWasStoppedLosesItsCallsAlone(t *testing.T) {
 			require.ErrorContains(t, err, "no answer")
 			require.NotErrorIs(t, err, tunnel.ErrNotRun, "it may have run")
 		case <-time.After(time.Minute):
-			require.FailNow(t, "the caller waits for a peer that is silent")
+			require.FailNow(t, "the caller still waits for a silent peer")
 		}
 	}
 	p.signal(t, syscall.SIGCONT)
@@ -193,11 +193,11 @@ func TestCalleeThatWasStoppedLosesItsCallsAlone(t *testing.T) {
 	case err := <-waiting:
 		require.NoError(t, err, "the stop was shorter than this connection's keepalive")
 	case <-time.After(time.Minute):
-		require.FailNow(t, "the connection is dead after the stop")
+		require.FailNow(t, "the connection does not work after the stop")
 	}
 	again := dial(time.Minute)
 	roundTrip(t, again, 1)
 	for _, c := range []*tunnel.Conn{lost, patient, again} {
-		_ = c.Close() // one is lost
+		_ = c.Close() // one has failed
 	}
 }

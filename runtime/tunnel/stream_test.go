@@ -26,14 +26,14 @@ func bidi(ctx context.Context, t *testing.T, c *tunnel.Conn) connect.ClientStrea
 	return stream
 }
 
-// flood sends until the stream ends, and counts what went out.
+// flood sends until the stream ends, and counts the messages.
 func flood(send func(any) error, size int, count *int) {
 	for send(wrapperspb.Bytes(make([]byte, size))) == nil {
 		*count++
 	}
 }
 
-func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
+func TestBlockedHandlerDoesNotBlockOtherCalls(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -54,7 +54,7 @@ func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
 			go flood(stream.Send, size, &counts[i])
 		}
 		synctest.Wait()
-		require.InDelta(t, (1<<20)/45, counts[0], 1000, "a window of small messages went out")
+		require.InDelta(t, (1<<20)/45, counts[0], 1000, "a window of small messages was sent")
 		require.InDelta(t, 100, counts[1], 5)
 		require.Zero(t, counts[2], "a message larger than the window waits for its reader")
 		for range 100 {
@@ -76,7 +76,7 @@ func TestStuckReaderHoldsUpNobodyElse(t *testing.T) {
 	})
 }
 
-func TestCallerThatDoesNotReadHoldsUpNobodyElse(t *testing.T) {
+func TestBlockedCallerDoesNotBlockOtherCalls(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var counts [2]int
@@ -143,7 +143,7 @@ func TestStreamsEndWithTheirContext(t *testing.T) {
 	})
 }
 
-func TestHandlersErrorEndsTheStreamAfterWhatItSent(t *testing.T) {
+func TestErrorEndsStreamAfterSentMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := handlers{stream: func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
 			in.SetHeader(header("h", "1"))
@@ -183,7 +183,7 @@ func TestPanicIsAnErrorForTheCaller(t *testing.T) {
 	})
 }
 
-func TestOneStreamTooManyIsRefused(t *testing.T) {
+func TestStreamOverLimitIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{MaxStreams: 2}, echo())
 		streams := []connect.ClientStream{bidi(t.Context(), t, s.client), bidi(t.Context(), t, s.client)}
@@ -203,10 +203,10 @@ func TestOneStreamTooManyIsRefused(t *testing.T) {
 	})
 }
 
-// TestUnreadSmallMessagesPinLittle: messages stay where they were read only if they are a good part
-// of that, so that a stream whose reader is slow takes about its window, whatever else goes over
-// the connection.
-func TestUnreadSmallMessagesPinLittle(t *testing.T) {
+// TestUnreadSmallMessagesHoldLittleMemory: messages stay in the read buffer only if they are a
+// large part of it. A stream with a slow reader therefore holds about its window, whatever else is
+// received on the connection.
+func TestUnreadSmallMessagesHoldLittleMemory(t *testing.T) {
 	needsGuards(t)
 	hold := make(chan struct{})
 	h := echo()
@@ -249,12 +249,12 @@ func TestUnreadSmallMessagesPinLittle(t *testing.T) {
 	}
 }
 
-// TestAWindowGrowsForAReaderThatKeepsUp: and only for that.
-func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
+// TestWindowGrowsForFastReader, and for no other.
+func TestWindowGrowsForFastReader(t *testing.T) {
 	needsGuards(t)
 	const window = 64 << 10
-	// ahead is how far a sender gets ahead of a reader that has taken so much, waiting so long
-	// after each message.
+	// ahead returns how many messages a sender can send ahead of a reader that reads taken
+	// messages, and pauses after each.
 	ahead := func(t *testing.T, taken int, pause time.Duration) (sent int) {
 		t.Helper()
 		synctest.Test(t, func(t *testing.T) {
@@ -290,9 +290,9 @@ func TestAWindowGrowsForAReaderThatKeepsUp(t *testing.T) {
 	require.LessOrEqual(t, ahead(t, 1000, 0), grown+1)
 }
 
-// TestManyStreamsGoOnAtOnce has so many streams wait for credit with small messages that these
-// don't fit one write when it comes for all.
-func TestManyStreamsGoOnAtOnce(t *testing.T) {
+// TestManyStreamsResumeAtOnce has many streams wait for credit, with more small messages than fit
+// one write when credit arrives for all.
+func TestManyStreamsResumeAtOnce(t *testing.T) {
 	needsGuards(t)
 	const streams, messages, window = 1500, 70, 64 << 10
 	release := make(chan struct{})

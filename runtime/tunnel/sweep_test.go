@@ -7,31 +7,31 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestSweepPassesNoneOver adds and removes calls between the steps of rounds: one that was there
-// for a whole round was looked at in it.
-func TestSweepPassesNoneOver(t *testing.T) {
+// TestSweepVisitsEveryCall adds and removes calls between the steps of rounds: a call that was in
+// the set for a whole round was visited in it.
+func TestSweepVisitsEveryCall(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var s sweep
-		there := map[*Call]int{} // and how often it was looked at in this round; -1 if it came in the middle
+		visited := map[*Call]int{} // to the number of visits in this round, or -1 if it was added during the round
 		begun := false
 		for range rapid.IntRange(1, 300).Draw(rt, "steps") {
-			switch rapid.SampledFrom([]string{"add", "add", "remove", "look"}).Draw(rt, "step") {
+			switch rapid.SampledFrom([]string{"add", "add", "remove", "visit"}).Draw(rt, "step") {
 			case "add":
 				call := &Call{}
 				s.add(call)
-				there[call] = -1
+				visited[call] = -1
 			case "remove":
 				if len(s.calls) > 0 {
 					call := s.calls[rapid.IntRange(0, len(s.calls)-1).Draw(rt, "which")]
 					s.remove(call)
-					s.remove(call) // once more does nothing
-					delete(there, call)
+					s.remove(call) // has no effect
+					delete(visited, call)
 				}
-			case "look":
+			case "visit":
 				if s.next == 0 {
-					for call, looks := range there {
-						require.False(rt, begun && looks == 0, "a call was passed over")
-						there[call] = 0
+					for call, visits := range visited {
+						require.False(rt, begun && visits == 0, "a call was skipped")
+						visited[call] = 0
 					}
 					begun = true
 				}
@@ -39,10 +39,10 @@ func TestSweepPassesNoneOver(t *testing.T) {
 				if s.next > 0 {
 					s.next--
 					call := s.calls[s.next]
-					there[call] = max(there[call], 0) + 1
+					visited[call] = max(visited[call], 0) + 1
 				}
 			}
-			require.Len(rt, s.calls, len(there))
+			require.Len(rt, s.calls, len(visited))
 			for i, call := range s.calls {
 				require.Equal(rt, i+1, call.sweepIndex)
 			}
@@ -50,7 +50,7 @@ func TestSweepPassesNoneOver(t *testing.T) {
 	})
 }
 
-func TestSweepLooksAtAllWithinSomeTicks(t *testing.T) {
+func TestSweepRoundTakesFewTicks(t *testing.T) {
 	for n, ticks := range map[int]int{1: 1, sweepAtOnce: 1, 3 * sweepAtOnce: 3, 20_000: sweepTicks, 65_536: sweepTicks} {
 		var s sweep
 		for range n {
@@ -66,14 +66,13 @@ func TestSweepLooksAtAllWithinSomeTicks(t *testing.T) {
 	}
 }
 
-// TestEveryOwnerComesBackToTheLoop: whoever reads a connection, when its caller has left the read
-// loop reads on.
-func TestEveryOwnerComesBackToTheLoop(t *testing.T) {
+// TestOwnershipReturnsToReadLoop: after the caller that reads has left, the read loop reads again.
+func TestOwnershipReturnsToReadLoop(t *testing.T) {
 	for owner, next := range nextOwner {
 		for e, after := range next {
 			require.Less(t, int(after), len(nextOwner))
 			if readOwner(owner) == ownerLoop && ownerEvent(e) != eventYielded {
-				require.Equal(t, ownerLoop, after, "only the read loop itself gives reading away")
+				require.Equal(t, ownerLoop, after, "only the read loop itself yields")
 			}
 		}
 		if reads := readOwner(owner); reads == ownerCaller || reads == ownerInterrupted {
@@ -82,6 +81,6 @@ func TestEveryOwnerComesBackToTheLoop(t *testing.T) {
 		}
 	}
 	for _, e := range []ownerEvent{eventBegun, eventSwept} {
-		require.Equal(t, ownerLoop, nextOwner[ownerNone][e], "a connection that no goroutine reads does not stay so")
+		require.Equal(t, ownerLoop, nextOwner[ownerNone][e], "the read loop must resume")
 	}
 }

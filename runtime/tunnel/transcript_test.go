@@ -26,14 +26,14 @@ import (
 
 var rewrite = flag.Bool("rewrite", false, "rewrite the transcripts in testdata")
 
-// A transcript is a script of commands, and below each, after a line of dashes, what went over the
-// wire and what came of it:
+// transcript is a script of commands. Each is followed by a line of dashes, the frames on the wire
+// and the results:
 //
-//	> what the dialler sent: hex, with 00*100 for a run, and a frame per line
-//	< what the accepting side sent
-//	= what a command's caller saw
+//	> a frame from the dialler in hexadecimal, with 00*100 for a run of 100 zero bytes
+//	< a frame from the accepting side
+//	= a result that the caller of a command observed
 //
-// It is recorded from both real sides, and then replayed against each alone.
+// It is recorded between two tunnels, and then replayed against each side alone.
 type transcript struct {
 	path   string
 	blocks []*block
@@ -82,7 +82,7 @@ func (s *transcript) write(t *testing.T) {
 	require.NoError(t, os.WriteFile(s.path, []byte(strings.Join(chunks, "\n\n")+"\n"), 0o600))
 }
 
-// packed is hex with runs of one byte shortened.
+// packed encodes bytes in hexadecimal, with runs of one byte abbreviated.
 func packed(b []byte) string {
 	var out strings.Builder
 	for len(b) > 0 {
@@ -121,7 +121,7 @@ func unpacked(t *testing.T, text string) []byte {
 	return out
 }
 
-// frames writes bytes of one direction as lines, a frame each.
+// frames formats the bytes of one direction, one frame per line.
 func frames(direction string, b []byte) []string {
 	var lines []string
 	if strings.HasPrefix(string(b), tunnel.Preface) {
@@ -139,11 +139,11 @@ func frames(direction string, b []byte) []string {
 	return lines
 }
 
-// wiretap passes on what two ends say, and notes it in order.
+// wiretap forwards the bytes of both directions and records them in order.
 type wiretap struct {
 	mu    sync.Mutex
 	lines []string
-	// pending is what one side has said since the other spoke last.
+	// pending is what one side has sent since the last bytes in the other direction.
 	pending   []byte
 	direction string
 }
@@ -178,8 +178,7 @@ func (w *wiretap) take() []string {
 	w.flush()
 	lines := w.lines
 	w.lines = nil
-	// What a caller sees, and when its frames are written, are two goroutines' business: results
-	// come last.
+	// The order of results and frames depends on the scheduler, so results are sorted last.
 	slices.SortStableFunc(lines, func(a, b string) int {
 		isResult := func(line string) int {
 			if line[0] == '=' {
@@ -192,8 +191,8 @@ func (w *wiretap) take() []string {
 	return lines
 }
 
-// pass copies one direction until it ends. Each write is passed on before the next is read, so the
-// order is what it was.
+// pass forwards one direction until it ends. Each write is forwarded before the next is read, which
+// preserves the order.
 func (w *wiretap) pass(direction string, from io.Reader, to io.WriteCloser) {
 	buf := make([]byte, 1<<20)
 	for {
@@ -211,7 +210,7 @@ func (w *wiretap) pass(direction string, from io.Reader, to io.WriteCloser) {
 	}
 }
 
-// scripted serves what the transcripts call.
+// scripted is the handler of the calls in transcripts.
 type scripted struct {
 	mu   sync.Mutex
 	held []*tunnel.Incoming
@@ -236,8 +235,8 @@ func (*scripted) ServeStream(ctx context.Context, in *tunnel.Incoming, stream co
 	return echoStream(ctx, in, stream)
 }
 
-// stage is where a transcript's commands run: on both sides, or on one while the script plays the
-// other.
+// stage runs the commands of a transcript: on both sides, or on one side while the script takes the
+// place of the other.
 type stage struct {
 	t       *testing.T
 	tap     *wiretap
@@ -278,7 +277,7 @@ func (s *stage) accept(nc *memnet.Conn) {
 	s.server = conn
 }
 
-// command runs one command, as far as it belongs to a side that is real here.
+// command runs one command, if the side that it concerns is a tunnel here.
 func (s *stage) command(line string) {
 	words := strings.Fields(line)
 	arg := make(map[string]string)
@@ -389,7 +388,7 @@ func (s *stage) end() {
 	}
 }
 
-// both records what happens between two real sides.
+// both records a run between two tunnels.
 func (s *transcript) both(t *testing.T) [][]string {
 	st := newStage(t.Context(), t)
 	near, proxyNear := memnet.Pipe()
@@ -414,7 +413,7 @@ func (s *transcript) both(t *testing.T) [][]string {
 	return got
 }
 
-// one plays one side of the script against the other side, which is real.
+// one replays the frames of one side against a tunnel on the other side.
 func (s *transcript) one(t *testing.T, dialler bool) {
 	st := newStage(t.Context(), t)
 	end, played := memnet.Pipe()
@@ -475,8 +474,9 @@ func (s *transcript) one(t *testing.T, dialler bool) {
 	synctest.Wait()
 }
 
-// TestTranscripts holds the wire still: what both sides say to each other is what the transcripts
-// of this version say, and each side alone, played against the script, says and sees the same.
+// TestTranscripts fixes the wire format: two tunnels send exactly what the transcripts of this
+// version contain, and each side alone sends and observes the same when the transcript is replayed
+// against it.
 func TestTranscripts(t *testing.T) {
 	needsGuards(t)
 	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
@@ -495,7 +495,7 @@ func TestTranscripts(t *testing.T) {
 				return
 			}
 			for i, b := range s.blocks {
-				require.Equal(t, strings.Join(b.lines, "\n"), strings.Join(got[i], "\n"), "block %q; -rewrite takes what is new", b.commands)
+				require.Equal(t, strings.Join(b.lines, "\n"), strings.Join(got[i], "\n"), "block %q; -rewrite records the new one", b.commands)
 			}
 			synctest.Test(t, func(t *testing.T) { s.one(t, true) })
 			synctest.Test(t, func(t *testing.T) { s.one(t, false) })

@@ -18,7 +18,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-func TestCallsOfOneCallerKeepTheirOrderWhateverTheirSize(t *testing.T) {
+func TestCallsOfOneCallerAreServedInOrder(t *testing.T) {
 	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		const n = 60
@@ -51,7 +51,7 @@ func TestCallsOfOneCallerKeepTheirOrderWhateverTheirSize(t *testing.T) {
 	})
 }
 
-func TestCallCarriesAllThatBelongsToIt(t *testing.T) {
+func TestCallCarriesMetadata(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen *tunnel.Incoming
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
@@ -63,7 +63,7 @@ func TestCallCarriesAllThatBelongsToIt(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		deadline, _ := ctx.Deadline()
-		for range 2 { // the second time by interned names
+		for range 2 { // with interned names the second time
 			done := make(chan *tunnel.Call, 1)
 			res := &wrapperspb.BytesValue{}
 			require.NoError(t, s.client.Start(ctx, &tunnel.Call{
@@ -120,7 +120,8 @@ func TestErrorsArriveWithCodeTextAndDetails(t *testing.T) {
 		_, err = call()
 		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err))
 
-		// An error too large for the caller's limit loses its details and its end, never its code.
+		// An error larger than the caller's limit loses its details and the end of its text, but
+		// never its code.
 		outcome = connect.NewError(connect.CodeDataLoss, strings.Repeat("ä", 100<<10)).WithDetail(detail)
 		_, err = call()
 		require.ErrorAs(t, err, &got)
@@ -130,7 +131,7 @@ func TestErrorsArriveWithCodeTextAndDetails(t *testing.T) {
 	})
 }
 
-func TestFullWindowBlocksStartUntilThereIsRoom(t *testing.T) {
+func TestStartBlocksWhileSendWindowIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var held []*tunnel.Incoming
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{Window: 100 << 10}, handlers{unary: func(in *tunnel.Incoming) {
@@ -148,7 +149,7 @@ func TestFullWindowBlocksStartUntilThereIsRoom(t *testing.T) {
 
 		began := make(chan (<-chan error), 1)
 		go func() {
-			_, done, err := start(context.Background(), s.client, "/p/P", 300<<10) // alone it may be larger than the window
+			_, done, err := start(context.Background(), s.client, "/p/P", 300<<10) // may exceed the window if no other call is open
 			if err != nil {
 				t.Error(err)
 			}
@@ -165,7 +166,7 @@ func TestFullWindowBlocksStartUntilThereIsRoom(t *testing.T) {
 	})
 }
 
-func TestCancelEndsTheCallHereAndThere(t *testing.T) {
+func TestCancelEndsCallOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) { held = in }})
@@ -180,8 +181,8 @@ func TestCancelEndsTheCallHereAndThere(t *testing.T) {
 		synctest.Wait()
 		require.ErrorIs(t, held.Context().Err(), context.Canceled)
 		require.ErrorIs(t, derived.Err(), context.Canceled)
-		call.Cancel(context.Canceled) // once more does nothing
-		require.Equal(t, 1, s.client.Pending(), "its id is kept until the other side has said its last word")
+		call.Cancel(context.Canceled) // has no effect
+		require.Equal(t, 1, s.client.Pending(), "the id is in use until the final frame of the peer")
 		held.Reply(nil, nil)
 		synctest.Wait()
 		require.Zero(t, s.client.Pending())
@@ -189,7 +190,7 @@ func TestCancelEndsTheCallHereAndThere(t *testing.T) {
 	})
 }
 
-func TestCancelledWhileItsRequestIsOnItsWay(t *testing.T) {
+func TestCancelWhileSendingRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		served := 0
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
@@ -199,7 +200,7 @@ func TestCancelledWhileItsRequestIsOnItsWay(t *testing.T) {
 		s.link.Stall()
 		first, firstDone, err := start(t.Context(), s.client, "/p/P", 4<<20)
 		require.NoError(t, err)
-		synctest.Wait() // a part of it is on its way
+		synctest.Wait() // until a part of it is in flight
 		second, secondDone, err := start(t.Context(), s.client, "/p/P", 4<<20)
 		require.NoError(t, err)
 		_, thirdDone, err := start(t.Context(), s.client, "/p/P", 1)
@@ -217,7 +218,7 @@ func TestCancelledWhileItsRequestIsOnItsWay(t *testing.T) {
 	})
 }
 
-func TestCancelledWhileItsResponseIsOnItsWay(t *testing.T) {
+func TestCancelWhileReceivingResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
 			if in.Procedure == "/p/Small" {
@@ -229,7 +230,7 @@ func TestCancelledWhileItsResponseIsOnItsWay(t *testing.T) {
 		s.link.StallReplies()
 		var calls []*tunnel.Call
 		var ends []<-chan error
-		for range 6 { // more than fit the window of responses
+		for range 6 { // more than the response window fits
 			call, done, err := start(t.Context(), s.client, "/p/Large", 1)
 			require.NoError(t, err)
 			calls, ends = append(calls, call), append(ends, done)
@@ -247,7 +248,7 @@ func TestCancelledWhileItsResponseIsOnItsWay(t *testing.T) {
 		require.NoError(t, <-done)
 		synctest.Wait()
 		require.Zero(t, s.client.Pending())
-		require.Less(t, s.client.Stats().BytesReceived, uint64(20<<20), "what nobody waits for is not sent to its end")
+		require.Less(t, s.client.Stats().BytesReceived, uint64(20<<20), "cancelled responses are not sent completely")
 	})
 }
 

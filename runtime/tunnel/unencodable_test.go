@@ -17,8 +17,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// trap is a message that does something else than be encoded, when it is looked at for the n-th
-// time, and from then on. So a message behaves that is modified meanwhile.
+// trap is a message that calls does instead of being encoded, from the n-th access on. A message
+// that is modified concurrently behaves like that.
 type trap struct {
 	*wrapperspb.BytesValue
 
@@ -34,9 +34,9 @@ func (m *trap) ProtoReflect() protoreflect.Message {
 	return m.BytesValue.ProtoReflect()
 }
 
-// TestResponseThatCannotBeEncodedFailsItsCallAlone has responses panic or end their goroutine at
-// every step of being encoded, small and large ones, on the reading goroutine and on others.
-func TestResponseThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
+// TestUnencodableResponseFailsItsCallOnly has responses panic or end their goroutine at every step
+// of encoding, with small and large messages, on the read loop and on other goroutines.
+func TestUnencodableResponseFailsItsCallOnly(t *testing.T) {
 	t.Parallel()
 	var log lockedBuffer
 	config := tunnel.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))}
@@ -61,20 +61,20 @@ func TestResponseThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
 					}
 				})
 				if err == nil {
-					require.Greater(t, n, 2, "it was looked at less often")
+					require.Greater(t, n, 2, "the message was accessed too rarely")
 					break
 				}
 				require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%s at %d: %v", name, n, err)
 				require.ErrorContains(t, err, "a response of p/P can't be sent")
-				require.Eventually(t, func() bool { return log.Contains("/p/P") }, time.Minute, time.Millisecond, "the owner was not told")
+				require.Eventually(t, func() bool { return log.Contains("/p/P") }, time.Minute, time.Millisecond, "the error is not in the log")
 				require.NoError(t, call(func(in *tunnel.Incoming) { in.Reply(nil, nil) }))
 			}
 		}
 	}
 }
 
-// TestRequestThatCannotBeEncodedFailsItsCallAlone is that for what callers send.
-func TestRequestThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
+// TestUnencodableRequestFailsItsCallOnly is the same for requests.
+func TestUnencodableRequestFailsItsCallOnly(t *testing.T) {
 	t.Parallel()
 	client, _ := overTCP(t, tunnel.Config{}, echo())
 	for _, size := range []int{10, 100 << 10} {
@@ -108,8 +108,8 @@ func TestRequestThatCannotBeEncodedFailsItsCallAlone(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
-// TestMessageThatGrowsWhileItIsSent has a response be another one when it is encoded than when it
-// was measured: no frame may say less than it has.
+// TestMessageThatGrowsWhileItIsSent has a response that is larger when it is encoded than when it
+// was measured. No frame may be longer than its header states.
 func TestMessageThatGrowsWhileItIsSent(t *testing.T) {
 	t.Parallel()
 	client, _ := overTCP(t, tunnel.Config{}, handlers{unary: func(in *tunnel.Incoming) {
@@ -124,7 +124,7 @@ func TestMessageThatGrowsWhileItIsSent(t *testing.T) {
 	}
 }
 
-// lockedBuffer is a log that several goroutines write.
+// lockedBuffer is a log for concurrent writers.
 type lockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -137,14 +137,14 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return b.buf.Write(p)
 }
 
-// Reset empties it.
+// Reset removes the contents.
 func (b *lockedBuffer) Reset() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.buf.Reset()
 }
 
-// Contains says whether it has been logged.
+// Contains reports whether s was logged.
 func (b *lockedBuffer) Contains(s string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-func TestWhatWasPeekedAtIsGivenBack(t *testing.T) {
+func TestUnreadReturnsPeekedBytesFirst(t *testing.T) {
 	near, far := memnet.Pipe()
 	_, err := near.Write([]byte("hello"))
 	require.NoError(t, err)
@@ -24,7 +24,7 @@ func TestWhatWasPeekedAtIsGivenBack(t *testing.T) {
 	require.NoError(t, far.Close())
 }
 
-func TestTunnelOverAConnectionThatWasPeekedAt(t *testing.T) {
+func TestTunnelOverPeekedConnection(t *testing.T) {
 	near, far := sockets(t)
 	accepted := make(chan *tunnel.Conn, 1)
 	go func() {

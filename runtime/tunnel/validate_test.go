@@ -17,9 +17,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// TestBinaryValuesSurviveConnectsHeaders: what one side puts into connect's header the other gets
-// out of it, whatever the octets.
-func TestBinaryValuesSurviveConnectsHeaders(t *testing.T) {
+// TestBinaryValuesSurviveConnectHeaders: values of any octets are unchanged by conversion to
+// connect's headers and back.
+func TestBinaryValuesSurviveConnectHeaders(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var h tunnel.Header
 		for _, value := range rapid.SliceOf(rapid.SliceOf(rapid.Byte())).Draw(t, "values") {
@@ -30,7 +30,7 @@ func TestBinaryValuesSurviveConnectsHeaders(t *testing.T) {
 		back, err := tunnel.HeaderFrom(&wire)
 		require.NoError(t, err)
 		require.Equal(t, h, back)
-		// A proxy may join the lines of one key.
+		// A proxy may join the values of one key.
 		if values := wire.Values("x-bin"); len(values) > 0 {
 			wire.Set("x-bin", strings.Join(values, ", "))
 			back, err = tunnel.HeaderFrom(&wire)
@@ -40,8 +40,8 @@ func TestBinaryValuesSurviveConnectsHeaders(t *testing.T) {
 	})
 }
 
-// TestReservedKeysAreNoMetadata: connect's headers may hold them, for a transport to look at.
-func TestReservedKeysAreNoMetadata(t *testing.T) {
+// TestReservedKeysAreNotMetadata: connect's headers may contain them, for the use of transports.
+func TestReservedKeysAreNotMetadata(t *testing.T) {
 	var h connect.Header
 	for _, key := range []string{"Authorization", "Content-Type", "Raylink-Node", "Grpc-Timeout", "Sec-Fetch-Site", "Host"} {
 		require.True(t, tunnel.Reserved(strings.ToLower(key)), key)
@@ -54,7 +54,7 @@ func TestReservedKeysAreNoMetadata(t *testing.T) {
 	require.Equal(t, tunnel.Header{{Key: "mine", Value: "y"}}, got)
 }
 
-func TestHeaderHasOneLimit(t *testing.T) {
+func TestHeaderSizeLimit(t *testing.T) {
 	var h tunnel.Header
 	for h.Size() <= tunnel.MaxHeaderSize-64 {
 		h.Add("key", "value")
@@ -86,7 +86,7 @@ func TestUnsendableNamesTheField(t *testing.T) {
 		require.Equal(t, connect.CodeInternal, connect.CodeOf(response))
 		require.ErrorContains(t, response, "a response of p.S/M can't be sent: "+why)
 	}
-	// The strings of proto2 may be anything, as protobuf's own encoder has it.
+	// Strings of proto2 may have any bytes, as for protobuf's own encoder.
 	require.NoError(t, tunnel.CheckMessage("/p.S/M", true, &descriptorpb.UninterpretedOption{IdentifierValue: new(bad)}))
 	require.NoError(t, tunnel.CheckMessage("/p.S/M", true, nil))
 }
@@ -98,9 +98,9 @@ func hint(why string) string {
 	return ""
 }
 
-func TestNormalizedErrorsCanBeCarried(t *testing.T) {
+func TestNormalizeError(t *testing.T) {
 	fine := connect.NewError(connect.CodeAborted, "fine").WithDetail(&connect.ErrorDetail{Type: "a.B", Value: []byte{0xff}})
-	require.Same(t, fine, tunnel.NormalizeError(fine), "there is nothing to do")
+	require.Same(t, fine, tunnel.NormalizeError(fine), "an error that needs no change")
 	rapid.Check(t, func(t *rapid.T) {
 		given := connect.NewError(connect.Code(rapid.Uint32().Draw(t, "code")), string(rapid.SliceOfN(rapid.Byte(), 0, 40<<10).Draw(t, "text")))
 		for range rapid.IntRange(0, 3).Draw(t, "details") {
@@ -119,11 +119,11 @@ func TestNormalizedErrorsCanBeCarried(t *testing.T) {
 		}
 		require.LessOrEqual(t, size, tunnel.MaxErrorSize)
 		require.True(t, errors.Is(got, given) || got == given)
-		require.Same(t, got, tunnel.NormalizeError(got), "once is enough")
+		require.Same(t, got, tunnel.NormalizeError(got), "normalizing is idempotent")
 	})
 }
 
-func TestOrdinaryKeysAreFree(t *testing.T) {
+func TestOrdinaryKeysAreValid(t *testing.T) {
 	for _, key := range []string{"x-tenant", "tenant", "traceparent", "idempotency-key", "x-request-id", "cache-control", "b3"} {
 		require.NoError(t, tunnel.ValidateField(key, "value"), key)
 	}

@@ -17,12 +17,12 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// neverAnswers is a server that keeps all calls.
+// neverAnswers is a server that does not answer unary calls.
 func neverAnswers() handlers { return handlers{unary: func(*tunnel.Incoming) {}, stream: echoStream} }
 
-// givenUp has n callers wait for calls that are never answered, and gives them all up after a
-// while. It says how long the last of them took to notice.
-func givenUp(t *testing.T, n int, after time.Duration) (took time.Duration) {
+// cancelAll has n callers wait for calls that are never answered, and cancels them all after a
+// time. It returns how long the last caller took to return.
+func cancelAll(t *testing.T, n int, after time.Duration) (took time.Duration) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{Keepalive: -1}, tunnel.Config{Keepalive: -1}, neverAnswers())
@@ -45,7 +45,7 @@ func givenUp(t *testing.T, n int, after time.Duration) (took time.Duration) {
 	return took
 }
 
-func TestWhoWaitsHearsOfTheEndOfItsContext(t *testing.T) {
+func TestWaitingCallerReturnsWhenContextEnds(t *testing.T) {
 	for _, c := range []struct {
 		what   string
 		after  time.Duration
@@ -56,23 +56,23 @@ func TestWhoWaitsHearsOfTheEndOfItsContext(t *testing.T) {
 		{"late", time.Minute, 0},
 	} {
 		t.Run(c.what, func(t *testing.T) {
-			// One caller reads its own answer, and several don't.
+			// A single caller reads its own answer; several callers do not.
 			for _, callers := range []int{1, 2, 100} {
-				require.LessOrEqual(t, givenUp(t, callers, c.after), c.within, "%d callers", callers)
+				require.LessOrEqual(t, cancelAll(t, callers, c.after), c.within, "%d callers", callers)
 			}
 		})
 	}
 }
 
-func TestThousandsWhoWaitHearOfTheEndOfTheirContext(t *testing.T) {
-	require.LessOrEqual(t, givenUp(t, 5000, 2*time.Millisecond), 5*time.Millisecond)
-	require.Zero(t, givenUp(t, 5000, time.Minute))
-	require.LessOrEqual(t, givenUp(t, 20_000, 2*time.Millisecond), 10*time.Millisecond)
-	require.Zero(t, givenUp(t, 20_000, 700*time.Millisecond))
+func TestThousandsOfWaitingCallersReturnWhenContextEnds(t *testing.T) {
+	require.LessOrEqual(t, cancelAll(t, 5000, 2*time.Millisecond), 5*time.Millisecond)
+	require.Zero(t, cancelAll(t, 5000, time.Minute))
+	require.LessOrEqual(t, cancelAll(t, 20_000, 2*time.Millisecond), 10*time.Millisecond)
+	require.Zero(t, cancelAll(t, 20_000, 700*time.Millisecond))
 }
 
-// TestThousandsOfAsyncCallsAreCancelledOnBothSides: however many calls there are, each of them
-// hears of its context's end, and so does its handler.
+// TestThousandsOfAsyncCallsAreCancelledOnBothSides: however many calls are open, each ends when its
+// context does, and so does its handler.
 func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
 	const calls = 20_000
 	for _, after := range []time.Duration{3 * time.Millisecond, 700 * time.Millisecond} {
@@ -91,7 +91,7 @@ func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
 					call.WatchContext = func() { context.AfterFunc(ctx, func() { call.Cancel(ctx.Err()) }) }
 					require.NoError(t, s.client.Start(ctx, call))
 				}
-				synctest.Wait() // all of them are with the handler
+				synctest.Wait() // until all of them are being served
 				<-time.After(after)
 				begin := time.Now()
 				cancel()
@@ -103,9 +103,8 @@ func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
 	}
 }
 
-// TestOneCallAfterABurstIsCancelled: how many calls a connection has had does not matter to one
-// that waits.
-func TestOneCallAfterABurstIsCancelled(t *testing.T) {
+// TestCallAfterBurstIsCancelled: the number of calls that a connection has had does not matter.
+func TestCallAfterBurstIsCancelled(t *testing.T) {
 	const burst = 20_000
 	for _, answered := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answered=%v", answered), func(t *testing.T) {
@@ -132,8 +131,8 @@ func TestOneCallAfterABurstIsCancelled(t *testing.T) {
 				}
 				all.Wait()
 				<-time.After(200 * time.Millisecond)
-				require.LessOrEqual(t, tunnel.Slots(s.client), 1, "what a burst has taken is given back")
-				for range 2 { // with a call that does not wait for its answer before, and one that does
+				require.LessOrEqual(t, tunnel.Slots(s.client), 1, "the memory of a burst is released")
+				for range 2 { // after an asynchronous call, and after a synchronous one
 					ctx, cancel := context.WithCancel(t.Context())
 					end := make(chan error, 1)
 					go func() { end <- invoke(ctx, s.client, 16) }()
@@ -150,9 +149,9 @@ func TestOneCallAfterABurstIsCancelled(t *testing.T) {
 	}
 }
 
-// TestThousandsThatWaitForTheWindowLeave: callers that are not let in yet leave at once, in any
-// order, and the others keep theirs.
-func TestThousandsThatWaitForTheWindowLeave(t *testing.T) {
+// TestThousandsOfWindowWaitersEnd: callers that wait for the send window return when their contexts
+// end, in any order, and the others are admitted in FIFO order.
+func TestThousandsOfWindowWaitersEnd(t *testing.T) {
 	const waiters = 20_000
 	synctest.Test(t, func(t *testing.T) {
 		var order []string
@@ -193,7 +192,7 @@ func TestThousandsThatWaitForTheWindowLeave(t *testing.T) {
 				<-over
 			})
 			if i%1000 == 0 {
-				synctest.Wait() // so that their order is known
+				synctest.Wait() // so that the order is deterministic
 			}
 		}
 		synctest.Wait()
@@ -208,9 +207,9 @@ func TestThousandsThatWaitForTheWindowLeave(t *testing.T) {
 	})
 }
 
-// TestACallIsFollowedOnce: one that nobody waits for is to be watched when it has been open for
-// some time, or when its context has ended.
-func TestACallIsFollowedOnce(t *testing.T) {
+// TestWatchContextIsCalledOnce, when an asynchronous call has been open for some time, or when its
+// context has ended.
+func TestWatchContextIsCalledOnce(t *testing.T) {
 	for _, c := range []struct {
 		what   string
 		cancel time.Duration
@@ -225,29 +224,29 @@ func TestACallIsFollowedOnce(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), c.cancel)
 				defer cancel()
 				begin := time.Now()
-				followed := make(chan time.Duration, 2)
+				watched := make(chan time.Duration, 2)
 				call := &tunnel.Call{
 					Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) {},
-					WatchContext: func() { followed <- time.Since(begin) },
+					WatchContext: func() { watched <- time.Since(begin) },
 				}
 				require.NoError(t, s.client.Start(ctx, call))
-				require.LessOrEqual(t, <-followed, c.within)
+				require.LessOrEqual(t, <-watched, c.within)
 				<-time.After(time.Minute)
-				require.Empty(t, followed)
+				require.Empty(t, watched)
 			})
 		})
 	}
 }
 
-// TestAnAnsweredCallIsNotFollowed: a context that ends after its call is nobody's business.
-func TestAnAnsweredCallIsNotFollowed(t *testing.T) {
+// TestWatchContextIsNotCalledAfterAnswer, even if the context ends then.
+func TestWatchContextIsNotCalledAfterAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, echo())
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		require.NoError(t, s.client.Start(ctx, &tunnel.Call{
 			Procedure: "/p/P", Request: wrapperspb.Bytes(nil), Done: func(*tunnel.Call) { close(done) },
-			WatchContext: func() { t.Error("it was followed") },
+			WatchContext: func() { t.Error("WatchContext was called") },
 		}))
 		<-done
 		cancel()
@@ -255,7 +254,7 @@ func TestAnAnsweredCallIsNotFollowed(t *testing.T) {
 	})
 }
 
-func TestAfterEndIsCalledWhenTheConnectionHasEnded(t *testing.T) {
+func TestAfterEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, echo())
 		ended := make(chan error, 2)

@@ -28,9 +28,9 @@ type flow struct {
 	free time.Time
 	// broken is set once the link was cut.
 	broken bool
-	// ended is set once the writing end is closed, deaf once the reading end is.
-	ended, deaf      bool
-	reading, writing deadline
+	// ended is set once the writing end is closed, readClosed once the reading end is.
+	ended, readClosed bool
+	reading, writing  deadline
 }
 
 type chunk struct {
@@ -87,7 +87,7 @@ func (f *flow) read(b []byte) (int, error) {
 	defer f.mu.Unlock()
 	for {
 		switch {
-		case f.deaf:
+		case f.readClosed:
 			return 0, net.ErrClosed
 		case f.broken:
 			return 0, ErrCut
@@ -103,7 +103,7 @@ func (f *flow) read(b []byte) (int, error) {
 				wait = max(wait, time.Until(f.free))
 			}
 			if wait <= 0 {
-				return f.take(b), nil
+				return f.copyDue(b), nil
 			}
 			timer = time.AfterFunc(wait, f.wake)
 		} else if f.ended && !f.stalled {
@@ -116,8 +116,8 @@ func (f *flow) read(b []byte) (int, error) {
 	}
 }
 
-// take copies the data that is due, within the limits of the link.
-func (f *flow) take(b []byte) int {
+// copyDue copies the data that is due, within the limits of the link.
+func (f *flow) copyDue(b []byte) int {
 	if f.rate > 0 {
 		b = b[:min(len(b), max(f.rate/quantaPerSecond, 1))]
 	}
@@ -165,7 +165,7 @@ func (f *flow) write(b []byte) (int, error) {
 			return n, net.ErrClosed
 		case f.broken:
 			return n, ErrCut
-		case f.deaf:
+		case f.readClosed:
 			return n, io.ErrClosedPipe
 		case f.writing.passed():
 			return n, os.ErrDeadlineExceeded
@@ -188,8 +188,8 @@ func (f *flow) write(b []byte) (int, error) {
 func (f *flow) closeReading() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	open := !f.deaf
-	f.deaf = true
+	open := !f.readClosed
+	f.readClosed = true
 	f.reading.set(f, time.Time{})
 	return open
 }

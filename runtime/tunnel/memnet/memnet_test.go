@@ -14,7 +14,7 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-func TestDialReachesWhoListens(t *testing.T) {
+func TestDialReachesListener(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := memnet.New()
 		_, err := n.Dial(t.Context(), "a")
@@ -48,7 +48,7 @@ func TestDialReachesWhoListens(t *testing.T) {
 	})
 }
 
-func TestDeadlinesEndWaiting(t *testing.T) {
+func TestDeadlinesEndReadsAndWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := memnet.Pipe()
 		require.NoError(t, a.SetDeadline(time.Now().Add(time.Second)))
@@ -103,7 +103,7 @@ func TestLinkDelaysStallsAndCuts(t *testing.T) {
 	})
 }
 
-func TestWriterWaitsForItsReader(t *testing.T) {
+func TestWriterBlocksWhileBufferIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := memnet.Pipe()
 		written := false
@@ -124,7 +124,7 @@ func TestWriterWaitsForItsReader(t *testing.T) {
 	})
 }
 
-func TestSlowLinkTakesItsTime(t *testing.T) {
+func TestLinkLimitsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := memnet.Pipe()
 		a.Link().Rate(10_000)
@@ -134,7 +134,7 @@ func TestSlowLinkTakesItsTime(t *testing.T) {
 		require.NoError(t, err)
 		require.InDelta(t, 2, time.Since(begin).Seconds(), 0.01)
 
-		a.Link().Rate(3) // less than a byte in each of its portions
+		a.Link().Rate(3) // less than one byte per portion
 		go func() { _, _ = a.Write(make([]byte, 9)) }()
 		begin = time.Now()
 		_, err = io.ReadFull(b, make([]byte, 9))
@@ -150,7 +150,7 @@ func TestSlowLinkTakesItsTime(t *testing.T) {
 	})
 }
 
-func TestLinkStallsAfterSomeBytes(t *testing.T) {
+func TestLinkStallsAfterBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := memnet.Pipe()
 		a.Link().StallRepliesAfter(3)

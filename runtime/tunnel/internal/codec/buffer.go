@@ -85,8 +85,8 @@ func PutBytes(b []byte) {
 }
 
 // NewAliasable returns an empty buffer for a message that is expected to alias its memory, with
-// room for n bytes, n > 0. If the message does, the buffer must not be freed: the memory is reused once
-// the message is unreachable. Otherwise it is freed like any other.
+// room for n bytes, n > 0. If the message does, the buffer must not be freed: the memory is reused
+// once the message is unreachable. Otherwise it is freed like any other.
 func NewAliasable(n int) *Buffer { return &Buffer{B: recycled.alloc(n)} }
 
 // Extend appends n uninitialised bytes to the buffer and returns them. The capacity is doubled up

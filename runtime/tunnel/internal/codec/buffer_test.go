@@ -21,8 +21,8 @@ func TestBuffersHaveRoom(t *testing.T) {
 	})
 }
 
-// TestExtendKeepsWhatIsThere: at first little is allocated of a size that is only announced.
-func TestExtendKeepsWhatIsThere(t *testing.T) {
+// TestExtendPreservesContent: at first little is allocated for a size that is only announced.
+func TestExtendPreservesContent(t *testing.T) {
 	const whole = 1 << 20
 	b := NewBuffer(MinBuffer)
 	var want []byte

@@ -42,7 +42,7 @@ func TestNilIsTheEmptyMessage(t *testing.T) {
 	e.Free()
 }
 
-func TestAppendIsMarshal(t *testing.T) {
+func TestAppendEqualsMarshal(t *testing.T) {
 	msg := wrapperspb.String("text")
 	want, err := proto.Marshal(msg)
 	require.NoError(t, err)
@@ -76,8 +76,8 @@ func TestChangedMessageIsAnError(t *testing.T) {
 	require.ErrorIs(t, err, ErrPanicked)
 }
 
-// TestSmallMessagesAreNotAllocatedFor: encoding into a buffer with room costs no allocation.
-func TestSmallMessagesAreNotAllocatedFor(t *testing.T) {
+// TestAppendDoesNotAllocate: encoding into a buffer with room needs no allocation.
+func TestAppendDoesNotAllocate(t *testing.T) {
 	msg := wrapperspb.String("text")
 	b := make([]byte, 0, MinBuffer)
 	require.Zero(t, testing.AllocsPerRun(100, func() {

@@ -34,9 +34,9 @@ func option(t *rapid.T) *descriptorpb.UninterpretedOption {
 	return o
 }
 
-// TestEncodedPartsAreTheMessage draws messages with large fields at the top, in messages and in
+// TestPartsDecodeToMessage draws messages with large fields at the top, in messages and in
 // lists of them, and decodes their parts with protobuf.
-func TestEncodedPartsAreTheMessage(t *testing.T) {
+func TestPartsDecodeToMessage(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var msg proto.Message
 		switch rapid.IntRange(0, 4).Draw(t, "type") {
@@ -88,8 +88,8 @@ func TestRequiredFieldsAreCheckedInParts(t *testing.T) {
 	require.Equal(t, proto.CheckInitialized(msg).Error(), err.Error())
 }
 
-// TestManySmallMessagesAreNotSearched: looking for large fields must not cost more than encoding.
-func TestManySmallMessagesAreNotSearched(t *testing.T) {
+// TestLongListsAreNotSearched: looking for large fields must not cost more than encoding.
+func TestLongListsAreNotSearched(t *testing.T) {
 	list := &structpb.ListValue{}
 	for range 10_000 {
 		list.Values = append(list.Values, structpb.NewStringValue("small"))

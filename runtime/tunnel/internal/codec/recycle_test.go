@@ -47,8 +47,8 @@ func TestHeldMemoryIsNotReused(t *testing.T) {
 	require.Zero(t, heldAndDropped(&recycler{}))
 }
 
-// TestEarlyReuseIsNoticed shows that the test above would notice it.
-func TestEarlyReuseIsNoticed(t *testing.T) {
+// TestEarlyReuseIsDetected shows that the test above would notice it.
+func TestEarlyReuseIsDetected(t *testing.T) {
 	require.NotZero(t, heldAndDropped(&recycler{early: true}))
 }
 

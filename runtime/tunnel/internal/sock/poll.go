@@ -58,8 +58,8 @@ func (p *Poller) Init(nc net.Conn, budget time.Duration) {
 }
 
 // Read busy-polls the socket for data to read into b. It returns 0 and no error if the reader has
-// to block. The end of the stream is io.EOF; an expired read deadline and a closed connection have the
-// errors of a plain read.
+// to block. The end of the stream is io.EOF; an expired read deadline and a closed connection have
+// the errors of a plain read.
 func (p *Poller) Read(b []byte) (int, error) {
 	if p.raw == nil {
 		return 0, nil

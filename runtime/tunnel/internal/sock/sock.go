@@ -1,5 +1,5 @@
-// Package sock does without the netpoller where parking a goroutine would cost more than it gains: a
-// [Poller] spins for incoming data before its reader blocks, and a [Writer] writes what a socket
+// Package sock does without the netpoller where parking a goroutine would cost more than it gains:
+// a [Poller] spins for incoming data before its reader blocks, and a [Writer] writes what a socket
 // accepts without blocking. Both do nothing for connections that are not sockets. They keep no
 // goroutines and allocate nothing after Init.
 package sock
