@@ -343,12 +343,14 @@ func newServerStream(in *Incoming) *serverStream {
 func (s *serverStream) watchContext() {
 	s.stopWatching = s.in.ctx.AfterFunc(func() {
 		err := contextError(s.in.ctx.Err(), "the caller waits no longer")
-		s.closeSend(err)
+		// The inbox first: a handler whose Send fails may return, and ends the inbox with errCallOver,
+		// which a concurrent Receive does not convert as Send does.
 		s.inbox.close(err, true)
+		s.closeQueue(err)
 	})
 }
 
-func (s *serverStream) closeSend(err error) {
+func (s *serverStream) closeQueue(err error) {
 	c := s.in.conn()
 	c.mu.Lock()
 	c.out.close(&s.queue, err)

@@ -121,6 +121,9 @@ func (l *Link) Resume() {
 	l.back.setStalled(false)
 }
 
+// ResumeRequests ends a stall of the data from the dialling end only.
+func (l *Link) ResumeRequests() { l.there.setStalled(false) }
+
 // explain wraps an error as the net package does; io.EOF is returned unchanged.
 func (c *Conn) explain(op string, err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
