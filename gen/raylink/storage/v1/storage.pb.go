@@ -1175,16 +1175,16 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"k\n" +
 	"\fListResponse\x123\n" +
 	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\x94\x05\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa8\x05\n" +
 	"\aStorage\x12F\n" +
-	"\x03Put\x12\x1e.raylink.storage.v1.PutRequest\x1a\x1f.raylink.storage.v1.PutResponse\x12F\n" +
-	"\x03Get\x12\x1e.raylink.storage.v1.GetRequest\x1a\x1f.raylink.storage.v1.GetResponse\x12F\n" +
-	"\x03Has\x12\x1e.raylink.storage.v1.HasRequest\x1a\x1f.raylink.storage.v1.HasResponse\x12L\n" +
-	"\x05GetID\x12 .raylink.storage.v1.GetIDRequest\x1a!.raylink.storage.v1.GetIDResponse\x12I\n" +
+	"\x03Put\x12\x1e.raylink.storage.v1.PutRequest\x1a\x1f.raylink.storage.v1.PutResponse\x12K\n" +
+	"\x03Get\x12\x1e.raylink.storage.v1.GetRequest\x1a\x1f.raylink.storage.v1.GetResponse\"\x03\x90\x02\x02\x12K\n" +
+	"\x03Has\x12\x1e.raylink.storage.v1.HasRequest\x1a\x1f.raylink.storage.v1.HasResponse\"\x03\x90\x02\x02\x12Q\n" +
+	"\x05GetID\x12 .raylink.storage.v1.GetIDRequest\x1a!.raylink.storage.v1.GetIDResponse\"\x03\x90\x02\x02\x12I\n" +
 	"\x04Incr\x12\x1f.raylink.storage.v1.IncrRequest\x1a .raylink.storage.v1.IncrResponse\x12I\n" +
 	"\x04Decr\x12\x1f.raylink.storage.v1.DecrRequest\x1a .raylink.storage.v1.DecrResponse\x12O\n" +
-	"\x06Delete\x12!.raylink.storage.v1.DeleteRequest\x1a\".raylink.storage.v1.DeleteResponse\x12I\n" +
-	"\x04List\x12\x1f.raylink.storage.v1.ListRequest\x1a .raylink.storage.v1.ListResponse\x1a1\xa2\xf3\xf2\x86\a+\n" +
+	"\x06Delete\x12!.raylink.storage.v1.DeleteRequest\x1a\".raylink.storage.v1.DeleteResponse\x12N\n" +
+	"\x04List\x12\x1f.raylink.storage.v1.ListRequest\x1a .raylink.storage.v1.ListResponse\"\x03\x90\x02\x02\x1a1\xa2\xf3\xf2\x86\a+\n" +
 	"\astorage\x12 raylink.storage.v1.StorageConfigB=Z;github.com/raylink/raylink/gen/raylink/storage/v1;storagev1b\x06proto3"
 
 var (

@@ -1766,10 +1766,10 @@ const file_contract_v1_contract_proto_rawDesc = "" +
 	"\x04task\x18\x01 \x01(\tR\x04task\x12\x18\n" +
 	"\aquietly\x18\x02 \x01(\bR\aquietly\x12\x12\n" +
 	"\x04stop\x18\x03 \x01(\tR\x04stop\"\x0f\n" +
-	"\rCrashResponse2\x89\b\n" +
+	"\rCrashResponse2\x8c\b\n" +
 	"\x05Probe\x128\n" +
-	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12E\n" +
-	"\x04Echo\x12\x18.contract.v1.EchoRequest\x1a\x19.contract.v1.EchoResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12;\n" +
+	"\x03Add\x12\x17.contract.v1.AddRequest\x1a\x18.contract.v1.AddResponse\x12H\n" +
+	"\x04Echo\x12\x18.contract.v1.EchoRequest\x1a\x19.contract.v1.EchoResponse\"\v\xa2\xf3\xf2\x86\a\x02\b\x01\x90\x02\x02\x12;\n" +
 	"\x04Fail\x12\x18.contract.v1.FailRequest\x1a\x19.contract.v1.FailResponse\x12>\n" +
 	"\x05Block\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\x12N\n" +
 	"\vBlockBeside\x12\x19.contract.v1.BlockRequest\x1a\x1a.contract.v1.BlockResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12N\n" +
