@@ -314,10 +314,12 @@ func (a *asyncInvocation) cancel(to endpoint, m *Method, cause error) error {
 	if f == nil {
 		return endedAt(canceledError(cause), to.label(), m, unsent)
 	}
-	f.abort(cause)
-	<-f.done
-	if _, err := f.outcome(); err != nil {
-		return err
+	if !f.isDone() { // else the interceptors are between two calls
+		f.abort(cause)
+		<-f.done
+		if _, err := f.outcome(); err != nil {
+			return err
+		}
 	}
 	return endedAt(canceledError(cause), to.label(), m, unanswered)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2" //nolint:depguard // to write a directory as a later version would; programs that only join are others
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
@@ -274,6 +275,45 @@ func TestStorageIsStartedAgain(t *testing.T) {
 		rec := b.records(t)["storage-0"]
 		return rec.GetIncarnation() == 4 && rec.GetState() == nodev1.NodeState_NODE_STATE_RUNNING
 	}, patience, 10*time.Millisecond)
+}
+
+// TestRetriesOutliveANode kills one of Brain's own nodes during idempotent calls: none fails.
+func TestRetriesOutliveANode(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	ctx := patient(t)
+	rt := member(t, b, runtime.WithClientInterceptor(runtime.Retry(runtime.RetryPolicy{MaxAttempts: 100})))
+	store, err := storagev1raylink.FindStorage(ctx, rt, runtime.Path("storage-0"))
+	require.NoError(t, err)
+	pid := store.Ref().Record().GetHost().GetPid()
+	restarted := make(chan struct{})
+	var calls errgroup.Group
+	for i := range 4 {
+		calls.Go(func() error {
+			for {
+				select {
+				case <-restarted:
+					return nil
+				default:
+				}
+				var err error
+				if i%2 == 0 {
+					_, err = store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+				} else {
+					_, err = store.HasAsync(ctx, &storagev1.HasRequest{Key: "x"}).Get(ctx)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		})
+	}
+	require.NoError(t, syscall.Kill(int(pid), syscall.SIGKILL))
+	gone(t, pid)
+	assert.Eventually(t, func() bool { return store.Ref().Incarnation() == 2 }, patience, time.Millisecond)
+	_, err = store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+	require.NoError(t, err)
+	close(restarted)
+	require.NoError(t, calls.Wait())
 }
 
 // TestAbandonedNodesEnd shows that Brain's own nodes end if Brain is not started again.
