@@ -32,6 +32,8 @@ type clientEndpointStream struct {
 	unwatch       func() bool
 }
 
+var _ connect.ClientStream = (*clientEndpointStream)(nil)
+
 // begin opens the call once. Only then is it safe to close the stream concurrently with other
 // operations.
 func (s *clientEndpointStream) begin() error {

@@ -93,6 +93,7 @@ func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
 // recalled is a resolution cached with a connection's names. It must not keep a dead node in
 // memory.
 type recalled struct {
+	host   *Host
 	node   weak.Pointer[Node]
 	method *Method
 	from   *Caller
@@ -100,17 +101,22 @@ type recalled struct {
 	at uint64
 }
 
+var _ tunnel.Resolution = (*recalled)(nil)
+
+// Current implements [tunnel.Resolution].
+func (r *recalled) Current() bool { return r.at == r.host.changes.Load() }
+
 // recall is resolve with a cache, for unary calls, whose names mostly repeat.
 func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
-	at := d.host.changes.Load()
-	if r, ok := names.Known.(*recalled); ok && r.at == at {
+	if r, ok := names.Resolution().(*recalled); ok {
 		if n := r.node.Value(); n != nil {
 			return known{n, r.method, r.from}, nil
 		}
 	}
+	at := d.host.changes.Load()
 	k, err := d.resolve(names)
 	if err == nil {
-		names.Known = &recalled{weak.Make(k.node), k.method, k.from, at}
+		names.SetResolution(&recalled{d.host, weak.Make(k.node), k.method, k.from, at})
 	}
 	return k, err
 }
@@ -144,14 +150,15 @@ type arrival struct {
 }
 
 var (
-	_ tunnel.Work      = (*arrival)(nil)
-	_ tunnel.Allocator = (*dispatcher)(nil)
+	_ tunnel.Work         = (*arrival)(nil)
+	_ tunnel.HandlerState = (*arrival)(nil)
+	_ tunnel.Allocator    = (*dispatcher)(nil)
 )
 
 // NewIncoming implements [tunnel.Allocator].
 func (*dispatcher) NewIncoming() *tunnel.Incoming {
 	a := &arrival{}
-	a.in.Owner = a
+	a.in.State = a
 	return &a.in
 }
 
@@ -159,7 +166,7 @@ func (*dispatcher) NewIncoming() *tunnel.Incoming {
 // connection.
 func (a *arrival) Serve() { a.job.cc.node.serveInline(&a.job) }
 
-// Ended is called as [tunnel.Incoming.OnEnd] requested: the caller has stopped waiting. A call that
+// Ended implements [tunnel.HandlerState]: the caller has stopped waiting. A call that
 // is still queued never runs.
 func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
@@ -186,7 +193,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		d.host.listener.own.ServeUnary(in)
 		return
 	}
-	a := in.Owner.(*arrival) //nolint:forcetypeassert // NewIncoming made it
+	a := in.State.(*arrival) //nolint:forcetypeassert // NewIncoming made it
 	k, err := d.recall(in.Names)
 	if err == nil {
 		err = d.describe(in, k, &a.cc)
@@ -224,7 +231,7 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 	if in.Target == "" && d.only == nil {
 		return d.host.listener.own.ServeStream(ctx, in, stream)
 	}
-	cc := &in.Owner.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
+	cc := &in.State.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
 	k, err := d.resolve(in.Names)
 	if err == nil {
 		err = d.describe(in, k, cc)

@@ -201,9 +201,14 @@ type remoteStream struct {
 	source source // used by ReceiveEmpty only
 }
 
+var (
+	_ connect.ClientStream = (*remoteStream)(nil)
+	_ tunnel.EmptyReceiver = (*remoteStream)(nil)
+)
+
 func (s *remoteStream) Receive(msg any) error { return s.explained(s.ClientStream.Receive(msg)) }
 
-// ReceiveEmpty implements emptyReceiver.
+// ReceiveEmpty implements [tunnel.EmptyReceiver].
 func (s *remoteStream) ReceiveEmpty(msg proto.Message) error {
 	return s.explained(s.source.from(s.ClientStream).fill(msg))
 }

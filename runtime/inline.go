@@ -103,8 +103,8 @@ func (n *Node) serveInline(j *job) {
 // occupy a reading goroutine.
 func mayBlock(ctx context.Context) {
 	for cc := callContextOf(ctx); cc != nil && cc.caller != nil; cc = callContextOf(cc.caller) {
-		if w, ok := cc.caller.(interface{ Waits() bool }); ok {
-			if w.Waits() {
+		if cc.in != nil {
+			if cc.in.MayBlock() {
 				cc.node.latencies[cc.call.method.index].markSlow()
 			}
 			return

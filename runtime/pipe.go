@@ -104,6 +104,13 @@ func (n *Node) openPipe(ctx context.Context, m *Method, out *outgoing) (connect.
 // pipeServer is the node's end.
 type pipeServer struct{ p *pipe }
 
+var (
+	_ connect.ServerStream = pipeServer{}
+	_ handover             = pipeServer{}
+	_ connect.ClientStream = pipeClient{}
+	_ handover             = pipeClient{}
+)
+
 func (s pipeServer) SendHeaders() error { return s.p.begin() }
 
 func (s pipeServer) Send(msg any) error {

@@ -83,18 +83,12 @@ type handover interface {
 // receiver is the receiving half that both sides of connect's streams have.
 type receiver interface{ Receive(msg any) error }
 
-// emptyReceiver is implemented by streams that can skip the reset of a message known to be empty:
-// see package tunnel.
-type emptyReceiver interface {
-	ReceiveEmpty(msg proto.Message) error
-}
-
 // source is a stream to receive from. Its optional interfaces are looked up only once, because that
 // costs as much as receiving a small message.
 type source struct {
 	stream receiver
 	local  handover
-	empty  emptyReceiver
+	empty  tunnel.EmptyReceiver
 }
 
 // from initializes the source with a stream on first use.
@@ -102,7 +96,7 @@ func (s *source) from(stream receiver) *source {
 	if s.stream == nil {
 		s.stream = stream
 		s.local, _ = stream.(handover)
-		s.empty, _ = stream.(emptyReceiver)
+		s.empty, _ = stream.(tunnel.EmptyReceiver)
 	}
 	return s
 }

@@ -183,6 +183,11 @@ type replyStream struct {
 	sent    chan struct{}
 }
 
+var (
+	_ connect.ServerStream = (*replyStream)(nil)
+	_ tunnel.EmptyReceiver = (*replyStream)(nil)
+)
+
 // begin sets the header, once.
 func (s *replyStream) begin() error {
 	s.once.Do(func() {
@@ -289,7 +294,7 @@ func (s *replyStream) Receive(msg any) error {
 	return s.guard(func() error { return undecodable(s.call.call.method, true, s.ServerStream.Receive(msg)) })
 }
 
-// ReceiveEmpty implements emptyReceiver.
+// ReceiveEmpty implements [tunnel.EmptyReceiver].
 func (s *replyStream) ReceiveEmpty(msg proto.Message) error {
 	return s.guard(func() error { return undecodable(s.call.call.method, true, s.source.from(s.ServerStream).fill(msg)) })
 }

@@ -35,14 +35,23 @@ type Allocator interface {
 	NewIncoming() *Incoming
 }
 
+// HandlerState is what a handler keeps of one call.
+type HandlerState interface {
+	// Ended is called as [Incoming.OnEnd] has requested, once, when the call's context has ended for
+	// another reason than that the call was answered. It is called on the goroutine that ends the
+	// context, and must not block.
+	Ended()
+}
+
 // Incoming is a call on the serving side. It holds what every call has, since most calls are small
 // and numerous. What only some calls have is in details.
 type Incoming struct {
 	// Names holds the target, the caller and the procedure.
 	*Names
 
-	// Owner belongs to the handler. The tunnel uses it only for [Incoming.OnEnd].
-	Owner any
+	// State is what the handler keeps of the call; nil if it keeps nothing. It is set by
+	// [Allocator.NewIncoming], and used by the tunnel only for [Incoming.OnEnd].
+	State HandlerState
 	// RequestBytes is the encoded size of a unary request.
 	RequestBytes int
 	// StreamType is the shape of the call.
@@ -166,11 +175,10 @@ func (in *Incoming) lockedMetadata(r *responseMeta) (header, trailer Header) {
 // Client returns the id of the caller's host, as sent in the handshake.
 func (in *Incoming) Client() string { return in.conn().hello.Client }
 
-// OnEnd registers Owner to be notified of the end of the call's context: its method Ended is
-// called, unless the context ends because the call was answered. Ended is called on the goroutine
-// that ends the context and must not block. OnEnd starts no timer for the deadline; it relies on
-// the caller's CANCEL. It must be called in ServeUnary and at most once.
-func (in *Incoming) OnEnd() { in.ctx.notifyOwner() }
+// OnEnd has the end of the call's context reported to State, which must be set, by
+// [HandlerState.Ended]. It starts no timer for the deadline; it relies on the caller's CANCEL. It
+// must be called in ServeUnary and at most once.
+func (in *Incoming) OnEnd() { in.ctx.notifyHandler() }
 
 // Context returns the call's context. It ends when the deadline passes, when the caller cancels,
 // when the connection ends, or when the call has been answered. It carries no values. It is cheap:
@@ -466,7 +474,7 @@ type callContext struct {
 	inlineEpoch uint64
 
 	mu sync.Mutex // guards the fields below
-	// notifyOnEnd is set if the call's owner is to be notified of the end.
+	// notifyOnEnd is set if the handler is to be notified of the end.
 	notifyOnEnd bool
 	err         error
 	waiters     *contextWaiters
@@ -479,7 +487,11 @@ type contextWaiters struct {
 	after map[*func()]struct{}
 }
 
-var _ context.Context = (*callContext)(nil)
+var (
+	_ context.Context = (*callContext)(nil)
+	// Package context looks for this method, see [context.AfterFunc].
+	_ interface{ AfterFunc(run func()) func() bool } = (*callContext)(nil)
+)
 
 // Deadline returns the call's deadline, if it has one.
 func (c *callContext) Deadline() (time.Time, bool) {
@@ -563,8 +575,8 @@ func (c *callContext) arm() {
 	}
 }
 
-// notifyOwner makes end notify the call's owner, at once if the context has already ended.
-func (c *callContext) notifyOwner() {
+// notifyHandler makes end notify the handler, at once if the context has already ended.
+func (c *callContext) notifyHandler() {
 	c.mu.Lock()
 	over := c.err != nil
 	c.notifyOnEnd = true
@@ -575,8 +587,8 @@ func (c *callContext) notifyOwner() {
 }
 
 func (c *callContext) callEnded() {
-	if owner, ok := c.in.Owner.(interface{ Ended() }); ok {
-		owner.Ended()
+	if state := c.in.State; state != nil {
+		state.Ended()
 	}
 }
 

@@ -18,12 +18,6 @@ type work func()
 
 func (w work) Serve() { w() }
 
-// mayBlock announces that the work of a call is about to block.
-func mayBlock(in *tunnel.Incoming) bool {
-	w, ok := in.Context().(interface{ Waits() bool })
-	return ok && w.Waits()
-}
-
 // inline returns a handler whose calls run inline on the read loop: those of "/p/Odd" run odd, and
 // all others are echoed.
 func inline(odd func(*tunnel.Incoming)) handlers {
@@ -72,7 +66,7 @@ func TestLongInlineWorkDelaysNoOtherCall(t *testing.T) {
 
 func TestInlineWorkThatBlocksYieldsReadLoop(t *testing.T) {
 	behind, err := whileServed(t, func(in *tunnel.Incoming) {
-		if !mayBlock(in) || mayBlock(in) {
+		if !in.MayBlock() || in.MayBlock() {
 			in.Reply(nil, connect.NewError(connect.CodeInternal, "the read loop is replaced once"))
 			return
 		}

@@ -63,12 +63,30 @@ type Names struct {
 	// Target is the callee, Caller the calling entity, and Procedure the method. They are as sent
 	// by the caller and not verified.
 	Target, Caller, Procedure string
-	// Known is the handler's cache for calls with these names. Only ServeUnary may use it.
-	Known any
+	// resolution is the handler's, see Resolution.
+	resolution Resolution
 	// aliases is set if the last large request with these names aliased its receive buffer. It is
 	// owned by the read loop.
 	aliases bool
 }
+
+// Resolution is what a handler has resolved the names of a call to.
+type Resolution interface {
+	// Current reports whether the names would still be resolved to the same.
+	Current() bool
+}
+
+// Resolution returns the resolution that was set for a call with these names, or nil if there is
+// none or it is no longer current. It is for use in ServeUnary, as is SetResolution.
+func (n *Names) Resolution() Resolution {
+	if n.resolution != nil && !n.resolution.Current() {
+		n.resolution = nil
+	}
+	return n.resolution
+}
+
+// SetResolution keeps a resolution for later calls with these names.
+func (n *Names) SetResolution(r Resolution) { n.resolution = r }
 
 // nameTable is the receiving half. It is owned by the read loop.
 type nameTable struct {

@@ -109,7 +109,7 @@ func (w *world) ServeUnary(in *tunnel.Incoming) {
 	}
 	in.RunInline(work(func() {
 		if seed%4 == 1 && in.Procedure != "/p/echo" {
-			mayBlock(in)
+			in.MayBlock()
 		}
 		switch in.Procedure {
 		case "/p/hold":

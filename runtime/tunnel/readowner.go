@@ -223,7 +223,7 @@ func isInterruption(err error) bool { return errors.Is(err, os.ErrDeadlineExceed
 
 // Waking another goroutine for each call costs more than most handlers take, so the read loop may
 // run a handler inline. The frames behind the call wait meanwhile. Reading is therefore handed over
-// to another goroutine when the handler is about to block (callContext.Waits), and when it turns
+// to another goroutine when the handler is about to block ([Incoming.MayBlock]), and when it turns
 // out to take long (see [Watchdog]).
 
 // Work is work that the read loop runs inline.
@@ -244,11 +244,11 @@ func (in *Incoming) RunInline(work Work) {
 // connection, which work run inline would delay. It is for use in ServeUnary.
 func (in *Incoming) MoreBuffered() bool { return in.conn().reading.in.end > in.conn().reading.frameEnd }
 
-// Waits announces that the work which serves the call may block. If that work runs inline, another
-// goroutine takes over reading, and Waits returns true. Waits is a method of the context that
-// [Incoming.Context] returns.
-func (c *callContext) Waits() bool {
-	return c.inlineEpoch != 0 && c.conn.reading.replaceReadLoop(c.inlineEpoch)
+// MayBlock announces that the work which serves the call may block. If that work runs inline,
+// another goroutine takes over reading, and MayBlock returns true. Otherwise it does nothing. It
+// must be called on the goroutine that runs the work.
+func (in *Incoming) MayBlock() bool {
+	return in.ctx.inlineEpoch != 0 && in.conn().reading.replaceReadLoop(in.ctx.inlineEpoch)
 }
 
 // errReadLoopReplaced stops a read loop whose reading another goroutine has taken over.

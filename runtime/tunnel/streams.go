@@ -59,6 +59,13 @@ func (c *Conn) stream(ctx context.Context, req StreamRequest, info *connect.Call
 // ProtocolName is the Protocol of a [connect.CallInfo] for calls over a tunnel.
 const ProtocolName = "raylink"
 
+// EmptyReceiver is implemented by the streams of this package, and by streams that wrap them.
+type EmptyReceiver interface {
+	// ReceiveEmpty is Receive into a message that is known to be empty: it skips the reset of the
+	// message.
+	ReceiveEmpty(msg proto.Message) error
+}
+
 func describe(info *connect.CallInfo, peer string) {
 	info.PeerAddr, info.Protocol, info.Codec = peer, ProtocolName, connect.CodecNameProto
 	info.RequestEncoding, info.ResponseEncoding = connect.CompressionNameIdentity, connect.CompressionNameIdentity
@@ -88,7 +95,10 @@ type clientStream struct {
 	stopWatching func() bool
 }
 
-var _ connect.ClientStream = (*clientStream)(nil)
+var (
+	_ connect.ClientStream = (*clientStream)(nil)
+	_ EmptyReceiver        = (*clientStream)(nil)
+)
 
 // ErrSendAfterCloseSend is returned by a stream's Send after CloseSend.
 var ErrSendAfterCloseSend error = connect.NewError(connect.CodeInternal, "Send after CloseSend")
@@ -193,7 +203,7 @@ func (s *clientStream) Receive(msg any) error {
 	return s.ReceiveEmpty(to)
 }
 
-// ReceiveEmpty is Receive into a message that is already empty; nil discards the message.
+// ReceiveEmpty implements [EmptyReceiver]; nil discards the message.
 func (s *clientStream) ReceiveEmpty(to proto.Message) error {
 	if err := s.SendHeaders(); err != nil {
 		return err
@@ -328,7 +338,10 @@ type serverStream struct {
 	sent         int
 }
 
-var _ connect.ServerStream = (*serverStream)(nil)
+var (
+	_ connect.ServerStream = (*serverStream)(nil)
+	_ EmptyReceiver        = (*serverStream)(nil)
+)
 
 func newServerStream(in *Incoming) *serverStream {
 	s := &serverStream{in: in}
@@ -380,7 +393,7 @@ func (s *serverStream) Receive(msg any) error {
 	return s.ReceiveEmpty(to)
 }
 
-// ReceiveEmpty is Receive into a message that is already empty; nil discards the message.
+// ReceiveEmpty implements [EmptyReceiver]; nil discards the message.
 func (s *serverStream) ReceiveEmpty(to proto.Message) error {
 	m, err := s.inbox.receive()
 	if err != nil {
