@@ -193,17 +193,22 @@ func (h *Host) remove(ctx context.Context, req *brainv1.RemoveRequest) {
 	if err == nil {
 		return
 	}
-	h.log.Warn("a record could not be removed", slog.Any("nids", req.GetNids()), slog.String("cause", req.GetCause()), slog.Any("error", err))
 	if isVerdict(err) {
+		h.log.Warn("a record could not be removed", slog.Any("nids", req.GetNids()), slog.String("cause", req.GetCause()), slog.Any("error", err))
 		return
 	}
-	h.goBackground(func(ctx context.Context) {
-		for retry := new(backoff.Backoff); retry.Wait(ctx) == nil; {
-			if err := h.tryRemove(ctx, req); err == nil || isVerdict(err) {
-				return
-			}
+	h.removals.begin(h.log, req.GetCause(), err)
+	retrying := h.goBackground(func(ctx context.Context) {
+		removed := false
+		defer func() { h.removals.end(h.log, removed) }()
+		for retry := new(backoff.Backoff); !removed && retry.Wait(ctx) == nil; {
+			err := h.tryRemove(ctx, req)
+			removed = err == nil || isVerdict(err)
 		}
 	})
+	if !retrying {
+		h.removals.end(h.log, false)
+	}
 }
 
 func (h *Host) tryRemove(ctx context.Context, req *brainv1.RemoveRequest) error {

@@ -63,6 +63,8 @@ type Host struct {
 	dead    deadSweeper
 	brain   brainv1connect.BrainServiceClient
 	session *session
+	// removals are those of records that wait for an absent Brain.
+	removals pendingRemovals
 	// embedded is the Brain in this process, or nil.
 	embedded EmbeddedBrain
 	// outlives is set if this process continues to run after its launcher has died.
