@@ -228,6 +228,12 @@ func unsendable(m *Method, msg any, err error) error {
 
 // undecodable converts a connect transport's error for a message that it could not decode to the
 // error of every other way. The transport uses InvalidArgument for a response too.
+//
+// connecthttp v2.0 has neither a type nor a sentinel for these errors, so their texts are matched,
+// and only for local errors with a cause. errors.Is(cause, proto.Error) would not do: it misses
+// errors of decompression, and matches an InvalidArgument of a user's interceptor that has parsed a
+// message itself. TestUndecodableResponseIsInternalWhateverTheCodec and the contract test fail if
+// connect changes the texts.
 func undecodable(m *Method, request bool, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.IsRemote() || e.Code() != connect.CodeInvalidArgument {
