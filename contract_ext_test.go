@@ -155,7 +155,7 @@ func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	host, other := hosts(t, opts...)
 	for range 2 {
-		require.NoError(t, os.Remove(host().Info().GetSocket()))
+		require.NoError(t, os.Remove(create(t, host()).Ref().NodeRef().GetHost().GetSocket()))
 	}
 	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
 }

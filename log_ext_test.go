@@ -21,7 +21,7 @@ func TestDriversLogIsInTheRunDirectory(t *testing.T) {
 	rt, err := raylink.Start(patient(t), append(contract.Types(), runtime.WithData(t.TempDir()))...)
 	require.NoError(t, err)
 	create(t, rt, runtime.OwnProcess())
-	logs, token := rt.RunDirectory().Logs(), rt.Options().Token
+	logs, token := rt.RunDirectory().Logs(), tokenOf(t, rt)
 	require.NoError(t, rt.Close())
 	for file, says := range map[string]string{"driver.log": "host started", "probe-0.log": "host started"} {
 		text, err := os.ReadFile(filepath.Join(logs, file))

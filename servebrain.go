@@ -11,6 +11,7 @@ import (
 	"github.com/raylink/raylink/brain"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/internal/assemble"
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -101,7 +102,7 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 	if o.Logger != nil {
 		opts = append(opts, WithLogger(o.Logger))
 	}
-	return runtime.NewOptions(opts...), nil
+	return assemble.NewOptions(opts...), nil
 }
 
 // durable opens a Brain that keeps its registry on disk.
@@ -111,7 +112,7 @@ func durable() *assemble.Embed {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:            rundir.KeptToken,
-		Log:              runtime.RootPath,
+		Log:              nodename.RootPath,
 		StartSystemNodes: assemble.StartSupervised,
 	}
 }

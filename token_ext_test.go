@@ -2,6 +2,7 @@ package raylink_test
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -43,19 +44,25 @@ func bearer(token string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
 }
 
+// tokenOf reads the token that a system has generated.
+func tokenOf(t *testing.T, rt *raylink.Runtime) string {
+	t.Helper()
+	token, err := os.ReadFile(rt.TokenFile())
+	require.NoError(t, err)
+	require.True(t, bytes.HasSuffix(token, []byte("\n")))
+	return string(token[:len(token)-1])
+}
+
 // TestSystemIsClosedByDefault asks for a token that nobody gave, and which its user's programs find by themselves.
 func TestSystemIsClosedByDefault(t *testing.T) {
 	closedByDefault(t)
 	ctx := patient(t)
 	rt := system(t)
-	token := rt.Options().Token
+	token := tokenOf(t, rt)
 	require.Len(t, token, 64)
-	written, err := os.ReadFile(rt.TokenFile())
-	require.NoError(t, err)
-	require.Equal(t, token+"\n", string(written))
 
 	p := create(t, rt, runtime.OwnProcess())
-	_, err = p.Add(ctx, nil)
+	_, err := p.Add(ctx, nil)
 	require.NoError(t, err)
 	other := joined(t, rt)
 	far := create(t, other.Host)
@@ -93,14 +100,30 @@ func TestSystemIsClosedByDefault(t *testing.T) {
 	assert.NotContains(t, err.Error(), token)
 }
 
+// TestPrintingShowsNoToken prints what holds a token, each way that a log or a debugger's habit does.
+func TestPrintingShowsNoToken(t *testing.T) {
+	closedByDefault(t)
+	rt := system(t)
+	token := tokenOf(t, rt)
+	for _, v := range []any{rt, rt.Host, *rt} {
+		for _, verb := range []string{"%v", "%+v", "%s"} {
+			assert.NotContains(t, fmt.Sprintf(verb, v), token, "%T by %s", v, verb)
+		}
+	}
+	assert.Contains(t, fmt.Sprint(rt), rt.Address())
+	options := raylink.Options{Token: token, Listen: "127.0.0.1:0"}
+	assert.Equal(t, "listen=127.0.0.1:0 token=(set)", fmt.Sprint(options))
+	assert.Equal(t, "listen=127.0.0.1:0 token=(set)", fmt.Sprint(&options))
+}
+
 func TestTokenIsNewForEachSystemAndGoneWithIt(t *testing.T) {
 	closedByDefault(t)
 	one, err := raylink.Start(patient(t), runtime.WithData(t.TempDir()))
 	require.NoError(t, err)
 	two := system(t)
-	assert.NotEqual(t, one.Options().Token, two.Options().Token)
+	assert.NotEqual(t, tokenOf(t, one), tokenOf(t, two))
 	require.NotEqual(t, one.TokenFile(), two.TokenFile())
-	_, err = join.Start(patient(t), runtime.WithBrain(one.Address()), runtime.WithData(t.TempDir()), runtime.WithToken(two.Options().Token))
+	_, err = join.Start(patient(t), runtime.WithBrain(one.Address()), runtime.WithData(t.TempDir()), runtime.WithToken(tokenOf(t, two)))
 	require.Equal(t, connect.CodeUnauthenticated, connect.CodeOf(err), "%v", err)
 	file := one.TokenFile()
 	require.NoError(t, one.Close())
@@ -212,8 +235,8 @@ func TestSquatterLearnsNothing(t *testing.T) {
 	far, err := join.Start(ctx, append(contract.Types(), runtime.WithBrain(address), runtime.WithData(t.TempDir()), runtime.WithToken(secret),
 		runtime.WithAdvertise(host.Addr().String()))...)
 	require.NoError(t, err)
-	require.NoError(t, os.Remove(far.Info().GetSocket()))
 	p := create(t, far.Host)
+	require.NoError(t, os.Remove(p.Ref().NodeRef().GetHost().GetSocket()))
 
 	status, body := post(t, "http://"+address+"/"+p.Ref().Path()+"/contract.v1.Probe/Echo", func(r *http.Request) {
 		bearer(secret)(r)

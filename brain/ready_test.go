@@ -16,6 +16,7 @@ import (
 	"github.com/raylink/raylink/brain"
 	"github.com/raylink/raylink/internal/contract"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/runtime"
 )
 
@@ -26,8 +27,9 @@ func TestBrainWhoseDiskFailedIsNotReady(t *testing.T) {
 	b, err := brain.Open(brain.Options{Dir: "data", FS: errorfs.Wrap(vfs.NewMem(), disk), Logger: quiet})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = b.Close() }) // it may report the disk's failure
-	options := runtime.NewOptions(append(contract.Types(), runtime.WithInProcess(), runtime.WithOpen(), runtime.WithLogger(quiet))...)
-	h, err := runtime.Start(t.Context(), options, runtime.Parts{Brain: b})
+	hosts := hostapi.Get[*runtime.Host, runtime.Options, runtime.Option, runtime.NodeType]()
+	options := hosts.NewOptions(append(contract.Types(), runtime.WithInProcess(), runtime.WithOpen(), runtime.WithLogger(quiet))...)
+	h, err := hosts.Start(t.Context(), options, hostapi.Parts{Brain: b})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = h.Close(t.Context()) }) // likewise
 	p, err := contractv1raylink.CreateProbe(t.Context(), h, nil)

@@ -20,6 +20,7 @@ import (
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/connecterr"
+	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -34,7 +35,7 @@ type launchPayload struct {
 	Brain, Token, Listen, Advertise, Data, Run string
 	Origins                                    []string
 	Insecure, Open, HideErrors, InProcess      bool
-	// Outlives makes the process continue to run when its launcher has died: see SuperviseNode.
+	// Outlives makes the process continue to run when its launcher has died: see superviseNode.
 	Outlives                   bool
 	Drain, Lease, StartTimeout time.Duration
 	MaxMessage                 int
@@ -78,12 +79,8 @@ func onFreePort(address string) string {
 // its launcher died or its process received SIGTERM.
 const setupEndLimit = 5 * time.Second
 
-// ServeChild makes this process the host of the one node that it was launched for, and returns when
-// that node has ended: with nil if it ended gracefully, which includes an end because of its
-// parent's death. Code that ignores its context cannot delay the end for ever: the process exits
-// without returning from ServeChild, setupEndLimit after the end of a set-up's context, and for a
-// node that ran, twice the drain time plus endLimit after its end began.
-func ServeChild(child *launch.Child, options Options) error {
+// serveChild is [hostapi.Functions].ServeChild.
+func serveChild(child *launch.Child, options Options) error {
 	if err := child.Hello(launch.Build()); err != nil {
 		return fmt.Errorf("greeting the parent: %w", err)
 	}
@@ -289,7 +286,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 			c.cutShort(fmt.Sprintf("the set-up of %s goes on %v after its context ended (%v)", rec.GetPath(), setupEndLimit, context.Cause(ctx)), nil)
 		}
 	}()
-	parts := Parts{Output: func(l launch.Line) {
+	parts := hostapi.Parts{Output: func(l launch.Line) {
 		// This fails only when the parent is gone; then this process ends too.
 		_ = child.Forward(l)
 	}}
@@ -300,7 +297,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 		}
 		parts.Run = run
 	}
-	h, err := Start(ctx, o, parts)
+	h, err := startHost(ctx, o, parts)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -187,7 +187,7 @@ func (h *Host) createOf(
 	defer cancel()
 	records, err := h.register(rctx, &brainv1.RegisterRequest{
 		Parent: parentNID, Type: t.Name(), Service: t.service.name, Count: max(1, req.GetCount()), Alias: req.GetAlias(),
-		Attributes: req.GetAttributes(), Launcher: h.Info(), RequestId: id,
+		Attributes: req.GetAttributes(), Launcher: h.info(), RequestId: id,
 	})
 	if err != nil {
 		if rctx.Err() != nil { // asked before over, which ends rctx too
@@ -349,7 +349,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 // announce records in Brain that a node lives here, and its state.
 func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) error {
 	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
-		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state, Host: h.Info(),
+		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state, Host: h.info(),
 	}}})
 	if err != nil {
 		return err

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -18,6 +16,7 @@ import (
 
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime/launch"
@@ -66,7 +65,7 @@ type Host struct {
 	// removals are those of records that wait for an absent Brain.
 	removals pendingRemovals
 	// embedded is the Brain in this process, or nil.
-	embedded EmbeddedBrain
+	embedded hostapi.Brain
 	// outlives is set if this process continues to run after its launcher has died.
 	outlives bool
 	// keeping counts the supervisors, which restart nodes; they end when keepEnd cancels keepLife.
@@ -95,9 +94,6 @@ type Host struct {
 	only atomic.Pointer[Node]
 }
 
-// RootPath is the path of Brain itself, the root of all paths.
-const RootPath = nodename.RootPath
-
 // child is a child of a node or of the root, as launched by this host: exactly one of node and
 // process is set.
 type child struct {
@@ -113,46 +109,8 @@ type child struct {
 	restarts bool
 }
 
-// Parts are what the front door assembles a host of, in addition to the options.
-type Parts struct {
-	// Brain is the one that is embedded in this process; nil for a process that joins another's.
-	Brain EmbeddedBrain
-	// Token is the token of a system with an embedded Brain where the options neither give one nor
-	// open the system. If it is empty, a new one is generated.
-	Token string
-	// Run is the run directory.
-	Run *rundir.Run
-	// Launcher starts the processes of new nodes; nil runs this executable. Where a method of it or
-	// of its processes has not returned 12 seconds after its context ended, it is abandoned with an
-	// error.
-	Launcher launch.Launcher
-	// Output receives the lines that nodes' processes print; nil for the function in the options.
-	Output func(launch.Line)
-}
-
-// EmbeddedBrain is a Brain in the host's own process: the host's listener is Brain's, and the
-// gateway to every node.
-type EmbeddedBrain interface {
-	// Register mounts Brain's service.
-	Register(server *connect.Server)
-	// Gateway wraps the HTTP handler of the host's own nodes and forwards requests for other nodes.
-	// dial opens connections to hosts that have proven that they know the token.
-	Gateway(local http.Handler, dial func(ctx context.Context, host *nodev1.HostInfo) (net.Conn, error)) http.Handler
-	// SetHost announces the host under which Brain is reached.
-	SetHost(ctx context.Context, host *nodev1.HostInfo) error
-	// Root is Brain's own record.
-	Root() *nodev1.NodeRecord
-	// Failed is closed when Brain's store has failed, so that no further changes can be made.
-	Failed() <-chan struct{}
-	// Close ends Brain. The host calls it after its own nodes have ended and before its listener
-	// closes: Brain takes a connection that breaks while it is open for the death of the host at
-	// the other end. Further calls do nothing.
-	Close() error
-}
-
-// Start makes a host: it listens, joins Brain, and can then create and find nodes. The caller owns
-// the host and must Close it. On error nothing is left running.
-func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err error) {
+// startHost is [hostapi.Functions].Start.
+func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Host, err error) {
 	if err := options.check(); err != nil {
 		return nil, err
 	}
@@ -190,7 +148,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 			h.release(err)
 		}
 	}()
-	if h.types, err = newTypeSet(options.Types, options.SystemTypes); err != nil {
+	if h.types, err = newTypeSet(options.Types, options.systemTypes); err != nil {
 		return nil, err
 	}
 	if h.dir, err = rundir.NewHost(""); err != nil {
@@ -210,7 +168,7 @@ func Start(ctx context.Context, options Options, parts Parts) (_ *Host, err erro
 		}
 	}
 	if parts.Brain != nil {
-		if err := parts.Brain.SetHost(ctx, h.Info()); err != nil {
+		if err := parts.Brain.SetHost(ctx, h.info()); err != nil {
 			return nil, fmt.Errorf("telling Brain where it is reached: %w", err)
 		}
 		h.mu.Lock()
@@ -245,8 +203,8 @@ func (h *Host) publishToken() (err error) {
 // same user read it to call nodes over HTTP. It is "" if the token was configured or there is none.
 func (h *Host) TokenFile() string { return h.tokenFile }
 
-// Info returns what other hosts need to reach this one.
-func (h *Host) Info() *nodev1.HostInfo {
+// info returns what other hosts need to reach this one.
+func (h *Host) info() *nodev1.HostInfo {
 	return &nodev1.HostInfo{
 		Id:        h.id,
 		Address:   h.listener.advertised,
@@ -259,8 +217,8 @@ func (h *Host) Info() *nodev1.HostInfo {
 	}
 }
 
-// ID is the host's id; each process has a new one.
-func (h *Host) ID() string { return h.id }
+// String names the host by its address. It shows no token.
+func (h *Host) String() string { return "host " + h.listener.advertised }
 
 // Address is the advertised address (HOST:PORT), for HTTP clients and tunnels alike.
 func (h *Host) Address() string { return h.listener.advertised }
@@ -378,7 +336,7 @@ func (h *Host) localNamed(name string) *Node {
 	if n := h.localNode(name); n != nil {
 		return n
 	}
-	if name == RootPath {
+	if name == nodename.RootPath {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		return h.root
@@ -402,6 +360,3 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	h.background.Go(func() { fn(h.life) })
 	return true
 }
-
-// Options returns the options that the host was made with, defaults filled in.
-func (h *Host) Options() Options { return h.options }

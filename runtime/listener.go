@@ -19,6 +19,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -62,7 +63,7 @@ type listener struct {
 }
 
 // openFront binds the listeners and starts to serve.
-func listen(h *Host, brain EmbeddedBrain) (*listener, error) {
+func listen(h *Host, brain hostapi.Brain) (*listener, error) {
 	o := h.options
 	f := &listener{
 		host: h, tunnels: make(map[*tunnel.Conn]struct{}), errors: connecthttp.NewErrorWriter(), own: tunnel.ServerHandler(h.server),

@@ -19,12 +19,9 @@ import (
 
 // Options configure a runtime. Each [Option] sets a field. A field that no option sets takes its
 // value from its environment variable, where one is named below, or else its default.
-type Options struct {
+type Options struct { //nolint:recvcheck // String is for values too, which contain a token
 	// Types are the node types that this process can host. Their names must be distinct.
 	Types []NodeType
-	// SystemTypes are the node types that every process can host. A type of the program's own with
-	// the same name takes precedence. Only the front door sets them.
-	SystemTypes []NodeType
 	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN; raylink.Start reads
 	// that only with [WithBrainFromEnvironment]. By default there is none: package raylink then
 	// embeds a Brain, and package join returns an error.
@@ -117,6 +114,9 @@ type Options struct {
 	// it concerns the whole process.
 	HeapFloor int
 
+	// systemTypes are the node types that every process can host. A type of the program's own with
+	// the same name takes precedence.
+	systemTypes []NodeType
 	// alone makes RAYLINK_BRAIN ignored. invalid are the environment variables that could not be
 	// parsed, as errors.
 	alone   bool
@@ -219,14 +219,10 @@ func WithHeapFloor(bytes int) Option { return optionFunc(func(o *Options) { o.He
 // raylink.Start ignores that variable and starts a system of its own.
 func WithBrainFromEnvironment() Option { return optionFunc(func(o *Options) { o.alone = false }) }
 
-// Alone ignores RAYLINK_BRAIN: only an option can name a Brain to join. It is for the front door.
-func Alone() Option { return optionFunc(func(o *Options) { o.alone = true }) }
-
 const defaultKeepRuns = 20
 
-// NewOptions applies options, then the environment, then the defaults. Errors in the environment
-// are returned by [Start].
-func NewOptions(opts ...Option) Options {
+// newOptions is [hostapi.Functions].NewOptions.
+func newOptions(opts ...Option) Options {
 	var o Options
 	for _, opt := range opts {
 		opt.ApplyRuntime(&o)
@@ -322,7 +318,7 @@ func (o *Options) check() error {
 
 // String formats the addresses and directories that are set; of the token it shows only that there
 // is one.
-func (o *Options) String() string {
+func (o Options) String() string {
 	var b strings.Builder
 	for _, f := range [...][2]string{{"brain", o.Brain}, {"listen", o.Listen}, {"advertise", o.Advertise}, {"data", o.Data}} {
 		if f[1] != "" {

@@ -16,22 +16,18 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// DialHTTP opens a connection for HTTP/1.1, or HTTP/2 without TLS, to a host or Brain at an
-// address, HOST:PORT. Both sides have proven by then that they know the token, which is not sent;
-// so requests on the connection need no Authorization header. An empty token is for a system that
-// is open. The caller must close the connection.
-func DialHTTP(ctx context.Context, address, token string) (net.Conn, error) {
-	hello := tunnel.Hello{Build: launch.Build(), Protocol: tunnel.ProtocolHTTP}
-	return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
-}
-
-// NewHTTPTransport returns a transport for an [http.Client] that connects with [DialHTTP]. A
-// process that has taken over the address of a host that ended receives no request. protocols may
-// be nil, for HTTP/1.1.
+// NewHTTPTransport returns a transport for an [http.Client] of hosts and Brain, whose addresses are
+// HOST:PORT. It makes connections for HTTP/1.1 or, if protocols has it, HTTP/2 without TLS. On each
+// connection both sides prove that they know the token, which is not sent: requests need no
+// Authorization header, and a process that has taken over the address of a host that ended receives
+// none. An empty token is for a system that is open. protocols may be nil, for HTTP/1.1.
 func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
+	hello := tunnel.Hello{Build: launch.Build(), Protocol: tunnel.ProtocolHTTP}
 	return &http.Transport{
 		Protocols: protocols, DisableCompression: true,
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) { return DialHTTP(ctx, address, token) },
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
+		},
 	}
 }
 

@@ -168,7 +168,7 @@ func (s *session) holdLease(ctx context.Context, attached func()) (held bool, er
 		return false, err
 	}
 	defer func() { _ = stream.Close() }()
-	if err := stream.Send(&brainv1.AttachRequest{Host: s.host.Info(), Nodes: s.host.nodeRefs()}); err != nil {
+	if err := stream.Send(&brainv1.AttachRequest{Host: s.host.info(), Nodes: s.host.nodeRefs()}); err != nil {
 		return false, endOf(stream, err)
 	}
 	res, err := stream.Receive()

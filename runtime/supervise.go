@@ -46,10 +46,8 @@ type supervisor struct {
 	child *child     // the current incarnation's process, if this process launched it
 }
 
-// ProvideNode creates the first node of a system type, given by its service, below the root and in
-// the host's own process. The node ends after all nodes that others create. It is for the front
-// door that embeds a Brain.
-func ProvideNode(ctx context.Context, h *Host, service string) error {
+// provideNode is [hostapi.Functions].ProvideNode.
+func provideNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
 		return h.types.unknown("of " + service)
@@ -70,11 +68,8 @@ func ProvideNode(ctx context.Context, h *Host, service string) error {
 	return nil
 }
 
-// SuperviseNode supervises the first node of a system type, given by its service, below the root, until
-// the host is closed: it starts the node if it has never run, adopts it if it is alive, and
-// restarts it whenever it dies. SuperviseNode returns when the node is running. It is for the host of a
-// Brain in a process of its own.
-func SuperviseNode(ctx context.Context, h *Host, service string) error {
+// superviseNode is [hostapi.Functions].SuperviseNode.
+func superviseNode(ctx context.Context, h *Host, service string) error {
 	t, ok := h.types.system[service]
 	if !ok {
 		return h.types.unknown("of " + service)

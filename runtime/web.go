@@ -13,6 +13,8 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/grpcreflect/v2"
 
+	"github.com/raylink/raylink/internal/hostapi"
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/webroute"
 )
 
@@ -105,10 +107,10 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	defer done()
 	r = counted
 	r.URL.Path, r.URL.RawPath = procedure, ""
-	atRoot := name == "" || name == RootPath
+	atRoot := name == "" || name == nodename.RootPath
 	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
 		// An embedded Brain serves the built-in methods as every node does.
-		name = RootPath
+		name = nodename.RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
 		w.host.listener.untilClosed(rw, r, true, w.own.handler(r))
 		return
@@ -195,7 +197,7 @@ func isHostService(procedure string) bool {
 }
 
 // newHostServer makes the services of the host itself, for HTTP and tunnels alike.
-func newHostServer(h *Host, brain EmbeddedBrain) *connect.Server {
+func newHostServer(h *Host, brain hostapi.Brain) *connect.Server {
 	server := connect.NewServer()
 	if brain != nil {
 		brain.Register(server)

@@ -23,6 +23,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -99,7 +100,8 @@ func TestHostThatIsNoBrain(t *testing.T) {
 	t.Parallel()
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	host := member(t, b)
-	token := host.Options().Token
+	token, _, err := rundir.FindToken(b.address)
+	require.NoError(t, err)
 	_ = checkJoin(t, host.Address(), token, connect.CodeFailedPrecondition, "joining Brain at ADDRESS: a host of nodes answers there, and no Brain")
 	checkAsk(t, host.Address(), token, "the process at ADDRESS is not a Brain")
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/storage"
@@ -141,7 +142,7 @@ func TestBrainIsKilledUnderCalls(t *testing.T) {
 		assert.Equal(t, was.GetNid(), is.GetNid(), path)
 		assert.Equal(t, nodev1.NodeState_NODE_STATE_RUNNING, is.GetState(), path)
 		assert.Equal(t, was.GetAlias(), is.GetAlias(), path)
-		if path != runtime.RootPath {
+		if path != nodename.RootPath {
 			assert.Equal(t, was.GetCreated().AsTime(), is.GetCreated().AsTime(), path+" was made once")
 			assert.Equal(t, was.GetIncarnation(), is.GetIncarnation(), path)
 			assert.Equal(t, was.GetHost().GetPid(), is.GetHost().GetPid(), path)

@@ -10,7 +10,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
-	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // completer returns the candidates for the next argument, each with a description. What they are
@@ -51,7 +51,7 @@ func completeNode(ctx context.Context, s *system, _ []string) []cobra.Completion
 	if err != nil {
 		return nil
 	}
-	all := []cobra.Completion{cobra.CompletionWithDesc(runtime.RootPath, "Brain")}
+	all := []cobra.Completion{cobra.CompletionWithDesc(nodename.RootPath, "Brain")}
 	for _, rec := range res.GetNodes() {
 		all = append(all, cobra.CompletionWithDesc(printable(rec.GetPath()), nodeSummary(rec)))
 		if rec.GetAlias() != "" {

@@ -14,7 +14,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
-	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 func (a *app) treeCommand() *cobra.Command {
@@ -28,7 +28,7 @@ With -o json it prints one object whose "nodes" are the records, parents before 
 		Args:              between(0, 1, "[NODE]"),
 		ValidArgsFunction: a.complete(completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			node := runtime.RootPath
+			node := nodename.RootPath
 			if len(args) > 0 {
 				node = args[0]
 			}
@@ -52,7 +52,7 @@ func (a *app) tree(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	req := &brainv1.ListRequest{}
-	if top.GetPath() != runtime.RootPath {
+	if top.GetPath() != nodename.RootPath {
 		req.Root = top.GetNid()
 	}
 	res, err := s.brain.List(ctx, req)
@@ -60,7 +60,7 @@ func (a *app) tree(ctx context.Context, node string) error {
 		return err
 	}
 	records := res.GetNodes()
-	if top.GetPath() == runtime.RootPath {
+	if top.GetPath() == nodename.RootPath {
 		records = append([]*nodev1.NodeRecord{top}, records...)
 	}
 	if a.output == outputJSON {
@@ -154,7 +154,7 @@ func table(rows [][]string) string {
 
 func stateName(rec *nodev1.NodeRecord) string {
 	name := strings.ToLower(strings.TrimPrefix(rec.GetState().String(), "NODE_STATE_"))
-	if rec.GetIncarnation() > 1 && rec.GetPath() != runtime.RootPath {
+	if rec.GetIncarnation() > 1 && rec.GetPath() != nodename.RootPath {
 		name += fmt.Sprintf(" (life %d)", rec.GetIncarnation())
 	}
 	return name

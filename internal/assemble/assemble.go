@@ -15,6 +15,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/launch"
@@ -23,7 +24,7 @@ import (
 
 // Brain is a Brain in this process.
 type Brain interface {
-	runtime.EmbeddedBrain
+	hostapi.Brain
 
 	// Err returns why the store has failed, or nil.
 	Err() error
@@ -54,6 +55,8 @@ type Runtime struct {
 	signals  func() // stops handling signals
 	fromInit bool
 
+	drain time.Duration // bounds how long stopping a node waits for its calls
+
 	closing  atomic.Bool
 	done     chan struct{} // closed once the runtime has ended
 	err      error         // why it ended; set before done is closed
@@ -69,7 +72,7 @@ func Init(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, 
 	if !initialized.CompareAndSwap(false, true) {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "Init was called before in this process, which can be part of one system: use the runtime that it returned, or Start for further systems")
 	}
-	options := withSystemTypes(runtime.NewOptions(opts...))
+	options := withSystemTypes(hosts.NewOptions(opts...))
 	raiseHeapFloor(&options)
 	if err := serveLaunched(options); err != nil {
 		return nil, err
@@ -100,7 +103,7 @@ func serveLaunched(options runtime.Options) error {
 
 // serve serves a node until it ends, and returns the process's exit code.
 func serve(child *launch.Child, options runtime.Options) int {
-	err := runtime.ServeChild(child, options)
+	err := hosts.ServeChild(child, options)
 	_ = child.Close()
 	if err != nil {
 		options.Logger.Error("a node's process ends", slog.Any("error", err))
@@ -115,13 +118,13 @@ func serve(child *launch.Child, options runtime.Options) int {
 func Start(ctx context.Context, embed *Embed, opts ...runtime.Option) (*Runtime, error) {
 	first := []runtime.Option{runtime.WithInProcess()}
 	if embed != nil {
-		first = append(first, runtime.Alone())
+		first = append(first, hosts.IgnoreBrainFromEnvironment())
 	}
-	return start(ctx, embed, withSystemTypes(runtime.NewOptions(append(first, opts...)...)))
+	return start(ctx, embed, withSystemTypes(hosts.NewOptions(append(first, opts...)...)))
 }
 
 func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runtime, err error) {
-	rt := &Runtime{done: make(chan struct{})}
+	rt := &Runtime{drain: options.Drain, done: make(chan struct{})}
 	file := rt.logTo(&options)
 	defer func() {
 		if err != nil {
@@ -138,7 +141,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); serr != nil {
 		options.Logger.Debug("sweeping the files of dead processes", slog.Any("error", serr))
 	}
-	var parts runtime.Parts
+	var parts hostapi.Parts
 	if options.Brain == "" {
 		if embed == nil {
 			return nil, connect.NewError(connect.CodeFailedPrecondition,
@@ -164,7 +167,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		return nil, err
 	}
 	parts.Run = rt.run
-	if rt.Host, err = runtime.Start(ctx, options, parts); err != nil {
+	if rt.Host, err = hosts.Start(ctx, options, parts); err != nil {
 		if unknown != nil && connect.CodeOf(err) == connect.CodeUnauthenticated {
 			err = fmt.Errorf("%w (%w)", err, unknown)
 		}
@@ -176,7 +179,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		}
 	}
 	if rt.brain == nil {
-		rt.officer = superviseOfficer(rt.Host)
+		rt.officer = superviseOfficer(rt.Host, options.Logger)
 	}
 	return rt, nil
 }
@@ -262,7 +265,7 @@ func (rt *Runtime) closeContext() (context.Context, context.CancelFunc) {
 	if rt.Host == nil { // starting has failed: there is nothing to drain
 		return context.WithCancel(context.Background())
 	}
-	return context.WithTimeout(context.Background(), 2*rt.Host.Options().Drain)
+	return context.WithTimeout(context.Background(), 2*rt.drain)
 }
 
 // Done returns a channel that is closed once the runtime has ended.

@@ -25,7 +25,7 @@ func ServeBrain(
 		return connect.NewError(connect.CodeFailedPrecondition, "this process serves a Brain already")
 	}
 	defer serving.Store(false)
-	if err := serveLaunched(withSystemTypes(runtime.NewOptions())); err != nil {
+	if err := serveLaunched(withSystemTypes(hosts.NewOptions())); err != nil {
 		return err
 	}
 	o, err := options()

@@ -27,20 +27,20 @@ const (
 // withSystemTypes adds the node types that every process can host: storages, replays and parameter
 // servers. If a name or a service is the program's own too, the program's type takes precedence.
 func withSystemTypes(o runtime.Options) runtime.Options {
-	o.SystemTypes = append([]runtime.NodeType{storage.Type(), replay.Type()}, ps.Types()...)
+	hosts.SetSystemTypes(&o, append([]runtime.NodeType{storage.Type(), replay.Type()}, ps.Types()...))
 	return o
 }
 
 // StartInProcess creates the system's own nodes in this process, for an embedded Brain: they end
 // with it, after all other nodes.
 func StartInProcess(ctx context.Context, h *runtime.Host) error {
-	return startSystemNodes(ctx, h, runtime.ProvideNode)
+	return startSystemNodes(ctx, h, hosts.ProvideNode)
 }
 
 // StartSupervised creates the system's own nodes, each in a process of its own, for a Brain that
 // has a process of its own: they outlive its death, and are restarted after theirs.
 func StartSupervised(ctx context.Context, h *runtime.Host) error {
-	return startSystemNodes(ctx, h, runtime.SuperviseNode)
+	return startSystemNodes(ctx, h, hosts.SuperviseNode)
 }
 
 func startSystemNodes(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {
@@ -67,7 +67,7 @@ const (
 	maxPause   = 30 * time.Second
 )
 
-func superviseOfficer(h *runtime.Host) *officerSupervisor {
+func superviseOfficer(h *runtime.Host, log *slog.Logger) *officerSupervisor {
 	ctx, cancel := context.WithCancel(context.Background())
 	k := &officerSupervisor{cancel: cancel}
 	k.done.Go(func() {
@@ -77,7 +77,7 @@ func superviseOfficer(h *runtime.Host) *officerSupervisor {
 			if err == nil {
 				pause.Reset()
 			} else if ctx.Err() == nil {
-				h.Options().Logger.Debug("this machine has no officer yet", slog.Any("error", err))
+				log.Debug("this machine has no officer yet", slog.Any("error", err))
 			}
 			if pause.Wait(ctx) != nil {
 				return

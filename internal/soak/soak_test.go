@@ -582,10 +582,10 @@ func (w *world) join(ctx context.Context) *host {
 	rt, err := join.Start(ctx, append(w.options(), raylink.WithBrain(w.brain.address), raylink.WithListen(listen), raylink.WithAdvertise(p.address()))...)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, rt.Close()) }) // once more does nothing
-	// Processes of one machine meet by Unix sockets; these are to meet at the proxy.
-	require.NoError(t, os.Remove(rt.Info().GetSocket()))
 	own, err := contractv1raylink.CreateProbe(ctx, rt, nil)
 	require.NoError(t, err)
+	// Processes of one machine meet by Unix sockets; these are to meet at the proxy.
+	require.NoError(t, os.Remove(own.Ref().NodeRef().GetHost().GetSocket()))
 	return &host{rt: rt, proxy: p, own: own}
 }
 
