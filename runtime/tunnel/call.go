@@ -75,6 +75,61 @@ type slot struct {
 	reply *partialReply
 }
 
+// maxIdleSlots is how many slots are kept on a connection without open calls.
+const maxIdleSlots = 1 << 10
+
+// callTable holds the open calls of a dialling side by id. It is guarded by Conn.mu.
+type callTable struct {
+	// slots[0] stands for the connection itself.
+	slots []slot
+	free  []uint32
+	// idsUsed is the high-water mark of len(slots).
+	idsUsed int
+}
+
+func newCallTable() callTable { return callTable{slots: make([]slot, 1)} }
+
+// at returns the slot of an open call, or nil.
+func (t *callTable) at(id uint32) *slot {
+	if int(id) >= len(t.slots) || !t.slots[id].busy {
+		return nil
+	}
+	return &t.slots[id]
+}
+
+// holds reports whether the call with this id is call, neither over nor cancelled.
+func (t *callTable) holds(id uint32, call *Call) bool {
+	s := t.at(id)
+	return s != nil && s.call == call
+}
+
+// allocate assigns a free id. The send window guarantees that there is one.
+func (t *callTable) allocate(s slot) uint32 {
+	s.busy = true
+	if n := len(t.free); n > 0 {
+		id := t.free[n-1]
+		t.free = t.free[:n-1]
+		t.slots[id] = s
+		return id
+	}
+	t.slots = append(t.slots, s)
+	t.idsUsed = max(t.idsUsed, len(t.slots))
+	return uint32(len(t.slots) - 1) //nolint:gosec // at most maxCallID
+}
+
+// release frees an id.
+func (t *callTable) release(id uint32) {
+	t.slots[id] = slot{}
+	t.free = append(t.free, id)
+}
+
+// shrink releases memory after a burst. No call may be open.
+func (t *callTable) shrink() {
+	if len(t.slots) > maxIdleSlots {
+		t.slots, t.free = make([]slot, 1), nil
+	}
+}
+
 // Start sends a call. It blocks only while the send window is full, until there is room, or ctx or
 // the connection ends. The remaining time of ctx is sent as the call's deadline, but Start does not
 // watch ctx after it has returned: use [Call.Cancel] to stop waiting. Calls started by one
@@ -129,10 +184,14 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	c.calls.Add(1)
 	if call.Synchronous {
-		c.beginWait(call)
+		if call.tokens == nil {
+			call.tokens = make(chan token, 2)
+		}
+		c.reading.beginWait(call)
 	}
 	if call.Synchronous || call.WatchContext != nil {
-		c.addToSweep(ctx, call)
+		c.sweeper.add(ctx, call)
+		c.reading.ensureWatched()
 	}
 	c.startKeepalive()
 	if c.out.calls++; c.sendWindow.open == 1 || c.out.calls >= callBatch {
@@ -217,12 +276,12 @@ func metaSize(target, caller, procedure string, header Header, chain []byte) int
 func (call *Call) Cancel(err error) {
 	c := call.conn
 	c.mu.Lock()
-	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call {
+	if !c.open.holds(call.id, call) {
 		c.mu.Unlock()
 		return
 	}
-	c.slots[call.id].call = nil
-	c.unwatched.remove(call)
+	c.open.slots[call.id].call = nil
+	c.sweeper.remove(call)
 	p := call.outMessage
 	c.out.drop(p)
 	if p != nil && !p.started {
@@ -275,58 +334,32 @@ func (call *Call) complete(r *outcome, body []byte, mayAlias bool) (aliased bool
 	return aliased
 }
 
-// maxIdleSlots is how many slots are kept on a connection without open calls.
-const maxIdleSlots = 1 << 10
-
-// isOpen reports whether the call is neither over nor cancelled. The caller must hold c.mu.
-func (c *Conn) isOpen(call *Call) bool {
-	s := c.slotOf(call.id)
-	return s != nil && s.call == call
-}
-
-// allocateID assigns a free id. The send window guarantees that there is one. The caller must hold
-// c.mu.
+// allocateID assigns an id to a call that has acquired the send window. The caller must hold c.mu.
 func (c *Conn) allocateID(s slot) uint32 {
-	s.busy = true
 	if c.sendWindow.open > 1 {
 		c.reading.aloneCalls = 0
 	}
 	if s.call == nil || !s.call.Synchronous {
 		c.reading.applyOwnerEvent(eventBegun) // for callers that wait, beginWait does it
 	}
-	if n := len(c.free); n > 0 {
-		id := c.free[n-1]
-		c.free = c.free[:n-1]
-		c.slots[id] = s
-		return id
-	}
-	c.slots = append(c.slots, s)
-	c.idsUsed = max(c.idsUsed, len(c.slots))
-	return uint32(len(c.slots) - 1) //nolint:gosec // at most maxCallID
+	return c.open.allocate(s)
 }
 
-// releaseID frees an id after the final frame of its call. The caller must hold c.mu.
+// releaseID frees an id and the send window after the final frame of its call. The caller must hold
+// c.mu.
 func (c *Conn) releaseID(id uint32) {
-	s := &c.slots[id]
+	s := &c.open.slots[id]
 	cost := s.cost
 	if s.call != nil {
-		c.unwatched.remove(s.call)
+		c.sweeper.remove(s.call)
 	}
-	*s = slot{}
-	c.free = append(c.free, id)
+	c.open.release(id)
 	c.sendWindow.release(cost)
-	if c.sendWindow.open == 0 && len(c.slots) > maxIdleSlots {
-		c.slots, c.free = make([]slot, 1), nil // release memory after a burst
+	if c.sendWindow.open == 0 {
+		c.open.shrink()
 	}
 	c.checkIdle()
 }
-
-// Most calls finish in less than a millisecond. Watching the context of each would cost more than
-// everything else that a caller does: a channel and a select for a caller that waits, a
-// registration for one that does not. At first, therefore, only the sweeper (see [Watchdog]) checks
-// the contexts, every millisecond. A caller whose context has ended, or whose call has been open
-// for some time, is notified to watch its context itself from then on. The sweeper checks each call
-// a bounded number of times, however many other calls there are.
 
 // callWait is the state of a call that uses [Call.Synchronous] or [Call.WatchContext].
 type callWait struct {
@@ -355,100 +388,10 @@ const (
 	tokenOver
 )
 
-const (
-	// maxChecks is how often the sweeper checks the context of a call before the caller has to
-	// watch it.
-	maxChecks = 8
-	// sweepAtOnce is the number of calls per connection up to which every tick checks all of them.
-	// With more calls each tick checks a part, so that every call is checked at least once in
-	// sweepTicks ticks.
-	sweepAtOnce = 2048
-	sweepTicks  = 4
-	// sweepChunk is the number of calls checked per acquisition of the connection's lock.
-	sweepChunk = 256
-)
-
-// sweep is the unordered set of a connection's calls whose contexts only the sweeper checks. It is
-// guarded by Conn.mu.
-//
-// A round visits all of them, from the last to the first. A removed call is replaced by the last
-// one, which has already been visited in this round or is new, so no call is ever skipped.
-type sweep struct {
-	calls []*Call
-	// next is the position of the round: calls[:next] have not been visited. quota is how many
-	// calls of a round each tick visits, and remaining how many are left of that in this tick.
-	next, quota, remaining int
-}
-
-func (s *sweep) add(call *Call) {
-	s.calls = append(s.calls, call)
-	call.sweepIndex = len(s.calls)
-}
-
-// remove does nothing if the call is not in the sweep.
-func (s *sweep) remove(call *Call) {
-	if call.sweepIndex == 0 {
-		return
-	}
-	i, last := call.sweepIndex-1, len(s.calls)-1
-	moved := s.calls[last]
-	s.calls[i], moved.sweepIndex = moved, i+1
-	s.calls[last], call.sweepIndex = nil, 0
-	s.calls = s.calls[:last]
-	s.next = min(s.next, last)
-	if last == 0 && cap(s.calls) > maxIdleSlots {
-		s.calls = nil // release memory after a burst
-	}
-}
-
-func (s *sweep) clear() {
-	for _, call := range s.calls {
-		call.sweepIndex = 0
-	}
-	*s = sweep{}
-}
-
-// tick starts a tick, and a new round if the last one is complete.
-func (s *sweep) tick() {
-	if s.next == 0 {
-		s.next = len(s.calls)
-		ticks := min(max(s.next/sweepAtOnce, 1), sweepTicks)
-		s.quota = (s.next + ticks - 1) / ticks
-	}
-	s.remaining = s.quota
-}
-
 // Reset prepares a finished call for another Start. It clears everything but Synchronous,
 // ReportAfterDeadline and the memory that waiting needs.
 func (call *Call) Reset() {
 	*call = Call{Synchronous: call.Synchronous, ReportAfterDeadline: call.ReportAfterDeadline, callWait: callWait{tokens: call.tokens}}
-}
-
-// beginWait prepares for a caller that is going to wait. The caller becomes the reader of the
-// connection if no other call is open and the read loop is parked. The caller must hold c.mu.
-func (c *Conn) beginWait(call *Call) {
-	if call.tokens == nil {
-		call.tokens = make(chan token, 2)
-	}
-	call.readsConn = false
-	if c.sendWindow.open > 1 {
-		c.reading.applyOwnerEvent(eventBegun)
-		return
-	}
-	if c.reading.owner == ownerLoop {
-		c.reading.aloneCalls++
-		return
-	}
-	call.readsConn = c.reading.applyOwnerEvent(eventBegunAlone)
-}
-
-// addToSweep leaves the call's context to the sweeper. The caller must hold c.mu.
-func (c *Conn) addToSweep(ctx context.Context, call *Call) {
-	call.ctx, call.checks = ctx, 0
-	c.unwatched.add(call)
-	if !c.reading.watched.Load() {
-		c.cfg.Watchdog.add(c)
-	}
 }
 
 // Wait blocks until a call with Synchronous set is over. It must be called exactly once after each
@@ -539,88 +482,10 @@ func (call *Call) requestReport() bool {
 	c := call.conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if int(call.id) >= len(c.slots) || c.slots[call.id].call != call || call.outMessage != nil && !call.outMessage.started {
+	if !c.open.holds(call.id, call) || call.outMessage != nil && !call.outMessage.started {
 		return false
 	}
 	c.out.frame(kindCancel, call.id, nil)
 	c.kick()
 	return true
-}
-
-// openCall is a call that the sweeper is checking.
-type openCall struct {
-	id   uint32
-	call *Call
-	ctx  context.Context //nolint:containedctx // used for one check
-	// watchContext, if not nil, is to be called: the call has been open for long or its context has
-	// ended.
-	watchContext func()
-}
-
-// sweepContexts checks the calls in the sweep, and notifies the callers of those that have been
-// open for long or whose contexts have ended. found is scratch memory, returned for reuse. swept
-// reports whether the sweep is empty.
-func (c *Conn) sweepContexts(found []openCall) (_ []openCall, swept bool) {
-	c.mu.Lock()
-	c.unwatched.tick()
-	for c.unwatched.remaining > 0 && c.unwatched.next > 0 {
-		found = c.nextUnwatched(found[:0])
-		c.mu.Unlock()
-		// Err and WatchContext run foreign code, so they are called without the lock.
-		for _, o := range found {
-			if o.watchContext == nil && o.ctx.Err() != nil {
-				o.watchContext = c.notifyIfOpen(o)
-			}
-			if o.watchContext != nil {
-				o.watchContext()
-			}
-		}
-		clear(found)
-		c.mu.Lock()
-	}
-	swept = len(c.unwatched.calls) == 0
-	c.mu.Unlock()
-	return found, swept
-}
-
-// nextUnwatched takes the next calls of the round. The caller must hold c.mu.
-func (c *Conn) nextUnwatched(found []openCall) []openCall {
-	s := &c.unwatched
-	for n := min(s.remaining, s.next, sweepChunk); n > 0; n-- {
-		s.next--
-		s.remaining--
-		call := s.calls[s.next]
-		o := openCall{id: call.id, call: call, ctx: call.ctx}
-		if call.checks++; call.checks > maxChecks {
-			o.watchContext = c.makeCallerWatch(call)
-		}
-		found = append(found, o)
-	}
-	return found
-}
-
-// notifyIfOpen makes the caller of a call whose context has ended watch that context, if the call
-// is still open. If the Call has been reused for another call meanwhile, that call is notified
-// early, which is harmless.
-func (c *Conn) notifyIfOpen(o openCall) func() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s := c.slotOf(o.id); s != nil && s.call == o.call && o.call.sweepIndex > 0 {
-		return c.makeCallerWatch(o.call)
-	}
-	return nil
-}
-
-// makeCallerWatch takes the call out of the sweep and makes its caller watch the context. A caller
-// that waits gets a token. For another caller makeCallerWatch returns the function to call without
-// the lock. The caller must hold c.mu.
-func (c *Conn) makeCallerWatch(call *Call) func() {
-	c.unwatched.remove(call)
-	if call.Synchronous {
-		if !faults.LostNotification {
-			call.tokens <- tokenWatch
-		}
-		return nil
-	}
-	return call.WatchContext
 }

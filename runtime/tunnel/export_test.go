@@ -69,7 +69,7 @@ func ParseHandshakeMessage(b []byte) error {
 func Slots(c *Conn) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.slots)
+	return len(c.open.slots)
 }
 
 // Paused reports whether the connection has stopped reading until its output is written.

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/runtime/tunnel/internal/sock"
 )
 
@@ -91,6 +92,9 @@ func (l *readLoop) beforeRead(between bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.out.corked = false
+	if invariants.Enabled {
+		l.auditOwner()
+	}
 	c.flush()
 	if between && l.yieldReading() {
 		return errYielded
@@ -284,7 +288,7 @@ func (l *readLoop) findAssembling(id uint32) target {
 	if c.dialled {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		s := c.slotOf(id)
+		s := c.open.at(id)
 		switch {
 		case s == nil:
 			return target{}
@@ -373,7 +377,7 @@ func (l *readLoop) onData(h frameHeader, body []byte) error {
 		return l.onStreamData(h, body, t)
 	}
 	if t.assembly == nil {
-		if !c.dialled || c.wasOpened(h.id()) {
+		if !c.dialled || l.wasOpened(h.id()) {
 			return nil // the rest of a message of a finished call, which crossed the end of the call
 		}
 		return violation("DATA for call %d, which is not open", h.id())
@@ -385,6 +389,13 @@ func (l *readLoop) onData(h frameHeader, body []byte) error {
 		return err
 	}
 	return l.assembled(h.id(), t)
+}
+
+// wasOpened reports whether this side has ever begun a call with this id.
+func (l *readLoop) wasOpened(id uint32) bool {
+	l.conn.mu.Lock()
+	defer l.conn.mu.Unlock()
+	return int(id) < l.conn.open.idsUsed
 }
 
 func (l *readLoop) onCredit(id uint32, body []byte) error {
@@ -405,7 +416,7 @@ func (l *readLoop) onCredit(id uint32, body []byte) error {
 	}
 	var q *sendQueue
 	if c.dialled {
-		if s := c.slotOf(id); s != nil && s.stream != nil {
+		if s := c.open.at(id); s != nil && s.stream != nil {
 			q = &s.stream.queue
 		}
 	} else if in := c.servedAt(id); in != nil && in.stream() != nil {
@@ -436,20 +447,6 @@ func (c *Conn) grant(id uint32, n int) {
 }
 
 // Responses on the dialling side. Everything here runs on the connection's reader.
-
-// slotOf returns the slot of an open call, or nil. The caller must hold c.mu.
-func (c *Conn) slotOf(id uint32) *slot {
-	if int(id) >= len(c.slots) || !c.slots[id].busy {
-		return nil
-	}
-	return &c.slots[id]
-}
-
-func (c *Conn) wasOpened(id uint32) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return int(id) < c.idsUsed
-}
 
 // responseMetadata parses the header and trailer of a response into r.
 func (p *parser) responseMetadata(r *outcome, flags uint8, most int) {
@@ -495,7 +492,7 @@ func (l *readLoop) onReply(h frameHeader, body []byte) error {
 		return p.err
 	}
 	c.mu.Lock()
-	s := c.slotOf(h.id())
+	s := c.open.at(h.id())
 	if s == nil {
 		over := c.err != nil
 		c.mu.Unlock()
@@ -564,7 +561,7 @@ func (l *readLoop) beginReply(s *slot, r *partialReply, total int, first []byte)
 func (l *readLoop) replyComplete(id uint32) {
 	c := l.conn
 	c.mu.Lock()
-	s := &c.slots[id]
+	s := &c.open.slots[id]
 	if !s.busy || s.reply == nil {
 		c.mu.Unlock()
 		return
@@ -602,7 +599,7 @@ func (l *readLoop) onHead(id uint32, body []byte) error {
 		return p.err
 	}
 	c.mu.Lock()
-	s := c.slotOf(id)
+	s := c.open.at(id)
 	if s == nil || s.stream == nil {
 		late := s != nil || c.err != nil
 		c.mu.Unlock()

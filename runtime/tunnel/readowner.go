@@ -2,19 +2,34 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
-// One goroutine at a time reads a connection. On the accepting side it is the read loop, see
-// [Conn.replaceReadLoop]. On the dialling side the read loop yields to a caller that is alone on
-// its connection. The caller then reads its own answer, which saves waking a goroutine between the
-// arrival of the answer and the return of the call (leader/follower reading).
+// One goroutine at a time reads a connection. On the dialling side the read loop yields to a caller
+// that is alone on its connection. The caller then reads its own answer, which saves waking a
+// goroutine between the arrival of the answer and the return of the call (leader/follower reading).
+// This is the owner after an event; where there is a dash, the event cannot happen:
+//
+//	owner       | yielded | begunAlone  | begun       | swept       | answered | left
+//	loop        | none    | loop        | loop        | loop        | -        | -
+//	none        | -       | caller      | loop        | loop        | -        | -
+//	caller      | -       | caller      | caller      | interrupted | none     | loop
+//	interrupted | -       | interrupted | interrupted | interrupted | none     | loop
+//
+// On the accepting side the loop is always the owner, but not always the same goroutine: a read
+// loop that runs a handler inline is replaced by another one if the handler is about to block or
+// takes long (see [readLoop.replaceReadLoop]). inlineEpoch decides that:
+//
+//	inlineEpoch  inline work begins  ends    may block, takes long
+//	even         odd                 -       unchanged
+//	odd          -                   even    even, and another goroutine is the loop
 //
 // All read state is kept in the connection, down to the bytes of a partially received fragment. The
 // reader may therefore be interrupted at any byte and another goroutine continues there, so that a
@@ -24,8 +39,10 @@ import (
 type readOwner uint8
 
 const (
+	// ownerInvalid is the entry of the table for an event that cannot happen.
+	ownerInvalid readOwner = iota
 	// ownerLoop: the read loop.
-	ownerLoop readOwner = iota
+	ownerLoop
 	// ownerNone: none. The read loop is parked, and no call is open.
 	ownerNone
 	// ownerCaller: the caller of a call that was the only open one when it began.
@@ -34,6 +51,10 @@ const (
 	// deadline has passed.
 	ownerInterrupted
 )
+
+func (o readOwner) String() string {
+	return [...]string{"invalid", "loop", "none", "caller", "interrupted"}[o]
+}
 
 // ownerEvent is an event that may change the owner.
 type ownerEvent uint8
@@ -46,35 +67,41 @@ const (
 	eventBegunAlone
 	// eventBegun: any other call begins.
 	eventBegun
-	// eventSwept: the sweeper has found the same epoch (ownerEpoch) at two consecutive ticks:
+	// eventSwept: the watchdog has found the same epoch (ownerEpoch) at two consecutive ticks:
 	// either one caller was reading all the time, or none was.
 	eventSwept
 	// eventAnswered: the reading caller has its answer, is between frames, and no call is open.
 	eventAnswered
 	// eventLeft: the reading caller stops for any other reason.
 	eventLeft
+
+	ownerEvents
 )
 
-// nextOwner is the complete transition table: the owner after an event. Events that cannot happen
-// leave the owner unchanged.
+func (e ownerEvent) String() string {
+	return [...]string{"yielded", "begunAlone", "begun", "swept", "answered", "left"}[e]
+}
+
+// ownerTable is the complete transition table: the owner after an event.
+type ownerTable [ownerInterrupted + 1][ownerEvents]readOwner
+
+// nextOwner is the table above.
 //
 //nolint:gochecknoglobals // a constant
-var nextOwner = [...][6]readOwner{
+var nextOwner = ownerTable{
 	ownerLoop: {
-		eventYielded: ownerNone, eventBegunAlone: ownerLoop, eventBegun: ownerLoop,
-		eventSwept: ownerLoop, eventAnswered: ownerLoop, eventLeft: ownerLoop,
+		eventYielded: ownerNone, eventBegunAlone: ownerLoop, eventBegun: ownerLoop, eventSwept: ownerLoop,
 	},
 	ownerNone: {
-		eventYielded: ownerNone, eventBegunAlone: ownerCaller, eventBegun: ownerLoop,
-		eventSwept: ownerLoop, eventAnswered: ownerNone, eventLeft: ownerNone,
+		eventBegunAlone: ownerCaller, eventBegun: ownerLoop, eventSwept: ownerLoop,
 	},
 	ownerCaller: {
-		eventYielded: ownerCaller, eventBegunAlone: ownerCaller, eventBegun: ownerCaller,
-		eventSwept: ownerInterrupted, eventAnswered: ownerNone, eventLeft: ownerLoop,
+		eventBegunAlone: ownerCaller, eventBegun: ownerCaller, eventSwept: ownerInterrupted,
+		eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 	ownerInterrupted: {
-		eventYielded: ownerInterrupted, eventBegunAlone: ownerInterrupted, eventBegun: ownerInterrupted,
-		eventSwept: ownerInterrupted, eventAnswered: ownerNone, eventLeft: ownerLoop,
+		eventBegunAlone: ownerInterrupted, eventBegun: ownerInterrupted, eventSwept: ownerInterrupted,
+		eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 }
 
@@ -108,14 +135,29 @@ var (
 )
 
 // applyOwnerEvent applies an event and reports whether the owner has changed. The caller must hold
-// c.mu.
+// Conn.mu.
 func (l *readLoop) applyOwnerEvent(e ownerEvent) bool {
 	after := nextOwner[l.owner][e]
+	if after == ownerInvalid {
+		if invariants.Enabled {
+			panic(fmt.Sprintf("tunnel: %v, but the owner of the reading is %v", e, l.owner))
+		}
+		return false
+	}
 	if after == l.owner {
 		return false
 	}
 	l.setOwner(after)
 	return true
+}
+
+// auditOwner panics if the calling goroutine, which is about to read, does not own the reading. The
+// caller must hold Conn.mu.
+func (l *readLoop) auditOwner() {
+	caller := l.owner == ownerCaller || l.owner == ownerInterrupted
+	if caller != (l.readingFor != nil) || l.owner == ownerNone {
+		panic(fmt.Sprintf("tunnel: a read for %p, but the owner of the reading is %v", l.readingFor, l.owner))
+	}
 }
 
 func (l *readLoop) setOwner(after readOwner) {
@@ -170,8 +212,8 @@ func (l *readLoop) readAsCaller(call *Call) (watch bool) {
 	} else {
 		l.applyOwnerEvent(eventLeft)
 	}
-	if err != nil && c.isOpen(call) {
-		c.unwatched.remove(call)
+	if err != nil && c.open.holds(call.id, call) {
+		c.sweeper.remove(call)
 		watch = true
 	}
 	c.flush()
@@ -192,13 +234,26 @@ func (l *readLoop) yieldReading() bool {
 	return true
 }
 
+// beginWait prepares for a caller that is going to wait. The caller becomes the reader of the
+// connection if no other call is open and the read loop is parked. The caller must hold Conn.mu.
+func (l *readLoop) beginWait(call *Call) {
+	call.readsConn = false
+	if l.conn.sendWindow.open > 1 {
+		l.applyOwnerEvent(eventBegun)
+		return
+	}
+	if l.owner == ownerLoop {
+		l.aloneCalls++
+		return
+	}
+	call.readsConn = l.applyOwnerEvent(eventBegunAlone)
+}
+
 // awaitReclaim parks the read loop until it is to read again. It returns false if the connection
 // has ended.
 func (l *readLoop) awaitReclaim() bool {
 	c := l.conn
-	if !l.watched.Load() {
-		c.cfg.Watchdog.add(c)
-	}
+	l.ensureWatched()
 	select {
 	case <-l.reclaimed:
 		return true
@@ -211,6 +266,9 @@ func (l *readLoop) awaitReclaim() bool {
 // since then stops, and an idle connection gets its read loop back.
 func (l *readLoop) interruptReader(epoch uint64) {
 	c := l.conn
+	if !c.dialled {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l.ownerEpoch.Load() == epoch && c.err == nil {
@@ -263,9 +321,7 @@ func (l *readLoop) runInline() bool {
 	l.inlineWork, l.inlineCall = nil, nil
 	epoch := l.inlineEpoch.Add(1) // odd: inline work is running
 	in.ctx.inlineEpoch = epoch
-	if !l.watched.Load() {
-		c.cfg.Watchdog.add(c)
-	}
+	l.ensureWatched()
 	l.runWork(work, in, epoch)
 	if !l.inlineEpoch.CompareAndSwap(epoch, epoch+1) {
 		return false
@@ -313,128 +369,31 @@ func (l *readLoop) replaceReadLoop(epoch uint64) bool {
 	return true
 }
 
-// Watchdog is the watchdog and sweeper of the active connections of a process. It ticks every
-// millisecond. If a read loop is found in the same handler at two consecutive ticks, another
-// goroutine takes over reading. If a caller is found reading at two consecutive ticks, it is
-// interrupted. Callers whose contexts have ended are notified, see [Conn.Wait]. The connections of
-// a process share one Watchdog. The zero value is ready to use.
-type Watchdog struct {
-	mu    sync.Mutex // guards the fields below
-	conns map[*Conn]*watchedConn
-	timer *time.Timer
-	armed bool
-
-	// Owned by the tick: scratch memory.
-	scratch      []*watchedConn
-	scratchCalls []openCall
-}
-
-// watchedConn is the last observed state of a connection, and the number of consecutive ticks
-// without anything left to do for it.
-type watchedConn struct {
-	conn                           *Conn
-	inlineEpoch, ownerEpoch, calls uint64
-	idleTicks                      int
-}
-
-const (
-	// watchdogPeriod is the interval between ticks. An inline handler occupies the read loop for at
-	// most twice that.
-	watchdogPeriod = time.Millisecond
-	// watchdogIdleTicks is the number of consecutive ticks without work or new calls after which a
-	// connection is no longer swept.
-	watchdogIdleTicks = 50
-)
-
-func (w *Watchdog) add(c *Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if c.reading.watched.Swap(true) {
-		return
-	}
-	if w.conns == nil {
-		w.conns = make(map[*Conn]*watchedConn)
-	}
-	last := &watchedConn{conn: c}
-	last.observe()
-	w.conns[c] = last
-	if w.armed {
-		return
-	}
-	w.armed = true
-	if w.timer == nil {
-		w.timer = time.AfterFunc(watchdogPeriod, w.tick)
-		return
-	}
-	w.timer.Reset(watchdogPeriod)
-}
-
-// tick is one tick. Ticks do not overlap: each rearms the timer at its end.
-func (w *Watchdog) tick() {
-	w.mu.Lock()
-	for _, last := range w.conns {
-		w.scratch = append(w.scratch, last)
-	}
-	w.mu.Unlock()
-	for _, last := range w.scratch {
-		w.sweep(last)
-	}
-	clear(w.scratch)
-	w.scratch = w.scratch[:0]
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.armed = len(w.conns) > 0; w.armed {
-		w.timer.Reset(watchdogPeriod)
+// ensureWatched registers the connection with the [Watchdog].
+func (l *readLoop) ensureWatched() {
+	if !l.watched.Load() {
+		l.conn.cfg.Watchdog.add(l)
 	}
 }
 
-// sweep handles one connection. The connection stays registered while there is anything that only
-// the Watchdog does for it.
-func (w *Watchdog) sweep(last *watchedConn) {
-	c, before := last.conn, *last
-	last.observe()
-	same := last.inlineEpoch == before.inlineEpoch && last.ownerEpoch == before.ownerEpoch
-	if same && last.inlineEpoch%2 == 1 {
-		c.reading.replaceReadLoop(last.inlineEpoch)
-	}
-	swept := true
-	if c.dialled {
-		if w.scratchCalls, swept = c.sweepContexts(w.scratchCalls); same {
-			c.reading.interruptReader(last.ownerEpoch)
-		}
-	}
-	if !swept || !same || last.calls != before.calls || last.ownerEpoch%2 == 1 {
-		last.idleTicks = 0
-		return
-	}
-	if last.idleTicks++; last.idleTicks <= watchdogIdleTicks {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	// Clear the mark first and check again afterwards: whatever begins checks the mark after it has
-	// changed the state.
-	c.reading.watched.Store(false)
-	if last.unchanged() {
-		delete(w.conns, c)
-		return
-	}
-	c.reading.watched.Store(true)
-}
+var _ watchable = (*readLoop)(nil)
 
-// observe records the current state of the connection.
-func (l *watchedConn) observe() {
-	l.inlineEpoch, l.ownerEpoch, l.calls = l.conn.reading.inlineEpoch.Load(), l.conn.reading.ownerEpoch.Load(), 0
+func (l *readLoop) activity() readActivity {
+	a := readActivity{inlineEpoch: l.inlineEpoch.Load(), ownerEpoch: l.ownerEpoch.Load()}
 	if l.conn.dialled {
-		l.calls = l.conn.calls.Load() // served calls change inlineEpoch if they need the watchdog
+		a.calls = l.conn.calls.Load() // served calls change inlineEpoch if they need the Watchdog
 	}
+	return a
 }
 
-func (l *watchedConn) unchanged() bool {
-	now := watchedConn{conn: l.conn}
-	now.observe()
-	return now.inlineEpoch == l.inlineEpoch && now.ownerEpoch == l.ownerEpoch && now.calls == l.calls
+func (l *readLoop) sweep(scratch []sweptCall) (_ []sweptCall, empty bool) {
+	if !l.conn.dialled {
+		return scratch, true
+	}
+	return l.conn.sweeper.tick(scratch)
 }
+
+func (l *readLoop) setWatched(now bool) (before bool) { return l.watched.Swap(now) }
 
 // inlining is the connection's state of inline work.
 type inlining struct {

@@ -305,7 +305,7 @@ func (s *clientStream) Close() error {
 func (s *clientStream) abort(err error) {
 	c := s.conn
 	c.mu.Lock()
-	if slot := c.slotOf(s.id); slot != nil && slot.stream == s {
+	if slot := c.open.at(s.id); slot != nil && slot.stream == s {
 		slot.stream = nil
 		c.out.close(&s.queue, err)
 		c.out.frame(kindCancel, s.id, nil)
@@ -478,7 +478,7 @@ func (l *readLoop) onStreamData(h frameHeader, body []byte, t target) error {
 		return nil
 	}
 	c.mu.Lock()
-	slot := c.slotOf(h.id())
+	slot := c.open.at(h.id())
 	var s *clientStream
 	if slot != nil {
 		s = slot.stream

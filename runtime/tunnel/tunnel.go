@@ -91,12 +91,8 @@ type Conn struct {
 	// The calls of a dialling side.
 	sendWindow sendWindow
 	interner   interner
-	slots      []slot
-	free       []uint32
-	// idsUsed is the high-water mark of len(slots).
-	idsUsed int
-	// unwatched holds the calls whose contexts are checked by the sweeper only.
-	unwatched sweep
+	open       callTable
+	sweeper    sweeper
 	// replyBytes is the total size of the large responses that are being received.
 	replyBytes int
 
@@ -119,7 +115,8 @@ func Dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 		return nil, err
 	}
 	c.sendWindow = sendWindow{window: c.peer.window, maxOpen: c.peer.maxCalls}
-	c.slots = make([]slot, 1) // id 0 stands for the connection itself
+	c.open = newCallTable()
+	c.sweeper = sweeper{mu: &c.mu, open: &c.open}
 	c.run()
 	return c, nil
 }
@@ -202,7 +199,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	}
 	c.reading.conn = c
 	c.own = c.cfg.limits()
-	c.reading.reclaimed = make(chan struct{}, 1)
+	c.reading.owner, c.reading.reclaimed = ownerLoop, make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
 	c.writing = c.write
 	c.nonblocking.Init(nc)
@@ -318,9 +315,9 @@ func (c *Conn) fail(reason error) {
 	c.keepalive.stop()
 	var calls []*Call
 	var clients []*clientStream
-	c.unwatched.clear()
-	for i := range c.slots {
-		s := &c.slots[i]
+	c.sweeper.clear()
+	for i := range c.open.slots {
+		s := &c.open.slots[i]
 		switch {
 		case s.call != nil:
 			c.out.drop(s.call.outMessage)
