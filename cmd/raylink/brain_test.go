@@ -489,7 +489,7 @@ func TestToken(t *testing.T) {
 		says string
 	}{
 		{name: "none", says: "refuses: no token for Brain at " + b.address + " is found in"},
-		{name: "another", args: []string{"--token", "guess"}, says: "is not used: what answers did not prove that it knows this side's token"},
+		{name: "another", args: []string{"--token", "guess"}, says: "is not used: the peer did not prove that it knows this side's token"},
 		{name: "open", args: []string{"--open"}, says: "refuses: this side admits only peers that know its token"},
 		{name: "flag", args: []string{"--token", "secret"}, fits: true},
 		{name: "file", args: []string{"--token-file", file}, fits: true},

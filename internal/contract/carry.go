@@ -292,12 +292,12 @@ func testIllegalMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	ctx, info := connect.NewClientContext(patient(t))
 	info.RequestHeader().Add("see-bin", octets)
 	refused(ctx, connect.CodeInvalidArgument, `"see-bin"`)
-	refused(raylink.WithMetadata(patient(t), "big", strings.Repeat("x", 40<<10)), connect.CodeResourceExhausted, "more than a call can carry")
+	refused(raylink.WithMetadata(patient(t), "big", strings.Repeat("x", 40<<10)), connect.CodeResourceExhausted, "exceeds the limit of 32768")
 	ctx = patient(t)
 	for range 1000 {
 		ctx = raylink.WithMetadata(ctx, "k", "v") //nolint:fatcontext // that is the point
 	}
-	refused(ctx, connect.CodeResourceExhausted, "more than a call can carry")
+	refused(ctx, connect.CodeResourceExhausted, "exceeds the limit of 32768")
 
 	// What can be carried arrives.
 	ctx, info = connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "see"))

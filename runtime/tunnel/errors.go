@@ -106,7 +106,7 @@ func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 		size += 2*varintBytes + len(d.Type) + len(d.Value)
 	}
 	if size > limit {
-		const note = "... (the error was too large, its details are left out)"
+		const note = "... (the error was too large, its details are omitted)"
 		details = nil
 		if room := max(limit-len(note)-3*varintBytes, 0); len(message) > room {
 			message = message[:room]

@@ -230,7 +230,7 @@ func (p *parser) uint64() uint64 {
 	}
 	n, used := binary.Uvarint(p.rest)
 	if used <= 0 {
-		p.failf("a number that does not end")
+		p.failf("an unterminated varint")
 		return 0
 	}
 	p.rest = p.rest[used:]
@@ -241,7 +241,7 @@ func (p *parser) uint64() uint64 {
 func (p *parser) int() int {
 	n := p.uint64()
 	if n > math.MaxInt32 {
-		p.failf("the size %d", n)
+		p.failf("a size of %d", n)
 		return 0
 	}
 	return int(n)

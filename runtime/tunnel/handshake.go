@@ -344,12 +344,12 @@ func handshakeFrame(k kind, body []byte) ([]byte, error) {
 // The error texts for a failed proof, with what either side can do about it.
 const (
 	needsToken = "this side admits only peers that know its token, and the dialler has none: " +
-		"give it the system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
-	wrongToken = "the dialler has another token than this side: " +
-		"give it this system's (`raylink token` prints it to the user who started the system; RAYLINK_TOKEN takes it)"
-	peerIsOpen = "this side has a token, and what answers has none, so it can't prove that it belongs to the same system: " +
+		"give it the system's (`raylink token` prints it to the user who started the system; set RAYLINK_TOKEN to it)"
+	wrongToken = "the dialler's token is not this side's: " +
+		"give it this system's (`raylink token` prints it to the user who started the system; set RAYLINK_TOKEN to it)"
+	peerIsOpen = "this side has a token and the peer has none, so the peer can't prove that it belongs to the same system: " +
 		"check the address; to use a system that is open on purpose, give no token and RAYLINK_OPEN=1"
-	peerUnproven = "what answers did not prove that it knows this side's token, of which it has learned nothing: " +
+	peerUnproven = "the peer did not prove that it knows this side's token, and has learned nothing about the token: " +
 		"either this side's token is wrong for this system (RAYLINK_TOKEN; `raylink token` prints the right one " +
 		"to the user who started it), or another process has taken the address"
 )
@@ -417,7 +417,7 @@ func (c *Conn) onWelcome(body []byte) error {
 		return wrongHost(c.hello.Host, c.welcome.Host)
 	case c.hello.Host == "" && c.hello.Client != "" && c.hello.Client == c.welcome.Host:
 		return handshakeError(ReasonWrongHost, connect.CodeFailedPrecondition, nil,
-			"the address leads back to this very host, %s: check it", c.hello.Client)
+			"the address leads to this host itself, %s: check it", c.hello.Client)
 	case c.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
 		return handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
 	case c.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
@@ -464,7 +464,7 @@ func (c *Conn) expectHandshakeFrame(due kind) ([]byte, error) {
 		}
 		return nil, refusal.refusal(c.dialled && c.cfg.Token != "" && due == kindWelcome)
 	}
-	return nil, violation("a %v frame where %v is due", h.kind(), due)
+	return nil, violation("a %v frame instead of %v", h.kind(), due)
 }
 
 // refusal converts a REFUSE frame to an error. unproven is set if the peer has not yet proven that
@@ -480,7 +480,7 @@ func (g *handshakeMessage) refusal(unproven bool) error {
 	}
 	text := g.text[fieldMessage]
 	if unproven {
-		text = "what answers, which has not proven that it knows the token, refuses: " + text
+		text = "the peer, which has not proven that it knows the token, refuses: " + text
 	}
 	return &HandshakeError{Reason: reason, Code: code, Message: text, Remote: true}
 }
@@ -493,7 +493,7 @@ func (c *Conn) acceptHandshake(self Welcome, admit func(Hello) (Handler, error))
 	}
 	h, hello, err := readHandshakeFrame(&c.reading.in)
 	if err == nil && h.kind() != kindHello {
-		err = violation("a %v frame where HELLO is due", h.kind())
+		err = violation("a %v frame instead of HELLO", h.kind())
 	}
 	var g *handshakeMessage
 	if err == nil {

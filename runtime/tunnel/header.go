@@ -209,7 +209,7 @@ func (h Header) Validate() error {
 func (h Header) ValidateSize() error {
 	if size := h.Size(); size > MaxHeaderSize {
 		return connect.Errorf(connect.CodeResourceExhausted,
-			"metadata of %d bytes is more than a call can carry, which is %d: send large values in messages", size, MaxHeaderSize)
+			"metadata of %d bytes exceeds the limit of %d: send large values in messages", size, MaxHeaderSize)
 	}
 	return nil
 }
@@ -227,7 +227,7 @@ func ValidateField(key, value string) error {
 		}
 	}
 	if Reserved(key) {
-		return illegal(key, "the transports use that key themselves")
+		return illegal(key, "the key is reserved for transports")
 	}
 	if isBinary(key) {
 		return nil

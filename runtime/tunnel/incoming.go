@@ -353,7 +353,7 @@ func (c *Conn) overflow(in *Incoming, size int) error {
 		return nil
 	}
 	return connect.Errorf(connect.CodeResourceExhausted,
-		"%d bytes of responses wait for %s to read them; with the %d of %s they would pass the limit of %d",
+		"%d bytes of responses wait for %s to read them; with the %d of %s they would exceed the limit of %d",
 		waiting, c.peerName(), size, clipped(in.Procedure), c.cfg.MaxBacklog)
 }
 

@@ -300,7 +300,7 @@ func TestReplayedHandshakeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		said, answered := recorded(t)
 		admitted, err := accepting(t, withToken, func(p *peer) { p.write(said) })
-		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated, "another token")
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated, "the dialler's token is not this side's")
 		require.False(t, admitted)
 
 		near, far := memnet.Pipe()
@@ -362,7 +362,7 @@ func TestProofForAnotherHostIsRefused(t *testing.T) {
 func TestDialledOwnHostIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := tamperedHandshake(t, tunnel.Hello{Client: "server"}, withToken, withToken, unchanged)
-		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "leads back to this very host")
+		requireReason(t, o.client, tunnel.ReasonWrongHost, connect.CodeFailedPrecondition, "leads to this host itself")
 	})
 }
 
@@ -409,7 +409,7 @@ func TestRefusalByUnprovenPeerIsMarked(t *testing.T) {
 		require.NoError(t, err)
 		_, err = tunnel.Dial(t.Context(), near, tunnel.Hello{}, withToken)
 		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated,
-			"what answers, which has not proven that it knows the token, refuses: send your token to me")
+			"the peer, which has not proven that it knows the token, refuses: send your token to me")
 	})
 }
 
@@ -469,7 +469,7 @@ func TestUnknownProtocolIsRefused(t *testing.T) {
 			ch <- err
 		}()
 		_, _, err := tunnel.DialRaw(t.Context(), near, tunnel.Hello{Protocol: "smtp"}, withToken)
-		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnimplemented, `connections here carry no "smtp"`)
+		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnimplemented, `this side does not serve the protocol "smtp"`)
 		requireReason(t, <-ch, tunnel.ReasonRefused, connect.CodeUnimplemented, `"smtp"`)
 	})
 }

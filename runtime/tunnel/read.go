@@ -58,7 +58,7 @@ func (l *readLoop) readingEnded(err error) {
 	c.out.corked = false
 	c.mu.Unlock()
 	if errors.Is(err, ErrProtocol) {
-		c.cfg.Logger.Error("tunnel: the peer broke the protocol", "peer", c.peerName(), "error", err)
+		c.cfg.Logger.Error("tunnel: the peer violated the protocol", "peer", c.peerName(), "error", err)
 		l.sendFatalGoAway(err)
 		c.fail(err)
 		return
@@ -365,7 +365,7 @@ func (l *readLoop) handle(h frameHeader, body []byte) error {
 	case kindGoAway:
 		return l.onGoAway(h, body)
 	case kindHello, kindWelcome, kindRefuse, kindProof, kindAdmit:
-		return violation("a second handshake")
+		return violation("a handshake frame after the handshake")
 	}
 	return nil
 }
@@ -408,7 +408,7 @@ func (l *readLoop) onCredit(id uint32, body []byte) error {
 	defer c.mu.Unlock()
 	if id == 0 {
 		if c.dialled || int(n) > c.out.replyWindow {
-			return violation("CREDIT of %d for responses, %d are out", n, c.out.replyWindow)
+			return violation("CREDIT of %d for responses, %d are in flight", n, c.out.replyWindow)
 		}
 		c.out.replyWindow -= int(n)
 		c.out.admitReplies(c.peer.window)
@@ -541,7 +541,7 @@ func (l *readLoop) beginReply(s *slot, r *partialReply, total int, first []byte)
 	c := l.conn
 	r.assembly = assembly{total: total, discard: s.call == nil}
 	if c.replyBytes > 0 && c.replyBytes+total > c.own.window {
-		return violation("responses of %d bytes at once, the window is %d", c.replyBytes+total, c.own.window)
+		return violation("responses of %d bytes in flight, the window is %d", c.replyBytes+total, c.own.window)
 	}
 	c.replyBytes += total
 	s.reply = r

@@ -221,7 +221,7 @@ const maxAliasing = 1 << 10
 // extend appends n bytes to the message and returns them for the caller to fill.
 func (a *assembly) extend(n int) ([]byte, error) {
 	if n > a.total-a.got {
-		return nil, violation("a fragment of %d bytes where %d of %d are due", n, a.total-a.got, a.total)
+		return nil, violation("a fragment of %d bytes where %d of %d are missing", n, a.total-a.got, a.total)
 	}
 	a.got += n
 	return a.buf.Extend(n, a.total), nil
@@ -231,7 +231,7 @@ func (a *assembly) extend(n int) ([]byte, error) {
 func (a *assembly) add(fragment []byte) error {
 	if a.discard {
 		if len(fragment) > a.total-a.got {
-			return violation("a fragment of %d bytes where %d of %d are due", len(fragment), a.total-a.got, a.total)
+			return violation("a fragment of %d bytes where %d of %d are missing", len(fragment), a.total-a.got, a.total)
 		}
 		a.got += len(fragment)
 		return nil

@@ -310,7 +310,7 @@ func (in *Incoming) MayBlock() bool {
 }
 
 // errReadLoopReplaced stops a read loop whose reading another goroutine has taken over.
-var errReadLoopReplaced = errors.New("tunnel: reading was handed over")
+var errReadLoopReplaced = errors.New("tunnel: another goroutine reads")
 
 // runInline runs the work that a handler left for the read loop. It reports whether this
 // goroutine is still the read loop afterwards.

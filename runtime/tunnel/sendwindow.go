@@ -86,7 +86,7 @@ func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
 			return err
 		}
 		return notRun(contextError(ctx.Err(), fmt.Sprintf(
-			"waiting for room on the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
+			"waiting for the send window of the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
 			c.peerName(), s.used, s.window, s.open, s.maxOpen)))
 	}
 	err := c.refusalError()

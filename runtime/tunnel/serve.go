@@ -141,10 +141,10 @@ func (l *readLoop) registerCall(in *Incoming) error {
 	case in.RequestBytes > c.own.maxMessage:
 		refusal = MessageTooLarge(in.Procedure, true, in.RequestBytes, c.own.maxMessage)
 	case meta > c.own.maxHeader:
-		refusal = tooLarge("what goes with the call of "+clipped(in.Procedure), meta, c.own.maxHeader, "the receiver's header")
+		refusal = tooLarge("the metadata of the call of "+clipped(in.Procedure), meta, c.own.maxHeader, "the receiver's header")
 	case c.metaBytes > 0 && c.metaBytes+meta > c.own.window:
-		refusal = connect.Errorf(connect.CodeResourceExhausted, "headers and names of %d bytes go with the open calls; with the %d of %s they would "+
-			"pass the limit of %d", c.metaBytes, meta, clipped(in.Procedure), c.own.window)
+		refusal = connect.Errorf(connect.CodeResourceExhausted, "the open calls have %d bytes of headers and names; with the %d of %s they would "+
+			"exceed the limit of %d", c.metaBytes, meta, clipped(in.Procedure), c.own.window)
 	case stream && c.streams >= c.own.maxStreams:
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
 	}
@@ -155,7 +155,7 @@ func (l *readLoop) registerCall(in *Incoming) error {
 		return err
 	}
 	if c.requestBytes > 0 && cost > 0 && c.requestBytes+cost > c.own.window {
-		return violation("requests of %d bytes at once, the window is %d", c.requestBytes+cost, c.own.window)
+		return violation("requests of %d bytes in flight, the window is %d", c.requestBytes+cost, c.own.window)
 	}
 	if stream {
 		in.ensureDetails().stream = newServerStream(in) // set before the call is in the table

@@ -130,7 +130,7 @@ func (s *clientStream) open() error {
 	}
 	meta := metaSize(req.Target, req.Caller, req.Procedure, header, req.Chain)
 	if meta > c.peer.maxHeader {
-		return notRun(tooLarge("what goes with the call of "+req.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
+		return notRun(tooLarge("the metadata of the call of "+req.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

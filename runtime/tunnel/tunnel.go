@@ -150,7 +150,7 @@ func dial(ctx context.Context, nc net.Conn, hello Hello, cfg Config) (*Conn, err
 func Accept(ctx context.Context, nc net.Conn, cfg Config, self Welcome, admit func(Hello) (Handler, error)) (*Conn, error) {
 	c, _, err := AcceptAny(ctx, nc, cfg, self, func(hello Hello) (Handler, error) {
 		if hello.Protocol != "" {
-			return nil, connect.Errorf(connect.CodeUnimplemented, "connections here carry no %q", hello.Protocol)
+			return nil, connect.Errorf(connect.CodeUnimplemented, "this side does not serve the protocol %q", hello.Protocol)
 		}
 		return admit(hello)
 	})
