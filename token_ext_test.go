@@ -111,7 +111,8 @@ func TestPrintingShowsNoToken(t *testing.T) {
 		}
 	}
 	assert.Contains(t, fmt.Sprint(rt), rt.Address())
-	options := raylink.Options{Token: token, Listen: "127.0.0.1:0"}
+	var options raylink.Options
+	options.Token, options.Listen = token, "127.0.0.1:0"
 	assert.Equal(t, "listen=127.0.0.1:0 token=(set)", fmt.Sprint(options))
 	assert.Equal(t, "listen=127.0.0.1:0 token=(set)", fmt.Sprint(&options))
 }

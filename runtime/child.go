@@ -31,27 +31,29 @@ type launchPayload struct {
 	Record []byte // a NodeRecord
 	Type   string
 	Config []byte // an Any; empty for none
-	// Settings that the process shares with its launcher.
-	Brain, Token, Listen, Advertise, Data, Run string
-	Origins                                    []string
-	Insecure, Open, HideErrors, InProcess      bool
+	// Options are those of the launcher, as Host.inherited adjusts them.
+	Options InheritedOptions
+	// Run is the run directory; empty for none.
+	Run string
 	// Outlives makes the process continue to run when its launcher has died: see superviseNode.
-	Outlives                   bool
-	Drain, Lease, StartTimeout time.Duration
-	MaxMessage                 int
+	Outlives bool
 }
 
+// inherited returns the options for a process that this one launches.
+func (h *Host) inherited() InheritedOptions {
+	o := h.options.InheritedOptions
+	o.Listen, o.Advertise = onFreePort(o.Listen), onFreePort(o.Advertise)
+	if o.Brain == "" {
+		o.Brain = h.listener.advertised // this process has embedded Brain
+	}
+	return o
+}
+
+// inherit replaces the options of a launched process by those that it has from its launcher.
+func (o *Options) inherit(p *launchPayload) { o.InheritedOptions = p.Options }
+
 func (h *Host) launchPayload(rec *nodev1.NodeRecord, t NodeType, config *anypb.Any) ([]byte, error) {
-	o := h.options
-	p := launchPayload{
-		Type: t.Name(), Brain: o.Brain, Token: o.Token, Listen: onFreePort(o.Listen), Advertise: onFreePort(o.Advertise), Data: o.Data,
-		Origins: o.Origins, Insecure: o.Insecure, Open: o.Open,
-		HideErrors: o.HideErrors, InProcess: o.InProcess, Drain: o.Drain, Lease: o.Lease, MaxMessage: o.MaxMessage,
-		StartTimeout: o.StartTimeout, Outlives: rec.GetRestarts(),
-	}
-	if p.Brain == "" {
-		p.Brain = h.listener.advertised
-	}
+	p := launchPayload{Type: t.Name(), Options: h.inherited(), Outlives: rec.GetRestarts()}
 	if h.run != nil {
 		p.Run = h.run.Path()
 	}
@@ -257,10 +259,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	if err := proto.Unmarshal(p.Record, rec); err != nil {
 		return nil, nil, fmt.Errorf("reading the record of what to launch: %w", err)
 	}
-	o.Brain, o.Token, o.Listen, o.Advertise, o.Data, o.Origins = p.Brain, p.Token, p.Listen, p.Advertise, p.Data, p.Origins
-	o.Open = p.Open
-	o.Insecure, o.HideErrors, o.InProcess, o.Drain, o.Lease, o.MaxMessage = p.Insecure, p.HideErrors, p.InProcess, p.Drain, p.Lease, p.MaxMessage
-	o.StartTimeout = p.StartTimeout
+	o.inherit(&p)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	over := make(chan struct{})

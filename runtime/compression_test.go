@@ -52,7 +52,7 @@ func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
 			return stream.Send(&m)
 		},
 	})
-	h := &Host{options: Options{MaxMessage: 64 << 20}, listener: &listener{}}
+	h := &Host{options: Options{InheritedOptions: InheritedOptions{MaxMessage: 64 << 20}}, listener: &listener{}}
 	s := newResponder(h, server)
 	echo := func(body []byte, edit func(*http.Request)) (answer []byte, encoding string) {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/t.T/Echo", bytes.NewReader(body))

@@ -19,9 +19,65 @@ import (
 
 // Options configure a runtime. Each [Option] sets a field. A field that no option sets takes its
 // value from its environment variable, where one is named below, or else its default.
-type Options struct { //nolint:recvcheck // String is for values too, which contain a token
+type Options struct {
+	// InheritedOptions are those that also reach the processes of its nodes.
+	InheritedOptions
+
 	// Types are the node types that this process can host. Their names must be distinct.
 	Types []NodeType
+	// Compression compresses HTTP responses with gzip, for clients on other machines that accept it
+	// and where it makes a message smaller. It is off by default: on a fast network it costs more
+	// time than it saves. Compressed requests are always accepted. The setting of Brain's process
+	// applies to every host that joins.
+	Compression bool
+	// Logger receives the runtime's log records, in addition to the file `driver.log` in the run
+	// directory. By default warnings and errors are written to standard error. RAYLINK_LOG changes
+	// that: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
+	// are brain, host, session and tunnel), or both; it applies to the file too, whose default is
+	// info. A handler may block a record for at most 200 ms. After that up to 256 records are
+	// queued in the background until it returns; further ones are dropped and counted.
+	Logger *slog.Logger
+	// KeepRuns is how many run directories to keep in Data. When a run begins, older ones are
+	// removed unless they contain a file `keep` or are in use by a process. RAYLINK_KEEP_RUNS. The
+	// default is 20; a negative number keeps all.
+	KeepRuns int
+	// Output receives each line that a node's process writes to its standard output or error. By
+	// default the line goes to this process's standard error, prefixed with the node's path. Calls
+	// for one node are never concurrent. While Output blocks, so does what the process prints, for
+	// at most a second: after that lines go only to the process's log in the run directory until
+	// Output returns, a warning is logged, and Close returns an error if it still has not returned.
+	Output func(path, line string)
+	// Interceptors wrap the serving of every call, the first outermost.
+	Interceptors []Interceptor
+	// ClientInterceptors wrap the making of every call with a handle of this runtime, by its nodes
+	// and by other code of the process, the first outermost. Each process has those that its own
+	// call of Init sets.
+	ClientInterceptors []ClientInterceptor
+	// BusyPoll is how long a goroutine that reads a connection polls the socket before it blocks.
+	// RAYLINK_BUSY_POLL, such as `20us`; a negative duration disables it. The default is 50 µs. See
+	// [tunnel.Config].
+	BusyPoll time.Duration
+	// HeapFloor is the minimum number of bytes that a process may allocate between two garbage
+	// collections. Go's own minimum of 4 MiB makes a small process that serves many calls collect
+	// continuously. RAYLINK_HEAP_FLOOR, in bytes; a negative number keeps Go's minimum. The default
+	// is 16 MiB, unless GOGC or GOMEMLIMIT is set. It is implemented as a slice that is never
+	// touched: heap profiles show it, but it uses no physical memory. Only Init applies it, since
+	// it concerns the whole process.
+	HeapFloor int
+
+	// systemTypes are the node types that every process can host. A type of the program's own with
+	// the same name takes precedence.
+	systemTypes []NodeType
+	// alone makes RAYLINK_BRAIN ignored. invalid are the environment variables that could not be
+	// parsed, as errors.
+	alone   bool
+	invalid []error
+}
+
+// InheritedOptions are the options that a process launched for a node takes over from the process
+// that launched it, whatever its own call of Init sets. The struct travels as a whole: a field that
+// is added to it reaches every process.
+type InheritedOptions struct {
 	// Brain is the address (HOST:PORT) of the Brain to join. RAYLINK_BRAIN; raylink.Start reads
 	// that only with [WithBrainFromEnvironment]. By default there is none: package raylink then
 	// embeds a Brain, and package join returns an error.
@@ -49,37 +105,9 @@ type Options struct { //nolint:recvcheck // String is for values too, which cont
 	// origin, and requires a token. Origins that Brain's process allows are allowed at every host
 	// that joins.
 	Origins []string
-	// Compression compresses HTTP responses with gzip, for clients on other machines that accept it
-	// and where it makes a message smaller. It is off by default: on a fast network it costs more
-	// time than it saves. Compressed requests are always accepted. The setting of Brain's process
-	// applies to every host that joins.
-	Compression bool
 	// Data is the directory that holds run directories. RAYLINK_DATA. The default is a `raylink`
 	// directory in the user's state directory.
 	Data string
-	// Logger receives the runtime's log records, in addition to the file `driver.log` in the run
-	// directory. By default warnings and errors are written to standard error. RAYLINK_LOG changes
-	// that: a level (debug, info, warn, error), levels for parts (`warn,tunnel=debug`; the parts
-	// are brain, host, session and tunnel), or both; it applies to the file too, whose default is
-	// info. A handler may block a record for at most 200 ms. After that up to 256 records are
-	// queued in the background until it returns; further ones are dropped and counted.
-	Logger *slog.Logger
-	// KeepRuns is how many run directories to keep in Data. When a run begins, older ones are
-	// removed unless they contain a file `keep` or are in use by a process. RAYLINK_KEEP_RUNS. The
-	// default is 20; a negative number keeps all.
-	KeepRuns int
-	// Output receives each line that a node's process writes to its standard output or error. By
-	// default the line goes to this process's standard error, prefixed with the node's path. Calls
-	// for one node are never concurrent. While Output blocks, so does what the process prints, for
-	// at most a second: after that lines go only to the process's log in the run directory until
-	// Output returns, a warning is logged, and Close returns an error if it still has not returned.
-	Output func(path, line string)
-	// Interceptors wrap the serving of every call, the first outermost.
-	Interceptors []Interceptor
-	// ClientInterceptors wrap the making of every call with a handle of this runtime, by its nodes
-	// and by other code of the process, the first outermost. Each process has those that its own
-	// call of Init sets.
-	ClientInterceptors []ClientInterceptor
 	// HideErrors withholds the texts of plain errors and panics from callers, and what such an
 	// error adds around a *connect.Error. They are logged here instead.
 	HideErrors bool
@@ -102,25 +130,6 @@ type Options struct { //nolint:recvcheck // String is for values too, which cont
 	// [tunnel.Config.PeerMemory]; and, over all HTTP connections together, four times MaxMessage
 	// each for requests, for their decompressed form and for responses.
 	MaxMessage int
-	// BusyPoll is how long a goroutine that reads a connection polls the socket before it blocks.
-	// RAYLINK_BUSY_POLL, such as `20us`; a negative duration disables it. The default is 50 µs. See
-	// [tunnel.Config].
-	BusyPoll time.Duration
-	// HeapFloor is the minimum number of bytes that a process may allocate between two garbage
-	// collections. Go's own minimum of 4 MiB makes a small process that serves many calls collect
-	// continuously. RAYLINK_HEAP_FLOOR, in bytes; a negative number keeps Go's minimum. The default
-	// is 16 MiB, unless GOGC or GOMEMLIMIT is set. It is implemented as a slice that is never
-	// touched: heap profiles show it, but it uses no physical memory. Only Init applies it, since
-	// it concerns the whole process.
-	HeapFloor int
-
-	// systemTypes are the node types that every process can host. A type of the program's own with
-	// the same name takes precedence.
-	systemTypes []NodeType
-	// alone makes RAYLINK_BRAIN ignored. invalid are the environment variables that could not be
-	// parsed, as errors.
-	alone   bool
-	invalid []error
 }
 
 // Option sets fields of [Options]. A [NodeType] is one.
@@ -318,7 +327,7 @@ func (o *Options) check() error {
 
 // String formats the addresses and directories that are set; of the token it shows only that there
 // is one.
-func (o Options) String() string {
+func (o InheritedOptions) String() string {
 	var b strings.Builder
 	for _, f := range [...][2]string{{"brain", o.Brain}, {"listen", o.Listen}, {"advertise", o.Advertise}, {"data", o.Data}} {
 		if f[1] != "" {
