@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -312,7 +313,7 @@ func (a *asyncInvocation) cancel(to endpoint, m *Method, cause error) error {
 	f := a.inner
 	a.mu.Unlock()
 	if f == nil {
-		return endedAt(canceledError(cause), to.label(), m, unsent)
+		return endedAt(connecterr.Canceled(cause), to.label(), m, unsent)
 	}
 	if !f.isDone() { // else the interceptors are between two calls
 		f.abort(cause)
@@ -321,7 +322,7 @@ func (a *asyncInvocation) cancel(to endpoint, m *Method, cause error) error {
 			return err
 		}
 	}
-	return endedAt(canceledError(cause), to.label(), m, unanswered)
+	return endedAt(connecterr.Canceled(cause), to.label(), m, unanswered)
 }
 
 // OutgoingMetadata returns the metadata that the node will see of a call made with ctx: the pairs of

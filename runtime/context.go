@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
+
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // Way is how a call reached its node.
@@ -158,29 +160,7 @@ func (c *Call) sent() (header, trailer Metadata) {
 }
 
 // causeOf is the error of a call whose context has ended.
-func causeOf(ctx context.Context) error { return canceledError(ctx.Err(), context.Cause(ctx)) }
-
-// canceledError is the error of a call that ended because its caller's context did: Canceled or
-// DeadlineExceeded. errors.Is finds the causes in it.
-func canceledError(causes ...error) error {
-	code := connect.CodeCanceled
-	text := context.Canceled.Error()
-	for _, cause := range causes {
-		if errors.Is(cause, context.DeadlineExceeded) {
-			code, text = connect.CodeDeadlineExceeded, context.DeadlineExceeded.Error()
-		}
-	}
-	out := connect.NewError(code, text)
-	if last := causes[len(causes)-1]; last != nil && last.Error() != text {
-		out = connect.NewError(code, text+": "+last.Error())
-	}
-	for i, cause := range causes {
-		if i == 0 || !errors.Is(causes[0], cause) {
-			out = out.WithCause(cause)
-		}
-	}
-	return out
-}
+func causeOf(ctx context.Context) error { return connecterr.OfContext(ctx) }
 
 // overdue makes errors.Is find context.DeadlineExceeded in an error of the caller's own deadline
 // that the serving side noticed first.

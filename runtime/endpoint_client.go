@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -89,7 +90,7 @@ func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	ctx, cancel := context.WithCancelCause(ctx)
 	f.watch(ctx, func(cause error) error {
 		cancel(cause)
-		return endedAt(canceledError(cause), c.label(), m, unanswered)
+		return endedAt(connecterr.Canceled(cause), c.label(), m, unanswered)
 	})
 	call := &clientCall{ctx: ctx, cancel: cancel, method: m, req: req, out: out, future: f}
 	if m.Concurrent() {

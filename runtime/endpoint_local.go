@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 )
 
 // localEndpoint is a node of this process.
@@ -87,7 +88,7 @@ func (e *localEndpoint) submit(ctx context.Context, m *Method, req proto.Message
 	if err != nil {
 		return err
 	}
-	f.watch(ctx, func(cause error) error { return endedAt(canceledError(cause), n.path, m, n.cancel(j, cause)) })
+	f.watch(ctx, func(cause error) error { return endedAt(connecterr.Canceled(cause), n.path, m, n.cancel(j, cause)) })
 	return nil
 }
 

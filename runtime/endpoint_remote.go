@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -141,7 +142,7 @@ func (e *remoteEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	}
 	// Set before the future is shared; WatchContext is called after Start.
 	f.cancelBy(func(cause error) error {
-		err := endedAt(canceledError(cause), r.path(), m, unanswered)
+		err := endedAt(connecterr.Canceled(cause), r.path(), m, unanswered)
 		c.Cancel(err)
 		return err
 	})

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -155,7 +156,7 @@ func (f *future) abort(cause error) {
 	f.mu.Lock()
 	cancel := f.cancel
 	f.mu.Unlock()
-	err := canceledError(cause)
+	err := connecterr.Canceled(cause)
 	if cancel != nil {
 		err = cancel(cause)
 	}

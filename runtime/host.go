@@ -19,6 +19,7 @@ import (
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -48,7 +49,7 @@ type Host struct {
 	listener *listener
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
-	peers     *peerPool
+	peers     *peers.Pool
 	// watchdog is the watchdog of the connections whose reading goroutines run methods inline.
 	watchdog tunnel.Watchdog
 	// changes counts changes to the set of nodes that live here and to their incarnations.
@@ -158,7 +159,9 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 		return nil, fmt.Errorf("finding out which machine this is: %w", err)
 	}
 	h.server = newHostServer(h, parts.Brain)
-	h.peers = newPeerPool(h)
+	h.peers = peers.New(peers.Config{
+		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+	})
 	if h.listener, err = listen(h, parts.Brain); err != nil {
 		return nil, err
 	}
@@ -182,6 +185,14 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.advertised), slog.Int("pid", os.Getpid()),
 		slog.String("brain", options.Brain))
 	return h, nil
+}
+
+// tunnelConfig configures all tunnels of this host.
+func (h *Host) tunnelConfig() tunnel.Config {
+	return tunnel.Config{
+		Token: h.options.Token, MaxMessageBytes: h.options.MaxMessage, Keepalive: h.options.Lease / 2,
+		BusyPoll: h.options.BusyPoll, Watchdog: &h.watchdog, Logger: h.tunnelLog,
+	}
 }
 
 // partOf is the logger of one part of the runtime.
@@ -301,7 +312,7 @@ func (h *Host) release(cause error) {
 		h.listener.close()
 	}
 	if h.peers != nil {
-		h.peers.close(cause)
+		h.peers.Close(cause)
 	}
 	h.background.Wait()
 	if h.dir != nil {

@@ -116,7 +116,7 @@ func listen(h *Host, brain hostapi.Brain) (*listener, error) {
 	}
 	handler := newNodeHandler(h)
 	if brain != nil {
-		handler = brain.Gateway(handler, h.peers.dialHTTP)
+		handler = brain.Gateway(handler, h.peers.DialHTTP)
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)

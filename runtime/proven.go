@@ -8,9 +8,7 @@ import (
 	"os"
 	"strconv"
 
-	"connectrpc.com/connect/v2"
-
-	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -26,32 +24,9 @@ func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
 	return &http.Transport{
 		Protocols: protocols, DisableCompression: true,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return dialRaw(ctx, "tcp", address, hello, tunnel.Config{Token: token})
+			return peers.DialRaw(ctx, address, hello, tunnel.Config{Token: token})
 		},
 	}
-}
-
-func dialRaw(ctx context.Context, network, address string, hello tunnel.Hello, config tunnel.Config) (net.Conn, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	raw, _, err := tunnel.DialRaw(ctx, nc, hello, config)
-	return raw, err
-}
-
-// dialHTTP opens a connection for HTTP to another host of the system: by its Unix socket if that is
-// indeed the host's, or else by TCP.
-func (l *peerPool) dialHTTP(ctx context.Context, info *nodev1.HostInfo) (net.Conn, error) {
-	hello := l.hello()
-	hello.Host, hello.Protocol = info.GetId(), tunnel.ProtocolHTTP
-	if info.GetSocket() != "" {
-		if nc, err := dialRaw(ctx, "unix", info.GetSocket(), hello, l.host.tunnelConfig()); err == nil {
-			return nc, nil
-		}
-	}
-	return dialRaw(ctx, "tcp", info.GetAddress(), hello, l.host.tunnelConfig())
 }
 
 // isProven reports whether a request came over a connection whose other side has proven that it
@@ -61,19 +36,6 @@ func isProven(ctx context.Context) bool {
 	return c != nil && c.proven
 }
 
-// errOpen refuses a system without a token where the process was not configured to join one.
-func errOpen(address string) error {
-	return connect.Errorf(connect.CodeUnauthenticated,
-		"what answers at %s asks for no token, so it could be anybody's: if that system is open on purpose, say so with WithOpen, --open or RAYLINK_OPEN=1",
-		address)
-}
-
-// isUnproven reports whether a handshake failed because the two sides do not have the same token.
-func isUnproven(err error) bool {
-	e, ok := errors.AsType[*tunnel.HandshakeError](err)
-	return ok && e.Code == connect.CodeUnauthenticated
-}
-
 // dialOutside opens a tunnel for a process without a runtime, with the given token, or else that of
 // the environment, or else the one that fits among the tokens of this user's systems.
 func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token string) (*tunnel.Conn, error) {
@@ -81,20 +43,20 @@ func dialOutside(ctx context.Context, address string, hello tunnel.Hello, token 
 		token = os.Getenv("RAYLINK_TOKEN")
 	}
 	if token != "" {
-		return dialTCP(ctx, address, hello, tunnel.Config{Token: token})
+		return peers.DialTCP(ctx, address, hello, tunnel.Config{Token: token})
 	}
 	for _, token := range rundir.Tokens() {
-		conn, err := dialTCP(ctx, address, hello, tunnel.Config{Token: token})
-		if err == nil || !isUnproven(err) {
+		conn, err := peers.DialTCP(ctx, address, hello, tunnel.Config{Token: token})
+		if err == nil || !peers.IsUnproven(err) {
 			return conn, err
 		}
 	}
-	conn, err := dialTCP(ctx, address, hello, tunnel.Config{})
+	conn, err := peers.DialTCP(ctx, address, hello, tunnel.Config{})
 	if err != nil {
 		return nil, err
 	}
 	if open, _ := strconv.ParseBool(os.Getenv("RAYLINK_OPEN")); !open {
-		return nil, errors.Join(errOpen(address), conn.Close())
+		return nil, errors.Join(peers.ErrOpen(address), conn.Close())
 	}
 	return conn, nil
 }

@@ -156,7 +156,7 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 	if err != nil {
 		return nil, "", err
 	}
-	conn, err := r.host.peers.get(ctx, rec, tag)
+	conn, err := r.host.peers.Get(ctx, rec, tag)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, "", causeOf(ctx)

@@ -62,7 +62,7 @@ func (h *Host) join(ctx context.Context, embedded bool) error {
 		if where == "" {
 			return connect.NewError(connect.CodeFailedPrecondition, "no Brain to join: give its address with --brain or RAYLINK_BRAIN, or start one with `raylink brain`")
 		}
-		transport = h.peers.brain(where)
+		transport = h.peers.Brain(where)
 	}
 	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport))}
 	hello, err := h.brain.Hello(ctx, &brainv1.HelloRequest{MinVersion: minBrainVersion, MaxVersion: maxBrainVersion})

@@ -137,7 +137,7 @@ func (s *supervisor) isReachable(ctx context.Context, rec *nodev1.NodeRecord) bo
 	}
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
-	_, err := s.host.peers.get(ctx, rec, "")
+	_, err := s.host.peers.Get(ctx, rec, "")
 	return err == nil
 }
 

@@ -47,3 +47,30 @@ func From(err error) *connect.Error {
 	}
 	return connect.NewError(Code(err), err.Error()).WithCause(err)
 }
+
+// OfContext returns the error of a call whose context has ended, with the context's cause in its
+// text and chain.
+func OfContext(ctx context.Context) error { return Canceled(ctx.Err(), context.Cause(ctx)) }
+
+// Canceled returns the error of a call that ended because of causes, of which there is at least
+// one: DeadlineExceeded if one of them is, or else Canceled, with the text of the last. errors.Is
+// finds each of them in it.
+func Canceled(causes ...error) error {
+	code := connect.CodeCanceled
+	text := context.Canceled.Error()
+	for _, cause := range causes {
+		if errors.Is(cause, context.DeadlineExceeded) {
+			code, text = connect.CodeDeadlineExceeded, context.DeadlineExceeded.Error()
+		}
+	}
+	out := connect.NewError(code, text)
+	if last := causes[len(causes)-1]; last != nil && last.Error() != text {
+		out = connect.NewError(code, text+": "+last.Error())
+	}
+	for i, cause := range causes {
+		if i == 0 || !errors.Is(causes[0], cause) {
+			out = out.WithCause(cause)
+		}
+	}
+	return out
+}
