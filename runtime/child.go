@@ -21,6 +21,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/hostapi"
+	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 )
@@ -127,7 +128,7 @@ func serveChild(child *launch.Child, options Options) error {
 	defer cancel()
 	err = errors.Join(failure, h.Close(ctx))
 	launch.EndDescendants()
-	if gerr := child.Goodbye(h.session.acknowledged.Load()); gerr != nil {
+	if gerr := child.Goodbye(h.session.Acknowledged()); gerr != nil {
 		h.log.Debug("saying goodbye to the parent", slog.Any("error", gerr))
 	}
 	select {
@@ -208,11 +209,11 @@ func (h *Host) abandoned(path string, orphaned <-chan struct{}) <-chan struct{} 
 		period := max(patience/100, 10*time.Millisecond)
 		check := time.NewTicker(period)
 		defer check.Stop()
-		silence := newSilence(period, time.Now())
+		silence := session.NewSilence(period, time.Now())
 		for {
 			select {
 			case <-check.C:
-				away := silence.at(time.Now(), h.session.lastTraffic.Load())
+				away := silence.At(time.Now(), h.session.LastTraffic())
 				if away > patience {
 					h.log.Warn("the launcher is dead and Brain has been away for long: this process ends", slog.Duration("away", away))
 					close(given)

@@ -20,6 +20,7 @@ import (
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime/internal/peers"
+	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -62,7 +63,7 @@ type Host struct {
 	// dead removes what dead processes have left behind.
 	dead    deadSweeper
 	brain   brainv1connect.BrainServiceClient
-	session *session
+	session *session.Session
 	// removals are those of records that wait for an absent Brain.
 	removals pendingRemovals
 	// embedded is the Brain in this process, or nil.
@@ -272,7 +273,7 @@ func (h *Host) Close(ctx context.Context) error {
 		errs = append(errs, h.stopNode(ctx, n, h.options.Drain, "stopped"))
 	}
 	if h.session != nil {
-		h.session.goodbye(ctx)
+		h.session.Goodbye(ctx)
 	}
 	if h.embedded != nil {
 		errs = append(errs, h.embedded.Close())

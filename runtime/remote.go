@@ -57,7 +57,7 @@ func newRemote(h *Host, nid string) *remote {
 		}
 		h.mu.Unlock()
 		if watched.Load() {
-			h.session.remove(nid)
+			h.session.Unfollow(nid)
 		}
 	}, nid)
 	return r
@@ -104,7 +104,7 @@ func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
 // follow subscribes to the node's record.
 func (r *remote) follow() {
 	if !r.watched.Load() && !r.watched.Swap(true) {
-		r.host.session.add(r.nid)
+		r.host.session.Follow(r.nid)
 	}
 }
 

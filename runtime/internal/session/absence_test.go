@@ -1,4 +1,4 @@
-package runtime
+package session
 
 import (
 	"bytes"
@@ -42,19 +42,19 @@ func TestBrainsAbsenceAndReturnAreLoggedOnceEach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var away atomic.Bool
 		leave := make(chan struct{})
-		h := newSession(&fakeBrain{attach: func(ctx context.Context, s brainv1connect.BrainServiceAttachServerStream) error {
+		s, _ := start(t, &fakeBrain{attach: func(ctx context.Context, st brainv1connect.BrainServiceAttachServerStream) error {
 			if away.Load() {
 				return errors.New("not now")
 			}
-			if _, err := s.Receive(); err != nil {
+			if _, err := st.Receive(); err != nil {
 				return err
 			}
-			if err := s.Send(&brainv1.AttachResponse{Lease: durationpb.New(time.Second)}); err != nil {
+			if err := st.Send(&brainv1.AttachResponse{Lease: durationpb.New(time.Second)}); err != nil {
 				return err
 			}
 			go func() {
 				for {
-					if _, err := s.Receive(); err != nil {
+					if _, err := st.Receive(); err != nil {
 						return
 					}
 				}
@@ -66,10 +66,10 @@ func TestBrainsAbsenceAndReturnAreLoggedOnceEach(t *testing.T) {
 			return errors.New("gone")
 		}}, time.Second)
 		var out lockedBuffer
-		h.options.Logger = slog.New(slog.NewTextHandler(&out, nil))
+		s.config.Log = slog.New(slog.NewTextHandler(&out, nil))
 		ctx, cancel := context.WithCancel(t.Context())
 		first := make(chan error, 1)
-		go h.session.attach(ctx, first)
+		go s.attach(ctx, first)
 		require.NoError(t, <-first)
 		require.Empty(t, out.String())
 		for round := range 2 {
@@ -82,6 +82,6 @@ func TestBrainsAbsenceAndReturnAreLoggedOnceEach(t *testing.T) {
 			require.Equal(t, round+1, strings.Count(out.String(), "Brain is back"), out.String())
 		}
 		cancel()
-		<-h.session.left
+		<-s.left
 	})
 }

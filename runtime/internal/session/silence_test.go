@@ -1,4 +1,4 @@
-package runtime
+package session
 
 import (
 	"testing"
@@ -10,10 +10,10 @@ import (
 func TestSilenceIsCountedWhileTheProcessRuns(t *testing.T) {
 	const period = time.Second
 	now := time.Now()
-	s := newSilence(period, now)
+	s := NewSilence(period, now)
 	look := func(passed time.Duration, heard int64) time.Duration {
 		now = now.Add(passed)
-		return s.at(now, heard)
+		return s.At(now, heard)
 	}
 	require.Equal(t, period, look(period, 0))
 	require.Equal(t, 2*period, look(period, 0))
@@ -21,5 +21,5 @@ func TestSilenceIsCountedWhileTheProcessRuns(t *testing.T) {
 	require.Equal(t, period+lateness, look(period+lateness, 1), "a little late")
 	require.Zero(t, look(time.Hour, 1), "it was stopped")
 	require.Equal(t, period, look(period, 1))
-	require.Zero(t, s.at(now.Add(period).Round(0).Add(time.Hour), 1), "it was suspended")
+	require.Zero(t, s.At(now.Add(period).Round(0).Add(time.Hour), 1), "it was suspended")
 }
