@@ -75,7 +75,7 @@ test-guards: ## the checks that cost too much always (-tags invariants), and che
 	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
 	$(GO) test -tags=unguarded -timeout=10m -run='^TestHostile$$' .
 	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
-	$(GO) test -tags=faults -timeout=20m -run='^TestSoakNotices$$' ./internal/soak
+	$(GO) test -tags=faults -timeout=20m -run='^TestSoakDetects$$' ./internal/soak
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes

@@ -24,18 +24,19 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// deedKey is the metadata that makes the probe's Fail, Count, Sum and Chat do something before anything else.
-const deedKey = "probe-deed"
+// actionKey is the metadata that selects an action, which the probe's Fail, Count, Sum and Chat run
+// first.
+const actionKey = "probe-act"
 
 // octets are a binary value that is neither ASCII nor UTF-8.
 const octets = "\x00\xfe\xff,\n"
 
-// errorText is not UTF-8, and repaired what callers get of it.
+// errorText is not UTF-8; callers get it as repaired.
 const errorText, repaired = "bad octets \xff\xfe here", "bad octets \uFFFD here"
 
-// deeds are what a call may make the probe do.
-var deeds = map[string]func(*raylink.Call) error{
-	"chatter": chatter,
+// actions are what a call can have the probe do, by name.
+var actions = map[string]func(*raylink.Call) error{
+	"race":    raceMetadata,
 	"nothing": func(*raylink.Call) error { return nil },
 	"headers": func(c *raylink.Call) error { return say(c, "early", "late") },
 	"headers and an error": func(c *raylink.Call) error {
@@ -98,10 +99,10 @@ func withDetail(err *connect.Error, text string) error {
 	return err.WithDetail(d)
 }
 
-// deed does what the call's metadata says.
-func deed(ctx context.Context) error {
+// act runs the action that the call's metadata selects.
+func act(ctx context.Context) error {
 	call := raylink.CallFrom(ctx)
-	if do := deeds[call.Metadata().Get(deedKey)]; do != nil {
+	if do := actions[call.Metadata().Get(actionKey)]; do != nil {
 		return do(call)
 	}
 	return nil
@@ -113,7 +114,8 @@ type shape struct {
 	call func(ctx context.Context, p *contractv1raylink.Probe) error
 }
 
-// shapes are the ways to make a call that carries nothing else than what its context says; each ends with the call's outcome.
+// shapes are the ways to make a call that carries only what its context has. Each returns the
+// call's outcome.
 func shapes(way Way) []shape {
 	list := []shape{
 		{"sync", func(ctx context.Context, p *contractv1raylink.Probe) error {
@@ -121,7 +123,7 @@ func shapes(way Way) []shape {
 			return err
 		}},
 		{"async", func(ctx context.Context, p *contractv1raylink.Probe) error {
-			// What comes beside the response can be read once the future is done.
+			// The response's metadata can be read once the future is done.
 			_, err := p.FailAsync(ctx, &contractv1.FailRequest{Nothing: true}).Get(context.WithoutCancel(ctx))
 			return err
 		}},
@@ -165,26 +167,26 @@ func ended(err error) error {
 	return err
 }
 
-// carryTests hold what a call can carry to one answer on every way.
+// carryTests check that what a call can carry is the same on every way.
 func carryTests() []callTest {
 	return []callTest{
-		{"headers and trailers are shown by calls of every shape, with and without messages", testHeaders},
+		{"calls of every shape have headers and trailers, with and without messages", testHeaders},
 		{"binary metadata is the same octets on both sides", testBinaryMetadata},
 		{"metadata that can't be carried is refused before the call begins", testIllegalMetadata},
-		{"a response's metadata that can't be carried fails the call, and never hides its error", testIllegalReply},
-		{"errors that can't be carried as they are keep what can be", testOddErrors},
+		{"a response's metadata that can't be carried fails the call, but keeps its error", testIllegalReply},
+		{"errors that can't be carried unchanged keep what can be carried", testOddErrors},
 		{"messages that can't be encoded are refused by their sender", testUnsendable},
-		{"messages that can't be decoded are one call's error", testUndecodable},
-		{"a context that is used again carries nothing from one call to the next", testReusedContext},
-		{"a context can be used by several calls at once", testSharedContext},
-		{"deadlines may be far away, or over", testDeadlines},
+		{"messages that can't be decoded fail only their call", testUndecodable},
+		{"a reused context carries nothing from one call to the next", testReusedContext},
+		{"several calls can use one context at once", testSharedContext},
+		{"deadlines may be far away or in the past", testDeadlines},
 	}
 }
 
 func testHeaders(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	for _, what := range []string{"headers", "headers and an error"} {
 		for _, s := range shapes(way) {
-			ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, what))
+			ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, what))
 			err := s.call(ctx, p)
 			if what == "headers" {
 				require.NoError(t, err, s.name)
@@ -201,13 +203,13 @@ func testHeaders(t *testing.T, way Way, p *contractv1raylink.Probe) {
 			}
 		}
 	}
-	// A stream's header comes with its first message, its trailer with the end.
-	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "headers"))
+	// A stream's header is available with its first message, its trailer at its end.
+	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, "headers"))
 	stream, err := p.Count(ctx, &contractv1.CountRequest{To: 2})
 	require.NoError(t, err)
 	_, err = stream.Receive()
 	require.NoError(t, err)
-	if !way.EndsOnClose { // where ways may differ: connect's own transport inside of a process shows the header at the end
+	if !way.EndsOnClose { // where ways may differ: connect's in-process transport has the header at the end only
 		assert.Equal(t, []string{"1", "2"}, info.ResponseHeader().Values("probe-early"))
 	}
 	assert.Empty(t, info.ResponseTrailer().Values("probe-late"))
@@ -219,23 +221,23 @@ func testHeaders(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	assert.Equal(t, []string{"1", "2"}, info.ResponseTrailer().Values("probe-late"))
 }
 
-// seen is what the probe has seen of metadata whose keys begin with `see-`.
+// seen returns the metadata with keys that begin with `see-`, as the probe received it.
 func seen(info *connect.CallInfo) []string {
 	return strings.Fields(info.ResponseHeader().Get("probe-seen"))
 }
 
 func testBinaryMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	for _, s := range shapes(way) {
-		ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "see"))
+		ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, "see"))
 		for _, value := range []string{octets, "", "plain"} {
-			ctx = raylink.WithMetadata(ctx, "See-Bin", value) //nolint:fatcontext // it is the one call's
+			ctx = raylink.WithMetadata(ctx, "See-Bin", value) //nolint:fatcontext // each is for one call
 		}
 		require.NoError(t, s.call(ctx, p), s.name)
 		want := []string{"see-bin=" + hex.EncodeToString([]byte(octets)), "see-bin=", "see-bin=" + hex.EncodeToString([]byte("plain"))}
 		assert.Equal(t, want, seen(info), s.name)
 
-		// connect's own headers have base64, padded or not, several values joined or not.
-		ctx, info = connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "see"))
+		// connect's headers have base64, padded or not, with several values joined or not.
+		ctx, info = connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, "see"))
 		info.RequestHeader().Add("See-Bin", "AP4=,AP4, AP7/")
 		info.RequestHeader().Add("See-Bin", "/w")
 		require.NoError(t, s.call(ctx, p), s.name)
@@ -248,12 +250,12 @@ func testIllegalMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		t.Helper()
 		text := ""
 		for _, s := range shapes(way) {
-			err := s.call(raylink.WithMetadata(ctx, deedKey, "code 17"), p)
+			err := s.call(raylink.WithMetadata(ctx, actionKey, "code 17"), p)
 			require.Equal(t, code, connect.CodeOf(err), "%s, %q: %v", s.name, key, err)
 			require.ErrorContains(t, err, key)
 			e, ok := errors.AsType[*connect.Error](err)
 			require.True(t, ok)
-			require.False(t, e.IsRemote(), "it is the caller's side that refuses")
+			require.False(t, e.IsRemote(), "the caller's side must refuse it")
 			if text == "" {
 				text = err.Error()
 			}
@@ -299,19 +301,19 @@ func testIllegalMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	}
 	refused(ctx, connect.CodeResourceExhausted, "exceeds the limit of 32768")
 
-	// What can be carried arrives.
-	ctx, info = connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "see"))
+	// Valid metadata arrives.
+	ctx, info = connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, "see"))
 	ctx = raylink.WithMetadata(raylink.WithMetadata(ctx, "See-A_b.c", "a, b;c = \"~\""), "see-a_b.c", "")
 	require.NoError(t, shapes(way)[0].call(ctx, p))
 	assert.Equal(t, []string{"see-a_b.c=" + hex.EncodeToString([]byte("a, b;c = \"~\"")), "see-a_b.c="}, seen(info))
 	require.NoError(t, shapes(way)[0].call(raylink.WithMetadata(patient(t), "big", strings.Repeat("x", 31<<10)), p))
 }
 
-// told makes a call of every shape whose metadata tells the probe what to do.
-func told(t *testing.T, way Way, p *contractv1raylink.Probe, what string, check func(shape string, err error)) {
+// withAction makes a call of every shape with metadata that selects an action.
+func withAction(t *testing.T, way Way, p *contractv1raylink.Probe, what string, check func(shape string, err error)) {
 	t.Helper()
 	for _, s := range shapes(way) {
-		err := s.call(raylink.WithMetadata(patient(t), deedKey, what), p)
+		err := s.call(raylink.WithMetadata(patient(t), actionKey, what), p)
 		require.Error(t, err, "%s, %s", what, s.name)
 		check(what+", "+s.name, err)
 	}
@@ -319,13 +321,13 @@ func told(t *testing.T, way Way, p *contractv1raylink.Probe, what string, check 
 
 func testIllegalReply(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	for _, what := range []string{"illegal header", "illegal trailer", "reserved header", "large trailer"} {
-		told(t, way, p, what, func(name string, err error) {
+		withAction(t, way, p, what, func(name string, err error) {
 			require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%s: %v", name, err)
 			assert.Contains(t, err.Error(), "metadata", name)
 		})
 	}
 	for _, what := range []string{"large trailer and an error", "illegal header and an error"} {
-		told(t, way, p, what, func(name string, err error) { wantError(t, name, err, connect.CodeDataLoss, "the real reason", 1) })
+		withAction(t, way, p, what, func(name string, err error) { wantError(t, name, err, connect.CodeDataLoss, "the real reason", 1) })
 	}
 }
 
@@ -340,16 +342,16 @@ func wantError(t *testing.T, name string, err error, code connect.Code, text str
 
 func testOddErrors(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	for _, what := range []string{"code 0", "code 17", "code 999"} {
-		told(t, way, p, what, func(name string, err error) { wantError(t, name, err, connect.CodeUnknown, "no such code", 0) })
+		withAction(t, way, p, what, func(name string, err error) { wantError(t, name, err, connect.CodeUnknown, "no such code", 0) })
 	}
-	told(t, way, p, "octets", func(name string, err error) { wantError(t, name, err, connect.CodeUnknown, repaired, 0) })
-	told(t, way, p, "octets and a detail", func(name string, err error) { wantError(t, name, err, connect.CodeDataLoss, repaired, 1) })
-	told(t, way, p, "octets in a panic", func(name string, err error) {
+	withAction(t, way, p, "octets", func(name string, err error) { wantError(t, name, err, connect.CodeUnknown, repaired, 0) })
+	withAction(t, way, p, "octets and a detail", func(name string, err error) { wantError(t, name, err, connect.CodeDataLoss, repaired, 1) })
+	withAction(t, way, p, "octets in a panic", func(name string, err error) {
 		require.Equal(t, connect.CodeInternal, connect.CodeOf(err), name)
 		assert.Contains(t, err.Error(), repaired, name)
 	})
 	text := ""
-	told(t, way, p, "large error", func(name string, err error) {
+	withAction(t, way, p, "large error", func(name string, err error) {
 		require.Equal(t, connect.CodeDataLoss, connect.CodeOf(err), name)
 		require.Contains(t, err.Error(), "the reason xxx", name)
 		require.Less(t, len(err.Error()), 64<<10, name)
@@ -358,19 +360,19 @@ func testOddErrors(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		}
 		require.Equal(t, text, err.Error(), name)
 	})
-	told(t, way, p, "large detail", func(name string, err error) {
+	withAction(t, way, p, "large detail", func(name string, err error) {
 		require.Equal(t, connect.CodeDataLoss, connect.CodeOf(err), name)
 		require.Contains(t, err.Error(), "the real reason", name)
 	})
-	told(t, way, p, "empty text", func(name string, err error) { require.Equal(t, connect.CodeAborted, connect.CodeOf(err), name) })
+	withAction(t, way, p, "empty text", func(name string, err error) { require.Equal(t, connect.CodeAborted, connect.CodeOf(err), name) })
 	_, err := p.Add(patient(t), nil)
-	require.NoError(t, err, "the connection lives on")
+	require.NoError(t, err, "the connection must remain usable")
 }
 
 func testUnsendable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	if way.Local && (way.Foreign || !invariants.Messages) {
-		// Where ways may differ: messages pass inside a process as they are. With the build tag invariants they are encoded to see whether
-		// they could travel.
+		// Where ways may differ: inside a process messages are passed without encoding. With the
+		// build tag invariants they are encoded to check that they could be.
 		return
 	}
 	ctx := patient(t)
@@ -399,7 +401,7 @@ func testUnsendable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		require.Equal(t, connect.CodeInternal, connect.CodeOf(err), "%s: %v", name, err)
 		require.ErrorContains(t, err, want, name)
 	}
-	ctx = raylink.WithMetadata(ctx, deedKey, "unsendable")
+	ctx = raylink.WithMetadata(ctx, actionKey, "unsendable")
 	_, err = p.Who(ctx, nil)
 	response("sync", "Who", "WhoResponse.caller_path", err)
 	_, err = p.WhoAsync(ctx, nil).Get(ctx)
@@ -412,11 +414,11 @@ func testUnsendable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		response("bidi stream", "Chat", "ChatResponse.text", err)
 	}
 	_, err = p.Add(patient(t), nil)
-	require.NoError(t, err, "the connection lives on")
+	require.NoError(t, err, "the connection must remain usable")
 }
 
-// undecodable adds to a message what its encoding carries and no decoder accepts, as fields nested too
-// deeply are.
+// undecodable adds to a message what can be encoded but not decoded: fields that are nested too
+// deeply.
 func undecodable(msg proto.Message) {
 	var groups []byte
 	for range protowire.DefaultRecursionLimit + 10 {
@@ -430,7 +432,8 @@ func undecodable(msg proto.Message) {
 
 func testUndecodable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	if way.JSON || way.Local && (way.Foreign || !invariants.Messages) {
-		// Where ways may differ: messages pass inside a process as they are, and JSON has no unknown fields.
+		// Where ways may differ: inside a process messages are passed without encoding, and JSON
+		// has no unknown fields.
 		return
 	}
 	ctx := patient(t)
@@ -476,7 +479,7 @@ func testUndecodable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		check("bidi stream", "Chat", connect.CodeInvalidArgument, err)
 	}
 
-	ctx = raylink.WithMetadata(ctx, deedKey, "undecodable")
+	ctx = raylink.WithMetadata(ctx, actionKey, "undecodable")
 	_, err = p.Who(ctx, nil)
 	check("sync", "Who", connect.CodeInternal, err)
 	_, err = p.WhoAsync(ctx, nil).Get(ctx)
@@ -493,7 +496,7 @@ func testUndecodable(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	_, err = sum.CloseAndReceive()
 	check("client stream", "Sum", connect.CodeInternal, err)
 	_, err = p.Add(patient(t), nil)
-	require.NoError(t, err, "the connection lives on")
+	require.NoError(t, err, "the connection must remain usable")
 }
 
 func testReusedContext(t *testing.T, way Way, p *contractv1raylink.Probe) {
@@ -501,22 +504,22 @@ func testReusedContext(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	info.RequestHeader().Set("see-info", "b")
 	for range 3 {
 		for _, s := range shapes(way) {
-			require.NoError(t, s.call(raylink.WithMetadata(ctx, deedKey, "see"), p), s.name)
+			require.NoError(t, s.call(raylink.WithMetadata(ctx, actionKey, "see"), p), s.name)
 			got := seen(info)
 			require.ElementsMatch(t, []string{"see-said=61", "see-info=62"}, got, s.name)
-			require.NoError(t, s.call(raylink.WithMetadata(ctx, deedKey, "nothing"), p), s.name)
-			require.Empty(t, info.ResponseHeader().Values("probe-seen"), "%s: the header of the call before", s.name)
-			require.NoError(t, s.call(raylink.WithMetadata(ctx, deedKey, "headers"), p), s.name)
+			require.NoError(t, s.call(raylink.WithMetadata(ctx, actionKey, "nothing"), p), s.name)
+			require.Empty(t, info.ResponseHeader().Values("probe-seen"), "%s: the header of an earlier call", s.name)
+			require.NoError(t, s.call(raylink.WithMetadata(ctx, actionKey, "headers"), p), s.name)
 			require.Equal(t, []string{"1", "2"}, info.ResponseHeader().Values("probe-early"), s.name)
 			require.Error(t, s.call(raylink.WithMetadata(ctx, "a key", "v"), p), s.name)
-			require.Zero(t, info.ResponseHeader().Len()+info.ResponseTrailer().Len(), "%s: what a call before has left", s.name)
+			require.Zero(t, info.ResponseHeader().Len()+info.ResponseTrailer().Len(), "%s: metadata of an earlier call", s.name)
 		}
 	}
-	require.Equal(t, 1, info.RequestHeader().Len(), "the caller's own headers are left alone")
+	require.Equal(t, 1, info.RequestHeader().Len(), "the caller's own headers must not change")
 }
 
 func testSharedContext(t *testing.T, way Way, p *contractv1raylink.Probe) {
-	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), deedKey, "headers"))
+	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), actionKey, "headers"))
 	info.RequestHeader().Set("see-info", "b")
 	const callers = 8
 	errs := make(chan error, callers)
@@ -542,7 +545,7 @@ func testDeadlines(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		ctx, cancel := context.WithTimeout(t.Context(), far)
 		res, err := p.Who(ctx, nil)
 		require.NoError(t, err, far)
-		assert.False(t, res.GetHasDeadline(), "a deadline as far away as %v is none", far)
+		assert.False(t, res.GetHasDeadline(), "a deadline as far away as %v counts as none", far)
 		for _, s := range shapes(way) {
 			require.NoError(t, s.call(ctx, p), "%v, %s", far, s.name)
 		}

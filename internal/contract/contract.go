@@ -18,23 +18,26 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// Way is one way that calls can go.
+// Way is one way that calls can take.
 type Way struct {
-	// Name is what [raylink.CallFrom] says of a call.
+	// Name is what [raylink.CallFrom] reports of a call.
 	Name raylink.Way
-	// Local says that caller and node share a process, so that errors keep their identity.
+	// Local is set if caller and node share a process, so that errors keep their identity.
 	Local bool
-	// HalfDuplex says that a response begins when the request has ended, as over HTTP/1.1: bidi streams are refused there.
+	// HalfDuplex is set if a response begins only when the request has ended, as over HTTP/1.1.
+	// Bidi streams are refused there.
 	HalfDuplex bool
-	// JSON says that messages travel as JSON.
+	// JSON is set if messages are encoded as JSON.
 	JSON bool
-	// EndsOnClose says that a node can't tell a stream of requests that was abandoned from one that has ended: connect's own transport
-	// inside of a process ends it first.
+	// EndsOnClose is set if a node can't distinguish a stream of requests that was abandoned from
+	// one that has ended: connect's in-process transport ends it first.
 	EndsOnClose bool
-	// Foreign says that the caller's side is a client like anybody's, not a handle of the runtime's. Where ways may differ: such calls say neither
-	// who makes them nor who waits for them, so that a circle ends by its deadline alone; and only the calls of one handle are in order.
+	// Foreign is set if the caller is a plain connect client, not a handle of the runtime. Where
+	// ways may differ: such calls carry neither their caller nor the chain of waiting turns, so a
+	// cycle ends only at its deadline; and only the calls of one handle are in order.
 	Foreign bool
-	// Open makes a fresh node, which ends with the test. Those of one way are in one system, and reach each other by that way.
+	// Open makes a fresh node, which ends with the test. The nodes of one way are in one system and
+	// reach each other by that way.
 	Open func(t *testing.T) Peer
 }
 
@@ -42,17 +45,17 @@ type Way struct {
 type Peer struct {
 	*contractv1raylink.Probe
 
-	// Path and NID are the node's own; NID is empty where it can't be known.
+	// Path and NID are the node's; NID is empty where the caller can't know it.
 	Path, NID string
-	// Reach is how other nodes of the way reach it.
+	// Reach is how other nodes of the way reach the node.
 	Reach *contractv1.Reach
-	// Again makes one more handle of the node; nil where each handle has a mailbox of its own.
+	// Again makes another handle of the node; nil where each handle has a mailbox of its own.
 	Again func(t *testing.T) *contractv1raylink.Probe
-	// Near is a handle of the runtime's, whatever the way; nil outside any system.
+	// Near is a handle of the runtime, whatever the way; nil outside of systems.
 	Near *contractv1raylink.Probe
 }
 
-// Patience bounds every wait; reaching it is a failure, not a time that anybody should take.
+// Patience bounds every wait. A test that reaches it fails.
 const Patience = time.Minute
 
 type callTest struct {
@@ -65,82 +68,82 @@ type hopTest struct {
 	run  func(t *testing.T, way Way, a, b Peer)
 }
 
-// Run checks all that a call promises, over one way.
+// Run checks all promises of calls over one way.
 func Run(t *testing.T, way Way) {
 	t.Helper()
 	tests := []callTest{
-		{"calls change the node's state one after the other", testAdd},
+		{"calls change the node's state one at a time", testAdd},
 		{"async calls run in the order in which they were made", testAsyncOrder},
 		{"a sync call follows the async calls before it", testSyncAfterAsync},
 		{"nil is the empty message", testNil},
 		{"large messages arrive whole", testLarge},
 		{"errors keep code, message and details", testErrors},
 		{"a plain error is unknown with its text", testPlainError},
-		{"a panic is the caller's error and the node lives on", testPanic},
+		{"a panic is the caller's error and the node continues", testPanic},
 		{"a method that ends its goroutine fails its caller", testGoexit},
-		{"a deadline that passes ends the wait and the method's context", testDeadline},
-		{"a call that is canceled ends at once", testCancel},
-		{"a call that waits in line and is canceled never runs", testCancelQueued},
-		{"a full mailbox refuses and says what is the matter", testFull},
+		{"a passed deadline ends the wait and the method's context", testDeadline},
+		{"a canceled call ends at once", testCancel},
+		{"a call that is canceled in the mailbox never runs", testCancelQueued},
+		{"a full mailbox refuses calls with its bound and the oldest call", testFull},
 		{"concurrent methods run beside a turn", testConcurrent},
-		{"metadata reaches the node, and what it sends back its caller", testMetadata},
-		{"credentials are kept from the node", testCredentials},
-		{"metadata of one call is not the next one's", testNoLeak},
-		{"futures can be asked often, and by many", testFuture},
+		{"metadata reaches the node, and the response's metadata its caller", testMetadata},
+		{"credentials do not reach the node", testCredentials},
+		{"metadata of one call is not that of the next", testNoLeak},
+		{"futures can be read often and concurrently", testFuture},
 		{"wait and gather", testGather},
-		{"a server stream brings all and then its end", testCount},
+		{"a server stream delivers all messages and then its end", testCount},
 		{"a server stream's error comes after its messages", testCountFails},
 		{"a server stream can be abandoned", testAbandon},
-		{"a client stream sums up", testSum},
-		{"a client stream's refusal reaches its sender", testSumFails},
+		{"a client stream has one response", testSum},
+		{"a client stream's error reaches its sender", testSumFails},
 		{"a stream takes turns with calls", testTurnsOfStreams},
 		{"a canceled context calls nothing", testCanceledBefore},
 		{"a method runs once, whatever its error says", testOnce},
 		{"a stream method that does not return fails its caller", testStreamGoexit},
-		{"a stream says the same to who misuses it", testMisuse},
-		{"calls leave nothing with their context", testLeftBehind},
-		{"metadata is set while its calls end", testChatter},
-		{"very many calls whose context ends all return, and what follows is as before", testBurst},
-		{"what is large can be given up on its way", testLargeRequestIsOverdue},
+		{"misuse of a stream has the same error on every way", testMisuse},
+		{"calls leave nothing in their context", testLeftBehind},
+		{"metadata is set while its calls end", testMetadataRace},
+		{"very many calls whose context ends all return, and later calls work", testBurst},
+		{"large messages can be canceled in transit", testLargeRequestIsOverdue},
 	}
 	tests = append(tests, carryTests()...)
 	if !way.EndsOnClose {
-		tests = append(tests, callTest{"a client stream that is abandoned is not taken for whole", testAbandonSum})
+		tests = append(tests, callTest{"an abandoned client stream is not mistaken for a complete one", testAbandonSum})
 	}
 	if way.HalfDuplex {
-		tests = append(tests, callTest{"a bidi stream is refused, and says why", testChatRefused})
+		tests = append(tests, callTest{"a bidi stream is refused with the reason", testChatRefused})
 	} else {
 		tests = append(tests,
-			callTest{"a bidi stream talks", testChat},
-			callTest{"a bidi stream that the node ends is over, though its caller could go on", testChatNodeEnds},
+			callTest{"a bidi stream carries messages both ways", testChat},
+			callTest{"a bidi stream that the node ends is over for its caller", testChatNodeEnds},
 			callTest{"a bidi stream's context ends it on both sides", testChatCancel},
-			callTest{"a bidi stream's context ends a receive that waits", testChatCancelWaiting},
-			callTest{"closing a bidi stream ends a receive that waits", testChatCloseWaiting})
+			callTest{"a bidi stream's context ends a blocked receive", testChatCancelWaiting},
+			callTest{"closing a bidi stream ends a blocked receive", testChatCloseWaiting})
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t).Probe) })
 	}
 	hops := []hopTest{
-		{"a node calls another, which knows who calls", testHop},
-		{"what is said beside a message goes no further than it", testHopMetadata},
-		{"an error that is passed on keeps all and gains a hop", testHopError},
-		{"a deadline travels along", testHopDeadline},
-		{"a deadline that passes ends both methods", testHopOverdue},
-		{"a call that is canceled ends both methods", testHopCancel},
+		{"a node that is called by another gets its path", testHop},
+		{"metadata is not passed on to further calls", testHopMetadata},
+		{"an error that is passed on is kept and gains a hop", testHopError},
+		{"a deadline is passed on to further calls", testHopDeadline},
+		{"a passed deadline ends both methods", testHopOverdue},
+		{"a canceled call ends both methods", testHopCancel},
 		{"streams can be relayed", testHopStreams},
 		{"a method that passes on a refusal has run, and runs once", testHopOnce},
 	}
 	if way.Foreign {
-		hops = append(hops, hopTest{"a circle ends with its deadline", testCircleOverdue})
+		hops = append(hops, hopTest{"a cycle ends at its deadline", testCycleOverdue})
 	} else {
 		hops = append(hops,
-			hopTest{"a direct circle is refused at once, with the chain", testCircle},
-			hopTest{"a call to oneself is refused, waiting for it too", testSelf})
+			hopTest{"a direct cycle is refused at once, with the chain", testCycle},
+			hopTest{"a node's call to itself is refused, also an async one that it waits for", testSelf})
 	}
 	for _, test := range hops {
 		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t), way.Open(t)) })
 	}
-	t.Run("metadata is set while its node ends", func(t *testing.T) { testChatterOfANodeThatEnds(t, way, way.Open(t)) })
+	t.Run("metadata is set while its node ends", func(t *testing.T) { testMetadataRaceWithStop(t, way, way.Open(t)) })
 	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })
 }
 
@@ -151,7 +154,7 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-// eventually waits for a condition of the node's.
+// eventually waits until a condition holds for the node.
 func eventually(t *testing.T, p *contractv1raylink.Probe, what string, is func(*contractv1.LogResponse) bool) {
 	t.Helper()
 	require.Eventually(t, func() bool {
@@ -200,7 +203,7 @@ func testSyncAfterAsync(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 		f := p.AddAsync(ctx, &contractv1.AddRequest{By: 1})
 		res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
 		require.NoError(t, err)
-		require.Equal(t, 2*i+2, res.GetSum(), "the sync call overtook")
+		require.Equal(t, 2*i+2, res.GetSum(), "the sync call overtook the async calls")
 		_, err = f.Get(ctx)
 		require.NoError(t, err)
 	}
@@ -223,7 +226,7 @@ func testNil(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 }
 
 func testLarge(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	payload := make([]byte, 5<<20) // more than the 4 MiB that connect allows by itself
+	payload := make([]byte, 5<<20) // more than connect's default limit of 4 MiB
 	for i := range payload {
 		payload[i] = byte(i * 7)
 	}
@@ -253,7 +256,7 @@ func testPlainError(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	require.Error(t, err)
 	assert.Equal(t, connect.CodeUnknown, connect.CodeOf(err))
 	assert.Contains(t, err.Error(), "out of paper: a plain error")
-	// Where ways may differ: only inside one process can the error itself be found.
+	// Where ways may differ: the error itself can be found only inside one process.
 	assert.Equal(t, way.Local, errors.Is(err, ErrPlain))
 }
 
@@ -284,7 +287,8 @@ func testGoexit(t *testing.T, way Way, p *contractv1raylink.Probe) {
 }
 
 func testDeadline(t *testing.T, _ Way, p *contractv1raylink.Probe) {
-	// On a busy machine a short deadline may pass before the call has reached the node. Then there is no method that could be told.
+	// On a busy machine a short deadline may pass before the call has reached the node. Then there
+	// is no method with a context to end.
 	for timeout := 50 * time.Millisecond; ; timeout *= 2 {
 		require.Less(t, timeout, Patience, "it did not begin")
 		ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -340,14 +344,14 @@ func testCancelQueued(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, err)
 	res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
 	require.NoError(t, err)
-	assert.Equal(t, int64(1), res.GetSum(), "a call that was taken back ran")
+	assert.Equal(t, int64(1), res.GetSum(), "a canceled call ran")
 }
 
 func testFull(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	ctx := patient(t)
 	turn := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "turn"})
 	eventually(t, p, "it did not begin", blocked("turn"))
-	// 64 is the schema's max_pending. One more goroutine each, for ways that can't pipeline.
+	// 64 is the schema's max_pending. Each call has a goroutine, for ways that can't pipeline.
 	errs := make(chan error, 80)
 	for range 80 {
 		go func() {
@@ -397,7 +401,7 @@ func testMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"a", "b"}, res.GetMetadata())
 	assert.Equal(t, string(way.Name), res.GetWay())
-	assert.Empty(t, res.GetCallerPath(), "a test is no node")
+	assert.Empty(t, res.GetCallerPath(), "a test is not a node")
 	assert.True(t, res.GetHasDeadline())
 	assert.Greater(t, res.GetRemaining().AsDuration(), time.Second)
 	assert.LessOrEqual(t, res.GetRemaining().AsDuration(), time.Minute)
@@ -405,7 +409,7 @@ func testMetadata(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	assert.Equal(t, "t", info.ResponseTrailer().Get("probe-trailer"))
 }
 
-// testCredentials sends what is between a caller and the listener that it reaches.
+// testCredentials sends the metadata that only the listener may see.
 func testCredentials(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	keys := []string{"Authorization", "Proxy-Authorization", "Cookie"}
 	ctx, info := connect.NewClientContext(raylink.WithMetadata(patient(t), "tenant", "a"))
@@ -449,7 +453,7 @@ func testFuture(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, err)
 	for range 3 {
 		_, err = f.Get(ctx)
-		require.NoError(t, err, "Get that gave up must not take the call back")
+		require.NoError(t, err, "a Get that gave up must not cancel the call")
 	}
 	<-f.Done()
 }
@@ -459,7 +463,7 @@ func testGather(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	slow := p.BlockBesideAsync(ctx, &contractv1.BlockRequest{Name: "slow"})
 	_, err := p.EchoAsync(ctx, nil).Get(ctx)
 	if err != nil {
-		// A way that can't pipeline sends the second after the first.
+		// A way that can't pipeline sends the second call after the first.
 		require.NoError(t, err)
 	}
 	_, err = p.Release(ctx, &contractv1.ReleaseRequest{Name: "slow"})

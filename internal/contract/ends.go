@@ -20,21 +20,21 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// Keys of a call that the probe chatters about: its number, and the same in the response's metadata.
+// The keys of a call's number, in the request's and in the response's metadata.
 const (
-	chatterKey     = "chatter"
-	chatterHeader  = "chatter-early"
-	chatterTrailer = "chatter-late"
+	raceKey     = "race"
+	raceHeader  = "race-header"
+	raceTrailer = "race-trailer"
 )
 
-// chatter sets and reads a call's metadata from several goroutines, which go on after the method has
-// returned.
-func chatter(c *raylink.Call) error {
-	number := c.Metadata().Get(chatterKey)
+// raceMetadata sets and reads a call's metadata from several goroutines, which continue after the
+// method has returned.
+func raceMetadata(c *raylink.Call) error {
+	number := c.Metadata().Get(raceKey)
 	var begun sync.WaitGroup
 	for _, say := range []func(){
-		func() { c.SetHeader(chatterHeader, number) },
-		func() { c.SetTrailer(chatterTrailer, number) },
+		func() { c.SetHeader(raceHeader, number) },
+		func() { c.SetTrailer(raceTrailer, number) },
 		func() {
 			for range c.Metadata().All() {
 				runtime.Gosched()
@@ -73,9 +73,9 @@ var ends = []struct {
 	}},
 }
 
-// chat makes calls of every shape that the node chatters about, each with an end of its own, and
-// checks that what comes back is the call's own. until ends it.
-func chat(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, until <-chan struct{}) {
+// callDuringEnds makes calls of every shape, whose metadata the node sets all the time, each with a
+// different end, and checks that each response has the metadata of its own call. until ends it.
+func callDuringEnds(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, until <-chan struct{}) {
 	for i := range times {
 		select {
 		case <-until:
@@ -85,7 +85,7 @@ func chat(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, 
 		for n, s := range shapes(way) {
 			end := ends[rand.IntN(len(ends))]
 			number := fmt.Sprintf("%d.%d.%d", caller, i, n)
-			ctx := raylink.WithMetadata(raylink.WithMetadata(patient(t), deedKey, "chatter"), chatterKey, number)
+			ctx := raylink.WithMetadata(raylink.WithMetadata(patient(t), actionKey, "race"), raceKey, number)
 			ctx, cancel := end.of(ctx)
 			ctx, info := connect.NewClientContext(ctx)
 			err := s.call(ctx, p)
@@ -93,14 +93,14 @@ func chat(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, 
 				if err != nil {
 					t.Errorf("%s: %v", s.name, err)
 				}
-				assert.Contains(t, info.ResponseHeader().Values(chatterHeader), number, s.name)
-				assert.Contains(t, info.ResponseTrailer().Values(chatterTrailer), number, s.name)
+				assert.Contains(t, info.ResponseHeader().Values(raceHeader), number, s.name)
+				assert.Contains(t, info.ResponseTrailer().Values(raceTrailer), number, s.name)
 			}
 			for _, values := range [][]string{
-				info.ResponseHeader().Values(chatterHeader), info.ResponseTrailer().Values(chatterTrailer),
+				info.ResponseHeader().Values(raceHeader), info.ResponseTrailer().Values(raceTrailer),
 			} {
 				for _, value := range values {
-					assert.Equal(t, number, value, "%s has another call's metadata", s.name)
+					assert.Equal(t, number, value, "%s has the metadata of another call", s.name)
 				}
 			}
 			cancel()
@@ -108,25 +108,25 @@ func chat(t *testing.T, way Way, p *contractv1raylink.Probe, caller, times int, 
 	}
 }
 
-// testChatter is for the race detector too: a node sets and reads the metadata of calls that are
-// answered, canceled and overdue meanwhile, and goes on when they are over.
-func testChatter(t *testing.T, way Way, p *contractv1raylink.Probe) {
+// testMetadataRace is for the race detector too: a node sets and reads the metadata of calls that
+// complete, are canceled or pass their deadline meanwhile, and continues when they are over.
+func testMetadataRace(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	var callers sync.WaitGroup
 	for i := range 3 {
-		callers.Go(func() { chat(t, way, p, i, 30, nil) })
+		callers.Go(func() { callDuringEnds(t, way, p, i, 30, nil) })
 	}
 	callers.Wait()
 }
 
-// testChatterOfANodeThatEnds is the same while the node stops.
-func testChatterOfANodeThatEnds(t *testing.T, way Way, peer Peer) {
+// testMetadataRaceWithStop is the same while the node stops.
+func testMetadataRaceWithStop(t *testing.T, way Way, peer Peer) {
 	if peer.Near == nil {
-		return // a node outside any system has no end
+		return // a node outside of systems can't be stopped
 	}
 	over := make(chan struct{})
 	var callers sync.WaitGroup
 	for i := range 3 {
-		callers.Go(func() { chat(t, way, peer.Probe, i, 1000, over) })
+		callers.Go(func() { callDuringEnds(t, way, peer.Probe, i, 1000, over) })
 	}
 	_, err := peer.Near.Add(patient(t), &contractv1.AddRequest{By: 1}) // the others have begun
 	require.NoError(t, err)
@@ -138,8 +138,8 @@ func testChatterOfANodeThatEnds(t *testing.T, way Way, peer Peer) {
 // burst is how many calls are open at once when their context ends.
 const burst = 2000
 
-// testBurst ends the context of very many calls at once. Each hears of it, and so does a lone call
-// after them, whose connection is as good as new.
+// testBurst ends the context of very many calls at once. Each returns, and a call after them works
+// on the same connection, and ends at its own deadline.
 func testBurst(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	for n, ends := range []func(context.Context) (context.Context, context.CancelFunc){
 		context.WithCancel,
@@ -171,7 +171,7 @@ func testBurst(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	}
 }
 
-// testLargeRequestIsOverdue gives up requests and messages of streams while they are on their way.
+// testLargeRequestIsOverdue cancels requests and messages of streams in transit.
 func testLargeRequestIsOverdue(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	payload := make([]byte, 8<<20)
 	for range 5 {

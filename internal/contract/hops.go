@@ -20,7 +20,7 @@ func testHop(t *testing.T, way Way, a, b Peer) {
 	assert.Equal(t, b.Path, res.GetWho().GetPath())
 	assert.Equal(t, string(way.Name), res.GetWho().GetWay())
 	if way.Foreign {
-		// Where ways may differ: nobody has to believe what a client says of itself.
+		// Where ways may differ: what a plain client claims about itself is not believed.
 		assert.Empty(t, res.GetWho().GetCallerPath())
 		assert.Empty(t, res.GetWho().GetCallerNid())
 		return
@@ -34,9 +34,9 @@ func testHopMetadata(t *testing.T, _ Way, a, b Peer) {
 	who := &contractv1.WhoRequest{Key: "tenant", Header: "h", Trailer: "t"}
 	res, err := a.Relay(ctx, &contractv1.RelayRequest{Next: b.Reach, What: "who", Who: who})
 	require.NoError(t, err)
-	assert.Empty(t, res.GetWho().GetMetadata(), "a caller's metadata went further than the call")
-	assert.Empty(t, info.ResponseHeader().Get("probe-header"), "a node's headers went further than its response")
-	assert.Empty(t, info.ResponseTrailer().Get("probe-trailer"), "a node's trailers went further than its response")
+	assert.Empty(t, res.GetWho().GetMetadata(), "a caller's metadata was passed on to a further call")
+	assert.Empty(t, info.ResponseHeader().Get("probe-header"), "a node's headers were passed on to a further caller")
+	assert.Empty(t, info.ResponseTrailer().Get("probe-trailer"), "a node's trailers were passed on to a further caller")
 }
 
 func testHopError(t *testing.T, _ Way, a, b Peer) {
@@ -85,7 +85,7 @@ func testHopCancel(t *testing.T, _ Way, a, b Peer) {
 	bothFree(t, a, b)
 }
 
-// bothFree sees that neither node's turn is held any more.
+// bothFree checks that both nodes have released their turns.
 func bothFree(t *testing.T, a, b Peer) {
 	t.Helper()
 	for _, p := range []Peer{a, b} {
@@ -100,7 +100,7 @@ func testHopStreams(t *testing.T, _ Way, a, b Peer) {
 	assert.Equal(t, int64(5050), res.GetSum())
 }
 
-func testCircle(t *testing.T, _ Way, a, b Peer) {
+func testCycle(t *testing.T, _ Way, a, b Peer) {
 	ctx := patient(t)
 	_, err := a.Relay(ctx, &contractv1.RelayRequest{Next: b.Reach, What: "back", Back: a.Reach})
 	require.Equal(t, connect.CodeFailedPrecondition, connect.CodeOf(err), "%v", err)
@@ -110,8 +110,9 @@ func testCircle(t *testing.T, _ Way, a, b Peer) {
 	require.NoError(t, ctx.Err())
 }
 
-// testCircleOverdue is a circle that nobody can see: each node was called by somebody who said nothing of those that wait for him.
-func testCircleOverdue(t *testing.T, _ Way, a, b Peer) {
+// testCycleOverdue has a cycle that can't be detected: the calls do not carry the chain of waiting
+// turns.
+func testCycleOverdue(t *testing.T, _ Way, a, b Peer) {
 	ctx, cancel := context.WithTimeout(patient(t), 200*time.Millisecond)
 	defer cancel()
 	_, err := a.Relay(ctx, &contractv1.RelayRequest{Next: b.Reach, What: "back", Back: a.Reach})
@@ -129,7 +130,7 @@ func testSelf(t *testing.T, _ Way, a, _ Peer) {
 	require.NoError(t, ctx.Err())
 }
 
-// testHandles calls a node by two handles in turn, while it is busy.
+// testHandles calls a busy node by two handles alternately.
 func testHandles(t *testing.T, way Way, p Peer) {
 	if p.Again == nil {
 		return
@@ -147,11 +148,12 @@ func testHandles(t *testing.T, way Way, p Peer) {
 		calls = append(calls, handle.AddAsync(ctx, &contractv1.AddRequest{By: i}))
 	}
 	if way.Foreign {
-		// Where ways may differ: each handle sends its next call when the last one has returned, and knows nothing of the others. So the first
-		// call of the second handle is in line before those that wait behind the first handle's.
+		// Where ways may differ: each handle sends its next call when the last one has returned,
+		// independently of the other. So the first call of the second handle is queued before those
+		// that the first handle has not sent yet.
 		require.Eventually(t, func() bool {
 			info, err := p.Near.Ref().Info(ctx)
-			return err == nil && info.GetPendingCalls() == 2 // the one that runs, and the one that waits
+			return err == nil && info.GetPendingCalls() == 2 // the running call and the queued one
 		}, Patience, 2*time.Millisecond)
 	}
 	_, err := p.Near.Release(ctx, &contractv1.ReleaseRequest{Name: "busy"})

@@ -14,15 +14,15 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// interceptKey is the metadata that tells the inner interceptor what to do.
+// interceptKey is the metadata that selects what the innermost interceptor does.
 const interceptKey = "probe-intercept"
 
-// Intercepted has two interceptors for [RunIntercepted].
+// Intercepted returns the interceptors that [RunIntercepted] expects.
 func Intercepted() raylink.Option {
-	return raylink.WithInterceptor(named("outer"), named("inner"), obedient)
+	return raylink.WithInterceptor(named("outer"), named("inner"), scripted)
 }
 
-// named says that it was there, and what it saw.
+// named reports its name and the call in the response's headers.
 func named(name string) raylink.Interceptor {
 	return func(next raylink.Invoke) raylink.Invoke {
 		return func(ctx context.Context, in *raylink.Invocation) error {
@@ -32,8 +32,8 @@ func named(name string) raylink.Interceptor {
 	}
 }
 
-// obedient does what the call's metadata says.
-func obedient(next raylink.Invoke) raylink.Invoke {
+// scripted does what the call's metadata selects.
+func scripted(next raylink.Invoke) raylink.Invoke {
 	return func(ctx context.Context, in *raylink.Invocation) error {
 		call := raylink.CallFrom(ctx)
 		if call.Metadata().Get(refusalKey) != "" {
@@ -49,7 +49,7 @@ func obedient(next raylink.Invoke) raylink.Invoke {
 		case "answer":
 			in.Response = &contractv1.AddResponse{Sum: 4242}
 			return nil
-		case "say nothing":
+		case "no response":
 			return nil
 		case "request":
 			in.Request = &contractv1.AddRequest{By: 1000}
@@ -73,7 +73,7 @@ func obedient(next raylink.Invoke) raylink.Invoke {
 	}
 }
 
-// louder changes what goes over a stream, both ways.
+// louder changes the messages of a stream in both directions.
 type louder struct{ connect.ServerStream }
 
 // Send implements connect.ServerStream.
@@ -96,12 +96,13 @@ func (l louder) Receive(msg any) error {
 	return err
 }
 
-// RunIntercepted checks that interceptors wrap every call of one way, whose nodes live where [Intercepted] is set.
+// RunIntercepted checks that interceptors wrap every call of one way. Its nodes live in hosts with
+// the option [Intercepted].
 func RunIntercepted(t *testing.T, way Way) {
 	t.Helper()
 	p := way.Open(t)
-	told := func(what string) context.Context { return raylink.WithMetadata(patient(t), interceptKey, what) }
-	t.Run("they run in their order and know node and method", func(t *testing.T) {
+	with := func(what string) context.Context { return raylink.WithMetadata(patient(t), interceptKey, what) }
+	t.Run("they run in order and know node and method", func(t *testing.T) {
 		ctx, info := connect.NewClientContext(patient(t))
 		_, err := p.Add(ctx, nil)
 		require.NoError(t, err)
@@ -116,37 +117,37 @@ func RunIntercepted(t *testing.T, way Way) {
 				func(ctx context.Context) error { _, err := p.Add(ctx, &contractv1.AddRequest{}); return err },
 				func(ctx context.Context) error { _, err := p.AddAsync(ctx, nil).Get(ctx); return err },
 			} {
-				require.Equal(t, code, connect.CodeOf(call(told(what))), what)
+				require.Equal(t, code, connect.CodeOf(call(with(what))), what)
 			}
 		}
-		_, err := p.Echo(told("refuse"), nil)
+		_, err := p.Echo(with("refuse"), nil)
 		require.ErrorContains(t, err, "not today")
-		_, err = p.Near.Ref().Ping(told("refuse"))
-		require.NoError(t, err, "what every node answers is no call of the service's")
+		_, err = p.Near.Ref().Ping(with("refuse"))
+		require.NoError(t, err, "built-in methods are not intercepted")
 	})
-	t.Run("they answer, change and translate", func(t *testing.T) {
+	t.Run("they respond, change messages and convert errors", func(t *testing.T) {
 		for _, order := range []struct {
 			what string
 			want int64
-		}{{"answer", 4242}, {"say nothing", 0}, {"response", -1}, {"request", 1000}} {
-			res, err := p.Add(told(order.what), nil)
+		}{{"answer", 4242}, {"no response", 0}, {"response", -1}, {"request", 1000}} {
+			res, err := p.Add(with(order.what), nil)
 			require.NoError(t, err, order.what)
 			require.Equal(t, order.want, res.GetSum(), order.what)
 		}
-		_, err := p.Fail(told("error"), &contractv1.FailRequest{Code: uint32(connect.CodeDataLoss), Message: "gone"})
+		_, err := p.Fail(with("error"), &contractv1.FailRequest{Code: uint32(connect.CodeDataLoss), Message: "gone"})
 		require.Equal(t, connect.CodeAborted, connect.CodeOf(err))
 		require.ErrorContains(t, err, "it was data_loss")
 	})
-	t.Run("they refuse once", func(t *testing.T) { testRefusedOnce(t, p, told) })
-	t.Run("they wrap streams", func(t *testing.T) { testInterceptedStreams(t, way, p, told) })
-	t.Run("the second hop passes them too", func(t *testing.T) {
+	t.Run("they refuse once", func(t *testing.T) { testRefusedOnce(t, p, with) })
+	t.Run("they wrap streams", func(t *testing.T) { testInterceptedStreams(t, way, p, with) })
+	t.Run("they wrap calls of the second hop", func(t *testing.T) {
 		_, err := p.Relay(patient(t), &contractv1.RelayRequest{Next: way.Open(t).Reach, What: "add"})
 		require.NoError(t, err)
 	})
 }
 
-func testInterceptedStreams(t *testing.T, way Way, p Peer, told func(string) context.Context) {
-	count, err := p.Count(told("stream"), &contractv1.CountRequest{To: 2})
+func testInterceptedStreams(t *testing.T, way Way, p Peer, with func(string) context.Context) {
+	count, err := p.Count(with("stream"), &contractv1.CountRequest{To: 2})
 	require.NoError(t, err)
 	for want := range uint32(2) {
 		res, err := count.Receive()
@@ -154,13 +155,13 @@ func testInterceptedStreams(t *testing.T, way Way, p Peer, told func(string) con
 		assert.Equal(t, want+101, res.GetNumber())
 	}
 	require.NoError(t, count.Close())
-	sum, err := p.Sum(told("stream"))
+	sum, err := p.Sum(with("stream"))
 	require.NoError(t, err)
 	require.NoError(t, sum.Send(&contractv1.SumRequest{Number: 21}))
 	res, err := sum.CloseAndReceive()
 	require.NoError(t, err)
 	assert.Equal(t, int64(42), res.GetSum())
-	refused, err := p.Count(told("refuse"), &contractv1.CountRequest{To: 2})
+	refused, err := p.Count(with("refuse"), &contractv1.CountRequest{To: 2})
 	if err == nil {
 		_, err = refused.Receive()
 	}
@@ -168,7 +169,7 @@ func testInterceptedStreams(t *testing.T, way Way, p Peer, told func(string) con
 	if way.HalfDuplex {
 		return
 	}
-	chat, err := p.Chat(told("stream"))
+	chat, err := p.Chat(with("stream"))
 	require.NoError(t, err)
 	require.NoError(t, chat.Send(&contractv1.ChatRequest{Text: "hello"}))
 	said, err := chat.Receive()
@@ -177,7 +178,8 @@ func testInterceptedStreams(t *testing.T, way Way, p Peer, told func(string) con
 	require.NoError(t, chat.CloseSend())
 }
 
-// RunHidden checks that texts which nobody has written for callers stay where they are, over one way, whose nodes live where errors are hidden.
+// RunHidden checks that texts which were not written for callers do not reach them, over one way
+// whose nodes live in hosts that hide errors.
 func RunHidden(t *testing.T, way Way) {
 	t.Helper()
 	p := way.Open(t)
@@ -188,8 +190,8 @@ func RunHidden(t *testing.T, way Way) {
 		for _, secret := range append(secrets, ErrPlain.Error()) {
 			assert.NotContains(t, err.Error(), secret)
 		}
-		assert.Contains(t, err.Error(), p.Path, "who to ask is no secret")
-		// Where ways may differ: inside one process there is nobody to hide anything from.
+		assert.Contains(t, err.Error(), p.Path, "the node's path must be in the error")
+		// Where ways may differ: inside one process nothing has to be hidden.
 		assert.Equal(t, way.Local && code == connect.CodeUnknown, errors.Is(err, ErrPlain))
 	}
 	_, err := p.Fail(ctx, &contractv1.FailRequest{Message: "the password is 1234"})
@@ -203,7 +205,7 @@ func RunHidden(t *testing.T, way Way) {
 	_, err = count.Receive()
 	hidden(err, connect.CodeUnknown, "1234")
 
-	// What was written for callers reaches them, without what was wrapped around it on the way.
+	// Texts that were written for callers reach them, without the wrappers around them.
 	fail := &contractv1.FailRequest{Code: uint32(connect.CodeOutOfRange), Message: "too far", Detail: "by a mile"}
 	for _, call := range []func() error{
 		func() error { _, err := p.Fail(ctx, fail); return err },

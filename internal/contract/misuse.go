@@ -18,7 +18,7 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// What makes the probe panic, or end its goroutine, instead of returning.
+// Texts that make the probe panic or end its goroutine instead of returning.
 const (
 	WordPanic  = "panic on purpose"
 	WordGoexit = "end the goroutine"
@@ -35,7 +35,8 @@ func misbehave(word string) {
 	}
 }
 
-// testStreamGoexit: neither a panic nor a Goexit is a clean end, after messages or before any.
+// testStreamGoexit checks that neither a panic nor a Goexit is a normal end of a stream, whether
+// before or after messages.
 func testStreamGoexit(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	ctx := patient(t)
 	failed := func(err error, word string) {
@@ -73,14 +74,14 @@ func testStreamGoexit(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		_, err = chat.Receive()
 		failed(err, word)
 	}
-	// Their places are free again: the schema allows 32 at once.
+	// They have released their places: the schema allows 32 at once.
 	for range 40 {
 		_, err := p.Echo(ctx, nil)
 		require.NoError(t, err)
 	}
 }
 
-// testMisuse does with streams what can't work any more.
+// testMisuse uses streams after their end.
 func testMisuse(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	closed := func(err error) {
 		t.Helper()
@@ -194,7 +195,7 @@ func testMisuse(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		s, err = p.Chat(ctx)
 		require.NoError(t, err)
 		require.NoError(t, s.Send(&contractv1.ChatRequest{Text: "a"}))
-		_, err = s.Receive() // else the answer may still come after cancel
+		_, err = s.Receive() // otherwise the response may still arrive after cancel
 		require.NoError(t, err)
 		cancel()
 		err = s.Send(nil)
@@ -207,8 +208,8 @@ func testMisuse(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	})
 }
 
-// registering is a context that knows how many wait for its end by AfterFunc, as every context does
-// that is derived from it. Its Done alone registers no waiter.
+// registering is a context that counts the functions that wait for its end by AfterFunc, as every
+// context does that is derived from it. Its Done alone registers none.
 type registering struct {
 	done chan struct{}
 
@@ -231,7 +232,7 @@ func (c *registering) Err() error {
 
 func (*registering) Value(any) any { return nil }
 
-// AfterFunc is what package context looks for.
+// AfterFunc is used by package context if it exists.
 func (c *registering) AfterFunc(func()) func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -255,8 +256,8 @@ func (c *registering) registered() int {
 	return c.n
 }
 
-// testLeftBehind makes calls of every kind with one context that lives on, and ends them in every
-// way: none may be kept by it.
+// testLeftBehind makes calls of every kind with one context that does not end, and ends them in
+// every way. None may stay registered with it.
 func testLeftBehind(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	ctx := &registering{done: make(chan struct{})}
 	for range 20 {
@@ -294,8 +295,8 @@ func testLeftBehind(t *testing.T, way Way, p *contractv1raylink.Probe) {
 		}
 		chat, err := p.Chat(ctx)
 		require.NoError(t, err)
-		// Not again and again until it fails: every frame for a stream that is over is answered by a reset, and
-		// an HTTP/2 server closes the connection of a client that provokes more of these than it takes.
+		// One message only: every frame for a stream that has ended is answered by a reset, and an
+		// HTTP/2 server closes the connection of a client that provokes too many of these.
 		require.NoError(t, chat.Send(&contractv1.ChatRequest{Text: "bye"}))
 		_, err = chat.Receive()
 		require.ErrorIs(t, err, io.EOF)

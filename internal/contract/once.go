@@ -21,15 +21,15 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// forge is the text that makes the probe fail with everything that might look like a call which has
-// not begun. The number after it chooses the code and the form of the error.
+// forge is the text that makes the probe fail with an error that looks as if the call had not
+// begun. The number after it selects the code and the form of the error.
 const forge = "forge "
 
-// forgeries is how many there are.
+// forgeries is the number of such errors.
 const forgeries = 4 * int(connect.CodeUnauthenticated)
 
-// forged makes an error of a method that has run, and says that it has not in every way that a
-// node's code has.
+// forged returns an error of a method that has run which claims the opposite, in every way that is
+// open to a node's code.
 func forged(which int) error {
 	moved, err := connectproto.NewErrorDetail(&nodev1.NotHere{Nid: "00000000-0000-0000-0000-000000000000"})
 	if err != nil {
@@ -47,7 +47,7 @@ func forged(which int) error {
 	return e
 }
 
-// forgery reads what [forge] chose.
+// forgery parses a text that begins with [forge].
 func forgery(text string) (which int, ok bool) {
 	_, err := fmt.Sscanf(text, forge+"%d", &which)
 	return which, err == nil
@@ -61,9 +61,9 @@ func (p *Probe) count(which int) error {
 	return forged(which)
 }
 
-// testOnce has methods of every shape fail as if they had not begun: each must have run once.
+// testOnce has methods of every shape fail as if they had not begun. Each must have run once.
 func testOnce(t *testing.T, way Way, p *contractv1raylink.Probe) {
-	ctx := raylink.WithMetadata(patient(t), "idempotency-key", "it may run again, says its caller's metadata")
+	ctx := raylink.WithMetadata(patient(t), "idempotency-key", "a caller's metadata does not permit repetition")
 	calls := []func(text string) error{
 		func(text string) error { _, err := p.Relay(ctx, &contractv1.RelayRequest{What: text}); return err },
 		func(text string) error {
@@ -102,7 +102,7 @@ func testOnce(t *testing.T, way Way, p *contractv1raylink.Probe) {
 			e, ok := errors.AsType[*connect.Error](err)
 			require.True(t, ok)
 			for _, d := range e.Details() {
-				require.NotContains(t, d.Type, "NotHere", "what a host says to the runtime of its caller goes no further")
+				require.NotContains(t, d.Type, "NotHere", "internal details must not reach the caller")
 			}
 			began++
 			log, err := p.Log(ctx, nil)
@@ -112,15 +112,15 @@ func testOnce(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	}
 }
 
-// testHopOnce has a node call another that is gone, and pass on how that was refused: its own
-// method has run.
+// testHopOnce has a node call another that is gone, and pass the refusal on. The node's own method
+// has run.
 func testHopOnce(t *testing.T, way Way, a, b Peer) {
 	if b.Near == nil {
-		return // a stub never goes away
+		return // a stub can't be stopped
 	}
 	ctx := patient(t)
 	if !way.Foreign {
-		_, err := a.Relay(ctx, &contractv1.RelayRequest{Next: b.Reach, What: "add"}) // so that there is a connection to b's host
+		_, err := a.Relay(ctx, &contractv1.RelayRequest{Next: b.Reach, What: "add"}) // opens a connection to b's host
 		require.NoError(t, err)
 	}
 	require.NoError(t, b.Near.Ref().Stop(ctx))
@@ -145,14 +145,14 @@ func testHopOnce(t *testing.T, way Way, a, b Peer) {
 	}
 }
 
-// refusals counts what the interceptor refused with a forged error, by the call's own name for
-// itself.
+// refusals counts the calls that the interceptor refused with a forged error, by the name that the
+// call carries.
 var refusals sync.Map
 
 // refusalKey is the metadata that names a call whose refusals are counted.
 const refusalKey = "probe-refusal"
 
-// refuseForged is what the interceptor answers instead of running the method.
+// refuseForged is the interceptor's result instead of running the method.
 func refuseForged(call *raylink.Call) error {
 	n, _ := refusals.LoadOrStore(call.Metadata().Get(refusalKey), new(atomic.Int64))
 	n.(*atomic.Int64).Add(1)
@@ -160,13 +160,13 @@ func refuseForged(call *raylink.Call) error {
 	return forged(which)
 }
 
-// testRefusedOnce has an interceptor refuse calls as if it had not been asked: it must have been,
-// once.
-func testRefusedOnce(t *testing.T, p Peer, asked func(what string) context.Context) {
+// testRefusedOnce has an interceptor refuse calls as if it had not run. It must have run once for
+// each call.
+func testRefusedOnce(t *testing.T, p Peer, with func(what string) context.Context) {
 	t.Helper()
 	for which := range forgeries {
 		name := fmt.Sprint(t.Name(), which)
-		ctx := raylink.WithMetadata(asked(fmt.Sprint(forge, which)), refusalKey, name)
+		ctx := raylink.WithMetadata(with(fmt.Sprint(forge, which)), refusalKey, name)
 		_, err := p.Add(ctx, nil)
 		require.Error(t, err)
 		_, err = p.AddAsync(ctx, nil).Get(ctx)

@@ -1,4 +1,5 @@
-// Package contract is the one test of what a call does, run over every way that a call can go: see [Run].
+// Package contract is the one test of what a call does, for every way that a call can take. Start
+// with [Run].
 package contract
 
 import (
@@ -25,10 +26,10 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// Probe is the node under test. It does what it is told.
+// Probe is the node under test. Its requests select what it does.
 type Probe struct {
 	node *raylink.Node
-	// stubs are those that a stub can reach, by name; nil in a system.
+	// stubs are those that this stub can reach, by name; nil in a system.
 	stubs *Stubs
 
 	// sum is guarded by the node's turns; everything below by mu.
@@ -43,7 +44,7 @@ type Probe struct {
 
 var _ contractv1raylink.ProbeNode = (*Probe)(nil)
 
-// ErrPlain is a plain error that a local caller can look for.
+// ErrPlain is a plain error, which a local caller can find with errors.Is.
 var ErrPlain = errors.New("a plain error")
 
 func newProbe() *Probe { return &Probe{releases: make(map[string]chan struct{})} }
@@ -99,12 +100,12 @@ func setUpProbe(ctx context.Context, node *raylink.Node, config *contractv1.Prob
 		}
 	}
 	if config.GetFail() != "" {
-		return nil, errors.New(spoilt(config.GetFail()))
+		return nil, errors.New(invalidText(config.GetFail()))
 	}
 	return p, nil
 }
 
-// Add implements the node.
+// Add implements contractv1raylink.ProbeNode.
 func (p *Probe) Add(_ context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	p.sum += req.GetBy()
 	p.mu.Lock()
@@ -113,14 +114,14 @@ func (p *Probe) Add(_ context.Context, req *contractv1.AddRequest) (*contractv1.
 	return &contractv1.AddResponse{Sum: p.sum}, nil
 }
 
-// Echo implements the node.
+// Echo implements contractv1raylink.ProbeNode.
 func (p *Probe) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil
 }
 
-// Fail implements the node.
+// Fail implements contractv1raylink.ProbeNode.
 func (p *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
-	if err := deed(ctx); err != nil {
+	if err := act(ctx); err != nil {
 		return nil, err
 	}
 	switch {
@@ -129,7 +130,7 @@ func (p *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contrac
 	case req.GetGoexit():
 		runtime.Goexit()
 	case req.GetNothing():
-		return nil, nil //nolint:nilnil // what happens then is what is tested
+		return nil, nil //nolint:nilnil // the test is for this result
 	case req.GetCode() == 0:
 		return nil, fmt.Errorf("%s: %w", req.GetMessage(), ErrPlain)
 	}
@@ -153,7 +154,7 @@ func (p *Probe) release(name string) chan struct{} {
 	return p.releases[name]
 }
 
-// Block implements the node.
+// Block implements contractv1raylink.ProbeNode.
 func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	released := p.release(req.GetName())
 	p.mu.Lock()
@@ -170,18 +171,18 @@ func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contr
 	}
 }
 
-// BlockBeside implements the node.
+// BlockBeside implements contractv1raylink.ProbeNode.
 func (p *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	return p.Block(ctx, req)
 }
 
-// Release implements the node.
+// Release implements contractv1raylink.ProbeNode.
 func (p *Probe) Release(_ context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
 	close(p.release(req.GetName()))
 	return &contractv1.ReleaseResponse{}, nil
 }
 
-// Who implements the node.
+// Who, like the other methods, implements contractv1raylink.ProbeNode.
 func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
 	call := raylink.CallFrom(ctx)
 	if req.GetHeader() != "" {
@@ -194,7 +195,7 @@ func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv
 		CallerPath: call.Caller().Path, CallerNid: call.Caller().NID, Metadata: call.Metadata().Values(req.GetKey()), Way: string(call.Way()),
 		Pid: int64(os.Getpid()), Path: raylink.NodeFrom(ctx).Path(),
 	}
-	switch call.Metadata().Get(deedKey) {
+	switch call.Metadata().Get(actionKey) {
 	case "unsendable":
 		res.CallerPath = "caf\xe9"
 	case "undecodable":
@@ -207,19 +208,19 @@ func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv
 	return res, nil
 }
 
-// Nothing implements the node.
+// Nothing implements contractv1raylink.ProbeNode.
 func (p *Probe) Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
 	return nil, nil //nolint:nilnil // nil means the empty message
 }
 
-// Count implements the node.
+// Count implements contractv1raylink.ProbeNode.
 func (p *Probe) Count(ctx context.Context, req *contractv1.CountRequest, stream contractv1raylink.ProbeCountServerStream) error {
-	if err := deed(ctx); err != nil {
+	if err := act(ctx); err != nil {
 		return err
 	}
 	for i := range req.GetTo() {
 		res := &contractv1.CountResponse{Number: i + 1, Payload: make([]byte, req.GetPayload())}
-		if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "undecodable" && i == 1 {
+		if raylink.CallFrom(ctx).Metadata().Get(actionKey) == "undecodable" && i == 1 {
 			undecodable(res)
 		}
 		if err := stream.Send(res); err != nil {
@@ -242,9 +243,9 @@ func (p *Probe) Count(ctx context.Context, req *contractv1.CountRequest, stream 
 	return connect.NewError(connect.CodeDataLoss, req.GetFail())
 }
 
-// Sum implements the node.
+// Sum implements contractv1raylink.ProbeNode.
 func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServerStream) (*contractv1.SumResponse, error) {
-	if err := deed(ctx); err != nil {
+	if err := act(ctx); err != nil {
 		return nil, err
 	}
 	var sum int64
@@ -252,7 +253,7 @@ func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServer
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
 			res := &contractv1.SumResponse{Sum: sum}
-			if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "undecodable" {
+			if raylink.CallFrom(ctx).Metadata().Get(actionKey) == "undecodable" {
 				undecodable(res)
 			}
 			return res, raylink.NodeFrom(ctx).Do(ctx, func(context.Context) error {
@@ -282,13 +283,13 @@ func (p *Probe) Sum(ctx context.Context, stream contractv1raylink.ProbeSumServer
 	}
 }
 
-// Chat implements the node.
+// Chat implements contractv1raylink.ProbeNode.
 func (p *Probe) Chat(ctx context.Context, stream contractv1raylink.ProbeChatServerStream) error {
-	if err := deed(ctx); err != nil {
+	if err := act(ctx); err != nil {
 		return err
 	}
 	answer := "you said "
-	if raylink.CallFrom(ctx).Metadata().Get(deedKey) == "unsendable" {
+	if raylink.CallFrom(ctx).Metadata().Get(actionKey) == "unsendable" {
 		answer = "caf\xe9"
 	}
 	for {
@@ -306,7 +307,7 @@ func (p *Probe) Chat(ctx context.Context, stream contractv1raylink.ProbeChatServ
 		if err == nil {
 			err = stream.Send(&contractv1.ChatResponse{Text: answer + req.GetText()})
 		}
-		if err != nil { // the caller may be gone before its answer is known to have been sent
+		if err != nil { // the caller may have ended before the response is sent
 			p.mu.Lock()
 			p.cancelled = append(p.cancelled, "chat")
 			p.mu.Unlock()
@@ -315,14 +316,14 @@ func (p *Probe) Chat(ctx context.Context, stream contractv1raylink.ProbeChatServ
 	}
 }
 
-// Log implements the node.
+// Log implements contractv1raylink.ProbeNode.
 func (p *Probe) Log(context.Context, *contractv1.LogRequest) (*contractv1.LogResponse, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return &contractv1.LogResponse{Added: slices.Clone(p.added), Blocked: slices.Clone(p.blocked), Cancelled: slices.Clone(p.cancelled)}, nil
 }
 
-// Spawn implements the node.
+// Spawn implements contractv1raylink.ProbeNode.
 func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
 	if p.node == nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "a stub has no children")
@@ -342,15 +343,15 @@ func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contr
 	return &contractv1.SpawnResponse{Children: refs}, nil
 }
 
-// NotUTF8 in a request's text stands for a byte that is not UTF-8, which no request can carry.
+// NotUTF8, in a request's text, stands for a byte that is not UTF-8, which no request can carry.
 const NotUTF8 = "{ff}"
 
-func spoilt(text string) string { return strings.ReplaceAll(text, NotUTF8, "\xff") }
+func invalidText(text string) string { return strings.ReplaceAll(text, NotUTF8, "\xff") }
 
-// Crash implements the node.
+// Crash implements contractv1raylink.ProbeNode.
 func (p *Probe) Crash(ctx context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
 	if req.GetTask() != "" && p.node != nil {
-		p.node.Go(func(context.Context) error { return errors.New(spoilt(req.GetTask())) })
+		p.node.Go(func(context.Context) error { return errors.New(invalidText(req.GetTask())) })
 		return &contractv1.CrashResponse{}, nil
 	}
 	if req.GetStop() != "" && p.node != nil {

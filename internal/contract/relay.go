@@ -16,7 +16,7 @@ import (
 	raylink "github.com/raylink/raylink/runtime"
 )
 
-// Stubs are probes outside any system, which reach each other.
+// Stubs are probes outside of systems, which can call each other.
 type Stubs struct {
 	mu      sync.Mutex // guards handles
 	handles map[string]*contractv1raylink.Probe
@@ -25,7 +25,7 @@ type Stubs struct {
 // NewStubs makes an empty set.
 func NewStubs() *Stubs { return &Stubs{handles: make(map[string]*contractv1raylink.Probe)} }
 
-// Open makes one more probe and, by handle, a handle of it.
+// Open makes another probe, and a handle of it by the function handle.
 func (s *Stubs) Open(handle func(contractv1raylink.ProbeNode) *contractv1raylink.Probe) Peer {
 	p := newProbe()
 	p.stubs = s
@@ -37,7 +37,7 @@ func (s *Stubs) Open(handle func(contractv1raylink.ProbeNode) *contractv1raylink
 	return Peer{Probe: h, Path: "probe", NID: h.Ref().NID(), Reach: &contractv1.Reach{Stub: name}}
 }
 
-// DialHTTP makes a handle of a node that is reached by HTTP. close ends its connections.
+// DialHTTP makes a handle of a node that is reached by HTTP. closes ends its connections.
 func DialHTTP(reach *contractv1.Reach) (handle *contractv1raylink.Probe, closes func()) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(reach.GetHttp1())
@@ -83,7 +83,7 @@ func (p *Probe) dial(ctx context.Context, reach *contractv1.Reach) (handle *cont
 	return handle, nothing, err
 }
 
-// Relay implements the node.
+// Relay implements contractv1raylink.ProbeNode.
 func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
 	if which, ok := forgery(req.GetWhat()); ok {
 		return nil, p.count(which)
@@ -125,7 +125,7 @@ func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contr
 	return nil, connect.Errorf(connect.CodeInvalidArgument, "what is %q?", req.GetWhat())
 }
 
-// relayStreams sends on one stream what comes on another.
+// relayStreams sends on one stream what it receives on another.
 func relayStreams(ctx context.Context, next *contractv1raylink.Probe) (int64, error) {
 	from, err := next.Count(ctx, &contractv1.CountRequest{To: 100})
 	if err != nil {

@@ -45,8 +45,8 @@ func testAbandon(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, err)
 	_, err = stream.Receive()
 	require.NoError(t, err)
-	_ = stream.Close() // that it was cut short is no failure
-	eventually(t, p, "the node went on sending", cancelled("count"))
+	_ = stream.Close() // its error, that the stream was cut off, is expected
+	eventually(t, p, "the node continued to send", cancelled("count"))
 }
 
 func testSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
@@ -65,11 +65,11 @@ func testAbandonSum(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	require.NoError(t, err)
 	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: 1}))
 	eventually(t, p, "it did not begin", blocked("sum"))
-	_ = stream.Close() // that it was cut short is no failure
-	eventually(t, p, "the node was not told", cancelled("sum"))
+	_ = stream.Close() // its error, that the stream was cut off, is expected
+	eventually(t, p, "the node was not notified", cancelled("sum"))
 }
 
-// testTurnsOfStreams has streams and calls change what only turns may change.
+// testTurnsOfStreams has streams and calls change state that only turns may change.
 func testTurnsOfStreams(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	ctx := patient(t)
 	errs := make(chan error)
@@ -101,9 +101,9 @@ func testSumFails(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	stream, err := p.Sum(patient(t))
 	require.NoError(t, err)
 	require.NoError(t, stream.Send(&contractv1.SumRequest{Number: -1}))
-	// Where the response begins only after the request has ended, sending goes on until then.
+	// If the response begins only after the request has ended, sending continues until then.
 	for ctx := patient(t); err == nil && !way.HalfDuplex; err = stream.Send(&contractv1.SumRequest{Number: 1}) {
-		require.NoError(t, ctx.Err(), "the sender was not told")
+		require.NoError(t, ctx.Err(), "the sender was not notified")
 	}
 	if !way.HalfDuplex {
 		require.ErrorIs(t, err, io.EOF)
@@ -130,7 +130,7 @@ func testChat(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 func testChatRefused(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	stream, err := p.Chat(patient(t))
 	if err == nil {
-		_ = stream.Send(&contractv1.ChatRequest{Text: "a"}) // the receiving side says what is wrong
+		_ = stream.Send(&contractv1.ChatRequest{Text: "a"}) // receiving returns the reason
 		require.NoError(t, stream.CloseSend())
 		_, err = stream.Receive()
 	}
@@ -149,7 +149,7 @@ func testChatCancel(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	cancel()
 	_, err = stream.Receive()
 	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
-	eventually(t, p, "the node was not told", cancelled("chat"))
+	eventually(t, p, "the node was not notified", cancelled("chat"))
 }
 
 func testChatCancelWaiting(t *testing.T, _ Way, p *contractv1raylink.Probe) {
@@ -159,20 +159,20 @@ func testChatCancelWaiting(t *testing.T, _ Way, p *contractv1raylink.Probe) {
 	err := <-received
 	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
 	require.ErrorIs(t, err, context.Canceled)
-	eventually(t, p, "the node was not told", cancelled("chat"))
+	eventually(t, p, "the node was not notified", cancelled("chat"))
 }
 
 func testChatCloseWaiting(t *testing.T, way Way, p *contractv1raylink.Probe) {
 	stream, received := waitingChat(patient(t), t, p)
-	_ = stream.Close() // that it was cut short is no failure
+	_ = stream.Close() // its error, that the stream was cut off, is expected
 	err := <-received
 	assert.Equal(t, connect.CodeCanceled, connect.CodeOf(err), "%v", err)
 	if !way.EndsOnClose {
-		eventually(t, p, "the node was not told", cancelled("chat"))
+		eventually(t, p, "the node was not notified", cancelled("chat"))
 	}
 }
 
-// waitingChat opens a chat that has begun, and on which the next answer is waited for.
+// waitingChat opens a chat that has begun, with a receive that is blocked.
 func waitingChat(ctx context.Context, t *testing.T, p *contractv1raylink.Probe) (contractv1raylink.ProbeChatClientStream, <-chan error) {
 	t.Helper()
 	stream, err := p.Chat(ctx)

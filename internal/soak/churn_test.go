@@ -31,22 +31,23 @@ const (
 	// drain bounds the end of a node, and with it that of a creation that is given up: it ends what
 	// it had begun before it returns.
 	drain = 4 * time.Second
-	// birth is the longest deadline of a creation and of a stop, and processBirth of one that starts
-	// a process, which is slow on a machine that has other work.
-	birth        = 6 * time.Second
-	processBirth = 30 * time.Second
+	// creation is the longest deadline of a creation and of a stop, and processCreation of one that
+	// starts a process, which is slow on a machine that has other work.
+	creation        = 6 * time.Second
+	processCreation = 30 * time.Second
 	// notice is how long a death may take to be known at another host. Brain may be away for some
 	// seconds meanwhile.
 	notice = 15 * time.Second
-	// churners is the first of the names of those who create nodes: nothing else has names from here on.
+	// churners is the first caller name of the goroutines that create nodes; callers have lower
+	// ones.
 	churners = 1 << 13
 )
 
-// life is a node that comes and goes.
+// life is a node that is created and ended during the run.
 type life struct {
 	at    place
 	probe *contractv1raylink.Probe
-	// later says that the node was not set up when its creation returned: it may never be.
+	// later is set if the node was not set up when its creation returned; it may never be.
 	later bool
 	// ending is set before the node is stopped or killed: from then on its calls may fail.
 	ending atomic.Bool
@@ -61,27 +62,28 @@ type place struct {
 	longest time.Duration
 }
 
-// place chooses where the next node is created, and how.
+// place chooses where and how the next node is created.
 func (c *caller) place() place {
 	far := c.r.IntN(hosts)
 	switch n := c.r.IntN(24); {
 	case n == 0:
 		return place{
-			"create process", c.host, c.host.cradle.Ref(), []raylink.CreateOption{raylink.OwnProcess()}, processBirth,
+			"create process", c.host, c.host.cradle.Ref(), []raylink.CreateOption{raylink.OwnProcess()}, processCreation,
 		}
 	case n < 8:
-		return place{"create here", c.host, c.host.rt, []raylink.CreateOption{raylink.Here()}, birth}
+		return place{"create here", c.host, c.host.rt, []raylink.CreateOption{raylink.Here()}, creation}
 	case n < 16:
 		return place{
-			"create below", c.host, c.host.own.Ref(), []raylink.CreateOption{raylink.ParentProcess()}, birth,
+			"create below", c.host, c.host.own.Ref(), []raylink.CreateOption{raylink.ParentProcess()}, creation,
 		}
 	}
 	return place{
-		"create far", c.w.hosts[far], c.host.nodes[far].Ref(), []raylink.CreateOption{raylink.ParentProcess()}, birth,
+		"create far", c.w.hosts[far], c.host.nodes[far].Ref(), []raylink.CreateOption{raylink.ParentProcess()}, creation,
 	}
 }
 
-// lasting is begin for what needs Brain: it has a long deadline, or is given up early.
+// lasting is begin for operations that need Brain. They have a long deadline, or are canceled
+// early.
 func (c *caller) lasting(what string, longest time.Duration, early bool, to ...*host) *call {
 	if early {
 		longest = time.Duration(c.r.IntN(60)) * time.Millisecond
@@ -92,7 +94,7 @@ func (c *caller) lasting(what string, longest time.Duration, early bool, to ...*
 	return b
 }
 
-// live creates nodes, uses and ends them, in each of the ways that there are.
+// live creates nodes, calls and ends them, in each possible way.
 func (c *caller) live() {
 	at := c.place()
 	opts := at.opts
@@ -120,7 +122,7 @@ func (c *caller) live() {
 func (c *caller) use(l *life) {
 	p, err := contractv1raylink.ProbeFrom(c.host.rt, l.probe.Ref().NodeRef())
 	if err != nil {
-		c.w.faultf("a reference of a node that was created: %v", err)
+		c.w.faultf("a reference of a created node: %v", err)
 		return
 	}
 	for first := true; !l.ending.Load() || first; first = false {
@@ -179,8 +181,8 @@ func (c *caller) finish(l *life) {
 		}
 		return
 	}
-	for { // a stop that did not get through is tried again: the node has to end
-		ctx := c.lasting("stop", birth, false, l.at.on, c.host)
+	for { // a stop that failed is repeated: the node has to end
+		ctx := c.lasting("stop", creation, false, l.at.on, c.host)
 		err := l.probe.Ref().Stop(ctx)
 		if ctx.check(err) || connect.CodeOf(err) == connect.CodeUnavailable && l.probe.Ref().State() == nodev1.NodeState_NODE_STATE_DEAD {
 			return
@@ -196,7 +198,7 @@ func (c *caller) finish(l *life) {
 	}
 }
 
-// over is closed when the node is known to have ended.
+// over returns a channel that is closed when the node is known to have ended.
 func (l *life) over() <-chan struct{} {
 	if l.probe.Ref().State() != nodev1.NodeState_NODE_STATE_DEAD {
 		return nil
@@ -206,11 +208,11 @@ func (l *life) over() <-chan struct{} {
 	return ended
 }
 
-// churn creates and ends nodes, one life after the other.
+// churn creates and ends nodes, one after the other.
 func (w *world) churn(h *host, r *rand.Rand, name int64) {
 	c := &caller{w: w, host: h, r: r, name: name}
 	for !w.isOver() {
-		for w.alone.Load() && !w.isOver() { // its calls go over the same connections
+		for w.alone.Load() && !w.isOver() { // its calls use the same connections
 			w.pause(100 * time.Millisecond)
 		}
 		c.live()
@@ -218,12 +220,12 @@ func (w *world) churn(h *host, r *rand.Rand, name int64) {
 	}
 }
 
-// visit has a host join for a moment, which calls the others and leaves while its calls are open.
+// visit has a host join briefly, call the others, and leave while its calls are open.
 func (w *world) visit(r *rand.Rand, name int64) {
 	c := &caller{w: w, r: r, name: name}
 	for !w.isOver() {
 		w.pause(time.Duration(200+r.IntN(1500)) * time.Millisecond)
-		ctx := c.lasting("visit", birth, r.IntN(4) == 0, w.hosts...)
+		ctx := c.lasting("visit", creation, r.IntN(4) == 0, w.hosts...)
 		rt, err := join.Start(ctx, append(w.options(), raylink.WithBrain(w.brain.address))...)
 		if ctx.check(err) {
 			c.stay(rt)
@@ -237,7 +239,7 @@ func (c *caller) stay(rt *join.Runtime) {
 	for _, h := range c.w.hosts {
 		p, err := contractv1raylink.ProbeFrom(rt, h.own.Ref().NodeRef())
 		if err != nil {
-			c.w.faultf("a reference of a node that lives: %v", err)
+			c.w.faultf("a reference of a live node: %v", err)
 			continue
 		}
 		r := rand.New(rand.NewPCG(c.r.Uint64(), 1))
@@ -250,7 +252,7 @@ func (c *caller) stay(rt *join.Runtime) {
 			}
 		})
 	}
-	ctx := c.lasting("visitor creates", birth, false)
+	ctx := c.lasting("visitor creates", creation, false)
 	if _, err := contractv1raylink.CreateProbe(ctx, rt, nil); ctx.check(err) {
 		c.w.count("visitor created")
 	}
@@ -265,7 +267,8 @@ func (c *caller) stay(rt *join.Runtime) {
 	calls.Wait()
 }
 
-// checkLives checks that of the nodes that came and went nothing is left, with the hosts or in Brain.
+// checkLives checks that nothing is left of the nodes that were created and ended, in the hosts and
+// in Brain.
 func (w *world) checkLives() {
 	t := w.t
 	assert.Eventually(t, func() bool { return w.ups.Load()-w.downs.Load() == hosts }, patience, 10*time.Millisecond,
@@ -291,7 +294,7 @@ func (w *world) checkLives() {
 				left = append(left, rec.GetPath()+" "+rec.GetState().String())
 			}
 		}
-		return len(left) == hosts+1 // one is the cradle's
+		return len(left) == hosts+1 // one is in the cradle
 	}, patience, 50*time.Millisecond) {
 		require.Fail(t, "records of nodes are left", "%d: %v", len(left), left)
 	}

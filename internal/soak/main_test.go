@@ -28,14 +28,14 @@ import (
 
 var (
 	duration = flag.Duration("soak", 5*time.Second, "how long TestSoak keeps the system under stress")
-	seed     = flag.Uint64("soak.seed", 0, "what TestSoak's choices follow from; 0 for one of its own")
+	seed     = flag.Uint64("soak.seed", 0, "the seed of TestSoak's random choices; 0 chooses one")
 )
 
-// patience bounds every wait of the test's own. Reaching it is a failure, of which a run with a fault
-// on purpose has enough sooner.
+// patience bounds the test's own waits. Reaching it is a failure. A run with an injected fault has
+// a shorter one.
 var patience = time.Minute
 
-// fault is what is wrong on purpose in this run.
+// fault is the fault that is injected in this run.
 var fault = os.Getenv(faultVariable)
 
 const (
@@ -44,12 +44,12 @@ const (
 	// cradleMode makes this binary the cradle, unless it is Brain: the address of Brain.
 	cradleMode = "RAYLINK_TEST_SOAK_CRADLE"
 	token      = "soaked"
-	// faultVariable names what is wrong on purpose in this run, see TestSoakNotices.
+	// faultVariable names the fault that is injected in this run, see TestSoakDetects.
 	faultVariable = "RAYLINK_FAULT"
 )
 
 func TestMain(m *testing.M) {
-	// The race detector makes every process wait a second before it ends.
+	// The race detector delays the exit of every process by a second.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -74,7 +74,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// serveBrain is the life of Brain's process, and of those of its own nodes.
+// serveBrain is the main function of Brain's process, and of those of its own nodes.
 func serveBrain(address string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -84,8 +84,8 @@ func serveBrain(address string) error {
 	})
 }
 
-// cradle is the life of the cradle: a host with a node below which there are nodes with processes of
-// their own. It is also theirs.
+// cradle is the main function of the cradle, a host with a node whose children have processes of
+// their own, and of those processes.
 func cradle(address string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -128,27 +128,28 @@ func startServing(cmd *exec.Cmd) (string, error) {
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
-	// The pipe is read to its end by Wait's caller: the process's nodes may hold it a little longer.
+	// The caller of Wait reads the pipe to its end: the process's nodes may hold it a little
+	// longer.
 	line, err := bufio.NewReader(out).ReadString('\n')
 	what, serves := strings.CutPrefix(strings.TrimSpace(line), "serving ")
 	if err != nil || !serves {
-		return "", fmt.Errorf("it said %q: %w", line, err)
+		return "", fmt.Errorf("its output was %q: %w", line, err)
 	}
 	return what, nil
 }
 
 func (b *brain) signal(s os.Signal) error { return b.cmd.Process.Signal(s) }
 
-// kill ends the process without any warning.
+// kill ends the process by SIGKILL.
 func (b *brain) kill() error {
 	if err := b.cmd.Process.Kill(); err != nil {
 		return err
 	}
-	_ = b.cmd.Wait() // its error is the signal
+	_ = b.cmd.Wait() // the error is the signal
 	return nil
 }
 
-// reserve finds a port that is free, for a listener that has to be started again on the same one.
+// reserve finds a free port, for a listener that has to be restarted on the same one.
 func reserve(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -157,7 +158,7 @@ func reserve(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// ours are the processes, but for this one, whose environment names a directory.
+// ours are the other processes whose environment contains a directory.
 func ours(dir string) []string {
 	var found []string
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
@@ -175,7 +176,7 @@ func ours(dir string) []string {
 	return found
 }
 
-// openFiles is how many file descriptors the process has.
+// openFiles is the number of the process's file descriptors.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	files, err := os.ReadDir("/proc/self/fd")

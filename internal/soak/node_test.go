@@ -19,7 +19,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// node checks what comes to it.
+// node checks the calls that it receives.
 type node struct {
 	contractv1raylink.UnimplementedProbeNode
 
@@ -31,25 +31,25 @@ type node struct {
 	blocked *atomic.Int64
 }
 
-// kept is what a run keeps on purpose.
-var kept []any
+// leaked is what a run leaks as an injected fault.
+var leaked []any
 
-// leave leaves something behind where that is the fault on purpose.
+// leave leaks something if that is the injected fault.
 func (w *world) leave() {
 	switch fault {
 	case "goroutine":
 		go func() { select {} }()
 	case "file":
 		file, _ := os.Open(os.DevNull)
-		kept = append(kept, file) // else the collector closes it
+		leaked = append(leaked, file) // otherwise the garbage collector closes it
 	case "process":
 		_ = exec.Command("sleep", "60").Start()
 	}
 }
 
-// number is what a call adds: who makes it, and how many it has made before. A caller has a new
-// name after a connection was cut: what is still on its way over an old connection may arrive after
-// what goes over the next.
+// number is what a call adds: its caller's name, and how many calls that caller has made before.
+// After a connection was cut its caller takes a new name: calls in transit on the old connection
+// may arrive after those on the next.
 func number(caller, epoch, count int64) int64 { return (caller<<16|epoch)<<32 | count }
 
 func (w *world) setUp(
@@ -67,10 +67,10 @@ func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1
 	if last := n.last[caller]; count <= last {
 		err := connect.Errorf(connect.CodeInternal, "call %d of caller %x ran on %s after call %d", count, caller, n.node.Path(), last)
 		n.world.faultf("%v", err)
-		return nil, err // its caller notes it too: the node may live in a process of its own
+		return nil, err // its caller records it too: the node may live in a process of its own
 	}
 	n.last[caller] = count
-	if count%97 == 0 { // so that some are slow
+	if count%97 == 0 { // some are slow
 		select {
 		case <-time.After(2 * time.Millisecond):
 		case <-ctx.Done():
@@ -79,11 +79,11 @@ func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1
 	return &contractv1.AddResponse{Sum: req.GetBy()}, nil
 }
 
-// fetchPrefix begins a request for so many bytes.
+// fetchPrefix begins a request for a response of so many bytes.
 const fetchPrefix = "fetch "
 
-// keptBy guards kept.
-var keptBy sync.Mutex
+// leakedMu guards leaked.
+var leakedMu sync.Mutex
 
 // Echo runs beside the turns.
 func (*node) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
@@ -92,9 +92,9 @@ func (*node) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.E
 		return &contractv1.EchoResponse{Payload: pattern(size, size)}, err
 	}
 	if fault == "memory" {
-		keptBy.Lock()
-		kept = append(kept, make([]byte, 4<<20))
-		keptBy.Unlock()
+		leakedMu.Lock()
+		leaked = append(leaked, make([]byte, 4<<20))
+		leakedMu.Unlock()
 	}
 	return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil
 }
@@ -106,17 +106,17 @@ func (n *node) untilEnd(ctx context.Context) (*contractv1.BlockResponse, error) 
 	return nil, ctx.Err()
 }
 
-// Block holds its turn until its caller does not wait any more.
+// Block holds its turn until its context ends.
 func (n *node) Block(ctx context.Context, _ *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	return n.untilEnd(ctx)
 }
 
-// BlockBeside does so without a turn.
+// BlockBeside does the same without a turn.
 func (n *node) BlockBeside(ctx context.Context, _ *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	return n.untilEnd(ctx)
 }
 
-// Relay adds to another node, or asks that one to do so with a third.
+// Relay adds to another node, or has that node relay to a third.
 func (n *node) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
 	next, err := contractv1raylink.ProbeFrom(n.node, req.GetNext().GetNode())
 	if err != nil {
@@ -146,7 +146,7 @@ func (*node) Count(
 	return nil
 }
 
-// Sum adds what comes.
+// Sum adds the numbers that it receives.
 func (*node) Sum(
 	_ context.Context, stream contractv1raylink.ProbeSumServerStream,
 ) (*contractv1.SumResponse, error) {
@@ -163,7 +163,7 @@ func (*node) Sum(
 	}
 }
 
-// Chat echoes.
+// Chat echoes messages.
 func (*node) Chat(_ context.Context, stream contractv1raylink.ProbeChatServerStream) error {
 	for {
 		req, err := stream.Receive()
@@ -179,7 +179,7 @@ func (*node) Chat(_ context.Context, stream contractv1raylink.ProbeChatServerStr
 	}
 }
 
-// pattern is the content of a message: what arrives can be recognised.
+// pattern is the content of a message, from which a receiver can tell whether it is intact.
 func pattern(seed, size int) []byte {
 	b := make([]byte, size)
 	for i := range b {

@@ -10,8 +10,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/memnet"
 )
 
-// proxy is what stands between a host and those that dial it: each connection goes over a link of
-// memnet's, which can be slowed, stalled and cut.
+// proxy forwards connections to a host. Each has a link of package memnet, which can be slowed,
+// stalled and cut.
 type proxy struct {
 	listener net.Listener
 	target   string
@@ -22,7 +22,7 @@ type proxy struct {
 	links  map[*memnet.Link]struct{}
 }
 
-// newProxy listens. target is where it goes on.
+// newProxy makes a proxy that listens, and forwards connections to target.
 func newProxy(target string) (*proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -45,7 +45,7 @@ func (p *proxy) accept() {
 	}
 }
 
-// forward carries one connection, until an end or the link between is gone.
+// forward serves one connection, until one end or the link is closed.
 func (p *proxy) forward(client net.Conn) {
 	host, err := net.Dial("tcp", p.target)
 	if err != nil {
@@ -65,7 +65,7 @@ func (p *proxy) forward(client net.Conn) {
 		pumps.Go(func() {
 			_, _ = io.Copy(ends[1], ends[0])
 			for _, c := range []net.Conn{client, near, far, host} {
-				_ = c.Close() // a connection of a tunnel has no half that goes on alone
+				_ = c.Close() // a tunnel's connection is never half-closed
 			}
 		})
 	}
@@ -75,7 +75,7 @@ func (p *proxy) forward(client net.Conn) {
 	p.mu.Unlock()
 }
 
-// each does something with every link that there is.
+// each calls a function for every link.
 func (p *proxy) each(do func(*memnet.Link)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,8 +84,8 @@ func (p *proxy) each(do func(*memnet.Link)) {
 	}
 }
 
-// disturb does something to the links for a moment. It reports how to undo that; nil where they are
-// gone for good.
+// disturb slows, stalls or cuts the links. It returns a function that undoes that; nil if they were
+// cut.
 func (p *proxy) disturb(r *rand.Rand) (what string, undo func()) {
 	whole := func(l *memnet.Link) {
 		l.Resume()

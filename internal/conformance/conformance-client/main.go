@@ -1,8 +1,10 @@
-// Conformance-client is a client under test for connectconformance: it makes each call by a generated handle.
+// Conformance-client is a client under test for connectconformance. It makes each call by a
+// generated handle.
 //
-//	conformance-client -way tunnel   a handle of the node with the alias "conf" at the Brain that the server named; calls go through a tunnel
-//	conformance-client -way local    a handle of a node in this process; the server is not asked
-//	conformance-client -way http     a handle over connect's HTTP client, of the node "conf" at the server's address
+//	conformance-client -way tunnel   a handle of the node "conf", an alias, by a tunnel
+//	                                 (the server's address is that of Brain)
+//	conformance-client -way local    a handle of a node in this process, without the server
+//	conformance-client -way http     a handle of the node "conf" over connect's HTTP client
 package main
 
 import (
@@ -31,7 +33,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// atOnce is how many calls are made at once.
+// atOnce is the number of concurrent calls.
 const atOnce = 4
 
 func main() {
@@ -127,15 +129,15 @@ func (c *client) handle(ctx context.Context, address string) (*conformancev1rayl
 	return h, nil
 }
 
-// call is one call in the making.
+// call is the state of one call.
 type call struct {
 	req    *conformancev1.ClientCompatRequest
 	handle *conformancev1raylink.ConformanceService
 	cancel context.CancelFunc
 	result *conformancev1.ClientResponseResult
 
-	// When the call is to be canceled: before its requests end, after so many responses, or so long after its requests have ended;
-	// the latter two are -1 for never.
+	// When to cancel the call: before its requests end, after so many responses, or so long after
+	// its requests have ended; the latter two are -1 for never.
 	beforeCloseSend bool
 	afterResponses  int
 	afterCloseSend  time.Duration
@@ -185,7 +187,7 @@ func headers(from *connect.Header) []*conformancev1.Header {
 	return to
 }
 
-// make makes the call. Its outcome is in the result; an error is of this program.
+// make makes the call. Its outcome is in the result; an error is one of this program.
 func (c *call) make(ctx context.Context) error {
 	switch c.req.GetMethod() {
 	case "Unary":
@@ -206,7 +208,7 @@ func (c *call) make(ctx context.Context) error {
 	return fmt.Errorf("the service has no method %q", c.req.GetMethod())
 }
 
-// failed notes the call's outcome.
+// failed records the call's error.
 func (c *call) failed(err error) {
 	if err == nil || errors.Is(err, io.EOF) {
 		return
@@ -234,11 +236,11 @@ func (c *call) request(i int, into proto.Message) error {
 	if err := c.req.GetRequestMessages()[i].UnmarshalTo(into); err != nil {
 		return fmt.Errorf("request %d: %w", i, err)
 	}
-	time.Sleep(time.Duration(c.req.GetRequestDelayMs()) * time.Millisecond) //nolint:forbidigo // what the suite asks for
+	time.Sleep(time.Duration(c.req.GetRequestDelayMs()) * time.Millisecond) //nolint:forbidigo // the suite requests a pause
 	return nil
 }
 
-// unsent counts the requests that the node no longer took, from number i on.
+// unsent records that the requests from number i on were not sent.
 func (c *call) unsent(i int) {
 	c.result.NumUnsentRequests = int32(len(c.req.GetRequestMessages()) - i) //nolint:gosec // a handful
 }
@@ -260,10 +262,10 @@ func unary[Req proto.Message, Res interface {
 	return nil
 }
 
-// closedSend cancels the call that is to be canceled when its requests have ended.
+// closedSend cancels the call if it is to be canceled after its requests have ended.
 func (c *call) closedSend() {
 	if c.afterCloseSend >= 0 {
-		time.Sleep(c.afterCloseSend) //nolint:forbidigo // what the suite asks for
+		time.Sleep(c.afterCloseSend) //nolint:forbidigo // the suite requests a pause
 		c.cancel()
 	}
 }
@@ -346,7 +348,7 @@ func (c *call) bidiStream(ctx context.Context) error {
 		}
 		if err := stream.Send(req); err != nil {
 			c.unsent(i)
-			for receive() { // until the reason comes
+			for receive() { // until the error arrives
 			}
 			return nil
 		}
@@ -357,9 +359,9 @@ func (c *call) bidiStream(ctx context.Context) error {
 	if c.beforeCloseSend {
 		c.cancel()
 	}
-	_ = stream.CloseSend() // receiving says what is wrong
+	_ = stream.CloseSend() // receiving returns the reason
 	c.closedSend()
-	for receive() { // all that is left
+	for receive() { // the rest
 	}
 	return nil
 }

@@ -1,4 +1,5 @@
-// Conformance-server is the server under test: the suite's service as a node, whose address it reports to connectconformance.
+// Conformance-server is the server under test. It hosts the suite's service as a node, and reports
+// the address to connectconformance.
 //
 //	conformance-server -at host      the address of the node's own host
 //	conformance-server -at gateway   Brain's address; the node lives in a process of its own
@@ -25,16 +26,16 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// The node's process runs main too. What it must know before Init comes by its environment.
+// The node's process runs main too. It gets its settings from the environment.
 const (
 	maxMessageVar = "CONFORMANCE_MAX_MESSAGE"
 	dataVar       = "CONFORMANCE_DATA"
-	// brokenVar makes the node leave out response headers, so that the suite can be seen to fail.
+	// brokenVar makes the node omit response headers, to check that the suite can fail.
 	brokenVar = "CONFORMANCE_BROKEN"
 )
 
 func main() {
-	at := flag.String("at", "host", "whose address to tell: host, gateway or brain")
+	at := flag.String("at", "host", "whose address to report: host, gateway or brain")
 	flag.Parse()
 	if err := serve(*at); err != nil {
 		fmt.Fprintln(os.Stderr, "server:", err)

@@ -1,5 +1,6 @@
-// Package service is connectrpc.conformance.v1.ConformanceService as a RayLink node. What each method does is written in the
-// service's schema: it answers, or fails, as the request's definition says, and reports what it saw of the call.
+// Package service implements connectrpc.conformance.v1.ConformanceService as a RayLink node. The
+// service's schema specifies the methods: each responds or fails as the request's definition says,
+// and reports the call's requests and metadata.
 package service
 
 import (
@@ -19,11 +20,12 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// Node implements the service. What it does not override, Unimplemented above all, answers with that code.
+// Node implements the service. Methods that it does not override, such as Unimplemented, fail with
+// the code unimplemented.
 type Node struct {
 	conformancev1raylink.UnimplementedConformanceServiceNode
 
-	// Broken makes the node leave out response headers, so that a run can be seen to fail.
+	// Broken makes the node omit response headers, to check that a run can fail.
 	Broken bool
 }
 
@@ -83,7 +85,8 @@ func (n Node) ServerStream(
 	return out.end()
 }
 
-// BidiStream implements the service. In full duplex each request is answered as it comes, otherwise all of them at their end.
+// BidiStream implements the service. In full duplex it responds to each request as it arrives,
+// otherwise to all of them at their end.
 func (n Node) BidiStream(ctx context.Context, stream conformancev1raylink.ConformanceServiceBidiStreamServerStream) error {
 	out := replies{node: n, ctx: ctx, send: func(payload *conformancev1.ConformancePayload) error {
 		return stream.Send(&conformancev1.BidiStreamResponse{Payload: payload})
@@ -110,7 +113,7 @@ func (n Node) BidiStream(ctx context.Context, stream conformancev1raylink.Confor
 		if sent, err := out.sendNext(); err != nil {
 			return err
 		} else if !sent {
-			break // a request for which there is no response is the last
+			break // a request without a response is the last
 		}
 	}
 	if err := out.sendRest(); err != nil {
@@ -119,7 +122,7 @@ func (n Node) BidiStream(ctx context.Context, stream conformancev1raylink.Confor
 	return out.end()
 }
 
-// answer is the outcome of a call that has one response.
+// answer returns the outcome of a call that has one response.
 func (n Node) answer(
 	ctx context.Context, definition *conformancev1.UnaryResponseDefinition, requests ...proto.Message,
 ) (*conformancev1.ConformancePayload, error) {
@@ -160,7 +163,7 @@ func (r *replies) received(req proto.Message) error {
 	return err
 }
 
-// sendNext sends the next response, if there is one more.
+// sendNext sends the next response, if there is one.
 func (r *replies) sendNext() (bool, error) {
 	if r.sent == len(r.definition.GetResponseData()) {
 		return false, nil
@@ -188,7 +191,7 @@ func (r *replies) sendRest() error {
 	}
 }
 
-// end is the stream's outcome. If nothing was sent, the error reports the requests.
+// end returns the stream's outcome. If no response was sent, the error reports the requests.
 func (r *replies) end() error {
 	if r.definition.GetError() == nil {
 		return nil
@@ -199,7 +202,7 @@ func (r *replies) end() error {
 	return failure(r.definition.GetError(), requestInfo(r.ctx, r.requests))
 }
 
-// wait lets some time pass. It returns ctx's error if that ends before.
+// wait blocks for some time. If ctx ends first, it returns ctx's error.
 func wait(ctx context.Context, ms uint32) error {
 	if ms == 0 {
 		return nil
@@ -265,7 +268,7 @@ func requestInfo(ctx context.Context, requests []*anypb.Any) *conformancev1.Conf
 	return info
 }
 
-// failure makes the error that a definition asks for.
+// failure makes the error that a definition requests.
 func failure(definition *conformancev1.Error, info *conformancev1.ConformancePayload_RequestInfo) error {
 	details := definition.GetDetails()
 	if info != nil {

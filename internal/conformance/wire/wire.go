@@ -1,5 +1,5 @@
-// Package wire is how connectconformance talks to the programs under test: messages on standard input and output, each after its
-// length in four bytes.
+// Package wire is the protocol between connectconformance and the programs under test: messages on
+// standard input and output, each preceded by its length in four bytes.
 package wire
 
 import (
@@ -37,7 +37,7 @@ func Read(r io.Reader, msg proto.Message) error {
 	return nil
 }
 
-// Write writes one message, in one piece.
+// Write writes one message by one call of w.Write.
 func Write(w io.Writer, msg proto.Message) error {
 	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 4), msg)
 	if err != nil {

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: contract/v1/contract.proto
 
-// The node that the contract test calls, whatever way its calls go.
+// The node that the contract test calls over every way.
 
 package contractv1
 
@@ -32,9 +32,9 @@ type ProbeConfig struct {
 	Start int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
 	// Set-up fails with this text.
 	Fail string `protobuf:"bytes,2,opt,name=fail,proto3" json:"fail,omitempty"`
-	// Set-up creates so many children, which call their parent in their own.
+	// Set-up creates this many children, each of which calls its parent in its own set-up.
 	Children uint32 `protobuf:"varint,3,opt,name=children,proto3" json:"children,omitempty"`
-	// Set-up waits so long, or until its context ends.
+	// Set-up waits this long, or until its context ends.
 	Wait *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Set-up prints this line.
 	Print string `protobuf:"bytes,5,opt,name=print,proto3" json:"print,omitempty"`
@@ -44,9 +44,9 @@ type ProbeConfig struct {
 	Deaf bool `protobuf:"varint,7,opt,name=deaf,proto3" json:"deaf,omitempty"`
 	// Set-up returns a nil pointer and no error.
 	Nothing bool `protobuf:"varint,8,opt,name=nothing,proto3" json:"nothing,omitempty"`
-	// Set-up starts this command, and leaves it running.
+	// Set-up starts this command and leaves it running.
 	Command []string `protobuf:"bytes,9,rep,name=command,proto3" json:"command,omitempty"`
-	// Set-up writes its process's id into this file first.
+	// Set-up first writes its process id to this file.
 	PidFile       string `protobuf:"bytes,10,opt,name=pid_file,json=pidFile,proto3" json:"pid_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -333,7 +333,7 @@ type FailRequest struct {
 	// A connect code; 0 means a plain error.
 	Code    uint32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Goes along as a detail.
+	// The text of an error detail.
 	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	Panic  bool   `protobuf:"varint,4,opt,name=panic,proto3" json:"panic,omitempty"`
 	Goexit bool   `protobuf:"varint,5,opt,name=goexit,proto3" json:"goexit,omitempty"`
@@ -498,7 +498,7 @@ func (x *Detail) GetText() string {
 
 type BlockRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ends when a Release of this name comes, or its context ends.
+	// Ends at a Release of this name, or with its context.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -661,7 +661,7 @@ type WhoRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key of the metadata to read.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Metadata to send back, before and after the response.
+	// Metadata of the response, in its header and its trailer.
 	Header        string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
 	Trailer       string `protobuf:"bytes,3,opt,name=trailer,proto3" json:"trailer,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1156,7 +1156,7 @@ func (*LogRequest) Descriptor() ([]byte, []int) {
 
 type LogResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What Add was asked to add, in the order in which it was.
+	// The arguments of Add, in the order of its calls.
 	Added []int64 `protobuf:"varint,1,rep,packed,name=added,proto3" json:"added,omitempty"`
 	// Blocks that began.
 	Blocked []string `protobuf:"bytes,2,rep,name=blocked,proto3" json:"blocked,omitempty"`
@@ -1217,18 +1217,18 @@ func (x *LogResponse) GetCancelled() []string {
 	return nil
 }
 
-// Reach is a way to a node; one of node, url, tunnel and stub is set.
+// Reach is a way to a node. One of node, url, tunnel and stub is set.
 type Reach struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// By a handle of the runtime's.
+	// By a handle of the runtime.
 	Node *v1.NodeRef `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// By HTTP, at this base URL; the protocol is connect's where none is named, else json, grpc or grpcweb.
+	// By HTTP, at this base URL. The protocol is json, grpc or grpcweb; by default it is connect's.
 	Url      string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Http1    bool   `protobuf:"varint,4,opt,name=http1,proto3" json:"http1,omitempty"`
-	// By a connection of its own, as somebody dials who has no runtime.
+	// By a connection of its own, as a client without a runtime dials it.
 	Tunnel *v1.TunnelInfo `protobuf:"bytes,5,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
-	// A stub of that name.
+	// By the stub of this name.
 	Stub          string `protobuf:"bytes,6,opt,name=stub,proto3" json:"stub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1308,12 +1308,13 @@ func (x *Reach) GetStub() string {
 
 type RelayRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who to call.
+	// The node to call.
 	Next *Reach `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`
-	// What to do there: add, fail, wrap (a failure, in words of one's own), who, block, streams, back (call me back).
+	// What to do there: add, fail, wrap (a failure, with a text before it), who, block, streams, back
+	// (call the caller).
 	What string `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
 	Back *Reach `protobuf:"bytes,3,opt,name=back,proto3" json:"back,omitempty"`
-	// Calls async and waits for the future, instead of calling.
+	// Makes an async call and waits for its future.
 	Async         bool          `protobuf:"varint,4,opt,name=async,proto3" json:"async,omitempty"`
 	Fail          *FailRequest  `protobuf:"bytes,5,opt,name=fail,proto3" json:"fail,omitempty"`
 	Who           *WhoRequest   `protobuf:"bytes,6,opt,name=who,proto3" json:"who,omitempty"`
@@ -1559,7 +1560,7 @@ func (x *SpawnResponse) GetChildren() []*v1.NodeRef {
 
 type CrashRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// By a task's error instead of the process's end.
+	// The text of a task's error, which ends the node instead of the process.
 	Task string `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// The process ends with exit code 0 instead of 3.
 	Quietly bool `protobuf:"varint,2,opt,name=quietly,proto3" json:"quietly,omitempty"`

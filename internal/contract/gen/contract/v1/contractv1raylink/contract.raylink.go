@@ -4,7 +4,7 @@
 
 // Package contractv1raylink has the nodes and handles of the services in contract/v1/contract.proto.
 //
-// The node that the contract test calls, whatever way its calls go.
+// The node that the contract test calls over every way.
 package contractv1raylink
 
 import (
@@ -358,7 +358,7 @@ var probeHandlers = []runtime.GeneratedHandler{
 // ProbeNode is what a node of the service contract.v1.Probe implements. Its unary methods run one at a time unless the
 // schema says otherwise.
 //
-// Probe does whatever the contract test wants to see done.
+// Probe has a method for each case of the contract test.
 type ProbeNode interface {
 	// Add takes a turn.
 	Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
@@ -504,7 +504,7 @@ func ProbeType(setup func(context.Context, *runtime.Node, *contractv1.ProbeConfi
 // Probe is the handle of a node of the service contract.v1.Probe, wherever that node lives. It may be used by several
 // goroutines at once.
 //
-// Probe does whatever the contract test wants to see done.
+// Probe has a method for each case of the contract test.
 type Probe struct {
 	ref runtime.Ref
 }
