@@ -67,7 +67,8 @@ type Config struct {
 	// back-to-back calls several times faster and uses CPU time that others may need. At most
 	// GOMAXPROCS/2 readers of a process spin at once. Default 50 µs; negative disables it.
 	BusyPoll time.Duration
-	// Watchdog watches the connection. The connections of one process should share one. By default each connection has its own.
+	// Watchdog watches the connection. The connections of one process should share one. By default
+	// each connection has its own.
 	Watchdog *Watchdog
 	// Logger receives what no caller is notified of, such as panics in handlers and protocol
 	// violations by peers. Default [slog.Default].

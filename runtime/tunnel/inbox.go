@@ -21,7 +21,7 @@ import (
 // whole queue at once.
 type inbox struct {
 	arrivals
-	batchInHand
+	receiveBatch
 
 	conn *Conn
 	id   uint32
@@ -69,9 +69,9 @@ type arrivals struct {
 	widened bool
 }
 
-// batchInHand is the part of an inbox that is owned by the stream's reader: the messages taken out
+// receiveBatch is the part of an inbox that is owned by the stream's reader: the messages taken out
 // of the queue and not yet returned by receive. They still count against the window.
-type batchInHand struct {
+type receiveBatch struct {
 	inHand []packet
 	next   int
 	// returned is the cost of the messages returned since the last call of grantable. When it

@@ -37,9 +37,9 @@ type Allocator interface {
 
 // HandlerState is what a handler keeps of one call.
 type HandlerState interface {
-	// Ended is called as [Incoming.OnEnd] has requested, once, when the call's context has ended for
-	// another reason than that the call was answered. It is called on the goroutine that ends the
-	// context, and must not block.
+	// Ended is called as [Incoming.OnEnd] has requested, once, when the call's context has ended
+	// for another reason than that the call was answered. It is called on the goroutine that ends
+	// the context, and must not block.
 	Ended()
 }
 

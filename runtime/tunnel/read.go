@@ -30,10 +30,10 @@ type readLoop struct {
 	// fragment is the fragment that is being read straight into its assembly. Its assembly is nil
 	// if there is none.
 	fragment fragment
-	// recent caches the target of the last DATA frame. unpublished lists the streams that have
-	// received messages since the last publish.
-	recent      target
-	unpublished []*inbox
+	// lastDestination caches the destination of the last DATA frame. unpublished lists the streams
+	// that have received messages since the last publish.
+	lastDestination destination
+	unpublished     []*inbox
 }
 
 // read is the read loop: it reads frames and handles each until the connection ends. It blocks only
@@ -221,7 +221,7 @@ func (l *readLoop) plainData(h frameHeader) bool {
 // fragment is a partially received fragment of a large message that is being read straight into its
 // assembly. It outlives the goroutine that began to read it.
 type fragment struct {
-	target
+	destination
 
 	id uint32
 }
@@ -244,7 +244,7 @@ func (l *readLoop) beginFragment(h frameHeader) (bool, error) {
 	}
 	l.in.skip(headerBytes)
 	l.in.readTo(dst)
-	l.fragment = fragment{target: t, id: h.id()}
+	l.fragment = fragment{destination: t, id: h.id()}
 	return true, nil
 }
 
@@ -256,34 +256,34 @@ func (l *readLoop) finishFragment() error {
 	f := l.fragment
 	l.fragment = fragment{}
 	l.frameEnd = l.in.begin
-	return l.assembled(f.id, f.target)
+	return l.assembled(f.id, f.destination)
 }
 
-// target is the destination of the DATA frames of one call. assembly is nil if no message is
-// partially received, and inbox is nil for a unary call. The zero target means that no data is
+// destination is where the DATA frames of one call go. assembly is nil if no message is
+// partially received, and inbox is nil for a unary call. The zero destination means that no data is
 // expected.
-type target struct {
+type destination struct {
 	assembly *assembly
 	inbox    *inbox
 	incoming *Incoming
 }
 
-func (l *readLoop) assembling(id uint32) target {
-	if l.recent.inbox != nil && l.recent.inbox.id == id && !l.recent.inbox.ended.Load() {
-		t := l.recent
+func (l *readLoop) assembling(id uint32) destination {
+	if l.lastDestination.inbox != nil && l.lastDestination.inbox.id == id && !l.lastDestination.inbox.ended.Load() {
+		t := l.lastDestination
 		t.assembly = t.inbox.assembly
 		return t
 	}
 	t := l.findAssembling(id)
 	if t.inbox != nil && t.inbox.ended.Load() {
 		t.inbox.discard()
-		t = target{}
+		t = destination{}
 	}
-	l.recent = t
+	l.lastDestination = t
 	return t
 }
 
-func (l *readLoop) findAssembling(id uint32) target {
+func (l *readLoop) findAssembling(id uint32) destination {
 	c := l.conn
 	if c.dialled {
 		c.mu.Lock()
@@ -291,27 +291,27 @@ func (l *readLoop) findAssembling(id uint32) target {
 		s := c.open.at(id)
 		switch {
 		case s == nil:
-			return target{}
+			return destination{}
 		case s.stream != nil:
-			return target{assembly: s.stream.inbox.assembly, inbox: &s.stream.inbox}
+			return destination{assembly: s.stream.inbox.assembly, inbox: &s.stream.inbox}
 		case s.reply != nil:
-			return target{assembly: &s.reply.assembly}
+			return destination{assembly: &s.reply.assembly}
 		}
-		return target{}
+		return destination{}
 	}
 	in := c.servedBy(id)
 	switch {
 	case in == nil:
-		return target{}
+		return destination{}
 	case in.stream() != nil:
 		b := &in.stream().inbox
-		return target{assembly: b.assembly, inbox: b, incoming: in}
+		return destination{assembly: b.assembly, inbox: b, incoming: in}
 	}
-	return target{assembly: in.assembly(), incoming: in}
+	return destination{assembly: in.assembly(), incoming: in}
 }
 
 // assembled delivers a message if its last fragment has arrived.
-func (l *readLoop) assembled(id uint32, t target) error {
+func (l *readLoop) assembled(id uint32, t destination) error {
 	c := l.conn
 	switch {
 	case t.inbox != nil:
@@ -340,7 +340,7 @@ func (l *readLoop) publish() {
 func (l *readLoop) handle(h frameHeader, body []byte) error {
 	if k := h.kind(); k != kindData && k != kindCredit {
 		l.publish()
-		l.recent = target{}
+		l.lastDestination = destination{}
 	}
 	switch h.kind() {
 	case kindName:

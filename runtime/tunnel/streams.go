@@ -356,8 +356,8 @@ func newServerStream(in *Incoming) *serverStream {
 func (s *serverStream) watchContext() {
 	s.stopWatching = s.in.ctx.AfterFunc(func() {
 		err := contextError(s.in.ctx.Err(), "the caller waits no longer")
-		// The inbox first: a handler whose Send fails may return, and ends the inbox with errCallOver,
-		// which a concurrent Receive does not convert as Send does.
+		// The inbox first: a handler whose Send fails may return, and ends the inbox with
+		// errCallOver, which a concurrent Receive does not convert as Send does.
 		s.inbox.close(err, true)
 		s.closeQueue(err)
 	})
@@ -463,7 +463,7 @@ func (s *serverStream) sendError(err error) error {
 }
 
 // onStreamData handles a DATA frame of a stream.
-func (l *readLoop) onStreamData(h frameHeader, body []byte, t target) error {
+func (l *readLoop) onStreamData(h frameHeader, body []byte, t destination) error {
 	c := l.conn
 	tooMuch, err := t.inbox.push(h.flags()&flagSized != 0, body, c.own.maxMessage)
 	if err != nil || tooMuch == nil {
