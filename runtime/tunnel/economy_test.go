@@ -22,8 +22,8 @@ type counted struct {
 	net.Conn
 
 	reads, writes atomic.Int64
-	// gate, if set, blocks writes until it is closed.
-	gate atomic.Pointer[chan struct{}]
+	// blocked, if set, blocks writes until it is closed.
+	blocked atomic.Pointer[chan struct{}]
 }
 
 func (c *counted) Read(b []byte) (int, error) {
@@ -34,8 +34,8 @@ func (c *counted) Read(b []byte) (int, error) {
 
 func (c *counted) Write(b []byte) (int, error) {
 	c.writes.Add(1)
-	if gate := c.gate.Load(); gate != nil {
-		<-*gate
+	if blocked := c.blocked.Load(); blocked != nil {
+		<-*blocked
 	}
 	return c.Conn.Write(b)
 }
@@ -72,8 +72,8 @@ func TestBurstIsBatchedIntoFewWrites(t *testing.T) {
 		near, far := memnet.Pipe()
 		a, b := &counted{Conn: near}, &counted{Conn: far}
 		client, server := join(t, a, b, tunnel.Config{}, tunnel.Config{}, echo())
-		gate := make(chan struct{})
-		a.gate.Store(&gate)
+		blocked := make(chan struct{})
+		a.blocked.Store(&blocked)
 		var all sync.WaitGroup
 		begin := func() {
 			all.Add(1)
@@ -96,7 +96,7 @@ func TestBurstIsBatchedIntoFewWrites(t *testing.T) {
 			begin()
 		}
 		synctest.Wait()
-		close(gate)
+		close(blocked)
 		all.Wait()
 		synctest.Wait()
 		assert.EqualValues(t, 1, a.writes.Load(), "queued frames are sent in one write")

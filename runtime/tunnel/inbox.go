@@ -270,7 +270,7 @@ func (b *inbox) assembled() {
 	b.publish()
 }
 
-// publish moves the fresh messages to the queue and wakes the stream's reader.
+// publish moves the fresh messages to the queue and unparks the stream's reader.
 func (b *inbox) publish() {
 	if len(b.fresh) == 0 {
 		return
@@ -506,7 +506,7 @@ func (b *inbox) grantable() int {
 }
 
 // quickWindow is the time below which consuming a quarter of the window means that the window is
-// too small: waking a sender takes a good part of it.
+// too small: unparking a sender takes a good part of it.
 const quickWindow = 2 * time.Millisecond
 
 // close ends the inbox with err. Only the first end counts. Queued messages can still be read

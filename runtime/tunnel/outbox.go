@@ -121,7 +121,7 @@ type outMessage struct {
 
 func (m *outMessage) remaining() int { return m.body.Size - m.off }
 
-// finish marks an outMessage as finished and wakes its sender.
+// finish marks an outMessage as finished and unblocks its sender.
 func (o *outbox) finish(m *outMessage) {
 	m.finished = true
 	if o.sendingReplies[m.id] == m {

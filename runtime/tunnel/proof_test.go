@@ -78,7 +78,7 @@ func kindOf(frame []byte) int { return int(frame[3]) }
 type handshakeResult struct {
 	client, server error
 	admitted       bool
-	said, answered []byte
+	sent, answered []byte
 }
 
 // tamperedHandshake runs a handshake whose frames pass through change, which returns what is
@@ -110,7 +110,7 @@ func tamperedHandshake(t *testing.T, hello tunnel.Hello, client, server tunnel.C
 			}
 		}
 	}
-	go forward(proxyNear, proxyFar, true, &o.said)
+	go forward(proxyNear, proxyFar, true, &o.sent)
 	go forward(proxyFar, proxyNear, false, &o.answered)
 	ch := make(chan error, 1)
 	var conns []*tunnel.Conn
@@ -156,8 +156,8 @@ func TestTokenIsNeverSent(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				o := tamperedHandshake(t, tunnel.Hello{}, withToken, server, unchanged)
 				require.Equal(t, name == "same", o.client == nil, o.client)
-				require.NotEmpty(t, o.said)
-				require.NotContains(t, string(o.said)+string(o.answered), token)
+				require.NotEmpty(t, o.sent)
+				require.NotContains(t, string(o.sent)+string(o.answered), token)
 			})
 		})
 	}
@@ -273,18 +273,18 @@ func accepting(t *testing.T, cfg tunnel.Config, play func(p *peer)) (admitted bo
 }
 
 // recorded returns what each side of a successful handshake sends.
-func recorded(t *testing.T) (said, answered []byte) {
+func recorded(t *testing.T) (sent, answered []byte) {
 	t.Helper()
 	o := tamperedHandshake(t, tunnel.Hello{Client: "client"}, withToken, withToken, unchanged)
 	require.NoError(t, o.client)
-	return o.said, o.answered
+	return o.sent, o.answered
 }
 
 func TestReflectedProofIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		said, _ := recorded(t)
+		sent, _ := recorded(t)
 		admitted, err := accepting(t, withToken, func(p *peer) {
-			p.write(said[:len(tunnel.Preface)+tunnel.FrameBytes(said[len(tunnel.Preface):])])
+			p.write(sent[:len(tunnel.Preface)+tunnel.FrameBytes(sent[len(tunnel.Preface):])])
 			require.Equal(t, welcome, kindOf(p.next()))
 			theirs := p.next()
 			require.Equal(t, proof, kindOf(theirs))
@@ -298,8 +298,8 @@ func TestReflectedProofIsRefused(t *testing.T) {
 
 func TestReplayedHandshakeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		said, answered := recorded(t)
-		admitted, err := accepting(t, withToken, func(p *peer) { p.write(said) })
+		sent, answered := recorded(t)
+		admitted, err := accepting(t, withToken, func(p *peer) { p.write(sent) })
 		requireReason(t, err, tunnel.ReasonRefused, connect.CodeUnauthenticated, "the dialler's token is not this side's")
 		require.False(t, admitted)
 
@@ -450,12 +450,12 @@ func TestOtherProtocolAfterHandshake(t *testing.T) {
 	raw, found, err := tunnel.DialRaw(t.Context(), near, tunnel.Hello{Client: "client", Protocol: tunnel.ProtocolHTTP}, withToken)
 	require.NoError(t, err)
 	require.Equal(t, self, found)
-	said := bytes.Repeat([]byte("GET / "), 10_000)
-	go func() { _, _ = raw.Write(said) }()
-	heard := make([]byte, len(said))
-	_, err = io.ReadFull(raw, heard)
+	sent := bytes.Repeat([]byte("GET / "), 10_000)
+	go func() { _, _ = raw.Write(sent) }()
+	received := make([]byte, len(sent))
+	_, err = io.ReadFull(raw, received)
 	require.NoError(t, err)
-	require.Equal(t, said, heard)
+	require.Equal(t, sent, received)
 	require.NoError(t, raw.Close())
 	require.NoError(t, <-served)
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // One goroutine at a time reads a connection. On the dialling side the read loop yields to a caller
-// that is alone on its connection. The caller then reads its own answer, which saves waking a
+// that is alone on its connection. The caller then reads its own answer, which saves unparking a
 // goroutine between the arrival of the answer and the return of the call (leader/follower reading).
 // This is the owner after an event; where there is a dash, the event cannot happen:
 //
@@ -279,15 +279,15 @@ func (l *readLoop) interruptReader(epoch uint64) {
 // isInterruption reports whether err of a read means that the reading caller has been interrupted.
 func isInterruption(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
-// Waking another goroutine for each call costs more than most handlers take, so the read loop may
-// run a handler inline. The frames behind the call wait meanwhile. Reading is therefore handed over
-// to another goroutine when the handler is about to block ([Incoming.MayBlock]), and when it turns
-// out to take long (see [Watchdog]).
+// Unparking another goroutine for each call costs more than most handlers take, so the read loop
+// may run a handler inline. The frames behind the call wait meanwhile. Reading therefore passes to
+// another goroutine when the handler is about to block ([Incoming.MayBlock]), and when it turns out
+// to take long (see [Watchdog]).
 
 // Work is work that the read loop runs inline.
 type Work interface {
-	// Serve does the work. It should take no longer than waking a goroutine, a few microseconds. A
-	// watchdog covers longer ones.
+	// Serve does the work. It should take no longer than unparking a goroutine, a few microseconds.
+	// A watchdog covers longer ones.
 	Serve()
 }
 

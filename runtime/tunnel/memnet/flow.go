@@ -38,7 +38,7 @@ type chunk struct {
 	due  time.Time
 }
 
-// deadline wakes the flow's waiters when it passes.
+// deadline unparks the flow's waiters when it passes.
 type deadline struct {
 	at    time.Time
 	timer *time.Timer

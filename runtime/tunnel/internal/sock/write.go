@@ -9,7 +9,7 @@ import (
 )
 
 // Writer writes as much as a socket accepts at once, and never blocks. A goroutine that has queued
-// data can thus write it itself, without waking another. It is owned by one goroutine at a time.
+// data can thus write it itself, without unparking another. It is owned by one goroutine at a time.
 type Writer struct {
 	raw      syscall.RawConn
 	tryWrite func(fd uintptr) bool
