@@ -1,5 +1,5 @@
-# `make help` lists what there is. Go and make are enough for everything but `ci`'s test-clients; each tool is pinned in
-# tools/go.mod, and built from source once for each state of that file.
+# `make help` lists what there is. Go and make are enough for everything but `ci`'s test-clients;
+# each tool is pinned in tools/go.mod, and built from source once for each state of that file.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,12 +16,13 @@ export RAYLINK_TOOLS := $(TOOLS)
 
 # Modules of their own, beside the one of this directory.
 MODULES := $(patsubst %/go.mod,%,$(wildcard bench/go.mod examples/*/go.mod internal/*/go.mod))
-# The official Connect conformance suite, as internal/conformance pins it: its sources with hooks, and what is built of them.
+# The official Connect conformance suite, as internal/conformance pins it: its sources with hooks,
+# and what is built of them.
 SUITE := $(CURDIR)/.cache/conformance/suite
 CONFORMANCE := $(CURDIR)/.cache/conformance/bin
 # -race where a C compiler is found.
 RACE = $(shell $(GO) test -race -run='^$$' errors >/dev/null 2>&1 && echo -race)
-# What `buf generate` is told: the project's own schemas, each example's, and the benchmark's.
+# The inputs of `buf generate`: the project's own schemas, each example's, and the benchmark's.
 TEMPLATES := $(wildcard buf.gen*.yaml internal/*/buf.gen*.yaml examples/*/buf.gen*.yaml bench/buf.gen*.yaml)
 # Where the drivers in other languages are.
 CLIENTS := $(wildcard clients/test)
@@ -100,10 +101,11 @@ lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rul
 	@for m in $(MODULES); do echo "golangci-lint in $$m"; (cd $$m && $(TOOLS)/golangci-lint run -c $(CURDIR)/.golangci.yml ./...); done
 
 .PHONY: fix
-fix: $(TOOLS)/golangci-lint ## format, and let the linters mend what they can
+fix: $(TOOLS)/golangci-lint ## format, and let the linters fix what they can
 	$(TOOLS)/golangci-lint run --fix ./...
 
-# Generated code is first made aside, so that a schema with a mistake costs nobody the code that was there.
+# Generated code is first made aside, so that a schema with a mistake does not lose the existing
+# code.
 .PHONY: fresh
 fresh: $(SUITE) $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-connect-go $(TOOLS)/protoc-gen-go-grpc $(TOOLS)/protoc-gen-go-drpc
 	@rm -rf $(FRESH) && mkdir -p $(BIN) $(FRESH)
@@ -128,7 +130,8 @@ cross: ## build and vet for the platforms that this one is not
 $(SUITE): internal/conformance/go.mod internal/conformance/run $(wildcard internal/conformance/hooks/*)
 	GO="$(GO)" internal/conformance/run suite $@
 
-# Its servers and clients under test have the race detector. WAYS="host-path tunnel" tests only those.
+# Its servers and clients under test have the race detector. WAYS="host-path tunnel" tests only
+# those.
 .PHONY: test-conformance
 test-conformance: $(SUITE) ## the official Connect suite against a host, the gateway and handles: all cases must pass
 	@mkdir -p $(CONFORMANCE)

@@ -23,7 +23,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// dial opens a bare connection, which ends with the test.
+// dial opens a TCP connection, which ends with the test.
 func dial(t *testing.T, address string) net.Conn {
 	t.Helper()
 	nc, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
@@ -32,7 +32,7 @@ func dial(t *testing.T, address string) net.Conn {
 	return nc
 }
 
-// endsSoon waits until the other side has closed the connection, and returns what came before.
+// endsSoon waits until the peer has closed the connection, and returns what it sent before.
 func endsSoon(t *testing.T, nc net.Conn) string {
 	t.Helper()
 	require.NoError(t, nc.SetReadDeadline(time.Now().Add(8*time.Second)))
@@ -41,7 +41,8 @@ func endsSoon(t *testing.T, nc net.Conn) string {
 	return string(all)
 }
 
-// guarded is a system that asks for a token: Brain's address, which is the gateway, and a host's.
+// guarded makes a system with a token. It returns Brain's address, which is the gateway, and a
+// host's.
 func guarded(t *testing.T, opts ...runtime.Option) (addresses map[string]string, node string) {
 	t.Helper()
 	opts = append(opts, runtime.WithToken("s3cret"))
@@ -56,12 +57,12 @@ func TestRefusedConnectionEndsAtOnce(t *testing.T) {
 	addresses, node := guarded(t)
 	head := "POST /" + node + "/contract.v1.Probe/Echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/proto\r\n"
 	for name, request := range map[string]string{
-		"no body":            head + "Content-Length: 0\r\n\r\n",
-		"a body that stalls": head + "Content-Length: 1000\r\n\r\nonly this",
-		"a large body":       head + "Content-Length: 41943040\r\n\r\n" + strings.Repeat("x", 1<<20),
-		"chunks that stall":  head + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
-		"expects to go on":   head + "Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
-		"a foreign page":     head + "Origin: https://evil.example\r\nContent-Length: 1000\r\n\r\n",
+		"no body":              head + "Content-Length: 0\r\n\r\n",
+		"a body that stalls":   head + "Content-Length: 1000\r\n\r\nonly this",
+		"a large body":         head + "Content-Length: 41943040\r\n\r\n" + strings.Repeat("x", 1<<20),
+		"chunks that stall":    head + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+		"expects 100-continue": head + "Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n",
+		"a foreign page":       head + "Origin: https://evil.example\r\nContent-Length: 1000\r\n\r\n",
 	} {
 		for at, address := range addresses {
 			t.Run(name+" at "+at, func(t *testing.T) {
@@ -99,9 +100,9 @@ func TestRefusalLeavesAnAdmittedConnection(t *testing.T) {
 	}
 }
 
-// TestFloodOfSilentConnectionsKeepsNobodyOut opens far more connections than a host keeps unadmitted: of a
-// kind that says nothing, of one that begins a request, and of one that begins HTTP/2.
-func TestFloodOfSilentConnectionsKeepsNobodyOut(t *testing.T) {
+// TestFloodOfSilentConnectionsDoesNotExcludeCallers opens far more connections than a host keeps
+// unadmitted: silent ones, ones that begin a request, and ones that begin HTTP/2.
+func TestFloodOfSilentConnectionsDoesNotExcludeCallers(t *testing.T) {
 	t.Parallel()
 	const flood = 5000
 	for name, first := range map[string]string{
@@ -121,17 +122,17 @@ func TestFloodOfSilentConnectionsKeepsNobodyOut(t *testing.T) {
 				_, _ = nc.Write([]byte(first)) // it may be closed already
 				ended.Go(func() {
 					_, _ = io.Copy(io.Discard, nc)
-					_ = nc.Close() // so that the process needs no more files than the host keeps
+					_ = nc.Close() // so that the process needs no more file descriptors than the host keeps
 					closed <- struct{}{}
 				})
 			}
 			t.Cleanup(ended.Wait)
 			_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
-			require.NoError(t, err, "an admitted connection suffers")
+			require.NoError(t, err, "an admitted connection failed")
 			status, body := post(t, "http://"+rt.Address()+"/"+p.Ref().Path()+"/contract.v1.Probe/Add", func(r *http.Request) {
 				r.Header.Set("Authorization", "Bearer s3cret")
 			})
-			assert.Equal(t, http.StatusOK, status, "a new caller is kept out: %s", body)
+			assert.Equal(t, http.StatusOK, status, "a new caller was excluded: %s", body)
 			for range flood - 512 {
 				select {
 				case <-closed:
@@ -143,7 +144,7 @@ func TestFloodOfSilentConnectionsKeepsNobodyOut(t *testing.T) {
 	}
 }
 
-// watchHealth opens a stream of health, and waits for its first message.
+// watchHealth opens a health watch and waits for its first message.
 func watchHealth(ctx context.Context, t *testing.T, address string) (next func() (string, error)) {
 	t.Helper()
 	const message = `{}`
@@ -171,9 +172,9 @@ func watchHealth(ctx context.Context, t *testing.T, address string) (next func()
 	return next
 }
 
-// TestWatcherOfHealthDoesNotHoldClose has watchers, streams of reflection, half a request and an upload that
-// stalls open when a host closes.
-func TestWatcherOfHealthDoesNotHoldClose(t *testing.T) {
+// TestWatcherOfHealthDoesNotDelayClose has health watches, reflection streams, half a request and a
+// stalled upload open when a host closes.
+func TestWatcherOfHealthDoesNotDelayClose(t *testing.T) {
 	t.Parallel()
 	rt := system(t)
 	node := create(t, rt).Ref().Path()
@@ -182,7 +183,7 @@ func TestWatcherOfHealthDoesNotHoldClose(t *testing.T) {
 		"POST /x", // half a header
 		"POST /grpc.health.v1.Health/Watch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/connect+json\r\nContent-Length: 7\r\n\r\n\x00\x00\x00\x00\x02{}",
 		"POST /" + node + "/contract.v1.Probe/Add HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
-		"POST /nobody HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n", // it is refused, and its body never comes
+		"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n", // it is refused, and its body never arrives
 		"POST /grpc.reflection.v1.ServerReflection/ServerReflectionInfo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/connect+json\r\nTransfer-Encoding: chunked\r\n\r\n",
 	} {
 		_, err := dial(t, rt.Address()).Write([]byte(request))
@@ -190,7 +191,7 @@ func TestWatcherOfHealthDoesNotHoldClose(t *testing.T) {
 	}
 	closing := time.Now()
 	require.NoError(t, rt.Close())
-	// The drain is ten seconds and Close's bound twenty: what is held up takes one of them.
+	// The drain is ten seconds and Close's bound twenty: a delayed Close takes one of them.
 	assert.Less(t, time.Since(closing), 8*time.Second)
 	last, err := next()
 	require.NoError(t, err)
@@ -202,7 +203,7 @@ func TestWatcherOfHealthDoesNotHoldClose(t *testing.T) {
 	}
 }
 
-// TestHealthNeedsNoToken asks as probes do, which send none.
+// TestHealthNeedsNoToken sends requests without a token, as probes do.
 func TestHealthNeedsNoToken(t *testing.T) {
 	t.Parallel()
 	addresses, node := guarded(t)
@@ -233,9 +234,9 @@ func TestHealthNeedsNoToken(t *testing.T) {
 		assert.JSONEq(t, `{"status":"SERVING"}`, body)
 		status, body = ask("/grpc.health.v1.Health/List", "{}")
 		assert.Equal(t, http.StatusOK, status, body)
-		assert.JSONEq(t, `{"statuses":{"":{"status":"SERVING"}}}`, body, "it names what is there")
+		assert.JSONEq(t, `{"statuses":{"":{"status":"SERVING"}}}`, body, "it names a service")
 		watchHealth(patient(t), t, address)
-		// Whatever says more is refused: which services there are, which nodes, and all else.
+		// Requests that would reveal more are refused, such as for the services or the nodes.
 		for _, service := range []string{"contract.v1.Probe", "demo.v1.Nobody"} {
 			status, body = ask("/grpc.health.v1.Health/Check", `{"service":"`+service+`"}`)
 			assert.Equal(t, http.StatusNotFound, status, body)
@@ -253,7 +254,7 @@ func TestHealthNeedsNoToken(t *testing.T) {
 	}
 }
 
-// TestHealthListNamesTheServices asks with what a caller with a token may know.
+// TestHealthListNamesTheServices checks what a caller with a token gets.
 func TestHealthListNamesTheServices(t *testing.T) {
 	t.Parallel()
 	rt := system(t)

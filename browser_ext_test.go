@@ -25,7 +25,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// access asks for a token, or for none.
+// access returns the option for a system with the token, or without one.
 func access(token string) runtime.Option {
 	if token == "" {
 		return runtime.WithOpen()
@@ -33,9 +33,9 @@ func access(token string) runtime.Option {
 	return runtime.WithToken(token)
 }
 
-// TestBrowsersAreLetIn asks as a browser does, at Brain's address and at a host that has joined, which has been
-// given no origins.
-func TestBrowsersAreLetIn(t *testing.T) {
+// TestListedOriginsAreAllowed sends requests as a browser does, to Brain's address and to a host
+// that has joined without a list of its own.
+func TestListedOriginsAreAllowed(t *testing.T) {
 	t.Parallel()
 	const good = "https://good.example"
 	for _, token := range []string{"", "s3cret"} {
@@ -93,7 +93,7 @@ func TestBrowsersAreLetIn(t *testing.T) {
 	}
 }
 
-func TestOriginsThatCannotBeMeantAreRefused(t *testing.T) {
+func TestInvalidOriginsAreRefused(t *testing.T) {
 	t.Parallel()
 	for origin, code := range map[string]connect.Code{
 		"localhost:5173": connect.CodeInvalidArgument, "null": connect.CodeInvalidArgument,
@@ -114,8 +114,8 @@ func TestOriginsThatCannotBeMeantAreRefused(t *testing.T) {
 //go:embed testdata/page.js
 var pages embed.FS
 
-// chromium finds a browser. The test of pages is skipped where there is none, unless the environment says that
-// there has to be one: `make browser` installs it.
+// chromium finds a browser. If there is none, the test of pages is skipped, unless the environment
+// requires one: `make browser` installs it.
 func chromium(t *testing.T) string {
 	t.Helper()
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
@@ -124,14 +124,14 @@ func chromium(t *testing.T) string {
 		}
 	}
 	if os.Getenv("RAYLINK_TEST_BROWSER") == "required" {
-		require.FailNow(t, "no Chromium was found, and this environment asks for one (RAYLINK_TEST_BROWSER)")
+		require.FailNow(t, "no Chromium was found, and this environment requires one (RAYLINK_TEST_BROWSER)")
 	}
 	t.Skip("no Chromium was found: `make browser` installs Debian's, as root")
 	return ""
 }
 
-// TestPagesCallNodes has a page in headless Chromium call a node, through the gateway and at its host: from an
-// origin that is allowed and from one that is not, with a token and without.
+// TestPagesCallNodes has a page in headless Chromium call a node, through the gateway and at its
+// host: from an allowed origin and from another, with a token and without.
 func TestPagesCallNodes(t *testing.T) {
 	t.Parallel()
 	browser := chromium(t)
@@ -196,7 +196,7 @@ func TestPagesCallNodes(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = log, log
 	require.NoError(t, cmd.Start())
 	defer func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it has a group of its own, with all its helpers
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // the browser and its helpers have a process group of their own
 		_ = cmd.Wait()
 	}()
 	all := make(map[string]any)

@@ -27,7 +27,7 @@ func system(t *testing.T, opts ...raylink.Option) *raylink.Runtime {
 	return rt
 }
 
-// joined is a second part of a system, which reaches the first one's nodes from outside.
+// joined joins a system as a second runtime, which reaches the first one's nodes from outside.
 func joined(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Runtime {
 	t.Helper()
 	opts = append(append([]join.Option{runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir())}, contract.Types()...), opts...)
@@ -37,7 +37,7 @@ func joined(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Runtim
 	return other
 }
 
-// joinBare is as joined, by a binary that knows no node types.
+// joinBare joins a system with a runtime that knows no node types.
 func joinBare(t *testing.T, rt *raylink.Runtime) (*join.Runtime, error) {
 	t.Helper()
 	other, err := join.Start(t.Context(), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir()))
@@ -54,7 +54,7 @@ func create(t *testing.T, parent runtime.Parent, opts ...runtime.CreateOption) *
 	return p
 }
 
-// ways are those of one system's parts: each makes a system with the given options.
+// ways are the ways between runtimes of one system. Each makes a system with the given options.
 var ways = map[string]func(t *testing.T, opts ...raylink.Option) contract.Way{
 	"in one process":     wayInOneProcess,
 	"tunnel by Unix":     wayTunnelUnix,
@@ -80,7 +80,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// TestContractIntercepted has interceptors on every way.
+// TestContractIntercepted tests interceptors on every way.
 func TestContractIntercepted(t *testing.T) {
 	t.Parallel()
 	for name, way := range ways {
@@ -102,7 +102,7 @@ func TestContractClientIntercepted(t *testing.T) {
 	}
 }
 
-// TestContractPassedOn checks all that a call promises through client interceptors.
+// TestContractPassedOn checks all promises of calls through client interceptors.
 func TestContractPassedOn(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"in one process", "tunnel by Unix", "HTTP, h2c"} {
@@ -113,7 +113,7 @@ func TestContractPassedOn(t *testing.T) {
 	}
 }
 
-// TestContractHiddenErrors keeps texts from callers on every way.
+// TestContractHiddenErrors tests hidden errors on every way.
 func TestContractHiddenErrors(t *testing.T) {
 	t.Parallel()
 	for name, way := range ways {
@@ -130,7 +130,7 @@ func wayInOneProcess(t *testing.T, opts ...raylink.Option) contract.Way {
 	return contract.Way{Name: runtime.WayLocal, Local: true, Open: func(t *testing.T) contract.Peer { return peer(t, rt, create(t, rt).Ref().NodeRef()) }}
 }
 
-// peer is a node as a part of a system reaches it.
+// peer returns a node as a runtime of the system reaches it.
 func peer(t *testing.T, from runtime.Finder, ref *nodev1.NodeRef) contract.Peer {
 	t.Helper()
 	again := func(t *testing.T) *contractv1raylink.Probe {
@@ -143,14 +143,14 @@ func peer(t *testing.T, from runtime.Finder, ref *nodev1.NodeRef) contract.Peer 
 	return contract.Peer{Probe: p, Near: p, Path: ref.GetPath(), NID: ref.GetNid(), Reach: &contractv1.Reach{Node: ref}, Again: again}
 }
 
-// wayTunnelUnix goes through the tunnel, by the host's Unix socket, between parts of a system.
+// wayTunnelUnix is the tunnel over the host's Unix socket.
 func wayTunnelUnix(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	host, other := hosts(t, opts...)
 	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
 }
 
-// wayTunnelTCP is that where no socket can be reached.
+// wayTunnelTCP is the tunnel over TCP, where the socket can't be reached.
 func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	host, other := hosts(t, opts...)
@@ -160,8 +160,8 @@ func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
 	return contract.Way{Name: runtime.WayTunnel, Open: func(t *testing.T) contract.Peer { return peer(t, other, create(t, host()).Ref().NodeRef()) }}
 }
 
-// hosts are two parts of a system in turn, so that two nodes which are made one after the other have to go by the way, and a third from which
-// both are called.
+// hosts makes a system of three runtimes. Two create nodes alternately, so that a node and the next
+// one are on different hosts, and the third calls both.
 func hosts(t *testing.T, opts ...raylink.Option) (host func() *runtime.Host, other *runtime.Host) {
 	t.Helper()
 	rt := system(t, opts...)
@@ -178,7 +178,7 @@ func TestContractOwnProcesses(t *testing.T) {
 	}})
 }
 
-// wayOwnTunnel goes over a tunnel of the node's own, which somebody dials who is no part of the system.
+// wayOwnTunnel is a tagged tunnel of the node, which a program outside of the system dials.
 func wayOwnTunnel(t *testing.T, opts ...raylink.Option) contract.Way {
 	t.Helper()
 	rt := system(t, opts...)
@@ -196,7 +196,7 @@ func wayOwnTunnel(t *testing.T, opts ...raylink.Option) contract.Way {
 	}}
 }
 
-// foreign is a node as somebody's client reaches it.
+// foreign returns a node as a plain client reaches it.
 func foreign(
 	t *testing.T, near *contractv1raylink.Probe, reach *contractv1.Reach, dial func(t *testing.T) *contractv1raylink.Probe,
 ) contract.Peer {
@@ -204,7 +204,7 @@ func foreign(
 	return contract.Peer{Probe: dial(t), Near: near, Path: near.Ref().Path(), NID: near.Ref().NID(), Reach: reach, Again: dial}
 }
 
-// wayHTTP goes by HTTP, to the node's host or through Brain's gateway.
+// wayHTTP is HTTP, to the node's host or through Brain's gateway.
 func wayHTTP(protocol *contractv1.Reach, gateway bool) func(t *testing.T, opts ...raylink.Option) contract.Way {
 	return func(t *testing.T, opts ...raylink.Option) contract.Way {
 		t.Helper()

@@ -50,14 +50,15 @@ type parentNode interface {
 	Children(ctx context.Context) ([]*nodev1.NodeRecord, error)
 }
 
-// TestCanceledCreationLeavesNothing ends creations at random moments: what is left afterwards are the nodes that were returned, and no others.
+// TestCanceledCreationLeavesNothing cancels creations at random moments. Afterwards the returned
+// nodes are left, and no others.
 func TestCanceledCreationLeavesNothing(t *testing.T) {
 	t.Parallel()
 	rt := system(t)
 	other := joined(t, rt)
 	far, err := contractv1raylink.ProbeFrom(other, create(t, rt).Ref().NodeRef())
 	require.NoError(t, err)
-	// Each row lists the children of a parent of its own: they run at the same time.
+	// Each row has a parent of its own, because rows run concurrently.
 	apart := system(t)
 	tests := []struct {
 		name  string
@@ -106,7 +107,7 @@ func TestCanceledCreationLeavesNothing(t *testing.T) {
 	}
 }
 
-// joinedAs creates from one part of a system and lists by another.
+// joinedAs creates nodes by one runtime and lists them by another.
 type joinedAs struct {
 	*join.Runtime
 
@@ -117,7 +118,7 @@ func (j joinedAs) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {
 	return j.lister.Children(ctx)
 }
 
-// cutter forwards connections to an address, and cuts those that it was told to after some bytes more.
+// cutter forwards connections to an address, and cuts them after a given number of further bytes.
 type cutter struct {
 	net.Listener
 
@@ -189,8 +190,9 @@ func (c *cutter) cut() {
 	clear(c.open)
 }
 
-// TestCreationWhoseAnswerIsLostLeavesNothing cuts the connection to Brain at random bytes, also between what Brain did and its answer.
-func TestCreationWhoseAnswerIsLostLeavesNothing(t *testing.T) {
+// TestCreationWithALostResponseLeavesNothing cuts the connection to Brain at random bytes, also
+// between a change and its response.
+func TestCreationWithALostResponseLeavesNothing(t *testing.T) {
 	t.Parallel()
 	rt := system(t)
 	link := newCutter(t, rt.Address())
@@ -222,11 +224,11 @@ func TestCreationWhoseAnswerIsLostLeavesNothing(t *testing.T) {
 
 func TestCloseEndsACreationWithItsProcess(t *testing.T) {
 	t.Parallel()
-	for name, deaf := range map[string]bool{"that hears of it": false, "that is deaf": true} {
+	for name, deaf := range map[string]bool{"that honours its context": false, "that ignores its context": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx := patient(t)
-			// A part of the system of its own, whose children are processes of this binary.
+			// A runtime that has joined, whose children are processes of this binary.
 			part, err := join.Start(ctx, append([]join.Option{runtime.WithBrain(driver.Address())}, contract.Types()...)...)
 			require.NoError(t, err)
 			created := make(chan error, 1)
@@ -247,7 +249,7 @@ func TestCloseEndsACreationWithItsProcess(t *testing.T) {
 	}
 }
 
-// pidIn waits until a process has written its id into a file.
+// pidIn waits until a process has written its id to a file.
 func pidIn(t *testing.T, file string) int64 {
 	t.Helper()
 	var pid int64
@@ -262,7 +264,7 @@ func pidIn(t *testing.T, file string) int64 {
 	return pid
 }
 
-func TestStopDuringSetUpDoesNotWaitForCallsThatWait(t *testing.T) {
+func TestStopDuringSetUpDoesNotWaitForPendingCalls(t *testing.T) {
 	t.Parallel()
 	rt := system(t, raylink.WithDrain(time.Hour))
 	other := joined(t, rt)
@@ -306,7 +308,7 @@ func TestStopDuringTheSetUpOfAProcess(t *testing.T) {
 	gone(t, pid)
 }
 
-func TestStoppedParentGivesUpTheChildThatItCreates(t *testing.T) {
+func TestStoppedParentCancelsItsCreations(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -314,13 +316,13 @@ func TestStoppedParentGivesUpTheChildThatItCreates(t *testing.T) {
 	call := p.SpawnAsync(ctx, &contractv1.SpawnRequest{Config: &contractv1.ProbeConfig{PidFile: file, Wait: durationpb.New(time.Hour)}})
 	pid := pidIn(t, file)
 	require.NoError(t, p.Ref().Stop(ctx))
-	assert.False(t, alive(pid), "the child's process is there still")
+	assert.False(t, alive(pid), "the child's process is still running")
 	_, err := call.Get(ctx)
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 	assert.Contains(t, err.Error(), "is stopping")
 }
 
-func TestFirstErrorInTimeIsThatOfTheCreation(t *testing.T) {
+func TestCreationReturnsTheFirstErrorInTime(t *testing.T) {
 	t.Parallel()
 	for name, placed := range map[string]runtime.CreateOption{"one process": runtime.ParentProcess(), "a process each": runtime.OwnProcess()} {
 		t.Run(name, func(t *testing.T) {
@@ -358,7 +360,7 @@ func TestEachNodeOfACreationHasItsOwnConfiguration(t *testing.T) {
 			require.NoError(t, p.Ref().Stop(ctx))
 		}
 	}
-	assert.Equal(t, int64(100), base.GetStart(), "the configuration that was given was changed")
+	assert.Equal(t, int64(100), base.GetStart(), "the caller's configuration was changed")
 	_, err := contractv1raylink.CreateProbeN(ctx, rt, 2, nil, runtime.EachConfig(func(int, *contractv1.AddRequest) {}))
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
 	assert.Contains(t, err.Error(), "ProbeConfig")
@@ -382,7 +384,7 @@ func TestSetUpThatReturnsNoNodeFails(t *testing.T) {
 	}
 	rt, err := raylink.Start(t.Context(), raylink.WithData(t.TempDir()), contractv1raylink.OtherType(
 		func(context.Context, *runtime.Node) (contractv1raylink.OtherNode, error) {
-			return nil, nil //nolint:nilnil // what becomes of it is what is tested
+			return nil, nil //nolint:nilnil // the test is for this result
 		}))
 	require.NoError(t, err)
 	defer func() { require.NoError(t, rt.Close()) }()
@@ -391,8 +393,9 @@ func TestSetUpThatReturnsNoNodeFails(t *testing.T) {
 	assert.Contains(t, err.Error(), "setting up other-0")
 }
 
-// killedChildren is how many children TestKilledChildrenLeaveNoDirectories kills: RAYLINK_TEST_KILLED, else 8. Each is a process of this
-// binary, which takes a third of a second with the race detector.
+// killedChildren is how many children TestKilledChildrenLeaveNoDirectories kills:
+// RAYLINK_TEST_KILLED, or 8. Each is a process of this binary, which takes a third of a second with
+// the race detector.
 func killedChildren() int {
 	if n, err := strconv.Atoi(os.Getenv("RAYLINK_TEST_KILLED")); err == nil {
 		return n
@@ -427,5 +430,5 @@ func TestKilledChildrenLeaveNoDirectories(t *testing.T) {
 		}, patience, 5*time.Millisecond, "%s was left behind", dir)
 	}
 	_, err := p.Add(ctx, nil)
-	require.NoError(t, err, "their parent lives on")
+	require.NoError(t, err, "their parent must continue to run")
 }

@@ -25,10 +25,10 @@ import (
 	"github.com/raylink/raylink/runtime/rundir"
 )
 
-// driverMode makes this test binary a driver that is to be killed: see TestMain.
+// driverMode makes this test binary a driver that is killed by the test: see TestMain.
 const driverMode = "RAYLINK_TEST_DRIVER"
 
-// runDriver creates a node with two children, says the processes' ids, and waits for its end.
+// runDriver creates a node with two children, prints the processes' ids, and blocks.
 func runDriver(ctx context.Context) error {
 	p, err := contractv1raylink.CreateProbe(ctx, driver, nil)
 	if err != nil {
@@ -58,7 +58,7 @@ func runDriver(ctx context.Context) error {
 	select {}
 }
 
-// runStuckDriver has a node whose set-up never ends, whatever it is told.
+// runStuckDriver has a node whose set-up ignores its context and never ends.
 func runStuckDriver(ctx context.Context) error {
 	_, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{
 		Print: "pids", Wait: durationpb.New(time.Hour), Deaf: true,
@@ -70,7 +70,7 @@ func runStuckDriver(ctx context.Context) error {
 	return nil
 }
 
-// runOrphaningDriver is killed while the set-up of its node is at work, in a process that does not look at its context.
+// runOrphaningDriver is killed during the set-up of its node, which ignores its context.
 func runOrphaningDriver(ctx context.Context) error {
 	_, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{
 		Wait: durationpb.New(time.Hour), Deaf: true, PidFile: os.Getenv(driverMode + "_FILE"),
@@ -101,7 +101,7 @@ func startDriver(t *testing.T, mode, command string, env ...string) (cmd *exec.C
 	return cmd, pids
 }
 
-func TestDriverThatStartedWithSIGINTIgnoredEndsEntirelyByIt(t *testing.T) {
+func TestDriverStartedWithSIGINTIgnoredEndsByIt(t *testing.T) {
 	t.Parallel()
 	hosts := shortDir(t)
 	cmd, pids := startDriver(t, "1", `trap "" INT; exec "$0"`, "RAYLINK_RUNTIME_DIR="+hosts)
@@ -113,8 +113,9 @@ func TestDriverThatStartedWithSIGINTIgnoredEndsEntirelyByIt(t *testing.T) {
 	require.Eventually(t, func() bool { return len(leftIn(hosts)) == 0 }, patience, 5*time.Millisecond, "left behind: %v", leftIn(hosts))
 }
 
-// TestSecondSignalEndsADriverThatHangs sends another signal than the first, so that it is seen which one ended the driver.
-func TestSecondSignalEndsADriverThatHangs(t *testing.T) {
+// TestSecondSignalEndsAHangingDriver sends two different signals, so that the exit status shows
+// which one ended the driver.
+func TestSecondSignalEndsAHangingDriver(t *testing.T) {
 	t.Parallel()
 	for name, command := range map[string]string{"as usual": `exec "$0"`, "with SIGINT ignored": `trap "" INT; exec "$0"`} {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +124,7 @@ func TestSecondSignalEndsADriverThatHangs(t *testing.T) {
 			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 			ended := make(chan error, 1)
 			go func() { ended <- cmd.Wait() }()
-			// The first is taken at once, though nothing is seen of it.
+			// The first is handled at once, without a visible effect.
 			again := time.NewTicker(20 * time.Millisecond)
 			defer again.Stop()
 			for {
@@ -146,7 +147,7 @@ func TestSecondSignalEndsADriverThatHangs(t *testing.T) {
 	}
 }
 
-func TestOrphanEndsThoughItsSetUpIsDeaf(t *testing.T) {
+func TestOrphanEndsThoughItsSetUpIgnoresItsContext(t *testing.T) {
 	t.Parallel()
 	hosts, file := shortDir(t), t.TempDir()+"/pid"
 	self, err := os.Executable()
@@ -158,7 +159,7 @@ func TestOrphanEndsThoughItsSetUpIsDeaf(t *testing.T) {
 	require.NoError(t, cmd.Process.Kill())
 	require.Error(t, cmd.Wait())
 	gone(t, pid)
-	require.NoError(t, rundir.SweepHosts(hosts)) // the driver's own is for the next run to remove
+	require.NoError(t, rundir.SweepHosts(hosts)) // the next run removes the driver's own
 	assert.Empty(t, leftIn(hosts))
 }
 
@@ -218,7 +219,7 @@ func leftIn(dir string) []string {
 		if err == nil && path != dir {
 			left = append(left, path)
 		}
-		return nil // what vanishes while we look is not left
+		return nil // a file that vanishes meanwhile is not left
 	})
 	return left
 }

@@ -16,8 +16,10 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestAllocationsOfARemoteCall counts those of both sides, as a user has them: the context with its deadline (four), the response; on the node's side
-// what is known of the call, the request, the response. docs/speed.md promises twelve with messages that have bytes, which these haven't.
+// TestAllocationsOfARemoteCall counts the allocations of both sides, as a user has them: the
+// context with its deadline (four) and the response; on the node's side the call's state, the
+// request and the response. docs/speed.md promises twelve with messages that have bytes fields,
+// which these don't.
 func TestAllocationsOfARemoteCall(t *testing.T) {
 	far := farProbe(t)
 	req := &contractv1.AddRequest{By: 1}
@@ -29,7 +31,7 @@ func TestAllocationsOfARemoteCall(t *testing.T) {
 }
 
 // TestAllocationsOfARemoteAsyncCall is the same for an async call, which has a future as well, and
-// what completes and cancels that.
+// the functions that complete and cancel it.
 func TestAllocationsOfARemoteAsyncCall(t *testing.T) {
 	far := farProbe(t)
 	req := &contractv1.AddRequest{By: 1}
@@ -44,7 +46,7 @@ func TestAllocationsOfARemoteAsyncCall(t *testing.T) {
 func farProbe(t *testing.T) *contractv1raylink.Probe {
 	t.Helper()
 	if invariants.RaceEnabled {
-		t.Skip("the race detector allocates as well: `make test-economy` runs this without")
+		t.Skip("the race detector allocates, too: `make test-economy` runs this test without it")
 	}
 	ctx := patient(t)
 	rt := system(t)
@@ -56,7 +58,7 @@ func farProbe(t *testing.T) *contractv1raylink.Probe {
 	return far
 }
 
-// fewestAllocations counts those of a call whose deadline is its own, which takes four.
+// fewestAllocations counts the allocations of a call with a deadline of its own, which takes four.
 func fewestAllocations(t *testing.T, call func(context.Context)) float64 {
 	t.Helper()
 	ctx := patient(t)
@@ -66,16 +68,16 @@ func fewestAllocations(t *testing.T, call func(context.Context)) float64 {
 		call(ctx)
 	}
 	for range 200 {
-		bounded() // until the connection is there, and all that is pooled
+		bounded() // until the connection is open and the pools are filled
 	}
 	fewest := 1000.0
-	for range 5 { // others in this process allocate now and then
+	for range 5 { // other goroutines in this process allocate sometimes
 		fewest = min(fewest, testing.AllocsPerRun(500, bounded))
 	}
 	return fewest
 }
 
-// heavy is a node of which somebody wants to know when its memory is free again.
+// heavy is a node whose collection by the garbage collector a test observes.
 type heavy struct {
 	contractv1raylink.UnimplementedProbeNode
 
@@ -87,8 +89,9 @@ func (h *heavy) Add(_ context.Context, req *contractv1.AddRequest) (*contractv1.
 	return &contractv1.AddResponse{Sum: h.sum}, nil
 }
 
-// TestAStoppedNodeIsForgotten: connections remember what was called through them, but not the node.
-func TestAStoppedNodeIsForgotten(t *testing.T) {
+// TestAStoppedNodeIsCollected shows that connections, which remember what was called through them,
+// do not retain the node.
+func TestAStoppedNodeIsCollected(t *testing.T) {
 	freed := make(chan struct{})
 	setUp := func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
 		h := &heavy{}

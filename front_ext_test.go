@@ -84,7 +84,7 @@ func TestLoopbackIsClosedToBrowsers(t *testing.T) {
 	assert.Equal(t, http.StatusOK, status)
 }
 
-func TestTokenIsAskedForEverywhere(t *testing.T) {
+func TestTokenIsRequiredEverywhere(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t, runtime.WithToken("s3cret"))
@@ -134,7 +134,7 @@ func TestBeyondLoopbackNeedsTokenAndConsent(t *testing.T) {
 	assert.Contains(t, err.Error(), "--advertise")
 }
 
-func TestGarbageOnThePortDisturbsNobody(t *testing.T) {
+func TestGarbageOnThePortDoesNotDisturbCalls(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t)
@@ -149,7 +149,7 @@ func TestGarbageOnThePortDisturbsNobody(t *testing.T) {
 		_, err = p.Add(ctx, &contractv1.AddRequest{By: 1})
 		require.NoError(t, err)
 	}
-	// A thousand that say nothing at all.
+	// A thousand connections that send nothing.
 	var silent []net.Conn
 	for range 1000 {
 		nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", rt.Address())
@@ -163,7 +163,7 @@ func TestGarbageOnThePortDisturbsNobody(t *testing.T) {
 	}
 }
 
-func TestBrainThatIsNotThere(t *testing.T) {
+func TestAbsentBrainIsReported(t *testing.T) {
 	t.Parallel()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestBrainThatIsNotThere(t *testing.T) {
 	assert.Contains(t, err.Error(), "raylink brain")
 }
 
-func TestNodeNobodyWaitsFor(t *testing.T) {
+func TestCreationWithoutWaitingForSetUp(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p, err := contractv1raylink.CreateProbe(ctx, driver, &contractv1.ProbeConfig{Start: 5}, runtime.NoWait())
@@ -207,9 +207,9 @@ func TestTypesOfOneName(t *testing.T) {
 	assert.Contains(t, err.Error(), `"other"`)
 }
 
-// TestHandlesGoByTheTunnelOfTheirReference makes typed handles for a tunnel of a node's own, in three processes: the driver, one that has joined, and the
-// node's, where the tunnel is of no use.
-func TestHandlesGoByTheTunnelOfTheirReference(t *testing.T) {
+// TestHandlesUseTheTunnelOfTheirReference makes typed handles for a tagged tunnel in three
+// processes: the driver, one that has joined, and the node's own, where the tunnel is not used.
+func TestHandlesUseTheTunnelOfTheirReference(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -234,11 +234,11 @@ func TestHandlesGoByTheTunnelOfTheirReference(t *testing.T) {
 	assert.Equal(t, uint64(3), stats[0].GetCalls())
 	assert.Equal(t, uint64(2), stats[0].GetConnectionsTotal(), "one for each process")
 
-	missing, err := contractv1raylink.ProbeFrom(driver, p.Ref().Tagged("nobody").NodeRef())
+	missing, err := contractv1raylink.ProbeFrom(driver, p.Ref().Tagged("missing").NodeRef())
 	require.NoError(t, err)
 	_, err = missing.Add(ctx, nil)
 	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
-	assert.Contains(t, err.Error(), `has no tunnel "nobody"`)
+	assert.Contains(t, err.Error(), `has no tunnel "missing"`)
 
 	here := create(t, driver, runtime.ParentProcess())
 	_, err = here.Ref().CreateTunnel(ctx, "bulk")
@@ -290,8 +290,8 @@ func TestOwnTunnelIsCounted(t *testing.T) {
 	}, patience, 5*time.Millisecond)
 }
 
-// TestStartMakesItsOwnSystemWhateverTheEnvironmentSays runs where a system does, as a test may.
-func TestStartMakesItsOwnSystemWhateverTheEnvironmentSays(t *testing.T) {
+// TestStartMakesItsOwnSystemWhateverTheEnvironment runs with RAYLINK_BRAIN set to a live system.
+func TestStartMakesItsOwnSystemWhateverTheEnvironment(t *testing.T) {
 	t.Setenv("RAYLINK_BRAIN", driver.Address())
 	rt := system(t)
 	assert.NotEqual(t, driver.Address(), rt.Address())
@@ -319,7 +319,7 @@ func TestDriverOfARemoteBrainIsWarnedThatItListensOnLoopback(t *testing.T) {
 	assert.Contains(t, said, "RAYLINK_LISTEN")
 }
 
-// lockedBuffer is a buffer that several goroutines write to.
+// lockedBuffer is a buffer that is safe for concurrent use.
 type lockedBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder

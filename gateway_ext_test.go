@@ -10,8 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestGatewayStreamsOverHTTP1 asks for a stream as a client does that knows how long its request is: the host has all of it, and answers, before the
-// gateway has seen that nothing follows. Go's server would by itself close the request's body then, which breaks the connection to the host.
+// TestGatewayStreamsOverHTTP1 requests a stream as a client does that declares its request's
+// length. The host has all of it, and responds, before the gateway has read the request's end. Go's
+// server would close the request's body by default then, which breaks the connection to the host.
 func TestGatewayStreamsOverHTTP1(t *testing.T) {
 	t.Parallel()
 	brain := system(t)

@@ -19,7 +19,8 @@ import (
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 )
 
-// TestHealthInJSON asks for health as curl and a load balancer's probe do, and gets the words of gRPC's schema.
+// TestHealthInJSON requests health as curl and a load balancer's probe do, and gets the names of
+// gRPC's schema.
 func TestHealthInJSON(t *testing.T) {
 	t.Parallel()
 	brain := system(t)
@@ -68,14 +69,14 @@ func TestHealthInJSON(t *testing.T) {
 			for _, service := range []string{"", "contract.v1.Probe", "contract.v1.Other", "grpc.health.v1.Health", "raylink.node.v1.NodeService"} {
 				assert.Equal(t, "SERVING", list.Statuses[service].Status, service)
 			}
-			status, answer = ask(t, http.MethodPost, check, "application/json", `{"service":"demo.v1.Nobody"}`)
+			status, answer = ask(t, http.MethodPost, check, "application/json", `{"service":"demo.v1.Missing"}`)
 			assert.Equal(t, http.StatusNotFound, status)
-			assert.JSONEq(t, `{"code":"not_found","message":"this host has no service \"demo.v1.Nobody\""}`, answer)
+			assert.JSONEq(t, `{"code":"not_found","message":"this host has no service \"demo.v1.Missing\""}`, answer)
 		})
 	}
 
-	// A watch's first word comes at once; this one ends with its reader.
-	for service, status := range map[string]string{"contract.v1.Probe": "SERVING", "demo.v1.Nobody": "SERVICE_UNKNOWN"} {
+	// A watch's first message is sent at once; this watch ends with its reader.
+	for service, status := range map[string]string{"contract.v1.Probe": "SERVING", "demo.v1.Missing": "SERVICE_UNKNOWN"} {
 		message := `{"service":"` + service + `"}`
 		envelope := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + message
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+brain.Address()+"/grpc.health.v1.Health/Watch", strings.NewReader(envelope))
@@ -94,7 +95,7 @@ func TestHealthInJSON(t *testing.T) {
 	}
 }
 
-// ready asks whether a host is ready, by /readyz and by gRPC's health, which agree.
+// ready reports whether a host is ready, by /readyz and by gRPC's health, which must agree.
 func ready(t *testing.T, address string) bool {
 	t.Helper()
 	get := func(path string) int {
@@ -105,7 +106,7 @@ func ready(t *testing.T, address string) bool {
 		require.NoError(t, res.Body.Close())
 		return res.StatusCode
 	}
-	require.Equal(t, http.StatusOK, get("/livez"), "it lives all the same")
+	require.Equal(t, http.StatusOK, get("/livez"), "it must stay live")
 	isReady := get("/readyz") == http.StatusOK
 	status, answer := post(t, "http://"+address+"/grpc.health.v1.Health/Check", func(r *http.Request) {
 		r.Body, r.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
@@ -118,7 +119,7 @@ func ready(t *testing.T, address string) bool {
 	return isReady
 }
 
-// blocked makes a call of a node's that goes on until it is let go.
+// blocked makes a call that runs until it is released.
 func blocked(t *testing.T, p *contractv1raylink.Probe) (letGo func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -131,9 +132,9 @@ func blocked(t *testing.T, p *contractv1raylink.Probe) (letGo func()) {
 	return cancel
 }
 
-// TestHostThatDrainsIsNotReady asks a host whose Close, and a launched process whose node's stop, waits for a
-// call.
-func TestHostThatDrainsIsNotReady(t *testing.T) {
+// TestDrainingHostIsNotReady has a host whose Close, and a launched process whose node's stop,
+// waits for a call.
+func TestDrainingHostIsNotReady(t *testing.T) {
 	t.Parallel()
 	for name, begin := range map[string]func(t *testing.T) (p *contractv1raylink.Probe, address string, end func() error){
 		"a driver that closes": func(t *testing.T) (*contractv1raylink.Probe, string, func() error) {
@@ -170,7 +171,7 @@ func TestHostThatDrainsIsNotReady(t *testing.T) {
 	}
 }
 
-// TestHostThatHasLostBrainIsReady asks one whose nodes still serve.
+// TestHostThatHasLostBrainIsReady has a host whose nodes still serve.
 func TestHostThatHasLostBrainIsReady(t *testing.T) {
 	t.Parallel()
 	brain := system(t)

@@ -34,31 +34,33 @@ import (
 const (
 	hostileToken   = "s3cret"
 	hostileMessage = 4 << 20
-	// hostileBodies is what the host's bound on HTTP messages is by that: twice what the largest one takes.
+	// hostileBodies is the host's resulting bound on HTTP messages: twice the memory of the
+	// largest.
 	hostileBodies = 2 * 2 * (hostileMessage + 64<<10)
 	mib           = 1 << 20
 )
 
-// unguardedAttack is the one that shows, where HTTP messages are not counted, that this is noticed.
+// unguardedAttack is the attack that must be detected if HTTP messages are not counted.
 const unguardedAttack = "uploads that do not end"
 
-// victim is a system that is attacked, while a neighbour goes on calling its node.
+// victim is a system that is attacked while a neighbour calls its node.
 type victim struct {
 	address string
 	node    string
 	calls   atomic.Int64
 }
 
-// attack is what a hostile peer does. It returns what ends it.
+// attack is what a hostile peer does.
 type attack struct {
 	name string
-	// most is how much more memory the host may hold while it lasts.
+	// most is how much additional memory the host may hold during the attack.
 	most int
 	do   func(t *testing.T, v *victim) (end func())
 }
 
-// TestHostile attacks a host by every type of frame and every shape of HTTP, before and after admission. The memory that it holds
-// stays bounded, its neighbour's calls go on, and nothing is left. RAYLINK_HOSTILE, such as 10m, goes on for that long.
+// TestHostile attacks a host by every type of frame and every shape of HTTP, before and after
+// admission. The host's memory stays bounded, its neighbour's calls continue, and nothing is left.
+// RAYLINK_HOSTILE, such as 10m, repeats the attacks for that long.
 func TestHostile(t *testing.T) {
 	long, err := time.ParseDuration(os.Getenv("RAYLINK_HOSTILE"))
 	require.True(t, err == nil || os.Getenv("RAYLINK_HOSTILE") == "", "RAYLINK_HOSTILE: %v", err)
@@ -81,7 +83,7 @@ func TestHostile(t *testing.T) {
 			if !hostileGuarded && a.name != unguardedAttack {
 				continue
 			}
-			t.Run(a.name, func(t *testing.T) { v.bear(t, a) })
+			t.Run(a.name, func(t *testing.T) { v.withstand(t, a) })
 		}
 		if time.Since(begin) >= long || t.Failed() {
 			return
@@ -89,7 +91,7 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// neighbour calls the node by tunnel and by HTTP, over and over.
+// neighbour calls the node repeatedly, by tunnel and by HTTP.
 func (v *victim) neighbour(t *testing.T, far *contractv1raylink.Probe, stop, stopped chan struct{}) {
 	defer close(stopped)
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -131,8 +133,8 @@ func (v *victim) url(method string) string {
 	return "http://" + v.address + "/" + v.node + "/contract.v1.Probe/" + method
 }
 
-// bear lets an attack happen.
-func (v *victim) bear(t *testing.T, a attack) {
+// withstand runs an attack and checks its effects.
+func (v *victim) withstand(t *testing.T, a attack) {
 	t.Helper()
 	heapHeld()
 	heap, routines, files := heapHeld(), goruntime.NumGoroutine(), openFiles(t)
@@ -142,22 +144,22 @@ func (v *victim) bear(t *testing.T, a attack) {
 	held := most() - heap
 	t.Logf("%d KiB held", held>>10)
 	if !hostileGuarded {
-		assert.Greater(t, held, a.most, "the guard is gone, and the test has not noticed")
+		assert.Greater(t, held, a.most, "the guard is disabled, and the attack was not detected")
 		end()
 		return
 	}
 	assert.LessOrEqual(t, held, a.most)
-	require.Eventually(t, func() bool { return v.calls.Load() > calls+2 }, patience, time.Millisecond, "the neighbour's calls do not go on")
+	require.Eventually(t, func() bool { return v.calls.Load() > calls+2 }, patience, time.Millisecond, "the neighbour's calls do not continue")
 	end()
-	const spare = 12 // the neighbour's own come and go
+	const spare = 12 // the neighbour's own vary
 	require.Eventually(t, func() bool { return goruntime.NumGoroutine() <= routines+spare }, patience, 10*time.Millisecond, "goroutines are left")
 	require.Eventually(t, func() bool { return openFiles(t) <= files+spare }, patience, 10*time.Millisecond, "files are left open")
 	require.Eventually(t, func() bool { return heapHeld()-heap <= 16*mib }, patience, 10*time.Millisecond, "memory is left")
 }
 
-// heapHeld is what the process holds, when all that can be collected has been: what the last collection found in use, and
-// stacks. Neither what was allocated since counts, nor spans that are partly free: how much that is depends on
-// what was there before. Pools keep things through one collection.
+// heapHeld returns the live heap, as the last garbage collection found it, and the stacks. It
+// counts neither later allocations nor partly free spans, whose size depends on earlier
+// allocations. Pools retain objects through one collection.
 func heapHeld() int {
 	goruntime.GC()
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
@@ -165,14 +167,14 @@ func heapHeld() int {
 	return int(samples[0].Value.Uint64() + samples[1].Value.Uint64())
 }
 
-// watchHeap measures over and over. The returned function ends that, and returns the most that three measurements in a row
-// have found: what is allocated while a collection runs counts as in use for it.
+// watchHeap measures repeatedly. The returned function ends that and returns the most that three
+// successive measurements have all exceeded: allocations during a collection count as live in it.
 func watchHeap() (most func() int) {
 	const row = 3
 	stop, result := make(chan struct{}), make(chan int)
 	go func() {
 		var last []int
-		held, more := 0, row // as many more once it is to end
+		held, more := 0, row // measurements after stop
 		for more > 0 {
 			select {
 			case <-stop:
@@ -191,7 +193,7 @@ func watchHeap() (most func() int) {
 	}
 }
 
-// openFiles is how many files the process has open, or 0 where the system does not say.
+// openFiles returns the number of open files, or 0 where the system does not report it.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")
@@ -202,7 +204,7 @@ func openFiles(t *testing.T) int {
 	return len(list)
 }
 
-// connections are opened by an attack.
+// connections are those that an attack has opened.
 type connections []net.Conn
 
 func (c *connections) dial(t *testing.T, v *victim) net.Conn {
@@ -219,7 +221,7 @@ func (c *connections) close() {
 	}
 }
 
-// push writes b until n bytes are sent, or the other side takes no more.
+// push writes b repeatedly until n bytes are sent, or the peer accepts no more.
 func push(nc net.Conn, b []byte, n int) {
 	for sent := 0; sent < n; {
 		_ = nc.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
@@ -230,7 +232,7 @@ func push(nc net.Conn, b []byte, n int) {
 	}
 }
 
-// tunnel opens a tunnel that is admitted, and takes it over.
+// tunnel opens an admitted tunnel for raw frames.
 func (v *victim) tunnel(t *testing.T, reads bool) (nc net.Conn, end func()) {
 	t.Helper()
 	raw, err := new(net.Dialer).DialContext(t.Context(), "tcp", v.address)
@@ -259,7 +261,7 @@ func attacks() []attack {
 	return append(append(all, floods()...), h2Attacks()...)
 }
 
-// unadmitted opens connections that begin in many ways and say no more.
+// unadmitted opens connections that begin in many ways and then stall.
 func unadmitted(t *testing.T, v *victim) func() {
 	t.Helper()
 	preface := []byte(tunnel.Preface)
@@ -280,7 +282,7 @@ func unadmitted(t *testing.T, v *victim) func() {
 	return all.close
 }
 
-// garbage sends frames that make no sense after admission.
+// garbage sends invalid frames after admission.
 func garbage(t *testing.T, v *victim) func() {
 	t.Helper()
 	random := rand.New(rand.NewPCG(1, 2))
@@ -300,7 +302,7 @@ func garbage(t *testing.T, v *victim) func() {
 	return func() {}
 }
 
-// floods are of each type of frame, by peers that read and that don't.
+// floods are floods of each type of frame, by peers that read and by peers that don't.
 func floods() (all []attack) {
 	name := puppet.Names("x", "/p.P/M")
 	ids := func(n uint32, of func(id uint32) []byte) (b []byte) {
@@ -371,7 +373,7 @@ func uploads(length, chunk string) func(*testing.T, *victim) func() {
 	}
 }
 
-// bombs are small requests of large messages.
+// bombs sends small requests that decompress to large messages.
 func bombs(t *testing.T, v *victim) func() {
 	t.Helper()
 	var bomb bytes.Buffer
@@ -395,7 +397,7 @@ func bombs(t *testing.T, v *victim) func() {
 	return func() {}
 }
 
-// grpcUploads are gRPC requests over HTTP/2 whose message is never complete.
+// grpcUploads sends gRPC requests over HTTP/2 whose messages are never complete.
 func grpcUploads(t *testing.T, v *victim) func() {
 	t.Helper()
 	protocols := new(http.Protocols)
@@ -433,7 +435,7 @@ func grpcUploads(t *testing.T, v *victim) func() {
 		}()
 	}
 	last, since := int64(0), time.Now()
-	require.Eventually(t, func() bool { // until no more is taken
+	require.Eventually(t, func() bool { // until no more is accepted
 		if now := sent.Load(); now != last {
 			last, since = now, time.Now()
 		}
@@ -448,7 +450,7 @@ func grpcUploads(t *testing.T, v *victim) func() {
 	}
 }
 
-// drip sends requests a byte at a time.
+// drip sends requests byte by byte.
 func drip(t *testing.T, v *victim) func() {
 	t.Helper()
 	var all connections
@@ -463,7 +465,7 @@ func drip(t *testing.T, v *victim) func() {
 	return all.close
 }
 
-// unread asks for large responses, and reads none.
+// unread requests large responses and reads none.
 func unread(t *testing.T, v *victim) func() {
 	t.Helper()
 	var all connections
@@ -473,7 +475,7 @@ func unread(t *testing.T, v *victim) func() {
 	for range 32 {
 		nc := all.dial(t, v)
 		if tcp, ok := nc.(*net.TCPConn); ok {
-			require.NoError(t, tcp.SetReadBuffer(4<<10)) // else the kernel takes most of it
+			require.NoError(t, tcp.SetReadBuffer(4<<10)) // otherwise the kernel buffers most of it
 		}
 		_, err := fmt.Fprintf(nc, "POST /%s/contract.v1.Probe/Echo HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nContent-Type: application/proto\r\nContent-Length: %d\r\n\r\n",
 			v.node, hostileToken, len(body))

@@ -2,5 +2,5 @@
 
 package raylink_test
 
-// hostileGuarded says that HTTP messages are counted: see runtime/guard.go.
+// hostileGuarded is set if HTTP messages are counted: see runtime/guard.go.
 const hostileGuarded = true

@@ -29,7 +29,7 @@ func h2Frame(kind, flags byte, stream uint32, payload ...byte) []byte {
 	return append(binary.BigEndian.AppendUint32(append(b, flags), stream), payload...)
 }
 
-// h2Fields encodes header fields, with neither table nor Huffman code.
+// h2Fields encodes header fields without the dynamic table and Huffman coding.
 func h2Fields(pairs ...string) (b []byte) {
 	text := func(s string) {
 		if len(s) < 0x7f {
@@ -55,14 +55,13 @@ func h2Each(n int, of func(stream uint32) []byte) (b []byte) {
 	return b
 }
 
-// h2Attacks are abuses of HTTP/2, by peers that have shown the token and by peers that have not, that read and
-// that don't.
+// h2Attacks are abuses of HTTP/2, by admitted and unadmitted peers, that read and that don't.
 func h2Attacks() (all []attack) {
 	const most = 24 * mib
 	for _, admitted := range []bool{false, true} {
 		for _, reads := range []bool{false, true} {
 			if !admitted && !reads {
-				continue // what is sent to it is little
+				continue // little is sent to it
 			}
 			for name, frames := range map[string]func(headers func(stream uint32, flags byte) []byte) []byte{
 				"SETTINGS":      func(func(uint32, byte) []byte) []byte { return h2Frame(h2Settings, 0, 0) },
@@ -124,7 +123,7 @@ func h2Attacks() (all []attack) {
 						}
 						return headers(stream, flags)
 					})
-					if admitted { // the streams of what follows HEADERS move as well
+					if admitted { // the frames after HEADERS are moved to the same stream
 						piece = h2Shift(piece)
 					}
 					for len(piece) < 16<<10 {
@@ -139,7 +138,7 @@ func h2Attacks() (all []attack) {
 	return all
 }
 
-// h2Shift makes frames that are not HEADERS belong to the stream of those.
+// h2Shift moves frames other than HEADERS to the stream of the HEADERS.
 func h2Shift(frames []byte) []byte {
 	for at := 0; at < len(frames); {
 		length := int(frames[at])<<16 | int(frames[at+1])<<8 | int(frames[at+2])

@@ -35,7 +35,7 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-// alive says whether a process is there.
+// alive reports whether a process exists.
 func alive(pid int64) bool { return syscall.Kill(int(pid), 0) == nil }
 
 func pidOf(t *testing.T, p *contractv1raylink.Probe) int64 {
@@ -48,11 +48,11 @@ func pidOf(t *testing.T, p *contractv1raylink.Probe) int64 {
 func gone(t *testing.T, pids ...int64) {
 	t.Helper()
 	for _, pid := range pids {
-		require.Eventually(t, func() bool { return !alive(pid) }, patience, 5*time.Millisecond, "process %d is still there", pid)
+		require.Eventually(t, func() bool { return !alive(pid) }, patience, 5*time.Millisecond, "process %d still exists", pid)
 	}
 }
 
-// freeze stops a process, and returns when it stands still.
+// freeze stops a process by SIGSTOP, and returns when it is stopped.
 func freeze(t *testing.T, pid int64) {
 	t.Helper()
 	require.NoError(t, syscall.Kill(int(pid), syscall.SIGSTOP))
@@ -67,7 +67,7 @@ func freeze(t *testing.T, pid int64) {
 	}, patience, time.Millisecond)
 }
 
-func TestKilledNodeIsMissedAtOnceAndItsCallersAreToldHow(t *testing.T) {
+func TestCallersOfAKilledNodeGetTheCauseAtOnce(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -96,7 +96,7 @@ func TestKilledNodeIsMissedAtOnceAndItsCallersAreToldHow(t *testing.T) {
 	gone(t, pid)
 }
 
-func TestKilledParentTakesItsChildrenAlong(t *testing.T) {
+func TestChildrenEndWithAKilledParent(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -115,7 +115,7 @@ func TestKilledParentTakesItsChildrenAlong(t *testing.T) {
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 }
 
-func TestEndOfANodeIsToldToThoseWhoWaitForIt(t *testing.T) {
+func TestEndedNotifiesItsWaiters(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t)
@@ -145,13 +145,13 @@ func TestEndOfANodeIsToldToThoseWhoWaitForIt(t *testing.T) {
 			require.NoError(t, <-told, name)
 		}
 		assert.Contains(t, far.Ref().Record().GetCause(), name)
-		require.NoError(t, far.Ref().Ended(ctx), "asked too late")
+		require.NoError(t, far.Ref().Ended(ctx), "called after the end")
 	}
 	err := contractv1raylink.NewLocalProbe(contractv1raylink.UnimplementedProbeNode{}).Ref().Ended(ctx)
 	require.Equal(t, connect.CodeFailedPrecondition, connect.CodeOf(err), "%v", err)
 }
 
-func TestNodeThatExitsIsMissed(t *testing.T) {
+func TestExitOfANodesProcessIsItsDeath(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -185,8 +185,8 @@ func TestTaskThatFailsEndsItsNode(t *testing.T) {
 	}
 }
 
-// What a node's code puts into an error is recorded with the node's end: it must not keep the end
-// from being recorded, nor hurt the nodes of others.
+// TestNodeEndsWhateverItsErrorSays has errors that can't be stored as they are. The node's end must
+// be recorded nevertheless, and other nodes must not be affected.
 func TestNodeEndsWhateverItsErrorSays(t *testing.T) {
 	t.Parallel()
 	rt := system(t)
@@ -208,7 +208,7 @@ func TestNodeEndsWhateverItsErrorSays(t *testing.T) {
 		again, err := contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAlias(alias))
 		require.NoError(t, err, name)
 
-		// And what a user's program publishes is refused, alone.
+		// An attribute that can't be stored is refused alone.
 		_, err = contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAttribute("k", "caf\xff"))
 		assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s: %v", name, err)
 		_, err = contractv1raylink.CreateProbe(ctx, parent, nil, runtime.WithAlias("caf\xff"))
@@ -253,7 +253,7 @@ func TestSetUpThatFailsLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestManyAreCreatedAllOrNone(t *testing.T) {
+func TestCreateNIsAllOrNothing(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t)
@@ -274,16 +274,17 @@ func TestManyAreCreatedAllOrNone(t *testing.T) {
 		}
 	}
 	assert.Equal(t, 50, probes)
-	// Indices are never used again.
+	// Indices are never reused.
 	next := create(t, rt)
 	assert.Equal(t, "probe-60", next.Ref().Path())
 }
 
-func TestChildCallsItsParentWhileThatWaitsForIt(t *testing.T) {
+func TestChildCallsItsParentDuringItsCreation(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
-	// The child's own children call nobody; the parent's turn is lent while it waits, so Add gets through meanwhile.
+	// The child's own children make no calls. The parent's turn is released while it waits, so Add
+	// runs meanwhile.
 	spawn := p.SpawnAsync(ctx, &contractv1.SpawnRequest{Config: &contractv1.ProbeConfig{Wait: durationpb.New(300 * time.Millisecond), Children: 1}})
 	var during int
 	for {
@@ -308,7 +309,7 @@ func TestChildCallsItsParentWhileThatWaitsForIt(t *testing.T) {
 	assert.Equal(t, child.Ref().Path()+"/probe-0", children[0].GetPath())
 }
 
-func TestHandleIsAParentToo(t *testing.T) {
+func TestHandleAsParent(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -345,10 +346,10 @@ func TestStopDrains(t *testing.T) {
 	_, err := p.Add(ctx, nil)
 	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 	assert.Contains(t, err.Error(), "is stopping")
-	// Release is a method too, and no longer taken: the call's own context ends it.
+	// Release is a method too, and no longer accepted: the call ends with its context.
 	held.Cancel()
 	res, err := waiting.Get(ctx)
-	require.NoError(t, err, "a call that waited was not drained")
+	require.NoError(t, err, "a queued call was not drained")
 	assert.Equal(t, int64(1), res.GetSum())
 	require.NoError(t, <-stopped)
 }
@@ -370,7 +371,7 @@ func TestAttributesAreReadWithoutACall(t *testing.T) {
 	assert.Equal(t, "the_one", p.Ref().Alias())
 }
 
-func TestAttributeChangesReachThoseWhoHoldHandles(t *testing.T) {
+func TestAttributeChangesReachHandles(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	var node *runtime.Node
@@ -388,7 +389,7 @@ func TestAttributeChangesReachThoseWhoHoldHandles(t *testing.T) {
 	epoch, ok := runtime.Attribute[int](far.Ref(), "epoch")
 	require.True(t, ok)
 	assert.Equal(t, 1, epoch)
-	_, err = far.Ref().Ping(ctx) // from here on the handle follows the node
+	_, err = far.Ref().Ping(ctx) // the handle follows the node from here on
 	require.NoError(t, err)
 	require.NoError(t, runtime.SetAttribute(ctx, node, "epoch", 2))
 	require.Eventually(t, func() bool {
@@ -403,7 +404,7 @@ func TestPathsRelativeToANode(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	_, err := contractv1raylink.FindProbe(ctx, driver, runtime.Path("./probe-0"))
-	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "a driver is no node: %v", err)
+	assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "a driver is not a node: %v", err)
 
 	var node *runtime.Node
 	rt, err := raylink.Start(ctx, append(contract.Types()[:1], runtime.WithData(t.TempDir()), contractv1raylink.OtherType(
@@ -432,7 +433,7 @@ func TestPathsRelativeToANode(t *testing.T) {
 	assert.True(t, parent.IsZero(), "the root's children have no parent")
 }
 
-func TestBadInputGetsOneClearError(t *testing.T) { //nolint:tparallel // its last check is that none of them disturbed anything
+func TestBadInputGetsOneClearError(t *testing.T) { //nolint:tparallel // the last check is for the effects of all of them
 	t.Parallel()
 	ctx := patient(t)
 	rt := system(t)
@@ -497,13 +498,13 @@ func TestBadInputGetsOneClearError(t *testing.T) { //nolint:tparallel // its las
 			}
 		})
 	}
-	// None of it disturbed anything.
+	// None of it had an effect.
 	res, err := p.Add(ctx, &contractv1.AddRequest{By: 1})
 	require.NoError(t, err)
 	assert.Equal(t, int64(1), res.GetSum())
 }
 
-func TestTypeThatTheBinaryLacks(t *testing.T) {
+func TestUnknownTypeIsReported(t *testing.T) {
 	t.Parallel()
 	rt := system(t)
 	bare, err := joinBare(t, rt)
@@ -534,7 +535,7 @@ func TestOutputAppearsUnderTheNodesPath(t *testing.T) {
 	}, patience, 5*time.Millisecond)
 }
 
-// TestStoppedProcess freezes a node's process, and lets it go on when everybody has given it up.
+// TestStoppedProcess stops a node's process, and continues it after it was declared dead.
 func TestStoppedProcess(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
@@ -548,18 +549,18 @@ func TestStoppedProcess(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err = contractv1raylink.FindProbe(ctx, rt, runtime.NID(p.Ref().NID()))
 		return connect.CodeOf(err) == connect.CodeNotFound
-	}, patience, 5*time.Millisecond, "nobody noticed the silence")
+	}, patience, 5*time.Millisecond, "the silence was not detected")
 	assert.Contains(t, err.Error(), p.Ref().Path())
 	require.NoError(t, syscall.Kill(int(pid), syscall.SIGCONT))
-	// It learns that it was declared dead, and ends.
+	// The process learns that it was declared dead, and ends.
 	gone(t, pid)
 	next := create(t, rt)
 	_, err = next.Add(ctx, nil)
 	require.NoError(t, err)
 }
 
-// TestBriefStopIsBorne freezes a process for less than the lease.
-func TestBriefStopIsBorne(t *testing.T) {
+// TestBriefStopIsTolerated stops a process for less than the lease.
+func TestBriefStopIsTolerated(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	p := create(t, driver)
@@ -576,7 +577,7 @@ func TestBriefStopIsBorne(t *testing.T) {
 	assert.Equal(t, int64(2), res.GetSum())
 }
 
-// living says whether a process is there and not merely waiting to be reaped.
+// living reports whether a process exists and is not a zombie.
 func living(pid int64) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -586,11 +587,12 @@ func living(pid int64) bool {
 	return ok && !strings.HasPrefix(state, "Z")
 }
 
-// TestWhatANodeHasStartedEndsWithItsProcess starts processes that get away from their parent in several ways, and ends the node in several ways.
-func TestWhatANodeHasStartedEndsWithItsProcess(t *testing.T) {
+// TestDescendantsEndWithANodesProcess starts processes that detach from their parent in several
+// ways, and ends the node in several ways.
+func TestDescendantsEndWithANodesProcess(t *testing.T) {
 	t.Parallel()
 	if goruntime.GOOS != "linux" {
-		t.Skip("what has left its process group is found on Linux only")
+		t.Skip("processes that have left their group are found on Linux only")
 	}
 	commands := map[string]string{
 		"a process":                     `echo $$ >$FILE; exec sleep 1000`,
@@ -629,7 +631,7 @@ func TestWhatANodeHasStartedEndsWithItsProcess(t *testing.T) {
 				require.NoError(t, err)
 				pid := pidIn(t, file)
 				end(ctx, t, p)
-				require.Eventually(t, func() bool { return !living(pid) }, patience, 5*time.Millisecond, "process %d lives on", pid)
+				require.Eventually(t, func() bool { return !living(pid) }, patience, 5*time.Millisecond, "process %d still runs", pid)
 			})
 		}
 	}
@@ -643,7 +645,7 @@ func TestProcessThatExitsByItselfIsReported(t *testing.T) {
 	waiting := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "x"})
 	other, err := contractv1raylink.ProbeFrom(driver, p.Ref().NodeRef())
 	require.NoError(t, err)
-	_, err = contractv1raylink.CreateProbe(ctx, p.Ref(), nil) // a child goes with it
+	_, err = contractv1raylink.CreateProbe(ctx, p.Ref(), nil) // a child ends with it
 	require.NoError(t, err)
 	waiting.Cancel()
 	_, err = p.Crash(ctx, &contractv1.CrashRequest{Quietly: true})
@@ -656,12 +658,13 @@ func TestProcessThatExitsByItselfIsReported(t *testing.T) {
 	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
 	assert.Contains(t, err.Error(), "exited with code 0 by itself")
 	again, err := contractv1raylink.CreateProbe(ctx, driver, nil, runtime.WithAlias("leaves_quietly"))
-	require.NoError(t, err, "its alias is free")
+	require.NoError(t, err, "its alias must be free")
 	require.NoError(t, again.Ref().Stop(ctx))
 	assert.Equal(t, nodev1.NodeState_NODE_STATE_DEAD, p.Ref().State())
 }
 
-// TestNodeThatStopsItselfDoesNotWaitForItself stops nodes from methods that their end has to wait for. The drain time is longer than this test has.
+// TestNodeThatStopsItselfDoesNotWaitForItself stops nodes from their own methods, which a stop
+// waits for. The drain time is longer than the test's time limit.
 func TestNodeThatStopsItselfDoesNotWaitForItself(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
@@ -673,7 +676,7 @@ func TestNodeThatStopsItselfDoesNotWaitForItself(t *testing.T) {
 		_, err := p.Crash(ctx, &contractv1.CrashRequest{Stop: "."})
 		require.NoError(t, err)
 		require.NoError(t, p.Ref().Ended(ctx))
-		// From below.
+		// From a child.
 		parent := create(t, part, placed)
 		child, err := contractv1raylink.CreateProbe(ctx, parent.Ref(), nil, placed)
 		require.NoError(t, err)
@@ -684,8 +687,9 @@ func TestNodeThatStopsItselfDoesNotWaitForItself(t *testing.T) {
 	}
 }
 
-// TestDeadlineErrorSaysHowFarTheCallHadCome asks over every way: which node and method it was, and whether the call waited or ran.
-func TestDeadlineErrorSaysHowFarTheCallHadCome(t *testing.T) {
+// TestDeadlineErrorHasTheStageOfTheCall checks over every way that the error has the node, the
+// method, and whether the call was queued or ran.
+func TestDeadlineErrorHasTheStageOfTheCall(t *testing.T) {
 	t.Parallel()
 	for name, open := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -698,7 +702,9 @@ func TestDeadlineErrorSaysHowFarTheCallHadCome(t *testing.T) {
 				t.Cleanup(cancel)
 				return ctx
 			}
-			// On a machine that is busy the node may be too late to say it, so it is tried again. Connect's own clients never wait for it.
+			// On a busy machine the node's response may be too late, so the call is repeated.
+			// Connect's own
+			// clients never wait for it.
 			says := func(method, stage string, call func() error) {
 				t.Helper()
 				for until := time.Now().Add(patience); ; {
@@ -713,7 +719,7 @@ func TestDeadlineErrorSaysHowFarTheCallHadCome(t *testing.T) {
 					if strings.Contains(err.Error(), stage) {
 						return
 					}
-					require.True(t, time.Now().Before(until), "no %s says that it ended %s: %v", method, stage, err)
+					require.True(t, time.Now().Before(until), "no error of %s has the stage %q: %v", method, stage, err)
 				}
 			}
 			says("Block", "while it ran", func() error {

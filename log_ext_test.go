@@ -14,7 +14,8 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestDriversLogIsInTheRunDirectory beside those of its nodes, with the time of each line and no secret.
+// TestDriversLogIsInTheRunDirectory checks that it is beside those of the nodes, with a time on
+// each line and without secrets.
 func TestDriversLogIsInTheRunDirectory(t *testing.T) {
 	closedByDefault(t)
 	t.Setenv("RAYLINK_LOG", "debug")
@@ -39,7 +40,7 @@ func TestLogLevelsThatCantBeParsedAreRefused(t *testing.T) {
 	assert.Contains(t, err.Error(), `RAYLINK_LOG is "verbose"`)
 }
 
-// TestOldRunsArePruned starts more systems than are kept.
+// TestOldRunsArePruned starts more systems than runs are kept.
 func TestOldRunsArePruned(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
@@ -56,7 +57,7 @@ func TestOldRunsArePruned(t *testing.T) {
 	}
 	runs, err := filepath.Glob(filepath.Join(data, "runs", "2*"))
 	require.NoError(t, err)
-	// The two newest when the last run began, which is one of them, and the marked one.
+	// The two newest at the start of the last run, which is one of them, and the marked one.
 	assert.Len(t, runs, 3)
 	assert.Contains(t, runs, last)
 	assert.Contains(t, runs, first)

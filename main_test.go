@@ -17,23 +17,24 @@ import (
 	"github.com/raylink/raylink/internal/contract"
 )
 
-// driver is the system that Init made for this test binary: its nodes get processes of their own.
+// driver is the system that Init made for this test binary. Its nodes get processes of their own.
 var driver *raylink.Runtime
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	// The race detector makes every process wait a second before it ends.
+	// The race detector delays the exit of every process by a second.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	// The systems here are open, but for those of the tests of tokens, so that a plain HTTP client can call them.
+	// Systems are open by default, so that a plain HTTP client can call them. Tests of tokens close
+	// theirs.
 	if err := os.Setenv("RAYLINK_OPEN", "1"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	// A node's process is this binary once more: it finds the driver's directory there.
+	// A node's process runs this binary too, and finds the driver's directory there.
 	if os.Getenv("RAYLINK_DATA") == "" {
 		data, err := os.MkdirTemp("", "raylink-test")
 		if err != nil {
@@ -63,7 +64,7 @@ func run(m *testing.M) int {
 		select {}
 	}
 	code := m.Run()
-	stuck := time.AfterFunc(12*time.Second, tellOfChildren)
+	stuck := time.AfterFunc(12*time.Second, dumpChildren)
 	defer stuck.Stop()
 	if err := driver.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "Close:", err)
@@ -76,8 +77,9 @@ func run(m *testing.M) int {
 	return code
 }
 
-// tellOfChildren has those processes below this one that should have ended by now say what they are doing, before they are killed.
-func tellOfChildren() {
+// dumpChildren kills the processes below this one that should have ended by now, and has them print
+// their goroutines.
+func dumpChildren() {
 	tasks, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {
 		return
@@ -94,7 +96,7 @@ func tellOfChildren() {
 			}
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			fmt.Fprintf(os.Stderr, "process %d has not ended: %s %v\n", pid, stat, err)
-			_ = syscall.Kill(pid, syscall.SIGQUIT) // a Go program prints its goroutines then
+			_ = syscall.Kill(pid, syscall.SIGQUIT) // a Go program prints its goroutines at this signal
 		}
 	}
 }

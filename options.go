@@ -58,8 +58,8 @@ func WithInterceptor(interceptors ...runtime.Interceptor) Option {
 	return runtime.WithInterceptor(interceptors...)
 }
 
-// WithClientInterceptor wraps the making of every call by this process; the first interceptor is the
-// outermost. See [Options].ClientInterceptors.
+// WithClientInterceptor wraps the making of every call by this process; the first interceptor is
+// the outermost. See [Options].ClientInterceptors.
 func WithClientInterceptor(interceptors ...runtime.ClientInterceptor) Option {
 	return runtime.WithClientInterceptor(interceptors...)
 }

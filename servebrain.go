@@ -21,7 +21,7 @@ import (
 const DefaultBrainAddress = "127.0.0.1:6800"
 
 // BrainOptions configure a Brain that has a process of its own. A field that is not set is read
-// from its environment variable, if it has one, and else has its default.
+// from its environment variable, if it has one, or has its default.
 type BrainOptions struct {
 	// Data is the directory of everything that Brain stores: its registry in the folder `brain`,
 	// the logs of its own nodes in `runs`. RAYLINK_DATA. By default a `raylink` folder in the

@@ -22,8 +22,8 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestShutdownIsBoundedByItsContext shuts a runtime down while a call runs that does not end, with a
-// drain of an hour, and shows what other goroutines see of it.
+// TestShutdownIsBoundedByItsContext shuts a runtime down while a call runs that does not end, with
+// a drain of an hour, and checks what other goroutines observe.
 func TestShutdownIsBoundedByItsContext(t *testing.T) {
 	t.Parallel()
 	opts := append(contract.Types(), raylink.WithData(t.TempDir()), raylink.WithDrain(time.Hour))
@@ -69,7 +69,7 @@ func TestShutdownIsBoundedByItsContext(t *testing.T) {
 	require.ErrorIs(t, rt.Err(), runtime.ErrClosed)
 }
 
-// unchecked is as joined; how its Close ends does not matter.
+// unchecked joins a system as joined does, but does not check the error of Close.
 func unchecked(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Runtime {
 	t.Helper()
 	opts = append(append(contract.Types(), runtime.WithBrain(rt.Address()), runtime.WithData(t.TempDir())), opts...)
@@ -79,9 +79,9 @@ func unchecked(t *testing.T, rt *raylink.Runtime, opts ...join.Option) *join.Run
 	return host
 }
 
-// TestSlowReaderDoesNotHoldShutdown ends a host, a gateway, and a host behind a gateway, while large responses
-// are written that their callers do not read. Shutdown has no bound but the drain.
-func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
+// TestSlowReaderDoesNotDelayShutdown ends a host, a gateway, and a host behind a gateway, while
+// they write large responses that their callers do not read. Shutdown has no bound but the drain.
+func TestSlowReaderDoesNotDelayShutdown(t *testing.T) {
 	t.Parallel()
 	const size = 16 * mib
 	drain := raylink.WithDrain(time.Second)
@@ -134,7 +134,7 @@ func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
 					transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 						nc, err := new(net.Dialer).DialContext(ctx, network, address)
 						if tcp, ok := nc.(*net.TCPConn); ok {
-							err = tcp.SetReadBuffer(16 << 10) // else the kernel takes most of it
+							err = tcp.SetReadBuffer(16 << 10) // otherwise the kernel buffers most of it
 						}
 						return nc, err
 					}}
@@ -153,12 +153,12 @@ func TestSlowReaderDoesNotHoldShutdown(t *testing.T) {
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
-				_ = end(context.Background()) // a stream that is cut is an error
+				_ = end(context.Background()) // a stream that was cut off returns an error
 			}()
 			select {
 			case <-ended:
 			case <-time.After(patience):
-				t.Error("Shutdown waits for a reader that does not read")
+				t.Error("Shutdown waited for a reader that does not read")
 			}
 		})
 	}

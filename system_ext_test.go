@@ -53,8 +53,9 @@ func TestSystemHasAStorageAndAParameterServer(t *testing.T) {
 	assert.Equal(t, "ps-0/officer-0", children[0].GetPath())
 }
 
-// TestStorageListsMessagesOfUnknownTypesAsJSON stores a message whose type the storage's process does
-// not know, as a program with a schema of its own may. Over JSON it costs its neighbours nothing.
+// TestStorageListsMessagesOfUnknownTypesAsJSON stores a message of a type that the storage's
+// process does not know, as a program with a schema of its own may. It must not affect other
+// entries over JSON.
 func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
@@ -88,7 +89,7 @@ func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
 		assert.Contains(t, list, part)
 	}
 
-	// What was read can be written back, and is the same message then.
+	// A message that was read can be written back, and remains the same.
 	var got struct {
 		Value json.RawMessage `json:"value"`
 	}
@@ -99,10 +100,12 @@ func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
 	assert.True(t, proto.Equal(unknown, back.GetValue().GetMessageValue()), "%v", back)
 }
 
-// secondMachine makes this test binary a process of another machine that joins a system: see TestMain.
+// secondMachine makes this test binary a process that joins a system as if from another machine:
+// see TestMain.
 const secondMachine = "RAYLINK_TEST_SECOND_MACHINE"
 
-// TestEachMachineHasOneOfficer gives two processes a machine of their own, and kills the one that hosts its officer.
+// TestEachMachineHasOneOfficer has two processes on a simulated machine of their own, and kills the
+// one that hosts its officer.
 func TestEachMachineHasOneOfficer(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
@@ -146,5 +149,5 @@ func TestEachMachineHasOneOfficer(t *testing.T) {
 	require.Eventually(t, func() bool {
 		found, err := captain.Locate(ctx, &psv1.LocateRequest{Machine: "another"})
 		return err == nil && found.GetOfficer() == nil
-	}, patience, 10*time.Millisecond, "the captain still counts on an officer that has departed")
+	}, patience, 10*time.Millisecond, "the captain still has a session with an officer that has ended")
 }

@@ -23,7 +23,8 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// closedByDefault lets systems be as they are without any setting, in a runtime directory of the test's own.
+// closedByDefault removes all settings from the environment, and sets a runtime directory of the
+// test's own.
 func closedByDefault(t *testing.T) {
 	t.Helper()
 	t.Setenv("RAYLINK_OPEN", "")
@@ -31,7 +32,7 @@ func closedByDefault(t *testing.T) {
 	elsewhere(t)
 }
 
-// elsewhere is a runtime directory in which nothing is: another user's, say.
+// elsewhere returns an empty runtime directory, like that of another user.
 func elsewhere(t *testing.T) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rl") //nolint:usetesting // a socket's path must be short
@@ -53,7 +54,8 @@ func tokenOf(t *testing.T, rt *raylink.Runtime) string {
 	return string(token[:len(token)-1])
 }
 
-// TestSystemIsClosedByDefault asks for a token that nobody gave, and which its user's programs find by themselves.
+// TestSystemIsClosedByDefault checks that a system without settings has a generated token, which
+// programs of the same user find by themselves.
 func TestSystemIsClosedByDefault(t *testing.T) {
 	closedByDefault(t)
 	ctx := patient(t)
@@ -100,7 +102,8 @@ func TestSystemIsClosedByDefault(t *testing.T) {
 	assert.NotContains(t, err.Error(), token)
 }
 
-// TestPrintingShowsNoToken prints what holds a token, each way that a log or a debugger's habit does.
+// TestPrintingShowsNoToken prints what holds a token, each way that a log or a debugger's habit
+// does.
 func TestPrintingShowsNoToken(t *testing.T) {
 	closedByDefault(t)
 	rt := system(t)
@@ -132,8 +135,9 @@ func TestTokenIsNewForEachSystemAndGoneWithIt(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// TestOpenSystemIsJoinedOnPurposeOnly since whoever took the address of one that is not open could ask for no token.
-func TestOpenSystemIsJoinedOnPurposeOnly(t *testing.T) {
+// TestOpenSystemMustBeJoinedExplicitly ensures that a process which has taken the address of a
+// closed system can't make others join without a token.
+func TestOpenSystemMustBeJoinedExplicitly(t *testing.T) {
 	closedByDefault(t)
 	rt := system(t, runtime.WithOpen())
 	assert.Empty(t, rt.TokenFile())
@@ -149,7 +153,7 @@ func TestOpenSystemIsJoinedOnPurposeOnly(t *testing.T) {
 	joined(t, rt, runtime.WithOpen())
 }
 
-func TestSettingsThatCantBeMeantAreRefused(t *testing.T) {
+func TestInvalidSettingsAreRefused(t *testing.T) {
 	closedByDefault(t)
 	_, err := raylink.Start(patient(t), runtime.WithToken("t"), runtime.WithOpen(), runtime.WithData(t.TempDir()))
 	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
@@ -165,7 +169,8 @@ func TestSettingsThatCantBeMeantAreRefused(t *testing.T) {
 	}
 }
 
-// squatter is a process that has taken an address: it answers with what it is told to, and keeps what it reads.
+// squatter has taken the address of another process. It responds with a given text, and records
+// what it reads.
 type squatter struct {
 	net.Listener
 
@@ -222,8 +227,9 @@ func (s *squatter) served() (int, string) {
 	return s.conns, s.heard.String()
 }
 
-// TestSquatterLearnsNothing takes the address of a Brain that has ended, under a host that looks for it, and that of a host, to which the
-// gateway, a handle and a program with a transport of ours send requests.
+// TestSquatterLearnsNothing takes the address of a Brain that has ended, while a host tries to
+// reconnect, and the address of a host, to which the gateway, a handle and a program with a
+// transport of RayLink send requests.
 func TestSquatterLearnsNothing(t *testing.T) {
 	closedByDefault(t)
 	const secret, private = "s3cret-s3cret-s3cret", "a private request"
@@ -232,7 +238,8 @@ func TestSquatterLearnsNothing(t *testing.T) {
 	require.NoError(t, err)
 	address := brain.Address()
 	host := newSquatter(t, "127.0.0.1:0", "HTTP/1.1 200 OK\r\n\r\n")
-	// The host says that it is where the squatter is; the socket by which it could be reached nevertheless is gone.
+	// The host's record has the squatter's address; its socket, by which it could still be reached,
+	// is removed.
 	far, err := join.Start(ctx, append(contract.Types(), runtime.WithBrain(address), runtime.WithData(t.TempDir()), runtime.WithToken(secret),
 		runtime.WithAdvertise(host.Addr().String()))...)
 	require.NoError(t, err)
@@ -260,7 +267,7 @@ func TestSquatterLearnsNothing(t *testing.T) {
 	require.NoError(t, brain.Close())
 	for _, answer := range []string{"", "HTTP/1.1 200 OK\r\n\r\n", "\x8dRAYLINK"} {
 		s := newSquatter(t, address, answer)
-		require.Eventually(t, func() bool { n, _ := s.served(); return n > 0 }, patience, 10*time.Millisecond, "nobody looked for Brain")
+		require.Eventually(t, func() bool { n, _ := s.served(); return n > 0 }, patience, 10*time.Millisecond, "no host tried to reconnect to Brain")
 		_, heard := s.served()
 		assert.NotContains(t, heard, secret)
 		require.NoError(t, s.Close())

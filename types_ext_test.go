@@ -19,14 +19,14 @@ import (
 	"github.com/raylink/raylink/services/storage"
 )
 
-// echo answers with what it is and what it was asked.
+// echo responds with its name and the request.
 type echo string
 
 func (e echo) Do(_ context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return &thirdparty.Text{Text: string(e) + " " + req.GetText()}, nil
 }
 
-// meeting is a Learner whose Do waits for another call beside it.
+// meeting is a Learner whose Do waits for another, concurrent call.
 type meeting struct{ met chan struct{} }
 
 func (m meeting) Do(ctx context.Context, _ *thirdparty.Text) (*thirdparty.Text, error) {
@@ -43,7 +43,7 @@ func (m meeting) Peek(ctx context.Context, req *thirdparty.Text) (*thirdparty.Te
 	return m.Do(ctx, req)
 }
 
-// learner is an echo that can be peeked at.
+// learner is an echo with a method Peek.
 type learner struct {
 	echo
 
@@ -65,7 +65,8 @@ func (c caller) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text,
 	return found.PeekAsync(ctx, &thirdparty.Text{Text: "from " + c.node.Path()}).Get(ctx)
 }
 
-// back is a learner whose Do asks a caller to call its Peek, and waits: a circle unless Peek runs beside.
+// back is a learner whose Do has a caller call its Peek, and waits: a cycle unless Peek is
+// concurrent.
 type back struct{ node *runtime.Node }
 
 func (b back) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
@@ -88,7 +89,7 @@ func newBack(_ context.Context, n *runtime.Node) (thirdpartyraylink.LearnerNode,
 	return back{n}, nil
 }
 
-// thirdPartyTypes are the types of services that somebody else wrote.
+// thirdPartyTypes are node types of third-party services.
 func thirdPartyTypes() []raylink.Option {
 	return []raylink.Option{
 		thirdpartyraylink.StorageType(func(context.Context, *runtime.Node) (thirdpartyraylink.StorageNode, error) {
@@ -122,13 +123,14 @@ func thirdPartyTypes() []raylink.Option {
 	}
 }
 
-// placed are the ways a node can be placed.
+// placed are the ways to place a node.
 func placed() map[string]runtime.CreateOption {
 	return map[string]runtime.CreateOption{"own process": runtime.OwnProcess(), "parent's process": runtime.ParentProcess()}
 }
 
-// TestServicesNamedLikeRaylinksOwnAreHosted creates nodes of somebody else's Storage, Replay, Brain, Officer, Captain and Ps beside
-// RayLink's own, each in a process of its own and in the driver's.
+// TestServicesNamedLikeRaylinksOwnAreHosted creates nodes of third-party services Storage, Replay,
+// Brain, Officer, Captain and Ps beside RayLink's own, each in a process of its own and in the
+// driver's.
 func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 	t.Parallel()
 	for name, place := range placed() {
@@ -160,7 +162,7 @@ func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, ours.Ref().Stop(ctx))
 			_, err = replayv1raylink.CreateReplay(ctx, driver, nil, place)
-			require.ErrorContains(t, err, "configure replay", "ours was meant")
+			require.ErrorContains(t, err, "configure replay", "RayLink's type was used")
 		})
 	}
 	of, err := storagev1raylink.FindStorage(patient(t), driver, runtime.Path("storage-0"))
@@ -168,8 +170,9 @@ func TestServicesNamedLikeRaylinksOwnAreHosted(t *testing.T) {
 	assert.Equal(t, storagev1raylink.StorageName, of.Ref().Service())
 }
 
-// TestTypesOfOneServiceAreToldApartByName has several types of one service in a process, here and in processes of their own.
-func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
+// TestTypesOfOneServiceAreDistinguishedByName has several types of one service in a process, here
+// and in processes of their own.
+func TestTypesOfOneServiceAreDistinguishedByName(t *testing.T) {
 	t.Parallel()
 	ctx := patient(t)
 	_, err := thirdpartyraylink.CreateLearner(ctx, driver)
@@ -178,8 +181,8 @@ func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
 		"say which by runtime.OfType")
 	_, err = thirdpartyraylink.CreateLearner(ctx, driver, runtime.OfType("learner-v"))
 	require.ErrorContains(t, err, `type "learner-v" is thirdparty.v2.Learner in this process, not thirdparty.v1.Learner`)
-	_, err = thirdpartyraylink.CreateLearner(ctx, driver, runtime.OfType("nobody"))
-	require.ErrorContains(t, err, `this binary has no node type "nobody" of thirdparty.v1.Learner; it has `)
+	_, err = thirdpartyraylink.CreateLearner(ctx, driver, runtime.OfType("missing"))
+	require.ErrorContains(t, err, `this binary has no node type "missing" of thirdparty.v1.Learner; it has `)
 	for name, place := range placed() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -193,14 +196,14 @@ func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, "v1 x", res.GetText())
 
-			// The only type of a service needs no word.
+			// The only type of a service need not be named.
 			second, err := thirdpartyv2raylink.CreateLearner(ctx, driver, place)
 			require.NoError(t, err)
 			res, err = second.Do(ctx, &thirdparty.Text{Text: first.Ref().Path()})
 			require.NoError(t, err)
 			assert.Equal(t, "v1 from "+second.Ref().Path(), res.GetText())
 
-			// Below a parent elsewhere the parent's process decides.
+			// Below a parent in another process, that process decides.
 			child, err := thirdpartyv2raylink.CreateLearner(ctx, first.Ref(), place)
 			require.NoError(t, err)
 			assert.Equal(t, first.Ref().Path()+"/learner-v-0", child.Ref().Path())
@@ -213,7 +216,8 @@ func TestTypesOfOneServiceAreToldApartByName(t *testing.T) {
 	}
 }
 
-// TestLimitsOfATypeOverrideItsSchema has a node with two turns, and one with a method beside them, whose schema says neither.
+// TestLimitsOfATypeOverrideItsSchema has a node with two turns and one with a concurrent method,
+// whose schema has neither.
 func TestLimitsOfATypeOverrideItsSchema(t *testing.T) {
 	t.Parallel()
 	for name, place := range placed() {
@@ -229,7 +233,7 @@ func TestLimitsOfATypeOverrideItsSchema(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, wide.Ref().Stop(ctx))
 
-			// A circle is one only where the node has no turn left, or the method needs one.
+			// It is a cycle only if the node has no turn left and the method needs one.
 			through, err := thirdpartyv2raylink.CreateLearner(ctx, driver, place)
 			require.NoError(t, err)
 			for _, kind := range []string{"back", "back-two"} {
@@ -250,8 +254,8 @@ func TestLimitsOfATypeOverrideItsSchema(t *testing.T) {
 	}
 }
 
-// TestTypesThatCannotBeAreRefusedByInit lists what is wrong with names, limits and methods of types.
-func TestTypesThatCannotBeAreRefusedByInit(t *testing.T) {
+// TestInvalidTypesAreRefusedByInit has types with invalid names, limits and methods.
+func TestInvalidTypesAreRefusedByInit(t *testing.T) {
 	t.Parallel()
 	one := thirdpartyraylink.LearnerType(newMeeting)
 	other := thirdpartyv2raylink.LearnerType(func(_ context.Context, n *runtime.Node) (thirdpartyv2raylink.LearnerNode, error) {
@@ -276,7 +280,7 @@ func TestTypesThatCannotBeAreRefusedByInit(t *testing.T) {
 	defer func() { require.NoError(t, rt.Close()) }()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	// Two types of one name in the schemas, one of which has the schema's own.
+	// Two types with one name in the schemas, one of which keeps it.
 	first, err := thirdpartyraylink.CreateLearner(ctx, rt)
 	require.NoError(t, err)
 	assert.Equal(t, "learner-0", first.Ref().Path())

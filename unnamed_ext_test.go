@@ -15,9 +15,10 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestCallThatNamesNoNodeReachesTheOnlyOne: what `grpcurl -plaintext -d '{}' HOST pkg.Svc/M` sends means the one node of the host
-// that serves pkg.Svc, and otherwise gets an error that says how to name one.
-func TestCallThatNamesNoNodeReachesTheOnlyOne(t *testing.T) {
+// TestCallWithoutANodeReachesTheOnlyOne sends requests as `grpcurl -plaintext -d '{}' HOST
+// pkg.Svc/M` does. They are for the only node of the host that serves pkg.Svc; if there are several
+// or none, the error explains how to name one.
+func TestCallWithoutANodeReachesTheOnlyOne(t *testing.T) {
 	t.Parallel()
 	brain := system(t)
 	host := joined(t, brain)
@@ -47,7 +48,7 @@ func TestCallThatNamesNoNodeReachesTheOnlyOne(t *testing.T) {
 			}
 		}
 	}
-	refused(connect.CodeUnavailable, host.Address(), "lives on this host")
+	refused(connect.CodeUnavailable, host.Address(), "is on this host")
 	only := create(t, host, runtime.ParentProcess())
 	for name, opts := range ways {
 		_, err := dial(host.Address(), opts...).Add(t.Context(), &contractv1.AddRequest{By: 1})
@@ -56,7 +57,7 @@ func TestCallThatNamesNoNodeReachesTheOnlyOne(t *testing.T) {
 	res, err := only.Add(t.Context(), nil)
 	require.NoError(t, err)
 	require.Equal(t, int64(len(ways)), res.GetSum())
-	// The gateway's own process has none: it does not guess among the nodes of others.
+	// The gateway's own process has none, and it does not choose among nodes of others.
 	refused(connect.CodeUnavailable, brain.Address())
 	second := create(t, host, runtime.ParentProcess())
 	refused(connect.CodeInvalidArgument, host.Address(), "2 nodes", only.Ref().Path(), second.Ref().Path())
@@ -74,9 +75,9 @@ func TestCallThatNamesNoNodeReachesTheOnlyOne(t *testing.T) {
 	}
 }
 
-// TestCallsOfBrainUseNothingOfTheCallers: what the runtime asks Brain on behalf of a call, with that call's context, neither carries
-// the call's metadata nor shows in its CallInfo.
-func TestCallsOfBrainUseNothingOfTheCallers(t *testing.T) {
+// TestCallsOfBrainUseNothingOfTheCaller checks that requests to Brain which the runtime makes on
+// behalf of a call, with its context, neither carry the call's metadata nor change its CallInfo.
+func TestCallsOfBrainUseNothingOfTheCaller(t *testing.T) {
 	t.Parallel()
 	brain := system(t)
 	create(t, brain, runtime.WithAlias("found"))
@@ -84,7 +85,7 @@ func TestCallsOfBrainUseNothingOfTheCallers(t *testing.T) {
 	info.RequestHeader().Set("see", "a value that no call can carry: \n")
 	for _, rt := range []runtime.Finder{brain, joined(t, brain)} {
 		p, err := contractv1raylink.FindProbe(ctx, rt, runtime.Alias("found"))
-		require.NoError(t, err, "Brain is not called with it")
+		require.NoError(t, err, "Brain must not be called with it")
 		_, err = p.Add(ctx, nil)
 		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err))
 	}
@@ -95,5 +96,5 @@ func TestCallsOfBrainUseNothingOfTheCallers(t *testing.T) {
 	require.NoError(t, err)
 	_, err = contractv1raylink.FindProbe(ctx, brain, runtime.Alias("found"))
 	require.NoError(t, err)
-	require.Equal(t, "h", info.ResponseHeader().Get("probe-header"), "it shows the caller's own last call")
+	require.Equal(t, "h", info.ResponseHeader().Get("probe-header"), "it must show the caller's own last call")
 }

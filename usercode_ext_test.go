@@ -28,7 +28,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// logged is a log that can be searched.
+// logged records log output for tests to search.
 type logged struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -51,7 +51,7 @@ func (l *logged) option() raylink.Option {
 	return raylink.WithLogger(slog.New(slog.NewTextHandler(l, nil)))
 }
 
-// others is a system with one node of the type Other, which set-up has prepared.
+// others makes a system with one node of the type Other, with the given set-up.
 func others(t *testing.T, setUp func(context.Context, *runtime.Node) error, opts ...raylink.Option) *raylink.Runtime {
 	t.Helper()
 	opts = append(opts, raylink.WithData(t.TempDir()), contractv1raylink.OtherType(
@@ -63,7 +63,8 @@ func others(t *testing.T, setUp func(context.Context, *runtime.Node) error, opts
 	return rt
 }
 
-// TestSetupThatDoesNotReturnFailsItsCreation: in this process, and in one of its own.
+// TestSetupThatDoesNotReturnFailsItsCreation covers set-ups in this process and in one of their
+// own.
 func TestSetupThatDoesNotReturnFailsItsCreation(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -77,13 +78,13 @@ func TestSetupThatDoesNotReturnFailsItsCreation(t *testing.T) {
 		}
 	}
 	p, err := contractv1raylink.CreateProbe(ctx, driver, nil, runtime.WithAlias("fragile"))
-	require.NoError(t, err, "the alias is free again")
+	require.NoError(t, err, "the alias must be free again")
 	require.NoError(t, p.Ref().Stop(ctx))
 }
 
-// TestSetupThatIgnoresItsContextIsLeftBehind: the creation ends soon after its context, and so does
-// all else.
-func TestSetupThatIgnoresItsContextIsLeftBehind(t *testing.T) {
+// TestSetupThatIgnoresItsContextIsAbandoned checks that the creation, and everything else, ends
+// soon after its context.
+func TestSetupThatIgnoresItsContextIsAbandoned(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
@@ -102,7 +103,8 @@ func TestSetupThatIgnoresItsContextIsLeftBehind(t *testing.T) {
 	require.NoError(t, rt.Close())
 }
 
-// TestStopNamesTheOnStopFunctionThatDoesNotReturn: it ends all the same, and calls the others.
+// TestStopNamesTheOnStopFunctionThatDoesNotReturn checks that Stop returns nevertheless, and calls
+// the other functions.
 func TestStopNamesTheOnStopFunctionThatDoesNotReturn(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -138,8 +140,8 @@ func TestStopNamesTheOnStopFunctionThatDoesNotReturn(t *testing.T) {
 	}
 }
 
-// TestTaskThatEndsItsGoroutineIsItsNodesFailure: as is an error of its own, or a panic.
-func TestTaskThatEndsItsGoroutineIsItsNodesFailure(t *testing.T) {
+// TestTaskThatEndsItsGoroutineFailsItsNode checks that it does as an error or a panic does.
+func TestTaskThatEndsItsGoroutineFailsItsNode(t *testing.T) {
 	t.Parallel()
 	var log logged
 	rt := others(t, func(_ context.Context, n *runtime.Node) error {
@@ -147,7 +149,7 @@ func TestTaskThatEndsItsGoroutineIsItsNodesFailure(t *testing.T) {
 		return nil
 	}, log.option())
 	n, err := contractv1raylink.CreateOther(t.Context(), rt)
-	if err == nil { // else it has failed before it was set up
+	if err == nil { // otherwise the task fails before the set-up is over
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		require.NoError(t, n.Ref().Ended(ctx))
@@ -156,7 +158,7 @@ func TestTaskThatEndsItsGoroutineIsItsNodesFailure(t *testing.T) {
 	require.NoError(t, rt.Close())
 }
 
-// blocking is a log handler that does not return until its gate is open.
+// blocking is a log handler that does not return until gate is closed.
 type blocking struct {
 	slog.Handler
 
@@ -172,9 +174,10 @@ func (b blocking) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return blocking{b.Handler.WithAttrs(attrs), b.gate}
 }
 
-// TestOutputThatBlocksHoldsNothingUp: an Output function that does not return delays what a node prints, one line or more than
-// fits into pipes, but not its life, and Close says what it did not wait for. The node's log has all lines.
-func TestOutputThatBlocksHoldsNothingUp(t *testing.T) {
+// TestBlockedOutputDelaysOnlyLines has an Output function that does not return. It delays what a
+// node prints, whether one line or more than fits into pipes, but not the node. Close reports what
+// it did not wait for, and the node's log has all lines.
+func TestBlockedOutputDelaysOnlyLines(t *testing.T) {
 	t.Parallel()
 	for _, lines := range []int{1, 1 << 15} {
 		t.Run(strconv.Itoa(lines), func(t *testing.T) {
@@ -204,7 +207,8 @@ func TestOutputThatBlocksHoldsNothingUp(t *testing.T) {
 	}
 }
 
-// TestOutputThatPanicsGetsTheNextLine: and so does one that ends its goroutine.
+// TestOutputThatPanicsGetsTheNextLine covers functions that panic and ones that end their
+// goroutine.
 func TestOutputThatPanicsGetsTheNextLine(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -236,9 +240,10 @@ func TestOutputThatPanicsGetsTheNextLine(t *testing.T) {
 	require.True(t, log.contains("the function given with WithOutput panicked"))
 }
 
-// TestLoggerThatBlocksHoldsNothingUp: a log handler that does not return costs no call and no end of a node; the file in the
-// run directory has what it has not taken, and says so, and Close returns an error.
-func TestLoggerThatBlocksHoldsNothingUp(t *testing.T) {
+// TestBlockedLoggerDelaysNothing has a log handler that does not return. It delays neither calls
+// nor the end of a node. The file in the run directory has the records that the handler did not
+// accept, and a warning; Close returns an error.
+func TestBlockedLoggerDelaysNothing(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -265,39 +270,39 @@ func TestLoggerThatBlocksHoldsNothingUp(t *testing.T) {
 	assert.Equal(t, 3, strings.Count(string(text), "an OnStop function panicked"))
 }
 
-// deaf is a node whose methods ignore their contexts: they go on until the gate is open.
-type deaf struct {
+// stubborn is a node whose methods ignore their contexts and run until gate is closed.
+type stubborn struct {
 	contractv1raylink.UnimplementedProbeNode
 
 	began chan struct{}
 	gate  chan struct{}
 }
 
-func (d deaf) wait() {
+func (d stubborn) wait() {
 	d.began <- struct{}{}
 	<-d.gate
 }
 
-func (d deaf) Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+func (d stubborn) Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	d.wait()
 	return &contractv1.AddResponse{}, nil
 }
 
-func (d deaf) BlockBeside(context.Context, *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
+func (d stubborn) BlockBeside(context.Context, *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	d.wait()
 	return &contractv1.BlockResponse{}, nil
 }
 
-func (d deaf) Count(context.Context, *contractv1.CountRequest, contractv1raylink.ProbeCountServerStream) error {
+func (d stubborn) Count(context.Context, *contractv1.CountRequest, contractv1raylink.ProbeCountServerStream) error {
 	d.wait()
 	return nil
 }
 
-// TestCallersOfAMethodThatDoesNotReturnHearThatItsNodeHasStopped: by every way but a call from the same process that runs the
-// method itself, and although their contexts have no end.
-func TestCallersOfAMethodThatDoesNotReturnHearThatItsNodeHasStopped(t *testing.T) {
+// TestCallersOfAMethodThatDoesNotReturnGetTheEndOfItsNode covers every way except a call that runs
+// the method on its caller's goroutine. The callers' contexts do not end.
+func TestCallersOfAMethodThatDoesNotReturnGetTheEndOfItsNode(t *testing.T) {
 	t.Parallel()
-	d := deaf{began: make(chan struct{}), gate: make(chan struct{})}
+	d := stubborn{began: make(chan struct{}), gate: make(chan struct{})}
 	rt, err := raylink.Start(t.Context(), raylink.WithData(t.TempDir()), raylink.WithDrain(100*time.Millisecond), contractv1raylink.ProbeType(
 		func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (contractv1raylink.ProbeNode, error) {
 			return d, nil
@@ -367,7 +372,7 @@ func TestCallersOfAMethodThatDoesNotReturnHearThatItsNodeHasStopped(t *testing.T
 					require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
 					require.ErrorContains(t, err, path+" stopped while it was in "+test.method+", which has not returned")
 				case <-time.After(patience):
-					require.FailNow(t, "the caller still waits")
+					require.FailNow(t, "the caller is still blocked")
 				}
 			})
 		}

@@ -12,8 +12,8 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// TestRequestMeansTheSameAtHostAndGateway names a node in every way that a request can, at its own host and
-// at Brain's gateway, where the node's host is another process's.
+// TestRequestMeansTheSameAtHostAndGateway names a node in every possible way, at its own host and
+// at Brain's gateway in another process.
 func TestRequestMeansTheSameAtHostAndGateway(t *testing.T) {
 	t.Parallel()
 	brain := system(t)
@@ -23,7 +23,7 @@ func TestRequestMeansTheSameAtHostAndGateway(t *testing.T) {
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	ask := func(address, target string, headers []string) (status int, answer string) {
-		// The target is written as it is: Go's client would clean it.
+		// The target is sent unchanged; Go's client would clean it.
 		req, err := http.NewRequestWithContext(patient(t), http.MethodPost, "http://"+address, strings.NewReader(`{"key":"k"}`))
 		require.NoError(t, err)
 		req.URL.Opaque = "//" + address + target
@@ -79,7 +79,7 @@ func TestRequestMeansTheSameAtHostAndGateway(t *testing.T) {
 	}
 }
 
-// TestPagesThatDoNotNameTheirOriginAreRefused asks as images and links of a page do.
+// TestPagesThatDoNotNameTheirOriginAreRefused sends requests as images and links of a page do.
 func TestPagesThatDoNotNameTheirOriginAreRefused(t *testing.T) {
 	t.Parallel()
 	brain := system(t, runtime.WithOrigins("https://good.example"))

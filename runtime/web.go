@@ -122,7 +122,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 	} else if n = w.host.localNamed(name); n == nil {
-		w.refuse(rw, r, connect.Errorf(connect.CodeNotFound, "no node %q lives on this host; Brain's address reaches every node", name))
+		w.refuse(rw, r, connect.Errorf(connect.CodeNotFound, "no node %q is on this host; Brain's address reaches every node", name))
 		return
 	}
 	if _, err := n.lookupMethod(procedure); err != nil {
@@ -163,7 +163,7 @@ func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 			len(found), service, strings.Join(paths, ", "), howToName)
 	}
 	if len(h.types.of(service)) > 0 {
-		return nil, connect.Errorf(connect.CodeUnavailable, "the request names no node, and none that serves %s lives on this host: %s", service, howToName)
+		return nil, connect.Errorf(connect.CodeUnavailable, "the request names no node, and none that serves %s is on this host: %s", service, howToName)
 	}
 	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", procedure[1:], howToName)
 }
