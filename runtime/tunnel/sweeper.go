@@ -33,7 +33,8 @@ const (
 //
 // The sweeper is guarded by Conn.mu. The caller of its methods must hold that, except for tick.
 type sweeper struct {
-	mu   *sync.Mutex // Conn.mu
+	// mu is Conn.mu. It and open are not modified.
+	mu   *sync.Mutex
 	open *callTable
 	// calls is the unordered set of the calls whose contexts only the sweeper checks.
 	calls []*Call
@@ -70,7 +71,7 @@ func (s *sweeper) clear() {
 	for _, call := range s.calls {
 		call.sweepIndex = 0
 	}
-	*s = sweeper{mu: s.mu, open: s.open}
+	s.calls, s.next, s.quota, s.remaining = nil, 0, 0, 0 // not mu and open, which tick reads without the lock
 }
 
 // beginTick starts a tick, and a new round if the last one is complete.
