@@ -176,7 +176,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 			return nil, fmt.Errorf("telling Brain where it is reached: %w", err)
 		}
 		h.mu.Lock()
-		h.root = newNode(h, NodeType{service: &Service{name: "raylink.brain.v1.BrainService"}}, parts.Brain.Root())
+		h.root = newNode(h, NodeType{service: &Service{name: brainv1connect.BrainServiceName}}, parts.Brain.Root())
 		h.mu.Unlock()
 		h.root.serveWith(nil)
 	}

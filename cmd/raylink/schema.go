@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/gen/raylink/node/v1/nodev1connect"
 )
 
 // maxFiles bounds the files of a schema.
@@ -158,7 +159,7 @@ func (s *schema) types() *dynamicpb.Types {
 
 // Services that every host serves besides those of its nodes. Each node answers builtinService.
 const (
-	builtinService = "raylink.node.v1.NodeService"
+	builtinService = nodev1connect.NodeServiceName
 	healthService  = "grpc.health.v1.Health"
 )
 

@@ -39,6 +39,9 @@ func testHopMetadata(t *testing.T, _ Way, a, b Peer) {
 	assert.Empty(t, info.ResponseTrailer().Get("probe-trailer"), "a node's trailers were passed on to a further caller")
 }
 
+// detailName is the type of the detail of errors of the Probe.
+var detailName = string((&contractv1.Detail{}).ProtoReflect().Descriptor().FullName())
+
 func testHopError(t *testing.T, _ Way, a, b Peer) {
 	ctx := patient(t)
 	fail := &contractv1.FailRequest{Code: uint32(connect.CodeOutOfRange), Message: "too far", Detail: "by a mile"}
@@ -49,7 +52,7 @@ func testHopError(t *testing.T, _ Way, a, b Peer) {
 		require.ErrorAs(t, err, &e)
 		assert.Equal(t, message, e.Message())
 		require.Len(t, e.Details(), 2)
-		assert.Equal(t, "contract.v1.Detail", e.Details()[0].Type)
+		assert.Equal(t, detailName, e.Details()[0].Type)
 		hops := raylink.Trace(err)
 		require.Len(t, hops, 1)
 		assert.Equal(t, a.Path, hops[0].GetNode())

@@ -219,6 +219,6 @@ func RunHidden(t *testing.T, way Way) {
 		assert.Equal(t, connect.CodeOutOfRange, e.Code())
 		assert.Equal(t, "too far", e.Message())
 		require.NotEmpty(t, e.Details())
-		assert.Equal(t, "contract.v1.Detail", e.Details()[0].Type)
+		assert.Equal(t, detailName, e.Details()[0].Type)
 	}
 }

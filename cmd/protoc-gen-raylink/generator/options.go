@@ -17,10 +17,13 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-const (
-	nodeOptionName   = "raylink.options.v1.node"
-	methodOptionName = "raylink.options.v1.method"
+// The names of the options, as the messages of refusals cite them.
+var (
+	nodeOptionName   = optionsv1.E_Node.TypeDescriptor().FullName()   //nolint:gochecknoglobals // constant
+	methodOptionName = optionsv1.E_Method.TypeDescriptor().FullName() //nolint:gochecknoglobals // constant
+)
 
+const (
 	// Fields of NodeOptions and MethodOptions.
 	nodeTypeField           = 1
 	nodeConfigField         = 2
@@ -92,7 +95,7 @@ func findExtensions(request *pluginpb.CodeGeneratorRequest) extensions {
 	for _, file := range request.GetProtoFile() {
 		for _, field := range file.GetExtension() {
 			ext := extension{known: true, file: file.GetName(), number: field.GetNumber()}
-			switch file.GetPackage() + "." + field.GetName() {
+			switch protoreflect.FullName(file.GetPackage()).Append(protoreflect.Name(field.GetName())) {
 			case nodeOptionName:
 				found.node = ext
 			case methodOptionName:
