@@ -21,6 +21,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/hostapi"
+	"github.com/raylink/raylink/runtime/internal/listen"
 	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
@@ -45,7 +46,7 @@ func (h *Host) inherited() InheritedOptions {
 	o := h.options.InheritedOptions
 	o.Listen, o.Advertise = onFreePort(o.Listen), onFreePort(o.Advertise)
 	if o.Brain == "" {
-		o.Brain = h.listener.advertised // this process has embedded Brain
+		o.Brain = h.listener.Advertised() // this process has embedded Brain
 	}
 	return o
 }
@@ -75,7 +76,7 @@ func onFreePort(address string) string {
 	if address == "" {
 		return ""
 	}
-	return net.JoinHostPort(hostOf(address), "0")
+	return net.JoinHostPort(listen.HostOf(address), "0")
 }
 
 // setupEndLimit bounds how long a node's set-up may continue after its context has ended, because

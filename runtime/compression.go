@@ -56,7 +56,7 @@ func newResponder(h *Host, server *connect.Server) responder {
 
 // handler returns the handler for a request.
 func (s responder) handler(r *http.Request) http.Handler {
-	if s.host.listener.compression.Load() && (r.Header.Get(webroute.ViaHeader) != "" || !webroute.IsSameMachine(r)) {
+	if s.host.guard.compression.Load() && (r.Header.Get(webroute.ViaHeader) != "" || !webroute.IsSameMachine(r)) {
 		return s.compressed()
 	}
 	return s.plain

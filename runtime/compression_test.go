@@ -52,7 +52,7 @@ func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
 			return stream.Send(&m)
 		},
 	})
-	h := &Host{options: Options{InheritedOptions: InheritedOptions{MaxMessage: 64 << 20}}, listener: &listener{}}
+	h := &Host{options: Options{InheritedOptions: InheritedOptions{MaxMessage: 64 << 20}}, guard: &webGuard{}}
 	s := newResponder(h, server)
 	echo := func(body []byte, edit func(*http.Request)) (answer []byte, encoding string) {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/t.T/Echo", bytes.NewReader(body))
@@ -93,7 +93,7 @@ func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
 	sends := func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }
 
 	for _, on := range []bool{false, true} {
-		h.listener.compression.Store(on)
+		h.guard.compression.Store(on)
 		for name, edit := range map[string]func(*http.Request){
 			"elsewhere": nil, "loopback": here, "Unix": unix, "this machine's address": same, "by the gateway": gateway, "accepts none": none,
 		} {

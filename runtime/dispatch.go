@@ -190,7 +190,7 @@ func (j *job) answer() {
 // inline on the goroutine that reads the connection.
 func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 	if in.Target == "" && d.only == nil {
-		d.host.listener.own.ServeUnary(in)
+		d.host.ownCalls.ServeUnary(in)
 		return
 	}
 	a := in.State.(*arrival) //nolint:forcetypeassert // NewIncoming made it
@@ -229,7 +229,7 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 // ServeStream implements [tunnel.Handler].
 func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, stream connect.ServerStream) error {
 	if in.Target == "" && d.only == nil {
-		return d.host.listener.own.ServeStream(ctx, in, stream)
+		return d.host.ownCalls.ServeStream(ctx, in, stream)
 	}
 	cc := &in.State.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
 	k, err := d.resolve(in.Names)

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
+	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
 // healthService is the name of gRPC's health service, which every host has.
@@ -25,9 +26,9 @@ const (
 func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
 
 // answerProbe responds with `ok`, or that the host is not serving, and nothing else.
-func (f *listener) answerProbe(w http.ResponseWriter, r *http.Request) {
-	if c := webConnOf(r.Context()); c != nil {
-		defer c.pending.answers(false)()
+func (g *webGuard) answerProbe(w http.ResponseWriter, r *http.Request) {
+	if c := listen.ConnOf(r.Context()); c != nil {
+		defer c.Serving(false)()
 	}
 	header := w.Header()
 	header.Set("Content-Type", "text/plain; charset=utf-8")
@@ -38,10 +39,10 @@ func (f *listener) answerProbe(w http.ResponseWriter, r *http.Request) {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		header.Set("Allow", "GET, HEAD")
 		status, text = http.StatusMethodNotAllowed, "this is asked for by GET\n"
-	case r.URL.Path != livePath && f.host.health("") != healthv1.HealthCheckResponse_SERVING:
+	case r.URL.Path != livePath && g.host.health("") != healthv1.HealthCheckResponse_SERVING:
 		status, text = http.StatusServiceUnavailable, "not serving\n"
 	}
-	f.dropBody(w, r)
+	g.dropBody(w, r)
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write([]byte(text)) // the caller may have gone

@@ -19,6 +19,7 @@ import (
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/logs"
 	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/runtime/internal/listen"
 	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/internal/session"
 	"github.com/raylink/raylink/runtime/launch"
@@ -47,7 +48,10 @@ type Host struct {
 	run      *rundir.Run
 	launcher launch.Launcher
 	output   *output
-	listener *listener
+	listener *listen.Listener
+	// guard authorizes HTTP requests; ownCalls serves the tunnel calls for the host itself.
+	guard    *webGuard
+	ownCalls tunnel.Handler
 	// tokenFile is set if this host has generated the system's token.
 	tokenFile string
 	peers     *peers.Pool
@@ -163,7 +167,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	h.peers = peers.New(peers.Config{
 		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
 	})
-	if h.listener, err = listen(h, parts.Brain); err != nil {
+	if err = h.listen(parts.Brain); err != nil {
 		return nil, err
 	}
 	if made {
@@ -183,7 +187,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	if err := h.join(ctx, parts.Brain != nil); err != nil {
 		return nil, err
 	}
-	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.advertised), slog.Int("pid", os.Getpid()),
+	h.log.Info("host started", slog.String("host", h.id), slog.String("address", h.listener.Advertised()), slog.Int("pid", os.Getpid()),
 		slog.String("brain", options.Brain))
 	return h, nil
 }
@@ -203,8 +207,8 @@ func partOf(log *slog.Logger, part string) *slog.Logger {
 
 // publishToken writes the generated token to a file that only this user's processes can read.
 func (h *Host) publishToken() (err error) {
-	addresses := []string{h.listener.advertised}
-	if bound := h.listener.tcp.Addr().String(); bound != h.listener.advertised {
+	addresses := []string{h.listener.Advertised()}
+	if bound := h.listener.Bound(); bound != h.listener.Advertised() {
 		addresses = append(addresses, bound)
 	}
 	h.tokenFile, err = h.dir.PublishToken(h.options.Token, addresses...)
@@ -219,8 +223,8 @@ func (h *Host) TokenFile() string { return h.tokenFile }
 func (h *Host) info() *nodev1.HostInfo {
 	return &nodev1.HostInfo{
 		Id:        h.id,
-		Address:   h.listener.advertised,
-		Socket:    h.listener.socket,
+		Address:   h.listener.Advertised(),
+		Socket:    h.listener.Socket(),
 		Machine:   h.machine,
 		Pid:       int32(os.Getpid()), //nolint:gosec // process ids fit
 		Build:     launch.Build(),
@@ -230,10 +234,10 @@ func (h *Host) info() *nodev1.HostInfo {
 }
 
 // String names the host by its address. It shows no token.
-func (h *Host) String() string { return "host " + h.listener.advertised }
+func (h *Host) String() string { return "host " + h.listener.Advertised() }
 
 // Address is the advertised address (HOST:PORT), for HTTP clients and tunnels alike.
-func (h *Host) Address() string { return h.listener.advertised }
+func (h *Host) Address() string { return h.listener.Advertised() }
 
 // RunDirectory is where this run keeps its logs, models, variables and mapped files.
 func (h *Host) RunDirectory() *rundir.Run { return h.run }
@@ -280,9 +284,9 @@ func (h *Host) Close(ctx context.Context) error {
 	}
 	if h.listener != nil {
 		// All nodes have stopped: the responses still being written wait for slow readers.
-		sctx, cancel := context.WithTimeout(ctx, max(h.options.Drain-time.Since(began), endTime))
+		sctx, cancel := context.WithTimeout(ctx, max(h.options.Drain-time.Since(began), listen.EndTime))
 		defer cancel()
-		errs = append(errs, h.listener.shutdown(sctx))
+		errs = append(errs, h.listener.Shutdown(sctx))
 	}
 	h.release(ErrClosed)
 	return errors.Join(append(errs, h.output.err())...)
@@ -310,7 +314,7 @@ func (h *Host) release(cause error) {
 	h.ended = true
 	h.mu.Unlock()
 	if h.listener != nil {
-		h.listener.close()
+		h.listener.Close()
 	}
 	if h.peers != nil {
 		h.peers.Close(cause)

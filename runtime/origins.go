@@ -13,6 +13,7 @@ import (
 	"github.com/rs/cors"
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
 // anyOrigin allows the pages of every origin.
@@ -115,13 +116,13 @@ func (o *origins) wrap(next http.Handler) http.Handler {
 // refusePage refuses requests that a page of an origin that is not allowed makes a browser send.
 // Such a page can reach loopback by a name that its owner resolves to it, or directly from its own
 // origin.
-func (f *listener) refusePage(r *http.Request) error {
-	if f.loopback && !isLoopback(hostOf(r.Host)) {
+func (g *webGuard) refusePage(r *http.Request) error {
+	if g.loopback && !listen.IsLoopback(listen.HostOf(r.Host)) {
 		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
 	}
 	if values := r.Header.Values("Origin"); len(values) > 0 {
 		for _, origin := range values {
-			if len(values) > 1 || !f.origins.Load().allows(origin) {
+			if len(values) > 1 || !g.origins.Load().allows(origin) {
 				return connect.Errorf(connect.CodePermissionDenied,
 					"requests from the browser origin %q are not allowed: WithOrigins or --origin lists those that are", origin)
 			}
@@ -139,12 +140,12 @@ func (f *listener) refusePage(r *http.Request) error {
 
 // setPolicy combines the host's own options with Brain's policy for HTTP clients, so that what
 // Brain's address serves to a page its hosts serve too.
-func (f *listener) setPolicy(brains *brainv1.WebPolicy) {
-	f.compression.Store(f.host.options.Compression || brains.GetCompression())
-	list, err := parseOrigins(append(slices.Clone(f.host.options.Origins), brains.GetOrigins()...))
+func (g *webGuard) setPolicy(brains *brainv1.WebPolicy) {
+	g.compression.Store(g.host.options.Compression || brains.GetCompression())
+	list, err := parseOrigins(append(slices.Clone(g.host.options.Origins), brains.GetOrigins()...))
 	if err != nil {
-		f.host.log.Warn("Brain's browser origins are not understood", slog.Any("error", err))
+		g.host.log.Warn("Brain's browser origins are not understood", slog.Any("error", err))
 		return
 	}
-	f.origins.Store(newOrigins(list))
+	g.origins.Store(newOrigins(list))
 }

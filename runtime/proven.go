@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/raylink/raylink/runtime/internal/listen"
 	"github.com/raylink/raylink/runtime/internal/peers"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
@@ -32,8 +33,8 @@ func NewHTTPTransport(token string, protocols *http.Protocols) *http.Transport {
 // isProven reports whether a request came over a connection whose other side has proven that it
 // knows the token: the gateway of the system's Brain, or the command line.
 func isProven(ctx context.Context) bool {
-	c := webConnOf(ctx)
-	return c != nil && c.proven
+	c := listen.ConnOf(ctx)
+	return c != nil && c.IsProven()
 }
 
 // dialOutside opens a tunnel for a process without a runtime, with the given token, or else that of

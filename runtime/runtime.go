@@ -30,6 +30,6 @@
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
 //	           interceptor.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
-//	processes  host.go, child.go, session.go (with internal/session), internal/peers, listener.go,
+//	processes  host.go, child.go, session.go, listener.go (on internal/session, listen, peers),
 //	           remote.go, dispatch.go, inline.go, web.go, health.go, supervise.go
 package runtime

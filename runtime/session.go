@@ -60,7 +60,7 @@ func (s sessionHost) Nodes() []*nodev1.NodeRef {
 }
 
 // OnPolicy implements [session.Host].
-func (s sessionHost) OnPolicy(policy *brainv1.WebPolicy) { s.host.listener.setPolicy(policy) }
+func (s sessionHost) OnPolicy(policy *brainv1.WebPolicy) { s.host.guard.setPolicy(policy) }
 
 // OnRecord implements [session.Host]: it passes a record to the handles of the node in this
 // process.

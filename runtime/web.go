@@ -112,7 +112,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		// An embedded Brain serves the built-in methods as every node does.
 		name = nodename.RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
-		w.host.listener.untilClosed(rw, r, true, w.own.handler(r))
+		w.host.guard.untilClosed(rw, r, true, w.own.handler(r))
 		return
 	}
 	var n *Node
@@ -129,7 +129,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.refuse(rw, r, err)
 		return
 	}
-	w.host.listener.untilClosed(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)), false, w.methods.handler(r))
+	w.host.guard.untilClosed(rw, r.WithContext(context.WithValue(r.Context(), webNodeKey{}, n)), false, w.methods.handler(r))
 }
 
 // howToName explains, in errors, how a request names its node.

@@ -3,40 +3,77 @@ package runtime
 import (
 	"bytes"
 	"context"
+	"crypto/subtle"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
 const (
-	// idleTime is how long a connection may be idle between two requests. It is longer than the
-	// idle timeout of clients, including the gateway, so that they close first.
-	idleTime = 2 * time.Minute
 	// maxPublicBody bounds the request of a call without a token, in bytes.
 	maxPublicBody = 4 << 10
 	// maxPublicCalls bounds how many such calls may run at once; health streams are long.
 	maxPublicCalls = 64
-	// maxLinger bounds how many bytes of a refused request's body are read, and lingerTime for how
-	// long, so that the refusal arrives before the connection is closed.
-	maxLinger  = 256 << 10
-	lingerTime = time.Second
-	// endTime bounds the time to write responses to requests for the host itself when the listener
-	// closes.
-	endTime = time.Second
 )
 
+// webGuard authorizes the HTTP requests of a host's listener.
+type webGuard struct {
+	host *Host
+	// loopback is set if the listener is bound to loopback.
+	loopback bool
+	errors   *connecthttp.ErrorWriter
+	// public counts the running calls that need no token.
+	public atomic.Int64
+	// origins are the browser origins that may call: the host's own, and those that Brain allows.
+	origins atomic.Pointer[origins]
+	// compression is set if responses may be compressed.
+	compression atomic.Bool
+}
+
+// newWebGuard refuses options with which the host would be open to more callers than its user may
+// expect.
+func newWebGuard(h *Host) (*webGuard, error) {
+	o := h.options
+	allowed, err := parseOrigins(o.Origins)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Contains(allowed, anyOrigin) && o.Token == "" {
+		return nil, connect.Errorf(connect.CodeFailedPrecondition,
+			"allowing every browser origin (%s) without a token would open this system to every page that a browser here shows: "+
+				"list the origins, or set a token (RAYLINK_TOKEN)", anyOrigin)
+	}
+	g := &webGuard{host: h, errors: connecthttp.NewErrorWriter()}
+	g.origins.Store(newOrigins(allowed))
+	g.compression.Store(o.Compression)
+	host, _, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return nil, connect.Errorf(connect.CodeInvalidArgument, "the address to listen on, %q, is not of the form HOST:PORT", o.Listen)
+	}
+	g.loopback = listen.IsLoopback(host)
+	if !g.loopback && (o.Token == "" || !o.Insecure) {
+		return nil, connect.Errorf(connect.CodeFailedPrecondition,
+			"listening on %s, beyond loopback, needs a token (RAYLINK_TOKEN; without it one is made, but not with --open) and "+
+				"--insecure (RAYLINK_INSECURE=1): nothing is encrypted yet", o.Listen)
+	}
+	return g, nil
+}
+
 // guard refuses HTTP requests that are not authorized, before it reads anything of their bodies.
-func (f *listener) guard(next http.Handler) http.Handler {
-	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.admitRequest(w, r, next) })
+func (g *webGuard) guard(next http.Handler) http.Handler {
+	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.admitRequest(w, r, next) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor < 2 && r.ContentLength != 0 {
 			// After its handler the server reads the rest of a body, for as long as that takes to
@@ -45,8 +82,8 @@ func (f *listener) guard(next http.Handler) http.Handler {
 			body := &endingBody{ReadCloser: r.Body}
 			r.Body = body
 			defer func() {
-				if c := webConnOf(r.Context()); !body.ended.Load() && c != nil && !c.lingers.Load() {
-					f.deadline(w, time.Now().Add(lingerTime))
+				if c := listen.ConnOf(r.Context()); !body.ended.Load() && c != nil && !c.Lingers() {
+					g.deadline(w, time.Now().Add(listen.LingerTime))
 				}
 			}()
 		}
@@ -54,63 +91,63 @@ func (f *listener) guard(next http.Handler) http.Handler {
 			admit.ServeHTTP(w, r)
 			return
 		}
-		if err := f.refusePage(r); err != nil {
+		if err := g.refusePage(r); err != nil {
 			w.Header().Add("Vary", "Origin, Sec-Fetch-Site")
-			f.refuseRequest(w, r, err)
+			g.refuseRequest(w, r, err)
 			return
 		}
-		f.origins.Load().wrap(admit).ServeHTTP(w, r)
+		g.origins.Load().wrap(admit).ServeHTTP(w, r)
 	})
 }
 
 // admitRequest forwards requests with the token, and serves those that need none.
-func (f *listener) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
+func (g *webGuard) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if isProbe(r.URL.Path) {
-		f.answerProbe(w, r)
+		g.answerProbe(w, r)
 		return
 	}
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	switch {
-	case isProven(r.Context()) || f.tokenFits(token):
-		if c := webConnOf(r.Context()); c != nil {
-			c.pending.admit()
+	case isProven(r.Context()) || g.tokenFits(token):
+		if c := listen.ConnOf(r.Context()); c != nil {
+			c.Admit()
 		}
 		next.ServeHTTP(w, r)
 	case isPublic(r):
-		f.servePublic(w, r, next)
+		g.servePublic(w, r, next)
 	default:
-		f.refuseRequest(w, r, connect.NewError(connect.CodeUnauthenticated, wrongToken))
+		g.refuseRequest(w, r, connect.NewError(connect.CodeUnauthenticated, wrongToken))
 	}
 }
 
 // refuseRequest responds with an error in the caller's protocol. A connection that is not admitted
 // is closed afterwards, and so is one with a body that was not read.
-func (f *listener) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
-	if c := webConnOf(r.Context()); c != nil && !c.pending.isAdmitted() {
+func (g *webGuard) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
+	if c := listen.ConnOf(r.Context()); c != nil && !c.IsAdmitted() {
 		w.Header().Set("Connection", "close") // over HTTP/2 the server sends a GOAWAY
 	}
-	f.dropBody(w, r)
-	if werr := f.errors.Write(w, r, err); werr != nil {
-		f.host.log.Debug("writing a refusal", slog.Any("error", werr))
+	g.dropBody(w, r)
+	if werr := g.errors.Write(w, r, err); werr != nil {
+		g.host.log.Debug("writing a refusal", slog.Any("error", werr))
 	}
 }
 
 // dropBody keeps the server from waiting for the rest of a request that is answered without it: the
 // connection is closed after the response.
-func (f *listener) dropBody(w http.ResponseWriter, r *http.Request) {
-	c := webConnOf(r.Context())
+func (g *webGuard) dropBody(w http.ResponseWriter, r *http.Request) {
+	c := listen.ConnOf(r.Context())
 	if c == nil || r.ProtoMajor > 1 || r.ContentLength == 0 {
 		return
 	}
 	w.Header().Set("Connection", "close")
-	c.lingers.Store(true)
-	f.deadline(w, time.Unix(1, 0))
+	c.Linger()
+	g.deadline(w, time.Unix(1, 0))
 }
 
 // deadline sets the read deadline of a request.
-func (f *listener) deadline(w http.ResponseWriter, t time.Time) {
+func (g *webGuard) deadline(w http.ResponseWriter, t time.Time) {
 	if err := http.NewResponseController(w).SetReadDeadline(t); err != nil {
-		f.host.log.Debug("setting a request's deadline", slog.Any("error", err))
+		g.host.log.Debug("setting a request's deadline", slog.Any("error", err))
 	}
 }
 
@@ -122,14 +159,14 @@ func isPublic(r *http.Request) bool {
 
 // servePublic serves a call without a token, with little memory and time: the whole request is read
 // first, since such a call has only one message.
-func (f *listener) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	defer f.public.Add(-1)
-	if f.public.Add(1) > maxPublicCalls {
-		f.refuseRequest(w, r, connect.Errorf(connect.CodeResourceExhausted,
+func (g *webGuard) servePublic(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	defer g.public.Add(-1)
+	if g.public.Add(1) > maxPublicCalls {
+		g.refuseRequest(w, r, connect.Errorf(connect.CodeResourceExhausted,
 			"the host answers %d calls without a token already", maxPublicCalls))
 		return
 	}
-	f.deadline(w, time.Now().Add(pendingTime))
+	g.deadline(w, time.Now().Add(listen.PendingTime))
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxPublicBody+1))
 	if err == nil && len(body) > maxPublicBody {
 		err = connect.Errorf(connect.CodeResourceExhausted, "a request without a token is larger than %d bytes", maxPublicBody)
@@ -138,12 +175,12 @@ func (f *listener) servePublic(w http.ResponseWriter, r *http.Request, next http
 		if _, authored := errors.AsType[*connect.Error](err); !authored {
 			err = connect.Errorf(connect.CodeDeadlineExceeded, "reading the request: %v", err)
 		}
-		f.refuseRequest(w, r, err)
+		g.refuseRequest(w, r, err)
 		return
 	}
-	f.deadline(w, time.Time{})
-	if c := webConnOf(r.Context()); c != nil {
-		defer c.pending.answers(true)()
+	g.deadline(w, time.Time{})
+	if c := listen.ConnOf(r.Context()); c != nil {
+		defer c.Serving(true)()
 	}
 	r = r.WithContext(context.WithValue(r.Context(), anonymousKey{}, true))
 	r.Body = io.NopCloser(bytes.NewReader(body))
@@ -161,19 +198,19 @@ func isAnonymous(ctx context.Context) bool {
 // untilClosed serves a request for this process. When the listener closes, the nodes have ended:
 // reading the request is then aborted, and for a request for the host itself its context is
 // canceled.
-func (f *listener) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
+func (g *webGuard) untilClosed(w http.ResponseWriter, r *http.Request, own bool, next http.Handler) {
 	ctx := r.Context()
 	if own {
 		var cancel context.CancelCauseFunc
 		ctx, cancel = context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(f.closing, func() { cancel(ErrClosed) })()
+		defer context.AfterFunc(g.host.listener.Closing(), func() { cancel(ErrClosed) })()
 		r = r.WithContext(ctx)
 	}
 	done := make(chan struct{})
-	stop := context.AfterFunc(f.closing, func() {
+	stop := context.AfterFunc(g.host.listener.Closing(), func() {
 		defer close(done)
-		f.deadline(w, time.Unix(1, 0))
+		g.deadline(w, time.Unix(1, 0))
 	})
 	defer func() {
 		if !stop() {
@@ -199,51 +236,11 @@ func (b *endingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// webConn is an HTTP connection. It first returns the bytes that were peeked at.
-type webConn struct {
-	net.Conn
+const wrongToken = "the token is missing or wrong: send it in the header `Authorization: Bearer ...`; " +
+	"`raylink token` prints it to the user who started the system (or it is what RAYLINK_TOKEN or --token said there)"
 
-	in       io.Reader
-	listener *listener
-	pending  *pending
-	// proven is set if the other side has proven in a handshake that it knows the token.
-	proven bool
-	// lingers is set if the connection must stay open until its other side has had time to read the
-	// refusal: closing it with unread data would reset it.
-	lingers atomic.Bool
-}
-
-type webConnKey struct{}
-
-func webConnOf(ctx context.Context) *webConn {
-	c, _ := ctx.Value(webConnKey{}).(*webConn)
-	return c
-}
-
-func (c *webConn) Read(p []byte) (int, error) { return c.in.Read(p) }
-
-// Close implements [net.Conn].
-func (c *webConn) Close() error {
-	half, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok || !c.lingers.Swap(false) {
-		c.pending.gone()
-		return c.Conn.Close()
-	}
-	err := half.CloseWrite()
-	if !c.listener.host.goBackground(c.linger) {
-		c.pending.gone()
-		return errors.Join(err, c.Conn.Close())
-	}
-	return err
-}
-
-// linger discards what arrives for a short time, and closes the connection.
-func (c *webConn) linger(ctx context.Context) {
-	defer c.pending.gone()
-	defer c.Conn.Close() //nolint:errcheck // the refusal has been written
-	if err := c.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
-		return
-	}
-	defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })()
-	_, _ = io.Copy(io.Discard, io.LimitReader(c.Conn, maxLinger)) // it ends in one way or another
+// tokenFits compares in constant time.
+func (g *webGuard) tokenFits(token string) bool {
+	want := g.host.options.Token
+	return want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) == 1
 }

@@ -1,4 +1,4 @@
-package runtime
+package listen
 
 import (
 	"context"
@@ -50,17 +50,17 @@ func TestConnectionThatIsNotAdmittedEnds(t *testing.T) {
 		watching, watchingOpen := a.open()
 		unwatch := watching.answers(true)
 		asking, askingOpen := a.open()
-		time.Sleep(pendingTime / 2) //nolint:forbidigo // in the bubble of synctest
+		time.Sleep(PendingTime / 2) //nolint:forbidigo // in the bubble of synctest
 		asking.answers(false)()
-		time.Sleep(pendingTime/2 + time.Second) //nolint:forbidigo // in the bubble of synctest
+		time.Sleep(PendingTime/2 + time.Second) //nolint:forbidigo // in the bubble of synctest
 		assert.False(t, silentOpen())
 		assert.True(t, askingOpen())
-		time.Sleep(pendingTime) //nolint:forbidigo // in the bubble of synctest
+		time.Sleep(PendingTime) //nolint:forbidigo // in the bubble of synctest
 		assert.False(t, askingOpen())
 		assert.True(t, admittedOpen())
 		assert.True(t, watchingOpen())
 		unwatch()
-		time.Sleep(2 * pendingTime) //nolint:forbidigo // in the bubble of synctest
+		time.Sleep(2 * PendingTime) //nolint:forbidigo // in the bubble of synctest
 		assert.False(t, watchingOpen())
 		assert.True(t, admittedOpen())
 		assert.Zero(t, a.pending.Len())

@@ -1,4 +1,4 @@
-package runtime
+package listen
 
 import (
 	"container/list"
@@ -17,8 +17,8 @@ const (
 	// pendingGrace is how long a connection is protected from being closed in favour of a newer
 	// one: long enough for a handshake.
 	pendingGrace = 250 * time.Millisecond
-	// pendingTime is how long a connection may take to be admitted, and how long it may be idle.
-	pendingTime = 10 * time.Second
+	// PendingTime is how long a connection may take to be admitted, and how long it may be idle.
+	PendingTime = 10 * time.Second
 )
 
 // admission holds the connections that are not admitted yet, the oldest first.
@@ -81,7 +81,7 @@ func (a *admission) tryEnter(nc net.Conn) (_ *pending, wait time.Duration) {
 	}
 	p := &pending{in: a, nc: nc, since: now, active: now}
 	p.place = a.pending.PushBack(p)
-	p.timer = time.AfterFunc(pendingTime, p.expire)
+	p.timer = time.AfterFunc(PendingTime, p.expire)
 	if a.closed {
 		p.drop()
 	}
@@ -140,9 +140,9 @@ func (p *pending) expire() {
 	if p.place == nil {
 		return
 	}
-	rest := pendingTime - time.Since(p.active)
+	rest := PendingTime - time.Since(p.active)
 	if p.watches > 0 {
-		rest = pendingTime
+		rest = PendingTime
 	}
 	if rest > 0 {
 		p.timer.Reset(rest)
