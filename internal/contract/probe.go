@@ -182,7 +182,7 @@ func (p *Probe) Release(_ context.Context, req *contractv1.ReleaseRequest) (*con
 	return &contractv1.ReleaseResponse{}, nil
 }
 
-// Who, like the other methods, implements contractv1raylink.ProbeNode.
+// Who (of contractv1raylink.ProbeNode) returns what it knows of its call.
 func (p *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
 	call := raylink.CallFrom(ctx)
 	if req.GetHeader() != "" {
@@ -343,7 +343,7 @@ func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contr
 	return &contractv1.SpawnResponse{Children: refs}, nil
 }
 
-// NotUTF8, in a request's text, stands for a byte that is not UTF-8, which no request can carry.
+// NotUTF8 stands, in a request's text, for a byte that is not UTF-8, which no request can carry.
 const NotUTF8 = "{ff}"
 
 func invalidText(text string) string { return strings.ReplaceAll(text, NotUTF8, "\xff") }
