@@ -64,6 +64,12 @@ func WithClientInterceptor(interceptors ...runtime.ClientInterceptor) Option {
 	return runtime.WithClientInterceptor(interceptors...)
 }
 
+// WithEventListener notifies a listener of what happens to this process's nodes, connections and
+// calls. See [Options].Events.
+func WithEventListener(listener runtime.EventListener) Option {
+	return runtime.WithEventListener(listener)
+}
+
 // WithHiddenErrors logs the texts of plain errors instead of sending them to callers. See
 // [Options].HideErrors.
 func WithHiddenErrors() Option { return runtime.WithHiddenErrors() }

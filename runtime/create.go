@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
@@ -305,6 +307,11 @@ func (h *Host) undo(records []*nodev1.NodeRecord, started []*child, cause error)
 	if err := h.stopAll(ctx, started, why); err != nil {
 		h.log.Warn("undoing a creation", slog.Any("error", err))
 	}
+	for _, k := range started {
+		if k.process != nil { // else stopping the node has reported it
+			h.nodeDied(k.record, k.process.PID(), k.started, why)
+		}
+	}
 	nids := make([]string, len(records))
 	for i, rec := range records {
 		nids[i] = rec.GetNid()
@@ -343,6 +350,7 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	if !n.serveWith(impl) {
 		return fail(closedError(n.path, "was stopped while it was set up"))
 	}
+	h.nodeStarted(n.snapshot(), os.Getpid(), n.born)
 	return &child{nid: n.nid, path: n.path, node: n}, n.snapshot(), nil
 }
 
@@ -446,6 +454,7 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 			return nil, rec, err
 		}
 	}
+	began := time.Now()
 	p, err := h.launcher.Launch(ctx, spec)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -471,7 +480,11 @@ func (h *Host) launch(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, c
 		return nil, rec, connect.Errorf(connect.CodeInternal, "%s said something unreadable when it was set up: %v", rec.GetPath(), err)
 	}
 	h.log.Info("a node's process is set up", slog.String("node", rec.GetPath()), slog.Int("pid", p.PID()))
-	return &child{nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts()}, newest, nil
+	h.nodeStarted(newest, p.PID(), began)
+	return &child{
+		nid: rec.GetNid(), path: rec.GetPath(), process: p, host: newest.GetHost().GetId(), restarts: rec.GetRestarts(),
+		record: newest, started: time.Now(), remote: h.launched(rec.GetNid()),
+	}, newest, nil
 }
 
 // configuration is a new node's configuration, as a message and encoded.

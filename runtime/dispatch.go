@@ -199,13 +199,13 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		err = d.describe(in, k, &a.cc)
 	}
 	if err != nil {
-		in.ReplyNotRun(err)
+		in.ReplyNotRun(d.refused(in, k, err))
 		return
 	}
 	n := k.node
 	req := a.cc.call.method.newRequest()
 	if err := in.Decode(req); err != nil {
-		in.ReplyNotRun(err)
+		in.ReplyNotRun(d.refused(in, k, err))
 		return
 	}
 	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
@@ -237,7 +237,7 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 		err = d.describe(in, k, cc)
 	}
 	if err != nil {
-		in.ReplyNotRun(err)
+		in.ReplyNotRun(d.refused(in, k, err))
 		return err
 	}
 	returned := false

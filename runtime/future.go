@@ -196,7 +196,7 @@ func (f *future) refuseWait(ctx context.Context) error {
 	if f.method.Concurrent() || f.to.nid() == "" {
 		return nil
 	}
-	return chainOf(ctx).refuseCycleFrom(f.to.nid(), f.to.label(), f.method)
+	return f.refusedWait(ctx, chainOf(ctx).refuseCycleFrom(f.to.nid(), f.to.label(), f.method))
 }
 
 func (f *future) outcome() (proto.Message, error) {

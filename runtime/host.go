@@ -59,6 +59,8 @@ type Host struct {
 	watchdog tunnel.Watchdog
 	// changes counts changes to the set of nodes that live here and to their incarnations.
 	changes atomic.Uint64
+	// events is nil if there are no listeners.
+	events *events
 	// layers are the client interceptors of the calls that are made here.
 	layers []ClientInvoke
 	// waited is a pool of call states, see newWaitedCall.
@@ -113,6 +115,10 @@ type child struct {
 	creation string
 	// restarts is set if the child's record outlives its process.
 	restarts bool
+	// record is that of the node when it was set up, at the time started. remote is kept for events.
+	record  *nodev1.NodeRecord
+	started time.Time
+	remote  *remote
 }
 
 // startHost is [hostapi.Functions].Start.
@@ -139,6 +145,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 		creations: make(map[*creation]struct{}),
 		remotes:   make(map[string]weak.Pointer[remote]),
 		ending:    make(chan struct{}),
+		events:    newEvents(options.Events, partOf(options.Logger, logs.Host)),
 		layers:    clientLayers(options.ClientInterceptors),
 	}
 	if h.launcher == nil {
@@ -166,6 +173,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	h.server = newHostServer(h, parts.Brain)
 	h.peers = peers.New(peers.Config{
 		Host: h.id, Build: launch.Build(), Tunnel: h.tunnelConfig(), Open: options.Open, Log: h.log, Spawn: h.goBackground,
+		Opened: h.tunnelDialled,
 	})
 	if err = h.listen(parts.Brain); err != nil {
 		return nil, err
@@ -289,7 +297,7 @@ func (h *Host) Close(ctx context.Context) error {
 		errs = append(errs, h.listener.Shutdown(sctx))
 	}
 	h.release(ErrClosed)
-	return errors.Join(append(errs, h.output.err())...)
+	return errors.Join(append(errs, h.output.err(), h.events.flush())...)
 }
 
 // beginEnding publishes that the host is ending: from then on its health is not serving.

@@ -37,7 +37,7 @@ func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), er
 		return nil, nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
 	}
 	if hello.Tag == "" {
-		return &dispatcher{host: h, client: hello.Client}, nil, nil
+		return &dispatcher{host: h, client: hello.Client}, h.tunnelAccepted, nil
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
@@ -47,5 +47,9 @@ func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), er
 	if err != nil {
 		return nil, nil, err
 	}
-	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, tag.carry, nil
+	opened := func(conn *tunnel.Conn) {
+		h.tunnelAccepted(conn)
+		tag.carry(conn)
+	}
+	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, opened, nil
 }

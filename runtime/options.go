@@ -53,6 +53,8 @@ type Options struct {
 	// and by other code of the process, the first outermost. Each process has those that its own
 	// call of Init sets.
 	ClientInterceptors []ClientInterceptor
+	// Events are notified of what happens to this process's nodes, connections and calls.
+	Events []EventListener
 	// BusyPoll is how long a goroutine that reads a connection polls the socket before it blocks.
 	// RAYLINK_BUSY_POLL, such as `20us`; a negative duration disables it. The default is 50 µs. See
 	// [tunnel.Config].
@@ -193,6 +195,11 @@ func WithInterceptor(interceptors ...Interceptor) Option {
 // [Options].ClientInterceptors.
 func WithClientInterceptor(interceptors ...ClientInterceptor) Option {
 	return optionFunc(func(o *Options) { o.ClientInterceptors = append(o.ClientInterceptors, interceptors...) })
+}
+
+// WithEventListener adds a listener for events. See [Options].Events.
+func WithEventListener(listener EventListener) Option {
+	return optionFunc(func(o *Options) { o.Events = append(o.Events, listener) })
 }
 
 // WithHiddenErrors withholds the texts of plain errors from callers. See [Options].HideErrors.

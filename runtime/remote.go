@@ -33,10 +33,15 @@ type remote struct {
 	// route caches how calls reach the node until its record changes.
 	route atomic.Pointer[route]
 
+	// isLaunchedHere is set if this host launches the node's processes, see Host.launched.
+	isLaunchedHere atomic.Bool
+
 	mu sync.Mutex // guards the fields below; under it, route belongs to known
 	// known is the record as last received; changed is closed when it is replaced.
 	known   *nodev1.NodeRecord
 	changed chan struct{}
+	// lastCause is why the last incarnation ended, for events.
+	lastCause string
 }
 
 // route is an open connection to a node's host, and the node's target on it.
@@ -88,6 +93,7 @@ func (r *remote) update(rec *nodev1.NodeRecord) {
 		// Brain has no record of the node: what the handle knows stays readable.
 		rec = mergeUnknown(rec, r.known)
 	}
+	r.reportChange(r.known, rec)
 	r.known = rec
 	r.route.Store(nil)
 	close(r.changed)

@@ -140,7 +140,7 @@ func (n *Node) enqueue(j *job) error {
 	j.entry = &mailbox.Entry{Work: j, Label: j.cc.call.method.name, Bytes: int64(j.size)}
 	var err error
 	j.queued, err = n.mailbox.Enqueue(j.entry)
-	return err
+	return n.refused(j.cc, err)
 }
 
 // enterBeside acquires a place for a call that runs beside the turns. It blocks until the node is
@@ -165,9 +165,9 @@ func (n *Node) reserveBeside(cc *callContext) error {
 		return nil
 	}
 	if err := n.refuseUnready(cc.chain, cc.call.from, m.fullName()); err != nil {
-		return err
+		return n.refusedCycle(cc, err)
 	}
-	return n.mailbox.Enter(&cc.ownTurn, m.name, cc)
+	return n.refused(cc, n.mailbox.Enter(&cc.ownTurn, m.name, cc))
 }
 
 // awaitReady blocks until the node is set up.
@@ -221,9 +221,9 @@ func (n *Node) refuseUnready(chain *chain, caller *Caller, method string) error 
 
 func (n *Node) refuseCycle(cc *callContext) error {
 	if err := n.refuseUnready(cc.chain, cc.call.from, cc.call.method.fullName()); err != nil {
-		return err
+		return n.refusedCycle(cc, err)
 	}
-	return cc.chain.refuseCycle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns())
+	return n.refusedCycle(cc, cc.chain.refuseCycle(n.nid, n.path, cc.call.method.fullName(), n.mailbox.Turns()))
 }
 
 // job is a unary call in a mailbox.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/internal/connecterr"
+	"github.com/raylink/raylink/runtime/launch"
 )
 
 // stopNode ends a local node: first its children, then its calls, then the node itself. Concurrent
@@ -65,6 +67,9 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 		h.removeRecords(rctx, []string{n.nid}, cause)
 	} // or else the record stays for the next incarnation; the host's goodbye ends this one
 	h.drop(n)
+	if n.isUp.Load() {
+		h.nodeDied(n.snapshot(), os.Getpid(), n.born, cause)
+	}
 	return errors.Join(errs...)
 }
 
@@ -156,6 +161,7 @@ func (h *Host) watchProcess(parent string, k *child) {
 	h.mu.Unlock()
 	exit := k.process.Exit()
 	if exit.Goodbye {
+		h.nodeDied(k.record, k.process.PID(), k.started, endReason(exit))
 		if !exit.Reported { // Brain was away when the process ended
 			h.reportEnd(h.life, k, "stopped")
 		}
@@ -166,8 +172,17 @@ func (h *Host) watchProcess(parent string, k *child) {
 	if exit.Success() {
 		how += " by itself, before its node was stopped"
 	}
+	h.nodeDied(k.record, k.process.PID(), k.started, how)
 	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", how))
 	h.reportEnd(context.WithoutCancel(h.life), k, how)
+}
+
+// endReason is why a process ended whose node had ended before it.
+func endReason(exit launch.Exit) string {
+	if exit.Success() {
+		return reasonStopped
+	}
+	return exit.String()
 }
 
 // reportEnd reports to Brain that a child's process has ended, with all nodes of its host, which

@@ -282,7 +282,9 @@ func TestStorageIsStartedAgain(t *testing.T) {
 func TestRetriesOutliveANode(t *testing.T) {
 	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
 	ctx := patient(t)
-	rt := member(t, b, runtime.WithClientInterceptor(runtime.Retry(runtime.RetryPolicy{MaxAttempts: 100})))
+	restarts := make(chan runtime.NodeRestartedInfo, 1)
+	rt := member(t, b, runtime.WithClientInterceptor(runtime.Retry(runtime.RetryPolicy{MaxAttempts: 100})),
+		runtime.WithEventListener(runtime.EventListener{NodeRestarted: func(e runtime.NodeRestartedInfo) { restarts <- e }}))
 	store, err := storagev1raylink.FindStorage(ctx, rt, runtime.Path("storage-0"))
 	require.NoError(t, err)
 	pid := store.Ref().Record().GetHost().GetPid()
@@ -315,6 +317,15 @@ func TestRetriesOutliveANode(t *testing.T) {
 	require.NoError(t, err)
 	close(restarted)
 	require.NoError(t, calls.Wait())
+	select {
+	case e := <-restarts:
+		assert.Equal(t, runtime.EventNode{
+			NID: store.Ref().NID(), Path: "storage-0", Type: "storage", Incarnation: 2, PID: int(store.Ref().Record().GetHost().GetPid()),
+		}, e.EventNode)
+		assert.Contains(t, e.Reason, "signal 9")
+	case <-ctx.Done():
+		t.Fatal("the restart was not reported")
+	}
 }
 
 // TestAbandonedNodesEnd shows that Brain's own nodes end if Brain is not started again.

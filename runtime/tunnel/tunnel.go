@@ -229,6 +229,9 @@ func (c *Conn) Hello() Hello { return c.hello }
 // Welcome returns the accepting side's part of the handshake.
 func (c *Conn) Welcome() Welcome { return c.welcome }
 
+// RemoteAddr returns the address of the other side, as its net.Conn has it.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
 // Version returns the protocol version that the two sides agreed on.
 func (c *Conn) Version() int { return c.version }
 

@@ -43,6 +43,8 @@ type Config struct {
 	// Spawn runs fn on a goroutine of the host, with a context that ends with the host. It returns
 	// false, without running fn, once the host has ended.
 	Spawn func(fn func(context.Context)) bool
+	// Opened is called with each connection that was opened, and must not block; nil for none.
+	Opened func(*tunnel.Conn)
 	// Dial opens a network connection, as [net.Dialer.DialContext] does, which is the default.
 	Dial DialFunc
 }
@@ -175,6 +177,9 @@ func (p *peer) dial(ctx context.Context, dial func(context.Context) (*tunnel.Con
 		return
 	}
 	conn.AfterEnd(func() { p.pool.forget(p, conn) })
+	if p.pool.config.Opened != nil {
+		p.pool.config.Opened(conn)
+	}
 	if p.pool.isClosed() {
 		_ = conn.Close() // Close did not see it
 	}
