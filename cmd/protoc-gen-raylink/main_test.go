@@ -70,7 +70,7 @@ func TestSchemaThatImportsAllExportedOnesBuilds(t *testing.T) {
 		if os.Getenv("CI") != "" {
 			t.Fatal("RAYLINK_TOOLS is not where buf is: run the tests by `make test`, after `make tools`")
 		}
-		t.Skip("exported schemas are not built: RAYLINK_TOOLS is not where buf is (`make tools test` sees to that)")
+		t.Skip("exported schemas are not built: RAYLINK_TOOLS is not where buf is (`make tools test` sets it)")
 	}
 	root, err := filepath.Abs("../..")
 	require.NoError(t, err)
@@ -205,7 +205,7 @@ func TestVersionAndHelp(t *testing.T) {
 	assert.Contains(t, stdout, "--export DIR")
 }
 
-func TestArgumentsThatNobodyKnows(t *testing.T) {
+func TestUnknownArgumentsAreRefused(t *testing.T) {
 	for _, args := range [][]string{
 		{"--exprot", "x"}, {"--export"}, {"--export="}, {"--export", "a", "b"}, {"--version", "x"}, {"x.proto"},
 	} {

@@ -3,6 +3,7 @@ package generator_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 
@@ -136,4 +137,11 @@ func TestGeneratedCodeIsCalled(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestHandlesPrintServiceAndPath(t *testing.T) {
+	echo := shapesv1raylink.NewLocalEcho(parrot{})
+	assert.Equal(t, "Echo(parrot)", fmt.Sprint(echo))
+	assert.Equal(t, "Echo(no node)", fmt.Sprint(new(shapesv1raylink.Echo)))
+	assert.Equal(t, "<nil>", fmt.Sprint((*shapesv1raylink.Echo)(nil)))
 }

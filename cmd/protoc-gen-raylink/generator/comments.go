@@ -101,8 +101,8 @@ func (d doc) String() string {
 	return ""
 }
 
-// lineLength is how long lines of the plugin's own sentences get.
-const lineLength = 120
+// lineLength is the maximum length of a line of the plugin's own sentences.
+const lineLength = 100
 
 // sentence breaks a sentence of the plugin's own into lines. The schema's words stand as they were
 // written.
@@ -147,7 +147,7 @@ func deprecation(file *protogen.File, d protoreflect.Descriptor, comments protog
 	return sentence("Deprecated: marked as deprecated in %s.", file.Desc.Path())
 }
 
-// isDeprecated says whether a service or method, or what it stands in, is marked as deprecated.
+// isDeprecated reports whether a service or method, or its file, is marked as deprecated.
 func isDeprecated(file *protogen.File, d protoreflect.Descriptor) bool {
 	if file.Proto.GetOptions().GetDeprecated() {
 		return true

@@ -69,9 +69,8 @@ func TestOptionsOfAnOptionImportCount(t *testing.T) {
 	assert.Contains(t, got, "x.proto:5:5: method x.S.Do: a stream can't take turns")
 }
 
-// TestAnOptionImportOfSomebodyElseIsLeftAlone has an option of RayLink's number that means
-// something else.
-func TestAnOptionImportOfSomebodyElseIsLeftAlone(t *testing.T) {
+// TestForeignOptionImportIsIgnored has an option with RayLink's number that means something else.
+func TestForeignOptionImportIsIgnored(t *testing.T) {
 	files := sources{
 		"other/options.proto": `syntax = "proto3"; package other; import "google/protobuf/descriptor.proto"; option go_package = "example.com/other"; ` +
 			`message O { uint32 size = 4; } extend google.protobuf.ServiceOptions { O o = 236689204; }`,

@@ -84,7 +84,7 @@ func TestMessagesThatGoSkipsAreRefused(t *testing.T) {
 	assert.Equal(t, "acts_windows.proto:1:1: "+reason,
 		generate(t, request(t, files, "", "x.proto", "deep.proto", "acts_windows.proto")).GetError())
 
-	// Where another run made its code, whoever uses its messages is told.
+	// Where another run made its code, the error is that of the file that uses its messages.
 	files = schema("import \"acts_windows.proto\";\nservice S {\n  rpc Do(A) returns (M);\n}")
 	files["acts_windows.proto"] = "syntax = \"proto3\"; option go_package = \"example.com/a\"; message A {}"
 	assert.Equal(t, "x.proto:4:3: A can't be used, for in acts_windows.proto "+reason,

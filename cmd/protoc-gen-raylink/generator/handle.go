@@ -6,10 +6,10 @@ import (
 	"google.golang.org/protobuf/compiler/protogen"
 )
 
-// handleType writes the handle and the one method of its own that it has.
+// handleType writes the handle and the methods that it has beside the schema's.
 func (s *serviceWriter) handleType() {
 	s.document(s.doc(
-		sentence("%s is the handle of a node of the service %s, wherever that node lives. It may be used by several goroutines at once.",
+		sentence("%s is the handle of a node of the service %s, wherever that node lives. It is safe for concurrent use.",
 			s.handle, s.service.Desc.FullName()),
 		schemaDoc(s.service.Comments)...,
 	))
@@ -18,7 +18,7 @@ func (s *serviceWriter) handleType() {
 	s.line("}")
 	s.annotate(s.service.Location, s.handle)
 
-	s.document(doc{sentence("%s is the node itself: its path, name and attributes, and what can be asked of any node.", s.ref)})
+	s.document(doc{sentence("%s returns the untyped half of the handle: the node's path, name and attributes, and the operations that every node has.", s.ref)})
 	s.method(s.ref, "", s.rt("Ref"), "h.ref")
 	s.annotate(s.service.Location, s.handle+"."+s.ref)
 
@@ -27,6 +27,11 @@ func (s *serviceWriter) handleType() {
 	s.method(s.intercepted, "interceptors ..."+s.rt("ClientInterceptor"), "*"+s.handle,
 		"&"+s.handle+"{ref: h.ref.Intercepted(interceptors...)}")
 	s.annotate(s.service.Location, s.handle+"."+s.intercepted)
+
+	if s.stringer != "" {
+		s.document(doc{sentence("%s returns the service's name and the node's path.", s.stringer)})
+		s.method(s.stringer, "", "string", strconv.Quote(string(s.service.Desc.Name())+"(")+" + h.ref.String() + "+strconv.Quote(")"))
+	}
 }
 
 // method writes a method of the handle, which returns one expression.
@@ -58,8 +63,8 @@ func (s *serviceWriter) handleMethods() {
 			continue
 		}
 		s.document(doc{
-			sentence("%s is %s without the waiting: the future has the response, or the error, once it is there. "+
-				"It blocks only while the way to the node is full.", own.async, own.method),
+			sentence("%s calls %s and returns a future of its response or error. "+
+				"It blocks only while the node's queue is full or its connection is being opened.", own.async, own.method),
 			deprecation(s.src, method.Desc, method.Comments),
 		})
 		s.method(own.async, params, "*"+s.rt("Future")+"["+out+"]", call+"Async"+args)
@@ -80,18 +85,18 @@ func callMethod(method *protogen.Method) string {
 	return "Unary"
 }
 
-// methodDoc is what the schema says of a method, or a sentence of our own.
+// methodDoc is the schema's comment on a method, or a sentence of the plugin's own.
 func (s *serviceWriter) methodDoc(method *protogen.Method) doc {
 	d := schemaDoc(method.Comments)
 	if d.String() == "" {
-		what := "calls %s, and waits for the response."
+		what := "calls %s and waits for its response."
 		switch {
 		case method.Desc.IsStreamingClient() && method.Desc.IsStreamingServer():
-			what = "calls %s, and returns the stream of its requests and responses."
+			what = "calls %s and returns the stream of its requests and responses."
 		case method.Desc.IsStreamingClient():
-			what = "calls %s, and returns the stream to send its requests on."
+			what = "calls %s and returns the stream on which its requests are sent."
 		case method.Desc.IsStreamingServer():
-			what = "calls %s, and returns the stream of its responses."
+			what = "calls %s and returns the stream of its responses."
 		}
 		d = doc{sentence("%s "+what, method.GoName, method.Desc.FullName())}
 	}
@@ -109,12 +114,12 @@ func (s *serviceWriter) constructors() {
 		cfg, config = ", cfg "+s.pointer(s.options.config), "cfg"
 	}
 
-	s.document(s.doc(sentence("%s creates a node of the type %q below parent, and waits until it is set up.",
+	s.document(s.doc(sentence("%s creates a node of the type %q under parent and blocks until it is set up.",
 		s.create, s.options.typeName)))
 	s.fromRef(s.create, "ref", ctx+parent+cfg+opts,
 		s.table+".Create(ctx, parent, "+config+", opts...)")
 
-	s.document(s.doc(sentence("%s creates n nodes of the type %q below parent at once: all, or none and an error.",
+	s.document(s.doc(sentence("%s creates n nodes of the type %q under parent at once: all, or none and an error.",
 		s.createN, s.options.typeName)))
 	s.line("func ", s.createN, "(", ctx, parent, ", n int", cfg, opts, ") ([]*", s.handle, ", error) {")
 	s.line("\trefs, err := ", s.table, ".CreateN(ctx, parent, n, ", config, ", opts...)")
@@ -134,7 +139,7 @@ func (s *serviceWriter) constructors() {
 	s.fromRef(s.find, "ref", ctx+", "+from+", where "+s.rt("Where"),
 		s.table+".Find(ctx, from, where)")
 
-	s.document(s.doc(sentence("%s makes a handle from a reference that came in a message. It asks nobody.", s.from)))
+	s.document(s.doc(sentence("%s makes a handle of a reference that was received in a message. It makes no call.", s.from)))
 	s.fromRef(s.from, "found", from+", ref *"+s.imports[nodePackage]+".NodeRef",
 		s.table+".From(from, ref)")
 }
@@ -157,17 +162,17 @@ func (s *serviceWriter) handleOf(ref string) string { return "&" + s.handle + "{
 
 // adapters writes the ways to a node outside any system.
 func (s *serviceWriter) adapters() {
-	s.document(s.doc(sentence("%s puts node behind a mailbox in this process, outside any system: a fake in a test, for example. "+
-		"Nothing has to be closed.", s.newLocal)))
+	s.document(s.doc(sentence("%s runs node behind a mailbox in this process, outside any system: a fake in a test, for example. "+
+		"It need not be closed.", s.newLocal)))
 	s.line("func ", s.newLocal, "(node ", s.node, ") *", s.handle, " {")
 	s.line("\treturn ", s.handleOf(s.table+".NewLocal("+s.handlers+", node)"))
 	s.line("}")
-	s.document(s.doc(sentence("%s puts node behind a mailbox and registers it on server, where %s and any other client of the "+
-		"service reach it. Nothing has to be closed.", s.registerTunnel, s.newTunnel)))
+	s.document(s.doc(sentence("%s runs node behind a mailbox and registers it with server, where %s and any other client of the "+
+		"service reach it. It need not be closed.", s.registerTunnel, s.newTunnel)))
 	s.line("func ", s.registerTunnel, "(server *", s.connect("Server"), ", node ", s.node, ") {")
 	s.line("\t", s.table, ".RegisterTunnel(server, ", s.handlers, ", node)")
 	s.line("}")
-	s.document(s.doc(sentence("%s is the handle of the node that client reaches.", s.newTunnel)))
+	s.document(s.doc(sentence("%s returns a handle of the node that client reaches.", s.newTunnel)))
 	s.line("func ", s.newTunnel, "(client *", s.connect("Client"), ") *", s.handle, " {")
 	s.line("\treturn ", s.handleOf(s.table+".NewTunnel(client)"))
 	s.line("}")

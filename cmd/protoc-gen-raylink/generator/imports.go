@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"google.golang.org/protobuf/compiler/protogen"
 )
@@ -26,6 +27,30 @@ func localNames() []string {
 		"cfg", "client", "config", "ctx", "err", "found", "from", "h", "handles", "i", "n", "node", "opts", "parent", "ref", "refs",
 		"req", "res", "server", "setup", "stream", "untyped", "where",
 	}
+}
+
+// runtimeModule is the prefix of the import paths of RayLink's own packages.
+const runtimeModule = "github.com/raylink/raylink/"
+
+// importGroups returns import paths as goimports arranges them: the standard library, third
+// parties, then RayLink's own packages and those of the schemas' owner, each group sorted. own is
+// the package of the file's messages; the owner's packages begin with the same two path elements.
+func importGroups(importPaths []string, own protogen.GoImportPath) [][]string {
+	elements := strings.SplitN(string(own), "/", 3)
+	owner := strings.Join(elements[:min(2, len(elements))], "/") + "/"
+	groups := make([][]string, 3)
+	for _, importPath := range slices.Sorted(slices.Values(importPaths)) {
+		host, _, _ := strings.Cut(importPath, "/")
+		group := 1
+		switch {
+		case strings.HasPrefix(importPath+"/", runtimeModule), strings.HasPrefix(importPath+"/", owner):
+			group = 2
+		case !strings.Contains(host, "."):
+			group = 0
+		}
+		groups[group] = append(groups[group], importPath)
+	}
+	return slices.DeleteFunc(groups, func(group []string) bool { return len(group) == 0 })
 }
 
 // importNames gives every package that a file imports its name in that file, clear of what else is

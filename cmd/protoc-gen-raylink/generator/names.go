@@ -30,10 +30,12 @@ type serviceNames struct {
 	node, unimplemented, nodeType, create, find, from, newLocal, registerTunnel, newTunnel, name, createN string
 
 	table    string // the variable with the method table
-	handlers string // the variable with what runs the methods of nodes
+	handlers string // the variable with the handlers, which run the methods of nodes
 	// ref and intercepted are the methods of the handle that the plugin adds.
 	ref, intercepted string
-	methods          map[protoreflect.Name]*methodNames
+	// stringer is the handle's String method; empty if the schema has a method of that name.
+	stringer string
+	methods  map[protoreflect.Name]*methodNames
 }
 
 // methodNames are the identifiers of one method.
@@ -114,6 +116,9 @@ func (s *serviceNames) nameHandleMethods(service *protogen.Service) {
 	taken := make(map[string]bool)
 	for _, method := range service.Methods {
 		taken[method.GoName] = true
+	}
+	if !taken["String"] {
+		s.stringer = take(taken, "String")
 	}
 	s.ref = take(taken, "Ref")
 	s.intercepted = take(taken, "Intercepted")

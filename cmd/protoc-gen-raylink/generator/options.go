@@ -41,16 +41,16 @@ const (
 // stands for the runtime's default.
 type nodeOptions struct {
 	typeName string
-	// typed says that the schema names the type, and not the default.
+	// typed is set if the schema names the type, instead of leaving it to the default.
 	typed                                  bool
 	config                                 *protogen.Message // nil for none
 	maxConcurrency, maxPending, maxStreams uint32
 	concurrent                             map[protoreflect.Name]bool // of unary methods
 }
 
-// extensions says which of the plugin's options the request's own schemas define. Only these are
-// read: the extension's number is one of those that anybody may use, and on a service that never
-// heard of RayLink it means something else.
+// extensions are those of the plugin's options that the request's own schemas define. Only these
+// are read: any program may use the extension's number, which on a service that is not written for
+// RayLink means something else.
 type extensions struct {
 	node, method extension
 }
@@ -59,12 +59,12 @@ type extension struct {
 	known  bool
 	file   string
 	number int32
-	// assumed says that the number is this plugin's own, for the schema is not part of the request.
+	// assumed is set if the number is this plugin's own, because the schema is not part of the
+	// request.
 	assumed bool
 }
 
-// oldNumber is what both options had before they got a number of their own. It is one of those that
-// anybody may use.
+// oldNumber is the number of both options before they had one of their own. Any program may use it.
 const oldNumber = 61410
 
 // optionSchema is the file that --export writes, wherever a user puts it.
@@ -215,7 +215,7 @@ func readOption(options protoreflect.ProtoMessage, xt protoreflect.ExtensionType
 	return nil
 }
 
-// hasField says whether encoded fields have one of a number.
+// hasField reports whether encoded fields have one with the number want.
 func hasField(encoded []byte, want protowire.Number) bool {
 	for len(encoded) > 0 {
 		number, _, n := protowire.ConsumeField(encoded)
@@ -253,7 +253,7 @@ func (r *optionsReader) config(service *protogen.Service, name string) *protogen
 	return bad("there is no such message in this file or those that it imports")
 }
 
-// messageIndex finds the messages of all files by full name. It is made when first asked, for most
+// messageIndex finds the messages of all files by full name. It is made on first use, because most
 // schemas name none.
 type messageIndex struct {
 	files  []*protogen.File
@@ -283,8 +283,8 @@ func (x *messageIndex) add(file *protogen.File, messages []*protogen.Message) {
 	}
 }
 
-// isVisible says whether file can use what path declares: its own declarations, those of its
-// imports, and of what these import publicly.
+// isVisible reports whether file can use the declarations of the file at path: its own, those of
+// its imports, and of the files that these import publicly.
 func isVisible(file protoreflect.FileDescriptor, path string) bool {
 	if file.Path() == path {
 		return true

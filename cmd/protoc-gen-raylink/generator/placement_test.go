@@ -116,7 +116,7 @@ func TestModuleThatDoesNotFit(t *testing.T) {
 	assert.Contains(t, generate(t, request(t, files, "module=example.org", "x.proto")).GetError(), "does not match prefix")
 }
 
-func TestParametersThatNobodyKnows(t *testing.T) {
+func TestUnknownParametersAreRefused(t *testing.T) {
 	files := sources{"x.proto": `syntax = "proto3"; option go_package = "example.com/x"; service S {}`}
 	_, err := generator.Options().New(request(t, files, "paths=source_relative,pathes=import", "x.proto"))
 	assert.EqualError(t, err, `unknown parameter "pathes"; see protoc-gen-raylink --help`)

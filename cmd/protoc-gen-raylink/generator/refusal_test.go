@@ -251,7 +251,7 @@ x.proto:6:3: service A: max_streams must be at least 1; leave it out for the def
 		generate(t, request(t, files, "", "x.proto")).GetError())
 }
 
-// Whoever only imports a file with faults is not to blame for them.
+// TestFaultsOfImportedFilesAreTheirOwn does not blame a file for the faults of its imports.
 func TestFaultsOfImportedFilesAreTheirOwn(t *testing.T) {
 	files := schema("service S { option (raylink.options.v1.node).max_pending = 0; }")
 	files["z.proto"] = "syntax = \"proto3\"; import \"x.proto\"; option go_package = \"example.com/z\"; " +

@@ -17,8 +17,8 @@ type serviceWriter struct {
 	options nodeOptions
 }
 
-// service writes one service: its method table, what runs the methods, the node's side, then the
-// caller's.
+// service writes one service: its method table, the handlers that run its methods, the node's side,
+// then the caller's.
 func (w *writer) service(service *protogen.Service) {
 	s := &serviceWriter{
 		writer:       w,
@@ -39,8 +39,8 @@ func (w *writer) service(service *protogen.Service) {
 	s.adapters()
 }
 
-// doc is the documentation of one of the service's own symbols: what it is, then what the schema
-// says of the service if that is wanted there, then whether it is deprecated.
+// doc is the documentation of one of the service's own symbols: what it is, then more (the schema's
+// comment on the service, for example), then the deprecation if there is one.
 func (s *serviceWriter) doc(what string, more ...string) doc {
 	return append(append(doc{what}, more...), deprecation(s.src, s.service.Desc, s.service.Comments))
 }
@@ -55,7 +55,7 @@ func (s *serviceWriter) nameConst() {
 	s.annotate(s.service.Location, s.name)
 }
 
-// methodTable writes the data that callers work with.
+// methodTable writes the description of the service, which is all that callers need.
 func (s *serviceWriter) methodTable() {
 	fields := [][2]string{
 		{"File", "&" + s.qual(s.src.GoDescriptorIdent)},
@@ -82,7 +82,7 @@ func (s *serviceWriter) methodTable() {
 		fields = append(fields, [2]string{"Limits", s.rt("Limits") + "{" + strings.Join(limits, ", ") + "}"})
 	}
 	s.line()
-	s.line("// ", s.table, " describes the service ", string(s.service.Desc.FullName()), ". Calls identify a method by its index in Methods.")
+	s.comment("", comment(sentence("%s describes the service %s. Calls identify a method by its index in Methods.", s.table, s.service.Desc.FullName())))
 	s.line("var ", s.table, " = ", s.rt("GeneratedService"), "{")
 	s.pairs("\t", fields...)
 	if len(s.service.Methods) > 0 {
@@ -112,7 +112,7 @@ func (s *serviceWriter) newMessage(indent string, message *protogen.Message) str
 // methodHandlers writes the functions that run the methods of a node.
 func (s *serviceWriter) methodHandlers() {
 	s.line()
-	s.line("// ", s.handlers, " run the methods of ", string(s.service.Desc.FullName()), " on a node, in the order of ", s.table, ".")
+	s.comment("", comment(sentence("%s run the methods of a node, in the order of %s.", s.handlers, s.table)))
 	if len(s.service.Methods) == 0 {
 		s.line("var ", s.handlers, " = []", s.rt("GeneratedHandler"), "{}")
 		return
@@ -162,7 +162,7 @@ func (s *serviceWriter) handler(method *protogen.Method) {
 
 func (s *serviceWriter) nodeInterface() {
 	s.document(s.doc(
-		sentence("%s is what a node of the service %s implements. Its unary methods run one at a time unless the schema says otherwise.",
+		sentence("%s is the interface that a node of the service %s implements. Its unary methods run one at a time unless the schema says otherwise.",
 			s.node, s.service.Desc.FullName()),
 		schemaDoc(s.service.Comments)...,
 	))
@@ -205,7 +205,7 @@ func (s *serviceWriter) nodeSignature(method *protogen.Method) (params, result s
 	return params, "(" + s.pointer(method.Output) + ", error)"
 }
 
-// streamTypes names the streams of each streaming method, so that nobody has to spell them out.
+// streamTypes names the streams of each streaming method, so that programs need not spell them out.
 func (s *serviceWriter) streamTypes() {
 	for _, method := range s.service.Methods {
 		if !isStreaming(method) {
@@ -229,8 +229,8 @@ func (s *serviceWriter) streamTypes() {
 }
 
 func (s *serviceWriter) unimplementedNode() {
-	s.document(s.doc(sentence("%s answers every method with an error of the code Unimplemented. "+
-		"Embed it in a node, and the node still compiles when the schema gets a method more.", s.unimplemented)))
+	s.document(s.doc(sentence("%s returns an error with the code Unimplemented from every method. "+
+		"A node that embeds it still compiles when the schema gets another method.", s.unimplemented)))
 	s.line("type ", s.unimplemented, " struct{}")
 	s.annotate(s.service.Location, s.unimplemented)
 	for _, method := range s.service.Methods {
@@ -240,7 +240,7 @@ func (s *serviceWriter) unimplementedNode() {
 			none = ""
 		}
 		s.document(doc{
-			sentence("%s returns an error of the code Unimplemented.", method.GoName),
+			sentence("%s returns an error with the code Unimplemented.", method.GoName),
 			deprecation(s.src, method.Desc, method.Comments),
 		})
 		s.line("func (", s.unimplemented, ") ", method.GoName, "(", params, ") ", result, " {")
@@ -251,16 +251,16 @@ func (s *serviceWriter) unimplementedNode() {
 	}
 }
 
-// typeFunc writes the function that makes an implementation a type of node.
+// typeFunc writes the function that makes a node type of an implementation.
 func (s *serviceWriter) typeFunc() {
 	params := []string{s.ctxType(), "*" + s.rt("Node")}
 	config, given, args := "_", "", "ctx, node"
 	if s.options.config != nil {
-		config, given = "config", " with the configuration it was created with"
+		config, given = "config", ", with the configuration that the node was created with"
 		params = append(params, s.pointer(s.options.config))
 		args += ", config.(" + s.pointer(s.options.config) + ")"
 	}
-	s.document(s.doc(sentence("%s is the node type %q, implemented by what setup returns. Setup is called once in each life of a node%s.",
+	s.document(s.doc(sentence("%s returns the node type %q, whose nodes setup makes. Setup is called once for each incarnation of a node%s.",
 		s.nodeType, s.options.typeName, given)))
 	s.line("func ", s.nodeType, "(setup func(", strings.Join(params, ", "), ") (", s.node, ", error)) ", s.rt("NodeType"), " {")
 	s.line("\treturn ", s.table, ".NodeType(", s.handlers, ", func(ctx ", s.ctxType(), ", node *", s.rt("Node"), ", ",

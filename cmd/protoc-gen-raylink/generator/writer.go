@@ -17,7 +17,7 @@ import (
 // plugin writes for: runtime.MaxGenerated of the same release.
 const contractVersion = 3
 
-// Where the things stand, in descriptor.proto, whose comments go to the head of a generated file.
+// Numbers of the fields in descriptor.proto whose comments go to the head of a generated file.
 const (
 	packageField = 2
 	syntaxField  = 12
@@ -34,7 +34,7 @@ type writer struct {
 	imports  map[string]string
 	messages map[protogen.GoImportPath]protogen.GoPackageName
 	text     bytes.Buffer
-	// annotations say where in the schema a symbol comes from.
+	// annotations record where in the schema a symbol comes from.
 	annotations []annotation
 }
 
@@ -157,26 +157,40 @@ func (w *writer) preamble() {
 	w.line("package ", string(w.pkg.name))
 	w.line()
 	w.line("import (")
-	for _, importPath := range slices.Sorted(maps.Keys(w.imports)) {
-		name := w.imports[importPath]
-		declared, isMessages := w.messages[protogen.GoImportPath(importPath)]
-		// Names that the path ends in need not be said.
-		if path.Base(importPath) == name && (!isMessages || string(declared) == name) {
-			w.line("\t", strconv.Quote(importPath))
-		} else {
-			w.line("\t", name, " ", strconv.Quote(importPath))
+	for i, group := range importGroups(slices.Collect(maps.Keys(w.imports)), w.pkg.messages) {
+		if i > 0 {
+			w.line()
+		}
+		for _, importPath := range group {
+			name := w.imports[importPath]
+			declared, isMessages := w.messages[protogen.GoImportPath(importPath)]
+			// A name that the path ends in is omitted.
+			if path.Base(importPath) == name && (!isMessages || string(declared) == name) {
+				w.line("\t", strconv.Quote(importPath))
+			} else {
+				w.line("\t", name, " ", strconv.Quote(importPath))
+			}
 		}
 	}
 	w.line(")")
-	w.document(doc{sentence("This code and the runtime in go.mod must fit each other. If the build fails here, the comment above " +
-		"the line tells how to mend it.")})
+	w.versionGuard()
+}
+
+// versionGuard writes constants that compile only with a runtime that supports this plugin's code.
+// The comment above each says how to fix a mismatch of its kind.
+func (w *writer) versionGuard() {
 	version := strconv.Itoa(contractVersion)
+	w.document(doc{sentence("This code is written for version %s of the contract between generated code and package runtime. "+
+		"If a line below does not compile, the comment above it says how to fix that.", version)})
 	w.line("const (")
-	w.line("\t// The code is too old for the runtime:")
+	w.line("\t// The plugin is older than package runtime in go.mod: generate this code again, with the")
+	w.line("\t// plugin of that version.")
 	w.line("\t//")
-	w.line("\t//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate")
+	w.line("\t//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink")
+	w.line("\t//	buf generate")
 	w.line("\t_ = ", w.rt("EnforceVersion"), "(", version, " - ", w.rt("MinGenerated"), ")")
-	w.line("\t// The runtime is too old for the code:")
+	w.line("\t// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code")
+	w.line("\t// again as above.")
 	w.line("\t//")
 	w.line("\t//	go get github.com/raylink/raylink@latest")
 	w.line("\t_ = ", w.rt("EnforceVersion"), "(", w.rt("MaxGenerated"), " - ", version, ")")

@@ -8,22 +8,27 @@
 package benchv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	benchv1 "github.com/raylink/raylink/bench/gen/bench/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -78,7 +83,7 @@ var echoService = runtime.GeneratedService{
 	},
 }
 
-// echoHandlers run the methods of bench.v1.Echo on a node, in the order of echoService.
+// echoHandlers run the methods of a node, in the order of echoService.
 var echoHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -122,8 +127,8 @@ var echoHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// EchoNode is what a node of the service bench.v1.Echo implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// EchoNode is the interface that a node of the service bench.v1.Echo implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 //
 // Echo returns what it receives.
 type EchoNode interface {
@@ -152,54 +157,61 @@ type EchoFloodServerStream = runtime.ServerStreamingServer[*benchv1.FloodRespons
 // EchoFloodClientStream is the caller's side of Flood.
 type EchoFloodClientStream = runtime.ServerStreamingClient[*benchv1.FloodResponse]
 
-// UnimplementedEchoNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedEchoNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedEchoNode struct{}
 
-// Echo returns an error of the code Unimplemented.
+// Echo returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Echo(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "bench.v1.Echo/Echo is not implemented")
 }
 
-// EchoConcurrent returns an error of the code Unimplemented.
+// EchoConcurrent returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) EchoConcurrent(context.Context, *benchv1.EchoRequest) (*benchv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "bench.v1.Echo/EchoConcurrent is not implemented")
 }
 
-// Count returns an error of the code Unimplemented.
+// Count returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Count(context.Context, EchoCountServerStream) (*benchv1.CountResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "bench.v1.Echo/Count is not implemented")
 }
 
-// Flood returns an error of the code Unimplemented.
+// Flood returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Flood(context.Context, *benchv1.FloodRequest, EchoFloodServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "bench.v1.Echo/Flood is not implemented")
 }
 
-// EchoType is the node type "echo", implemented by what setup returns. Setup is called once in each life of a node.
+// EchoType returns the node type "echo", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func EchoType(setup func(context.Context, *runtime.Node) (EchoNode, error)) runtime.NodeType {
 	return echoService.NodeType(echoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Echo is the handle of a node of the service bench.v1.Echo, wherever that node lives. It may be used by several
-// goroutines at once.
+// Echo is the handle of a node of the service bench.v1.Echo, wherever that node lives. It is safe
+// for concurrent use.
 //
 // Echo returns what it receives.
 type Echo struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Echo) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
 	return &Echo{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Echo) String() string {
+	return "Echo(" + h.ref.String() + ")"
 }
 
 // Echo returns the payload. On a RayLink node it takes a turn: calls run one at a time.
@@ -207,8 +219,8 @@ func (h *Echo) Echo(ctx context.Context, req *benchv1.EchoRequest) (*benchv1.Ech
 	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
-// EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// EchoAsync calls Echo and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Echo) EchoAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
 	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
@@ -218,8 +230,8 @@ func (h *Echo) EchoConcurrent(ctx context.Context, req *benchv1.EchoRequest) (*b
 	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
-// EchoConcurrentAsync is EchoConcurrent without the waiting: the future has the response, or the error, once it is
-// there. It blocks only while the way to the node is full.
+// EchoConcurrentAsync calls EchoConcurrent and returns a future of its response or error. It blocks
+// only while the node's queue is full or its connection is being opened.
 func (h *Echo) EchoConcurrentAsync(ctx context.Context, req *benchv1.EchoRequest) *runtime.Future[*benchv1.EchoResponse] {
 	return runtime.GeneratedCall[*benchv1.EchoRequest, *benchv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
@@ -234,7 +246,7 @@ func (h *Echo) Flood(ctx context.Context, req *benchv1.FloodRequest) (EchoFloodC
 	return runtime.GeneratedCall[*benchv1.FloodRequest, *benchv1.FloodResponse](3).ServerStream(ctx, h.ref, req)
 }
 
-// CreateEcho creates a node of the type "echo" below parent, and waits until it is set up.
+// CreateEcho creates a node of the type "echo" under parent and blocks until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Echo, error) {
 	ref, err := echoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -243,7 +255,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Echo{ref: ref}, nil
 }
 
-// CreateEchoN creates n nodes of the type "echo" below parent at once: all, or none and an error.
+// CreateEchoN creates n nodes of the type "echo" under parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Echo, error) {
 	refs, err := echoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -256,7 +268,8 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindEcho looks up a node of the service bench.v1.Echo, by path, alias or id. A relative path is relative to from.
+// FindEcho looks up a node of the service bench.v1.Echo, by path, alias or id. A relative path is
+// relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
 	ref, err := echoService.Find(ctx, from, where)
 	if err != nil {
@@ -265,7 +278,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 	return &Echo{ref: ref}, nil
 }
 
-// EchoFrom makes a handle from a reference that came in a message. It asks nobody.
+// EchoFrom makes a handle of a reference that was received in a message. It makes no call.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 	found, err := echoService.From(from, ref)
 	if err != nil {
@@ -274,19 +287,19 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 	return &Echo{ref: found}, nil
 }
 
-// NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalEcho runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalEcho(node EchoNode) *Echo {
 	return &Echo{ref: echoService.NewLocal(echoHandlers, node)}
 }
 
-// RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterEchoTunnel runs node behind a mailbox and registers it with server, where NewEchoTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
 	echoService.RegisterTunnel(server, echoHandlers, node)
 }
 
-// NewEchoTunnel is the handle of the node that client reaches.
+// NewEchoTunnel returns a handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
 	return &Echo{ref: echoService.NewTunnel(client)}
 }

@@ -8,22 +8,27 @@
 package codev1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	codev1 "github.com/raylink/raylink/bench/gen/code/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -401,7 +406,7 @@ var wideService = runtime.GeneratedService{
 	},
 }
 
-// wideHandlers run the methods of code.v1.Wide on a node, in the order of wideService.
+// wideHandlers run the methods of a node, in the order of wideService.
 var wideHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -829,8 +834,8 @@ var wideHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// WideNode is what a node of the service code.v1.Wide implements. Its unary methods run one at a time unless the schema
-// says otherwise.
+// WideNode is the interface that a node of the service code.v1.Wide implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 //
 // Wide has forty methods.
 type WideNode interface {
@@ -987,605 +992,612 @@ type WideDo39ServerStream = runtime.BidiStreamingServer[*codev1.Do39Request, *co
 // WideDo39ClientStream is the caller's side of Do39.
 type WideDo39ClientStream = runtime.BidiStreamingClient[*codev1.Do39Request, *codev1.Do39Response]
 
-// UnimplementedWideNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedWideNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedWideNode struct{}
 
-// Do0 returns an error of the code Unimplemented.
+// Do0 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do0(context.Context, *codev1.Do0Request) (*codev1.Do0Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do0 is not implemented")
 }
 
-// Do1 returns an error of the code Unimplemented.
+// Do1 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do1(context.Context, *codev1.Do1Request) (*codev1.Do1Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do1 is not implemented")
 }
 
-// Do2 returns an error of the code Unimplemented.
+// Do2 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do2(context.Context, *codev1.Do2Request) (*codev1.Do2Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do2 is not implemented")
 }
 
-// Do3 returns an error of the code Unimplemented.
+// Do3 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do3(context.Context, *codev1.Do3Request) (*codev1.Do3Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do3 is not implemented")
 }
 
-// Do4 returns an error of the code Unimplemented.
+// Do4 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do4(context.Context, *codev1.Do4Request) (*codev1.Do4Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do4 is not implemented")
 }
 
-// Do5 returns an error of the code Unimplemented.
+// Do5 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do5(context.Context, *codev1.Do5Request) (*codev1.Do5Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do5 is not implemented")
 }
 
-// Do6 returns an error of the code Unimplemented.
+// Do6 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do6(context.Context, *codev1.Do6Request) (*codev1.Do6Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do6 is not implemented")
 }
 
-// Do7 returns an error of the code Unimplemented.
+// Do7 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do7(context.Context, *codev1.Do7Request, WideDo7ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do7 is not implemented")
 }
 
-// Do8 returns an error of the code Unimplemented.
+// Do8 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do8(context.Context, WideDo8ServerStream) (*codev1.Do8Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do8 is not implemented")
 }
 
-// Do9 returns an error of the code Unimplemented.
+// Do9 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do9(context.Context, WideDo9ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do9 is not implemented")
 }
 
-// Do10 returns an error of the code Unimplemented.
+// Do10 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do10(context.Context, *codev1.Do10Request) (*codev1.Do10Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do10 is not implemented")
 }
 
-// Do11 returns an error of the code Unimplemented.
+// Do11 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do11(context.Context, *codev1.Do11Request) (*codev1.Do11Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do11 is not implemented")
 }
 
-// Do12 returns an error of the code Unimplemented.
+// Do12 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do12(context.Context, *codev1.Do12Request) (*codev1.Do12Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do12 is not implemented")
 }
 
-// Do13 returns an error of the code Unimplemented.
+// Do13 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do13(context.Context, *codev1.Do13Request) (*codev1.Do13Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do13 is not implemented")
 }
 
-// Do14 returns an error of the code Unimplemented.
+// Do14 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do14(context.Context, *codev1.Do14Request) (*codev1.Do14Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do14 is not implemented")
 }
 
-// Do15 returns an error of the code Unimplemented.
+// Do15 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do15(context.Context, *codev1.Do15Request) (*codev1.Do15Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do15 is not implemented")
 }
 
-// Do16 returns an error of the code Unimplemented.
+// Do16 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do16(context.Context, *codev1.Do16Request) (*codev1.Do16Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do16 is not implemented")
 }
 
-// Do17 returns an error of the code Unimplemented.
+// Do17 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do17(context.Context, *codev1.Do17Request, WideDo17ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do17 is not implemented")
 }
 
-// Do18 returns an error of the code Unimplemented.
+// Do18 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do18(context.Context, WideDo18ServerStream) (*codev1.Do18Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do18 is not implemented")
 }
 
-// Do19 returns an error of the code Unimplemented.
+// Do19 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do19(context.Context, WideDo19ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do19 is not implemented")
 }
 
-// Do20 returns an error of the code Unimplemented.
+// Do20 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do20(context.Context, *codev1.Do20Request) (*codev1.Do20Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do20 is not implemented")
 }
 
-// Do21 returns an error of the code Unimplemented.
+// Do21 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do21(context.Context, *codev1.Do21Request) (*codev1.Do21Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do21 is not implemented")
 }
 
-// Do22 returns an error of the code Unimplemented.
+// Do22 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do22(context.Context, *codev1.Do22Request) (*codev1.Do22Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do22 is not implemented")
 }
 
-// Do23 returns an error of the code Unimplemented.
+// Do23 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do23(context.Context, *codev1.Do23Request) (*codev1.Do23Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do23 is not implemented")
 }
 
-// Do24 returns an error of the code Unimplemented.
+// Do24 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do24(context.Context, *codev1.Do24Request) (*codev1.Do24Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do24 is not implemented")
 }
 
-// Do25 returns an error of the code Unimplemented.
+// Do25 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do25(context.Context, *codev1.Do25Request) (*codev1.Do25Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do25 is not implemented")
 }
 
-// Do26 returns an error of the code Unimplemented.
+// Do26 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do26(context.Context, *codev1.Do26Request) (*codev1.Do26Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do26 is not implemented")
 }
 
-// Do27 returns an error of the code Unimplemented.
+// Do27 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do27(context.Context, *codev1.Do27Request, WideDo27ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do27 is not implemented")
 }
 
-// Do28 returns an error of the code Unimplemented.
+// Do28 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do28(context.Context, WideDo28ServerStream) (*codev1.Do28Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do28 is not implemented")
 }
 
-// Do29 returns an error of the code Unimplemented.
+// Do29 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do29(context.Context, WideDo29ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do29 is not implemented")
 }
 
-// Do30 returns an error of the code Unimplemented.
+// Do30 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do30(context.Context, *codev1.Do30Request) (*codev1.Do30Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do30 is not implemented")
 }
 
-// Do31 returns an error of the code Unimplemented.
+// Do31 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do31(context.Context, *codev1.Do31Request) (*codev1.Do31Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do31 is not implemented")
 }
 
-// Do32 returns an error of the code Unimplemented.
+// Do32 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do32(context.Context, *codev1.Do32Request) (*codev1.Do32Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do32 is not implemented")
 }
 
-// Do33 returns an error of the code Unimplemented.
+// Do33 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do33(context.Context, *codev1.Do33Request) (*codev1.Do33Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do33 is not implemented")
 }
 
-// Do34 returns an error of the code Unimplemented.
+// Do34 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do34(context.Context, *codev1.Do34Request) (*codev1.Do34Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do34 is not implemented")
 }
 
-// Do35 returns an error of the code Unimplemented.
+// Do35 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do35(context.Context, *codev1.Do35Request) (*codev1.Do35Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do35 is not implemented")
 }
 
-// Do36 returns an error of the code Unimplemented.
+// Do36 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do36(context.Context, *codev1.Do36Request) (*codev1.Do36Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do36 is not implemented")
 }
 
-// Do37 returns an error of the code Unimplemented.
+// Do37 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do37(context.Context, *codev1.Do37Request, WideDo37ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do37 is not implemented")
 }
 
-// Do38 returns an error of the code Unimplemented.
+// Do38 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do38(context.Context, WideDo38ServerStream) (*codev1.Do38Response, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do38 is not implemented")
 }
 
-// Do39 returns an error of the code Unimplemented.
+// Do39 returns an error with the code Unimplemented.
 func (UnimplementedWideNode) Do39(context.Context, WideDo39ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "code.v1.Wide/Do39 is not implemented")
 }
 
-// WideType is the node type "wide", implemented by what setup returns. Setup is called once in each life of a node.
+// WideType returns the node type "wide", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func WideType(setup func(context.Context, *runtime.Node) (WideNode, error)) runtime.NodeType {
 	return wideService.NodeType(wideHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Wide is the handle of a node of the service code.v1.Wide, wherever that node lives. It may be used by several
-// goroutines at once.
+// Wide is the handle of a node of the service code.v1.Wide, wherever that node lives. It is safe
+// for concurrent use.
 //
 // Wide has forty methods.
 type Wide struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Wide) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Wide) Intercepted(interceptors ...runtime.ClientInterceptor) *Wide {
 	return &Wide{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do0 calls code.v1.Wide.Do0, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Wide) String() string {
+	return "Wide(" + h.ref.String() + ")"
+}
+
+// Do0 calls code.v1.Wide.Do0 and waits for its response.
 func (h *Wide) Do0(ctx context.Context, req *codev1.Do0Request) (*codev1.Do0Response, error) {
 	return runtime.GeneratedCall[*codev1.Do0Request, *codev1.Do0Response](0).Unary(ctx, h.ref, req)
 }
 
-// Do0Async is Do0 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do0Async calls Do0 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do0Async(ctx context.Context, req *codev1.Do0Request) *runtime.Future[*codev1.Do0Response] {
 	return runtime.GeneratedCall[*codev1.Do0Request, *codev1.Do0Response](0).Async(ctx, h.ref, req)
 }
 
-// Do1 calls code.v1.Wide.Do1, and waits for the response.
+// Do1 calls code.v1.Wide.Do1 and waits for its response.
 func (h *Wide) Do1(ctx context.Context, req *codev1.Do1Request) (*codev1.Do1Response, error) {
 	return runtime.GeneratedCall[*codev1.Do1Request, *codev1.Do1Response](1).Unary(ctx, h.ref, req)
 }
 
-// Do1Async is Do1 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do1Async calls Do1 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do1Async(ctx context.Context, req *codev1.Do1Request) *runtime.Future[*codev1.Do1Response] {
 	return runtime.GeneratedCall[*codev1.Do1Request, *codev1.Do1Response](1).Async(ctx, h.ref, req)
 }
 
-// Do2 calls code.v1.Wide.Do2, and waits for the response.
+// Do2 calls code.v1.Wide.Do2 and waits for its response.
 func (h *Wide) Do2(ctx context.Context, req *codev1.Do2Request) (*codev1.Do2Response, error) {
 	return runtime.GeneratedCall[*codev1.Do2Request, *codev1.Do2Response](2).Unary(ctx, h.ref, req)
 }
 
-// Do2Async is Do2 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do2Async calls Do2 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do2Async(ctx context.Context, req *codev1.Do2Request) *runtime.Future[*codev1.Do2Response] {
 	return runtime.GeneratedCall[*codev1.Do2Request, *codev1.Do2Response](2).Async(ctx, h.ref, req)
 }
 
-// Do3 calls code.v1.Wide.Do3, and waits for the response.
+// Do3 calls code.v1.Wide.Do3 and waits for its response.
 func (h *Wide) Do3(ctx context.Context, req *codev1.Do3Request) (*codev1.Do3Response, error) {
 	return runtime.GeneratedCall[*codev1.Do3Request, *codev1.Do3Response](3).Unary(ctx, h.ref, req)
 }
 
-// Do3Async is Do3 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do3Async calls Do3 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do3Async(ctx context.Context, req *codev1.Do3Request) *runtime.Future[*codev1.Do3Response] {
 	return runtime.GeneratedCall[*codev1.Do3Request, *codev1.Do3Response](3).Async(ctx, h.ref, req)
 }
 
-// Do4 calls code.v1.Wide.Do4, and waits for the response.
+// Do4 calls code.v1.Wide.Do4 and waits for its response.
 func (h *Wide) Do4(ctx context.Context, req *codev1.Do4Request) (*codev1.Do4Response, error) {
 	return runtime.GeneratedCall[*codev1.Do4Request, *codev1.Do4Response](4).Unary(ctx, h.ref, req)
 }
 
-// Do4Async is Do4 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do4Async calls Do4 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do4Async(ctx context.Context, req *codev1.Do4Request) *runtime.Future[*codev1.Do4Response] {
 	return runtime.GeneratedCall[*codev1.Do4Request, *codev1.Do4Response](4).Async(ctx, h.ref, req)
 }
 
-// Do5 calls code.v1.Wide.Do5, and waits for the response.
+// Do5 calls code.v1.Wide.Do5 and waits for its response.
 func (h *Wide) Do5(ctx context.Context, req *codev1.Do5Request) (*codev1.Do5Response, error) {
 	return runtime.GeneratedCall[*codev1.Do5Request, *codev1.Do5Response](5).Unary(ctx, h.ref, req)
 }
 
-// Do5Async is Do5 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do5Async calls Do5 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do5Async(ctx context.Context, req *codev1.Do5Request) *runtime.Future[*codev1.Do5Response] {
 	return runtime.GeneratedCall[*codev1.Do5Request, *codev1.Do5Response](5).Async(ctx, h.ref, req)
 }
 
-// Do6 calls code.v1.Wide.Do6, and waits for the response.
+// Do6 calls code.v1.Wide.Do6 and waits for its response.
 func (h *Wide) Do6(ctx context.Context, req *codev1.Do6Request) (*codev1.Do6Response, error) {
 	return runtime.GeneratedCall[*codev1.Do6Request, *codev1.Do6Response](6).Unary(ctx, h.ref, req)
 }
 
-// Do6Async is Do6 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do6Async calls Do6 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Wide) Do6Async(ctx context.Context, req *codev1.Do6Request) *runtime.Future[*codev1.Do6Response] {
 	return runtime.GeneratedCall[*codev1.Do6Request, *codev1.Do6Response](6).Async(ctx, h.ref, req)
 }
 
-// Do7 calls code.v1.Wide.Do7, and returns the stream of its responses.
+// Do7 calls code.v1.Wide.Do7 and returns the stream of its responses.
 func (h *Wide) Do7(ctx context.Context, req *codev1.Do7Request) (WideDo7ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do7Request, *codev1.Do7Response](7).ServerStream(ctx, h.ref, req)
 }
 
-// Do8 calls code.v1.Wide.Do8, and returns the stream to send its requests on.
+// Do8 calls code.v1.Wide.Do8 and returns the stream on which its requests are sent.
 func (h *Wide) Do8(ctx context.Context) (WideDo8ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do8Request, *codev1.Do8Response](8).ClientStream(ctx, h.ref)
 }
 
-// Do9 calls code.v1.Wide.Do9, and returns the stream of its requests and responses.
+// Do9 calls code.v1.Wide.Do9 and returns the stream of its requests and responses.
 func (h *Wide) Do9(ctx context.Context) (WideDo9ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do9Request, *codev1.Do9Response](9).BidiStream(ctx, h.ref)
 }
 
-// Do10 calls code.v1.Wide.Do10, and waits for the response.
+// Do10 calls code.v1.Wide.Do10 and waits for its response.
 func (h *Wide) Do10(ctx context.Context, req *codev1.Do10Request) (*codev1.Do10Response, error) {
 	return runtime.GeneratedCall[*codev1.Do10Request, *codev1.Do10Response](10).Unary(ctx, h.ref, req)
 }
 
-// Do10Async is Do10 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do10Async calls Do10 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do10Async(ctx context.Context, req *codev1.Do10Request) *runtime.Future[*codev1.Do10Response] {
 	return runtime.GeneratedCall[*codev1.Do10Request, *codev1.Do10Response](10).Async(ctx, h.ref, req)
 }
 
-// Do11 calls code.v1.Wide.Do11, and waits for the response.
+// Do11 calls code.v1.Wide.Do11 and waits for its response.
 func (h *Wide) Do11(ctx context.Context, req *codev1.Do11Request) (*codev1.Do11Response, error) {
 	return runtime.GeneratedCall[*codev1.Do11Request, *codev1.Do11Response](11).Unary(ctx, h.ref, req)
 }
 
-// Do11Async is Do11 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do11Async calls Do11 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do11Async(ctx context.Context, req *codev1.Do11Request) *runtime.Future[*codev1.Do11Response] {
 	return runtime.GeneratedCall[*codev1.Do11Request, *codev1.Do11Response](11).Async(ctx, h.ref, req)
 }
 
-// Do12 calls code.v1.Wide.Do12, and waits for the response.
+// Do12 calls code.v1.Wide.Do12 and waits for its response.
 func (h *Wide) Do12(ctx context.Context, req *codev1.Do12Request) (*codev1.Do12Response, error) {
 	return runtime.GeneratedCall[*codev1.Do12Request, *codev1.Do12Response](12).Unary(ctx, h.ref, req)
 }
 
-// Do12Async is Do12 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do12Async calls Do12 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do12Async(ctx context.Context, req *codev1.Do12Request) *runtime.Future[*codev1.Do12Response] {
 	return runtime.GeneratedCall[*codev1.Do12Request, *codev1.Do12Response](12).Async(ctx, h.ref, req)
 }
 
-// Do13 calls code.v1.Wide.Do13, and waits for the response.
+// Do13 calls code.v1.Wide.Do13 and waits for its response.
 func (h *Wide) Do13(ctx context.Context, req *codev1.Do13Request) (*codev1.Do13Response, error) {
 	return runtime.GeneratedCall[*codev1.Do13Request, *codev1.Do13Response](13).Unary(ctx, h.ref, req)
 }
 
-// Do13Async is Do13 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do13Async calls Do13 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do13Async(ctx context.Context, req *codev1.Do13Request) *runtime.Future[*codev1.Do13Response] {
 	return runtime.GeneratedCall[*codev1.Do13Request, *codev1.Do13Response](13).Async(ctx, h.ref, req)
 }
 
-// Do14 calls code.v1.Wide.Do14, and waits for the response.
+// Do14 calls code.v1.Wide.Do14 and waits for its response.
 func (h *Wide) Do14(ctx context.Context, req *codev1.Do14Request) (*codev1.Do14Response, error) {
 	return runtime.GeneratedCall[*codev1.Do14Request, *codev1.Do14Response](14).Unary(ctx, h.ref, req)
 }
 
-// Do14Async is Do14 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do14Async calls Do14 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do14Async(ctx context.Context, req *codev1.Do14Request) *runtime.Future[*codev1.Do14Response] {
 	return runtime.GeneratedCall[*codev1.Do14Request, *codev1.Do14Response](14).Async(ctx, h.ref, req)
 }
 
-// Do15 calls code.v1.Wide.Do15, and waits for the response.
+// Do15 calls code.v1.Wide.Do15 and waits for its response.
 func (h *Wide) Do15(ctx context.Context, req *codev1.Do15Request) (*codev1.Do15Response, error) {
 	return runtime.GeneratedCall[*codev1.Do15Request, *codev1.Do15Response](15).Unary(ctx, h.ref, req)
 }
 
-// Do15Async is Do15 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do15Async calls Do15 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do15Async(ctx context.Context, req *codev1.Do15Request) *runtime.Future[*codev1.Do15Response] {
 	return runtime.GeneratedCall[*codev1.Do15Request, *codev1.Do15Response](15).Async(ctx, h.ref, req)
 }
 
-// Do16 calls code.v1.Wide.Do16, and waits for the response.
+// Do16 calls code.v1.Wide.Do16 and waits for its response.
 func (h *Wide) Do16(ctx context.Context, req *codev1.Do16Request) (*codev1.Do16Response, error) {
 	return runtime.GeneratedCall[*codev1.Do16Request, *codev1.Do16Response](16).Unary(ctx, h.ref, req)
 }
 
-// Do16Async is Do16 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do16Async calls Do16 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do16Async(ctx context.Context, req *codev1.Do16Request) *runtime.Future[*codev1.Do16Response] {
 	return runtime.GeneratedCall[*codev1.Do16Request, *codev1.Do16Response](16).Async(ctx, h.ref, req)
 }
 
-// Do17 calls code.v1.Wide.Do17, and returns the stream of its responses.
+// Do17 calls code.v1.Wide.Do17 and returns the stream of its responses.
 func (h *Wide) Do17(ctx context.Context, req *codev1.Do17Request) (WideDo17ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do17Request, *codev1.Do17Response](17).ServerStream(ctx, h.ref, req)
 }
 
-// Do18 calls code.v1.Wide.Do18, and returns the stream to send its requests on.
+// Do18 calls code.v1.Wide.Do18 and returns the stream on which its requests are sent.
 func (h *Wide) Do18(ctx context.Context) (WideDo18ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do18Request, *codev1.Do18Response](18).ClientStream(ctx, h.ref)
 }
 
-// Do19 calls code.v1.Wide.Do19, and returns the stream of its requests and responses.
+// Do19 calls code.v1.Wide.Do19 and returns the stream of its requests and responses.
 func (h *Wide) Do19(ctx context.Context) (WideDo19ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do19Request, *codev1.Do19Response](19).BidiStream(ctx, h.ref)
 }
 
-// Do20 calls code.v1.Wide.Do20, and waits for the response.
+// Do20 calls code.v1.Wide.Do20 and waits for its response.
 func (h *Wide) Do20(ctx context.Context, req *codev1.Do20Request) (*codev1.Do20Response, error) {
 	return runtime.GeneratedCall[*codev1.Do20Request, *codev1.Do20Response](20).Unary(ctx, h.ref, req)
 }
 
-// Do20Async is Do20 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do20Async calls Do20 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do20Async(ctx context.Context, req *codev1.Do20Request) *runtime.Future[*codev1.Do20Response] {
 	return runtime.GeneratedCall[*codev1.Do20Request, *codev1.Do20Response](20).Async(ctx, h.ref, req)
 }
 
-// Do21 calls code.v1.Wide.Do21, and waits for the response.
+// Do21 calls code.v1.Wide.Do21 and waits for its response.
 func (h *Wide) Do21(ctx context.Context, req *codev1.Do21Request) (*codev1.Do21Response, error) {
 	return runtime.GeneratedCall[*codev1.Do21Request, *codev1.Do21Response](21).Unary(ctx, h.ref, req)
 }
 
-// Do21Async is Do21 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do21Async calls Do21 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do21Async(ctx context.Context, req *codev1.Do21Request) *runtime.Future[*codev1.Do21Response] {
 	return runtime.GeneratedCall[*codev1.Do21Request, *codev1.Do21Response](21).Async(ctx, h.ref, req)
 }
 
-// Do22 calls code.v1.Wide.Do22, and waits for the response.
+// Do22 calls code.v1.Wide.Do22 and waits for its response.
 func (h *Wide) Do22(ctx context.Context, req *codev1.Do22Request) (*codev1.Do22Response, error) {
 	return runtime.GeneratedCall[*codev1.Do22Request, *codev1.Do22Response](22).Unary(ctx, h.ref, req)
 }
 
-// Do22Async is Do22 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do22Async calls Do22 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do22Async(ctx context.Context, req *codev1.Do22Request) *runtime.Future[*codev1.Do22Response] {
 	return runtime.GeneratedCall[*codev1.Do22Request, *codev1.Do22Response](22).Async(ctx, h.ref, req)
 }
 
-// Do23 calls code.v1.Wide.Do23, and waits for the response.
+// Do23 calls code.v1.Wide.Do23 and waits for its response.
 func (h *Wide) Do23(ctx context.Context, req *codev1.Do23Request) (*codev1.Do23Response, error) {
 	return runtime.GeneratedCall[*codev1.Do23Request, *codev1.Do23Response](23).Unary(ctx, h.ref, req)
 }
 
-// Do23Async is Do23 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do23Async calls Do23 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do23Async(ctx context.Context, req *codev1.Do23Request) *runtime.Future[*codev1.Do23Response] {
 	return runtime.GeneratedCall[*codev1.Do23Request, *codev1.Do23Response](23).Async(ctx, h.ref, req)
 }
 
-// Do24 calls code.v1.Wide.Do24, and waits for the response.
+// Do24 calls code.v1.Wide.Do24 and waits for its response.
 func (h *Wide) Do24(ctx context.Context, req *codev1.Do24Request) (*codev1.Do24Response, error) {
 	return runtime.GeneratedCall[*codev1.Do24Request, *codev1.Do24Response](24).Unary(ctx, h.ref, req)
 }
 
-// Do24Async is Do24 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do24Async calls Do24 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do24Async(ctx context.Context, req *codev1.Do24Request) *runtime.Future[*codev1.Do24Response] {
 	return runtime.GeneratedCall[*codev1.Do24Request, *codev1.Do24Response](24).Async(ctx, h.ref, req)
 }
 
-// Do25 calls code.v1.Wide.Do25, and waits for the response.
+// Do25 calls code.v1.Wide.Do25 and waits for its response.
 func (h *Wide) Do25(ctx context.Context, req *codev1.Do25Request) (*codev1.Do25Response, error) {
 	return runtime.GeneratedCall[*codev1.Do25Request, *codev1.Do25Response](25).Unary(ctx, h.ref, req)
 }
 
-// Do25Async is Do25 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do25Async calls Do25 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do25Async(ctx context.Context, req *codev1.Do25Request) *runtime.Future[*codev1.Do25Response] {
 	return runtime.GeneratedCall[*codev1.Do25Request, *codev1.Do25Response](25).Async(ctx, h.ref, req)
 }
 
-// Do26 calls code.v1.Wide.Do26, and waits for the response.
+// Do26 calls code.v1.Wide.Do26 and waits for its response.
 func (h *Wide) Do26(ctx context.Context, req *codev1.Do26Request) (*codev1.Do26Response, error) {
 	return runtime.GeneratedCall[*codev1.Do26Request, *codev1.Do26Response](26).Unary(ctx, h.ref, req)
 }
 
-// Do26Async is Do26 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do26Async calls Do26 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do26Async(ctx context.Context, req *codev1.Do26Request) *runtime.Future[*codev1.Do26Response] {
 	return runtime.GeneratedCall[*codev1.Do26Request, *codev1.Do26Response](26).Async(ctx, h.ref, req)
 }
 
-// Do27 calls code.v1.Wide.Do27, and returns the stream of its responses.
+// Do27 calls code.v1.Wide.Do27 and returns the stream of its responses.
 func (h *Wide) Do27(ctx context.Context, req *codev1.Do27Request) (WideDo27ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do27Request, *codev1.Do27Response](27).ServerStream(ctx, h.ref, req)
 }
 
-// Do28 calls code.v1.Wide.Do28, and returns the stream to send its requests on.
+// Do28 calls code.v1.Wide.Do28 and returns the stream on which its requests are sent.
 func (h *Wide) Do28(ctx context.Context) (WideDo28ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do28Request, *codev1.Do28Response](28).ClientStream(ctx, h.ref)
 }
 
-// Do29 calls code.v1.Wide.Do29, and returns the stream of its requests and responses.
+// Do29 calls code.v1.Wide.Do29 and returns the stream of its requests and responses.
 func (h *Wide) Do29(ctx context.Context) (WideDo29ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do29Request, *codev1.Do29Response](29).BidiStream(ctx, h.ref)
 }
 
-// Do30 calls code.v1.Wide.Do30, and waits for the response.
+// Do30 calls code.v1.Wide.Do30 and waits for its response.
 func (h *Wide) Do30(ctx context.Context, req *codev1.Do30Request) (*codev1.Do30Response, error) {
 	return runtime.GeneratedCall[*codev1.Do30Request, *codev1.Do30Response](30).Unary(ctx, h.ref, req)
 }
 
-// Do30Async is Do30 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do30Async calls Do30 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do30Async(ctx context.Context, req *codev1.Do30Request) *runtime.Future[*codev1.Do30Response] {
 	return runtime.GeneratedCall[*codev1.Do30Request, *codev1.Do30Response](30).Async(ctx, h.ref, req)
 }
 
-// Do31 calls code.v1.Wide.Do31, and waits for the response.
+// Do31 calls code.v1.Wide.Do31 and waits for its response.
 func (h *Wide) Do31(ctx context.Context, req *codev1.Do31Request) (*codev1.Do31Response, error) {
 	return runtime.GeneratedCall[*codev1.Do31Request, *codev1.Do31Response](31).Unary(ctx, h.ref, req)
 }
 
-// Do31Async is Do31 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do31Async calls Do31 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do31Async(ctx context.Context, req *codev1.Do31Request) *runtime.Future[*codev1.Do31Response] {
 	return runtime.GeneratedCall[*codev1.Do31Request, *codev1.Do31Response](31).Async(ctx, h.ref, req)
 }
 
-// Do32 calls code.v1.Wide.Do32, and waits for the response.
+// Do32 calls code.v1.Wide.Do32 and waits for its response.
 func (h *Wide) Do32(ctx context.Context, req *codev1.Do32Request) (*codev1.Do32Response, error) {
 	return runtime.GeneratedCall[*codev1.Do32Request, *codev1.Do32Response](32).Unary(ctx, h.ref, req)
 }
 
-// Do32Async is Do32 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do32Async calls Do32 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do32Async(ctx context.Context, req *codev1.Do32Request) *runtime.Future[*codev1.Do32Response] {
 	return runtime.GeneratedCall[*codev1.Do32Request, *codev1.Do32Response](32).Async(ctx, h.ref, req)
 }
 
-// Do33 calls code.v1.Wide.Do33, and waits for the response.
+// Do33 calls code.v1.Wide.Do33 and waits for its response.
 func (h *Wide) Do33(ctx context.Context, req *codev1.Do33Request) (*codev1.Do33Response, error) {
 	return runtime.GeneratedCall[*codev1.Do33Request, *codev1.Do33Response](33).Unary(ctx, h.ref, req)
 }
 
-// Do33Async is Do33 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do33Async calls Do33 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do33Async(ctx context.Context, req *codev1.Do33Request) *runtime.Future[*codev1.Do33Response] {
 	return runtime.GeneratedCall[*codev1.Do33Request, *codev1.Do33Response](33).Async(ctx, h.ref, req)
 }
 
-// Do34 calls code.v1.Wide.Do34, and waits for the response.
+// Do34 calls code.v1.Wide.Do34 and waits for its response.
 func (h *Wide) Do34(ctx context.Context, req *codev1.Do34Request) (*codev1.Do34Response, error) {
 	return runtime.GeneratedCall[*codev1.Do34Request, *codev1.Do34Response](34).Unary(ctx, h.ref, req)
 }
 
-// Do34Async is Do34 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do34Async calls Do34 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do34Async(ctx context.Context, req *codev1.Do34Request) *runtime.Future[*codev1.Do34Response] {
 	return runtime.GeneratedCall[*codev1.Do34Request, *codev1.Do34Response](34).Async(ctx, h.ref, req)
 }
 
-// Do35 calls code.v1.Wide.Do35, and waits for the response.
+// Do35 calls code.v1.Wide.Do35 and waits for its response.
 func (h *Wide) Do35(ctx context.Context, req *codev1.Do35Request) (*codev1.Do35Response, error) {
 	return runtime.GeneratedCall[*codev1.Do35Request, *codev1.Do35Response](35).Unary(ctx, h.ref, req)
 }
 
-// Do35Async is Do35 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do35Async calls Do35 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do35Async(ctx context.Context, req *codev1.Do35Request) *runtime.Future[*codev1.Do35Response] {
 	return runtime.GeneratedCall[*codev1.Do35Request, *codev1.Do35Response](35).Async(ctx, h.ref, req)
 }
 
-// Do36 calls code.v1.Wide.Do36, and waits for the response.
+// Do36 calls code.v1.Wide.Do36 and waits for its response.
 func (h *Wide) Do36(ctx context.Context, req *codev1.Do36Request) (*codev1.Do36Response, error) {
 	return runtime.GeneratedCall[*codev1.Do36Request, *codev1.Do36Response](36).Unary(ctx, h.ref, req)
 }
 
-// Do36Async is Do36 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do36Async calls Do36 and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Wide) Do36Async(ctx context.Context, req *codev1.Do36Request) *runtime.Future[*codev1.Do36Response] {
 	return runtime.GeneratedCall[*codev1.Do36Request, *codev1.Do36Response](36).Async(ctx, h.ref, req)
 }
 
-// Do37 calls code.v1.Wide.Do37, and returns the stream of its responses.
+// Do37 calls code.v1.Wide.Do37 and returns the stream of its responses.
 func (h *Wide) Do37(ctx context.Context, req *codev1.Do37Request) (WideDo37ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do37Request, *codev1.Do37Response](37).ServerStream(ctx, h.ref, req)
 }
 
-// Do38 calls code.v1.Wide.Do38, and returns the stream to send its requests on.
+// Do38 calls code.v1.Wide.Do38 and returns the stream on which its requests are sent.
 func (h *Wide) Do38(ctx context.Context) (WideDo38ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do38Request, *codev1.Do38Response](38).ClientStream(ctx, h.ref)
 }
 
-// Do39 calls code.v1.Wide.Do39, and returns the stream of its requests and responses.
+// Do39 calls code.v1.Wide.Do39 and returns the stream of its requests and responses.
 func (h *Wide) Do39(ctx context.Context) (WideDo39ClientStream, error) {
 	return runtime.GeneratedCall[*codev1.Do39Request, *codev1.Do39Response](39).BidiStream(ctx, h.ref)
 }
 
-// CreateWide creates a node of the type "wide" below parent, and waits until it is set up.
+// CreateWide creates a node of the type "wide" under parent and blocks until it is set up.
 func CreateWide(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Wide, error) {
 	ref, err := wideService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1594,7 +1606,7 @@ func CreateWide(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Wide{ref: ref}, nil
 }
 
-// CreateWideN creates n nodes of the type "wide" below parent at once: all, or none and an error.
+// CreateWideN creates n nodes of the type "wide" under parent at once: all, or none and an error.
 func CreateWideN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Wide, error) {
 	refs, err := wideService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1607,7 +1619,8 @@ func CreateWideN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindWide looks up a node of the service code.v1.Wide, by path, alias or id. A relative path is relative to from.
+// FindWide looks up a node of the service code.v1.Wide, by path, alias or id. A relative path is
+// relative to from.
 func FindWide(ctx context.Context, from runtime.Finder, where runtime.Where) (*Wide, error) {
 	ref, err := wideService.Find(ctx, from, where)
 	if err != nil {
@@ -1616,7 +1629,7 @@ func FindWide(ctx context.Context, from runtime.Finder, where runtime.Where) (*W
 	return &Wide{ref: ref}, nil
 }
 
-// WideFrom makes a handle from a reference that came in a message. It asks nobody.
+// WideFrom makes a handle of a reference that was received in a message. It makes no call.
 func WideFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Wide, error) {
 	found, err := wideService.From(from, ref)
 	if err != nil {
@@ -1625,19 +1638,19 @@ func WideFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Wide, error) {
 	return &Wide{ref: found}, nil
 }
 
-// NewLocalWide puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalWide runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalWide(node WideNode) *Wide {
 	return &Wide{ref: wideService.NewLocal(wideHandlers, node)}
 }
 
-// RegisterWideTunnel puts node behind a mailbox and registers it on server, where NewWideTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterWideTunnel runs node behind a mailbox and registers it with server, where NewWideTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterWideTunnel(server *connect.Server, node WideNode) {
 	wideService.RegisterTunnel(server, wideHandlers, node)
 }
 
-// NewWideTunnel is the handle of the node that client reaches.
+// NewWideTunnel returns a handle of the node that client reaches.
 func NewWideTunnel(client *connect.Client) *Wide {
 	return &Wide{ref: wideService.NewTunnel(client)}
 }

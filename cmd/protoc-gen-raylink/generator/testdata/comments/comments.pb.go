@@ -1,4 +1,4 @@
-// Copyright of nobody.
+// Copyright of no company.
 
 // Detached from the syntax.
 

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: foreign/foreign.proto
 
-// Somebody else's options, which happen to have RayLink's number.
+// Another program's options, which happen to have RayLink's number.
 
 package foreign
 

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: messages/messages.proto
 
-// Messages are in another Go package than nodes, so that these names disturb nobody.
+// Messages are in another Go package than nodes, so that these names cause no conflict.
 
 package messages
 

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: thirdparty/thirdparty.proto
 
-// Somebody else's services, which never heard of RayLink and have the simple names of its own.
+// Services of a third party, not written for RayLink, with the simple names of RayLink's own.
 
 package thirdparty
 

@@ -9,22 +9,27 @@
 package psv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -33,7 +38,8 @@ const (
 // CaptainName is the full name of the service Captain.
 const CaptainName = "raylink.ps.v1.Captain"
 
-// captainService describes the service raylink.ps.v1.Captain. Calls identify a method by its index in Methods.
+// captainService describes the service raylink.ps.v1.Captain. Calls identify a method by its index
+// in Methods.
 var captainService = runtime.GeneratedService{
 	File: &psv1.File_raylink_ps_v1_ps_proto,
 	Name: "Captain",
@@ -103,7 +109,7 @@ var captainService = runtime.GeneratedService{
 	},
 }
 
-// captainHandlers run the methods of raylink.ps.v1.Captain on a node, in the order of captainService.
+// captainHandlers run the methods of a node, in the order of captainService.
 var captainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -179,8 +185,8 @@ var captainHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// CaptainNode is what a node of the service raylink.ps.v1.Captain implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// CaptainNode is the interface that a node of the service raylink.ps.v1.Captain implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // Captain accepts pushes, assigns each a version and sends it to its officers.
 type CaptainNode interface {
@@ -203,65 +209,71 @@ type CaptainNode interface {
 	Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error)
 }
 
-// UnimplementedCaptainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedCaptainNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedCaptainNode struct{}
 
-// Push returns an error of the code Unimplemented.
+// Push returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Push(context.Context, *psv1.PushRequest) (*psv1.PushResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Push is not implemented")
 }
 
-// Pull returns an error of the code Unimplemented.
+// Pull returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Pull is not implemented")
 }
 
-// GetID returns an error of the code Unimplemented.
+// GetID returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/GetID is not implemented")
 }
 
-// ListTags returns an error of the code Unimplemented.
+// ListTags returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/ListTags is not implemented")
 }
 
-// Locate returns an error of the code Unimplemented.
+// Locate returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Locate(context.Context, *psv1.LocateRequest) (*psv1.LocateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Locate is not implemented")
 }
 
-// Enlist returns an error of the code Unimplemented.
+// Enlist returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Enlist is not implemented")
 }
 
-// CaptainType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// CaptainType returns the node type "ps", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func CaptainType(setup func(context.Context, *runtime.Node, *psv1.CaptainConfig) (CaptainNode, error)) runtime.NodeType {
 	return captainService.NodeType(captainHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.CaptainConfig))
 	})
 }
 
-// Captain is the handle of a node of the service raylink.ps.v1.Captain, wherever that node lives. It may be used by
-// several goroutines at once.
+// Captain is the handle of a node of the service raylink.ps.v1.Captain, wherever that node lives.
+// It is safe for concurrent use.
 //
 // Captain accepts pushes, assigns each a version and sends it to its officers.
 type Captain struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Captain) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captain {
 	return &Captain{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Captain) String() string {
+	return "Captain(" + h.ref.String() + ")"
 }
 
 // Push makes parameters the newest version of their tag, or fails and changes nothing.
@@ -269,8 +281,8 @@ func (h *Captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushRe
 	return runtime.GeneratedCall[*psv1.PushRequest, *psv1.PushResponse](0).Unary(ctx, h.ref, req)
 }
 
-// PushAsync is Push without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PushAsync calls Push and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Captain) PushAsync(ctx context.Context, req *psv1.PushRequest) *runtime.Future[*psv1.PushResponse] {
 	return runtime.GeneratedCall[*psv1.PushRequest, *psv1.PushResponse](0).Async(ctx, h.ref, req)
 }
@@ -280,8 +292,8 @@ func (h *Captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullRe
 	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
 }
 
-// PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PullAsync calls Pull and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Captain) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
 	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
 }
@@ -291,8 +303,8 @@ func (h *Captain) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetI
 	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
 }
 
-// GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Captain) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
 	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
 }
@@ -302,8 +314,8 @@ func (h *Captain) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv
 	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
 }
 
-// ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// ListTagsAsync calls ListTags and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Captain) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
 	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
 }
@@ -313,8 +325,8 @@ func (h *Captain) Locate(ctx context.Context, req *psv1.LocateRequest) (*psv1.Lo
 	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Unary(ctx, h.ref, req)
 }
 
-// LocateAsync is Locate without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// LocateAsync calls Locate and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *runtime.Future[*psv1.LocateResponse] {
 	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Async(ctx, h.ref, req)
 }
@@ -324,13 +336,13 @@ func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.En
 	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Unary(ctx, h.ref, req)
 }
 
-// EnlistAsync is Enlist without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// EnlistAsync calls Enlist and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Captain) EnlistAsync(ctx context.Context, req *psv1.EnlistRequest) *runtime.Future[*psv1.EnlistResponse] {
 	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Async(ctx, h.ref, req)
 }
 
-// CreateCaptain creates a node of the type "ps" below parent, and waits until it is set up.
+// CreateCaptain creates a node of the type "ps" under parent and blocks until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) (*Captain, error) {
 	ref, err := captainService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -339,7 +351,7 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, cfg *psv1.Captain
 	return &Captain{ref: ref}, nil
 }
 
-// CreateCaptainN creates n nodes of the type "ps" below parent at once: all, or none and an error.
+// CreateCaptainN creates n nodes of the type "ps" under parent at once: all, or none and an error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.CaptainConfig, opts ...runtime.CreateOption) ([]*Captain, error) {
 	refs, err := captainService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -352,8 +364,8 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 	return handles, nil
 }
 
-// FindCaptain looks up a node of the service raylink.ps.v1.Captain, by path, alias or id. A relative path is relative
-// to from.
+// FindCaptain looks up a node of the service raylink.ps.v1.Captain, by path, alias or id. A
+// relative path is relative to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
 	ref, err := captainService.Find(ctx, from, where)
 	if err != nil {
@@ -362,7 +374,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Captain{ref: ref}, nil
 }
 
-// CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
+// CaptainFrom makes a handle of a reference that was received in a message. It makes no call.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 	found, err := captainService.From(from, ref)
 	if err != nil {
@@ -371,19 +383,19 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 	return &Captain{ref: found}, nil
 }
 
-// NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalCaptain runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
 	return &Captain{ref: captainService.NewLocal(captainHandlers, node)}
 }
 
-// RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterCaptainTunnel runs node behind a mailbox and registers it with server, where
+// NewCaptainTunnel and any other client of the service reach it. It need not be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
 	captainService.RegisterTunnel(server, captainHandlers, node)
 }
 
-// NewCaptainTunnel is the handle of the node that client reaches.
+// NewCaptainTunnel returns a handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
 	return &Captain{ref: captainService.NewTunnel(client)}
 }
@@ -391,7 +403,8 @@ func NewCaptainTunnel(client *connect.Client) *Captain {
 // OfficerName is the full name of the service Officer.
 const OfficerName = "raylink.ps.v1.Officer"
 
-// officerService describes the service raylink.ps.v1.Officer. Calls identify a method by its index in Methods.
+// officerService describes the service raylink.ps.v1.Officer. Calls identify a method by its index
+// in Methods.
 var officerService = runtime.GeneratedService{
 	File: &psv1.File_raylink_ps_v1_ps_proto,
 	Name: "Officer",
@@ -452,7 +465,7 @@ var officerService = runtime.GeneratedService{
 	},
 }
 
-// officerHandlers run the methods of raylink.ps.v1.Officer on a node, in the order of officerService.
+// officerHandlers run the methods of a node, in the order of officerService.
 var officerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -516,8 +529,8 @@ var officerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// OfficerNode is what a node of the service raylink.ps.v1.Officer implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// OfficerNode is the interface that a node of the service raylink.ps.v1.Officer implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // Officer keeps one machine's mapped copy of the parameters.
 type OfficerNode interface {
@@ -537,60 +550,66 @@ type OfficerNode interface {
 	Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error)
 }
 
-// UnimplementedOfficerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedOfficerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedOfficerNode struct{}
 
-// Store returns an error of the code Unimplemented.
+// Store returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) Store(context.Context, *psv1.StoreRequest) (*psv1.StoreResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Store is not implemented")
 }
 
-// Pull returns an error of the code Unimplemented.
+// Pull returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Pull is not implemented")
 }
 
-// GetID returns an error of the code Unimplemented.
+// GetID returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/GetID is not implemented")
 }
 
-// ListTags returns an error of the code Unimplemented.
+// ListTags returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/ListTags is not implemented")
 }
 
-// Directory returns an error of the code Unimplemented.
+// Directory returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Directory is not implemented")
 }
 
-// OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// OfficerType returns the node type "officer", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func OfficerType(setup func(context.Context, *runtime.Node, *psv1.OfficerConfig) (OfficerNode, error)) runtime.NodeType {
 	return officerService.NodeType(officerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*psv1.OfficerConfig))
 	})
 }
 
-// Officer is the handle of a node of the service raylink.ps.v1.Officer, wherever that node lives. It may be used by
-// several goroutines at once.
+// Officer is the handle of a node of the service raylink.ps.v1.Officer, wherever that node lives.
+// It is safe for concurrent use.
 //
 // Officer keeps one machine's mapped copy of the parameters.
 type Officer struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Officer) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Officer {
 	return &Officer{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Officer) String() string {
+	return "Officer(" + h.ref.String() + ")"
 }
 
 // Store stores a version from the captain; one that is not newer changes nothing.
@@ -598,8 +617,8 @@ func (h *Officer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.Stor
 	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Unary(ctx, h.ref, req)
 }
 
-// StoreAsync is Store without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// StoreAsync calls Store and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Officer) StoreAsync(ctx context.Context, req *psv1.StoreRequest) *runtime.Future[*psv1.StoreResponse] {
 	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Async(ctx, h.ref, req)
 }
@@ -609,8 +628,8 @@ func (h *Officer) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullRe
 	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
 }
 
-// PullAsync is Pull without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PullAsync calls Pull and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Officer) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
 	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
 }
@@ -620,8 +639,8 @@ func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetI
 	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
 }
 
-// GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
 	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
 }
@@ -631,8 +650,8 @@ func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv
 	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
 }
 
-// ListTagsAsync is ListTags without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// ListTagsAsync calls ListTags and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
 	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
 }
@@ -642,13 +661,13 @@ func (h *Officer) Directory(ctx context.Context, req *psv1.DirectoryRequest) (*p
 	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Unary(ctx, h.ref, req)
 }
 
-// DirectoryAsync is Directory without the waiting: the future has the response, or the error, once it is there. It
-// blocks only while the way to the node is full.
+// DirectoryAsync calls Directory and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
 func (h *Officer) DirectoryAsync(ctx context.Context, req *psv1.DirectoryRequest) *runtime.Future[*psv1.DirectoryResponse] {
 	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Async(ctx, h.ref, req)
 }
 
-// CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
+// CreateOfficer creates a node of the type "officer" under parent and blocks until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) (*Officer, error) {
 	ref, err := officerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -657,7 +676,8 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, cfg *psv1.Officer
 	return &Officer{ref: ref}, nil
 }
 
-// CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
+// CreateOfficerN creates n nodes of the type "officer" under parent at once: all, or none and an
+// error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1.OfficerConfig, opts ...runtime.CreateOption) ([]*Officer, error) {
 	refs, err := officerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -670,8 +690,8 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, cfg *psv1
 	return handles, nil
 }
 
-// FindOfficer looks up a node of the service raylink.ps.v1.Officer, by path, alias or id. A relative path is relative
-// to from.
+// FindOfficer looks up a node of the service raylink.ps.v1.Officer, by path, alias or id. A
+// relative path is relative to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
 	ref, err := officerService.Find(ctx, from, where)
 	if err != nil {
@@ -680,7 +700,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Officer{ref: ref}, nil
 }
 
-// OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
+// OfficerFrom makes a handle of a reference that was received in a message. It makes no call.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 	found, err := officerService.From(from, ref)
 	if err != nil {
@@ -689,19 +709,19 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 	return &Officer{ref: found}, nil
 }
 
-// NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalOfficer runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
 	return &Officer{ref: officerService.NewLocal(officerHandlers, node)}
 }
 
-// RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterOfficerTunnel runs node behind a mailbox and registers it with server, where
+// NewOfficerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
 	officerService.RegisterTunnel(server, officerHandlers, node)
 }
 
-// NewOfficerTunnel is the handle of the node that client reaches.
+// NewOfficerTunnel returns a handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
 	return &Officer{ref: officerService.NewTunnel(client)}
 }

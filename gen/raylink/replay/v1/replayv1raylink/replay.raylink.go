@@ -2,28 +2,34 @@
 //
 // Source: raylink/replay/v1/replay.proto
 
-// Package replayv1raylink has the nodes and handles of the services in raylink/replay/v1/replay.proto.
+// Package replayv1raylink has the nodes and handles of the services in
+// raylink/replay/v1/replay.proto.
 //
 // The replay: a memory-mapped ring of rows that several processes write and read concurrently.
 package replayv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	replayv1 "github.com/raylink/raylink/gen/raylink/replay/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +38,8 @@ const (
 // ReplayName is the full name of the service Replay.
 const ReplayName = "raylink.replay.v1.Replay"
 
-// replayService describes the service raylink.replay.v1.Replay. Calls identify a method by its index in Methods.
+// replayService describes the service raylink.replay.v1.Replay. Calls identify a method by its
+// index in Methods.
 var replayService = runtime.GeneratedService{
 	File: &replayv1.File_raylink_replay_v1_replay_proto,
 	Name: "Replay",
@@ -84,7 +91,7 @@ var replayService = runtime.GeneratedService{
 	},
 }
 
-// replayHandlers run the methods of raylink.replay.v1.Replay on a node, in the order of replayService.
+// replayHandlers run the methods of a node, in the order of replayService.
 var replayHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -136,8 +143,8 @@ var replayHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ReplayNode is what a node of the service raylink.replay.v1.Replay implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// ReplayNode is the interface that a node of the service raylink.replay.v1.Replay implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // Replay owns the ring. Processes on its machine access the mapping directly; others call this
 // service.
@@ -155,40 +162,40 @@ type ReplayNode interface {
 	Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error)
 }
 
-// UnimplementedReplayNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedReplayNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedReplayNode struct{}
 
-// Describe returns an error of the code Unimplemented.
+// Describe returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Describe(context.Context, *replayv1.DescribeRequest) (*replayv1.DescribeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Describe is not implemented")
 }
 
-// Write returns an error of the code Unimplemented.
+// Write returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Write(context.Context, *replayv1.WriteRequest) (*replayv1.WriteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Write is not implemented")
 }
 
-// Sample returns an error of the code Unimplemented.
+// Sample returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Sample(context.Context, *replayv1.SampleRequest) (*replayv1.SampleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Sample is not implemented")
 }
 
-// Newest returns an error of the code Unimplemented.
+// Newest returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Newest(context.Context, *replayv1.NewestRequest) (*replayv1.NewestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.replay.v1.Replay/Newest is not implemented")
 }
 
-// ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// ReplayType returns the node type "replay", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func ReplayType(setup func(context.Context, *runtime.Node, *replayv1.ReplayConfig) (ReplayNode, error)) runtime.NodeType {
 	return replayService.NodeType(replayHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*replayv1.ReplayConfig))
 	})
 }
 
-// Replay is the handle of a node of the service raylink.replay.v1.Replay, wherever that node lives. It may be used by
-// several goroutines at once.
+// Replay is the handle of a node of the service raylink.replay.v1.Replay, wherever that node lives.
+// It is safe for concurrent use.
 //
 // Replay owns the ring. Processes on its machine access the mapping directly; others call this
 // service.
@@ -196,15 +203,21 @@ type Replay struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Replay) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay {
 	return &Replay{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Replay) String() string {
+	return "Replay(" + h.ref.String() + ")"
 }
 
 // Describe returns the columns of a row and the place of the ring.
@@ -212,8 +225,8 @@ func (h *Replay) Describe(ctx context.Context, req *replayv1.DescribeRequest) (*
 	return runtime.GeneratedCall[*replayv1.DescribeRequest, *replayv1.DescribeResponse](0).Unary(ctx, h.ref, req)
 }
 
-// DescribeAsync is Describe without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// DescribeAsync calls Describe and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Replay) DescribeAsync(ctx context.Context, req *replayv1.DescribeRequest) *runtime.Future[*replayv1.DescribeResponse] {
 	return runtime.GeneratedCall[*replayv1.DescribeRequest, *replayv1.DescribeResponse](0).Async(ctx, h.ref, req)
 }
@@ -223,8 +236,8 @@ func (h *Replay) Write(ctx context.Context, req *replayv1.WriteRequest) (*replay
 	return runtime.GeneratedCall[*replayv1.WriteRequest, *replayv1.WriteResponse](1).Unary(ctx, h.ref, req)
 }
 
-// WriteAsync is Write without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// WriteAsync calls Write and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Replay) WriteAsync(ctx context.Context, req *replayv1.WriteRequest) *runtime.Future[*replayv1.WriteResponse] {
 	return runtime.GeneratedCall[*replayv1.WriteRequest, *replayv1.WriteResponse](1).Async(ctx, h.ref, req)
 }
@@ -234,8 +247,8 @@ func (h *Replay) Sample(ctx context.Context, req *replayv1.SampleRequest) (*repl
 	return runtime.GeneratedCall[*replayv1.SampleRequest, *replayv1.SampleResponse](2).Unary(ctx, h.ref, req)
 }
 
-// SampleAsync is Sample without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// SampleAsync calls Sample and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Replay) SampleAsync(ctx context.Context, req *replayv1.SampleRequest) *runtime.Future[*replayv1.SampleResponse] {
 	return runtime.GeneratedCall[*replayv1.SampleRequest, *replayv1.SampleResponse](2).Async(ctx, h.ref, req)
 }
@@ -245,13 +258,13 @@ func (h *Replay) Newest(ctx context.Context, req *replayv1.NewestRequest) (*repl
 	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Unary(ctx, h.ref, req)
 }
 
-// NewestAsync is Newest without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// NewestAsync calls Newest and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Replay) NewestAsync(ctx context.Context, req *replayv1.NewestRequest) *runtime.Future[*replayv1.NewestResponse] {
 	return runtime.GeneratedCall[*replayv1.NewestRequest, *replayv1.NewestResponse](3).Async(ctx, h.ref, req)
 }
 
-// CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
+// CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) (*Replay, error) {
 	ref, err := replayService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -260,7 +273,8 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, cfg *replayv1.Repl
 	return &Replay{ref: ref}, nil
 }
 
-// CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
+// CreateReplayN creates n nodes of the type "replay" under parent at once: all, or none and an
+// error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *replayv1.ReplayConfig, opts ...runtime.CreateOption) ([]*Replay, error) {
 	refs, err := replayService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -273,8 +287,8 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, cfg *repla
 	return handles, nil
 }
 
-// FindReplay looks up a node of the service raylink.replay.v1.Replay, by path, alias or id. A relative path is relative
-// to from.
+// FindReplay looks up a node of the service raylink.replay.v1.Replay, by path, alias or id. A
+// relative path is relative to from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
 	ref, err := replayService.Find(ctx, from, where)
 	if err != nil {
@@ -283,7 +297,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Replay{ref: ref}, nil
 }
 
-// ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
+// ReplayFrom makes a handle of a reference that was received in a message. It makes no call.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 	found, err := replayService.From(from, ref)
 	if err != nil {
@@ -292,19 +306,19 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 	return &Replay{ref: found}, nil
 }
 
-// NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalReplay runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
 	return &Replay{ref: replayService.NewLocal(replayHandlers, node)}
 }
 
-// RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterReplayTunnel runs node behind a mailbox and registers it with server, where
+// NewReplayTunnel and any other client of the service reach it. It need not be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
 	replayService.RegisterTunnel(server, replayHandlers, node)
 }
 
-// NewReplayTunnel is the handle of the node that client reaches.
+// NewReplayTunnel returns a handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
 	return &Replay{ref: replayService.NewTunnel(client)}
 }

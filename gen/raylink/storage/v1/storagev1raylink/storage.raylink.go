@@ -2,28 +2,34 @@
 //
 // Source: raylink/storage/v1/storage.proto
 
-// Package storagev1raylink has the nodes and handles of the services in raylink/storage/v1/storage.proto.
+// Package storagev1raylink has the nodes and handles of the services in
+// raylink/storage/v1/storage.proto.
 //
 // The key-value node for global status and statistics.
 package storagev1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +38,8 @@ const (
 // StorageName is the full name of the service Storage.
 const StorageName = "raylink.storage.v1.Storage"
 
-// storageService describes the service raylink.storage.v1.Storage. Calls identify a method by its index in Methods.
+// storageService describes the service raylink.storage.v1.Storage. Calls identify a method by its
+// index in Methods.
 var storageService = runtime.GeneratedService{
 	File: &storagev1.File_raylink_storage_v1_storage_proto,
 	Name: "Storage",
@@ -116,7 +123,7 @@ var storageService = runtime.GeneratedService{
 	},
 }
 
-// storageHandlers run the methods of raylink.storage.v1.Storage on a node, in the order of storageService.
+// storageHandlers run the methods of a node, in the order of storageService.
 var storageHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -216,8 +223,8 @@ var storageHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// StorageNode is what a node of the service raylink.storage.v1.Storage implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// StorageNode is the interface that a node of the service raylink.storage.v1.Storage implements.
+// Its unary methods run one at a time unless the schema says otherwise.
 type StorageNode interface {
 	// Put stores a value, and replaces any previous one.
 	Put(context.Context, *storagev1.PutRequest) (*storagev1.PutResponse, error)
@@ -244,73 +251,79 @@ type StorageNode interface {
 	List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error)
 }
 
-// UnimplementedStorageNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedStorageNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedStorageNode struct{}
 
-// Put returns an error of the code Unimplemented.
+// Put returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Put(context.Context, *storagev1.PutRequest) (*storagev1.PutResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Put is not implemented")
 }
 
-// Get returns an error of the code Unimplemented.
+// Get returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Get(context.Context, *storagev1.GetRequest) (*storagev1.GetResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Get is not implemented")
 }
 
-// Has returns an error of the code Unimplemented.
+// Has returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Has(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Has is not implemented")
 }
 
-// GetID returns an error of the code Unimplemented.
+// GetID returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) GetID(context.Context, *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/GetID is not implemented")
 }
 
-// Incr returns an error of the code Unimplemented.
+// Incr returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Incr(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Incr is not implemented")
 }
 
-// Decr returns an error of the code Unimplemented.
+// Decr returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Decr(context.Context, *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Decr is not implemented")
 }
 
-// Delete returns an error of the code Unimplemented.
+// Delete returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Delete(context.Context, *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Delete is not implemented")
 }
 
-// List returns an error of the code Unimplemented.
+// List returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/List is not implemented")
 }
 
-// StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// StorageType returns the node type "storage", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func StorageType(setup func(context.Context, *runtime.Node, *storagev1.StorageConfig) (StorageNode, error)) runtime.NodeType {
 	return storageService.NodeType(storageHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*storagev1.StorageConfig))
 	})
 }
 
-// Storage is the handle of a node of the service raylink.storage.v1.Storage, wherever that node lives. It may be used
-// by several goroutines at once.
+// Storage is the handle of a node of the service raylink.storage.v1.Storage, wherever that node
+// lives. It is safe for concurrent use.
 type Storage struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Storage) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storage {
 	return &Storage{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Storage) String() string {
+	return "Storage(" + h.ref.String() + ")"
 }
 
 // Put stores a value, and replaces any previous one.
@@ -318,8 +331,8 @@ func (h *Storage) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev
 	return runtime.GeneratedCall[*storagev1.PutRequest, *storagev1.PutResponse](0).Unary(ctx, h.ref, req)
 }
 
-// PutAsync is Put without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PutAsync calls Put and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Storage) PutAsync(ctx context.Context, req *storagev1.PutRequest) *runtime.Future[*storagev1.PutResponse] {
 	return runtime.GeneratedCall[*storagev1.PutRequest, *storagev1.PutResponse](0).Async(ctx, h.ref, req)
 }
@@ -329,8 +342,8 @@ func (h *Storage) Get(ctx context.Context, req *storagev1.GetRequest) (*storagev
 	return runtime.GeneratedCall[*storagev1.GetRequest, *storagev1.GetResponse](1).Unary(ctx, h.ref, req)
 }
 
-// GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// GetAsync calls Get and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Storage) GetAsync(ctx context.Context, req *storagev1.GetRequest) *runtime.Future[*storagev1.GetResponse] {
 	return runtime.GeneratedCall[*storagev1.GetRequest, *storagev1.GetResponse](1).Async(ctx, h.ref, req)
 }
@@ -340,8 +353,8 @@ func (h *Storage) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev
 	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Unary(ctx, h.ref, req)
 }
 
-// HasAsync is Has without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// HasAsync calls Has and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Storage) HasAsync(ctx context.Context, req *storagev1.HasRequest) *runtime.Future[*storagev1.HasResponse] {
 	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Async(ctx, h.ref, req)
 }
@@ -351,8 +364,8 @@ func (h *Storage) GetID(ctx context.Context, req *storagev1.GetIDRequest) (*stor
 	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Unary(ctx, h.ref, req)
 }
 
-// GetIDAsync is GetID without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Storage) GetIDAsync(ctx context.Context, req *storagev1.GetIDRequest) *runtime.Future[*storagev1.GetIDResponse] {
 	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Async(ctx, h.ref, req)
 }
@@ -362,8 +375,8 @@ func (h *Storage) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storag
 	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Unary(ctx, h.ref, req)
 }
 
-// IncrAsync is Incr without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// IncrAsync calls Incr and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Storage) IncrAsync(ctx context.Context, req *storagev1.IncrRequest) *runtime.Future[*storagev1.IncrResponse] {
 	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Async(ctx, h.ref, req)
 }
@@ -373,8 +386,8 @@ func (h *Storage) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storag
 	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Unary(ctx, h.ref, req)
 }
 
-// DecrAsync is Decr without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// DecrAsync calls Decr and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Storage) DecrAsync(ctx context.Context, req *storagev1.DecrRequest) *runtime.Future[*storagev1.DecrResponse] {
 	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Async(ctx, h.ref, req)
 }
@@ -384,8 +397,8 @@ func (h *Storage) Delete(ctx context.Context, req *storagev1.DeleteRequest) (*st
 	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Unary(ctx, h.ref, req)
 }
 
-// DeleteAsync is Delete without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// DeleteAsync calls Delete and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest) *runtime.Future[*storagev1.DeleteResponse] {
 	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Async(ctx, h.ref, req)
 }
@@ -395,13 +408,13 @@ func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storag
 	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Unary(ctx, h.ref, req)
 }
 
-// ListAsync is List without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// ListAsync calls List and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Storage) ListAsync(ctx context.Context, req *storagev1.ListRequest) *runtime.Future[*storagev1.ListResponse] {
 	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Async(ctx, h.ref, req)
 }
 
-// CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
+// CreateStorage creates a node of the type "storage" under parent and blocks until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) (*Storage, error) {
 	ref, err := storageService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -410,7 +423,8 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, cfg *storagev1.St
 	return &Storage{ref: ref}, nil
 }
 
-// CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
+// CreateStorageN creates n nodes of the type "storage" under parent at once: all, or none and an
+// error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *storagev1.StorageConfig, opts ...runtime.CreateOption) ([]*Storage, error) {
 	refs, err := storageService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -423,8 +437,8 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, cfg *stor
 	return handles, nil
 }
 
-// FindStorage looks up a node of the service raylink.storage.v1.Storage, by path, alias or id. A relative path is
-// relative to from.
+// FindStorage looks up a node of the service raylink.storage.v1.Storage, by path, alias or id. A
+// relative path is relative to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
 	ref, err := storageService.Find(ctx, from, where)
 	if err != nil {
@@ -433,7 +447,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Storage{ref: ref}, nil
 }
 
-// StorageFrom makes a handle from a reference that came in a message. It asks nobody.
+// StorageFrom makes a handle of a reference that was received in a message. It makes no call.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 	found, err := storageService.From(from, ref)
 	if err != nil {
@@ -442,19 +456,19 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 	return &Storage{ref: found}, nil
 }
 
-// NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalStorage runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalStorage(node StorageNode) *Storage {
 	return &Storage{ref: storageService.NewLocal(storageHandlers, node)}
 }
 
-// RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterStorageTunnel runs node behind a mailbox and registers it with server, where
+// NewStorageTunnel and any other client of the service reach it. It need not be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
 	storageService.RegisterTunnel(server, storageHandlers, node)
 }
 
-// NewStorageTunnel is the handle of the node that client reaches.
+// NewStorageTunnel returns a handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
 	return &Storage{ref: storageService.NewTunnel(client)}
 }

@@ -1,4 +1,4 @@
-// Copyright of nobody.
+// Copyright of no company.
 
 // Detached from the syntax.
 
@@ -15,22 +15,27 @@
 package commentsraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/comments"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -98,7 +103,7 @@ var loudService = runtime.GeneratedService{
 	},
 }
 
-// loudHandlers run the methods of comments.Loud on a node, in the order of loudService.
+// loudHandlers run the methods of a node, in the order of loudService.
 var loudHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -160,8 +165,8 @@ var loudHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LoudNode is what a node of the service comments.Loud implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// LoudNode is the interface that a node of the service comments.Loud implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 //
 // go:embed everything
 //
@@ -210,48 +215,49 @@ type LoudWatchServerStream = runtime.ServerStreamingServer[*comments.M]
 // LoudWatchClientStream is the caller's side of Watch.
 type LoudWatchClientStream = runtime.ServerStreamingClient[*comments.M]
 
-// UnimplementedLoudNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedLoudNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedLoudNode struct{}
 
-// Shout returns an error of the code Unimplemented.
+// Shout returns an error with the code Unimplemented.
 func (UnimplementedLoudNode) Shout(context.Context, *comments.M) (*comments.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "comments.Loud/Shout is not implemented")
 }
 
-// Silent returns an error of the code Unimplemented.
+// Silent returns an error with the code Unimplemented.
 func (UnimplementedLoudNode) Silent(context.Context, *comments.M) (*comments.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "comments.Loud/Silent is not implemented")
 }
 
-// Watch returns an error of the code Unimplemented.
+// Watch returns an error with the code Unimplemented.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (UnimplementedLoudNode) Watch(context.Context, *comments.M, LoudWatchServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "comments.Loud/Watch is not implemented")
 }
 
-// Old returns an error of the code Unimplemented.
+// Old returns an error with the code Unimplemented.
 func (UnimplementedLoudNode) Old(context.Context, *comments.M) (*comments.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "comments.Loud/Old is not implemented")
 }
 
-// Older returns an error of the code Unimplemented.
+// Older returns an error with the code Unimplemented.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (UnimplementedLoudNode) Older(context.Context, *comments.M) (*comments.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "comments.Loud/Older is not implemented")
 }
 
-// LoudType is the node type "loud", implemented by what setup returns. Setup is called once in each life of a node.
+// LoudType returns the node type "loud", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func LoudType(setup func(context.Context, *runtime.Node) (LoudNode, error)) runtime.NodeType {
 	return loudService.NodeType(loudHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Loud is the handle of a node of the service comments.Loud, wherever that node lives. It may be used by several
-// goroutines at once.
+// Loud is the handle of a node of the service comments.Loud, wherever that node lives. It is safe
+// for concurrent use.
 //
 // go:embed everything
 //
@@ -266,15 +272,21 @@ type Loud struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Loud) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Loud) Intercepted(interceptors ...runtime.ClientInterceptor) *Loud {
 	return &Loud{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Loud) String() string {
+	return "Loud(" + h.ref.String() + ")"
 }
 
 // Shout shouts.
@@ -292,19 +304,19 @@ func (h *Loud) Shout(ctx context.Context, req *comments.M) (*comments.M, error) 
 	return runtime.GeneratedCall[*comments.M, *comments.M](0).Unary(ctx, h.ref, req)
 }
 
-// ShoutAsync is Shout without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// ShoutAsync calls Shout and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Loud) ShoutAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
 	return runtime.GeneratedCall[*comments.M, *comments.M](0).Async(ctx, h.ref, req)
 }
 
-// Silent calls comments.Loud.Silent, and waits for the response.
+// Silent calls comments.Loud.Silent and waits for its response.
 func (h *Loud) Silent(ctx context.Context, req *comments.M) (*comments.M, error) {
 	return runtime.GeneratedCall[*comments.M, *comments.M](1).Unary(ctx, h.ref, req)
 }
 
-// SilentAsync is Silent without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// SilentAsync calls Silent and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Loud) SilentAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
 	return runtime.GeneratedCall[*comments.M, *comments.M](1).Async(ctx, h.ref, req)
 }
@@ -323,28 +335,28 @@ func (h *Loud) Old(ctx context.Context, req *comments.M) (*comments.M, error) {
 	return runtime.GeneratedCall[*comments.M, *comments.M](3).Unary(ctx, h.ref, req)
 }
 
-// OldAsync is Old without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// OldAsync calls Old and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Loud) OldAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
 	return runtime.GeneratedCall[*comments.M, *comments.M](3).Async(ctx, h.ref, req)
 }
 
-// Older calls comments.Loud.Older, and waits for the response.
+// Older calls comments.Loud.Older and waits for its response.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) Older(ctx context.Context, req *comments.M) (*comments.M, error) {
 	return runtime.GeneratedCall[*comments.M, *comments.M](4).Unary(ctx, h.ref, req)
 }
 
-// OlderAsync is Older without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// OlderAsync calls Older and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func (h *Loud) OlderAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
 	return runtime.GeneratedCall[*comments.M, *comments.M](4).Async(ctx, h.ref, req)
 }
 
-// CreateLoud creates a node of the type "loud" below parent, and waits until it is set up.
+// CreateLoud creates a node of the type "loud" under parent and blocks until it is set up.
 func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Loud, error) {
 	ref, err := loudService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -353,7 +365,7 @@ func CreateLoud(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Loud{ref: ref}, nil
 }
 
-// CreateLoudN creates n nodes of the type "loud" below parent at once: all, or none and an error.
+// CreateLoudN creates n nodes of the type "loud" under parent at once: all, or none and an error.
 func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Loud, error) {
 	refs, err := loudService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -366,7 +378,8 @@ func CreateLoudN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindLoud looks up a node of the service comments.Loud, by path, alias or id. A relative path is relative to from.
+// FindLoud looks up a node of the service comments.Loud, by path, alias or id. A relative path is
+// relative to from.
 func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*Loud, error) {
 	ref, err := loudService.Find(ctx, from, where)
 	if err != nil {
@@ -375,7 +388,7 @@ func FindLoud(ctx context.Context, from runtime.Finder, where runtime.Where) (*L
 	return &Loud{ref: ref}, nil
 }
 
-// LoudFrom makes a handle from a reference that came in a message. It asks nobody.
+// LoudFrom makes a handle of a reference that was received in a message. It makes no call.
 func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
 	found, err := loudService.From(from, ref)
 	if err != nil {
@@ -384,19 +397,19 @@ func LoudFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Loud, error) {
 	return &Loud{ref: found}, nil
 }
 
-// NewLocalLoud puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalLoud runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLoud(node LoudNode) *Loud {
 	return &Loud{ref: loudService.NewLocal(loudHandlers, node)}
 }
 
-// RegisterLoudTunnel puts node behind a mailbox and registers it on server, where NewLoudTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterLoudTunnel runs node behind a mailbox and registers it with server, where NewLoudTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterLoudTunnel(server *connect.Server, node LoudNode) {
 	loudService.RegisterTunnel(server, loudHandlers, node)
 }
 
-// NewLoudTunnel is the handle of the node that client reaches.
+// NewLoudTunnel returns a handle of the node that client reaches.
 func NewLoudTunnel(client *connect.Client) *Loud {
 	return &Loud{ref: loudService.NewTunnel(client)}
 }
@@ -406,7 +419,8 @@ func NewLoudTunnel(client *connect.Client) *Loud {
 // Deprecated: marked as deprecated in comments/comments.proto.
 const QuietName = "comments.Quiet"
 
-// quietService describes the service comments.Quiet. Calls identify a method by its index in Methods.
+// quietService describes the service comments.Quiet. Calls identify a method by its index in
+// Methods.
 var quietService = runtime.GeneratedService{
 	File: &comments.File_comments_comments_proto,
 	Name: "Quiet",
@@ -424,7 +438,7 @@ var quietService = runtime.GeneratedService{
 	},
 }
 
-// quietHandlers run the methods of comments.Quiet on a node, in the order of quietService.
+// quietHandlers run the methods of a node, in the order of quietService.
 var quietHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -440,8 +454,8 @@ var quietHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// QuietNode is what a node of the service comments.Quiet implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// QuietNode is the interface that a node of the service comments.Quiet implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Quiet is old as a whole.
 //
@@ -450,18 +464,19 @@ type QuietNode interface {
 	Whisper(context.Context, *comments.M) (*comments.M, error)
 }
 
-// UnimplementedQuietNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedQuietNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 type UnimplementedQuietNode struct{}
 
-// Whisper returns an error of the code Unimplemented.
+// Whisper returns an error with the code Unimplemented.
 func (UnimplementedQuietNode) Whisper(context.Context, *comments.M) (*comments.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "comments.Quiet/Whisper is not implemented")
 }
 
-// QuietType is the node type "quiet", implemented by what setup returns. Setup is called once in each life of a node.
+// QuietType returns the node type "quiet", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietType(setup func(context.Context, *runtime.Node) (QuietNode, error)) runtime.NodeType {
@@ -470,8 +485,8 @@ func QuietType(setup func(context.Context, *runtime.Node) (QuietNode, error)) ru
 	})
 }
 
-// Quiet is the handle of a node of the service comments.Quiet, wherever that node lives. It may be used by several
-// goroutines at once.
+// Quiet is the handle of a node of the service comments.Quiet, wherever that node lives. It is safe
+// for concurrent use.
 //
 // Quiet is old as a whole.
 //
@@ -480,29 +495,35 @@ type Quiet struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Quiet) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Quiet) Intercepted(interceptors ...runtime.ClientInterceptor) *Quiet {
 	return &Quiet{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Whisper calls comments.Quiet.Whisper, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Quiet) String() string {
+	return "Quiet(" + h.ref.String() + ")"
+}
+
+// Whisper calls comments.Quiet.Whisper and waits for its response.
 func (h *Quiet) Whisper(ctx context.Context, req *comments.M) (*comments.M, error) {
 	return runtime.GeneratedCall[*comments.M, *comments.M](0).Unary(ctx, h.ref, req)
 }
 
-// WhisperAsync is Whisper without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// WhisperAsync calls Whisper and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Quiet) WhisperAsync(ctx context.Context, req *comments.M) *runtime.Future[*comments.M] {
 	return runtime.GeneratedCall[*comments.M, *comments.M](0).Async(ctx, h.ref, req)
 }
 
-// CreateQuiet creates a node of the type "quiet" below parent, and waits until it is set up.
+// CreateQuiet creates a node of the type "quiet" under parent and blocks until it is set up.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Quiet, error) {
@@ -513,7 +534,7 @@ func CreateQuiet(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Quiet{ref: ref}, nil
 }
 
-// CreateQuietN creates n nodes of the type "quiet" below parent at once: all, or none and an error.
+// CreateQuietN creates n nodes of the type "quiet" under parent at once: all, or none and an error.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Quiet, error) {
@@ -528,7 +549,8 @@ func CreateQuietN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindQuiet looks up a node of the service comments.Quiet, by path, alias or id. A relative path is relative to from.
+// FindQuiet looks up a node of the service comments.Quiet, by path, alias or id. A relative path is
+// relative to from.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*Quiet, error) {
@@ -539,7 +561,7 @@ func FindQuiet(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Quiet{ref: ref}, nil
 }
 
-// QuietFrom makes a handle from a reference that came in a message. It asks nobody.
+// QuietFrom makes a handle of a reference that was received in a message. It makes no call.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
@@ -550,23 +572,23 @@ func QuietFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Quiet, error) {
 	return &Quiet{ref: found}, nil
 }
 
-// NewLocalQuiet puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalQuiet runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewLocalQuiet(node QuietNode) *Quiet {
 	return &Quiet{ref: quietService.NewLocal(quietHandlers, node)}
 }
 
-// RegisterQuietTunnel puts node behind a mailbox and registers it on server, where NewQuietTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterQuietTunnel runs node behind a mailbox and registers it with server, where NewQuietTunnel
+// and any other client of the service reach it. It need not be closed.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func RegisterQuietTunnel(server *connect.Server, node QuietNode) {
 	quietService.RegisterTunnel(server, quietHandlers, node)
 }
 
-// NewQuietTunnel is the handle of the node that client reaches.
+// NewQuietTunnel returns a handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in comments/comments.proto.
 func NewQuietTunnel(client *connect.Client) *Quiet {

@@ -6,22 +6,27 @@
 package defaultsraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/defaults"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -37,42 +42,49 @@ var emptyService = runtime.GeneratedService{
 	Type: "empty",
 }
 
-// emptyHandlers run the methods of Empty on a node, in the order of emptyService.
+// emptyHandlers run the methods of a node, in the order of emptyService.
 var emptyHandlers = []runtime.GeneratedHandler{}
 
-// EmptyNode is what a node of the service Empty implements. Its unary methods run one at a time unless the schema says
-// otherwise.
+// EmptyNode is the interface that a node of the service Empty implements. Its unary methods run one
+// at a time unless the schema says otherwise.
 type EmptyNode interface{}
 
-// UnimplementedEmptyNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedEmptyNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedEmptyNode struct{}
 
-// EmptyType is the node type "empty", implemented by what setup returns. Setup is called once in each life of a node.
+// EmptyType returns the node type "empty", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func EmptyType(setup func(context.Context, *runtime.Node) (EmptyNode, error)) runtime.NodeType {
 	return emptyService.NodeType(emptyHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Empty is the handle of a node of the service Empty, wherever that node lives. It may be used by several goroutines at
-// once.
+// Empty is the handle of a node of the service Empty, wherever that node lives. It is safe for
+// concurrent use.
 type Empty struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Empty) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Empty) Intercepted(interceptors ...runtime.ClientInterceptor) *Empty {
 	return &Empty{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateEmpty creates a node of the type "empty" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *Empty) String() string {
+	return "Empty(" + h.ref.String() + ")"
+}
+
+// CreateEmpty creates a node of the type "empty" under parent and blocks until it is set up.
 func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Empty, error) {
 	ref, err := emptyService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -81,7 +93,7 @@ func CreateEmpty(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Empty{ref: ref}, nil
 }
 
-// CreateEmptyN creates n nodes of the type "empty" below parent at once: all, or none and an error.
+// CreateEmptyN creates n nodes of the type "empty" under parent at once: all, or none and an error.
 func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Empty, error) {
 	refs, err := emptyService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -94,7 +106,8 @@ func CreateEmptyN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindEmpty looks up a node of the service Empty, by path, alias or id. A relative path is relative to from.
+// FindEmpty looks up a node of the service Empty, by path, alias or id. A relative path is relative
+// to from.
 func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*Empty, error) {
 	ref, err := emptyService.Find(ctx, from, where)
 	if err != nil {
@@ -103,7 +116,7 @@ func FindEmpty(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Empty{ref: ref}, nil
 }
 
-// EmptyFrom makes a handle from a reference that came in a message. It asks nobody.
+// EmptyFrom makes a handle of a reference that was received in a message. It makes no call.
 func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
 	found, err := emptyService.From(from, ref)
 	if err != nil {
@@ -112,19 +125,19 @@ func EmptyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Empty, error) {
 	return &Empty{ref: found}, nil
 }
 
-// NewLocalEmpty puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalEmpty runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalEmpty(node EmptyNode) *Empty {
 	return &Empty{ref: emptyService.NewLocal(emptyHandlers, node)}
 }
 
-// RegisterEmptyTunnel puts node behind a mailbox and registers it on server, where NewEmptyTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterEmptyTunnel runs node behind a mailbox and registers it with server, where NewEmptyTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterEmptyTunnel(server *connect.Server, node EmptyNode) {
 	emptyService.RegisterTunnel(server, emptyHandlers, node)
 }
 
-// NewEmptyTunnel is the handle of the node that client reaches.
+// NewEmptyTunnel returns a handle of the node that client reaches.
 func NewEmptyTunnel(client *connect.Client) *Empty {
 	return &Empty{ref: emptyService.NewTunnel(client)}
 }
@@ -132,50 +145,58 @@ func NewEmptyTunnel(client *connect.Client) *Empty {
 // HTTPServerName is the full name of the service HTTPServer.
 const HTTPServerName = "HTTPServer"
 
-// hTTPServerService describes the service HTTPServer. Calls identify a method by its index in Methods.
+// hTTPServerService describes the service HTTPServer. Calls identify a method by its index in
+// Methods.
 var hTTPServerService = runtime.GeneratedService{
 	File: &defaults.File_defaults_defaults_proto,
 	Name: "HTTPServer",
 	Type: "http-server",
 }
 
-// hTTPServerHandlers run the methods of HTTPServer on a node, in the order of hTTPServerService.
+// hTTPServerHandlers run the methods of a node, in the order of hTTPServerService.
 var hTTPServerHandlers = []runtime.GeneratedHandler{}
 
-// HTTPServerNode is what a node of the service HTTPServer implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// HTTPServerNode is the interface that a node of the service HTTPServer implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type HTTPServerNode interface{}
 
-// UnimplementedHTTPServerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedHTTPServerNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedHTTPServerNode struct{}
 
-// HTTPServerType is the node type "http-server", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// HTTPServerType returns the node type "http-server", whose nodes setup makes. Setup is called once
+// for each incarnation of a node.
 func HTTPServerType(setup func(context.Context, *runtime.Node) (HTTPServerNode, error)) runtime.NodeType {
 	return hTTPServerService.NodeType(hTTPServerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// HTTPServer is the handle of a node of the service HTTPServer, wherever that node lives. It may be used by several
-// goroutines at once.
+// HTTPServer is the handle of a node of the service HTTPServer, wherever that node lives. It is
+// safe for concurrent use.
 type HTTPServer struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *HTTPServer) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *HTTPServer) Intercepted(interceptors ...runtime.ClientInterceptor) *HTTPServer {
 	return &HTTPServer{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateHTTPServer creates a node of the type "http-server" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *HTTPServer) String() string {
+	return "HTTPServer(" + h.ref.String() + ")"
+}
+
+// CreateHTTPServer creates a node of the type "http-server" under parent and blocks until it is set
+// up.
 func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*HTTPServer, error) {
 	ref, err := hTTPServerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -184,7 +205,8 @@ func CreateHTTPServer(ctx context.Context, parent runtime.Parent, opts ...runtim
 	return &HTTPServer{ref: ref}, nil
 }
 
-// CreateHTTPServerN creates n nodes of the type "http-server" below parent at once: all, or none and an error.
+// CreateHTTPServerN creates n nodes of the type "http-server" under parent at once: all, or none
+// and an error.
 func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*HTTPServer, error) {
 	refs, err := hTTPServerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -197,7 +219,8 @@ func CreateHTTPServerN(ctx context.Context, parent runtime.Parent, n int, opts .
 	return handles, nil
 }
 
-// FindHTTPServer looks up a node of the service HTTPServer, by path, alias or id. A relative path is relative to from.
+// FindHTTPServer looks up a node of the service HTTPServer, by path, alias or id. A relative path
+// is relative to from.
 func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*HTTPServer, error) {
 	ref, err := hTTPServerService.Find(ctx, from, where)
 	if err != nil {
@@ -206,7 +229,7 @@ func FindHTTPServer(ctx context.Context, from runtime.Finder, where runtime.Wher
 	return &HTTPServer{ref: ref}, nil
 }
 
-// HTTPServerFrom makes a handle from a reference that came in a message. It asks nobody.
+// HTTPServerFrom makes a handle of a reference that was received in a message. It makes no call.
 func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, error) {
 	found, err := hTTPServerService.From(from, ref)
 	if err != nil {
@@ -215,19 +238,19 @@ func HTTPServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*HTTPServer, erro
 	return &HTTPServer{ref: found}, nil
 }
 
-// NewLocalHTTPServer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalHTTPServer runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalHTTPServer(node HTTPServerNode) *HTTPServer {
 	return &HTTPServer{ref: hTTPServerService.NewLocal(hTTPServerHandlers, node)}
 }
 
-// RegisterHTTPServerTunnel puts node behind a mailbox and registers it on server, where NewHTTPServerTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterHTTPServerTunnel runs node behind a mailbox and registers it with server, where
+// NewHTTPServerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterHTTPServerTunnel(server *connect.Server, node HTTPServerNode) {
 	hTTPServerService.RegisterTunnel(server, hTTPServerHandlers, node)
 }
 
-// NewHTTPServerTunnel is the handle of the node that client reaches.
+// NewHTTPServerTunnel returns a handle of the node that client reaches.
 func NewHTTPServerTunnel(client *connect.Client) *HTTPServer {
 	return &HTTPServer{ref: hTTPServerService.NewTunnel(client)}
 }
@@ -235,50 +258,58 @@ func NewHTTPServerTunnel(client *connect.Client) *HTTPServer {
 // ParameterServerName is the full name of the service ParameterServer.
 const ParameterServerName = "ParameterServer"
 
-// parameterServerService describes the service ParameterServer. Calls identify a method by its index in Methods.
+// parameterServerService describes the service ParameterServer. Calls identify a method by its
+// index in Methods.
 var parameterServerService = runtime.GeneratedService{
 	File: &defaults.File_defaults_defaults_proto,
 	Name: "ParameterServer",
 	Type: "parameter-server",
 }
 
-// parameterServerHandlers run the methods of ParameterServer on a node, in the order of parameterServerService.
+// parameterServerHandlers run the methods of a node, in the order of parameterServerService.
 var parameterServerHandlers = []runtime.GeneratedHandler{}
 
-// ParameterServerNode is what a node of the service ParameterServer implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// ParameterServerNode is the interface that a node of the service ParameterServer implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type ParameterServerNode interface{}
 
-// UnimplementedParameterServerNode answers every method with an error of the code Unimplemented. Embed it in a node,
-// and the node still compiles when the schema gets a method more.
+// UnimplementedParameterServerNode returns an error with the code Unimplemented from every method.
+// A node that embeds it still compiles when the schema gets another method.
 type UnimplementedParameterServerNode struct{}
 
-// ParameterServerType is the node type "parameter-server", implemented by what setup returns. Setup is called once in
-// each life of a node.
+// ParameterServerType returns the node type "parameter-server", whose nodes setup makes. Setup is
+// called once for each incarnation of a node.
 func ParameterServerType(setup func(context.Context, *runtime.Node) (ParameterServerNode, error)) runtime.NodeType {
 	return parameterServerService.NodeType(parameterServerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// ParameterServer is the handle of a node of the service ParameterServer, wherever that node lives. It may be used by
-// several goroutines at once.
+// ParameterServer is the handle of a node of the service ParameterServer, wherever that node lives.
+// It is safe for concurrent use.
 type ParameterServer struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *ParameterServer) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *ParameterServer) Intercepted(interceptors ...runtime.ClientInterceptor) *ParameterServer {
 	return &ParameterServer{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateParameterServer creates a node of the type "parameter-server" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *ParameterServer) String() string {
+	return "ParameterServer(" + h.ref.String() + ")"
+}
+
+// CreateParameterServer creates a node of the type "parameter-server" under parent and blocks until
+// it is set up.
 func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*ParameterServer, error) {
 	ref, err := parameterServerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -287,8 +318,8 @@ func CreateParameterServer(ctx context.Context, parent runtime.Parent, opts ...r
 	return &ParameterServer{ref: ref}, nil
 }
 
-// CreateParameterServerN creates n nodes of the type "parameter-server" below parent at once: all, or none and an
-// error.
+// CreateParameterServerN creates n nodes of the type "parameter-server" under parent at once: all,
+// or none and an error.
 func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*ParameterServer, error) {
 	refs, err := parameterServerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -301,8 +332,8 @@ func CreateParameterServerN(ctx context.Context, parent runtime.Parent, n int, o
 	return handles, nil
 }
 
-// FindParameterServer looks up a node of the service ParameterServer, by path, alias or id. A relative path is relative
-// to from.
+// FindParameterServer looks up a node of the service ParameterServer, by path, alias or id. A
+// relative path is relative to from.
 func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime.Where) (*ParameterServer, error) {
 	ref, err := parameterServerService.Find(ctx, from, where)
 	if err != nil {
@@ -311,7 +342,8 @@ func FindParameterServer(ctx context.Context, from runtime.Finder, where runtime
 	return &ParameterServer{ref: ref}, nil
 }
 
-// ParameterServerFrom makes a handle from a reference that came in a message. It asks nobody.
+// ParameterServerFrom makes a handle of a reference that was received in a message. It makes no
+// call.
 func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterServer, error) {
 	found, err := parameterServerService.From(from, ref)
 	if err != nil {
@@ -320,19 +352,19 @@ func ParameterServerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ParameterSe
 	return &ParameterServer{ref: found}, nil
 }
 
-// NewLocalParameterServer puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalParameterServer runs node behind a mailbox in this process, outside any system: a fake in
+// a test, for example. It need not be closed.
 func NewLocalParameterServer(node ParameterServerNode) *ParameterServer {
 	return &ParameterServer{ref: parameterServerService.NewLocal(parameterServerHandlers, node)}
 }
 
-// RegisterParameterServerTunnel puts node behind a mailbox and registers it on server, where NewParameterServerTunnel
-// and any other client of the service reach it. Nothing has to be closed.
+// RegisterParameterServerTunnel runs node behind a mailbox and registers it with server, where
+// NewParameterServerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterParameterServerTunnel(server *connect.Server, node ParameterServerNode) {
 	parameterServerService.RegisterTunnel(server, parameterServerHandlers, node)
 }
 
-// NewParameterServerTunnel is the handle of the node that client reaches.
+// NewParameterServerTunnel returns a handle of the node that client reaches.
 func NewParameterServerTunnel(client *connect.Client) *ParameterServer {
 	return &ParameterServer{ref: parameterServerService.NewTunnel(client)}
 }
@@ -340,50 +372,58 @@ func NewParameterServerTunnel(client *connect.Client) *ParameterServer {
 // KVStore2GoName is the full name of the service KVStore2Go.
 const KVStore2GoName = "KVStore2Go"
 
-// kVStore2GoService describes the service KVStore2Go. Calls identify a method by its index in Methods.
+// kVStore2GoService describes the service KVStore2Go. Calls identify a method by its index in
+// Methods.
 var kVStore2GoService = runtime.GeneratedService{
 	File: &defaults.File_defaults_defaults_proto,
 	Name: "KVStore2Go",
 	Type: "kv-store2-go",
 }
 
-// kVStore2GoHandlers run the methods of KVStore2Go on a node, in the order of kVStore2GoService.
+// kVStore2GoHandlers run the methods of a node, in the order of kVStore2GoService.
 var kVStore2GoHandlers = []runtime.GeneratedHandler{}
 
-// KVStore2GoNode is what a node of the service KVStore2Go implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// KVStore2GoNode is the interface that a node of the service KVStore2Go implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type KVStore2GoNode interface{}
 
-// UnimplementedKVStore2GoNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedKVStore2GoNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedKVStore2GoNode struct{}
 
-// KVStore2GoType is the node type "kv-store2-go", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// KVStore2GoType returns the node type "kv-store2-go", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func KVStore2GoType(setup func(context.Context, *runtime.Node) (KVStore2GoNode, error)) runtime.NodeType {
 	return kVStore2GoService.NodeType(kVStore2GoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// KVStore2Go is the handle of a node of the service KVStore2Go, wherever that node lives. It may be used by several
-// goroutines at once.
+// KVStore2Go is the handle of a node of the service KVStore2Go, wherever that node lives. It is
+// safe for concurrent use.
 type KVStore2Go struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *KVStore2Go) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *KVStore2Go) Intercepted(interceptors ...runtime.ClientInterceptor) *KVStore2Go {
 	return &KVStore2Go{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateKVStore2Go creates a node of the type "kv-store2-go" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *KVStore2Go) String() string {
+	return "KVStore2Go(" + h.ref.String() + ")"
+}
+
+// CreateKVStore2Go creates a node of the type "kv-store2-go" under parent and blocks until it is
+// set up.
 func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*KVStore2Go, error) {
 	ref, err := kVStore2GoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -392,7 +432,8 @@ func CreateKVStore2Go(ctx context.Context, parent runtime.Parent, opts ...runtim
 	return &KVStore2Go{ref: ref}, nil
 }
 
-// CreateKVStore2GoN creates n nodes of the type "kv-store2-go" below parent at once: all, or none and an error.
+// CreateKVStore2GoN creates n nodes of the type "kv-store2-go" under parent at once: all, or none
+// and an error.
 func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*KVStore2Go, error) {
 	refs, err := kVStore2GoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -405,7 +446,8 @@ func CreateKVStore2GoN(ctx context.Context, parent runtime.Parent, n int, opts .
 	return handles, nil
 }
 
-// FindKVStore2Go looks up a node of the service KVStore2Go, by path, alias or id. A relative path is relative to from.
+// FindKVStore2Go looks up a node of the service KVStore2Go, by path, alias or id. A relative path
+// is relative to from.
 func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Where) (*KVStore2Go, error) {
 	ref, err := kVStore2GoService.Find(ctx, from, where)
 	if err != nil {
@@ -414,7 +456,7 @@ func FindKVStore2Go(ctx context.Context, from runtime.Finder, where runtime.Wher
 	return &KVStore2Go{ref: ref}, nil
 }
 
-// KVStore2GoFrom makes a handle from a reference that came in a message. It asks nobody.
+// KVStore2GoFrom makes a handle of a reference that was received in a message. It makes no call.
 func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, error) {
 	found, err := kVStore2GoService.From(from, ref)
 	if err != nil {
@@ -423,19 +465,19 @@ func KVStore2GoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*KVStore2Go, erro
 	return &KVStore2Go{ref: found}, nil
 }
 
-// NewLocalKVStore2Go puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalKVStore2Go runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalKVStore2Go(node KVStore2GoNode) *KVStore2Go {
 	return &KVStore2Go{ref: kVStore2GoService.NewLocal(kVStore2GoHandlers, node)}
 }
 
-// RegisterKVStore2GoTunnel puts node behind a mailbox and registers it on server, where NewKVStore2GoTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterKVStore2GoTunnel runs node behind a mailbox and registers it with server, where
+// NewKVStore2GoTunnel and any other client of the service reach it. It need not be closed.
 func RegisterKVStore2GoTunnel(server *connect.Server, node KVStore2GoNode) {
 	kVStore2GoService.RegisterTunnel(server, kVStore2GoHandlers, node)
 }
 
-// NewKVStore2GoTunnel is the handle of the node that client reaches.
+// NewKVStore2GoTunnel returns a handle of the node that client reaches.
 func NewKVStore2GoTunnel(client *connect.Client) *KVStore2Go {
 	return &KVStore2Go{ref: kVStore2GoService.NewTunnel(client)}
 }
@@ -443,50 +485,57 @@ func NewKVStore2GoTunnel(client *connect.Client) *KVStore2Go {
 // Learner_2Name is the full name of the service Learner_2.
 const Learner_2Name = "Learner_2"
 
-// learner_2Service describes the service Learner_2. Calls identify a method by its index in Methods.
+// learner_2Service describes the service Learner_2. Calls identify a method by its index in
+// Methods.
 var learner_2Service = runtime.GeneratedService{
 	File: &defaults.File_defaults_defaults_proto,
 	Name: "Learner_2",
 	Type: "learner2",
 }
 
-// learner_2Handlers run the methods of Learner_2 on a node, in the order of learner_2Service.
+// learner_2Handlers run the methods of a node, in the order of learner_2Service.
 var learner_2Handlers = []runtime.GeneratedHandler{}
 
-// Learner_2Node is what a node of the service Learner_2 implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// Learner_2Node is the interface that a node of the service Learner_2 implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type Learner_2Node interface{}
 
-// UnimplementedLearner_2Node answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearner_2Node returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearner_2Node struct{}
 
-// Learner_2Type is the node type "learner2", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// Learner_2Type returns the node type "learner2", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func Learner_2Type(setup func(context.Context, *runtime.Node) (Learner_2Node, error)) runtime.NodeType {
 	return learner_2Service.NodeType(learner_2Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Learner_2 is the handle of a node of the service Learner_2, wherever that node lives. It may be used by several
-// goroutines at once.
+// Learner_2 is the handle of a node of the service Learner_2, wherever that node lives. It is safe
+// for concurrent use.
 type Learner_2 struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner_2) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner_2) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner_2 {
 	return &Learner_2{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearner_2 creates a node of the type "learner2" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *Learner_2) String() string {
+	return "Learner_2(" + h.ref.String() + ")"
+}
+
+// CreateLearner_2 creates a node of the type "learner2" under parent and blocks until it is set up.
 func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner_2, error) {
 	ref, err := learner_2Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -495,7 +544,8 @@ func CreateLearner_2(ctx context.Context, parent runtime.Parent, opts ...runtime
 	return &Learner_2{ref: ref}, nil
 }
 
-// CreateLearner_2N creates n nodes of the type "learner2" below parent at once: all, or none and an error.
+// CreateLearner_2N creates n nodes of the type "learner2" under parent at once: all, or none and an
+// error.
 func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner_2, error) {
 	refs, err := learner_2Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -508,7 +558,8 @@ func CreateLearner_2N(ctx context.Context, parent runtime.Parent, n int, opts ..
 	return handles, nil
 }
 
-// FindLearner_2 looks up a node of the service Learner_2, by path, alias or id. A relative path is relative to from.
+// FindLearner_2 looks up a node of the service Learner_2, by path, alias or id. A relative path is
+// relative to from.
 func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner_2, error) {
 	ref, err := learner_2Service.Find(ctx, from, where)
 	if err != nil {
@@ -517,7 +568,7 @@ func FindLearner_2(ctx context.Context, from runtime.Finder, where runtime.Where
 	return &Learner_2{ref: ref}, nil
 }
 
-// Learner_2From makes a handle from a reference that came in a message. It asks nobody.
+// Learner_2From makes a handle of a reference that was received in a message. It makes no call.
 func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error) {
 	found, err := learner_2Service.From(from, ref)
 	if err != nil {
@@ -526,19 +577,19 @@ func Learner_2From(from runtime.Finder, ref *nodev1.NodeRef) (*Learner_2, error)
 	return &Learner_2{ref: found}, nil
 }
 
-// NewLocalLearner_2 puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner_2 runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearner_2(node Learner_2Node) *Learner_2 {
 	return &Learner_2{ref: learner_2Service.NewLocal(learner_2Handlers, node)}
 }
 
-// RegisterLearner_2Tunnel puts node behind a mailbox and registers it on server, where NewLearner_2Tunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearner_2Tunnel runs node behind a mailbox and registers it with server, where
+// NewLearner_2Tunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearner_2Tunnel(server *connect.Server, node Learner_2Node) {
 	learner_2Service.RegisterTunnel(server, learner_2Handlers, node)
 }
 
-// NewLearner_2Tunnel is the handle of the node that client reaches.
+// NewLearner_2Tunnel returns a handle of the node that client reaches.
 func NewLearner_2Tunnel(client *connect.Client) *Learner_2 {
 	return &Learner_2{ref: learner_2Service.NewTunnel(client)}
 }
@@ -546,50 +597,58 @@ func NewLearner_2Tunnel(client *connect.Client) *Learner_2 {
 // SnakeCaseNameName is the full name of the service snake_case_name.
 const SnakeCaseNameName = "snake_case_name"
 
-// snakeCaseNameService describes the service snake_case_name. Calls identify a method by its index in Methods.
+// snakeCaseNameService describes the service snake_case_name. Calls identify a method by its index
+// in Methods.
 var snakeCaseNameService = runtime.GeneratedService{
 	File: &defaults.File_defaults_defaults_proto,
 	Name: "snake_case_name",
 	Type: "snake-case-name",
 }
 
-// snakeCaseNameHandlers run the methods of snake_case_name on a node, in the order of snakeCaseNameService.
+// snakeCaseNameHandlers run the methods of a node, in the order of snakeCaseNameService.
 var snakeCaseNameHandlers = []runtime.GeneratedHandler{}
 
-// SnakeCaseNameNode is what a node of the service snake_case_name implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// SnakeCaseNameNode is the interface that a node of the service snake_case_name implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type SnakeCaseNameNode interface{}
 
-// UnimplementedSnakeCaseNameNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedSnakeCaseNameNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedSnakeCaseNameNode struct{}
 
-// SnakeCaseNameType is the node type "snake-case-name", implemented by what setup returns. Setup is called once in each
-// life of a node.
+// SnakeCaseNameType returns the node type "snake-case-name", whose nodes setup makes. Setup is
+// called once for each incarnation of a node.
 func SnakeCaseNameType(setup func(context.Context, *runtime.Node) (SnakeCaseNameNode, error)) runtime.NodeType {
 	return snakeCaseNameService.NodeType(snakeCaseNameHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// SnakeCaseName is the handle of a node of the service snake_case_name, wherever that node lives. It may be used by
-// several goroutines at once.
+// SnakeCaseName is the handle of a node of the service snake_case_name, wherever that node lives.
+// It is safe for concurrent use.
 type SnakeCaseName struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *SnakeCaseName) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *SnakeCaseName) Intercepted(interceptors ...runtime.ClientInterceptor) *SnakeCaseName {
 	return &SnakeCaseName{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateSnakeCaseName creates a node of the type "snake-case-name" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *SnakeCaseName) String() string {
+	return "snake_case_name(" + h.ref.String() + ")"
+}
+
+// CreateSnakeCaseName creates a node of the type "snake-case-name" under parent and blocks until it
+// is set up.
 func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*SnakeCaseName, error) {
 	ref, err := snakeCaseNameService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -598,7 +657,8 @@ func CreateSnakeCaseName(ctx context.Context, parent runtime.Parent, opts ...run
 	return &SnakeCaseName{ref: ref}, nil
 }
 
-// CreateSnakeCaseNameN creates n nodes of the type "snake-case-name" below parent at once: all, or none and an error.
+// CreateSnakeCaseNameN creates n nodes of the type "snake-case-name" under parent at once: all, or
+// none and an error.
 func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*SnakeCaseName, error) {
 	refs, err := snakeCaseNameService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -611,8 +671,8 @@ func CreateSnakeCaseNameN(ctx context.Context, parent runtime.Parent, n int, opt
 	return handles, nil
 }
 
-// FindSnakeCaseName looks up a node of the service snake_case_name, by path, alias or id. A relative path is relative
-// to from.
+// FindSnakeCaseName looks up a node of the service snake_case_name, by path, alias or id. A
+// relative path is relative to from.
 func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.Where) (*SnakeCaseName, error) {
 	ref, err := snakeCaseNameService.Find(ctx, from, where)
 	if err != nil {
@@ -621,7 +681,7 @@ func FindSnakeCaseName(ctx context.Context, from runtime.Finder, where runtime.W
 	return &SnakeCaseName{ref: ref}, nil
 }
 
-// SnakeCaseNameFrom makes a handle from a reference that came in a message. It asks nobody.
+// SnakeCaseNameFrom makes a handle of a reference that was received in a message. It makes no call.
 func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName, error) {
 	found, err := snakeCaseNameService.From(from, ref)
 	if err != nil {
@@ -630,19 +690,19 @@ func SnakeCaseNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*SnakeCaseName
 	return &SnakeCaseName{ref: found}, nil
 }
 
-// NewLocalSnakeCaseName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalSnakeCaseName runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalSnakeCaseName(node SnakeCaseNameNode) *SnakeCaseName {
 	return &SnakeCaseName{ref: snakeCaseNameService.NewLocal(snakeCaseNameHandlers, node)}
 }
 
-// RegisterSnakeCaseNameTunnel puts node behind a mailbox and registers it on server, where NewSnakeCaseNameTunnel and
-// any other client of the service reach it. Nothing has to be closed.
+// RegisterSnakeCaseNameTunnel runs node behind a mailbox and registers it with server, where
+// NewSnakeCaseNameTunnel and any other client of the service reach it. It need not be closed.
 func RegisterSnakeCaseNameTunnel(server *connect.Server, node SnakeCaseNameNode) {
 	snakeCaseNameService.RegisterTunnel(server, snakeCaseNameHandlers, node)
 }
 
-// NewSnakeCaseNameTunnel is the handle of the node that client reaches.
+// NewSnakeCaseNameTunnel returns a handle of the node that client reaches.
 func NewSnakeCaseNameTunnel(client *connect.Client) *SnakeCaseName {
 	return &SnakeCaseName{ref: snakeCaseNameService.NewTunnel(client)}
 }
@@ -657,41 +717,49 @@ var xXService = runtime.GeneratedService{
 	Type: "x",
 }
 
-// xXHandlers run the methods of _x on a node, in the order of xXService.
+// xXHandlers run the methods of a node, in the order of xXService.
 var xXHandlers = []runtime.GeneratedHandler{}
 
-// XXNode is what a node of the service _x implements. Its unary methods run one at a time unless the schema says
-// otherwise.
+// XXNode is the interface that a node of the service _x implements. Its unary methods run one at a
+// time unless the schema says otherwise.
 type XXNode interface{}
 
-// UnimplementedXXNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedXXNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedXXNode struct{}
 
-// XXType is the node type "x", implemented by what setup returns. Setup is called once in each life of a node.
+// XXType returns the node type "x", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func XXType(setup func(context.Context, *runtime.Node) (XXNode, error)) runtime.NodeType {
 	return xXService.NodeType(xXHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// XX is the handle of a node of the service _x, wherever that node lives. It may be used by several goroutines at once.
+// XX is the handle of a node of the service _x, wherever that node lives. It is safe for concurrent
+// use.
 type XX struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *XX) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *XX) Intercepted(interceptors ...runtime.ClientInterceptor) *XX {
 	return &XX{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateXX creates a node of the type "x" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *XX) String() string {
+	return "_x(" + h.ref.String() + ")"
+}
+
+// CreateXX creates a node of the type "x" under parent and blocks until it is set up.
 func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XX, error) {
 	ref, err := xXService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -700,7 +768,7 @@ func CreateXX(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 	return &XX{ref: ref}, nil
 }
 
-// CreateXXN creates n nodes of the type "x" below parent at once: all, or none and an error.
+// CreateXXN creates n nodes of the type "x" under parent at once: all, or none and an error.
 func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XX, error) {
 	refs, err := xXService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -713,7 +781,8 @@ func CreateXXN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 	return handles, nil
 }
 
-// FindXX looks up a node of the service _x, by path, alias or id. A relative path is relative to from.
+// FindXX looks up a node of the service _x, by path, alias or id. A relative path is relative to
+// from.
 func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX, error) {
 	ref, err := xXService.Find(ctx, from, where)
 	if err != nil {
@@ -722,7 +791,7 @@ func FindXX(ctx context.Context, from runtime.Finder, where runtime.Where) (*XX,
 	return &XX{ref: ref}, nil
 }
 
-// XXFrom makes a handle from a reference that came in a message. It asks nobody.
+// XXFrom makes a handle of a reference that was received in a message. It makes no call.
 func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
 	found, err := xXService.From(from, ref)
 	if err != nil {
@@ -731,19 +800,19 @@ func XXFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XX, error) {
 	return &XX{ref: found}, nil
 }
 
-// NewLocalXX puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
-// to be closed.
+// NewLocalXX runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalXX(node XXNode) *XX {
 	return &XX{ref: xXService.NewLocal(xXHandlers, node)}
 }
 
-// RegisterXXTunnel puts node behind a mailbox and registers it on server, where NewXXTunnel and any other client of the
-// service reach it. Nothing has to be closed.
+// RegisterXXTunnel runs node behind a mailbox and registers it with server, where NewXXTunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterXXTunnel(server *connect.Server, node XXNode) {
 	xXService.RegisterTunnel(server, xXHandlers, node)
 }
 
-// NewXXTunnel is the handle of the node that client reaches.
+// NewXXTunnel returns a handle of the node that client reaches.
 func NewXXTunnel(client *connect.Client) *XX {
 	return &XX{ref: xXService.NewTunnel(client)}
 }
@@ -758,42 +827,49 @@ var x_1Service = runtime.GeneratedService{
 	Type: "x1",
 }
 
-// x_1Handlers run the methods of __1 on a node, in the order of x_1Service.
+// x_1Handlers run the methods of a node, in the order of x_1Service.
 var x_1Handlers = []runtime.GeneratedHandler{}
 
-// X_1Node is what a node of the service __1 implements. Its unary methods run one at a time unless the schema says
-// otherwise.
+// X_1Node is the interface that a node of the service __1 implements. Its unary methods run one at
+// a time unless the schema says otherwise.
 type X_1Node interface{}
 
-// UnimplementedX_1Node answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedX_1Node returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedX_1Node struct{}
 
-// X_1Type is the node type "x1", implemented by what setup returns. Setup is called once in each life of a node.
+// X_1Type returns the node type "x1", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func X_1Type(setup func(context.Context, *runtime.Node) (X_1Node, error)) runtime.NodeType {
 	return x_1Service.NodeType(x_1Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// X_1 is the handle of a node of the service __1, wherever that node lives. It may be used by several goroutines at
-// once.
+// X_1 is the handle of a node of the service __1, wherever that node lives. It is safe for
+// concurrent use.
 type X_1 struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *X_1) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *X_1) Intercepted(interceptors ...runtime.ClientInterceptor) *X_1 {
 	return &X_1{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateX_1 creates a node of the type "x1" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *X_1) String() string {
+	return "__1(" + h.ref.String() + ")"
+}
+
+// CreateX_1 creates a node of the type "x1" under parent and blocks until it is set up.
 func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*X_1, error) {
 	ref, err := x_1Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -802,7 +878,7 @@ func CreateX_1(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 	return &X_1{ref: ref}, nil
 }
 
-// CreateX_1N creates n nodes of the type "x1" below parent at once: all, or none and an error.
+// CreateX_1N creates n nodes of the type "x1" under parent at once: all, or none and an error.
 func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*X_1, error) {
 	refs, err := x_1Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -815,7 +891,8 @@ func CreateX_1N(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 	return handles, nil
 }
 
-// FindX_1 looks up a node of the service __1, by path, alias or id. A relative path is relative to from.
+// FindX_1 looks up a node of the service __1, by path, alias or id. A relative path is relative to
+// from.
 func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_1, error) {
 	ref, err := x_1Service.Find(ctx, from, where)
 	if err != nil {
@@ -824,7 +901,7 @@ func FindX_1(ctx context.Context, from runtime.Finder, where runtime.Where) (*X_
 	return &X_1{ref: ref}, nil
 }
 
-// X_1From makes a handle from a reference that came in a message. It asks nobody.
+// X_1From makes a handle of a reference that was received in a message. It makes no call.
 func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
 	found, err := x_1Service.From(from, ref)
 	if err != nil {
@@ -833,19 +910,19 @@ func X_1From(from runtime.Finder, ref *nodev1.NodeRef) (*X_1, error) {
 	return &X_1{ref: found}, nil
 }
 
-// NewLocalX_1 puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalX_1 runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalX_1(node X_1Node) *X_1 {
 	return &X_1{ref: x_1Service.NewLocal(x_1Handlers, node)}
 }
 
-// RegisterX_1Tunnel puts node behind a mailbox and registers it on server, where NewX_1Tunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterX_1Tunnel runs node behind a mailbox and registers it with server, where NewX_1Tunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterX_1Tunnel(server *connect.Server, node X_1Node) {
 	x_1Service.RegisterTunnel(server, x_1Handlers, node)
 }
 
-// NewX_1Tunnel is the handle of the node that client reaches.
+// NewX_1Tunnel returns a handle of the node that client reaches.
 func NewX_1Tunnel(client *connect.Client) *X_1 {
 	return &X_1{ref: x_1Service.NewTunnel(client)}
 }

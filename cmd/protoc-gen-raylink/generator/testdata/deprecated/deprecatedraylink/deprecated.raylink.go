@@ -2,26 +2,32 @@
 //
 // Source: deprecated/deprecated.proto
 
-// Package deprecatedraylink has the nodes and handles of the services in deprecated/deprecated.proto.
+// Package deprecatedraylink has the nodes and handles of the services in
+// deprecated/deprecated.proto.
 package deprecatedraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/deprecated"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +38,8 @@ const (
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 const GoneName = "deprecated.Gone"
 
-// goneService describes the service deprecated.Gone. Calls identify a method by its index in Methods.
+// goneService describes the service deprecated.Gone. Calls identify a method by its index in
+// Methods.
 var goneService = runtime.GeneratedService{
 	File: &deprecated.File_deprecated_deprecated_proto,
 	Name: "Gone",
@@ -50,7 +57,7 @@ var goneService = runtime.GeneratedService{
 	},
 }
 
-// goneHandlers run the methods of deprecated.Gone on a node, in the order of goneService.
+// goneHandlers run the methods of a node, in the order of goneService.
 var goneHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -66,8 +73,8 @@ var goneHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// GoneNode is what a node of the service deprecated.Gone implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// GoneNode is the interface that a node of the service deprecated.Gone implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 type GoneNode interface {
@@ -75,20 +82,21 @@ type GoneNode interface {
 	Do(context.Context, *deprecated.M) (*deprecated.M, error)
 }
 
-// UnimplementedGoneNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedGoneNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 type UnimplementedGoneNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (UnimplementedGoneNode) Do(context.Context, *deprecated.M) (*deprecated.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "deprecated.Gone/Do is not implemented")
 }
 
-// GoneType is the node type "gone", implemented by what setup returns. Setup is called once in each life of a node.
+// GoneType returns the node type "gone", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneType(setup func(context.Context, *runtime.Node) (GoneNode, error)) runtime.NodeType {
@@ -97,41 +105,47 @@ func GoneType(setup func(context.Context, *runtime.Node) (GoneNode, error)) runt
 	})
 }
 
-// Gone is the handle of a node of the service deprecated.Gone, wherever that node lives. It may be used by several
-// goroutines at once.
+// Gone is the handle of a node of the service deprecated.Gone, wherever that node lives. It is safe
+// for concurrent use.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 type Gone struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Gone) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Gone) Intercepted(interceptors ...runtime.ClientInterceptor) *Gone {
 	return &Gone{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls deprecated.Gone.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Gone) String() string {
+	return "Gone(" + h.ref.String() + ")"
+}
+
+// Do calls deprecated.Gone.Do and waits for its response.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) Do(ctx context.Context, req *deprecated.M) (*deprecated.M, error) {
 	return runtime.GeneratedCall[*deprecated.M, *deprecated.M](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func (h *Gone) DoAsync(ctx context.Context, req *deprecated.M) *runtime.Future[*deprecated.M] {
 	return runtime.GeneratedCall[*deprecated.M, *deprecated.M](0).Async(ctx, h.ref, req)
 }
 
-// CreateGone creates a node of the type "gone" below parent, and waits until it is set up.
+// CreateGone creates a node of the type "gone" under parent and blocks until it is set up.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Gone, error) {
@@ -142,7 +156,7 @@ func CreateGone(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Gone{ref: ref}, nil
 }
 
-// CreateGoneN creates n nodes of the type "gone" below parent at once: all, or none and an error.
+// CreateGoneN creates n nodes of the type "gone" under parent at once: all, or none and an error.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Gone, error) {
@@ -157,7 +171,8 @@ func CreateGoneN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindGone looks up a node of the service deprecated.Gone, by path, alias or id. A relative path is relative to from.
+// FindGone looks up a node of the service deprecated.Gone, by path, alias or id. A relative path is
+// relative to from.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*Gone, error) {
@@ -168,7 +183,7 @@ func FindGone(ctx context.Context, from runtime.Finder, where runtime.Where) (*G
 	return &Gone{ref: ref}, nil
 }
 
-// GoneFrom makes a handle from a reference that came in a message. It asks nobody.
+// GoneFrom makes a handle of a reference that was received in a message. It makes no call.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
@@ -179,23 +194,23 @@ func GoneFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Gone, error) {
 	return &Gone{ref: found}, nil
 }
 
-// NewLocalGone puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalGone runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewLocalGone(node GoneNode) *Gone {
 	return &Gone{ref: goneService.NewLocal(goneHandlers, node)}
 }
 
-// RegisterGoneTunnel puts node behind a mailbox and registers it on server, where NewGoneTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterGoneTunnel runs node behind a mailbox and registers it with server, where NewGoneTunnel
+// and any other client of the service reach it. It need not be closed.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func RegisterGoneTunnel(server *connect.Server, node GoneNode) {
 	goneService.RegisterTunnel(server, goneHandlers, node)
 }
 
-// NewGoneTunnel is the handle of the node that client reaches.
+// NewGoneTunnel returns a handle of the node that client reaches.
 //
 // Deprecated: marked as deprecated in deprecated/deprecated.proto.
 func NewGoneTunnel(client *connect.Client) *Gone {

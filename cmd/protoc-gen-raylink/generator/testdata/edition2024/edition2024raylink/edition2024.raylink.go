@@ -4,26 +4,32 @@
 //
 // Source: edition2024/edition2024.proto
 
-// Package edition2024raylink has the nodes and handles of the services in edition2024/edition2024.proto.
+// Package edition2024raylink has the nodes and handles of the services in
+// edition2024/edition2024.proto.
 package edition2024raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/edition2024"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +38,8 @@ const (
 // ParrotName is the full name of the service Parrot.
 const ParrotName = "edition2024.Parrot"
 
-// parrotService describes the service edition2024.Parrot. Calls identify a method by its index in Methods.
+// parrotService describes the service edition2024.Parrot. Calls identify a method by its index in
+// Methods.
 var parrotService = runtime.GeneratedService{
 	File: &edition2024.File_edition2024_edition2024_proto,
 	Name: "Parrot",
@@ -73,7 +80,7 @@ var parrotService = runtime.GeneratedService{
 	},
 }
 
-// parrotHandlers run the methods of edition2024.Parrot on a node, in the order of parrotService.
+// parrotHandlers run the methods of a node, in the order of parrotService.
 var parrotHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -111,8 +118,8 @@ var parrotHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ParrotNode is what a node of the service edition2024.Parrot implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// ParrotNode is the interface that a node of the service edition2024.Parrot implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Parrot is a node.
 type ParrotNode interface {
@@ -130,50 +137,56 @@ type ParrotWatchServerStream = runtime.ServerStreamingServer[*edition2024.Reques
 // ParrotWatchClientStream is the caller's side of Watch.
 type ParrotWatchClientStream = runtime.ServerStreamingClient[*edition2024.Request]
 
-// UnimplementedParrotNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedParrotNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedParrotNode struct{}
 
-// Call returns an error of the code Unimplemented.
+// Call returns an error with the code Unimplemented.
 func (UnimplementedParrotNode) Call(context.Context, *edition2024.Request) (*edition2024.Request, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "edition2024.Parrot/Call is not implemented")
 }
 
-// Peek returns an error of the code Unimplemented.
+// Peek returns an error with the code Unimplemented.
 func (UnimplementedParrotNode) Peek(context.Context, *edition2024.Request) (*edition2024.Request, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "edition2024.Parrot/Peek is not implemented")
 }
 
-// Watch returns an error of the code Unimplemented.
+// Watch returns an error with the code Unimplemented.
 func (UnimplementedParrotNode) Watch(context.Context, *edition2024.Request, ParrotWatchServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "edition2024.Parrot/Watch is not implemented")
 }
 
-// ParrotType is the node type "parrot", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// ParrotType returns the node type "parrot", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func ParrotType(setup func(context.Context, *runtime.Node, *edition2024.Config) (ParrotNode, error)) runtime.NodeType {
 	return parrotService.NodeType(parrotHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*edition2024.Config))
 	})
 }
 
-// Parrot is the handle of a node of the service edition2024.Parrot, wherever that node lives. It may be used by several
-// goroutines at once.
+// Parrot is the handle of a node of the service edition2024.Parrot, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Parrot is a node.
 type Parrot struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Parrot) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Parrot) Intercepted(interceptors ...runtime.ClientInterceptor) *Parrot {
 	return &Parrot{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Parrot) String() string {
+	return "Parrot(" + h.ref.String() + ")"
 }
 
 // Call calls.
@@ -181,29 +194,29 @@ func (h *Parrot) Call(ctx context.Context, req *edition2024.Request) (*edition20
 	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](0).Unary(ctx, h.ref, req)
 }
 
-// CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// CallAsync calls Call and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Parrot) CallAsync(ctx context.Context, req *edition2024.Request) *runtime.Future[*edition2024.Request] {
 	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](0).Async(ctx, h.ref, req)
 }
 
-// Peek calls edition2024.Parrot.Peek, and waits for the response.
+// Peek calls edition2024.Parrot.Peek and waits for its response.
 func (h *Parrot) Peek(ctx context.Context, req *edition2024.Request) (*edition2024.Request, error) {
 	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](1).Unary(ctx, h.ref, req)
 }
 
-// PeekAsync is Peek without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PeekAsync calls Peek and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Parrot) PeekAsync(ctx context.Context, req *edition2024.Request) *runtime.Future[*edition2024.Request] {
 	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](1).Async(ctx, h.ref, req)
 }
 
-// Watch calls edition2024.Parrot.Watch, and returns the stream of its responses.
+// Watch calls edition2024.Parrot.Watch and returns the stream of its responses.
 func (h *Parrot) Watch(ctx context.Context, req *edition2024.Request) (ParrotWatchClientStream, error) {
 	return runtime.GeneratedCall[*edition2024.Request, *edition2024.Request](2).ServerStream(ctx, h.ref, req)
 }
 
-// CreateParrot creates a node of the type "parrot" below parent, and waits until it is set up.
+// CreateParrot creates a node of the type "parrot" under parent and blocks until it is set up.
 func CreateParrot(ctx context.Context, parent runtime.Parent, cfg *edition2024.Config, opts ...runtime.CreateOption) (*Parrot, error) {
 	ref, err := parrotService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -212,7 +225,8 @@ func CreateParrot(ctx context.Context, parent runtime.Parent, cfg *edition2024.C
 	return &Parrot{ref: ref}, nil
 }
 
-// CreateParrotN creates n nodes of the type "parrot" below parent at once: all, or none and an error.
+// CreateParrotN creates n nodes of the type "parrot" under parent at once: all, or none and an
+// error.
 func CreateParrotN(ctx context.Context, parent runtime.Parent, n int, cfg *edition2024.Config, opts ...runtime.CreateOption) ([]*Parrot, error) {
 	refs, err := parrotService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -225,8 +239,8 @@ func CreateParrotN(ctx context.Context, parent runtime.Parent, n int, cfg *editi
 	return handles, nil
 }
 
-// FindParrot looks up a node of the service edition2024.Parrot, by path, alias or id. A relative path is relative to
-// from.
+// FindParrot looks up a node of the service edition2024.Parrot, by path, alias or id. A relative
+// path is relative to from.
 func FindParrot(ctx context.Context, from runtime.Finder, where runtime.Where) (*Parrot, error) {
 	ref, err := parrotService.Find(ctx, from, where)
 	if err != nil {
@@ -235,7 +249,7 @@ func FindParrot(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Parrot{ref: ref}, nil
 }
 
-// ParrotFrom makes a handle from a reference that came in a message. It asks nobody.
+// ParrotFrom makes a handle of a reference that was received in a message. It makes no call.
 func ParrotFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Parrot, error) {
 	found, err := parrotService.From(from, ref)
 	if err != nil {
@@ -244,19 +258,19 @@ func ParrotFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Parrot, error) {
 	return &Parrot{ref: found}, nil
 }
 
-// NewLocalParrot puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalParrot runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalParrot(node ParrotNode) *Parrot {
 	return &Parrot{ref: parrotService.NewLocal(parrotHandlers, node)}
 }
 
-// RegisterParrotTunnel puts node behind a mailbox and registers it on server, where NewParrotTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterParrotTunnel runs node behind a mailbox and registers it with server, where
+// NewParrotTunnel and any other client of the service reach it. It need not be closed.
 func RegisterParrotTunnel(server *connect.Server, node ParrotNode) {
 	parrotService.RegisterTunnel(server, parrotHandlers, node)
 }
 
-// NewParrotTunnel is the handle of the node that client reaches.
+// NewParrotTunnel returns a handle of the node that client reaches.
 func NewParrotTunnel(client *connect.Client) *Parrot {
 	return &Parrot{ref: parrotService.NewTunnel(client)}
 }

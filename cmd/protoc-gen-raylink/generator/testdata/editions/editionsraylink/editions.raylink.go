@@ -8,22 +8,27 @@
 package editionsraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/editions"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -53,7 +58,7 @@ var newService = runtime.GeneratedService{
 	},
 }
 
-// newHandlers run the methods of editions.New on a node, in the order of newService.
+// newHandlers run the methods of a node, in the order of newService.
 var newHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -69,58 +74,64 @@ var newHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// NewNode is what a node of the service editions.New implements. Its unary methods run one at a time unless the schema
-// says otherwise.
+// NewNode is the interface that a node of the service editions.New implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type NewNode interface {
 	Call(context.Context, *editions.Request) (*editions.Request, error)
 }
 
-// UnimplementedNewNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedNewNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedNewNode struct{}
 
-// Call returns an error of the code Unimplemented.
+// Call returns an error with the code Unimplemented.
 func (UnimplementedNewNode) Call(context.Context, *editions.Request) (*editions.Request, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "editions.New/Call is not implemented")
 }
 
-// NewType is the node type "new", implemented by what setup returns. Setup is called once in each life of a node with
-// the configuration it was created with.
+// NewType returns the node type "new", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func NewType(setup func(context.Context, *runtime.Node, *editions.Config) (NewNode, error)) runtime.NodeType {
 	return newService.NodeType(newHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*editions.Config))
 	})
 }
 
-// New is the handle of a node of the service editions.New, wherever that node lives. It may be used by several
-// goroutines at once.
+// New is the handle of a node of the service editions.New, wherever that node lives. It is safe for
+// concurrent use.
 type New struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *New) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *New) Intercepted(interceptors ...runtime.ClientInterceptor) *New {
 	return &New{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Call calls editions.New.Call, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *New) String() string {
+	return "New(" + h.ref.String() + ")"
+}
+
+// Call calls editions.New.Call and waits for its response.
 func (h *New) Call(ctx context.Context, req *editions.Request) (*editions.Request, error) {
 	return runtime.GeneratedCall[*editions.Request, *editions.Request](0).Unary(ctx, h.ref, req)
 }
 
-// CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// CallAsync calls Call and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *New) CallAsync(ctx context.Context, req *editions.Request) *runtime.Future[*editions.Request] {
 	return runtime.GeneratedCall[*editions.Request, *editions.Request](0).Async(ctx, h.ref, req)
 }
 
-// CreateNew creates a node of the type "new" below parent, and waits until it is set up.
+// CreateNew creates a node of the type "new" under parent and blocks until it is set up.
 func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config, opts ...runtime.CreateOption) (*New, error) {
 	ref, err := newService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -129,7 +140,7 @@ func CreateNew(ctx context.Context, parent runtime.Parent, cfg *editions.Config,
 	return &New{ref: ref}, nil
 }
 
-// CreateNewN creates n nodes of the type "new" below parent at once: all, or none and an error.
+// CreateNewN creates n nodes of the type "new" under parent at once: all, or none and an error.
 func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions.Config, opts ...runtime.CreateOption) ([]*New, error) {
 	refs, err := newService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -142,7 +153,8 @@ func CreateNewN(ctx context.Context, parent runtime.Parent, n int, cfg *editions
 	return handles, nil
 }
 
-// FindNew looks up a node of the service editions.New, by path, alias or id. A relative path is relative to from.
+// FindNew looks up a node of the service editions.New, by path, alias or id. A relative path is
+// relative to from.
 func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*New, error) {
 	ref, err := newService.Find(ctx, from, where)
 	if err != nil {
@@ -151,7 +163,7 @@ func FindNew(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ne
 	return &New{ref: ref}, nil
 }
 
-// NewFrom makes a handle from a reference that came in a message. It asks nobody.
+// NewFrom makes a handle of a reference that was received in a message. It makes no call.
 func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
 	found, err := newService.From(from, ref)
 	if err != nil {
@@ -160,19 +172,19 @@ func NewFrom(from runtime.Finder, ref *nodev1.NodeRef) (*New, error) {
 	return &New{ref: found}, nil
 }
 
-// NewLocalNew puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalNew runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalNew(node NewNode) *New {
 	return &New{ref: newService.NewLocal(newHandlers, node)}
 }
 
-// RegisterNewTunnel puts node behind a mailbox and registers it on server, where NewNewTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterNewTunnel runs node behind a mailbox and registers it with server, where NewNewTunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterNewTunnel(server *connect.Server, node NewNode) {
 	newService.RegisterTunnel(server, newHandlers, node)
 }
 
-// NewNewTunnel is the handle of the node that client reaches.
+// NewNewTunnel returns a handle of the node that client reaches.
 func NewNewTunnel(client *connect.Client) *New {
 	return &New{ref: newService.NewTunnel(client)}
 }

@@ -6,22 +6,27 @@
 package filesv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	filesv1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/files"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -48,7 +53,7 @@ var firstService = runtime.GeneratedService{
 	},
 }
 
-// firstHandlers run the methods of files.First on a node, in the order of firstService.
+// firstHandlers run the methods of a node, in the order of firstService.
 var firstHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -62,8 +67,8 @@ var firstHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// FirstNode_ is what a node of the service files.First implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// FirstNode_ is the interface that a node of the service files.First implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type FirstNode_ interface {
 	Do(context.Context, *filesv1.A, FirstDoServerStream) error
 }
@@ -74,45 +79,52 @@ type FirstDoServerStream = runtime.ServerStreamingServer[*filesv1.A]
 // FirstDoClientStream is the caller's side of Do.
 type FirstDoClientStream = runtime.ServerStreamingClient[*filesv1.A]
 
-// UnimplementedFirstNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedFirstNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedFirstNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFirstNode) Do(context.Context, *filesv1.A, FirstDoServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "files.First/Do is not implemented")
 }
 
-// FirstType is the node type "first", implemented by what setup returns. Setup is called once in each life of a node.
+// FirstType returns the node type "first", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func FirstType(setup func(context.Context, *runtime.Node) (FirstNode_, error)) runtime.NodeType {
 	return firstService.NodeType(firstHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// First is the handle of a node of the service files.First, wherever that node lives. It may be used by several
-// goroutines at once.
+// First is the handle of a node of the service files.First, wherever that node lives. It is safe
+// for concurrent use.
 type First struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *First) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *First) Intercepted(interceptors ...runtime.ClientInterceptor) *First {
 	return &First{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.First.Do, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *First) String() string {
+	return "First(" + h.ref.String() + ")"
+}
+
+// Do calls files.First.Do and returns the stream of its responses.
 func (h *First) Do(ctx context.Context, req *filesv1.A) (FirstDoClientStream, error) {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.A](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateFirst creates a node of the type "first" below parent, and waits until it is set up.
+// CreateFirst creates a node of the type "first" under parent and blocks until it is set up.
 func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*First, error) {
 	ref, err := firstService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -121,7 +133,7 @@ func CreateFirst(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &First{ref: ref}, nil
 }
 
-// CreateFirstN creates n nodes of the type "first" below parent at once: all, or none and an error.
+// CreateFirstN creates n nodes of the type "first" under parent at once: all, or none and an error.
 func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*First, error) {
 	refs, err := firstService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -134,7 +146,8 @@ func CreateFirstN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindFirst looks up a node of the service files.First, by path, alias or id. A relative path is relative to from.
+// FindFirst looks up a node of the service files.First, by path, alias or id. A relative path is
+// relative to from.
 func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*First, error) {
 	ref, err := firstService.Find(ctx, from, where)
 	if err != nil {
@@ -143,7 +156,7 @@ func FindFirst(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &First{ref: ref}, nil
 }
 
-// FirstFrom makes a handle from a reference that came in a message. It asks nobody.
+// FirstFrom makes a handle of a reference that was received in a message. It makes no call.
 func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
 	found, err := firstService.From(from, ref)
 	if err != nil {
@@ -152,19 +165,19 @@ func FirstFrom(from runtime.Finder, ref *nodev1.NodeRef) (*First, error) {
 	return &First{ref: found}, nil
 }
 
-// NewLocalFirst puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalFirst runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalFirst(node FirstNode_) *First {
 	return &First{ref: firstService.NewLocal(firstHandlers, node)}
 }
 
-// RegisterFirstTunnel puts node behind a mailbox and registers it on server, where NewFirstTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterFirstTunnel runs node behind a mailbox and registers it with server, where NewFirstTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterFirstTunnel(server *connect.Server, node FirstNode_) {
 	firstService.RegisterTunnel(server, firstHandlers, node)
 }
 
-// NewFirstTunnel is the handle of the node that client reaches.
+// NewFirstTunnel returns a handle of the node that client reaches.
 func NewFirstTunnel(client *connect.Client) *First {
 	return &First{ref: firstService.NewTunnel(client)}
 }
@@ -172,7 +185,8 @@ func NewFirstTunnel(client *connect.Client) *First {
 // SecondName is the full name of the service Second.
 const SecondName = "files.Second"
 
-// secondService describes the service files.Second. Calls identify a method by its index in Methods.
+// secondService describes the service files.Second. Calls identify a method by its index in
+// Methods.
 var secondService = runtime.GeneratedService{
 	File: &filesv1.File_files_a_proto,
 	Name: "Second",
@@ -190,7 +204,7 @@ var secondService = runtime.GeneratedService{
 	},
 }
 
-// secondHandlers run the methods of files.Second on a node, in the order of secondService.
+// secondHandlers run the methods of a node, in the order of secondService.
 var secondHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -204,8 +218,8 @@ var secondHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// SecondNode is what a node of the service files.Second implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// SecondNode is the interface that a node of the service files.Second implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type SecondNode interface {
 	Do(context.Context, *filesv1.A, SecondDoServerStream) error
 }
@@ -216,45 +230,52 @@ type SecondDoServerStream = runtime.ServerStreamingServer[*filesv1.A]
 // SecondDoClientStream is the caller's side of Do.
 type SecondDoClientStream = runtime.ServerStreamingClient[*filesv1.A]
 
-// UnimplementedSecondNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedSecondNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedSecondNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedSecondNode) Do(context.Context, *filesv1.A, SecondDoServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "files.Second/Do is not implemented")
 }
 
-// SecondType is the node type "second", implemented by what setup returns. Setup is called once in each life of a node.
+// SecondType returns the node type "second", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func SecondType(setup func(context.Context, *runtime.Node) (SecondNode, error)) runtime.NodeType {
 	return secondService.NodeType(secondHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Second is the handle of a node of the service files.Second, wherever that node lives. It may be used by several
-// goroutines at once.
+// Second is the handle of a node of the service files.Second, wherever that node lives. It is safe
+// for concurrent use.
 type Second struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Second) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Second) Intercepted(interceptors ...runtime.ClientInterceptor) *Second {
 	return &Second{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.Second.Do, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *Second) String() string {
+	return "Second(" + h.ref.String() + ")"
+}
+
+// Do calls files.Second.Do and returns the stream of its responses.
 func (h *Second) Do(ctx context.Context, req *filesv1.A) (SecondDoClientStream, error) {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.A](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateSecond_ creates a node of the type "second" below parent, and waits until it is set up.
+// CreateSecond_ creates a node of the type "second" under parent and blocks until it is set up.
 func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Second, error) {
 	ref, err := secondService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -263,7 +284,8 @@ func CreateSecond_(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Second{ref: ref}, nil
 }
 
-// CreateSecondN creates n nodes of the type "second" below parent at once: all, or none and an error.
+// CreateSecondN creates n nodes of the type "second" under parent at once: all, or none and an
+// error.
 func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Second, error) {
 	refs, err := secondService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -276,7 +298,8 @@ func CreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindSecond looks up a node of the service files.Second, by path, alias or id. A relative path is relative to from.
+// FindSecond looks up a node of the service files.Second, by path, alias or id. A relative path is
+// relative to from.
 func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*Second, error) {
 	ref, err := secondService.Find(ctx, from, where)
 	if err != nil {
@@ -285,7 +308,7 @@ func FindSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Second{ref: ref}, nil
 }
 
-// SecondFrom makes a handle from a reference that came in a message. It asks nobody.
+// SecondFrom makes a handle of a reference that was received in a message. It makes no call.
 func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
 	found, err := secondService.From(from, ref)
 	if err != nil {
@@ -294,19 +317,19 @@ func SecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Second, error) {
 	return &Second{ref: found}, nil
 }
 
-// NewLocalSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalSecond runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalSecond(node SecondNode) *Second {
 	return &Second{ref: secondService.NewLocal(secondHandlers, node)}
 }
 
-// RegisterSecondTunnel puts node behind a mailbox and registers it on server, where NewSecondTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterSecondTunnel runs node behind a mailbox and registers it with server, where
+// NewSecondTunnel and any other client of the service reach it. It need not be closed.
 func RegisterSecondTunnel(server *connect.Server, node SecondNode) {
 	secondService.RegisterTunnel(server, secondHandlers, node)
 }
 
-// NewSecondTunnel is the handle of the node that client reaches.
+// NewSecondTunnel returns a handle of the node that client reaches.
 func NewSecondTunnel(client *connect.Client) *Second {
 	return &Second{ref: secondService.NewTunnel(client)}
 }
@@ -314,54 +337,62 @@ func NewSecondTunnel(client *connect.Client) *Second {
 // CreateSecondName is the full name of the service CreateSecond.
 const CreateSecondName = "files.CreateSecond"
 
-// createSecondService describes the service files.CreateSecond. Calls identify a method by its index in Methods.
+// createSecondService describes the service files.CreateSecond. Calls identify a method by its
+// index in Methods.
 var createSecondService = runtime.GeneratedService{
 	File: &filesv1.File_files_a_proto,
 	Name: "CreateSecond",
 	Type: "create-second",
 }
 
-// createSecondHandlers run the methods of files.CreateSecond on a node, in the order of createSecondService.
+// createSecondHandlers run the methods of a node, in the order of createSecondService.
 var createSecondHandlers = []runtime.GeneratedHandler{}
 
-// CreateSecondNode is what a node of the service files.CreateSecond implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// CreateSecondNode is the interface that a node of the service files.CreateSecond implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // What CreateFirst would be called.
 type CreateSecondNode interface{}
 
-// UnimplementedCreateSecondNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedCreateSecondNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedCreateSecondNode struct{}
 
-// CreateSecondType is the node type "create-second", implemented by what setup returns. Setup is called once in each
-// life of a node.
+// CreateSecondType returns the node type "create-second", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func CreateSecondType(setup func(context.Context, *runtime.Node) (CreateSecondNode, error)) runtime.NodeType {
 	return createSecondService.NodeType(createSecondHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// CreateSecond is the handle of a node of the service files.CreateSecond, wherever that node lives. It may be used by
-// several goroutines at once.
+// CreateSecond is the handle of a node of the service files.CreateSecond, wherever that node lives.
+// It is safe for concurrent use.
 //
 // What CreateFirst would be called.
 type CreateSecond struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *CreateSecond) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *CreateSecond) Intercepted(interceptors ...runtime.ClientInterceptor) *CreateSecond {
 	return &CreateSecond{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateCreateSecond creates a node of the type "create-second" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *CreateSecond) String() string {
+	return "CreateSecond(" + h.ref.String() + ")"
+}
+
+// CreateCreateSecond creates a node of the type "create-second" under parent and blocks until it is
+// set up.
 func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateSecond, error) {
 	ref, err := createSecondService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -370,7 +401,8 @@ func CreateCreateSecond(ctx context.Context, parent runtime.Parent, opts ...runt
 	return &CreateSecond{ref: ref}, nil
 }
 
-// CreateCreateSecondN creates n nodes of the type "create-second" below parent at once: all, or none and an error.
+// CreateCreateSecondN creates n nodes of the type "create-second" under parent at once: all, or
+// none and an error.
 func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateSecond, error) {
 	refs, err := createSecondService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -383,8 +415,8 @@ func CreateCreateSecondN(ctx context.Context, parent runtime.Parent, n int, opts
 	return handles, nil
 }
 
-// FindCreateSecond looks up a node of the service files.CreateSecond, by path, alias or id. A relative path is relative
-// to from.
+// FindCreateSecond looks up a node of the service files.CreateSecond, by path, alias or id. A
+// relative path is relative to from.
 func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateSecond, error) {
 	ref, err := createSecondService.Find(ctx, from, where)
 	if err != nil {
@@ -393,7 +425,7 @@ func FindCreateSecond(ctx context.Context, from runtime.Finder, where runtime.Wh
 	return &CreateSecond{ref: ref}, nil
 }
 
-// CreateSecondFrom makes a handle from a reference that came in a message. It asks nobody.
+// CreateSecondFrom makes a handle of a reference that was received in a message. It makes no call.
 func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, error) {
 	found, err := createSecondService.From(from, ref)
 	if err != nil {
@@ -402,19 +434,19 @@ func CreateSecondFrom(from runtime.Finder, ref *nodev1.NodeRef) (*CreateSecond, 
 	return &CreateSecond{ref: found}, nil
 }
 
-// NewLocalCreateSecond puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalCreateSecond runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalCreateSecond(node CreateSecondNode) *CreateSecond {
 	return &CreateSecond{ref: createSecondService.NewLocal(createSecondHandlers, node)}
 }
 
-// RegisterCreateSecondTunnel puts node behind a mailbox and registers it on server, where NewCreateSecondTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterCreateSecondTunnel runs node behind a mailbox and registers it with server, where
+// NewCreateSecondTunnel and any other client of the service reach it. It need not be closed.
 func RegisterCreateSecondTunnel(server *connect.Server, node CreateSecondNode) {
 	createSecondService.RegisterTunnel(server, createSecondHandlers, node)
 }
 
-// NewCreateSecondTunnel is the handle of the node that client reaches.
+// NewCreateSecondTunnel returns a handle of the node that client reaches.
 func NewCreateSecondTunnel(client *connect.Client) *CreateSecond {
 	return &CreateSecond{ref: createSecondService.NewTunnel(client)}
 }

@@ -6,22 +6,27 @@
 package filesv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	filesv1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/files"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -48,7 +53,7 @@ var thirdService = runtime.GeneratedService{
 	},
 }
 
-// thirdHandlers run the methods of files.Third on a node, in the order of thirdService.
+// thirdHandlers run the methods of a node, in the order of thirdService.
 var thirdHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -62,8 +67,8 @@ var thirdHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ThirdNode is what a node of the service files.Third implements. Its unary methods run one at a time unless the schema
-// says otherwise.
+// ThirdNode is the interface that a node of the service files.Third implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type ThirdNode interface {
 	Do(context.Context, *filesv1.A, ThirdDoServerStream) error
 }
@@ -74,45 +79,52 @@ type ThirdDoServerStream = runtime.ServerStreamingServer[*filesv1.B]
 // ThirdDoClientStream is the caller's side of Do.
 type ThirdDoClientStream = runtime.ServerStreamingClient[*filesv1.B]
 
-// UnimplementedThirdNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedThirdNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedThirdNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedThirdNode) Do(context.Context, *filesv1.A, ThirdDoServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "files.Third/Do is not implemented")
 }
 
-// ThirdType is the node type "third", implemented by what setup returns. Setup is called once in each life of a node.
+// ThirdType returns the node type "third", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func ThirdType(setup func(context.Context, *runtime.Node) (ThirdNode, error)) runtime.NodeType {
 	return thirdService.NodeType(thirdHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Third is the handle of a node of the service files.Third, wherever that node lives. It may be used by several
-// goroutines at once.
+// Third is the handle of a node of the service files.Third, wherever that node lives. It is safe
+// for concurrent use.
 type Third struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Third) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Third) Intercepted(interceptors ...runtime.ClientInterceptor) *Third {
 	return &Third{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.Third.Do, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *Third) String() string {
+	return "Third(" + h.ref.String() + ")"
+}
+
+// Do calls files.Third.Do and returns the stream of its responses.
 func (h *Third) Do(ctx context.Context, req *filesv1.A) (ThirdDoClientStream, error) {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateThird creates a node of the type "third" below parent, and waits until it is set up.
+// CreateThird creates a node of the type "third" under parent and blocks until it is set up.
 func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Third, error) {
 	ref, err := thirdService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -121,7 +133,7 @@ func CreateThird(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Third{ref: ref}, nil
 }
 
-// CreateThirdN creates n nodes of the type "third" below parent at once: all, or none and an error.
+// CreateThirdN creates n nodes of the type "third" under parent at once: all, or none and an error.
 func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Third, error) {
 	refs, err := thirdService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -134,7 +146,8 @@ func CreateThirdN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindThird looks up a node of the service files.Third, by path, alias or id. A relative path is relative to from.
+// FindThird looks up a node of the service files.Third, by path, alias or id. A relative path is
+// relative to from.
 func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*Third, error) {
 	ref, err := thirdService.Find(ctx, from, where)
 	if err != nil {
@@ -143,7 +156,7 @@ func FindThird(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Third{ref: ref}, nil
 }
 
-// ThirdFrom makes a handle from a reference that came in a message. It asks nobody.
+// ThirdFrom makes a handle of a reference that was received in a message. It makes no call.
 func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
 	found, err := thirdService.From(from, ref)
 	if err != nil {
@@ -152,19 +165,19 @@ func ThirdFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Third, error) {
 	return &Third{ref: found}, nil
 }
 
-// NewLocalThird puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalThird runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalThird(node ThirdNode) *Third {
 	return &Third{ref: thirdService.NewLocal(thirdHandlers, node)}
 }
 
-// RegisterThirdTunnel puts node behind a mailbox and registers it on server, where NewThirdTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterThirdTunnel runs node behind a mailbox and registers it with server, where NewThirdTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterThirdTunnel(server *connect.Server, node ThirdNode) {
 	thirdService.RegisterTunnel(server, thirdHandlers, node)
 }
 
-// NewThirdTunnel is the handle of the node that client reaches.
+// NewThirdTunnel returns a handle of the node that client reaches.
 func NewThirdTunnel(client *connect.Client) *Third {
 	return &Third{ref: thirdService.NewTunnel(client)}
 }
@@ -172,7 +185,8 @@ func NewThirdTunnel(client *connect.Client) *Third {
 // FirstNodeName is the full name of the service FirstNode.
 const FirstNodeName = "files.FirstNode"
 
-// firstNodeService describes the service files.FirstNode. Calls identify a method by its index in Methods.
+// firstNodeService describes the service files.FirstNode. Calls identify a method by its index in
+// Methods.
 var firstNodeService = runtime.GeneratedService{
 	File: &filesv1.File_files_b_proto,
 	Name: "FirstNode",
@@ -190,7 +204,7 @@ var firstNodeService = runtime.GeneratedService{
 	},
 }
 
-// firstNodeHandlers run the methods of files.FirstNode on a node, in the order of firstNodeService.
+// firstNodeHandlers run the methods of a node, in the order of firstNodeService.
 var firstNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -206,62 +220,69 @@ var firstNodeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// FirstNodeNode_ is what a node of the service files.FirstNode implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// FirstNodeNode_ is the interface that a node of the service files.FirstNode implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Its handle meets a name of a service in the other file.
 type FirstNodeNode_ interface {
 	Do(context.Context, *filesv1.A) (*filesv1.B, error)
 }
 
-// UnimplementedFirstNodeNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedFirstNodeNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedFirstNodeNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFirstNodeNode) Do(context.Context, *filesv1.A) (*filesv1.B, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "files.FirstNode/Do is not implemented")
 }
 
-// FirstNodeType is the node type "first-node", implemented by what setup returns. Setup is called once in each life of
-// a node.
+// FirstNodeType returns the node type "first-node", whose nodes setup makes. Setup is called once
+// for each incarnation of a node.
 func FirstNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNode_, error)) runtime.NodeType {
 	return firstNodeService.NodeType(firstNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// FirstNode is the handle of a node of the service files.FirstNode, wherever that node lives. It may be used by several
-// goroutines at once.
+// FirstNode is the handle of a node of the service files.FirstNode, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Its handle meets a name of a service in the other file.
 type FirstNode struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *FirstNode) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *FirstNode) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstNode {
 	return &FirstNode{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.FirstNode.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *FirstNode) String() string {
+	return "FirstNode(" + h.ref.String() + ")"
+}
+
+// Do calls files.FirstNode.Do and waits for its response.
 func (h *FirstNode) Do(ctx context.Context, req *filesv1.A) (*filesv1.B, error) {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *FirstNode) DoAsync(ctx context.Context, req *filesv1.A) *runtime.Future[*filesv1.B] {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).Async(ctx, h.ref, req)
 }
 
-// CreateFirstNode creates a node of the type "first-node" below parent, and waits until it is set up.
+// CreateFirstNode creates a node of the type "first-node" under parent and blocks until it is set
+// up.
 func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNode, error) {
 	ref, err := firstNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -270,7 +291,8 @@ func CreateFirstNode(ctx context.Context, parent runtime.Parent, opts ...runtime
 	return &FirstNode{ref: ref}, nil
 }
 
-// CreateFirstNodeN creates n nodes of the type "first-node" below parent at once: all, or none and an error.
+// CreateFirstNodeN creates n nodes of the type "first-node" under parent at once: all, or none and
+// an error.
 func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNode, error) {
 	refs, err := firstNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -283,8 +305,8 @@ func CreateFirstNodeN(ctx context.Context, parent runtime.Parent, n int, opts ..
 	return handles, nil
 }
 
-// FindFirstNode looks up a node of the service files.FirstNode, by path, alias or id. A relative path is relative to
-// from.
+// FindFirstNode looks up a node of the service files.FirstNode, by path, alias or id. A relative
+// path is relative to from.
 func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNode, error) {
 	ref, err := firstNodeService.Find(ctx, from, where)
 	if err != nil {
@@ -293,7 +315,7 @@ func FindFirstNode(ctx context.Context, from runtime.Finder, where runtime.Where
 	return &FirstNode{ref: ref}, nil
 }
 
-// FirstNodeFrom makes a handle from a reference that came in a message. It asks nobody.
+// FirstNodeFrom makes a handle of a reference that was received in a message. It makes no call.
 func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error) {
 	found, err := firstNodeService.From(from, ref)
 	if err != nil {
@@ -302,19 +324,19 @@ func FirstNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNode, error)
 	return &FirstNode{ref: found}, nil
 }
 
-// NewLocalFirstNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalFirstNode runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalFirstNode(node FirstNodeNode_) *FirstNode {
 	return &FirstNode{ref: firstNodeService.NewLocal(firstNodeHandlers, node)}
 }
 
-// RegisterFirstNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterFirstNodeTunnel runs node behind a mailbox and registers it with server, where
+// NewFirstNodeTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFirstNodeTunnel(server *connect.Server, node FirstNodeNode_) {
 	firstNodeService.RegisterTunnel(server, firstNodeHandlers, node)
 }
 
-// NewFirstNodeTunnel is the handle of the node that client reaches.
+// NewFirstNodeTunnel returns a handle of the node that client reaches.
 func NewFirstNodeTunnel(client *connect.Client) *FirstNode {
 	return &FirstNode{ref: firstNodeService.NewTunnel(client)}
 }
@@ -322,7 +344,8 @@ func NewFirstNodeTunnel(client *connect.Client) *FirstNode {
 // FirstDoName is the full name of the service FirstDo.
 const FirstDoName = "files.FirstDo"
 
-// firstDoService describes the service files.FirstDo. Calls identify a method by its index in Methods.
+// firstDoService describes the service files.FirstDo. Calls identify a method by its index in
+// Methods.
 var firstDoService = runtime.GeneratedService{
 	File: &filesv1.File_files_b_proto,
 	Name: "FirstDo",
@@ -340,7 +363,7 @@ var firstDoService = runtime.GeneratedService{
 	},
 }
 
-// firstDoHandlers run the methods of files.FirstDo on a node, in the order of firstDoService.
+// firstDoHandlers run the methods of a node, in the order of firstDoService.
 var firstDoHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -354,8 +377,8 @@ var firstDoHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// FirstDoNode is what a node of the service files.FirstDo implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// FirstDoNode is the interface that a node of the service files.FirstDo implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // So does its stream with a stream there.
 type FirstDoNode interface {
@@ -368,48 +391,54 @@ type FirstDoDoServerStream = runtime.ServerStreamingServer[*filesv1.B]
 // FirstDoDoClientStream is the caller's side of Do.
 type FirstDoDoClientStream = runtime.ServerStreamingClient[*filesv1.B]
 
-// UnimplementedFirstDoNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedFirstDoNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedFirstDoNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFirstDoNode) Do(context.Context, *filesv1.A, FirstDoDoServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "files.FirstDo/Do is not implemented")
 }
 
-// FirstDoType is the node type "first-do", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// FirstDoType returns the node type "first-do", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func FirstDoType(setup func(context.Context, *runtime.Node) (FirstDoNode, error)) runtime.NodeType {
 	return firstDoService.NodeType(firstDoHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// FirstDo is the handle of a node of the service files.FirstDo, wherever that node lives. It may be used by several
-// goroutines at once.
+// FirstDo is the handle of a node of the service files.FirstDo, wherever that node lives. It is
+// safe for concurrent use.
 //
 // So does its stream with a stream there.
 type FirstDo struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *FirstDo) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *FirstDo) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstDo {
 	return &FirstDo{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.FirstDo.Do, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *FirstDo) String() string {
+	return "FirstDo(" + h.ref.String() + ")"
+}
+
+// Do calls files.FirstDo.Do and returns the stream of its responses.
 func (h *FirstDo) Do(ctx context.Context, req *filesv1.A) (FirstDoDoClientStream, error) {
 	return runtime.GeneratedCall[*filesv1.A, *filesv1.B](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateFirstDo creates a node of the type "first-do" below parent, and waits until it is set up.
+// CreateFirstDo creates a node of the type "first-do" under parent and blocks until it is set up.
 func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstDo, error) {
 	ref, err := firstDoService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -418,7 +447,8 @@ func CreateFirstDo(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &FirstDo{ref: ref}, nil
 }
 
-// CreateFirstDoN creates n nodes of the type "first-do" below parent at once: all, or none and an error.
+// CreateFirstDoN creates n nodes of the type "first-do" under parent at once: all, or none and an
+// error.
 func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstDo, error) {
 	refs, err := firstDoService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -431,7 +461,8 @@ func CreateFirstDoN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindFirstDo looks up a node of the service files.FirstDo, by path, alias or id. A relative path is relative to from.
+// FindFirstDo looks up a node of the service files.FirstDo, by path, alias or id. A relative path
+// is relative to from.
 func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstDo, error) {
 	ref, err := firstDoService.Find(ctx, from, where)
 	if err != nil {
@@ -440,7 +471,7 @@ func FindFirstDo(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &FirstDo{ref: ref}, nil
 }
 
-// FirstDoFrom makes a handle from a reference that came in a message. It asks nobody.
+// FirstDoFrom makes a handle of a reference that was received in a message. It makes no call.
 func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
 	found, err := firstDoService.From(from, ref)
 	if err != nil {
@@ -449,19 +480,19 @@ func FirstDoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstDo, error) {
 	return &FirstDo{ref: found}, nil
 }
 
-// NewLocalFirstDo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalFirstDo runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalFirstDo(node FirstDoNode) *FirstDo {
 	return &FirstDo{ref: firstDoService.NewLocal(firstDoHandlers, node)}
 }
 
-// RegisterFirstDoTunnel puts node behind a mailbox and registers it on server, where NewFirstDoTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterFirstDoTunnel runs node behind a mailbox and registers it with server, where
+// NewFirstDoTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFirstDoTunnel(server *connect.Server, node FirstDoNode) {
 	firstDoService.RegisterTunnel(server, firstDoHandlers, node)
 }
 
-// NewFirstDoTunnel is the handle of the node that client reaches.
+// NewFirstDoTunnel returns a handle of the node that client reaches.
 func NewFirstDoTunnel(client *connect.Client) *FirstDo {
 	return &FirstDo{ref: firstDoService.NewTunnel(client)}
 }

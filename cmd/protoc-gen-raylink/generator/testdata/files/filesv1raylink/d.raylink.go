@@ -8,22 +8,27 @@
 package filesv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	filesv1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/files"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // FirstNodeNodeName is the full name of the service FirstNodeNode.
 const FirstNodeNodeName = "files.d.FirstNodeNode"
 
-// firstNodeNodeService describes the service files.d.FirstNodeNode. Calls identify a method by its index in Methods.
+// firstNodeNodeService describes the service files.d.FirstNodeNode. Calls identify a method by its
+// index in Methods.
 var firstNodeNodeService = runtime.GeneratedService{
 	File: &filesv1.File_files_d_proto,
 	Name: "FirstNodeNode",
@@ -50,7 +56,7 @@ var firstNodeNodeService = runtime.GeneratedService{
 	},
 }
 
-// firstNodeNodeHandlers run the methods of files.d.FirstNodeNode on a node, in the order of firstNodeNodeService.
+// firstNodeNodeHandlers run the methods of a node, in the order of firstNodeNodeService.
 var firstNodeNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -66,58 +72,65 @@ var firstNodeNodeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// FirstNodeNodeNode is what a node of the service files.d.FirstNodeNode implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// FirstNodeNodeNode is the interface that a node of the service files.d.FirstNodeNode implements.
+// Its unary methods run one at a time unless the schema says otherwise.
 type FirstNodeNodeNode interface {
 	Do(context.Context, *filesv1.D) (*filesv1.D, error)
 }
 
-// UnimplementedFirstNodeNodeNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedFirstNodeNodeNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedFirstNodeNodeNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFirstNodeNodeNode) Do(context.Context, *filesv1.D) (*filesv1.D, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "files.d.FirstNodeNode/Do is not implemented")
 }
 
-// FirstNodeNodeType is the node type "first-node-node", implemented by what setup returns. Setup is called once in each
-// life of a node.
+// FirstNodeNodeType returns the node type "first-node-node", whose nodes setup makes. Setup is
+// called once for each incarnation of a node.
 func FirstNodeNodeType(setup func(context.Context, *runtime.Node) (FirstNodeNodeNode, error)) runtime.NodeType {
 	return firstNodeNodeService.NodeType(firstNodeNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// FirstNodeNode is the handle of a node of the service files.d.FirstNodeNode, wherever that node lives. It may be used
-// by several goroutines at once.
+// FirstNodeNode is the handle of a node of the service files.d.FirstNodeNode, wherever that node
+// lives. It is safe for concurrent use.
 type FirstNodeNode struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *FirstNodeNode) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *FirstNodeNode) Intercepted(interceptors ...runtime.ClientInterceptor) *FirstNodeNode {
 	return &FirstNodeNode{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls files.d.FirstNodeNode.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *FirstNodeNode) String() string {
+	return "FirstNodeNode(" + h.ref.String() + ")"
+}
+
+// Do calls files.d.FirstNodeNode.Do and waits for its response.
 func (h *FirstNodeNode) Do(ctx context.Context, req *filesv1.D) (*filesv1.D, error) {
 	return runtime.GeneratedCall[*filesv1.D, *filesv1.D](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *FirstNodeNode) DoAsync(ctx context.Context, req *filesv1.D) *runtime.Future[*filesv1.D] {
 	return runtime.GeneratedCall[*filesv1.D, *filesv1.D](0).Async(ctx, h.ref, req)
 }
 
-// CreateFirstNodeNode creates a node of the type "first-node-node" below parent, and waits until it is set up.
+// CreateFirstNodeNode creates a node of the type "first-node-node" under parent and blocks until it
+// is set up.
 func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FirstNodeNode, error) {
 	ref, err := firstNodeNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -126,7 +139,8 @@ func CreateFirstNodeNode(ctx context.Context, parent runtime.Parent, opts ...run
 	return &FirstNodeNode{ref: ref}, nil
 }
 
-// CreateFirstNodeNodeN creates n nodes of the type "first-node-node" below parent at once: all, or none and an error.
+// CreateFirstNodeNodeN creates n nodes of the type "first-node-node" under parent at once: all, or
+// none and an error.
 func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FirstNodeNode, error) {
 	refs, err := firstNodeNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -139,8 +153,8 @@ func CreateFirstNodeNodeN(ctx context.Context, parent runtime.Parent, n int, opt
 	return handles, nil
 }
 
-// FindFirstNodeNode looks up a node of the service files.d.FirstNodeNode, by path, alias or id. A relative path is
-// relative to from.
+// FindFirstNodeNode looks up a node of the service files.d.FirstNodeNode, by path, alias or id. A
+// relative path is relative to from.
 func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*FirstNodeNode, error) {
 	ref, err := firstNodeNodeService.Find(ctx, from, where)
 	if err != nil {
@@ -149,7 +163,7 @@ func FindFirstNodeNode(ctx context.Context, from runtime.Finder, where runtime.W
 	return &FirstNodeNode{ref: ref}, nil
 }
 
-// FirstNodeNodeFrom makes a handle from a reference that came in a message. It asks nobody.
+// FirstNodeNodeFrom makes a handle of a reference that was received in a message. It makes no call.
 func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode, error) {
 	found, err := firstNodeNodeService.From(from, ref)
 	if err != nil {
@@ -158,19 +172,19 @@ func FirstNodeNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FirstNodeNode
 	return &FirstNodeNode{ref: found}, nil
 }
 
-// NewLocalFirstNodeNode puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalFirstNodeNode runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalFirstNodeNode(node FirstNodeNodeNode) *FirstNodeNode {
 	return &FirstNodeNode{ref: firstNodeNodeService.NewLocal(firstNodeNodeHandlers, node)}
 }
 
-// RegisterFirstNodeNodeTunnel puts node behind a mailbox and registers it on server, where NewFirstNodeNodeTunnel and
-// any other client of the service reach it. Nothing has to be closed.
+// RegisterFirstNodeNodeTunnel runs node behind a mailbox and registers it with server, where
+// NewFirstNodeNodeTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFirstNodeNodeTunnel(server *connect.Server, node FirstNodeNodeNode) {
 	firstNodeNodeService.RegisterTunnel(server, firstNodeNodeHandlers, node)
 }
 
-// NewFirstNodeNodeTunnel is the handle of the node that client reaches.
+// NewFirstNodeNodeTunnel returns a handle of the node that client reaches.
 func NewFirstNodeNodeTunnel(client *connect.Client) *FirstNodeNode {
 	return &FirstNodeNode{ref: firstNodeNodeService.NewTunnel(client)}
 }

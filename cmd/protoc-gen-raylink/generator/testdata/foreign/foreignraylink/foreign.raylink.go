@@ -4,26 +4,31 @@
 
 // Package foreignraylink has the nodes and handles of the services in foreign/foreign.proto.
 //
-// Somebody else's options, which happen to have RayLink's number.
+// Another program's options, which happen to have RayLink's number.
 package foreignraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/foreign"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // TheirsName is the full name of the service Theirs.
 const TheirsName = "foreign.Theirs"
 
-// theirsService describes the service foreign.Theirs. Calls identify a method by its index in Methods.
+// theirsService describes the service foreign.Theirs. Calls identify a method by its index in
+// Methods.
 var theirsService = runtime.GeneratedService{
 	File: &foreign.File_foreign_foreign_proto,
 	Name: "Theirs",
@@ -50,7 +56,7 @@ var theirsService = runtime.GeneratedService{
 	},
 }
 
-// theirsHandlers run the methods of foreign.Theirs on a node, in the order of theirsService.
+// theirsHandlers run the methods of a node, in the order of theirsService.
 var theirsHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -66,57 +72,64 @@ var theirsHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// TheirsNode is what a node of the service foreign.Theirs implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// TheirsNode is the interface that a node of the service foreign.Theirs implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type TheirsNode interface {
 	Do(context.Context, *foreign.M) (*foreign.M, error)
 }
 
-// UnimplementedTheirsNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedTheirsNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedTheirsNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedTheirsNode) Do(context.Context, *foreign.M) (*foreign.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "foreign.Theirs/Do is not implemented")
 }
 
-// TheirsType is the node type "theirs", implemented by what setup returns. Setup is called once in each life of a node.
+// TheirsType returns the node type "theirs", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func TheirsType(setup func(context.Context, *runtime.Node) (TheirsNode, error)) runtime.NodeType {
 	return theirsService.NodeType(theirsHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Theirs is the handle of a node of the service foreign.Theirs, wherever that node lives. It may be used by several
-// goroutines at once.
+// Theirs is the handle of a node of the service foreign.Theirs, wherever that node lives. It is
+// safe for concurrent use.
 type Theirs struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Theirs) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Theirs) Intercepted(interceptors ...runtime.ClientInterceptor) *Theirs {
 	return &Theirs{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls foreign.Theirs.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Theirs) String() string {
+	return "Theirs(" + h.ref.String() + ")"
+}
+
+// Do calls foreign.Theirs.Do and waits for its response.
 func (h *Theirs) Do(ctx context.Context, req *foreign.M) (*foreign.M, error) {
 	return runtime.GeneratedCall[*foreign.M, *foreign.M](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Theirs) DoAsync(ctx context.Context, req *foreign.M) *runtime.Future[*foreign.M] {
 	return runtime.GeneratedCall[*foreign.M, *foreign.M](0).Async(ctx, h.ref, req)
 }
 
-// CreateTheirs creates a node of the type "theirs" below parent, and waits until it is set up.
+// CreateTheirs creates a node of the type "theirs" under parent and blocks until it is set up.
 func CreateTheirs(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Theirs, error) {
 	ref, err := theirsService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -125,7 +138,8 @@ func CreateTheirs(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 	return &Theirs{ref: ref}, nil
 }
 
-// CreateTheirsN creates n nodes of the type "theirs" below parent at once: all, or none and an error.
+// CreateTheirsN creates n nodes of the type "theirs" under parent at once: all, or none and an
+// error.
 func CreateTheirsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Theirs, error) {
 	refs, err := theirsService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -138,7 +152,8 @@ func CreateTheirsN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindTheirs looks up a node of the service foreign.Theirs, by path, alias or id. A relative path is relative to from.
+// FindTheirs looks up a node of the service foreign.Theirs, by path, alias or id. A relative path
+// is relative to from.
 func FindTheirs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Theirs, error) {
 	ref, err := theirsService.Find(ctx, from, where)
 	if err != nil {
@@ -147,7 +162,7 @@ func FindTheirs(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Theirs{ref: ref}, nil
 }
 
-// TheirsFrom makes a handle from a reference that came in a message. It asks nobody.
+// TheirsFrom makes a handle of a reference that was received in a message. It makes no call.
 func TheirsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Theirs, error) {
 	found, err := theirsService.From(from, ref)
 	if err != nil {
@@ -156,19 +171,19 @@ func TheirsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Theirs, error) {
 	return &Theirs{ref: found}, nil
 }
 
-// NewLocalTheirs puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalTheirs runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalTheirs(node TheirsNode) *Theirs {
 	return &Theirs{ref: theirsService.NewLocal(theirsHandlers, node)}
 }
 
-// RegisterTheirsTunnel puts node behind a mailbox and registers it on server, where NewTheirsTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterTheirsTunnel runs node behind a mailbox and registers it with server, where
+// NewTheirsTunnel and any other client of the service reach it. It need not be closed.
 func RegisterTheirsTunnel(server *connect.Server, node TheirsNode) {
 	theirsService.RegisterTunnel(server, theirsHandlers, node)
 }
 
-// NewTheirsTunnel is the handle of the node that client reaches.
+// NewTheirsTunnel returns a handle of the node that client reaches.
 func NewTheirsTunnel(client *connect.Client) *Theirs {
 	return &Theirs{ref: theirsService.NewTunnel(client)}
 }

@@ -4,26 +4,31 @@
 
 // Package messagesraylink has the nodes and handles of the services in messages/messages.proto.
 //
-// Messages are in another Go package than nodes, so that these names disturb nobody.
+// Messages are in another Go package than nodes, so that these names cause no conflict.
 package messagesraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/messages"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // LearnerName is the full name of the service Learner.
 const LearnerName = "messages.Learner"
 
-// learnerService describes the service messages.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service messages.Learner. Calls identify a method by its index in
+// Methods.
 var learnerService = runtime.GeneratedService{
 	File: &messages.File_messages_messages_proto,
 	Name: "Learner",
@@ -59,7 +65,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of messages.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -85,8 +91,8 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode is what a node of the service messages.Learner implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// LearnerNode is the interface that a node of the service messages.Learner implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type LearnerNode interface {
 	Watch(context.Context, *messages.LearnerNode, LearnerWatchServerStream) error
 
@@ -99,62 +105,68 @@ type LearnerWatchServerStream = runtime.ServerStreamingServer[*messages.LearnerW
 // LearnerWatchClientStream is the caller's side of Watch.
 type LearnerWatchClientStream = runtime.ServerStreamingClient[*messages.LearnerWatchClientStream]
 
-// UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode struct{}
 
-// Watch returns an error of the code Unimplemented.
+// Watch returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Watch(context.Context, *messages.LearnerNode, LearnerWatchServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "messages.Learner/Watch is not implemented")
 }
 
-// Create returns an error of the code Unimplemented.
+// Create returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Create(context.Context, *messages.CreateLearner) (*messages.LearnerWatch, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "messages.Learner/Create is not implemented")
 }
 
-// LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// LearnerType returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Learner is the handle of a node of the service messages.Learner, wherever that node lives. It may be used by several
-// goroutines at once.
+// Learner is the handle of a node of the service messages.Learner, wherever that node lives. It is
+// safe for concurrent use.
 type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Watch calls messages.Learner.Watch, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *Learner) String() string {
+	return "Learner(" + h.ref.String() + ")"
+}
+
+// Watch calls messages.Learner.Watch and returns the stream of its responses.
 func (h *Learner) Watch(ctx context.Context, req *messages.LearnerNode) (LearnerWatchClientStream, error) {
 	return runtime.GeneratedCall[*messages.LearnerNode, *messages.LearnerWatchClientStream](0).ServerStream(ctx, h.ref, req)
 }
 
-// Create calls messages.Learner.Create, and waits for the response.
+// Create calls messages.Learner.Create and waits for its response.
 func (h *Learner) Create(ctx context.Context, req *messages.CreateLearner) (*messages.LearnerWatch, error) {
 	return runtime.GeneratedCall[*messages.CreateLearner, *messages.LearnerWatch](1).Unary(ctx, h.ref, req)
 }
 
-// CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// CreateAsync calls Create and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) CreateAsync(ctx context.Context, req *messages.CreateLearner) *runtime.Future[*messages.LearnerWatch] {
 	return runtime.GeneratedCall[*messages.CreateLearner, *messages.LearnerWatch](1).Async(ctx, h.ref, req)
 }
 
-// CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -163,7 +175,8 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -176,8 +189,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindLearner looks up a node of the service messages.Learner, by path, alias or id. A relative path is relative to
-// from.
+// FindLearner looks up a node of the service messages.Learner, by path, alias or id. A relative
+// path is relative to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -186,7 +199,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -195,19 +208,19 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel is the handle of the node that client reaches.
+// NewLearnerTunnel returns a handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }

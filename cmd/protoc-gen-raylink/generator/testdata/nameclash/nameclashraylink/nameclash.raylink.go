@@ -8,22 +8,27 @@
 package nameclashraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/nameclash"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // LearnerName_ is the full name of the service Learner.
 const LearnerName_ = "nameclash.Learner"
 
-// learnerService describes the service nameclash.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service nameclash.Learner. Calls identify a method by its index in
+// Methods.
 var learnerService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "Learner",
@@ -161,7 +167,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of nameclash.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -307,8 +313,8 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode_ is what a node of the service nameclash.Learner implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// LearnerNode_ is the interface that a node of the service nameclash.Learner implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type LearnerNode_ interface {
 	Ref(context.Context, *nameclash.M) (*nameclash.M, error)
 
@@ -355,226 +361,227 @@ type LearnerNameServerStream_ = runtime.ServerStreamingServer[*nameclash.M]
 // LearnerNameClientStream is the caller's side of Name.
 type LearnerNameClientStream = runtime.ServerStreamingClient[*nameclash.M]
 
-// UnimplementedLearnerNode__ answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode__ returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode__ struct{}
 
-// Ref returns an error of the code Unimplemented.
+// Ref returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Ref(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Ref is not implemented")
 }
 
-// Ref_ returns an error of the code Unimplemented.
+// Ref_ returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Ref_(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Ref_ is not implemented")
 }
 
-// Path returns an error of the code Unimplemented.
+// Path returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Path(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Path is not implemented")
 }
 
-// Create returns an error of the code Unimplemented.
+// Create returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Create(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Create is not implemented")
 }
 
-// Close returns an error of the code Unimplemented.
+// Close returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Close(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Close is not implemented")
 }
 
-// String returns an error of the code Unimplemented.
+// String returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) String(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/String is not implemented")
 }
 
-// Error returns an error of the code Unimplemented.
+// Error returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Error(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Error is not implemented")
 }
 
-// Foo returns an error of the code Unimplemented.
+// Foo returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Foo(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Foo is not implemented")
 }
 
-// FooAsync returns an error of the code Unimplemented.
+// FooAsync returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) FooAsync(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/FooAsync is not implemented")
 }
 
-// Bar returns an error of the code Unimplemented.
+// Bar returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Bar(context.Context, LearnerBarServerStream) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Bar is not implemented")
 }
 
-// BarAsync returns an error of the code Unimplemented.
+// BarAsync returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) BarAsync(context.Context, LearnerBarAsyncServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/BarAsync is not implemented")
 }
 
-// Service returns an error of the code Unimplemented.
+// Service returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Service(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Service is not implemented")
 }
 
-// Name returns an error of the code Unimplemented.
+// Name returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode__) Name(context.Context, *nameclash.M, LearnerNameServerStream_) error {
 	return connect.NewError(connect.CodeUnimplemented, "nameclash.Learner/Name is not implemented")
 }
 
-// LearnerType_ is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// LearnerType_ returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func LearnerType_(setup func(context.Context, *runtime.Node, *nameclash.LearnerHost) (LearnerNode_, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*nameclash.LearnerHost))
 	})
 }
 
-// Learner is the handle of a node of the service nameclash.Learner, wherever that node lives. It may be used by several
-// goroutines at once.
+// Learner is the handle of a node of the service nameclash.Learner, wherever that node lives. It is
+// safe for concurrent use.
 type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref__ is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref__ returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref__() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Ref calls nameclash.Learner.Ref, and waits for the response.
+// Ref calls nameclash.Learner.Ref and waits for its response.
 func (h *Learner) Ref(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
-// RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// RefAsync calls Ref and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) RefAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
-// Ref_ calls nameclash.Learner.Ref_, and waits for the response.
+// Ref_ calls nameclash.Learner.Ref_ and waits for its response.
 func (h *Learner) Ref_(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Unary(ctx, h.ref, req)
 }
 
-// Ref_Async is Ref_ without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Ref_Async calls Ref_ and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) Ref_Async(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Async(ctx, h.ref, req)
 }
 
-// Path calls nameclash.Learner.Path, and waits for the response.
+// Path calls nameclash.Learner.Path and waits for its response.
 func (h *Learner) Path(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](2).Unary(ctx, h.ref, req)
 }
 
-// PathAsync is Path without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PathAsync calls Path and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) PathAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](2).Async(ctx, h.ref, req)
 }
 
-// Create calls nameclash.Learner.Create, and waits for the response.
+// Create calls nameclash.Learner.Create and waits for its response.
 func (h *Learner) Create(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](3).Unary(ctx, h.ref, req)
 }
 
-// CreateAsync is Create without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// CreateAsync calls Create and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) CreateAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](3).Async(ctx, h.ref, req)
 }
 
-// Close calls nameclash.Learner.Close, and waits for the response.
+// Close calls nameclash.Learner.Close and waits for its response.
 func (h *Learner) Close(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](4).Unary(ctx, h.ref, req)
 }
 
-// CloseAsync is Close without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// CloseAsync calls Close and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) CloseAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](4).Async(ctx, h.ref, req)
 }
 
-// String calls nameclash.Learner.String, and waits for the response.
+// String calls nameclash.Learner.String and waits for its response.
 func (h *Learner) String(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](5).Unary(ctx, h.ref, req)
 }
 
-// StringAsync is String without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// StringAsync calls String and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) StringAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](5).Async(ctx, h.ref, req)
 }
 
-// Error calls nameclash.Learner.Error, and waits for the response.
+// Error calls nameclash.Learner.Error and waits for its response.
 func (h *Learner) Error(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](6).Unary(ctx, h.ref, req)
 }
 
-// ErrorAsync is Error without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// ErrorAsync calls Error and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) ErrorAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](6).Async(ctx, h.ref, req)
 }
 
-// Foo calls nameclash.Learner.Foo, and waits for the response.
+// Foo calls nameclash.Learner.Foo and waits for its response.
 func (h *Learner) Foo(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](7).Unary(ctx, h.ref, req)
 }
 
-// FooAsync_ is Foo without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// FooAsync_ calls Foo and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) FooAsync_(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](7).Async(ctx, h.ref, req)
 }
 
-// FooAsync calls nameclash.Learner.FooAsync, and waits for the response.
+// FooAsync calls nameclash.Learner.FooAsync and waits for its response.
 func (h *Learner) FooAsync(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](8).Unary(ctx, h.ref, req)
 }
 
-// FooAsyncAsync is FooAsync without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// FooAsyncAsync calls FooAsync and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Learner) FooAsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](8).Async(ctx, h.ref, req)
 }
 
-// Bar calls nameclash.Learner.Bar, and returns the stream to send its requests on.
+// Bar calls nameclash.Learner.Bar and returns the stream on which its requests are sent.
 func (h *Learner) Bar(ctx context.Context) (LearnerBarClientStream, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](9).ClientStream(ctx, h.ref)
 }
 
-// BarAsync calls nameclash.Learner.BarAsync, and returns the stream of its requests and responses.
+// BarAsync calls nameclash.Learner.BarAsync and returns the stream of its requests and responses.
 func (h *Learner) BarAsync(ctx context.Context) (LearnerBarAsyncClientStream, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](10).BidiStream(ctx, h.ref)
 }
 
-// Service calls nameclash.Learner.Service, and waits for the response.
+// Service calls nameclash.Learner.Service and waits for its response.
 func (h *Learner) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](11).Unary(ctx, h.ref, req)
 }
 
-// ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// ServiceAsync calls Service and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Learner) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](11).Async(ctx, h.ref, req)
 }
 
-// Name calls nameclash.Learner.Name, and returns the stream of its responses.
+// Name calls nameclash.Learner.Name and returns the stream of its responses.
 func (h *Learner) Name(ctx context.Context, req *nameclash.M) (LearnerNameClientStream, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](12).ServerStream(ctx, h.ref, req)
 }
 
-// CreateLearner_ creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner_ creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -583,7 +590,8 @@ func CreateLearner_(ctx context.Context, parent runtime.Parent, cfg *nameclash.L
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN_ creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN_ creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nameclash.LearnerHost, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -596,8 +604,8 @@ func CreateLearnerN_(ctx context.Context, parent runtime.Parent, n int, cfg *nam
 	return handles, nil
 }
 
-// FindLearner_ looks up a node of the service nameclash.Learner, by path, alias or id. A relative path is relative to
-// from.
+// FindLearner_ looks up a node of the service nameclash.Learner, by path, alias or id. A relative
+// path is relative to from.
 func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -606,7 +614,7 @@ func FindLearner_(ctx context.Context, from runtime.Finder, where runtime.Where)
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom_ makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -615,19 +623,19 @@ func LearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner_ runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearner_(node LearnerNode_) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel_ puts node behind a mailbox and registers it on server, where NewLearnerTunnel_ and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel_ runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel_ and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel_(server *connect.Server, node LearnerNode_) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel_ is the handle of the node that client reaches.
+// NewLearnerTunnel_ returns a handle of the node that client reaches.
 func NewLearnerTunnel_(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }
@@ -635,50 +643,57 @@ func NewLearnerTunnel_(client *connect.Client) *Learner {
 // LearnerNName is the full name of the service LearnerN.
 const LearnerNName = "nameclash.LearnerN"
 
-// learnerNService describes the service nameclash.LearnerN. Calls identify a method by its index in Methods.
+// learnerNService describes the service nameclash.LearnerN. Calls identify a method by its index in
+// Methods.
 var learnerNService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerN",
 	Type: "learner-n",
 }
 
-// learnerNHandlers run the methods of nameclash.LearnerN on a node, in the order of learnerNService.
+// learnerNHandlers run the methods of a node, in the order of learnerNService.
 var learnerNHandlers = []runtime.GeneratedHandler{}
 
-// LearnerNNode is what a node of the service nameclash.LearnerN implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// LearnerNNode is the interface that a node of the service nameclash.LearnerN implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type LearnerNNode interface{}
 
-// UnimplementedLearnerNNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNNode struct{}
 
-// LearnerNType is the node type "learner-n", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// LearnerNType returns the node type "learner-n", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func LearnerNType(setup func(context.Context, *runtime.Node) (LearnerNNode, error)) runtime.NodeType {
 	return learnerNService.NodeType(learnerNHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerN is the handle of a node of the service nameclash.LearnerN, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerN is the handle of a node of the service nameclash.LearnerN, wherever that node lives. It
+// is safe for concurrent use.
 type LearnerN struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerN) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerN) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerN {
 	return &LearnerN{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearnerN creates a node of the type "learner-n" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *LearnerN) String() string {
+	return "LearnerN(" + h.ref.String() + ")"
+}
+
+// CreateLearnerN creates a node of the type "learner-n" under parent and blocks until it is set up.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerN, error) {
 	ref, err := learnerNService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -687,7 +702,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, opts ...runtime.
 	return &LearnerN{ref: ref}, nil
 }
 
-// CreateLearnerNN creates n nodes of the type "learner-n" below parent at once: all, or none and an error.
+// CreateLearnerNN creates n nodes of the type "learner-n" under parent at once: all, or none and an
+// error.
 func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerN, error) {
 	refs, err := learnerNService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -700,8 +716,8 @@ func CreateLearnerNN(ctx context.Context, parent runtime.Parent, n int, opts ...
 	return handles, nil
 }
 
-// FindLearnerN looks up a node of the service nameclash.LearnerN, by path, alias or id. A relative path is relative to
-// from.
+// FindLearnerN looks up a node of the service nameclash.LearnerN, by path, alias or id. A relative
+// path is relative to from.
 func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerN, error) {
 	ref, err := learnerNService.Find(ctx, from, where)
 	if err != nil {
@@ -710,7 +726,7 @@ func FindLearnerN(ctx context.Context, from runtime.Finder, where runtime.Where)
 	return &LearnerN{ref: ref}, nil
 }
 
-// LearnerNFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerNFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
 	found, err := learnerNService.From(from, ref)
 	if err != nil {
@@ -719,19 +735,19 @@ func LearnerNFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerN, error) {
 	return &LearnerN{ref: found}, nil
 }
 
-// NewLocalLearnerN puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerN runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerN(node LearnerNNode) *LearnerN {
 	return &LearnerN{ref: learnerNService.NewLocal(learnerNHandlers, node)}
 }
 
-// RegisterLearnerNTunnel puts node behind a mailbox and registers it on server, where NewLearnerNTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerNTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerNTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerNTunnel(server *connect.Server, node LearnerNNode) {
 	learnerNService.RegisterTunnel(server, learnerNHandlers, node)
 }
 
-// NewLearnerNTunnel is the handle of the node that client reaches.
+// NewLearnerNTunnel returns a handle of the node that client reaches.
 func NewLearnerNTunnel(client *connect.Client) *LearnerN {
 	return &LearnerN{ref: learnerNService.NewTunnel(client)}
 }
@@ -739,7 +755,8 @@ func NewLearnerNTunnel(client *connect.Client) *LearnerN {
 // LearnerNodeName is the full name of the service LearnerNode.
 const LearnerNodeName = "nameclash.LearnerNode"
 
-// learnerNodeService describes the service nameclash.LearnerNode. Calls identify a method by its index in Methods.
+// learnerNodeService describes the service nameclash.LearnerNode. Calls identify a method by its
+// index in Methods.
 var learnerNodeService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerNode",
@@ -757,7 +774,7 @@ var learnerNodeService = runtime.GeneratedService{
 	},
 }
 
-// learnerNodeHandlers run the methods of nameclash.LearnerNode on a node, in the order of learnerNodeService.
+// learnerNodeHandlers run the methods of a node, in the order of learnerNodeService.
 var learnerNodeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -773,58 +790,65 @@ var learnerNodeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNodeNode is what a node of the service nameclash.LearnerNode implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerNodeNode is the interface that a node of the service nameclash.LearnerNode implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerNodeNode interface {
 	Do(context.Context, *nameclash.M) (*nameclash.M, error)
 }
 
-// UnimplementedLearnerNodeNode_ answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedLearnerNodeNode_ returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNodeNode_ struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedLearnerNodeNode_) Do(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.LearnerNode/Do is not implemented")
 }
 
-// LearnerNodeType is the node type "learner-node", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// LearnerNodeType returns the node type "learner-node", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func LearnerNodeType(setup func(context.Context, *runtime.Node) (LearnerNodeNode, error)) runtime.NodeType {
 	return learnerNodeService.NodeType(learnerNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerNode is the handle of a node of the service nameclash.LearnerNode, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerNode is the handle of a node of the service nameclash.LearnerNode, wherever that node
+// lives. It is safe for concurrent use.
 type LearnerNode struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerNode) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerNode) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNode {
 	return &LearnerNode{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls nameclash.LearnerNode.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *LearnerNode) String() string {
+	return "LearnerNode(" + h.ref.String() + ")"
+}
+
+// Do calls nameclash.LearnerNode.Do and waits for its response.
 func (h *LearnerNode) Do(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *LearnerNode) DoAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
-// CreateLearnerNode_ creates a node of the type "learner-node" below parent, and waits until it is set up.
+// CreateLearnerNode_ creates a node of the type "learner-node" under parent and blocks until it is
+// set up.
 func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNode, error) {
 	ref, err := learnerNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -833,7 +857,8 @@ func CreateLearnerNode_(ctx context.Context, parent runtime.Parent, opts ...runt
 	return &LearnerNode{ref: ref}, nil
 }
 
-// CreateLearnerNodeN creates n nodes of the type "learner-node" below parent at once: all, or none and an error.
+// CreateLearnerNodeN creates n nodes of the type "learner-node" under parent at once: all, or none
+// and an error.
 func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNode, error) {
 	refs, err := learnerNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -846,8 +871,8 @@ func CreateLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts 
 	return handles, nil
 }
 
-// FindLearnerNode_ looks up a node of the service nameclash.LearnerNode, by path, alias or id. A relative path is
-// relative to from.
+// FindLearnerNode_ looks up a node of the service nameclash.LearnerNode, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNode, error) {
 	ref, err := learnerNodeService.Find(ctx, from, where)
 	if err != nil {
@@ -856,7 +881,7 @@ func FindLearnerNode_(ctx context.Context, from runtime.Finder, where runtime.Wh
 	return &LearnerNode{ref: ref}, nil
 }
 
-// LearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerNodeFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, error) {
 	found, err := learnerNodeService.From(from, ref)
 	if err != nil {
@@ -865,19 +890,19 @@ func LearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNode, er
 	return &LearnerNode{ref: found}, nil
 }
 
-// NewLocalLearnerNode_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerNode_ runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerNode_(node LearnerNodeNode) *LearnerNode {
 	return &LearnerNode{ref: learnerNodeService.NewLocal(learnerNodeHandlers, node)}
 }
 
-// RegisterLearnerNodeTunnel puts node behind a mailbox and registers it on server, where NewLearnerNodeTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerNodeTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerNodeTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerNodeTunnel(server *connect.Server, node LearnerNodeNode) {
 	learnerNodeService.RegisterTunnel(server, learnerNodeHandlers, node)
 }
 
-// NewLearnerNodeTunnel is the handle of the node that client reaches.
+// NewLearnerNodeTunnel returns a handle of the node that client reaches.
 func NewLearnerNodeTunnel(client *connect.Client) *LearnerNode {
 	return &LearnerNode{ref: learnerNodeService.NewTunnel(client)}
 }
@@ -885,50 +910,58 @@ func NewLearnerNodeTunnel(client *connect.Client) *LearnerNode {
 // LearnerTypeName is the full name of the service LearnerType.
 const LearnerTypeName = "nameclash.LearnerType"
 
-// learnerTypeService describes the service nameclash.LearnerType. Calls identify a method by its index in Methods.
+// learnerTypeService describes the service nameclash.LearnerType. Calls identify a method by its
+// index in Methods.
 var learnerTypeService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerType",
 	Type: "learner-type",
 }
 
-// learnerTypeHandlers run the methods of nameclash.LearnerType on a node, in the order of learnerTypeService.
+// learnerTypeHandlers run the methods of a node, in the order of learnerTypeService.
 var learnerTypeHandlers = []runtime.GeneratedHandler{}
 
-// LearnerTypeNode is what a node of the service nameclash.LearnerType implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerTypeNode is the interface that a node of the service nameclash.LearnerType implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerTypeNode interface{}
 
-// UnimplementedLearnerTypeNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedLearnerTypeNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerTypeNode struct{}
 
-// LearnerTypeType is the node type "learner-type", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// LearnerTypeType returns the node type "learner-type", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func LearnerTypeType(setup func(context.Context, *runtime.Node) (LearnerTypeNode, error)) runtime.NodeType {
 	return learnerTypeService.NodeType(learnerTypeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerType is the handle of a node of the service nameclash.LearnerType, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerType is the handle of a node of the service nameclash.LearnerType, wherever that node
+// lives. It is safe for concurrent use.
 type LearnerType struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerType) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerType) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerType {
 	return &LearnerType{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearnerType_ creates a node of the type "learner-type" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *LearnerType) String() string {
+	return "LearnerType(" + h.ref.String() + ")"
+}
+
+// CreateLearnerType_ creates a node of the type "learner-type" under parent and blocks until it is
+// set up.
 func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerType, error) {
 	ref, err := learnerTypeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -937,7 +970,8 @@ func CreateLearnerType_(ctx context.Context, parent runtime.Parent, opts ...runt
 	return &LearnerType{ref: ref}, nil
 }
 
-// CreateLearnerTypeN creates n nodes of the type "learner-type" below parent at once: all, or none and an error.
+// CreateLearnerTypeN creates n nodes of the type "learner-type" under parent at once: all, or none
+// and an error.
 func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerType, error) {
 	refs, err := learnerTypeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -950,8 +984,8 @@ func CreateLearnerTypeN(ctx context.Context, parent runtime.Parent, n int, opts 
 	return handles, nil
 }
 
-// FindLearnerType_ looks up a node of the service nameclash.LearnerType, by path, alias or id. A relative path is
-// relative to from.
+// FindLearnerType_ looks up a node of the service nameclash.LearnerType, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerType, error) {
 	ref, err := learnerTypeService.Find(ctx, from, where)
 	if err != nil {
@@ -960,7 +994,7 @@ func FindLearnerType_(ctx context.Context, from runtime.Finder, where runtime.Wh
 	return &LearnerType{ref: ref}, nil
 }
 
-// LearnerTypeFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerTypeFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, error) {
 	found, err := learnerTypeService.From(from, ref)
 	if err != nil {
@@ -969,19 +1003,19 @@ func LearnerTypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerType, er
 	return &LearnerType{ref: found}, nil
 }
 
-// NewLocalLearnerType_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerType_ runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerType_(node LearnerTypeNode) *LearnerType {
 	return &LearnerType{ref: learnerTypeService.NewLocal(learnerTypeHandlers, node)}
 }
 
-// RegisterLearnerTypeTunnel puts node behind a mailbox and registers it on server, where NewLearnerTypeTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTypeTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTypeTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTypeTunnel(server *connect.Server, node LearnerTypeNode) {
 	learnerTypeService.RegisterTunnel(server, learnerTypeHandlers, node)
 }
 
-// NewLearnerTypeTunnel is the handle of the node that client reaches.
+// NewLearnerTypeTunnel returns a handle of the node that client reaches.
 func NewLearnerTypeTunnel(client *connect.Client) *LearnerType {
 	return &LearnerType{ref: learnerTypeService.NewTunnel(client)}
 }
@@ -989,50 +1023,58 @@ func NewLearnerTypeTunnel(client *connect.Client) *LearnerType {
 // LearnerFromName is the full name of the service LearnerFrom.
 const LearnerFromName = "nameclash.LearnerFrom"
 
-// learnerFromService describes the service nameclash.LearnerFrom. Calls identify a method by its index in Methods.
+// learnerFromService describes the service nameclash.LearnerFrom. Calls identify a method by its
+// index in Methods.
 var learnerFromService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerFrom",
 	Type: "learner-from",
 }
 
-// learnerFromHandlers run the methods of nameclash.LearnerFrom on a node, in the order of learnerFromService.
+// learnerFromHandlers run the methods of a node, in the order of learnerFromService.
 var learnerFromHandlers = []runtime.GeneratedHandler{}
 
-// LearnerFromNode is what a node of the service nameclash.LearnerFrom implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerFromNode is the interface that a node of the service nameclash.LearnerFrom implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerFromNode interface{}
 
-// UnimplementedLearnerFromNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedLearnerFromNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerFromNode struct{}
 
-// LearnerFromType is the node type "learner-from", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// LearnerFromType returns the node type "learner-from", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func LearnerFromType(setup func(context.Context, *runtime.Node) (LearnerFromNode, error)) runtime.NodeType {
 	return learnerFromService.NodeType(learnerFromHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerFrom is the handle of a node of the service nameclash.LearnerFrom, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerFrom is the handle of a node of the service nameclash.LearnerFrom, wherever that node
+// lives. It is safe for concurrent use.
 type LearnerFrom struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerFrom) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerFrom) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerFrom {
 	return &LearnerFrom{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearnerFrom creates a node of the type "learner-from" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *LearnerFrom) String() string {
+	return "LearnerFrom(" + h.ref.String() + ")"
+}
+
+// CreateLearnerFrom creates a node of the type "learner-from" under parent and blocks until it is
+// set up.
 func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFrom, error) {
 	ref, err := learnerFromService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1041,7 +1083,8 @@ func CreateLearnerFrom(ctx context.Context, parent runtime.Parent, opts ...runti
 	return &LearnerFrom{ref: ref}, nil
 }
 
-// CreateLearnerFromN creates n nodes of the type "learner-from" below parent at once: all, or none and an error.
+// CreateLearnerFromN creates n nodes of the type "learner-from" under parent at once: all, or none
+// and an error.
 func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFrom, error) {
 	refs, err := learnerFromService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1054,8 +1097,8 @@ func CreateLearnerFromN(ctx context.Context, parent runtime.Parent, n int, opts 
 	return handles, nil
 }
 
-// FindLearnerFrom looks up a node of the service nameclash.LearnerFrom, by path, alias or id. A relative path is
-// relative to from.
+// FindLearnerFrom looks up a node of the service nameclash.LearnerFrom, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFrom, error) {
 	ref, err := learnerFromService.Find(ctx, from, where)
 	if err != nil {
@@ -1064,7 +1107,7 @@ func FindLearnerFrom(ctx context.Context, from runtime.Finder, where runtime.Whe
 	return &LearnerFrom{ref: ref}, nil
 }
 
-// LearnerFromFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFromFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, error) {
 	found, err := learnerFromService.From(from, ref)
 	if err != nil {
@@ -1073,19 +1116,19 @@ func LearnerFromFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFrom, er
 	return &LearnerFrom{ref: found}, nil
 }
 
-// NewLocalLearnerFrom_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerFrom_ runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerFrom_(node LearnerFromNode) *LearnerFrom {
 	return &LearnerFrom{ref: learnerFromService.NewLocal(learnerFromHandlers, node)}
 }
 
-// RegisterLearnerFromTunnel puts node behind a mailbox and registers it on server, where NewLearnerFromTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerFromTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerFromTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerFromTunnel(server *connect.Server, node LearnerFromNode) {
 	learnerFromService.RegisterTunnel(server, learnerFromHandlers, node)
 }
 
-// NewLearnerFromTunnel is the handle of the node that client reaches.
+// NewLearnerFromTunnel returns a handle of the node that client reaches.
 func NewLearnerFromTunnel(client *connect.Client) *LearnerFrom {
 	return &LearnerFrom{ref: learnerFromService.NewTunnel(client)}
 }
@@ -1093,50 +1136,58 @@ func NewLearnerFromTunnel(client *connect.Client) *LearnerFrom {
 // LearnerNameName is the full name of the service LearnerName.
 const LearnerNameName = "nameclash.LearnerName"
 
-// learnerNameService describes the service nameclash.LearnerName. Calls identify a method by its index in Methods.
+// learnerNameService describes the service nameclash.LearnerName. Calls identify a method by its
+// index in Methods.
 var learnerNameService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerName",
 	Type: "learner-name",
 }
 
-// learnerNameHandlers run the methods of nameclash.LearnerName on a node, in the order of learnerNameService.
+// learnerNameHandlers run the methods of a node, in the order of learnerNameService.
 var learnerNameHandlers = []runtime.GeneratedHandler{}
 
-// LearnerNameNode is what a node of the service nameclash.LearnerName implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerNameNode is the interface that a node of the service nameclash.LearnerName implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerNameNode interface{}
 
-// UnimplementedLearnerNameNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedLearnerNameNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNameNode struct{}
 
-// LearnerNameType is the node type "learner-name", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// LearnerNameType returns the node type "learner-name", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func LearnerNameType(setup func(context.Context, *runtime.Node) (LearnerNameNode, error)) runtime.NodeType {
 	return learnerNameService.NodeType(learnerNameHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerName is the handle of a node of the service nameclash.LearnerName, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerName is the handle of a node of the service nameclash.LearnerName, wherever that node
+// lives. It is safe for concurrent use.
 type LearnerName struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerName) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerName) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerName {
 	return &LearnerName{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearnerName creates a node of the type "learner-name" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *LearnerName) String() string {
+	return "LearnerName(" + h.ref.String() + ")"
+}
+
+// CreateLearnerName creates a node of the type "learner-name" under parent and blocks until it is
+// set up.
 func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerName, error) {
 	ref, err := learnerNameService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1145,7 +1196,8 @@ func CreateLearnerName(ctx context.Context, parent runtime.Parent, opts ...runti
 	return &LearnerName{ref: ref}, nil
 }
 
-// CreateLearnerNameN creates n nodes of the type "learner-name" below parent at once: all, or none and an error.
+// CreateLearnerNameN creates n nodes of the type "learner-name" under parent at once: all, or none
+// and an error.
 func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerName, error) {
 	refs, err := learnerNameService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1158,8 +1210,8 @@ func CreateLearnerNameN(ctx context.Context, parent runtime.Parent, n int, opts 
 	return handles, nil
 }
 
-// FindLearnerName looks up a node of the service nameclash.LearnerName, by path, alias or id. A relative path is
-// relative to from.
+// FindLearnerName looks up a node of the service nameclash.LearnerName, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerName, error) {
 	ref, err := learnerNameService.Find(ctx, from, where)
 	if err != nil {
@@ -1168,7 +1220,7 @@ func FindLearnerName(ctx context.Context, from runtime.Finder, where runtime.Whe
 	return &LearnerName{ref: ref}, nil
 }
 
-// LearnerNameFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerNameFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, error) {
 	found, err := learnerNameService.From(from, ref)
 	if err != nil {
@@ -1177,19 +1229,19 @@ func LearnerNameFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerName, er
 	return &LearnerName{ref: found}, nil
 }
 
-// NewLocalLearnerName puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerName runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerName(node LearnerNameNode) *LearnerName {
 	return &LearnerName{ref: learnerNameService.NewLocal(learnerNameHandlers, node)}
 }
 
-// RegisterLearnerNameTunnel puts node behind a mailbox and registers it on server, where NewLearnerNameTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerNameTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerNameTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerNameTunnel(server *connect.Server, node LearnerNameNode) {
 	learnerNameService.RegisterTunnel(server, learnerNameHandlers, node)
 }
 
-// NewLearnerNameTunnel is the handle of the node that client reaches.
+// NewLearnerNameTunnel returns a handle of the node that client reaches.
 func NewLearnerNameTunnel(client *connect.Client) *LearnerName {
 	return &LearnerName{ref: learnerNameService.NewTunnel(client)}
 }
@@ -1197,50 +1249,58 @@ func NewLearnerNameTunnel(client *connect.Client) *LearnerName {
 // CreateLearnerName_ is the full name of the service CreateLearner.
 const CreateLearnerName_ = "nameclash.CreateLearner"
 
-// createLearnerService describes the service nameclash.CreateLearner. Calls identify a method by its index in Methods.
+// createLearnerService describes the service nameclash.CreateLearner. Calls identify a method by
+// its index in Methods.
 var createLearnerService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "CreateLearner",
 	Type: "create-learner",
 }
 
-// createLearnerHandlers run the methods of nameclash.CreateLearner on a node, in the order of createLearnerService.
+// createLearnerHandlers run the methods of a node, in the order of createLearnerService.
 var createLearnerHandlers = []runtime.GeneratedHandler{}
 
-// CreateLearnerNode is what a node of the service nameclash.CreateLearner implements. Its unary methods run one at a
-// time unless the schema says otherwise.
+// CreateLearnerNode is the interface that a node of the service nameclash.CreateLearner implements.
+// Its unary methods run one at a time unless the schema says otherwise.
 type CreateLearnerNode interface{}
 
-// UnimplementedCreateLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedCreateLearnerNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedCreateLearnerNode struct{}
 
-// CreateLearnerType is the node type "create-learner", implemented by what setup returns. Setup is called once in each
-// life of a node.
+// CreateLearnerType returns the node type "create-learner", whose nodes setup makes. Setup is
+// called once for each incarnation of a node.
 func CreateLearnerType(setup func(context.Context, *runtime.Node) (CreateLearnerNode, error)) runtime.NodeType {
 	return createLearnerService.NodeType(createLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// CreateLearner is the handle of a node of the service nameclash.CreateLearner, wherever that node lives. It may be
-// used by several goroutines at once.
+// CreateLearner is the handle of a node of the service nameclash.CreateLearner, wherever that node
+// lives. It is safe for concurrent use.
 type CreateLearner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *CreateLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *CreateLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *CreateLearner {
 	return &CreateLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateCreateLearner creates a node of the type "create-learner" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *CreateLearner) String() string {
+	return "CreateLearner(" + h.ref.String() + ")"
+}
+
+// CreateCreateLearner creates a node of the type "create-learner" under parent and blocks until it
+// is set up.
 func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*CreateLearner, error) {
 	ref, err := createLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1249,7 +1309,8 @@ func CreateCreateLearner(ctx context.Context, parent runtime.Parent, opts ...run
 	return &CreateLearner{ref: ref}, nil
 }
 
-// CreateCreateLearnerN creates n nodes of the type "create-learner" below parent at once: all, or none and an error.
+// CreateCreateLearnerN creates n nodes of the type "create-learner" under parent at once: all, or
+// none and an error.
 func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*CreateLearner, error) {
 	refs, err := createLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1262,8 +1323,8 @@ func CreateCreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opt
 	return handles, nil
 }
 
-// FindCreateLearner looks up a node of the service nameclash.CreateLearner, by path, alias or id. A relative path is
-// relative to from.
+// FindCreateLearner looks up a node of the service nameclash.CreateLearner, by path, alias or id. A
+// relative path is relative to from.
 func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*CreateLearner, error) {
 	ref, err := createLearnerService.Find(ctx, from, where)
 	if err != nil {
@@ -1272,7 +1333,8 @@ func FindCreateLearner(ctx context.Context, from runtime.Finder, where runtime.W
 	return &CreateLearner{ref: ref}, nil
 }
 
-// CreateLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
+// CreateLearnerFrom_ makes a handle of a reference that was received in a message. It makes no
+// call.
 func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearner, error) {
 	found, err := createLearnerService.From(from, ref)
 	if err != nil {
@@ -1281,19 +1343,19 @@ func CreateLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*CreateLearne
 	return &CreateLearner{ref: found}, nil
 }
 
-// NewLocalCreateLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalCreateLearner runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalCreateLearner(node CreateLearnerNode) *CreateLearner {
 	return &CreateLearner{ref: createLearnerService.NewLocal(createLearnerHandlers, node)}
 }
 
-// RegisterCreateLearnerTunnel puts node behind a mailbox and registers it on server, where NewCreateLearnerTunnel and
-// any other client of the service reach it. Nothing has to be closed.
+// RegisterCreateLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewCreateLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterCreateLearnerTunnel(server *connect.Server, node CreateLearnerNode) {
 	createLearnerService.RegisterTunnel(server, createLearnerHandlers, node)
 }
 
-// NewCreateLearnerTunnel is the handle of the node that client reaches.
+// NewCreateLearnerTunnel returns a handle of the node that client reaches.
 func NewCreateLearnerTunnel(client *connect.Client) *CreateLearner {
 	return &CreateLearner{ref: createLearnerService.NewTunnel(client)}
 }
@@ -1301,50 +1363,58 @@ func NewCreateLearnerTunnel(client *connect.Client) *CreateLearner {
 // FindLearnerName_ is the full name of the service FindLearner.
 const FindLearnerName_ = "nameclash.FindLearner"
 
-// findLearnerService describes the service nameclash.FindLearner. Calls identify a method by its index in Methods.
+// findLearnerService describes the service nameclash.FindLearner. Calls identify a method by its
+// index in Methods.
 var findLearnerService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "FindLearner",
 	Type: "find-learner",
 }
 
-// findLearnerHandlers run the methods of nameclash.FindLearner on a node, in the order of findLearnerService.
+// findLearnerHandlers run the methods of a node, in the order of findLearnerService.
 var findLearnerHandlers = []runtime.GeneratedHandler{}
 
-// FindLearnerNode is what a node of the service nameclash.FindLearner implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// FindLearnerNode is the interface that a node of the service nameclash.FindLearner implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type FindLearnerNode interface{}
 
-// UnimplementedFindLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and
-// the node still compiles when the schema gets a method more.
+// UnimplementedFindLearnerNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedFindLearnerNode struct{}
 
-// FindLearnerType is the node type "find-learner", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// FindLearnerType returns the node type "find-learner", whose nodes setup makes. Setup is called
+// once for each incarnation of a node.
 func FindLearnerType(setup func(context.Context, *runtime.Node) (FindLearnerNode, error)) runtime.NodeType {
 	return findLearnerService.NodeType(findLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// FindLearner is the handle of a node of the service nameclash.FindLearner, wherever that node lives. It may be used by
-// several goroutines at once.
+// FindLearner is the handle of a node of the service nameclash.FindLearner, wherever that node
+// lives. It is safe for concurrent use.
 type FindLearner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *FindLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *FindLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *FindLearner {
 	return &FindLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateFindLearner creates a node of the type "find-learner" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *FindLearner) String() string {
+	return "FindLearner(" + h.ref.String() + ")"
+}
+
+// CreateFindLearner creates a node of the type "find-learner" under parent and blocks until it is
+// set up.
 func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FindLearner, error) {
 	ref, err := findLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1353,7 +1423,8 @@ func CreateFindLearner(ctx context.Context, parent runtime.Parent, opts ...runti
 	return &FindLearner{ref: ref}, nil
 }
 
-// CreateFindLearnerN creates n nodes of the type "find-learner" below parent at once: all, or none and an error.
+// CreateFindLearnerN creates n nodes of the type "find-learner" under parent at once: all, or none
+// and an error.
 func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FindLearner, error) {
 	refs, err := findLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1366,8 +1437,8 @@ func CreateFindLearnerN(ctx context.Context, parent runtime.Parent, n int, opts 
 	return handles, nil
 }
 
-// FindFindLearner looks up a node of the service nameclash.FindLearner, by path, alias or id. A relative path is
-// relative to from.
+// FindFindLearner looks up a node of the service nameclash.FindLearner, by path, alias or id. A
+// relative path is relative to from.
 func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*FindLearner, error) {
 	ref, err := findLearnerService.Find(ctx, from, where)
 	if err != nil {
@@ -1376,7 +1447,7 @@ func FindFindLearner(ctx context.Context, from runtime.Finder, where runtime.Whe
 	return &FindLearner{ref: ref}, nil
 }
 
-// FindLearnerFrom_ makes a handle from a reference that came in a message. It asks nobody.
+// FindLearnerFrom_ makes a handle of a reference that was received in a message. It makes no call.
 func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, error) {
 	found, err := findLearnerService.From(from, ref)
 	if err != nil {
@@ -1385,19 +1456,19 @@ func FindLearnerFrom_(from runtime.Finder, ref *nodev1.NodeRef) (*FindLearner, e
 	return &FindLearner{ref: found}, nil
 }
 
-// NewLocalFindLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalFindLearner runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalFindLearner(node FindLearnerNode) *FindLearner {
 	return &FindLearner{ref: findLearnerService.NewLocal(findLearnerHandlers, node)}
 }
 
-// RegisterFindLearnerTunnel puts node behind a mailbox and registers it on server, where NewFindLearnerTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterFindLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewFindLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFindLearnerTunnel(server *connect.Server, node FindLearnerNode) {
 	findLearnerService.RegisterTunnel(server, findLearnerHandlers, node)
 }
 
-// NewFindLearnerTunnel is the handle of the node that client reaches.
+// NewFindLearnerTunnel returns a handle of the node that client reaches.
 func NewFindLearnerTunnel(client *connect.Client) *FindLearner {
 	return &FindLearner{ref: findLearnerService.NewTunnel(client)}
 }
@@ -1405,50 +1476,58 @@ func NewFindLearnerTunnel(client *connect.Client) *FindLearner {
 // NewLocalLearnerName_ is the full name of the service NewLocalLearner.
 const NewLocalLearnerName_ = "nameclash.NewLocalLearner"
 
-// newLocalLearnerService describes the service nameclash.NewLocalLearner. Calls identify a method by its index in Methods.
+// newLocalLearnerService describes the service nameclash.NewLocalLearner. Calls identify a method
+// by its index in Methods.
 var newLocalLearnerService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "NewLocalLearner",
 	Type: "new-local-learner",
 }
 
-// newLocalLearnerHandlers run the methods of nameclash.NewLocalLearner on a node, in the order of newLocalLearnerService.
+// newLocalLearnerHandlers run the methods of a node, in the order of newLocalLearnerService.
 var newLocalLearnerHandlers = []runtime.GeneratedHandler{}
 
-// NewLocalLearnerNode is what a node of the service nameclash.NewLocalLearner implements. Its unary methods run one at
-// a time unless the schema says otherwise.
+// NewLocalLearnerNode is the interface that a node of the service nameclash.NewLocalLearner
+// implements. Its unary methods run one at a time unless the schema says otherwise.
 type NewLocalLearnerNode interface{}
 
-// UnimplementedNewLocalLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node,
-// and the node still compiles when the schema gets a method more.
+// UnimplementedNewLocalLearnerNode returns an error with the code Unimplemented from every method.
+// A node that embeds it still compiles when the schema gets another method.
 type UnimplementedNewLocalLearnerNode struct{}
 
-// NewLocalLearnerType is the node type "new-local-learner", implemented by what setup returns. Setup is called once in
-// each life of a node.
+// NewLocalLearnerType returns the node type "new-local-learner", whose nodes setup makes. Setup is
+// called once for each incarnation of a node.
 func NewLocalLearnerType(setup func(context.Context, *runtime.Node) (NewLocalLearnerNode, error)) runtime.NodeType {
 	return newLocalLearnerService.NodeType(newLocalLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// NewLocalLearner is the handle of a node of the service nameclash.NewLocalLearner, wherever that node lives. It may be
-// used by several goroutines at once.
+// NewLocalLearner is the handle of a node of the service nameclash.NewLocalLearner, wherever that
+// node lives. It is safe for concurrent use.
 type NewLocalLearner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *NewLocalLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *NewLocalLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *NewLocalLearner {
 	return &NewLocalLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateNewLocalLearner creates a node of the type "new-local-learner" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *NewLocalLearner) String() string {
+	return "NewLocalLearner(" + h.ref.String() + ")"
+}
+
+// CreateNewLocalLearner creates a node of the type "new-local-learner" under parent and blocks
+// until it is set up.
 func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLocalLearner, error) {
 	ref, err := newLocalLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1457,8 +1536,8 @@ func CreateNewLocalLearner(ctx context.Context, parent runtime.Parent, opts ...r
 	return &NewLocalLearner{ref: ref}, nil
 }
 
-// CreateNewLocalLearnerN creates n nodes of the type "new-local-learner" below parent at once: all, or none and an
-// error.
+// CreateNewLocalLearnerN creates n nodes of the type "new-local-learner" under parent at once: all,
+// or none and an error.
 func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLocalLearner, error) {
 	refs, err := newLocalLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1471,8 +1550,8 @@ func CreateNewLocalLearnerN(ctx context.Context, parent runtime.Parent, n int, o
 	return handles, nil
 }
 
-// FindNewLocalLearner looks up a node of the service nameclash.NewLocalLearner, by path, alias or id. A relative path
-// is relative to from.
+// FindNewLocalLearner looks up a node of the service nameclash.NewLocalLearner, by path, alias or
+// id. A relative path is relative to from.
 func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLocalLearner, error) {
 	ref, err := newLocalLearnerService.Find(ctx, from, where)
 	if err != nil {
@@ -1481,7 +1560,8 @@ func FindNewLocalLearner(ctx context.Context, from runtime.Finder, where runtime
 	return &NewLocalLearner{ref: ref}, nil
 }
 
-// NewLocalLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// NewLocalLearnerFrom makes a handle of a reference that was received in a message. It makes no
+// call.
 func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLearner, error) {
 	found, err := newLocalLearnerService.From(from, ref)
 	if err != nil {
@@ -1490,19 +1570,19 @@ func NewLocalLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLocalLea
 	return &NewLocalLearner{ref: found}, nil
 }
 
-// NewLocalNewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalNewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in
+// a test, for example. It need not be closed.
 func NewLocalNewLocalLearner(node NewLocalLearnerNode) *NewLocalLearner {
 	return &NewLocalLearner{ref: newLocalLearnerService.NewLocal(newLocalLearnerHandlers, node)}
 }
 
-// RegisterNewLocalLearnerTunnel puts node behind a mailbox and registers it on server, where NewNewLocalLearnerTunnel
-// and any other client of the service reach it. Nothing has to be closed.
+// RegisterNewLocalLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewNewLocalLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterNewLocalLearnerTunnel(server *connect.Server, node NewLocalLearnerNode) {
 	newLocalLearnerService.RegisterTunnel(server, newLocalLearnerHandlers, node)
 }
 
-// NewNewLocalLearnerTunnel is the handle of the node that client reaches.
+// NewNewLocalLearnerTunnel returns a handle of the node that client reaches.
 func NewNewLocalLearnerTunnel(client *connect.Client) *NewLocalLearner {
 	return &NewLocalLearner{ref: newLocalLearnerService.NewTunnel(client)}
 }
@@ -1510,50 +1590,58 @@ func NewNewLocalLearnerTunnel(client *connect.Client) *NewLocalLearner {
 // NewLearnerTunnelName is the full name of the service NewLearnerTunnel.
 const NewLearnerTunnelName = "nameclash.NewLearnerTunnel"
 
-// newLearnerTunnelService describes the service nameclash.NewLearnerTunnel. Calls identify a method by its index in Methods.
+// newLearnerTunnelService describes the service nameclash.NewLearnerTunnel. Calls identify a method
+// by its index in Methods.
 var newLearnerTunnelService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "NewLearnerTunnel",
 	Type: "new-learner-tunnel",
 }
 
-// newLearnerTunnelHandlers run the methods of nameclash.NewLearnerTunnel on a node, in the order of newLearnerTunnelService.
+// newLearnerTunnelHandlers run the methods of a node, in the order of newLearnerTunnelService.
 var newLearnerTunnelHandlers = []runtime.GeneratedHandler{}
 
-// NewLearnerTunnelNode is what a node of the service nameclash.NewLearnerTunnel implements. Its unary methods run one
-// at a time unless the schema says otherwise.
+// NewLearnerTunnelNode is the interface that a node of the service nameclash.NewLearnerTunnel
+// implements. Its unary methods run one at a time unless the schema says otherwise.
 type NewLearnerTunnelNode interface{}
 
-// UnimplementedNewLearnerTunnelNode answers every method with an error of the code Unimplemented. Embed it in a node,
-// and the node still compiles when the schema gets a method more.
+// UnimplementedNewLearnerTunnelNode returns an error with the code Unimplemented from every method.
+// A node that embeds it still compiles when the schema gets another method.
 type UnimplementedNewLearnerTunnelNode struct{}
 
-// NewLearnerTunnelType is the node type "new-learner-tunnel", implemented by what setup returns. Setup is called once
-// in each life of a node.
+// NewLearnerTunnelType returns the node type "new-learner-tunnel", whose nodes setup makes. Setup
+// is called once for each incarnation of a node.
 func NewLearnerTunnelType(setup func(context.Context, *runtime.Node) (NewLearnerTunnelNode, error)) runtime.NodeType {
 	return newLearnerTunnelService.NodeType(newLearnerTunnelHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// NewLearnerTunnel is the handle of a node of the service nameclash.NewLearnerTunnel, wherever that node lives. It may
-// be used by several goroutines at once.
+// NewLearnerTunnel is the handle of a node of the service nameclash.NewLearnerTunnel, wherever that
+// node lives. It is safe for concurrent use.
 type NewLearnerTunnel struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *NewLearnerTunnel) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *NewLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterceptor) *NewLearnerTunnel {
 	return &NewLearnerTunnel{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateNewLearnerTunnel creates a node of the type "new-learner-tunnel" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *NewLearnerTunnel) String() string {
+	return "NewLearnerTunnel(" + h.ref.String() + ")"
+}
+
+// CreateNewLearnerTunnel creates a node of the type "new-learner-tunnel" under parent and blocks
+// until it is set up.
 func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*NewLearnerTunnel, error) {
 	ref, err := newLearnerTunnelService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1562,8 +1650,8 @@ func CreateNewLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...
 	return &NewLearnerTunnel{ref: ref}, nil
 }
 
-// CreateNewLearnerTunnelN creates n nodes of the type "new-learner-tunnel" below parent at once: all, or none and an
-// error.
+// CreateNewLearnerTunnelN creates n nodes of the type "new-learner-tunnel" under parent at once:
+// all, or none and an error.
 func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*NewLearnerTunnel, error) {
 	refs, err := newLearnerTunnelService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1576,8 +1664,8 @@ func CreateNewLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, 
 	return handles, nil
 }
 
-// FindNewLearnerTunnel looks up a node of the service nameclash.NewLearnerTunnel, by path, alias or id. A relative path
-// is relative to from.
+// FindNewLearnerTunnel looks up a node of the service nameclash.NewLearnerTunnel, by path, alias or
+// id. A relative path is relative to from.
 func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*NewLearnerTunnel, error) {
 	ref, err := newLearnerTunnelService.Find(ctx, from, where)
 	if err != nil {
@@ -1586,7 +1674,8 @@ func FindNewLearnerTunnel(ctx context.Context, from runtime.Finder, where runtim
 	return &NewLearnerTunnel{ref: ref}, nil
 }
 
-// NewLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
+// NewLearnerTunnelFrom makes a handle of a reference that was received in a message. It makes no
+// call.
 func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearnerTunnel, error) {
 	found, err := newLearnerTunnelService.From(from, ref)
 	if err != nil {
@@ -1595,19 +1684,19 @@ func NewLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*NewLearner
 	return &NewLearnerTunnel{ref: found}, nil
 }
 
-// NewLocalNewLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalNewLearnerTunnel runs node behind a mailbox in this process, outside any system: a fake
+// in a test, for example. It need not be closed.
 func NewLocalNewLearnerTunnel(node NewLearnerTunnelNode) *NewLearnerTunnel {
 	return &NewLearnerTunnel{ref: newLearnerTunnelService.NewLocal(newLearnerTunnelHandlers, node)}
 }
 
-// RegisterNewLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where NewNewLearnerTunnelTunnel
-// and any other client of the service reach it. Nothing has to be closed.
+// RegisterNewLearnerTunnelTunnel runs node behind a mailbox and registers it with server, where
+// NewNewLearnerTunnelTunnel and any other client of the service reach it. It need not be closed.
 func RegisterNewLearnerTunnelTunnel(server *connect.Server, node NewLearnerTunnelNode) {
 	newLearnerTunnelService.RegisterTunnel(server, newLearnerTunnelHandlers, node)
 }
 
-// NewNewLearnerTunnelTunnel is the handle of the node that client reaches.
+// NewNewLearnerTunnelTunnel returns a handle of the node that client reaches.
 func NewNewLearnerTunnelTunnel(client *connect.Client) *NewLearnerTunnel {
 	return &NewLearnerTunnel{ref: newLearnerTunnelService.NewTunnel(client)}
 }
@@ -1615,51 +1704,60 @@ func NewNewLearnerTunnelTunnel(client *connect.Client) *NewLearnerTunnel {
 // RegisterLearnerTunnelName is the full name of the service RegisterLearnerTunnel.
 const RegisterLearnerTunnelName = "nameclash.RegisterLearnerTunnel"
 
-// registerLearnerTunnelService describes the service nameclash.RegisterLearnerTunnel. Calls identify a method by its index in Methods.
+// registerLearnerTunnelService describes the service nameclash.RegisterLearnerTunnel. Calls
+// identify a method by its index in Methods.
 var registerLearnerTunnelService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "RegisterLearnerTunnel",
 	Type: "register-learner-tunnel",
 }
 
-// registerLearnerTunnelHandlers run the methods of nameclash.RegisterLearnerTunnel on a node, in the order of registerLearnerTunnelService.
+// registerLearnerTunnelHandlers run the methods of a node, in the order of
+// registerLearnerTunnelService.
 var registerLearnerTunnelHandlers = []runtime.GeneratedHandler{}
 
-// RegisterLearnerTunnelNode is what a node of the service nameclash.RegisterLearnerTunnel implements. Its unary methods
-// run one at a time unless the schema says otherwise.
+// RegisterLearnerTunnelNode is the interface that a node of the service
+// nameclash.RegisterLearnerTunnel implements. Its unary methods run one at a time unless the schema
+// says otherwise.
 type RegisterLearnerTunnelNode interface{}
 
-// UnimplementedRegisterLearnerTunnelNode answers every method with an error of the code Unimplemented. Embed it in a
-// node, and the node still compiles when the schema gets a method more.
+// UnimplementedRegisterLearnerTunnelNode returns an error with the code Unimplemented from every
+// method. A node that embeds it still compiles when the schema gets another method.
 type UnimplementedRegisterLearnerTunnelNode struct{}
 
-// RegisterLearnerTunnelType is the node type "register-learner-tunnel", implemented by what setup returns. Setup is
-// called once in each life of a node.
+// RegisterLearnerTunnelType returns the node type "register-learner-tunnel", whose nodes setup
+// makes. Setup is called once for each incarnation of a node.
 func RegisterLearnerTunnelType(setup func(context.Context, *runtime.Node) (RegisterLearnerTunnelNode, error)) runtime.NodeType {
 	return registerLearnerTunnelService.NodeType(registerLearnerTunnelHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// RegisterLearnerTunnel is the handle of a node of the service nameclash.RegisterLearnerTunnel, wherever that node
-// lives. It may be used by several goroutines at once.
+// RegisterLearnerTunnel is the handle of a node of the service nameclash.RegisterLearnerTunnel,
+// wherever that node lives. It is safe for concurrent use.
 type RegisterLearnerTunnel struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *RegisterLearnerTunnel) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *RegisterLearnerTunnel) Intercepted(interceptors ...runtime.ClientInterceptor) *RegisterLearnerTunnel {
 	return &RegisterLearnerTunnel{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateRegisterLearnerTunnel creates a node of the type "register-learner-tunnel" below parent, and waits until it is
-// set up.
+// String returns the service's name and the node's path.
+func (h *RegisterLearnerTunnel) String() string {
+	return "RegisterLearnerTunnel(" + h.ref.String() + ")"
+}
+
+// CreateRegisterLearnerTunnel creates a node of the type "register-learner-tunnel" under parent and
+// blocks until it is set up.
 func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*RegisterLearnerTunnel, error) {
 	ref, err := registerLearnerTunnelService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1668,8 +1766,8 @@ func CreateRegisterLearnerTunnel(ctx context.Context, parent runtime.Parent, opt
 	return &RegisterLearnerTunnel{ref: ref}, nil
 }
 
-// CreateRegisterLearnerTunnelN creates n nodes of the type "register-learner-tunnel" below parent at once: all, or none
-// and an error.
+// CreateRegisterLearnerTunnelN creates n nodes of the type "register-learner-tunnel" under parent
+// at once: all, or none and an error.
 func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*RegisterLearnerTunnel, error) {
 	refs, err := registerLearnerTunnelService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1682,8 +1780,8 @@ func CreateRegisterLearnerTunnelN(ctx context.Context, parent runtime.Parent, n 
 	return handles, nil
 }
 
-// FindRegisterLearnerTunnel looks up a node of the service nameclash.RegisterLearnerTunnel, by path, alias or id. A
-// relative path is relative to from.
+// FindRegisterLearnerTunnel looks up a node of the service nameclash.RegisterLearnerTunnel, by
+// path, alias or id. A relative path is relative to from.
 func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where runtime.Where) (*RegisterLearnerTunnel, error) {
 	ref, err := registerLearnerTunnelService.Find(ctx, from, where)
 	if err != nil {
@@ -1692,7 +1790,8 @@ func FindRegisterLearnerTunnel(ctx context.Context, from runtime.Finder, where r
 	return &RegisterLearnerTunnel{ref: ref}, nil
 }
 
-// RegisterLearnerTunnelFrom makes a handle from a reference that came in a message. It asks nobody.
+// RegisterLearnerTunnelFrom makes a handle of a reference that was received in a message. It makes
+// no call.
 func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*RegisterLearnerTunnel, error) {
 	found, err := registerLearnerTunnelService.From(from, ref)
 	if err != nil {
@@ -1701,19 +1800,20 @@ func RegisterLearnerTunnelFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Regis
 	return &RegisterLearnerTunnel{ref: found}, nil
 }
 
-// NewLocalRegisterLearnerTunnel puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalRegisterLearnerTunnel runs node behind a mailbox in this process, outside any system: a
+// fake in a test, for example. It need not be closed.
 func NewLocalRegisterLearnerTunnel(node RegisterLearnerTunnelNode) *RegisterLearnerTunnel {
 	return &RegisterLearnerTunnel{ref: registerLearnerTunnelService.NewLocal(registerLearnerTunnelHandlers, node)}
 }
 
-// RegisterRegisterLearnerTunnelTunnel puts node behind a mailbox and registers it on server, where
-// NewRegisterLearnerTunnelTunnel and any other client of the service reach it. Nothing has to be closed.
+// RegisterRegisterLearnerTunnelTunnel runs node behind a mailbox and registers it with server,
+// where NewRegisterLearnerTunnelTunnel and any other client of the service reach it. It need not be
+// closed.
 func RegisterRegisterLearnerTunnelTunnel(server *connect.Server, node RegisterLearnerTunnelNode) {
 	registerLearnerTunnelService.RegisterTunnel(server, registerLearnerTunnelHandlers, node)
 }
 
-// NewRegisterLearnerTunnelTunnel is the handle of the node that client reaches.
+// NewRegisterLearnerTunnelTunnel returns a handle of the node that client reaches.
 func NewRegisterLearnerTunnelTunnel(client *connect.Client) *RegisterLearnerTunnel {
 	return &RegisterLearnerTunnel{ref: registerLearnerTunnelService.NewTunnel(client)}
 }
@@ -1721,51 +1821,60 @@ func NewRegisterLearnerTunnelTunnel(client *connect.Client) *RegisterLearnerTunn
 // UnimplementedLearnerName is the full name of the service UnimplementedLearner.
 const UnimplementedLearnerName = "nameclash.UnimplementedLearner"
 
-// unimplementedLearnerService describes the service nameclash.UnimplementedLearner. Calls identify a method by its index in Methods.
+// unimplementedLearnerService describes the service nameclash.UnimplementedLearner. Calls identify
+// a method by its index in Methods.
 var unimplementedLearnerService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "UnimplementedLearner",
 	Type: "unimplemented-learner",
 }
 
-// unimplementedLearnerHandlers run the methods of nameclash.UnimplementedLearner on a node, in the order of unimplementedLearnerService.
+// unimplementedLearnerHandlers run the methods of a node, in the order of
+// unimplementedLearnerService.
 var unimplementedLearnerHandlers = []runtime.GeneratedHandler{}
 
-// UnimplementedLearnerNode_ is what a node of the service nameclash.UnimplementedLearner implements. Its unary methods
-// run one at a time unless the schema says otherwise.
+// UnimplementedLearnerNode_ is the interface that a node of the service
+// nameclash.UnimplementedLearner implements. Its unary methods run one at a time unless the schema
+// says otherwise.
 type UnimplementedLearnerNode_ interface{}
 
-// UnimplementedUnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a
-// node, and the node still compiles when the schema gets a method more.
+// UnimplementedUnimplementedLearnerNode returns an error with the code Unimplemented from every
+// method. A node that embeds it still compiles when the schema gets another method.
 type UnimplementedUnimplementedLearnerNode struct{}
 
-// UnimplementedLearnerType is the node type "unimplemented-learner", implemented by what setup returns. Setup is called
-// once in each life of a node.
+// UnimplementedLearnerType returns the node type "unimplemented-learner", whose nodes setup makes.
+// Setup is called once for each incarnation of a node.
 func UnimplementedLearnerType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNode_, error)) runtime.NodeType {
 	return unimplementedLearnerService.NodeType(unimplementedLearnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// UnimplementedLearner is the handle of a node of the service nameclash.UnimplementedLearner, wherever that node lives.
-// It may be used by several goroutines at once.
+// UnimplementedLearner is the handle of a node of the service nameclash.UnimplementedLearner,
+// wherever that node lives. It is safe for concurrent use.
 type UnimplementedLearner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *UnimplementedLearner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *UnimplementedLearner) Intercepted(interceptors ...runtime.ClientInterceptor) *UnimplementedLearner {
 	return &UnimplementedLearner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateUnimplementedLearner creates a node of the type "unimplemented-learner" below parent, and waits until it is set
-// up.
+// String returns the service's name and the node's path.
+func (h *UnimplementedLearner) String() string {
+	return "UnimplementedLearner(" + h.ref.String() + ")"
+}
+
+// CreateUnimplementedLearner creates a node of the type "unimplemented-learner" under parent and
+// blocks until it is set up.
 func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearner, error) {
 	ref, err := unimplementedLearnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1774,8 +1883,8 @@ func CreateUnimplementedLearner(ctx context.Context, parent runtime.Parent, opts
 	return &UnimplementedLearner{ref: ref}, nil
 }
 
-// CreateUnimplementedLearnerN creates n nodes of the type "unimplemented-learner" below parent at once: all, or none
-// and an error.
+// CreateUnimplementedLearnerN creates n nodes of the type "unimplemented-learner" under parent at
+// once: all, or none and an error.
 func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearner, error) {
 	refs, err := unimplementedLearnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1788,8 +1897,8 @@ func CreateUnimplementedLearnerN(ctx context.Context, parent runtime.Parent, n i
 	return handles, nil
 }
 
-// FindUnimplementedLearner looks up a node of the service nameclash.UnimplementedLearner, by path, alias or id. A
-// relative path is relative to from.
+// FindUnimplementedLearner looks up a node of the service nameclash.UnimplementedLearner, by path,
+// alias or id. A relative path is relative to from.
 func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearner, error) {
 	ref, err := unimplementedLearnerService.Find(ctx, from, where)
 	if err != nil {
@@ -1798,7 +1907,8 @@ func FindUnimplementedLearner(ctx context.Context, from runtime.Finder, where ru
 	return &UnimplementedLearner{ref: ref}, nil
 }
 
-// UnimplementedLearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// UnimplementedLearnerFrom makes a handle of a reference that was received in a message. It makes
+// no call.
 func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearner, error) {
 	found, err := unimplementedLearnerService.From(from, ref)
 	if err != nil {
@@ -1807,19 +1917,20 @@ func UnimplementedLearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Unimpl
 	return &UnimplementedLearner{ref: found}, nil
 }
 
-// NewLocalUnimplementedLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalUnimplementedLearner runs node behind a mailbox in this process, outside any system: a
+// fake in a test, for example. It need not be closed.
 func NewLocalUnimplementedLearner(node UnimplementedLearnerNode_) *UnimplementedLearner {
 	return &UnimplementedLearner{ref: unimplementedLearnerService.NewLocal(unimplementedLearnerHandlers, node)}
 }
 
-// RegisterUnimplementedLearnerTunnel puts node behind a mailbox and registers it on server, where
-// NewUnimplementedLearnerTunnel and any other client of the service reach it. Nothing has to be closed.
+// RegisterUnimplementedLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewUnimplementedLearnerTunnel and any other client of the service reach it. It need not be
+// closed.
 func RegisterUnimplementedLearnerTunnel(server *connect.Server, node UnimplementedLearnerNode_) {
 	unimplementedLearnerService.RegisterTunnel(server, unimplementedLearnerHandlers, node)
 }
 
-// NewUnimplementedLearnerTunnel is the handle of the node that client reaches.
+// NewUnimplementedLearnerTunnel returns a handle of the node that client reaches.
 func NewUnimplementedLearnerTunnel(client *connect.Client) *UnimplementedLearner {
 	return &UnimplementedLearner{ref: unimplementedLearnerService.NewTunnel(client)}
 }
@@ -1827,51 +1938,60 @@ func NewUnimplementedLearnerTunnel(client *connect.Client) *UnimplementedLearner
 // UnimplementedLearnerNodeName is the full name of the service UnimplementedLearnerNode.
 const UnimplementedLearnerNodeName = "nameclash.UnimplementedLearnerNode"
 
-// unimplementedLearnerNodeService describes the service nameclash.UnimplementedLearnerNode. Calls identify a method by its index in Methods.
+// unimplementedLearnerNodeService describes the service nameclash.UnimplementedLearnerNode. Calls
+// identify a method by its index in Methods.
 var unimplementedLearnerNodeService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "UnimplementedLearnerNode",
 	Type: "unimplemented-learner-node",
 }
 
-// unimplementedLearnerNodeHandlers run the methods of nameclash.UnimplementedLearnerNode on a node, in the order of unimplementedLearnerNodeService.
+// unimplementedLearnerNodeHandlers run the methods of a node, in the order of
+// unimplementedLearnerNodeService.
 var unimplementedLearnerNodeHandlers = []runtime.GeneratedHandler{}
 
-// UnimplementedLearnerNodeNode is what a node of the service nameclash.UnimplementedLearnerNode implements. Its unary
-// methods run one at a time unless the schema says otherwise.
+// UnimplementedLearnerNodeNode is the interface that a node of the service
+// nameclash.UnimplementedLearnerNode implements. Its unary methods run one at a time unless the
+// schema says otherwise.
 type UnimplementedLearnerNodeNode interface{}
 
-// UnimplementedUnimplementedLearnerNodeNode answers every method with an error of the code Unimplemented. Embed it in a
-// node, and the node still compiles when the schema gets a method more.
+// UnimplementedUnimplementedLearnerNodeNode returns an error with the code Unimplemented from every
+// method. A node that embeds it still compiles when the schema gets another method.
 type UnimplementedUnimplementedLearnerNodeNode struct{}
 
-// UnimplementedLearnerNodeType is the node type "unimplemented-learner-node", implemented by what setup returns. Setup
-// is called once in each life of a node.
+// UnimplementedLearnerNodeType returns the node type "unimplemented-learner-node", whose nodes
+// setup makes. Setup is called once for each incarnation of a node.
 func UnimplementedLearnerNodeType(setup func(context.Context, *runtime.Node) (UnimplementedLearnerNodeNode, error)) runtime.NodeType {
 	return unimplementedLearnerNodeService.NodeType(unimplementedLearnerNodeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// UnimplementedLearnerNode is the handle of a node of the service nameclash.UnimplementedLearnerNode, wherever that
-// node lives. It may be used by several goroutines at once.
+// UnimplementedLearnerNode is the handle of a node of the service
+// nameclash.UnimplementedLearnerNode, wherever that node lives. It is safe for concurrent use.
 type UnimplementedLearnerNode struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *UnimplementedLearnerNode) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *UnimplementedLearnerNode) Intercepted(interceptors ...runtime.ClientInterceptor) *UnimplementedLearnerNode {
 	return &UnimplementedLearnerNode{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateUnimplementedLearnerNode creates a node of the type "unimplemented-learner-node" below parent, and waits until
-// it is set up.
+// String returns the service's name and the node's path.
+func (h *UnimplementedLearnerNode) String() string {
+	return "UnimplementedLearnerNode(" + h.ref.String() + ")"
+}
+
+// CreateUnimplementedLearnerNode creates a node of the type "unimplemented-learner-node" under
+// parent and blocks until it is set up.
 func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*UnimplementedLearnerNode, error) {
 	ref, err := unimplementedLearnerNodeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1880,8 +2000,8 @@ func CreateUnimplementedLearnerNode(ctx context.Context, parent runtime.Parent, 
 	return &UnimplementedLearnerNode{ref: ref}, nil
 }
 
-// CreateUnimplementedLearnerNodeN creates n nodes of the type "unimplemented-learner-node" below parent at once: all,
-// or none and an error.
+// CreateUnimplementedLearnerNodeN creates n nodes of the type "unimplemented-learner-node" under
+// parent at once: all, or none and an error.
 func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*UnimplementedLearnerNode, error) {
 	refs, err := unimplementedLearnerNodeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1894,8 +2014,8 @@ func CreateUnimplementedLearnerNodeN(ctx context.Context, parent runtime.Parent,
 	return handles, nil
 }
 
-// FindUnimplementedLearnerNode looks up a node of the service nameclash.UnimplementedLearnerNode, by path, alias or id.
-// A relative path is relative to from.
+// FindUnimplementedLearnerNode looks up a node of the service nameclash.UnimplementedLearnerNode,
+// by path, alias or id. A relative path is relative to from.
 func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, where runtime.Where) (*UnimplementedLearnerNode, error) {
 	ref, err := unimplementedLearnerNodeService.Find(ctx, from, where)
 	if err != nil {
@@ -1904,7 +2024,8 @@ func FindUnimplementedLearnerNode(ctx context.Context, from runtime.Finder, wher
 	return &UnimplementedLearnerNode{ref: ref}, nil
 }
 
-// UnimplementedLearnerNodeFrom makes a handle from a reference that came in a message. It asks nobody.
+// UnimplementedLearnerNodeFrom makes a handle of a reference that was received in a message. It
+// makes no call.
 func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*UnimplementedLearnerNode, error) {
 	found, err := unimplementedLearnerNodeService.From(from, ref)
 	if err != nil {
@@ -1913,19 +2034,20 @@ func UnimplementedLearnerNodeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Un
 	return &UnimplementedLearnerNode{ref: found}, nil
 }
 
-// NewLocalUnimplementedLearnerNode puts node behind a mailbox in this process, outside any system: a fake in a test,
-// for example. Nothing has to be closed.
+// NewLocalUnimplementedLearnerNode runs node behind a mailbox in this process, outside any system:
+// a fake in a test, for example. It need not be closed.
 func NewLocalUnimplementedLearnerNode(node UnimplementedLearnerNodeNode) *UnimplementedLearnerNode {
 	return &UnimplementedLearnerNode{ref: unimplementedLearnerNodeService.NewLocal(unimplementedLearnerNodeHandlers, node)}
 }
 
-// RegisterUnimplementedLearnerNodeTunnel puts node behind a mailbox and registers it on server, where
-// NewUnimplementedLearnerNodeTunnel and any other client of the service reach it. Nothing has to be closed.
+// RegisterUnimplementedLearnerNodeTunnel runs node behind a mailbox and registers it with server,
+// where NewUnimplementedLearnerNodeTunnel and any other client of the service reach it. It need not
+// be closed.
 func RegisterUnimplementedLearnerNodeTunnel(server *connect.Server, node UnimplementedLearnerNodeNode) {
 	unimplementedLearnerNodeService.RegisterTunnel(server, unimplementedLearnerNodeHandlers, node)
 }
 
-// NewUnimplementedLearnerNodeTunnel is the handle of the node that client reaches.
+// NewUnimplementedLearnerNodeTunnel returns a handle of the node that client reaches.
 func NewUnimplementedLearnerNodeTunnel(client *connect.Client) *UnimplementedLearnerNode {
 	return &UnimplementedLearnerNode{ref: unimplementedLearnerNodeService.NewTunnel(client)}
 }
@@ -1933,51 +2055,60 @@ func NewUnimplementedLearnerNodeTunnel(client *connect.Client) *UnimplementedLea
 // LearnerNameServerStreamName is the full name of the service LearnerNameServerStream.
 const LearnerNameServerStreamName = "nameclash.LearnerNameServerStream"
 
-// learnerNameServerStreamService describes the service nameclash.LearnerNameServerStream. Calls identify a method by its index in Methods.
+// learnerNameServerStreamService describes the service nameclash.LearnerNameServerStream. Calls
+// identify a method by its index in Methods.
 var learnerNameServerStreamService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerNameServerStream",
 	Type: "learner-name-server-stream",
 }
 
-// learnerNameServerStreamHandlers run the methods of nameclash.LearnerNameServerStream on a node, in the order of learnerNameServerStreamService.
+// learnerNameServerStreamHandlers run the methods of a node, in the order of
+// learnerNameServerStreamService.
 var learnerNameServerStreamHandlers = []runtime.GeneratedHandler{}
 
-// LearnerNameServerStreamNode is what a node of the service nameclash.LearnerNameServerStream implements. Its unary
-// methods run one at a time unless the schema says otherwise.
+// LearnerNameServerStreamNode is the interface that a node of the service
+// nameclash.LearnerNameServerStream implements. Its unary methods run one at a time unless the
+// schema says otherwise.
 type LearnerNameServerStreamNode interface{}
 
-// UnimplementedLearnerNameServerStreamNode answers every method with an error of the code Unimplemented. Embed it in a
-// node, and the node still compiles when the schema gets a method more.
+// UnimplementedLearnerNameServerStreamNode returns an error with the code Unimplemented from every
+// method. A node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNameServerStreamNode struct{}
 
-// LearnerNameServerStreamType is the node type "learner-name-server-stream", implemented by what setup returns. Setup
-// is called once in each life of a node.
+// LearnerNameServerStreamType returns the node type "learner-name-server-stream", whose nodes setup
+// makes. Setup is called once for each incarnation of a node.
 func LearnerNameServerStreamType(setup func(context.Context, *runtime.Node) (LearnerNameServerStreamNode, error)) runtime.NodeType {
 	return learnerNameServerStreamService.NodeType(learnerNameServerStreamHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerNameServerStream is the handle of a node of the service nameclash.LearnerNameServerStream, wherever that node
-// lives. It may be used by several goroutines at once.
+// LearnerNameServerStream is the handle of a node of the service nameclash.LearnerNameServerStream,
+// wherever that node lives. It is safe for concurrent use.
 type LearnerNameServerStream struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerNameServerStream) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerNameServerStream) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNameServerStream {
 	return &LearnerNameServerStream{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateLearnerNameServerStream creates a node of the type "learner-name-server-stream" below parent, and waits until
-// it is set up.
+// String returns the service's name and the node's path.
+func (h *LearnerNameServerStream) String() string {
+	return "LearnerNameServerStream(" + h.ref.String() + ")"
+}
+
+// CreateLearnerNameServerStream creates a node of the type "learner-name-server-stream" under
+// parent and blocks until it is set up.
 func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNameServerStream, error) {
 	ref, err := learnerNameServerStreamService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1986,8 +2117,8 @@ func CreateLearnerNameServerStream(ctx context.Context, parent runtime.Parent, o
 	return &LearnerNameServerStream{ref: ref}, nil
 }
 
-// CreateLearnerNameServerStreamN creates n nodes of the type "learner-name-server-stream" below parent at once: all, or
-// none and an error.
+// CreateLearnerNameServerStreamN creates n nodes of the type "learner-name-server-stream" under
+// parent at once: all, or none and an error.
 func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNameServerStream, error) {
 	refs, err := learnerNameServerStreamService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -2000,8 +2131,8 @@ func CreateLearnerNameServerStreamN(ctx context.Context, parent runtime.Parent, 
 	return handles, nil
 }
 
-// FindLearnerNameServerStream looks up a node of the service nameclash.LearnerNameServerStream, by path, alias or id. A
-// relative path is relative to from.
+// FindLearnerNameServerStream looks up a node of the service nameclash.LearnerNameServerStream, by
+// path, alias or id. A relative path is relative to from.
 func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNameServerStream, error) {
 	ref, err := learnerNameServerStreamService.Find(ctx, from, where)
 	if err != nil {
@@ -2010,7 +2141,8 @@ func FindLearnerNameServerStream(ctx context.Context, from runtime.Finder, where
 	return &LearnerNameServerStream{ref: ref}, nil
 }
 
-// LearnerNameServerStreamFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerNameServerStreamFrom makes a handle of a reference that was received in a message. It
+// makes no call.
 func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNameServerStream, error) {
 	found, err := learnerNameServerStreamService.From(from, ref)
 	if err != nil {
@@ -2019,19 +2151,20 @@ func LearnerNameServerStreamFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Lea
 	return &LearnerNameServerStream{ref: found}, nil
 }
 
-// NewLocalLearnerNameServerStream puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalLearnerNameServerStream runs node behind a mailbox in this process, outside any system: a
+// fake in a test, for example. It need not be closed.
 func NewLocalLearnerNameServerStream(node LearnerNameServerStreamNode) *LearnerNameServerStream {
 	return &LearnerNameServerStream{ref: learnerNameServerStreamService.NewLocal(learnerNameServerStreamHandlers, node)}
 }
 
-// RegisterLearnerNameServerStreamTunnel puts node behind a mailbox and registers it on server, where
-// NewLearnerNameServerStreamTunnel and any other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerNameServerStreamTunnel runs node behind a mailbox and registers it with server,
+// where NewLearnerNameServerStreamTunnel and any other client of the service reach it. It need not
+// be closed.
 func RegisterLearnerNameServerStreamTunnel(server *connect.Server, node LearnerNameServerStreamNode) {
 	learnerNameServerStreamService.RegisterTunnel(server, learnerNameServerStreamHandlers, node)
 }
 
-// NewLearnerNameServerStreamTunnel is the handle of the node that client reaches.
+// NewLearnerNameServerStreamTunnel returns a handle of the node that client reaches.
 func NewLearnerNameServerStreamTunnel(client *connect.Client) *LearnerNameServerStream {
 	return &LearnerNameServerStream{ref: learnerNameServerStreamService.NewTunnel(client)}
 }
@@ -2039,7 +2172,8 @@ func NewLearnerNameServerStreamTunnel(client *connect.Client) *LearnerNameServer
 // LearnerFooName is the full name of the service LearnerFoo.
 const LearnerFooName = "nameclash.LearnerFoo"
 
-// learnerFooService describes the service nameclash.LearnerFoo. Calls identify a method by its index in Methods.
+// learnerFooService describes the service nameclash.LearnerFoo. Calls identify a method by its
+// index in Methods.
 var learnerFooService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerFoo",
@@ -2066,7 +2200,7 @@ var learnerFooService = runtime.GeneratedService{
 	},
 }
 
-// learnerFooHandlers run the methods of nameclash.LearnerFoo on a node, in the order of learnerFooService.
+// learnerFooHandlers run the methods of a node, in the order of learnerFooService.
 var learnerFooHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -2094,76 +2228,83 @@ var learnerFooHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerFooNode is what a node of the service nameclash.LearnerFoo implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerFooNode is the interface that a node of the service nameclash.LearnerFoo implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerFooNode interface {
 	Service(context.Context, *nameclash.M) (*nameclash.M, error)
 
 	Async(context.Context, *nameclash.M) (*nameclash.M, error)
 }
 
-// UnimplementedLearnerFooNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerFooNode returns an error with the code Unimplemented from every method. A
+// node that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerFooNode struct{}
 
-// Service returns an error of the code Unimplemented.
+// Service returns an error with the code Unimplemented.
 func (UnimplementedLearnerFooNode) Service(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.LearnerFoo/Service is not implemented")
 }
 
-// Async returns an error of the code Unimplemented.
+// Async returns an error with the code Unimplemented.
 func (UnimplementedLearnerFooNode) Async(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.LearnerFoo/Async is not implemented")
 }
 
-// LearnerFooType is the node type "learner-foo", implemented by what setup returns. Setup is called once in each life
-// of a node.
+// LearnerFooType returns the node type "learner-foo", whose nodes setup makes. Setup is called once
+// for each incarnation of a node.
 func LearnerFooType(setup func(context.Context, *runtime.Node) (LearnerFooNode, error)) runtime.NodeType {
 	return learnerFooService.NodeType(learnerFooHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerFoo is the handle of a node of the service nameclash.LearnerFoo, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerFoo is the handle of a node of the service nameclash.LearnerFoo, wherever that node lives.
+// It is safe for concurrent use.
 type LearnerFoo struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerFoo) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerFoo) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerFoo {
 	return &LearnerFoo{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Service calls nameclash.LearnerFoo.Service, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *LearnerFoo) String() string {
+	return "LearnerFoo(" + h.ref.String() + ")"
+}
+
+// Service calls nameclash.LearnerFoo.Service and waits for its response.
 func (h *LearnerFoo) Service(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
-// ServiceAsync is Service without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// ServiceAsync calls Service and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *LearnerFoo) ServiceAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
-// Async calls nameclash.LearnerFoo.Async, and waits for the response.
+// Async calls nameclash.LearnerFoo.Async and waits for its response.
 func (h *LearnerFoo) Async(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Unary(ctx, h.ref, req)
 }
 
-// AsyncAsync is Async without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// AsyncAsync calls Async and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *LearnerFoo) AsyncAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](1).Async(ctx, h.ref, req)
 }
 
-// CreateLearnerFoo creates a node of the type "learner-foo" below parent, and waits until it is set up.
+// CreateLearnerFoo creates a node of the type "learner-foo" under parent and blocks until it is set
+// up.
 func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerFoo, error) {
 	ref, err := learnerFooService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -2172,7 +2313,8 @@ func CreateLearnerFoo(ctx context.Context, parent runtime.Parent, opts ...runtim
 	return &LearnerFoo{ref: ref}, nil
 }
 
-// CreateLearnerFooN creates n nodes of the type "learner-foo" below parent at once: all, or none and an error.
+// CreateLearnerFooN creates n nodes of the type "learner-foo" under parent at once: all, or none
+// and an error.
 func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerFoo, error) {
 	refs, err := learnerFooService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -2185,8 +2327,8 @@ func CreateLearnerFooN(ctx context.Context, parent runtime.Parent, n int, opts .
 	return handles, nil
 }
 
-// FindLearnerFoo looks up a node of the service nameclash.LearnerFoo, by path, alias or id. A relative path is relative
-// to from.
+// FindLearnerFoo looks up a node of the service nameclash.LearnerFoo, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerFoo, error) {
 	ref, err := learnerFooService.Find(ctx, from, where)
 	if err != nil {
@@ -2195,7 +2337,7 @@ func FindLearnerFoo(ctx context.Context, from runtime.Finder, where runtime.Wher
 	return &LearnerFoo{ref: ref}, nil
 }
 
-// LearnerFooFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFooFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, error) {
 	found, err := learnerFooService.From(from, ref)
 	if err != nil {
@@ -2204,19 +2346,19 @@ func LearnerFooFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerFoo, erro
 	return &LearnerFoo{ref: found}, nil
 }
 
-// NewLocalLearnerFoo puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerFoo runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerFoo(node LearnerFooNode) *LearnerFoo {
 	return &LearnerFoo{ref: learnerFooService.NewLocal(learnerFooHandlers, node)}
 }
 
-// RegisterLearnerFooTunnel puts node behind a mailbox and registers it on server, where NewLearnerFooTunnel and any
-// other client of the service reach it. Nothing has to be closed.
+// RegisterLearnerFooTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerFooTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerFooTunnel(server *connect.Server, node LearnerFooNode) {
 	learnerFooService.RegisterTunnel(server, learnerFooHandlers, node)
 }
 
-// NewLearnerFooTunnel is the handle of the node that client reaches.
+// NewLearnerFooTunnel returns a handle of the node that client reaches.
 func NewLearnerFooTunnel(client *connect.Client) *LearnerFoo {
 	return &LearnerFoo{ref: learnerFooService.NewTunnel(client)}
 }
@@ -2224,7 +2366,8 @@ func NewLearnerFooTunnel(client *connect.Client) *LearnerFoo {
 // LearnerNaName is the full name of the service LearnerNa.
 const LearnerNaName = "nameclash.LearnerNa"
 
-// learnerNaService describes the service nameclash.LearnerNa. Calls identify a method by its index in Methods.
+// learnerNaService describes the service nameclash.LearnerNa. Calls identify a method by its index
+// in Methods.
 var learnerNaService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "LearnerNa",
@@ -2242,7 +2385,7 @@ var learnerNaService = runtime.GeneratedService{
 	},
 }
 
-// learnerNaHandlers run the methods of nameclash.LearnerNa on a node, in the order of learnerNaService.
+// learnerNaHandlers run the methods of a node, in the order of learnerNaService.
 var learnerNaHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -2256,8 +2399,8 @@ var learnerNaHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNaNode is what a node of the service nameclash.LearnerNa implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerNaNode is the interface that a node of the service nameclash.LearnerNa implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // Its streams and its method tables would be those of Learner's own Name and Foo.
 type LearnerNaNode interface {
@@ -2270,48 +2413,55 @@ type LearnerNaMeServerStream = runtime.ServerStreamingServer[*nameclash.M]
 // LearnerNaMeClientStream is the caller's side of Me.
 type LearnerNaMeClientStream = runtime.ServerStreamingClient[*nameclash.M]
 
-// UnimplementedLearnerNaNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNaNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNaNode struct{}
 
-// Me returns an error of the code Unimplemented.
+// Me returns an error with the code Unimplemented.
 func (UnimplementedLearnerNaNode) Me(context.Context, *nameclash.M, LearnerNaMeServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "nameclash.LearnerNa/me is not implemented")
 }
 
-// LearnerNaType is the node type "learner-na", implemented by what setup returns. Setup is called once in each life of
-// a node.
+// LearnerNaType returns the node type "learner-na", whose nodes setup makes. Setup is called once
+// for each incarnation of a node.
 func LearnerNaType(setup func(context.Context, *runtime.Node) (LearnerNaNode, error)) runtime.NodeType {
 	return learnerNaService.NodeType(learnerNaHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// LearnerNa is the handle of a node of the service nameclash.LearnerNa, wherever that node lives. It may be used by
-// several goroutines at once.
+// LearnerNa is the handle of a node of the service nameclash.LearnerNa, wherever that node lives.
+// It is safe for concurrent use.
 //
 // Its streams and its method tables would be those of Learner's own Name and Foo.
 type LearnerNa struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *LearnerNa) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *LearnerNa) Intercepted(interceptors ...runtime.ClientInterceptor) *LearnerNa {
 	return &LearnerNa{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Me calls nameclash.LearnerNa.me, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *LearnerNa) String() string {
+	return "LearnerNa(" + h.ref.String() + ")"
+}
+
+// Me calls nameclash.LearnerNa.me and returns the stream of its responses.
 func (h *LearnerNa) Me(ctx context.Context, req *nameclash.M) (LearnerNaMeClientStream, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateLearnerNa creates a node of the type "learner-na" below parent, and waits until it is set up.
+// CreateLearnerNa creates a node of the type "learner-na" under parent and blocks until it is set
+// up.
 func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*LearnerNa, error) {
 	ref, err := learnerNaService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -2320,7 +2470,8 @@ func CreateLearnerNa(ctx context.Context, parent runtime.Parent, opts ...runtime
 	return &LearnerNa{ref: ref}, nil
 }
 
-// CreateLearnerNaN creates n nodes of the type "learner-na" below parent at once: all, or none and an error.
+// CreateLearnerNaN creates n nodes of the type "learner-na" under parent at once: all, or none and
+// an error.
 func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*LearnerNa, error) {
 	refs, err := learnerNaService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -2333,8 +2484,8 @@ func CreateLearnerNaN(ctx context.Context, parent runtime.Parent, n int, opts ..
 	return handles, nil
 }
 
-// FindLearnerNa looks up a node of the service nameclash.LearnerNa, by path, alias or id. A relative path is relative
-// to from.
+// FindLearnerNa looks up a node of the service nameclash.LearnerNa, by path, alias or id. A
+// relative path is relative to from.
 func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where) (*LearnerNa, error) {
 	ref, err := learnerNaService.Find(ctx, from, where)
 	if err != nil {
@@ -2343,7 +2494,7 @@ func FindLearnerNa(ctx context.Context, from runtime.Finder, where runtime.Where
 	return &LearnerNa{ref: ref}, nil
 }
 
-// LearnerNaFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerNaFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error) {
 	found, err := learnerNaService.From(from, ref)
 	if err != nil {
@@ -2352,19 +2503,19 @@ func LearnerNaFrom(from runtime.Finder, ref *nodev1.NodeRef) (*LearnerNa, error)
 	return &LearnerNa{ref: found}, nil
 }
 
-// NewLocalLearnerNa puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearnerNa runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalLearnerNa(node LearnerNaNode) *LearnerNa {
 	return &LearnerNa{ref: learnerNaService.NewLocal(learnerNaHandlers, node)}
 }
 
-// RegisterLearnerNaTunnel puts node behind a mailbox and registers it on server, where NewLearnerNaTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerNaTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerNaTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerNaTunnel(server *connect.Server, node LearnerNaNode) {
 	learnerNaService.RegisterTunnel(server, learnerNaHandlers, node)
 }
 
-// NewLearnerNaTunnel is the handle of the node that client reaches.
+// NewLearnerNaTunnel returns a handle of the node that client reaches.
 func NewLearnerNaTunnel(client *connect.Client) *LearnerNa {
 	return &LearnerNa{ref: learnerNaService.NewTunnel(client)}
 }
@@ -2372,7 +2523,8 @@ func NewLearnerNaTunnel(client *connect.Client) *LearnerNa {
 // LearnName is the full name of the service Learn.
 const LearnName = "nameclash.Learn"
 
-// learnService describes the service nameclash.Learn. Calls identify a method by its index in Methods.
+// learnService describes the service nameclash.Learn. Calls identify a method by its index in
+// Methods.
 var learnService = runtime.GeneratedService{
 	File: &nameclash.File_nameclash_nameclash_proto,
 	Name: "Learn",
@@ -2390,7 +2542,7 @@ var learnService = runtime.GeneratedService{
 	},
 }
 
-// learnHandlers run the methods of nameclash.Learn on a node, in the order of learnService.
+// learnHandlers run the methods of a node, in the order of learnService.
 var learnHandlers = []runtime.GeneratedHandler{
 	{
 		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
@@ -2404,8 +2556,8 @@ var learnHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnNode is what a node of the service nameclash.Learn implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// LearnNode is the interface that a node of the service nameclash.Learn implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type LearnNode interface {
 	ErName(context.Context, *nameclash.M, LearnErNameServerStream) error
 }
@@ -2416,45 +2568,52 @@ type LearnErNameServerStream = runtime.ServerStreamingServer[*nameclash.M]
 // LearnErNameClientStream is the caller's side of ErName.
 type LearnErNameClientStream = runtime.ServerStreamingClient[*nameclash.M]
 
-// UnimplementedLearnNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedLearnNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnNode struct{}
 
-// ErName returns an error of the code Unimplemented.
+// ErName returns an error with the code Unimplemented.
 func (UnimplementedLearnNode) ErName(context.Context, *nameclash.M, LearnErNameServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "nameclash.Learn/erName is not implemented")
 }
 
-// LearnType is the node type "learn", implemented by what setup returns. Setup is called once in each life of a node.
+// LearnType returns the node type "learn", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func LearnType(setup func(context.Context, *runtime.Node) (LearnNode, error)) runtime.NodeType {
 	return learnService.NodeType(learnHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Learn is the handle of a node of the service nameclash.Learn, wherever that node lives. It may be used by several
-// goroutines at once.
+// Learn is the handle of a node of the service nameclash.Learn, wherever that node lives. It is
+// safe for concurrent use.
 type Learn struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learn) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learn) Intercepted(interceptors ...runtime.ClientInterceptor) *Learn {
 	return &Learn{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// ErName calls nameclash.Learn.erName, and returns the stream of its responses.
+// String returns the service's name and the node's path.
+func (h *Learn) String() string {
+	return "Learn(" + h.ref.String() + ")"
+}
+
+// ErName calls nameclash.Learn.erName and returns the stream of its responses.
 func (h *Learn) ErName(ctx context.Context, req *nameclash.M) (LearnErNameClientStream, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).ServerStream(ctx, h.ref, req)
 }
 
-// CreateLearn creates a node of the type "learn" below parent, and waits until it is set up.
+// CreateLearn creates a node of the type "learn" under parent and blocks until it is set up.
 func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learn, error) {
 	ref, err := learnService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -2463,7 +2622,7 @@ func CreateLearn(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Learn{ref: ref}, nil
 }
 
-// CreateLearnN creates n nodes of the type "learn" below parent at once: all, or none and an error.
+// CreateLearnN creates n nodes of the type "learn" under parent at once: all, or none and an error.
 func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learn, error) {
 	refs, err := learnService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -2476,7 +2635,8 @@ func CreateLearnN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindLearn looks up a node of the service nameclash.Learn, by path, alias or id. A relative path is relative to from.
+// FindLearn looks up a node of the service nameclash.Learn, by path, alias or id. A relative path
+// is relative to from.
 func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learn, error) {
 	ref, err := learnService.Find(ctx, from, where)
 	if err != nil {
@@ -2485,7 +2645,7 @@ func FindLearn(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Learn{ref: ref}, nil
 }
 
-// LearnFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
 	found, err := learnService.From(from, ref)
 	if err != nil {
@@ -2494,19 +2654,19 @@ func LearnFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learn, error) {
 	return &Learn{ref: found}, nil
 }
 
-// NewLocalLearn puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalLearn runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearn(node LearnNode) *Learn {
 	return &Learn{ref: learnService.NewLocal(learnHandlers, node)}
 }
 
-// RegisterLearnTunnel puts node behind a mailbox and registers it on server, where NewLearnTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterLearnTunnel runs node behind a mailbox and registers it with server, where NewLearnTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterLearnTunnel(server *connect.Server, node LearnNode) {
 	learnService.RegisterTunnel(server, learnHandlers, node)
 }
 
-// NewLearnTunnel is the handle of the node that client reaches.
+// NewLearnTunnel returns a handle of the node that client reaches.
 func NewLearnTunnel(client *connect.Client) *Learn {
 	return &Learn{ref: learnService.NewTunnel(client)}
 }
@@ -2532,7 +2692,7 @@ var lService = runtime.GeneratedService{
 	},
 }
 
-// lHandlers run the methods of nameclash.L on a node, in the order of lService.
+// lHandlers run the methods of a node, in the order of lService.
 var lHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -2548,57 +2708,64 @@ var lHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LNode is what a node of the service nameclash.L implements. Its unary methods run one at a time unless the schema
-// says otherwise.
+// LNode is the interface that a node of the service nameclash.L implements. Its unary methods run
+// one at a time unless the schema says otherwise.
 type LNode interface {
 	X(context.Context, *nameclash.M) (*nameclash.M, error)
 }
 
-// UnimplementedLNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedLNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedLNode struct{}
 
-// X returns an error of the code Unimplemented.
+// X returns an error with the code Unimplemented.
 func (UnimplementedLNode) X(context.Context, *nameclash.M) (*nameclash.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nameclash.L/X is not implemented")
 }
 
-// LType is the node type "l", implemented by what setup returns. Setup is called once in each life of a node.
+// LType returns the node type "l", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func LType(setup func(context.Context, *runtime.Node) (LNode, error)) runtime.NodeType {
 	return lService.NodeType(lHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// L is the handle of a node of the service nameclash.L, wherever that node lives. It may be used by several goroutines
-// at once.
+// L is the handle of a node of the service nameclash.L, wherever that node lives. It is safe for
+// concurrent use.
 type L struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *L) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *L) Intercepted(interceptors ...runtime.ClientInterceptor) *L {
 	return &L{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// X calls nameclash.L.X, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *L) String() string {
+	return "L(" + h.ref.String() + ")"
+}
+
+// X calls nameclash.L.X and waits for its response.
 func (h *L) X(ctx context.Context, req *nameclash.M) (*nameclash.M, error) {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Unary(ctx, h.ref, req)
 }
 
-// XAsync is X without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// XAsync calls X and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *L) XAsync(ctx context.Context, req *nameclash.M) *runtime.Future[*nameclash.M] {
 	return runtime.GeneratedCall[*nameclash.M, *nameclash.M](0).Async(ctx, h.ref, req)
 }
 
-// CreateL creates a node of the type "l" below parent, and waits until it is set up.
+// CreateL creates a node of the type "l" under parent and blocks until it is set up.
 func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*L, error) {
 	ref, err := lService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -2607,7 +2774,7 @@ func CreateL(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateO
 	return &L{ref: ref}, nil
 }
 
-// CreateLN creates n nodes of the type "l" below parent at once: all, or none and an error.
+// CreateLN creates n nodes of the type "l" under parent at once: all, or none and an error.
 func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*L, error) {
 	refs, err := lService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -2620,7 +2787,8 @@ func CreateLN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime
 	return handles, nil
 }
 
-// FindL looks up a node of the service nameclash.L, by path, alias or id. A relative path is relative to from.
+// FindL looks up a node of the service nameclash.L, by path, alias or id. A relative path is
+// relative to from.
 func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, error) {
 	ref, err := lService.Find(ctx, from, where)
 	if err != nil {
@@ -2629,7 +2797,7 @@ func FindL(ctx context.Context, from runtime.Finder, where runtime.Where) (*L, e
 	return &L{ref: ref}, nil
 }
 
-// LFrom makes a handle from a reference that came in a message. It asks nobody.
+// LFrom makes a handle of a reference that was received in a message. It makes no call.
 func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
 	found, err := lService.From(from, ref)
 	if err != nil {
@@ -2638,19 +2806,19 @@ func LFrom(from runtime.Finder, ref *nodev1.NodeRef) (*L, error) {
 	return &L{ref: found}, nil
 }
 
-// NewLocalL puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
-// to be closed.
+// NewLocalL runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalL(node LNode) *L {
 	return &L{ref: lService.NewLocal(lHandlers, node)}
 }
 
-// RegisterLTunnel puts node behind a mailbox and registers it on server, where NewLTunnel and any other client of the
-// service reach it. Nothing has to be closed.
+// RegisterLTunnel runs node behind a mailbox and registers it with server, where NewLTunnel and any
+// other client of the service reach it. It need not be closed.
 func RegisterLTunnel(server *connect.Server, node LNode) {
 	lService.RegisterTunnel(server, lHandlers, node)
 }
 
-// NewLTunnel is the handle of the node that client reaches.
+// NewLTunnel returns a handle of the node that client reaches.
 func NewLTunnel(client *connect.Client) *L {
 	return &L{ref: lService.NewTunnel(client)}
 }

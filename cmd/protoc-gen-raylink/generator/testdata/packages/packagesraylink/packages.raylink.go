@@ -8,8 +8,11 @@
 package packagesraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages"
 	Learner1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/Learner"
 	connect1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/connect"
@@ -29,17 +32,19 @@ import (
 	context2 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/packages/twin/context"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -48,7 +53,8 @@ const (
 // LearnerName is the full name of the service Learner.
 const LearnerName = "packages.Learner"
 
-// learnerService describes the service packages.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service packages.Learner. Calls identify a method by its index in
+// Methods.
 var learnerService = runtime.GeneratedService{
 	File: &packages.File_packages_packages_proto,
 	Name: "Learner",
@@ -132,7 +138,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of packages.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -218,8 +224,8 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode is what a node of the service packages.Learner implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// LearnerNode is the interface that a node of the service packages.Learner implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type LearnerNode interface {
 	Do(context.Context, *context1.M) (*connect1.M, error)
 
@@ -256,146 +262,152 @@ type LearnerDo5ServerStream = runtime.BidiStreamingServer[*Learner1.M, *learnerD
 // LearnerDo5ClientStream is the caller's side of Do5.
 type LearnerDo5ClientStream = runtime.BidiStreamingClient[*Learner1.M, *learnerDo.M]
 
-// UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do(context.Context, *context1.M) (*connect1.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do is not implemented")
 }
 
-// Do1 returns an error of the code Unimplemented.
+// Do1 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do1(context.Context, *proto1.M) (*runtime1.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do1 is not implemented")
 }
 
-// Do2 returns an error of the code Unimplemented.
+// Do2 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do2(context.Context, *nodev11.M) (*ctx1.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do2 is not implemented")
 }
 
-// Do3 returns an error of the code Unimplemented.
+// Do3 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do3(context.Context, *req1.M, LearnerDo3ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do3 is not implemented")
 }
 
-// Do4 returns an error of the code Unimplemented.
+// Do4 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do4(context.Context, LearnerDo4ServerStream) (*ref1.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do4 is not implemented")
 }
 
-// Do5 returns an error of the code Unimplemented.
+// Do5 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do5(context.Context, LearnerDo5ServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do5 is not implemented")
 }
 
-// Do6 returns an error of the code Unimplemented.
+// Do6 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do6(context.Context, *jen.M) (*err1.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do6 is not implemented")
 }
 
-// Do7 returns an error of the code Unimplemented.
+// Do7 returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do7(context.Context, *found1.M) (*context2.M, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "packages.Learner/Do7 is not implemented")
 }
 
-// LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// LearnerType returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *proto1.M) (LearnerNode, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto1.M))
 	})
 }
 
-// Learner is the handle of a node of the service packages.Learner, wherever that node lives. It may be used by several
-// goroutines at once.
+// Learner is the handle of a node of the service packages.Learner, wherever that node lives. It is
+// safe for concurrent use.
 type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls packages.Learner.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Learner) String() string {
+	return "Learner(" + h.ref.String() + ")"
+}
+
+// Do calls packages.Learner.Do and waits for its response.
 func (h *Learner) Do(ctx context.Context, req *context1.M) (*connect1.M, error) {
 	return runtime.GeneratedCall[*context1.M, *connect1.M](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) DoAsync(ctx context.Context, req *context1.M) *runtime.Future[*connect1.M] {
 	return runtime.GeneratedCall[*context1.M, *connect1.M](0).Async(ctx, h.ref, req)
 }
 
-// Do1 calls packages.Learner.Do1, and waits for the response.
+// Do1 calls packages.Learner.Do1 and waits for its response.
 func (h *Learner) Do1(ctx context.Context, req *proto1.M) (*runtime1.M, error) {
 	return runtime.GeneratedCall[*proto1.M, *runtime1.M](1).Unary(ctx, h.ref, req)
 }
 
-// Do1Async is Do1 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do1Async calls Do1 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) Do1Async(ctx context.Context, req *proto1.M) *runtime.Future[*runtime1.M] {
 	return runtime.GeneratedCall[*proto1.M, *runtime1.M](1).Async(ctx, h.ref, req)
 }
 
-// Do2 calls packages.Learner.Do2, and waits for the response.
+// Do2 calls packages.Learner.Do2 and waits for its response.
 func (h *Learner) Do2(ctx context.Context, req *nodev11.M) (*ctx1.M, error) {
 	return runtime.GeneratedCall[*nodev11.M, *ctx1.M](2).Unary(ctx, h.ref, req)
 }
 
-// Do2Async is Do2 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do2Async calls Do2 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) Do2Async(ctx context.Context, req *nodev11.M) *runtime.Future[*ctx1.M] {
 	return runtime.GeneratedCall[*nodev11.M, *ctx1.M](2).Async(ctx, h.ref, req)
 }
 
-// Do3 calls packages.Learner.Do3, and returns the stream of its responses.
+// Do3 calls packages.Learner.Do3 and returns the stream of its responses.
 func (h *Learner) Do3(ctx context.Context, req *req1.M) (LearnerDo3ClientStream, error) {
 	return runtime.GeneratedCall[*req1.M, *error1.M](3).ServerStream(ctx, h.ref, req)
 }
 
-// Do4 calls packages.Learner.Do4, and returns the stream to send its requests on.
+// Do4 calls packages.Learner.Do4 and returns the stream on which its requests are sent.
 func (h *Learner) Do4(ctx context.Context) (LearnerDo4ClientStream, error) {
 	return runtime.GeneratedCall[*h1.M, *ref1.M](4).ClientStream(ctx, h.ref)
 }
 
-// Do5 calls packages.Learner.Do5, and returns the stream of its requests and responses.
+// Do5 calls packages.Learner.Do5 and returns the stream of its requests and responses.
 func (h *Learner) Do5(ctx context.Context) (LearnerDo5ClientStream, error) {
 	return runtime.GeneratedCall[*Learner1.M, *learnerDo.M](5).BidiStream(ctx, h.ref)
 }
 
-// Do6 calls packages.Learner.Do6, and waits for the response.
+// Do6 calls packages.Learner.Do6 and waits for its response.
 func (h *Learner) Do6(ctx context.Context, req *jen.M) (*err1.M, error) {
 	return runtime.GeneratedCall[*jen.M, *err1.M](6).Unary(ctx, h.ref, req)
 }
 
-// Do6Async is Do6 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do6Async calls Do6 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) Do6Async(ctx context.Context, req *jen.M) *runtime.Future[*err1.M] {
 	return runtime.GeneratedCall[*jen.M, *err1.M](6).Async(ctx, h.ref, req)
 }
 
-// Do7 calls packages.Learner.Do7, and waits for the response.
+// Do7 calls packages.Learner.Do7 and waits for its response.
 func (h *Learner) Do7(ctx context.Context, req *found1.M) (*context2.M, error) {
 	return runtime.GeneratedCall[*found1.M, *context2.M](7).Unary(ctx, h.ref, req)
 }
 
-// Do7Async is Do7 without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Do7Async calls Do7 and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) Do7Async(ctx context.Context, req *found1.M) *runtime.Future[*context2.M] {
 	return runtime.GeneratedCall[*found1.M, *context2.M](7).Async(ctx, h.ref, req)
 }
 
-// CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -404,7 +416,8 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *proto1.M, op
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *proto1.M, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -417,8 +430,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *prot
 	return handles, nil
 }
 
-// FindLearner looks up a node of the service packages.Learner, by path, alias or id. A relative path is relative to
-// from.
+// FindLearner looks up a node of the service packages.Learner, by path, alias or id. A relative
+// path is relative to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -427,7 +440,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -436,19 +449,19 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel is the handle of the node that client reaches.
+// NewLearnerTunnel returns a handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }

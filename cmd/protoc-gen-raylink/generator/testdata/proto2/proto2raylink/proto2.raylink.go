@@ -6,22 +6,27 @@
 package proto2raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/proto2"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -60,7 +65,7 @@ var oldService = runtime.GeneratedService{
 	},
 }
 
-// oldHandlers run the methods of proto2.Old on a node, in the order of oldService.
+// oldHandlers run the methods of a node, in the order of oldService.
 var oldHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -82,8 +87,8 @@ var oldHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// OldNode is what a node of the service proto2.Old implements. Its unary methods run one at a time unless the schema
-// says otherwise.
+// OldNode is the interface that a node of the service proto2.Old implements. Its unary methods run
+// one at a time unless the schema says otherwise.
 type OldNode interface {
 	Call(context.Context, *proto2.Request) (*proto2.Request_Result, error)
 
@@ -96,62 +101,68 @@ type OldStreamServerStream = runtime.BidiStreamingServer[*proto2.Request, *proto
 // OldStreamClientStream is the caller's side of Stream.
 type OldStreamClientStream = runtime.BidiStreamingClient[*proto2.Request, *proto2.Request_Result]
 
-// UnimplementedOldNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedOldNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedOldNode struct{}
 
-// Call returns an error of the code Unimplemented.
+// Call returns an error with the code Unimplemented.
 func (UnimplementedOldNode) Call(context.Context, *proto2.Request) (*proto2.Request_Result, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "proto2.Old/Call is not implemented")
 }
 
-// Stream returns an error of the code Unimplemented.
+// Stream returns an error with the code Unimplemented.
 func (UnimplementedOldNode) Stream(context.Context, OldStreamServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "proto2.Old/Stream is not implemented")
 }
 
-// OldType is the node type "old", implemented by what setup returns. Setup is called once in each life of a node with
-// the configuration it was created with.
+// OldType returns the node type "old", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func OldType(setup func(context.Context, *runtime.Node, *proto2.Request_Result) (OldNode, error)) runtime.NodeType {
 	return oldService.NodeType(oldHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*proto2.Request_Result))
 	})
 }
 
-// Old is the handle of a node of the service proto2.Old, wherever that node lives. It may be used by several goroutines
-// at once.
+// Old is the handle of a node of the service proto2.Old, wherever that node lives. It is safe for
+// concurrent use.
 type Old struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Old) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Old) Intercepted(interceptors ...runtime.ClientInterceptor) *Old {
 	return &Old{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Call calls proto2.Old.Call, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Old) String() string {
+	return "Old(" + h.ref.String() + ")"
+}
+
+// Call calls proto2.Old.Call and waits for its response.
 func (h *Old) Call(ctx context.Context, req *proto2.Request) (*proto2.Request_Result, error) {
 	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](0).Unary(ctx, h.ref, req)
 }
 
-// CallAsync is Call without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// CallAsync calls Call and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Old) CallAsync(ctx context.Context, req *proto2.Request) *runtime.Future[*proto2.Request_Result] {
 	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](0).Async(ctx, h.ref, req)
 }
 
-// Stream calls proto2.Old.Stream, and returns the stream of its requests and responses.
+// Stream calls proto2.Old.Stream and returns the stream of its requests and responses.
 func (h *Old) Stream(ctx context.Context) (OldStreamClientStream, error) {
 	return runtime.GeneratedCall[*proto2.Request, *proto2.Request_Result](1).BidiStream(ctx, h.ref)
 }
 
-// CreateOld creates a node of the type "old" below parent, and waits until it is set up.
+// CreateOld creates a node of the type "old" under parent and blocks until it is set up.
 func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_Result, opts ...runtime.CreateOption) (*Old, error) {
 	ref, err := oldService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -160,7 +171,7 @@ func CreateOld(ctx context.Context, parent runtime.Parent, cfg *proto2.Request_R
 	return &Old{ref: ref}, nil
 }
 
-// CreateOldN creates n nodes of the type "old" below parent at once: all, or none and an error.
+// CreateOldN creates n nodes of the type "old" under parent at once: all, or none and an error.
 func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.Request_Result, opts ...runtime.CreateOption) ([]*Old, error) {
 	refs, err := oldService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -173,7 +184,8 @@ func CreateOldN(ctx context.Context, parent runtime.Parent, n int, cfg *proto2.R
 	return handles, nil
 }
 
-// FindOld looks up a node of the service proto2.Old, by path, alias or id. A relative path is relative to from.
+// FindOld looks up a node of the service proto2.Old, by path, alias or id. A relative path is
+// relative to from.
 func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Old, error) {
 	ref, err := oldService.Find(ctx, from, where)
 	if err != nil {
@@ -182,7 +194,7 @@ func FindOld(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ol
 	return &Old{ref: ref}, nil
 }
 
-// OldFrom makes a handle from a reference that came in a message. It asks nobody.
+// OldFrom makes a handle of a reference that was received in a message. It makes no call.
 func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
 	found, err := oldService.From(from, ref)
 	if err != nil {
@@ -191,19 +203,19 @@ func OldFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Old, error) {
 	return &Old{ref: found}, nil
 }
 
-// NewLocalOld puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalOld runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalOld(node OldNode) *Old {
 	return &Old{ref: oldService.NewLocal(oldHandlers, node)}
 }
 
-// RegisterOldTunnel puts node behind a mailbox and registers it on server, where NewOldTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterOldTunnel runs node behind a mailbox and registers it with server, where NewOldTunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterOldTunnel(server *connect.Server, node OldNode) {
 	oldService.RegisterTunnel(server, oldHandlers, node)
 }
 
-// NewOldTunnel is the handle of the node that client reaches.
+// NewOldTunnel returns a handle of the node that client reaches.
 func NewOldTunnel(client *connect.Client) *Old {
 	return &Old{ref: oldService.NewTunnel(client)}
 }

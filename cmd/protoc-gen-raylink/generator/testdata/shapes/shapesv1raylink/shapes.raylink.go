@@ -8,22 +8,27 @@
 package shapesv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	shapesv1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/shapes"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // EchoName is the full name of the service Echo.
 const EchoName = "shapes.v1.Echo"
 
-// echoService describes the service shapes.v1.Echo. Calls identify a method by its index in Methods.
+// echoService describes the service shapes.v1.Echo. Calls identify a method by its index in
+// Methods.
 var echoService = runtime.GeneratedService{
 	File: &shapesv1.File_shapes_shapes_proto,
 	Name: "Echo",
@@ -100,7 +106,7 @@ var echoService = runtime.GeneratedService{
 	},
 }
 
-// echoHandlers run the methods of shapes.v1.Echo on a node, in the order of echoService.
+// echoHandlers run the methods of a node, in the order of echoService.
 var echoHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -162,10 +168,10 @@ var echoHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// EchoNode is what a node of the service shapes.v1.Echo implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// EchoNode is the interface that a node of the service shapes.v1.Echo implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 //
-// Echo answers with what it is told.
+// Echo returns what it receives.
 type EchoNode interface {
 	// Say says it once.
 	Say(context.Context, *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error)
@@ -204,65 +210,71 @@ type EchoChatServerStream = runtime.BidiStreamingServer[*shapesv1.EchoRequest, *
 // EchoChatClientStream is the caller's side of Chat.
 type EchoChatClientStream = runtime.BidiStreamingClient[*shapesv1.EchoRequest, *shapesv1.EchoResponse]
 
-// UnimplementedEchoNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedEchoNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedEchoNode struct{}
 
-// Say returns an error of the code Unimplemented.
+// Say returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Say(context.Context, *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Say is not implemented")
 }
 
-// Now returns an error of the code Unimplemented.
+// Now returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Now(context.Context, *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Now is not implemented")
 }
 
-// Turn returns an error of the code Unimplemented.
+// Turn returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Turn(context.Context, *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Turn is not implemented")
 }
 
-// Repeat returns an error of the code Unimplemented.
+// Repeat returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Repeat(context.Context, *shapesv1.EchoRequest, EchoRepeatServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Repeat is not implemented")
 }
 
-// Join returns an error of the code Unimplemented.
+// Join returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Join(context.Context, EchoJoinServerStream) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Join is not implemented")
 }
 
-// Chat returns an error of the code Unimplemented.
+// Chat returns an error with the code Unimplemented.
 func (UnimplementedEchoNode) Chat(context.Context, EchoChatServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "shapes.v1.Echo/Chat is not implemented")
 }
 
-// EchoType is the node type "parrot", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// EchoType returns the node type "parrot", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func EchoType(setup func(context.Context, *runtime.Node, *shapesv1.EchoConfig) (EchoNode, error)) runtime.NodeType {
 	return echoService.NodeType(echoHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*shapesv1.EchoConfig))
 	})
 }
 
-// Echo is the handle of a node of the service shapes.v1.Echo, wherever that node lives. It may be used by several
-// goroutines at once.
+// Echo is the handle of a node of the service shapes.v1.Echo, wherever that node lives. It is safe
+// for concurrent use.
 //
-// Echo answers with what it is told.
+// Echo returns what it receives.
 type Echo struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Echo) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Echo) Intercepted(interceptors ...runtime.ClientInterceptor) *Echo {
 	return &Echo{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Echo) String() string {
+	return "Echo(" + h.ref.String() + ")"
 }
 
 // Say says it once.
@@ -270,8 +282,8 @@ func (h *Echo) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.Ec
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
-// SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// SayAsync calls Say and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Echo) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
@@ -281,8 +293,8 @@ func (h *Echo) Now(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.Ec
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
-// NowAsync is Now without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// NowAsync calls Now and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Echo) NowAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
@@ -292,8 +304,8 @@ func (h *Echo) Turn(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.E
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).Unary(ctx, h.ref, req)
 }
 
-// TurnAsync is Turn without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// TurnAsync calls Turn and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Echo) TurnAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).Async(ctx, h.ref, req)
 }
@@ -313,7 +325,7 @@ func (h *Echo) Chat(ctx context.Context) (EchoChatClientStream, error) {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](5).BidiStream(ctx, h.ref)
 }
 
-// CreateEcho creates a node of the type "parrot" below parent, and waits until it is set up.
+// CreateEcho creates a node of the type "parrot" under parent and blocks until it is set up.
 func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) (*Echo, error) {
 	ref, err := echoService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -322,7 +334,7 @@ func CreateEcho(ctx context.Context, parent runtime.Parent, cfg *shapesv1.EchoCo
 	return &Echo{ref: ref}, nil
 }
 
-// CreateEchoN creates n nodes of the type "parrot" below parent at once: all, or none and an error.
+// CreateEchoN creates n nodes of the type "parrot" under parent at once: all, or none and an error.
 func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv1.EchoConfig, opts ...runtime.CreateOption) ([]*Echo, error) {
 	refs, err := echoService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -335,7 +347,8 @@ func CreateEchoN(ctx context.Context, parent runtime.Parent, n int, cfg *shapesv
 	return handles, nil
 }
 
-// FindEcho looks up a node of the service shapes.v1.Echo, by path, alias or id. A relative path is relative to from.
+// FindEcho looks up a node of the service shapes.v1.Echo, by path, alias or id. A relative path is
+// relative to from.
 func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*Echo, error) {
 	ref, err := echoService.Find(ctx, from, where)
 	if err != nil {
@@ -344,7 +357,7 @@ func FindEcho(ctx context.Context, from runtime.Finder, where runtime.Where) (*E
 	return &Echo{ref: ref}, nil
 }
 
-// EchoFrom makes a handle from a reference that came in a message. It asks nobody.
+// EchoFrom makes a handle of a reference that was received in a message. It makes no call.
 func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 	found, err := echoService.From(from, ref)
 	if err != nil {
@@ -353,19 +366,19 @@ func EchoFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Echo, error) {
 	return &Echo{ref: found}, nil
 }
 
-// NewLocalEcho puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalEcho runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalEcho(node EchoNode) *Echo {
 	return &Echo{ref: echoService.NewLocal(echoHandlers, node)}
 }
 
-// RegisterEchoTunnel puts node behind a mailbox and registers it on server, where NewEchoTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterEchoTunnel runs node behind a mailbox and registers it with server, where NewEchoTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterEchoTunnel(server *connect.Server, node EchoNode) {
 	echoService.RegisterTunnel(server, echoHandlers, node)
 }
 
-// NewEchoTunnel is the handle of the node that client reaches.
+// NewEchoTunnel returns a handle of the node that client reaches.
 func NewEchoTunnel(client *connect.Client) *Echo {
 	return &Echo{ref: echoService.NewTunnel(client)}
 }
@@ -373,7 +386,8 @@ func NewEchoTunnel(client *connect.Client) *Echo {
 // PlainName is the full name of the service Plain.
 const PlainName = "shapes.v1.Plain"
 
-// plainService describes the service shapes.v1.Plain. Calls identify a method by its index in Methods.
+// plainService describes the service shapes.v1.Plain. Calls identify a method by its index in
+// Methods.
 var plainService = runtime.GeneratedService{
 	File: &shapesv1.File_shapes_shapes_proto,
 	Name: "Plain",
@@ -418,7 +432,7 @@ var plainService = runtime.GeneratedService{
 	},
 }
 
-// plainHandlers run the methods of shapes.v1.Plain on a node, in the order of plainService.
+// plainHandlers run the methods of a node, in the order of plainService.
 var plainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -456,8 +470,8 @@ var plainHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// PlainNode is what a node of the service shapes.v1.Plain implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// PlainNode is the interface that a node of the service shapes.v1.Plain implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Plain has no options, and methods without comments.
 type PlainNode interface {
@@ -488,83 +502,90 @@ type PlainChatServerStream = runtime.BidiStreamingServer[*shapesv1.EchoRequest, 
 // PlainChatClientStream is the caller's side of Chat.
 type PlainChatClientStream = runtime.BidiStreamingClient[*shapesv1.EchoRequest, *shapesv1.EchoResponse]
 
-// UnimplementedPlainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedPlainNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedPlainNode struct{}
 
-// Say returns an error of the code Unimplemented.
+// Say returns an error with the code Unimplemented.
 func (UnimplementedPlainNode) Say(context.Context, *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Plain/Say is not implemented")
 }
 
-// Repeat returns an error of the code Unimplemented.
+// Repeat returns an error with the code Unimplemented.
 func (UnimplementedPlainNode) Repeat(context.Context, *shapesv1.EchoRequest, PlainRepeatServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "shapes.v1.Plain/Repeat is not implemented")
 }
 
-// Join returns an error of the code Unimplemented.
+// Join returns an error with the code Unimplemented.
 func (UnimplementedPlainNode) Join(context.Context, PlainJoinServerStream) (*shapesv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "shapes.v1.Plain/Join is not implemented")
 }
 
-// Chat returns an error of the code Unimplemented.
+// Chat returns an error with the code Unimplemented.
 func (UnimplementedPlainNode) Chat(context.Context, PlainChatServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "shapes.v1.Plain/Chat is not implemented")
 }
 
-// PlainType is the node type "plain", implemented by what setup returns. Setup is called once in each life of a node.
+// PlainType returns the node type "plain", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func PlainType(setup func(context.Context, *runtime.Node) (PlainNode, error)) runtime.NodeType {
 	return plainService.NodeType(plainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Plain is the handle of a node of the service shapes.v1.Plain, wherever that node lives. It may be used by several
-// goroutines at once.
+// Plain is the handle of a node of the service shapes.v1.Plain, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Plain has no options, and methods without comments.
 type Plain struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Plain) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Plain) Intercepted(interceptors ...runtime.ClientInterceptor) *Plain {
 	return &Plain{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Say calls shapes.v1.Plain.Say, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Plain) String() string {
+	return "Plain(" + h.ref.String() + ")"
+}
+
+// Say calls shapes.v1.Plain.Say and waits for its response.
 func (h *Plain) Say(ctx context.Context, req *shapesv1.EchoRequest) (*shapesv1.EchoResponse, error) {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Unary(ctx, h.ref, req)
 }
 
-// SayAsync is Say without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// SayAsync calls Say and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Plain) SayAsync(ctx context.Context, req *shapesv1.EchoRequest) *runtime.Future[*shapesv1.EchoResponse] {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](0).Async(ctx, h.ref, req)
 }
 
-// Repeat calls shapes.v1.Plain.Repeat, and returns the stream of its responses.
+// Repeat calls shapes.v1.Plain.Repeat and returns the stream of its responses.
 func (h *Plain) Repeat(ctx context.Context, req *shapesv1.EchoRequest) (PlainRepeatClientStream, error) {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](1).ServerStream(ctx, h.ref, req)
 }
 
-// Join calls shapes.v1.Plain.Join, and returns the stream to send its requests on.
+// Join calls shapes.v1.Plain.Join and returns the stream on which its requests are sent.
 func (h *Plain) Join(ctx context.Context) (PlainJoinClientStream, error) {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](2).ClientStream(ctx, h.ref)
 }
 
-// Chat calls shapes.v1.Plain.Chat, and returns the stream of its requests and responses.
+// Chat calls shapes.v1.Plain.Chat and returns the stream of its requests and responses.
 func (h *Plain) Chat(ctx context.Context) (PlainChatClientStream, error) {
 	return runtime.GeneratedCall[*shapesv1.EchoRequest, *shapesv1.EchoResponse](3).BidiStream(ctx, h.ref)
 }
 
-// CreatePlain creates a node of the type "plain" below parent, and waits until it is set up.
+// CreatePlain creates a node of the type "plain" under parent and blocks until it is set up.
 func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Plain, error) {
 	ref, err := plainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -573,7 +594,7 @@ func CreatePlain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Plain{ref: ref}, nil
 }
 
-// CreatePlainN creates n nodes of the type "plain" below parent at once: all, or none and an error.
+// CreatePlainN creates n nodes of the type "plain" under parent at once: all, or none and an error.
 func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Plain, error) {
 	refs, err := plainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -586,7 +607,8 @@ func CreatePlainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindPlain looks up a node of the service shapes.v1.Plain, by path, alias or id. A relative path is relative to from.
+// FindPlain looks up a node of the service shapes.v1.Plain, by path, alias or id. A relative path
+// is relative to from.
 func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Plain, error) {
 	ref, err := plainService.Find(ctx, from, where)
 	if err != nil {
@@ -595,7 +617,7 @@ func FindPlain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Plain{ref: ref}, nil
 }
 
-// PlainFrom makes a handle from a reference that came in a message. It asks nobody.
+// PlainFrom makes a handle of a reference that was received in a message. It makes no call.
 func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
 	found, err := plainService.From(from, ref)
 	if err != nil {
@@ -604,19 +626,19 @@ func PlainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Plain, error) {
 	return &Plain{ref: found}, nil
 }
 
-// NewLocalPlain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalPlain runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalPlain(node PlainNode) *Plain {
 	return &Plain{ref: plainService.NewLocal(plainHandlers, node)}
 }
 
-// RegisterPlainTunnel puts node behind a mailbox and registers it on server, where NewPlainTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterPlainTunnel runs node behind a mailbox and registers it with server, where NewPlainTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterPlainTunnel(server *connect.Server, node PlainNode) {
 	plainService.RegisterTunnel(server, plainHandlers, node)
 }
 
-// NewPlainTunnel is the handle of the node that client reaches.
+// NewPlainTunnel returns a handle of the node that client reaches.
 func NewPlainTunnel(client *connect.Client) *Plain {
 	return &Plain{ref: plainService.NewTunnel(client)}
 }

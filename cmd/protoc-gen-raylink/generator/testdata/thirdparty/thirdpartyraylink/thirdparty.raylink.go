@@ -2,28 +2,34 @@
 //
 // Source: thirdparty/thirdparty.proto
 
-// Package thirdpartyraylink has the nodes and handles of the services in thirdparty/thirdparty.proto.
+// Package thirdpartyraylink has the nodes and handles of the services in
+// thirdparty/thirdparty.proto.
 //
-// Somebody else's services, which never heard of RayLink and have the simple names of its own.
+// Services of a third party, not written for RayLink, with the simple names of RayLink's own.
 package thirdpartyraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/thirdparty"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +38,8 @@ const (
 // StorageName is the full name of the service Storage.
 const StorageName = "thirdparty.v1.Storage"
 
-// storageService describes the service thirdparty.v1.Storage. Calls identify a method by its index in Methods.
+// storageService describes the service thirdparty.v1.Storage. Calls identify a method by its index
+// in Methods.
 var storageService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Storage",
@@ -50,7 +57,7 @@ var storageService = runtime.GeneratedService{
 	},
 }
 
-// storageHandlers run the methods of thirdparty.v1.Storage on a node, in the order of storageService.
+// storageHandlers run the methods of a node, in the order of storageService.
 var storageHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -66,58 +73,64 @@ var storageHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// StorageNode is what a node of the service thirdparty.v1.Storage implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// StorageNode is the interface that a node of the service thirdparty.v1.Storage implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type StorageNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedStorageNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedStorageNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedStorageNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Storage/Do is not implemented")
 }
 
-// StorageType is the node type "storage", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// StorageType returns the node type "storage", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func StorageType(setup func(context.Context, *runtime.Node) (StorageNode, error)) runtime.NodeType {
 	return storageService.NodeType(storageHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Storage is the handle of a node of the service thirdparty.v1.Storage, wherever that node lives. It may be used by
-// several goroutines at once.
+// Storage is the handle of a node of the service thirdparty.v1.Storage, wherever that node lives.
+// It is safe for concurrent use.
 type Storage struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Storage) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Storage) Intercepted(interceptors ...runtime.ClientInterceptor) *Storage {
 	return &Storage{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Storage.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Storage) String() string {
+	return "Storage(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Storage.Do and waits for its response.
 func (h *Storage) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Storage) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateStorage creates a node of the type "storage" below parent, and waits until it is set up.
+// CreateStorage creates a node of the type "storage" under parent and blocks until it is set up.
 func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Storage, error) {
 	ref, err := storageService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -126,7 +139,8 @@ func CreateStorage(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Storage{ref: ref}, nil
 }
 
-// CreateStorageN creates n nodes of the type "storage" below parent at once: all, or none and an error.
+// CreateStorageN creates n nodes of the type "storage" under parent at once: all, or none and an
+// error.
 func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Storage, error) {
 	refs, err := storageService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -139,8 +153,8 @@ func CreateStorageN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindStorage looks up a node of the service thirdparty.v1.Storage, by path, alias or id. A relative path is relative
-// to from.
+// FindStorage looks up a node of the service thirdparty.v1.Storage, by path, alias or id. A
+// relative path is relative to from.
 func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) (*Storage, error) {
 	ref, err := storageService.Find(ctx, from, where)
 	if err != nil {
@@ -149,7 +163,7 @@ func FindStorage(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Storage{ref: ref}, nil
 }
 
-// StorageFrom makes a handle from a reference that came in a message. It asks nobody.
+// StorageFrom makes a handle of a reference that was received in a message. It makes no call.
 func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 	found, err := storageService.From(from, ref)
 	if err != nil {
@@ -158,19 +172,19 @@ func StorageFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Storage, error) {
 	return &Storage{ref: found}, nil
 }
 
-// NewLocalStorage puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalStorage runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalStorage(node StorageNode) *Storage {
 	return &Storage{ref: storageService.NewLocal(storageHandlers, node)}
 }
 
-// RegisterStorageTunnel puts node behind a mailbox and registers it on server, where NewStorageTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterStorageTunnel runs node behind a mailbox and registers it with server, where
+// NewStorageTunnel and any other client of the service reach it. It need not be closed.
 func RegisterStorageTunnel(server *connect.Server, node StorageNode) {
 	storageService.RegisterTunnel(server, storageHandlers, node)
 }
 
-// NewStorageTunnel is the handle of the node that client reaches.
+// NewStorageTunnel returns a handle of the node that client reaches.
 func NewStorageTunnel(client *connect.Client) *Storage {
 	return &Storage{ref: storageService.NewTunnel(client)}
 }
@@ -178,7 +192,8 @@ func NewStorageTunnel(client *connect.Client) *Storage {
 // ReplayName is the full name of the service Replay.
 const ReplayName = "thirdparty.v1.Replay"
 
-// replayService describes the service thirdparty.v1.Replay. Calls identify a method by its index in Methods.
+// replayService describes the service thirdparty.v1.Replay. Calls identify a method by its index in
+// Methods.
 var replayService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Replay",
@@ -196,7 +211,7 @@ var replayService = runtime.GeneratedService{
 	},
 }
 
-// replayHandlers run the methods of thirdparty.v1.Replay on a node, in the order of replayService.
+// replayHandlers run the methods of a node, in the order of replayService.
 var replayHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -212,57 +227,64 @@ var replayHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ReplayNode is what a node of the service thirdparty.v1.Replay implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// ReplayNode is the interface that a node of the service thirdparty.v1.Replay implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type ReplayNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedReplayNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedReplayNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedReplayNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedReplayNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Replay/Do is not implemented")
 }
 
-// ReplayType is the node type "replay", implemented by what setup returns. Setup is called once in each life of a node.
+// ReplayType returns the node type "replay", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func ReplayType(setup func(context.Context, *runtime.Node) (ReplayNode, error)) runtime.NodeType {
 	return replayService.NodeType(replayHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Replay is the handle of a node of the service thirdparty.v1.Replay, wherever that node lives. It may be used by
-// several goroutines at once.
+// Replay is the handle of a node of the service thirdparty.v1.Replay, wherever that node lives. It
+// is safe for concurrent use.
 type Replay struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Replay) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Replay) Intercepted(interceptors ...runtime.ClientInterceptor) *Replay {
 	return &Replay{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Replay.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Replay) String() string {
+	return "Replay(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Replay.Do and waits for its response.
 func (h *Replay) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Replay) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateReplay creates a node of the type "replay" below parent, and waits until it is set up.
+// CreateReplay creates a node of the type "replay" under parent and blocks until it is set up.
 func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Replay, error) {
 	ref, err := replayService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -271,7 +293,8 @@ func CreateReplay(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 	return &Replay{ref: ref}, nil
 }
 
-// CreateReplayN creates n nodes of the type "replay" below parent at once: all, or none and an error.
+// CreateReplayN creates n nodes of the type "replay" under parent at once: all, or none and an
+// error.
 func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Replay, error) {
 	refs, err := replayService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -284,8 +307,8 @@ func CreateReplayN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindReplay looks up a node of the service thirdparty.v1.Replay, by path, alias or id. A relative path is relative to
-// from.
+// FindReplay looks up a node of the service thirdparty.v1.Replay, by path, alias or id. A relative
+// path is relative to from.
 func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (*Replay, error) {
 	ref, err := replayService.Find(ctx, from, where)
 	if err != nil {
@@ -294,7 +317,7 @@ func FindReplay(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Replay{ref: ref}, nil
 }
 
-// ReplayFrom makes a handle from a reference that came in a message. It asks nobody.
+// ReplayFrom makes a handle of a reference that was received in a message. It makes no call.
 func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 	found, err := replayService.From(from, ref)
 	if err != nil {
@@ -303,19 +326,19 @@ func ReplayFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Replay, error) {
 	return &Replay{ref: found}, nil
 }
 
-// NewLocalReplay puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalReplay runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalReplay(node ReplayNode) *Replay {
 	return &Replay{ref: replayService.NewLocal(replayHandlers, node)}
 }
 
-// RegisterReplayTunnel puts node behind a mailbox and registers it on server, where NewReplayTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterReplayTunnel runs node behind a mailbox and registers it with server, where
+// NewReplayTunnel and any other client of the service reach it. It need not be closed.
 func RegisterReplayTunnel(server *connect.Server, node ReplayNode) {
 	replayService.RegisterTunnel(server, replayHandlers, node)
 }
 
-// NewReplayTunnel is the handle of the node that client reaches.
+// NewReplayTunnel returns a handle of the node that client reaches.
 func NewReplayTunnel(client *connect.Client) *Replay {
 	return &Replay{ref: replayService.NewTunnel(client)}
 }
@@ -323,7 +346,8 @@ func NewReplayTunnel(client *connect.Client) *Replay {
 // BrainName is the full name of the service Brain.
 const BrainName = "thirdparty.v1.Brain"
 
-// brainService describes the service thirdparty.v1.Brain. Calls identify a method by its index in Methods.
+// brainService describes the service thirdparty.v1.Brain. Calls identify a method by its index in
+// Methods.
 var brainService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Brain",
@@ -341,7 +365,7 @@ var brainService = runtime.GeneratedService{
 	},
 }
 
-// brainHandlers run the methods of thirdparty.v1.Brain on a node, in the order of brainService.
+// brainHandlers run the methods of a node, in the order of brainService.
 var brainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -357,57 +381,64 @@ var brainHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// BrainNode is what a node of the service thirdparty.v1.Brain implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// BrainNode is the interface that a node of the service thirdparty.v1.Brain implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type BrainNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedBrainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedBrainNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedBrainNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedBrainNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Brain/Do is not implemented")
 }
 
-// BrainType is the node type "brain", implemented by what setup returns. Setup is called once in each life of a node.
+// BrainType returns the node type "brain", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func BrainType(setup func(context.Context, *runtime.Node) (BrainNode, error)) runtime.NodeType {
 	return brainService.NodeType(brainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Brain is the handle of a node of the service thirdparty.v1.Brain, wherever that node lives. It may be used by several
-// goroutines at once.
+// Brain is the handle of a node of the service thirdparty.v1.Brain, wherever that node lives. It is
+// safe for concurrent use.
 type Brain struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Brain) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Brain) Intercepted(interceptors ...runtime.ClientInterceptor) *Brain {
 	return &Brain{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Brain.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Brain) String() string {
+	return "Brain(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Brain.Do and waits for its response.
 func (h *Brain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Brain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateBrain creates a node of the type "brain" below parent, and waits until it is set up.
+// CreateBrain creates a node of the type "brain" under parent and blocks until it is set up.
 func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Brain, error) {
 	ref, err := brainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -416,7 +447,7 @@ func CreateBrain(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Brain{ref: ref}, nil
 }
 
-// CreateBrainN creates n nodes of the type "brain" below parent at once: all, or none and an error.
+// CreateBrainN creates n nodes of the type "brain" under parent at once: all, or none and an error.
 func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Brain, error) {
 	refs, err := brainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -429,8 +460,8 @@ func CreateBrainN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindBrain looks up a node of the service thirdparty.v1.Brain, by path, alias or id. A relative path is relative to
-// from.
+// FindBrain looks up a node of the service thirdparty.v1.Brain, by path, alias or id. A relative
+// path is relative to from.
 func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Brain, error) {
 	ref, err := brainService.Find(ctx, from, where)
 	if err != nil {
@@ -439,7 +470,7 @@ func FindBrain(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Brain{ref: ref}, nil
 }
 
-// BrainFrom makes a handle from a reference that came in a message. It asks nobody.
+// BrainFrom makes a handle of a reference that was received in a message. It makes no call.
 func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
 	found, err := brainService.From(from, ref)
 	if err != nil {
@@ -448,19 +479,19 @@ func BrainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Brain, error) {
 	return &Brain{ref: found}, nil
 }
 
-// NewLocalBrain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalBrain runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalBrain(node BrainNode) *Brain {
 	return &Brain{ref: brainService.NewLocal(brainHandlers, node)}
 }
 
-// RegisterBrainTunnel puts node behind a mailbox and registers it on server, where NewBrainTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterBrainTunnel runs node behind a mailbox and registers it with server, where NewBrainTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterBrainTunnel(server *connect.Server, node BrainNode) {
 	brainService.RegisterTunnel(server, brainHandlers, node)
 }
 
-// NewBrainTunnel is the handle of the node that client reaches.
+// NewBrainTunnel returns a handle of the node that client reaches.
 func NewBrainTunnel(client *connect.Client) *Brain {
 	return &Brain{ref: brainService.NewTunnel(client)}
 }
@@ -468,7 +499,8 @@ func NewBrainTunnel(client *connect.Client) *Brain {
 // OfficerName is the full name of the service Officer.
 const OfficerName = "thirdparty.v1.Officer"
 
-// officerService describes the service thirdparty.v1.Officer. Calls identify a method by its index in Methods.
+// officerService describes the service thirdparty.v1.Officer. Calls identify a method by its index
+// in Methods.
 var officerService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Officer",
@@ -486,7 +518,7 @@ var officerService = runtime.GeneratedService{
 	},
 }
 
-// officerHandlers run the methods of thirdparty.v1.Officer on a node, in the order of officerService.
+// officerHandlers run the methods of a node, in the order of officerService.
 var officerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -502,58 +534,64 @@ var officerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// OfficerNode is what a node of the service thirdparty.v1.Officer implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// OfficerNode is the interface that a node of the service thirdparty.v1.Officer implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type OfficerNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedOfficerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedOfficerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedOfficerNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedOfficerNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Officer/Do is not implemented")
 }
 
-// OfficerType is the node type "officer", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// OfficerType returns the node type "officer", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func OfficerType(setup func(context.Context, *runtime.Node) (OfficerNode, error)) runtime.NodeType {
 	return officerService.NodeType(officerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Officer is the handle of a node of the service thirdparty.v1.Officer, wherever that node lives. It may be used by
-// several goroutines at once.
+// Officer is the handle of a node of the service thirdparty.v1.Officer, wherever that node lives.
+// It is safe for concurrent use.
 type Officer struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Officer) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Officer) Intercepted(interceptors ...runtime.ClientInterceptor) *Officer {
 	return &Officer{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Officer.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Officer) String() string {
+	return "Officer(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Officer.Do and waits for its response.
 func (h *Officer) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Officer) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateOfficer creates a node of the type "officer" below parent, and waits until it is set up.
+// CreateOfficer creates a node of the type "officer" under parent and blocks until it is set up.
 func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Officer, error) {
 	ref, err := officerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -562,7 +600,8 @@ func CreateOfficer(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Officer{ref: ref}, nil
 }
 
-// CreateOfficerN creates n nodes of the type "officer" below parent at once: all, or none and an error.
+// CreateOfficerN creates n nodes of the type "officer" under parent at once: all, or none and an
+// error.
 func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Officer, error) {
 	refs, err := officerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -575,8 +614,8 @@ func CreateOfficerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindOfficer looks up a node of the service thirdparty.v1.Officer, by path, alias or id. A relative path is relative
-// to from.
+// FindOfficer looks up a node of the service thirdparty.v1.Officer, by path, alias or id. A
+// relative path is relative to from.
 func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Officer, error) {
 	ref, err := officerService.Find(ctx, from, where)
 	if err != nil {
@@ -585,7 +624,7 @@ func FindOfficer(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Officer{ref: ref}, nil
 }
 
-// OfficerFrom makes a handle from a reference that came in a message. It asks nobody.
+// OfficerFrom makes a handle of a reference that was received in a message. It makes no call.
 func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 	found, err := officerService.From(from, ref)
 	if err != nil {
@@ -594,19 +633,19 @@ func OfficerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Officer, error) {
 	return &Officer{ref: found}, nil
 }
 
-// NewLocalOfficer puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalOfficer runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalOfficer(node OfficerNode) *Officer {
 	return &Officer{ref: officerService.NewLocal(officerHandlers, node)}
 }
 
-// RegisterOfficerTunnel puts node behind a mailbox and registers it on server, where NewOfficerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterOfficerTunnel runs node behind a mailbox and registers it with server, where
+// NewOfficerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterOfficerTunnel(server *connect.Server, node OfficerNode) {
 	officerService.RegisterTunnel(server, officerHandlers, node)
 }
 
-// NewOfficerTunnel is the handle of the node that client reaches.
+// NewOfficerTunnel returns a handle of the node that client reaches.
 func NewOfficerTunnel(client *connect.Client) *Officer {
 	return &Officer{ref: officerService.NewTunnel(client)}
 }
@@ -614,7 +653,8 @@ func NewOfficerTunnel(client *connect.Client) *Officer {
 // CaptainName is the full name of the service Captain.
 const CaptainName = "thirdparty.v1.Captain"
 
-// captainService describes the service thirdparty.v1.Captain. Calls identify a method by its index in Methods.
+// captainService describes the service thirdparty.v1.Captain. Calls identify a method by its index
+// in Methods.
 var captainService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Captain",
@@ -632,7 +672,7 @@ var captainService = runtime.GeneratedService{
 	},
 }
 
-// captainHandlers run the methods of thirdparty.v1.Captain on a node, in the order of captainService.
+// captainHandlers run the methods of a node, in the order of captainService.
 var captainHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -648,58 +688,64 @@ var captainHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// CaptainNode is what a node of the service thirdparty.v1.Captain implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// CaptainNode is the interface that a node of the service thirdparty.v1.Captain implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type CaptainNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedCaptainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedCaptainNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedCaptainNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Captain/Do is not implemented")
 }
 
-// CaptainType is the node type "captain", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// CaptainType returns the node type "captain", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func CaptainType(setup func(context.Context, *runtime.Node) (CaptainNode, error)) runtime.NodeType {
 	return captainService.NodeType(captainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Captain is the handle of a node of the service thirdparty.v1.Captain, wherever that node lives. It may be used by
-// several goroutines at once.
+// Captain is the handle of a node of the service thirdparty.v1.Captain, wherever that node lives.
+// It is safe for concurrent use.
 type Captain struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Captain) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Captain) Intercepted(interceptors ...runtime.ClientInterceptor) *Captain {
 	return &Captain{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Captain.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Captain) String() string {
+	return "Captain(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Captain.Do and waits for its response.
 func (h *Captain) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Captain) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateCaptain creates a node of the type "captain" below parent, and waits until it is set up.
+// CreateCaptain creates a node of the type "captain" under parent and blocks until it is set up.
 func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Captain, error) {
 	ref, err := captainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -708,7 +754,8 @@ func CreateCaptain(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Captain{ref: ref}, nil
 }
 
-// CreateCaptainN creates n nodes of the type "captain" below parent at once: all, or none and an error.
+// CreateCaptainN creates n nodes of the type "captain" under parent at once: all, or none and an
+// error.
 func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Captain, error) {
 	refs, err := captainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -721,8 +768,8 @@ func CreateCaptainN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindCaptain looks up a node of the service thirdparty.v1.Captain, by path, alias or id. A relative path is relative
-// to from.
+// FindCaptain looks up a node of the service thirdparty.v1.Captain, by path, alias or id. A
+// relative path is relative to from.
 func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Captain, error) {
 	ref, err := captainService.Find(ctx, from, where)
 	if err != nil {
@@ -731,7 +778,7 @@ func FindCaptain(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Captain{ref: ref}, nil
 }
 
-// CaptainFrom makes a handle from a reference that came in a message. It asks nobody.
+// CaptainFrom makes a handle of a reference that was received in a message. It makes no call.
 func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 	found, err := captainService.From(from, ref)
 	if err != nil {
@@ -740,19 +787,19 @@ func CaptainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Captain, error) {
 	return &Captain{ref: found}, nil
 }
 
-// NewLocalCaptain puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalCaptain runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalCaptain(node CaptainNode) *Captain {
 	return &Captain{ref: captainService.NewLocal(captainHandlers, node)}
 }
 
-// RegisterCaptainTunnel puts node behind a mailbox and registers it on server, where NewCaptainTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterCaptainTunnel runs node behind a mailbox and registers it with server, where
+// NewCaptainTunnel and any other client of the service reach it. It need not be closed.
 func RegisterCaptainTunnel(server *connect.Server, node CaptainNode) {
 	captainService.RegisterTunnel(server, captainHandlers, node)
 }
 
-// NewCaptainTunnel is the handle of the node that client reaches.
+// NewCaptainTunnel returns a handle of the node that client reaches.
 func NewCaptainTunnel(client *connect.Client) *Captain {
 	return &Captain{ref: captainService.NewTunnel(client)}
 }
@@ -760,7 +807,8 @@ func NewCaptainTunnel(client *connect.Client) *Captain {
 // PsName is the full name of the service Ps.
 const PsName = "thirdparty.v1.Ps"
 
-// psService describes the service thirdparty.v1.Ps. Calls identify a method by its index in Methods.
+// psService describes the service thirdparty.v1.Ps. Calls identify a method by its index in
+// Methods.
 var psService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Ps",
@@ -778,7 +826,7 @@ var psService = runtime.GeneratedService{
 	},
 }
 
-// psHandlers run the methods of thirdparty.v1.Ps on a node, in the order of psService.
+// psHandlers run the methods of a node, in the order of psService.
 var psHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -794,57 +842,64 @@ var psHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// PsNode is what a node of the service thirdparty.v1.Ps implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// PsNode is the interface that a node of the service thirdparty.v1.Ps implements. Its unary methods
+// run one at a time unless the schema says otherwise.
 type PsNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedPsNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedPsNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedPsNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedPsNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Ps/Do is not implemented")
 }
 
-// PsType is the node type "ps", implemented by what setup returns. Setup is called once in each life of a node.
+// PsType returns the node type "ps", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func PsType(setup func(context.Context, *runtime.Node) (PsNode, error)) runtime.NodeType {
 	return psService.NodeType(psHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Ps is the handle of a node of the service thirdparty.v1.Ps, wherever that node lives. It may be used by several
-// goroutines at once.
+// Ps is the handle of a node of the service thirdparty.v1.Ps, wherever that node lives. It is safe
+// for concurrent use.
 type Ps struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Ps) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Ps) Intercepted(interceptors ...runtime.ClientInterceptor) *Ps {
 	return &Ps{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v1.Ps.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Ps) String() string {
+	return "Ps(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v1.Ps.Do and waits for its response.
 func (h *Ps) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Ps) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreatePs creates a node of the type "ps" below parent, and waits until it is set up.
+// CreatePs creates a node of the type "ps" under parent and blocks until it is set up.
 func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Ps, error) {
 	ref, err := psService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -853,7 +908,7 @@ func CreatePs(ctx context.Context, parent runtime.Parent, opts ...runtime.Create
 	return &Ps{ref: ref}, nil
 }
 
-// CreatePsN creates n nodes of the type "ps" below parent at once: all, or none and an error.
+// CreatePsN creates n nodes of the type "ps" under parent at once: all, or none and an error.
 func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Ps, error) {
 	refs, err := psService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -866,7 +921,8 @@ func CreatePsN(ctx context.Context, parent runtime.Parent, n int, opts ...runtim
 	return handles, nil
 }
 
-// FindPs looks up a node of the service thirdparty.v1.Ps, by path, alias or id. A relative path is relative to from.
+// FindPs looks up a node of the service thirdparty.v1.Ps, by path, alias or id. A relative path is
+// relative to from.
 func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps, error) {
 	ref, err := psService.Find(ctx, from, where)
 	if err != nil {
@@ -875,7 +931,7 @@ func FindPs(ctx context.Context, from runtime.Finder, where runtime.Where) (*Ps,
 	return &Ps{ref: ref}, nil
 }
 
-// PsFrom makes a handle from a reference that came in a message. It asks nobody.
+// PsFrom makes a handle of a reference that was received in a message. It makes no call.
 func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
 	found, err := psService.From(from, ref)
 	if err != nil {
@@ -884,19 +940,19 @@ func PsFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Ps, error) {
 	return &Ps{ref: found}, nil
 }
 
-// NewLocalPs puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing has
-// to be closed.
+// NewLocalPs runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalPs(node PsNode) *Ps {
 	return &Ps{ref: psService.NewLocal(psHandlers, node)}
 }
 
-// RegisterPsTunnel puts node behind a mailbox and registers it on server, where NewPsTunnel and any other client of the
-// service reach it. Nothing has to be closed.
+// RegisterPsTunnel runs node behind a mailbox and registers it with server, where NewPsTunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterPsTunnel(server *connect.Server, node PsNode) {
 	psService.RegisterTunnel(server, psHandlers, node)
 }
 
-// NewPsTunnel is the handle of the node that client reaches.
+// NewPsTunnel returns a handle of the node that client reaches.
 func NewPsTunnel(client *connect.Client) *Ps {
 	return &Ps{ref: psService.NewTunnel(client)}
 }
@@ -904,7 +960,8 @@ func NewPsTunnel(client *connect.Client) *Ps {
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v1.Learner"
 
-// learnerService describes the service thirdparty.v1.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service thirdparty.v1.Learner. Calls identify a method by its index
+// in Methods.
 var learnerService = runtime.GeneratedService{
 	File: &thirdparty.File_thirdparty_thirdparty_proto,
 	Name: "Learner",
@@ -931,7 +988,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of thirdparty.v1.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -959,8 +1016,8 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode is what a node of the service thirdparty.v1.Learner implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerNode is the interface that a node of the service thirdparty.v1.Learner implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerNode interface {
 	// Do waits until Peek was called beside it, or another Do.
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
@@ -968,43 +1025,49 @@ type LearnerNode interface {
 	Peek(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Learner/Do is not implemented")
 }
 
-// Peek returns an error of the code Unimplemented.
+// Peek returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Peek(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v1.Learner/Peek is not implemented")
 }
 
-// LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// LearnerType returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Learner is the handle of a node of the service thirdparty.v1.Learner, wherever that node lives. It may be used by
-// several goroutines at once.
+// Learner is the handle of a node of the service thirdparty.v1.Learner, wherever that node lives.
+// It is safe for concurrent use.
 type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Learner) String() string {
+	return "Learner(" + h.ref.String() + ")"
 }
 
 // Do waits until Peek was called beside it, or another Do.
@@ -1012,24 +1075,24 @@ func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Tex
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// Peek calls thirdparty.v1.Learner.Peek, and waits for the response.
+// Peek calls thirdparty.v1.Learner.Peek and waits for its response.
 func (h *Learner) Peek(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](1).Unary(ctx, h.ref, req)
 }
 
-// PeekAsync is Peek without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PeekAsync calls Peek and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) PeekAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](1).Async(ctx, h.ref, req)
 }
 
-// CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1038,7 +1101,8 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1051,8 +1115,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindLearner looks up a node of the service thirdparty.v1.Learner, by path, alias or id. A relative path is relative
-// to from.
+// FindLearner looks up a node of the service thirdparty.v1.Learner, by path, alias or id. A
+// relative path is relative to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -1061,7 +1125,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -1070,19 +1134,19 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel is the handle of the node that client reaches.
+// NewLearnerTunnel returns a handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }

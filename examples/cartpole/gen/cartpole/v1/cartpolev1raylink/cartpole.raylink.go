@@ -2,7 +2,8 @@
 //
 // Source: cartpole/v1/cartpole.proto
 
-// Package cartpolev1raylink has the nodes and handles of the services in cartpole/v1/cartpole.proto.
+// Package cartpolev1raylink has the nodes and handles of the services in
+// cartpole/v1/cartpole.proto.
 //
 // A pipeline that learns to balance a pole: its nodes, their messages, and their shared state. Data
 // takes four ways, each made for its purpose: rows of experience in a replay, parameters in the
@@ -10,22 +11,27 @@
 package cartpolev1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -34,7 +40,8 @@ const (
 // ManagerName is the full name of the service Manager.
 const ManagerName = "cartpole.v1.Manager"
 
-// managerService describes the service cartpole.v1.Manager. Calls identify a method by its index in Methods.
+// managerService describes the service cartpole.v1.Manager. Calls identify a method by its index in
+// Methods.
 var managerService = runtime.GeneratedService{
 	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
 	Name: "Manager",
@@ -55,7 +62,7 @@ var managerService = runtime.GeneratedService{
 	},
 }
 
-// managerHandlers run the methods of cartpole.v1.Manager on a node, in the order of managerService.
+// managerHandlers run the methods of a node, in the order of managerService.
 var managerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -71,8 +78,8 @@ var managerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ManagerNode is what a node of the service cartpole.v1.Manager implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// ManagerNode is the interface that a node of the service cartpole.v1.Manager implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Manager is the entrance to a run: it creates the replay and the runner, and lets a new player
 // confirm the result.
@@ -81,25 +88,25 @@ type ManagerNode interface {
 	Train(context.Context, *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error)
 }
 
-// UnimplementedManagerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedManagerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedManagerNode struct{}
 
-// Train returns an error of the code Unimplemented.
+// Train returns an error with the code Unimplemented.
 func (UnimplementedManagerNode) Train(context.Context, *cartpolev1.TrainRequest) (*cartpolev1.TrainResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cartpole.v1.Manager/Train is not implemented")
 }
 
-// ManagerType is the node type "manager", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// ManagerType returns the node type "manager", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func ManagerType(setup func(context.Context, *runtime.Node, *cartpolev1.ManagerConfig) (ManagerNode, error)) runtime.NodeType {
 	return managerService.NodeType(managerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.ManagerConfig))
 	})
 }
 
-// Manager is the handle of a node of the service cartpole.v1.Manager, wherever that node lives. It may be used by
-// several goroutines at once.
+// Manager is the handle of a node of the service cartpole.v1.Manager, wherever that node lives. It
+// is safe for concurrent use.
 //
 // Manager is the entrance to a run: it creates the replay and the runner, and lets a new player
 // confirm the result.
@@ -107,15 +114,21 @@ type Manager struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Manager) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Manager) Intercepted(interceptors ...runtime.ClientInterceptor) *Manager {
 	return &Manager{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Manager) String() string {
+	return "Manager(" + h.ref.String() + ")"
 }
 
 // Train runs the whole pipeline until a solution has been confirmed, or the limit is reached.
@@ -123,13 +136,13 @@ func (h *Manager) Train(ctx context.Context, req *cartpolev1.TrainRequest) (*car
 	return runtime.GeneratedCall[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](0).Unary(ctx, h.ref, req)
 }
 
-// TrainAsync is Train without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// TrainAsync calls Train and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Manager) TrainAsync(ctx context.Context, req *cartpolev1.TrainRequest) *runtime.Future[*cartpolev1.TrainResponse] {
 	return runtime.GeneratedCall[*cartpolev1.TrainRequest, *cartpolev1.TrainResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreateManager creates a node of the type "manager" below parent, and waits until it is set up.
+// CreateManager creates a node of the type "manager" under parent and blocks until it is set up.
 func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) (*Manager, error) {
 	ref, err := managerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -138,7 +151,8 @@ func CreateManager(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.M
 	return &Manager{ref: ref}, nil
 }
 
-// CreateManagerN creates n nodes of the type "manager" below parent at once: all, or none and an error.
+// CreateManagerN creates n nodes of the type "manager" under parent at once: all, or none and an
+// error.
 func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.ManagerConfig, opts ...runtime.CreateOption) ([]*Manager, error) {
 	refs, err := managerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -151,8 +165,8 @@ func CreateManagerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 	return handles, nil
 }
 
-// FindManager looks up a node of the service cartpole.v1.Manager, by path, alias or id. A relative path is relative to
-// from.
+// FindManager looks up a node of the service cartpole.v1.Manager, by path, alias or id. A relative
+// path is relative to from.
 func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) (*Manager, error) {
 	ref, err := managerService.Find(ctx, from, where)
 	if err != nil {
@@ -161,7 +175,7 @@ func FindManager(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Manager{ref: ref}, nil
 }
 
-// ManagerFrom makes a handle from a reference that came in a message. It asks nobody.
+// ManagerFrom makes a handle of a reference that was received in a message. It makes no call.
 func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
 	found, err := managerService.From(from, ref)
 	if err != nil {
@@ -170,19 +184,19 @@ func ManagerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Manager, error) {
 	return &Manager{ref: found}, nil
 }
 
-// NewLocalManager puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalManager runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalManager(node ManagerNode) *Manager {
 	return &Manager{ref: managerService.NewLocal(managerHandlers, node)}
 }
 
-// RegisterManagerTunnel puts node behind a mailbox and registers it on server, where NewManagerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterManagerTunnel runs node behind a mailbox and registers it with server, where
+// NewManagerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterManagerTunnel(server *connect.Server, node ManagerNode) {
 	managerService.RegisterTunnel(server, managerHandlers, node)
 }
 
-// NewManagerTunnel is the handle of the node that client reaches.
+// NewManagerTunnel returns a handle of the node that client reaches.
 func NewManagerTunnel(client *connect.Client) *Manager {
 	return &Manager{ref: managerService.NewTunnel(client)}
 }
@@ -190,7 +204,8 @@ func NewManagerTunnel(client *connect.Client) *Manager {
 // RunnerName is the full name of the service Runner.
 const RunnerName = "cartpole.v1.Runner"
 
-// runnerService describes the service cartpole.v1.Runner. Calls identify a method by its index in Methods.
+// runnerService describes the service cartpole.v1.Runner. Calls identify a method by its index in
+// Methods.
 var runnerService = runtime.GeneratedService{
 	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
 	Name: "Runner",
@@ -211,7 +226,7 @@ var runnerService = runtime.GeneratedService{
 	},
 }
 
-// runnerHandlers run the methods of cartpole.v1.Runner on a node, in the order of runnerService.
+// runnerHandlers run the methods of a node, in the order of runnerService.
 var runnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -227,8 +242,8 @@ var runnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// RunnerNode is what a node of the service cartpole.v1.Runner implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// RunnerNode is the interface that a node of the service cartpole.v1.Runner implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Runner creates the learner and the workers, examines policies, and stops the run.
 type RunnerNode interface {
@@ -237,40 +252,46 @@ type RunnerNode interface {
 	Run(context.Context, *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error)
 }
 
-// UnimplementedRunnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedRunnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedRunnerNode struct{}
 
-// Run returns an error of the code Unimplemented.
+// Run returns an error with the code Unimplemented.
 func (UnimplementedRunnerNode) Run(context.Context, *cartpolev1.RunRequest) (*cartpolev1.RunResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cartpole.v1.Runner/Run is not implemented")
 }
 
-// RunnerType is the node type "runner", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// RunnerType returns the node type "runner", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func RunnerType(setup func(context.Context, *runtime.Node, *cartpolev1.RunnerConfig) (RunnerNode, error)) runtime.NodeType {
 	return runnerService.NodeType(runnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.RunnerConfig))
 	})
 }
 
-// Runner is the handle of a node of the service cartpole.v1.Runner, wherever that node lives. It may be used by several
-// goroutines at once.
+// Runner is the handle of a node of the service cartpole.v1.Runner, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Runner creates the learner and the workers, examines policies, and stops the run.
 type Runner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Runner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Runner) Intercepted(interceptors ...runtime.ClientInterceptor) *Runner {
 	return &Runner{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Runner) String() string {
+	return "Runner(" + h.ref.String() + ")"
 }
 
 // Run returns when an exam is passed, whose version then has the tag `solved`, or when the limit
@@ -279,13 +300,13 @@ func (h *Runner) Run(ctx context.Context, req *cartpolev1.RunRequest) (*cartpole
 	return runtime.GeneratedCall[*cartpolev1.RunRequest, *cartpolev1.RunResponse](0).Unary(ctx, h.ref, req)
 }
 
-// RunAsync is Run without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// RunAsync calls Run and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Runner) RunAsync(ctx context.Context, req *cartpolev1.RunRequest) *runtime.Future[*cartpolev1.RunResponse] {
 	return runtime.GeneratedCall[*cartpolev1.RunRequest, *cartpolev1.RunResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreateRunner creates a node of the type "runner" below parent, and waits until it is set up.
+// CreateRunner creates a node of the type "runner" under parent and blocks until it is set up.
 func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) (*Runner, error) {
 	ref, err := runnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -294,7 +315,8 @@ func CreateRunner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Ru
 	return &Runner{ref: ref}, nil
 }
 
-// CreateRunnerN creates n nodes of the type "runner" below parent at once: all, or none and an error.
+// CreateRunnerN creates n nodes of the type "runner" under parent at once: all, or none and an
+// error.
 func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.RunnerConfig, opts ...runtime.CreateOption) ([]*Runner, error) {
 	refs, err := runnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -307,8 +329,8 @@ func CreateRunnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 	return handles, nil
 }
 
-// FindRunner looks up a node of the service cartpole.v1.Runner, by path, alias or id. A relative path is relative to
-// from.
+// FindRunner looks up a node of the service cartpole.v1.Runner, by path, alias or id. A relative
+// path is relative to from.
 func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Runner, error) {
 	ref, err := runnerService.Find(ctx, from, where)
 	if err != nil {
@@ -317,7 +339,7 @@ func FindRunner(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Runner{ref: ref}, nil
 }
 
-// RunnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// RunnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
 	found, err := runnerService.From(from, ref)
 	if err != nil {
@@ -326,19 +348,19 @@ func RunnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Runner, error) {
 	return &Runner{ref: found}, nil
 }
 
-// NewLocalRunner puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalRunner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalRunner(node RunnerNode) *Runner {
 	return &Runner{ref: runnerService.NewLocal(runnerHandlers, node)}
 }
 
-// RegisterRunnerTunnel puts node behind a mailbox and registers it on server, where NewRunnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterRunnerTunnel runs node behind a mailbox and registers it with server, where
+// NewRunnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterRunnerTunnel(server *connect.Server, node RunnerNode) {
 	runnerService.RegisterTunnel(server, runnerHandlers, node)
 }
 
-// NewRunnerTunnel is the handle of the node that client reaches.
+// NewRunnerTunnel returns a handle of the node that client reaches.
 func NewRunnerTunnel(client *connect.Client) *Runner {
 	return &Runner{ref: runnerService.NewTunnel(client)}
 }
@@ -346,7 +368,8 @@ func NewRunnerTunnel(client *connect.Client) *Runner {
 // WorkerName is the full name of the service Worker.
 const WorkerName = "cartpole.v1.Worker"
 
-// workerService describes the service cartpole.v1.Worker. Calls identify a method by its index in Methods.
+// workerService describes the service cartpole.v1.Worker. Calls identify a method by its index in
+// Methods.
 var workerService = runtime.GeneratedService{
 	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
 	Name: "Worker",
@@ -367,7 +390,7 @@ var workerService = runtime.GeneratedService{
 	},
 }
 
-// workerHandlers run the methods of cartpole.v1.Worker on a node, in the order of workerService.
+// workerHandlers run the methods of a node, in the order of workerService.
 var workerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -383,8 +406,8 @@ var workerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// WorkerNode is what a node of the service cartpole.v1.Worker implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// WorkerNode is the interface that a node of the service cartpole.v1.Worker implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Worker acts: it pulls newer parameters when there are any, and writes its transitions to the
 // replay.
@@ -393,25 +416,25 @@ type WorkerNode interface {
 	Work(context.Context, *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error)
 }
 
-// UnimplementedWorkerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedWorkerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedWorkerNode struct{}
 
-// Work returns an error of the code Unimplemented.
+// Work returns an error with the code Unimplemented.
 func (UnimplementedWorkerNode) Work(context.Context, *cartpolev1.WorkRequest) (*cartpolev1.WorkResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cartpole.v1.Worker/Work is not implemented")
 }
 
-// WorkerType is the node type "worker", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// WorkerType returns the node type "worker", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func WorkerType(setup func(context.Context, *runtime.Node, *cartpolev1.WorkerConfig) (WorkerNode, error)) runtime.NodeType {
 	return workerService.NodeType(workerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.WorkerConfig))
 	})
 }
 
-// Worker is the handle of a node of the service cartpole.v1.Worker, wherever that node lives. It may be used by several
-// goroutines at once.
+// Worker is the handle of a node of the service cartpole.v1.Worker, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Worker acts: it pulls newer parameters when there are any, and writes its transitions to the
 // replay.
@@ -419,15 +442,21 @@ type Worker struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Worker) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Worker) Intercepted(interceptors ...runtime.ClientInterceptor) *Worker {
 	return &Worker{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Worker) String() string {
+	return "Worker(" + h.ref.String() + ")"
 }
 
 // Work returns when the run's state in storage is no longer running.
@@ -435,13 +464,13 @@ func (h *Worker) Work(ctx context.Context, req *cartpolev1.WorkRequest) (*cartpo
 	return runtime.GeneratedCall[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](0).Unary(ctx, h.ref, req)
 }
 
-// WorkAsync is Work without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// WorkAsync calls Work and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Worker) WorkAsync(ctx context.Context, req *cartpolev1.WorkRequest) *runtime.Future[*cartpolev1.WorkResponse] {
 	return runtime.GeneratedCall[*cartpolev1.WorkRequest, *cartpolev1.WorkResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreateWorker creates a node of the type "worker" below parent, and waits until it is set up.
+// CreateWorker creates a node of the type "worker" under parent and blocks until it is set up.
 func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) (*Worker, error) {
 	ref, err := workerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -450,7 +479,8 @@ func CreateWorker(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.Wo
 	return &Worker{ref: ref}, nil
 }
 
-// CreateWorkerN creates n nodes of the type "worker" below parent at once: all, or none and an error.
+// CreateWorkerN creates n nodes of the type "worker" under parent at once: all, or none and an
+// error.
 func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.WorkerConfig, opts ...runtime.CreateOption) ([]*Worker, error) {
 	refs, err := workerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -463,8 +493,8 @@ func CreateWorkerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartp
 	return handles, nil
 }
 
-// FindWorker looks up a node of the service cartpole.v1.Worker, by path, alias or id. A relative path is relative to
-// from.
+// FindWorker looks up a node of the service cartpole.v1.Worker, by path, alias or id. A relative
+// path is relative to from.
 func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (*Worker, error) {
 	ref, err := workerService.Find(ctx, from, where)
 	if err != nil {
@@ -473,7 +503,7 @@ func FindWorker(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Worker{ref: ref}, nil
 }
 
-// WorkerFrom makes a handle from a reference that came in a message. It asks nobody.
+// WorkerFrom makes a handle of a reference that was received in a message. It makes no call.
 func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
 	found, err := workerService.From(from, ref)
 	if err != nil {
@@ -482,19 +512,19 @@ func WorkerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Worker, error) {
 	return &Worker{ref: found}, nil
 }
 
-// NewLocalWorker puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalWorker runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalWorker(node WorkerNode) *Worker {
 	return &Worker{ref: workerService.NewLocal(workerHandlers, node)}
 }
 
-// RegisterWorkerTunnel puts node behind a mailbox and registers it on server, where NewWorkerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterWorkerTunnel runs node behind a mailbox and registers it with server, where
+// NewWorkerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterWorkerTunnel(server *connect.Server, node WorkerNode) {
 	workerService.RegisterTunnel(server, workerHandlers, node)
 }
 
-// NewWorkerTunnel is the handle of the node that client reaches.
+// NewWorkerTunnel returns a handle of the node that client reaches.
 func NewWorkerTunnel(client *connect.Client) *Worker {
 	return &Worker{ref: workerService.NewTunnel(client)}
 }
@@ -502,7 +532,8 @@ func NewWorkerTunnel(client *connect.Client) *Worker {
 // LearnerName is the full name of the service Learner.
 const LearnerName = "cartpole.v1.Learner"
 
-// learnerService describes the service cartpole.v1.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service cartpole.v1.Learner. Calls identify a method by its index in
+// Methods.
 var learnerService = runtime.GeneratedService{
 	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
 	Name: "Learner",
@@ -523,7 +554,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of cartpole.v1.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -539,8 +570,8 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode is what a node of the service cartpole.v1.Learner implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// LearnerNode is the interface that a node of the service cartpole.v1.Learner implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Learner samples the replay, learns, and pushes parameters. It pushes the first ones before its
 // creation is complete.
@@ -549,25 +580,25 @@ type LearnerNode interface {
 	Learn(context.Context, *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error)
 }
 
-// UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode struct{}
 
-// Learn returns an error of the code Unimplemented.
+// Learn returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Learn(context.Context, *cartpolev1.LearnRequest) (*cartpolev1.LearnResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cartpole.v1.Learner/Learn is not implemented")
 }
 
-// LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// LearnerType returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func LearnerType(setup func(context.Context, *runtime.Node, *cartpolev1.LearnerConfig) (LearnerNode, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*cartpolev1.LearnerConfig))
 	})
 }
 
-// Learner is the handle of a node of the service cartpole.v1.Learner, wherever that node lives. It may be used by
-// several goroutines at once.
+// Learner is the handle of a node of the service cartpole.v1.Learner, wherever that node lives. It
+// is safe for concurrent use.
 //
 // Learner samples the replay, learns, and pushes parameters. It pushes the first ones before its
 // creation is complete.
@@ -575,15 +606,21 @@ type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Learner) String() string {
+	return "Learner(" + h.ref.String() + ")"
 }
 
 // Learn returns when the run's state in storage is no longer running.
@@ -591,13 +628,13 @@ func (h *Learner) Learn(ctx context.Context, req *cartpolev1.LearnRequest) (*car
 	return runtime.GeneratedCall[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](0).Unary(ctx, h.ref, req)
 }
 
-// LearnAsync is Learn without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// LearnAsync calls Learn and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Learner) LearnAsync(ctx context.Context, req *cartpolev1.LearnRequest) *runtime.Future[*cartpolev1.LearnResponse] {
 	return runtime.GeneratedCall[*cartpolev1.LearnRequest, *cartpolev1.LearnResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -606,7 +643,8 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, cfg *cartpolev1.L
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cartpolev1.LearnerConfig, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -619,8 +657,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, cfg *cart
 	return handles, nil
 }
 
-// FindLearner looks up a node of the service cartpole.v1.Learner, by path, alias or id. A relative path is relative to
-// from.
+// FindLearner looks up a node of the service cartpole.v1.Learner, by path, alias or id. A relative
+// path is relative to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -629,7 +667,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -638,19 +676,19 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel is the handle of the node that client reaches.
+// NewLearnerTunnel returns a handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }
@@ -658,7 +696,8 @@ func NewLearnerTunnel(client *connect.Client) *Learner {
 // PlayerName is the full name of the service Player.
 const PlayerName = "cartpole.v1.Player"
 
-// playerService describes the service cartpole.v1.Player. Calls identify a method by its index in Methods.
+// playerService describes the service cartpole.v1.Player. Calls identify a method by its index in
+// Methods.
 var playerService = runtime.GeneratedService{
 	File: &cartpolev1.File_cartpole_v1_cartpole_proto,
 	Name: "Player",
@@ -676,7 +715,7 @@ var playerService = runtime.GeneratedService{
 	},
 }
 
-// playerHandlers run the methods of cartpole.v1.Player on a node, in the order of playerService.
+// playerHandlers run the methods of a node, in the order of playerService.
 var playerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -692,8 +731,8 @@ var playerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// PlayerNode is what a node of the service cartpole.v1.Player implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// PlayerNode is the interface that a node of the service cartpole.v1.Player implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Player pulls parameters by tag and plays greedily. It is independent of how they were made.
 type PlayerNode interface {
@@ -701,39 +740,46 @@ type PlayerNode interface {
 	Play(context.Context, *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error)
 }
 
-// UnimplementedPlayerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedPlayerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedPlayerNode struct{}
 
-// Play returns an error of the code Unimplemented.
+// Play returns an error with the code Unimplemented.
 func (UnimplementedPlayerNode) Play(context.Context, *cartpolev1.PlayRequest) (*cartpolev1.PlayResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "cartpole.v1.Player/Play is not implemented")
 }
 
-// PlayerType is the node type "player", implemented by what setup returns. Setup is called once in each life of a node.
+// PlayerType returns the node type "player", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func PlayerType(setup func(context.Context, *runtime.Node) (PlayerNode, error)) runtime.NodeType {
 	return playerService.NodeType(playerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Player is the handle of a node of the service cartpole.v1.Player, wherever that node lives. It may be used by several
-// goroutines at once.
+// Player is the handle of a node of the service cartpole.v1.Player, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Player pulls parameters by tag and plays greedily. It is independent of how they were made.
 type Player struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Player) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Player) Intercepted(interceptors ...runtime.ClientInterceptor) *Player {
 	return &Player{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Player) String() string {
+	return "Player(" + h.ref.String() + ")"
 }
 
 // Play plays new episodes.
@@ -741,13 +787,13 @@ func (h *Player) Play(ctx context.Context, req *cartpolev1.PlayRequest) (*cartpo
 	return runtime.GeneratedCall[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](0).Unary(ctx, h.ref, req)
 }
 
-// PlayAsync is Play without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PlayAsync calls Play and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Player) PlayAsync(ctx context.Context, req *cartpolev1.PlayRequest) *runtime.Future[*cartpolev1.PlayResponse] {
 	return runtime.GeneratedCall[*cartpolev1.PlayRequest, *cartpolev1.PlayResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreatePlayer creates a node of the type "player" below parent, and waits until it is set up.
+// CreatePlayer creates a node of the type "player" under parent and blocks until it is set up.
 func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Player, error) {
 	ref, err := playerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -756,7 +802,8 @@ func CreatePlayer(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 	return &Player{ref: ref}, nil
 }
 
-// CreatePlayerN creates n nodes of the type "player" below parent at once: all, or none and an error.
+// CreatePlayerN creates n nodes of the type "player" under parent at once: all, or none and an
+// error.
 func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Player, error) {
 	refs, err := playerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -769,8 +816,8 @@ func CreatePlayerN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindPlayer looks up a node of the service cartpole.v1.Player, by path, alias or id. A relative path is relative to
-// from.
+// FindPlayer looks up a node of the service cartpole.v1.Player, by path, alias or id. A relative
+// path is relative to from.
 func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (*Player, error) {
 	ref, err := playerService.Find(ctx, from, where)
 	if err != nil {
@@ -779,7 +826,7 @@ func FindPlayer(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Player{ref: ref}, nil
 }
 
-// PlayerFrom makes a handle from a reference that came in a message. It asks nobody.
+// PlayerFrom makes a handle of a reference that was received in a message. It makes no call.
 func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
 	found, err := playerService.From(from, ref)
 	if err != nil {
@@ -788,19 +835,19 @@ func PlayerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Player, error) {
 	return &Player{ref: found}, nil
 }
 
-// NewLocalPlayer puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalPlayer runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalPlayer(node PlayerNode) *Player {
 	return &Player{ref: playerService.NewLocal(playerHandlers, node)}
 }
 
-// RegisterPlayerTunnel puts node behind a mailbox and registers it on server, where NewPlayerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterPlayerTunnel runs node behind a mailbox and registers it with server, where
+// NewPlayerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterPlayerTunnel(server *connect.Server, node PlayerNode) {
 	playerService.RegisterTunnel(server, playerHandlers, node)
 }
 
-// NewPlayerTunnel is the handle of the node that client reaches.
+// NewPlayerTunnel returns a handle of the node that client reaches.
 func NewPlayerTunnel(client *connect.Client) *Player {
 	return &Player{ref: playerService.NewTunnel(client)}
 }

@@ -8,22 +8,27 @@
 package counterv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	counterv1 "github.com/raylink/raylink/examples/counter/gen/counter/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // CounterName is the full name of the service Counter.
 const CounterName = "counter.v1.Counter"
 
-// counterService describes the service counter.v1.Counter. Calls identify a method by its index in Methods.
+// counterService describes the service counter.v1.Counter. Calls identify a method by its index in
+// Methods.
 var counterService = runtime.GeneratedService{
 	File: &counterv1.File_counter_v1_counter_proto,
 	Name: "Counter",
@@ -99,7 +105,7 @@ var counterService = runtime.GeneratedService{
 	},
 }
 
-// counterHandlers run the methods of counter.v1.Counter on a node, in the order of counterService.
+// counterHandlers run the methods of a node, in the order of counterService.
 var counterHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -161,8 +167,8 @@ var counterHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// CounterNode is what a node of the service counter.v1.Counter implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// CounterNode is the interface that a node of the service counter.v1.Counter implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Counter is a number to add to. Its unary methods run one at a time, so they need no lock.
 // Concurrent methods and streams run beside them.
@@ -207,50 +213,50 @@ type CounterTallyServerStream = runtime.BidiStreamingServer[*counterv1.TallyRequ
 // CounterTallyClientStream is the caller's side of Tally.
 type CounterTallyClientStream = runtime.BidiStreamingClient[*counterv1.TallyRequest, *counterv1.TallyResponse]
 
-// UnimplementedCounterNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedCounterNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedCounterNode struct{}
 
-// Add returns an error of the code Unimplemented.
+// Add returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) Add(context.Context, *counterv1.AddRequest) (*counterv1.AddResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Add is not implemented")
 }
 
-// Get returns an error of the code Unimplemented.
+// Get returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) Get(context.Context, *counterv1.GetRequest) (*counterv1.GetResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Get is not implemented")
 }
 
-// WaitFor returns an error of the code Unimplemented.
+// WaitFor returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) WaitFor(context.Context, *counterv1.WaitForRequest) (*counterv1.WaitForResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/WaitFor is not implemented")
 }
 
-// Watch returns an error of the code Unimplemented.
+// Watch returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) Watch(context.Context, *counterv1.WatchRequest, CounterWatchServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Watch is not implemented")
 }
 
-// Sum returns an error of the code Unimplemented.
+// Sum returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) Sum(context.Context, CounterSumServerStream) (*counterv1.SumResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Sum is not implemented")
 }
 
-// Tally returns an error of the code Unimplemented.
+// Tally returns an error with the code Unimplemented.
 func (UnimplementedCounterNode) Tally(context.Context, CounterTallyServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "counter.v1.Counter/Tally is not implemented")
 }
 
-// CounterType is the node type "counter", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// CounterType returns the node type "counter", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func CounterType(setup func(context.Context, *runtime.Node, *counterv1.CounterConfig) (CounterNode, error)) runtime.NodeType {
 	return counterService.NodeType(counterHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*counterv1.CounterConfig))
 	})
 }
 
-// Counter is the handle of a node of the service counter.v1.Counter, wherever that node lives. It may be used by
-// several goroutines at once.
+// Counter is the handle of a node of the service counter.v1.Counter, wherever that node lives. It
+// is safe for concurrent use.
 //
 // Counter is a number to add to. Its unary methods run one at a time, so they need no lock.
 // Concurrent methods and streams run beside them.
@@ -258,15 +264,21 @@ type Counter struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Counter) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Counter) Intercepted(interceptors ...runtime.ClientInterceptor) *Counter {
 	return &Counter{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Counter) String() string {
+	return "Counter(" + h.ref.String() + ")"
 }
 
 // Add adds, and returns the new sum. If the sum would exceed the limits the error is OutOfRange,
@@ -275,8 +287,8 @@ func (h *Counter) Add(ctx context.Context, req *counterv1.AddRequest) (*counterv
 	return runtime.GeneratedCall[*counterv1.AddRequest, *counterv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
-// AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// AddAsync calls Add and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Counter) AddAsync(ctx context.Context, req *counterv1.AddRequest) *runtime.Future[*counterv1.AddResponse] {
 	return runtime.GeneratedCall[*counterv1.AddRequest, *counterv1.AddResponse](0).Async(ctx, h.ref, req)
 }
@@ -286,8 +298,8 @@ func (h *Counter) Get(ctx context.Context, req *counterv1.GetRequest) (*counterv
 	return runtime.GeneratedCall[*counterv1.GetRequest, *counterv1.GetResponse](1).Unary(ctx, h.ref, req)
 }
 
-// GetAsync is Get without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// GetAsync calls Get and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Counter) GetAsync(ctx context.Context, req *counterv1.GetRequest) *runtime.Future[*counterv1.GetResponse] {
 	return runtime.GeneratedCall[*counterv1.GetRequest, *counterv1.GetResponse](1).Async(ctx, h.ref, req)
 }
@@ -298,8 +310,8 @@ func (h *Counter) WaitFor(ctx context.Context, req *counterv1.WaitForRequest) (*
 	return runtime.GeneratedCall[*counterv1.WaitForRequest, *counterv1.WaitForResponse](2).Unary(ctx, h.ref, req)
 }
 
-// WaitForAsync is WaitFor without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// WaitForAsync calls WaitFor and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Counter) WaitForAsync(ctx context.Context, req *counterv1.WaitForRequest) *runtime.Future[*counterv1.WaitForResponse] {
 	return runtime.GeneratedCall[*counterv1.WaitForRequest, *counterv1.WaitForResponse](2).Async(ctx, h.ref, req)
 }
@@ -320,7 +332,7 @@ func (h *Counter) Tally(ctx context.Context) (CounterTallyClientStream, error) {
 	return runtime.GeneratedCall[*counterv1.TallyRequest, *counterv1.TallyResponse](5).BidiStream(ctx, h.ref)
 }
 
-// CreateCounter creates a node of the type "counter" below parent, and waits until it is set up.
+// CreateCounter creates a node of the type "counter" under parent and blocks until it is set up.
 func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) (*Counter, error) {
 	ref, err := counterService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -329,7 +341,8 @@ func CreateCounter(ctx context.Context, parent runtime.Parent, cfg *counterv1.Co
 	return &Counter{ref: ref}, nil
 }
 
-// CreateCounterN creates n nodes of the type "counter" below parent at once: all, or none and an error.
+// CreateCounterN creates n nodes of the type "counter" under parent at once: all, or none and an
+// error.
 func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *counterv1.CounterConfig, opts ...runtime.CreateOption) ([]*Counter, error) {
 	refs, err := counterService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -342,8 +355,8 @@ func CreateCounterN(ctx context.Context, parent runtime.Parent, n int, cfg *coun
 	return handles, nil
 }
 
-// FindCounter looks up a node of the service counter.v1.Counter, by path, alias or id. A relative path is relative to
-// from.
+// FindCounter looks up a node of the service counter.v1.Counter, by path, alias or id. A relative
+// path is relative to from.
 func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Counter, error) {
 	ref, err := counterService.Find(ctx, from, where)
 	if err != nil {
@@ -352,7 +365,7 @@ func FindCounter(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Counter{ref: ref}, nil
 }
 
-// CounterFrom makes a handle from a reference that came in a message. It asks nobody.
+// CounterFrom makes a handle of a reference that was received in a message. It makes no call.
 func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
 	found, err := counterService.From(from, ref)
 	if err != nil {
@@ -361,19 +374,19 @@ func CounterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Counter, error) {
 	return &Counter{ref: found}, nil
 }
 
-// NewLocalCounter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalCounter runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalCounter(node CounterNode) *Counter {
 	return &Counter{ref: counterService.NewLocal(counterHandlers, node)}
 }
 
-// RegisterCounterTunnel puts node behind a mailbox and registers it on server, where NewCounterTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterCounterTunnel runs node behind a mailbox and registers it with server, where
+// NewCounterTunnel and any other client of the service reach it. It need not be closed.
 func RegisterCounterTunnel(server *connect.Server, node CounterNode) {
 	counterService.RegisterTunnel(server, counterHandlers, node)
 }
 
-// NewCounterTunnel is the handle of the node that client reaches.
+// NewCounterTunnel returns a handle of the node that client reaches.
 func NewCounterTunnel(client *connect.Client) *Counter {
 	return &Counter{ref: counterService.NewTunnel(client)}
 }

@@ -8,22 +8,27 @@
 package guidesv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	guidesv1 "github.com/raylink/raylink/examples/guides/gen/guides/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -32,7 +37,8 @@ const (
 // SplitterName is the full name of the service Splitter.
 const SplitterName = "guides.v1.Splitter"
 
-// splitterService describes the service guides.v1.Splitter. Calls identify a method by its index in Methods.
+// splitterService describes the service guides.v1.Splitter. Calls identify a method by its index in
+// Methods.
 var splitterService = runtime.GeneratedService{
 	File: &guidesv1.File_guides_v1_splitter_proto,
 	Name: "Splitter",
@@ -62,7 +68,7 @@ var splitterService = runtime.GeneratedService{
 	},
 }
 
-// splitterHandlers run the methods of guides.v1.Splitter on a node, in the order of splitterService.
+// splitterHandlers run the methods of a node, in the order of splitterService.
 var splitterHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -90,8 +96,8 @@ var splitterHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// SplitterNode is what a node of the service guides.v1.Splitter implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// SplitterNode is the interface that a node of the service guides.v1.Splitter implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Splitter distributes numbers over counters.
 type SplitterNode interface {
@@ -102,45 +108,51 @@ type SplitterNode interface {
 	Largest(context.Context, *guidesv1.LargestRequest) (*guidesv1.LargestResponse, error)
 }
 
-// UnimplementedSplitterNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedSplitterNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedSplitterNode struct{}
 
-// Split returns an error of the code Unimplemented.
+// Split returns an error with the code Unimplemented.
 func (UnimplementedSplitterNode) Split(context.Context, *guidesv1.SplitRequest) (*guidesv1.SplitResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "guides.v1.Splitter/Split is not implemented")
 }
 
-// Largest returns an error of the code Unimplemented.
+// Largest returns an error with the code Unimplemented.
 func (UnimplementedSplitterNode) Largest(context.Context, *guidesv1.LargestRequest) (*guidesv1.LargestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "guides.v1.Splitter/Largest is not implemented")
 }
 
-// SplitterType is the node type "splitter", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// SplitterType returns the node type "splitter", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func SplitterType(setup func(context.Context, *runtime.Node, *guidesv1.SplitterConfig) (SplitterNode, error)) runtime.NodeType {
 	return splitterService.NodeType(splitterHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*guidesv1.SplitterConfig))
 	})
 }
 
-// Splitter is the handle of a node of the service guides.v1.Splitter, wherever that node lives. It may be used by
-// several goroutines at once.
+// Splitter is the handle of a node of the service guides.v1.Splitter, wherever that node lives. It
+// is safe for concurrent use.
 //
 // Splitter distributes numbers over counters.
 type Splitter struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Splitter) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Splitter) Intercepted(interceptors ...runtime.ClientInterceptor) *Splitter {
 	return &Splitter{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Splitter) String() string {
+	return "Splitter(" + h.ref.String() + ")"
 }
 
 // Split adds equal parts of a number to all counters, and the remainder to the first.
@@ -148,8 +160,8 @@ func (h *Splitter) Split(ctx context.Context, req *guidesv1.SplitRequest) (*guid
 	return runtime.GeneratedCall[*guidesv1.SplitRequest, *guidesv1.SplitResponse](0).Unary(ctx, h.ref, req)
 }
 
-// SplitAsync is Split without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// SplitAsync calls Split and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Splitter) SplitAsync(ctx context.Context, req *guidesv1.SplitRequest) *runtime.Future[*guidesv1.SplitResponse] {
 	return runtime.GeneratedCall[*guidesv1.SplitRequest, *guidesv1.SplitResponse](0).Async(ctx, h.ref, req)
 }
@@ -159,13 +171,13 @@ func (h *Splitter) Largest(ctx context.Context, req *guidesv1.LargestRequest) (*
 	return runtime.GeneratedCall[*guidesv1.LargestRequest, *guidesv1.LargestResponse](1).Unary(ctx, h.ref, req)
 }
 
-// LargestAsync is Largest without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// LargestAsync calls Largest and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Splitter) LargestAsync(ctx context.Context, req *guidesv1.LargestRequest) *runtime.Future[*guidesv1.LargestResponse] {
 	return runtime.GeneratedCall[*guidesv1.LargestRequest, *guidesv1.LargestResponse](1).Async(ctx, h.ref, req)
 }
 
-// CreateSplitter creates a node of the type "splitter" below parent, and waits until it is set up.
+// CreateSplitter creates a node of the type "splitter" under parent and blocks until it is set up.
 func CreateSplitter(ctx context.Context, parent runtime.Parent, cfg *guidesv1.SplitterConfig, opts ...runtime.CreateOption) (*Splitter, error) {
 	ref, err := splitterService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -174,7 +186,8 @@ func CreateSplitter(ctx context.Context, parent runtime.Parent, cfg *guidesv1.Sp
 	return &Splitter{ref: ref}, nil
 }
 
-// CreateSplitterN creates n nodes of the type "splitter" below parent at once: all, or none and an error.
+// CreateSplitterN creates n nodes of the type "splitter" under parent at once: all, or none and an
+// error.
 func CreateSplitterN(ctx context.Context, parent runtime.Parent, n int, cfg *guidesv1.SplitterConfig, opts ...runtime.CreateOption) ([]*Splitter, error) {
 	refs, err := splitterService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -187,8 +200,8 @@ func CreateSplitterN(ctx context.Context, parent runtime.Parent, n int, cfg *gui
 	return handles, nil
 }
 
-// FindSplitter looks up a node of the service guides.v1.Splitter, by path, alias or id. A relative path is relative to
-// from.
+// FindSplitter looks up a node of the service guides.v1.Splitter, by path, alias or id. A relative
+// path is relative to from.
 func FindSplitter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Splitter, error) {
 	ref, err := splitterService.Find(ctx, from, where)
 	if err != nil {
@@ -197,7 +210,7 @@ func FindSplitter(ctx context.Context, from runtime.Finder, where runtime.Where)
 	return &Splitter{ref: ref}, nil
 }
 
-// SplitterFrom makes a handle from a reference that came in a message. It asks nobody.
+// SplitterFrom makes a handle of a reference that was received in a message. It makes no call.
 func SplitterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Splitter, error) {
 	found, err := splitterService.From(from, ref)
 	if err != nil {
@@ -206,19 +219,19 @@ func SplitterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Splitter, error) {
 	return &Splitter{ref: found}, nil
 }
 
-// NewLocalSplitter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalSplitter runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalSplitter(node SplitterNode) *Splitter {
 	return &Splitter{ref: splitterService.NewLocal(splitterHandlers, node)}
 }
 
-// RegisterSplitterTunnel puts node behind a mailbox and registers it on server, where NewSplitterTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterSplitterTunnel runs node behind a mailbox and registers it with server, where
+// NewSplitterTunnel and any other client of the service reach it. It need not be closed.
 func RegisterSplitterTunnel(server *connect.Server, node SplitterNode) {
 	splitterService.RegisterTunnel(server, splitterHandlers, node)
 }
 
-// NewSplitterTunnel is the handle of the node that client reaches.
+// NewSplitterTunnel returns a handle of the node that client reaches.
 func NewSplitterTunnel(client *connect.Client) *Splitter {
 	return &Splitter{ref: splitterService.NewTunnel(client)}
 }

@@ -2,29 +2,35 @@
 //
 // Source: contract/v1/contract.proto
 
-// Package contractv1raylink has the nodes and handles of the services in contract/v1/contract.proto.
+// Package contractv1raylink has the nodes and handles of the services in
+// contract/v1/contract.proto.
 //
 // The node that the contract test calls over every way.
 package contractv1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -33,7 +39,8 @@ const (
 // ProbeName is the full name of the service Probe.
 const ProbeName = "contract.v1.Probe"
 
-// probeService describes the service contract.v1.Probe. Calls identify a method by its index in Methods.
+// probeService describes the service contract.v1.Probe. Calls identify a method by its index in
+// Methods.
 var probeService = runtime.GeneratedService{
 	File: &contractv1.File_contract_v1_contract_proto,
 	Name: "Probe",
@@ -185,7 +192,7 @@ var probeService = runtime.GeneratedService{
 	},
 }
 
-// probeHandlers run the methods of contract.v1.Probe on a node, in the order of probeService.
+// probeHandlers run the methods of a node, in the order of probeService.
 var probeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -355,8 +362,8 @@ var probeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ProbeNode is what a node of the service contract.v1.Probe implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// ProbeNode is the interface that a node of the service contract.v1.Probe implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Probe has a method for each case of the contract test.
 type ProbeNode interface {
@@ -414,110 +421,116 @@ type ProbeChatServerStream = runtime.BidiStreamingServer[*contractv1.ChatRequest
 // ProbeChatClientStream is the caller's side of Chat.
 type ProbeChatClientStream = runtime.BidiStreamingClient[*contractv1.ChatRequest, *contractv1.ChatResponse]
 
-// UnimplementedProbeNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedProbeNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedProbeNode struct{}
 
-// Add returns an error of the code Unimplemented.
+// Add returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Add is not implemented")
 }
 
-// Echo returns an error of the code Unimplemented.
+// Echo returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Echo(context.Context, *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Echo is not implemented")
 }
 
-// Fail returns an error of the code Unimplemented.
+// Fail returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Fail(context.Context, *contractv1.FailRequest) (*contractv1.FailResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Fail is not implemented")
 }
 
-// Block returns an error of the code Unimplemented.
+// Block returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Block(context.Context, *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Block is not implemented")
 }
 
-// BlockBeside returns an error of the code Unimplemented.
+// BlockBeside returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) BlockBeside(context.Context, *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/BlockBeside is not implemented")
 }
 
-// Release returns an error of the code Unimplemented.
+// Release returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Release(context.Context, *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Release is not implemented")
 }
 
-// Who returns an error of the code Unimplemented.
+// Who returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Who(context.Context, *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Who is not implemented")
 }
 
-// Nothing returns an error of the code Unimplemented.
+// Nothing returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Nothing is not implemented")
 }
 
-// Count returns an error of the code Unimplemented.
+// Count returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Count(context.Context, *contractv1.CountRequest, ProbeCountServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Count is not implemented")
 }
 
-// Sum returns an error of the code Unimplemented.
+// Sum returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Sum(context.Context, ProbeSumServerStream) (*contractv1.SumResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Sum is not implemented")
 }
 
-// Chat returns an error of the code Unimplemented.
+// Chat returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Chat(context.Context, ProbeChatServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Chat is not implemented")
 }
 
-// Log returns an error of the code Unimplemented.
+// Log returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Log(context.Context, *contractv1.LogRequest) (*contractv1.LogResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Log is not implemented")
 }
 
-// Relay returns an error of the code Unimplemented.
+// Relay returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Relay(context.Context, *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Relay is not implemented")
 }
 
-// Spawn returns an error of the code Unimplemented.
+// Spawn returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Spawn(context.Context, *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Spawn is not implemented")
 }
 
-// Crash returns an error of the code Unimplemented.
+// Crash returns an error with the code Unimplemented.
 func (UnimplementedProbeNode) Crash(context.Context, *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Probe/Crash is not implemented")
 }
 
-// ProbeType is the node type "probe", implemented by what setup returns. Setup is called once in each life of a node
-// with the configuration it was created with.
+// ProbeType returns the node type "probe", whose nodes setup makes. Setup is called once for each
+// incarnation of a node, with the configuration that the node was created with.
 func ProbeType(setup func(context.Context, *runtime.Node, *contractv1.ProbeConfig) (ProbeNode, error)) runtime.NodeType {
 	return probeService.NodeType(probeHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*contractv1.ProbeConfig))
 	})
 }
 
-// Probe is the handle of a node of the service contract.v1.Probe, wherever that node lives. It may be used by several
-// goroutines at once.
+// Probe is the handle of a node of the service contract.v1.Probe, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Probe has a method for each case of the contract test.
 type Probe struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Probe) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Probe) Intercepted(interceptors ...runtime.ClientInterceptor) *Probe {
 	return &Probe{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *Probe) String() string {
+	return "Probe(" + h.ref.String() + ")"
 }
 
 // Add takes a turn.
@@ -525,8 +538,8 @@ func (h *Probe) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv
 	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
-// AddAsync is Add without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// AddAsync calls Add and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Probe) AddAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
 	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
 }
@@ -536,19 +549,19 @@ func (h *Probe) Echo(ctx context.Context, req *contractv1.EchoRequest) (*contrac
 	return runtime.GeneratedCall[*contractv1.EchoRequest, *contractv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
 
-// EchoAsync is Echo without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// EchoAsync calls Echo and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) EchoAsync(ctx context.Context, req *contractv1.EchoRequest) *runtime.Future[*contractv1.EchoResponse] {
 	return runtime.GeneratedCall[*contractv1.EchoRequest, *contractv1.EchoResponse](1).Async(ctx, h.ref, req)
 }
 
-// Fail calls contract.v1.Probe.Fail, and waits for the response.
+// Fail calls contract.v1.Probe.Fail and waits for its response.
 func (h *Probe) Fail(ctx context.Context, req *contractv1.FailRequest) (*contractv1.FailResponse, error) {
 	return runtime.GeneratedCall[*contractv1.FailRequest, *contractv1.FailResponse](2).Unary(ctx, h.ref, req)
 }
 
-// FailAsync is Fail without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// FailAsync calls Fail and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) FailAsync(ctx context.Context, req *contractv1.FailRequest) *runtime.Future[*contractv1.FailResponse] {
 	return runtime.GeneratedCall[*contractv1.FailRequest, *contractv1.FailResponse](2).Async(ctx, h.ref, req)
 }
@@ -558,8 +571,8 @@ func (h *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contr
 	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](3).Unary(ctx, h.ref, req)
 }
 
-// BlockAsync is Block without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// BlockAsync calls Block and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) BlockAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
 	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](3).Async(ctx, h.ref, req)
 }
@@ -569,46 +582,46 @@ func (h *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (
 	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](4).Unary(ctx, h.ref, req)
 }
 
-// BlockBesideAsync is BlockBeside without the waiting: the future has the response, or the error, once it is there. It
-// blocks only while the way to the node is full.
+// BlockBesideAsync calls BlockBeside and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
 func (h *Probe) BlockBesideAsync(ctx context.Context, req *contractv1.BlockRequest) *runtime.Future[*contractv1.BlockResponse] {
 	return runtime.GeneratedCall[*contractv1.BlockRequest, *contractv1.BlockResponse](4).Async(ctx, h.ref, req)
 }
 
-// Release calls contract.v1.Probe.Release, and waits for the response.
+// Release calls contract.v1.Probe.Release and waits for its response.
 func (h *Probe) Release(ctx context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
 	return runtime.GeneratedCall[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](5).Unary(ctx, h.ref, req)
 }
 
-// ReleaseAsync is Release without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// ReleaseAsync calls Release and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Probe) ReleaseAsync(ctx context.Context, req *contractv1.ReleaseRequest) *runtime.Future[*contractv1.ReleaseResponse] {
 	return runtime.GeneratedCall[*contractv1.ReleaseRequest, *contractv1.ReleaseResponse](5).Async(ctx, h.ref, req)
 }
 
-// Who calls contract.v1.Probe.Who, and waits for the response.
+// Who calls contract.v1.Probe.Who and waits for its response.
 func (h *Probe) Who(ctx context.Context, req *contractv1.WhoRequest) (*contractv1.WhoResponse, error) {
 	return runtime.GeneratedCall[*contractv1.WhoRequest, *contractv1.WhoResponse](6).Unary(ctx, h.ref, req)
 }
 
-// WhoAsync is Who without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// WhoAsync calls Who and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Probe) WhoAsync(ctx context.Context, req *contractv1.WhoRequest) *runtime.Future[*contractv1.WhoResponse] {
 	return runtime.GeneratedCall[*contractv1.WhoRequest, *contractv1.WhoResponse](6).Async(ctx, h.ref, req)
 }
 
-// Nothing calls contract.v1.Probe.Nothing, and waits for the response.
+// Nothing calls contract.v1.Probe.Nothing and waits for its response.
 func (h *Probe) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
 	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](7).Unary(ctx, h.ref, req)
 }
 
-// NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// NothingAsync calls Nothing and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Probe) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
 	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](7).Async(ctx, h.ref, req)
 }
 
-// Count calls contract.v1.Probe.Count, and returns the stream of its responses.
+// Count calls contract.v1.Probe.Count and returns the stream of its responses.
 func (h *Probe) Count(ctx context.Context, req *contractv1.CountRequest) (ProbeCountClientStream, error) {
 	return runtime.GeneratedCall[*contractv1.CountRequest, *contractv1.CountResponse](8).ServerStream(ctx, h.ref, req)
 }
@@ -618,56 +631,56 @@ func (h *Probe) Sum(ctx context.Context) (ProbeSumClientStream, error) {
 	return runtime.GeneratedCall[*contractv1.SumRequest, *contractv1.SumResponse](9).ClientStream(ctx, h.ref)
 }
 
-// Chat calls contract.v1.Probe.Chat, and returns the stream of its requests and responses.
+// Chat calls contract.v1.Probe.Chat and returns the stream of its requests and responses.
 func (h *Probe) Chat(ctx context.Context) (ProbeChatClientStream, error) {
 	return runtime.GeneratedCall[*contractv1.ChatRequest, *contractv1.ChatResponse](10).BidiStream(ctx, h.ref)
 }
 
-// Log calls contract.v1.Probe.Log, and waits for the response.
+// Log calls contract.v1.Probe.Log and waits for its response.
 func (h *Probe) Log(ctx context.Context, req *contractv1.LogRequest) (*contractv1.LogResponse, error) {
 	return runtime.GeneratedCall[*contractv1.LogRequest, *contractv1.LogResponse](11).Unary(ctx, h.ref, req)
 }
 
-// LogAsync is Log without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// LogAsync calls Log and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Probe) LogAsync(ctx context.Context, req *contractv1.LogRequest) *runtime.Future[*contractv1.LogResponse] {
 	return runtime.GeneratedCall[*contractv1.LogRequest, *contractv1.LogResponse](11).Async(ctx, h.ref, req)
 }
 
-// Relay calls contract.v1.Probe.Relay, and waits for the response.
+// Relay calls contract.v1.Probe.Relay and waits for its response.
 func (h *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contractv1.RelayResponse, error) {
 	return runtime.GeneratedCall[*contractv1.RelayRequest, *contractv1.RelayResponse](12).Unary(ctx, h.ref, req)
 }
 
-// RelayAsync is Relay without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// RelayAsync calls Relay and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) RelayAsync(ctx context.Context, req *contractv1.RelayRequest) *runtime.Future[*contractv1.RelayResponse] {
 	return runtime.GeneratedCall[*contractv1.RelayRequest, *contractv1.RelayResponse](12).Async(ctx, h.ref, req)
 }
 
-// Spawn calls contract.v1.Probe.Spawn, and waits for the response.
+// Spawn calls contract.v1.Probe.Spawn and waits for its response.
 func (h *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contractv1.SpawnResponse, error) {
 	return runtime.GeneratedCall[*contractv1.SpawnRequest, *contractv1.SpawnResponse](13).Unary(ctx, h.ref, req)
 }
 
-// SpawnAsync is Spawn without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// SpawnAsync calls Spawn and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) SpawnAsync(ctx context.Context, req *contractv1.SpawnRequest) *runtime.Future[*contractv1.SpawnResponse] {
 	return runtime.GeneratedCall[*contractv1.SpawnRequest, *contractv1.SpawnResponse](13).Async(ctx, h.ref, req)
 }
 
-// Crash calls contract.v1.Probe.Crash, and waits for the response.
+// Crash calls contract.v1.Probe.Crash and waits for its response.
 func (h *Probe) Crash(ctx context.Context, req *contractv1.CrashRequest) (*contractv1.CrashResponse, error) {
 	return runtime.GeneratedCall[*contractv1.CrashRequest, *contractv1.CrashResponse](14).Unary(ctx, h.ref, req)
 }
 
-// CrashAsync is Crash without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// CrashAsync calls Crash and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Probe) CrashAsync(ctx context.Context, req *contractv1.CrashRequest) *runtime.Future[*contractv1.CrashResponse] {
 	return runtime.GeneratedCall[*contractv1.CrashRequest, *contractv1.CrashResponse](14).Async(ctx, h.ref, req)
 }
 
-// CreateProbe creates a node of the type "probe" below parent, and waits until it is set up.
+// CreateProbe creates a node of the type "probe" under parent and blocks until it is set up.
 func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) (*Probe, error) {
 	ref, err := probeService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -676,7 +689,7 @@ func CreateProbe(ctx context.Context, parent runtime.Parent, cfg *contractv1.Pro
 	return &Probe{ref: ref}, nil
 }
 
-// CreateProbeN creates n nodes of the type "probe" below parent at once: all, or none and an error.
+// CreateProbeN creates n nodes of the type "probe" under parent at once: all, or none and an error.
 func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contractv1.ProbeConfig, opts ...runtime.CreateOption) ([]*Probe, error) {
 	refs, err := probeService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -689,8 +702,8 @@ func CreateProbeN(ctx context.Context, parent runtime.Parent, n int, cfg *contra
 	return handles, nil
 }
 
-// FindProbe looks up a node of the service contract.v1.Probe, by path, alias or id. A relative path is relative to
-// from.
+// FindProbe looks up a node of the service contract.v1.Probe, by path, alias or id. A relative path
+// is relative to from.
 func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*Probe, error) {
 	ref, err := probeService.Find(ctx, from, where)
 	if err != nil {
@@ -699,7 +712,7 @@ func FindProbe(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Probe{ref: ref}, nil
 }
 
-// ProbeFrom makes a handle from a reference that came in a message. It asks nobody.
+// ProbeFrom makes a handle of a reference that was received in a message. It makes no call.
 func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
 	found, err := probeService.From(from, ref)
 	if err != nil {
@@ -708,19 +721,19 @@ func ProbeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Probe, error) {
 	return &Probe{ref: found}, nil
 }
 
-// NewLocalProbe puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalProbe runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalProbe(node ProbeNode) *Probe {
 	return &Probe{ref: probeService.NewLocal(probeHandlers, node)}
 }
 
-// RegisterProbeTunnel puts node behind a mailbox and registers it on server, where NewProbeTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterProbeTunnel runs node behind a mailbox and registers it with server, where NewProbeTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterProbeTunnel(server *connect.Server, node ProbeNode) {
 	probeService.RegisterTunnel(server, probeHandlers, node)
 }
 
-// NewProbeTunnel is the handle of the node that client reaches.
+// NewProbeTunnel returns a handle of the node that client reaches.
 func NewProbeTunnel(client *connect.Client) *Probe {
 	return &Probe{ref: probeService.NewTunnel(client)}
 }
@@ -728,7 +741,8 @@ func NewProbeTunnel(client *connect.Client) *Probe {
 // OtherName is the full name of the service Other.
 const OtherName = "contract.v1.Other"
 
-// otherService describes the service contract.v1.Other. Calls identify a method by its index in Methods.
+// otherService describes the service contract.v1.Other. Calls identify a method by its index in
+// Methods.
 var otherService = runtime.GeneratedService{
 	File: &contractv1.File_contract_v1_contract_proto,
 	Name: "Other",
@@ -746,7 +760,7 @@ var otherService = runtime.GeneratedService{
 	},
 }
 
-// otherHandlers run the methods of contract.v1.Other on a node, in the order of otherService.
+// otherHandlers run the methods of a node, in the order of otherService.
 var otherHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -762,61 +776,68 @@ var otherHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// OtherNode is what a node of the service contract.v1.Other implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// OtherNode is the interface that a node of the service contract.v1.Other implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 //
 // Other is a node of another service.
 type OtherNode interface {
 	Ping(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
 }
 
-// UnimplementedOtherNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedOtherNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedOtherNode struct{}
 
-// Ping returns an error of the code Unimplemented.
+// Ping returns an error with the code Unimplemented.
 func (UnimplementedOtherNode) Ping(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "contract.v1.Other/Ping is not implemented")
 }
 
-// OtherType is the node type "other", implemented by what setup returns. Setup is called once in each life of a node.
+// OtherType returns the node type "other", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func OtherType(setup func(context.Context, *runtime.Node) (OtherNode, error)) runtime.NodeType {
 	return otherService.NodeType(otherHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Other is the handle of a node of the service contract.v1.Other, wherever that node lives. It may be used by several
-// goroutines at once.
+// Other is the handle of a node of the service contract.v1.Other, wherever that node lives. It is
+// safe for concurrent use.
 //
 // Other is a node of another service.
 type Other struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Other) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Other) Intercepted(interceptors ...runtime.ClientInterceptor) *Other {
 	return &Other{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Ping calls contract.v1.Other.Ping, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Other) String() string {
+	return "Other(" + h.ref.String() + ")"
+}
+
+// Ping calls contract.v1.Other.Ping and waits for its response.
 func (h *Other) Ping(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
 	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Unary(ctx, h.ref, req)
 }
 
-// PingAsync is Ping without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PingAsync calls Ping and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Other) PingAsync(ctx context.Context, req *contractv1.AddRequest) *runtime.Future[*contractv1.AddResponse] {
 	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
 }
 
-// CreateOther creates a node of the type "other" below parent, and waits until it is set up.
+// CreateOther creates a node of the type "other" under parent and blocks until it is set up.
 func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Other, error) {
 	ref, err := otherService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -825,7 +846,7 @@ func CreateOther(ctx context.Context, parent runtime.Parent, opts ...runtime.Cre
 	return &Other{ref: ref}, nil
 }
 
-// CreateOtherN creates n nodes of the type "other" below parent at once: all, or none and an error.
+// CreateOtherN creates n nodes of the type "other" under parent at once: all, or none and an error.
 func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Other, error) {
 	refs, err := otherService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -838,8 +859,8 @@ func CreateOtherN(ctx context.Context, parent runtime.Parent, n int, opts ...run
 	return handles, nil
 }
 
-// FindOther looks up a node of the service contract.v1.Other, by path, alias or id. A relative path is relative to
-// from.
+// FindOther looks up a node of the service contract.v1.Other, by path, alias or id. A relative path
+// is relative to from.
 func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*Other, error) {
 	ref, err := otherService.Find(ctx, from, where)
 	if err != nil {
@@ -848,7 +869,7 @@ func FindOther(ctx context.Context, from runtime.Finder, where runtime.Where) (*
 	return &Other{ref: ref}, nil
 }
 
-// OtherFrom makes a handle from a reference that came in a message. It asks nobody.
+// OtherFrom makes a handle of a reference that was received in a message. It makes no call.
 func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
 	found, err := otherService.From(from, ref)
 	if err != nil {
@@ -857,19 +878,19 @@ func OtherFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Other, error) {
 	return &Other{ref: found}, nil
 }
 
-// NewLocalOther puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalOther runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalOther(node OtherNode) *Other {
 	return &Other{ref: otherService.NewLocal(otherHandlers, node)}
 }
 
-// RegisterOtherTunnel puts node behind a mailbox and registers it on server, where NewOtherTunnel and any other client
-// of the service reach it. Nothing has to be closed.
+// RegisterOtherTunnel runs node behind a mailbox and registers it with server, where NewOtherTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterOtherTunnel(server *connect.Server, node OtherNode) {
 	otherService.RegisterTunnel(server, otherHandlers, node)
 }
 
-// NewOtherTunnel is the handle of the node that client reaches.
+// NewOtherTunnel returns a handle of the node that client reaches.
 func NewOtherTunnel(client *connect.Client) *Other {
 	return &Other{ref: otherService.NewTunnel(client)}
 }

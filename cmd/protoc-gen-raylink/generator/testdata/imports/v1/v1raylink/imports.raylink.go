@@ -6,29 +6,34 @@
 package v1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
-	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/deep"
-	v1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/some-thing.else"
-	v11 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/v1"
-	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
-	"github.com/raylink/raylink/runtime"
+
+	connect "connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/deep"
+	v1 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/some-thing.else"
+	v11 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/imports/v1"
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/runtime"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -37,7 +42,8 @@ const (
 // ImporterName is the full name of the service Importer.
 const ImporterName = "imports.v1.Importer"
 
-// importerService describes the service imports.v1.Importer. Calls identify a method by its index in Methods.
+// importerService describes the service imports.v1.Importer. Calls identify a method by its index
+// in Methods.
 var importerService = runtime.GeneratedService{
 	File: &v11.File_imports_imports_proto,
 	Name: "Importer",
@@ -112,7 +118,7 @@ var importerService = runtime.GeneratedService{
 	},
 }
 
-// importerHandlers run the methods of imports.v1.Importer on a node, in the order of importerService.
+// importerHandlers run the methods of a node, in the order of importerService.
 var importerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -192,8 +198,8 @@ var importerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ImporterNode is what a node of the service imports.v1.Importer implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// ImporterNode is the interface that a node of the service imports.v1.Importer implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type ImporterNode interface {
 	Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error)
 
@@ -222,136 +228,142 @@ type ImporterOtherServerStream = runtime.ServerStreamingServer[*v1.Message_Part]
 // ImporterOtherClientStream is the caller's side of Other.
 type ImporterOtherClientStream = runtime.ServerStreamingClient[*v1.Message_Part]
 
-// UnimplementedImporterNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedImporterNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedImporterNode struct{}
 
-// Nothing returns an error of the code Unimplemented.
+// Nothing returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Nothing(context.Context, *emptypb.Empty) (*emptypb.Empty, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Nothing is not implemented")
 }
 
-// Nothings returns an error of the code Unimplemented.
+// Nothings returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Nothings(context.Context, ImporterNothingsServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Nothings is not implemented")
 }
 
-// Nested returns an error of the code Unimplemented.
+// Nested returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Nested(context.Context, *v11.Outer_Inner) (*v11.Outer_Inner_Innermost, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Nested is not implemented")
 }
 
-// Known returns an error of the code Unimplemented.
+// Known returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Known(context.Context, *timestamppb.Timestamp) (*durationpb.Duration, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Known is not implemented")
 }
 
-// Dynamic returns an error of the code Unimplemented.
+// Dynamic returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Dynamic(context.Context, *anypb.Any) (*structpb.Struct, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Dynamic is not implemented")
 }
 
-// Other returns an error of the code Unimplemented.
+// Other returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Other(context.Context, *v1.Message, ImporterOtherServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Other is not implemented")
 }
 
-// Ref returns an error of the code Unimplemented.
+// Ref returns an error with the code Unimplemented.
 func (UnimplementedImporterNode) Ref(context.Context, *nodev1.NodeRef) (*emptypb.Empty, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "imports.v1.Importer/Ref is not implemented")
 }
 
-// ImporterType is the node type "importer", implemented by what setup returns. Setup is called once in each life of a
-// node with the configuration it was created with.
+// ImporterType returns the node type "importer", whose nodes setup makes. Setup is called once for
+// each incarnation of a node, with the configuration that the node was created with.
 func ImporterType(setup func(context.Context, *runtime.Node, *deep.Deep_Config) (ImporterNode, error)) runtime.NodeType {
 	return importerService.NodeType(importerHandlers, func(ctx context.Context, node *runtime.Node, config proto.Message) (any, error) {
 		return setup(ctx, node, config.(*deep.Deep_Config))
 	})
 }
 
-// Importer is the handle of a node of the service imports.v1.Importer, wherever that node lives. It may be used by
-// several goroutines at once.
+// Importer is the handle of a node of the service imports.v1.Importer, wherever that node lives. It
+// is safe for concurrent use.
 type Importer struct {
 	ref runtime.Ref
 }
 
-// Ref_ is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref_ returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Importer) Ref_() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Importer) Intercepted(interceptors ...runtime.ClientInterceptor) *Importer {
 	return &Importer{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Nothing calls imports.v1.Importer.Nothing, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Importer) String() string {
+	return "Importer(" + h.ref.String() + ")"
+}
+
+// Nothing calls imports.v1.Importer.Nothing and waits for its response.
 func (h *Importer) Nothing(ctx context.Context, req *emptypb.Empty) (*emptypb.Empty, error) {
 	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](0).Unary(ctx, h.ref, req)
 }
 
-// NothingAsync is Nothing without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// NothingAsync calls Nothing and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Importer) NothingAsync(ctx context.Context, req *emptypb.Empty) *runtime.Future[*emptypb.Empty] {
 	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](0).Async(ctx, h.ref, req)
 }
 
-// Nothings calls imports.v1.Importer.Nothings, and returns the stream of its requests and responses.
+// Nothings calls imports.v1.Importer.Nothings and returns the stream of its requests and responses.
 func (h *Importer) Nothings(ctx context.Context) (ImporterNothingsClientStream, error) {
 	return runtime.GeneratedCall[*emptypb.Empty, *emptypb.Empty](1).BidiStream(ctx, h.ref)
 }
 
-// Nested calls imports.v1.Importer.Nested, and waits for the response.
+// Nested calls imports.v1.Importer.Nested and waits for its response.
 func (h *Importer) Nested(ctx context.Context, req *v11.Outer_Inner) (*v11.Outer_Inner_Innermost, error) {
 	return runtime.GeneratedCall[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](2).Unary(ctx, h.ref, req)
 }
 
-// NestedAsync is Nested without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// NestedAsync calls Nested and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Importer) NestedAsync(ctx context.Context, req *v11.Outer_Inner) *runtime.Future[*v11.Outer_Inner_Innermost] {
 	return runtime.GeneratedCall[*v11.Outer_Inner, *v11.Outer_Inner_Innermost](2).Async(ctx, h.ref, req)
 }
 
-// Known calls imports.v1.Importer.Known, and waits for the response.
+// Known calls imports.v1.Importer.Known and waits for its response.
 func (h *Importer) Known(ctx context.Context, req *timestamppb.Timestamp) (*durationpb.Duration, error) {
 	return runtime.GeneratedCall[*timestamppb.Timestamp, *durationpb.Duration](3).Unary(ctx, h.ref, req)
 }
 
-// KnownAsync is Known without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// KnownAsync calls Known and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Importer) KnownAsync(ctx context.Context, req *timestamppb.Timestamp) *runtime.Future[*durationpb.Duration] {
 	return runtime.GeneratedCall[*timestamppb.Timestamp, *durationpb.Duration](3).Async(ctx, h.ref, req)
 }
 
-// Dynamic calls imports.v1.Importer.Dynamic, and waits for the response.
+// Dynamic calls imports.v1.Importer.Dynamic and waits for its response.
 func (h *Importer) Dynamic(ctx context.Context, req *anypb.Any) (*structpb.Struct, error) {
 	return runtime.GeneratedCall[*anypb.Any, *structpb.Struct](4).Unary(ctx, h.ref, req)
 }
 
-// DynamicAsync is Dynamic without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// DynamicAsync calls Dynamic and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *Importer) DynamicAsync(ctx context.Context, req *anypb.Any) *runtime.Future[*structpb.Struct] {
 	return runtime.GeneratedCall[*anypb.Any, *structpb.Struct](4).Async(ctx, h.ref, req)
 }
 
-// Other calls imports.v1.Importer.Other, and returns the stream of its responses.
+// Other calls imports.v1.Importer.Other and returns the stream of its responses.
 func (h *Importer) Other(ctx context.Context, req *v1.Message) (ImporterOtherClientStream, error) {
 	return runtime.GeneratedCall[*v1.Message, *v1.Message_Part](5).ServerStream(ctx, h.ref, req)
 }
 
-// Ref calls imports.v1.Importer.Ref, and waits for the response.
+// Ref calls imports.v1.Importer.Ref and waits for its response.
 func (h *Importer) Ref(ctx context.Context, req *nodev1.NodeRef) (*emptypb.Empty, error) {
 	return runtime.GeneratedCall[*nodev1.NodeRef, *emptypb.Empty](6).Unary(ctx, h.ref, req)
 }
 
-// RefAsync is Ref without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// RefAsync calls Ref and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Importer) RefAsync(ctx context.Context, req *nodev1.NodeRef) *runtime.Future[*emptypb.Empty] {
 	return runtime.GeneratedCall[*nodev1.NodeRef, *emptypb.Empty](6).Async(ctx, h.ref, req)
 }
 
-// CreateImporter creates a node of the type "importer" below parent, and waits until it is set up.
+// CreateImporter creates a node of the type "importer" under parent and blocks until it is set up.
 func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_Config, opts ...runtime.CreateOption) (*Importer, error) {
 	ref, err := importerService.Create(ctx, parent, cfg, opts...)
 	if err != nil {
@@ -360,7 +372,8 @@ func CreateImporter(ctx context.Context, parent runtime.Parent, cfg *deep.Deep_C
 	return &Importer{ref: ref}, nil
 }
 
-// CreateImporterN creates n nodes of the type "importer" below parent at once: all, or none and an error.
+// CreateImporterN creates n nodes of the type "importer" under parent at once: all, or none and an
+// error.
 func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *deep.Deep_Config, opts ...runtime.CreateOption) ([]*Importer, error) {
 	refs, err := importerService.CreateN(ctx, parent, n, cfg, opts...)
 	if err != nil {
@@ -373,8 +386,8 @@ func CreateImporterN(ctx context.Context, parent runtime.Parent, n int, cfg *dee
 	return handles, nil
 }
 
-// FindImporter looks up a node of the service imports.v1.Importer, by path, alias or id. A relative path is relative to
-// from.
+// FindImporter looks up a node of the service imports.v1.Importer, by path, alias or id. A relative
+// path is relative to from.
 func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where) (*Importer, error) {
 	ref, err := importerService.Find(ctx, from, where)
 	if err != nil {
@@ -383,7 +396,7 @@ func FindImporter(ctx context.Context, from runtime.Finder, where runtime.Where)
 	return &Importer{ref: ref}, nil
 }
 
-// ImporterFrom makes a handle from a reference that came in a message. It asks nobody.
+// ImporterFrom makes a handle of a reference that was received in a message. It makes no call.
 func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
 	found, err := importerService.From(from, ref)
 	if err != nil {
@@ -392,19 +405,19 @@ func ImporterFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Importer, error) {
 	return &Importer{ref: found}, nil
 }
 
-// NewLocalImporter puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalImporter runs node behind a mailbox in this process, outside any system: a fake in a
+// test, for example. It need not be closed.
 func NewLocalImporter(node ImporterNode) *Importer {
 	return &Importer{ref: importerService.NewLocal(importerHandlers, node)}
 }
 
-// RegisterImporterTunnel puts node behind a mailbox and registers it on server, where NewImporterTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterImporterTunnel runs node behind a mailbox and registers it with server, where
+// NewImporterTunnel and any other client of the service reach it. It need not be closed.
 func RegisterImporterTunnel(server *connect.Server, node ImporterNode) {
 	importerService.RegisterTunnel(server, importerHandlers, node)
 }
 
-// NewImporterTunnel is the handle of the node that client reaches.
+// NewImporterTunnel returns a handle of the node that client reaches.
 func NewImporterTunnel(client *connect.Client) *Importer {
 	return &Importer{ref: importerService.NewTunnel(client)}
 }

@@ -6,22 +6,27 @@
 package _funcraylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	_func "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/keywords/func"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -30,7 +35,8 @@ const (
 // TypeName is the full name of the service type.
 const TypeName = "go.type.func.type"
 
-// typeService describes the service go.type.func.type. Calls identify a method by its index in Methods.
+// typeService describes the service go.type.func.type. Calls identify a method by its index in
+// Methods.
 var typeService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "type",
@@ -84,7 +90,7 @@ var typeService = runtime.GeneratedService{
 	},
 }
 
-// typeHandlers run the methods of go.type.func.type on a node, in the order of typeService.
+// typeHandlers run the methods of a node, in the order of typeService.
 var typeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -140,8 +146,8 @@ var typeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// TypeNode is what a node of the service go.type.func.type implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// TypeNode is the interface that a node of the service go.type.func.type implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type TypeNode interface {
 	Func_(context.Context, *_func.Error) (*_func.String, error)
 
@@ -166,103 +172,110 @@ type TypeChanServerStream = runtime.ServerStreamingServer[*_func.Error]
 // TypeChanClientStream is the caller's side of Chan.
 type TypeChanClientStream = runtime.ServerStreamingClient[*_func.Error]
 
-// UnimplementedTypeNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedTypeNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedTypeNode struct{}
 
-// Func_ returns an error of the code Unimplemented.
+// Func_ returns an error with the code Unimplemented.
 func (UnimplementedTypeNode) Func_(context.Context, *_func.Error) (*_func.String, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.type/func_ is not implemented")
 }
 
-// Select returns an error of the code Unimplemented.
+// Select returns an error with the code Unimplemented.
 func (UnimplementedTypeNode) Select(context.Context, TypeSelectServerStream) (*_func.NilMap, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.type/select is not implemented")
 }
 
-// Chan returns an error of the code Unimplemented.
+// Chan returns an error with the code Unimplemented.
 func (UnimplementedTypeNode) Chan(context.Context, *_func.Nil, TypeChanServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "go.type.func.type/chan is not implemented")
 }
 
-// Len returns an error of the code Unimplemented.
+// Len returns an error with the code Unimplemented.
 func (UnimplementedTypeNode) Len(context.Context, *_func.Nil) (*_func.Nil, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.type/len is not implemented")
 }
 
-// Init returns an error of the code Unimplemented.
+// Init returns an error with the code Unimplemented.
 func (UnimplementedTypeNode) Init(context.Context, *_func.Nil) (*_func.Nil, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.type/init is not implemented")
 }
 
-// TypeType is the node type "type", implemented by what setup returns. Setup is called once in each life of a node.
+// TypeType returns the node type "type", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func TypeType(setup func(context.Context, *runtime.Node) (TypeNode, error)) runtime.NodeType {
 	return typeService.NodeType(typeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Type is the handle of a node of the service go.type.func.type, wherever that node lives. It may be used by several
-// goroutines at once.
+// Type is the handle of a node of the service go.type.func.type, wherever that node lives. It is
+// safe for concurrent use.
 type Type struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Type) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Type) Intercepted(interceptors ...runtime.ClientInterceptor) *Type {
 	return &Type{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Func_ calls go.type.func.type.func_, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Type) String() string {
+	return "type(" + h.ref.String() + ")"
+}
+
+// Func_ calls go.type.func.type.func_ and waits for its response.
 func (h *Type) Func_(ctx context.Context, req *_func.Error) (*_func.String, error) {
 	return runtime.GeneratedCall[*_func.Error, *_func.String](0).Unary(ctx, h.ref, req)
 }
 
-// Func_Async is Func_ without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// Func_Async calls Func_ and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Type) Func_Async(ctx context.Context, req *_func.Error) *runtime.Future[*_func.String] {
 	return runtime.GeneratedCall[*_func.Error, *_func.String](0).Async(ctx, h.ref, req)
 }
 
-// Select calls go.type.func.type.select, and returns the stream to send its requests on.
+// Select calls go.type.func.type.select and returns the stream on which its requests are sent.
 func (h *Type) Select(ctx context.Context) (TypeSelectClientStream, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.NilMap](1).ClientStream(ctx, h.ref)
 }
 
-// Chan calls go.type.func.type.chan, and returns the stream of its responses.
+// Chan calls go.type.func.type.chan and returns the stream of its responses.
 func (h *Type) Chan(ctx context.Context, req *_func.Nil) (TypeChanClientStream, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Error](2).ServerStream(ctx, h.ref, req)
 }
 
-// Len calls go.type.func.type.len, and waits for the response.
+// Len calls go.type.func.type.len and waits for its response.
 func (h *Type) Len(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](3).Unary(ctx, h.ref, req)
 }
 
-// LenAsync is Len without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// LenAsync calls Len and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Type) LenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](3).Async(ctx, h.ref, req)
 }
 
-// Init calls go.type.func.type.init, and waits for the response.
+// Init calls go.type.func.type.init and waits for its response.
 func (h *Type) Init(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](4).Unary(ctx, h.ref, req)
 }
 
-// InitAsync is Init without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// InitAsync calls Init and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Type) InitAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](4).Async(ctx, h.ref, req)
 }
 
-// CreateType creates a node of the type "type" below parent, and waits until it is set up.
+// CreateType creates a node of the type "type" under parent and blocks until it is set up.
 func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Type, error) {
 	ref, err := typeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -271,7 +284,7 @@ func CreateType(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Type{ref: ref}, nil
 }
 
-// CreateTypeN creates n nodes of the type "type" below parent at once: all, or none and an error.
+// CreateTypeN creates n nodes of the type "type" under parent at once: all, or none and an error.
 func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Type, error) {
 	refs, err := typeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -284,7 +297,8 @@ func CreateTypeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindType looks up a node of the service go.type.func.type, by path, alias or id. A relative path is relative to from.
+// FindType looks up a node of the service go.type.func.type, by path, alias or id. A relative path
+// is relative to from.
 func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*Type, error) {
 	ref, err := typeService.Find(ctx, from, where)
 	if err != nil {
@@ -293,7 +307,7 @@ func FindType(ctx context.Context, from runtime.Finder, where runtime.Where) (*T
 	return &Type{ref: ref}, nil
 }
 
-// TypeFrom makes a handle from a reference that came in a message. It asks nobody.
+// TypeFrom makes a handle of a reference that was received in a message. It makes no call.
 func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
 	found, err := typeService.From(from, ref)
 	if err != nil {
@@ -302,19 +316,19 @@ func TypeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Type, error) {
 	return &Type{ref: found}, nil
 }
 
-// NewLocalType puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalType runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalType(node TypeNode) *Type {
 	return &Type{ref: typeService.NewLocal(typeHandlers, node)}
 }
 
-// RegisterTypeTunnel puts node behind a mailbox and registers it on server, where NewTypeTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterTypeTunnel runs node behind a mailbox and registers it with server, where NewTypeTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterTypeTunnel(server *connect.Server, node TypeNode) {
 	typeService.RegisterTunnel(server, typeHandlers, node)
 }
 
-// NewTypeTunnel is the handle of the node that client reaches.
+// NewTypeTunnel returns a handle of the node that client reaches.
 func NewTypeTunnel(client *connect.Client) *Type {
 	return &Type{ref: typeService.NewTunnel(client)}
 }
@@ -322,7 +336,8 @@ func NewTypeTunnel(client *connect.Client) *Type {
 // Error_Name is the full name of the service error_.
 const Error_Name = "go.type.func.error_"
 
-// error_Service describes the service go.type.func.error_. Calls identify a method by its index in Methods.
+// error_Service describes the service go.type.func.error_. Calls identify a method by its index in
+// Methods.
 var error_Service = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "error_",
@@ -340,7 +355,7 @@ var error_Service = runtime.GeneratedService{
 	},
 }
 
-// error_Handlers run the methods of go.type.func.error_ on a node, in the order of error_Service.
+// error_Handlers run the methods of a node, in the order of error_Service.
 var error_Handlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -356,57 +371,64 @@ var error_Handlers = []runtime.GeneratedHandler{
 	},
 }
 
-// Error_Node is what a node of the service go.type.func.error_ implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// Error_Node is the interface that a node of the service go.type.func.error_ implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type Error_Node interface {
 	Panic(context.Context, *_func.Error) (*_func.Error, error)
 }
 
-// UnimplementedError_Node answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedError_Node returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedError_Node struct{}
 
-// Panic returns an error of the code Unimplemented.
+// Panic returns an error with the code Unimplemented.
 func (UnimplementedError_Node) Panic(context.Context, *_func.Error) (*_func.Error, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.error_/panic is not implemented")
 }
 
-// Error_Type is the node type "error", implemented by what setup returns. Setup is called once in each life of a node.
+// Error_Type returns the node type "error", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func Error_Type(setup func(context.Context, *runtime.Node) (Error_Node, error)) runtime.NodeType {
 	return error_Service.NodeType(error_Handlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Error_ is the handle of a node of the service go.type.func.error_, wherever that node lives. It may be used by
-// several goroutines at once.
+// Error_ is the handle of a node of the service go.type.func.error_, wherever that node lives. It
+// is safe for concurrent use.
 type Error_ struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Error_) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Error_) Intercepted(interceptors ...runtime.ClientInterceptor) *Error_ {
 	return &Error_{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Panic calls go.type.func.error_.panic, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Error_) String() string {
+	return "error_(" + h.ref.String() + ")"
+}
+
+// Panic calls go.type.func.error_.panic and waits for its response.
 func (h *Error_) Panic(ctx context.Context, req *_func.Error) (*_func.Error, error) {
 	return runtime.GeneratedCall[*_func.Error, *_func.Error](0).Unary(ctx, h.ref, req)
 }
 
-// PanicAsync is Panic without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// PanicAsync calls Panic and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *Error_) PanicAsync(ctx context.Context, req *_func.Error) *runtime.Future[*_func.Error] {
 	return runtime.GeneratedCall[*_func.Error, *_func.Error](0).Async(ctx, h.ref, req)
 }
 
-// CreateError_ creates a node of the type "error" below parent, and waits until it is set up.
+// CreateError_ creates a node of the type "error" under parent and blocks until it is set up.
 func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Error_, error) {
 	ref, err := error_Service.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -415,7 +437,8 @@ func CreateError_(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 	return &Error_{ref: ref}, nil
 }
 
-// CreateError_N creates n nodes of the type "error" below parent at once: all, or none and an error.
+// CreateError_N creates n nodes of the type "error" under parent at once: all, or none and an
+// error.
 func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Error_, error) {
 	refs, err := error_Service.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -428,8 +451,8 @@ func CreateError_N(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindError_ looks up a node of the service go.type.func.error_, by path, alias or id. A relative path is relative to
-// from.
+// FindError_ looks up a node of the service go.type.func.error_, by path, alias or id. A relative
+// path is relative to from.
 func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (*Error_, error) {
 	ref, err := error_Service.Find(ctx, from, where)
 	if err != nil {
@@ -438,7 +461,7 @@ func FindError_(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &Error_{ref: ref}, nil
 }
 
-// Error_From makes a handle from a reference that came in a message. It asks nobody.
+// Error_From makes a handle of a reference that was received in a message. It makes no call.
 func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
 	found, err := error_Service.From(from, ref)
 	if err != nil {
@@ -447,19 +470,19 @@ func Error_From(from runtime.Finder, ref *nodev1.NodeRef) (*Error_, error) {
 	return &Error_{ref: found}, nil
 }
 
-// NewLocalError_ puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalError_ runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalError_(node Error_Node) *Error_ {
 	return &Error_{ref: error_Service.NewLocal(error_Handlers, node)}
 }
 
-// RegisterError_Tunnel puts node behind a mailbox and registers it on server, where NewError_Tunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterError_Tunnel runs node behind a mailbox and registers it with server, where
+// NewError_Tunnel and any other client of the service reach it. It need not be closed.
 func RegisterError_Tunnel(server *connect.Server, node Error_Node) {
 	error_Service.RegisterTunnel(server, error_Handlers, node)
 }
 
-// NewError_Tunnel is the handle of the node that client reaches.
+// NewError_Tunnel returns a handle of the node that client reaches.
 func NewError_Tunnel(client *connect.Client) *Error_ {
 	return &Error_{ref: error_Service.NewTunnel(client)}
 }
@@ -467,49 +490,57 @@ func NewError_Tunnel(client *connect.Client) *Error_ {
 // AnyName is the full name of the service any.
 const AnyName = "go.type.func.any"
 
-// anyService describes the service go.type.func.any. Calls identify a method by its index in Methods.
+// anyService describes the service go.type.func.any. Calls identify a method by its index in
+// Methods.
 var anyService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "any",
 	Type: "any",
 }
 
-// anyHandlers run the methods of go.type.func.any on a node, in the order of anyService.
+// anyHandlers run the methods of a node, in the order of anyService.
 var anyHandlers = []runtime.GeneratedHandler{}
 
-// AnyNode is what a node of the service go.type.func.any implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// AnyNode is the interface that a node of the service go.type.func.any implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type AnyNode interface{}
 
-// UnimplementedAnyNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedAnyNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedAnyNode struct{}
 
-// AnyType is the node type "any", implemented by what setup returns. Setup is called once in each life of a node.
+// AnyType returns the node type "any", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func AnyType(setup func(context.Context, *runtime.Node) (AnyNode, error)) runtime.NodeType {
 	return anyService.NodeType(anyHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Any is the handle of a node of the service go.type.func.any, wherever that node lives. It may be used by several
-// goroutines at once.
+// Any is the handle of a node of the service go.type.func.any, wherever that node lives. It is safe
+// for concurrent use.
 type Any struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Any) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Any) Intercepted(interceptors ...runtime.ClientInterceptor) *Any {
 	return &Any{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateAny creates a node of the type "any" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *Any) String() string {
+	return "any(" + h.ref.String() + ")"
+}
+
+// CreateAny creates a node of the type "any" under parent and blocks until it is set up.
 func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Any, error) {
 	ref, err := anyService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -518,7 +549,7 @@ func CreateAny(ctx context.Context, parent runtime.Parent, opts ...runtime.Creat
 	return &Any{ref: ref}, nil
 }
 
-// CreateAnyN creates n nodes of the type "any" below parent at once: all, or none and an error.
+// CreateAnyN creates n nodes of the type "any" under parent at once: all, or none and an error.
 func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Any, error) {
 	refs, err := anyService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -531,7 +562,8 @@ func CreateAnyN(ctx context.Context, parent runtime.Parent, n int, opts ...runti
 	return handles, nil
 }
 
-// FindAny looks up a node of the service go.type.func.any, by path, alias or id. A relative path is relative to from.
+// FindAny looks up a node of the service go.type.func.any, by path, alias or id. A relative path is
+// relative to from.
 func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*Any, error) {
 	ref, err := anyService.Find(ctx, from, where)
 	if err != nil {
@@ -540,7 +572,7 @@ func FindAny(ctx context.Context, from runtime.Finder, where runtime.Where) (*An
 	return &Any{ref: ref}, nil
 }
 
-// AnyFrom makes a handle from a reference that came in a message. It asks nobody.
+// AnyFrom makes a handle of a reference that was received in a message. It makes no call.
 func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
 	found, err := anyService.From(from, ref)
 	if err != nil {
@@ -549,19 +581,19 @@ func AnyFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Any, error) {
 	return &Any{ref: found}, nil
 }
 
-// NewLocalAny puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalAny runs node behind a mailbox in this process, outside any system: a fake in a test, for
+// example. It need not be closed.
 func NewLocalAny(node AnyNode) *Any {
 	return &Any{ref: anyService.NewLocal(anyHandlers, node)}
 }
 
-// RegisterAnyTunnel puts node behind a mailbox and registers it on server, where NewAnyTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterAnyTunnel runs node behind a mailbox and registers it with server, where NewAnyTunnel and
+// any other client of the service reach it. It need not be closed.
 func RegisterAnyTunnel(server *connect.Server, node AnyNode) {
 	anyService.RegisterTunnel(server, anyHandlers, node)
 }
 
-// NewAnyTunnel is the handle of the node that client reaches.
+// NewAnyTunnel returns a handle of the node that client reaches.
 func NewAnyTunnel(client *connect.Client) *Any {
 	return &Any{ref: anyService.NewTunnel(client)}
 }
@@ -569,7 +601,8 @@ func NewAnyTunnel(client *connect.Client) *Any {
 // MakeName is the full name of the service make.
 const MakeName = "go.type.func.make"
 
-// makeService describes the service go.type.func.make. Calls identify a method by its index in Methods.
+// makeService describes the service go.type.func.make. Calls identify a method by its index in
+// Methods.
 var makeService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "make",
@@ -587,7 +620,7 @@ var makeService = runtime.GeneratedService{
 	},
 }
 
-// makeHandlers run the methods of go.type.func.make on a node, in the order of makeService.
+// makeHandlers run the methods of a node, in the order of makeService.
 var makeHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -603,57 +636,64 @@ var makeHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// MakeNode is what a node of the service go.type.func.make implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// MakeNode is the interface that a node of the service go.type.func.make implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type MakeNode interface {
 	H(context.Context, *_func.Nil) (*_func.Nil, error)
 }
 
-// UnimplementedMakeNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedMakeNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedMakeNode struct{}
 
-// H returns an error of the code Unimplemented.
+// H returns an error with the code Unimplemented.
 func (UnimplementedMakeNode) H(context.Context, *_func.Nil) (*_func.Nil, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func.make/h is not implemented")
 }
 
-// MakeType is the node type "make", implemented by what setup returns. Setup is called once in each life of a node.
+// MakeType returns the node type "make", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func MakeType(setup func(context.Context, *runtime.Node) (MakeNode, error)) runtime.NodeType {
 	return makeService.NodeType(makeHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Make is the handle of a node of the service go.type.func.make, wherever that node lives. It may be used by several
-// goroutines at once.
+// Make is the handle of a node of the service go.type.func.make, wherever that node lives. It is
+// safe for concurrent use.
 type Make struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Make) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Make) Intercepted(interceptors ...runtime.ClientInterceptor) *Make {
 	return &Make{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// H calls go.type.func.make.h, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Make) String() string {
+	return "make(" + h.ref.String() + ")"
+}
+
+// H calls go.type.func.make.h and waits for its response.
 func (h *Make) H(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Unary(ctx, h.ref, req)
 }
 
-// HAsync is H without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// HAsync calls H and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Make) HAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Async(ctx, h.ref, req)
 }
 
-// CreateMake creates a node of the type "make" below parent, and waits until it is set up.
+// CreateMake creates a node of the type "make" under parent and blocks until it is set up.
 func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Make, error) {
 	ref, err := makeService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -662,7 +702,7 @@ func CreateMake(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Make{ref: ref}, nil
 }
 
-// CreateMakeN creates n nodes of the type "make" below parent at once: all, or none and an error.
+// CreateMakeN creates n nodes of the type "make" under parent at once: all, or none and an error.
 func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Make, error) {
 	refs, err := makeService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -675,7 +715,8 @@ func CreateMakeN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindMake looks up a node of the service go.type.func.make, by path, alias or id. A relative path is relative to from.
+// FindMake looks up a node of the service go.type.func.make, by path, alias or id. A relative path
+// is relative to from.
 func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*Make, error) {
 	ref, err := makeService.Find(ctx, from, where)
 	if err != nil {
@@ -684,7 +725,7 @@ func FindMake(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 	return &Make{ref: ref}, nil
 }
 
-// MakeFrom makes a handle from a reference that came in a message. It asks nobody.
+// MakeFrom makes a handle of a reference that was received in a message. It makes no call.
 func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
 	found, err := makeService.From(from, ref)
 	if err != nil {
@@ -693,19 +734,19 @@ func MakeFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Make, error) {
 	return &Make{ref: found}, nil
 }
 
-// NewLocalMake puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalMake runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalMake(node MakeNode) *Make {
 	return &Make{ref: makeService.NewLocal(makeHandlers, node)}
 }
 
-// RegisterMakeTunnel puts node behind a mailbox and registers it on server, where NewMakeTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterMakeTunnel runs node behind a mailbox and registers it with server, where NewMakeTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterMakeTunnel(server *connect.Server, node MakeNode) {
 	makeService.RegisterTunnel(server, makeHandlers, node)
 }
 
-// NewMakeTunnel is the handle of the node that client reaches.
+// NewMakeTunnel returns a handle of the node that client reaches.
 func NewMakeTunnel(client *connect.Client) *Make {
 	return &Make{ref: makeService.NewTunnel(client)}
 }
@@ -713,7 +754,8 @@ func NewMakeTunnel(client *connect.Client) *Make {
 // XHiddenName is the full name of the service _hidden.
 const XHiddenName = "go.type.func._hidden"
 
-// xHiddenService describes the service go.type.func._hidden. Calls identify a method by its index in Methods.
+// xHiddenService describes the service go.type.func._hidden. Calls identify a method by its index
+// in Methods.
 var xHiddenService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "_hidden",
@@ -740,7 +782,7 @@ var xHiddenService = runtime.GeneratedService{
 	},
 }
 
-// xHiddenHandlers run the methods of go.type.func._hidden on a node, in the order of xHiddenService.
+// xHiddenHandlers run the methods of a node, in the order of xHiddenService.
 var xHiddenHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -768,76 +810,82 @@ var xHiddenHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// XHiddenNode is what a node of the service go.type.func._hidden implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// XHiddenNode is the interface that a node of the service go.type.func._hidden implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type XHiddenNode interface {
 	XHidden(context.Context, *_func.Nil) (*_func.Nil, error)
 
 	SnakeCase_2(context.Context, *_func.Nil) (*_func.Nil, error)
 }
 
-// UnimplementedXHiddenNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedXHiddenNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedXHiddenNode struct{}
 
-// XHidden returns an error of the code Unimplemented.
+// XHidden returns an error with the code Unimplemented.
 func (UnimplementedXHiddenNode) XHidden(context.Context, *_func.Nil) (*_func.Nil, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func._hidden/_hidden is not implemented")
 }
 
-// SnakeCase_2 returns an error of the code Unimplemented.
+// SnakeCase_2 returns an error with the code Unimplemented.
 func (UnimplementedXHiddenNode) SnakeCase_2(context.Context, *_func.Nil) (*_func.Nil, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "go.type.func._hidden/snake_case_2 is not implemented")
 }
 
-// XHiddenType is the node type "hidden", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// XHiddenType returns the node type "hidden", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func XHiddenType(setup func(context.Context, *runtime.Node) (XHiddenNode, error)) runtime.NodeType {
 	return xHiddenService.NodeType(xHiddenHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// XHidden is the handle of a node of the service go.type.func._hidden, wherever that node lives. It may be used by
-// several goroutines at once.
+// XHidden is the handle of a node of the service go.type.func._hidden, wherever that node lives. It
+// is safe for concurrent use.
 type XHidden struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *XHidden) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *XHidden) Intercepted(interceptors ...runtime.ClientInterceptor) *XHidden {
 	return &XHidden{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// XHidden calls go.type.func._hidden._hidden, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *XHidden) String() string {
+	return "_hidden(" + h.ref.String() + ")"
+}
+
+// XHidden calls go.type.func._hidden._hidden and waits for its response.
 func (h *XHidden) XHidden(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Unary(ctx, h.ref, req)
 }
 
-// XHiddenAsync is XHidden without the waiting: the future has the response, or the error, once it is there. It blocks
-// only while the way to the node is full.
+// XHiddenAsync calls XHidden and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
 func (h *XHidden) XHiddenAsync(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](0).Async(ctx, h.ref, req)
 }
 
-// SnakeCase_2 calls go.type.func._hidden.snake_case_2, and waits for the response.
+// SnakeCase_2 calls go.type.func._hidden.snake_case_2 and waits for its response.
 func (h *XHidden) SnakeCase_2(ctx context.Context, req *_func.Nil) (*_func.Nil, error) {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](1).Unary(ctx, h.ref, req)
 }
 
-// SnakeCase_2Async is SnakeCase_2 without the waiting: the future has the response, or the error, once it is there. It
-// blocks only while the way to the node is full.
+// SnakeCase_2Async calls SnakeCase_2 and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
 func (h *XHidden) SnakeCase_2Async(ctx context.Context, req *_func.Nil) *runtime.Future[*_func.Nil] {
 	return runtime.GeneratedCall[*_func.Nil, *_func.Nil](1).Async(ctx, h.ref, req)
 }
 
-// CreateXHidden creates a node of the type "hidden" below parent, and waits until it is set up.
+// CreateXHidden creates a node of the type "hidden" under parent and blocks until it is set up.
 func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*XHidden, error) {
 	ref, err := xHiddenService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -846,7 +894,8 @@ func CreateXHidden(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &XHidden{ref: ref}, nil
 }
 
-// CreateXHiddenN creates n nodes of the type "hidden" below parent at once: all, or none and an error.
+// CreateXHiddenN creates n nodes of the type "hidden" under parent at once: all, or none and an
+// error.
 func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*XHidden, error) {
 	refs, err := xHiddenService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -859,8 +908,8 @@ func CreateXHiddenN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindXHidden looks up a node of the service go.type.func._hidden, by path, alias or id. A relative path is relative to
-// from.
+// FindXHidden looks up a node of the service go.type.func._hidden, by path, alias or id. A relative
+// path is relative to from.
 func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) (*XHidden, error) {
 	ref, err := xHiddenService.Find(ctx, from, where)
 	if err != nil {
@@ -869,7 +918,7 @@ func FindXHidden(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &XHidden{ref: ref}, nil
 }
 
-// XHiddenFrom makes a handle from a reference that came in a message. It asks nobody.
+// XHiddenFrom makes a handle of a reference that was received in a message. It makes no call.
 func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
 	found, err := xHiddenService.From(from, ref)
 	if err != nil {
@@ -878,19 +927,19 @@ func XHiddenFrom(from runtime.Finder, ref *nodev1.NodeRef) (*XHidden, error) {
 	return &XHidden{ref: found}, nil
 }
 
-// NewLocalXHidden puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalXHidden runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalXHidden(node XHiddenNode) *XHidden {
 	return &XHidden{ref: xHiddenService.NewLocal(xHiddenHandlers, node)}
 }
 
-// RegisterXHiddenTunnel puts node behind a mailbox and registers it on server, where NewXHiddenTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterXHiddenTunnel runs node behind a mailbox and registers it with server, where
+// NewXHiddenTunnel and any other client of the service reach it. It need not be closed.
 func RegisterXHiddenTunnel(server *connect.Server, node XHiddenNode) {
 	xHiddenService.RegisterTunnel(server, xHiddenHandlers, node)
 }
 
-// NewXHiddenTunnel is the handle of the node that client reaches.
+// NewXHiddenTunnel returns a handle of the node that client reaches.
 func NewXHiddenTunnel(client *connect.Client) *XHidden {
 	return &XHidden{ref: xHiddenService.NewTunnel(client)}
 }
@@ -898,49 +947,57 @@ func NewXHiddenTunnel(client *connect.Client) *XHidden {
 // InitName is the full name of the service init.
 const InitName = "go.type.func.init"
 
-// initService describes the service go.type.func.init. Calls identify a method by its index in Methods.
+// initService describes the service go.type.func.init. Calls identify a method by its index in
+// Methods.
 var initService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "init",
 	Type: "init",
 }
 
-// initHandlers run the methods of go.type.func.init on a node, in the order of initService.
+// initHandlers run the methods of a node, in the order of initService.
 var initHandlers = []runtime.GeneratedHandler{}
 
-// InitNode is what a node of the service go.type.func.init implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// InitNode is the interface that a node of the service go.type.func.init implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type InitNode interface{}
 
-// UnimplementedInitNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedInitNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedInitNode struct{}
 
-// InitType is the node type "init", implemented by what setup returns. Setup is called once in each life of a node.
+// InitType returns the node type "init", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func InitType(setup func(context.Context, *runtime.Node) (InitNode, error)) runtime.NodeType {
 	return initService.NodeType(initHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Init is the handle of a node of the service go.type.func.init, wherever that node lives. It may be used by several
-// goroutines at once.
+// Init is the handle of a node of the service go.type.func.init, wherever that node lives. It is
+// safe for concurrent use.
 type Init struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Init) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Init) Intercepted(interceptors ...runtime.ClientInterceptor) *Init {
 	return &Init{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateInit creates a node of the type "init" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *Init) String() string {
+	return "init(" + h.ref.String() + ")"
+}
+
+// CreateInit creates a node of the type "init" under parent and blocks until it is set up.
 func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Init, error) {
 	ref, err := initService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -949,7 +1006,7 @@ func CreateInit(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Init{ref: ref}, nil
 }
 
-// CreateInitN creates n nodes of the type "init" below parent at once: all, or none and an error.
+// CreateInitN creates n nodes of the type "init" under parent at once: all, or none and an error.
 func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Init, error) {
 	refs, err := initService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -962,7 +1019,8 @@ func CreateInitN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindInit looks up a node of the service go.type.func.init, by path, alias or id. A relative path is relative to from.
+// FindInit looks up a node of the service go.type.func.init, by path, alias or id. A relative path
+// is relative to from.
 func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*Init, error) {
 	ref, err := initService.Find(ctx, from, where)
 	if err != nil {
@@ -971,7 +1029,7 @@ func FindInit(ctx context.Context, from runtime.Finder, where runtime.Where) (*I
 	return &Init{ref: ref}, nil
 }
 
-// InitFrom makes a handle from a reference that came in a message. It asks nobody.
+// InitFrom makes a handle of a reference that was received in a message. It makes no call.
 func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
 	found, err := initService.From(from, ref)
 	if err != nil {
@@ -980,19 +1038,19 @@ func InitFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Init, error) {
 	return &Init{ref: found}, nil
 }
 
-// NewLocalInit puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalInit runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalInit(node InitNode) *Init {
 	return &Init{ref: initService.NewLocal(initHandlers, node)}
 }
 
-// RegisterInitTunnel puts node behind a mailbox and registers it on server, where NewInitTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterInitTunnel runs node behind a mailbox and registers it with server, where NewInitTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterInitTunnel(server *connect.Server, node InitNode) {
 	initService.RegisterTunnel(server, initHandlers, node)
 }
 
-// NewInitTunnel is the handle of the node that client reaches.
+// NewInitTunnel returns a handle of the node that client reaches.
 func NewInitTunnel(client *connect.Client) *Init {
 	return &Init{ref: initService.NewTunnel(client)}
 }
@@ -1000,49 +1058,57 @@ func NewInitTunnel(client *connect.Client) *Init {
 // MainName is the full name of the service main.
 const MainName = "go.type.func.main"
 
-// mainService describes the service go.type.func.main. Calls identify a method by its index in Methods.
+// mainService describes the service go.type.func.main. Calls identify a method by its index in
+// Methods.
 var mainService = runtime.GeneratedService{
 	File: &_func.File_keywords_keywords_proto,
 	Name: "main",
 	Type: "main",
 }
 
-// mainHandlers run the methods of go.type.func.main on a node, in the order of mainService.
+// mainHandlers run the methods of a node, in the order of mainService.
 var mainHandlers = []runtime.GeneratedHandler{}
 
-// MainNode is what a node of the service go.type.func.main implements. Its unary methods run one at a time unless the
-// schema says otherwise.
+// MainNode is the interface that a node of the service go.type.func.main implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type MainNode interface{}
 
-// UnimplementedMainNode answers every method with an error of the code Unimplemented. Embed it in a node, and the node
-// still compiles when the schema gets a method more.
+// UnimplementedMainNode returns an error with the code Unimplemented from every method. A node that
+// embeds it still compiles when the schema gets another method.
 type UnimplementedMainNode struct{}
 
-// MainType is the node type "main", implemented by what setup returns. Setup is called once in each life of a node.
+// MainType returns the node type "main", whose nodes setup makes. Setup is called once for each
+// incarnation of a node.
 func MainType(setup func(context.Context, *runtime.Node) (MainNode, error)) runtime.NodeType {
 	return mainService.NodeType(mainHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Main is the handle of a node of the service go.type.func.main, wherever that node lives. It may be used by several
-// goroutines at once.
+// Main is the handle of a node of the service go.type.func.main, wherever that node lives. It is
+// safe for concurrent use.
 type Main struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Main) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Main) Intercepted(interceptors ...runtime.ClientInterceptor) *Main {
 	return &Main{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// CreateMain creates a node of the type "main" below parent, and waits until it is set up.
+// String returns the service's name and the node's path.
+func (h *Main) String() string {
+	return "main(" + h.ref.String() + ")"
+}
+
+// CreateMain creates a node of the type "main" under parent and blocks until it is set up.
 func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Main, error) {
 	ref, err := mainService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -1051,7 +1117,7 @@ func CreateMain(ctx context.Context, parent runtime.Parent, opts ...runtime.Crea
 	return &Main{ref: ref}, nil
 }
 
-// CreateMainN creates n nodes of the type "main" below parent at once: all, or none and an error.
+// CreateMainN creates n nodes of the type "main" under parent at once: all, or none and an error.
 func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Main, error) {
 	refs, err := mainService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -1064,7 +1130,8 @@ func CreateMainN(ctx context.Context, parent runtime.Parent, n int, opts ...runt
 	return handles, nil
 }
 
-// FindMain looks up a node of the service go.type.func.main, by path, alias or id. A relative path is relative to from.
+// FindMain looks up a node of the service go.type.func.main, by path, alias or id. A relative path
+// is relative to from.
 func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*Main, error) {
 	ref, err := mainService.Find(ctx, from, where)
 	if err != nil {
@@ -1073,7 +1140,7 @@ func FindMain(ctx context.Context, from runtime.Finder, where runtime.Where) (*M
 	return &Main{ref: ref}, nil
 }
 
-// MainFrom makes a handle from a reference that came in a message. It asks nobody.
+// MainFrom makes a handle of a reference that was received in a message. It makes no call.
 func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
 	found, err := mainService.From(from, ref)
 	if err != nil {
@@ -1082,19 +1149,19 @@ func MainFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Main, error) {
 	return &Main{ref: found}, nil
 }
 
-// NewLocalMain puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalMain runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalMain(node MainNode) *Main {
 	return &Main{ref: mainService.NewLocal(mainHandlers, node)}
 }
 
-// RegisterMainTunnel puts node behind a mailbox and registers it on server, where NewMainTunnel and any other client of
-// the service reach it. Nothing has to be closed.
+// RegisterMainTunnel runs node behind a mailbox and registers it with server, where NewMainTunnel
+// and any other client of the service reach it. It need not be closed.
 func RegisterMainTunnel(server *connect.Server, node MainNode) {
 	mainService.RegisterTunnel(server, mainHandlers, node)
 }
 
-// NewMainTunnel is the handle of the node that client reaches.
+// NewMainTunnel returns a handle of the node that client reaches.
 func NewMainTunnel(client *connect.Client) *Main {
 	return &Main{ref: mainService.NewTunnel(client)}
 }

@@ -6,23 +6,28 @@
 package thirdpartyv2raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/thirdparty"
 	thirdpartyv2 "github.com/raylink/raylink/cmd/protoc-gen-raylink/generator/testdata/thirdparty/v2"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -31,7 +36,8 @@ const (
 // LearnerName is the full name of the service Learner.
 const LearnerName = "thirdparty.v2.Learner"
 
-// learnerService describes the service thirdparty.v2.Learner. Calls identify a method by its index in Methods.
+// learnerService describes the service thirdparty.v2.Learner. Calls identify a method by its index
+// in Methods.
 var learnerService = runtime.GeneratedService{
 	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
 	Name: "Learner",
@@ -49,7 +55,7 @@ var learnerService = runtime.GeneratedService{
 	},
 }
 
-// learnerHandlers run the methods of thirdparty.v2.Learner on a node, in the order of learnerService.
+// learnerHandlers run the methods of a node, in the order of learnerService.
 var learnerHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -65,58 +71,64 @@ var learnerHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// LearnerNode is what a node of the service thirdparty.v2.Learner implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// LearnerNode is the interface that a node of the service thirdparty.v2.Learner implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 type LearnerNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedLearnerNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedLearnerNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedLearnerNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedLearnerNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v2.Learner/Do is not implemented")
 }
 
-// LearnerType is the node type "learner", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// LearnerType returns the node type "learner", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func LearnerType(setup func(context.Context, *runtime.Node) (LearnerNode, error)) runtime.NodeType {
 	return learnerService.NodeType(learnerHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Learner is the handle of a node of the service thirdparty.v2.Learner, wherever that node lives. It may be used by
-// several goroutines at once.
+// Learner is the handle of a node of the service thirdparty.v2.Learner, wherever that node lives.
+// It is safe for concurrent use.
 type Learner struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Learner) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Learner) Intercepted(interceptors ...runtime.ClientInterceptor) *Learner {
 	return &Learner{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v2.Learner.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Learner) String() string {
+	return "Learner(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v2.Learner.Do and waits for its response.
 func (h *Learner) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Learner) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateLearner creates a node of the type "learner" below parent, and waits until it is set up.
+// CreateLearner creates a node of the type "learner" under parent and blocks until it is set up.
 func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Learner, error) {
 	ref, err := learnerService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -125,7 +137,8 @@ func CreateLearner(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Learner{ref: ref}, nil
 }
 
-// CreateLearnerN creates n nodes of the type "learner" below parent at once: all, or none and an error.
+// CreateLearnerN creates n nodes of the type "learner" under parent at once: all, or none and an
+// error.
 func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Learner, error) {
 	refs, err := learnerService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -138,8 +151,8 @@ func CreateLearnerN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindLearner looks up a node of the service thirdparty.v2.Learner, by path, alias or id. A relative path is relative
-// to from.
+// FindLearner looks up a node of the service thirdparty.v2.Learner, by path, alias or id. A
+// relative path is relative to from.
 func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) (*Learner, error) {
 	ref, err := learnerService.Find(ctx, from, where)
 	if err != nil {
@@ -148,7 +161,7 @@ func FindLearner(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Learner{ref: ref}, nil
 }
 
-// LearnerFrom makes a handle from a reference that came in a message. It asks nobody.
+// LearnerFrom makes a handle of a reference that was received in a message. It makes no call.
 func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	found, err := learnerService.From(from, ref)
 	if err != nil {
@@ -157,19 +170,19 @@ func LearnerFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Learner, error) {
 	return &Learner{ref: found}, nil
 }
 
-// NewLocalLearner puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalLearner runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalLearner(node LearnerNode) *Learner {
 	return &Learner{ref: learnerService.NewLocal(learnerHandlers, node)}
 }
 
-// RegisterLearnerTunnel puts node behind a mailbox and registers it on server, where NewLearnerTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterLearnerTunnel runs node behind a mailbox and registers it with server, where
+// NewLearnerTunnel and any other client of the service reach it. It need not be closed.
 func RegisterLearnerTunnel(server *connect.Server, node LearnerNode) {
 	learnerService.RegisterTunnel(server, learnerHandlers, node)
 }
 
-// NewLearnerTunnel is the handle of the node that client reaches.
+// NewLearnerTunnel returns a handle of the node that client reaches.
 func NewLearnerTunnel(client *connect.Client) *Learner {
 	return &Learner{ref: learnerService.NewTunnel(client)}
 }
@@ -177,7 +190,8 @@ func NewLearnerTunnel(client *connect.Client) *Learner {
 // Foo_BarName is the full name of the service Foo_Bar.
 const Foo_BarName = "thirdparty.v2.Foo_Bar"
 
-// foo_BarService describes the service thirdparty.v2.Foo_Bar. Calls identify a method by its index in Methods.
+// foo_BarService describes the service thirdparty.v2.Foo_Bar. Calls identify a method by its index
+// in Methods.
 var foo_BarService = runtime.GeneratedService{
 	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
 	Name: "Foo_Bar",
@@ -195,7 +209,7 @@ var foo_BarService = runtime.GeneratedService{
 	},
 }
 
-// foo_BarHandlers run the methods of thirdparty.v2.Foo_Bar on a node, in the order of foo_BarService.
+// foo_BarHandlers run the methods of a node, in the order of foo_BarService.
 var foo_BarHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -211,62 +225,68 @@ var foo_BarHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// Foo_BarNode is what a node of the service thirdparty.v2.Foo_Bar implements. Its unary methods run one at a time
-// unless the schema says otherwise.
+// Foo_BarNode is the interface that a node of the service thirdparty.v2.Foo_Bar implements. Its
+// unary methods run one at a time unless the schema says otherwise.
 //
 // Two services of one type by default: the program names one of them.
 type Foo_BarNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedFoo_BarNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedFoo_BarNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedFoo_BarNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFoo_BarNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v2.Foo_Bar/Do is not implemented")
 }
 
-// Foo_BarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// Foo_BarType returns the node type "foo-bar", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func Foo_BarType(setup func(context.Context, *runtime.Node) (Foo_BarNode, error)) runtime.NodeType {
 	return foo_BarService.NodeType(foo_BarHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// Foo_Bar is the handle of a node of the service thirdparty.v2.Foo_Bar, wherever that node lives. It may be used by
-// several goroutines at once.
+// Foo_Bar is the handle of a node of the service thirdparty.v2.Foo_Bar, wherever that node lives.
+// It is safe for concurrent use.
 //
 // Two services of one type by default: the program names one of them.
 type Foo_Bar struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *Foo_Bar) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *Foo_Bar) Intercepted(interceptors ...runtime.ClientInterceptor) *Foo_Bar {
 	return &Foo_Bar{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v2.Foo_Bar.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *Foo_Bar) String() string {
+	return "Foo_Bar(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v2.Foo_Bar.Do and waits for its response.
 func (h *Foo_Bar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *Foo_Bar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateFoo_Bar creates a node of the type "foo-bar" below parent, and waits until it is set up.
+// CreateFoo_Bar creates a node of the type "foo-bar" under parent and blocks until it is set up.
 func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*Foo_Bar, error) {
 	ref, err := foo_BarService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -275,7 +295,8 @@ func CreateFoo_Bar(ctx context.Context, parent runtime.Parent, opts ...runtime.C
 	return &Foo_Bar{ref: ref}, nil
 }
 
-// CreateFoo_BarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
+// CreateFoo_BarN creates n nodes of the type "foo-bar" under parent at once: all, or none and an
+// error.
 func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*Foo_Bar, error) {
 	refs, err := foo_BarService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -288,8 +309,8 @@ func CreateFoo_BarN(ctx context.Context, parent runtime.Parent, n int, opts ...r
 	return handles, nil
 }
 
-// FindFoo_Bar looks up a node of the service thirdparty.v2.Foo_Bar, by path, alias or id. A relative path is relative
-// to from.
+// FindFoo_Bar looks up a node of the service thirdparty.v2.Foo_Bar, by path, alias or id. A
+// relative path is relative to from.
 func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) (*Foo_Bar, error) {
 	ref, err := foo_BarService.Find(ctx, from, where)
 	if err != nil {
@@ -298,7 +319,7 @@ func FindFoo_Bar(ctx context.Context, from runtime.Finder, where runtime.Where) 
 	return &Foo_Bar{ref: ref}, nil
 }
 
-// Foo_BarFrom makes a handle from a reference that came in a message. It asks nobody.
+// Foo_BarFrom makes a handle of a reference that was received in a message. It makes no call.
 func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
 	found, err := foo_BarService.From(from, ref)
 	if err != nil {
@@ -307,19 +328,19 @@ func Foo_BarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Foo_Bar, error) {
 	return &Foo_Bar{ref: found}, nil
 }
 
-// NewLocalFoo_Bar puts node behind a mailbox in this process, outside any system: a fake in a test, for example.
-// Nothing has to be closed.
+// NewLocalFoo_Bar runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalFoo_Bar(node Foo_BarNode) *Foo_Bar {
 	return &Foo_Bar{ref: foo_BarService.NewLocal(foo_BarHandlers, node)}
 }
 
-// RegisterFoo_BarTunnel puts node behind a mailbox and registers it on server, where NewFoo_BarTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterFoo_BarTunnel runs node behind a mailbox and registers it with server, where
+// NewFoo_BarTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFoo_BarTunnel(server *connect.Server, node Foo_BarNode) {
 	foo_BarService.RegisterTunnel(server, foo_BarHandlers, node)
 }
 
-// NewFoo_BarTunnel is the handle of the node that client reaches.
+// NewFoo_BarTunnel returns a handle of the node that client reaches.
 func NewFoo_BarTunnel(client *connect.Client) *Foo_Bar {
 	return &Foo_Bar{ref: foo_BarService.NewTunnel(client)}
 }
@@ -327,7 +348,8 @@ func NewFoo_BarTunnel(client *connect.Client) *Foo_Bar {
 // FooBarName is the full name of the service FooBar.
 const FooBarName = "thirdparty.v2.FooBar"
 
-// fooBarService describes the service thirdparty.v2.FooBar. Calls identify a method by its index in Methods.
+// fooBarService describes the service thirdparty.v2.FooBar. Calls identify a method by its index in
+// Methods.
 var fooBarService = runtime.GeneratedService{
 	File: &thirdpartyv2.File_thirdparty_v2_v2_proto,
 	Name: "FooBar",
@@ -345,7 +367,7 @@ var fooBarService = runtime.GeneratedService{
 	},
 }
 
-// fooBarHandlers run the methods of thirdparty.v2.FooBar on a node, in the order of fooBarService.
+// fooBarHandlers run the methods of a node, in the order of fooBarService.
 var fooBarHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -361,58 +383,64 @@ var fooBarHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// FooBarNode is what a node of the service thirdparty.v2.FooBar implements. Its unary methods run one at a time unless
-// the schema says otherwise.
+// FooBarNode is the interface that a node of the service thirdparty.v2.FooBar implements. Its unary
+// methods run one at a time unless the schema says otherwise.
 type FooBarNode interface {
 	Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error)
 }
 
-// UnimplementedFooBarNode answers every method with an error of the code Unimplemented. Embed it in a node, and the
-// node still compiles when the schema gets a method more.
+// UnimplementedFooBarNode returns an error with the code Unimplemented from every method. A node
+// that embeds it still compiles when the schema gets another method.
 type UnimplementedFooBarNode struct{}
 
-// Do returns an error of the code Unimplemented.
+// Do returns an error with the code Unimplemented.
 func (UnimplementedFooBarNode) Do(context.Context, *thirdparty.Text) (*thirdparty.Text, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "thirdparty.v2.FooBar/Do is not implemented")
 }
 
-// FooBarType is the node type "foo-bar", implemented by what setup returns. Setup is called once in each life of a
-// node.
+// FooBarType returns the node type "foo-bar", whose nodes setup makes. Setup is called once for
+// each incarnation of a node.
 func FooBarType(setup func(context.Context, *runtime.Node) (FooBarNode, error)) runtime.NodeType {
 	return fooBarService.NodeType(fooBarHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// FooBar is the handle of a node of the service thirdparty.v2.FooBar, wherever that node lives. It may be used by
-// several goroutines at once.
+// FooBar is the handle of a node of the service thirdparty.v2.FooBar, wherever that node lives. It
+// is safe for concurrent use.
 type FooBar struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *FooBar) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *FooBar) Intercepted(interceptors ...runtime.ClientInterceptor) *FooBar {
 	return &FooBar{ref: h.ref.Intercepted(interceptors...)}
 }
 
-// Do calls thirdparty.v2.FooBar.Do, and waits for the response.
+// String returns the service's name and the node's path.
+func (h *FooBar) String() string {
+	return "FooBar(" + h.ref.String() + ")"
+}
+
+// Do calls thirdparty.v2.FooBar.Do and waits for its response.
 func (h *FooBar) Do(ctx context.Context, req *thirdparty.Text) (*thirdparty.Text, error) {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Unary(ctx, h.ref, req)
 }
 
-// DoAsync is Do without the waiting: the future has the response, or the error, once it is there. It blocks only while
-// the way to the node is full.
+// DoAsync calls Do and returns a future of its response or error. It blocks only while the node's
+// queue is full or its connection is being opened.
 func (h *FooBar) DoAsync(ctx context.Context, req *thirdparty.Text) *runtime.Future[*thirdparty.Text] {
 	return runtime.GeneratedCall[*thirdparty.Text, *thirdparty.Text](0).Async(ctx, h.ref, req)
 }
 
-// CreateFooBar creates a node of the type "foo-bar" below parent, and waits until it is set up.
+// CreateFooBar creates a node of the type "foo-bar" under parent and blocks until it is set up.
 func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*FooBar, error) {
 	ref, err := fooBarService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -421,7 +449,8 @@ func CreateFooBar(ctx context.Context, parent runtime.Parent, opts ...runtime.Cr
 	return &FooBar{ref: ref}, nil
 }
 
-// CreateFooBarN creates n nodes of the type "foo-bar" below parent at once: all, or none and an error.
+// CreateFooBarN creates n nodes of the type "foo-bar" under parent at once: all, or none and an
+// error.
 func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*FooBar, error) {
 	refs, err := fooBarService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -434,8 +463,8 @@ func CreateFooBarN(ctx context.Context, parent runtime.Parent, n int, opts ...ru
 	return handles, nil
 }
 
-// FindFooBar looks up a node of the service thirdparty.v2.FooBar, by path, alias or id. A relative path is relative to
-// from.
+// FindFooBar looks up a node of the service thirdparty.v2.FooBar, by path, alias or id. A relative
+// path is relative to from.
 func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (*FooBar, error) {
 	ref, err := fooBarService.Find(ctx, from, where)
 	if err != nil {
@@ -444,7 +473,7 @@ func FindFooBar(ctx context.Context, from runtime.Finder, where runtime.Where) (
 	return &FooBar{ref: ref}, nil
 }
 
-// FooBarFrom makes a handle from a reference that came in a message. It asks nobody.
+// FooBarFrom makes a handle of a reference that was received in a message. It makes no call.
 func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
 	found, err := fooBarService.From(from, ref)
 	if err != nil {
@@ -453,19 +482,19 @@ func FooBarFrom(from runtime.Finder, ref *nodev1.NodeRef) (*FooBar, error) {
 	return &FooBar{ref: found}, nil
 }
 
-// NewLocalFooBar puts node behind a mailbox in this process, outside any system: a fake in a test, for example. Nothing
-// has to be closed.
+// NewLocalFooBar runs node behind a mailbox in this process, outside any system: a fake in a test,
+// for example. It need not be closed.
 func NewLocalFooBar(node FooBarNode) *FooBar {
 	return &FooBar{ref: fooBarService.NewLocal(fooBarHandlers, node)}
 }
 
-// RegisterFooBarTunnel puts node behind a mailbox and registers it on server, where NewFooBarTunnel and any other
-// client of the service reach it. Nothing has to be closed.
+// RegisterFooBarTunnel runs node behind a mailbox and registers it with server, where
+// NewFooBarTunnel and any other client of the service reach it. It need not be closed.
 func RegisterFooBarTunnel(server *connect.Server, node FooBarNode) {
 	fooBarService.RegisterTunnel(server, fooBarHandlers, node)
 }
 
-// NewFooBarTunnel is the handle of the node that client reaches.
+// NewFooBarTunnel returns a handle of the node that client reaches.
 func NewFooBarTunnel(client *connect.Client) *FooBar {
 	return &FooBar{ref: fooBarService.NewTunnel(client)}
 }

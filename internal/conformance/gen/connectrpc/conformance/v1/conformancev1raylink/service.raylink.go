@@ -16,26 +16,32 @@
 //
 // Source: connectrpc/conformance/v1/service.proto
 
-// Package conformancev1raylink has the nodes and handles of the services in connectrpc/conformance/v1/service.proto.
+// Package conformancev1raylink has the nodes and handles of the services in
+// connectrpc/conformance/v1/service.proto.
 package conformancev1raylink
 
 import (
-	connect "connectrpc.com/connect/v2"
 	"context"
+
+	connect "connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	conformancev1 "github.com/raylink/raylink/internal/conformance/gen/connectrpc/conformance/v1"
 	"github.com/raylink/raylink/runtime"
-	"google.golang.org/protobuf/proto"
 )
 
-// This code and the runtime in go.mod must fit each other. If the build fails here, the comment above the line tells
-// how to mend it.
+// This code is written for version 3 of the contract between generated code and package runtime. If
+// a line below does not compile, the comment above it says how to fix that.
 const (
-	// The code is too old for the runtime:
+	// The plugin is older than package runtime in go.mod: generate this code again, with the
+	// plugin of that version.
 	//
-	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink && buf generate
+	//	go install github.com/raylink/raylink/cmd/protoc-gen-raylink
+	//	buf generate
 	_ = runtime.EnforceVersion(3 - runtime.MinGenerated)
-	// The runtime is too old for the code:
+	// The plugin is newer than package runtime in go.mod: upgrade that, or generate this code
+	// again as above.
 	//
 	//	go get github.com/raylink/raylink@latest
 	_ = runtime.EnforceVersion(runtime.MaxGenerated - 3)
@@ -44,7 +50,8 @@ const (
 // ConformanceServiceName is the full name of the service ConformanceService.
 const ConformanceServiceName = "connectrpc.conformance.v1.ConformanceService"
 
-// conformanceServiceService describes the service connectrpc.conformance.v1.ConformanceService. Calls identify a method by its index in Methods.
+// conformanceServiceService describes the service connectrpc.conformance.v1.ConformanceService.
+// Calls identify a method by its index in Methods.
 var conformanceServiceService = runtime.GeneratedService{
 	File: &conformancev1.File_connectrpc_conformance_v1_service_proto,
 	Name: "ConformanceService",
@@ -107,7 +114,7 @@ var conformanceServiceService = runtime.GeneratedService{
 	},
 }
 
-// conformanceServiceHandlers run the methods of connectrpc.conformance.v1.ConformanceService on a node, in the order of conformanceServiceService.
+// conformanceServiceHandlers run the methods of a node, in the order of conformanceServiceService.
 var conformanceServiceHandlers = []runtime.GeneratedHandler{
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
@@ -169,8 +176,9 @@ var conformanceServiceHandlers = []runtime.GeneratedHandler{
 	},
 }
 
-// ConformanceServiceNode is what a node of the service connectrpc.conformance.v1.ConformanceService implements. Its
-// unary methods run one at a time unless the schema says otherwise.
+// ConformanceServiceNode is the interface that a node of the service
+// connectrpc.conformance.v1.ConformanceService implements. Its unary methods run one at a time
+// unless the schema says otherwise.
 //
 // The service implemented by conformance test servers. This is implemented by
 // the reference servers, used to test clients, and is expected to be implemented
@@ -313,50 +321,51 @@ type ConformanceServiceBidiStreamServerStream = runtime.BidiStreamingServer[*con
 // ConformanceServiceBidiStreamClientStream is the caller's side of BidiStream.
 type ConformanceServiceBidiStreamClientStream = runtime.BidiStreamingClient[*conformancev1.BidiStreamRequest, *conformancev1.BidiStreamResponse]
 
-// UnimplementedConformanceServiceNode answers every method with an error of the code Unimplemented. Embed it in a node,
-// and the node still compiles when the schema gets a method more.
+// UnimplementedConformanceServiceNode returns an error with the code Unimplemented from every
+// method. A node that embeds it still compiles when the schema gets another method.
 type UnimplementedConformanceServiceNode struct{}
 
-// Unary returns an error of the code Unimplemented.
+// Unary returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) Unary(context.Context, *conformancev1.UnaryRequest) (*conformancev1.UnaryResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/Unary is not implemented")
 }
 
-// ServerStream returns an error of the code Unimplemented.
+// ServerStream returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) ServerStream(context.Context, *conformancev1.ServerStreamRequest, ConformanceServiceServerStreamServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/ServerStream is not implemented")
 }
 
-// ClientStream returns an error of the code Unimplemented.
+// ClientStream returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) ClientStream(context.Context, ConformanceServiceClientStreamServerStream) (*conformancev1.ClientStreamResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/ClientStream is not implemented")
 }
 
-// BidiStream returns an error of the code Unimplemented.
+// BidiStream returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) BidiStream(context.Context, ConformanceServiceBidiStreamServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/BidiStream is not implemented")
 }
 
-// Unimplemented returns an error of the code Unimplemented.
+// Unimplemented returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) Unimplemented(context.Context, *conformancev1.UnimplementedRequest) (*conformancev1.UnimplementedResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/Unimplemented is not implemented")
 }
 
-// IdempotentUnary returns an error of the code Unimplemented.
+// IdempotentUnary returns an error with the code Unimplemented.
 func (UnimplementedConformanceServiceNode) IdempotentUnary(context.Context, *conformancev1.IdempotentUnaryRequest) (*conformancev1.IdempotentUnaryResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "connectrpc.conformance.v1.ConformanceService/IdempotentUnary is not implemented")
 }
 
-// ConformanceServiceType is the node type "conformance-service", implemented by what setup returns. Setup is called
-// once in each life of a node.
+// ConformanceServiceType returns the node type "conformance-service", whose nodes setup makes.
+// Setup is called once for each incarnation of a node.
 func ConformanceServiceType(setup func(context.Context, *runtime.Node) (ConformanceServiceNode, error)) runtime.NodeType {
 	return conformanceServiceService.NodeType(conformanceServiceHandlers, func(ctx context.Context, node *runtime.Node, _ proto.Message) (any, error) {
 		return setup(ctx, node)
 	})
 }
 
-// ConformanceService is the handle of a node of the service connectrpc.conformance.v1.ConformanceService, wherever that
-// node lives. It may be used by several goroutines at once.
+// ConformanceService is the handle of a node of the service
+// connectrpc.conformance.v1.ConformanceService, wherever that node lives. It is safe for concurrent
+// use.
 //
 // The service implemented by conformance test servers. This is implemented by
 // the reference servers, used to test clients, and is expected to be implemented
@@ -367,15 +376,21 @@ type ConformanceService struct {
 	ref runtime.Ref
 }
 
-// Ref is the node itself: its path, name and attributes, and what can be asked of any node.
+// Ref returns the untyped half of the handle: the node's path, name and attributes, and the
+// operations that every node has.
 func (h *ConformanceService) Ref() runtime.Ref {
 	return h.ref
 }
 
-// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first outermost, inside of those
-// that h has.
+// Intercepted returns a handle of the same node whose calls the interceptors wrap, the first
+// outermost, inside of those that h has.
 func (h *ConformanceService) Intercepted(interceptors ...runtime.ClientInterceptor) *ConformanceService {
 	return &ConformanceService{ref: h.ref.Intercepted(interceptors...)}
+}
+
+// String returns the service's name and the node's path.
+func (h *ConformanceService) String() string {
+	return "ConformanceService(" + h.ref.String() + ")"
 }
 
 // A unary operation. The request indicates the response headers and trailers
@@ -396,8 +411,8 @@ func (h *ConformanceService) Unary(ctx context.Context, req *conformancev1.Unary
 	return runtime.GeneratedCall[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](0).Unary(ctx, h.ref, req)
 }
 
-// UnaryAsync is Unary without the waiting: the future has the response, or the error, once it is there. It blocks only
-// while the way to the node is full.
+// UnaryAsync calls Unary and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
 func (h *ConformanceService) UnaryAsync(ctx context.Context, req *conformancev1.UnaryRequest) *runtime.Future[*conformancev1.UnaryResponse] {
 	return runtime.GeneratedCall[*conformancev1.UnaryRequest, *conformancev1.UnaryResponse](0).Async(ctx, h.ref, req)
 }
@@ -507,8 +522,8 @@ func (h *ConformanceService) Unimplemented(ctx context.Context, req *conformance
 	return runtime.GeneratedCall[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](4).Unary(ctx, h.ref, req)
 }
 
-// UnimplementedAsync is Unimplemented without the waiting: the future has the response, or the error, once it is there.
-// It blocks only while the way to the node is full.
+// UnimplementedAsync calls Unimplemented and returns a future of its response or error. It blocks
+// only while the node's queue is full or its connection is being opened.
 func (h *ConformanceService) UnimplementedAsync(ctx context.Context, req *conformancev1.UnimplementedRequest) *runtime.Future[*conformancev1.UnimplementedResponse] {
 	return runtime.GeneratedCall[*conformancev1.UnimplementedRequest, *conformancev1.UnimplementedResponse](4).Async(ctx, h.ref, req)
 }
@@ -520,13 +535,14 @@ func (h *ConformanceService) IdempotentUnary(ctx context.Context, req *conforman
 	return runtime.GeneratedCall[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](5).Unary(ctx, h.ref, req)
 }
 
-// IdempotentUnaryAsync is IdempotentUnary without the waiting: the future has the response, or the error, once it is
-// there. It blocks only while the way to the node is full.
+// IdempotentUnaryAsync calls IdempotentUnary and returns a future of its response or error. It
+// blocks only while the node's queue is full or its connection is being opened.
 func (h *ConformanceService) IdempotentUnaryAsync(ctx context.Context, req *conformancev1.IdempotentUnaryRequest) *runtime.Future[*conformancev1.IdempotentUnaryResponse] {
 	return runtime.GeneratedCall[*conformancev1.IdempotentUnaryRequest, *conformancev1.IdempotentUnaryResponse](5).Async(ctx, h.ref, req)
 }
 
-// CreateConformanceService creates a node of the type "conformance-service" below parent, and waits until it is set up.
+// CreateConformanceService creates a node of the type "conformance-service" under parent and blocks
+// until it is set up.
 func CreateConformanceService(ctx context.Context, parent runtime.Parent, opts ...runtime.CreateOption) (*ConformanceService, error) {
 	ref, err := conformanceServiceService.Create(ctx, parent, nil, opts...)
 	if err != nil {
@@ -535,8 +551,8 @@ func CreateConformanceService(ctx context.Context, parent runtime.Parent, opts .
 	return &ConformanceService{ref: ref}, nil
 }
 
-// CreateConformanceServiceN creates n nodes of the type "conformance-service" below parent at once: all, or none and an
-// error.
+// CreateConformanceServiceN creates n nodes of the type "conformance-service" under parent at once:
+// all, or none and an error.
 func CreateConformanceServiceN(ctx context.Context, parent runtime.Parent, n int, opts ...runtime.CreateOption) ([]*ConformanceService, error) {
 	refs, err := conformanceServiceService.CreateN(ctx, parent, n, nil, opts...)
 	if err != nil {
@@ -549,8 +565,9 @@ func CreateConformanceServiceN(ctx context.Context, parent runtime.Parent, n int
 	return handles, nil
 }
 
-// FindConformanceService looks up a node of the service connectrpc.conformance.v1.ConformanceService, by path, alias or
-// id. A relative path is relative to from.
+// FindConformanceService looks up a node of the service
+// connectrpc.conformance.v1.ConformanceService, by path, alias or id. A relative path is relative
+// to from.
 func FindConformanceService(ctx context.Context, from runtime.Finder, where runtime.Where) (*ConformanceService, error) {
 	ref, err := conformanceServiceService.Find(ctx, from, where)
 	if err != nil {
@@ -559,7 +576,8 @@ func FindConformanceService(ctx context.Context, from runtime.Finder, where runt
 	return &ConformanceService{ref: ref}, nil
 }
 
-// ConformanceServiceFrom makes a handle from a reference that came in a message. It asks nobody.
+// ConformanceServiceFrom makes a handle of a reference that was received in a message. It makes no
+// call.
 func ConformanceServiceFrom(from runtime.Finder, ref *nodev1.NodeRef) (*ConformanceService, error) {
 	found, err := conformanceServiceService.From(from, ref)
 	if err != nil {
@@ -568,19 +586,19 @@ func ConformanceServiceFrom(from runtime.Finder, ref *nodev1.NodeRef) (*Conforma
 	return &ConformanceService{ref: found}, nil
 }
 
-// NewLocalConformanceService puts node behind a mailbox in this process, outside any system: a fake in a test, for
-// example. Nothing has to be closed.
+// NewLocalConformanceService runs node behind a mailbox in this process, outside any system: a fake
+// in a test, for example. It need not be closed.
 func NewLocalConformanceService(node ConformanceServiceNode) *ConformanceService {
 	return &ConformanceService{ref: conformanceServiceService.NewLocal(conformanceServiceHandlers, node)}
 }
 
-// RegisterConformanceServiceTunnel puts node behind a mailbox and registers it on server, where
-// NewConformanceServiceTunnel and any other client of the service reach it. Nothing has to be closed.
+// RegisterConformanceServiceTunnel runs node behind a mailbox and registers it with server, where
+// NewConformanceServiceTunnel and any other client of the service reach it. It need not be closed.
 func RegisterConformanceServiceTunnel(server *connect.Server, node ConformanceServiceNode) {
 	conformanceServiceService.RegisterTunnel(server, conformanceServiceHandlers, node)
 }
 
-// NewConformanceServiceTunnel is the handle of the node that client reaches.
+// NewConformanceServiceTunnel returns a handle of the node that client reaches.
 func NewConformanceServiceTunnel(client *connect.Client) *ConformanceService {
 	return &ConformanceService{ref: conformanceServiceService.NewTunnel(client)}
 }
