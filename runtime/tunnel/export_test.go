@@ -40,12 +40,12 @@ func Leaks(c *Conn) string {
 	if c.excess.used != 0 || len(c.excess.waiting) != 0 {
 		return fmt.Sprintf("excess credit: %d used, %d waiting", c.excess.used, len(c.excess.waiting))
 	}
-	if c.windowGrowth.Load() != 0 || c.metaBytes != 0 {
-		return fmt.Sprintf("window growth: %d; names and headers: %d", c.windowGrowth.Load(), c.metaBytes)
+	if c.windows.used.Load() != 0 || c.served.metaBytes != 0 {
+		return fmt.Sprintf("window growth: %d; names and headers: %d", c.windows.used.Load(), c.served.metaBytes)
 	}
-	if c.requestBytes != 0 || c.sendWindow.used != 0 || c.pending() != 0 || c.streams != 0 || c.sendWindow.waiters.Len() != 0 {
+	if c.served.requestBytes != 0 || c.sendWindow.used != 0 || c.pending() != 0 || c.served.streams != 0 || c.sendWindow.waiters.Len() != 0 {
 		return fmt.Sprintf("calls: %d request bytes in, %d out, %d pending, %d streams, %d waiters",
-			c.requestBytes, c.sendWindow.used, c.pending(), c.streams, c.sendWindow.waiters.Len())
+			c.served.requestBytes, c.sendWindow.used, c.pending(), c.served.streams, c.sendWindow.waiters.Len())
 	}
 	return ""
 }

@@ -354,50 +354,67 @@ const (
 		"to the user who started it), or another process has taken the address"
 )
 
-// dialHandshake performs the dialling side of the handshake. It sets c.version, c.welcome and
-// c.peer.
-func (c *Conn) dialHandshake() error {
+// handshake performs the handshake of a connection and holds its result, which is constant
+// afterwards.
+type handshake struct {
+	cfg     Config
+	nc      net.Conn
+	frames  *frameReader
+	dialled bool
+	// own and peer are the limits of the two sides as receivers.
+	own  limits
+	peer limits
+
+	version int
+	hello   Hello
+	welcome Welcome
+	handler Handler
+}
+
+// dialHandshake performs the dialling side of the handshake. It sets s.version, s.welcome and
+// s.peer.
+func (s *handshake) dialHandshake() error {
 	g := &handshakeMessage{}
 	g.numbers[fieldMinVersion], g.numbers[fieldVersion] = MinVersion, MaxVersion
-	g.text[fieldHost], g.text[fieldClient] = c.hello.Host, c.hello.Client
-	g.text[fieldTag], g.text[fieldTarget], g.text[fieldBuild] = c.hello.Tag, c.hello.Target, c.hello.Build
-	g.text[fieldNonce], g.numbers[fieldAuth], g.text[fieldProtocol] = newNonce(c.cfg.nonce), authOf(c.cfg.Token), c.hello.Protocol
-	g.setLimits(c.own)
+	g.text[fieldHost], g.text[fieldClient] = s.hello.Host, s.hello.Client
+	g.text[fieldTag], g.text[fieldTarget], g.text[fieldBuild] = s.hello.Tag, s.hello.Target, s.hello.Build
+	g.text[fieldNonce], g.numbers[fieldAuth], g.text[fieldProtocol] = newNonce(s.cfg.nonce), authOf(s.cfg.Token), s.hello.Protocol
+	g.setLimits(s.own)
 	g.text[fieldLineEnd] = lineEnd
 	hello, err := handshakeFrame(kindHello, g.append(nil))
 	if err != nil {
 		return err
 	}
-	if _, err := c.nc.Write(append([]byte(Preface), hello...)); err != nil {
+	if _, err := s.nc.Write(append([]byte(Preface), hello...)); err != nil {
 		return err
 	}
-	if err := readPreface(&c.reading.in); err != nil {
+	if err := readPreface(s.frames); err != nil {
 		return err
 	}
-	welcome, err := c.expectHandshakeFrame(kindWelcome)
+	welcome, err := s.expectHandshakeFrame(kindWelcome)
 	if err != nil {
 		return err
 	}
-	if err := c.onWelcome(welcome[headerBytes:]); err != nil {
-		return c.refuse(err)
+	if err := s.onWelcome(welcome[headerBytes:]); err != nil {
+		return s.refuse(err)
 	}
-	proof, err := c.verifyAcceptor(hello, welcome)
+	proof, err := s.verifyAcceptor(hello, welcome)
 	if err != nil {
-		return c.refuse(err)
+		return s.refuse(err)
 	}
 	frame, err := handshakeFrame(kindProof, proof)
 	if err != nil {
 		return err
 	}
-	if _, err := c.nc.Write(frame); err != nil {
+	if _, err := s.nc.Write(frame); err != nil {
 		return err
 	}
-	_, err = c.expectHandshakeFrame(kindAdmit)
+	_, err = s.expectHandshakeFrame(kindAdmit)
 	return err
 }
 
 // onWelcome processes the WELCOME of the accepting side.
-func (c *Conn) onWelcome(body []byte) error {
+func (s *handshake) onWelcome(body []byte) error {
 	answer, err := parseHandshakeMessage(body)
 	if err != nil {
 		return err
@@ -407,51 +424,51 @@ func (c *Conn) onWelcome(body []byte) error {
 		return handshakeError(ReasonVersion, connect.CodeFailedPrecondition, nil,
 			"the server chose version %d, this side speaks %d to %d", version, MinVersion, MaxVersion)
 	}
-	c.version = int(version)
+	s.version = int(version)
 	if len(answer.text[fieldNonce]) != nonceBytes {
 		return violation("a nonce of %d bytes", len(answer.text[fieldNonce]))
 	}
-	c.welcome = Welcome{Host: answer.text[fieldHost], Build: answer.text[fieldBuild]}
+	s.welcome = Welcome{Host: answer.text[fieldHost], Build: answer.text[fieldBuild]}
 	switch {
-	case c.hello.Host != "" && c.hello.Host != c.welcome.Host:
-		return wrongHost(c.hello.Host, c.welcome.Host)
-	case c.hello.Host == "" && c.hello.Client != "" && c.hello.Client == c.welcome.Host:
+	case s.hello.Host != "" && s.hello.Host != s.welcome.Host:
+		return wrongHost(s.hello.Host, s.welcome.Host)
+	case s.hello.Host == "" && s.hello.Client != "" && s.hello.Client == s.welcome.Host:
 		return handshakeError(ReasonWrongHost, connect.CodeFailedPrecondition, nil,
-			"the address leads to this host itself, %s: check it", c.hello.Client)
-	case c.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
+			"the address leads to this host itself, %s: check it", s.hello.Client)
+	case s.cfg.Token != "" && answer.numbers[fieldAuth] != authToken:
 		return handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerIsOpen)
-	case c.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
+	case s.cfg.Token == "" && answer.numbers[fieldAuth] != authOpen:
 		// The accepting side should have refused the connection itself.
 		return handshakeError(ReasonRefused, connect.CodeUnauthenticated, nil, needsToken)
 	}
-	c.peer, err = answer.limits()
+	s.peer, err = answer.limits()
 	return err
 }
 
 // verifyAcceptor reads and verifies the accepting side's proof, and returns this side's. Without a
 // token both are empty.
-func (c *Conn) verifyAcceptor(hello, welcome []byte) (proof []byte, err error) {
-	frame, err := c.expectHandshakeFrame(kindProof)
+func (s *handshake) verifyAcceptor(hello, welcome []byte) (proof []byte, err error) {
+	frame, err := s.expectHandshakeFrame(kindProof)
 	if err != nil {
 		return nil, err
 	}
 	theirs := frame[headerBytes:]
-	if c.cfg.Token == "" {
+	if s.cfg.Token == "" {
 		if len(theirs) != 0 {
 			return nil, violation("a proof where there is no token")
 		}
 		return nil, nil
 	}
-	if !proven(theirs, c.cfg.Token, acceptLabel, hello, welcome) {
+	if !proven(theirs, s.cfg.Token, acceptLabel, hello, welcome) {
 		return nil, handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerUnproven)
 	}
-	return prove(c.cfg.Token, dialLabel, hello, welcome, theirs), nil
+	return prove(s.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
 
 // expectHandshakeFrame reads the next frame, which must be of kind due. If it is a REFUSE, it
 // returns the refusal as an error.
-func (c *Conn) expectHandshakeFrame(due kind) ([]byte, error) {
-	h, frame, err := readHandshakeFrame(&c.reading.in)
+func (s *handshake) expectHandshakeFrame(due kind) ([]byte, error) {
+	h, frame, err := readHandshakeFrame(s.frames)
 	switch {
 	case err != nil:
 		return nil, err
@@ -462,7 +479,7 @@ func (c *Conn) expectHandshakeFrame(due kind) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return nil, refusal.refusal(c.dialled && c.cfg.Token != "" && due == kindWelcome)
+		return nil, refusal.refusal(s.dialled && s.cfg.Token != "" && due == kindWelcome)
 	}
 	return nil, violation("a %v frame instead of %v", h.kind(), due)
 }
@@ -487,11 +504,11 @@ func (g *handshakeMessage) refusal(unproven bool) error {
 
 // acceptHandshake performs the accepting side of the handshake. admit is called after the dialler
 // has proven that it knows the token.
-func (c *Conn) acceptHandshake(self Welcome, admit func(Hello) (Handler, error)) error {
-	if err := readPreface(&c.reading.in); err != nil {
+func (s *handshake) acceptHandshake(self Welcome, admit func(Hello) (Handler, error)) error {
+	if err := readPreface(s.frames); err != nil {
 		return err
 	}
-	h, hello, err := readHandshakeFrame(&c.reading.in)
+	h, hello, err := readHandshakeFrame(s.frames)
 	if err == nil && h.kind() != kindHello {
 		err = violation("a %v frame instead of HELLO", h.kind())
 	}
@@ -500,98 +517,98 @@ func (c *Conn) acceptHandshake(self Welcome, admit func(Hello) (Handler, error))
 		g, err = parseHandshakeMessage(hello[headerBytes:])
 	}
 	if err == nil {
-		err = c.onHello(g, self)
+		err = s.onHello(g, self)
 	}
 	if err != nil {
-		return c.refuseWithPreface(err)
+		return s.refuseWithPreface(err)
 	}
-	c.welcome = self
+	s.welcome = self
 	reply := &handshakeMessage{}
-	reply.numbers[fieldVersion] = uint64(c.version) //nolint:gosec // small
+	reply.numbers[fieldVersion] = uint64(s.version) //nolint:gosec // small
 	reply.text[fieldHost], reply.text[fieldBuild] = self.Host, self.Build
-	reply.text[fieldNonce], reply.numbers[fieldAuth] = newNonce(c.cfg.nonce), authOf(c.cfg.Token)
-	reply.setLimits(c.own)
+	reply.text[fieldNonce], reply.numbers[fieldAuth] = newNonce(s.cfg.nonce), authOf(s.cfg.Token)
+	reply.setLimits(s.own)
 	welcome, err := handshakeFrame(kindWelcome, reply.append(nil))
 	if err != nil {
 		return err
 	}
 	var ownProof []byte
-	if c.cfg.Token != "" {
-		ownProof = prove(c.cfg.Token, acceptLabel, hello, welcome)
+	if s.cfg.Token != "" {
+		ownProof = prove(s.cfg.Token, acceptLabel, hello, welcome)
 	}
 	proof, err := handshakeFrame(kindProof, ownProof)
 	if err != nil {
 		return err
 	}
-	if _, err := c.nc.Write(append(append([]byte(Preface), welcome...), proof...)); err != nil {
+	if _, err := s.nc.Write(append(append([]byte(Preface), welcome...), proof...)); err != nil {
 		return err
 	}
-	if err := c.verifyDialler(hello, welcome, ownProof); err != nil {
-		return c.refuse(err)
+	if err := s.verifyDialler(hello, welcome, ownProof); err != nil {
+		return s.refuse(err)
 	}
-	if c.handler, err = c.callAdmit(admit); err != nil {
-		return c.refuse(err)
+	if s.handler, err = s.callAdmit(admit); err != nil {
+		return s.refuse(err)
 	}
 	admission, err := handshakeFrame(kindAdmit, nil)
 	if err != nil {
 		return err
 	}
-	_, err = c.nc.Write(admission)
+	_, err = s.nc.Write(admission)
 	return err
 }
 
 // onHello processes the HELLO of the dialler.
-func (c *Conn) onHello(g *handshakeMessage, self Welcome) (err error) {
+func (s *handshake) onHello(g *handshakeMessage, self Welcome) (err error) {
 	theirMin, theirMax := g.numbers[fieldMinVersion], g.numbers[fieldVersion]
 	if theirMin > MaxVersion || theirMax < MinVersion || theirMin > theirMax {
 		return handshakeError(ReasonVersion, connect.CodeFailedPrecondition, nil,
 			"no common version: the dialler speaks %d to %d, this side %d to %d; use the same release of RayLink on both sides",
 			theirMin, theirMax, MinVersion, MaxVersion)
 	}
-	c.version = int(min(theirMax, MaxVersion))
+	s.version = int(min(theirMax, MaxVersion))
 	if len(g.text[fieldNonce]) != nonceBytes {
 		return violation("a nonce of %d bytes", len(g.text[fieldNonce]))
 	}
-	c.hello = Hello{
+	s.hello = Hello{
 		Host: g.text[fieldHost], Client: g.text[fieldClient], Tag: g.text[fieldTag], Target: g.text[fieldTarget],
 		Build: g.text[fieldBuild], Protocol: g.text[fieldProtocol],
 	}
 	switch {
-	case c.cfg.Token != "" && g.numbers[fieldAuth] != authToken:
+	case s.cfg.Token != "" && g.numbers[fieldAuth] != authToken:
 		return connect.NewError(connect.CodeUnauthenticated, needsToken)
-	case c.hello.Host != "" && c.hello.Host != self.Host:
-		return wrongHost(c.hello.Host, self.Host)
+	case s.hello.Host != "" && s.hello.Host != self.Host:
+		return wrongHost(s.hello.Host, self.Host)
 	}
-	c.peer, err = g.limits()
+	s.peer, err = g.limits()
 	return err
 }
 
 // verifyDialler reads and verifies the dialler's proof.
-func (c *Conn) verifyDialler(hello, welcome, ownProof []byte) error {
-	frame, err := c.expectHandshakeFrame(kindProof)
+func (s *handshake) verifyDialler(hello, welcome, ownProof []byte) error {
+	frame, err := s.expectHandshakeFrame(kindProof)
 	if err != nil {
 		return err
 	}
 	theirs := frame[headerBytes:]
 	switch {
-	case c.cfg.Token == "" && len(theirs) != 0:
+	case s.cfg.Token == "" && len(theirs) != 0:
 		return violation("a proof where there is no token")
-	case c.cfg.Token != "" && !proven(theirs, c.cfg.Token, dialLabel, hello, welcome, ownProof):
+	case s.cfg.Token != "" && !proven(theirs, s.cfg.Token, dialLabel, hello, welcome, ownProof):
 		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
 	}
 	return nil
 }
 
 // callAdmit calls admit to get the handler for a verified dialler.
-func (c *Conn) callAdmit(admit func(Hello) (Handler, error)) (Handler, error) {
-	handler, err := admit(c.hello)
+func (s *handshake) callAdmit(admit func(Hello) (Handler, error)) (Handler, error) {
+	handler, err := admit(s.hello)
 	switch {
 	case err != nil:
 		if _, typed := errors.AsType[*HandshakeError](err); !typed {
 			err = connecterr.From(err)
 		}
 		return nil, err
-	case handler == nil && c.hello.Protocol == "":
+	case handler == nil && s.hello.Protocol == "":
 		return nil, connect.NewError(connect.CodeInternal, "the server has no handler for this connection")
 	}
 	return handler, nil
@@ -602,18 +619,18 @@ func wrongHost(expected, found string) *HandshakeError {
 }
 
 // refuseWithPreface sends the preface and a REFUSE frame, and returns err as a [*HandshakeError].
-func (c *Conn) refuseWithPreface(err error) error { return c.sendRefusal([]byte(Preface), err) }
+func (s *handshake) refuseWithPreface(err error) error { return s.sendRefusal([]byte(Preface), err) }
 
 // refuse is refuseWithPreface for a side that has already sent its preface. It sends nothing if the
 // peer itself refused or the connection failed.
-func (c *Conn) refuse(err error) error {
+func (s *handshake) refuse(err error) error {
 	if typed, ok := errors.AsType[*HandshakeError](err); ok && typed.Remote {
 		return err
 	}
-	return c.sendRefusal(nil, err)
+	return s.sendRefusal(nil, err)
 }
 
-func (c *Conn) sendRefusal(before []byte, err error) error {
+func (s *handshake) sendRefusal(before []byte, err error) error {
 	var typed *HandshakeError
 	var known *connect.Error
 	switch {
@@ -629,7 +646,7 @@ func (c *Conn) sendRefusal(before []byte, err error) error {
 	g.numbers[fieldCode], g.numbers[fieldReason] = uint64(typed.Code), uint64(typed.Reason) //nolint:gosec // small
 	g.text[fieldMessage] = shorten(typed.Message, maxRefusalBytes)
 	if frame, ferr := handshakeFrame(kindRefuse, g.append(nil)); ferr == nil {
-		_, _ = c.nc.Write(append(before, frame...)) // best effort: the refusal is the error to report
+		_, _ = s.nc.Write(append(before, frame...)) // best effort: the refusal is the error to report
 	}
 	return typed
 }

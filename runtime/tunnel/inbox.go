@@ -287,7 +287,7 @@ func (b *inbox) publish() {
 	b.mu.Lock()
 	if b.end != nil {
 		b.mu.Unlock()
-		b.conn.releaseExcess(releasePackets(b.fresh))
+		b.conn.excess.release(releasePackets(b.fresh))
 		b.fresh = nil
 		return
 	}
@@ -345,7 +345,7 @@ func (b *inbox) widen() {
 // enlarge raises the window by up to n bytes, as far as the shared budget permits, and returns by
 // how much. The caller must hold b.mu and grant the result.
 func (b *inbox) enlarge(n int) int {
-	n = b.conn.reserveWindow(n)
+	n = b.conn.windows.take(n)
 	b.window += n
 	b.windowGrowth += n
 	return n
@@ -354,21 +354,8 @@ func (b *inbox) enlarge(n int) int {
 // returnWindow returns the stream's share of the budget. The caller must hold b.mu, and the queue
 // must be empty.
 func (b *inbox) returnWindow() {
-	b.conn.windowGrowth.Add(int64(-b.windowGrowth))
+	b.conn.windows.used.Add(int64(-b.windowGrowth))
 	b.windowGrowth = 0
-}
-
-// reserveWindow reserves up to n bytes from the budget that all streams share beyond their initial
-// windows.
-func (c *Conn) reserveWindow(n int) int {
-	for n > 0 {
-		used := c.windowGrowth.Load()
-		n = min(n, c.cfg.MaxStreamBytes-int(used))
-		if n > 0 && c.windowGrowth.CompareAndSwap(used, used+int64(n)) {
-			return n
-		}
-	}
-	return 0
 }
 
 // discard frees the partially received message of a stream that has ended.
@@ -409,7 +396,7 @@ func (b *inbox) demand() {
 	b.mu.Unlock()
 	b.conn.grant(b.id, owed)
 	if lacking > 0 {
-		b.conn.requestExcess(b, lacking)
+		b.conn.excess.request(b, lacking)
 	}
 }
 
@@ -434,7 +421,7 @@ func (b *inbox) receive() (packet, error) {
 			owed += b.grantable()
 			b.mu.Unlock()
 			b.conn.grant(b.id, owed)
-			b.conn.releaseExcess(m.excess())
+			b.conn.excess.release(m.excess())
 			return m, nil
 		case len(b.queue) > 0:
 			clear(b.inHand)
@@ -528,7 +515,7 @@ func (b *inbox) close(err error, drop bool) {
 	}
 	b.signal()
 	b.mu.Unlock()
-	b.conn.cancelExcess(b, extra)
+	b.conn.excess.cancel(b, extra)
 }
 
 // closeSend ends the inbox after the peer's CLOSE_SEND: the stream is half-closed.
@@ -559,12 +546,35 @@ func (b *inbox) head(header Header) {
 	b.header = header
 }
 
+// windowBudget is what all streams of a connection may have beyond their initial windows. Its
+// methods are safe for concurrent use.
+type windowBudget struct {
+	limit int
+	used  atomic.Int64
+}
+
+// take takes up to n bytes from the budget, and returns how many.
+func (w *windowBudget) take(n int) int {
+	for n > 0 {
+		used := w.used.Load()
+		n = min(n, w.limit-int(used))
+		if n > 0 && w.used.CompareAndSwap(used, used+int64(n)) {
+			return n
+		}
+	}
+	return 0
+}
+
 // excessBudget limits the credit that all streams of a connection have granted beyond their
 // windows, for messages larger than the window. A stream's reader that waits for such a message
 // gets all the excess credit that it needs at once, or waits in FIFO order until it can. Partially
-// received messages can therefore always be completed, and each has a waiting reader. It is guarded
-// by Conn.mu.
+// received messages can therefore always be completed, and each has a waiting reader. Its methods
+// are safe for concurrent use.
 type excessBudget struct {
+	// limit is the size of the budget: one message of the maximum size.
+	limit int
+
+	mu      sync.Mutex // guards the fields below
 	used    int
 	waiting []excessWaiter
 }
@@ -574,65 +584,61 @@ type excessWaiter struct {
 	n     int
 }
 
-func (e *excessBudget) fits(n, limit int) bool { return e.used == 0 || e.used+n <= limit }
+func (e *excessBudget) fits(n int) bool { return e.used == 0 || e.used+n <= e.limit }
 
-// extraLimit is the size of the budget: one message of the maximum size.
-func (c *Conn) excessLimit() int { return c.own.maxMessage }
-
-// requestExcess grants n bytes beyond the window, now or once the budget has room.
-func (c *Conn) requestExcess(b *inbox, n int) {
-	c.mu.Lock()
-	e := &c.excess
-	if len(e.waiting) > 0 || !e.fits(n, c.excessLimit()) {
+// request grants n bytes beyond the window, now or once the budget has room.
+func (e *excessBudget) request(b *inbox, n int) {
+	e.mu.Lock()
+	if len(e.waiting) > 0 || !e.fits(n) {
 		e.waiting = append(e.waiting, excessWaiter{inbox: b, n: n})
-		c.mu.Unlock()
+		e.mu.Unlock()
 		return
 	}
 	e.used += n
-	c.mu.Unlock()
+	e.mu.Unlock()
 	b.grantExcess(n)
 }
 
-// releaseExcess returns n bytes to the budget and grants what waits for it.
-func (c *Conn) releaseExcess(n int) {
+// release returns n bytes to the budget and grants what waits for it.
+func (e *excessBudget) release(n int) {
 	if n == 0 {
 		return
 	}
-	c.mu.Lock()
-	c.excess.used -= n
-	granted := c.admitExcess()
-	c.mu.Unlock()
+	e.mu.Lock()
+	e.used -= n
+	granted := e.admit()
+	e.mu.Unlock()
 	for _, w := range granted {
 		w.inbox.grantExcess(w.n)
 	}
 }
 
-// cancelExcess is releaseExcess for an inbox that is closed. Part of the n bytes may not have been
-// granted yet.
-func (c *Conn) cancelExcess(b *inbox, n int) {
+// cancel is release for an inbox that is closed. Part of the n bytes may not have been granted yet.
+func (e *excessBudget) cancel(b *inbox, n int) {
 	if n == 0 {
 		return
 	}
-	c.mu.Lock()
-	for i, w := range c.excess.waiting {
+	e.mu.Lock()
+	for i, w := range e.waiting {
 		if w.inbox == b {
-			c.excess.waiting = append(c.excess.waiting[:i], c.excess.waiting[i+1:]...)
+			e.waiting = append(e.waiting[:i], e.waiting[i+1:]...)
 			n -= w.n
 			break
 		}
 	}
-	c.excess.used -= n
-	granted := c.admitExcess()
-	c.mu.Unlock()
+	e.used -= n
+	granted := e.admit()
+	e.mu.Unlock()
 	for _, w := range granted {
 		w.inbox.grantExcess(w.n)
 	}
 }
 
-func (c *Conn) admitExcess() []excessWaiter {
+// admit takes the waiters that now fit out of the queue. The caller must hold e.mu, and grant them
+// afterwards.
+func (e *excessBudget) admit() []excessWaiter {
 	var granted []excessWaiter
-	e := &c.excess
-	for len(e.waiting) > 0 && e.fits(e.waiting[0].n, c.excessLimit()) {
+	for len(e.waiting) > 0 && e.fits(e.waiting[0].n) {
 		e.used += e.waiting[0].n
 		granted = append(granted, e.waiting[0])
 		e.waiting = e.waiting[1:]

@@ -287,14 +287,14 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		header, trailer = nil, nil
 	}
 	c.mu.Lock()
-	if c.servedAt(in.id) != in {
+	if c.served.at(in.id) != in {
 		c.mu.Unlock()
 		body.Free()
 		return // the connection has ended, or the call was already ended
 	}
 	err := errEncodingEnded // the result of encoding, which is done below for small messages
 	defer func() {          // runs also if the message ends this goroutine
-		if c.serving == 0 {
+		if c.served.open == 0 {
 			c.flush()
 		} else {
 			c.kick()
@@ -305,7 +305,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 			_ = c.notEncoded(in, res, err) // logs, so not under the lock
 		}
 	}()
-	c.unregisterCall(in)
+	c.served.remove(in)
 	if failure == nil {
 		failure = c.overflow(in, size)
 	}

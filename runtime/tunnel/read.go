@@ -299,7 +299,7 @@ func (l *readLoop) findAssembling(id uint32) destination {
 		}
 		return destination{}
 	}
-	in := c.servedBy(id)
+	in := l.servedCall(id)
 	switch {
 	case in == nil:
 		return destination{}
@@ -419,7 +419,7 @@ func (l *readLoop) onCredit(id uint32, body []byte) error {
 		if s := c.open.at(id); s != nil && s.stream != nil {
 			q = &s.stream.queue
 		}
-	} else if in := c.servedAt(id); in != nil && in.stream() != nil {
+	} else if in := c.served.at(id); in != nil && in.stream() != nil {
 		q = &in.stream().queue
 	}
 	if q == nil {

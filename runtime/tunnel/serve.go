@@ -24,27 +24,54 @@ func (e *notRunError) Error() string { return e.reason.Error() }
 // Unwrap returns the error that the caller gets.
 func (e *notRunError) Unwrap() error { return e.reason }
 
-// servedAt returns the open call with this id, or nil. The caller must hold c.mu.
-func (c *Conn) servedAt(id uint32) *Incoming {
-	if int(id) >= len(c.served) {
+// servedTable holds the open calls of an accepting side, and counts what they use. It is guarded by
+// Conn.mu.
+type servedTable struct {
+	// calls are the calls by id.
+	calls []*Incoming
+	// open is the number of open calls. streams counts those streams too that have ended, but whose
+	// handlers have not returned.
+	open, streams int
+	// requestBytes is the total size of the requests. metaBytes is the total charged for names,
+	// chains and headers.
+	requestBytes, metaBytes int
+}
+
+// at returns the open call with this id, or nil.
+func (t *servedTable) at(id uint32) *Incoming {
+	if int(id) >= len(t.calls) {
 		return nil
 	}
-	return c.served[id]
+	return t.calls[id]
 }
 
-func (c *Conn) servedBy(id uint32) *Incoming {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.servedAt(id)
+// add adds a call.
+func (t *servedTable) add(in *Incoming) {
+	for len(t.calls) <= int(in.id) {
+		t.calls = append(t.calls, nil)
+	}
+	t.calls[in.id] = in
+	t.open++
+	t.requestBytes += int(in.cost)
+	t.metaBytes += int(in.meta)
+	if in.stream() != nil {
+		t.streams++
+	}
 }
 
-// unregisterCall removes a call from the table, after which its id may be reused. The caller must
-// hold c.mu.
-func (c *Conn) unregisterCall(in *Incoming) {
-	c.served[in.id] = nil
-	c.serving--
-	c.requestBytes -= int(in.cost)
-	c.metaBytes -= int(in.meta)
+// remove removes a call, after which its id may be reused.
+func (t *servedTable) remove(in *Incoming) {
+	t.calls[in.id] = nil
+	t.open--
+	t.requestBytes -= int(in.cost)
+	t.metaBytes -= int(in.meta)
+}
+
+// servedCall returns the open call with this id, or nil.
+func (l *readLoop) servedCall(id uint32) *Incoming {
+	l.conn.mu.Lock()
+	defer l.conn.mu.Unlock()
+	return l.conn.served.at(id)
 }
 
 func (l *readLoop) onCall(h frameHeader, body []byte) error {
@@ -127,7 +154,7 @@ func (l *readLoop) registerCall(in *Incoming) error {
 	switch {
 	case int(in.id) > c.own.maxCalls:
 		return violation("call id %d, the limit is %d", in.id, c.own.maxCalls)
-	case c.servedAt(in.id) != nil:
+	case c.served.at(in.id) != nil:
 		return violation("call id %d is open already", in.id)
 	case c.peerDrained:
 		return violation("a call after GOAWAY")
@@ -142,11 +169,11 @@ func (l *readLoop) registerCall(in *Incoming) error {
 		refusal = MessageTooLarge(in.Procedure, true, in.RequestBytes, c.own.maxMessage)
 	case meta > c.own.maxHeader:
 		refusal = tooLarge("the metadata of the call of "+clipped(in.Procedure), meta, c.own.maxHeader, "the receiver's header")
-	case c.metaBytes > 0 && c.metaBytes+meta > c.own.window:
+	case c.served.metaBytes > 0 && c.served.metaBytes+meta > c.own.window:
 		refusal = connect.Errorf(connect.CodeResourceExhausted, "the open calls have %d bytes of headers and names; with the %d of %s they would "+
-			"exceed the limit of %d", c.metaBytes, meta, clipped(in.Procedure), c.own.window)
-	case stream && c.streams >= c.own.maxStreams:
-		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.streams)
+			"exceed the limit of %d", c.served.metaBytes, meta, clipped(in.Procedure), c.own.window)
+	case stream && c.served.streams >= c.own.maxStreams:
+		refusal = connect.Errorf(connect.CodeResourceExhausted, "%d streams are open on the connection, which is the limit", c.served.streams)
 	}
 	if refusal != nil {
 		start := c.out.beginFrame(0)
@@ -154,22 +181,13 @@ func (l *readLoop) registerCall(in *Incoming) error {
 		c.appendFailure(in.id, start, nil, nil, err)
 		return err
 	}
-	if c.requestBytes > 0 && cost > 0 && c.requestBytes+cost > c.own.window {
-		return violation("requests of %d bytes in flight, the window is %d", c.requestBytes+cost, c.own.window)
+	if c.served.requestBytes > 0 && cost > 0 && c.served.requestBytes+cost > c.own.window {
+		return violation("requests of %d bytes in flight, the window is %d", c.served.requestBytes+cost, c.own.window)
 	}
 	if stream {
 		in.ensureDetails().stream = newServerStream(in) // set before the call is in the table
 	}
-	c.requestBytes += cost
-	c.metaBytes += meta
-	for len(c.served) <= int(in.id) {
-		c.served = append(c.served, nil)
-	}
-	c.served[in.id] = in
-	c.serving++
-	if stream {
-		c.streams++
-	}
+	c.served.add(in)
 	c.startKeepalive()
 	return nil
 }
@@ -236,7 +254,7 @@ func (l *readLoop) onCancel(id uint32) {
 		return
 	}
 	c.mu.Lock()
-	in := c.servedAt(id)
+	in := c.served.at(id)
 	var p *outMessage
 	if in == nil {
 		p = c.cancelReply(id)
@@ -267,8 +285,7 @@ func (c *Conn) cancelReply(id uint32) *outMessage {
 }
 
 func (l *readLoop) onCloseSend(id uint32) {
-	c := l.conn
-	if in := c.servedBy(id); in != nil && in.stream() != nil {
+	if in := l.servedCall(id); in != nil && in.stream() != nil {
 		in.stream().inbox.closeSend()
 	}
 }

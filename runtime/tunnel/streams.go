@@ -375,7 +375,7 @@ func (s *serverStream) finish(err error) {
 	s.stopWatching()
 	c := s.in.conn()
 	c.mu.Lock()
-	c.streams-- // a stream counts until its handler returns, even if it ended before
+	c.served.streams-- // a stream counts until its handler returns, even if it ended before
 	c.mu.Unlock()
 	s.in.Reply(nil, err)
 	s.inbox.close(errCallOver, true)

@@ -41,15 +41,8 @@ import (
 
 // Conn is one end of a tunnel. Its methods are safe for concurrent use.
 type Conn struct {
-	cfg     Config
-	nc      net.Conn
-	dialled bool
-	version int
-	hello   Hello
-	welcome Welcome
-	own     limits
-	peer    limits
-	handler Handler
+	handshake
+
 	// allocator is the handler if it implements Allocator, else nil.
 	allocator Allocator
 	// started is the origin of the deadlines of served calls, see callContext.deadline.
@@ -64,8 +57,9 @@ type Conn struct {
 
 	sawTraffic            atomic.Bool
 	calls, sent, received atomic.Uint64
-	// windowGrowth is the sum by which the streams' windows exceed their initial size.
-	windowGrowth atomic.Int64
+	// windows and excess limit what all streams together grant beyond their initial windows.
+	windows windowBudget
+	excess  excessBudget
 
 	done    chan struct{}
 	refused chan struct{}
@@ -86,7 +80,6 @@ type Conn struct {
 	after     []func()
 	out       outbox
 	keepalive keepalive
-	excess    excessBudget
 
 	// The calls of a dialling side.
 	sendWindow sendWindow
@@ -96,13 +89,8 @@ type Conn struct {
 	// replyBytes is the total size of the large responses that are being received.
 	replyBytes int
 
-	// The calls of an accepting side, by id.
-	served       []*Incoming
-	serving      int
-	streams      int
-	requestBytes int
-	// metaBytes is the total charged for the names, chains and headers of the open calls.
-	metaBytes int
+	// served are the calls of an accepting side.
+	served servedTable
 }
 
 // Dial performs the dialling side of the handshake on a new connection and returns the tunnel. It
@@ -194,11 +182,12 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 		in.buf, in.end = u.head, len(u.head)
 	}
 	c := &Conn{
-		cfg: cfg.WithDefaults(), nc: nc, reading: readLoop{in: in}, started: time.Now(),
+		handshake: handshake{cfg: cfg.WithDefaults(), nc: nc}, reading: readLoop{in: in}, started: time.Now(),
 		done: make(chan struct{}), refused: make(chan struct{}),
 	}
-	c.reading.conn = c
+	c.reading.conn, c.frames = c, &c.reading.in
 	c.own = c.cfg.limits()
+	c.windows.limit, c.excess.limit = c.cfg.MaxStreamBytes, c.own.maxMessage
 	c.reading.owner, c.reading.reclaimed = ownerLoop, make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
 	c.writing = c.write
@@ -266,7 +255,7 @@ func (c *Conn) Pending() int {
 	return c.pending()
 }
 
-func (c *Conn) pending() int { return c.sendWindow.open + c.serving }
+func (c *Conn) pending() int { return c.sendWindow.open + c.served.open }
 
 func (c *Conn) peerName() string {
 	host := c.hello.Client
@@ -333,8 +322,8 @@ func (c *Conn) fail(reason error) {
 	}
 	after := c.after
 	c.after = nil
-	served := c.served
-	c.served, c.serving = nil, 0
+	served := c.served.calls
+	c.served.calls, c.served.open = nil, 0
 	for _, in := range served {
 		if in != nil && in.stream() != nil {
 			c.out.close(&in.stream().queue, unavailable(reason))
