@@ -32,6 +32,8 @@ SEEDS  ?=
 ABLATE ?=
 # Of test-hostile: for how long attacks are repeated; each happens once at least.
 HOSTILE ?= 1s
+# Of test-mutants: a pattern for the names of those to run.
+MUTANTS ?=
 # Of test-soak: how long, and what its choices follow from.
 SOAK   ?= 30s
 SEED   ?=
@@ -67,16 +69,13 @@ test: ## vet and run all tests that need only Go; with the race detector where a
 	fi
 	@for m in $(MODULES); do echo "$(GO) -C $$m test ./..."; $(GO) -C $$m vet ./...; $(GO) -C $$m test -timeout=15m ./...; done
 
-# Packages whose checkers are shown to notice that a guard is gone.
-GUARDED := ./brain/... ./cmd/protoc-gen-raylink/generator ./runtime/launch ./runtime/rundir ./runtime/tunnel ./services/...
+.PHONY: test-invariants
+test-invariants: ## the checks that cost too much always (-tags invariants)
+	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox ./internal/invariants
 
-.PHONY: test-guards
-test-guards: ## the checks that cost too much always (-tags invariants), and checkers without what they guard (-tags unguarded, faults)
-	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox
-	$(GO) test -tags=unguarded -timeout=10m $(GUARDED)
-	$(GO) test -tags=unguarded -timeout=10m -run='^TestHostile$$' .
-	$(GO) test -tags=invariants,unguarded -timeout=10m ./runtime ./runtime/internal/mailbox
-	$(GO) test -tags=faults -timeout=20m -run='^TestSoakDetects$$' ./internal/soak
+.PHONY: test-mutants
+test-mutants: ## show that tests detect faults: the mutants of internal/mutants; make test-mutants MUTANTS=tunnel/
+	$(GO) test -count=1 -timeout=30m -run='^TestMutants$$/$(MUTANTS)' -v ./internal/mutants -mutants
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
@@ -160,7 +159,8 @@ ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory cross
 	@if [ -n "$(CLIENTS)" ]; then $(MAKE) --no-print-directory test-clients; fi
 	@$(MAKE) --no-print-directory test-conformance
-	@$(MAKE) --no-print-directory test-guards
+	@$(MAKE) --no-print-directory test-invariants
+	@$(MAKE) --no-print-directory test-mutants
 	@$(MAKE) --no-print-directory test-economy
 	@$(MAKE) --no-print-directory test-hostile
 	@$(MAKE) --no-print-directory test-soak

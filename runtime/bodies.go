@@ -125,9 +125,6 @@ type heldBody struct {
 // the message may need more later. It must not be called concurrently.
 func (h *heldBody) reserve(size int, grows bool) error {
 	b, want := h.of, size*bodyFactor
-	if !guarded {
-		return nil
-	}
 	b.mu.Lock()
 	switch {
 	case h.over:

@@ -17,13 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func needsCounting(t *testing.T) {
-	t.Helper()
-	if !guarded {
-		t.Skip("nothing is counted: TestHostile shows that this is noticed")
-	}
-}
-
 func body(t *testing.T, b *bodies) *heldBody {
 	t.Helper()
 	return &heldBody{of: b, ctx: t.Context()}
@@ -50,7 +43,6 @@ func (b *bodies) check(t *testing.T) {
 }
 
 func TestOneMessageOfTheLargestSizeFindsRoomAlone(t *testing.T) {
-	needsCounting(t)
 	for _, most := range []int{1, 1 << 10, 1 << 20, 64 << 20} {
 		for _, grows := range []bool{false, true} {
 			b := newBodies("requests", most)
@@ -69,7 +61,6 @@ func TestOneMessageOfTheLargestSizeFindsRoomAlone(t *testing.T) {
 // TestMessagesThatDoNotEndLeaveRoomForSmallOnes takes all that there is for large and for small messages, and then calls for
 // little.
 func TestMessagesThatDoNotEndLeaveRoomForSmallOnes(t *testing.T) {
-	needsCounting(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("requests that come", 1<<20)
 		var all []*heldBody
@@ -97,7 +88,6 @@ func TestMessagesThatDoNotEndLeaveRoomForSmallOnes(t *testing.T) {
 }
 
 func TestAMessageWaitsForRoomAndEndsWithItsCall(t *testing.T) {
-	needsCounting(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("requests", 1<<20)
 		first := body(t, b)
@@ -130,7 +120,6 @@ func TestAMessageWaitsForRoomAndEndsWithItsCall(t *testing.T) {
 
 // TestWhatWaitsInMemoryIsBounded is of responses: their bytes are there while they wait.
 func TestWhatWaitsInMemoryIsBounded(t *testing.T) {
-	needsCounting(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("responses that go", 1<<20)
 		b.parked = b.most
@@ -163,7 +152,6 @@ func TestWhatWaitsInMemoryIsBounded(t *testing.T) {
 
 // TestASlowMessageIsInterruptedOnlyWhereOthersWait holds room for long, with others waiting and without.
 func TestASlowMessageIsInterruptedOnlyWhereOthersWait(t *testing.T) {
-	needsCounting(t)
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("requests", 1<<20)
 		interrupted := make(chan time.Time, 1)
@@ -200,7 +188,6 @@ func TestASlowMessageIsInterruptedOnlyWhereOthersWait(t *testing.T) {
 // TestMessagesNeverWaitForEachOther has many messages of all sizes come at once, of known and unknown size, some of which stall
 // for ever. Those that don't stall all get through.
 func TestMessagesNeverWaitForEachOther(t *testing.T) {
-	needsCounting(t)
 	for seed := range uint64(150) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 1))
@@ -338,7 +325,6 @@ func (m *modelBodies) end(h *modelBody) {
 
 // TestBodiesDoWhatTheirModelDoes compares who has room and who waits after each of many random steps.
 func TestBodiesDoWhatTheirModelDoes(t *testing.T) {
-	needsCounting(t)
 	for seed := range uint64(100) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 2))

@@ -19,7 +19,7 @@ func (t NodeType) WithCopy() NodeType {
 // passes returns the message to hand from a caller in this process to the node, or back: itself, or
 // a copy if the type asks for that.
 func (n *Node) passes(msg proto.Message) proto.Message {
-	if n.copies && guarded {
+	if n.copies {
 		return proto.Clone(msg)
 	}
 	return msg

@@ -12,9 +12,6 @@ import (
 
 // A node that opted into copies may change its requests and keep its responses: its callers see nothing of it.
 func TestWithCopy(t *testing.T) {
-	if !guarded {
-		t.Skip("the copies are not made: see TestSealsNoticeWhatIsNotCopied")
-	}
 	s := newCounter("a", 1)
 	s.node.copies = NodeType{}.WithCopy().copies
 	state := &storagev1.IncrResponse{}

@@ -16,7 +16,6 @@ import (
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/connecterr"
-	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
@@ -209,9 +208,6 @@ func (r *remote) explain(ctx context.Context, err error) error {
 // node can have the same code, text and details, but not the flag.
 func isNotHere(err error) bool {
 	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, not a wrapped one
-	if faults.Redelivery && isLost(err) {
-		return true
-	}
 	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)
 }
 

@@ -1,5 +1,3 @@
-//go:build !unguarded
-
 // Package services_test tests the services as users run them: in processes of their own.
 package services_test
 

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,22 +28,6 @@ type node struct {
 	blocked *atomic.Int64
 }
 
-// leaked is what a run leaks as an injected fault.
-var leaked []any
-
-// leave leaks something if that is the injected fault.
-func (w *world) leave() {
-	switch fault {
-	case "goroutine":
-		go func() { select {} }()
-	case "file":
-		file, _ := os.Open(os.DevNull)
-		leaked = append(leaked, file) // otherwise the garbage collector closes it
-	case "process":
-		_ = exec.Command("sleep", "60").Start()
-	}
-}
-
 // number is what a call adds: its caller's name, and how many calls that caller has made before.
 // After a connection was cut its caller takes a new name: calls in transit on the old connection
 // may arrive after those on the next.
@@ -56,7 +37,6 @@ func (w *world) setUp(
 	_ context.Context, n *runtime.Node, _ *contractv1.ProbeConfig,
 ) (contractv1raylink.ProbeNode, error) {
 	w.ups.Add(1)
-	w.leave()
 	n.OnStop(func(context.Context) error { w.downs.Add(1); return nil })
 	return &node{world: w, node: n, last: make(map[int64]int64), blocked: &w.blocked}, nil
 }
@@ -82,19 +62,11 @@ func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1
 // fetchPrefix begins a request for a response of so many bytes.
 const fetchPrefix = "fetch "
 
-// leakedMu guards leaked.
-var leakedMu sync.Mutex
-
 // Echo runs beside the turns.
 func (*node) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	if digits, ok := strings.CutPrefix(string(req.GetPayload()), fetchPrefix); ok {
 		size, err := strconv.Atoi(digits)
 		return &contractv1.EchoResponse{Payload: pattern(size, size)}, err
-	}
-	if fault == "memory" {
-		leakedMu.Lock()
-		leaked = append(leaked, make([]byte, 4<<20))
-		leakedMu.Unlock()
 	}
 	return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil
 }

@@ -606,16 +606,16 @@ func (w *world) startCradle(ctx context.Context) {
 
 // limit is how long open calls may still take at the end.
 func (w *world) limit() time.Duration {
-	if fault != "" {
+	if *brief {
 		return longest + grace + patience // no processes are created
 	}
 	return processCreation + drain + 2*grace + 2*patience
 }
 
-// await waits for a time. A run with an injected fault ends with the first failure.
+// await waits for a time. A brief run ends with the first failure.
 func (w *world) await(d time.Duration) {
 	end := time.Now().Add(d)
-	for time.Now().Before(end) && (fault == "" || !w.isFaulty()) {
+	for time.Now().Before(end) && (!*brief || !w.isFaulty()) {
 		<-time.After(min(time.Until(end), 100*time.Millisecond))
 	}
 }
@@ -647,6 +647,9 @@ func (w *world) awaitCalls() {
 func TestSoak(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
+	}
+	if *brief {
+		patience = 10 * time.Second
 	}
 	t.Logf("-soak=%v -soak.seed=%d", *duration, *seed)
 	dir, err := os.MkdirTemp("/tmp", "soak") //nolint:usetesting // short: Unix sockets are to fit
@@ -688,21 +691,21 @@ func TestSoak(t *testing.T) {
 	})
 	w.start(*seed)
 	w.run.Go(func() { w.disturbLinks(rand.New(rand.NewPCG(*seed, 1<<32))) })
-	if fault == "" {
+	if !*brief {
 		w.run.Go(func() { w.disturbBrain(rand.New(rand.NewPCG(*seed, 1<<33))) })
 		w.run.Go(func() { w.visit(rand.New(rand.NewPCG(*seed, 1<<36)), churners+hosts) })
 	}
 	w.run.Go(func() { w.floods(rand.New(rand.NewPCG(*seed, 1<<34))) })
 	for i, h := range w.hosts {
-		if fault != "" {
-			break // these faults are detected sooner if less else happens
+		if *brief {
+			break // mutants are detected sooner if less else happens
 		}
 		w.run.Go(func() { w.churn(h, rand.New(rand.NewPCG(*seed, 1<<35+uint64(i))), churners+int64(i)) })
 	}
 	w.run.Go(w.watchHeap)
 	w.await(*duration)
 	// On a busy machine some kinds of calls may not have been made yet.
-	assert.Eventually(t, func() bool { return len(w.missing()) == 0 || fault != "" }, patience, 10*time.Millisecond, "some outcomes did not occur")
+	assert.Eventually(t, func() bool { return len(w.missing()) == 0 || *brief }, patience, 10*time.Millisecond, "some outcomes did not occur")
 	close(w.over)
 	w.awaitCalls()
 	w.report()
@@ -744,7 +747,7 @@ func (w *world) checkRecovery() {
 	var count atomic.Int64
 	assert.Eventually(t, func() bool { return w.blocked.Load() == 0 }, patience, time.Millisecond,
 		"a method's context did not end with its call")
-	if fault != "" && t.Failed() {
+	if *brief && t.Failed() {
 		return // enough
 	}
 	for _, h := range w.hosts {

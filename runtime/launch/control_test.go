@@ -134,6 +134,11 @@ func FuzzConversation(f *testing.F) {
 	}
 	f.Add(wire.Bytes())
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
+	var stranger bytes.Buffer // of another build
+	if err := writeFrame(&stranger, kindHello, versioned([]byte("another"))); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(stranger.Bytes())
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		if _, err := converse(wire); err != nil {
 			t.Fatal(err)

@@ -56,7 +56,7 @@ func (c *conversation) greet(body []byte) error {
 	if err != nil {
 		return err
 	}
-	if guarded && string(build) != c.build {
+	if string(build) != c.build {
 		return protocolErrorf("it is another build: this process is %s, it is %s", c.build, build)
 	}
 	c.greeted = true

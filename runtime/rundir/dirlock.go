@@ -163,10 +163,7 @@ func sweepOne(path string, remove func(path string) error) error {
 	lock, err := lockDir(path, exclusive)
 	switch {
 	case errors.Is(err, ErrLocked), errors.Is(err, errNoLocks):
-		if guarded {
-			return nil // in use, or being swept, or unknown
-		}
-		return remove(path)
+		return nil // in use, or being swept, or unknown
 	case errors.Is(err, fs.ErrNotExist):
 		return nil // another sweep was faster
 	case err != nil:

@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/raylink/raylink/internal/connecterr"
-	"github.com/raylink/raylink/runtime/internal/faults"
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
@@ -211,7 +210,7 @@ func (c *Conn) sendCall(ctx context.Context, call *Call, body *codec.Encoded, me
 	o := &c.out
 	names := [3]string{call.Target, call.Caller, call.Procedure}
 	numbers := c.interner.intern(o, names, &c.peer)
-	if guarded && !faults.Reordering && body == nil && len(o.requests) > 0 {
+	if body == nil && len(o.requests) > 0 {
 		if _, busy := o.requests[orderKey{call.Target, call.Caller}]; busy {
 			// An earlier request of the same order is still being sent: queue behind it.
 			var err error

@@ -29,7 +29,6 @@ func never() handlers {
 }
 
 func TestLostConnectionFailsOpenCalls(t *testing.T) {
-	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var held *tunnel.Incoming
 		h := never()

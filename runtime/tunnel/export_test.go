@@ -9,9 +9,6 @@ import (
 // HeaderBytes is the size of a frame header.
 const HeaderBytes = headerBytes
 
-// Guarded reports whether the guards are in this build.
-const Guarded = guarded
-
 // FrameBytes returns the size of the frame at the start of b, which must contain at least the
 // header.
 func FrameBytes(b []byte) int { return headerBytes + readHeader(b).length() }

@@ -170,15 +170,6 @@ func roundTrip(t testing.TB, c *tunnel.Conn, size int) {
 	require.Len(t, res.GetValue(), size)
 }
 
-// needsGuards skips a test that fails, as it should, where the guards are gone. TestRandomRuns
-// shows that.
-func needsGuards(t *testing.T) {
-	t.Helper()
-	if !tunnel.Guarded {
-		t.Skip("the guard that this would notice is gone")
-	}
-}
-
 // header returns a header with one field.
 func header(key, value string) tunnel.Header {
 	var h tunnel.Header

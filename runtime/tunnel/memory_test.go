@@ -142,9 +142,6 @@ const mib = 1 << 20
 // blocked.
 const buffers = 6 * mib
 
-// unguardedAttack shows that this test detects an accepting side that does not stop reading.
-const unguardedAttack = "CALL that fails, unread"
-
 func concat(list ...[]byte) []byte {
 	var b []byte
 	for _, f := range list {
@@ -186,7 +183,7 @@ func attacks() []attack {
 		{name: "NAME", first: numbers(0, 16<<10, ""), send: numbers(16<<10, 1, "x"), total: 100, most: mib, ended: true},
 		{name: "NAME, long", send: numbers(0, 1100, strings.Repeat("n", 1000)), total: 1, most: 2 * mib, ended: true},
 		{
-			name: unguardedAttack, first: concat(numbers(0, 1, "refuse"), numbers(1, 1, "c"), numbers(2, 1, "/p/P")),
+			name: "CALL that fails, unread", first: concat(numbers(0, 1, "refuse"), numbers(1, 1, "c"), numbers(2, 1, "/p/P")),
 			send: puppet.Repeated(call(0, 1, []byte{1, 2, 3}), 64<<10), total: 16 * mib, most: buffers, stops: true,
 		},
 		{
@@ -248,9 +245,6 @@ func attacks() []attack {
 func TestMemoryHeldForHostileCaller(t *testing.T) {
 	all := attacks()
 	for _, h := range all {
-		if !tunnel.Guarded && h.name != unguardedAttack {
-			continue
-		}
 		t.Run(h.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { holdsForACaller(t, &h) })
 		})
@@ -284,10 +278,6 @@ func holdsForACaller(t *testing.T, h *attack) {
 		go func() { _, _ = io.Copy(io.Discard, near) }()
 	}
 	held, stopped := h.flood(t, near, server)
-	if !tunnel.Guarded {
-		require.Greater(t, held, h.most+inTransit, "the test does not detect that the guard is disabled")
-		return
-	}
 	assert.LessOrEqual(t, held, h.most+inTransit)
 	assert.LessOrEqual(t, h.most, tunnel.Config{}.PeerMemory())
 	assert.Equal(t, h.stops, stopped)
@@ -301,7 +291,6 @@ func holdsForACaller(t *testing.T, h *attack) {
 // TestMemoryHeldForHostileServer has a caller with one unary call and one stream open, and a server
 // that sends arbitrary frames.
 func TestMemoryHeldForHostileServer(t *testing.T) {
-	needsGuards(t)
 	empty := puppet.EmptyHeader(1000)
 	all := []attack{
 		{name: "PING, unread", send: puppet.Repeated(puppet.Frame(puppet.Ping, 0, 0, make([]byte, 8)...), 64<<10), total: 16 * mib, most: mib, ended: true},
@@ -356,7 +345,6 @@ func holdsForAServer(t *testing.T, h *attack) {
 // TestPeerThatReadsLateGetsAllAnswers floods a side with calls whose answers are read late: it
 // stops reading until they are, and then continues.
 func TestPeerThatReadsLateGetsAllAnswers(t *testing.T) {
-	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		near, far := memnet.Pipe()
 		seized := puppet.New(near)

@@ -140,7 +140,7 @@ func (q *sendQueue) ready() bool { return len(q.messages) > 0 && q.sendable(floo
 func (q *sendQueue) sendable(maxFragment int) int {
 	m := q.messages[0]
 	rest := m.remaining()
-	bounded := q.stream && guarded
+	bounded := q.stream
 	switch {
 	case m.started:
 		if bounded && q.credit <= 0 {

@@ -404,20 +404,12 @@ func (w *world) do(seed int, s step) {
 // Every call ends exactly once, with an outcome that the model allows; messages arrive unmodified
 // and in order; and nothing is held afterwards.
 func TestRandomRuns(t *testing.T) {
-	detected := ""
-	defer func() {
-		if !tunnel.Guarded {
-			require.Contains(t, detected, "served", "the test does not detect lost order")
-			require.Contains(t, detected, "more than the credit", "the peer does not detect exceeded credit")
-		}
-	}()
 	rapid.Check(t, func(rt *rapid.T) {
 		script := steps().Draw(rt, "steps")
 		small := rapid.Bool().Draw(rt, "small windows")
 		var failures string
 		synctest.Test(t, func(*testing.T) { failures = randomRun(rt, script, small) })
-		detected += failures
-		if failures != "" && tunnel.Guarded {
+		if failures != "" {
 			rt.Fatal(failures)
 		}
 	})

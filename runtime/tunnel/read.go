@@ -147,7 +147,7 @@ func (l *readLoop) readEachFrame() error {
 			}
 			continue
 		}
-		if guarded && !c.dialled && c.out.full.Load() {
+		if !c.dialled && c.out.full.Load() {
 			l.awaitWriter()
 		}
 		b, err := l.in.peek(headerBytes)

@@ -9,7 +9,6 @@ import (
 
 	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/internal/usercode"
-	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 // One goroutine at a time reads a connection. On the dialling side the read loop yields to a caller
@@ -184,7 +183,6 @@ func (l *readLoop) readError(err error) error {
 	switch {
 	case errors.Is(err, errYielded), errors.Is(err, errInterrupted):
 		return err
-	case faults.Interruption && l.fragment.assembly != nil:
 	case l.readingFor != nil && isInterruption(err):
 		return errInterrupted
 	}

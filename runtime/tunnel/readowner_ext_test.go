@@ -192,7 +192,6 @@ func TestReadingCallerMeetsDeadlineOnSlowLink(t *testing.T) {
 
 // TestCallsOfEveryShapeMeetTheirDeadlines: none of them waits for the rest of an answer.
 func TestCallsOfEveryShapeMeetTheirDeadlines(t *testing.T) {
-	needsGuards(t) // its streams send more than a window
 	const size, deadline = 2 << 20, 50 * time.Millisecond
 	stream := func(shape connect.StreamType) func(context.Context, *tunnel.Conn) error {
 		return func(ctx context.Context, c *tunnel.Conn) error {

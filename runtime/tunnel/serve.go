@@ -10,7 +10,6 @@ import (
 
 	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/internal/usercode"
-	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 // Calls on the accepting side. Everything but the handlers of streams runs on the read loop.
@@ -250,9 +249,6 @@ func (l *readLoop) requestComplete(in *Incoming) {
 
 func (l *readLoop) onCancel(id uint32) {
 	c := l.conn
-	if faults.LostCancel {
-		return
-	}
 	c.mu.Lock()
 	in := c.served.at(id)
 	var p *outMessage

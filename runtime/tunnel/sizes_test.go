@@ -56,7 +56,6 @@ func unaryCallsOfAllSizes(t *testing.T, client *tunnel.Conn) {
 }
 
 func TestStreamOfAllSizes(t *testing.T) {
-	needsGuards(t)
 	fragments(t, streamOfAllSizes)
 }
 

@@ -64,7 +64,6 @@ func overStream(ctx context.Context, c *tunnel.Conn, shape connect.StreamType, s
 // TestContextEndsLargeRequestOnStalledLink: at whatever byte of its request the peer stops reading,
 // a call returns when its context ends. The connection stays open and continues where it was.
 func TestContextEndsLargeRequestOnStalledLink(t *testing.T) {
-	needsGuards(t) // its streams send more than a window
 	const size, wait = 3 << 20, 50 * time.Millisecond
 	shape := func(shape connect.StreamType) func(context.Context, *tunnel.Conn) error {
 		return func(ctx context.Context, c *tunnel.Conn) error { return overStream(ctx, c, shape, size) }
@@ -104,7 +103,6 @@ func TestContextEndsLargeRequestOnStalledLink(t *testing.T) {
 // and receiving another. Both end with the context, and so does the handler: at the deadline by
 // itself, and on cancellation as soon as CANCEL can arrive.
 func TestContextEndsStreamStalledInBothDirections(t *testing.T) {
-	needsGuards(t) // as above
 	const size, wait = 3 << 20, 50 * time.Millisecond
 	for _, end := range endings() {
 		for _, stall := range []int{3, 20, 20 << 10} {
@@ -164,7 +162,6 @@ func TestContextEndsStreamStalledInBothDirections(t *testing.T) {
 // were open before and calls that begin afterwards end with their contexts, on both sides, and the
 // stalled call continues when the peer does.
 func TestCallsEndWhileFrameIsStalled(t *testing.T) {
-	needsGuards(t) // as above
 	const wait = 50 * time.Millisecond
 	for what, stop := range map[string]func(*memnet.Link, int){
 		"requests": (*memnet.Link).StallRequestsAfter,

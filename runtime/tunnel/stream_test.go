@@ -34,7 +34,6 @@ func flood(send func(any) error, size int, count *int) {
 }
 
 func TestBlockedHandlerDoesNotBlockOtherCalls(t *testing.T) {
-	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		h := echo()
@@ -77,7 +76,6 @@ func TestBlockedHandlerDoesNotBlockOtherCalls(t *testing.T) {
 }
 
 func TestBlockedCallerDoesNotBlockOtherCalls(t *testing.T) {
-	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		var counts [2]int
 		sizes := map[string]int{"small": 100, "large": 2 << 20}
@@ -207,7 +205,6 @@ func TestStreamOverLimitIsRefused(t *testing.T) {
 // large part of it. A stream with a slow reader therefore holds about its window, whatever else is
 // received on the connection.
 func TestUnreadSmallMessagesHoldLittleMemory(t *testing.T) {
-	needsGuards(t)
 	hold := make(chan struct{})
 	h := echo()
 	h.stream = func(_ context.Context, in *tunnel.Incoming, s connect.ServerStream) error {
@@ -251,7 +248,6 @@ func TestUnreadSmallMessagesHoldLittleMemory(t *testing.T) {
 
 // TestWindowGrowsForFastReader, and for no other.
 func TestWindowGrowsForFastReader(t *testing.T) {
-	needsGuards(t)
 	const window = 64 << 10
 	// ahead returns how many messages a sender can send ahead of a reader that reads taken
 	// messages, and pauses after each.
@@ -293,7 +289,6 @@ func TestWindowGrowsForFastReader(t *testing.T) {
 // TestManyStreamsResumeAtOnce has many streams wait for credit, with more small messages than fit
 // one write when credit arrives for all.
 func TestManyStreamsResumeAtOnce(t *testing.T) {
-	needsGuards(t)
 	const streams, messages, window = 1500, 70, 64 << 10
 	release := make(chan struct{})
 	h := echo()

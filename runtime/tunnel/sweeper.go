@@ -3,8 +3,6 @@ package tunnel
 import (
 	"context"
 	"sync"
-
-	"github.com/raylink/raylink/runtime/internal/faults"
 )
 
 const (
@@ -153,9 +151,7 @@ func (s *sweeper) notifyIfOpen(o sweptCall) func() {
 func (s *sweeper) makeCallerWatch(call *Call) func() {
 	s.remove(call)
 	if call.Synchronous {
-		if !faults.LostNotification {
-			call.tokens <- tokenWatch
-		}
+		call.tokens <- tokenWatch
 		return nil
 	}
 	return call.WatchContext

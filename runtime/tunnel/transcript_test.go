@@ -478,7 +478,6 @@ func (s *transcript) one(t *testing.T, dialler bool) {
 // version contain, and each side alone sends and observes the same when the transcript is replayed
 // against it.
 func TestTranscripts(t *testing.T) {
-	needsGuards(t)
 	paths, err := filepath.Glob("testdata/transcripts/v2/*.txt")
 	require.NoError(t, err)
 	require.NotEmpty(t, paths)

@@ -19,7 +19,6 @@ import (
 )
 
 func TestCallsOfOneCallerAreServedInOrder(t *testing.T) {
-	needsGuards(t)
 	synctest.Test(t, func(t *testing.T) {
 		const n = 60
 		var order []int

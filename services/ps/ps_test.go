@@ -1,5 +1,3 @@
-//go:build !unguarded
-
 package ps
 
 import (

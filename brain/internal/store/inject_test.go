@@ -1,5 +1,3 @@
-//go:build !unguarded
-
 package store
 
 import (

@@ -131,7 +131,7 @@ func (s *serviceNames) nameHandleMethods(service *protogen.Service) {
 
 // take takes name, or what it becomes once it is free.
 func take(taken map[string]bool, name string) string {
-	for guarded && taken[name] {
+	for taken[name] {
 		name += "_"
 	}
 	taken[name] = true

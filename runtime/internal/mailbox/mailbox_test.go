@@ -30,9 +30,6 @@ func TestMailboxIsItsModel(t *testing.T) {
 		}
 		return step{do: do, pick: rapid.IntRange(0, 49).Draw(t, "pick")}
 	}), 1, 60)
-	if !guarded {
-		t.Skip("the guard that this would notice is gone: see unguarded_test.go")
-	}
 	rapid.Check(t, func(rt *rapid.T) {
 		limits := modelLimits
 		limits.Turns = rapid.IntRange(1, 3).Draw(rt, "turns")

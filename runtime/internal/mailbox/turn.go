@@ -131,7 +131,7 @@ func (t *Turn) Resume() {
 // lend suspends the turn, and returns work for a new goroutine to run with it. The caller must hold
 // m.mu.
 func (m *Mailbox) lend(t *Turn) *Entry {
-	if t.over && guarded {
+	if t.over {
 		return nil
 	}
 	if l := t.loan; l != nil {

@@ -118,8 +118,7 @@ func (r *Reader) pull(id uint64) (*Parameters, error) {
 		return nil, ErrClosed
 	}
 	// Another goroutine may have pulled a newer version meanwhile.
-	older := r.newest == nil || r.newest.version.GetId() < id
-	if older || !guarded {
+	if r.newest == nil || r.newest.version.GetId() < id {
 		if err := r.switchTo(id); err != nil {
 			return nil, err
 		}

@@ -225,7 +225,7 @@ func (s *Store) Put(version *psv1.Version, parameters []byte) (bool, error) {
 	if t.index.page == nil {
 		return false, ErrClosed
 	}
-	if version.GetId() <= t.last && guarded {
+	if version.GetId() <= t.last {
 		return false, nil
 	}
 	if err := t.put(version, parameters); err != nil {
@@ -288,9 +288,6 @@ func (s *Store) tag(name string) (*tag, error) {
 
 // put writes a version's file, then publishes its id to readers.
 func (t *tag) put(version *psv1.Version, parameters []byte) error {
-	if !guarded {
-		t.index.id().Store(version.GetId())
-	}
 	if err := writeVersion(t.directory, version, parameters); err != nil {
 		return err
 	}

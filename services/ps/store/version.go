@@ -43,9 +43,6 @@ func writeVersion(directory string, version *psv1.Version, parameters []byte) er
 	}
 	path := versionPath(directory, version.GetId())
 	temp := path + tempSuffix
-	if !guarded {
-		temp = path
-	}
 	offset := parametersOffset(len(description))
 	file, err := mapfile.Create(temp, offset+uint64(len(parameters)))
 	if err != nil {

@@ -45,9 +45,6 @@ func (r *Ring) areaCount(i int) *atomic.Uint64 { return at(r.control, r.areaOffs
 
 // active returns the set of entries whose rows writers must skip, one bit each.
 func (r *Ring) active() uint64 {
-	if !guarded {
-		return 0
-	}
 	return r.counter(counterActive).Load()
 }
 

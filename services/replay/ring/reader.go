@@ -160,7 +160,7 @@ func (h *ReadHead) copyRow(slot uint64, into *Batch, i int) bool {
 		copy(into.row(c, i), r.all[column.offset+slot*column.size:][:column.size])
 	}
 	h.fence.barrier()
-	if after := word(at.Load()); after != before && guarded {
+	if after := word(at.Load()); after != before {
 		return false
 	}
 	into.sequences = append(into.sequences, before.sequence())

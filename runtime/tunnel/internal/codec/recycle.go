@@ -24,9 +24,6 @@ type recycler struct {
 	// idle is the number of bytes in free, and lowest its minimum since the last collection.
 	idle, lowest int
 	watching     bool
-	// early returns memory while it is still in use. It is set only by a test, which shows that
-	// this would be detected.
-	early bool
 }
 
 const (
@@ -65,11 +62,7 @@ func (r *recycler) alloc(n int) []byte {
 	if first == nil {
 		first = unsafe.SliceData(uncleared(size)) //nolint:gosec // its first byte
 	}
-	if r.early {
-		r.give(first, class, size)
-	} else {
-		runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
-	}
+	runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })
 	return unsafe.Slice(first, size)[:0] //nolint:gosec // allocated with that size
 }
 

@@ -47,11 +47,6 @@ func TestHeldMemoryIsNotReused(t *testing.T) {
 	require.Zero(t, heldAndDropped(&recycler{}))
 }
 
-// TestEarlyReuseIsDetected shows that the test above would notice it.
-func TestEarlyReuseIsDetected(t *testing.T) {
-	require.NotZero(t, heldAndDropped(&recycler{early: true}))
-}
-
 func TestMemoryOfACollectedMessageIsReused(t *testing.T) {
 	var r recycler
 	const n = 100 << 10

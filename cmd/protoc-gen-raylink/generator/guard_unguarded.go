@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package generator
-
-const guarded = false

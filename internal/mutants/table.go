@@ -1,0 +1,548 @@
+package mutants
+
+import (
+	"slices"
+	"time"
+)
+
+// All returns the table of mutants. A mutant belongs here if it is the fault that a test was
+// written for; most are one condition that is left out.
+func All() []Mutant {
+	return slices.Concat(ofBrain(), ofTools(), ofNodes(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes())
+}
+
+// Arguments of tests.
+const (
+	// failFast ends a test that is repeated because its failure is a matter of chance.
+	failFast = "-test.failfast"
+	// noFailFile and shrinkBriefly are for rapid: the first failure is enough.
+	noFailFile    = "-rapid.nofailfile"
+	shrinkBriefly = "-rapid.shrinktime=100ms"
+)
+
+// Arguments and the timeout of the soak test.
+const (
+	brief = "-soak.brief"
+	limit = 4 * time.Minute
+)
+
+// ofBrain returns the mutants of Brain and its helpers.
+func ofBrain() []Mutant {
+	return []Mutant{
+		{
+			Name: "brain/commits-are-not-synced",
+			Edit: Edit{
+				File:     "brain/internal/store/sync.go",
+				Original: "return pebble.Sync",
+				Mutated:  "return pebble.NoSync",
+			},
+			Package: "brain",
+			Test:    "TestAcknowledgedRegistrationsSurviveKill",
+			Prints:  `acknowledged registrations are lost`,
+			Args:    []string{failFast, "-test.count=10"},
+		},
+		{
+			Name: "lease/watcher-ignores-its-own-absence",
+			Edit: Edit{
+				File:     "brain/internal/lease/lease.go",
+				Func:     "Watch.sweep",
+				Original: "gap > w.tick+absence(w.opts.Grace)",
+				Mutated:  "false",
+			},
+			Test: "TestNoHostDiesForTheWatchersOwnAbsence", Prints: `Should be empty`,
+		},
+		{
+			Name: "lease/short-absence-counts-as-a-long-one",
+			Edit: Edit{
+				File:     "brain/internal/lease/lease.go",
+				Func:     "Watch.sweep",
+				Original: "min(2*gap, w.opts.Lease+w.opts.Reattach)",
+				Mutated:  "w.opts.Lease+w.opts.Reattach",
+			},
+			Test: "TestDeathAfterAShortAbsenceIsDetectedSoon",
+		},
+
+		{
+			Name: "backoff/pauses-are-not-jittered",
+			Edit: Edit{
+				File:     "internal/backoff/backoff.go",
+				Func:     "Backoff.Next",
+				Original: "rand.N(half+1)",
+				Mutated:  "0*rand.N(half+1)",
+			},
+			Test: "TestPausesAreJittered",
+		},
+	}
+}
+
+// ofTools returns the mutants of the generator.
+func ofTools() []Mutant {
+	return []Mutant{
+		{
+			Name: "generator/names-do-not-yield",
+			Edit: Edit{
+				File:     "cmd/protoc-gen-raylink/generator/names.go",
+				Func:     "take",
+				Original: "for taken[name]",
+				Mutated:  "for false",
+			},
+			Test:   "TestNamesNeverMeet",
+			Prints: `is declared twice in`,
+			Args:   []string{noFailFile, shrinkBriefly},
+		},
+	}
+}
+
+// ofNodes returns the mutants of nodes: mailboxes, messages, memory.
+func ofNodes() []Mutant {
+	return []Mutant{
+		{
+			Name: "mailbox/turn-is-lent-after-its-work",
+			Edit: Edit{
+				File:     "runtime/internal/mailbox/turn.go",
+				Func:     "Mailbox.lend",
+				Original: "t.over",
+				Mutated:  "false",
+			},
+			Test:   "TestMailboxIsItsModel",
+			Prints: `lends a turn that it no longer has`,
+			Args:   []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "mailbox/turn-is-lent-after-its-work-audited",
+			Edit: Edit{
+				File:     "runtime/internal/mailbox/turn.go",
+				Func:     "Mailbox.lend",
+				Original: "t.over",
+				Mutated:  "false",
+			},
+			Test:   "TestMailboxIsItsModel",
+			Prints: `counts below zero|turns: \d+ are free and \d+ held`,
+			Args:   []string{noFailFile, shrinkBriefly},
+			Tags:   "invariants",
+		},
+		{
+			Name: "mailbox/queued-work-before-resumed-work",
+			Edit: Edit{
+				File:     "runtime/internal/mailbox/drain.go",
+				Func:     "Mailbox.next",
+				Original: "e := m.resuming.pop(); e != nil",
+				Mutated:  "e := m.resuming.pop(); e != nil && m.line.len == 0",
+			},
+			Test: "TestMailboxIsItsModel", Args: []string{noFailFile, shrinkBriefly, "-rapid.checks=10000"},
+		},
+		{
+			Name: "runtime/with-copy-makes-no-copies",
+			Edit: Edit{File: "runtime/copies.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
+			Test: "TestWithCopy", Prints: `expected: "mine"`,
+		},
+		{
+			Name: "runtime/fingerprints-with-copies",
+			Edit: Edit{File: "runtime/copies.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
+			Test: "TestFingerprintsWithCopies", Prints: `changed while it was served`, Tags: "invariants",
+		},
+		{
+			Name: "runtime/fingerprints-are-not-verified",
+			Edit: Edit{
+				File:     "runtime/fingerprint.go",
+				Func:     "hashed.isModified",
+				Original: "hashOf(h.msg) != h.hash",
+				Mutated:  "false",
+			},
+			Test: "TestFingerprints", Tags: "invariants",
+		},
+		{
+			Name: "runtime/http-messages-are-not-counted",
+			Edit: Edit{
+				File:     "runtime/bodies.go",
+				Func:     "heldBody.reserve",
+				Original: "b.mu.Lock() switch {",
+				Mutated:  "b.mu.Lock()\nswitch { case true: b.mu.Unlock(); return nil\n",
+			},
+			Package: ".",
+			Test:    "TestHostile/uploads_that_do_not_end",
+			Prints:  `is not less than or equal to`,
+		},
+		{
+			Name: "runtime/http-messages-overtake-those-that-wait",
+			Edit: Edit{
+				File:     "runtime/bodies.go",
+				Func:     "heldBody.reserve",
+				Original: "b.queue.Len() == 0 && b.tryLarge(h)",
+				Mutated:  "b.tryLarge(h)",
+			},
+			Test: "TestBodiesDoWhatTheirModelDoes",
+		},
+		{
+			Name: "runtime/calls-run-twice",
+			Edit: Edit{
+				File:     "runtime/remote.go",
+				Func:     "isNotHere",
+				Original: "ok && errors.Is(e, tunnel.ErrNotRun) &&",
+				Mutated:  "ok &&",
+			},
+			Package: ".", Test: "TestContract/tunnel_by_Unix/a_method_runs_once,_whatever_its_error_says",
+		},
+		{
+			Name: "codec/memory-is-reused-while-it-is-held",
+			Edit: Edit{
+				File: "runtime/tunnel/internal/codec/recycle.go", Func: "recycler.alloc",
+				Original: "runtime.SetFinalizer(first, func(first *byte) { r.give(first, class, size) })",
+				Mutated:  "r.give(first, class, size)",
+			},
+			Test: "TestHeldMemoryIsNotReused",
+		},
+	}
+}
+
+// ofProcesses returns the mutants of processes and directories.
+func ofProcesses() []Mutant {
+	return []Mutant{
+		{
+			Name: "launch/any-build-is-accepted",
+			Edit: Edit{
+				File:     "runtime/launch/conversation.go",
+				Func:     "conversation.greet",
+				Original: "string(build) != c.build",
+				Mutated:  "false",
+			},
+			Test: "FuzzConversation", Prints: `had not said that it is this build`,
+		},
+		{
+			Name: "rundir/sweep-ignores-locks",
+			Edit: Edit{
+				File: "runtime/rundir/dirlock.go", Func: "sweepOne",
+				Original: "case errors.Is(err, ErrLocked), errors.Is(err, errNoLocks): return nil",
+				Mutated:  "case errors.Is(err, ErrLocked), errors.Is(err, errNoLocks): return remove(path)",
+			},
+			Test:   "TestSweepsTakeTheDeadAndLeaveTheLiving",
+			Prints: `the directory of a living host is gone`,
+			Args:   []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "rundir/sweep-takes-hidden-directories-at-once",
+			Edit: Edit{
+				File:     "runtime/rundir/dirlock.go",
+				Func:     "sweep",
+				Original: "err != nil || time.Since(info.ModTime()) < birthTime",
+				Mutated:  "err != nil || time.Since(info.ModTime()) < 0",
+			},
+			Test: "TestHiddenHostIsSparedForAMinute",
+		},
+	}
+}
+
+// ofTunnel returns the mutants of the tunnel.
+func ofTunnel() []Mutant {
+	return []Mutant{
+		{
+			Name: "tunnel/requests-overtake",
+			Edit: Edit{
+				File:     "runtime/tunnel/call.go",
+				Func:     "Conn.sendCall",
+				Original: "body == nil && len(o.requests) > 0",
+				Mutated:  "false",
+			},
+			Test: "TestRandomRuns", Prints: `served`, Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "tunnel/streams-exceed-their-credit",
+			Edit: Edit{
+				File:     "runtime/tunnel/outbox.go",
+				Func:     "sendQueue.sendable",
+				Original: "bounded := q.stream",
+				Mutated:  "bounded := false",
+			},
+			Test:   "TestRandomRuns",
+			Prints: `more than the credit`,
+			Args:   []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "tunnel/reads-though-nothing-is-written",
+			Edit: Edit{
+				File:     "runtime/tunnel/read.go",
+				Original: "!c.dialled && c.out.full.Load()",
+				Mutated:  "false",
+			},
+			Test:   "TestMemoryHeldForHostileCaller/CALL_that_fails,_unread",
+			Prints: `is not less than or equal to`,
+		},
+		{
+			Name: "tunnel/wrapped-refusal-counts-as-not-run",
+			Edit: Edit{
+				File:     "runtime/tunnel/incoming.go",
+				Original: "_, refused := failure.(*notRunError); refused",
+				Mutated:  "errors.Is(failure, ErrNotRun)",
+			},
+			Test: "TestOnlyOwnRefusalIsNotRun",
+		},
+		{
+			Name: "tunnel/proofs-do-not-cover-the-handshake",
+			Edit: Edit{
+				File:     "runtime/tunnel/handshake.go",
+				Func:     "prove",
+				Original: "append([][]byte{[]byte(label)}, parts...)",
+				Mutated:  "[][]byte{[]byte(label)}",
+			},
+			Test: "TestTamperingIsDetected",
+		},
+		{
+			Name: "tunnel/any-proof-is-accepted",
+			Edit: Edit{
+				File:     "runtime/tunnel/handshake.go",
+				Func:     "proven",
+				Original: "hmac.Equal(proof, prove(token, label, parts...))",
+				Mutated:  "len(proof) == proofBytes",
+			},
+			Test: "TestDifferentTokens",
+		},
+		{
+			Name: "tunnel/requests-exceed-the-window",
+			Edit: Edit{
+				File:     "runtime/tunnel/sendwindow.go",
+				Func:     "sendWindow.fits",
+				Original: "s.used+cost <= s.window",
+				Mutated:  "true",
+			},
+			Test: "TestStartBlocksWhileSendWindowIsFull",
+		},
+		{
+			Name: "tunnel/stop-of-this-process-counts-as-silence",
+			Edit: Edit{
+				File:     "runtime/tunnel/keepalive.go",
+				Func:     "keepalive.tick",
+				Original: "late && k.silent > 0",
+				Mutated:  "false && late",
+			},
+			Test: "TestPeerIsNotLostWhileThisProcessIsStopped",
+		},
+		{
+			Name: "tunnel/interruption-ends-the-connection",
+			Edit: Edit{
+				File:     "runtime/tunnel/readowner.go",
+				Func:     "readLoop.readError",
+				Original: "l.readingFor != nil && isInterruption(err)",
+				Mutated:  "l.readingFor != nil && l.fragment.assembly == nil && isInterruption(err)",
+			},
+			Test: "TestInterruptionInLastFragment",
+		},
+	}
+}
+
+// ofServices returns the mutants of the services.
+func ofServices() []Mutant {
+	return []Mutant{
+		{
+			Name: "ps/older-version-replaces-a-newer-one",
+			Edit: Edit{
+				File:     "services/ps/store/store.go",
+				Func:     "Store.Put",
+				Original: "version.GetId() <= t.last",
+				Mutated:  "false",
+			},
+			Test: "TestLateVersionNeverReplacesNewerOne",
+		},
+		{
+			Name: "ps/older-version-is-published",
+			Edit: Edit{
+				File: "services/ps/store/store.go", Func: "Store.Put",
+				Original: "version.GetId() <= t.last {", Mutated: "version.GetId() <= t.last {\n_ = t.put(version, parameters)\n",
+			},
+			Also: []Edit{{
+				File:     "services/ps/store/reader.go",
+				Func:     "Reader.pull",
+				Original: "r.newest == nil || r.newest.version.GetId() < id",
+				Mutated:  "true",
+			}},
+			Test:   "TestReadersInOtherProcessesSeeCompleteVersionsInOrder",
+			Prints: `versions that go back`,
+			Args:   []string{failFast, "-test.count=20"},
+		},
+		{
+			Name: "ps/version-is-published-before-it-is-complete",
+			Edit: Edit{
+				File: "services/ps/store/store.go", Func: "tag.put",
+				Original: "if err := writeVersion", Mutated: "t.index.id().Store(version.GetId())\nif err := writeVersion",
+			},
+			Also: []Edit{{
+				File:     "services/ps/store/version.go",
+				Func:     "writeVersion",
+				Original: "temp := path + tempSuffix",
+				Mutated:  "temp := path",
+			}},
+			Test:   "TestReadersInOtherProcessesSeeCompleteVersionsInOrder",
+			Prints: `torn versions`,
+			Args:   []string{failFast, "-test.count=20"},
+		},
+		{
+			Name: "ps/id-of-a-lost-version-is-reused",
+			Edit: Edit{
+				File:     "services/ps/store/store.go",
+				Func:     "tag.load",
+				Original: "max(t.newest.GetId(), t.index.id().Load())",
+				Mutated:  "t.newest.GetId()",
+			},
+			Test: "TestIDOfLostVersionIsNotReused",
+		},
+		{
+			Name: "ring/rows-are-not-checked-after-the-copy",
+			Edit: Edit{
+				File:     "services/replay/ring/reader.go",
+				Func:     "ReadHead.copyRow",
+				Original: "after != before",
+				Mutated:  "after != before && false",
+			},
+			Test:   "TestConcurrentProcessesReadNoTornRow",
+			Prints: `torn rows`,
+			Args:   []string{failFast, "-test.count=50"},
+		},
+		{
+			Name: "ring/writers-ignore-areas",
+			Edit: Edit{
+				File:     "services/replay/ring/area.go",
+				Func:     "Ring.active",
+				Original: "return r.counter(counterActive).Load()",
+				Mutated:  "return 0",
+			},
+			Test:   "TestConcurrentProcessesReadNoTornRow",
+			Prints: `torn rows`,
+			Args:   []string{failFast, "-test.count=50"},
+		},
+	}
+}
+
+// ofSoak returns the mutants of the whole system, which is under stress in the soak test.
+func ofSoak() []Mutant {
+	const wrongOrder = `call \d+ of caller \w+ ran on \S+ after call \d+`
+	return []Mutant{
+		{
+			Name: "soak/interruption-ends-the-connection",
+			Edit: Edit{
+				File:     "runtime/tunnel/readowner.go",
+				Func:     "readLoop.readError",
+				Original: "case l.readingFor != nil",
+				Mutated:  "case l.fragment.assembly != nil:\ncase l.readingFor != nil",
+			},
+			Package: "internal/soak", Test: "TestSoak", Args: []string{brief, "-soak=2m"}, Timeout: limit,
+			Prints: `(add|echo|fetch|async|nested|wait|count) failed: unavailable`,
+		},
+		{
+			Name: "soak/requests-overtake",
+			Edit: Edit{
+				File:     "runtime/tunnel/call.go",
+				Func:     "Conn.sendCall",
+				Original: "body == nil && len(o.requests) > 0",
+				Mutated:  "false",
+			},
+			Package: "internal/soak",
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=2m"},
+			Timeout: limit,
+			Prints:  wrongOrder,
+		},
+		{
+			Name: "soak/lost-calls-are-sent-again",
+			Edit: Edit{
+				File:     "runtime/remote.go",
+				Func:     "isNotHere",
+				Original: "return ok &&",
+				Mutated:  "return isLost(err) || ok &&",
+			},
+			Package: "internal/soak",
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=2m"},
+			Timeout: limit,
+			Prints:  wrongOrder,
+		},
+		{
+			Name: "soak/callers-are-not-notified-of-the-end-of-their-context",
+			Edit: Edit{
+				File:     "runtime/tunnel/sweeper.go",
+				Func:     "sweeper.makeCallerWatch",
+				Original: "call.tokens <- tokenWatch",
+				Mutated:  "",
+			},
+			Package: "internal/soak",
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=5s"},
+			Timeout: limit,
+			Prints:  `returned \S+ after it should have|a call has not returned`,
+		},
+		{
+			Name: "soak/nodes-are-not-notified-of-a-cancellation",
+			Edit: Edit{
+				File:     "runtime/tunnel/serve.go",
+				Func:     "readLoop.onCancel",
+				Original: "c.mu.Lock() in := c.servedAt(id)",
+				Mutated:  "if id > 0 { return }\nc.mu.Lock()\nin := c.servedAt(id)",
+			},
+			Package: "internal/soak", Test: "TestSoak", Args: []string{brief, "-soak=5s"}, Timeout: limit,
+			Prints: `a method's context did not end with its call`,
+		},
+	}
+}
+
+// ofSoakNodes returns the mutants of the soak test's own nodes, which leave something behind.
+func ofSoakNodes() []Mutant {
+	const node = "internal/soak/node_test.go"
+	return []Mutant{
+		{
+			Name: "soak/goroutine-is-left",
+			Edit: Edit{
+				File:     node,
+				Func:     "world.setUp",
+				Original: "w.ups.Add(1)",
+				Mutated:  "w.ups.Add(1); go func() { select {} }()",
+			},
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=1s"},
+			Timeout: limit,
+			Prints:  `found unexpected goroutines`,
+		},
+		{
+			Name: "soak/memory-is-left",
+			Edit: Edit{
+				File:     node,
+				Func:     "node.Echo",
+				Original: "return &contractv1.EchoResponse{Payload: req.GetPayload()}, nil",
+				Mutated:  "w := make([]byte, 4<<20)\nkept.Store(&w[0], w)\nreturn &contractv1.EchoResponse{Payload: req.GetPayload()}, nil",
+			},
+			Also: []Edit{
+				{File: node, Original: `"sync/atomic"`, Mutated: "\"sync\"\n\"sync/atomic\""},
+				{File: node, Original: "const fetchPrefix", Mutated: "var kept sync.Map\nconst fetchPrefix"},
+			},
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=5s"},
+			Timeout: limit,
+			Prints:  `memory is left|the heap has`,
+		},
+		{
+			Name: "soak/file-is-left-open",
+			Edit: Edit{
+				File:     node,
+				Func:     "world.setUp",
+				Original: "w.ups.Add(1)",
+				Mutated:  `w.ups.Add(1); _, _ = syscall.Open("/dev/null", 0, 0)`,
+			},
+			Also:    []Edit{{File: node, Original: `"sync/atomic"`, Mutated: "\"sync/atomic\"\n\"syscall\""}},
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=1s"},
+			Timeout: limit,
+			Prints:  `open files are left`,
+		},
+		{
+			Name: "soak/process-is-left",
+			Edit: Edit{
+				File:     node,
+				Func:     "world.setUp",
+				Original: "w.ups.Add(1)",
+				Mutated:  "w.ups.Add(1); _ = exec.Command(\"sleep\", \"60\").Start()",
+			},
+			Also:    []Edit{{File: node, Original: `"sync/atomic"`, Mutated: "\"os/exec\"\n\"sync/atomic\""}},
+			Test:    "TestSoak",
+			Args:    []string{brief, "-soak=1s"},
+			Timeout: limit,
+			Prints:  `processes are left`,
+		},
+	}
+}

@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package runtime
-
-const guarded = false

@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package mailbox
-
-const guarded = false

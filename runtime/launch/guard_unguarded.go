@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package launch
-
-const guarded = false

@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package rundir
-
-const guarded = false

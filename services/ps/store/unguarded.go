@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package store
-
-const guarded = false

@@ -1,5 +1,0 @@
-//go:build unguarded
-
-package ring
-
-const guarded = false
