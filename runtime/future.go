@@ -39,6 +39,10 @@ func (f *Future[T]) Done() <-chan struct{} { return f.f.done }
 // canceled. The outcome is then a Canceled error, unless it was available before.
 func (f *Future[T]) Cancel() { f.f.abort(context.Canceled) }
 
+// String returns the method's full name and the state: pending, done, or failed with the error. It
+// does not count as reading the error.
+func (f *Future[T]) String() string { return f.f.String() }
+
 // future is the untyped part of a Future.
 type future struct {
 	// method and to are of the call, for errors and the detection of cycles.
@@ -69,6 +73,22 @@ type uncollected struct {
 	err       error
 	method    string
 	log       *slog.Logger
+}
+
+// String implements [Future].String.
+func (f *future) String() string {
+	if f == nil {
+		return "no call"
+	}
+	select {
+	case <-f.done:
+	default:
+		return f.method.String() + ": pending"
+	}
+	if f.err != nil {
+		return f.method.String() + ": failed: " + f.err.Error()
+	}
+	return f.method.String() + ": done"
 }
 
 func newFuture(method *Method, to endpoint) *future {

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"reflect"
+	"strings"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -42,6 +43,9 @@ func (m *Method) Name() string { return m.name }
 
 // fullName is the method's full name, `package.Service/Method`.
 func (m *Method) fullName() string { return m.spec.Procedure[1:] }
+
+// String returns the method's full name, `package.Service/Method`.
+func (m *Method) String() string { return strings.TrimPrefix(m.spec.Procedure, "/") }
 
 // Service is the service that the method belongs to.
 func (m *Method) Service() *Service { return m.service }

@@ -128,6 +128,9 @@ func (n *Node) Ref() Ref { return n.ref() }
 // NID is the node's id.
 func (n *Node) NID() string { return n.nid }
 
+// String returns the node's path.
+func (n *Node) String() string { return n.path }
+
 // Path is the node's path.
 func (n *Node) Path() string { return n.path }
 

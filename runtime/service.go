@@ -73,6 +73,9 @@ func newService(desc protoreflect.ServiceDescriptor, config serviceConfig, metho
 // Name is the service's full name, `package.Service`.
 func (s *Service) Name() string { return s.name }
 
+// String returns the service's full name.
+func (s *Service) String() string { return s.name }
+
 // Type is the node type's name.
 func (s *Service) Type() string { return s.config.typeName }
 

@@ -39,6 +39,14 @@ func (t NodeType) Service() *Service { return t.service }
 // has set another.
 func (t NodeType) Name() string { return cmp.Or(t.name, t.service.Type()) }
 
+// String returns the type's name and its service's, such as `learner (demo.v1.Learner)`.
+func (t NodeType) String() string {
+	if t.service == nil {
+		return "no node type"
+	}
+	return t.Name() + " (" + t.service.name + ")"
+}
+
 // ApplyRuntime implements [Option].
 func (t NodeType) ApplyRuntime(o *Options) { o.Types = append(o.Types, t) }
 
