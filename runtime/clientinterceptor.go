@@ -266,6 +266,7 @@ type asyncInvocation struct {
 func (e *interceptedEndpoint) submitIntercepted(ctx context.Context, m *Method, req proto.Message) *future {
 	f := newFuture(m, e)
 	caller := ctx
+	ctx, deliver := withOwnCallInfo(ctx, m)
 	ctx, cancel := context.WithCancelCause(ctx)
 	in := e.newInvocation(m, req)
 	a := &asyncInvocation{queued: make(chan struct{})}
@@ -278,7 +279,7 @@ func (e *interceptedEndpoint) submitIntercepted(ctx context.Context, m *Method, 
 	go usercode.Run(func() error { return in.run(ctx) }, func(err error) {
 		err = in.settle(err)
 		in.end(err)
-		f.completeWith(in.Response, err, nil)
+		f.completeWith(in.Response, err, deliver)
 		a.release()
 		cancel(nil) // or else it stays registered with the caller's context for as long as that lives
 	})
@@ -288,6 +289,20 @@ func (e *interceptedEndpoint) submitIntercepted(ctx context.Context, m *Method, 
 	case <-caller.Done():
 	}
 	return f
+}
+
+// withOwnCallInfo gives a call a CallInfo of its own instead of the caller's, which the caller may
+// read before the call has ended. deliver copies what the call has set to the caller's. It is nil if
+// ctx has no CallInfo.
+func withOwnCallInfo(ctx context.Context, m *Method) (_ context.Context, deliver func()) {
+	info, ok := connect.CallInfoForClientContext(ctx)
+	if !ok {
+		return ctx, nil
+	}
+	resetInfo(info, m)
+	ctx, own := connect.NewClientContext(ctx)
+	copyHeader(own.RequestHeader(), info.RequestHeader())
+	return ctx, func() { deliverFrom(info, own) }
 }
 
 func (a *asyncInvocation) release() { a.queuedOnce.Do(func() { close(a.queued) }) }

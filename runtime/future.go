@@ -23,6 +23,10 @@ type Future[T any] struct{ f *future }
 // Get blocks until the outcome is available. If ctx ends first, it returns ctx's error, and the
 // call continues. If the caller holds the turn that the call waits for, Get returns an error at
 // once. The result must not be modified.
+//
+// If the call was made with [connect.NewClientContext], the CallInfo has the response's metadata
+// when the outcome is available. After a Get, [Wait] or [Gather] that returned without the outcome,
+// nothing is written to the CallInfo until another one of them returns it.
 func (f *Future[T]) Get(ctx context.Context) (T, error) {
 	var none T
 	res, err := f.f.get(ctx)
@@ -61,6 +65,10 @@ type future struct {
 	// cancel cancels the call; unwatch stops watching the call's context.
 	cancel  func(error) error
 	unwatch func() bool
+	// abandoned is set if a wait for the outcome has ended without it. The caller may read its
+	// CallInfo from then on, so deliver is kept for the next wait, see outcome.
+	abandoned bool
+	deliver   func()
 	// waiting receive the future when it completes, see notify and forget.
 	waiting []chan<- *future
 	// uncollected is set together with an error.
@@ -109,15 +117,20 @@ func (f *future) isDone() bool {
 // first.
 func (f *future) complete(err error) bool { return f.completeWith(nil, err, nil) }
 
-// completeWith sets the outcome. deliver stores the response's metadata for the caller.
+// completeWith sets the outcome. deliver stores the response's metadata for the caller, before the
+// outcome is visible.
 func (f *future) completeWith(res proto.Message, err error, deliver func()) bool {
 	f.mu.Lock()
 	if f.isDone() {
 		f.mu.Unlock()
 		return false
 	}
-	if deliver != nil {
-		deliver() // before the outcome is visible
+	switch {
+	case deliver == nil:
+	case f.abandoned:
+		f.deliver = deliver
+	default:
+		deliver()
 	}
 	f.res, f.err = res, err
 	unwatch := f.unwatch
@@ -187,7 +200,7 @@ func (f *future) abort(cause error) {
 }
 
 func (f *future) get(ctx context.Context) (proto.Message, error) {
-	if err := f.refuseWait(ctx); err != nil {
+	if err := f.refuseWait(ctx); err != nil && f.abandon() {
 		return nil, err
 	}
 	if f.isDone() {
@@ -199,13 +212,22 @@ func (f *future) get(ctx context.Context) (proto.Message, error) {
 		return f.outcome()
 	case <-ctx.Done():
 	}
-	select {
-	case <-f.done:
-		// Both happened at once: prefer the outcome.
-		return f.outcome()
-	default:
+	if f.abandon() {
 		return nil, causeOf(ctx)
 	}
+	return f.outcome() // both happened at once: prefer the outcome
+}
+
+// abandon ends a wait without the outcome. It returns false, and does nothing, if the outcome is
+// available.
+func (f *future) abandon() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isDone() {
+		return false
+	}
+	f.abandoned = true
+	return true
 }
 
 // refuseWait refuses to wait for a call that needs a turn which the caller holds.
@@ -219,14 +241,20 @@ func (f *future) refuseWait(ctx context.Context) error {
 	return f.refusedWait(ctx, chainOf(ctx).refuseCycleFrom(f.to.nid(), f.to.label(), f.method))
 }
 
+// outcome returns the outcome to a wait. It must be available.
 func (f *future) outcome() (proto.Message, error) {
 	f.collect()
 	return f.res, f.err
 }
 
+// collect marks the outcome as read, and delivers the metadata that completeWith has kept.
 func (f *future) collect() {
 	f.mu.Lock()
-	u := f.uncollected
+	u, deliver := f.uncollected, f.deliver
+	f.deliver = nil
+	if deliver != nil {
+		deliver()
+	}
 	f.mu.Unlock()
 	if u != nil {
 		u.collected.Store(true)
@@ -246,8 +274,9 @@ func (f *future) notify(ch chan<- *future) {
 	ch <- f
 }
 
-// forget undoes notify, when the wait has ended.
+// forget undoes notify, when the wait has ended, maybe without the outcome.
 func (f *future) forget(ch chan<- *future) {
+	f.abandon()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiting = slices.DeleteFunc(f.waiting, func(other chan<- *future) bool { return other == ch })
@@ -273,11 +302,10 @@ func Wait[T any](ctx context.Context, n int, futures ...*Future[T]) (done, pendi
 		err = await(ctx, n, list, nil)
 	}
 	for _, f := range futures {
-		select {
-		case <-f.Done():
-			done = append(done, f)
-		default:
+		if f.f.abandon() {
 			pending = append(pending, f)
+		} else {
+			done = append(done, f)
 		}
 	}
 	return done, pending, err
@@ -289,6 +317,9 @@ func Gather[T any](ctx context.Context, futures ...*Future[T]) ([]T, error) {
 	list := untyped(futures)
 	for _, f := range list {
 		if err := f.refuseWait(ctx); err != nil {
+			for _, f := range list {
+				f.abandon()
+			}
 			return nil, err
 		}
 	}
