@@ -122,6 +122,17 @@ func (c *Call) receive(metadata Metadata) {
 // message, or at its end if it has none. The limits are those of [WithMetadata]; header and trailer
 // share one size limit. A call whose metadata cannot be sent fails with Internal, unless it has
 // failed already: then that error is kept. Safe for concurrent use.
+//
+// The caller reads header and trailer with [connect.NewClientContext], whatever way the call goes
+// and also if it fails:
+//
+//	ctx, info := connect.NewClientContext(ctx)
+//	res, err := learner.Learn(ctx, req)
+//	version := info.ResponseHeader().Get("model-version")
+//
+// They are there once a unary call has returned, a future is done, or a stream's Receive has
+// returned: the header with the first message, the trailer with the error that ends the stream.
+// info is that of the last call made with its context; calls that run at once need a context each.
 func (c *Call) SetHeader(key, value string) {
 	r := c.replying()
 	r.mu.Lock()
