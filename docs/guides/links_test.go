@@ -39,7 +39,7 @@ func TestLinksHaveTargets(t *testing.T) {
 			return err
 		}
 		for _, found := range link.FindAllStringSubmatch(fenced.ReplaceAllString(string(page), ""), -1) {
-			if strings.Contains(found[1], "://") {
+			if strings.Contains(found[1], "://") || found[1] == "0" { // a conversion in Go: T[A](0)
 				continue
 			}
 			checked++
