@@ -22,7 +22,7 @@ func body(t *testing.T, b *bodies) *heldBody {
 	return &heldBody{of: b, ctx: t.Context()}
 }
 
-// check looks at what a bound promises about what is reserved.
+// check checks the invariants of a bound.
 func (b *bodies) check(t *testing.T) {
 	t.Helper()
 	b.mu.Lock()
@@ -39,10 +39,10 @@ func (b *bodies) check(t *testing.T) {
 	require.Equal(t, []int{inSmall, inLarge, growing}, []int{b.inSmall, b.inLarge, b.growing})
 	require.LessOrEqual(t, inSmall, b.small)
 	require.LessOrEqual(t, inLarge, b.large)
-	require.LessOrEqual(t, growing-largest, b.large-b.most, "the largest of those that grow may not finish")
+	require.LessOrEqual(t, growing-largest, b.large-b.most, "the largest growing message may not finish")
 }
 
-func TestOneMessageOfTheLargestSizeFindsRoomAlone(t *testing.T) {
+func TestOneMessageOfTheLargestSizeHasRoom(t *testing.T) {
 	for _, most := range []int{1, 1 << 10, 1 << 20, 64 << 20} {
 		for _, grows := range []bool{false, true} {
 			b := newBodies("requests", most)
@@ -58,9 +58,9 @@ func TestOneMessageOfTheLargestSizeFindsRoomAlone(t *testing.T) {
 	}
 }
 
-// TestMessagesThatDoNotEndLeaveRoomForSmallOnes takes all that there is for large and for small messages, and then calls for
-// little.
-func TestMessagesThatDoNotEndLeaveRoomForSmallOnes(t *testing.T) {
+// TestEndlessMessagesLeaveRoomForSmallOnes reserves all room for large and for small messages, and
+// then makes small calls.
+func TestEndlessMessagesLeaveRoomForSmallOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("requests that come", 1<<20)
 		var all []*heldBody
@@ -118,8 +118,8 @@ func TestAMessageWaitsForRoomAndEndsWithItsCall(t *testing.T) {
 	})
 }
 
-// TestWhatWaitsInMemoryIsBounded is of responses: their bytes are there while they wait.
-func TestWhatWaitsInMemoryIsBounded(t *testing.T) {
+// TestWaitingResponsesAreBounded covers responses, which are in memory while they wait.
+func TestWaitingResponsesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("responses that go", 1<<20)
 		b.parked = b.most
@@ -150,14 +150,14 @@ func TestWhatWaitsInMemoryIsBounded(t *testing.T) {
 	})
 }
 
-// TestASlowMessageIsInterruptedOnlyWhereOthersWait holds room for long, with others waiting and without.
-func TestASlowMessageIsInterruptedOnlyWhereOthersWait(t *testing.T) {
+// TestASlowMessageIsInterruptedOnlyIfOthersWait holds room for long, with and without waiters.
+func TestASlowMessageIsInterruptedOnlyIfOthersWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBodies("requests", 1<<20)
 		interrupted := make(chan time.Time, 1)
 		slow, small := body(t, b), body(t, b)
 		slow.interrupt = func() { interrupted <- time.Now() }
-		small.interrupt = func() { t.Error("a small message is in no large one's way") }
+		small.interrupt = func() { t.Error("a small message does not block a large one") }
 		require.NoError(t, slow.reserve(1<<20, false))
 		require.NoError(t, small.reserve(1, false))
 		<-time.After(time.Hour)
@@ -185,8 +185,8 @@ func TestASlowMessageIsInterruptedOnlyWhereOthersWait(t *testing.T) {
 	})
 }
 
-// TestMessagesNeverWaitForEachOther has many messages of all sizes come at once, of known and unknown size, some of which stall
-// for ever. Those that don't stall all get through.
+// TestMessagesNeverWaitForEachOther has many concurrent messages of all sizes, known and unknown,
+// some of which stall for ever. All others must complete.
 func TestMessagesNeverWaitForEachOther(t *testing.T) {
 	for seed := range uint64(150) {
 		synctest.Test(t, func(t *testing.T) {
@@ -222,14 +222,14 @@ func TestMessagesNeverWaitForEachOther(t *testing.T) {
 						select {
 						case <-time.After(pace):
 						case <-stop:
-							t.Errorf("seed %d: a message that goes on is interrupted", seed)
+							t.Errorf("seed %d: a message that makes progress was interrupted", seed)
 						}
 						b.check(t)
 					}
 					if stalled {
 						select {
 						case <-stop:
-						case <-time.After(time.Minute): // it is in nothing's way
+						case <-time.After(time.Minute): // it blocks no other message
 						}
 					}
 				})
@@ -246,7 +246,7 @@ type modelBody struct {
 	grows, waits           bool
 }
 
-// modelBodies is what bodies promises, by looking at everything each time.
+// modelBodies implements the promises of bodies by examining all messages each time.
 type modelBodies struct {
 	large, small, most, smallMost int
 	all, queue                    []*modelBody
@@ -323,8 +323,9 @@ func (m *modelBodies) end(h *modelBody) {
 	m.serve()
 }
 
-// TestBodiesDoWhatTheirModelDoes compares who has room and who waits after each of many random steps.
-func TestBodiesDoWhatTheirModelDoes(t *testing.T) {
+// TestBodiesAgreeWithTheirModel compares after each of many random steps which messages have room
+// and which wait.
+func TestBodiesAgreeWithTheirModel(t *testing.T) {
 	for seed := range uint64(100) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 2))

@@ -36,8 +36,8 @@ func (c *chain) refuseCycle(nid, path, method string, turns int) error {
 		c, path, method, method[strings.LastIndexByte(method, '/')+1:])
 }
 
-// refuseCycleFrom is refuseCycle on the caller's side, which knows the node's turns only from its link in the
-// chain.
+// refuseCycleFrom is refuseCycle on the caller's side, which knows the node's turns only from its
+// link in the chain.
 func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
 	for link := c; link != nil; link = link.outer {
 		if link.nid != nid {

@@ -164,7 +164,7 @@ func (c *childLife) watchSignals() (stop func()) {
 		}
 		close(c.terminated)
 		if s, ok := <-signals; ok {
-			c.cutShort("a second signal told it to", s)
+			c.cutShort("a second signal required it", s)
 		}
 	}()
 	return func() {
@@ -275,7 +275,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 		case <-child.Orphaned():
 			cancel(errors.New("the parent died"))
 		case <-c.terminated:
-			cancel(errors.New("its process was told to end"))
+			cancel(errors.New("its process received a signal to end"))
 		case <-over:
 			return
 		}

@@ -340,8 +340,8 @@ func (a *asyncInvocation) cancel(to endpoint, m *Method, cause error) error {
 	return endedAt(connecterr.Canceled(cause), to.label(), m, unanswered)
 }
 
-// OutgoingMetadata returns the metadata that the node will see of a call made with ctx: the pairs of
-// [WithMetadata], and those of the request header of connect's client context.
+// OutgoingMetadata returns the metadata that the node will see of a call made with ctx: the pairs
+// of [WithMetadata], and those of the request header of connect's client context.
 func OutgoingMetadata(ctx context.Context) Metadata {
 	var out Metadata
 	if own, ok := ctx.Value(metadataKey{}).(*contextMetadata); ok {

@@ -39,8 +39,8 @@ func decompressed(t *testing.T, data []byte) []byte {
 	return out
 }
 
-// TestResponsesAreCompressedWhereThatPays echoes messages for callers here and elsewhere.
-func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
+// TestResponsesAreCompressedWhereItSaves echoes messages for callers on this machine and on others.
+func TestResponsesAreCompressedWhereItSaves(t *testing.T) {
 	server := connect.NewServer()
 	server.Register(connect.Method{
 		Spec: connect.Spec{StreamType: connect.StreamTypeUnary, Procedure: "/t.T/Echo"},
@@ -118,7 +118,7 @@ func TestResponsesAreCompressedWhereThatPays(t *testing.T) {
 		assert.Empty(t, encoding, "it fits into a packet")
 	}
 	answer, _ := echo(noise, nil)
-	assert.Less(t, len(answer), len(noise)+len(noise)/1000, "what does not gain is stored")
+	assert.Less(t, len(answer), len(noise)+len(noise)/1000, "a message that does not shrink is stored")
 	assert.Greater(t, len(answer), len(noise)-len(noise)/1000)
 	assert.True(t, bytes.HasSuffix(decompressed(t, answer), noise[5:]))
 }

@@ -19,7 +19,7 @@ func localStub() contract.Way {
 	}}
 }
 
-// tunnelAdapters goes through the generated tunnel adapters, over a transport that can't pipeline.
+// tunnelAdapters is the generated tunnel adapters over a transport that can't pipeline.
 func tunnelAdapters() contract.Way {
 	stubs := contract.NewStubs()
 	return contract.Way{Name: runtime.WayTunnel, Local: true, EndsOnClose: true, Foreign: true, Open: func(*testing.T) contract.Peer {

@@ -53,7 +53,7 @@ func (d *dispatcher) find(target string) (*Node, error) {
 		n = d.host.localNode(nid)
 	}
 	if n == nil || n.nid != nid {
-		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", nid, d.host.id), nid)
+		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "no node %s is on host %s", nid, d.host.id), nid)
 	}
 	if rec := n.snapshot(); life != "" && life != strconv.FormatUint(rec.GetIncarnation(), 10) {
 		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "%s was started again: the handle is for its life number %s, this is number %d",

@@ -19,7 +19,7 @@ func (r Ref) Ended(ctx context.Context) error {
 
 // errNoEnd is the error of waiting for the end of a node that is in no system.
 func errNoEnd() error {
-	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside any system is told of none")
+	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside of systems has none")
 }
 
 // ended blocks until the node's current incarnation has ended.

@@ -18,9 +18,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// clientEndpoint reaches a node through a connect client, over any transport. Such a transport cannot
-// pipeline, so asynchronous calls are sent one after the other, in order, by one goroutine per
-// handle. It runs only while calls are queued.
+// clientEndpoint reaches a node through a connect client, over any transport. Such a transport
+// cannot pipeline, so asynchronous calls are sent one after the other, in order, by one goroutine
+// per handle. It runs only while calls are queued.
 type clientEndpoint struct {
 	client *connect.Client
 

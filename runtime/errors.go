@@ -51,7 +51,7 @@ func (n *Node) author(cc *callContext, err error) error {
 	}
 	text := err.Error()
 	if n.hideErrors() {
-		n.logger().Error("a method failed; its caller is told no more than that", slog.String("node", n.path),
+		n.logger().Error("a method failed; its error is hidden from the caller", slog.String("node", n.path),
 			slog.String("method", m.fullName()), slog.Any("error", err))
 		text = fmt.Sprintf("%s failed in %s", n.path, m.name)
 	}
@@ -182,7 +182,7 @@ func (n *Node) wording(m *Method, err error, e *connect.Error) string {
 	if !n.hideErrors() || text == e.Message() {
 		return text
 	}
-	n.logger().Error("a method failed; its caller is told no more than what it wrapped", slog.String("node", n.path),
+	n.logger().Error("a method failed; its caller gets only the error that it wrapped", slog.String("node", n.path),
 		slog.String("method", m.fullName()), slog.Any("error", err))
 	return e.Message()
 }

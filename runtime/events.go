@@ -18,12 +18,12 @@ import (
 // connections. It is set by [WithEventListener]; a nil function is off and costs nothing. See
 // [LogEvents] for one that logs.
 //
-// Functions are called one at a time, in the order of the events, on a goroutine of their own: after
-// the event, and with no lock held. A function may therefore block, and may call nodes and the
-// runtime, except for Close and Shutdown, which wait for it. While it blocks, up to 1024 events are
-// queued; further ones are dropped, and their number is logged. A panic is logged, and the next
-// event is delivered. When the runtime is closed, the events up to its end are delivered; a function
-// that then blocks for a second is abandoned, and Close returns an error.
+// Functions are called one at a time, in the order of the events, on a goroutine of their own:
+// after the event, and with no lock held. A function may therefore block, and may call nodes and
+// the runtime, except for Close and Shutdown, which wait for it. While it blocks, up to 1024 events
+// are queued; further ones are dropped, and their number is logged. A panic is logged, and the next
+// event is delivered. When the runtime is closed, the events up to its end are delivered; a
+// function that then blocks for a second is abandoned, and Close returns an error.
 type EventListener struct {
 	// NodeStarted: a node was set up, in this process or in one that it launched.
 	NodeStarted func(NodeStartedInfo)

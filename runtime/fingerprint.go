@@ -19,8 +19,8 @@ import (
 // when later calls of the node end. The call at which a mismatch is found fails, and the node's
 // owner gets a log line with the same text.
 
-// maxRecent is how many messages a node verifies again, and maxFingerprinted the size up to which it
-// does, in bytes.
+// maxRecent is how many messages a node verifies again, and maxFingerprinted the size up to which
+// it does, in bytes.
 const (
 	maxRecent        = 16
 	maxFingerprinted = 1 << 20
@@ -79,7 +79,8 @@ func (r *messageRing) add(h *hashed, what string) {
 	r.next++
 }
 
-// findModified returns the description of a message that was modified since it passed, and removes it.
+// findModified returns the description of a message that was modified since it passed, and removes
+// it.
 func (r *messageRing) findModified() (what string, found bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

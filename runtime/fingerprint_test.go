@@ -24,7 +24,7 @@ func needsFingerprints(t *testing.T) {
 	}
 }
 
-// Each way to modify a message that was handed over is detected.
+// Each way to modify a message after it was passed on is detected.
 func TestFingerprints(t *testing.T) {
 	needsFingerprints(t)
 	s := newCounter("a", 1)

@@ -139,7 +139,7 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 		f.uncollected = &uncollected{err: err, method: f.method.fullName(), log: f.to.host().logger()}
 		runtime.AddCleanup(f, func(u *uncollected) {
 			if !u.collected.Load() {
-				u.log.Error("an async call failed and nobody asked for its outcome", slog.String("method", u.method), slog.Any("error", u.err))
+				u.log.Error("an async call failed and its outcome was not read", slog.String("method", u.method), slog.Any("error", u.err))
 			}
 		}, f.uncollected)
 	}

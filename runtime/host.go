@@ -86,8 +86,8 @@ type Host struct {
 	nodes map[string]*Node
 	// root is Brain as a node, if it is embedded here: it serves what every node serves.
 	root *Node
-	// children are the children that this host launched, in order, by the nid of their parent ("" for
-	// the root).
+	// children are the children that this host launched, in order, by the nid of their parent (""
+	// for the root).
 	children    map[string][]*child
 	supervisors []*supervisor
 	// creations are those in progress.
@@ -115,7 +115,8 @@ type child struct {
 	creation string
 	// restarts is set if the child's record outlives its process.
 	restarts bool
-	// record is that of the node when it was set up, at the time started. remote is kept for events.
+	// record is that of the node when it was set up, at the time started. remote is kept for
+	// events.
 	record  *nodev1.NodeRecord
 	started time.Time
 	remote  *remote

@@ -19,8 +19,8 @@ import (
 	"github.com/raylink/raylink/runtime"
 )
 
-// breaking is a server that answers the first request, and breaks off all others once it has read
-// them. It counts them.
+// breaking is a server that responds to the first request, and closes the connection of all others
+// once it has read them. It counts them.
 func breaking(t *testing.T) (url string, requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
@@ -35,8 +35,8 @@ func breaking(t *testing.T) (url string, requests *atomic.Int64) {
 	return server.URL, requests
 }
 
-// TestCallIsSentOnceOverHTTP loses the connection under a call whose metadata makes net/http
-// believe that it may be sent again.
+// TestCallIsSentOnceOverHTTP breaks the connection during a call with metadata that permits
+// net/http to send it again.
 func TestCallIsSentOnceOverHTTP(t *testing.T) {
 	t.Parallel()
 	for _, request := range []*contractv1.AddRequest{{}, {By: 1}} {

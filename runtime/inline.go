@@ -17,18 +17,18 @@ const (
 	inlineMeanAlone = 20 * time.Microsecond
 	// ewmaMin is the lower bound of a mean, so that it can grow again.
 	ewmaMin = int64(100 * time.Nanosecond)
-	// ewmaMaxSample is the upper bound of one sample, so that a pause of the machine does not count for
-	// long.
+	// ewmaMaxSample is the upper bound of one sample, so that a pause of the machine does not count
+	// for long.
 	ewmaMaxSample = 64 * time.Microsecond
 	// ewmaWeight is the inverse of the weight of one sample: the mean covers about that many runs.
 	ewmaWeight = 8
-	// ewmaMaxStep bounds one sample to a multiple of the mean: it takes about ten slow runs, not one
-	// that was interrupted, to make a quick method a slow one.
+	// ewmaMaxStep bounds one sample to a multiple of the mean: it takes about ten slow runs, not
+	// one that was interrupted, to make a quick method a slow one.
 	ewmaMaxStep = 4
 )
 
-// latencyEWMA is the latency EWMA (exponentially weighted moving average) of one method of a node, in
-// nanoseconds. The zero value counts as slow. Concurrent updates may lose samples, which is
+// latencyEWMA is the latency EWMA (exponentially weighted moving average) of one method of a node,
+// in nanoseconds. The zero value counts as slow. Concurrent updates may lose samples, which is
 // harmless.
 type latencyEWMA struct{ mean atomic.Int64 }
 
@@ -66,8 +66,8 @@ func (n *Node) latencyOf(j *job) *latencyEWMA {
 	return &n.latencies[m.index]
 }
 
-// tryInline decides whether a job runs inline, on the goroutine that reads its connection, and if so
-// acquires the turn or the place beside the turns that it needs.
+// tryInline decides whether a job runs inline, on the goroutine that reads its connection, and if
+// so acquires the turn or the place beside the turns that it needs.
 func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
 	latency := n.latencyOf(j)
 	if latency == nil || !latency.quick(moreBehind) || !n.isUp.Load() {
@@ -99,8 +99,8 @@ func (n *Node) serveInline(j *job) {
 	j.Run(cc.turn)
 }
 
-// mayBlock is called with the context of a node's code before it may block on others: then it must not
-// occupy a reading goroutine.
+// mayBlock is called with the context of a node's code before it may block on others: then it must
+// not occupy a reading goroutine.
 func mayBlock(ctx context.Context) {
 	for cc := callContextOf(ctx); cc != nil && cc.caller != nil; cc = callContextOf(cc.caller) {
 		if cc.in != nil {

@@ -66,7 +66,7 @@ func TestLauncherOfTheUserIsBounded(t *testing.T) {
 	}
 }
 
-// TestProcessThatIsLaunchedTooLateIsKilled has a launcher return after its caller has given up.
+// TestProcessThatIsLaunchedTooLateIsKilled has a launcher return after its caller's context.
 func TestProcessThatIsLaunchedTooLateIsKilled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := &killable{killed: make(chan struct{})}

@@ -41,7 +41,7 @@ func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), er
 	}
 	n := h.localNode(hello.Target)
 	if n == nil {
-		return nil, nil, connect.Errorf(connect.CodeUnavailable, "no node %s lives on host %s", hello.Target, h.id)
+		return nil, nil, connect.Errorf(connect.CodeUnavailable, "no node %s is on host %s", hello.Target, h.id)
 	}
 	tag, err := n.tunnelTag(hello.Tag)
 	if err != nil {

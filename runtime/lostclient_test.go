@@ -15,9 +15,10 @@ import (
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 )
 
-// TestClientWhoseConnectionIsLostSaysSo: a call whose connection ends before its answer is Unavailable, as by a tunnel, whatever
-// the transport makes of it, and names the method; one whose own context ends is not.
-func TestClientWhoseConnectionIsLostSaysSo(t *testing.T) {
+// TestLostConnectionIsUnavailable checks that a call whose connection ends before its response is
+// Unavailable, as over a tunnel, whatever error the transport returns, and that the error names the
+// method. If the call's own context has ended, it is not.
+func TestLostConnectionIsUnavailable(t *testing.T) {
 	t.Parallel()
 	for protocol, opts := range map[string][]connecthttp.Option{"connect": nil, "grpc": {connecthttp.WithGRPC()}} {
 		for _, h2 := range []bool{false, true} {
@@ -33,7 +34,7 @@ func TestClientWhoseConnectionIsLostSaysSo(t *testing.T) {
 				},
 			} {
 				if h2 && how == "aborted" {
-					continue // the server says what happened to the stream alone
+					continue // the server resets only the stream
 				}
 				name := protocol + " http/1 " + how
 				if h2 {

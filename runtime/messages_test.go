@@ -10,7 +10,7 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 )
 
-// A node that opted into copies may change its requests and keep its responses: its callers see nothing of it.
+// A node with copies may change its requests and keep its responses, without effect on its callers.
 func TestWithCopy(t *testing.T) {
 	s := newCounter("a", 1)
 	s.node.copies = NodeType{}.WithCopy().copies
@@ -31,7 +31,7 @@ func TestWithCopy(t *testing.T) {
 }
 
 // Without copies nothing is copied: both sides hold the very message.
-func TestMessagesAreHandedOver(t *testing.T) {
+func TestMessagesAreNotCopied(t *testing.T) {
 	s := newCounter("a", 1)
 	req, res := &storagev1.IncrRequest{}, &storagev1.IncrResponse{}
 	s.take = func(_ context.Context, got *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
@@ -43,7 +43,7 @@ func TestMessagesAreHandedOver(t *testing.T) {
 	require.Same(t, res, got)
 }
 
-// Calls that wait are bounded in bytes too.
+// Queued calls are bounded in bytes, too.
 func TestMaxPendingBytes(t *testing.T) {
 	s := newCounter("a", 1)
 	begun, release := make(chan struct{}, 3), make(chan struct{})

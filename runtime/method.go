@@ -57,8 +57,8 @@ func (m *Method) Spec() connect.Spec { return m.spec }
 // always do.
 func (m *Method) Concurrent() bool { return m.concurrent || m.shape != connect.StreamTypeUnary }
 
-// Idempotent reports whether the schema says that running the method twice is the same as running it
-// once: by `option idempotency_level = IDEMPOTENT`, or NO_SIDE_EFFECTS. See [Retry].
+// Idempotent reports whether the schema says that running the method twice is the same as running
+// it once: by `option idempotency_level = IDEMPOTENT`, or NO_SIDE_EFFECTS. See [Retry].
 func (m *Method) Idempotent() bool { return m.spec.IdempotencyLevel != connect.IdempotencyUnknown }
 
 // isRequest and isResponse report whether a message is of the method's request or response type.

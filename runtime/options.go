@@ -191,8 +191,8 @@ func WithInterceptor(interceptors ...Interceptor) Option {
 	return optionFunc(func(o *Options) { o.Interceptors = append(o.Interceptors, interceptors...) })
 }
 
-// WithClientInterceptor adds interceptors of the calls that this process makes, such as [Retry]. See
-// [Options].ClientInterceptors.
+// WithClientInterceptor adds interceptors of the calls that this process makes, such as [Retry].
+// See [Options].ClientInterceptors.
 func WithClientInterceptor(interceptors ...ClientInterceptor) Option {
 	return optionFunc(func(o *Options) { o.ClientInterceptors = append(o.ClientInterceptors, interceptors...) })
 }

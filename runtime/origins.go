@@ -44,7 +44,7 @@ func parseOrigin(written string) (origin, why string) {
 		return anyOrigin, ""
 	}
 	if strings.EqualFold(written, "null") {
-		return "", "is what all pages without an address send, files and sandboxed frames among them, so that they can't be told apart"
+		return "", "is what all pages without an address send, files and sandboxed frames among them, so that they can't be distinguished"
 	}
 	u, err := url.Parse(written)
 	switch {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOriginsAreReadAsBrowsersWriteThem(t *testing.T) {
+func TestOriginsAreParsedAsBrowsersFormatThem(t *testing.T) {
 	for written, want := range map[string]string{
 		"https://app.example.com":       "https://app.example.com",
 		"HTTPS://App.Example.com/":      "https://app.example.com",
@@ -39,7 +39,7 @@ func TestOriginsAreReadAsBrowsersWriteThem(t *testing.T) {
 		"https://me@a.example":  "more than a scheme",
 		"https://*.example.com": "wildcard",
 		"https://päonie.de":     "xn--",
-		"null":                  "can't be told apart",
+		"null":                  "can't be distinguished",
 		"http://a b":            "is no URL",
 	} {
 		_, err := parseOrigins([]string{"https://good.example", written})

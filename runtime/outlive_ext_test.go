@@ -18,7 +18,7 @@ import (
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 )
 
-// outliving is a node whose streams are used by other goroutines when their methods return.
+// outliving is a node whose streams are used by other goroutines after their methods return.
 type outliving struct {
 	contractv1raylink.UnimplementedProbeNode
 
@@ -46,8 +46,8 @@ func (o *outliving) Chat(_ context.Context, stream contractv1raylink.ProbeChatSe
 	return nil
 }
 
-// TestStreamIsNotUsedOnceItsHandlerHasReturned has methods return while other goroutines of theirs send and receive. The race
-// detector shows a ResponseWriter that is used after its handler's end.
+// TestStreamIsNotUsedOnceItsHandlerHasReturned has methods return while other goroutines send and
+// receive. The race detector reports a ResponseWriter that is used after its handler's end.
 func TestStreamIsNotUsedOnceItsHandlerHasReturned(t *testing.T) {
 	t.Parallel()
 	node := &outliving{}

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// stuckStream is a transport's stream of which nothing is read until it is interrupted.
+// stuckStream is a transport's stream whose Send blocks until it is interrupted.
 type stuckStream struct {
 	connect.ServerStream
 
@@ -22,8 +22,9 @@ func (s *stuckStream) Send(any) error {
 	return errors.New("the deadline has passed")
 }
 
-// TestStreamThatIsStillSentOnIsInterrupted has a method return while another goroutine of its sends to a caller that does not read.
-func TestStreamThatIsStillSentOnIsInterrupted(t *testing.T) {
+// TestBlockedSendIsInterrupted has a method return while another goroutine sends to a caller that
+// does not read.
+func TestBlockedSendIsInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("counter", 1)
 		stuck, call := &stuckStream{interrupted: make(chan struct{})}, &countedCall{}

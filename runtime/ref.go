@@ -208,7 +208,7 @@ func absolute(path, base string) (string, error) {
 		return path, nil
 	}
 	if base == "" {
-		return "", connect.Errorf(connect.CodeInvalidArgument, "the path %q is relative, and who asks is no node: only nodes have something to be relative to", path)
+		return "", connect.Errorf(connect.CodeInvalidArgument, "the path %q is relative: only a node can resolve relative paths", path)
 	}
 	at := strings.Split(base, "/")
 	for part := range strings.SplitSeq(path, "/") {

@@ -19,8 +19,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// deathNoticeTimeout bounds how long a call whose connection was lost waits for the node's death notice.
-// Process death is detected within a second.
+// deathNoticeTimeout bounds how long a call whose connection was lost waits for the node's death
+// notice. Process death is detected within a second.
 const deathNoticeTimeout = time.Second
 
 // remote is a node that lives in another process, as this process knows it.

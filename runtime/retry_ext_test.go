@@ -176,7 +176,7 @@ func TestRetryRepeatsWhatWasNotRun(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, 1, f.calls)
 
-		// If all attempts were not run, the error still says so; else it does not.
+		// If no attempt has run, the error still reports that; otherwise it does not.
 		tries = -9
 		_, err = p.Add(t.Context(), nil)
 		require.ErrorIs(t, err, tunnel.ErrNotRun)

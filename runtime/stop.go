@@ -215,7 +215,7 @@ func (h *Host) reportEnd(ctx context.Context, k *child, how string) {
 func (h *Host) nodeFailed(n *Node, err error) {
 	h.goBackground(func(ctx context.Context) {
 		if serr := h.stopNode(ctx, n, h.options.Drain, "failed: "+err.Error()); serr != nil {
-			h.log.Warn("a failed node did not stop in good order", slog.String("node", n.path), slog.Any("error", serr))
+			h.log.Warn("a failed node did not stop gracefully", slog.String("node", n.path), slog.Any("error", serr))
 		}
 	})
 }

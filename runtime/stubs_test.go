@@ -13,7 +13,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// counter is a node for tests from inside the package: each method does what its function says. It borrows storage's schema.
+// counter is a node for tests inside the package. Each method runs a function of the test. It uses
+// storage's schema.
 type counter struct {
 	take   func(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error)
 	beside func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
@@ -27,7 +28,8 @@ func (c *counter) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev
 	return c.beside(ctx, req)
 }
 
-// stub is a counter behind a mailbox, with the methods Incr, which takes turns, and Has, which runs beside them.
+// stub is a counter behind a mailbox, with the methods Incr, which takes turns, and Has, which is
+// concurrent.
 type stub struct {
 	*counter
 
@@ -63,7 +65,7 @@ func (s *stub) future(ctx context.Context) *Future[*storagev1.IncrResponse] {
 	return s.incr.async(ctx, s.ref, nil)
 }
 
-// does makes what the method does.
+// does sets the function of Incr.
 func (s *stub) does(fn func(ctx context.Context) error) {
 	s.take = func(ctx context.Context, _ *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
 		return nil, fn(ctx)

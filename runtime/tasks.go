@@ -63,9 +63,9 @@ func (n *Node) Go(fn func(ctx context.Context) error) {
 	})
 }
 
-// awaitSetup waits until a set-up in progress has ended, at most for the grace period. A failure during
-// set-up then always fails the node, rather than sometimes its creation. The bound is for a set-up
-// that waits for the task that failed.
+// awaitSetup waits until a set-up in progress has ended, at most for the grace period. A failure
+// during set-up then always fails the node, rather than sometimes its creation. The bound is for a
+// set-up that waits for the task that failed.
 func (n *Node) awaitSetup() {
 	late := time.NewTimer(grace)
 	defer late.Stop()

@@ -10,8 +10,8 @@ import (
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
-// TestAnErrorThatGoesRoundForLongStaysSmall passes an error on a thousand times.
-func TestAnErrorThatGoesRoundForLongStaysSmall(t *testing.T) {
+// TestAnErrorThatIsPassedOnOftenStaysSmall passes an error on a thousand times.
+func TestAnErrorThatIsPassedOnOftenStaysSmall(t *testing.T) {
 	s := newCounter("a", 1)
 	var err error = connect.NewError(connect.CodeAborted, "text").
 		WithDetail(&connect.ErrorDetail{Type: "some.Detail", Value: []byte("kept")}).WithRemote()

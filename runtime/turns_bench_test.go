@@ -21,7 +21,8 @@ func quick() *stub {
 	return s
 }
 
-// handedOver calls as an inline call would be made if it were not: in line, and run by a goroutine of the node's.
+// handedOver makes a call as if it could not run inline: it is queued, and runs on a goroutine of
+// the node.
 func (s *stub) handedOver(ctx context.Context, req *storagev1.IncrRequest) error {
 	cc := localCall(ctx, &s.incr.m, Metadata{})
 	j := &job{cc: cc, req: req, done: make(chan struct{})}
@@ -37,7 +38,8 @@ func (s *stub) handedOver(ctx context.Context, req *storagev1.IncrRequest) error
 	}
 }
 
-// BenchmarkLocalMailbox is the cost of a call inside a process, in the ways that docs/turns.md compares.
+// BenchmarkLocalMailbox measures a call inside a process, in the variants that docs/turns.md
+// compares.
 func BenchmarkLocalMailbox(b *testing.B) {
 	soon := func(b *testing.B) context.Context {
 		b.Helper()
@@ -116,7 +118,7 @@ func benchmarkHandOver(b *testing.B, ctx context.Context, req *storagev1.IncrReq
 	}
 }
 
-// A local call costs its context, and nothing more.
+// A local call allocates its context only.
 func TestLocalCallAllocates(t *testing.T) {
 	if invariants.Messages {
 		t.Skip("messages are hashed")
@@ -134,7 +136,7 @@ func TestLocalCallAllocates(t *testing.T) {
 		require.NoError(t, err)
 		require.LessOrEqual(t, n, 1.0, name)
 	}
-	// A call made from a method carries a link of the chain.
+	// A call made by a method has a link of the chain.
 	outer := newCounter("outer", 1)
 	var n float64
 	outer.does(func(ctx context.Context) error {

@@ -17,11 +17,12 @@ import (
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 )
 
-// A sync call to an idle node runs on its caller's goroutine; an async one never does, nor does what piles up behind the sync one.
+// A sync call to an idle node runs on its caller's goroutine. An async one never does, nor do calls
+// that are queued behind the sync one.
 func TestInlineRule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
-		// The caller's goroutine is the one that a Goexit ends.
+		// A Goexit ends the caller's goroutine.
 		ended := func(call func()) bool {
 			over := make(chan bool)
 			go func() {
@@ -33,10 +34,10 @@ func TestInlineRule(t *testing.T) {
 			return <-over
 		}
 		s.does(func(context.Context) error { runtime.Goexit(); return nil })
-		assert.True(t, ended(func() { _ = s.call(t.Context()) }), "an idle node's method ran elsewhere")
+		assert.True(t, ended(func() { _ = s.call(t.Context()) }), "an idle node's method ran on another goroutine")
 		assert.False(t, ended(func() { _, _ = s.future(t.Context()).Get(t.Context()) }), "FooAsync ran inline")
 
-		// The turn survived both.
+		// The turn was released after both.
 		held := make(chan struct{})
 		s.does(func(context.Context) error { <-held; return nil })
 		caller := make(chan error, 1)
@@ -50,7 +51,7 @@ func TestInlineRule(t *testing.T) {
 		block := make(chan struct{})
 		s.does(func(context.Context) error { <-block; return nil })
 		close(held)
-		require.NoError(t, <-caller, "the caller waits for what piled up behind its call")
+		require.NoError(t, <-caller, "the caller waits for calls that were queued behind its own")
 		close(block)
 		require.False(t, <-queued)
 		_, err := f.Get(t.Context())
@@ -58,7 +59,8 @@ func TestInlineRule(t *testing.T) {
 	})
 }
 
-// A queued call whose context ends never runs; a running one has its context ended, and its waiter returns at once.
+// A queued call whose context ends never runs. A running one has its context ended, and its waiter
+// returns at once.
 func TestContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
@@ -72,7 +74,7 @@ func TestContextEnds(t *testing.T) {
 		require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Zero(t, s.node.mailbox.Stats().Waiting)
-		// It obeys nobody, and its waiter returns all the same.
+		// It ignores its context, and its waiter returns nevertheless.
 		f.Cancel()
 		_, err = f.Get(t.Context())
 		require.Equal(t, connect.CodeCanceled, connect.CodeOf(err))
@@ -82,8 +84,9 @@ func TestContextEnds(t *testing.T) {
 	})
 }
 
-// A direct circle is refused where it closes: through a concurrent method too, and through Do; with two turns only when both are in it.
-func TestCircles(t *testing.T) {
+// A direct cycle is refused where it closes, also through a concurrent method and through Do. With
+// two turns it is refused only when both are in it.
+func TestCycles(t *testing.T) {
 	a, b, two := newCounter("a", 1), newCounter("b", 1), newCounter("two", 2)
 	ctx := t.Context()
 	refused := func(err error) {
@@ -111,7 +114,7 @@ func TestCircles(t *testing.T) {
 	refused(two.call(ctx))
 	require.Equal(t, 2, depth)
 
-	// A call that nobody waits for is in no circle; waiting for it is.
+	// A call is part of a cycle only while another call waits for it.
 	var f *Future[*storagev1.IncrResponse]
 	first := true
 	a.does(func(ctx context.Context) error {
@@ -133,14 +136,15 @@ func TestCircles(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// The context of a call ends with the caller's, with the node's and with the call; it never changes its word, and has the cause.
+// The context of a call ends with the caller's, with the node's and with the call. It has the cause
+// of the first of these ends, and keeps it.
 func TestCauseOfACall(t *testing.T) {
 	s := newCounter("a", 1)
 	why := errors.New("the user left")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	var inside, derived context.Context
 	s.does(func(ctx context.Context) error {
-		inside = ctx //nolint:fatcontext // what becomes of it is what is tested
+		inside = ctx //nolint:fatcontext // the test examines it afterwards
 		var stop context.CancelFunc
 		before := runtime.NumGoroutine()
 		derived, stop = context.WithCancel(ctx)
@@ -158,30 +162,30 @@ func TestCauseOfACall(t *testing.T) {
 		<-called
 		return nil
 	})
-	require.ErrorIs(t, s.call(ctx), why, "its caller gets what it would get by any other way")
+	require.ErrorIs(t, s.call(ctx), why, "its caller gets the same error as over any other way")
 	require.ErrorIs(t, inside.Err(), context.Canceled)
 
-	// One that nobody looked at ends with its call, also for whoever kept it.
+	// A context whose Done was never called ends with its call, too.
 	s.does(func(ctx context.Context) error {
-		inside = ctx //nolint:fatcontext // what becomes of it is what is tested
+		inside = ctx //nolint:fatcontext // the test examines it afterwards
 		return nil
 	})
 	require.NoError(t, s.call(t.Context()))
 	require.ErrorIs(t, inside.Err(), context.Canceled)
 	require.ErrorIs(t, context.Cause(inside), context.Canceled)
 	<-inside.Done()
-	require.Error(t, s.call(inside), "a call was made with the context of one that is over")
+	require.Error(t, s.call(inside), "a call was made with the context of an ended call")
 }
 
-// What a context has said once stays true when another of its ends comes.
-func TestContextKeepsItsWord(t *testing.T) {
+// The error of a context does not change when another of its ends follows.
+func TestContextErrorDoesNotChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		var inside context.Context
 		s.does(func(ctx context.Context) error {
-			inside = ctx //nolint:fatcontext // what becomes of it is what is tested
+			inside = ctx //nolint:fatcontext // the test examines it afterwards
 			return nil
 		})
 		require.NoError(t, s.call(ctx))
@@ -198,7 +202,8 @@ func TestContextKeepsItsWord(t *testing.T) {
 	})
 }
 
-// The end of a node ends its tasks before the OnStop functions, the last given first, each whatever the others did.
+// The end of a node ends its tasks before its OnStop functions. These run in reverse order, each
+// whatever the others did.
 func TestEndOfANode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
@@ -239,7 +244,8 @@ func TestEndOfANode(t *testing.T) {
 	})
 }
 
-// A node that can't be drained in time tells what runs to end, refuses what waits, and still calls OnStop with time to spare.
+// A node that can't be drained in time cancels running calls, refuses queued ones, and calls OnStop
+// before the time is over.
 func TestNodeThatIsNotDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
@@ -266,7 +272,7 @@ func TestNodeThatIsNotDrained(t *testing.T) {
 	})
 }
 
-// What runs beside the turns may still take them while its node stops.
+// Concurrent methods and streams may still take turns while their node stops.
 func TestDoWhileStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
@@ -282,7 +288,7 @@ func TestDoWhileStopping(t *testing.T) {
 	})
 }
 
-// Interceptors see every call in order, may change and answer it, and make no mess.
+// Interceptors see every call in order, may change it and respond to it, and can't corrupt it.
 func TestInterceptors(t *testing.T) {
 	s := newCounter("a", 1)
 	var order []string
@@ -325,7 +331,7 @@ func TestInterceptors(t *testing.T) {
 	require.Equal(t, connect.CodeInternal, connect.CodeOf(s.call(t.Context())))
 }
 
-// Methods beside the turns are bounded, async ones too.
+// Concurrent methods are bounded, also for async calls.
 func TestMaxStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
@@ -350,7 +356,7 @@ type loggedEndpoint struct {
 
 func (e loggedEndpoint) host() *Host { return &Host{log: e.log} }
 
-// An error that nobody collected is logged, once; one that somebody asked for, or whose call was taken back, is not.
+// An error that was not read is logged once. One that was read, or whose call was canceled, is not.
 func TestUncollectedErrors(t *testing.T) {
 	s := newCounter("a", 1)
 	j := &journal{}
@@ -366,7 +372,7 @@ func TestUncollectedErrors(t *testing.T) {
 	drop(func(f *Future[*storagev1.IncrResponse]) { _, _ = Gather(t.Context(), f) })
 	drop(func(f *Future[*storagev1.IncrResponse]) {
 		_, _, _ = Wait(t.Context(), 1, f)
-		f.Cancel() // it was over: nobody has taken anything back
+		f.Cancel() // it was over and could not be canceled any more
 	})
 	drop(func(*Future[*storagev1.IncrResponse]) {})
 	require.Eventually(t, func() bool { runtime.GC(); return j.count() >= 2 }, 20*time.Second, time.Millisecond)
@@ -376,7 +382,7 @@ func TestUncollectedErrors(t *testing.T) {
 	require.Equal(t, 2, j.count())
 }
 
-// A future that is waited for again and again, while others come, remembers nobody who has gone.
+// A future that is waited for repeatedly does not retain waiters that have left.
 func TestWaitLeavesNothingBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)

@@ -15,7 +15,8 @@ import (
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 )
 
-// TestUndecodableResponseIsInternalWhateverTheCodec: connect's client calls it an invalid argument.
+// TestUndecodableResponseIsInternalWhateverTheCodec converts connect's code, which is
+// invalid_argument.
 func TestUndecodableResponseIsInternalWhateverTheCodec(t *testing.T) {
 	t.Parallel()
 	for codec, body := range map[string]string{"proto": "\x0f", "json": "{"} {
@@ -33,7 +34,7 @@ func TestUndecodableResponseIsInternalWhateverTheCodec(t *testing.T) {
 	}
 }
 
-// TestUsersInvalidArgumentStays: what an interceptor of the user's client returns is its own.
+// TestUsersInvalidArgumentStays returns errors of the user's own client interceptors unchanged.
 func TestUsersInvalidArgumentStays(t *testing.T) {
 	t.Parallel()
 	own := connect.NewError(connect.CodeInvalidArgument, "not this one")

@@ -17,9 +17,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// One of each frame, as the two ends send them. A change here is a change of the protocol: it needs another controlVersion.
+// TestGoldenTranscript has one of each frame, as the two ends send them. A change here is a change
+// of the protocol, which needs another controlVersion.
 func TestGoldenTranscript(t *testing.T) {
 	var got strings.Builder
 	for _, said := range []struct {
@@ -49,7 +50,7 @@ func TestGoldenTranscript(t *testing.T) {
 	assert.Equal(t, string(want), got.String())
 }
 
-func TestFramesArriveAsTheyWereSent(t *testing.T) {
+func TestFramesAreReceivedAsSent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type frame struct {
 			k    kind
@@ -82,7 +83,7 @@ func TestFramesOverTheirLimitAreRefused(t *testing.T) {
 		"\x00\x00\x00\x00\x04", // a length without its kind
 		"\x00\x00\x00\x02\x02", // a stop with a body
 		"\xff\xff\xff\xff\x04", // 4 GiB
-		"\x00\x00\x00\x01\x00", // no such kind
+		"\x00\x00\x00\x01\x00", // an unknown kind
 		"\x00\x00\x00\x01\x08",
 		"\x00\x00\x00\x09\x04short",
 		"\x00\x00\x00",
@@ -91,7 +92,7 @@ func TestFramesOverTheirLimitAreRefused(t *testing.T) {
 		var broken *protocolError
 		require.ErrorAs(t, err, &broken, "%q", wire)
 	}
-	// A length within the limit takes no memory by itself.
+	// A length within the limit allocates nothing by itself.
 	allocated := testing.AllocsPerRun(10, func() {
 		_, _, _ = readFrame(strings.NewReader("\x03\xff\xff\xff\x04only this"))
 	})
@@ -121,7 +122,7 @@ func TestVersionsAreCompared(t *testing.T) {
 	require.False(t, talk.greeted)
 }
 
-// FuzzConversation lets a child say anything at all.
+// FuzzConversation has a child send arbitrary bytes.
 func FuzzConversation(f *testing.F) {
 	var wire bytes.Buffer
 	for _, said := range []struct {
@@ -146,8 +147,8 @@ func FuzzConversation(f *testing.F) {
 	})
 }
 
-// converse lets a parent of build "b" hear what is on the wire, and checks what must hold whatever it is: how many lines came
-// is returned.
+// converse has a parent of build "b" read what is on the wire, and checks what must hold for any
+// input. It returns the number of lines.
 func converse(wire []byte) (lines int, err error) {
 	talk := conversation{build: "b"}
 	r := bytes.NewReader(wire)
@@ -162,7 +163,7 @@ func converse(wire []byte) (lines int, err error) {
 			break
 		}
 		if err := writeFrame(&resaid, k, body); err != nil {
-			return lines, fmt.Errorf("heard what can't be said: %w", err)
+			return lines, fmt.Errorf("accepted what can't be sent: %w", err)
 		}
 		if line != nil {
 			lines++
@@ -173,16 +174,16 @@ func converse(wire []byte) (lines int, err error) {
 	}
 	switch greeting := "\x00\x00\x00\x04\x03\x00\x01b"; {
 	case !bytes.HasPrefix(wire, resaid.Bytes()):
-		return lines, fmt.Errorf("heard %x", resaid.Bytes())
+		return lines, fmt.Errorf("received %x", resaid.Bytes())
 	case resaid.Len() > 0 && !strings.HasPrefix(resaid.String(), greeting):
-		return lines, fmt.Errorf("listened to a process that had not said that it is this build: %x", resaid.Bytes())
+		return lines, fmt.Errorf("accepted frames of a process before it had proven that it is this build: %x", resaid.Bytes())
 	case talk.settled && !talk.greeted, talk.failed && !talk.settled:
 		return lines, fmt.Errorf("in an impossible state: %+v", talk)
 	}
 	return lines, nil
 }
 
-// What a child may say, in which order, against a model.
+// TestConversationFollowsItsOrder compares the accepted order of a child's frames with a model.
 func TestConversationFollowsItsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		talk := conversation{build: "b"}

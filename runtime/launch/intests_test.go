@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// runProgram runs this test binary as a program of its own, whose TestMain does as told (see programs).
+// runProgram runs this test binary as another program, which its TestMain selects by an environment
+// variable.
 func runProgram(t *testing.T, file, what string) string {
 	t.Helper()
 	cmd := exec.CommandContext(within(t), file, "-test.run=^$")
@@ -20,7 +21,7 @@ func runProgram(t *testing.T, file, what string) string {
 	return string(out)
 }
 
-func TestTestBinaryThatIsNotPreparedLaunchesNothing(t *testing.T) {
+func TestUnpreparedTestBinaryLaunchesNothing(t *testing.T) {
 	file, err := os.Executable()
 	require.NoError(t, err)
 	assert.Contains(t, runProgram(t, file, "is not prepared"),

@@ -35,17 +35,17 @@ func TestChildIsSetUpAndStops(t *testing.T) {
 	assert.Equal(t, []string{"hello on stderr"}, printed.texts(Stderr))
 
 	again, err := p.Ready(within(t))
-	require.NoError(t, err, "what it said once stays said")
+	require.NoError(t, err, "the result must not change")
 	assert.Equal(t, payload, again)
 	require.NoError(t, p.Stop(within(t)), "stopping twice is no error")
 	require.NoError(t, p.Kill(), "nor is killing what has ended")
 	assert.True(t, p.Exit().Success(), "and doesn't change how it ended")
 }
 
-func TestChildIsThisProgramOnceMore(t *testing.T) {
+func TestChildRunsThisProgram(t *testing.T) {
 	here, err := os.Getwd()
 	require.NoError(t, err)
-	t.Chdir(t.TempDir()) // which a child doesn't see: it goes there by itself if it runs the same program
+	t.Chdir(t.TempDir()) // which a child does not inherit
 	t.Setenv("LAUNCH_TEST", "yes")
 	p, _ := begin(t, "describes itself")
 	payload, err := p.Ready(within(t))
@@ -76,7 +76,7 @@ func TestFailedSetUpArrivesWithItsReason(t *testing.T) {
 	}
 }
 
-func TestDeathBeforeHelloIsTold(t *testing.T) {
+func TestDeathBeforeHelloIsReported(t *testing.T) {
 	t.Setenv(early, "exit")
 	p, _ := begin(t, "ok")
 	_, err := p.Ready(within(t))
@@ -89,7 +89,7 @@ func TestDeathBeforeHelloIsTold(t *testing.T) {
 	requireGone(t, p)
 }
 
-func TestDeathAfterHelloIsTold(t *testing.T) {
+func TestDeathAfterHelloIsReported(t *testing.T) {
 	p, _ := begin(t, "dies after hello")
 	_, err := p.Ready(within(t))
 	var died *DiedError
@@ -100,13 +100,13 @@ func TestDeathAfterHelloIsTold(t *testing.T) {
 	requireGone(t, p)
 }
 
-func TestDeathBySignalIsTold(t *testing.T) {
+func TestDeathBySignalIsReported(t *testing.T) {
 	p, _ := begin(t, "kills itself")
 	_, err := p.Ready(within(t))
 	require.ErrorContains(t, err, "ended during its set-up: killed by signal 9 (killed); it printed nothing")
 }
 
-func TestCrashIsToldByItsFirstLines(t *testing.T) {
+func TestCrashIsReportedWithItsFirstLines(t *testing.T) {
 	t.Setenv("GOTRACEBACK", "all")
 	p, _ := begin(t, "crashes among a crowd")
 	_, err := p.Ready(within(t))
@@ -137,7 +137,7 @@ func TestAnotherBuildIsRefused(t *testing.T) {
 	requireGone(t, p)
 }
 
-func TestNonsenseIsRefused(t *testing.T) {
+func TestInvalidFramesAreRefused(t *testing.T) {
 	p, _ := begin(t, "talks nonsense")
 	_, err := p.Ready(within(t))
 	var refused *HandshakeError
@@ -155,7 +155,7 @@ func TestChildThatHangsUpIsKilled(t *testing.T) {
 	requireGone(t, p)
 }
 
-func TestDeathInTheMiddleOfAWordIsADeath(t *testing.T) {
+func TestDeathInTheMiddleOfAFrameIsADeath(t *testing.T) {
 	p, _ := begin(t, "dies in the middle of a word")
 	_, err := p.Ready(within(t))
 	var died *DiedError
@@ -179,7 +179,7 @@ func TestSetUpEndsWithItsContext(t *testing.T) {
 
 	_, err = p.Ready(within(t))
 	var died *DiedError
-	require.ErrorAs(t, err, &died, "a second waiter is told, too")
+	require.ErrorAs(t, err, &died, "a second waiter gets it, too")
 }
 
 func TestChildThatIgnoresStopIsKilled(t *testing.T) {
@@ -190,7 +190,7 @@ func TestChildThatIgnoresStopIsKilled(t *testing.T) {
 	defer cancel()
 	err = p.Stop(ctx)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorContains(t, err, "tester-0 did not stop in good order, and was killed")
+	require.ErrorContains(t, err, "tester-0 did not stop gracefully, and was killed")
 	requireGone(t, p)
 	assert.Equal(t, syscall.SIGKILL, p.Exit().Signal)
 }
@@ -202,7 +202,7 @@ func TestLaunchIsRefusedWhenItsContextHasEnded(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-func TestHostThatNeverLookedDoesNotLaunchItselfOverAndOver(t *testing.T) {
+func TestHostThatIgnoresItsLaunchDoesNotLaunchItselfRepeatedly(t *testing.T) {
 	t.Setenv(marker, "3,4")
 	_, err := Self().Launch(within(t), Spec{Name: "tester-0"})
 	require.ErrorContains(t, err, "start itself over and over")
@@ -235,7 +235,7 @@ func TestLogOfAProcess(t *testing.T) {
 	require.ErrorIs(t, err, syscall.ENOTDIR)
 }
 
-func TestLogThatFailsIsGivenUpWithAWord(t *testing.T) {
+func TestLogThatFailsIsGivenUpWithAWarning(t *testing.T) {
 	if _, err := os.Stat("/dev/full"); err != nil {
 		t.Skip("there is no /dev/full here")
 	}
@@ -264,7 +264,7 @@ func TestLinesArriveWhole(t *testing.T) {
 	}
 }
 
-func TestFloodMakesThePrinterWait(t *testing.T) {
+func TestFloodBlocksThePrinter(t *testing.T) {
 	gate, plenty := make(chan struct{}), make(chan struct{})
 	seen := 0
 	launcher := tuned(func(o *options) { o.stallLimit = patience })
@@ -278,7 +278,7 @@ func TestFloodMakesThePrinterWait(t *testing.T) {
 		}
 	})
 	_, err := p.Ready(within(t))
-	require.NoError(t, err, "a receiver that is stuck doesn't keep it from being set up")
+	require.NoError(t, err, "a blocked receiver does not prevent the set-up")
 	close(gate)
 	select {
 	case <-plenty:
@@ -289,9 +289,10 @@ func TestFloodMakesThePrinterWait(t *testing.T) {
 	assert.Len(t, p.Exit().Lines, tailLines)
 }
 
-// TestReceiverThatStallsDoesNotHoldTheProcessUp: the process prints on while the receiver does not return, its log has all
-// lines, and when the receiver goes on it gets those that waited, then how many are missing, then the next.
-func TestReceiverThatStallsDoesNotHoldTheProcessUp(t *testing.T) {
+// TestStalledReceiverDoesNotBlockTheProcess checks that the process continues to print while the
+// receiver does not return, and that its log has all lines. When the receiver returns it gets the
+// queued lines, then the number of missing ones, then the next.
+func TestStalledReceiverDoesNotBlockTheProcess(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	gate, stalled, resumed := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	var lines []string
@@ -321,7 +322,7 @@ func TestReceiverThatStallsDoesNotHoldTheProcessUp(t *testing.T) {
 	select {
 	case <-stalled:
 	case <-within(t).Done():
-		require.FailNow(t, "nothing says that the receiver has stalled")
+		require.FailNow(t, "no warning reports that the receiver has stalled")
 	}
 	size := func() int64 {
 		info, err := os.Stat(log)
@@ -333,7 +334,7 @@ func TestReceiverThatStallsDoesNotHoldTheProcessUp(t *testing.T) {
 	close(gate)
 	select {
 	case last := <-next:
-		assert.Equal(t, fmt.Sprintf("line %d", linesWaiting), last, "the one that was being handed over and those that waited")
+		assert.Equal(t, fmt.Sprintf("line %d", linesWaiting), last, "the line being delivered and those in the queue")
 	case <-within(t).Done():
 		require.FailNow(t, "the receiver gets no further lines")
 	}
@@ -341,7 +342,7 @@ func TestReceiverThatStallsDoesNotHoldTheProcessUp(t *testing.T) {
 	require.NoError(t, p.Stop(within(t)))
 }
 
-// TestReceiverThatEndsItsGoroutineGetsTheNextLine: as one that returns does.
+// TestReceiverThatEndsItsGoroutineGetsTheNextLine treats it like one that returns.
 func TestReceiverThatEndsItsGoroutineGetsTheNextLine(t *testing.T) {
 	var got []string
 	p, _ := begin(t, "prints:one\ntwo\nthree\n", func(s *Spec) {
@@ -365,7 +366,7 @@ func TestStuckReceiverDoesNotHideDeath(t *testing.T) {
 	assert.Equal(t, syscall.SIGKILL, p.Exit().Signal)
 }
 
-func TestHolderOfStdoutDoesNotHoldTheParentUp(t *testing.T) {
+func TestHolderOfStdoutDoesNotBlockTheParent(t *testing.T) {
 	p, printed := begin(t, "leaves a stdout holder")
 	payload, err := p.Ready(within(t))
 	require.NoError(t, err)
@@ -373,13 +374,13 @@ func TestHolderOfStdoutDoesNotHoldTheParentUp(t *testing.T) {
 	require.NoError(t, err)
 	holder, err := os.FindProcess(sleeper)
 	require.NoError(t, err)
-	defer func() { require.NoError(t, holder.Kill(), "it was still there") }()
+	defer func() { require.NoError(t, holder.Kill(), "it still existed") }()
 	awaitDone(t, p)
 	assert.True(t, p.Exit().Success())
 	assert.Equal(t, []string{"my last words"}, printed.texts(Stdout))
 }
 
-func TestGrandchildsLinesComeUpUnderItsOwnName(t *testing.T) {
+func TestGrandchildsLinesHaveItsOwnName(t *testing.T) {
 	p, printed := begin(t, "has a child:prints:from below\n")
 	_, err := p.Ready(within(t))
 	require.NoError(t, err)
@@ -400,7 +401,7 @@ func TestPayloadsMayBeLarge(t *testing.T) {
 	require.ErrorContains(t, err, "over the limit")
 }
 
-func TestLargePayloadThatIsNeverReadHoldsNothingUp(t *testing.T) {
+func TestLargePayloadThatIsNeverReadBlocksNothing(t *testing.T) {
 	t.Setenv(early, "hang")
 	p, _ := begin(t, "echoes:"+strings.Repeat("x", 1<<20))
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -445,9 +446,10 @@ func requireGone(t *testing.T, p Process) {
 	require.ErrorIs(t, syscall.Kill(p.PID(), 0), syscall.ESRCH, "it should have been reaped")
 }
 
-// TestNoMoreProcessesStartThanThereAreProcessors launches many at once whose start-up ends when the test lets it: the time limit of each counts from
-// its own start, so none fails though the last begins late.
-func TestNoMoreProcessesStartThanThereAreProcessors(t *testing.T) {
+// TestStartsAreLimitedToTheProcessors launches many processes at once, whose start-up ends when the
+// test permits it. The time limit of each counts from its own start, so none fails though the last
+// begins late.
+func TestStartsAreLimitedToTheProcessors(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv(early, "gate")
 	t.Setenv(gates, dir)
@@ -502,15 +504,16 @@ func TestLaunchThatWaitsForASlotEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestSetUpThatIsGivenUpMayEndInGoodOrder gives a process that has said hello a moment to end what its set-up has begun.
-func TestSetUpThatIsGivenUpMayEndInGoodOrder(t *testing.T) {
+// TestCanceledSetUpMayEndGracefully gives a process that has completed the handshake a moment to
+// end its set-up.
+func TestCanceledSetUpMayEndGracefully(t *testing.T) {
 	p, printed := begin(t, "ends when it is given up")
 	ctx, cancel := context.WithCancel(t.Context())
 	started, ok := p.(*process)
 	require.True(t, ok)
 	go func() {
 		defer cancel()
-		// The hello comes by another pipe than what is printed after it.
+		// The hello and the later output use different pipes.
 		assert.Eventually(t, func() bool {
 			return started.greeted() && slices.Contains(printed.texts(Stdout), "setting up")
 		}, patience, time.Millisecond)
@@ -519,5 +522,5 @@ func TestSetUpThatIsGivenUpMayEndInGoodOrder(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	requireGone(t, p)
 	assert.True(t, p.Exit().Success(), "%v", p.Exit())
-	assert.Contains(t, printed.texts(Stdout), "in good order")
+	assert.Contains(t, printed.texts(Stdout), "gracefully")
 }

@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestLogIsRotatedBySize writes far more than is kept, from several goroutines and across a reopening.
+// TestLogIsRotatedBySize writes far more than is kept, by several goroutines and across a
+// reopening.
 func TestLogIsRotatedBySize(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "node.log")
 	const limit, line = 1000, "0123456789abcdef\n"
@@ -49,7 +50,7 @@ func TestLogIsRotatedBySize(t *testing.T) {
 	}
 }
 
-// TestLineLongerThanALogIsKeptWhole since a log that holds nothing else can't be made shorter.
+// TestLineLongerThanALogIsKeptWhole has a log with one line, which can't be made shorter.
 func TestLineLongerThanALogIsKeptWhole(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "node.log")
 	log, err := OpenLog(path)

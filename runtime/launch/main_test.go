@@ -19,16 +19,17 @@ import (
 	"go.uber.org/goleak"
 )
 
-// early is the environment variable that makes a launched process misbehave before it looks whether it was launched.
+// early is the environment variable that makes a launched process misbehave before the handshake.
 const early = "LAUNCH_TEST_EARLY"
 
-// program is the environment variable that makes this binary another program than one that tests.
+// program is the environment variable that makes this binary another program than a test.
 const program = "LAUNCH_TEST_PROGRAM"
 
-// gates is the environment variable that names the directory of the gate at which starting processes wait.
+// gates is the environment variable with the directory of the gate at which starting processes
+// wait.
 const gates = "LAUNCH_TEST_GATES"
 
-// waitAtGate says that this process has started, by a file, and waits until that is removed.
+// waitAtGate reports by a file that this process has started, and waits until that is removed.
 func waitAtGate(dir string) {
 	own := filepath.Join(dir, strconv.Itoa(os.Getpid()))
 	if err := os.WriteFile(own, nil, 0o600); err != nil {
@@ -43,10 +44,10 @@ func waitAtGate(dir string) {
 	}
 }
 
-// patience bounds what the tests wait for. It isn't an assertion of speed.
+// patience bounds what the tests wait for. No result depends on speed.
 const patience = 60 * time.Second
 
-// TestMain makes this binary its own children: a launched one lives as its payload says.
+// TestMain makes this binary its own children. The payload of a launched one selects what it does.
 func TestMain(m *testing.M) {
 	if _, launched := os.LookupEnv(marker); launched {
 		switch os.Getenv(early) {
@@ -80,9 +81,9 @@ func TestMain(m *testing.M) {
 	}
 	if child != nil {
 		mode, arg, _ := strings.Cut(string(child.Payload()), ":")
-		live, known := lives[mode]
+		live, known := behaviours[mode]
 		if !known {
-			live = func(*Child, string) error { return fmt.Errorf("no life called %q", mode) }
+			live = func(*Child, string) error { return fmt.Errorf("no behaviour called %q", mode) }
 		}
 		if err := live(child, arg); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -90,7 +91,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	// A program with the race detector in it sleeps for a second when it exits, so that late races are reported.
+	// The race detector delays the exit by a second, to report late races.
 	if err := os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0")); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -98,9 +99,9 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// lives are what a launched process may do.
-var lives = map[string]func(child *Child, arg string) error{
-	// Sets itself up, answering with its argument, and stops when asked to.
+// behaviours are what a launched process can do, by name.
+var behaviours = map[string]func(child *Child, arg string) error{
+	// Sets itself up with its argument as the address, and stops on request.
 	"ok": func(child *Child, arg string) error {
 		if err := greet(child); err != nil {
 			return err
@@ -132,7 +133,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		}
 		say("setting up")
 		<-child.Stop()
-		say("in good order")
+		say("gracefully")
 		return child.Failed(nil)
 	},
 	"dies after hello": func(child *Child, _ string) error {
@@ -226,7 +227,7 @@ var lives = map[string]func(child *Child, arg string) error{
 			}
 		}
 	},
-	// Prints what it is told and ends, without a line's end.
+	// Prints its argument without a newline, and ends.
 	"prints": func(child *Child, arg string) error {
 		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
 			return err
@@ -234,7 +235,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		_, err := os.Stdout.WriteString(arg)
 		return err
 	},
-	// Launches a child of its own, passes its lines on, and answers with the child's id.
+	// Launches a child of its own, forwards its lines, and reports the child's id.
 	"has a child": func(child *Child, arg string) error {
 		if err := greet(child); err != nil {
 			return err
@@ -256,7 +257,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		await(child)
 		return p.Stop(context.Background())
 	},
-	// Leaves a note in a file when it is orphaned, although nobody reads what it prints before that.
+	// Writes a file when it is orphaned, although no process reads its output any more.
 	"notes its parent's death": func(child *Child, path string) error {
 		if err := errors.Join(greet(child), child.Ready(nil)); err != nil {
 			return err
@@ -266,8 +267,8 @@ var lives = map[string]func(child *Child, arg string) error{
 			return os.WriteFile(path, []byte("stopped"), 0o600)
 		case <-child.Orphaned():
 		}
-		_, outErr := os.Stdout.WriteString("is anybody there?")
-		_, errErr := os.Stderr.WriteString("is anybody there?")
+		_, outErr := os.Stdout.WriteString("is a reader there?")
+		_, errErr := os.Stderr.WriteString("is a reader there?")
 		note := fmt.Appendf(nil, "orphaned, stdout: %v, stderr: %v", errors.Is(outErr, syscall.EPIPE), errors.Is(errErr, syscall.EPIPE))
 		return os.WriteFile(path, note, 0o600)
 	},
@@ -284,12 +285,12 @@ var lives = map[string]func(child *Child, arg string) error{
 		say("my last words")
 		return child.Ready(fmt.Append(nil, sleeper.Process.Pid))
 	},
-	// Answers with what a child of its own sees as its fourth file, which is the control channel here.
+	// Reports what a child of its own has as its fourth file, which is the control channel here.
 	"has a curious child": func(child *Child, _ string) error {
 		out, err := exec.Command("readlink", "/proc/self/fd/3").CombinedOutput()
 		return errors.Join(greet(child), child.Ready(fmt.Appendf(nil, "%s%v", out, err)))
 	},
-	// Answers with as much as it was given.
+	// Reports as much as it was given.
 	"echoes": func(child *Child, arg string) error {
 		if err := errors.Join(greet(child), child.Ready([]byte(arg))); err != nil {
 			return err
@@ -297,7 +298,7 @@ var lives = map[string]func(child *Child, arg string) error{
 		await(child)
 		return nil
 	},
-	// Says what it was given.
+	// Reports its arguments and environment.
 	"describes itself": func(child *Child, _ string) error {
 		if err := greet(child); err != nil {
 			return err
@@ -314,7 +315,7 @@ var lives = map[string]func(child *Child, arg string) error{
 	},
 }
 
-// launchWithoutFile launches this program when its file is not there any more.
+// launchWithoutFile launches this program after its file was removed.
 func launchWithoutFile() error {
 	file, err := os.Executable()
 	if err != nil {
@@ -339,7 +340,7 @@ func say(line string) { _, _ = os.Stdout.WriteString(line + "\n") }
 
 func greet(child *Child) error { return child.Hello(Build()) }
 
-// await returns when the child may end.
+// await returns when the child is asked to stop.
 func await(child *Child) {
 	select {
 	case <-child.Stop():
@@ -363,7 +364,7 @@ func (s *transcript) add(line Line) {
 	s.enter(false)
 }
 
-// enter notices when two goroutines are in add at once.
+// enter detects concurrent calls of add.
 func (s *transcript) enter(in bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -385,7 +386,7 @@ func (s *transcript) texts(stream Stream) []string {
 	return texts
 }
 
-// begin launches a child that lives as told, and sees to it that nothing of it remains after the test.
+// begin launches a child with a behaviour, and ensures that nothing of it remains after the test.
 func begin(t *testing.T, life string, change ...func(*Spec)) (Process, *transcript) {
 	t.Helper()
 	return beginWith(t, Self(), life, change...)
@@ -426,7 +427,7 @@ func awaitDone(t *testing.T, p Process) {
 	}
 }
 
-// tuned is Self with shorter patience.
+// tuned is Self with shorter time limits.
 func tuned(change func(*options)) Launcher {
 	launcher, ok := Self().(*self)
 	if !ok {

@@ -13,7 +13,7 @@ import (
 )
 
 // The test is the grandparent of a process, whose parent it kills.
-func TestChildNoticesThatItsParentWasKilled(t *testing.T) {
+func TestChildDetectsThatItsParentWasKilled(t *testing.T) {
 	note := filepath.Join(t.TempDir(), "note")
 	parent, _ := begin(t, "has a child:notes its parent's death:"+note)
 	payload, err := parent.Ready(within(t))
@@ -27,11 +27,11 @@ func TestChildNoticesThatItsParentWasKilled(t *testing.T) {
 	require.NoError(t, parent.Kill())
 	awaitDone(t, parent)
 
-	// The grandchild isn't ours to reap; its pidfd tells its end all the same.
+	// The grandchild can't be reaped here; its pidfd reports its end nevertheless.
 	ended, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience/time.Millisecond))
 	require.NoError(t, err)
 	require.Equal(t, 1, ended, "the orphan is still running")
 	text, err := os.ReadFile(note)
-	require.NoError(t, err, "it didn't end in good order")
+	require.NoError(t, err, "it didn't end gracefully")
 	assert.Equal(t, "orphaned, stdout: true, stderr: true", string(text))
 }

@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// However a stream is cut into writes, its lines come out whole and in order.
+// Lines are whole and in order however a stream is split into writes.
 func TestSplitterKeepsEveryByte(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(utf8.UTFMax, 12).Draw(t, "max")
@@ -35,7 +35,9 @@ func TestSplitterKeepsEveryByte(t *testing.T) {
 			require.LessOrEqual(t, len(text), limit)
 			require.True(t, utf8.ValidString(text), "a character was cut: %q", text)
 		}
-		// The model: what is there must be the stream without line ends, in order, with a new piece at each line end.
+		// The model: the output must be the stream without line ends, in order, with a new piece at
+		// each
+		// line end.
 		var want []string
 		for i, line := range strings.Split(stream, "\n") {
 			if i == strings.Count(stream, "\n") && line == "" {
@@ -47,7 +49,8 @@ func TestSplitterKeepsEveryByte(t *testing.T) {
 	})
 }
 
-// modelPieces cuts a line as far right as a whole character allows, and takes one carriage return off its end.
+// modelPieces splits a line at the last whole character that fits, and removes one carriage return
+// from its end.
 func modelPieces(line string, limit int) []string {
 	var pieces []string
 	for len(line) > limit {
@@ -92,7 +95,7 @@ func TestTailKeepsTheLastLines(t *testing.T) {
 	require.Len(t, lines[len(lines)-1].Text, tailLineSize+len("..."))
 }
 
-func TestTailHoldsOnToTheCrash(t *testing.T) {
+func TestTailKeepsTheCrash(t *testing.T) {
 	texts := func(kept *tail) []string {
 		lines := kept.lines()
 		all := make([]string, 0, len(lines))
@@ -131,5 +134,5 @@ func TestTailHoldsOnToTheCrash(t *testing.T) {
 	require.Equal(t, "fatal error: a second crash 0", texts(&kept)[0])
 	kept.add(Line{Stream: Stdout, Text: "panic: is what my program is about"})
 	add("afterwards %d", 200)
-	require.Equal(t, "fatal error: a second crash 0", texts(&kept)[0], "crashes are told on stderr")
+	require.Equal(t, "fatal error: a second crash 0", texts(&kept)[0], "crashes are printed on stderr")
 }

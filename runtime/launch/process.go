@@ -136,7 +136,7 @@ func (p *process) Exit() Exit {
 }
 
 // Kill implements [Process].
-func (p *process) Kill() error { return p.kill("it was told to") }
+func (p *process) Kill() error { return p.kill("it was requested") }
 
 // kill kills the process. os.Process holds a pidfd where there are any, and otherwise its own lock,
 // so that another process with the same id cannot be hit.
@@ -161,8 +161,8 @@ func (p *process) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	err := context.Cause(ctx)
-	return errors.Join(fmt.Errorf("launch: %s did not stop in good order, and was killed: %w", p.spec.Name, err),
-		p.end(fmt.Sprintf("it did not stop in good order (%v)", err)))
+	return errors.Join(fmt.Errorf("launch: %s did not stop gracefully, and was killed: %w", p.spec.Name, err),
+		p.end(fmt.Sprintf("it did not stop gracefully (%v)", err)))
 }
 
 // end kills the process and waits until everything has ended.

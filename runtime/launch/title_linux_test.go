@@ -10,8 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestProcessIsCalledAfterItsNodeAndShowsNoSecret looks at a launched process as other users of the machine can.
-func TestProcessIsCalledAfterItsNodeAndShowsNoSecret(t *testing.T) {
+// TestProcessIsNamedAfterItsNodeAndShowsNoSecret examines a launched process as other users of the
+// machine can.
+func TestProcessIsNamedAfterItsNodeAndShowsNoSecret(t *testing.T) {
 	before := start.args
 	t.Cleanup(func() { start.args = before })
 	long := strings.Repeat("x", 100<<10) // more than a pipe holds

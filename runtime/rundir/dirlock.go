@@ -42,7 +42,7 @@ const (
 )
 
 // ErrLocked is the error for a lock that another holder has.
-var ErrLocked = errors.New("somebody else holds the lock")
+var ErrLocked = errors.New("another process holds the lock")
 
 // errNoLocks is the error for a file system that cannot lock directories, as some network file
 // systems. The directory is then used without a lock, and sweeps leave it alone.
@@ -131,15 +131,15 @@ func tryBirth(parent, name string, mode lockMode, fill func(path string) error) 
 }
 
 // sweep processes all directories in parent that belong to dead processes: those whose name ours
-// accepts are passed to bury, hidden ones are removed. Concurrent sweeps are safe.
-func sweep(parent string, ours func(name string) bool, bury func(path string) error) error {
+// accepts are passed to remove, hidden ones are removed. Concurrent sweeps are safe.
+func sweep(parent string, ours func(name string) bool, remove func(path string) error) error {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	errs := []error{err}
 	for _, entry := range entries {
-		path, remove := filepath.Join(parent, entry.Name()), bury
+		path, remove := filepath.Join(parent, entry.Name()), remove
 		if strings.HasPrefix(entry.Name(), hiddenPrefix) {
 			info, err := entry.Info()
 			if err != nil || time.Since(info.ModTime()) < birthTime {

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestHostDirectoryIsPrivateShortAndGone(t *testing.T) {
+func TestHostDirectoryIsPrivateShortAndRemoved(t *testing.T) {
 	base := filepath.Join(shortDir(t), "raylink")
 	host, err := NewHost(base)
 	require.NoError(t, err)
@@ -59,12 +59,12 @@ func TestRuntimeDir(t *testing.T) {
 	assert.Equal(t, ours, RuntimeDir())
 
 	t.Setenv(RuntimeEnv, long)
-	assert.Equal(t, long, RuntimeDir(), "what was asked for is taken")
+	assert.Equal(t, long, RuntimeDir(), "the requested directory is used")
 	_, err := NewHost("")
 	require.ErrorContains(t, err, "too long for a Unix socket", "or refused")
 }
 
-func TestHostIsNotMadeInAHostilePlace(t *testing.T) {
+func TestHostIsNotMadeInAnUnsafePlace(t *testing.T) {
 	dir := shortDir(t)
 	place := func(name string) string { return filepath.Join(dir, name) }
 	require.NoError(t, os.Mkdir(place("target"), 0o700))
@@ -80,7 +80,7 @@ func TestHostIsNotMadeInAHostilePlace(t *testing.T) {
 	require.NoError(t, os.Chmod(place("tmp"), 0o777|os.ModeSticky))
 	own := "use one of your own, such as %s/raylink-" + strconv.Itoa(os.Geteuid())
 	for base, reason := range map[string]string{
-		place("used"):        fmt.Sprintf(own, place("used")), // to close it to others is no good advice
+		place("used"):        fmt.Sprintf(own, place("used")), // restricting its mode would not help
 		place("tmp"):         fmt.Sprintf(own, place("tmp")),
 		place("link"):        "a symbolic link",
 		place("file"):        "a file",
@@ -116,17 +116,17 @@ func TestKilledHostIsSwept(t *testing.T) {
 	require.DirExists(t, killedPath)
 
 	killed.kill()
-	// What nobody expects in there must not lead the sweep astray.
+	// Unexpected files in there must not mislead the sweep.
 	outside := shortDir(t)
 	require.NoError(t, os.WriteFile(filepath.Join(outside, "precious"), nil, 0o600))
 	require.NoError(t, os.Symlink(outside, filepath.Join(killedPath, "scratch", "link")))
 	require.NoError(t, os.Symlink(outside, filepath.Join(base, "aaaaaaaa")))
-	require.NoError(t, os.Mkdir(filepath.Join(base, "somebody's own"), 0o700))
+	require.NoError(t, os.Mkdir(filepath.Join(base, "another user's"), 0o700))
 	require.NoError(t, SweepHosts(base))
 	require.NoDirExists(t, killedPath)
 	require.DirExists(t, alivePath)
 	require.FileExists(t, filepath.Join(outside, "precious"))
-	require.DirExists(t, filepath.Join(base, "somebody's own"))
+	require.DirExists(t, filepath.Join(base, "another user's"))
 }
 
 func TestStoppedHostIsAlive(t *testing.T) {
@@ -138,7 +138,7 @@ func TestStoppedHostIsAlive(t *testing.T) {
 	require.DirExists(t, path)
 }
 
-func TestHostsAreMadeClosedAndSweptByManyAtOnce(t *testing.T) {
+func TestHostsAreMadeClosedAndSweptConcurrently(t *testing.T) {
 	base := shortDir(t)
 	bystander := begin(t, "host "+base)
 	path := bystander.line()
@@ -156,8 +156,8 @@ func TestHostsAreMadeClosedAndSweptByManyAtOnce(t *testing.T) {
 	assert.Equal(t, filepath.Base(path), entries[0].Name())
 }
 
-// A sweeper that takes a directory between its making and its locking costs its maker an attempt, not more.
-func TestMakerSurvivesASweeperThatIsTooEager(t *testing.T) {
+// A sweeper that removes a directory before its maker has locked it costs the maker one attempt.
+func TestMakerSurvivesAnEarlySweeper(t *testing.T) {
 	base := shortDir(t)
 	stop := make(chan struct{})
 	var sweeper sync.WaitGroup

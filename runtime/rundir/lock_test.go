@@ -40,7 +40,7 @@ func TestLockOfAKilledProcessIsTakenOver(t *testing.T) {
 			require.ErrorIs(t, err, ErrLocked)
 			next.kill()
 		case <-within(t).Done():
-			require.FailNow(t, "nobody took the lock over")
+			require.FailNow(t, "no process took the lock over")
 		}
 	}
 	lock, err := AcquireLock(within(t), path)
@@ -102,7 +102,7 @@ func TestWaitingForALockEndsWithItsContext(t *testing.T) {
 	_, err = AcquireLock(ctx, path)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	_, err = AcquireLock(ctx, filepath.Join(t.TempDir(), "free"))
-	require.ErrorIs(t, err, context.DeadlineExceeded, "who has no time left gets none, free or not")
+	require.ErrorIs(t, err, context.DeadlineExceeded, "an ended context gets no lock, free or not")
 	require.NoError(t, lock.Release())
 	require.NoError(t, lock.Release(), "releasing twice is no error")
 	lock, err = AcquireLock(within(t), path)
@@ -129,8 +129,8 @@ func TestLockOnARemovedFileCountsForNothing(t *testing.T) {
 			assert.NoError(t, lock.Release())
 		})
 	}
-	require.NoError(t, os.Remove(path)) // which nobody should do
-	waiters.Wait()                      // they see that their file is gone, although somebody still holds its lock
+	require.NoError(t, os.Remove(path)) // not permitted, but possible
+	waiters.Wait()                      // they notice that their file is gone, although its lock is still held
 	require.NoError(t, old.Release())
 }
 

@@ -25,7 +25,7 @@ func Machine() (string, error) {
 	}
 	facts, err := machineFacts()
 	if err != nil {
-		return "", fmt.Errorf("rundir: this machine can't be told from others, set %s: %w", MachineEnv, err)
+		return "", fmt.Errorf("rundir: this machine can't be distinguished from others, set %s: %w", MachineEnv, err)
 	}
 	sum := sha256.Sum256([]byte(strings.Join(facts, "\n")))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:10], nil

@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// play does what another process of a test is for. It says a line when it has done it, and stays until its stdin ends.
+// play does what another process of a test is for. It says a line when it has done it, and stays
+// until its stdin ends.
 func play(what string) error {
 	verb, arg, _ := strings.Cut(what, " ")
 	switch verb {
@@ -58,7 +59,7 @@ func play(what string) error {
 			return err
 		}
 		say("locked " + lock.Path())
-	case "churn": // makes, closes and abandons hosts and sweeps, for as long as it is told to
+	case "churn": // makes, closes and abandons hosts and sweeps, for as long as the test requires
 		for i := range 60 {
 			host, err := NewHost(arg)
 			if err != nil {
@@ -116,7 +117,7 @@ func begin(t *testing.T, what string) *another {
 // line waits for what it says.
 func (p *another) line() string {
 	p.t.Helper()
-	require.True(p.t, p.said.Scan(), "it ended without a word")
+	require.True(p.t, p.said.Scan(), "it ended without output")
 	return p.said.Text()
 }
 

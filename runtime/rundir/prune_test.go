@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestOldRunsArePruned keeps the newest, what is marked, what a process uses, and what is no run's.
+// TestOldRunsArePruned checks that the newest runs are kept, and marked ones, used ones, and files
+// of no run.
 func TestOldRunsArePruned(t *testing.T) {
 	data := t.TempDir()
 	runs := filepath.Join(data, "runs")
@@ -54,8 +55,8 @@ func TestOldRunsArePruned(t *testing.T) {
 	require.NoError(t, PruneRuns(filepath.Join(data, "none"), 2))
 }
 
-// TestRunsOfOneSecondArePrunedInOrder makes runs faster than the seconds of their names change, beside
-// one whose name has no fraction, as earlier versions made them.
+// TestRunsOfOneSecondArePrunedInOrder makes several runs within a second, beside one whose name has
+// no fraction, as earlier versions made them.
 func TestRunsOfOneSecondArePrunedInOrder(t *testing.T) {
 	data := t.TempDir()
 	var made []string
@@ -65,7 +66,7 @@ func TestRunsOfOneSecondArePrunedInOrder(t *testing.T) {
 		require.NoError(t, run.Close())
 		made = append(made, run.ID())
 	}
-	// The time of the last, cut to its second, is older than those of that second.
+	// The time of the last, truncated to its second, is older than the others of that second.
 	second, _, _ := strings.Cut(made[19], ".")
 	require.NoError(t, os.Mkdir(filepath.Join(data, "runs", second+"Z-zzzzzzzz"), 0o700))
 	require.NoError(t, PruneRuns(data, 1))

@@ -97,7 +97,7 @@ func TestLatestPointsToARunAtAnyTime(t *testing.T) {
 	drivers.Wait()
 }
 
-func TestOpenRunRefusesWhatIsNone(t *testing.T) {
+func TestOpenRunRefusesOtherDirectories(t *testing.T) {
 	dir := t.TempDir()
 	_, err := OpenRun(filepath.Join(dir, "nothing"))
 	require.ErrorIs(t, err, fs.ErrNotExist)
@@ -149,7 +149,7 @@ func TestMappedFilesOfARunThatIsOverAreSwept(t *testing.T) {
 	require.NoError(t, host.Close())
 	require.NoError(t, SweepRuns(data))
 	require.NoFileExists(t, ring)
-	require.DirExists(t, host.Logs(), "the rest stays")
+	require.DirExists(t, host.Logs(), "the rest remains")
 	require.DirExists(t, host.Mapped())
 }
 

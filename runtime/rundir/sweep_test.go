@@ -8,20 +8,20 @@ import (
 	"sync"
 )
 
-// step is what happens in a story of hosts that share a runtime directory.
+// step is an event in a sequence of hosts that share a runtime directory.
 type step string
 
 const (
 	made   step = "a host is made"
 	closed step = "a host is closed"
 	died   step = "a host dies"
-	swept  step = "somebody sweeps"
+	swept  step = "one sweeps"
 	rushed step = "several sweep at once"
 )
 
-// tell lets the steps happen, and checks after each one that every living host has its directory, and after each sweep that nobody
-// else has.
-func tell(base string, steps []step) error {
+// runSteps runs the steps. It checks after each that every living host has its directory, and after
+// each sweep that no dead one has.
+func runSteps(base string, steps []step) error {
 	var living []*Host
 	defer func() {
 		for _, host := range living {
@@ -39,7 +39,7 @@ func tell(base string, steps []step) error {
 		case s == closed && len(living) > 0:
 			err, living = living[0].Close(), living[1:]
 		case s == died && len(living) > 0:
-			// What the kernel does for a process that dies is to close its files.
+			// The kernel closes the files of a dead process.
 			err, living = living[0].lock.release(), living[1:]
 		case s == swept:
 			err = SweepHosts(base)
@@ -77,7 +77,7 @@ func verify(base string, living []*Host, clean bool) error {
 	entries, err := os.ReadDir(base)
 	for _, entry := range entries {
 		if path := base + "/" + entry.Name(); clean && !slices.Contains(paths, path) {
-			return fmt.Errorf("nobody's directory is still there: %s", path)
+			return fmt.Errorf("the directory of a dead host still exists: %s", path)
 		}
 	}
 	return err

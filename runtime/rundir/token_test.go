@@ -94,8 +94,9 @@ func TestTokenOfADeadProcessIsReplacedAndSwept(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist, "a link to a process that is gone stays")
 }
 
-// TestTokenThatOthersCouldHaveTouched is not trusted, whatever part of its path they could touch.
-func TestTokenThatOthersCouldHaveTouched(t *testing.T) {
+// TestTokenThatOthersCouldHaveModified is not trusted, whatever part of its path others could
+// modify.
+func TestTokenThatOthersCouldHaveModified(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, dir, path string, host *Host){
 		"mode": func(t *testing.T, _, _ string, host *Host) {
 			require.NoError(t, os.Chmod(filepath.Join(host.Path(), "token"), 0o644))
@@ -170,8 +171,8 @@ func TestKeptTokenStaysTheSame(t *testing.T) {
 	require.ErrorContains(t, err, "is empty")
 }
 
-// TestPlaceThatSomebodyElseTook is passed over, and what it holds is not looked at.
-func TestPlaceThatSomebodyElseTook(t *testing.T) {
+// TestPlaceOfAnotherUserIsSkipped checks that its content is not read.
+func TestPlaceOfAnotherUserIsSkipped(t *testing.T) {
 	base := t.TempDir()
 	dirs := []string{filepath.Join(base, "a"), filepath.Join(base, "b"), filepath.Join(base, "c")}
 	require.Equal(t, dirs[0], firstUsable(dirs))
@@ -182,14 +183,14 @@ func TestPlaceThatSomebodyElseTook(t *testing.T) {
 	require.NoError(t, os.Mkdir(dirs[2], 0o700))
 	require.Equal(t, dirs[2], firstUsable(dirs))
 	require.NoError(t, os.Remove(dirs[0]))
-	require.Equal(t, dirs[2], firstUsable(dirs), "what is in use already is kept to, although an earlier place is free again")
+	require.Equal(t, dirs[2], firstUsable(dirs), "the place in use is kept, although an earlier one is free again")
 	if os.Geteuid() == 0 {
 		require.NoError(t, os.Chown(dirs[2], 65534, 65534))
 		require.Equal(t, dirs[0], firstUsable(dirs), "another user's")
 	}
 }
 
-func TestRuntimeDirOfAnotherUserIsPassedOver(t *testing.T) {
+func TestRuntimeDirOfAnotherUserIsSkipped(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a directory away")
 	}
@@ -200,7 +201,7 @@ func TestRuntimeDirOfAnotherUserIsPassedOver(t *testing.T) {
 	require.Equal(t, firstUsable(sharedDirs()), RuntimeDir())
 }
 
-func TestRuntimeDirForAllIsRefusedWithoutHarm(t *testing.T) {
+func TestRuntimeDirForAllIsRefusedUnchanged(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o777|os.ModeSticky))
 	_, err := NewHost(dir)

@@ -55,8 +55,8 @@ type Config struct {
 	// Tunnel configures the tunnels, and Self is what their diallers learn about this host.
 	Tunnel tunnel.Config
 	Self   tunnel.Welcome
-	// Admit returns the handler of a tunnel, or the error that refuses its dialler, which has proven
-	// that it knows the token. opened, which may be nil, is called once the tunnel is open.
+	// Admit returns the handler of a tunnel, or the error that refuses its dialler, which has
+	// proven that it knows the token. opened, which may be nil, is called once the tunnel is open.
 	Admit func(hello tunnel.Hello) (handler tunnel.Handler, opened func(*tunnel.Conn), err error)
 	Log   *slog.Logger
 	// Spawn runs fn on a goroutine of the host, with a context that ends with the host. It returns

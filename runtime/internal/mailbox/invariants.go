@@ -44,7 +44,7 @@ func (m *Mailbox) audit() error {
 	case waiting != m.line.len || bytes != m.bytes:
 		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.line.len, m.bytes, waiting, bytes)
 	case m.resuming.len > m.lent:
-		return fmt.Errorf("%s has %d who want a turn back, and has borrowed %d", m.owner(), m.resuming.len, m.lent)
+		return fmt.Errorf("%s has %d goroutines that reclaim a turn, and has borrowed %d", m.owner(), m.resuming.len, m.lent)
 	case m.free > 0 && m.line.len+m.resuming.len > m.starting:
 		return fmt.Errorf("%s lets %d wait while %d turns are free and %d goroutines start", m.owner(), m.line.len+m.resuming.len, m.free, m.starting)
 	case m.over && m.busy():

@@ -20,10 +20,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestMailboxIsItsModel plays random scripts.
-func TestMailboxIsItsModel(t *testing.T) {
+// TestMailboxAgreesWithItsModel runs random scripts.
+func TestMailboxAgreesWithItsModel(t *testing.T) {
 	steps := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) step {
-		// Things that end a story are rarer than those that it is made of.
+		// Steps that end a script are rarer than others.
 		do := action(rapid.IntRange(0, int(actions)-1).Draw(t, "do"))
 		if do >= closed && rapid.IntRange(0, 5).Draw(t, "really") > 0 {
 			do = enqueue
@@ -38,14 +38,15 @@ func TestMailboxIsItsModel(t *testing.T) {
 			script = append([]step{{do: open}}, script...)
 		}
 		var err error
-		synctest.Test(t, func(*testing.T) { err = tell(limits, script) })
+		synctest.Test(t, func(*testing.T) { err = runScript(limits, script) })
 		if err != nil {
 			rt.Fatal(err)
 		}
 	})
 }
 
-// One caller's calls keep their order while others come, lend their turn, give up or end their goroutines, all at once.
+// One caller's calls keep their order while others arrive, yield their turn, are canceled or end
+// their goroutines concurrently.
 func TestOrderUnderLoad(t *testing.T) {
 	const callers, calls = 8, 300
 	m := New(func() string { return "m" }, Limits{Turns: 1, Pending: 1 << 20, Bytes: 1 << 40, Beside: 1})
@@ -54,8 +55,8 @@ func TestOrderUnderLoad(t *testing.T) {
 	var last [callers]int // guarded by the turn
 	var all sync.WaitGroup
 	serve := func(turn *Turn, caller, call int) {
-		assert.Equal(t, int32(1), inside.Add(1), "two hold the one turn")
-		assert.Less(t, last[caller], call, "a later call came first")
+		assert.Equal(t, int32(1), inside.Add(1), "two calls hold the only turn")
+		assert.Less(t, last[caller], call, "a later call ran first")
 		last[caller] = call
 		inside.Add(-1)
 		if call%7 == 0 {
@@ -63,7 +64,7 @@ func TestOrderUnderLoad(t *testing.T) {
 			runtime.Gosched()
 			turn.Resume()
 			assert.True(t, turn.Held())
-			assert.Equal(t, int32(1), inside.Add(1), "two hold the one turn")
+			assert.Equal(t, int32(1), inside.Add(1), "two calls hold the only turn")
 			inside.Add(-1)
 		}
 	}
@@ -122,7 +123,8 @@ type work struct {
 func (w *work) Run(turn *Turn) { w.run(turn) }
 func (w *work) Refuse(error)   {}
 
-// A turn that was lent stays away until all the goroutines that lent it want it back, and those that come back first wait for the others.
+// A turn that several goroutines have suspended is reclaimed when all of them have resumed; the
+// first ones wait for the others.
 func TestTurnLentTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := New(func() string { return "m" }, modelLimits)
@@ -133,7 +135,7 @@ func TestTurnLentTwice(t *testing.T) {
 		turn.Suspend()
 		var back atomic.Int32
 		for range 2 {
-			require.True(t, m.TryTurn(&other, nil), "the turn was not lent")
+			require.True(t, m.TryTurn(&other, nil), "the turn was not released")
 			go func() {
 				turn.Resume()
 				back.Add(1)
@@ -146,13 +148,13 @@ func TestTurnLentTwice(t *testing.T) {
 		require.Equal(t, int32(2), back.Load())
 		require.True(t, turn.Held())
 		turn.Release()
-		require.True(t, m.TryTurn(&other, nil), "the turn is gone")
+		require.True(t, m.TryTurn(&other, nil), "the turn is lost")
 		other.Release()
 	})
 }
 
 // The errors of full mailboxes name the node, the bound and the oldest call.
-func TestFullMailboxSaysWhy(t *testing.T) {
+func TestFullMailboxNamesItsBound(t *testing.T) {
 	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Beside: 1})
 	put := func(label string, bytes int64) error {
 		_, err := m.Enqueue(&Entry{Work: &player{}, Label: label, Bytes: bytes})
@@ -192,7 +194,7 @@ func (g gated) Run(*Turn) {
 
 func (gated) Refuse(error) {}
 
-// TestRunningListsWhatRuns: with a turn of the line, with a caller's and beside the turns, until it ends.
+// TestRunningListsWhatRuns covers queued calls that got a turn, inline calls and concurrent ones.
 func TestRunningListsWhatRuns(t *testing.T) {
 	m := New(func() string { return "counter-0" }, Limits{Turns: 2, Pending: 9, Bytes: 9, Beside: 9})
 	m.Open()
@@ -205,10 +207,10 @@ func TestRunningListsWhatRuns(t *testing.T) {
 	require.NoError(t, m.Enter(&mark, "Watch", "beside"))
 	_, err = m.Enqueue(&Entry{Work: second, Label: "Add"})
 	require.NoError(t, err)
-	require.Equal(t, []any{first, "with a caller's", "beside"}, m.Running(), "what waits does not run")
+	require.Equal(t, []any{first, "with a caller's", "beside"}, m.Running(), "a queued call does not run")
 	m.Leave(&mark)
 	require.Equal(t, []any{first, "with a caller's"}, m.Running())
-	turn.Suspend() // what has lent its turn still runs
+	turn.Suspend() // a call that has suspended its turn still runs
 	<-second.began
 	require.Equal(t, []any{first, "with a caller's", second}, m.Running())
 	close(second.gate)

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 )
 
-// step is one thing that happens to a mailbox. pick chooses whom it happens to, among those it can happen to.
+// step is one operation on a mailbox. pick chooses its subject among the possible ones.
 type step struct {
 	do   action
 	pick int
@@ -44,7 +44,7 @@ var errClosed, errCut = errors.New("closed"), errors.New("cut off")
 // player is a piece of work, in the mailbox and in the model of it.
 type player struct {
 	name string
-	// What the mailbox says.
+	// What the mailbox reports.
 	entry     Entry
 	turn      *Turn
 	cancel    context.CancelFunc
@@ -53,7 +53,7 @@ type player struct {
 	refused   error
 	ended     bool
 	wantsBack atomic.Int32 // goroutines in Resume
-	// What the model says.
+	// What the model predicts.
 	is    state
 	users int
 	kind  action
@@ -71,7 +71,7 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"waits", "runs", "has lent its turn", "wants its turn back", "is gone", "was refused"}[s]
+	return [...]string{"waits", "runs", "has suspended its turn", "resumes its turn", "is gone", "was refused"}[s]
 }
 
 // Run implements Work.
@@ -86,16 +86,16 @@ func (p *player) Run(turn *Turn) {
 // Refuse implements Work.
 func (p *player) Refuse(err error) { p.refused = err }
 
-// world plays a script on a mailbox, and on a model of it that is simple enough to be believed.
+// world runs a script on a mailbox and on a simple model of it.
 type world struct {
 	m       *Mailbox
 	limits  Limits
 	players []*player
-	// The model: those in line, those who want back, and the rest of the state.
+	// The model: the queue, the goroutines that resume a turn, and the rest of the state.
 	line, resuming []*player
 	opened, over   bool
 	beside         int
-	marks          []*Turn // of those beside
+	marks          []*Turn // of concurrent calls
 	finished       uint64
 	closedWith     error
 	cut            bool
@@ -103,8 +103,9 @@ type world struct {
 	stopDrain      context.CancelFunc
 }
 
-// tell plays a script, and returns what the mailbox did otherwise than the model. It must be called in a bubble.
-func tell(limits Limits, script []step) (err error) {
+// runScript runs a script, and returns where the mailbox differs from the model. It must be called
+// in a bubble of synctest.
+func runScript(limits Limits, script []step) (err error) {
 	w := &world{limits: limits, m: New(func() string { return "m" }, limits)}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopDrain = cancel
@@ -123,7 +124,7 @@ func tell(limits Limits, script []step) (err error) {
 	return nil
 }
 
-// tidy ends whatever is left, so that the bubble can end.
+// tidy ends everything that is left, so that the bubble can end.
 func (w *world) tidy() {
 	w.stopDrain()
 	w.m.Abandon(errCut)
@@ -182,7 +183,7 @@ func (w *world) bytes() (sum int64) {
 	return sum
 }
 
-// admit is what the model does with newcomers; inner ones come from what runs already.
+// admit is the model's treatment of new calls; inner ones are made by running calls.
 func (w *world) admit(p *player, inner bool) {
 	switch {
 	case w.over || w.cut || w.closedWith != nil && !inner:
@@ -197,8 +198,8 @@ func (w *world) admit(p *player, inner bool) {
 	}
 }
 
-// settle hands turns on.
-func (w *world) settle() {
+// grantTurns passes free turns on.
+func (w *world) grantTurns() {
 	for w.free() > 0 {
 		switch {
 		case len(w.resuming) > 0:
@@ -223,7 +224,7 @@ func without(list []*player, p *player) []*player {
 	return slices.DeleteFunc(slices.Clone(list), func(q *player) bool { return q == p })
 }
 
-// play does one step to both, and says what it was; nothing if it can't be done now.
+// play applies one step to both, and describes it; it returns "" if the step is impossible now.
 func (w *world) play(s step) string {
 	switch s.do {
 	case enqueue:
@@ -247,7 +248,7 @@ func (w *world) play(s step) string {
 		return p.name + " tries"
 	case acquire:
 		w.acquire(w.join(acquire))
-		return "a goroutine wants a turn"
+		return "a goroutine acquires a turn"
 	case finish, goexit:
 		return w.finish(s)
 	case suspend, suspendLate, resume:
@@ -261,7 +262,7 @@ func (w *world) play(s step) string {
 			return ""
 		}
 		w.opened = true
-		w.settle()
+		w.grantTurns()
 		w.m.Open()
 		return "it opens"
 	case closed:
@@ -309,7 +310,7 @@ func (w *world) finish(s step) string {
 	w.resuming = without(w.resuming, p)
 	p.is = gone
 	w.finished++
-	w.settle()
+	w.grantTurns()
 	if p.kind == enqueue {
 		p.end <- s.do == goexit
 	} else {
@@ -337,26 +338,26 @@ func (w *world) lend(s step) string {
 	switch s.do {
 	case suspendLate:
 		p.turn.Suspend()
-		return p.name + " lends a turn that it no longer has"
+		return p.name + " suspends a turn that it no longer has"
 	case resume:
 		if p.users--; p.users == 0 {
 			p.is = wants
 			w.resuming = append(w.resuming, p)
-			w.settle()
+			w.grantTurns()
 		}
 		p.wantsBack.Add(1)
 		go func() {
 			p.turn.Resume()
 			p.wantsBack.Add(-1)
 		}()
-		return p.name + " wants its turn back"
+		return p.name + " resumes its turn"
 	default:
 		p.users++
 		w.resuming = without(w.resuming, p)
 		p.is = lends
-		w.settle()
+		w.grantTurns()
 		p.turn.Suspend()
-		return p.name + " lends its turn"
+		return p.name + " suspends its turn"
 	}
 }
 
@@ -374,13 +375,13 @@ func (w *world) leaveLine(s step) string {
 	w.end()
 	if kind == acquire {
 		p.cancel()
-		return p.name + " gives up"
+		return p.name + " is canceled"
 	}
 	p.refused = errors.New("it was not removed")
 	if w.m.Remove(&p.entry) && !w.m.Remove(&p.entry) {
 		p.refused = errors.New("removed")
 	}
-	return p.name + " is taken out"
+	return p.name + " is removed"
 }
 
 func (w *world) goBeside(s step) string {
@@ -401,14 +402,14 @@ func (w *world) goBeside(s step) string {
 	}
 	mark := &Turn{}
 	if err := w.m.Enter(mark, "beside", nil); (err == nil) != fits {
-		w.beside += 100 // the comparison says the rest
+		w.beside += 100 // the comparison covers the rest
 	} else if err == nil {
 		w.marks = append(w.marks, mark)
 	}
 	return "one enters"
 }
 
-// compare says where mailbox and model differ.
+// compare returns the difference between mailbox and model.
 func (w *world) compare() error {
 	w.m.mu.Lock()
 	err := w.m.audit()
@@ -436,7 +437,7 @@ func (w *world) compare() error {
 		return fmt.Errorf("it counts %+v where there is %+v", got, want)
 	}
 	if w.drained != w.over {
-		return fmt.Errorf("it is over: %v, and whoever waited for that knows: %v", w.over, w.drained)
+		return fmt.Errorf("it is over: %v, and its waiter was notified: %v", w.over, w.drained)
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func dialRaw(ctx context.Context, dial DialFunc, network, address string, hello 
 // ErrOpen refuses a system without a token where the process was not configured to join one.
 func ErrOpen(address string) error {
 	return connect.Errorf(connect.CodeUnauthenticated,
-		"what answers at %s asks for no token, so it could be anybody's: if that system is open on purpose, say so with WithOpen, --open or RAYLINK_OPEN=1",
+		"the process at %s asks for no token, so it could be another user's: if that system is open on purpose, permit it with WithOpen, --open or RAYLINK_OPEN=1",
 		address)
 }
 

@@ -72,7 +72,8 @@ func (w *world) close() {
 	w.spawned.Wait()
 }
 
-// host listens as a host with an id, and returns its listener and what ends it with its connections.
+// host listens as a host with an id, and returns its listener and what ends it with its
+// connections.
 func (w *world) host(id, address, token string) (end func()) {
 	w.t.Helper()
 	l, err := w.Listen(address)
@@ -263,7 +264,8 @@ func TestUnixSocketIsUsedOnlyIfItIsTheHosts(t *testing.T) {
 		require.EqualValues(t, 2, w.dials.Load(), "the socket and then TCP")
 		_, err = w.pool.Get(t.Context(), nodeOn("near", "near:1", "/run/near.sock"), "")
 		require.NoError(t, err, "nothing listens at its address")
-		// An HTTP connection chooses alike; this host carries no HTTP, and says so itself.
+		// An HTTP connection chooses in the same way; this host returns an error, as it serves no
+		// HTTP.
 		_, err = w.pool.DialHTTP(t.Context(), nodeOn("h", "h:1", "/run/stale.sock").GetHost())
 		require.ErrorContains(t, err, tunnel.ProtocolHTTP)
 	})

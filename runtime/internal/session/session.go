@@ -43,7 +43,8 @@ const (
 // Host is what a session reports of its host, and what it notifies of. The methods are called on
 // goroutines of the session, which continue when they return.
 type Host interface {
-	// Info describes the host, and Nodes those that live on it. Brain gets both with each new lease.
+	// Info describes the host, and Nodes returns those on it. Brain gets both with each new
+	// lease.
 	Info() *nodev1.HostInfo
 	Nodes() []*nodev1.NodeRef
 	// OnPolicy is called with Brain's policy for HTTP clients, when a lease is granted.
@@ -118,7 +119,7 @@ func newSession(config Config, hello *brainv1.HelloResponse) *Session {
 // Root refers to Brain as a node.
 func (s *Session) Root() *nodev1.NodeRef { return s.hello.GetRoot() }
 
-// LastTraffic is when Brain was last heard from on the lease stream, in Unix nanoseconds; 0 before
+// LastTraffic is when Brain last sent something on the lease stream, in Unix nanoseconds; 0 before
 // the first lease.
 func (s *Session) LastTraffic() int64 { return s.lastTraffic.Load() }
 
@@ -283,7 +284,7 @@ func (s *Session) reconcile(ctx context.Context, unknown []string) {
 		return // the stream will end too, and be reopened
 	}
 	if hello.GetBrainId() != s.hello.GetBrainId() {
-		s.config.Log.Error("another Brain answers at the address of the one that was joined; the nodes here go on serving those who hold a handle")
+		s.config.Log.Error("another Brain answers at the address of the one that was joined; the nodes here continue to serve callers that have a handle")
 		return
 	}
 	for _, nid := range unknown {
@@ -303,8 +304,8 @@ func endOf(stream interface {
 	}
 }
 
-// Goodbye gives the lease back gracefully, and blocks until Brain has recorded that, for a second at
-// most. It must be called once.
+// Goodbye gives the lease back gracefully, and blocks until Brain has recorded that, for a second
+// at most. It must be called once.
 func (s *Session) Goodbye(ctx context.Context) {
 	close(s.leaving)
 	select {

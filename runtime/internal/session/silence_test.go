@@ -17,7 +17,7 @@ func TestSilenceIsCountedWhileTheProcessRuns(t *testing.T) {
 	}
 	require.Equal(t, period, look(period, 0))
 	require.Equal(t, 2*period, look(period, 0))
-	require.Zero(t, look(period, 1), "something was heard")
+	require.Zero(t, look(period, 1), "there was traffic")
 	require.Equal(t, period+lateness, look(period+lateness, 1), "a little late")
 	require.Zero(t, look(time.Hour, 1), "it was stopped")
 	require.Equal(t, period, look(period, 1))
