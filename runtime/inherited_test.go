@@ -20,6 +20,7 @@ var ownOptions = map[string]string{
 	"KeepRuns":           "only the process that begins a run removes older ones",
 	"Output":             "a function: a launched process forwards its output to its launcher",
 	"Interceptors":       "functions: the program gives Init its own in every process",
+	"Events":             "functions: the program gives Init its own in every process",
 	"ClientInterceptors": "functions: the program gives Init its own in every process",
 	"BusyPoll":           "of the process; RAYLINK_BUSY_POLL is inherited with the environment",
 	"HeapFloor":          "of the process; RAYLINK_HEAP_FLOOR is inherited with the environment",
