@@ -292,8 +292,8 @@ func (e *interceptedEndpoint) submitIntercepted(ctx context.Context, m *Method, 
 }
 
 // withOwnCallInfo gives a call a CallInfo of its own instead of the caller's, which the caller may
-// read before the call has ended. deliver copies what the call has set to the caller's. It is nil if
-// ctx has no CallInfo.
+// read before the call has ended. deliver copies what the call has set to the caller's. It is nil
+// if ctx has no CallInfo.
 func withOwnCallInfo(ctx context.Context, m *Method) (_ context.Context, deliver func()) {
 	info, ok := connect.CallInfoForClientContext(ctx)
 	if !ok {
