@@ -473,8 +473,8 @@ func ofSoak() []Mutant {
 			Edit: Edit{
 				File:     "runtime/tunnel/serve.go",
 				Func:     "readLoop.onCancel",
-				Original: "c.mu.Lock() in := c.servedAt(id)",
-				Mutated:  "if id > 0 { return }\nc.mu.Lock()\nin := c.servedAt(id)",
+				Original: "c := l.conn",
+				Mutated:  "c := l.conn\nif id > 0 { return }",
 			},
 			Package: "internal/soak", Test: "TestSoak", Args: []string{brief, "-soak=5s"}, Timeout: limit,
 			Prints: `a method's context did not end with its call`,
