@@ -28,8 +28,8 @@
 //	calls      generated.go (all that generated code calls), service.go, method.go, call.go,
 //	           endpoint*.go, serve.go, stream.go, pipe.go, future.go, stub.go
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
-//	           interceptor.go, errors.go
+//	           interceptor.go, clientinterceptor.go, retry.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
-//	processes  host.go, child.go, session.go, listener.go (on internal/session, listen, peers),
+//	processes  host.go, events.go, child.go, session.go, listener.go (on internal/session, listen, peers),
 //	           remote.go, dispatch.go, inline.go, web.go, health.go, supervise.go
 package runtime
