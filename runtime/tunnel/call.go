@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -138,7 +139,7 @@ func (t *callTable) shrink() {
 func (c *Conn) Start(ctx context.Context, call *Call) error {
 	size, err := codec.Size(call.Request)
 	if err != nil {
-		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
+		return notRun(Unsendable(call.Procedure, c.dialled, call.Request, err))
 	}
 	if size > c.peer.maxMessage {
 		return notRun(MessageTooLarge(call.Procedure, true, size, c.peer.maxMessage))
@@ -165,7 +166,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		body, err = codec.Encode(call.Request, size)
 		c.mu.Lock()
 		if err != nil {
-			err = notRun(c.cannotEncode(call.Procedure, call.Request, err))
+			err = notRun(Unsendable(call.Procedure, c.dialled, call.Request, err))
 		} else {
 			err = c.refusalError()
 		}
@@ -179,7 +180,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	call.conn, call.id, call.outMessage = c, id, nil
 	if err := c.sendCall(ctx, call, body, meta, size); err != nil {
 		c.releaseID(id)
-		return notRun(c.cannotEncode(call.Procedure, call.Request, err))
+		return notRun(Unsendable(call.Procedure, c.dialled, call.Request, err))
 	}
 	c.calls.Add(1)
 	if call.Synchronous {
@@ -204,6 +205,47 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 // callBatch is the number of queued calls after which the caller of the last one writes them itself
 // although more may follow, so that the peer can proceed.
 const callBatch = 32
+
+// acquireWindow acquires the send window for a call of the given cost, and blocks while it does not
+// fit. It is called with c.mu held and returns with it held, and releases it while it blocks. After
+// an error nothing is acquired.
+func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
+	if err := c.refusalError(); err != nil {
+		return err
+	}
+	s := &c.sendWindow
+	// A stream costs nothing, so it may pass requests that wait for bytes.
+	if s.fits(cost) && (s.waiters.Len() == 0 || cost == 0) {
+		s.acquire(cost)
+		return nil
+	}
+	w := &waiter{cost: cost, ready: make(chan struct{})}
+	place := s.waiters.PushBack(w)
+	c.mu.Unlock()
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+	case <-c.refused:
+	}
+	c.mu.Lock()
+	if !w.granted {
+		s.abandon(place)
+		if err := c.refusalError(); err != nil {
+			return err
+		}
+		return notRun(contextError(ctx.Err(), fmt.Sprintf(
+			"waiting for the send window of the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
+			c.peerName(), s.used, s.window, s.open, s.maxOpen)))
+	}
+	err := c.refusalError()
+	if err == nil && ctx.Err() != nil {
+		err = notRun(contextError(ctx.Err(), ""))
+	}
+	if err != nil {
+		s.release(cost)
+	}
+	return err
+}
 
 // sendCall queues the CALL frame.
 func (c *Conn) sendCall(ctx context.Context, call *Call, body *codec.Encoded, meta, size int) error {

@@ -162,13 +162,6 @@ type transport struct {
 	target, caller string
 }
 
-// Transport returns a transport for connect's generated clients. Their calls go to target and come
-// from caller. The [connect.CallInfo] of a call supplies the request's header and receives the
-// response's header and trailer.
-func (c *Conn) Transport(target, caller string) connect.Transport {
-	return &transport{conn: c, target: target, caller: caller}
-}
-
 // NewClientStream opens a stream for spec.
 func (t *transport) NewClientStream(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
 	info, _ := connect.CallInfoForClientContext(ctx)

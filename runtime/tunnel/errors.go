@@ -226,10 +226,6 @@ func CheckDecoding(procedure string, request bool, msg proto.Message) error {
 // errEncodingEnded is for message types other than protobuf's own, whose methods may do anything.
 var errEncodingEnded = errors.New("the message ended its goroutine (runtime.Goexit) instead of returning")
 
-func (c *Conn) cannotEncode(procedure string, msg proto.Message, err error) *connect.Error {
-	return Unsendable(procedure, c.dialled, msg, err)
-}
-
 // unsendableField describes the first field because of which a message cannot be encoded. It
 // returns "" if there is none.
 func unsendableField(msg proto.Message) (why string) {

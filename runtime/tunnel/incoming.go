@@ -405,7 +405,7 @@ func (c *Conn) queueReply(
 		if !queued {
 			o.buf = o.buf[:start+headerBytes]
 			if failure == nil { // encoding ended this goroutine
-				failure = c.cannotEncode(in.Procedure, nil, errEncodingEnded)
+				failure = Unsendable(in.Procedure, c.dialled, nil, errEncodingEnded)
 			}
 			c.appendFailure(in.id, start, header, trailer, failure)
 		}
@@ -417,7 +417,7 @@ func (c *Conn) queueReply(
 	if stream == nil {
 		flags |= replyMessage
 		if b, err = codec.Append(b, res, size); err != nil {
-			failure = c.cannotEncode(in.Procedure, res, err)
+			failure = Unsendable(in.Procedure, c.dialled, res, err)
 			return err
 		}
 	}
@@ -430,7 +430,7 @@ func (c *Conn) queueReply(
 // notEncoded logs that a response cannot be encoded, and returns the error for the caller.
 func (c *Conn) notEncoded(in *Incoming, res proto.Message, err error) *connect.Error {
 	c.cfg.Logger.Error("tunnel: a response could not be encoded", "call", in.Procedure, "target", in.Target, "error", err)
-	return c.cannotEncode(in.Procedure, res, err)
+	return Unsendable(in.Procedure, c.dialled, res, err)
 }
 
 // appendFailure completes a REPLY that carries an error. Its frame header is at start.

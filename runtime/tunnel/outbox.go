@@ -638,3 +638,14 @@ func (l *readLoop) onPing(body []byte) error {
 	c.out.frame(kindPong, 0, body)
 	return nil
 }
+
+// grant sends the peer n bytes of credit. The inbox must already have counted them.
+func (c *Conn) grant(id uint32, n int) {
+	if n <= 0 {
+		return
+	}
+	c.mu.Lock()
+	c.out.frame(kindCredit, id, appendInt(nil, n))
+	c.kick()
+	c.mu.Unlock()
+}

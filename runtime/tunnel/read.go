@@ -435,17 +435,6 @@ func (l *readLoop) onCredit(id uint32, body []byte) error {
 	return nil
 }
 
-// grant sends the peer n bytes of credit. The inbox must already have counted them.
-func (c *Conn) grant(id uint32, n int) {
-	if n <= 0 {
-		return
-	}
-	c.mu.Lock()
-	c.out.frame(kindCredit, id, appendInt(nil, n))
-	c.kick()
-	c.mu.Unlock()
-}
-
 // Responses on the dialling side. Everything here runs on the connection's reader.
 
 // responseMetadata parses the header and trailer of a response into r.
@@ -513,7 +502,7 @@ func (l *readLoop) onReply(h frameHeader, body []byte) error {
 		return nil
 	}
 	if s.reply != nil { // superseded: the peer gave up in the middle of a message
-		c.returnReplyWindow(s.reply)
+		l.returnReplyWindow(s.reply)
 		s.reply = nil
 	}
 	if s.call != nil { // a peer may answer before it has received all of the request
@@ -567,7 +556,7 @@ func (l *readLoop) replyComplete(id uint32) {
 		return
 	}
 	r, call := s.reply, s.call
-	c.returnReplyWindow(r)
+	l.returnReplyWindow(r)
 	c.releaseID(id)
 	c.mu.Unlock()
 	if call == nil {
@@ -585,7 +574,8 @@ func (l *readLoop) replyComplete(id uint32) {
 
 // returnReplyWindow returns the window that a large response used to the peer. The caller must hold
 // c.mu.
-func (c *Conn) returnReplyWindow(r *partialReply) {
+func (l *readLoop) returnReplyWindow(r *partialReply) {
+	c := l.conn
 	c.replyBytes -= r.total
 	c.out.frame(kindCredit, 0, appendInt(nil, r.total))
 	c.kick()

@@ -2,8 +2,6 @@ package tunnel
 
 import (
 	"container/list"
-	"context"
-	"fmt"
 )
 
 // sendWindow is the send window of a connection: it admits unary requests while they fit the peer's
@@ -56,45 +54,4 @@ func (s *sendWindow) admitWaiters() {
 func (s *sendWindow) abandon(place *list.Element) {
 	s.waiters.Remove(place)
 	s.admitWaiters()
-}
-
-// acquireWindow acquires the send window for a call of the given cost, and blocks while it does not
-// fit. It is called with c.mu held and returns with it held, and releases it while it blocks. After
-// an error nothing is acquired.
-func (c *Conn) acquireWindow(ctx context.Context, cost int) error {
-	if err := c.refusalError(); err != nil {
-		return err
-	}
-	s := &c.sendWindow
-	// A stream costs nothing, so it may pass requests that wait for bytes.
-	if s.fits(cost) && (s.waiters.Len() == 0 || cost == 0) {
-		s.acquire(cost)
-		return nil
-	}
-	w := &waiter{cost: cost, ready: make(chan struct{})}
-	place := s.waiters.PushBack(w)
-	c.mu.Unlock()
-	select {
-	case <-w.ready:
-	case <-ctx.Done():
-	case <-c.refused:
-	}
-	c.mu.Lock()
-	if !w.granted {
-		s.abandon(place)
-		if err := c.refusalError(); err != nil {
-			return err
-		}
-		return notRun(contextError(ctx.Err(), fmt.Sprintf(
-			"waiting for the send window of the connection to %s: %d of %d bytes of requests in %d of %d calls are not answered yet",
-			c.peerName(), s.used, s.window, s.open, s.maxOpen)))
-	}
-	err := c.refusalError()
-	if err == nil && ctx.Err() != nil {
-		err = notRun(contextError(ctx.Err(), ""))
-	}
-	if err != nil {
-		s.release(cost)
-	}
-	return err
 }

@@ -493,6 +493,13 @@ func (l *readLoop) onStreamData(h frameHeader, body []byte, t destination) error
 // errCallOver is the error of a send on a stream whose call is over.
 var errCallOver = errors.New("tunnel: the call is over")
 
+// Transport returns a transport for connect's generated clients. Their calls go to target and come
+// from caller. The [connect.CallInfo] of a call supplies the request's header and receives the
+// response's header and trailer.
+func (c *Conn) Transport(target, caller string) connect.Transport {
+	return &transport{conn: c, target: target, caller: caller}
+}
+
 // sendMessage sends one message of a stream and returns its encoded size. It blocks for credit, and
 // for the writer if much is queued. It returns the queue's reason if the queue is or becomes
 // closed.
@@ -502,7 +509,7 @@ func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.
 	}
 	size, err := codec.Size(msg)
 	if err != nil {
-		return 0, c.cannotEncode(procedure, msg, err)
+		return 0, Unsendable(procedure, c.dialled, msg, err)
 	}
 	if size > c.peer.maxMessage {
 		return 0, MessageTooLarge(procedure, c.dialled, size, c.peer.maxMessage)
@@ -510,7 +517,7 @@ func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.
 	var body *codec.Encoded
 	if size > inlineBytes {
 		if body, err = codec.Encode(msg, size); err != nil {
-			return 0, c.cannotEncode(procedure, msg, err)
+			return 0, Unsendable(procedure, c.dialled, msg, err)
 		}
 		size = body.Size
 	}
@@ -545,7 +552,7 @@ func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto
 		b, err := codec.Append(o.buf, msg, size)
 		if err != nil {
 			o.buf = o.buf[:start]
-			return nil, c.cannotEncode(procedure, msg, err)
+			return nil, Unsendable(procedure, c.dialled, msg, err)
 		}
 		o.buf = b
 		q.credit -= len(b) - start - headerBytes + messageCost
@@ -557,7 +564,7 @@ func (c *Conn) queueMessage(q *sendQueue, id uint32, procedure string, msg proto
 	if body == nil {
 		var err error
 		if body, err = codec.Encode(msg, size); err != nil {
-			return nil, c.cannotEncode(procedure, msg, err)
+			return nil, Unsendable(procedure, c.dialled, msg, err)
 		}
 	}
 	m := &outMessage{id: id, kind: kindData, body: body, sent: make(chan struct{})}
