@@ -191,10 +191,6 @@ func (n *Node) isAwaitedBy(ctx context.Context) bool {
 	return false
 }
 
-func errNoSystem() error {
-	return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no children, no tunnels and no end")
-}
-
 // Ping calls the node and returns the round-trip time. A node answers it even while it is busy.
 func (r Ref) Ping(ctx context.Context) (time.Duration, error) {
 	start := time.Now()

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -130,4 +131,21 @@ func parseChain(b []byte) (*chain, error) {
 		return nil, nil //nolint:nilnil // an empty chain is nil
 	}
 	return links[0], nil
+}
+
+// chainOf returns the calls that wait for a call made with ctx: the turn that the current method
+// holds, and the calls that wait for that.
+func chainOf(ctx context.Context) *chain {
+	cc := callContextOf(ctx)
+	if cc == nil {
+		return nil
+	}
+	if cc.turn == nil || !cc.turn.Held() {
+		return cc.chain
+	}
+	method := "Do"
+	if cc.call.method != nil {
+		method = cc.call.method.fullName()
+	}
+	return &chain{nid: cc.node.nid, path: cc.node.path, method: method, overrides: cc.node.overrides, outer: cc.chain}
 }

@@ -25,26 +25,6 @@ type dispatcher struct {
 
 var _ tunnel.Handler = (*dispatcher)(nil)
 
-// targetOf encodes one incarnation of a node for the wire: `nid` or `nid@incarnation`. The empty
-// target is the host itself.
-func targetOf(nid string, incarnation uint64) string {
-	if incarnation == 0 {
-		return nid
-	}
-	return nid + "@" + strconv.FormatUint(incarnation, 10)
-}
-
-// wire encodes a caller for the wire, and parseCaller decodes it. A caller outside nodes is empty.
-func (c Caller) wire() string { return c.NID + " " + c.Path }
-
-func parseCaller(s string) *Caller {
-	if s == "" {
-		return nil
-	}
-	nid, path, _ := strings.Cut(s, " ")
-	return &Caller{NID: nid, Path: path}
-}
-
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
 	nid, life, _ := strings.Cut(target, "@")
@@ -172,18 +152,6 @@ func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
 		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
 	}
-}
-
-// answer sends the outcome of a job that came through a tunnel.
-func (j *job) answer() {
-	if j.err == nil && !j.cc.call.hasReply() {
-		j.in.Reply(j.res, nil)
-		return
-	}
-	header, trailer, err := j.cc.node.outcome(j.cc, j.err)
-	j.in.SetHeader(header.header)
-	j.in.SetTrailer(trailer.header)
-	j.in.Reply(j.res, err)
 }
 
 // ServeUnary implements [tunnel.Handler]: it puts the call into the node's mailbox, or has it run

@@ -108,3 +108,14 @@ func (j *job) asyncOutcome(ctx context.Context, info *connect.CallInfo) (show fu
 	}
 	return show, fromPeer(ctx, err)
 }
+
+// localCall makes the context of a call made with ctx to a node of this process.
+func localCall(ctx context.Context, m *Method, metadata Metadata) *callContext {
+	c := newCall(ctx, m, byLocal)
+	c.call.receive(metadata)
+	if cc := callContextOf(ctx); cc != nil {
+		c.call.from = &cc.node.identity
+		c.chain = chainOf(ctx)
+	}
+	return c
+}

@@ -111,19 +111,6 @@ func (h *Host) refTo(service *Service, rec *nodev1.NodeRecord) Ref {
 	return Ref{service: service, to: h.intercepted(&remoteEndpoint{remote: r})}
 }
 
-// setAttribute publishes an attribute of a local node.
-func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.Value) error {
-	mayBlock(ctx)
-	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
-		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), SetAttributes: map[string]*nodev1.Value{key: v},
-	}}})
-	if err != nil {
-		return fmt.Errorf("publishing the attribute %q of %s: %w", key, n.path, err)
-	}
-	n.setRecord(res.GetNodes()[0])
-	return nil
-}
-
 // Children returns the records of the nodes at the root of the tree, in the order of their
 // creation.
 func (h *Host) Children(ctx context.Context) ([]*nodev1.NodeRecord, error) {

@@ -2,13 +2,11 @@ package runtime
 
 import (
 	"context"
-	"net/http"
 	"slices"
 
 	"connectrpc.com/connect/v2"
 
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
-	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
 // healthService is the name of gRPC's health service, which every host has.
@@ -24,30 +22,6 @@ const (
 )
 
 func isProbe(path string) bool { return path == livePath || path == readyPath || path == healthPath }
-
-// answerProbe responds with `ok`, or that the host is not serving, and nothing else.
-func (g *webGuard) answerProbe(w http.ResponseWriter, r *http.Request) {
-	if c := listen.ConnOf(r.Context()); c != nil {
-		defer c.Serving(false)()
-	}
-	header := w.Header()
-	header.Set("Content-Type", "text/plain; charset=utf-8")
-	header.Set("Cache-Control", "no-store")
-	header.Set("X-Content-Type-Options", "nosniff")
-	status, text := http.StatusOK, "ok\n"
-	switch {
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		header.Set("Allow", "GET, HEAD")
-		status, text = http.StatusMethodNotAllowed, "this is asked for by GET\n"
-	case r.URL.Path != livePath && g.host.health("") != healthv1.HealthCheckResponse_SERVING:
-		status, text = http.StatusServiceUnavailable, "not serving\n"
-	}
-	g.dropBody(w, r)
-	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write([]byte(text)) // the caller may have gone
-	}
-}
 
 // isPublicProcedure reports whether a procedure can be called without a token.
 func isPublicProcedure(procedure string) bool {
@@ -177,3 +151,11 @@ func (h *Host) serviceNames() []string {
 	}
 	return names
 }
+
+// isAnonymous reports whether a call came without a token to a system that has one.
+func isAnonymous(ctx context.Context) bool {
+	anonymous, _ := ctx.Value(anonymousKey{}).(bool)
+	return anonymous
+}
+
+type anonymousKey struct{}

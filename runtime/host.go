@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -12,8 +14,10 @@ import (
 	"weak"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectinprocess"
 	"github.com/google/uuid"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/hostapi"
@@ -384,4 +388,195 @@ func (h *Host) goBackground(fn func(ctx context.Context)) bool {
 	}
 	h.background.Go(func() { fn(h.life) })
 	return true
+}
+
+// join connects to Brain and gets this host's lease.
+func (h *Host) join(ctx context.Context, embedded bool) error {
+	var transport connect.Transport
+	where := h.options.Brain
+	if embedded {
+		transport, where = connectinprocess.New(h.server), "embedded"
+	} else {
+		if where == "" {
+			return connect.NewError(connect.CodeFailedPrecondition, "no Brain to join: give its address with --brain or RAYLINK_BRAIN, or start one with `raylink brain`")
+		}
+		transport = h.peers.Brain(where)
+	}
+	h.brain = brainClient{brainv1connect.NewBrainServiceClient(connect.NewClient(transport))}
+	s, err := session.New(ctx, session.Config{
+		Host: sessionHost{h}, Brain: h.brain, Address: where, Log: partOf(h.options.Logger, logs.Session), Spawn: h.goBackground,
+	})
+	if err != nil {
+		return err
+	}
+	if !embedded {
+		h.warnUnreachable(ctx, where, s.Root().GetHost())
+	}
+	h.session = s
+	return s.Attach(ctx)
+}
+
+// sessionHost is the host as its session with Brain sees it.
+type sessionHost struct{ host *Host }
+
+var _ session.Host = sessionHost{}
+
+// Info implements [session.Host].
+func (s sessionHost) Info() *nodev1.HostInfo { return s.host.info() }
+
+// Nodes implements [session.Host].
+func (s sessionHost) Nodes() []*nodev1.NodeRef {
+	nodes := s.host.localNodes()
+	refs := make([]*nodev1.NodeRef, 0, len(nodes))
+	for _, n := range nodes {
+		refs = append(refs, n.Ref().NodeRef())
+	}
+	return refs
+}
+
+// OnPolicy implements [session.Host].
+func (s sessionHost) OnPolicy(policy *brainv1.WebPolicy) { s.host.guard.setPolicy(policy) }
+
+// OnRecord implements [session.Host]: it passes a record to the handles of the node in this
+// process.
+func (s sessionHost) OnRecord(rec *nodev1.NodeRecord) {
+	s.host.mu.Lock()
+	r := s.host.remotes[rec.GetNid()].Value()
+	s.host.mu.Unlock()
+	if r != nil {
+		r.update(rec)
+	}
+}
+
+// OnDeclaredDead implements [session.Host].
+func (s sessionHost) OnDeclaredDead(nid string) {
+	if n := s.host.localNode(nid); n != nil && !n.isStopping() {
+		n.fail(errors.New("its host could not be reached, and it was declared dead"))
+	}
+}
+
+// listen binds the host's addresses and starts to serve.
+func (h *Host) listen(brain hostapi.Brain) error {
+	guard, err := newWebGuard(h)
+	if err != nil {
+		return err
+	}
+	h.guard, h.ownCalls = guard, tunnel.ServerHandler(h.server)
+	h.listener, err = listen.New(h.life, listen.Config{
+		Address: h.options.Listen, Advertise: h.options.Advertise, Socket: h.dir.Socket(), Tunnel: h.tunnelConfig(),
+		Self: tunnel.Welcome{Host: h.id, Build: launch.Build()}, Admit: h.admit, Log: h.log, Spawn: h.goBackground,
+	})
+	if err != nil {
+		return err
+	}
+	handler := newNodeHandler(h)
+	if brain != nil {
+		handler = brain.Gateway(handler, h.peers.DialHTTP)
+	}
+	h.listener.Serve(guard.guard(handler))
+	return nil
+}
+
+// admit returns the dispatcher for a dialler, which has proven that it knows the token.
+func (h *Host) admit(hello tunnel.Hello) (tunnel.Handler, func(*tunnel.Conn), error) {
+	if hello.Protocol != "" {
+		return nil, nil, connect.Errorf(connect.CodeUnimplemented, "a host's connections carry no %q", hello.Protocol)
+	}
+	if hello.Tag == "" {
+		return &dispatcher{host: h, client: hello.Client}, h.tunnelAccepted, nil
+	}
+	n := h.localNode(hello.Target)
+	if n == nil {
+		return nil, nil, connect.Errorf(connect.CodeUnavailable, "no node %s is on host %s", hello.Target, h.id)
+	}
+	tag, err := n.tunnelTag(hello.Tag)
+	if err != nil {
+		return nil, nil, err
+	}
+	opened := func(conn *tunnel.Conn) {
+		h.tunnelAccepted(conn)
+		tag.carry(conn)
+	}
+	return &dispatcher{host: h, client: hello.Client, only: n, tag: tag}, opened, nil
+}
+
+// deadSweeper removes the host directories of processes that were killed and could not do it
+// themselves. Requests that arrive during a sweep share the next one, so that the end of many
+// processes at once costs few sweeps.
+type deadSweeper struct {
+	mu sync.Mutex // held during a sweep
+
+	count sync.Mutex // guards the fields below
+	// asked counts the requests; served is how many of them a sweep has covered.
+	asked, served uint64
+}
+
+// sweepDead removes what processes that are dead by now have left behind. It blocks until that is
+// done.
+func (h *Host) sweepDead() {
+	d := &h.dead
+	d.count.Lock()
+	d.asked++
+	mine := d.asked
+	d.count.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.count.Lock()
+	served := d.served >= mine
+	if !served {
+		d.served = d.asked
+	}
+	d.count.Unlock()
+	if served {
+		return
+	}
+	if err := rundir.SweepHosts(""); err != nil {
+		h.log.Debug("sweeping what dead processes left", slog.Any("error", err))
+	}
+}
+
+// warnUnreachable warns if this host joins a Brain on another machine but listens on loopback: its
+// nodes will be found from there, and calls to them will fail or reach another process. It is no
+// error, because a process that creates no nodes is not affected.
+func (h *Host) warnUnreachable(ctx context.Context, brain string, at *nodev1.HostInfo) {
+	if !listen.IsLoopback(listen.HostOf(h.listener.Advertised())) || !isElsewhere(ctx, brain, at.GetMachine(), h.machine) {
+		return
+	}
+	h.log.Warn("Brain is on another machine, and this process listens on loopback only: the nodes that it creates cannot be reached from there. "+
+		"Listen on an address that other machines reach: WithListen or RAYLINK_LISTEN, such as HOST:0, with WithAdvertise or RAYLINK_ADVERTISE where "+
+		"they know this machine by another address", slog.String("brain", brain), slog.String("listen", h.listener.Advertised()))
+}
+
+// resolveTimeout bounds the name lookup for the warning.
+const resolveTimeout = time.Second
+
+// isElsewhere reports whether a Brain at an address is known to be on another machine than this
+// one.
+func isElsewhere(ctx context.Context, brain, machine, own string) bool {
+	if machine != "" && machine != own {
+		return true
+	}
+	// Containers may share the machine's id and still have networks of their own.
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", listen.HostOf(brain))
+	if err != nil {
+		return false
+	}
+	mine, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	for _, address := range addresses {
+		address = address.Unmap()
+		if address.IsLoopback() || address.IsUnspecified() {
+			return false
+		}
+		for _, own := range mine {
+			if prefix, err := netip.ParsePrefix(own.String()); err == nil && prefix.Addr().Unmap() == address {
+				return false
+			}
+		}
+	}
+	return len(addresses) > 0
 }

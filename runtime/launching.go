@@ -104,17 +104,3 @@ var ended = func() context.Context { //nolint:gochecknoglobals // constant
 	cancel()
 	return ctx
 }()
-
-// endProcess kills a process and waits for its end, for a limited time.
-func (h *Host) endProcess(p launch.Process, name string) {
-	if err := p.Kill(); err != nil {
-		h.log.Warn("a process could not be killed", slog.String("node", name), slog.Any("error", err))
-	}
-	limit := time.NewTimer(launcherLimit)
-	defer limit.Stop()
-	select {
-	case <-p.Done():
-	case <-limit.C:
-		h.log.Warn("a process that was killed has not ended", slog.String("node", name), slog.Int("pid", p.PID()))
-	}
-}

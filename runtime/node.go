@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime/internal/mailbox"
 )
@@ -161,3 +163,12 @@ func (n *Node) snapshot() *nodev1.NodeRecord {
 func (n *Node) logger() *slog.Logger { return n.host.logger() }
 
 func (n *Node) hideErrors() bool { return n.host != nil && n.host.options.HideErrors }
+
+// passes returns the message to hand from a caller in this process to the node, or back: itself, or
+// a copy if the type asks for that.
+func (n *Node) passes(msg proto.Message) proto.Message {
+	if n.copies {
+		return proto.Clone(msg)
+	}
+	return msg
+}

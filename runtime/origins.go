@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -11,9 +10,6 @@ import (
 	"connectrpc.com/connect/v2"
 	connectcors "connectrpc.com/cors"
 	"github.com/rs/cors"
-
-	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
-	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
 // anyOrigin allows the pages of every origin.
@@ -111,41 +107,4 @@ func (o *origins) wrap(next http.Handler) http.Handler {
 		return next
 	}
 	return o.cors.Handler(next)
-}
-
-// refusePage refuses requests that a page of an origin that is not allowed makes a browser send.
-// Such a page can reach loopback by a name that its owner resolves to it, or directly from its own
-// origin.
-func (g *webGuard) refusePage(r *http.Request) error {
-	if g.loopback && !listen.IsLoopback(listen.HostOf(r.Host)) {
-		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
-	}
-	if values := r.Header.Values("Origin"); len(values) > 0 {
-		for _, origin := range values {
-			if len(values) > 1 || !g.origins.Load().allows(origin) {
-				return connect.Errorf(connect.CodePermissionDenied,
-					"requests from the browser origin %q are not allowed: WithOrigins or --origin lists those that are", origin)
-			}
-		}
-		return nil
-	}
-	// A browser sends the page's origin with every request except plain GETs, such as those of
-	// images and links.
-	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
-		return connect.Errorf(connect.CodePermissionDenied,
-			"%s requests of a browser's page that don't name its origin are not allowed", site)
-	}
-	return nil
-}
-
-// setPolicy combines the host's own options with Brain's policy for HTTP clients, so that what
-// Brain's address serves to a page its hosts serve too.
-func (g *webGuard) setPolicy(brains *brainv1.WebPolicy) {
-	g.compression.Store(g.host.options.Compression || brains.GetCompression())
-	list, err := parseOrigins(append(slices.Clone(g.host.options.Origins), brains.GetOrigins()...))
-	if err != nil {
-		g.host.log.Warn("Brain's browser origins are not understood", slog.Any("error", err))
-		return
-	}
-	g.origins.Store(newOrigins(list))
 }

@@ -57,8 +57,6 @@ var (
 	errStreamClosed = errors.New("the stream was closed by its caller")
 	// errStreamEnded ends the context of a call whose method has returned.
 	errStreamEnded = errors.New("the call is over")
-	// errNodeStopped ends the context of a call whose node stops without waiting for it.
-	errNodeStopped = errors.New("the node stopped")
 )
 
 // openPipe runs a streaming method of a node in this process.

@@ -2,12 +2,14 @@ package runtime
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"strings"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 )
 
@@ -224,4 +226,31 @@ func absolute(path, base string) (string, error) {
 		}
 	}
 	return strings.Join(at, "/"), nil
+}
+
+// Ended blocks until the node's current incarnation has ended: it was stopped, it died, or it has
+// been started again. Then it returns nil, and the cause in [Ref.Record] says how it ended, where
+// that is known. If ctx ends first, Ended returns its error. It makes no call to the node: Brain
+// reports its end, so any number of callers may wait.
+func (r Ref) Ended(ctx context.Context) error {
+	mayBlock(ctx)
+	return r.endpoint().ended(ctx)
+}
+
+// errNoEnd is the error of waiting for the end of a node that is in no system.
+func errNoEnd() error {
+	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside of systems has none")
+}
+
+// setAttribute publishes an attribute of a local node.
+func (h *Host) setAttribute(ctx context.Context, n *Node, key string, v *nodev1.Value) error {
+	mayBlock(ctx)
+	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{
+		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), SetAttributes: map[string]*nodev1.Value{key: v},
+	}}})
+	if err != nil {
+		return fmt.Errorf("publishing the attribute %q of %s: %w", key, n.path, err)
+	}
+	n.setRecord(res.GetNodes()[0])
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -233,4 +234,39 @@ func (r *remote) refresh(ctx context.Context) error {
 	}
 	r.update(res.GetNode())
 	return nil
+}
+
+// ended blocks until the node's current incarnation has ended.
+func (r *remote) ended(ctx context.Context) error {
+	r.follow()
+	incarnation := r.record().GetIncarnation()
+	for {
+		r.mu.Lock()
+		rec, changed := r.known, r.changed
+		r.mu.Unlock()
+		if incarnation == 0 {
+			incarnation = rec.GetIncarnation() // its record was unknown before
+		}
+		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || rec.GetIncarnation() > incarnation {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return causeOf(ctx)
+		}
+	}
+}
+
+// remote returns the remote of a nid, which all handles of this process share. The node is followed
+// as long as a handle exists.
+func (h *Host) remote(nid string) *remote {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r := h.remotes[nid].Value(); r != nil {
+		return r
+	}
+	r := newRemote(h, nid)
+	h.remotes[nid] = weak.Make(r)
+	return r
 }

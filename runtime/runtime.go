@@ -25,11 +25,12 @@
 //
 // The files by subject:
 //
-//	calls      generated.go (all that generated code calls), service.go, method.go, call.go,
-//	           endpoint*.go, serve.go, stream.go, pipe.go, future.go, stub.go
+//	calls      generated.go (all that generated code calls), service.go (and its methods),
+//	           call.go, endpoint*.go, serve.go, stream.go, pipe.go, future.go, stub.go
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
 //	           interceptor.go, clientinterceptor.go, retry.go, errors.go
-//	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, ended.go, tunneltag.go
-//	processes  host.go, events.go, child.go, session.go, listener.go (on internal/session, listen, peers),
-//	           remote.go, dispatch.go, inline.go, web.go, health.go, supervise.go
+//	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, tunneltag.go
+//	processes  host.go (on internal/session, listen, peers), events.go, child.go, supervise.go,
+//	           remote.go, dispatch.go, latency.go (what runs inline), web.go, webguard.go,
+//	           health.go
 package runtime

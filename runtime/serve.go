@@ -287,6 +287,18 @@ func (j *job) end() {
 	}
 }
 
+// answer sends the outcome of a job that came through a tunnel.
+func (j *job) answer() {
+	if j.err == nil && !j.cc.call.hasReply() {
+		j.in.Reply(j.res, nil)
+		return
+	}
+	header, trailer, err := j.cc.node.outcome(j.cc, j.err)
+	j.in.SetHeader(header.header)
+	j.in.SetTrailer(trailer.header)
+	j.in.Reply(j.res, err)
+}
+
 // run runs a unary method, and converts its error for the caller. If the method ends its goroutine,
 // run does not return.
 func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err error) {
@@ -374,4 +386,46 @@ func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err erro
 	}
 	returned = true
 	return err
+}
+
+// latencyOf is the latency EWMA of the method of a job from a tunnel; nil for any other job.
+func (n *Node) latencyOf(j *job) *latencyEWMA {
+	m := j.cc.call.method
+	if j.in == nil || m.builtin {
+		return nil
+	}
+	return &n.latencies[m.index]
+}
+
+// tryInline decides whether a job runs inline, on the goroutine that reads its connection, and if
+// so acquires the turn or the place beside the turns that it needs.
+func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
+	latency := n.latencyOf(j)
+	if latency == nil || !latency.quick(moreBehind) || !n.isUp.Load() {
+		return false, nil
+	}
+	cc := j.cc
+	n.adopt(cc)
+	if n.isConcurrent(cc.call.method) {
+		return true, n.reserveBeside(cc)
+	}
+	if err := n.refuseCycle(cc); err != nil {
+		return false, err
+	}
+	if !n.mailbox.TryTurn(&cc.ownTurn, cc) {
+		return false, nil
+	}
+	cc.turn = &cc.ownTurn
+	return true, nil
+}
+
+// serveInline runs inline a job for which tryInline has returned true.
+func (n *Node) serveInline(j *job) {
+	cc := j.cc
+	if n.isConcurrent(cc.call.method) {
+		defer n.leaveBeside(cc)
+	} else {
+		defer cc.ownTurn.Release()
+	}
+	j.Run(cc.turn)
 }

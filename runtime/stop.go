@@ -220,6 +220,34 @@ func (h *Host) nodeFailed(n *Node, err error) {
 	})
 }
 
+// fail ends the node because of err.
+func (n *Node) fail(err error) {
+	n.awaitSetup()
+	n.mu.Lock()
+	if n.failure == nil {
+		n.failure = err
+	}
+	n.mu.Unlock()
+	n.logger().Error("a node failed", slog.String("node", n.path), slog.Any("error", err))
+	n.mailbox.Close(closedError(n.path, "failed: "+err.Error()))
+	if n.host != nil {
+		n.host.nodeFailed(n, err)
+	}
+}
+
+// awaitSetup waits until a set-up in progress has ended, at most for the grace period. A failure
+// during set-up then always fails the node, rather than sometimes its creation. The bound is for a
+// set-up that waits for the task that failed.
+func (n *Node) awaitSetup() {
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-n.ready:
+	case <-n.work.Done():
+	case <-late.C:
+	}
+}
+
 // drop removes a node that has ended.
 func (h *Host) drop(n *Node) {
 	defer h.changes.Add(1)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/raylink/raylink/internal/usercode"
 )
@@ -61,34 +60,6 @@ func (n *Node) Go(fn func(ctx context.Context) error) {
 			n.fail(err)
 		}
 	})
-}
-
-// awaitSetup waits until a set-up in progress has ended, at most for the grace period. A failure
-// during set-up then always fails the node, rather than sometimes its creation. The bound is for a
-// set-up that waits for the task that failed.
-func (n *Node) awaitSetup() {
-	late := time.NewTimer(grace)
-	defer late.Stop()
-	select {
-	case <-n.ready:
-	case <-n.work.Done():
-	case <-late.C:
-	}
-}
-
-// fail ends the node because of err.
-func (n *Node) fail(err error) {
-	n.awaitSetup()
-	n.mu.Lock()
-	if n.failure == nil {
-		n.failure = err
-	}
-	n.mu.Unlock()
-	n.logger().Error("a node failed", slog.String("node", n.path), slog.Any("error", err))
-	n.mailbox.Close(closedError(n.path, "failed: "+err.Error()))
-	if n.host != nil {
-		n.host.nodeFailed(n, err)
-	}
 }
 
 // tasks counts the running tasks of a node.

@@ -292,3 +292,17 @@ func (s *typeSet) unknown(what string) error {
 	}
 	return connect.Errorf(connect.CodeNotFound, "this binary has no node type %s; it has %s", what, names)
 }
+
+// WithCopy gives nodes of this type messages of their own: requests from callers in the same
+// process are copied before the node receives them, and its responses before the caller does, in
+// streams too. It is for an implementation that modifies its requests or returns messages that it
+// keeps. Without it both sides of a local call share the message, and neither may modify it.
+//
+// It is an option of the type, not of one node: the implementation needs it wherever its nodes are
+// created.
+//
+//	rt, err := raylink.Init(ctx, counterv1raylink.CounterType(newCounter).WithCopy())
+func (t NodeType) WithCopy() NodeType {
+	t.copies = true
+	return t
+}

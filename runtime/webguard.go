@@ -17,6 +17,8 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
 	"github.com/raylink/raylink/internal/webroute"
 	"github.com/raylink/raylink/runtime/internal/listen"
 )
@@ -71,6 +73,18 @@ func newWebGuard(h *Host) (*webGuard, error) {
 	return g, nil
 }
 
+// setPolicy combines the host's own options with Brain's policy for HTTP clients, so that what
+// Brain's address serves to a page its hosts serve too.
+func (g *webGuard) setPolicy(brains *brainv1.WebPolicy) {
+	g.compression.Store(g.host.options.Compression || brains.GetCompression())
+	list, err := parseOrigins(append(slices.Clone(g.host.options.Origins), brains.GetOrigins()...))
+	if err != nil {
+		g.host.log.Warn("Brain's browser origins are not understood", slog.Any("error", err))
+		return
+	}
+	g.origins.Store(newOrigins(list))
+}
+
 // guard refuses HTTP requests that are not authorized, before it reads anything of their bodies.
 func (g *webGuard) guard(next http.Handler) http.Handler {
 	admit := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.admitRequest(w, r, next) })
@@ -100,6 +114,31 @@ func (g *webGuard) guard(next http.Handler) http.Handler {
 	})
 }
 
+// refusePage refuses requests that a page of an origin that is not allowed makes a browser send.
+// Such a page can reach loopback by a name that its owner resolves to it, or directly from its own
+// origin.
+func (g *webGuard) refusePage(r *http.Request) error {
+	if g.loopback && !listen.IsLoopback(listen.HostOf(r.Host)) {
+		return connect.Errorf(connect.CodePermissionDenied, "the host %q is not a name of this machine's loopback", r.Host)
+	}
+	if values := r.Header.Values("Origin"); len(values) > 0 {
+		for _, origin := range values {
+			if len(values) > 1 || !g.origins.Load().allows(origin) {
+				return connect.Errorf(connect.CodePermissionDenied,
+					"requests from the browser origin %q are not allowed: WithOrigins or --origin lists those that are", origin)
+			}
+		}
+		return nil
+	}
+	// A browser sends the page's origin with every request except plain GETs, such as those of
+	// images and links.
+	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		return connect.Errorf(connect.CodePermissionDenied,
+			"%s requests of a browser's page that don't name its origin are not allowed", site)
+	}
+	return nil
+}
+
 // admitRequest forwards requests with the token, and serves those that need none.
 func (g *webGuard) admitRequest(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if isProbe(r.URL.Path) {
@@ -117,6 +156,30 @@ func (g *webGuard) admitRequest(w http.ResponseWriter, r *http.Request, next htt
 		g.servePublic(w, r, next)
 	default:
 		g.refuseRequest(w, r, connect.NewError(connect.CodeUnauthenticated, wrongToken))
+	}
+}
+
+// answerProbe responds with `ok`, or that the host is not serving, and nothing else.
+func (g *webGuard) answerProbe(w http.ResponseWriter, r *http.Request) {
+	if c := listen.ConnOf(r.Context()); c != nil {
+		defer c.Serving(false)()
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/plain; charset=utf-8")
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	status, text := http.StatusOK, "ok\n"
+	switch {
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		header.Set("Allow", "GET, HEAD")
+		status, text = http.StatusMethodNotAllowed, "this is asked for by GET\n"
+	case r.URL.Path != livePath && g.host.health("") != healthv1.HealthCheckResponse_SERVING:
+		status, text = http.StatusServiceUnavailable, "not serving\n"
+	}
+	g.dropBody(w, r)
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte(text)) // the caller may have gone
 	}
 }
 
@@ -185,14 +248,6 @@ func (g *webGuard) servePublic(w http.ResponseWriter, r *http.Request, next http
 	r = r.WithContext(context.WithValue(r.Context(), anonymousKey{}, true))
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	next.ServeHTTP(w, r)
-}
-
-type anonymousKey struct{}
-
-// isAnonymous reports whether a call came without a token to a system that has one.
-func isAnonymous(ctx context.Context) bool {
-	anonymous, _ := ctx.Value(anonymousKey{}).(bool)
-	return anonymous
 }
 
 // untilClosed serves a request for this process. When the listener closes, the nodes have ended:

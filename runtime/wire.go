@@ -1,6 +1,10 @@
 package runtime
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"strconv"
+	"strings"
+)
 
 // appendString appends a string with its length as a prefix.
 func appendString(b []byte, s string) []byte {
@@ -15,4 +19,24 @@ func cutString(b []byte) (s string, rest []byte, ok bool) {
 		return "", nil, false
 	}
 	return string(b[k : k+int(n)]), b[k+int(n):], true //nolint:gosec // n is at most len(b)
+}
+
+// targetOf encodes one incarnation of a node for the wire: `nid` or `nid@incarnation`. The empty
+// target is the host itself.
+func targetOf(nid string, incarnation uint64) string {
+	if incarnation == 0 {
+		return nid
+	}
+	return nid + "@" + strconv.FormatUint(incarnation, 10)
+}
+
+// wire encodes a caller for the wire, and parseCaller decodes it. A caller outside nodes is empty.
+func (c Caller) wire() string { return c.NID + " " + c.Path }
+
+func parseCaller(s string) *Caller {
+	if s == "" {
+		return nil
+	}
+	nid, path, _ := strings.Cut(s, " ")
+	return &Caller{NID: nid, Path: path}
 }

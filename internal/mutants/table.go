@@ -133,12 +133,12 @@ func ofNodes() []Mutant {
 		},
 		{
 			Name: "runtime/with-copy-makes-no-copies",
-			Edit: Edit{File: "runtime/copies.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
+			Edit: Edit{File: "runtime/node.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
 			Test: "TestWithCopy", Prints: `expected: "mine"`,
 		},
 		{
 			Name: "runtime/fingerprints-with-copies",
-			Edit: Edit{File: "runtime/copies.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
+			Edit: Edit{File: "runtime/node.go", Func: "Node.passes", Original: "n.copies", Mutated: "false"},
 			Test: "TestFingerprintsWithCopies", Prints: `changed while it was served`, Tags: "invariants",
 		},
 		{

@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"context"
 	"sync/atomic"
 	"time"
 )
@@ -56,58 +55,3 @@ var started = time.Now() //nolint:gochecknoglobals // never modified
 
 // monotonic is the time since started. It costs half as much as time.Now.
 func monotonic() time.Duration { return time.Since(started) }
-
-// latencyOf is the latency EWMA of the method of a job from a tunnel; nil for any other job.
-func (n *Node) latencyOf(j *job) *latencyEWMA {
-	m := j.cc.call.method
-	if j.in == nil || m.builtin {
-		return nil
-	}
-	return &n.latencies[m.index]
-}
-
-// tryInline decides whether a job runs inline, on the goroutine that reads its connection, and if
-// so acquires the turn or the place beside the turns that it needs.
-func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
-	latency := n.latencyOf(j)
-	if latency == nil || !latency.quick(moreBehind) || !n.isUp.Load() {
-		return false, nil
-	}
-	cc := j.cc
-	n.adopt(cc)
-	if n.isConcurrent(cc.call.method) {
-		return true, n.reserveBeside(cc)
-	}
-	if err := n.refuseCycle(cc); err != nil {
-		return false, err
-	}
-	if !n.mailbox.TryTurn(&cc.ownTurn, cc) {
-		return false, nil
-	}
-	cc.turn = &cc.ownTurn
-	return true, nil
-}
-
-// serveInline runs inline a job for which tryInline has returned true.
-func (n *Node) serveInline(j *job) {
-	cc := j.cc
-	if n.isConcurrent(cc.call.method) {
-		defer n.leaveBeside(cc)
-	} else {
-		defer cc.ownTurn.Release()
-	}
-	j.Run(cc.turn)
-}
-
-// mayBlock is called with the context of a node's code before it may block on others: then it must
-// not occupy a reading goroutine.
-func mayBlock(ctx context.Context) {
-	for cc := callContextOf(ctx); cc != nil && cc.caller != nil; cc = callContextOf(cc.caller) {
-		if cc.in != nil {
-			if cc.in.MayBlock() {
-				cc.node.latencies[cc.call.method.index].markSlow()
-			}
-			return
-		}
-	}
-}
