@@ -101,6 +101,9 @@ func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.line) >= m.service.config.MaxPending {
+		c.removeEnded()
+	}
+	if len(c.line) >= m.service.config.MaxPending {
 		cancel(nil)
 		return connect.Errorf(connect.CodeResourceExhausted, "%d calls wait to be sent on this handle, the most it takes; the oldest is %s",
 			len(c.line), c.line[0].method.name)
@@ -113,6 +116,19 @@ func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	return nil
 }
 
+// removeEnded removes the queued calls whose contexts have ended. They would otherwise count as
+// pending until the call before them returns.
+func (c *clientEndpoint) removeEnded() {
+	c.line = slices.DeleteFunc(c.line, func(call *clientCall) bool {
+		if call.ctx.Err() == nil {
+			return false
+		}
+		call.future.completeWith(nil, endedAt(causeOf(call.ctx), c.label(), call.method, unsent), nil)
+		return true
+	})
+}
+
+// send makes the queued calls, one after the other, until there are none.
 func (c *clientEndpoint) send() {
 	for {
 		c.mu.Lock()
