@@ -117,7 +117,10 @@ func (e *remoteEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	describe(ctx, c, target, m, req, out.metadata, false)
 	info := out.info
 	c.Done = func(*tunnel.Call) {
-		show := func() { deliver(info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer}) }
+		var show func()
+		if info != nil { // or else no call allocates it
+			show = func() { deliver(info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer}) }
+		}
 		if c.Err == nil {
 			f.completeWith(c.Response, nil, show)
 			return
