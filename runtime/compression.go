@@ -12,8 +12,8 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
 
+	"github.com/raylink/raylink/internal/nodeurl"
 	"github.com/raylink/raylink/internal/opaque"
-	"github.com/raylink/raylink/internal/webroute"
 )
 
 const (
@@ -56,7 +56,7 @@ func newResponder(h *Host, server *connect.Server) responder {
 
 // handler returns the handler for a request.
 func (s responder) handler(r *http.Request) http.Handler {
-	if s.host.guard.compression.Load() && (r.Header.Get(webroute.ViaHeader) != "" || !webroute.IsSameMachine(r)) {
+	if s.host.guard.compression.Load() && (r.Header.Get(nodeurl.ViaHeader) != "" || !nodeurl.IsSameMachine(r)) {
 		return s.compressed()
 	}
 	return s.plain

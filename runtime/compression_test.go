@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/internal/nodeurl"
 )
 
 func compressed(t *testing.T, data []byte) []byte {
@@ -87,7 +87,7 @@ func TestResponsesAreCompressedWhereItSaves(t *testing.T) {
 	}
 	gateway := func(r *http.Request) {
 		here(r)
-		r.Header.Set(webroute.ViaHeader, "id")
+		r.Header.Set(nodeurl.ViaHeader, "id")
 	}
 	none := func(r *http.Request) { r.Header.Set("Accept-Encoding", "identity") }
 	sends := func(r *http.Request) { r.Header.Set("Content-Encoding", "gzip") }

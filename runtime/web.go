@@ -15,15 +15,15 @@ import (
 
 	"github.com/raylink/raylink/internal/hostapi"
 	"github.com/raylink/raylink/internal/nodename"
-	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/internal/nodeurl"
 )
 
 // NodeHeader is the header that names the node of a request whose URL cannot, as for gRPC clients:
 // `raylink-node`.
-const NodeHeader = webroute.NodeHeader
+const NodeHeader = nodeurl.NodeHeader
 
 // nodeHandler serves HTTP at `/<path, alias or nid>/<package.Service>/<Method>`, or at
-// `/<package.Service>/<Method>` with the node in [NodeHeader]; package webroute has the rules.
+// `/<package.Service>/<Method>` with the node in [NodeHeader]; package nodeurl has the rules.
 // Requests without a node are served by the host itself: reflection, health, and Brain if it is
 // embedded here. For any other service they go to the host's only node of that service, if there is
 // exactly one, so that gRPC tools need no header in the simplest case.
@@ -89,8 +89,8 @@ func countedServer(server *connect.Server) *connect.Server {
 
 // ServeHTTP implements [http.Handler].
 func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	to, err := webroute.Of(r)
-	if errors.Is(err, webroute.ErrNotACall) {
+	to, err := nodeurl.Parse(r)
+	if errors.Is(err, nodeurl.ErrNotACall) {
 		http.Error(rw, err.Error(), http.StatusNotFound)
 		return
 	}

@@ -19,7 +19,8 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
-	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/nodeurl"
 	"github.com/raylink/raylink/runtime/internal/listen"
 )
 
@@ -216,8 +217,8 @@ func (g *webGuard) deadline(w http.ResponseWriter, t time.Time) {
 
 // isPublic reports whether a request is for the host's health, which needs no token.
 func isPublic(r *http.Request) bool {
-	to, err := webroute.Of(r)
-	return err == nil && (to.Node == "" || to.Node == webroute.Root) && isPublicProcedure(to.Procedure)
+	to, err := nodeurl.Parse(r)
+	return err == nil && (to.Node == "" || to.Node == nodename.RootPath) && isPublicProcedure(to.Procedure)
 }
 
 // servePublic serves a call without a token, with little memory and time: the whole request is read

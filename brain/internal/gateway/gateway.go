@@ -3,7 +3,7 @@
 //
 // A request names its node before the service and the method, `/<path, alias or
 // nid>/<package.Service>/<Method>`, or, since gRPC clients cannot choose their paths, in the header
-// `raylink-node`. Package webroute has the rules, which hosts share. The gateway resolves the node
+// `raylink-node`. Package nodeurl has the rules, which hosts share. The gateway resolves the node
 // and forwards the request to its host as `/<nid>/<package.Service>/<Method>`, so hosts need to
 // know neither paths nor aliases.
 //
@@ -34,7 +34,8 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
-	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/internal/nodename"
+	"github.com/raylink/raylink/internal/nodeurl"
 )
 
 // Options configures a gateway.
@@ -142,8 +143,8 @@ func destinationOf(ctx context.Context) *destination {
 
 // ServeHTTP implements [http.Handler].
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	named, err := webroute.Of(r)
-	if err == nil && named.Node == "" || errors.Is(err, webroute.ErrNotACall) {
+	named, err := nodeurl.Parse(r)
+	if err == nil && named.Node == "" || errors.Is(err, nodeurl.ErrNotACall) {
 		g.opts.Local.ServeHTTP(w, r)
 		return
 	}
@@ -158,7 +159,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
-	case rec.GetPath() == webroute.Root:
+	case rec.GetPath() == nodename.RootPath:
 		g.local(w, r, method)
 		return
 	case g.opts.IsLocal(rec.GetHost()):
@@ -170,7 +171,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s is starting: it has no host yet", rec.GetPath())
 	case rec.GetHost().GetAddress() == "":
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s can't be reached from here: its host has no address", rec.GetPath())
-	case r.Header.Get(webroute.ViaHeader) == g.opts.ID:
+	case r.Header.Get(nodeurl.ViaHeader) == g.opts.ID:
 		err = connect.Errorf(connect.CodeInternal, "the request for %s is in a forwarding loop: its host's address, %s, leads back to this gateway",
 			rec.GetPath(), rec.GetHost().GetAddress())
 	}
@@ -192,7 +193,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// The transport must not read from the body after the handler has returned.
 		defer to.body.Close() //nolint:errcheck // nothing was written
 	}
-	r.Header.Set(webroute.ViaHeader, g.opts.ID)
+	r.Header.Set(nodeurl.ViaHeader, g.opts.ID)
 	g.proxy.ServeHTTP(w, r)
 }
 
@@ -201,7 +202,7 @@ func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
 	inner := r.Clone(r.Context())
 	inner.URL = &url.URL{Path: path, RawQuery: r.URL.RawQuery}
 	inner.RequestURI = inner.URL.RequestURI()
-	inner.Header.Del(webroute.NodeHeader)
+	inner.Header.Del(nodeurl.NodeHeader)
 	g.opts.Local.ServeHTTP(w, inner)
 }
 
@@ -221,7 +222,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 			delete(pr.Out.Header, name)
 		}
 	}
-	if webroute.IsSameMachine(pr.In) {
+	if nodeurl.IsSameMachine(pr.In) {
 		// On one machine compression costs time and saves none. The host cannot see that: its peer
 		// is the gateway.
 		for _, name := range []string{"Accept-Encoding", "Connect-Accept-Encoding", "Grpc-Accept-Encoding"} {
@@ -237,7 +238,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 // the gateway, which has proven that it knows the token.
 func isForListener(name string) bool {
 	switch name {
-	case webroute.NodeHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
+	case nodeurl.NodeHeader, "Authorization", "Origin", "Cookie", "Proxy-Authorization":
 		return true
 	}
 	return strings.HasPrefix(name, "Sec-Fetch-") || strings.HasPrefix(name, "Access-Control-")

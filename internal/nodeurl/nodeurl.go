@@ -1,4 +1,4 @@
-// Package webroute reads from an HTTP request which node and which method it is for. Hosts and the
+// Package nodeurl reads from an HTTP request which node and which method it is for. Hosts and the
 // gateway share it, so that a URL or a header means the same wherever it arrives.
 //
 //	/<node>/<package.Service>/<Method>    node is a path, an alias or an nid
@@ -12,10 +12,10 @@
 //     time.
 //   - Paths are absolute: a relative path has no meaning outside of a node's own code. Names have
 //     single slashes between them, and are UTF-8. The root, BRAIN, is omitted in paths.
-//   - nids are compared case-insensitively; [Of] returns them in lower case.
+//   - nids are compared case-insensitively; [Parse] returns them in lower case.
 //
-// Start with [Of].
-package webroute
+// Start with [Parse].
+package nodeurl
 
 import (
 	"errors"
@@ -38,15 +38,12 @@ const NodeHeader = "Raylink-Node"
 // if the caller is on its machine.
 const ViaHeader = "Raylink-Gateway"
 
-// Root names Brain, the root of all paths.
-const Root = nodename.RootPath
-
 // ErrNotACall is the error of a request whose URL does not end in a service and a method.
 var ErrNotACall = errors.New("a call's URL is /<path, alias or nid of a node>/<package.Service>/<Method>")
 
 // Route is what a request is for.
 type Route struct {
-	// Node is a path, an alias, an nid, [Root], or empty where the request names none.
+	// Node is a path, an alias, an nid, [nodename.RootPath], or empty where the request names none.
 	Node string
 	// Procedure is `/<package.Service>/<Method>`.
 	Procedure string
@@ -60,9 +57,9 @@ func (r Route) Path() string {
 	return "/" + r.Node + r.Procedure
 }
 
-// Of returns the route of a request. It returns [ErrNotACall], or a *connect.Error with code
+// Parse returns the route of a request. It returns [ErrNotACall], or a *connect.Error with code
 // InvalidArgument if the request names its node ambiguously or in no valid form.
-func Of(r *http.Request) (Route, error) {
+func Parse(r *http.Request) (Route, error) {
 	node, procedure, ok := split(r.URL.Path)
 	if !ok {
 		return Route{}, ErrNotACall
@@ -119,7 +116,7 @@ func normalize(node string) (string, error) {
 		return "", connect.Errorf(connect.CodeInvalidArgument, "the node's name %q is not UTF-8", clip(node))
 	}
 	first, rest, isPath := strings.Cut(node, "/")
-	if isPath && first == Root {
+	if isPath && first == nodename.RootPath {
 		return "", connect.Errorf(connect.CodeInvalidArgument,
 			"%q is not an absolute path: the root is not written in paths, this one is %q", clip(node), clip(rest))
 	}

@@ -1,4 +1,4 @@
-package webroute_test
+package nodeurl_test
 
 import (
 	"net/http"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/raylink/raylink/internal/webroute"
+	"github.com/raylink/raylink/internal/nodeurl"
 )
 
 const nid = "0a1b2c3d-2222-4333-8444-55555555abcd"
@@ -21,7 +21,7 @@ func request(t *testing.T, path string, headers ...string) *http.Request {
 	t.Helper()
 	u, err := url.ParseRequestURI(path)
 	require.NoError(t, err)
-	return &http.Request{Method: http.MethodPost, URL: u, Header: http.Header{webroute.NodeHeader: headers}}
+	return &http.Request{Method: http.MethodPost, URL: u, Header: http.Header{nodeurl.NodeHeader: headers}}
 }
 
 func TestRouteOfARequest(t *testing.T) {
@@ -60,7 +60,7 @@ func TestRouteOfARequest(t *testing.T) {
 		{path: "/x" + m, headers: []string{"/x/"}, node: "x"},
 		{path: "/" + nid + m, headers: []string{strings.ToUpper(nid)}, node: nid},
 	} {
-		got, err := webroute.Of(request(t, c.path, c.headers...))
+		got, err := nodeurl.Parse(request(t, c.path, c.headers...))
 		if assert.NoError(t, err, "%s %q", c.path, c.headers) {
 			assert.Equal(t, c.node, got.Node, "%s %q", c.path, c.headers)
 			want := m
@@ -94,7 +94,7 @@ func TestRouteThatCannotBeMeantIsRefused(t *testing.T) {
 		{path: m, headers: []string{"caf\xe9"}, says: "not UTF-8"},
 		{path: "/BRAIN/x-0" + m, says: `this one is "x-0"`},
 	} {
-		_, err := webroute.Of(request(t, c.path, c.headers...))
+		_, err := nodeurl.Parse(request(t, c.path, c.headers...))
 		assert.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%s %q: %v", c.path, c.headers, err)
 		assert.ErrorContains(t, err, c.says, "%s %q", c.path, c.headers)
 	}
@@ -102,12 +102,12 @@ func TestRouteThatCannotBeMeantIsRefused(t *testing.T) {
 
 func TestRouteOfWhatIsNoCall(t *testing.T) {
 	for _, path := range []string{"/", "//", "/healthz", "/x/", "/./M", "/pkg.S/..", "/x/../M", "/x/pkg.S/."} {
-		_, err := webroute.Of(request(t, path, "x"))
-		require.ErrorIs(t, err, webroute.ErrNotACall, path)
+		_, err := nodeurl.Parse(request(t, path, "x"))
+		require.ErrorIs(t, err, nodeurl.ErrNotACall, path)
 	}
 	u := &url.URL{Path: "*"}
-	_, err := webroute.Of(&http.Request{Method: http.MethodOptions, URL: u})
-	require.ErrorIs(t, err, webroute.ErrNotACall)
+	_, err := nodeurl.Parse(&http.Request{Method: http.MethodOptions, URL: u})
+	require.ErrorIs(t, err, nodeurl.ErrNotACall)
 }
 
 // FuzzRoute checks that a route's own path is read as the same route without a header. The gateway
@@ -121,13 +121,13 @@ func FuzzRoute(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path, header string, given bool) {
 		r := &http.Request{URL: &url.URL{Path: path}, Header: make(http.Header)}
 		if given {
-			r.Header.Set(webroute.NodeHeader, header)
+			r.Header.Set(nodeurl.NodeHeader, header)
 		}
-		got, err := webroute.Of(r)
+		got, err := nodeurl.Parse(r)
 		if err != nil {
 			assert.Zero(t, got)
 			if code := connect.CodeOf(err); code != connect.CodeInvalidArgument {
-				assert.ErrorIs(t, err, webroute.ErrNotACall)
+				assert.ErrorIs(t, err, nodeurl.ErrNotACall)
 			}
 			assert.True(t, utf8.ValidString(err.Error()))
 			assert.Less(t, len(err.Error()), 4096)
@@ -137,13 +137,13 @@ func FuzzRoute(f *testing.F) {
 		assert.True(t, ok && service != "" && method != "" && !strings.Contains(method, "/"), got.Procedure)
 		assert.False(t, strings.HasPrefix(got.Node, "/") || strings.HasSuffix(got.Node, "/"), got.Node)
 		assert.True(t, utf8.ValidString(got.Node))
-		again, err := webroute.Of(&http.Request{URL: &url.URL{Path: got.Path()}})
+		again, err := nodeurl.Parse(&http.Request{URL: &url.URL{Path: got.Path()}})
 		require.NoError(t, err)
 		assert.Equal(t, got, again)
 		// So it is after a round trip over the wire.
 		u, err := url.ParseRequestURI((&url.URL{Path: got.Path()}).RequestURI())
 		require.NoError(t, err)
-		again, err = webroute.Of(&http.Request{URL: u})
+		again, err = nodeurl.Parse(&http.Request{URL: u})
 		require.NoError(t, err)
 		assert.Equal(t, got, again)
 	})
