@@ -162,12 +162,12 @@ func wayTunnelTCP(t *testing.T, opts ...raylink.Option) contract.Way {
 
 // hosts makes a system of three runtimes. Two create nodes alternately, so that a node and the next
 // one are on different hosts, and the third calls both.
-func hosts(t *testing.T, opts ...raylink.Option) (host func() *runtime.Host, other *runtime.Host) {
+func hosts(t *testing.T, opts ...raylink.Option) (host func() runtime.Parent, other runtime.Finder) {
 	t.Helper()
 	rt := system(t, opts...)
-	all := [2]*runtime.Host{rt.Host, joined(t, rt, opts...).Host}
+	all := [2]runtime.Parent{rt, joined(t, rt, opts...)}
 	var n atomic.Uint32
-	return func() *runtime.Host { return all[n.Add(1)%2] }, joined(t, rt, opts...).Host
+	return func() runtime.Parent { return all[n.Add(1)%2] }, joined(t, rt, opts...)
 }
 
 // TestContractOwnProcesses calls nodes that live in processes of their own.

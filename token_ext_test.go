@@ -67,7 +67,7 @@ func TestSystemIsClosedByDefault(t *testing.T) {
 	_, err := p.Add(ctx, nil)
 	require.NoError(t, err)
 	other := joined(t, rt)
-	far := create(t, other.Host)
+	far := create(t, other)
 	seen, err := contractv1raylink.ProbeFrom(rt, far.Ref().NodeRef())
 	require.NoError(t, err)
 	_, err = seen.Add(ctx, nil)
@@ -108,7 +108,7 @@ func TestPrintingShowsNoToken(t *testing.T) {
 	closedByDefault(t)
 	rt := system(t)
 	token := tokenOf(t, rt)
-	for _, v := range []any{rt, rt.Host, *rt} {
+	for _, v := range []any{rt, *rt} {
 		for _, verb := range []string{"%v", "%+v", "%s"} {
 			assert.NotContains(t, fmt.Sprintf(verb, v), token, "%T by %s", v, verb)
 		}
@@ -243,7 +243,7 @@ func TestSquatterLearnsNothing(t *testing.T) {
 	far, err := join.Start(ctx, append(contract.Types(), runtime.WithBrain(address), runtime.WithData(t.TempDir()), runtime.WithToken(secret),
 		runtime.WithAdvertise(host.Addr().String()))...)
 	require.NoError(t, err)
-	p := create(t, far.Host)
+	p := create(t, far)
 	require.NoError(t, os.Remove(p.Ref().NodeRef().GetHost().GetSocket()))
 
 	status, body := post(t, "http://"+address+"/"+p.Ref().Path()+"/contract.v1.Probe/Echo", func(r *http.Request) {

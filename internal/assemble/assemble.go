@@ -42,9 +42,12 @@ type Embed struct {
 	StartSystemNodes func(ctx context.Context, h *runtime.Host) error
 }
 
+// host is not exported, so that raylink.Runtime and join.Runtime promote its methods but no field.
+type host = runtime.Host
+
 // Runtime is this process's part in a system: it creates, finds and hosts nodes.
 type Runtime struct {
-	*runtime.Host
+	*host
 
 	brain    Brain
 	run      *rundir.Run
@@ -167,19 +170,19 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		return nil, err
 	}
 	parts.Run = rt.run
-	if rt.Host, err = hosts.Start(ctx, options, parts); err != nil {
+	if rt.host, err = hosts.Start(ctx, options, parts); err != nil {
 		if unknown != nil && connect.CodeOf(err) == connect.CodeUnauthenticated {
 			err = fmt.Errorf("%w (%w)", err, unknown)
 		}
 		return nil, err
 	}
 	if rt.brain != nil && embed.StartSystemNodes != nil {
-		if err := embed.StartSystemNodes(ctx, rt.Host); err != nil {
+		if err := embed.StartSystemNodes(ctx, rt.host); err != nil {
 			return nil, fmt.Errorf("creating the system's own nodes: %w", err)
 		}
 	}
 	if rt.brain == nil {
-		rt.officer = superviseOfficer(rt.Host, options.Logger)
+		rt.officer = superviseOfficer(rt.host, options.Logger)
 	}
 	return rt, nil
 }
@@ -262,7 +265,7 @@ func (rt *Runtime) Close() error {
 
 // closeContext bounds a Close.
 func (rt *Runtime) closeContext() (context.Context, context.CancelFunc) {
-	if rt.Host == nil { // starting has failed: there is nothing to drain
+	if rt.host == nil { // starting has failed: there is nothing to drain
 		return context.WithCancel(context.Background())
 	}
 	return context.WithTimeout(context.Background(), 2*rt.drain)
@@ -301,8 +304,8 @@ func (rt *Runtime) cleanUp(ctx context.Context) error {
 	if rt.officer != nil {
 		rt.officer.stop()
 	}
-	if rt.Host != nil {
-		errs = append(errs, rt.Host.Close(ctx))
+	if rt.host != nil {
+		errs = append(errs, rt.host.Close(ctx))
 	}
 	if rt.brain != nil {
 		errs = append(errs, rt.brain.Close())

@@ -87,8 +87,8 @@ func dialRaw(ctx context.Context, dial DialFunc, network, address string, hello 
 // ErrOpen refuses a system without a token where the process was not configured to join one.
 func ErrOpen(address string) error {
 	return connect.Errorf(connect.CodeUnauthenticated,
-		"the process at %s asks for no token, so it could be another user's: if that system is open on purpose, permit it with WithOpen, --open or RAYLINK_OPEN=1",
-		address)
+		"the process at %s asks for no token, so it could be another user's: "+
+			"if that system is open on purpose, permit it with WithOpen, --open or RAYLINK_OPEN=1", address)
 }
 
 // IsUnproven reports whether a handshake failed because the two sides do not have the same token.

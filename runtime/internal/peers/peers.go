@@ -6,7 +6,7 @@
 //   - A connection is opened on first use, shared by all callers, and opened again on the next use
 //     after it was lost. One attempt is in progress per peer at a time, however many callers wait.
 //   - An attempt takes at most 5 seconds. After a failed one, callers get its error at once until
-//     the backoff has passed, which grows from 10 ms to 2 s.
+//     the backoff has passed, which grows from 10 ms to 2 s, with jitter.
 //   - A caller waits no longer than its own context. The attempt continues for the others.
 //   - A peer whose connection has ended uses no memory.
 //   - After [Pool.Close] no connection is open and none is opened.
@@ -23,8 +23,15 @@ import (
 	"connectrpc.com/connect/v2"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/backoff"
 	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime/tunnel"
+)
+
+// The first pause after a failed attempt, and the longest, see [backoff.Backoff].
+const (
+	firstPause = 10 * time.Millisecond
+	maxPause   = 2 * time.Second
 )
 
 // dialTimeout bounds one attempt to connect to a host.
@@ -78,7 +85,7 @@ type peer struct {
 	// dialing is closed when the attempt in progress has ended; nil if there is none.
 	dialing chan struct{}
 	// After failures, no attempt is made before the time next, and callers get err.
-	failures int
+	failures backoff.Backoff
 	next     time.Time
 	err      error
 }
@@ -117,7 +124,7 @@ func (p *Pool) peer(k key) (*peer, error) {
 	}
 	of := p.open[k]
 	if of == nil {
-		of = &peer{pool: p, key: k}
+		of = &peer{pool: p, key: k, failures: backoff.Backoff{First: firstPause, Max: maxPause}}
 		p.open[k] = of
 	}
 	return of, nil
@@ -192,12 +199,12 @@ func (p *peer) dialled(conn *tunnel.Conn, err error) {
 	close(p.dialing)
 	p.dialing = nil
 	if err != nil {
-		p.failures++
 		p.err = err
-		p.next = time.Now().Add(min(5*time.Millisecond<<min(p.failures, 10), 2*time.Second))
+		p.next = time.Now().Add(p.failures.Next())
 		return
 	}
-	p.conn, p.err, p.failures = conn, nil, 0
+	p.conn, p.err = conn, nil
+	p.failures.Reset()
 }
 
 func (p *Pool) isClosed() bool {
