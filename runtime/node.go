@@ -81,7 +81,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	c := t.config()
 	n.overrides = t.overrides(c)
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{
-		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Beside: c.MaxStreams,
+		Turns: c.MaxConcurrency, Pending: c.MaxPending, Bytes: maxPendingBytes, Concurrent: c.MaxStreams,
 	})
 	n.latencies = make([]latencyEWMA, len(service.methods))
 	base := context.Background()

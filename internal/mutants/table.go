@@ -97,10 +97,10 @@ func ofTools() []Mutant {
 func ofNodes() []Mutant {
 	return []Mutant{
 		{
-			Name: "mailbox/turn-is-lent-after-its-work",
+			Name: "mailbox/turn-is-suspended-after-its-work",
 			Edit: Edit{
 				File:     "runtime/internal/mailbox/turn.go",
-				Func:     "Mailbox.lend",
+				Func:     "Mailbox.suspend",
 				Original: "t.over",
 				Mutated:  "false",
 			},
@@ -109,10 +109,10 @@ func ofNodes() []Mutant {
 			Args:   []string{noFailFile, shrinkBriefly},
 		},
 		{
-			Name: "mailbox/turn-is-lent-after-its-work-audited",
+			Name: "mailbox/turn-is-suspended-after-its-work-audited",
 			Edit: Edit{
 				File:     "runtime/internal/mailbox/turn.go",
-				Func:     "Mailbox.lend",
+				Func:     "Mailbox.suspend",
 				Original: "t.over",
 				Mutated:  "false",
 			},

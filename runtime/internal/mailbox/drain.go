@@ -23,7 +23,7 @@ func (m *Mailbox) next() *Entry {
 	if e == nil {
 		m.free++
 		m.holding--
-		m.settle()
+		m.endIfIdle()
 		return nil
 	}
 	m.bytes -= e.Bytes
@@ -72,10 +72,10 @@ func (m *Mailbox) run(e *Entry) (next *Entry) {
 }
 
 // busy reports whether anything is running or waiting. The caller must hold m.mu.
-func (m *Mailbox) busy() bool { return m.holding+m.lent+m.beside+m.line.len > 0 }
+func (m *Mailbox) busy() bool { return m.holding+m.suspended+m.concurrent+m.line.len > 0 }
 
-// settle ends the mailbox if it is closed and nothing is left. The caller must hold m.mu.
-func (m *Mailbox) settle() {
+// endIfIdle ends the mailbox if it is closed and nothing is left. The caller must hold m.mu.
+func (m *Mailbox) endIfIdle() {
 	if m.refusal == nil || m.over || m.busy() {
 		return
 	}

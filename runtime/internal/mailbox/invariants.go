@@ -36,19 +36,19 @@ func (m *Mailbox) audit() error {
 		return fmt.Errorf("%s has %d turns: %d are free and %d held", m.owner(), m.limits.Turns, m.free, m.holding)
 	case !m.open && m.free+m.holding != 0:
 		return fmt.Errorf("%s is not open: %d turns are free and %d held", m.owner(), m.free, m.holding)
-	case min(m.free, m.holding, m.lent, m.beside, m.starting) < 0:
-		return fmt.Errorf("%s counts below zero: %d turns free, %d held, %d lent, %d beside, %d starting",
-			m.owner(), m.free, m.holding, m.lent, m.beside, m.starting)
+	case min(m.free, m.holding, m.suspended, m.concurrent, m.starting) < 0:
+		return fmt.Errorf("%s counts below zero: %d turns free, %d held, %d suspended, %d concurrent, %d starting",
+			m.owner(), m.free, m.holding, m.suspended, m.concurrent, m.starting)
 	case m.starting > m.holding:
 		return fmt.Errorf("%s starts %d goroutines with %d turns", m.owner(), m.starting, m.holding)
 	case waiting != m.line.len || bytes != m.bytes:
 		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.line.len, m.bytes, waiting, bytes)
-	case m.resuming.len > m.lent:
-		return fmt.Errorf("%s has %d goroutines that reclaim a turn, and has borrowed %d", m.owner(), m.resuming.len, m.lent)
+	case m.resuming.len > m.suspended:
+		return fmt.Errorf("%s has %d turns to resume, and %d suspended", m.owner(), m.resuming.len, m.suspended)
 	case m.free > 0 && m.line.len+m.resuming.len > m.starting:
 		return fmt.Errorf("%s lets %d wait while %d turns are free and %d goroutines start", m.owner(), m.line.len+m.resuming.len, m.free, m.starting)
 	case m.over && m.busy():
-		return fmt.Errorf("%s is over, and %d hold or lent a turn, %d run beside, %d wait", m.owner(), m.holding+m.lent, m.beside, m.line.len)
+		return fmt.Errorf("%s is over, and %d turns are held or suspended, %d concurrent methods run, %d entries wait", m.owner(), m.holding+m.suspended, m.concurrent, m.line.len)
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ type Limits struct {
 	Pending int
 	// Bytes is the maximum total size of the queued entries.
 	Bytes int64
-	// Beside is the maximum number of concurrent methods, which run without a turn.
-	Beside int
+	// Concurrent is the maximum number of concurrent methods, which run without a turn.
+	Concurrent int
 }
 
 // Mailbox schedules turns. Its methods are safe for concurrent use.
@@ -44,14 +44,14 @@ type Mailbox struct {
 	free, holding int
 	// starting is the number of held turns whose goroutines have not dequeued their work yet.
 	starting int
-	// lent is the number of suspended turns ([Turn.Suspend]). resuming holds those of them that are
-	// to be resumed. They take precedence over line.
-	lent     int
-	resuming list
-	line     list
-	bytes    int64
-	// beside is the number of concurrent methods that are running.
-	beside int
+	// suspended is the number of suspended turns ([Turn.Suspend]). resuming holds those of them
+	// that are to be resumed. They take precedence over line.
+	suspended int
+	resuming  list
+	line      list
+	bytes     int64
+	// concurrent is the number of concurrent methods that are running.
+	concurrent int
 	// running holds everything that is running, except turns from Acquire.
 	running runList
 	// finished counts the work that has ended.
@@ -116,7 +116,7 @@ func (m *Mailbox) Remove(e *Entry) bool {
 	}
 	m.bytes -= e.Bytes
 	e.list.remove(e)
-	m.settle()
+	m.endIfIdle()
 	m.step()
 	return true
 }
@@ -196,11 +196,11 @@ func (m *Mailbox) Enter(t *Turn, label string, of any) error {
 	if m.refusal != nil {
 		return m.refusal
 	}
-	if m.beside >= m.limits.Beside {
+	if m.concurrent >= m.limits.Concurrent {
 		return connect.Errorf(connect.CodeResourceExhausted,
-			"%s runs %d concurrent methods and streams, the most it may (max_streams): %s is refused", m.owner(), m.beside, label)
+			"%s runs %d concurrent methods and streams, the most it may (max_streams): %s is refused", m.owner(), m.concurrent, label)
 	}
-	m.beside++
+	m.concurrent++
 	*t = Turn{of: of}
 	m.running.push(t)
 	return nil
@@ -210,9 +210,9 @@ func (m *Mailbox) Enter(t *Turn, label string, of any) error {
 func (m *Mailbox) Leave(t *Turn) {
 	m.mu.Lock()
 	t.leave()
-	m.beside--
+	m.concurrent--
 	m.finished++
-	m.settle()
+	m.endIfIdle()
 	m.step()
 	m.mu.Unlock()
 }
@@ -230,7 +230,7 @@ type Stats struct {
 func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.lent + m.beside, Finished: m.finished}
+	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.suspended + m.concurrent, Finished: m.finished}
 }
 
 // Running returns what is running, with and without turns, in the order in which it began: the Work
@@ -291,7 +291,7 @@ func (m *Mailbox) close(err error) {
 	if m.refusal == nil {
 		m.refusal = err
 	}
-	m.settle()
+	m.endIfIdle()
 }
 
 // take acquires a turn for a running goroutine if one is free and nothing is queued. The caller

@@ -49,7 +49,7 @@ func TestMailboxAgreesWithItsModel(t *testing.T) {
 // their goroutines concurrently.
 func TestOrderUnderLoad(t *testing.T) {
 	const callers, calls = 8, 300
-	m := New(func() string { return "m" }, Limits{Turns: 1, Pending: 1 << 20, Bytes: 1 << 40, Beside: 1})
+	m := New(func() string { return "m" }, Limits{Turns: 1, Pending: 1 << 20, Bytes: 1 << 40, Concurrent: 1})
 	m.Open()
 	var inside atomic.Int32
 	var last [callers]int // guarded by the turn
@@ -123,9 +123,9 @@ type work struct {
 func (w *work) Run(turn *Turn) { w.run(turn) }
 func (w *work) Refuse(error)   {}
 
-// A turn that several goroutines have suspended is reclaimed when all of them have resumed; the
+// A turn that several goroutines have suspended is held again when all of them have resumed; the
 // first ones wait for the others.
-func TestTurnLentTwice(t *testing.T) {
+func TestTurnSuspendedTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := New(func() string { return "m" }, modelLimits)
 		m.Open()
@@ -155,7 +155,7 @@ func TestTurnLentTwice(t *testing.T) {
 
 // The errors of full mailboxes name the node, the bound and the oldest call.
 func TestFullMailboxNamesItsBound(t *testing.T) {
-	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Beside: 1})
+	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Concurrent: 1})
 	put := func(label string, bytes int64) error {
 		_, err := m.Enqueue(&Entry{Work: &player{}, Label: label, Bytes: bytes})
 		return err
@@ -196,7 +196,7 @@ func (gated) Refuse(error) {}
 
 // TestRunningListsWhatRuns covers queued calls that got a turn, inline calls and concurrent ones.
 func TestRunningListsWhatRuns(t *testing.T) {
-	m := New(func() string { return "counter-0" }, Limits{Turns: 2, Pending: 9, Bytes: 9, Beside: 9})
+	m := New(func() string { return "counter-0" }, Limits{Turns: 2, Pending: 9, Bytes: 9, Concurrent: 9})
 	m.Open()
 	first, second := gated{make(chan struct{}), make(chan struct{})}, gated{make(chan struct{}), make(chan struct{})}
 	_, err := m.Enqueue(&Entry{Work: first, Label: "Add"})
@@ -204,10 +204,10 @@ func TestRunningListsWhatRuns(t *testing.T) {
 	<-first.began
 	var turn, mark Turn
 	require.True(t, m.TryTurn(&turn, "with a caller's"))
-	require.NoError(t, m.Enter(&mark, "Watch", "beside"))
+	require.NoError(t, m.Enter(&mark, "Watch", "concurrent"))
 	_, err = m.Enqueue(&Entry{Work: second, Label: "Add"})
 	require.NoError(t, err)
-	require.Equal(t, []any{first, "with a caller's", "beside"}, m.Running(), "a queued call does not run")
+	require.Equal(t, []any{first, "with a caller's", "concurrent"}, m.Running(), "a queued call does not run")
 	m.Leave(&mark)
 	require.Equal(t, []any{first, "with a caller's"}, m.Running())
 	turn.Suspend() // a call that has suspended its turn still runs

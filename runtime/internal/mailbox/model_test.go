@@ -37,7 +37,7 @@ const (
 	actions
 )
 
-var modelLimits = Limits{Turns: 1, Pending: 3, Bytes: 40, Beside: 2}
+var modelLimits = Limits{Turns: 1, Pending: 3, Bytes: 40, Concurrent: 2}
 
 var errClosed, errCut = errors.New("closed"), errors.New("cut off")
 
@@ -45,14 +45,14 @@ var errClosed, errCut = errors.New("closed"), errors.New("cut off")
 type player struct {
 	name string
 	// What the mailbox reports.
-	entry     Entry
-	turn      *Turn
-	cancel    context.CancelFunc
-	end       chan bool // true to end the goroutine
-	started   bool
-	refused   error
-	ended     bool
-	wantsBack atomic.Int32 // goroutines in Resume
+	entry    Entry
+	turn     *Turn
+	cancel   context.CancelFunc
+	end      chan bool // true to end the goroutine
+	started  bool
+	refused  error
+	ended    bool
+	resuming atomic.Int32 // goroutines in Resume
 	// What the model predicts.
 	is    state
 	users int
@@ -64,8 +64,8 @@ type state int
 const (
 	waits state = iota
 	runs
-	lends
-	wants
+	suspended
+	resumes
 	gone
 	rejected
 )
@@ -94,7 +94,7 @@ type world struct {
 	// The model: the queue, the goroutines that resume a turn, and the rest of the state.
 	line, resuming []*player
 	opened, over   bool
-	beside         int
+	concurrent     int
 	marks          []*Turn // of concurrent calls
 	finished       uint64
 	closedWith     error
@@ -215,7 +215,7 @@ func (w *world) grantTurns() {
 }
 
 func (w *world) end() {
-	if w.closedWith != nil && w.count(runs)+w.count(lends)+w.count(wants)+w.beside+len(w.line) == 0 {
+	if w.closedWith != nil && w.count(runs)+w.count(suspended)+w.count(resumes)+w.concurrent+len(w.line) == 0 {
 		w.over = true
 	}
 }
@@ -252,11 +252,11 @@ func (w *world) play(s step) string {
 	case finish, goexit:
 		return w.finish(s)
 	case suspend, suspendLate, resume:
-		return w.lend(s)
+		return w.suspendOrResume(s)
 	case giveUp, remove:
 		return w.leaveLine(s)
 	case enter, leave:
-		return w.goBeside(s)
+		return w.enterOrLeave(s)
 	case open:
 		if w.opened {
 			return ""
@@ -303,7 +303,7 @@ func (w *world) acquire(p *player) {
 }
 
 func (w *world) finish(s step) string {
-	p := w.among(s.pick, func(p *player) bool { return p.is == runs || p.is == lends || p.is == wants })
+	p := w.among(s.pick, func(p *player) bool { return p.is == runs || p.is == suspended || p.is == resumes })
 	if p == nil || !p.started {
 		return ""
 	}
@@ -321,15 +321,15 @@ func (w *world) finish(s step) string {
 	return p.name + " ends"
 }
 
-func (w *world) lend(s step) string {
+func (w *world) suspendOrResume(s step) string {
 	p := w.among(s.pick, func(p *player) bool {
 		switch s.do {
 		case suspendLate:
 			return p.is == gone && p.turn != nil
 		case resume:
-			return p.is == lends
+			return p.is == suspended
 		default:
-			return p.is == runs || p.is == lends || p.is == wants
+			return p.is == runs || p.is == suspended || p.is == resumes
 		}
 	})
 	if p == nil || p.turn == nil {
@@ -341,20 +341,20 @@ func (w *world) lend(s step) string {
 		return p.name + " suspends a turn that it no longer has"
 	case resume:
 		if p.users--; p.users == 0 {
-			p.is = wants
+			p.is = resumes
 			w.resuming = append(w.resuming, p)
 			w.grantTurns()
 		}
-		p.wantsBack.Add(1)
+		p.resuming.Add(1)
 		go func() {
 			p.turn.Resume()
-			p.wantsBack.Add(-1)
+			p.resuming.Add(-1)
 		}()
 		return p.name + " resumes its turn"
 	default:
 		p.users++
 		w.resuming = without(w.resuming, p)
-		p.is = lends
+		p.is = suspended
 		w.grantTurns()
 		p.turn.Suspend()
 		return p.name + " suspends its turn"
@@ -384,25 +384,25 @@ func (w *world) leaveLine(s step) string {
 	return p.name + " is removed"
 }
 
-func (w *world) goBeside(s step) string {
+func (w *world) enterOrLeave(s step) string {
 	if s.do == leave {
-		if w.beside == 0 {
+		if w.concurrent == 0 {
 			return ""
 		}
-		w.beside--
+		w.concurrent--
 		w.finished++
 		w.end()
 		w.m.Leave(w.marks[0])
 		w.marks = w.marks[1:]
 		return "one leaves"
 	}
-	fits := w.closedWith == nil && w.beside < w.limits.Beside
+	fits := w.closedWith == nil && w.concurrent < w.limits.Concurrent
 	if fits {
-		w.beside++
+		w.concurrent++
 	}
 	mark := &Turn{}
-	if err := w.m.Enter(mark, "beside", nil); (err == nil) != fits {
-		w.beside += 100 // the comparison covers the rest
+	if err := w.m.Enter(mark, "concurrent", nil); (err == nil) != fits {
+		w.concurrent += 100 // the comparison covers the rest
 	} else if err == nil {
 		w.marks = append(w.marks, mark)
 	}
@@ -418,7 +418,7 @@ func (w *world) compare() error {
 		return err
 	}
 	for _, p := range w.players {
-		begun := p.is == runs || p.is == lends || p.is == wants || p.is == gone
+		begun := p.is == runs || p.is == suspended || p.is == resumes || p.is == gone
 		switch {
 		case begun != p.started:
 			return fmt.Errorf("%s %s, and has begun: %v", p.name, p.is, p.started)
@@ -428,11 +428,11 @@ func (w *world) compare() error {
 			return fmt.Errorf("%s %s, and got the error %w", p.name, p.is, p.refused)
 		case p.turn != nil && p.turn.Held() != (p.is == runs):
 			return fmt.Errorf("%s %s, and holds a turn: %v", p.name, p.is, p.turn.Held())
-		case (p.is == runs || p.is == gone) && p.wantsBack.Load() > 0:
+		case (p.is == runs || p.is == gone) && p.resuming.Load() > 0:
 			return fmt.Errorf("%s %s, and waits for its turn still", p.name, p.is)
 		}
 	}
-	want := Stats{Waiting: len(w.line), Running: w.count(runs) + w.count(lends) + w.count(wants) + w.beside, Finished: w.finished}
+	want := Stats{Waiting: len(w.line), Running: w.count(runs) + w.count(suspended) + w.count(resumes) + w.concurrent, Finished: w.finished}
 	if got := w.m.Stats(); got != want {
 		return fmt.Errorf("it counts %+v where there is %+v", got, want)
 	}

@@ -10,10 +10,10 @@ type Turn struct {
 	held uint32
 	// drained is set if the turn belongs to a goroutine of the mailbox, which releases it itself.
 	drained bool
-	// over is set once the work that had the turn has ended. over and loan are guarded by
+	// over is set once the work that had the turn has ended. over and suspension are guarded by
 	// Mailbox.mu.
-	over bool
-	loan *loan
+	over       bool
+	suspension *suspension
 	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
 	// by Mailbox.mu.
 	of         any
@@ -53,14 +53,14 @@ func (t *Turn) leave() {
 	t.of, t.list, t.prev, t.next = nil, nil, nil, nil
 }
 
-// loan is the state of a suspended turn.
-type loan struct {
+// suspension is the state of a suspended turn.
+type suspension struct {
 	// users is the number of goroutines that have suspended the turn and not resumed it.
 	users int
 	// entry waits for the turn once users is 0.
 	entry Entry
-	// back is closed when the turn is held again, or when its work has ended without it.
-	back chan struct{}
+	// resumed is closed when the turn is held again, or when its work has ended without it.
+	resumed chan struct{}
 }
 
 // Release releases a turn from [Mailbox.TryTurn] or [Mailbox.Acquire]. Further calls do nothing.
@@ -99,7 +99,7 @@ func (t *Turn) Suspend() {
 		return
 	}
 	m.mu.Lock()
-	e := m.lend(t)
+	e := m.suspend(t)
 	m.step()
 	m.mu.Unlock()
 	if e != nil {
@@ -115,43 +115,43 @@ func (t *Turn) Resume() {
 		return
 	}
 	m.mu.Lock()
-	l := t.loan
+	l := t.suspension
 	if l == nil {
 		m.mu.Unlock()
 		return
 	}
 	if l.users--; l.users == 0 {
-		m.reclaim(t)
+		m.resume(t)
 	}
 	m.step()
 	m.mu.Unlock()
-	<-l.back
+	<-l.resumed
 }
 
-// lend suspends the turn, and returns work for a new goroutine to run with it. The caller must hold
-// m.mu.
-func (m *Mailbox) lend(t *Turn) *Entry {
+// suspend suspends t, and returns work for a new goroutine to run with its turn. The caller must
+// hold m.mu.
+func (m *Mailbox) suspend(t *Turn) *Entry {
 	if t.over {
 		return nil
 	}
-	if l := t.loan; l != nil {
+	if l := t.suspension; l != nil {
 		if l.users++; l.entry.list != nil {
 			// All users had resumed; now one suspends again before the turn is back.
 			l.entry.list.remove(&l.entry)
 		}
 		return nil
 	}
-	t.loan = &loan{users: 1, back: make(chan struct{})}
-	t.loan.entry.resumes = t
+	t.suspension = &suspension{users: 1, resumed: make(chan struct{})}
+	t.suspension.entry.resumes = t
 	t.hold(false)
-	m.lent++
+	m.suspended++
 	return m.next()
 }
 
-// reclaim resumes a suspended turn, now or when one is free. The caller must hold m.mu.
-func (m *Mailbox) reclaim(t *Turn) {
+// resume makes t held again, now or when one is free. The caller must hold m.mu.
+func (m *Mailbox) resume(t *Turn) {
 	if m.free == 0 {
-		m.resuming.push(&t.loan.entry)
+		m.resuming.push(&t.suspension.entry)
 		return
 	}
 	m.free--
@@ -161,10 +161,10 @@ func (m *Mailbox) reclaim(t *Turn) {
 
 // restore marks t as held again. The caller must hold m.mu and have counted the turn in holding.
 func (m *Mailbox) restore(t *Turn) {
-	m.lent--
+	m.suspended--
 	t.hold(true)
-	close(t.loan.back)
-	t.loan = nil
+	close(t.suspension.resumed)
+	t.suspension = nil
 }
 
 // end ends the work that had the turn, and returns work for the caller to run with it. The caller
@@ -176,15 +176,15 @@ func (m *Mailbox) end(t *Turn) *Entry {
 	t.over = true
 	t.leave()
 	m.finished++
-	if l := t.loan; l != nil {
+	if l := t.suspension; l != nil {
 		// A goroutine that outlives the method has suspended the turn, so there is none to pass on.
 		if l.entry.list != nil {
 			l.entry.list.remove(&l.entry)
 		}
-		m.lent--
-		close(l.back)
-		t.loan = nil
-		m.settle()
+		m.suspended--
+		close(l.resumed)
+		t.suspension = nil
+		m.endIfIdle()
 		return nil
 	}
 	t.hold(false)
