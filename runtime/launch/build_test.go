@@ -63,7 +63,7 @@ func TestFindNote(t *testing.T) {
 	assert.Empty(t, find(other))
 	assert.Empty(t, find(note("Go\x00\x00", "x", 5), note("G", "x", 4)))
 	assert.Empty(t, find())
-	assert.Empty(t, find(ours[:len(ours)-4]), "cut short")
+	assert.Empty(t, find(ours[:len(ours)-4]), "truncated")
 }
 
 func FuzzFindNote(f *testing.F) {

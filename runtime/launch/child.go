@@ -19,12 +19,12 @@ import (
 // Child is a launched process's end of the connection to its parent. Its methods are safe for
 // concurrent use.
 type Child struct {
-	payload  []byte
-	stop     chan struct{}
-	orphaned chan struct{}
-	heard    chan struct{}  // closed when listen has returned
-	broken   chan os.Signal // receives and ignores SIGPIPE
-	from     *os.File
+	payload     []byte
+	stop        chan struct{}
+	orphaned    chan struct{}
+	readingDone chan struct{}  // closed when readFrames has returned
+	broken      chan os.Signal // receives and ignores SIGPIPE
+	from        *os.File
 
 	mu sync.Mutex // guards to, so that frames are not interleaved
 	to *os.File
@@ -52,12 +52,12 @@ func Inherited() (*Child, error) {
 		return nil, fmt.Errorf("launch: %s is %q, which only a process's launcher should set: %w", marker, value, err)
 	}
 	c := &Child{
-		stop:     make(chan struct{}),
-		orphaned: make(chan struct{}),
-		heard:    make(chan struct{}),
-		broken:   make(chan os.Signal, 1),
-		from:     from,
-		to:       to,
+		stop:        make(chan struct{}),
+		orphaned:    make(chan struct{}),
+		readingDone: make(chan struct{}),
+		broken:      make(chan os.Signal, 1),
+		from:        from,
+		to:          to,
 	}
 	frames := bufio.NewReader(from)
 	if err := c.start(frames); err != nil {
@@ -65,7 +65,7 @@ func Inherited() (*Child, error) {
 	}
 	markSelf()
 	signal.Notify(c.broken, syscall.SIGPIPE)
-	go c.listen(frames)
+	go c.readFrames(frames)
 	return c, nil
 }
 
@@ -121,9 +121,9 @@ func (c *Child) start(frames *bufio.Reader) error {
 	return c.from.SetReadDeadline(time.Time{})
 }
 
-// listen reads the parent's frames until the channel ends, which means that the parent has died.
-func (c *Child) listen(frames *bufio.Reader) {
-	defer close(c.heard)
+// readFrames reads the parent's frames until the channel ends, which means that the parent has died.
+func (c *Child) readFrames(frames *bufio.Reader) {
+	defer close(c.readingDone)
 	var stopped bool
 	for {
 		k, _, err := readFrame(frames)
@@ -167,7 +167,7 @@ func (c *Child) Goodbye(reported bool) error {
 }
 
 // Forward sends the parent a line that a descendant of this process has printed. It blocks while
-// the parent is slow. Lines longer than [MaxLine] are cut.
+// the parent is slow. Lines longer than [MaxLine] are truncated.
 func (c *Child) Forward(line Line) error { return c.send(kindLine, encodeLine(line)) }
 
 func (c *Child) send(k kind, body []byte) error {
@@ -187,7 +187,7 @@ func (c *Child) Orphaned() <-chan struct{} { return c.orphaned }
 func (c *Child) Close() error {
 	signal.Stop(c.broken)
 	fromErr, toErr := c.from.Close(), c.to.Close()
-	<-c.heard
+	<-c.readingDone
 	if errors.Is(fromErr, os.ErrClosed) && errors.Is(toErr, os.ErrClosed) {
 		return nil // already closed
 	}

@@ -85,8 +85,8 @@ func (k kind) String() string {
 // protocolError is a violation of the protocol by the other end.
 type protocolError struct {
 	text string
-	// cut is set if the channel ended within a frame, as when a process is killed while it writes.
-	cut bool
+	// truncated is set if the channel ended within a frame, as when a process is killed while it writes.
+	truncated bool
 }
 
 func (e *protocolError) Error() string { return e.text }
@@ -115,7 +115,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	var header [frameHeader]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			return 0, nil, &protocolError{text: "the channel ended within a frame's header", cut: true}
+			return 0, nil, &protocolError{text: "the channel ended within a frame's header", truncated: true}
 		}
 		return 0, nil, err // not wrapped: the caller compares it with io.EOF
 	}
@@ -130,7 +130,7 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	var body bytes.Buffer
 	if n, err := io.CopyN(&body, r, length-1); err != nil {
 		if errors.Is(err, io.EOF) {
-			return 0, nil, &protocolError{text: fmt.Sprintf("the channel ended %d bytes into a %s of %d", n, k, length-1), cut: true}
+			return 0, nil, &protocolError{text: fmt.Sprintf("the channel ended %d bytes into a %s of %d", n, k, length-1), truncated: true}
 		}
 		return 0, nil, err
 	}
@@ -154,7 +154,7 @@ func unversioned(k kind, body []byte) ([]byte, error) {
 	return body[versionSize:], nil
 }
 
-// encodeLine encodes a line. One that is too long is cut rather than refused.
+// encodeLine encodes a line. One that is too long is truncated rather than refused.
 func encodeLine(line Line) []byte {
 	path, text := line.Path, line.Text
 	path, text = path[:min(len(path), maxPath)], text[:min(len(text), MaxLine)]

@@ -115,9 +115,9 @@ func TestLineThatIsTooLongIsCut(t *testing.T) {
 
 func TestVersionsAreCompared(t *testing.T) {
 	talk := conversation{build: "b"}
-	_, err := talk.hear(kindHello, []byte{0, controlVersion + 1, 'b'})
+	_, err := talk.receive(kindHello, []byte{0, controlVersion + 1, 'b'})
 	require.ErrorContains(t, err, "control version 2, but this end speaks version 1")
-	_, err = talk.hear(kindHello, []byte{0})
+	_, err = talk.receive(kindHello, []byte{0})
 	require.ErrorContains(t, err, "without a version")
 	require.False(t, talk.greeted)
 }
@@ -158,7 +158,7 @@ func converse(wire []byte) (lines int, err error) {
 		if err != nil {
 			break
 		}
-		line, err := talk.hear(k, body)
+		line, err := talk.receive(k, body)
 		if err != nil {
 			break
 		}
@@ -177,7 +177,7 @@ func converse(wire []byte) (lines int, err error) {
 		return lines, fmt.Errorf("received %x", resaid.Bytes())
 	case resaid.Len() > 0 && !strings.HasPrefix(resaid.String(), greeting):
 		return lines, fmt.Errorf("accepted frames of a process before it had proven that it is this build: %x", resaid.Bytes())
-	case talk.settled && !talk.greeted, talk.failed && !talk.settled:
+	case talk.setupDone && !talk.greeted, talk.failed && !talk.setupDone:
 		return lines, fmt.Errorf("in an impossible state: %+v", talk)
 	}
 	return lines, nil
@@ -187,24 +187,24 @@ func converse(wire []byte) (lines int, err error) {
 func TestConversationFollowsItsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		talk := conversation{build: "b"}
-		var greeted, settled, ready, goodbye bool
+		var greeted, setupDone, ready, goodbye bool
 		for range rapid.IntRange(0, 10).Draw(t, "frames") {
 			k := kind(rapid.IntRange(0, 9).Draw(t, "kind"))
 			body := map[kind][]byte{kindHello: versioned([]byte("b")), kindLine: encodeLine(Line{"p", Stdout, "t"})}[k]
 			allowed := k == kindHello && !greeted ||
 				k == kindLine && greeted ||
-				(k == kindReady || k == kindFailed) && greeted && !settled ||
+				(k == kindReady || k == kindFailed) && greeted && !setupDone ||
 				k == kindGoodbye && ready && !goodbye
-			line, err := talk.hear(k, body)
+			line, err := talk.receive(k, body)
 			require.Equal(t, allowed, err == nil, "%s: %v", k, err)
 			require.Equal(t, allowed && k == kindLine, line != nil)
 			if !allowed {
 				return // the process is killed
 			}
 			greeted = true
-			settled = settled || k == kindReady || k == kindFailed
+			setupDone = setupDone || k == kindReady || k == kindFailed
 			ready, goodbye = ready || k == kindReady, goodbye || k == kindGoodbye
-			require.Equal(t, settled, talk.settled)
+			require.Equal(t, setupDone, talk.setupDone)
 			require.Equal(t, goodbye, talk.goodbye)
 		}
 	})

@@ -7,18 +7,18 @@ type conversation struct {
 	// build is the one that the child must have.
 	build string
 
-	greeted bool
-	settled bool // ready or failed was received
-	failed  bool
-	payload []byte
-	goodbye bool
+	greeted   bool
+	setupDone bool // ready or failed was received
+	failed    bool
+	payload   []byte
+	goodbye   bool
 	// reported is the value in the goodbye, see [Exit].
 	reported bool
 }
 
-// hear processes the child's next frame. For a line it returns the line. After an error, which is a
+// receive processes the child's next frame. For a line it returns the line. After an error, which is a
 // violation of the protocol, the child must be killed.
-func (c *conversation) hear(k kind, body []byte) (*Line, error) {
+func (c *conversation) receive(k kind, body []byte) (*Line, error) {
 	if !c.greeted && k != kindHello {
 		return nil, protocolErrorf("it sent a %s before hello", k)
 	}
@@ -29,13 +29,13 @@ func (c *conversation) hear(k kind, body []byte) (*Line, error) {
 		}
 		return nil, c.greet(body)
 	case kindReady, kindFailed:
-		if c.settled {
+		if c.setupDone {
 			return nil, protocolErrorf("it sent a %s after it had already said how its set-up went", k)
 		}
-		c.settled, c.failed, c.payload = true, k == kindFailed, body
+		c.setupDone, c.failed, c.payload = true, k == kindFailed, body
 		return nil, nil //nolint:nilnil // neither line nor error
 	case kindGoodbye:
-		if !c.settled || c.failed || c.goodbye {
+		if !c.setupDone || c.failed || c.goodbye {
 			return nil, protocolErrorf("it said goodbye, but not once and as a process that was set up")
 		}
 		c.goodbye, c.reported = true, len(body) > 0

@@ -43,7 +43,7 @@ func TestLogIsRotatedBySize(t *testing.T) {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		assert.LessOrEqual(t, len(text), limit)
-		assert.Empty(t, strings.ReplaceAll(string(text), line, ""), "a line was cut")
+		assert.Empty(t, strings.ReplaceAll(string(text), line, ""), "a line was truncated")
 		info, err := os.Stat(file)
 		require.NoError(t, err)
 		assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())

@@ -16,8 +16,9 @@ import (
 
 // process is the parent's end of a process on this machine.
 //
-// Its goroutines: reap waits for the process to end; listen reads its frames; tell writes frames to
-// it; two copy its output. All of them return when the process has ended, and done is closed last.
+// Its goroutines: reap waits for the process to end; readFrames and writeFrames receive and send
+// frames; two copy its output. All of them return when the process has ended, and done is closed
+// last.
 type process struct {
 	spec    Spec
 	options options
@@ -32,11 +33,11 @@ type process struct {
 	freeSlot sync.Once
 	release  func() // returns the start-up slot
 
-	settled  chan struct{} // closed when the child has reported the result of its set-up
-	stopping chan struct{} // closed to request it to stop
-	exited   chan struct{} // closed when it has been reaped
-	done     chan struct{} // closed when everything has ended
-	askStop  sync.Once
+	setupDone chan struct{} // closed when the child has reported the result of its set-up
+	stopping  chan struct{} // closed to request it to stop
+	exited    chan struct{} // closed when it has been reaped
+	done      chan struct{} // closed when everything has ended
+	askStop   sync.Once
 
 	mu      sync.Mutex // guards the fields below
 	talk    conversation
@@ -49,17 +50,17 @@ type process struct {
 // release is called once: when the process has sent hello or ended, or could not be started.
 func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *process, err error) {
 	p := &process{
-		release:  release,
-		mark:     newMark(),
-		spec:     spec,
-		options:  opts,
-		cmd:      cmd,
-		output:   &output{name: spec.Name, receiver: spec.Output, stalled: spec.Stalled, stallLimit: opts.stallLimit},
-		settled:  make(chan struct{}),
-		stopping: make(chan struct{}),
-		exited:   make(chan struct{}),
-		done:     make(chan struct{}),
-		talk:     conversation{build: opts.build},
+		release:   release,
+		mark:      newMark(),
+		spec:      spec,
+		options:   opts,
+		cmd:       cmd,
+		output:    &output{name: spec.Name, receiver: spec.Output, stalled: spec.Stalled, stallLimit: opts.stallLimit},
+		setupDone: make(chan struct{}),
+		stopping:  make(chan struct{}),
+		exited:    make(chan struct{}),
+		done:      make(chan struct{}),
+		talk:      conversation{build: opts.build},
 	}
 	defer func() {
 		if err != nil {
@@ -114,10 +115,10 @@ func startProcess(cmd *exec.Cmd, spec Spec, opts options, release func()) (_ *pr
 		return nil, errors.Join(fmt.Errorf("starting its process: %w", err), logErr)
 	}
 	p.hello = time.AfterFunc(opts.helloTimeout, p.overdue)
-	p.readers.Go(func() { p.listen(p.pipes[0]) })
+	p.readers.Go(func() { p.readFrames(p.pipes[0]) })
 	p.readers.Go(func() { p.output.copy(p.pipes[1], Stdout) })
 	p.readers.Go(func() { p.output.copy(p.pipes[2], Stderr) })
-	go p.tell()
+	go p.writeFrames()
 	go p.reap()
 	return p, nil
 }
@@ -184,11 +185,11 @@ func (p *process) end(reason string) error {
 // Ready implements [Process].
 func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	select {
-	case <-p.settled:
+	case <-p.setupDone:
 	case <-p.done:
 	case <-ctx.Done():
 		select {
-		case <-p.settled: // and ctx has ended: the child's result takes precedence
+		case <-p.setupDone: // and ctx has ended: the child's result takes precedence
 		default:
 			return nil, p.giveUp(context.Cause(ctx))
 		}
@@ -197,17 +198,17 @@ func (p *process) Ready(ctx context.Context) ([]byte, error) {
 	talk := p.talk
 	p.mu.Unlock()
 	switch {
-	case !talk.settled:
+	case !talk.setupDone:
 		return nil, p.died()
 	case !talk.failed:
 		return talk.payload, nil
 	}
 	// The process should exit now.
-	patience, cancel := context.WithTimeout(ctx, p.options.exitGrace)
+	exit, cancel := context.WithTimeout(ctx, p.options.exitGrace)
 	defer cancel()
 	select {
 	case <-p.done:
-	case <-patience.Done():
+	case <-exit.Done():
 		if err := p.end("its set-up had failed and it did not end"); err != nil {
 			return nil, errors.Join(&FailedError{Name: p.spec.Name, Payload: talk.payload}, err)
 		}
@@ -270,20 +271,20 @@ func (p *process) greeted() bool {
 	return p.talk.greeted
 }
 
-// listen reads the child's frames until the channel ends.
-func (p *process) listen(r *os.File) {
+// readFrames reads the child's frames until the channel ends.
+func (p *process) readFrames(r *os.File) {
 	defer func() { _ = r.Close() }() // the read end of a pipe: nothing can be lost
 	frames := bufio.NewReader(r)
 	for {
 		k, body, err := readFrame(frames)
 		if err == nil {
-			err = p.hear(k, body)
+			err = p.receive(k, body)
 		}
 		var broken *protocolError
 		switch {
 		case err == nil:
 		case errors.As(err, &broken):
-			if !broken.cut || !p.exits(p.options.exitGrace) {
+			if !broken.truncated || !p.exits(p.options.exitGrace) {
 				p.refuse(broken.text)
 			}
 			_, _ = io.Copy(io.Discard, r) // the child must not block on writing when it is requested to stop
@@ -295,11 +296,11 @@ func (p *process) listen(r *os.File) {
 	}
 }
 
-// hear processes the child's next frame.
-func (p *process) hear(k kind, body []byte) error {
+// receive processes the child's next frame.
+func (p *process) receive(k kind, body []byte) error {
 	p.mu.Lock()
 	was := p.talk
-	line, err := p.talk.hear(k, body)
+	line, err := p.talk.receive(k, body)
 	is := p.talk
 	p.mu.Unlock()
 	if err != nil {
@@ -309,8 +310,8 @@ func (p *process) hear(k kind, body []byte) error {
 		p.hello.Stop()
 		p.free()
 	}
-	if is.settled && !was.settled {
-		close(p.settled)
+	if is.setupDone && !was.setupDone {
+		close(p.setupDone)
 	}
 	if line != nil {
 		p.output.forwarded(*line)
@@ -322,7 +323,7 @@ func (p *process) hear(k kind, body []byte) error {
 // about to notice, or it is about to exit, or it is a program that closes unknown descriptors.
 func (p *process) hungUp() {
 	select {
-	case <-p.settled:
+	case <-p.setupDone:
 		return
 	default:
 	}
@@ -333,19 +334,19 @@ func (p *process) hungUp() {
 
 // exits waits for the end of the process, for at most limit. Its pipes end before it does.
 func (p *process) exits(limit time.Duration) bool {
-	patience := time.NewTimer(limit)
-	defer patience.Stop()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
 	select {
 	case <-p.exited:
 		return true
-	case <-patience.C:
+	case <-timer.C:
 		return false
 	}
 }
 
-// tell writes the frames for the child: start, and later stop. A write fails only if the child is
-// dead or about to die.
-func (p *process) tell() {
+// writeFrames writes the frames for the child: start, and later stop. A write fails only if the
+// child is dead or about to die.
+func (p *process) writeFrames() {
 	if err := writeFrame(p.commands, kindStart, versioned(p.spec.Payload)); err != nil {
 		return
 	}
