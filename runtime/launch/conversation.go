@@ -16,8 +16,8 @@ type conversation struct {
 	reported bool
 }
 
-// receive processes the child's next frame. For a line it returns the line. After an error, which is a
-// violation of the protocol, the child must be killed.
+// receive processes the child's next frame. For a line it returns the line. After an error, which
+// is a violation of the protocol, the child must be killed.
 func (c *conversation) receive(k kind, body []byte) (*Line, error) {
 	if !c.greeted && k != kindHello {
 		return nil, protocolErrorf("it sent a %s before hello", k)
