@@ -85,7 +85,8 @@ func (k kind) String() string {
 // protocolError is a violation of the protocol by the other end.
 type protocolError struct {
 	text string
-	// truncated is set if the channel ended within a frame, as when a process is killed while it writes.
+	// truncated is set if the channel ended within a frame, as when a process is killed while it
+	// writes.
 	truncated bool
 }
 
