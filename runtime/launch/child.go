@@ -121,7 +121,8 @@ func (c *Child) start(frames *bufio.Reader) error {
 	return c.from.SetReadDeadline(time.Time{})
 }
 
-// readFrames reads the parent's frames until the channel ends, which means that the parent has died.
+// readFrames reads the parent's frames until the channel ends, which means that the parent has
+// died.
 func (c *Child) readFrames(frames *bufio.Reader) {
 	defer close(c.readingDone)
 	var stopped bool
