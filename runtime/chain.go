@@ -44,8 +44,8 @@ func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
 		if link.nid != nid {
 			continue
 		}
-		turns, beside := parseOverrides(link.overrides, m)
-		if beside {
+		turns, concurrent := parseOverrides(link.overrides, m)
+		if concurrent {
 			return nil
 		}
 		return c.refuseCycle(nid, path, m.fullName(), turns)
@@ -56,15 +56,15 @@ func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
 // overrides encodes the number of turns of the type's nodes and the methods that it makes
 // concurrent, such as "4 Peek Poke"; it is empty if they are those of the schema.
 func (t NodeType) overrides(c serviceConfig) string {
-	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.beside) == 0 {
+	if c.MaxConcurrency == t.service.config.MaxConcurrency && len(t.concurrent) == 0 {
 		return ""
 	}
-	return strings.Join(append([]string{strconv.Itoa(c.MaxConcurrency)}, t.beside...), " ")
+	return strings.Join(append([]string{strconv.Itoa(c.MaxConcurrency)}, t.concurrent...), " ")
 }
 
 // parseOverrides decodes overrides for a method. Where they are empty or malformed, the schema
 // applies.
-func parseOverrides(overrides string, m *Method) (turns int, beside bool) {
+func parseOverrides(overrides string, m *Method) (turns int, concurrent bool) {
 	turns = m.service.config.MaxConcurrency
 	words := strings.Split(overrides, " ")
 	if n, err := strconv.Atoi(words[0]); err == nil && n > 0 {

@@ -105,7 +105,7 @@ func serveChild(child *launch.Child, options Options) error {
 		err = child.Ready(rec)
 	}
 	if err != nil {
-		h.log.Error("telling the parent that the node is set up", slog.Any("error", err))
+		h.log.Error("reporting to the parent that the node is set up", slog.Any("error", err))
 	}
 	orphaned := child.Orphaned()
 	if h.outlives {
@@ -123,7 +123,7 @@ func serveChild(child *launch.Child, options Options) error {
 	// Stopping gets the time to drain and as much again for the node's descendants, and no more: no
 	// process may be left behind.
 	limit := 2 * h.options.Drain
-	hangs := time.AfterFunc(limit+endLimit, func() { c.cutShort(n.path+" has been stopping for too long", nil) })
+	hangs := time.AfterFunc(limit+endLimit, func() { c.forceExit(n.path+" has been stopping for too long", nil) })
 	defer hangs.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -164,7 +164,7 @@ func (c *childLife) watchSignals() (stop func()) {
 		}
 		close(c.terminated)
 		if s, ok := <-signals; ok {
-			c.cutShort("a second signal required it", s)
+			c.forceExit("a second signal required it", s)
 		}
 	}()
 	return func() {
@@ -173,9 +173,9 @@ func (c *childLife) watchSignals() (stop func()) {
 	}
 }
 
-// cutShort ends the process although something in it hangs; descendants and the host's directory
+// forceExit ends the process although something in it hangs; descendants and the host's directory
 // are removed first. why completes the logged sentence.
-func (c *childLife) cutShort(why string, by os.Signal) {
+func (c *childLife) forceExit(why string, by os.Signal) {
 	c.log.Error("this process ends at once: " + why)
 	if h := c.host.Load(); h != nil {
 		if err := h.dir.Close(); err != nil {
@@ -284,7 +284,7 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 		select {
 		case <-over:
 		case <-limit.C:
-			c.cutShort(fmt.Sprintf("the set-up of %s goes on %v after its context ended (%v)", rec.GetPath(), setupEndLimit, context.Cause(ctx)), nil)
+			c.forceExit(fmt.Sprintf("the set-up of %s goes on %v after its context ended (%v)", rec.GetPath(), setupEndLimit, context.Cause(ctx)), nil)
 		}
 	}()
 	parts := hostapi.Parts{Output: func(l launch.Line) {
@@ -304,10 +304,10 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	}
 	c.host.Store(h)
 	h.outlives = p.Outlives
-	n, err := h.adopt(ctx, rec, p)
+	n, err := h.setUpLaunched(ctx, rec, p)
 	setUp()
 	if err != nil {
-		hangs := time.AfterFunc(o.Drain+endLimit, func() { c.cutShort("undoing the set-up of "+rec.GetPath()+" takes too long", nil) })
+		hangs := time.AfterFunc(o.Drain+endLimit, func() { c.forceExit("undoing the set-up of "+rec.GetPath()+" takes too long", nil) })
 		defer hangs.Stop()
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.Drain)
 		defer cancel()
@@ -316,8 +316,8 @@ func (c *childLife) start(o Options) (*Host, *Node, error) {
 	return h, n, nil
 }
 
-// adopt sets up the node that the process was launched for.
-func (h *Host) adopt(ctx context.Context, rec *nodev1.NodeRecord, p launchPayload) (*Node, error) {
+// setUpLaunched sets up the node that the process was launched for.
+func (h *Host) setUpLaunched(ctx context.Context, rec *nodev1.NodeRecord, p launchPayload) (*Node, error) {
 	t, err := h.types.get(p.Type, rec.GetService())
 	if err != nil {
 		return nil, connect.Errorf(connect.CodeNotFound, "the launched process lacks a type that its parent has: %s; "+

@@ -157,7 +157,7 @@ func (e *interceptedEndpoint) newInvocation(m *Method, req proto.Message) *Clien
 func (e *interceptedEndpoint) invokeIntercepted(ctx context.Context, m *Method, req proto.Message) (res proto.Message, err error) {
 	in := e.newInvocation(m, req)
 	usercode.Run(func() error { return in.run(ctx) }, func(outcome error) {
-		if err = in.settle(outcome); err == nil {
+		if err = in.convertError(outcome); err == nil {
 			res = in.Response
 		}
 		in.end(err)
@@ -169,7 +169,7 @@ func (e *interceptedEndpoint) invokeIntercepted(ctx context.Context, m *Method, 
 func (e *interceptedEndpoint) streamIntercepted(ctx context.Context, m *Method) (c *callStream, err error) {
 	in := e.newInvocation(m, nil)
 	usercode.Run(func() error { return in.run(ctx) }, func(outcome error) {
-		if err = in.settle(outcome); err != nil {
+		if err = in.convertError(outcome); err != nil {
 			in.end(err)
 			return
 		}
@@ -189,8 +189,8 @@ func (in *ClientInvocation) run(ctx context.Context) error {
 	return in.check()
 }
 
-// settle converts the panic or Goexit of an interceptor to the error of its call.
-func (in *ClientInvocation) settle(err error) error {
+// convertError converts the panic or Goexit of an interceptor to the error of its call.
+func (in *ClientInvocation) convertError(err error) error {
 	f, ok := err.(*usercode.UnreturnedError) //nolint:errorlint // Run's own type
 	if !ok {
 		return err
@@ -277,7 +277,7 @@ func (e *interceptedEndpoint) submitIntercepted(ctx context.Context, m *Method, 
 		return err
 	})
 	go usercode.Run(func() error { return in.run(ctx) }, func(err error) {
-		err = in.settle(err)
+		err = in.convertError(err)
 		in.end(err)
 		f.completeWith(in.Response, err, deliver)
 		a.release()

@@ -107,8 +107,8 @@ func (s *clientEndpointStream) release() {
 	s.cancel()
 }
 
-// Close implements [connect.ClientStream]. It cancels the context first: closing alone would tell
-// the node that all requests were sent.
+// Close implements [connect.ClientStream]. It cancels the context first: closing alone would signal
+// to the node that all requests were sent.
 func (s *clientEndpointStream) Close() error {
 	s.mu.Lock()
 	s.closed = true

@@ -212,7 +212,7 @@ type callContext struct {
 	// chain are the calls that wait for this one, see chain.go.
 	chain *chain
 	// in or future gets the error where the method has not returned when its node has stopped, see
-	// cut. Both are nil where the caller itself waits for the end of the node.
+	// interrupt. Both are nil where the caller itself waits for the end of the node.
 	in     *tunnel.Incoming
 	future *future
 	// sent is the fingerprint of the request of a call from this process, see fingerprint.go.
@@ -334,8 +334,8 @@ func (c *callContext) abort(cause error) {
 	j.cancel(cause)
 }
 
-// cut completes the call with err although its method has not returned.
-func (c *callContext) cut(err *connect.Error) {
+// interrupt completes the call with err although its method has not returned.
+func (c *callContext) interrupt(err *connect.Error) {
 	switch {
 	case c.in != nil:
 		c.in.Refuse(err)

@@ -338,14 +338,14 @@ func (h *Host) setUp(ctx context.Context, rec *nodev1.NodeRecord, t NodeType, co
 	// From here on others can reach the node: their calls wait in its mailbox, and it can be
 	// stopped.
 	if err := h.announce(ctx, n, nodev1.NodeState_NODE_STATE_STARTING); err != nil {
-		return fail(fmt.Errorf("telling Brain where %s is: %w", n.path, err))
+		return fail(fmt.Errorf("reporting to Brain where %s is: %w", n.path, err))
 	}
 	impl, err := n.callSetup(ctx, t, config)
 	if err != nil {
 		return fail(err)
 	}
 	if err := h.announce(ctx, n, nodev1.NodeState_NODE_STATE_RUNNING); err != nil {
-		return fail(fmt.Errorf("telling Brain that %s runs: %w", n.path, err))
+		return fail(fmt.Errorf("reporting to Brain that %s runs: %w", n.path, err))
 	}
 	if !n.serveWith(impl) {
 		return fail(closedError(n.path, "was stopped while it was set up"))

@@ -40,7 +40,7 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 			n.path, s.Running, s.Waiting, n.stillRunning(time.Since(began)), err))
 		n.mailbox.Abandon(closedError(n.path, "stopped"))
 	}
-	n.cut(cause)
+	n.cancelWork(cause)
 	if err := n.endWork(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
 	}
@@ -53,12 +53,12 @@ func (n *Node) drain(ctx context.Context, cause error) error {
 			errs = append(errs, fmt.Errorf("stopping %s: %w", n.path, err))
 		}
 	}
-	n.kill(cause)
+	n.cancelLife(cause)
 	for _, cc := range n.runningCalls() {
 		err := n.unreturned(cc.call.method)
 		n.logger().Error("a method goes on although its node has stopped: it is left behind",
 			slog.String("node", n.path), slog.String("method", cc.call.method.fullName()))
-		cc.cut(err)
+		cc.interrupt(err)
 	}
 	return errors.Join(errs...)
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// author converts a method's error to the connect error that callers get, whatever the call's way:
+// convertError converts a method's error to the connect error that callers get, whatever the
+// call's way:
 //
 //   - a *connect.Error of the node's own is kept;
 //   - one that came from another node keeps code, message and details, and gains a hop in its
@@ -27,7 +28,7 @@ import (
 //   - any other error becomes Unknown with its text, unless the process hides texts.
 //
 // A caller in the same process can still find the original with errors.Is and errors.As.
-func (n *Node) author(cc *callContext, err error) error {
+func (n *Node) convertError(cc *callContext, err error) error {
 	m := cc.call.method
 	if n.work.Err() != nil && errors.Is(err, context.Canceled) &&
 		(cc.caller.Err() == nil || errors.Is(context.Cause(cc.caller), errNodeStopped)) {

@@ -64,7 +64,7 @@ type GeneratedService struct {
 // GeneratedMethod describes a method of a [GeneratedService].
 type GeneratedMethod struct {
 	Name string
-	// Concurrent makes a unary method run beside the node's turns.
+	// Concurrent makes a unary method run without a turn.
 	Concurrent              bool
 	NewRequest, NewResponse func() proto.Message
 }

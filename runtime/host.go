@@ -42,8 +42,8 @@ type Host struct {
 	id        string
 	machine   string
 	// life is canceled when the host is closed; the life of every node descends from it.
-	life context.Context //nolint:containedctx // the host's life is this context
-	kill context.CancelCauseFunc
+	life       context.Context //nolint:containedctx // the host's life is this context
+	cancelLife context.CancelCauseFunc
 	// background counts the host's own goroutines; all of them end with life.
 	background sync.WaitGroup
 
@@ -159,7 +159,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 		h.launcher = &userLauncher{inner: h.launcher, log: h.log, limit: launcherLimit}
 	}
 	h.output = newOutput(&h.options, parts.Output, h.log)
-	h.life, h.kill = context.WithCancelCause(context.Background())
+	h.life, h.cancelLife = context.WithCancelCause(context.Background())
 	h.supervision, h.endSupervision = context.WithCancel(h.life)
 	defer func() {
 		if err != nil {
@@ -190,7 +190,7 @@ func startHost(ctx context.Context, options Options, parts hostapi.Parts) (_ *Ho
 	}
 	if parts.Brain != nil {
 		if err := parts.Brain.SetHost(ctx, h.info()); err != nil {
-			return nil, fmt.Errorf("telling Brain where it is reached: %w", err)
+			return nil, fmt.Errorf("reporting to Brain where it is reached: %w", err)
 		}
 		h.mu.Lock()
 		h.root = newNode(h, NodeType{service: &Service{name: brainv1connect.BrainServiceName}}, parts.Brain.Root())
@@ -322,7 +322,7 @@ var ErrClosed = errors.New("the runtime was closed")
 
 // release ends whatever is left, unconditionally.
 func (h *Host) release(cause error) {
-	h.kill(cause)
+	h.cancelLife(cause)
 	h.mu.Lock()
 	h.ended = true
 	h.mu.Unlock()

@@ -22,10 +22,10 @@ type Node struct {
 	host    *Host // nil for a stub outside any system
 	service *Service
 	impl    any
-	// beside marks, by index, the unary methods that the node type makes concurrent. overrides
+	// concurrent marks, by index, the unary methods that the node type makes concurrent. overrides
 	// encodes that, and the number of turns, for call chains.
-	beside    []bool
-	overrides string
+	concurrent []bool
+	overrides  string
 	// copies requests that messages are copied between the node and its callers in this process.
 	copies bool
 	recent recentMessages
@@ -41,13 +41,13 @@ type Node struct {
 	intercept Invoke
 	// to is the node as an endpoint of calls within this process.
 	to endpoint
-	// life is the ancestor of every context of the node's code; kill cancels it. work is the
-	// ancestor of the contexts of its calls and tasks, which end before the OnStop functions are
-	// called; cut cancels it.
-	life, work context.Context //nolint:containedctx // the node's life is this context
-	kill, cut  context.CancelCauseFunc
-	tasks      tasks
-	born       time.Time
+	// life is the ancestor of every context of the node's code, and work of the contexts of its
+	// calls and tasks, which end before the OnStop functions are called. cancelLife and cancelWork
+	// cancel them.
+	life, work             context.Context //nolint:containedctx // the node's life is this context
+	cancelLife, cancelWork context.CancelCauseFunc
+	tasks                  tasks
+	born                   time.Time
 	// ready is closed when the node is set up or its set-up has failed; neverReady is then the
 	// reason. isUp is the same for a check that does not block. creating counts the children whose
 	// creation the node waits for.
@@ -73,7 +73,7 @@ type Node struct {
 func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	service := t.service
 	n := &Node{
-		host: host, service: service, copies: t.copies, beside: t.besideTable(), nid: record.GetNid(), path: record.GetPath(), record: record,
+		host: host, service: service, copies: t.copies, concurrent: t.concurrentTable(), nid: record.GetNid(), path: record.GetPath(), record: record,
 		born: time.Now(), ready: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
 	}
 	n.identity = Caller{NID: n.nid, Path: n.path}
@@ -88,11 +88,11 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	if host != nil {
 		base = host.life
 	}
-	n.life, n.kill = context.WithCancelCause(base)
+	n.life, n.cancelLife = context.WithCancelCause(base)
 	// Calls that the node's code makes outside of serving a call still name the node as their
 	// caller.
 	n.life = context.WithValue(n.life, callKey{}, &callContext{node: n})
-	n.work, n.cut = context.WithCancelCause(n.life)
+	n.work, n.cancelWork = context.WithCancelCause(n.life)
 	n.to = host.intercepted(&localEndpoint{node: n})
 	return n
 }

@@ -10,7 +10,7 @@
 // What it promises:
 //
 //   - A node's methods take turns, in the order in which each caller made its calls (mailbox);
-//     concurrent methods and streams run beside the turns. docs/turns.md has the rules.
+//     concurrent methods and streams run without a turn. docs/turns.md has the rules.
 //   - A call behaves the same whether it stays in the process, goes through a tunnel or comes in
 //     over HTTP. internal/contract is the test of that.
 //   - When a node ends, its callers get an error that says how, and nothing of it is left: no

@@ -18,8 +18,8 @@ func newCall(ctx context.Context, m *Method, way wayNumber) *callContext {
 	return &callContext{call: Call{method: m, way: way}, caller: ctx}
 }
 
-// adopt makes node and call known to each other.
-func (n *Node) adopt(cc *callContext) {
+// bind makes n the node of the call: it sets the node and the context that ends with it.
+func (n *Node) bind(cc *callContext) {
 	cc.node = n
 	cc.life = n.work
 	if cc.call.method.builtin && n.host != nil {
@@ -28,9 +28,9 @@ func (n *Node) adopt(cc *callContext) {
 	}
 }
 
-// isConcurrent reports whether a method runs beside the node's turns.
+// isConcurrent reports whether a method runs without a turn.
 func (n *Node) isConcurrent(m *Method) bool {
-	return m.Concurrent() || n.beside != nil && !m.builtin && n.beside[m.index]
+	return m.Concurrent() || n.concurrent != nil && !m.builtin && n.concurrent[m.index]
 }
 
 // invoke runs a unary method for a caller in this process that waits for it. If the node is idle,
@@ -42,12 +42,12 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 	if ctx.Err() != nil {
 		return nil, n.ended(ctx, cc.call.method, unsent)
 	}
-	n.adopt(cc)
+	n.bind(cc)
 	if n.isConcurrent(cc.call.method) {
-		if err := n.enterBeside(cc); err != nil {
+		if err := n.enterConcurrent(cc); err != nil {
 			return nil, err
 		}
-		defer n.leaveBeside(cc)
+		defer n.leaveConcurrent(cc)
 		return n.runInline(cc, req)
 	}
 	if err := n.refuseCycle(cc); err != nil {
@@ -96,7 +96,7 @@ func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, err
 	return res, err
 }
 
-// submit puts a unary call into the mailbox, or starts it beside the turns, and returns. finish is
+// submit puts a unary call into the mailbox, or starts a concurrent one, and returns. finish is
 // called once, on a goroutine of the node; if submit returns an error it is never called.
 func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(*job)) (*job, error) {
 	j := &job{cc: cc, req: req, size: size, finish: finish}
@@ -105,13 +105,13 @@ func (n *Node) submit(cc *callContext, req proto.Message, size int, finish func(
 
 func (n *Node) submitJob(j *job) error {
 	cc := j.cc
-	n.adopt(cc)
+	n.bind(cc)
 	if n.isConcurrent(cc.call.method) {
-		if err := n.reserveBeside(cc); err != nil {
+		if err := n.reserveConcurrent(cc); err != nil {
 			return err
 		}
 		go func() {
-			defer n.leaveBeside(cc)
+			defer n.leaveConcurrent(cc)
 			if err := n.awaitReady(cc); err != nil {
 				j.Refuse(err)
 				return
@@ -143,23 +143,22 @@ func (n *Node) enqueue(j *job) error {
 	return n.refused(j.cc, err)
 }
 
-// enterBeside acquires a place for a call that runs beside the turns. It blocks until the node is
-// set up.
-func (n *Node) enterBeside(cc *callContext) error {
-	if err := n.reserveBeside(cc); err != nil {
+// enterConcurrent reserves a place for a concurrent call. It blocks until the node is set up.
+func (n *Node) enterConcurrent(cc *callContext) error {
+	if err := n.reserveConcurrent(cc); err != nil {
 		return err
 	}
 	err := n.awaitReady(cc)
 	if err != nil {
 		cc.end()
-		n.leaveBeside(cc)
+		n.leaveConcurrent(cc)
 	}
 	return err
 }
 
-// reserveBeside counts a call that is to run beside the turns, or refuses it. Built-in methods are
-// always accepted and not counted, since one of them drains the node.
-func (n *Node) reserveBeside(cc *callContext) error {
+// reserveConcurrent counts a concurrent call, or refuses it. Built-in methods are always accepted
+// and not counted, since one of them drains the node.
+func (n *Node) reserveConcurrent(cc *callContext) error {
 	m := cc.call.method
 	if m.builtin {
 		return nil
@@ -191,7 +190,7 @@ func (n *Node) awaitReady(cc *callContext) error {
 	}
 }
 
-func (n *Node) leaveBeside(cc *callContext) {
+func (n *Node) leaveConcurrent(cc *callContext) {
 	if !cc.call.method.builtin {
 		n.mailbox.Leave(&cc.ownTurn)
 	}
@@ -339,7 +338,7 @@ func (n *Node) runMethod(cc *callContext, req proto.Message) (res proto.Message,
 		return nil, broken
 	}
 	if err != nil {
-		return nil, n.author(cc, err)
+		return nil, n.convertError(cc, err)
 	}
 	return res, nil
 }
@@ -360,18 +359,18 @@ func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message
 	return inv.Response, nil
 }
 
-// runStream runs a streaming method beside the turns, and converts its error. If the method ends
+// runStream runs a streaming method, and converts its error. If the method ends
 // its goroutine, runStream does not return: its caller then replies with [Node.goexited].
 func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err error) {
-	n.adopt(cc)
+	n.bind(cc)
 	m := cc.call.method
-	if err := n.enterBeside(cc); err != nil {
+	if err := n.enterConcurrent(cc); err != nil {
 		return err
 	}
 	returned := false
 	defer func() {
 		cc.end()
-		n.leaveBeside(cc)
+		n.leaveConcurrent(cc)
 		if !returned {
 			err = n.failed(m, usercode.Outcome(false, recover()))
 		}
@@ -382,7 +381,7 @@ func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err erro
 		err = n.intercept(cc, &Invocation{Node: n.ref(), Method: m, Stream: stream})
 	}
 	if err != nil {
-		err = n.author(cc, err)
+		err = n.convertError(cc, err)
 	}
 	returned = true
 	return err
@@ -398,16 +397,16 @@ func (n *Node) latencyOf(j *job) *latencyEWMA {
 }
 
 // tryInline decides whether a job runs inline, on the goroutine that reads its connection, and if
-// so acquires the turn or the place beside the turns that it needs.
+// so acquires the turn or the concurrent place that it needs.
 func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
 	latency := n.latencyOf(j)
 	if latency == nil || !latency.quick(moreBehind) || !n.isUp.Load() {
 		return false, nil
 	}
 	cc := j.cc
-	n.adopt(cc)
+	n.bind(cc)
 	if n.isConcurrent(cc.call.method) {
-		return true, n.reserveBeside(cc)
+		return true, n.reserveConcurrent(cc)
 	}
 	if err := n.refuseCycle(cc); err != nil {
 		return false, err
@@ -423,7 +422,7 @@ func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
 func (n *Node) serveInline(j *job) {
 	cc := j.cc
 	if n.isConcurrent(cc.call.method) {
-		defer n.leaveBeside(cc)
+		defer n.leaveConcurrent(cc)
 	} else {
 		defer cc.ownTurn.Release()
 	}

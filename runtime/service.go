@@ -162,8 +162,7 @@ func (m *Method) Service() *Service { return m.service }
 // Spec is the method's description for connect.
 func (m *Method) Spec() connect.Spec { return m.spec }
 
-// Concurrent reports whether the schema lets the method run beside the node's turns, as streams
-// always do.
+// Concurrent reports whether the schema lets the method run without a turn, as streams always do.
 func (m *Method) Concurrent() bool { return m.concurrent || m.shape != connect.StreamTypeUnary }
 
 // Idempotent reports whether the schema says that running the method twice is the same as running
@@ -177,7 +176,7 @@ func (m *Method) isResponse(msg proto.Message) bool { return reflect.TypeOf(msg)
 // methodOption configures how a method runs.
 type methodOption func(*Method)
 
-// concurrent makes a unary method run beside the node's turns.
+// concurrent makes a unary method run without a turn.
 func concurrent() methodOption { return func(m *Method) { m.concurrent = true } }
 
 // isNil reports whether there is no message, or a typed nil.

@@ -57,7 +57,7 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	if !n.isUp.Load() {
 		h.stopSetup(ctx, n, cause)
 	}
-	h.tellState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
+	h.sendState(ctx, n, nodev1.NodeState_NODE_STATE_STOPPING)
 	h.cancelCreations(ctx, func(c *creation) bool { return c.parent == n.nid }, closedError(n.path, "is stopping: it gets no more children"))
 	errs := []error{h.stopChildren(ctx, n.nid), n.drain(ctx, closedError(n.path, cause))}
 	// The record is removed even if stopping has failed or taken all of its time.
@@ -78,21 +78,21 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 func (h *Host) stopSetup(ctx context.Context, n *Node, cause string) {
 	err := closedError(n.path, cause+" before it was set up")
 	n.mailbox.Abandon(err)
-	n.cut(err)
+	n.cancelWork(err)
 	select {
 	case <-n.ready:
 	case <-ctx.Done():
 	}
 }
 
-// tellState updates a node's state in Brain. It gives up after a second: Brain's absence must not
+// sendState updates a node's state in Brain. It gives up after a second: Brain's absence must not
 // delay the end.
-func (h *Host) tellState(ctx context.Context, n *Node, state nodev1.NodeState) {
+func (h *Host) sendState(ctx context.Context, n *Node, state nodev1.NodeState) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	res, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{{Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: state}}})
 	if err != nil {
-		h.log.Debug("telling Brain of a node's state", slog.String("node", n.path), slog.Any("error", err))
+		h.log.Debug("reporting a node's state to Brain", slog.String("node", n.path), slog.Any("error", err))
 		return
 	}
 	n.setRecord(res.GetNodes()[0])
@@ -260,7 +260,7 @@ func (h *Host) drop(n *Node) {
 		}
 	}
 	h.mu.Unlock()
-	n.kill(ErrClosed)
+	n.cancelLife(ErrClosed)
 }
 
 // beginStop returns true to its first caller only.

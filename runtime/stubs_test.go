@@ -16,8 +16,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // counter is a node for tests inside the package. Each method runs a function of the test. It uses
 // storage's schema.
 type counter struct {
-	take   func(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error)
-	beside func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
+	take       func(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error)
+	concurrent func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
 }
 
 func (c *counter) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
@@ -25,7 +25,7 @@ func (c *counter) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storag
 }
 
 func (c *counter) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
-	return c.beside(ctx, req)
+	return c.concurrent(ctx, req)
 }
 
 // stub is a counter behind a mailbox, with the methods Incr, which takes turns, and Has, which is
@@ -56,7 +56,7 @@ func (s *stub) call(ctx context.Context) error {
 	return err
 }
 
-func (s *stub) callBeside(ctx context.Context) error {
+func (s *stub) callConcurrent(ctx context.Context) error {
 	_, err := s.has.call(ctx, s.ref, nil)
 	return err
 }
@@ -72,8 +72,8 @@ func (s *stub) does(fn func(ctx context.Context) error) {
 	}
 }
 
-func (s *stub) doesBeside(fn func(ctx context.Context) error) {
-	s.beside = func(ctx context.Context, _ *storagev1.HasRequest) (*storagev1.HasResponse, error) {
+func (s *stub) doesConcurrent(fn func(ctx context.Context) error) {
+	s.concurrent = func(ctx context.Context, _ *storagev1.HasRequest) (*storagev1.HasResponse, error) {
 		return nil, fn(ctx)
 	}
 }

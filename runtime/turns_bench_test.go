@@ -17,7 +17,7 @@ func quick() *stub {
 	res := &storagev1.IncrResponse{}
 	s.take = func(context.Context, *storagev1.IncrRequest) (*storagev1.IncrResponse, error) { return res, nil }
 	has := &storagev1.HasResponse{}
-	s.beside = func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error) { return has, nil }
+	s.concurrent = func(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error) { return has, nil }
 	return s
 }
 
@@ -26,7 +26,7 @@ func quick() *stub {
 func (s *stub) handedOver(ctx context.Context, req *storagev1.IncrRequest) error {
 	cc := localCall(ctx, &s.incr.m, Metadata{})
 	j := &job{cc: cc, req: req, done: make(chan struct{})}
-	s.node.adopt(cc)
+	s.node.bind(cc)
 	if err := s.node.enqueue(j); err != nil {
 		return err
 	}

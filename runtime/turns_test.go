@@ -94,8 +94,8 @@ func TestCycles(t *testing.T) {
 		require.Equal(t, connect.CodeFailedPrecondition, connect.CodeOf(err), "%v", err)
 		require.ErrorContains(t, err, "would wait for itself")
 	}
-	a.does(b.callBeside)
-	b.doesBeside(a.call)
+	a.does(b.callConcurrent)
+	b.doesConcurrent(a.call)
 	refused(a.call(ctx))
 
 	a.does(func(ctx context.Context) error { return a.node.Do(ctx, func(context.Context) error { return nil }) })
@@ -276,15 +276,15 @@ func TestNodeThatIsNotDrained(t *testing.T) {
 func TestDoWhileStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
-		s.doesBeside(func(ctx context.Context) error {
+		s.doesConcurrent(func(ctx context.Context) error {
 			<-time.After(time.Second)
 			return s.node.Do(ctx, func(context.Context) error { return nil })
 		})
-		beside := make(chan error, 1)
-		go func() { beside <- s.callBeside(t.Context()) }()
+		concurrent := make(chan error, 1)
+		go func() { concurrent <- s.callConcurrent(t.Context()) }()
 		synctest.Wait()
 		require.NoError(t, s.node.drain(t.Context(), io.EOF))
-		require.NoError(t, <-beside)
+		require.NoError(t, <-concurrent)
 	})
 }
 
@@ -336,9 +336,9 @@ func TestMaxStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newCounter("a", 1)
 		release := make(chan struct{})
-		s.doesBeside(func(context.Context) error { <-release; return nil })
+		s.doesConcurrent(func(context.Context) error { <-release; return nil })
 		f1, f2 := s.has.async(t.Context(), s.ref, nil), s.has.async(t.Context(), s.ref, nil)
-		err := s.callBeside(t.Context())
+		err := s.callConcurrent(t.Context())
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err))
 		require.ErrorContains(t, err, "2 concurrent methods and streams, the most it may (max_streams)")
 		close(release)

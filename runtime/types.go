@@ -25,9 +25,9 @@ type NodeType struct {
 	copies bool
 	// limits override those of the schema where they are not 0.
 	limits Limits
-	// beside are unary methods that run beside the turns although the schema does not declare them
-	// concurrent.
-	beside []string
+	// concurrent are unary methods that run without a turn although the schema does not declare
+	// them concurrent.
+	concurrent []string
 	// prepare modifies a configuration in the creating process; nil for none.
 	prepare func(config proto.Message) error
 }
@@ -75,7 +75,7 @@ type Limits struct {
 	MaxConcurrency int
 	// MaxPending is how many calls may wait in the mailbox.
 	MaxPending int
-	// MaxStreams bounds the concurrent methods and streams that run beside the turns, together.
+	// MaxStreams bounds the concurrent methods and streams, which run without a turn, together.
 	MaxStreams int
 }
 
@@ -85,11 +85,11 @@ func (t NodeType) Limits(l Limits) NodeType {
 	return t
 }
 
-// Concurrent makes unary methods run beside the turns although the schema does not declare them
+// Concurrent makes unary methods run without a turn although the schema does not declare them
 // concurrent: they must do their own locking. methods are names as in the schema; Init refuses
 // names that the service does not have.
 func (t NodeType) Concurrent(methods ...string) NodeType {
-	t.beside = append(slices.Clone(t.beside), methods...)
+	t.concurrent = append(slices.Clone(t.concurrent), methods...)
 	return t
 }
 
@@ -137,26 +137,26 @@ func (t NodeType) check() error {
 			return bad("Limits: %s is %d; leave it 0 for what the schema says", name, limit)
 		}
 	}
-	for _, name := range t.beside {
+	for _, name := range t.concurrent {
 		m := t.service.byProc["/"+t.service.name+"/"+name]
 		switch {
 		case m == nil:
 			return bad("Concurrent: the service has no method %q; it has %s", name, t.service.methodNames())
 		case m.shape != connect.StreamTypeUnary:
-			return bad("Concurrent: %s is a stream, which always runs beside the turns; leave it out", name)
+			return bad("Concurrent: %s is a stream, which always runs without a turn; leave it out", name)
 		}
 	}
 	return nil
 }
 
-// besideTable marks, by index, the unary methods that the type makes concurrent; nil if there are
-// none.
-func (t NodeType) besideTable() []bool {
-	if len(t.beside) == 0 {
+// concurrentTable marks, by index, the unary methods that the type makes concurrent; nil if there
+// are none.
+func (t NodeType) concurrentTable() []bool {
+	if len(t.concurrent) == 0 {
 		return nil
 	}
 	table := make([]bool, len(t.service.methods))
-	for _, name := range t.beside {
+	for _, name := range t.concurrent {
 		table[t.service.byProc["/"+t.service.name+"/"+name].index] = true
 	}
 	return table

@@ -236,7 +236,7 @@ func (g *webGuard) servePublic(w http.ResponseWriter, r *http.Request, next http
 		err = connect.Errorf(connect.CodeResourceExhausted, "a request without a token is larger than %d bytes", maxPublicBody)
 	}
 	if err != nil {
-		if _, authored := errors.AsType[*connect.Error](err); !authored {
+		if _, converted := errors.AsType[*connect.Error](err); !converted {
 			err = connect.Errorf(connect.CodeDeadlineExceeded, "reading the request: %v", err)
 		}
 		g.refuseRequest(w, r, err)

@@ -85,7 +85,7 @@ func Run(t *testing.T, way Way) {
 		{"a canceled call ends at once", testCancel},
 		{"a call that is canceled in the mailbox never runs", testCancelQueued},
 		{"a full mailbox refuses calls with its bound and the oldest call", testFull},
-		{"concurrent methods run beside a turn", testConcurrent},
+		{"concurrent methods run without a turn", testConcurrent},
 		{"metadata reaches the node, and the response's metadata its caller", testMetadata},
 		{"credentials do not reach the node", testCredentials},
 		{"metadata of one call is not that of the next", testNoLeak},

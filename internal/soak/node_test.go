@@ -62,7 +62,7 @@ func (n *node) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1
 // fetchPrefix begins a request for a response of so many bytes.
 const fetchPrefix = "fetch "
 
-// Echo runs beside the turns.
+// Echo runs without a turn.
 func (*node) Echo(_ context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	if digits, ok := strings.CutPrefix(string(req.GetPayload()), fetchPrefix); ok {
 		size, err := strconv.Atoi(digits)

@@ -370,7 +370,7 @@ type ProbeNode interface {
 	// Add takes a turn.
 	Add(context.Context, *contractv1.AddRequest) (*contractv1.AddResponse, error)
 
-	// Echo runs beside the turns.
+	// Echo runs without a turn.
 	Echo(context.Context, *contractv1.EchoRequest) (*contractv1.EchoResponse, error)
 
 	Fail(context.Context, *contractv1.FailRequest) (*contractv1.FailResponse, error)
@@ -544,7 +544,7 @@ func (h *Probe) AddAsync(ctx context.Context, req *contractv1.AddRequest) *runti
 	return runtime.GeneratedCall[*contractv1.AddRequest, *contractv1.AddResponse](0).Async(ctx, h.ref, req)
 }
 
-// Echo runs beside the turns.
+// Echo runs without a turn.
 func (h *Probe) Echo(ctx context.Context, req *contractv1.EchoRequest) (*contractv1.EchoResponse, error) {
 	return runtime.GeneratedCall[*contractv1.EchoRequest, *contractv1.EchoResponse](1).Unary(ctx, h.ref, req)
 }
