@@ -136,13 +136,13 @@ func TestEndedNotifiesItsWaiters(t *testing.T) {
 		for where, ref := range map[string]runtime.Ref{"here": here.Ref(), "elsewhere": far.Ref()} {
 			assert.Equal(t, connect.CodeCanceled, connect.CodeOf(ref.Ended(impatient)), "%s, %s", name, where)
 		}
-		told := make(chan error, 2)
+		ended := make(chan error, 2)
 		for _, ref := range []runtime.Ref{here.Ref(), far.Ref()} {
-			go func() { told <- ref.Ended(ctx) }()
+			go func() { ended <- ref.Ended(ctx) }()
 		}
 		require.NoError(t, end(here))
 		for range 2 {
-			require.NoError(t, <-told, name)
+			require.NoError(t, <-ended, name)
 		}
 		assert.Contains(t, far.Ref().Record().GetCause(), name)
 		require.NoError(t, far.Ref().Ended(ctx), "called after the end")

@@ -175,7 +175,7 @@ type squatter struct {
 	net.Listener
 
 	mu    sync.Mutex
-	heard bytes.Buffer
+	received bytes.Buffer
 	conns int
 	done  sync.WaitGroup
 }
@@ -202,7 +202,7 @@ func newSquatter(t *testing.T, address, answer string) *squatter {
 				for {
 					n, err := nc.Read(buf)
 					s.mu.Lock()
-					s.heard.Write(buf[:n])
+					s.received.Write(buf[:n])
 					if err != nil {
 						s.conns++
 					}
@@ -224,7 +224,7 @@ func newSquatter(t *testing.T, address, answer string) *squatter {
 func (s *squatter) served() (int, string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conns, s.heard.String()
+	return s.conns, s.received.String()
 }
 
 // TestSquatterLearnsNothing takes the address of a Brain that has ended, while a host tries to
@@ -259,17 +259,17 @@ func TestSquatterLearnsNothing(t *testing.T) {
 	_, err = contractv1raylink.NewProbeTunnel(client).Add(ctx, &contractv1.AddRequest{})
 	require.Error(t, err)
 	require.Eventually(t, func() bool { n, _ := host.served(); return n >= 3 }, patience, 10*time.Millisecond)
-	_, heard := host.served()
-	assert.NotContains(t, heard, secret)
-	assert.NotContains(t, heard, private)
-	assert.NotContains(t, heard, "Bearer")
+	_, received := host.served()
+	assert.NotContains(t, received, secret)
+	assert.NotContains(t, received, private)
+	assert.NotContains(t, received, "Bearer")
 
 	require.NoError(t, brain.Close())
 	for _, answer := range []string{"", "HTTP/1.1 200 OK\r\n\r\n", "\x8dRAYLINK"} {
 		s := newSquatter(t, address, answer)
 		require.Eventually(t, func() bool { n, _ := s.served(); return n > 0 }, patience, 10*time.Millisecond, "no host tried to reconnect to Brain")
-		_, heard := s.served()
-		assert.NotContains(t, heard, secret)
+		_, received := s.served()
+		assert.NotContains(t, received, secret)
 		require.NoError(t, s.Close())
 		s.done.Wait()
 	}

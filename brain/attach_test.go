@@ -35,10 +35,10 @@ func TestNodesDieWithTheirHostsConnection(t *testing.T) {
 	require.ErrorContains(t, s.gone(t, child.GetNid()), "parent manager-0 died: its host (pid 7 on m1) died: connection closed")
 
 	// The last record is a detail of the error.
-	var authored *connect.Error
-	require.ErrorAs(t, err, &authored)
-	require.Len(t, authored.Details(), 1)
-	detail, err := connectproto.UnmarshalErrorDetail(authored.Details()[0])
+	var connectErr *connect.Error
+	require.ErrorAs(t, err, &connectErr)
+	require.Len(t, connectErr.Details(), 1)
+	detail, err := connectproto.UnmarshalErrorDetail(connectErr.Details()[0])
 	require.NoError(t, err)
 	last, ok := detail.(*nodev1.NodeRecord)
 	require.True(t, ok)

@@ -56,10 +56,10 @@ type Mailbox struct {
 	running runList
 	// finished counts the work that has ended.
 	finished uint64
-	// refusal is the error for new work, set once the mailbox is closed. cut is set by Abandon: no
+	// refusal is the error for new work, set once the mailbox is closed. abandoned is set by Abandon: no
 	// more turns are given out.
-	refusal error
-	cut     bool
+	refusal   error
+	abandoned bool
 	// over is set once the mailbox is closed and nothing is running or waiting.
 	over bool
 }
@@ -142,7 +142,7 @@ func (m *Mailbox) Acquire(ctx context.Context, t *Turn, label string) error {
 		return context.Cause(ctx)
 	}
 	m.mu.Lock()
-	if m.over || m.cut {
+	if m.over || m.abandoned {
 		defer m.mu.Unlock()
 		return m.refusal
 	}
@@ -272,7 +272,7 @@ func (m *Mailbox) Drain(ctx context.Context) error {
 // turn. Running work continues.
 func (m *Mailbox) Abandon(err error) {
 	m.mu.Lock()
-	m.cut = true
+	m.abandoned = true
 	var out []*Entry
 	for e := m.line.pop(); e != nil; e = m.line.pop() {
 		out = append(out, e)

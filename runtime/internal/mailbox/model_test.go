@@ -98,7 +98,7 @@ type world struct {
 	marks          []*Turn // of concurrent calls
 	finished       uint64
 	closedWith     error
-	cut            bool
+	abandoned      bool
 	drained        bool
 	stopDrain      context.CancelFunc
 }
@@ -186,7 +186,7 @@ func (w *world) bytes() (sum int64) {
 // admit is the model's treatment of new calls; inner ones are made by running calls.
 func (w *world) admit(p *player, inner bool) {
 	switch {
-	case w.over || w.cut || w.closedWith != nil && !inner:
+	case w.over || w.abandoned || w.closedWith != nil && !inner:
 		p.is = rejected
 	case w.free() > 0:
 		p.is = runs
@@ -276,7 +276,7 @@ func (w *world) play(s step) string {
 		if w.closedWith == nil {
 			w.closedWith = errCut
 		}
-		w.cut = true
+		w.abandoned = true
 		for _, p := range w.line {
 			p.is = rejected
 		}

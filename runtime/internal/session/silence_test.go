@@ -11,9 +11,9 @@ func TestSilenceIsCountedWhileTheProcessRuns(t *testing.T) {
 	const period = time.Second
 	now := time.Now()
 	s := NewSilence(period, now)
-	look := func(passed time.Duration, heard int64) time.Duration {
+	look := func(passed time.Duration, received int64) time.Duration {
 		now = now.Add(passed)
-		return s.At(now, heard)
+		return s.At(now, received)
 	}
 	require.Equal(t, period, look(period, 0))
 	require.Equal(t, 2*period, look(period, 0))
