@@ -35,6 +35,7 @@ import (
 	"github.com/raylink/raylink/brain/internal/watch"
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // Brain is an open registry. Its methods are safe for concurrent use.
@@ -113,7 +114,7 @@ func (b *Brain) load() error {
 	}
 	b.id = id
 	root := &nodev1.NodeRecord{
-		Nid: nid, Name: tree.RootPath, Path: tree.RootPath, Type: "brain", Service: brainv1connect.BrainServiceName,
+		Nid: nid, Name: nodename.RootPath, Path: nodename.RootPath, Type: "brain", Service: brainv1connect.BrainServiceName,
 		Incarnation: incarnation, State: nodev1.NodeState_NODE_STATE_RUNNING, Host: b.opts.Host, Created: timestamppb.Now(),
 	}
 	b.tree, err = tree.Load(root, tree.Limits{

@@ -15,6 +15,7 @@ import (
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // builtinMethods are the methods that every node has in addition to its own. They run concurrently,
@@ -65,7 +66,7 @@ func (n *Node) lookupMethod(procedure string) (*Method, error) {
 // noMethod is the error for a procedure that the node lacks; it lists those that it has.
 func (n *Node) noMethod(procedure string) error {
 	return connect.Errorf(connect.CodeUnimplemented, "%s is a node of %s, which has no method %s; it has %s",
-		n.path, n.service.name, strings.TrimPrefix(procedure, "/"), n.service.methodNames())
+		n.path, n.service.name, nodename.MethodFullName(procedure), n.service.methodNames())
 }
 
 func (n *Node) servePing(context.Context, *nodev1.PingRequest) (*nodev1.PingResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/usercode"
 	"github.com/raylink/raylink/runtime/tunnel"
 )
@@ -394,7 +395,7 @@ func (d *dispatcher) refused(in *tunnel.Incoming, k known, err error) error {
 		return err
 	}
 	nid, _, _ := strings.Cut(in.Target, "@")
-	info := CallRefusedInfo{NID: nid, Method: strings.TrimPrefix(in.Procedure, "/"), Time: time.Now(), Err: err}
+	info := CallRefusedInfo{NID: nid, Method: nodename.MethodFullName(in.Procedure), Time: time.Now(), Err: err}
 	if k.node != nil {
 		info.Path = k.node.path
 	}

@@ -7,6 +7,7 @@ import (
 	"connectrpc.com/connect/v2"
 
 	healthv1 "github.com/raylink/raylink/gen/raylink/health/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // healthService is the name of gRPC's health service, which every host has.
@@ -25,11 +26,8 @@ func isProbe(path string) bool { return path == livePath || path == readyPath ||
 
 // isPublicProcedure reports whether a procedure can be called without a token.
 func isPublicProcedure(procedure string) bool {
-	switch procedure {
-	case "/" + healthService + "/Check", "/" + healthService + "/List", "/" + healthService + "/Watch":
-		return true
-	}
-	return false
+	service, method, _ := nodename.CutProcedure(procedure)
+	return service == healthService && (method == "Check" || method == "List" || method == "Watch")
 }
 
 // mountHealth registers the health of the host as a whole (the empty service) and of each service
@@ -37,7 +35,7 @@ func isPublicProcedure(procedure string) bool {
 func mountHealth(server *connect.Server, h *Host) {
 	method := func(name string, streams connect.StreamType, handler connect.ServerFunc) connect.Method {
 		return connect.Method{Handler: handler, Spec: connect.Spec{
-			StreamType: streams, Procedure: "/" + healthService + "/" + name, IdempotencyLevel: connect.IdempotencyNoSideEffects,
+			StreamType: streams, Procedure: nodename.Procedure(healthService, name), IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}}
 	}
 	server.Register(

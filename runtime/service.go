@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // Defaults of options that a schema leaves out, as raylink/options/v1 documents them.
@@ -64,7 +66,7 @@ func newService(desc protoreflect.ServiceDescriptor, config serviceConfig, metho
 			StreamType:       m.shape,
 			IdempotencyLevel: idempotencyOf(md),
 			Schema:           md,
-			Procedure:        "/" + s.name + "/" + m.name,
+			Procedure:        nodename.Procedure(s.name, m.name),
 		}
 		s.byProc[m.spec.Procedure] = m
 	}
@@ -151,10 +153,10 @@ type Method struct {
 func (m *Method) Name() string { return m.name }
 
 // fullName is the method's full name, `package.Service/Method`.
-func (m *Method) fullName() string { return m.spec.Procedure[1:] }
+func (m *Method) fullName() string { return nodename.MethodFullName(m.spec.Procedure) }
 
 // String returns the method's full name, `package.Service/Method`.
-func (m *Method) String() string { return strings.TrimPrefix(m.spec.Procedure, "/") }
+func (m *Method) String() string { return m.fullName() }
 
 // Service is the service that the method belongs to.
 func (m *Method) Service() *Service { return m.service }

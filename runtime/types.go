@@ -138,7 +138,7 @@ func (t NodeType) check() error {
 		}
 	}
 	for _, name := range t.concurrent {
-		m := t.service.byProc["/"+t.service.name+"/"+name]
+		m := t.service.byProc[nodename.Procedure(t.service.name, name)]
 		switch {
 		case m == nil:
 			return bad("Concurrent: the service has no method %q; it has %s", name, t.service.methodNames())
@@ -157,7 +157,7 @@ func (t NodeType) concurrentTable() []bool {
 	}
 	table := make([]bool, len(t.service.methods))
 	for _, name := range t.concurrent {
-		table[t.service.byProc["/"+t.service.name+"/"+name].index] = true
+		table[t.service.byProc[nodename.Procedure(t.service.name, name)].index] = true
 	}
 	return table
 }

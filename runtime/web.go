@@ -108,7 +108,7 @@ func (w *nodeHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	r = counted
 	r.URL.Path, r.URL.RawPath = procedure, ""
 	atRoot := name == "" || name == nodename.RootPath
-	if isNodeService := strings.HasPrefix(procedure, "/"+builtins().service.name+"/"); atRoot && isNodeService {
+	if service, _, _ := nodename.CutProcedure(procedure); atRoot && service == builtins().service.name {
 		// An embedded Brain serves the built-in methods as every node does.
 		name = nodename.RootPath
 	} else if w.ownProcedures[procedure] && (atRoot || isHostService(procedure)) {
@@ -139,7 +139,7 @@ const howToName = "name a node in the URL, /<path, alias or nid>/<package.Servic
 // onlyNodeServing returns the node for a request that names none: the host's only node of the
 // procedure's service.
 func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
-	service, _, _ := strings.Cut(procedure[1:], "/")
+	service, _, _ := nodename.CutProcedure(procedure)
 	var found []*Node
 	for _, n := range h.localNodes() {
 		if n.service.name == service {
@@ -165,7 +165,7 @@ func (h *Host) onlyNodeServing(procedure string) (*Node, error) {
 	if len(h.types.of(service)) > 0 {
 		return nil, connect.Errorf(connect.CodeUnavailable, "the request names no node, and none that serves %s is on this host: %s", service, howToName)
 	}
-	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", procedure[1:], howToName)
+	return nil, connect.Errorf(connect.CodeUnimplemented, "the request names no node, and this host serves no %s: %s", nodename.MethodFullName(procedure), howToName)
 }
 
 // refuse responds with an error in the caller's protocol. The HTTP status of a method that does not
@@ -205,7 +205,7 @@ func newHostServer(h *Host, brain hostapi.Brain) *connect.Server {
 	mountHealth(server, h)
 	names := h.serviceNames()
 	for spec := range server.Specs() {
-		if service, _, ok := strings.Cut(spec.Procedure[1:], "/"); ok && !slices.Contains(names, service) {
+		if service, _, ok := nodename.CutProcedure(spec.Procedure); ok && !slices.Contains(names, service) {
 			names = append(names, service)
 		}
 	}

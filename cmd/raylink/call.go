@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/raylink/raylink/internal/connecterr"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // callFlags are the flags of the command.
@@ -88,7 +89,7 @@ func (a *app) call(ctx context.Context, f callFlags, args []string) error {
 		app: a, schema: known, method: method, flags: f, client: s.client(node),
 		spec: connect.Spec{
 			StreamType: shapeOf(method), Schema: method,
-			Procedure: "/" + string(method.Parent().FullName()) + "/" + string(method.Name()),
+			Procedure: nodename.Procedure(string(method.Parent().FullName()), string(method.Name())),
 		},
 	}
 	if f.timeout > 0 {
@@ -116,7 +117,7 @@ func nameDeadline(err error, node, procedure string) error {
 		return err
 	}
 	return connect.Errorf(connect.CodeDeadlineExceeded, "calling %s %s: %v",
-		node, strings.TrimPrefix(procedure, "/"), context.DeadlineExceeded)
+		node, nodename.MethodFullName(procedure), context.DeadlineExceeded)
 }
 
 // isLocal reports whether an error arose in this program rather than in the call.

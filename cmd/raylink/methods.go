@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 func (a *app) methodsCommand() *cobra.Command {
@@ -67,7 +69,7 @@ func (s *system) methods(ctx context.Context, node string) ([]methodInfo, *schem
 			m := service.Methods().Get(i)
 			list = append(list, methodInfo{
 				Name:           names[len(list)],
-				Procedure:      "/" + string(service.FullName()) + "/" + string(m.Name()),
+				Procedure:      nodename.Procedure(string(service.FullName()), string(m.Name())),
 				Request:        string(m.Input().FullName()),
 				Response:       string(m.Output().FullName()),
 				ClientStream:   m.IsStreamingClient(),

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -16,6 +14,7 @@ import (
 	"github.com/raylink/raylink/gen/raylink/brain/v1/brainv1connect"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/internal/connecterr"
+	"github.com/raylink/raylink/internal/nodeurl"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/runtime/tunnel"
@@ -87,15 +86,8 @@ func (s *system) close() { s.http.CloseIdleConnections() }
 
 // client returns a client of the node with the given path, alias or nid; "" is Brain's registry.
 func (s *system) client(node string) *connect.Client {
-	base := url.URL{Scheme: "http", Host: s.address}
-	if node != "" {
-		parts := strings.Split(node, "/")
-		for i, part := range parts {
-			parts[i] = url.PathEscape(part)
-		}
-		base.Path, base.RawPath = "/"+node, "/"+strings.Join(parts, "/")
-	}
-	transport := connecthttp.NewTransport(s.http, base.String(), connecthttp.WithReadMaxBytes(maxMessage), connecthttp.WithSendMaxBytes(maxMessage))
+	base := nodeurl.Route{Node: node}.URL(s.address).String()
+	transport := connecthttp.NewTransport(s.http, base, connecthttp.WithReadMaxBytes(maxMessage), connecthttp.WithSendMaxBytes(maxMessage))
 	return connect.NewClient(transport)
 }
 

@@ -1,5 +1,6 @@
-// Package nodename has the rules for the names of nodes: types, aliases, nids and services. Brain,
-// the runtime and the plugin share it, so that none accepts a name that another refuses.
+// Package nodename has the rules for the names of nodes (types, aliases, nids) and of what they
+// serve (services, procedures). Brain, the runtime, the plugin and the command line share it, so
+// that none accepts a name that another refuses. Package nodeurl makes URLs of these names.
 package nodename
 
 import (
@@ -72,6 +73,27 @@ func BadService(name string) string {
 	}
 	return ""
 }
+
+// Procedure returns the procedure of a service's method, `/package.Service/Method`: its name in
+// calls by HTTP and by tunnel. service is a full name, method is not.
+func Procedure(service, method string) string { return "/" + service + "/" + method }
+
+// CutProcedure returns the service and the method of a procedure. ok is false, and both are empty,
+// unless procedure begins with a slash and has a second one.
+func CutProcedure(procedure string) (service, method string, ok bool) {
+	name, ok := strings.CutPrefix(procedure, "/")
+	if !ok {
+		return "", "", false
+	}
+	if service, method, ok = strings.Cut(name, "/"); !ok {
+		return "", "", false
+	}
+	return service, method, true
+}
+
+// MethodFullName returns the full name of a procedure's method, `package.Service/Method`: its name
+// in errors, logs and events.
+func MethodFullName(procedure string) string { return strings.TrimPrefix(procedure, "/") }
 
 // BadProcedure returns why `/package.Service/Method` can't be called, or "" if it can.
 func BadProcedure(procedure string) string {

@@ -1,5 +1,5 @@
-// Package nodeurl reads from an HTTP request which node and which method it is for. Hosts and the
-// gateway share it, so that a URL or a header means the same wherever it arrives.
+// Package nodeurl defines the URLs of nodes and of their methods. Hosts, the gateway and the
+// command line share it, so that a URL or a header means the same wherever it is built or parsed.
 //
 //	/<node>/<package.Service>/<Method>    node is a path, an alias or an nid
 //	/<package.Service>/<Method>           the node is in the header Raylink-Node, or there is none
@@ -14,13 +14,14 @@
 //     single slashes between them, and are UTF-8. The root, BRAIN, is omitted in paths.
 //   - nids are compared case-insensitively; [Parse] returns them in lower case.
 //
-// Start with [Parse].
+// [Parse] reads the URL and the header of a request; [Route.Path] and [Route.URL] are its inverse.
 package nodeurl
 
 import (
 	"errors"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"unicode/utf8"
 
@@ -56,6 +57,17 @@ func (r Route) Path() string {
 	}
 	return "/" + r.Node + r.Procedure
 }
+
+// URL returns `http://address/node/package.Service/Method`, with every name percent-encoded.
+// Without a Procedure it is the node's base URL, to which clients append the procedure.
+func (r Route) URL(address string) *url.URL {
+	path := r.Path()
+	return &url.URL{Scheme: "http", Host: address, Path: path, RawPath: escape(path)}
+}
+
+// escape percent-encodes the names of a path, and leaves the slashes between them. Unlike
+// [url.URL.EscapedPath] it encodes ';' and ',', which some servers treat as separators.
+func escape(path string) string { return strings.ReplaceAll(url.PathEscape(path), "%2F", "/") }
 
 // Parse returns the route of a request. It returns [ErrNotACall], or a *connect.Error with code
 // InvalidArgument if the request names its node ambiguously or in no valid form.
@@ -96,7 +108,7 @@ func split(path string) (node, procedure string, ok bool) {
 			return "", "", false
 		}
 	}
-	return node, "/" + service + "/" + method, true
+	return node, nodename.Procedure(service, method), true
 }
 
 func cutLast(path string) (before, last string) {

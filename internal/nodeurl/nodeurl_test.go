@@ -10,7 +10,9 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
+	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/internal/nodeurl"
 )
 
@@ -110,6 +112,60 @@ func TestRouteOfWhatIsNoCall(t *testing.T) {
 	require.ErrorIs(t, err, nodeurl.ErrNotACall)
 }
 
+func TestURLOfARoute(t *testing.T) {
+	const m = "/pkg.S/M"
+	for _, c := range []struct{ node, procedure, url string }{
+		{"", "", "http://host:1"},
+		{"", m, "http://host:1/pkg.S/M"},
+		{"x-0", "", "http://host:1/x-0"},
+		{"x-0/y-1", m, "http://host:1/x-0/y-1/pkg.S/M"},
+		{nid, m, "http://host:1/" + nid + "/pkg.S/M"},
+		{"BRAIN", m, "http://host:1/BRAIN/pkg.S/M"},
+		{"100%", "", "http://host:1/100%25"},
+		{"a%2Fb", m, "http://host:1/a%252Fb/pkg.S/M"},
+		{"päonie", m, "http://host:1/p%C3%A4onie/pkg.S/M"},
+		{"a;b,c?d#e", "", "http://host:1/a%3Bb%2Cc%3Fd%23e"},
+	} {
+		assert.Equal(t, c.url, nodeurl.Route{Node: c.node, Procedure: c.procedure}.URL("host:1").String())
+	}
+}
+
+// TestURLRoundTrip checks that the URL of a route is parsed as the same node, service and method,
+// whatever characters an alias may have.
+func TestURLRoundTrip(t *testing.T) {
+	name := rapid.Custom(func(t *rapid.T) string {
+		return nodename.Of(rapid.StringMatching(`[a-z][a-z0-9]{0,5}`).Draw(t, "type"), rapid.Uint64().Draw(t, "index"))
+	})
+	alias := rapid.OneOf(
+		rapid.StringOf(rapid.RuneFrom([]rune(`%;,?#&=+:@$!*'()[]{}<>|\^~."-_2Fa`))),
+		rapid.StringMatching(`(%[0-9A-F]{2}|%2[fF]|[a-z.:;])+`),
+		rapid.StringN(1, -1, nodename.MaxAliasBytes),
+	).Filter(func(s string) bool { return nodename.BadAlias(s) == "" })
+	node := rapid.OneOf(
+		rapid.Just(""), rapid.Just(nodename.RootPath), rapid.Just(nid), alias,
+		rapid.Map(rapid.SliceOfN(name, 1, 4), func(names []string) string { return strings.Join(names, "/") }),
+	)
+	rapid.Check(t, func(t *rapid.T) {
+		service := rapid.StringMatching(`([a-z][a-z0-9_]*\.){0,3}[A-Z][A-Za-z0-9_]*`).Draw(t, "service")
+		method := rapid.StringMatching(`[A-Za-z][A-Za-z0-9_]*`).Draw(t, "method")
+		route := nodeurl.Route{Node: node.Draw(t, "node"), Procedure: nodename.Procedure(service, method)}
+		built := route.URL("127.0.0.1:7777").String()
+		u, err := url.Parse(built)
+		require.NoError(t, err)
+		require.Equal(t, "127.0.0.1:7777", u.Host, built)
+		require.Empty(t, u.RawQuery+u.Fragment, built)
+		// The request line holds only the path.
+		u, err = url.ParseRequestURI(u.RequestURI())
+		require.NoError(t, err)
+		got, err := nodeurl.Parse(&http.Request{URL: u})
+		require.NoError(t, err, built)
+		require.Equal(t, route, got, built)
+		// Clients append the procedure to a node's base URL.
+		base := nodeurl.Route{Node: route.Node}.URL("127.0.0.1:7777").String()
+		require.Equal(t, built, base+route.Procedure)
+	})
+}
+
 // FuzzRoute checks that a route's own path is read as the same route without a header. The gateway
 // relies on it when it forwards a request.
 func FuzzRoute(f *testing.F) {
@@ -141,7 +197,7 @@ func FuzzRoute(f *testing.F) {
 		require.NoError(t, err)
 		assert.Equal(t, got, again)
 		// So it is after a round trip over the wire.
-		u, err := url.ParseRequestURI((&url.URL{Path: got.Path()}).RequestURI())
+		u, err := url.ParseRequestURI(got.URL("host").RequestURI())
 		require.NoError(t, err)
 		again, err = nodeurl.Parse(&http.Request{URL: u})
 		require.NoError(t, err)

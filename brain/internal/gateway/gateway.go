@@ -163,7 +163,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.local(w, r, method)
 		return
 	case g.opts.IsLocal(rec.GetHost()):
-		g.local(w, r, "/"+rec.GetNid()+method)
+		g.local(w, r, nodeurl.Route{Node: rec.GetNid(), Procedure: method}.Path())
 		return
 	case rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD:
 		err = connect.Errorf(connect.CodeUnavailable, "the node %s is dead: %s", rec.GetPath(), rec.GetCause())
@@ -209,10 +209,8 @@ func (g *Gateway) local(w http.ResponseWriter, r *http.Request, path string) {
 // rewrite directs a request to the node's host.
 func rewrite(pr *httputil.ProxyRequest) {
 	to := destinationOf(pr.In.Context())
-	pr.Out.URL = &url.URL{
-		Scheme: "http", Host: to.node.GetHost().GetId(),
-		Path: "/" + to.node.GetNid() + to.method, RawQuery: pr.In.URL.RawQuery,
-	}
+	pr.Out.URL = nodeurl.Route{Node: to.node.GetNid(), Procedure: to.method}.URL(to.node.GetHost().GetId())
+	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	pr.Out.Host = to.node.GetHost().GetAddress()
 	if pr.Out.Body != nil {
 		pr.Out.Body = to.body

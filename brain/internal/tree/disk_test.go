@@ -8,10 +8,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 func testRoot() *nodev1.NodeRecord {
-	return &nodev1.NodeRecord{Nid: "00000000-0000-4000-8000-000000000000", Name: RootPath, Path: RootPath}
+	return &nodev1.NodeRecord{Nid: "00000000-0000-4000-8000-000000000000", Name: nodename.RootPath, Path: nodename.RootPath}
 }
 
 // disk simulates the store: entries by key.

@@ -24,7 +24,7 @@ const (
 )
 
 func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
-	if path == RootPath {
+	if path == nodename.RootPath {
 		return t.root, nil
 	}
 	if len(path) > t.limits.MaxDepth*(nodename.MaxTypeBytes+20) {
@@ -55,7 +55,7 @@ func (t *Tree) lookupPath(path string) (*nodev1.NodeRecord, error) {
 
 // unknownPath is the error for a path whose first missing name is below above (nil: the root).
 func (t *Tree) unknownPath(path string, above *nodev1.NodeRecord, missing string) error {
-	place, parent := RootPath, ""
+	place, parent := nodename.RootPath, ""
 	if above != nil {
 		place, parent = above.GetPath(), above.GetNid()
 	}

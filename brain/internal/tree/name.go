@@ -11,9 +11,6 @@ import (
 	"github.com/raylink/raylink/internal/nodename"
 )
 
-// RootPath is the path of the root. It is not written as a part of other paths.
-const RootPath = nodename.RootPath
-
 const maxCauseBytes = 4 << 10
 
 // By is how a lookup identifies a node.
@@ -30,7 +27,7 @@ const (
 // formOf distinguishes a path, an alias and an nid. The rules for aliases exclude ambiguous ones.
 func formOf(where string) By {
 	switch {
-	case where == RootPath || strings.Contains(where, "/"):
+	case where == nodename.RootPath || strings.Contains(where, "/"):
 		return ByPath
 	case IsUUID(where):
 		return ByNID

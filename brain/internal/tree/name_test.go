@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/nodename"
 )
 
 // FuzzForms checks that each valid alias is looked up as an alias, each name and nid as such, and
@@ -23,7 +25,7 @@ func FuzzForms(f *testing.F) {
 			require.Error(t, CheckAlias(nameOf(s, 7)))
 		}
 		rec, err := New(root, Limits{}).Lookup(ByAny, s)
-		if s == RootPath {
+		if s == nodename.RootPath {
 			require.Same(t, root, rec)
 			return
 		}

@@ -206,7 +206,8 @@ func (g *generator) checkNames(pkg *goPackage) {
 					"rename one of the two", method.Desc.FullName(), method.GoName, other.Desc.Name())
 			}
 			methods[method.GoName] = method
-			if reason := nodename.BadProcedure("/" + string(service.Desc.FullName()) + "/" + string(method.Desc.Name())); reason != "" {
+			procedure := nodename.Procedure(string(service.Desc.FullName()), string(method.Desc.Name()))
+			if reason := nodename.BadProcedure(procedure); reason != "" {
 				g.problems.addf(file, method.Location.Path, "method %.64s: %s", method.Desc.Name(), reason)
 			}
 		}
