@@ -174,10 +174,10 @@ func TestInvalidSettingsAreRefused(t *testing.T) {
 type squatter struct {
 	net.Listener
 
-	mu    sync.Mutex
+	mu       sync.Mutex
 	received bytes.Buffer
-	conns int
-	done  sync.WaitGroup
+	conns    int
+	done     sync.WaitGroup
 }
 
 func newSquatter(t *testing.T, address, answer string) *squatter {

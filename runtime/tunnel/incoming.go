@@ -612,9 +612,9 @@ func (c *callContext) end(err error) {
 		err = context.DeadlineExceeded // the caller's CANCEL at the same deadline arrived before the local timer fired
 	}
 	c.close(err)
-	telling := c.notifyOnEnd
+	notify := c.notifyOnEnd
 	c.mu.Unlock()
-	if telling {
+	if notify {
 		c.callEnded()
 	}
 }

@@ -56,8 +56,8 @@ type Mailbox struct {
 	running runList
 	// finished counts the work that has ended.
 	finished uint64
-	// refusal is the error for new work, set once the mailbox is closed. abandoned is set by Abandon: no
-	// more turns are given out.
+	// refusal is the error for new work, set once the mailbox is closed. abandoned is set by
+	// Abandon: no more turns are given out.
 	refusal   error
 	abandoned bool
 	// over is set once the mailbox is closed and nothing is running or waiting.
