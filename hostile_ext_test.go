@@ -245,7 +245,9 @@ func attacks() []attack {
 		{name: "gzip bombs", most: hostileBodies + 16*mib, do: bombs},
 		{name: "gRPC that does not end", most: hostileBodies + 32*mib, do: grpcUploads},
 		{name: "slow drip", most: 16 * mib, do: drip},
-		{name: "responses that nothing reads", most: 5*hostileBodies/2 + 16*mib, do: unread},
+		// Requests, responses, and responses that wait, each with the message that it encodes; then
+		// what is between these: a few requests in the mailbox, and responses being encoded.
+		{name: "responses that nothing reads", most: 3*hostileBodies + 8*hostileMessage + 16*mib, do: unread},
 	}
 	return append(append(all, floods()...), h2Attacks()...)
 }
@@ -461,7 +463,7 @@ func unread(t *testing.T, v *victim) func() {
 	const size = hostileMessage - 64<<10
 	body := append([]byte{0x0a}, binary.AppendUvarint(nil, size)...)
 	body = append(body, make([]byte, size)...)
-	for range 32 {
+	for range 160 {
 		nc := all.dial(t, v)
 		if tcp, ok := nc.(*net.TCPConn); ok {
 			require.NoError(t, tcp.SetReadBuffer(4<<10)) // otherwise the kernel buffers most of it

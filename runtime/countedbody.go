@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ func newWebMemory(maxMessage int) *webMemory {
 // countedCall is the memory of one call over HTTP.
 type countedCall struct {
 	request, inflated, response heldBody
+	body                        *countedBody // nil without one
 }
 
 type countedCallKey struct{}
@@ -65,7 +67,7 @@ func (m *webMemory) counted(w http.ResponseWriter, r *http.Request) (_ *http.Req
 		body.isEnveloped = strings.HasPrefix(kind, "application/grpc") || strings.HasPrefix(kind, "application/connect+")
 		encoding := r.Header.Get("Content-Encoding")
 		body.isCompressed = !body.isEnveloped && encoding != "" && encoding != connect.CompressionNameIdentity
-		r.Body = body
+		c.body, r.Body = body, body
 	}
 	return r, done, nil
 }
@@ -94,6 +96,12 @@ type countedBody struct {
 	// For others: the size of the body, or -1 if it is unknown.
 	size int64
 
+	// ahead is what prefetch has read and Read has not returned yet; aheadErr follows it.
+	ahead    []byte
+	aheadErr error
+	// room is the buffer of ahead, for the next message.
+	room []byte
+
 	read int
 	// reserved is the memory reserved for the message, in bytes.
 	reserved int
@@ -103,28 +111,80 @@ type countedBody struct {
 
 // Read implements [io.Reader].
 func (b *countedBody) Read(p []byte) (int, error) {
-	if len(p) == 0 {
+	switch {
+	case len(b.ahead) > 0:
+		n := copy(p, b.ahead)
+		b.ahead = b.ahead[n:]
+		return n, nil
+	case b.aheadErr != nil:
+		return 0, b.aheadErr
+	case len(p) == 0:
 		return b.ReadCloser.Read(p) //nolint:wrapcheck // errors of a body are passed through
+	}
+	b.ahead = nil
+	return b.readReserved(p)
+}
+
+const (
+	// prefetchMost is half of the largest buffer that connect recycles, 8 MiB (its package
+	// bufferpool). A message of this size may take a buffer of that size.
+	prefetchMost = 4 << 20
+	// prefetchKept is the largest buffer that is kept for a stream's next message.
+	prefetchKept = 4 << 10
+)
+
+// prefetch reads the next message, as far as prefetchMost, before connect takes a buffer for it.
+// connect recycles its buffers whatever their size: each message that waits for memory, or arrives
+// slowly, would occupy one that a large message has left.
+func (b *countedBody) prefetch() {
+	if len(b.ahead) > 0 || b.aheadErr != nil {
+		return
+	}
+	got := b.room[:0]
+	for b.aheadErr == nil && len(got) < prefetchMost {
+		if b.isEnveloped && len(got) >= len(b.head) && (b.payload == 0 || b.isRefused()) {
+			break
+		}
+		if b.aheadErr = b.reserveNext(); b.aheadErr != nil {
+			break
+		}
+		got = slices.Grow(got, b.missing(got))
+		var n int
+		n, b.aheadErr = b.readReserved(got[len(got):cap(got)])
+		got = got[:len(got)+n]
+	}
+	if b.ahead, b.room = got, nil; cap(got) <= prefetchKept {
+		b.room = got
+	}
+}
+
+// missing is how much room prefetch needs after what it has got: for all that is to come if its
+// size is known, else for a part.
+func (b *countedBody) missing(got []byte) int {
+	switch {
+	case b.isEnveloped && b.payload == 0:
+		return len(b.head) - b.headLen
+	case b.isEnveloped:
+		return min(b.payload, prefetchMost)
+	case b.size >= 0: // and for one byte, to find the end without growing
+		return max(1, min(int(b.size)+1, prefetchMost)-len(got))
+	case len(got) < cap(got):
+		return 0
+	}
+	return bytes.MinRead
+}
+
+// isRefused reports whether the current message is too large. It is not kept, so it needs no memory.
+func (b *countedBody) isRefused() bool { return b.payload+b.read > b.maxMessage }
+
+// readReserved reads from the underlying body what memory is reserved for, and reserves it first if
+// necessary.
+func (b *countedBody) readReserved(p []byte) (int, error) {
+	if err := b.reserveNext(); err != nil {
+		return 0, err
 	}
 	if b.isEnveloped {
 		return b.readEnveloped(p)
-	}
-	switch {
-	case b.size > int64(b.maxMessage):
-		return 0, connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", b.size, b.maxMessage)
-	case b.size >= 0 && b.reserved == 0:
-		b.reserved = int(b.size)
-		if err := b.call.request.reserve(b.reserved, false); err != nil {
-			return 0, err
-		}
-	case b.size < 0 && b.read == b.reserved:
-		b.reserved = min(b.read+min(max(b.read, firstStep), largestStep), b.maxMessage+bodyRoom)
-		if b.read == b.reserved {
-			return 0, connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", b.maxMessage)
-		}
-		if err := b.call.request.reserve(b.reserved, true); err != nil {
-			return 0, err
-		}
 	}
 	if b.size < 0 {
 		p = p[:min(len(p), b.reserved-b.read)]
@@ -136,6 +196,30 @@ func (b *countedBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// reserveNext reserves the memory that the next bytes need. It may block.
+func (b *countedBody) reserveNext() error {
+	switch {
+	case b.isEnveloped:
+		if b.payload == 0 || b.isRefused() || b.reserved > 0 {
+			return nil
+		}
+		b.reserved = b.payload
+		return b.call.request.reserve(b.reserved, false)
+	case b.size > int64(b.maxMessage):
+		return connect.Errorf(connect.CodeResourceExhausted, "message size %d is larger than configured max %d", b.size, b.maxMessage)
+	case b.size >= 0 && b.reserved == 0:
+		b.reserved = int(b.size)
+		return b.call.request.reserve(b.reserved, false)
+	case b.size < 0 && b.read == b.reserved:
+		b.reserved = min(b.read+min(max(b.read, firstStep), largestStep), b.maxMessage+bodyRoom)
+		if b.read == b.reserved {
+			return connect.Errorf(connect.CodeResourceExhausted, "message is larger than configured max %d", b.maxMessage)
+		}
+		return b.call.request.reserve(b.reserved, true)
+	}
+	return nil
 }
 
 // A message of unknown size reserves as much again as has come, within these bounds in bytes.
@@ -157,14 +241,7 @@ func (b *countedBody) readEnveloped(p []byte) (int, error) {
 		}
 		return n, err //nolint:wrapcheck // errors of a body are passed through
 	}
-	// A message that is too large will be refused and is not kept, so it needs no memory.
-	isKept := b.payload+b.read <= b.maxMessage
-	if isKept && b.reserved == 0 {
-		b.reserved = b.payload
-		if err := b.call.request.reserve(b.reserved, false); err != nil {
-			return 0, err
-		}
-	}
+	isKept := !b.isRefused()
 	n, err := b.readMore(p[:min(len(p), b.payload)])
 	if b.payload -= n; b.payload == 0 && isKept {
 		if failed := b.complete(); failed != nil {
@@ -223,6 +300,9 @@ func countStream(ctx context.Context, stream connect.ServerStream) connect.Serve
 
 // Receive implements [connect.ServerStream].
 func (s *countedStream) Receive(msg any) error {
+	if s.call.body != nil {
+		s.call.body.prefetch()
+	}
 	err := s.ServerStream.Receive(msg)
 	s.call.request.release()
 	s.call.inflated.release()

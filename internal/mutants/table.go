@@ -164,6 +164,30 @@ func ofNodes() []Mutant {
 			Prints:  `is not less than or equal to`,
 		},
 		{
+			Name: "runtime/messages-wait-with-a-buffer-of-connect",
+			Edit: Edit{
+				File:     "runtime/countedbody.go",
+				Func:     "countedStream.Receive",
+				Original: "s.call.body != nil",
+				Mutated:  "false",
+			},
+			Package: ".",
+			Test:    "TestHostile/responses_that_nothing_reads",
+			Prints:  `is not less than or equal to`,
+		},
+		{
+			Name: "runtime/responses-that-wait-are-not-bounded",
+			Edit: Edit{
+				File:     "runtime/bodies.go",
+				Func:     "heldBody.reserve",
+				Original: "b.parked > 0 && b.waiting+size > b.parked",
+				Mutated:  "false",
+			},
+			Package: ".",
+			Test:    "TestHostile/responses_that_nothing_reads",
+			Prints:  `is not less than or equal to`,
+		},
+		{
 			Name: "runtime/http-messages-overtake-those-that-wait",
 			Edit: Edit{
 				File:     "runtime/bodies.go",
