@@ -174,7 +174,7 @@ func (b *countedBody) missing(got []byte) int {
 	return bytes.MinRead
 }
 
-// isRefused reports whether the current message is too large. It is not kept, so it needs no memory.
+// isRefused reports whether the current message is too large. It is not kept, so needs no memory.
 func (b *countedBody) isRefused() bool { return b.payload+b.read > b.maxMessage }
 
 // readReserved reads from the underlying body what memory is reserved for, and reserves it first if

@@ -8,7 +8,7 @@ import (
 // All returns the table of mutants. A mutant belongs here if it is the fault that a test was
 // written for; most are one condition that is left out.
 func All() []Mutant {
-	return slices.Concat(ofBrain(), ofTools(), ofNodes(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes())
+	return slices.Concat(ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes())
 }
 
 // Arguments of tests.
@@ -93,7 +93,7 @@ func ofTools() []Mutant {
 	}
 }
 
-// ofNodes returns the mutants of nodes: mailboxes, messages, memory.
+// ofNodes returns the mutants of nodes: mailboxes and messages.
 func ofNodes() []Mutant {
 	return []Mutant{
 		{
@@ -151,6 +151,12 @@ func ofNodes() []Mutant {
 			},
 			Test: "TestFingerprints", Tags: "invariants",
 		},
+	}
+}
+
+// ofMemory returns the mutants of memory: of HTTP messages, and of recycled buffers.
+func ofMemory() []Mutant {
+	return []Mutant{
 		{
 			Name: "runtime/http-messages-are-not-counted",
 			Edit: Edit{
