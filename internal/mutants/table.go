@@ -301,7 +301,7 @@ func ofTunnel() []Mutant {
 			Name: "tunnel/proofs-do-not-cover-the-handshake",
 			Edit: Edit{
 				File:     "runtime/tunnel/handshake.go",
-				Func:     "prove",
+				Func:     "computeProof",
 				Original: "append([][]byte{[]byte(label)}, parts...)",
 				Mutated:  "[][]byte{[]byte(label)}",
 			},
@@ -311,8 +311,8 @@ func ofTunnel() []Mutant {
 			Name: "tunnel/any-proof-is-accepted",
 			Edit: Edit{
 				File:     "runtime/tunnel/handshake.go",
-				Func:     "proven",
-				Original: "hmac.Equal(proof, prove(token, label, parts...))",
+				Func:     "verifyProof",
+				Original: "hmac.Equal(proof, computeProof(token, label, parts...))",
 				Mutated:  "len(proof) == proofBytes",
 			},
 			Test: "TestDifferentTokens",
@@ -480,7 +480,7 @@ func ofSoak() []Mutant {
 			Edit: Edit{
 				File:     "runtime/tunnel/sweeper.go",
 				Func:     "sweeper.makeCallerWatch",
-				Original: "call.tokens <- tokenWatch",
+				Original: "call.signals <- signalWatch",
 				Mutated:  "",
 			},
 			Package: "internal/soak",

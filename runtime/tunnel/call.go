@@ -64,7 +64,7 @@ type Call struct {
 	body *codec.Buffer
 }
 
-// slot is the dialling side's state of an open call. A cancelled call keeps its slot, with call and
+// slot is the dialling side's state of an open call. A canceled call keeps its slot, with call and
 // stream nil, until the peer's REPLY.
 type slot struct {
 	busy   bool
@@ -97,7 +97,7 @@ func (t *callTable) at(id uint32) *slot {
 	return &t.slots[id]
 }
 
-// holds reports whether the call with this id is call, neither over nor cancelled.
+// holds reports whether the call with this id is call, neither over nor canceled.
 func (t *callTable) holds(id uint32, call *Call) bool {
 	s := t.at(id)
 	return s != nil && s.call == call
@@ -158,7 +158,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 		return err
 	}
 	var body *codec.Encoded
-	if size > inlineBytes {
+	if size > maxBufferedMessage {
 		// Encode only after acquiring the window, so that blocked calls hold no memory, and without
 		// the lock, since encoding may take long.
 		var err error
@@ -184,8 +184,8 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	c.calls.Add(1)
 	if call.Synchronous {
-		if call.tokens == nil {
-			call.tokens = make(chan token, 2)
+		if call.signals == nil {
+			call.signals = make(chan signal, 2)
 		}
 		c.reading.beginWait(call)
 	}
@@ -343,7 +343,7 @@ func (call *Call) finish(err error) {
 	call.outMessage = nil
 	switch {
 	case call.Synchronous:
-		call.tokens <- tokenOver // the last access: the Call belongs to its caller again
+		call.signals <- signalOver // the last access: the Call belongs to its caller again
 	case call.Done != nil:
 		call.Done(call)
 	}
@@ -404,9 +404,9 @@ func (c *Conn) releaseID(id uint32) {
 
 // callWait is the state of a call that uses [Call.Synchronous] or [Call.WatchContext].
 type callWait struct {
-	// tokens notifies a caller that waits. It has room for the two tokens that a call gets at most:
-	// one tokenWatch, then tokenOver.
-	tokens chan token
+	// signals notifies a caller that waits. It has room for the two signals that a call gets at
+	// most: one signalWatch, then signalOver.
+	signals chan signal
 
 	// Guarded by Conn.mu while the call is open. ctx is the caller's context. checks counts how
 	// often the sweeper has checked it. sweepIndex is the position of the call in the connection's
@@ -419,37 +419,37 @@ type callWait struct {
 	readsConn bool
 }
 
-// token is a notification to a caller that waits.
-type token uint8
+// signal is a notification to a caller that waits.
+type signal uint8
 
 const (
-	// tokenWatch: the caller must watch its context from now on.
-	tokenWatch token = iota
-	// tokenOver: the call has ended.
-	tokenOver
+	// signalWatch: the caller must watch its context from now on.
+	signalWatch signal = iota
+	// signalOver: the call has ended.
+	signalOver
 )
 
 // Reset prepares a finished call for another Start. It clears everything but Synchronous,
 // ReportAfterDeadline and the memory that waiting needs.
 func (call *Call) Reset() {
-	*call = Call{Synchronous: call.Synchronous, ReportAfterDeadline: call.ReportAfterDeadline, callWait: callWait{tokens: call.tokens}}
+	*call = Call{Synchronous: call.Synchronous, ReportAfterDeadline: call.ReportAfterDeadline, callWait: callWait{signals: call.signals}}
 }
 
 // Wait blocks until a call with Synchronous set is over. It must be called exactly once after each
 // successful [Conn.Start] of such a call, with the same context. The calling goroutine may read the
-// connection meanwhile (leader/follower reading). If the context ends first, the call is cancelled
+// connection meanwhile (leader/follower reading). If the context ends first, the call is canceled
 // with the error that ended returns for it. That happens immediately if the call has been open for
 // some milliseconds, and otherwise within two milliseconds, or five if thousands of calls are as
 // young. A call with ReportAfterDeadline set takes up to ReportGrace longer after a deadline.
 func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context) error) {
 	watches := call.readsConn && c.reading.readAsCaller(call)
-	if !watches && <-call.tokens == tokenOver {
+	if !watches && <-call.signals == signalOver {
 		return
 	}
 	for {
 		select {
-		case t := <-call.tokens:
-			if t == tokenOver {
+		case t := <-call.signals:
+			if t == signalOver {
 				return
 			}
 		case <-ctx.Done():
@@ -457,7 +457,7 @@ func (c *Conn) Wait(ctx context.Context, call *Call, ended func(context.Context)
 				return
 			}
 			call.Cancel(ended(ctx))
-			for <-call.tokens != tokenOver {
+			for <-call.signals != signalOver {
 			}
 			return
 		}
@@ -473,7 +473,7 @@ const (
 )
 
 // awaitReport waits for the peer's reply to a call whose deadline has passed, and reports whether
-// the call is over. It returns false at once for a call whose context was cancelled before its
+// the call is over. It returns false at once for a call whose context was canceled before its
 // deadline.
 func (call *Call) awaitReport(ctx context.Context) bool {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -483,8 +483,8 @@ func (call *Call) awaitReport(ctx context.Context) bool {
 	defer limit.Stop()
 	for asked := false; ; {
 		select {
-		case t := <-call.tokens:
-			if t == tokenOver {
+		case t := <-call.signals:
+			if t == signalOver {
 				return true
 			}
 		case <-limit.C:

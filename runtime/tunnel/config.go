@@ -188,12 +188,12 @@ func within(value, standard, low, high int) int {
 
 // limits are what one side is prepared to receive. They are exchanged in the handshake.
 type limits struct {
-	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameBytes, maxFragment int
+	maxMessage, maxHeader, window, streamWindow, maxCalls, maxStreams, maxNames, maxNameTableBytes, maxFragment int
 }
 
 func (c Config) limits() limits {
 	return limits{
 		maxMessage: c.MaxMessageBytes, maxHeader: c.MaxHeaderBytes, window: c.Window, streamWindow: floorStreamWindow,
-		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameBytes: maxNamesBytes, maxFragment: c.MaxFragmentBytes,
+		maxCalls: c.MaxCalls, maxStreams: c.MaxStreams, maxNames: maxNames, maxNameTableBytes: maxNameTableBytes, maxFragment: c.MaxFragmentBytes,
 	}
 }

@@ -15,8 +15,9 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel/internal/codec"
 )
 
-// ErrNotRun is matched (errors.Is) by errors of calls that certainly never reached a handler. Such
-// calls may be retried elsewhere, whether or not they are idempotent.
+// ErrNotRun is matched (errors.Is) by errors of calls for which certainly no code of the node has
+// run: they were not sent, or the peer's tunnel or its handler ([Incoming.ReplyNotRun]) refused
+// them. Such calls may be retried elsewhere, whether or not they are idempotent.
 var ErrNotRun = errors.New("tunnel: the call was not run")
 
 // ErrClosed is matched by the errors of a connection that was ended by [Conn.Close] or
@@ -119,7 +120,7 @@ func fitError(err *connect.Error, limit int) (string, []*connect.ErrorDetail) {
 	return message, details
 }
 
-// appendFault appends an error block of at most limit bytes.
+// appendErrorBlock appends an error block of at most limit bytes.
 func appendErrorBlock(b []byte, err *connect.Error, limit int) []byte {
 	message, details := fitError(err, limit)
 	b = appendInt(b, int(err.Code()))

@@ -25,11 +25,11 @@ const (
 	maxRefusalBytes   = 2 << 10
 	maxGoAwayBytes    = 4 << 10
 	pingBytes         = 8
-	// maxNames and maxNamesBytes limit a connection's table of interned names, and maxNameBytes the
-	// length of one. Names that do not fit are sent in full.
-	maxNames      = 16 << 10
-	maxNamesBytes = 1 << 20
-	maxNameBytes  = 1 << 10
+	// maxNames and maxNameTableBytes limit a connection's table of interned names, and
+	// maxNameLength the bytes of one. Names that do not fit are sent in full.
+	maxNames          = 16 << 10
+	maxNameTableBytes = 1 << 20
+	maxNameLength     = 1 << 10
 	// messageCost is charged for a message in addition to its bytes, so that empty messages are not
 	// free.
 	messageCost = 32
@@ -152,7 +152,7 @@ type rule struct {
 func ruleOf(k kind, l *limits) rule {
 	switch k {
 	case kindName:
-		return rule{known: true, max: maxNameBytes, ofCall: true, dialler: true}
+		return rule{known: true, max: maxNameLength, ofCall: true, dialler: true}
 	case kindCall:
 		return rule{
 			known: true, flags: callShape | callDeadline | callHeader | callChain | flagSized, min: 3,

@@ -165,7 +165,7 @@ func (g *handshakeMessage) setLimits(l limits) {
 func (l *limits) fields() map[protowire.Number]*int {
 	return map[protowire.Number]*int{
 		fieldMaxMessage: &l.maxMessage, fieldMaxHeader: &l.maxHeader, fieldWindow: &l.window, fieldStreamWindow: &l.streamWindow,
-		fieldMaxCalls: &l.maxCalls, fieldMaxStreams: &l.maxStreams, fieldMaxNames: &l.maxNames, fieldMaxNameBytes: &l.maxNameBytes,
+		fieldMaxCalls: &l.maxCalls, fieldMaxStreams: &l.maxStreams, fieldMaxNames: &l.maxNames, fieldMaxNameBytes: &l.maxNameTableBytes,
 		fieldMaxFragment: &l.maxFragment,
 	}
 }
@@ -459,10 +459,10 @@ func (s *handshake) verifyAcceptor(hello, welcome []byte) (proof []byte, err err
 		}
 		return nil, nil
 	}
-	if !proven(theirs, s.cfg.Token, acceptLabel, hello, welcome) {
+	if !verifyProof(theirs, s.cfg.Token, acceptLabel, hello, welcome) {
 		return nil, handshakeError(ReasonUnproven, connect.CodeUnauthenticated, nil, peerUnproven)
 	}
-	return prove(s.cfg.Token, dialLabel, hello, welcome, theirs), nil
+	return computeProof(s.cfg.Token, dialLabel, hello, welcome, theirs), nil
 }
 
 // expectHandshakeFrame reads the next frame, which must be of kind due. If it is a REFUSE, it
@@ -534,7 +534,7 @@ func (s *handshake) acceptHandshake(self Welcome, admit func(Hello) (Handler, er
 	}
 	var ownProof []byte
 	if s.cfg.Token != "" {
-		ownProof = prove(s.cfg.Token, acceptLabel, hello, welcome)
+		ownProof = computeProof(s.cfg.Token, acceptLabel, hello, welcome)
 	}
 	proof, err := handshakeFrame(kindProof, ownProof)
 	if err != nil {
@@ -593,7 +593,7 @@ func (s *handshake) verifyDialler(hello, welcome, ownProof []byte) error {
 	switch {
 	case s.cfg.Token == "" && len(theirs) != 0:
 		return violation("a proof where there is no token")
-	case s.cfg.Token != "" && !proven(theirs, s.cfg.Token, dialLabel, hello, welcome, ownProof):
+	case s.cfg.Token != "" && !verifyProof(theirs, s.cfg.Token, dialLabel, hello, welcome, ownProof):
 		return connect.NewError(connect.CodeUnauthenticated, wrongToken)
 	}
 	return nil
@@ -684,9 +684,9 @@ const (
 	authToken = 1
 )
 
-// prove returns the proof for one direction. Each part is preceded by its length, so the encoding
-// is unambiguous.
-func prove(token, label string, parts ...[]byte) []byte {
+// computeProof returns the proof for one direction. Each part is preceded by its length, so the
+// encoding is unambiguous.
+func computeProof(token, label string, parts ...[]byte) []byte {
 	mac := hmac.New(sha256.New, []byte(token))
 	for _, part := range append([][]byte{[]byte(label)}, parts...) {
 		_, _ = mac.Write(binary.BigEndian.AppendUint64(nil, uint64(len(part)))) // writing to a hash never fails
@@ -695,9 +695,9 @@ func prove(token, label string, parts ...[]byte) []byte {
 	return mac.Sum(nil)
 }
 
-// proven verifies a proof in constant time.
-func proven(proof []byte, token, label string, parts ...[]byte) bool {
-	return hmac.Equal(proof, prove(token, label, parts...))
+// verifyProof verifies a proof in constant time.
+func verifyProof(proof []byte, token, label string, parts ...[]byte) bool {
+	return hmac.Equal(proof, computeProof(token, label, parts...))
 }
 
 // newNonce returns a new nonce for a handshake. fixed, if not nil, replaces it in tests.

@@ -57,7 +57,7 @@ type Incoming struct {
 	// StreamType is the shape of the call.
 	StreamType connect.StreamType
 
-	ctx callContext
+	ctx servedContext
 	// details is set by the read loop before the call is in the connection's table, and not
 	// modified afterwards.
 	details *callDetails
@@ -81,7 +81,7 @@ type callDetails struct {
 }
 
 // responseMeta is the metadata of the response. The handler may set it while the call is being
-// ended by the read loop or by the end of the connection. It is guarded by callContext.mu.
+// ended by the read loop or by the end of the connection. It is guarded by servedContext.mu.
 type responseMeta struct{ header, trailer Header }
 
 // ensureDetails returns details, allocated on first use. It is for the read loop before the call is
@@ -233,7 +233,7 @@ func (in *Incoming) Reply(res proto.Message, err error) {
 
 // ReplyNotRun answers a call of any shape with an error and certifies that the call has not run.
 // The caller's error matches [ErrNotRun], so the call may be retried elsewhere. It is for handlers
-// that refuse a call before any of its own code has run.
+// that refuse a call before any code of the node has run for it.
 func (in *Incoming) ReplyNotRun(err error) { in.Reply(nil, &notRunError{connecterr.From(err)}) }
 
 // refuse ends a call whose handler may still be running. It does not access the metadata that the
@@ -272,7 +272,7 @@ func (c *Conn) reply(in *Incoming, header, trailer Header, res proto.Message, fa
 		}
 	}
 	var body *codec.Encoded
-	if failure == nil && size > inlineBytes {
+	if failure == nil && size > maxBufferedMessage {
 		if body, failure = c.encodeReply(in, res, size); failure == nil {
 			size = body.Size
 		} else {
@@ -462,12 +462,11 @@ func appendReplyMeta(b []byte, header, trailer Header) (uint8, []byte) {
 	return flags, b
 }
 
-// callContext is the context of a served call. Few of them are ever waited for, so the channel and
-// the timer are made on first use.
-type callContext struct {
+// servedContext is the context of a served call. Few of them are ever waited for, so the channel
+// and the timer are made on first use.
+type servedContext struct {
 	conn *Conn
-	// in is the call.
-	in *Incoming
+	in   *Incoming
 	// deadline is the call's deadline, relative to Conn.started; 0 means none.
 	deadline time.Duration
 	// inlineEpoch is the epoch of the inline work that serves the call, or 0.
@@ -488,13 +487,13 @@ type contextWaiters struct {
 }
 
 var (
-	_ context.Context = (*callContext)(nil)
+	_ context.Context = (*servedContext)(nil)
 	// Package context looks for this method, see [context.AfterFunc].
-	_ interface{ AfterFunc(run func()) func() bool } = (*callContext)(nil)
+	_ interface{ AfterFunc(run func()) func() bool } = (*servedContext)(nil)
 )
 
 // Deadline returns the call's deadline, if it has one.
-func (c *callContext) Deadline() (time.Time, bool) {
+func (c *servedContext) Deadline() (time.Time, bool) {
 	if c.deadline == 0 {
 		return time.Time{}, false
 	}
@@ -502,12 +501,12 @@ func (c *callContext) Deadline() (time.Time, bool) {
 }
 
 // overdue reports whether the deadline has passed.
-func (c *callContext) overdue() bool {
+func (c *servedContext) overdue() bool {
 	return c.deadline != 0 && time.Since(c.conn.started) >= c.deadline
 }
 
 // ensureWaiters returns the state of the waiters, made on first use. The caller must hold c.mu.
-func (c *callContext) ensureWaiters() *contextWaiters {
+func (c *servedContext) ensureWaiters() *contextWaiters {
 	if c.waiters == nil {
 		c.waiters = &contextWaiters{}
 	}
@@ -515,10 +514,10 @@ func (c *callContext) ensureWaiters() *contextWaiters {
 }
 
 // Value returns nil: the context carries no values.
-func (*callContext) Value(any) any { return nil }
+func (*servedContext) Value(any) any { return nil }
 
 // Done returns a channel that is closed when the call is over.
-func (c *callContext) Done() <-chan struct{} {
+func (c *servedContext) Done() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.ensureWaiters()
@@ -533,7 +532,7 @@ func (c *callContext) Done() <-chan struct{} {
 }
 
 // Err returns why the call is over, or nil. It checks the deadline itself, without the timer.
-func (c *callContext) Err() error {
+func (c *servedContext) Err() error {
 	c.mu.Lock()
 	err := c.err
 	c.mu.Unlock()
@@ -545,7 +544,7 @@ func (c *callContext) Err() error {
 }
 
 // AfterFunc lets the context package derive contexts without a goroutine for each.
-func (c *callContext) AfterFunc(run func()) func() bool {
+func (c *servedContext) AfterFunc(run func()) func() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -569,14 +568,14 @@ func (c *callContext) AfterFunc(run func()) func() bool {
 }
 
 // arm starts the deadline's timer.
-func (c *callContext) arm() {
+func (c *servedContext) arm() {
 	if w := c.waiters; w.timer == nil && c.err == nil && c.deadline != 0 {
 		w.timer = time.AfterFunc(c.deadline-time.Since(c.conn.started), func() { c.end(context.DeadlineExceeded) })
 	}
 }
 
 // notifyHandler makes end notify the handler, at once if the context has already ended.
-func (c *callContext) notifyHandler() {
+func (c *servedContext) notifyHandler() {
 	c.mu.Lock()
 	over := c.err != nil
 	c.notifyOnEnd = true
@@ -586,14 +585,14 @@ func (c *callContext) notifyHandler() {
 	}
 }
 
-func (c *callContext) callEnded() {
+func (c *servedContext) callEnded() {
 	if state := c.in.State; state != nil {
 		state.Ended()
 	}
 }
 
 // finish ends the context of an answered call.
-func (c *callContext) finish() {
+func (c *servedContext) finish() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {
@@ -602,7 +601,7 @@ func (c *callContext) finish() {
 }
 
 // end ends the context with err. Only the first end has an effect.
-func (c *callContext) end(err error) {
+func (c *servedContext) end(err error) {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
@@ -620,7 +619,7 @@ func (c *callContext) end(err error) {
 }
 
 // close sets the end and releases all waiters. The caller must hold c.mu.
-func (c *callContext) close(err error) {
+func (c *servedContext) close(err error) {
 	c.err = err
 	w := c.waiters
 	if w == nil {

@@ -77,7 +77,7 @@ func TestInlineWorkThatBlocksYieldsReadLoop(t *testing.T) {
 	require.Zero(t, behind)
 }
 
-func TestInlineWorkIsCancelled(t *testing.T) {
+func TestInlineWorkIsCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := overMemory(t, tunnel.Config{}, tunnel.Config{}, inline(func(in *tunnel.Incoming) {
 			<-in.Context().Done()

@@ -32,7 +32,7 @@ func (t *interner) number(o *outbox, name string, peer *limits) uint32 {
 	if number, known := t.numbers[name]; known {
 		return number
 	}
-	if len(t.numbers) >= peer.maxNames || t.bytes+len(name) > peer.maxNameBytes || len(name) > maxNameBytes {
+	if len(t.numbers) >= peer.maxNames || t.bytes+len(name) > peer.maxNameTableBytes || len(name) > maxNameLength {
 		return 0
 	}
 	if t.numbers == nil {
@@ -105,8 +105,8 @@ func (t *nameTable) add(number uint32, name []byte) error {
 	switch {
 	case int(number) != len(t.names)+1:
 		return violation("name number %d after %d", number, len(t.names))
-	case len(t.names) >= maxNames || t.bytes+len(name) > maxNamesBytes:
-		return violation("more than %d names or %d bytes of them", maxNames, maxNamesBytes)
+	case len(t.names) >= maxNames || t.bytes+len(name) > maxNameTableBytes:
+		return violation("more than %d names or %d bytes of them", maxNames, maxNameTableBytes)
 	}
 	t.names = append(t.names, string(name))
 	t.bytes += len(name)

@@ -52,9 +52,9 @@ type outbox struct {
 }
 
 const (
-	// inlineBytes is the largest message encoded into the common buffer. Up to this size a copy
-	// costs less than a separate buffer.
-	inlineBytes = 8 << 10
+	// maxBufferedMessage is the size of the largest message encoded into the common buffer. Up to
+	// this size a copy costs less than a separate buffer.
+	maxBufferedMessage = 8 << 10
 	// sendBlockBytes is the size of the common buffer at which Send on a stream blocks for the
 	// writer.
 	sendBlockBytes = 256 << 10
@@ -488,7 +488,7 @@ func (o *outbox) shrink() {
 // must hold c.mu.
 func (c *Conn) kick() {
 	if c.startWriting() {
-		go c.writing()
+		go c.writeFunc()
 	}
 }
 
@@ -552,7 +552,7 @@ func (c *Conn) flush() {
 		return
 	}
 	if !c.nonblocking.Available() || len(c.out.buf) > flushBytes {
-		go c.writing()
+		go c.writeFunc()
 		return
 	}
 	b := &c.out.batch
@@ -574,11 +574,11 @@ func (c *Conn) flush() {
 		c.stopWriting()
 	case n < b.size():
 		b.partial, b.done = true, n
-		go c.writing()
+		go c.writeFunc()
 	default:
 		c.out.release(b)
 		if len(c.out.buf) > 0 || len(c.out.ring) > 0 {
-			go c.writing()
+			go c.writeFunc()
 		} else {
 			c.stopWriting()
 		}

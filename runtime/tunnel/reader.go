@@ -207,7 +207,7 @@ func (l *readLoop) recordAliasing(procedure string, buf *codec.Buffer, aliased b
 	case !aliased:
 		delete(l.aliasing, procedure)
 		buf.Free()
-	case len(procedure) <= maxNameBytes && len(l.aliasing) < maxAliasing:
+	case len(procedure) <= maxNameLength && len(l.aliasing) < maxAliasing:
 		if l.aliasing == nil {
 			l.aliasing = make(map[string]bool)
 		}

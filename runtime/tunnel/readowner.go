@@ -16,7 +16,7 @@ import (
 // goroutine between the arrival of the answer and the return of the call (leader/follower reading).
 // This is the owner after an event; where there is a dash, the event cannot happen:
 //
-//	owner       | yielded | begunAlone  | begun       | swept       | answered | left
+//	owner       | yielded | begunAlone  | begun       | stalled     | answered | left
 //	loop        | none    | loop        | loop        | loop        | -        | -
 //	none        | -       | caller      | loop        | loop        | -        | -
 //	caller      | -       | caller      | caller      | interrupted | none     | loop
@@ -66,9 +66,9 @@ const (
 	eventBegunAlone
 	// eventBegun: any other call begins.
 	eventBegun
-	// eventSwept: the watchdog has found the same epoch (ownerEpoch) at two consecutive ticks:
+	// eventStalled: the Watchdog has found the same epoch (ownerEpoch) at two consecutive ticks:
 	// either one caller was reading all the time, or none was.
-	eventSwept
+	eventStalled
 	// eventAnswered: the reading caller has its answer, is between frames, and no call is open.
 	eventAnswered
 	// eventLeft: the reading caller stops for any other reason.
@@ -78,7 +78,7 @@ const (
 )
 
 func (e ownerEvent) String() string {
-	return [...]string{"yielded", "begunAlone", "begun", "swept", "answered", "left"}[e]
+	return [...]string{"yielded", "begunAlone", "begun", "stalled", "answered", "left"}[e]
 }
 
 // ownerTable is the complete transition table: the owner after an event.
@@ -89,17 +89,17 @@ type ownerTable [ownerInterrupted + 1][ownerEvents]readOwner
 //nolint:gochecknoglobals // a constant
 var nextOwner = ownerTable{
 	ownerLoop: {
-		eventYielded: ownerNone, eventBegunAlone: ownerLoop, eventBegun: ownerLoop, eventSwept: ownerLoop,
+		eventYielded: ownerNone, eventBegunAlone: ownerLoop, eventBegun: ownerLoop, eventStalled: ownerLoop,
 	},
 	ownerNone: {
-		eventBegunAlone: ownerCaller, eventBegun: ownerLoop, eventSwept: ownerLoop,
+		eventBegunAlone: ownerCaller, eventBegun: ownerLoop, eventStalled: ownerLoop,
 	},
 	ownerCaller: {
-		eventBegunAlone: ownerCaller, eventBegun: ownerCaller, eventSwept: ownerInterrupted,
+		eventBegunAlone: ownerCaller, eventBegun: ownerCaller, eventStalled: ownerInterrupted,
 		eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 	ownerInterrupted: {
-		eventBegunAlone: ownerInterrupted, eventBegun: ownerInterrupted, eventSwept: ownerInterrupted,
+		eventBegunAlone: ownerInterrupted, eventBegun: ownerInterrupted, eventStalled: ownerInterrupted,
 		eventAnswered: ownerNone, eventLeft: ownerLoop,
 	},
 }
@@ -228,7 +228,7 @@ func (l *readLoop) yieldReading() bool {
 	if l.owner != ownerLoop || !l.applyOwnerEvent(eventYielded) {
 		return false
 	}
-	l.ownerEpoch.Add(2) // the sweeper notices activity, and the count stays even
+	l.ownerEpoch.Add(2) // the Watchdog notices activity, and the count stays even
 	return true
 }
 
@@ -260,7 +260,7 @@ func (l *readLoop) awaitReclaim() bool {
 	}
 }
 
-// interruptReader applies eventSwept if epoch is still ownerEpoch: a caller that has been reading
+// interruptReader applies eventStalled if epoch is still ownerEpoch: a caller that has been reading
 // since then stops, and an idle connection gets its read loop back.
 func (l *readLoop) interruptReader(epoch uint64) {
 	c := l.conn
@@ -270,7 +270,7 @@ func (l *readLoop) interruptReader(epoch uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if l.ownerEpoch.Load() == epoch && c.err == nil {
-		l.applyOwnerEvent(eventSwept)
+		l.applyOwnerEvent(eventStalled)
 	}
 }
 

@@ -237,7 +237,7 @@ func TestCallsOfEveryShapeMeetTheirDeadlines(t *testing.T) {
 }
 
 // TestCancelWhileReadingMessageOfStream: the caller that reads is in the middle of the message of
-// another call when it is cancelled.
+// another call when it is canceled.
 func TestCancelWhileReadingMessageOfStream(t *testing.T) {
 	withReadingCallers(t, func(t *testing.T, s setup, hold func() func()) {
 		release := hold()

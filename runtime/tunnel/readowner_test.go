@@ -14,10 +14,10 @@ import (
 // are applied: only the read loop yields, only a caller that reads answers or leaves, and calls and
 // ticks come at any time.
 var possibleEvents = map[readOwner][]ownerEvent{
-	ownerLoop:        {eventYielded, eventBegunAlone, eventBegun, eventSwept},
-	ownerNone:        {eventBegunAlone, eventBegun, eventSwept},
-	ownerCaller:      {eventBegunAlone, eventBegun, eventSwept, eventAnswered, eventLeft},
-	ownerInterrupted: {eventBegunAlone, eventBegun, eventSwept, eventAnswered, eventLeft},
+	ownerLoop:        {eventYielded, eventBegunAlone, eventBegun, eventStalled},
+	ownerNone:        {eventBegunAlone, eventBegun, eventStalled},
+	ownerCaller:      {eventBegunAlone, eventBegun, eventStalled, eventAnswered, eventLeft},
+	ownerInterrupted: {eventBegunAlone, eventBegun, eventStalled, eventAnswered, eventLeft},
 }
 
 // checkOwnerTable checks that a table has a transition for every possible event and for no other,
@@ -44,7 +44,7 @@ func checkOwnerTable(table *ownerTable) error {
 				wrong = "a caller reads if it is alone and the loop is parked"
 			case reads(o) && e == eventLeft && after != ownerLoop, reads(o) && e == eventAnswered && after != ownerNone:
 				wrong = "a caller that stops leaves the reading to the loop, or to none if no call is open"
-			case reads(o) && e == eventSwept && after != ownerInterrupted:
+			case reads(o) && e == eventStalled && after != ownerInterrupted:
 				wrong = "a caller that keeps reading is interrupted"
 			case reads(o) && e <= eventBegun && after != o:
 				wrong = "a caller that reads is not replaced by a call that begins"

@@ -14,7 +14,8 @@ import (
 
 // Calls on the accepting side. Everything but the handlers of streams runs on the read loop.
 
-// notRunError refuses a call that has not reached the handler.
+// notRunError refuses a call for which no code of the node has run. The tunnel creates it in
+// registerCall, and a handler by [Incoming.ReplyNotRun].
 type notRunError struct{ reason *connect.Error }
 
 // Error returns the reason's text.
@@ -26,8 +27,7 @@ func (e *notRunError) Unwrap() error { return e.reason }
 // servedTable holds the open calls of an accepting side, and counts what they use. It is guarded by
 // Conn.mu.
 type servedTable struct {
-	// calls are the calls by id.
-	calls []*Incoming
+	calls []*Incoming // by id
 	// open is the number of open calls. streams counts those streams too that have ended, but whose
 	// handlers have not returned.
 	open, streams int
@@ -44,7 +44,6 @@ func (t *servedTable) at(id uint32) *Incoming {
 	return t.calls[id]
 }
 
-// add adds a call.
 func (t *servedTable) add(in *Incoming) {
 	for len(t.calls) <= int(in.id) {
 		t.calls = append(t.calls, nil)

@@ -38,7 +38,7 @@ func endings() []ending {
 	}
 }
 
-// callWithContext makes a call that is cancelled with its context, and returns its outcome.
+// callWithContext makes a call that is canceled with its context, and returns its outcome.
 func callWithContext(ctx context.Context, c *tunnel.Conn, procedure string, size int) error {
 	call, done, err := start(ctx, c, procedure, size)
 	if err != nil {

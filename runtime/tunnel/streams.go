@@ -515,7 +515,7 @@ func (c *Conn) sendMessage(q *sendQueue, id uint32, procedure string, msg proto.
 		return 0, MessageTooLarge(procedure, c.dialled, size, c.peer.maxMessage)
 	}
 	var body *codec.Encoded
-	if size > inlineBytes {
+	if size > maxBufferedMessage {
 		if body, err = codec.Encode(msg, size); err != nil {
 			return 0, Unsendable(procedure, c.dialled, msg, err)
 		}
@@ -589,7 +589,7 @@ func (c *Conn) sendSmall(q *sendQueue, id uint32, msg proto.Message) (size int, 
 	start := o.beginFrame(2 * q.lastSmall)
 	b, err := codec.AppendUnsized(o.buf, msg)
 	size = len(b) - start - headerBytes
-	if err != nil || size > inlineBytes || size+messageCost > q.credit || size > c.peer.maxMessage {
+	if err != nil || size > maxBufferedMessage || size+messageCost > q.credit || size > c.peer.maxMessage {
 		o.buf, q.lastSmall = o.buf[:start], 0
 		return 0, false
 	}

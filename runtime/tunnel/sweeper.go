@@ -146,12 +146,12 @@ func (s *sweeper) notifyIfOpen(o sweptCall) func() {
 }
 
 // makeCallerWatch takes the call out of the set and makes its caller watch the context. A caller
-// that waits gets a token. For another caller makeCallerWatch returns the function to call without
+// that waits gets a signal. For another caller makeCallerWatch returns the function to call without
 // the lock.
 func (s *sweeper) makeCallerWatch(call *Call) func() {
 	s.remove(call)
 	if call.Synchronous {
-		call.tokens <- tokenWatch
+		call.signals <- signalWatch
 		return nil
 	}
 	return call.WatchContext

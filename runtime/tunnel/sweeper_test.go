@@ -86,7 +86,7 @@ func newSweeping() *sweeping {
 func (s *sweeping) start(ctx context.Context, call *Call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	call.tokens = make(chan token, 2)
+	call.signals = make(chan signal, 2)
 	call.id = s.table.allocate(slot{call: call})
 	s.add(ctx, call)
 }
@@ -94,7 +94,7 @@ func (s *sweeping) start(ctx context.Context, call *Call) {
 // notified reports whether the caller of a call was notified to watch its context.
 func notified(call *Call) bool {
 	select {
-	case <-call.tokens:
+	case <-call.signals:
 		return true
 	default:
 		return false

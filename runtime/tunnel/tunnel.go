@@ -45,14 +45,14 @@ type Conn struct {
 
 	// allocator is the handler if it implements Allocator, else nil.
 	allocator Allocator
-	// started is the origin of the deadlines of served calls, see callContext.deadline.
+	// started is the origin of the deadlines of served calls, see servedContext.deadline.
 	started time.Time
 
 	// reading is the receiving side: it reads frames and handles each.
 	reading readLoop
 
-	// writing is the method value of write, stored so that starting the writer does not allocate.
-	writing     func()
+	// writeFunc is the method value of write, stored so that starting the writer does not allocate.
+	writeFunc   func()
 	nonblocking sock.Writer
 
 	sawTraffic            atomic.Bool
@@ -190,7 +190,7 @@ func newConn(nc net.Conn, cfg Config) *Conn {
 	c.windows.limit, c.excess.limit = c.cfg.MaxStreamBytes, c.own.maxMessage
 	c.reading.owner, c.reading.reclaimed = ownerLoop, make(chan struct{}, 1)
 	c.resume = make(chan struct{}, 1)
-	c.writing = c.write
+	c.writeFunc = c.write
 	c.nonblocking.Init(nc)
 	c.reading.poller.Init(nc, c.cfg.BusyPoll)
 	return c

@@ -247,7 +247,7 @@ func TestCancelWhileReceivingResponse(t *testing.T) {
 		require.NoError(t, <-done)
 		synctest.Wait()
 		require.Zero(t, s.client.Pending())
-		require.Less(t, s.client.Stats().BytesReceived, uint64(20<<20), "cancelled responses are not sent completely")
+		require.Less(t, s.client.Stats().BytesReceived, uint64(20<<20), "canceled responses are not sent completely")
 	})
 }
 

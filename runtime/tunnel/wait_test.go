@@ -71,9 +71,9 @@ func TestThousandsOfWaitingCallersReturnWhenContextEnds(t *testing.T) {
 	require.Zero(t, cancelAll(t, 20_000, 700*time.Millisecond))
 }
 
-// TestThousandsOfAsyncCallsAreCancelledOnBothSides: however many calls are open, each ends when its
+// TestThousandsOfAsyncCallsAreCanceledOnBothSides: however many calls are open, each ends when its
 // context does, and so does its handler.
-func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
+func TestThousandsOfAsyncCallsAreCanceledOnBothSides(t *testing.T) {
 	const calls = 20_000
 	for _, after := range []time.Duration{3 * time.Millisecond, 700 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
@@ -103,8 +103,8 @@ func TestThousandsOfAsyncCallsAreCancelledOnBothSides(t *testing.T) {
 	}
 }
 
-// TestCallAfterBurstIsCancelled: the number of calls that a connection has had does not matter.
-func TestCallAfterBurstIsCancelled(t *testing.T) {
+// TestCallAfterBurstIsCanceled: the number of calls that a connection has had does not matter.
+func TestCallAfterBurstIsCanceled(t *testing.T) {
 	const burst = 20_000
 	for _, answered := range []bool{true, false} {
 		t.Run(fmt.Sprintf("answered=%v", answered), func(t *testing.T) {

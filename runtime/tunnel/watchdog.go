@@ -96,7 +96,7 @@ func (w *Watchdog) add(c watchable) {
 	w.timer.Reset(watchdogPeriod)
 }
 
-// tick is one tick. Ticks do not overlap: each rearms the timer at its end.
+// tick checks all registered connections. Ticks do not overlap: each rearms the timer at its end.
 func (w *Watchdog) tick() {
 	w.mu.Lock()
 	for _, conn := range w.conns {
@@ -125,12 +125,12 @@ func (w *Watchdog) check(conn *watchedConn) {
 	if same && now.runsInline() {
 		c.replaceReadLoop(now.inlineEpoch)
 	}
-	var swept bool
-	w.scratchCalls, swept = c.sweep(w.scratchCalls)
+	var noCalls bool
+	w.scratchCalls, noCalls = c.sweep(w.scratchCalls)
 	if same {
 		c.interruptReader(now.ownerEpoch)
 	}
-	if !swept || now != before || now.callerReads() {
+	if !noCalls || now != before || now.callerReads() {
 		conn.idleTicks = 0
 		return
 	}
