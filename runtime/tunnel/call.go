@@ -146,7 +146,7 @@ func (c *Conn) Start(ctx context.Context, call *Call) error {
 	}
 	meta := metaSize(call.Target, call.Caller, call.Procedure, call.Header, call.Chain)
 	if meta > c.peer.maxHeader {
-		return notRun(tooLarge("the metadata of the request of "+call.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
+		return notRun(tooLarge("the metadata (with names and chain) of the request of "+call.Procedure, meta, c.peer.maxHeader, "the receiver's header"))
 	}
 	if err := ctx.Err(); err != nil {
 		return notRun(contextError(err, ""))
