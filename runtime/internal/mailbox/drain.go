@@ -1,9 +1,9 @@
 package mailbox
 
-// takeForLine acquires a turn for a goroutine that is about to drain the queue, if one is free and
+// takeForQueue acquires a turn for a goroutine that is about to drain the queue, if one is free and
 // work is waiting for it. The caller must hold m.mu.
-func (m *Mailbox) takeForLine() bool {
-	if m.free == 0 || m.line.len+m.resuming.len <= m.starting {
+func (m *Mailbox) takeForQueue() bool {
+	if m.free == 0 || m.queue.len+m.resuming.len <= m.starting {
 		return false
 	}
 	m.free--
@@ -19,7 +19,7 @@ func (m *Mailbox) next() *Entry {
 		m.restore(e.resumes)
 		return nil
 	}
-	e := m.line.pop()
+	e := m.queue.pop()
 	if e == nil {
 		m.free++
 		m.holding--
@@ -36,7 +36,7 @@ func (m *Mailbox) next() *Entry {
 	return e
 }
 
-// drain runs queued work with the turn acquired by takeForLine.
+// drain runs queued work with the turn acquired by takeForQueue.
 func (m *Mailbox) drain() {
 	m.mu.Lock()
 	m.starting--
@@ -72,7 +72,7 @@ func (m *Mailbox) run(e *Entry) (next *Entry) {
 }
 
 // busy reports whether anything is running or waiting. The caller must hold m.mu.
-func (m *Mailbox) busy() bool { return m.holding+m.suspended+m.concurrent+m.line.len > 0 }
+func (m *Mailbox) busy() bool { return m.holding+m.suspended+m.concurrent+m.queue.len > 0 }
 
 // endIfIdle ends the mailbox if it is closed and nothing is left. The caller must hold m.mu.
 func (m *Mailbox) endIfIdle() {

@@ -12,7 +12,7 @@ import (
 // them it is performed after some of the changes only, chosen at random, so that its cost per
 // change stays bounded.
 func (m *Mailbox) step() {
-	if !invariants.Enabled || rand.IntN(1+m.line.len/auditsAll) > 0 { //nolint:gosec // which changes is no secret
+	if !invariants.Enabled || rand.IntN(1+m.queue.len/auditsAll) > 0 { //nolint:gosec // which changes is no secret
 		return
 	}
 	if err := m.audit(); err != nil {
@@ -27,7 +27,7 @@ const auditsAll = 64
 func (m *Mailbox) audit() error {
 	var bytes int64
 	waiting := 0
-	for e := m.line.head; e != nil; e = e.next {
+	for e := m.queue.head; e != nil; e = e.next {
 		bytes += e.Bytes
 		waiting++
 	}
@@ -41,14 +41,14 @@ func (m *Mailbox) audit() error {
 			m.owner(), m.free, m.holding, m.suspended, m.concurrent, m.starting)
 	case m.starting > m.holding:
 		return fmt.Errorf("%s starts %d goroutines with %d turns", m.owner(), m.starting, m.holding)
-	case waiting != m.line.len || bytes != m.bytes:
-		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.line.len, m.bytes, waiting, bytes)
+	case waiting != m.queue.len || bytes != m.bytes:
+		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.queue.len, m.bytes, waiting, bytes)
 	case m.resuming.len > m.suspended:
 		return fmt.Errorf("%s has %d turns to resume, and %d suspended", m.owner(), m.resuming.len, m.suspended)
-	case m.free > 0 && m.line.len+m.resuming.len > m.starting:
-		return fmt.Errorf("%s lets %d wait while %d turns are free and %d goroutines start", m.owner(), m.line.len+m.resuming.len, m.free, m.starting)
+	case m.free > 0 && m.queue.len+m.resuming.len > m.starting:
+		return fmt.Errorf("%s lets %d wait while %d turns are free and %d goroutines start", m.owner(), m.queue.len+m.resuming.len, m.free, m.starting)
 	case m.over && m.busy():
-		return fmt.Errorf("%s is over, and %d turns are held or suspended, %d concurrent methods run, %d entries wait", m.owner(), m.holding+m.suspended, m.concurrent, m.line.len)
+		return fmt.Errorf("%s is over, and %d turns are held or suspended, %d concurrent methods run, %d entries wait", m.owner(), m.holding+m.suspended, m.concurrent, m.queue.len)
 	}
 	return nil
 }

@@ -45,10 +45,10 @@ type Mailbox struct {
 	// starting is the number of held turns whose goroutines have not dequeued their work yet.
 	starting int
 	// suspended is the number of suspended turns ([Turn.Suspend]). resuming holds those of them
-	// that are to be resumed. They take precedence over line.
+	// that are to be resumed. They take precedence over the queue.
 	suspended int
 	resuming  list
-	line      list
+	queue     list
 	bytes     int64
 	// concurrent is the number of concurrent methods that are running.
 	concurrent int
@@ -76,7 +76,7 @@ func (m *Mailbox) Open() {
 	m.open = true
 	m.free = m.limits.Turns
 	start := 0
-	for m.takeForLine() {
+	for m.takeForQueue() {
 		start++
 	}
 	m.step()
@@ -230,7 +230,7 @@ type Stats struct {
 func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Stats{Waiting: m.line.len, Running: m.holding - m.starting + m.suspended + m.concurrent, Finished: m.finished}
+	return Stats{Waiting: m.queue.len, Running: m.holding - m.starting + m.suspended + m.concurrent, Finished: m.finished}
 }
 
 // Running returns what is running, with and without turns, in the order in which it began: the Work
@@ -274,7 +274,7 @@ func (m *Mailbox) Abandon(err error) {
 	m.mu.Lock()
 	m.abandoned = true
 	var out []*Entry
-	for e := m.line.pop(); e != nil; e = m.line.pop() {
+	for e := m.queue.pop(); e != nil; e = m.queue.pop() {
 		out = append(out, e)
 	}
 	m.bytes = 0
@@ -297,7 +297,7 @@ func (m *Mailbox) close(err error) {
 // take acquires a turn for a running goroutine if one is free and nothing is queued. The caller
 // must hold m.mu.
 func (m *Mailbox) take(t *Turn) bool {
-	if m.free == 0 || m.line.len > 0 || m.resuming.len > 0 {
+	if m.free == 0 || m.queue.len > 0 || m.resuming.len > 0 {
 		return false
 	}
 	m.free--
@@ -313,28 +313,28 @@ func (m *Mailbox) push(e *Entry) (start bool, err error) {
 	if err := m.full(e); err != nil {
 		return false, err
 	}
-	m.line.push(e)
+	m.queue.push(e)
 	m.bytes += e.Bytes
-	start = m.takeForLine()
+	start = m.takeForQueue()
 	m.step()
 	return start, nil
 }
 
 // full returns an error if the queue has no room for e. The caller must hold m.mu.
 func (m *Mailbox) full(e *Entry) error {
-	if m.free > 0 || m.line.len == 0 {
+	if m.free > 0 || m.queue.len == 0 {
 		// The entry does not wait, or is alone. The limits apply to a backlog, so a single message
 		// larger than the limit is accepted.
 		return nil
 	}
-	if m.line.len >= m.limits.Pending {
+	if m.queue.len >= m.limits.Pending {
 		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",
-			m.owner(), m.line.len, m.line.head.Label)
+			m.owner(), m.queue.len, m.queue.head.Label)
 	}
 	if m.bytes+e.Bytes > m.limits.Bytes {
 		return connect.Errorf(connect.CodeResourceExhausted,
 			"the mailbox of %s is full: the calls that wait take %d bytes, and %s with %d more would pass its bound of %d; the oldest is %s",
-			m.owner(), m.bytes, e.Label, e.Bytes, m.limits.Bytes, m.line.head.Label)
+			m.owner(), m.bytes, e.Label, e.Bytes, m.limits.Bytes, m.queue.head.Label)
 	}
 	return nil
 }

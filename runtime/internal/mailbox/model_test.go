@@ -92,15 +92,15 @@ type world struct {
 	limits  Limits
 	players []*player
 	// The model: the queue, the goroutines that resume a turn, and the rest of the state.
-	line, resuming []*player
-	opened, over   bool
-	concurrent     int
-	marks          []*Turn // of concurrent calls
-	finished       uint64
-	closedWith     error
-	abandoned      bool
-	drained        bool
-	stopDrain      context.CancelFunc
+	queue, resuming []*player
+	opened, over    bool
+	concurrent      int
+	marks           []*Turn // of concurrent calls
+	finished        uint64
+	closedWith      error
+	abandoned       bool
+	drained         bool
+	stopDrain       context.CancelFunc
 }
 
 // runScript runs a script, and returns where the mailbox differs from the model. It must be called
@@ -177,7 +177,7 @@ func (w *world) free() int {
 }
 
 func (w *world) bytes() (sum int64) {
-	for _, p := range w.line {
+	for _, p := range w.queue {
 		sum += p.entry.Bytes
 	}
 	return sum
@@ -190,11 +190,11 @@ func (w *world) admit(p *player, inner bool) {
 		p.is = rejected
 	case w.free() > 0:
 		p.is = runs
-	case len(w.line) >= w.limits.Pending, len(w.line) > 0 && w.bytes()+p.entry.Bytes > w.limits.Bytes:
+	case len(w.queue) >= w.limits.Pending, len(w.queue) > 0 && w.bytes()+p.entry.Bytes > w.limits.Bytes:
 		p.is = rejected
 	default:
 		p.is = waits
-		w.line = append(w.line, p)
+		w.queue = append(w.queue, p)
 	}
 }
 
@@ -204,8 +204,8 @@ func (w *world) grantTurns() {
 		switch {
 		case len(w.resuming) > 0:
 			w.resuming[0].is, w.resuming = runs, w.resuming[1:]
-		case len(w.line) > 0:
-			w.line[0].is, w.line = runs, w.line[1:]
+		case len(w.queue) > 0:
+			w.queue[0].is, w.queue = runs, w.queue[1:]
 		default:
 			w.end()
 			return
@@ -215,7 +215,7 @@ func (w *world) grantTurns() {
 }
 
 func (w *world) end() {
-	if w.closedWith != nil && w.count(runs)+w.count(suspended)+w.count(resumes)+w.concurrent+len(w.line) == 0 {
+	if w.closedWith != nil && w.count(runs)+w.count(suspended)+w.count(resumes)+w.concurrent+len(w.queue) == 0 {
 		w.over = true
 	}
 }
@@ -277,10 +277,10 @@ func (w *world) play(s step) string {
 			w.closedWith = errCut
 		}
 		w.abandoned = true
-		for _, p := range w.line {
+		for _, p := range w.queue {
 			p.is = rejected
 		}
-		w.line = nil
+		w.queue = nil
 		w.end()
 		w.m.Abandon(errCut)
 		return "it is abandoned"
@@ -370,7 +370,7 @@ func (w *world) leaveLine(s step) string {
 	if p == nil {
 		return ""
 	}
-	w.line = without(w.line, p)
+	w.queue = without(w.queue, p)
 	p.is = rejected
 	w.end()
 	if kind == acquire {
@@ -432,7 +432,7 @@ func (w *world) compare() error {
 			return fmt.Errorf("%s %s, and waits for its turn still", p.name, p.is)
 		}
 	}
-	want := Stats{Waiting: len(w.line), Running: w.count(runs) + w.count(suspended) + w.count(resumes) + w.concurrent, Finished: w.finished}
+	want := Stats{Waiting: len(w.queue), Running: w.count(runs) + w.count(suspended) + w.count(resumes) + w.concurrent, Finished: w.finished}
 	if got := w.m.Stats(); got != want {
 		return fmt.Errorf("it counts %+v where there is %+v", got, want)
 	}
