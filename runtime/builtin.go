@@ -184,8 +184,8 @@ func (n *Node) isAwaitedBy(ctx context.Context) bool {
 	if cc.call.from != nil && within(cc.call.from.Path) {
 		return true
 	}
-	for link := cc.chain; link != nil; link = link.outer {
-		if within(link.path) {
+	for entry := cc.chain; entry != nil; entry = entry.outer {
+		if within(entry.path) {
 			return true
 		}
 	}

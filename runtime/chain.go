@@ -9,7 +9,7 @@ import (
 	"connectrpc.com/connect/v2"
 )
 
-// chain is the calls that a call is made on behalf of and that wait for it: each link is a turn
+// chain is the calls that a call is made on behalf of and that wait for it: each entry is a turn
 // that is held while its method waits for the next call. It is a list from the innermost caller
 // outwards, shared between calls and immutable.
 //
@@ -19,7 +19,7 @@ type chain struct {
 	nid    string
 	path   string
 	method string
-	// overrides is how the link's node differs from its schema, see NodeType.overrides.
+	// overrides is how the entry's node differs from its schema, see NodeType.overrides.
 	overrides string
 	outer     *chain
 }
@@ -38,13 +38,13 @@ func (c *chain) refuseCycle(nid, path, method string, turns int) error {
 }
 
 // refuseCycleFrom is refuseCycle on the caller's side, which knows the node's turns only from its
-// link in the chain.
+// entry in the chain.
 func (c *chain) refuseCycleFrom(nid, path string, m *Method) error {
-	for link := c; link != nil; link = link.outer {
-		if link.nid != nid {
+	for entry := c; entry != nil; entry = entry.outer {
+		if entry.nid != nid {
 			continue
 		}
-		turns, concurrent := parseOverrides(link.overrides, m)
+		turns, concurrent := parseOverrides(entry.overrides, m)
 		if concurrent {
 			return nil
 		}
@@ -76,8 +76,8 @@ func parseOverrides(overrides string, m *Method) (turns int, concurrent bool) {
 // holds counts how many turns of the node the chain holds.
 func (c *chain) holds(nid string) int {
 	held := 0
-	for link := c; link != nil; link = link.outer {
-		if link.nid == nid {
+	for entry := c; entry != nil; entry = entry.outer {
+		if entry.nid == nid {
 			held++
 		}
 	}
@@ -89,19 +89,19 @@ func (c *chain) String() string {
 	if c == nil {
 		return ""
 	}
-	var links []string
-	for link := c; link != nil; link = link.outer {
-		links = append(links, link.path+" "+link.method)
+	var entries []string
+	for entry := c; entry != nil; entry = entry.outer {
+		entries = append(entries, entry.path+" "+entry.method)
 	}
-	slices.Reverse(links)
-	return strings.Join(links, " -> ")
+	slices.Reverse(entries)
+	return strings.Join(entries, " -> ")
 }
 
-// appendTo encodes the chain for the wire: for each link, innermost first, four length-prefixed
+// appendTo encodes the chain for the wire: for each entry, innermost first, four length-prefixed
 // strings.
 func (c *chain) appendTo(b []byte) []byte {
-	for link := c; link != nil; link = link.outer {
-		for _, s := range [...]string{link.nid, link.path, link.method, link.overrides} {
+	for entry := c; entry != nil; entry = entry.outer {
+		for _, s := range [...]string{entry.nid, entry.path, entry.method, entry.overrides} {
 			b = appendString(b, s)
 		}
 	}
@@ -110,27 +110,27 @@ func (c *chain) appendTo(b []byte) []byte {
 
 // parseChain decodes what appendTo encoded.
 func parseChain(b []byte) (*chain, error) {
-	var links []*chain
+	var entries []*chain
 	for len(b) > 0 {
-		if len(links) == maxChain {
+		if len(entries) == maxChain {
 			return nil, connect.Errorf(connect.CodeResourceExhausted, "calls are nested more than %d deep", maxChain)
 		}
-		link := &chain{}
-		for _, s := range [...]*string{&link.nid, &link.path, &link.method, &link.overrides} {
+		entry := &chain{}
+		for _, s := range [...]*string{&entry.nid, &entry.path, &entry.method, &entry.overrides} {
 			var ok bool
 			if *s, b, ok = cutString(b); !ok {
 				return nil, connect.NewError(connect.CodeInvalidArgument, "the chain of calls is malformed")
 			}
 		}
-		links = append(links, link)
+		entries = append(entries, entry)
 	}
-	for i := range len(links) - 1 {
-		links[i].outer = links[i+1]
+	for i := range len(entries) - 1 {
+		entries[i].outer = entries[i+1]
 	}
-	if len(links) == 0 {
+	if len(entries) == 0 {
 		return nil, nil //nolint:nilnil // an empty chain is nil
 	}
-	return links[0], nil
+	return entries[0], nil
 }
 
 // chainOf returns the calls that wait for a call made with ctx: the turn that the current method

@@ -23,9 +23,9 @@ type clientEndpointStream struct {
 	method *Method
 	// info is the caller's, nil if it did not ask for metadata; own is what the transport fills.
 	info, own *connect.CallInfo
-	// ctx is the caller's, life is the stream's own.
-	ctx, life context.Context //nolint:containedctx // a stream lives as long as its call's context
-	cancel    context.CancelFunc
+	// ctx is the caller's, streamCtx is the stream's own.
+	ctx, streamCtx context.Context //nolint:containedctx // a stream lives as long as its call's context
+	cancel         context.CancelFunc
 
 	mu            sync.Mutex // guards the fields below
 	begun, closed bool
@@ -49,7 +49,7 @@ func (s *clientEndpointStream) begin() error {
 	if s.method.shape&connect.StreamTypeClient == 0 {
 		return nil // the request is sent with its only message
 	}
-	s.unwatch = context.AfterFunc(s.life, func() { time.AfterFunc(contextGrace, func() { _ = s.stream.Close() }) })
+	s.unwatch = context.AfterFunc(s.streamCtx, func() { time.AfterFunc(contextGrace, func() { _ = s.stream.Close() }) })
 	return s.stream.SendHeaders()
 }
 
@@ -83,7 +83,7 @@ func (s *clientEndpointStream) Receive(msg any) error {
 	err := s.stream.Receive(msg)
 	// An in-process transport, which sets no protocol, may set metadata until Receive reports the
 	// stream's end.
-	if err != nil && isMetadataSet(s.life, err) || err == nil && s.own != nil && s.own.Protocol != "" {
+	if err != nil && isMetadataSet(s.streamCtx, err) || err == nil && s.own != nil && s.own.Protocol != "" {
 		deliverFrom(s.info, s.own)
 	}
 	if err == nil {

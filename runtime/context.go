@@ -34,9 +34,9 @@ type Call struct {
 	// from is nil for a call from outside nodes, and metadata if there is none.
 	from     *Caller
 	metadata *Metadata
-	// reply is allocated when the node's code first sets a header or trailer.
-	reply atomic.Pointer[reply]
-	way   wayNumber
+	// response is allocated when the node's code first sets a header or trailer.
+	response atomic.Pointer[responseMetadata]
+	way      wayNumber
 }
 
 // wayNumber is a [Way] in one byte, since every call has one.
@@ -56,8 +56,8 @@ type Caller struct {
 	Path string
 }
 
-// reply is the metadata that a node's code adds to its response.
-type reply struct {
+// responseMetadata is the metadata that a node's code adds to its response.
+type responseMetadata struct {
 	mu              sync.Mutex
 	header, trailer Metadata
 }
@@ -74,7 +74,7 @@ func CallFrom(ctx context.Context) *Call {
 
 // NodeFrom returns the node whose code runs with ctx: its methods, tasks, OnStop functions and what
 // [Node.Do] runs, with any context derived from theirs. It returns nil outside of nodes. An
-// implementation without a set-up function of its own, behind a local stub or a generated
+// implementation without a set-up function of its own, behind a generated `NewLocal...` or
 // `Register...Tunnel`, gets its node this way, to take turns with [Node.Do]. Such a node is
 // outside any system: it can neither create nor find other nodes; it never stops, so its tasks end
 // by themselves or with the process, and its OnStop functions never run.
@@ -137,7 +137,7 @@ func (c *Call) receive(metadata Metadata) {
 // returned: the header with the first message, the trailer with the error that ends the stream.
 // info is that of the last call made with its context; calls that run at once need a context each.
 func (c *Call) SetHeader(key, value string) {
-	r := c.replying()
+	r := c.ensureResponse()
 	r.mu.Lock()
 	r.header = r.header.With(key, value)
 	r.mu.Unlock()
@@ -146,25 +146,25 @@ func (c *Call) SetHeader(key, value string) {
 // SetTrailer adds to the metadata that is sent after the response, with the same rules as
 // [Call.SetHeader]. Safe for concurrent use.
 func (c *Call) SetTrailer(key, value string) {
-	r := c.replying()
+	r := c.ensureResponse()
 	r.mu.Lock()
 	r.trailer = r.trailer.With(key, value)
 	r.mu.Unlock()
 }
 
-func (c *Call) replying() *reply {
-	if c.reply.Load() == nil {
-		c.reply.CompareAndSwap(nil, new(reply))
+func (c *Call) ensureResponse() *responseMetadata {
+	if c.response.Load() == nil {
+		c.response.CompareAndSwap(nil, new(responseMetadata))
 	}
-	return c.reply.Load()
+	return c.response.Load()
 }
 
-// hasReply reports whether the node's code has set metadata of the response.
-func (c *Call) hasReply() bool { return c.reply.Load() != nil }
+// hasResponseMetadata reports whether the node's code has set metadata of the response.
+func (c *Call) hasResponseMetadata() bool { return c.response.Load() != nil }
 
-// sent returns the metadata that the node's code has set so far.
-func (c *Call) sent() (header, trailer Metadata) {
-	r := c.reply.Load()
+// responseMetadata returns the metadata that the node's code has set so far.
+func (c *Call) responseMetadata() (header, trailer Metadata) {
+	r := c.response.Load()
 	if r == nil {
 		return header, trailer
 	}
@@ -176,9 +176,9 @@ func (c *Call) sent() (header, trailer Metadata) {
 // causeOf is the error of a call whose context has ended.
 func causeOf(ctx context.Context) error { return connecterr.OfContext(ctx) }
 
-// overdue makes errors.Is find context.DeadlineExceeded in an error of the caller's own deadline
-// that the serving side noticed first.
-func overdue(ctx context.Context, err error) error {
+// withDeadlineCause makes errors.Is find context.DeadlineExceeded in an error of the caller's own
+// deadline that the serving side noticed first.
+func withDeadlineCause(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*connect.Error](err)
 	if !ok || e.Code() != connect.CodeDeadlineExceeded || errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -201,8 +201,8 @@ type callContext struct {
 	call Call
 	// node is the serving node.
 	node *Node
-	// life has the node's values and ends with its work.
-	life context.Context //nolint:containedctx // part of this context
+	// nodeCtx has the node's values and ends with its work.
+	nodeCtx context.Context //nolint:containedctx // part of this context
 	// caller is the context of the call; it ends when the call is canceled.
 	caller context.Context //nolint:containedctx // as above
 	// turn is the one that the method holds, or nil.
@@ -273,7 +273,7 @@ func (c *callContext) state() error {
 	if c.over != nil {
 		return context.Canceled
 	}
-	return c.life.Err()
+	return c.nodeCtx.Err()
 }
 
 // Value implements [context.Context].
@@ -284,13 +284,13 @@ func (c *callContext) Value(key any) any {
 	case *int:
 		// Package context uses an unexported *int key to find the innermost cancelable context, for
 		// its cause and to derive others without a goroutine. Without this it would find the node's
-		// life, and miss the caller's end. TestCauseOfACall fails if the standard library changes
+		// context, and miss the caller's end. TestCauseOfACall fails if the standard library changes
 		// that.
 		if joined := c.join(); joined.Value(key) == any(joined) {
 			return joined
 		}
 	}
-	return c.life.Value(key)
+	return c.nodeCtx.Value(key)
 }
 
 // join returns the joined context, and makes it on first use.
@@ -303,13 +303,13 @@ func (c *callContext) join() context.Context {
 	j := &joint{}
 	c.joint = j
 	j.ctx, j.cancel = context.WithCancelCause(c.caller)
-	switch life := c.life; {
+	switch nodeCtx := c.nodeCtx; {
 	case c.over != nil:
 		j.cancel(c.over)
-	case life.Err() != nil:
-		j.cancel(context.Cause(life))
+	case nodeCtx.Err() != nil:
+		j.cancel(context.Cause(nodeCtx))
 	default:
-		j.unlink = context.AfterFunc(life, func() { j.cancel(context.Cause(life)) })
+		j.unlink = context.AfterFunc(nodeCtx, func() { j.cancel(context.Cause(nodeCtx)) })
 	}
 	return j.ctx
 }

@@ -277,8 +277,8 @@ func (h *Host) begin(
 	return nil
 }
 
-// addKids registers the started children with their parent, so that they end with it, unless it is
-// already ending.
+// addChildren registers the started children with their parent, so that they end with it, unless it
+// is already ending.
 func (h *Host) addChildren(c *creation, started []*child) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -370,7 +370,7 @@ func (h *Host) announce(ctx context.Context, n *Node, state nodev1.NodeState) er
 // the node. A function that does not return within the grace period after that is abandoned.
 func (n *Node) callSetup(ctx context.Context, t NodeType, config proto.Message) (any, error) {
 	// The chain makes a call that waits for this set-up, made from it, a cycle.
-	cc := &callContext{node: n, life: n.work, caller: ctx, chain: &chain{nid: n.nid, path: n.path, method: "set-up"}}
+	cc := &callContext{node: n, nodeCtx: n.work, caller: ctx, chain: &chain{nid: n.nid, path: n.path, method: "set-up"}}
 	defer cc.end()
 	setUp := make(chan any, 1)
 	over, err := usercode.Await(cc, grace, func() error {

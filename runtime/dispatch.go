@@ -27,7 +27,7 @@ var _ tunnel.Handler = (*dispatcher)(nil)
 
 // find returns the node of a target if that incarnation of it lives here.
 func (d *dispatcher) find(target string) (*Node, error) {
-	nid, life, _ := strings.Cut(target, "@")
+	nid, incarnation, _ := strings.Cut(target, "@")
 	n := d.only
 	if n == nil {
 		n = d.host.localNode(nid)
@@ -35,9 +35,9 @@ func (d *dispatcher) find(target string) (*Node, error) {
 	if n == nil || n.nid != nid {
 		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "no node %s is on host %s", nid, d.host.id), nid)
 	}
-	if rec := n.snapshot(); life != "" && life != strconv.FormatUint(rec.GetIncarnation(), 10) {
+	if rec := n.snapshot(); incarnation != "" && incarnation != strconv.FormatUint(rec.GetIncarnation(), 10) {
 		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "%s was started again: the handle is for its life number %s, this is number %d",
-			n.path, life, rec.GetIncarnation()), nid)
+			n.path, incarnation, rec.GetIncarnation()), nid)
 	}
 	return n, nil
 }
@@ -53,26 +53,26 @@ func notHere(err *connect.Error, nid string) error {
 	return err
 }
 
-// known is what the names of a call resolve to.
-type known struct {
+// resolved is what the names of a call resolve to.
+type resolved struct {
 	node   *Node
 	method *Method
 	from   *Caller
 }
 
 // resolve finds the node and the method of a call.
-func (d *dispatcher) resolve(names *tunnel.Names) (k known, err error) {
-	if k.node, err = d.find(names.Target); err != nil {
-		return k, err
+func (d *dispatcher) resolve(names *tunnel.Names) (res resolved, err error) {
+	if res.node, err = d.find(names.Target); err != nil {
+		return res, err
 	}
-	k.method, err = k.node.lookupMethod(names.Procedure)
-	k.from = parseCaller(names.Caller)
-	return k, err
+	res.method, err = res.node.lookupMethod(names.Procedure)
+	res.from = parseCaller(names.Caller)
+	return res, err
 }
 
-// recalled is a resolution cached with a connection's names. It must not keep a dead node in
-// memory.
-type recalled struct {
+// cachedResolution is a resolution cached with a connection's names. It must not keep a dead node
+// in memory.
+type cachedResolution struct {
 	host   *Host
 	node   weak.Pointer[Node]
 	method *Method
@@ -81,34 +81,34 @@ type recalled struct {
 	at uint64
 }
 
-var _ tunnel.Resolution = (*recalled)(nil)
+var _ tunnel.Resolution = (*cachedResolution)(nil)
 
 // Current implements [tunnel.Resolution].
-func (r *recalled) Current() bool { return r.at == r.host.changes.Load() }
+func (r *cachedResolution) Current() bool { return r.at == r.host.changes.Load() }
 
-// recall is resolve with a cache, for unary calls, whose names mostly repeat.
-func (d *dispatcher) recall(names *tunnel.Names) (known, error) {
-	if r, ok := names.Resolution().(*recalled); ok {
+// resolveCached is resolve with a cache, for unary calls, whose names mostly repeat.
+func (d *dispatcher) resolveCached(names *tunnel.Names) (resolved, error) {
+	if r, ok := names.Resolution().(*cachedResolution); ok {
 		if n := r.node.Value(); n != nil {
-			return known{n, r.method, r.from}, nil
+			return resolved{n, r.method, r.from}, nil
 		}
 	}
 	at := d.host.changes.Load()
-	k, err := d.resolve(names)
+	res, err := d.resolve(names)
 	if err == nil {
-		names.SetResolution(&recalled{d.host, weak.Make(k.node), k.method, k.from, at})
+		names.SetResolution(&cachedResolution{d.host, weak.Make(res.node), res.method, res.from, at})
 	}
-	return k, err
+	return res, err
 }
 
-// describe fills in the context of a call whose node and method were found.
-func (d *dispatcher) describe(in *tunnel.Incoming, k known, cc *callContext) error {
-	m := k.method
+// fillContext fills in the context of a call whose node and method were found.
+func (d *dispatcher) fillContext(in *tunnel.Incoming, res resolved, cc *callContext) error {
+	m := res.method
 	if m.shape != in.StreamType {
 		return connect.Errorf(connect.CodeInvalidArgument, "%s is a %v method, and was called as a %v one: caller and node have different schemas",
 			m.fullName(), m.shape, in.StreamType)
 	}
-	cc.call.method, cc.call.way, cc.call.from, cc.caller, cc.in = m, byTunnel, k.from, in.Context(), in
+	cc.call.method, cc.call.way, cc.call.from, cc.caller, cc.in = m, byTunnel, res.from, in.Context(), in
 	cc.call.receive(Metadata{header: in.Header()})
 	if chain := in.Chain(); len(chain) > 0 {
 		var err error
@@ -146,8 +146,8 @@ func (*dispatcher) NewIncoming() *tunnel.Incoming {
 // connection.
 func (a *arrival) Serve() { a.job.cc.node.serveInline(&a.job) }
 
-// Ended implements [tunnel.HandlerState]: the caller has stopped waiting. A call that
-// is still queued never runs.
+// Ended implements [tunnel.HandlerState]: the caller has stopped waiting. A call that is still
+// queued never runs.
 func (a *arrival) Ended() {
 	if a.cc.node.mailbox.Remove(a.job.entry) {
 		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
@@ -162,18 +162,18 @@ func (d *dispatcher) ServeUnary(in *tunnel.Incoming) {
 		return
 	}
 	a := in.State.(*arrival) //nolint:forcetypeassert // NewIncoming made it
-	k, err := d.recall(in.Names)
+	res, err := d.resolveCached(in.Names)
 	if err == nil {
-		err = d.describe(in, k, &a.cc)
+		err = d.fillContext(in, res, &a.cc)
 	}
 	if err != nil {
-		in.ReplyNotRun(d.refused(in, k, err))
+		in.ReplyNotRun(d.refused(in, res, err))
 		return
 	}
-	n := k.node
+	n := res.node
 	req := a.cc.call.method.newRequest()
 	if err := in.Decode(req); err != nil {
-		in.ReplyNotRun(d.refused(in, k, err))
+		in.ReplyNotRun(d.refused(in, res, err))
 		return
 	}
 	a.job = job{cc: &a.cc, req: req, size: in.RequestBytes, in: in}
@@ -200,22 +200,22 @@ func (d *dispatcher) ServeStream(ctx context.Context, in *tunnel.Incoming, strea
 		return d.host.ownCalls.ServeStream(ctx, in, stream)
 	}
 	cc := &in.State.(*arrival).cc //nolint:forcetypeassert // NewIncoming made it
-	k, err := d.resolve(in.Names)
+	res, err := d.resolve(in.Names)
 	if err == nil {
-		err = d.describe(in, k, cc)
+		err = d.fillContext(in, res, cc)
 	}
 	if err != nil {
-		in.ReplyNotRun(d.refused(in, k, err))
+		in.ReplyNotRun(d.refused(in, res, err))
 		return err
 	}
 	returned := false
 	defer func() {
 		if !returned { // the method has ended this goroutine
-			in.Reply(nil, k.node.goexited(k.method))
+			in.Reply(nil, res.node.goexited(res.method))
 		}
 	}()
-	reply := &replyStream{ServerStream: stream, node: k.node, call: cc, setHeader: func(md Metadata) { in.SetHeader(md.header) }}
-	trailer, err := reply.end(k.node.runStream(cc, reply))
+	reply := &replyStream{ServerStream: stream, node: res.node, call: cc, setHeader: func(md Metadata) { in.SetHeader(md.header) }}
+	trailer, err := reply.end(res.node.runStream(cc, reply))
 	returned = true
 	in.SetTrailer(trailer.header)
 	return err

@@ -160,7 +160,7 @@ func (n *Node) runOnStop(ctx context.Context, which string, fn func(context.Cont
 	ctx, cancel := withGrace(ctx)
 	defer cancel()
 	// Calls that it makes name the node as their caller.
-	cc := &callContext{node: n, life: n.life, caller: ctx}
+	cc := &callContext{node: n, nodeCtx: n.life, caller: ctx}
 	defer cc.end()
 	over, err := usercode.Await(ctx, grace/10, func() error {
 		if err := fn(cc); err != nil {

@@ -20,7 +20,7 @@ import (
 // passed to an endpoint, nor a response after it was returned.
 type endpoint interface {
 	// invoke makes a unary call and waits for its response. It returns when ctx ends, unless the
-	// method runs on the caller's goroutine, see [Unary.Call].
+	// method runs on the caller's goroutine, see [GeneratedCall.Unary].
 	invoke(ctx context.Context, m *Method, req proto.Message, out *outgoing) (proto.Message, error)
 	// submit makes a unary call and does not wait for it: its outcome completes f. It may block
 	// while the node's queue is full or its connection is being opened, until ctx ends. If submit

@@ -24,8 +24,8 @@ import (
 type clientEndpoint struct {
 	client *connect.Client
 
-	mu      sync.Mutex // guards the queue
-	line    []*clientCall
+	mu      sync.Mutex // guards the fields below
+	queue   []*clientCall
 	sending bool
 }
 
@@ -100,15 +100,15 @@ func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.line) >= m.service.config.MaxPending {
+	if len(c.queue) >= m.service.config.MaxPending {
 		c.removeEnded()
 	}
-	if len(c.line) >= m.service.config.MaxPending {
+	if len(c.queue) >= m.service.config.MaxPending {
 		cancel(nil)
 		return connect.Errorf(connect.CodeResourceExhausted, "%d calls wait to be sent on this handle, the most it takes; the oldest is %s",
-			len(c.line), c.line[0].method.name)
+			len(c.queue), c.queue[0].method.name)
 	}
-	c.line = append(c.line, call)
+	c.queue = append(c.queue, call)
 	if !c.sending {
 		c.sending = true
 		go c.send()
@@ -119,7 +119,7 @@ func (c *clientEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 // removeEnded removes the queued calls whose contexts have ended. They would otherwise count as
 // pending until the call before them returns.
 func (c *clientEndpoint) removeEnded() {
-	c.line = slices.DeleteFunc(c.line, func(call *clientCall) bool {
+	c.queue = slices.DeleteFunc(c.queue, func(call *clientCall) bool {
 		if call.ctx.Err() == nil {
 			return false
 		}
@@ -132,13 +132,13 @@ func (c *clientEndpoint) removeEnded() {
 func (c *clientEndpoint) send() {
 	for {
 		c.mu.Lock()
-		if len(c.line) == 0 {
-			c.line, c.sending = nil, false
+		if len(c.queue) == 0 {
+			c.queue, c.sending = nil, false
 			c.mu.Unlock()
 			return
 		}
-		call := c.line[0]
-		c.line = c.line[1:]
+		call := c.queue[0]
+		c.queue = c.queue[1:]
 		c.mu.Unlock()
 		c.run(call, func() { go c.send() })
 	}
@@ -167,14 +167,14 @@ func (c *clientEndpoint) run(call *clientCall, goOn func()) {
 }
 
 func (c *clientEndpoint) stream(ctx context.Context, m *Method, out *outgoing) (connect.ClientStream, error) {
-	life, own := out.transportContext(ctx)
-	life, cancel := context.WithCancel(life)
-	stream, err := c.client.CallClientStream(life, m.spec)
+	streamCtx, own := out.transportContext(ctx)
+	streamCtx, cancel := context.WithCancel(streamCtx)
+	stream, err := c.client.CallClientStream(streamCtx, m.spec)
 	if err != nil {
 		cancel()
 		return nil, endedAt(clientError(ctx, err), c.label(), m, unsent)
 	}
-	return &clientEndpointStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, life: life, cancel: cancel}, nil
+	return &clientEndpointStream{stream: stream, method: m, info: out.info, own: own, ctx: ctx, streamCtx: streamCtx, cancel: cancel}, nil
 }
 
 // transportContext returns the context for a call of connect's client, with a [connect.CallInfo] of
@@ -278,5 +278,5 @@ func clientError(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*connect.Error](err); ok && !e.IsRemote() && e.Code() == connect.CodeCanceled {
 		return connect.Errorf(connect.CodeUnavailable, "the connection to the node was lost: %s", e.Message()).WithCause(err)
 	}
-	return overdue(ctx, withoutInternalDetails(err))
+	return withDeadlineCause(ctx, withoutInternalDetails(err))
 }

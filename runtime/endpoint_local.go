@@ -48,7 +48,7 @@ func (e *localEndpoint) invoke(ctx context.Context, m *Method, req proto.Message
 	cc := localCall(ctx, m, out.metadata)
 	cc.sent = fingerprintOf(req)
 	res, err := n.invoke(cc, n.passes(req))
-	if err == nil && out.info == nil && !cc.call.hasReply() {
+	if err == nil && out.info == nil && !cc.call.hasResponseMetadata() {
 		return res, nil
 	}
 	header, trailer, err := n.outcome(cc, err)

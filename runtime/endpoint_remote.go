@@ -27,12 +27,12 @@ func (e *remoteEndpoint) tag() string                     { return e.tunnelTag }
 func (e *remoteEndpoint) tagged(tag string) endpoint      { return &remoteEndpoint{e.remote, tag} }
 func (e *remoteEndpoint) ended(ctx context.Context) error { return e.remote.ended(ctx) }
 
-// describe fills in the call for the wire.
-func describe(ctx context.Context, c *tunnel.Call, target string, m *Method, req proto.Message, metadata Metadata, waits bool) {
+// fillCall fills in the call for the wire.
+func fillCall(ctx context.Context, c *tunnel.Call, target string, m *Method, req proto.Message, metadata Metadata, waits bool) {
 	c.Target, c.Procedure, c.Request, c.Response = target, m.spec.Procedure, req, m.newResponse()
 	c.Header = metadata.header
 	if cc := callContextOf(ctx); cc != nil {
-		c.Caller = cc.node.wireName
+		c.Caller = cc.node.encodedCaller
 		if waits {
 			c.Chain = chainOf(ctx).appendTo(nil)
 		}
@@ -82,7 +82,7 @@ func (e *remoteEndpoint) invokeOnce(ctx context.Context, m *Method, req proto.Me
 	}
 	c := r.host.newWaitedCall()
 	defer r.host.freeWaitedCall(c)
-	describe(ctx, c, target, m, req, out.metadata, true)
+	fillCall(ctx, c, target, m, req, out.metadata, true)
 	mayBlock(ctx)
 	if err := conn.Start(ctx, c); err != nil {
 		return nil, endedAt(err, r.path(), m, unsent)
@@ -90,7 +90,7 @@ func (e *remoteEndpoint) invokeOnce(ctx context.Context, m *Method, req proto.Me
 	conn.Wait(ctx, c, causeOf)
 	deliver(out.info, Metadata{c.ResponseHeader}, Metadata{c.ResponseTrailer})
 	if c.Err != nil {
-		err := overdue(ctx, c.Err)
+		err := withDeadlineCause(ctx, c.Err)
 		if canceledOverdue(ctx, err) {
 			err = causeOf(ctx)
 		}
@@ -114,7 +114,7 @@ func (e *remoteEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 		return endedAt(err, r.path(), m, unsent)
 	}
 	c := &tunnel.Call{}
-	describe(ctx, c, target, m, req, out.metadata, false)
+	fillCall(ctx, c, target, m, req, out.metadata, false)
 	info := out.info
 	c.Done = func(*tunnel.Call) {
 		var show func()
@@ -130,7 +130,7 @@ func (e *remoteEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 			return
 		}
 		if !isLost(c.Err) && !isNotHere(c.Err) {
-			f.completeWith(nil, overdue(ctx, c.Err), show)
+			f.completeWith(nil, withDeadlineCause(ctx, c.Err), show)
 			return
 		}
 		// Looking up the node's fate takes a while, and must not block the reader.
@@ -151,7 +151,7 @@ func (e *remoteEndpoint) submit(ctx context.Context, m *Method, req proto.Messag
 	})
 	if ctx.Done() != nil {
 		f.remote = c
-		c.WatchContext = func() { f.follow(ctx) }
+		c.WatchContext = func() { f.watchContext(ctx) }
 	}
 	if err := conn.Start(ctx, c); err != nil {
 		if ctx.Err() != nil {
@@ -186,7 +186,7 @@ func (e *remoteEndpoint) stream(ctx context.Context, m *Method, out *outgoing) (
 	if cc := callContextOf(ctx); cc != nil {
 		// No chain: the caller that opens a stream need not wait for it, and the stream may outlive
 		// the turn that it was opened in.
-		req.Caller = cc.node.wireName
+		req.Caller = cc.node.encodedCaller
 	}
 	stream, err := conn.Stream(ctx, req)
 	if err != nil {

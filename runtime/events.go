@@ -389,15 +389,15 @@ func (n *Node) refusal(cc *callContext, err error) CallRefusedInfo {
 }
 
 // refused reports a call that is refused although no node has seen it, and returns err.
-func (d *dispatcher) refused(in *tunnel.Incoming, k known, err error) error {
+func (d *dispatcher) refused(in *tunnel.Incoming, res resolved, err error) error {
 	e := d.host.events
 	if e == nil {
 		return err
 	}
 	nid, _, _ := strings.Cut(in.Target, "@")
 	info := CallRefusedInfo{NID: nid, Method: nodename.MethodFullName(in.Procedure), Time: time.Now(), Err: err}
-	if k.node != nil {
-		info.Path = k.node.path
+	if res.node != nil {
+		info.Path = res.node.path
 	}
 	if from := parseCaller(in.Caller); from != nil {
 		info.Caller = *from

@@ -158,7 +158,7 @@ func (f *future) completeWith(res proto.Message, err error, deliver func()) bool
 // watch ties the future to its call: cancel cancels the call, which also happens when ctx ends.
 func (f *future) watch(ctx context.Context, cancel func(error) error) {
 	f.cancelBy(cancel)
-	f.follow(ctx)
+	f.watchContext(ctx)
 }
 
 // cancelBy sets the function that cancels the call. It returns the outcome for a cause.
@@ -170,8 +170,8 @@ func (f *future) cancelBy(cancel func(error) error) {
 	}
 }
 
-// follow cancels the call when ctx ends.
-func (f *future) follow(ctx context.Context) {
+// watchContext cancels the call when ctx ends.
+func (f *future) watchContext(ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.isDone() && ctx.Done() != nil {

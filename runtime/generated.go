@@ -157,13 +157,13 @@ func (g *GeneratedService) NewTunnel(client *connect.Client) Ref {
 // NewLocal runs a node's implementation behind a mailbox in this process, outside any system: a
 // fake in a test, for example. It need not be closed.
 func (g *GeneratedService) NewLocal(handlers []GeneratedHandler, node any) Ref {
-	return newStub(g.host(handlers), node).ref()
+	return newStandalone(g.host(handlers), node).ref()
 }
 
 // RegisterTunnel registers a node's implementation, behind a mailbox with the schema's limits, with
 // a connect server. It need not be closed.
 func (g *GeneratedService) RegisterTunnel(server *connect.Server, handlers []GeneratedHandler, node any) {
-	registerStub(server, newStub(g.host(handlers), node))
+	registerStandalone(server, newStandalone(g.host(handlers), node))
 }
 
 // GeneratedCall calls a method of a node. It is the index of the method in the Methods of its

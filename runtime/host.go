@@ -255,7 +255,7 @@ func (h *Host) Address() string { return h.listener.Advertised() }
 // RunDirectory is where this run keeps its logs, models, variables and mapped files.
 func (h *Host) RunDirectory() *rundir.Run { return h.run }
 
-// RunDirectory is where this run keeps its logs, models, variables and mapped files; nil for a stub
+// RunDirectory is where this run keeps its logs, models, variables and mapped files; nil for a node
 // outside any system.
 func (n *Node) RunDirectory() *rundir.Run {
 	if n.host == nil {

@@ -32,10 +32,9 @@ type Invocation struct {
 type Invoke func(ctx context.Context, in *Invocation) error
 
 // Interceptor wraps the serving of calls: of every call to a node of this process, local or remote,
-// except the built-in methods of every node (ping, info, stop, ...). Nodes outside any system,
-// behind stubs, have none. The Interceptor is called once for each node; the Invoke that it returns
-// is called for each call, while the call holds its turn, and concurrently if the node's methods
-// are.
+// except the built-in methods of every node (ping, info, stop, ...). Nodes outside any system
+// have none. The Interceptor is called once for each node; the Invoke that it returns is called for
+// each call, while the call holds its turn, and concurrently if the node's methods are.
 type Interceptor func(next Invoke) Invoke
 
 // chainInterceptors combines interceptors into one Invoke; the first is the outermost. It returns

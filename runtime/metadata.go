@@ -183,7 +183,7 @@ func (n *Node) outcome(cc *callContext, err error) (header, trailer Metadata, _ 
 	if e, ok := err.(*connect.Error); ok && e != nil { //nolint:errorlint // an error for the caller is of exactly this type
 		err = tunnel.NormalizeError(e)
 	}
-	header, trailer = cc.call.sent()
+	header, trailer = cc.call.responseMetadata()
 	if header.Len()+trailer.Len() == 0 {
 		return header, trailer, err
 	}

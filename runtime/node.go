@@ -19,7 +19,7 @@ const maxPendingBytes = 64 << 20
 // Node is a node from the point of view of its own code: its set-up function receives it and may
 // keep it. All methods are safe for concurrent use.
 type Node struct {
-	host    *Host // nil for a stub outside any system
+	host    *Host // nil for a node outside any system
 	service *Service
 	impl    any
 	// concurrent marks, by index, the unary methods that the node type makes concurrent. overrides
@@ -31,9 +31,9 @@ type Node struct {
 	recent recentMessages
 	nid    string
 	path   string
-	// identity is the node as the caller of others; wireName is its encoded form.
-	identity Caller
-	wireName string
+	// identity is the node as the caller of others; encodedCaller is its encoded form.
+	identity      Caller
+	encodedCaller string
 
 	mailbox *mailbox.Mailbox
 	// latencies are the latency EWMAs of the service's methods, by index.
@@ -77,7 +77,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 		born: time.Now(), ready: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
 	}
 	n.identity = Caller{NID: n.nid, Path: n.path}
-	n.wireName = n.identity.wire()
+	n.encodedCaller = n.identity.wire()
 	c := t.config()
 	n.overrides = t.overrides(c)
 	n.mailbox = mailbox.New(func() string { return n.path }, mailbox.Limits{

@@ -29,7 +29,7 @@ func (r Ref) IsZero() bool { return r.to == nil }
 // record is the node's record as this process knows it; never nil, not to be modified.
 func (r Ref) record() *nodev1.NodeRecord { return r.endpoint().record() }
 
-// NID is the node's id; empty for a stub outside any system.
+// NID is the node's id; empty for a node outside any system.
 func (r Ref) NID() string { return r.record().GetNid() }
 
 // Path is the node's path.

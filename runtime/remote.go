@@ -36,9 +36,9 @@ type remote struct {
 	// isLaunchedHere is set if this host launches the node's processes, see Host.launched.
 	isLaunchedHere atomic.Bool
 
-	mu sync.Mutex // guards the fields below; under it, route belongs to known
-	// known is the record as last received; changed is closed when it is replaced.
-	known   *nodev1.NodeRecord
+	mu sync.Mutex // guards the fields below; under it, route belongs to latest
+	// latest is the record as last received; changed is closed when it is replaced.
+	latest  *nodev1.NodeRecord
 	changed chan struct{}
 	// lastCause is why the last incarnation ended, for events.
 	lastCause string
@@ -51,7 +51,7 @@ type route struct {
 }
 
 func newRemote(h *Host, nid string) *remote {
-	r := &remote{host: h, nid: nid, known: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{}), watched: new(atomic.Bool)}
+	r := &remote{host: h, nid: nid, latest: &nodev1.NodeRecord{Nid: nid}, changed: make(chan struct{}), watched: new(atomic.Bool)}
 	watched := r.watched
 	// Another handle of the nid may have made a new remote by now, which follows the node itself:
 	// undo only this remote's own add.
@@ -72,7 +72,7 @@ func newRemote(h *Host, nid string) *remote {
 func (r *remote) record() *nodev1.NodeRecord {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.known
+	return r.latest
 }
 
 func (r *remote) path() string {
@@ -86,15 +86,15 @@ func (r *remote) path() string {
 func (r *remote) update(rec *nodev1.NodeRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if rec.GetRevision() < r.known.GetRevision() {
+	if rec.GetRevision() < r.latest.GetRevision() {
 		return
 	}
 	if rec.GetPath() == "" {
 		// Brain has no record of the node: what the handle knows stays readable.
-		rec = mergeUnknown(rec, r.known)
+		rec = mergeUnknown(rec, r.latest)
 	}
-	r.reportChange(r.known, rec)
-	r.known = rec
+	r.reportChange(r.latest, rec)
+	r.latest = rec
 	r.route.Store(nil)
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -107,8 +107,8 @@ func mergeUnknown(rec, known *nodev1.NodeRecord) *nodev1.NodeRecord {
 	return out
 }
 
-// follow subscribes to the node's record.
-func (r *remote) follow() {
+// subscribe subscribes to the node's record.
+func (r *remote) subscribe() {
 	if !r.watched.Load() && !r.watched.Swap(true) {
 		r.host.session.Follow(r.nid)
 	}
@@ -116,10 +116,10 @@ func (r *remote) follow() {
 
 // locate blocks until the node has a host, and returns its record.
 func (r *remote) locate(ctx context.Context) (*nodev1.NodeRecord, error) {
-	r.follow()
+	r.subscribe()
 	for {
 		r.mu.Lock()
-		rec, changed := r.known, r.changed
+		rec, changed := r.latest, r.changed
 		r.mu.Unlock()
 		switch {
 		case rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts():
@@ -150,11 +150,11 @@ func deadError(rec *nodev1.NodeRecord) *connect.Error {
 
 // conn returns the connection to the node's host, and the node's target on it.
 func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, error) {
-	if way := r.route.Load(); way != nil && tag == "" {
+	if route := r.route.Load(); route != nil && tag == "" {
 		select {
-		case <-way.conn.Done():
+		case <-route.conn.Done():
 		default:
-			return way.conn, way.target, nil
+			return route.conn, route.target, nil
 		}
 	}
 	mayBlock(ctx)
@@ -172,25 +172,25 @@ func (r *remote) conn(ctx context.Context, tag string) (*tunnel.Conn, string, er
 		}
 		return nil, "", r.explain(ctx, err)
 	}
-	way := &route{conn, targetOf(r.nid, rec.GetIncarnation())}
+	route := &route{conn, targetOf(r.nid, rec.GetIncarnation())}
 	if tag == "" {
 		r.mu.Lock()
-		if r.known == rec {
-			r.route.Store(way)
+		if r.latest == rec {
+			r.route.Store(route)
 		}
 		r.mu.Unlock()
 	}
-	return way.conn, way.target, nil
+	return route.conn, route.target, nil
 }
 
 // explain adds to the loss of a connection the cause of the node's end, if Brain knows it in time.
 func (r *remote) explain(ctx context.Context, err error) error {
-	r.follow()
+	r.subscribe()
 	ctx, cancel := context.WithTimeout(ctx, deathNoticeTimeout)
 	defer cancel()
 	for {
 		r.mu.Lock()
-		rec, changed := r.known, r.changed
+		rec, changed := r.latest, r.changed
 		r.mu.Unlock()
 		if rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD {
 			return deadError(rec).WithCause(err)
@@ -204,9 +204,10 @@ func (r *remote) explain(ctx context.Context, err error) error {
 }
 
 // isNotHere reports whether a reply refused the call because the node is elsewhere. err must be the
-// error of a tunnel call: it matches ErrNotRun only because of a flag in the reply, which only the
-// dispatcher of the node's host sets, before any code of the node has seen the call. An error of a
-// node can have the same code, text and details, but not the flag.
+// error of a tunnel call: it matches ErrNotRun only because of a flag in the reply, which the
+// tunnel and the dispatcher of the node's host set before any code of the node has seen the call;
+// only the dispatcher adds the detail. An error of a node can have the same code, text and details,
+// but not the flag.
 func isNotHere(err error) bool {
 	e, ok := err.(*connect.Error) //nolint:errorlint // the reply's own error, not a wrapped one
 	return ok && errors.Is(e, tunnel.ErrNotRun) && slices.ContainsFunc(e.Details(), isInternalDetail)
@@ -238,11 +239,11 @@ func (r *remote) refresh(ctx context.Context) error {
 
 // ended blocks until the node's current incarnation has ended.
 func (r *remote) ended(ctx context.Context) error {
-	r.follow()
+	r.subscribe()
 	incarnation := r.record().GetIncarnation()
 	for {
 		r.mu.Lock()
-		rec, changed := r.known, r.changed
+		rec, changed := r.latest, r.changed
 		r.mu.Unlock()
 		if incarnation == 0 {
 			incarnation = rec.GetIncarnation() // its record was unknown before

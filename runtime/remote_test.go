@@ -46,7 +46,7 @@ func newHostWithSession(t *testing.T) *Host {
 func TestNodeIsFollowedAfterAnEarlierHandleWasCollected(t *testing.T) {
 	h := newHostWithSession(t)
 	nid := uuid.NewString()
-	use := func() { h.remote(nid).follow() }
+	use := func() { h.remote(nid).subscribe() }
 	for round := range 50 {
 		use()
 		require.Eventually(t, func() bool {
@@ -57,7 +57,7 @@ func TestNodeIsFollowedAfterAnEarlierHandleWasCollected(t *testing.T) {
 		}, time.Minute, time.Microsecond)
 		// From here on the cleanup of the first runs at the same time.
 		next := h.remote(nid)
-		next.follow()
+		next.subscribe()
 		require.Eventually(t, func() bool { return h.session.Followers(nid) <= 1 }, time.Minute, time.Microsecond)
 		require.Equal(t, 1, h.session.Followers(nid), "round %d", round)
 		require.Same(t, next, h.remote(nid))

@@ -26,7 +26,7 @@
 // The files by subject:
 //
 //	calls      generated.go (all that generated code calls), service.go (and its methods),
-//	           call.go, endpoint*.go, serve.go, stream.go, pipe.go, future.go, stub.go
+//	           call.go, endpoint*.go, serve.go, stream.go, pipe.go, future.go, standalone.go
 //	context    context.go, metadata.go, chain.go (the calls that a call waits for),
 //	           interceptor.go, clientinterceptor.go, retry.go, errors.go
 //	nodes      node.go, builtin.go, create.go, stop.go, find.go, ref.go, tunneltag.go

@@ -21,10 +21,10 @@ func newCall(ctx context.Context, m *Method, way wayNumber) *callContext {
 // bind makes n the node of the call: it sets the node and the context that ends with it.
 func (n *Node) bind(cc *callContext) {
 	cc.node = n
-	cc.life = n.work
+	cc.nodeCtx = n.work
 	if cc.call.method.builtin && n.host != nil {
 		// Built-in methods may outlive the node, such as the one that stops it.
-		cc.life = n.host.life
+		cc.nodeCtx = n.host.life
 	}
 }
 
@@ -288,7 +288,7 @@ func (j *job) end() {
 
 // answer sends the outcome of a job that came through a tunnel.
 func (j *job) answer() {
-	if j.err == nil && !j.cc.call.hasReply() {
+	if j.err == nil && !j.cc.call.hasResponseMetadata() {
 		j.in.Reply(j.res, nil)
 		return
 	}
@@ -359,8 +359,8 @@ func (n *Node) runIntercepted(cc *callContext, req proto.Message) (proto.Message
 	return inv.Response, nil
 }
 
-// runStream runs a streaming method, and converts its error. If the method ends
-// its goroutine, runStream does not return: its caller then replies with [Node.goexited].
+// runStream runs a streaming method, and converts its error. If the method ends its goroutine,
+// runStream does not return: its caller then replies with [Node.goexited].
 func (n *Node) runStream(cc *callContext, stream connect.ServerStream) (err error) {
 	n.bind(cc)
 	m := cc.call.method

@@ -33,7 +33,7 @@ type serviceConfig struct {
 }
 
 // Service is one service's method table, made once by generated code and used by the host's
-// dispatcher, the HTTP handler, the local stub and the tunnel adapters. It is immutable.
+// dispatcher, the HTTP handler, the standalone nodes and the tunnel adapters. It is immutable.
 type Service struct {
 	name    string
 	desc    protoreflect.ServiceDescriptor

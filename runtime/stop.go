@@ -98,7 +98,7 @@ func (h *Host) sendState(ctx context.Context, n *Node, state nodev1.NodeState) {
 	n.setRecord(res.GetNodes()[0])
 }
 
-// stopKids ends the children that this host launched for a parent, concurrently.
+// stopChildren ends the children that this host launched for a parent, concurrently.
 func (h *Host) stopChildren(ctx context.Context, parent string) error {
 	h.mu.Lock()
 	children := h.children[parent]
@@ -111,23 +111,23 @@ func (h *Host) stopChildren(ctx context.Context, parent string) error {
 func (h *Host) stopAll(ctx context.Context, children []*child, cause string) error {
 	errs := make([]error, len(children))
 	var all sync.WaitGroup
-	for i, k := range children {
-		all.Go(func() { errs[i] = h.stopChild(ctx, k, cause) })
+	for i, c := range children {
+		all.Go(func() { errs[i] = h.stopChild(ctx, c, cause) })
 	}
 	all.Wait()
 	return errors.Join(errs...)
 }
 
-// stopKid ends one child and its descendants.
-func (h *Host) stopChild(ctx context.Context, k *child, cause string) error {
-	if k.node != nil {
-		return h.stopNode(ctx, k.node, remaining(ctx, h.options.Drain), cause)
+// stopChild ends one child and its descendants.
+func (h *Host) stopChild(ctx context.Context, c *child, cause string) error {
+	if c.node != nil {
+		return h.stopNode(ctx, c.node, remaining(ctx, h.options.Drain), cause)
 	}
-	if err := k.process.Stop(ctx); err != nil {
-		if !k.restarts {
-			h.removeRecords(context.WithoutCancel(ctx), []string{k.nid}, "did not stop in time and was killed")
+	if err := c.process.Stop(ctx); err != nil {
+		if !c.restarts {
+			h.removeRecords(context.WithoutCancel(ctx), []string{c.nid}, "did not stop in time and was killed")
 		}
-		return fmt.Errorf("stopping %s: %w", k.path, err)
+		return fmt.Errorf("stopping %s: %w", c.path, err)
 	}
 	return nil
 }
@@ -141,29 +141,29 @@ func remaining(ctx context.Context, most time.Duration) time.Duration {
 
 // watchProcess waits for the end of a child's process, and reports it to Brain if the process has
 // not.
-func (h *Host) watchProcess(parent string, k *child) {
+func (h *Host) watchProcess(parent string, c *child) {
 	select {
-	case <-k.process.Done():
+	case <-c.process.Done():
 	case <-h.life.Done():
 		select {
-		case <-k.process.Done():
+		case <-c.process.Done():
 		default:
 			// All processes have been stopped by now; the host cannot wait any longer.
-			h.log.Warn("a process has not ended although it was stopped", slog.String("node", k.path), slog.Int("pid", k.process.PID()))
+			h.log.Warn("a process has not ended although it was stopped", slog.String("node", c.path), slog.Int("pid", c.process.PID()))
 			return
 		}
 	}
 	h.mu.Lock()
-	h.children[parent] = slices.DeleteFunc(h.children[parent], func(other *child) bool { return other == k })
+	h.children[parent] = slices.DeleteFunc(h.children[parent], func(other *child) bool { return other == c })
 	if len(h.children[parent]) == 0 {
 		delete(h.children, parent)
 	}
 	h.mu.Unlock()
-	exit := k.process.Exit()
+	exit := c.process.Exit()
 	if exit.Goodbye {
-		h.nodeDied(k.record, k.process.PID(), k.started, endReason(exit))
+		h.nodeDied(c.record, c.process.PID(), c.started, endReason(exit))
 		if !exit.Reported { // Brain was away when the process ended
-			h.reportEnd(h.life, k, "stopped")
+			h.reportEnd(h.life, c, "stopped")
 		}
 		return
 	}
@@ -172,9 +172,9 @@ func (h *Host) watchProcess(parent string, k *child) {
 	if exit.Success() {
 		how += " by itself, before its node was stopped"
 	}
-	h.nodeDied(k.record, k.process.PID(), k.started, how)
-	h.log.Warn("a node's process died", slog.String("node", k.path), slog.String("how", how))
-	h.reportEnd(context.WithoutCancel(h.life), k, how)
+	h.nodeDied(c.record, c.process.PID(), c.started, how)
+	h.log.Warn("a node's process died", slog.String("node", c.path), slog.String("how", how))
+	h.reportEnd(context.WithoutCancel(h.life), c, how)
 }
 
 // endReason is why a process ended whose node had ended before it.
@@ -189,11 +189,11 @@ func endReason(exit launch.Exit) string {
 // may be more than the one that it was launched for. While Brain is away it retries until this host
 // ends; otherwise the nodes would seem to be alive until their host's lease expires. ctx applies to
 // the first attempt.
-func (h *Host) reportEnd(ctx context.Context, k *child, how string) {
+func (h *Host) reportEnd(ctx context.Context, c *child, how string) {
 	report := func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, brainTimeout)
 		defer cancel()
-		_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: k.host, Cause: causeText(how)})
+		_, err := h.brain.ReportHost(ctx, &brainv1.ReportHostRequest{HostId: c.host, Cause: causeText(how)})
 		if err == nil || connect.CodeOf(err) == connect.CodeNotFound {
 			return nil
 		}
@@ -203,7 +203,7 @@ func (h *Host) reportEnd(ctx context.Context, k *child, how string) {
 	if err == nil || h.life.Err() != nil {
 		return
 	}
-	h.log.Warn("the end of a node's process could not be reported", slog.String("node", k.path), slog.Any("error", err))
+	h.log.Warn("the end of a node's process could not be reported", slog.String("node", c.path), slog.Any("error", err))
 	for retry := new(backoff.Backoff); !isVerdict(err) && retry.Wait(h.life) == nil; {
 		if err = report(h.life); err == nil {
 			return
@@ -254,7 +254,7 @@ func (h *Host) drop(n *Node) {
 	h.mu.Lock()
 	delete(h.nodes, n.nid)
 	for parent, children := range h.children {
-		h.children[parent] = slices.DeleteFunc(children, func(k *child) bool { return k.node == n })
+		h.children[parent] = slices.DeleteFunc(children, func(c *child) bool { return c.node == n })
 		if len(h.children[parent]) == 0 {
 			delete(h.children, parent)
 		}

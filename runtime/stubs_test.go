@@ -46,7 +46,7 @@ func newCounter(name string, turns int) *stub {
 		has:     newUnaryMethod("Has", (*counter).Has, concurrent()),
 	}
 	desc := storagev1.File_raylink_storage_v1_storage_proto.Services().Get(0)
-	s.ref = newStub(newService(desc, serviceConfig{typeName: name, Limits: Limits{MaxConcurrency: turns, MaxStreams: 2}}, &s.incr.m, &s.has.m), s.counter).ref()
+	s.ref = newStandalone(newService(desc, serviceConfig{typeName: name, Limits: Limits{MaxConcurrency: turns, MaxStreams: 2}}, &s.incr.m, &s.has.m), s.counter).ref()
 	s.node = s.ref.to.local()
 	return s
 }

@@ -80,7 +80,7 @@ func superviseNode(ctx context.Context, h *Host, service string) error {
 	}
 	s := &supervisor{host: h, t: t, remote: h.remote(rec.GetNid())}
 	s.remote.update(rec)
-	s.remote.follow()
+	s.remote.subscribe()
 	switch {
 	case rec.GetState() == nodev1.NodeState_NODE_STATE_STARTING && rec.GetHost() == nil && rec.GetIncarnation() == 1:
 		err = s.launch(ctx, rec)
@@ -158,7 +158,7 @@ func (s *supervisor) watch(ctx context.Context) {
 	var retry backoff.Backoff
 	for {
 		s.remote.mu.Lock()
-		rec, changed := s.remote.known, s.remote.changed
+		rec, changed := s.remote.latest, s.remote.changed
 		s.remote.mu.Unlock()
 		if rec.GetState() != nodev1.NodeState_NODE_STATE_DEAD {
 			select {

@@ -24,7 +24,7 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	if err := outer.refuseCycle(n.nid, n.path, method, n.mailbox.Turns()); err != nil {
 		return err
 	}
-	cc := &callContext{node: n, life: n.work, caller: ctx, chain: outer}
+	cc := &callContext{node: n, nodeCtx: n.work, caller: ctx, chain: outer}
 	mayBlock(ctx)
 	if err := n.mailbox.Acquire(ctx, &cc.ownTurn, "Do"); err != nil {
 		if ctx.Err() != nil {

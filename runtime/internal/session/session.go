@@ -198,8 +198,8 @@ func (s *Session) attach(ctx context.Context, first chan<- error) {
 // within a second, even just after Brain has come back.
 const maxBrainPause = 500 * time.Millisecond
 
-// backoff paces the attempts to reach Brain. Its maximum is a fraction of the lease, so that a host
-// that has lost Brain makes several attempts before its lease expires. Brain's option Reattach
+// backoff spaces the attempts to reach Brain. Its maximum is a fraction of the lease, so that a
+// host that has lost Brain makes several attempts before its lease expires. Brain's option Reattach
 // relies on that maximum.
 func (s *Session) backoff() *backoff.Backoff {
 	most := maxBrainPause

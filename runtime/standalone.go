@@ -17,8 +17,8 @@ import (
 	"github.com/raylink/raylink/runtime/tunnel"
 )
 
-// newStub runs a node's implementation behind a mailbox in this process, outside any system.
-func newStub(service *Service, impl any) *Node {
+// newStandalone runs a node's implementation behind a mailbox in this process, outside any system.
+func newStandalone(service *Service, impl any) *Node {
 	n := newNode(nil, NodeType{service: service}, &nodev1.NodeRecord{
 		Nid:  uuid.NewString(), // its own, by which cycles of calls are detected
 		Path: service.Type(), Name: service.Type(), Type: service.Type(), Service: service.name,
@@ -27,8 +27,8 @@ func newStub(service *Service, impl any) *Node {
 	return n
 }
 
-// registerStub registers a stub's methods with a connect server.
-func registerStub(server *connect.Server, n *Node) {
+// registerStandalone registers the methods of such a node with a connect server.
+func registerStandalone(server *connect.Server, n *Node) {
 	for _, m := range n.service.methods {
 		server.Register(connect.Method{Spec: m.spec, Handler: func(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 			return n.serveConnect(ctx, m, stream)
