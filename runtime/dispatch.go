@@ -36,7 +36,7 @@ func (d *dispatcher) find(target string) (*Node, error) {
 		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "no node %s is on host %s", nid, d.host.id), nid)
 	}
 	if rec := n.snapshot(); incarnation != "" && incarnation != strconv.FormatUint(rec.GetIncarnation(), 10) {
-		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "%s was started again: the handle is for its life number %s, this is number %d",
+		return nil, notHere(connect.Errorf(connect.CodeUnavailable, "%s was started again: the handle is for incarnation %s, this is %d",
 			n.path, incarnation, rec.GetIncarnation()), nid)
 	}
 	return n, nil

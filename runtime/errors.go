@@ -249,7 +249,7 @@ func closedError(path, how string) *connect.Error {
 }
 
 func errNoSystem() error {
-	return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no children, no tunnels and no end")
+	return connect.NewError(connect.CodeFailedPrecondition, "a node outside any system has no children, no tunnels and no end")
 }
 
 // errNoNode is the error of the zero Ref's calls.

@@ -174,7 +174,7 @@ func Attribute[T AttributeValue](ref Ref, key string) (T, bool) {
 // afterwards.
 func SetAttribute[T AttributeValue](ctx context.Context, n *Node, key string, v T) error {
 	if n.host == nil {
-		return connect.NewError(connect.CodeFailedPrecondition, "a stub outside any system has no attributes")
+		return connect.NewError(connect.CodeFailedPrecondition, "a node outside any system has no attributes")
 	}
 	return n.host.setAttribute(ctx, n, key, valueOf(v))
 }
@@ -239,7 +239,7 @@ func (r Ref) Ended(ctx context.Context) error {
 
 // errNoEnd is the error of waiting for the end of a node that is in no system.
 func errNoEnd() error {
-	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a stub outside of systems has none")
+	return connect.NewError(connect.CodeFailedPrecondition, "waiting for a node's end: a node outside any system has none")
 }
 
 // setAttribute publishes an attribute of a local node.

@@ -233,7 +233,7 @@ func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 func (s *supervisor) change(ctx context.Context, c *brainv1.Change) (*nodev1.NodeRecord, error) {
 	res, err := s.host.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{c}})
 	if err != nil {
-		return nil, fmt.Errorf("reporting life number %d to Brain: %w", c.GetIncarnation(), err)
+		return nil, fmt.Errorf("reporting incarnation %d to Brain: %w", c.GetIncarnation(), err)
 	}
 	s.remote.update(res.GetNodes()[0])
 	return res.GetNodes()[0], nil
