@@ -284,8 +284,8 @@ func (c *callContext) Value(key any) any {
 	case *int:
 		// Package context uses an unexported *int key to find the innermost cancelable context, for
 		// its cause and to derive others without a goroutine. Without this it would find the node's
-		// context, and miss the caller's end. TestCauseOfACall fails if the standard library changes
-		// that.
+		// context, and miss the caller's end. TestCauseOfACall fails if the standard library
+		// changes that.
 		if joined := c.join(); joined.Value(key) == any(joined) {
 			return joined
 		}
