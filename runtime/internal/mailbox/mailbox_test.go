@@ -153,6 +153,21 @@ func TestTurnSuspendedTwice(t *testing.T) {
 	})
 }
 
+// A goroutine that outlives its method may suspend the turn that the method had. That changes
+// nothing: the mailbox still has one turn, and it is free.
+func TestTurnSuspendedAfterItsWork(t *testing.T) {
+	m := New(func() string { return "m" }, Limits{Turns: 1, Pending: 1, Bytes: 1, Concurrent: 1})
+	m.Open()
+	var turn, next Turn
+	require.True(t, m.TryTurn(&turn, nil))
+	turn.Release()
+	turn.Suspend()
+	require.True(t, m.TryTurn(&next, nil))
+	var other Turn
+	require.False(t, m.TryTurn(&other, nil), "two hold the only turn")
+	next.Release()
+}
+
 // The errors of full mailboxes name the node, the bound and the oldest call.
 func TestFullMailboxNamesItsBound(t *testing.T) {
 	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Concurrent: 1})
