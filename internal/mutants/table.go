@@ -126,7 +126,7 @@ func ofNodes() []Mutant {
 				File:     "runtime/internal/mailbox/drain.go",
 				Func:     "Mailbox.next",
 				Original: "e := m.resuming.pop(); e != nil",
-				Mutated:  "e := m.resuming.pop(); e != nil && m.line.len == 0",
+				Mutated:  "e := m.resuming.pop(); e != nil && m.queue.len == 0",
 			},
 			Test: "TestMailboxAgreesWithItsModel", Args: []string{noFailFile, shrinkBriefly, "-rapid.checks=10000"},
 		},
