@@ -79,7 +79,7 @@ test-mutants: ## show that tests detect faults: the mutants of internal/mutants;
 
 .PHONY: test-economy
 test-economy: ## what a call may cost: allocations (without the race detector, which has its own), reads and writes
-	$(GO) test -count=1 -run='Allocations|OneCall|Burst' -timeout=10m . ./runtime ./runtime/tunnel
+	$(GO) test -count=1 -run='Allocat|OneCall|Burst' -timeout=10m . ./runtime ./runtime/tunnel
 
 .PHONY: test-hostile
 test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: make test-hostile HOSTILE=10m
