@@ -78,6 +78,9 @@ type Mutant struct {
 	Args []string
 	// Timeout bounds the test; the default is a minute.
 	Timeout time.Duration
+	// Attempts is how often the test is run until it detects the fault; the default is once. Only a
+	// test that detects it by chance, because it races with other processes, needs more.
+	Attempts int
 }
 
 // Apply returns the mutated files by name. root is the module's root directory.

@@ -24,10 +24,6 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// attempts bounds how often a mutant's test is run. Tests that draw scripts or race with other
-// processes detect some faults by chance, nearly always at the first attempt.
-const attempts = 3
-
 // TestMutants runs the tests of all mutants: each must detect its fault.
 func TestMutants(t *testing.T) {
 	t.Parallel()
@@ -40,7 +36,7 @@ func TestMutants(t *testing.T) {
 			begin := time.Now()
 			var out string
 			var err error
-			for attempt := range attempts {
+			for attempt := range max(1, m.Attempts) {
 				if out, err = m.Run(t.Context(), root(t), t.TempDir()); err == nil {
 					break
 				}

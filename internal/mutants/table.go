@@ -374,9 +374,10 @@ func ofServices() []Mutant {
 				Original: "r.newest == nil || r.newest.version.GetId() < id",
 				Mutated:  "true",
 			}},
-			Test:   "TestReadersInOtherProcessesSeeCompleteVersionsInOrder",
-			Prints: `versions that go back`,
-			Args:   []string{failFast, "-test.count=20"},
+			Test:     "TestReadersInOtherProcessesSeeCompleteVersionsInOrder",
+			Prints:   `versions that go back`,
+			Args:     []string{failFast, "-test.count=20"},
+			Attempts: 3,
 		},
 		{
 			Name: "ps/version-is-published-before-it-is-complete",

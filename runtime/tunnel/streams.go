@@ -192,16 +192,7 @@ func (s *clientStream) CloseSend() error {
 
 // Receive reads the next response message. At the end of the stream it returns io.EOF or the call's
 // error.
-func (s *clientStream) Receive(msg any) error {
-	to, err := message(msg)
-	if err != nil {
-		return err
-	}
-	if to != nil {
-		proto.Reset(to)
-	}
-	return s.ReceiveEmpty(to)
-}
+func (s *clientStream) Receive(msg any) error { return receive(s, msg) }
 
 // ReceiveEmpty implements [EmptyReceiver]; nil discards the message.
 func (s *clientStream) ReceiveEmpty(to proto.Message) error {
@@ -327,6 +318,18 @@ func message(msg any) (proto.Message, error) {
 	return m, nil
 }
 
+// receive empties msg and receives the next message into it; nil discards the message.
+func receive(s EmptyReceiver, msg any) error {
+	to, err := message(msg)
+	if err != nil {
+		return err
+	}
+	if to != nil {
+		proto.Reset(to)
+	}
+	return s.ReceiveEmpty(to)
+}
+
 // serverStream is the serving side of a streaming call.
 type serverStream struct {
 	in           *Incoming
@@ -382,16 +385,7 @@ func (s *serverStream) finish(err error) {
 }
 
 // Receive reads the next request message. It returns io.EOF after the last one.
-func (s *serverStream) Receive(msg any) error {
-	to, err := message(msg)
-	if err != nil {
-		return err
-	}
-	if to != nil {
-		proto.Reset(to)
-	}
-	return s.ReceiveEmpty(to)
-}
+func (s *serverStream) Receive(msg any) error { return receive(s, msg) }
 
 // ReceiveEmpty implements [EmptyReceiver]; nil discards the message.
 func (s *serverStream) ReceiveEmpty(to proto.Message) error {
