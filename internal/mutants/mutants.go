@@ -27,6 +27,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -78,9 +79,6 @@ type Mutant struct {
 	Args []string
 	// Timeout bounds the test; the default is a minute.
 	Timeout time.Duration
-	// Attempts is how often the test is run until it detects the fault; the default is once. Only a
-	// test that detects it by chance, because it races with other processes, needs more.
-	Attempts int
 }
 
 // Apply returns the mutated files by name. root is the module's root directory.
@@ -223,9 +221,16 @@ func (m *Mutant) Run(ctx context.Context, root, temp string) (string, error) {
 	test := exec.CommandContext(ctx, binary, args...)
 	test.Dir = filepath.Join(root, m.directory())
 	test.WaitDelay = time.Second // processes of the test may have its output open
+	// The test's processes end with it: under a mutant they may spin for ever.
+	test.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	killAll := func() error { return syscall.Kill(-test.Process.Pid, syscall.SIGKILL) }
+	test.Cancel = killAll
 	var out bytes.Buffer
 	test.Stdout, test.Stderr = &out, &out
 	err = test.Run()
+	if test.Process != nil {
+		_ = killAll() // most often nothing is left
+	}
 	text := out.String()
 	switch {
 	case !strings.Contains(text, "=== RUN   "+m.Test) || strings.Contains(text, "--- SKIP: "+m.Test+" "):

@@ -39,6 +39,7 @@ type result struct {
 	Pulled int    `json:"pulled"`
 	Torn   int    `json:"torn"`
 	Back   int    `json:"back"`
+	Last   uint64 `json:"last"`
 	Error  string `json:"error"`
 }
 
@@ -75,7 +76,7 @@ func runTask(text string) error {
 	if p.Name == "slow reader" {
 		o, err = readInHalves(r)
 	} else {
-		o, err = followUntil(r, p.Until)
+		o, err = followUntil(r, p.Until, inputEnd())
 	}
 	if err != nil {
 		return err
@@ -107,16 +108,37 @@ func put(s *Store, id uint64, size int) (bool, error) {
 	return s.Put(&psv1.Version{Tag: "w", Id: id}, weights(id, size))
 }
 
-// followUntil pulls each new version until it has pulled a certain one.
-func followUntil(r *Reader, until uint64) (result, error) {
+// inputEnd returns a channel that is closed at the end of the input: when the test has stored all
+// versions, or is dead.
+func inputEnd() <-chan struct{} {
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(ended)
+	}()
+	return ended
+}
+
+// followUntil pulls each new version until it has pulled a certain one. After the end of the input
+// no newer one is expected.
+func followUntil(r *Reader, until uint64, ended <-chan struct{}) (result, error) {
 	var o result
 	var have uint64
 	for have != until {
+		over := false
+		select {
+		case <-ended:
+			over = true
+		default:
+		}
 		id, err := r.ID()
 		if err != nil {
 			return o, err
 		}
 		if id == have {
+			if over {
+				break
+			}
 			continue
 		}
 		if id < have {
@@ -140,6 +162,7 @@ func followUntil(r *Reader, until uint64) (result, error) {
 			return o, err
 		}
 	}
+	o.Last = have
 	return o, nil
 }
 

@@ -45,10 +45,12 @@ func TestReadersInOtherProcessesSeeCompleteVersionsInOrder(t *testing.T) {
 		require.False(t, stored)
 	}
 	for _, f := range followers {
+		require.NoError(t, f.in.Close())
 		o := f.end()
 		require.Positive(t, o.Pulled)
 		require.Zero(t, o.Torn, "torn versions")
 		require.Zero(t, o.Back, "versions that go back")
+		require.Equal(t, uint64(versions), o.Last, "the newest version is not the last")
 	}
 }
 
