@@ -77,10 +77,14 @@ func serveBrain(address string) error {
 	})
 }
 
+// endCradle makes the cradle close its runtime and exit.
+const endCradle = syscall.SIGUSR1
+
 // cradle is the main function of the cradle, a host with a node whose children have processes of
-// their own, and of those processes.
+// their own, and of those processes. It ends by endCradle and not by SIGTERM: Init handles that by
+// ending the process by the signal, which races with the exit after Close.
 func cradle(address string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), endCradle)
 	defer stop()
 	rt, err := join.Init(ctx, append((&world{}).options(), runtime.WithBrain(address))...)
 	if err != nil {

@@ -774,7 +774,7 @@ func (w *world) checkEnd(files int, sockets string, before uint64) {
 		require.NoError(t, h.rt.Close())
 		h.proxy.close()
 	}
-	require.NoError(t, w.cradle.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, w.cradle.Process.Signal(endCradle))
 	assert.NoError(t, w.cradle.Wait())
 	require.NoError(t, w.brain.signal(syscall.SIGTERM))
 	assert.NoError(t, w.brain.cmd.Wait())
