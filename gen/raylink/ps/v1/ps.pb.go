@@ -174,7 +174,10 @@ type Version struct {
 	Info   map[string]string      `protobuf:"bytes,4,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Pushed *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pushed,proto3" json:"pushed,omitempty"`
 	// CRC-32C of the parameters.
-	Checksum      uint32 `protobuf:"varint,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	Checksum uint32 `protobuf:"varint,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// Identifies the parameters on every machine, also before they get an id: letters, digits, '-'
+	// and '_'.
+	Content       string `protobuf:"bytes,7,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -249,6 +252,13 @@ func (x *Version) GetChecksum() uint32 {
 		return x.Checksum
 	}
 	return 0
+}
+
+func (x *Version) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
 }
 
 type PushRequest struct {
@@ -1057,14 +1067,15 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\acaptain\x18\x01 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\acaptain\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x129\n" +
 	"\vcaptain_ref\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\n" +
-	"captainRef\"\xfe\x01\n" +
+	"captainRef\"\x98\x02\n" +
 	"\aVersion\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x124\n" +
 	"\x04info\x18\x04 \x03(\v2 .raylink.ps.v1.Version.InfoEntryR\x04info\x122\n" +
 	"\x06pushed\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06pushed\x12\x1a\n" +
-	"\bchecksum\x18\x06 \x01(\rR\bchecksum\x1a7\n" +
+	"\bchecksum\x18\x06 \x01(\rR\bchecksum\x12\x18\n" +
+	"\acontent\x18\a \x01(\tR\acontent\x1a7\n" +
 	"\tInfoEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
