@@ -8,7 +8,10 @@ import (
 // All returns the table of mutants. A mutant belongs here if it is the fault that a test was
 // written for; most are one condition that is left out.
 func All() []Mutant {
-	return slices.Concat(ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes())
+	return slices.Concat(
+		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes(),
+		ofSafetensorsHeaders(), ofSafetensors(),
+	)
 }
 
 // Arguments of tests.
@@ -563,6 +566,136 @@ func ofSoakNodes() []Mutant {
 			Args:    []string{brief, "-soak=1s"},
 			Timeout: limit,
 			Prints:  `processes are left`,
+		},
+	}
+}
+
+// ofSafetensorsHeaders returns the mutants of parsing safetensors headers.
+func ofSafetensorsHeaders() []Mutant {
+	const header = "services/ps/safetensors/header.go"
+	return []Mutant{
+		{
+			Name: "safetensors/holes-are-accepted",
+			Edit: Edit{File: header, Func: "entry.check", Original: "e.begin > covered", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `a_hole_between_tensors`,
+		},
+		{
+			Name: "safetensors/overlaps-are-accepted",
+			Edit: Edit{File: header, Func: "entry.check", Original: "e.begin < covered", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `an_overlap`,
+		},
+		{
+			Name: "safetensors/data-over-the-end-are-accepted",
+			Edit: Edit{File: header, Func: "entry.check", Original: "e.end > data", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `data_over_the_end`,
+		},
+		{
+			Name: "safetensors/size-is-not-compared-with-the-shape",
+			Edit: Edit{File: header, Func: "entry.check", Original: "size != e.end-e.begin", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `a_size_that_is_not_the_shape's`,
+		},
+		{
+			Name: "safetensors/names-may-occur-twice",
+			Edit: Edit{File: header, Func: "scanner.parse", Original: "names[string(name)]; ok", Mutated: "names[string(name)]; ok && false"},
+			Test: "TestHostileContentIsRefused", Prints: `two_tensors_of_one_name`,
+		},
+		{
+			Name: "safetensors/keys-may-occur-twice",
+			Edit: Edit{File: header, Func: "scanner.metadata", Original: "metadata[string(name)]; ok", Mutated: "metadata[string(name)]; ok && false"},
+			Test: "TestHostileContentIsRefused", Prints: `a_key_of_the_metadata_twice`,
+		},
+		{
+			Name: "safetensors/fields-may-occur-twice",
+			Edit: Edit{File: header, Func: "scanner.entry", Original: "seen&field != 0", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `a_field_twice`,
+		},
+		{
+			Name: "safetensors/fields-may-be-missing",
+			Edit: Edit{File: header, Func: "scanner.entry", Original: "seen != all", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `no_offsets`,
+		},
+		{
+			Name: "safetensors/dimensions-are-not-bounded",
+			Edit: Edit{File: header, Func: "scanner.shape", Original: "len(shape) == MaxRank", Mutated: "false"},
+			Test: "TestMemoryOfParseIsBoundedByTheHeader",
+		},
+		{
+			Name: "safetensors/invalid-text-is-accepted",
+			Edit: Edit{File: header, Func: "parseHeader", Original: "!utf8.Valid(header)", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `invalid_UTF-8`,
+		},
+		{
+			Name: "safetensors/half-characters-are-accepted",
+			Edit: Edit{File: header, Func: "scanner.unicode", Original: "r == utf8.RuneError", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `half_a_character`,
+		},
+		{
+			Name: "safetensors/text-may-follow-the-header",
+			Edit: Edit{File: header, Func: "scanner.parse", Original: "s.peek() != 0", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `two_objects`,
+		},
+	}
+}
+
+// ofSafetensors returns the other mutants of safetensors content.
+func ofSafetensors() []Mutant {
+	const tensors = "services/ps/safetensors/"
+	return []Mutant{
+		{
+			Name: "safetensors/data-of-no-tensor-are-accepted",
+			Edit: Edit{File: tensors + "safetensors.go", Func: "Parse", Original: "covered != uint64(len(data))", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `data_without_tensors`,
+		},
+		{
+			Name: "safetensors/elements-may-overflow",
+			Edit: Edit{File: tensors + "size.go", Func: "dataSize", Original: "; high != 0 {", Mutated: "; high != 0 && false {"},
+			Test: "TestHostileContentIsRefused", Prints: `an_overflow_before_a_zero`,
+		},
+		{
+			Name: "safetensors/bits-may-overflow",
+			Edit: Edit{File: tensors + "size.go", Func: "dataSize", Original: "if high != 0 {", Mutated: "if high != 0 && false {"},
+			Test: "TestHostileContentIsRefused", Prints: `bits_that_overflow_to_the_right_number`,
+		},
+		{
+			Name: "safetensors/elements-may-end-within-a-byte",
+			Edit: Edit{File: tensors + "size.go", Func: "dataSize", Original: "total%8 != 0", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `within_a_byte`,
+		},
+		{
+			Name: "safetensors/header-is-not-bounded",
+			Edit: Edit{File: tensors + "safetensors.go", Func: "HeaderSize", Original: "length > MaxHeader", Mutated: "false"},
+			Test: "TestHostileContentIsRefused", Prints: `out of range`,
+		},
+		{
+			Name: "safetensors/appending-overwrites-the-next-tensor",
+			Edit: Edit{File: tensors + "safetensors.go", Func: "Parse", Original: "e.end:e.end", Mutated: "e.end"},
+			Test: "TestParsedTensorsAreViewsOfTheContent", Prints: `appending`,
+		},
+		{
+			Name: "safetensors/callers-share-the-shape",
+			Edit: Edit{
+				File: tensors + "safetensors.go", Func: "Tensor.clone",
+				Original: "t.Shape = slices.Clone(t.Shape)", Mutated: "_ = slices.Clone(t.Shape)",
+			},
+			Test: "TestCallersCannotModifyTheFile",
+		},
+		{
+			Name: "safetensors/tensors-are-not-aligned",
+			Edit: Edit{
+				File: tensors + "layout.go", Func: "Layout",
+				Original: "-cmp.Compare(elementBits[a.DType], elementBits[b.DType])", Mutated: "0",
+			},
+			Test: "TestContentRoundTrips", Prints: `aligned to its elements`, Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "safetensors/data-are-not-aligned",
+			Edit: Edit{File: tensors + "layout.go", Func: "Layout", Original: "len(header)%dataAlignment != 0", Mutated: "false"},
+			Test: "TestContentRoundTrips", Prints: `aligned to cache lines`, Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "safetensors/quotes-are-not-escaped",
+			Edit: Edit{File: tensors + "layout.go", Func: "appendString", Original: `c == '"' || c == '\\'`, Mutated: "false"},
+			Test: "TestContentRoundTrips", Args: []string{noFailFile, shrinkBriefly},
 		},
 	}
 }
