@@ -111,6 +111,6 @@ func embedded() *assemble.Embed {
 		Open: func(options runtime.Options, _ string) (assemble.Brain, error) {
 			return openBrain(brain.Options{}, options)
 		},
-		StartSystemNodes: assemble.StartInProcess,
+		StartSystemNodes: assemble.Configuration{}.StartInProcess,
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/raylink/raylink/brain"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime"
@@ -48,6 +49,13 @@ type BrainOptions struct {
 	Compression bool
 	// Lease is how long a host may be silent before it is declared dead. By default ten seconds.
 	Lease time.Duration
+	// Parameters configures the system's parameter server, `ps-0`: how large parameters may be and
+	// how many versions machines keep. nil means each field's default. It must not be modified
+	// while ServeBrain runs.
+	//
+	// If `ps-0` has outlived an earlier Brain on the same data, it is not restarted: it keeps its
+	// configuration, and its next incarnation gets this one.
+	Parameters *psv1.CaptainConfig
 	// Logger gets Brain's log records. By default warnings and errors go to standard error.
 	Logger *slog.Logger
 	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
@@ -67,7 +75,7 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 	if serving == nil {
 		serving = func(string, string, string) {}
 	}
-	return assemble.ServeBrain(ctx, durable(), o.runtime, serving)
+	return assemble.ServeBrain(ctx, durable(o.Parameters), o.runtime, serving)
 }
 
 // runtime returns the options of Brain's own host.
@@ -105,15 +113,16 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 	return assemble.NewOptions(opts...), nil
 }
 
-// durable opens a Brain that keeps its registry on disk.
-func durable() *assemble.Embed {
+// durable opens a Brain that keeps its registry on disk, and starts the nodes that every system
+// has.
+func durable(captain *psv1.CaptainConfig) *assemble.Embed {
 	return &assemble.Embed{
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:            rundir.KeptToken,
 		Log:              nodename.RootPath,
-		StartSystemNodes: assemble.StartSupervised,
+		StartSystemNodes: assemble.Configuration{Captain: captain}.StartSupervised,
 	}
 }
 

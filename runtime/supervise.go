@@ -10,6 +10,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
@@ -40,6 +42,7 @@ const (
 type supervisor struct {
 	host   *Host
 	t      NodeType
+	config *anypb.Any // of the incarnations that this process starts; nil for the type's defaults
 	remote *remote
 
 	mu    sync.Mutex // guards child
@@ -47,12 +50,14 @@ type supervisor struct {
 }
 
 // provideNode is [hostapi.Functions].ProvideNode.
-func provideNode(ctx context.Context, h *Host, service string) error {
-	t, ok := h.types.system[service]
-	if !ok {
-		return h.types.unknown("of " + service)
+func provideNode(ctx context.Context, h *Host, service string, config proto.Message) error {
+	t, raw, err := h.systemType(service, config)
+	if err != nil {
+		return err
 	}
-	records, err := h.createOf(ctx, nil, "", t, &nodev1.CreateRequest{Placement: nodev1.Placement_PLACEMENT_PARENT_PROCESS})
+	records, err := h.createOf(ctx, nil, "", t, &nodev1.CreateRequest{
+		Placement: nodev1.Placement_PLACEMENT_PARENT_PROCESS, Config: raw,
+	})
 	if err != nil {
 		return err
 	}
@@ -69,16 +74,16 @@ func provideNode(ctx context.Context, h *Host, service string) error {
 }
 
 // superviseNode is [hostapi.Functions].SuperviseNode.
-func superviseNode(ctx context.Context, h *Host, service string) error {
-	t, ok := h.types.system[service]
-	if !ok {
-		return h.types.unknown("of " + service)
+func superviseNode(ctx context.Context, h *Host, service string, config proto.Message) error {
+	t, raw, err := h.systemType(service, config)
+	if err != nil {
+		return err
 	}
 	rec, err := h.supervisedRecord(ctx, t)
 	if err != nil {
 		return fmt.Errorf("supervising a %s: %w", t.Name(), err)
 	}
-	s := &supervisor{host: h, t: t, remote: h.remote(rec.GetNid())}
+	s := &supervisor{host: h, t: t, config: raw, remote: h.remote(rec.GetNid())}
 	s.remote.update(rec)
 	s.remote.subscribe()
 	switch {
@@ -101,6 +106,22 @@ func superviseNode(ctx context.Context, h *Host, service string) error {
 	h.supervisors = append(h.supervisors, s)
 	h.supervising.Go(func() { s.watch(h.supervision) })
 	return nil
+}
+
+// systemType finds a system type by its service, and encodes a configuration of it.
+func (h *Host) systemType(service string, config proto.Message) (NodeType, *anypb.Any, error) {
+	t, ok := h.types.system[service]
+	if !ok {
+		return NodeType{}, nil, h.types.unknown("of " + service)
+	}
+	if config == nil {
+		return t, nil, nil
+	}
+	raw, err := anypb.New(config)
+	if err == nil {
+		_, err = t.decodeConfig(raw)
+	}
+	return t, raw, err
 }
 
 // supervisedRecord finds the node's record, or registers the node.
@@ -205,7 +226,7 @@ func (s *supervisor) restart(ctx context.Context) error {
 // launch starts an incarnation that Brain has recorded.
 func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 	h := s.host
-	started, newest, err := h.launch(ctx, rec, s.t, nil)
+	started, newest, err := h.launch(ctx, rec, s.t, s.config)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reachTimeout)
 		defer cancel()

@@ -8,10 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/raylink/raylink"
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 )
 
 func (a *app) brainCommand() *cobra.Command {
 	var o raylink.BrainOptions
+	var captain psv1.CaptainConfig
 	cmd := &cobra.Command{
 		Use:   "brain",
 		Short: "Run a Brain until it is interrupted",
@@ -24,7 +26,10 @@ same user find it by themselves (see raylink token).
 
 It shuts down gracefully when it is interrupted or terminated; a second signal ends it at once.
 Restarted with the same --data, after any kind of end, it still knows every node, and programs that
-had joined it reconnect by themselves if its address is the same.`,
+had joined it reconnect by themselves if its address is the same.
+
+The flags that begin with --ps configure the parameter server ps-0. If ps-0 has outlived the last
+Brain it is not restarted: it keeps its configuration, and gets the new one when it starts again.`,
 		Args: between(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.token != "" && a.tokenFile != "" {
@@ -34,6 +39,7 @@ had joined it reconnect by themselves if its address is the same.`,
 				return errOpenAndToken()
 			}
 			o.Token, o.TokenFile, o.Open = a.token, a.tokenFile, a.open
+			o.Parameters = &captain
 			o.Serving = a.serving
 			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {
 				return &localError{err}
@@ -49,8 +55,17 @@ had joined it reconnect by themselves if its address is the same.`,
 	flags.StringSliceVar(&o.Origins, "origin", nil, "a browser origin whose pages may call, here and at the hosts that join; may be repeated; * for every one")
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
+	captainFlags(cmd, &captain)
 	a.tokenFlags(cmd)
 	return cmd
+}
+
+// captainFlags adds the flags that configure the parameter server.
+func captainFlags(cmd *cobra.Command, config *psv1.CaptainConfig) {
+	flags := cmd.Flags()
+	flags.Var((*byteSize)(&config.MaxBytes), "ps-max-bytes", "the maximum size of one version's parameters, e.g. 64MiB (default 1GiB)")
+	flags.Uint32Var(&config.HeldVersions, "ps-held-versions", 0, "how many versions of a tag before the newest each machine keeps (default 2)")
+	flags.Uint32Var(&config.MaxTags, "ps-max-tags", 0, "the maximum number of tags (default 1024)")
 }
 
 // serving prints the line which announces that Brain serves.

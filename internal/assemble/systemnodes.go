@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
@@ -31,23 +33,36 @@ func withSystemTypes(o runtime.Options) runtime.Options {
 	return o
 }
 
+// Configuration is that of the system's own nodes. The zero value has their defaults.
+type Configuration struct {
+	// Captain configures the parameter server's captain; nil means its defaults.
+	Captain *psv1.CaptainConfig
+}
+
 // StartInProcess creates the system's own nodes in this process, for an embedded Brain: they end
 // with it, after all other nodes.
-func StartInProcess(ctx context.Context, h *runtime.Host) error {
-	return startSystemNodes(ctx, h, hosts.ProvideNode)
+func (c Configuration) StartInProcess(ctx context.Context, h *runtime.Host) error {
+	return c.start(ctx, h, hosts.ProvideNode)
 }
 
 // StartSupervised creates the system's own nodes, each in a process of its own, for a Brain that
-// has a process of its own: they outlive its death, and are restarted after theirs.
-func StartSupervised(ctx context.Context, h *runtime.Host) error {
-	return startSystemNodes(ctx, h, hosts.SuperviseNode)
+// has a process of its own: they outlive its death, and are restarted after theirs. A node that has
+// outlived the last Brain keeps its configuration until it is restarted.
+func (c Configuration) StartSupervised(ctx context.Context, h *runtime.Host) error {
+	return c.start(ctx, h, hosts.SuperviseNode)
 }
 
-func startSystemNodes(ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string) error) error {
-	if err := add(ctx, h, storagev1raylink.StorageName); err != nil {
+func (c Configuration) start(
+	ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string, config proto.Message) error,
+) error {
+	if err := add(ctx, h, storagev1raylink.StorageName, nil); err != nil {
 		return fmt.Errorf("the storage: %w", err)
 	}
-	if err := add(ctx, h, psv1raylink.CaptainName); err != nil {
+	var captain proto.Message // a nil pointer in it would be a configuration
+	if c.Captain != nil {
+		captain = c.Captain
+	}
+	if err := add(ctx, h, psv1raylink.CaptainName, captain); err != nil {
 		return fmt.Errorf("the parameter server: %w", err)
 	}
 	return nil

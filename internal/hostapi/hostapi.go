@@ -15,6 +15,7 @@ import (
 	"net/http"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime/launch"
@@ -45,12 +46,16 @@ type Functions[Host, Options, Option, NodeType any] struct {
 	ServeChild func(child *launch.Child, options Options) error
 
 	// ProvideNode creates the first node of a system type, given by its service, below the root and
-	// in the host's own process. The node ends after all nodes that others create.
-	ProvideNode func(ctx context.Context, h Host, service string) error
+	// in the host's own process. config is the type's configuration; nil means its defaults. The
+	// node ends after all nodes that others create.
+	ProvideNode func(ctx context.Context, h Host, service string, config proto.Message) error
 	// SuperviseNode supervises the first node of a system type, given by its service, below the
 	// root, until the host is closed: it starts the node if it has never run, adopts it if it is
 	// alive, and restarts it whenever it dies. It returns when the node is running.
-	SuperviseNode func(ctx context.Context, h Host, service string) error
+	//
+	// config is the type's configuration; nil means its defaults. Each incarnation that this host
+	// starts gets it. An incarnation that is adopted keeps the one that it was started with.
+	SuperviseNode func(ctx context.Context, h Host, service string, config proto.Message) error
 }
 
 // Parts are what a host is made of in addition to its options.

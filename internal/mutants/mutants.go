@@ -187,7 +187,7 @@ func (m *Mutant) Build(ctx context.Context, root, temp string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("write the overlay: %w", err)
 	}
-	list, binary := filepath.Join(temp, "overlay.json"), filepath.Join(temp, "mutant.test")
+	list, binary := filepath.Join(temp, overlayName), filepath.Join(temp, "mutant.test")
 	if err := os.WriteFile(list, text, 0o600); err != nil {
 		return "", fmt.Errorf("write the overlay: %w", err)
 	}
@@ -198,6 +198,9 @@ func (m *Mutant) Build(ctx context.Context, root, temp string) (string, error) {
 	}
 	return binary, nil
 }
+
+// overlayName is the name of the overlay's file.
+const overlayName = "overlay.json"
 
 // Run runs the test with the mutant, and returns what the test printed. The error is nil if the
 // test has detected the fault.
@@ -220,6 +223,8 @@ func (m *Mutant) Run(ctx context.Context, root, temp string) (string, error) {
 	args := append([]string{"-test.v", "-test.count=1", "-test.timeout=" + timeout.String(), "-test.run=" + strings.Join(pattern, "/")}, m.Args...)
 	test := exec.CommandContext(ctx, binary, args...)
 	test.Dir = filepath.Join(root, m.directory())
+	// Programs that the test builds have the fault too.
+	test.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+filepath.Join(temp, overlayName))
 	test.WaitDelay = time.Second // processes of the test may have its output open
 	// The test's processes end with it: under a mutant they may spin for ever.
 	test.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

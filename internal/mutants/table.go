@@ -222,6 +222,12 @@ func ofMemory() []Mutant {
 func ofProcesses() []Mutant {
 	return []Mutant{
 		{
+			Name:    "runtime/supervised-node-loses-its-configuration",
+			Edit:    Edit{File: "runtime/supervise.go", Func: "supervisor.launch", Original: "s.config", Mutated: "nil"},
+			Package: "cmd/raylink",
+			Test:    "TestParameterServerIsConfigured", Prints: `Should be false`,
+		},
+		{
 			Name: "launch/any-build-is-accepted",
 			Edit: Edit{
 				File:     "runtime/launch/conversation.go",
