@@ -649,7 +649,7 @@ func ofSafetensors() []Mutant {
 	return []Mutant{
 		{
 			Name: "safetensors/data-of-no-tensor-are-accepted",
-			Edit: Edit{File: tensors + "safetensors.go", Func: "Parse", Original: "covered != uint64(len(data))", Mutated: "false"},
+			Edit: Edit{File: tensors + "safetensors.go", Func: "parse", Original: "covered != total-size", Mutated: "false"},
 			Test: "TestHostileContentIsRefused", Prints: `data_without_tensors`,
 		},
 		{
@@ -674,7 +674,7 @@ func ofSafetensors() []Mutant {
 		},
 		{
 			Name: "safetensors/appending-overwrites-the-next-tensor",
-			Edit: Edit{File: tensors + "safetensors.go", Func: "Parse", Original: "e.end:e.end", Mutated: "e.end"},
+			Edit: Edit{File: tensors + "safetensors.go", Func: "Parse", Original: "data[:size:size]", Mutated: "data[:size]"},
 			Test: "TestParsedTensorsAreViewsOfTheContent", Prints: `appending`,
 		},
 		{

@@ -75,36 +75,59 @@ type File struct {
 // The tensors' Data are parts of content. They are valid as long as content is; names, shapes and
 // metadata are copies. The time and memory that Parse needs depend only on the header's length.
 func Parse(content []byte) (*File, error) {
-	size, err := HeaderSize(content)
+	f, header, err := parse(content, uint64(len(content)))
 	if err != nil {
 		return nil, err
 	}
-	if size > uint64(len(content)) {
-		return nil, fmt.Errorf("%w: the header should have %d bytes, but the content ends after %d", ErrFormat, size, len(content))
+	data := content[header:]
+	for i := range f.tensors {
+		size, err := f.tensors[i].Size()
+		if err != nil {
+			return nil, err // it was checked before
+		}
+		f.tensors[i].Data, data = data[:size:size], data[size:]
+	}
+	return f, nil
+}
+
+// ParseHeader parses content of the given size in bytes by its header alone: content needs to have
+// the first [HeaderSize] bytes, and further ones are ignored. It checks what [Parse] does. The
+// tensors have no Data.
+func ParseHeader(content []byte, size uint64) (*File, error) {
+	f, _, err := parse(content, size)
+	return f, err
+}
+
+// parse parses the header of content of the given size, and returns the header's size too.
+func parse(content []byte, total uint64) (*File, uint64, error) {
+	size, err := HeaderSize(content)
+	if err != nil {
+		return nil, 0, err
+	}
+	if size > min(uint64(len(content)), total) {
+		return nil, 0, fmt.Errorf("%w: the header should have %d bytes, but the content ends after %d", ErrFormat, size, min(uint64(len(content)), total))
 	}
 	entries, metadata, err := parseHeader(content[prefixSize:size])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	data := content[size:]
 	f := &File{tensors: make([]Tensor, len(entries)), index: make(map[string]int, len(entries)), metadata: metadata}
 	// The names' order in the header says nothing about that of the data.
 	slices.SortStableFunc(entries, compareOffsets)
 	covered := uint64(0)
 	for i := range entries {
 		e := &entries[i]
-		if err := e.check(covered, uint64(len(data))); err != nil {
-			return nil, fmt.Errorf("%w: tensor %q: %w", ErrFormat, e.Name, err)
+		if err := e.check(covered, total-size); err != nil {
+			return nil, 0, fmt.Errorf("%w: tensor %q: %w", ErrFormat, e.Name, err)
 		}
-		e.Data = data[e.begin:e.end:e.end]
 		covered = e.end
 		f.tensors[i] = e.Tensor
 		f.index[e.Name] = i
 	}
-	if covered != uint64(len(data)) {
-		return nil, fmt.Errorf("%w: %d bytes of data belong to no tensor", ErrFormat, uint64(len(data))-covered)
+	if covered != total-size {
+		return nil, 0, fmt.Errorf("%w: %d bytes of data belong to no tensor", ErrFormat, total-size-covered)
 	}
-	return f, nil
+	return f, size, nil
 }
 
 // HeaderSize returns the size of the header whose first 8 bytes are given, including them: the
@@ -171,6 +194,16 @@ func (f *File) Metadata() map[string]string {
 	metadata := make(map[string]string, len(f.metadata))
 	maps.Copy(metadata, f.metadata)
 	return metadata
+}
+
+// Size returns the size of the data in bytes that type and shape imply, or [ErrTensor] if they are
+// invalid.
+func (t Tensor) Size() (uint64, error) {
+	size, err := dataSize(t.DType, t.Shape)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %q: %w", ErrTensor, t.Name, err)
+	}
+	return size, nil
 }
 
 // clone copies the shape, so that a caller can't modify that of the file.

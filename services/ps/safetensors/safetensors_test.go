@@ -344,24 +344,38 @@ func FuzzParse(f *testing.F) {
 	f.Add(content(`{"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[0,3],"data_offsets":[0,0]}}  `, 0))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file, err := safetensors.Parse(b)
+		size, noSize := safetensors.HeaderSize(b)
+		header := b[:min(size, uint64(len(b)))]
+		if noSize != nil {
+			header = b
+		}
+		described, herr := safetensors.ParseHeader(header, uint64(len(b)))
+		require.Equal(t, err, herr, "the header alone decides")
 		if err != nil {
 			require.ErrorIs(t, err, safetensors.ErrFormat)
 			return
 		}
-		size, err := safetensors.HeaderSize(b)
-		require.NoError(t, err)
-		var header map[string]json.RawMessage
-		require.NoError(t, json.Unmarshal(b[8:size], &header))
+		require.NoError(t, noSize)
+		require.Equal(t, file.Metadata(), described.Metadata())
+		for i, tensor := range file.Tensors() {
+			bytes, err := tensor.Size()
+			require.NoError(t, err)
+			require.Len(t, tensor.Data, int(bytes))
+			tensor.Data = nil
+			require.Equal(t, tensor, described.Tensors()[i])
+		}
+		var fields map[string]json.RawMessage
+		require.NoError(t, json.Unmarshal(b[8:size], &fields))
 		var metadata map[string]string
-		if raw, ok := header["__metadata__"]; ok {
+		if raw, ok := fields["__metadata__"]; ok {
 			require.NoError(t, json.Unmarshal(raw, &metadata))
-			delete(header, "__metadata__")
+			delete(fields, "__metadata__")
 		}
 		require.Len(t, file.Metadata(), len(metadata))
 		for key, value := range metadata {
 			require.Equal(t, value, file.Metadata()[key])
 		}
-		require.Len(t, header, len(file.Names()))
+		require.Len(t, fields, len(file.Names()))
 		total := 0
 		for _, tensor := range file.Tensors() {
 			var want struct {
@@ -369,7 +383,7 @@ func FuzzParse(f *testing.F) {
 				Shape   []int  `json:"shape"`
 				Offsets []int  `json:"data_offsets"`
 			}
-			require.NoError(t, json.Unmarshal(header[tensor.Name], &want))
+			require.NoError(t, json.Unmarshal(fields[tensor.Name], &want))
 			require.Equal(t, want.DType, tensor.DType)
 			require.Equal(t, want.Shape, tensor.Shape)
 			require.Equal(t, []int{total, total + len(tensor.Data)}, want.Offsets)
