@@ -23,3 +23,14 @@ const (
 	ReadOnly  Access = false
 	ReadWrite Access = true
 )
+
+// ID identifies a file of the machine for as long as it is open.
+type ID struct{ Device, Inode uint64 }
+
+// Status is the result of [Stat].
+type Status struct {
+	ID   ID
+	Size uint64
+	// Links is 0 once the file was removed.
+	Links uint64
+}

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,22 +30,23 @@ func Create(path string, size uint64) (*os.File, error) {
 	if err != nil {
 		return nil, err //nolint:wrapcheck // complete; the caller adds the operation
 	}
-	if err := reserve(file, path, size); err != nil {
+	if err := reserve(file, path, 0, size); err != nil {
 		return nil, errors.Join(err, file.Close(), os.Remove(path))
 	}
 	return file, nil
 }
 
-func reserve(file *os.File, path string, size uint64) error {
+// reserve reserves the space of a file from an offset to its end.
+func reserve(file *os.File, path string, offset, size uint64) error {
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(file.Fd()), &fs); err == nil && fs.Bavail < size/uint64(fs.Bsize) { //nolint:gosec // positive
+	if err := unix.Fstatfs(int(file.Fd()), &fs); err == nil && fs.Bavail < (size-offset)/uint64(fs.Bsize) { //nolint:gosec // positive
 		return reserveError(unix.ENOSPC, path, size) // avoids filling the file system first
 	}
-	for from := uint64(0); from < size; from += reserveStep {
+	for from := offset; from < size; from += reserveStep {
 		length := min(reserveStep, size-from)
-		err := unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length))
+		err := unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length)) //nolint:gosec // a file's size
 		for try := 0; errors.Is(err, unix.EINTR) && try < reserveTries; try++ {
-			err = unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length))
+			err = unix.Fallocate(int(file.Fd()), 0, int64(from), int64(length)) //nolint:gosec // a file's size
 		}
 		if err != nil {
 			return reserveError(err, path, size)
@@ -109,6 +111,42 @@ func Open(path string) (*os.File, int64, error) {
 	return file, size, nil
 }
 
+// Stat returns what identifies an open file, its size and its number of names.
+func Stat(file *os.File) (Status, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return Status{}, fmt.Errorf("stat: %w", err)
+	}
+	return Status{
+		ID:    ID{Device: uint64(stat.Dev), Inode: stat.Ino}, //nolint:unconvert // its size depends on the machine
+		Size:  uint64(stat.Size),                             //nolint:gosec // a file's size
+		Links: uint64(stat.Nlink),                            //nolint:unconvert // its size depends on the machine
+	}, nil
+}
+
+// Resize changes the size of a file and reserves its space, as [Create] does. If space is short,
+// the size is unspecified.
+func Resize(file *os.File, size uint64) error {
+	before, err := Stat(file)
+	if err != nil {
+		return err
+	}
+	if err := file.Truncate(int64(size)); err != nil { //nolint:gosec // fails if it is negative
+		return err //nolint:wrapcheck // complete; the caller adds the operation
+	}
+	return reserve(file, file.Name(), min(before.Size, size), size)
+}
+
+// Boottime returns the time since the machine was booted. It is the same for all processes, and
+// goes on while the machine is suspended.
+func Boottime() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0 // can't happen: the clock exists since Linux 2.6.39
+	}
+	return time.Duration(now.Nano())
+}
+
 func check(file *os.File) (int64, error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
@@ -139,6 +177,19 @@ func Map(file *os.File, size uint64, access Access) ([]byte, error) {
 	return mapping, nil
 }
 
+// MapPopulated maps the beginning of a file for reading, with all of its pages, so that reading it
+// causes no page faults.
+func MapPopulated(file *os.File, size uint64) ([]byte, error) {
+	if size == 0 || size > math.MaxInt {
+		return nil, fmt.Errorf("map %d bytes: %w", size, unix.EINVAL)
+	}
+	mapping, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return mapping, nil
+}
+
 // Unmap removes a mapping, which must not be used afterwards. It accepts nil.
 func Unmap(mapping []byte) error {
 	if mapping == nil {
@@ -155,6 +206,21 @@ func Unmap(mapping []byte) error {
 // latest when the process has ended for any reason.
 func Lock(file *os.File, offset uint64) error {
 	lock := byteLock(unix.F_WRLCK, offset)
+	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return ErrLocked
+	case err != nil:
+		return fmt.Errorf("lock byte %d: %w", offset, err)
+	default:
+		return nil
+	}
+}
+
+// LockShared locks one byte of a file for this open file description. Others can share the lock. It
+// returns [ErrLocked] if another one holds the lock exclusively.
+func LockShared(file *os.File, offset uint64) error {
+	lock := byteLock(unix.F_RDLCK, offset)
 	err := unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):

@@ -2,7 +2,10 @@
 
 package mapfile
 
-import "os"
+import (
+	"os"
+	"time"
+)
 
 // Create returns [ErrUnsupported].
 func Create(string, uint64) (*os.File, error) { return nil, ErrUnsupported }
@@ -13,11 +16,26 @@ func Open(string) (*os.File, int64, error) { return nil, 0, ErrUnsupported }
 // Map returns [ErrUnsupported].
 func Map(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
+// MapPopulated returns [ErrUnsupported].
+func MapPopulated(*os.File, uint64) ([]byte, error) { return nil, ErrUnsupported }
+
+// Stat returns [ErrUnsupported].
+func Stat(*os.File) (Status, error) { return Status{}, ErrUnsupported }
+
+// Resize returns [ErrUnsupported].
+func Resize(*os.File, uint64) error { return ErrUnsupported }
+
+// Boottime returns 0.
+func Boottime() time.Duration { return 0 }
+
 // Unmap returns [ErrUnsupported].
 func Unmap([]byte) error { return ErrUnsupported }
 
 // Lock returns [ErrUnsupported].
 func Lock(*os.File, uint64) error { return ErrUnsupported }
+
+// LockShared returns [ErrUnsupported].
+func LockShared(*os.File, uint64) error { return ErrUnsupported }
 
 // Unlock returns [ErrUnsupported].
 func Unlock(*os.File, uint64) error { return ErrUnsupported }

@@ -17,8 +17,12 @@ const MaxTag = 80
 const (
 	tagPrefix     = "tag-"
 	versionSuffix = ".params"
+	draftSuffix   = ".draft"
 	tempSuffix    = ".begun"
 	indexName     = "index"
+	statusName    = "status"
+	// lockName is the file that the officer locks.
+	lockName = "officer.lock"
 )
 
 // CheckTag returns an error that wraps [ErrVersion] if a tag is invalid.
@@ -56,4 +60,29 @@ func parseVersionFile(file string) (uint64, bool) {
 	}
 	id, err := strconv.ParseUint(digits, 10, 64)
 	return id, err == nil && id > 0 && strconv.FormatUint(id, 10) == digits
+}
+
+// maxContent is the maximum length of a content's name in bytes.
+const maxContent = 64
+
+// checkContent returns an error that wraps [ErrVersion] if a content's name is invalid.
+func checkContent(content string) error {
+	ok := content != "" && len(content) <= maxContent
+	for _, c := range []byte(content) {
+		ok = ok && ('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_')
+	}
+	if !ok {
+		return fmt.Errorf("%w: invalid content %q: it consists of 1 to %d letters, digits, '-' and '_'", ErrVersion, content, maxContent)
+	}
+	return nil
+}
+
+func draftPath(tagDirectory, content string) string {
+	return filepath.Join(tagDirectory, content+draftSuffix)
+}
+
+// parseDraftPath decodes the path of a draft.
+func parseDraftPath(path string) (content string, ok bool) {
+	content, ok = strings.CutSuffix(filepath.Base(path), draftSuffix)
+	return content, ok && checkContent(content) == nil
 }

@@ -6,8 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
-	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
@@ -15,13 +15,25 @@ import (
 type Reader struct {
 	store, directory, name string
 
-	// mu guards the fields below. Loads of the index hold it for reading.
+	// pulling guards the fields below. It is acquired before mu.
+	pulling sync.Mutex
+	// newest is the version that was pulled most recently; nil before the first pull.
+	newest *mapped
+	// files holds the files that are mapped. They remain mapped when they are released, because
+	// later versions use the same files.
+	files map[mapfile.ID]*mapped
+	// forgotten is set once a forgotten release was logged.
+	forgotten bool
+
+	// mu guards the fields below. Loads of words hold it for reading.
 	mu     sync.RWMutex
 	closed bool
-	index  index
-	// newest is the version pulled most recently; nil before the first pull.
-	newest *mapped
+	index  []byte
+	status []byte
 	lock   *os.File
+
+	// unmapping counts the goroutines that unmap files.
+	unmapping sync.WaitGroup
 }
 
 // NewReader returns a reader of a tag. Neither the store nor the tag need exist yet.
@@ -29,40 +41,105 @@ func NewReader(directory, name string) (*Reader, error) {
 	if err := CheckTag(name); err != nil {
 		return nil, err
 	}
-	return &Reader{store: directory, directory: tagPath(directory, name), name: name}, nil
+	return &Reader{store: directory, directory: tagPath(directory, name), name: name, files: make(map[mapfile.ID]*mapped)}, nil
 }
 
 // ID returns the id of the tag's newest version, or 0 if there is none. Once there is a version, it
 // costs one load from mapped memory.
 func (r *Reader) ID() (uint64, error) {
 	r.mu.RLock()
-	if r.index.page != nil {
-		id := r.index.id().Load()
+	if r.index != nil {
+		id := word(r.index, newestAt).Load()
 		r.mu.RUnlock()
-		return id, nil
+		if id != removed {
+			return id, nil
+		}
+	} else {
+		r.mu.RUnlock()
 	}
-	r.mu.RUnlock()
-	return r.mapAndLoadID()
+	var id uint64
+	err := r.withIndex(func(index []byte) { id = word(index, newestAt).Load() })
+	if id == removed { // removed just now
+		id = 0
+	}
+	return id, err
 }
 
-// mapAndLoadID maps the index, if it exists, and returns the newest id.
-func (r *Reader) mapAndLoadID() (uint64, error) {
+// withIndex maps the index, if it exists, and calls a function with it.
+func (r *Reader) withIndex(do func(index []byte)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return 0, ErrClosed
+		return ErrClosed
 	}
-	if r.index.page == nil {
-		x, err := mapIndex(r.directory, mapfile.ReadOnly)
+	if r.index != nil && word(r.index, newestAt).Load() == removed {
+		index := r.index
+		r.index = nil
+		if err := mapfile.Unmap(index); err != nil {
+			return err
+		}
+	}
+	if r.index == nil {
+		index, err := mapPage(filepath.Join(r.directory, indexName), indexMagic, mapfile.ReadOnly)
 		if errors.Is(err, os.ErrNotExist) {
-			return 0, nil
+			return nil
 		}
 		if err != nil {
-			return 0, fmt.Errorf("read index of parameters %q: %w", r.name, err)
+			return fmt.Errorf("read index of parameters %q: %w", r.name, err)
 		}
-		r.index = x
+		r.index = index
 	}
-	return r.index.id().Load(), nil
+	do(r.index)
+	return nil
+}
+
+// State is what a reader knows about how current the machine's copy is.
+type State struct {
+	// ID is the id of the newest version on this machine, Announced that of the captain's. 0 means
+	// that there is none.
+	ID, Announced uint64
+	// Behind is how long ID has been below Announced; 0 if it is not.
+	Behind time.Duration
+	// Unconfirmed is the time since the captain last confirmed the store: Announced may be out of
+	// date by that much.
+	Unconfirmed time.Duration
+}
+
+// State returns how current the machine's copy of the tag is.
+func (r *Reader) State() (State, error) {
+	var state State
+	var behind uint64
+	err := r.withIndex(func(index []byte) {
+		state.Announced = word(index, announcedAt).Load()
+		behind = word(index, behindAt).Load()
+		state.ID = word(index, newestAt).Load()
+	})
+	if err != nil {
+		return State{}, err
+	}
+	if state.ID == removed {
+		state.ID = 0
+	}
+	if state.ID < state.Announced && behind > 0 {
+		state.Behind = since(behind)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return State{}, ErrClosed
+	}
+	if r.status == nil {
+		status, err := mapPage(filepath.Join(r.store, statusName), statusMagic, mapfile.ReadOnly)
+		if errors.Is(err, os.ErrNotExist) {
+			return state, nil
+		}
+		if err != nil {
+			return State{}, fmt.Errorf("read status of the parameter store: %w", err)
+		}
+		r.status = status
+	}
+	state.Unconfirmed = since(word(r.status, confirmedAt).Load())
+	return state, nil
 }
 
 // Served reports whether the store has a live officer. Without one there will be no new versions.
@@ -71,6 +148,20 @@ func (r *Reader) Served() (bool, error) {
 	defer r.mu.Unlock()
 	if r.closed {
 		return false, ErrClosed
+	}
+	if r.lock != nil {
+		status, err := mapfile.Stat(r.lock)
+		if err != nil {
+			return false, fmt.Errorf("check for the officer: %w", err)
+		}
+		if status.Links == 0 { // the store was removed, and may exist again
+			err := r.lock.Close()
+			status := r.status
+			r.lock, r.status = nil, nil
+			if err := errors.Join(err, mapfile.Unmap(status)); err != nil {
+				return false, err
+			}
+		}
 	}
 	if r.lock == nil {
 		lock, err := os.Open(filepath.Join(r.store, lockName))
@@ -85,131 +176,120 @@ func (r *Reader) Served() (bool, error) {
 	return mapfile.Locked(r.lock, 0)
 }
 
-// pullTries is how often Pull retries because the version was deleted before it could be mapped.
-const pullTries = 100
+// Bounds of a pull's retries: a version's file was recycled or removed before it could be held.
+const (
+	pullTries = 200
+	// pullSpins is how many tries follow each other without a pause.
+	pullSpins = 100
+	pullPause = 100 * time.Microsecond
+)
+
+// errRecycled means that a version's file was recycled before it could be held.
+var errRecycled = errors.New("the version's file was recycled")
 
 // Pull returns the tag's newest version, without a copy. It returns [ErrNoVersion] if there is none
-// yet.
+// yet, or if it was deleted.
 func (r *Reader) Pull() (*Parameters, error) {
+	r.pulling.Lock()
+	defer r.pulling.Unlock()
 	var err error
-	for range pullTries {
+	for try := range pullTries {
+		if try >= pullSpins {
+			time.Sleep(pullPause) //nolint:forbidigo // the officer, another process, is not observable
+		}
 		var id uint64
 		if id, err = r.ID(); err != nil {
-			return nil, err
+			break
 		}
 		if id == 0 {
-			return nil, fmt.Errorf("pull parameters %q: %w", r.name, ErrNoVersion)
+			err = ErrNoVersion
+			break
 		}
 		var p *Parameters
 		if p, err = r.pull(id); err == nil {
 			return p, nil
 		}
-		if !errors.Is(err, os.ErrNotExist) {
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, errRecycled) {
 			break
 		}
 	}
 	return nil, fmt.Errorf("pull parameters %q: %w", r.name, err)
 }
 
+// pull holds a version. It finds its file by the version's id, and the mapping by the file.
 func (r *Reader) pull(id uint64) (*Parameters, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil, ErrClosed
-	}
-	// Another goroutine may have pulled a newer version meanwhile.
-	if r.newest == nil || r.newest.version.GetId() < id {
-		if err := r.switchTo(id); err != nil {
+	if r.newest != nil && r.newest.id == id {
+		if err := r.newest.hold(id, r.name); err != nil {
 			return nil, err
 		}
+		return r.newest.parameters(), nil
 	}
-	return r.newest.retain(), nil
+	handle, _, err := mapfile.Open(versionPath(r.directory, id))
+	if err != nil {
+		return nil, err
+	}
+	status, err := mapfile.Stat(handle)
+	if err != nil {
+		return nil, errors.Join(err, handle.Close())
+	}
+	m, known := r.files[status.ID]
+	if known {
+		err = handle.Close()
+	} else {
+		m = &mapped{reader: r, handle: handle, key: status.ID}
+	}
+	if err == nil {
+		err = m.hold(id, r.name)
+	}
+	if err != nil {
+		if !known {
+			err = errors.Join(err, m.close())
+		}
+		return nil, err
+	}
+	r.files[m.key] = m
+	r.newest = m
+	r.dropRemoved()
+	return m.parameters(), nil
 }
 
-// switchTo maps a version, and releases the previous one.
-func (r *Reader) switchTo(id uint64) error {
-	m, err := mapVersion(r.directory, r.name, id)
-	if err != nil {
-		return err
+// dropRemoved unmaps files that were removed and are not held.
+func (r *Reader) dropRemoved() {
+	for _, m := range r.files {
+		if m.uses == 0 {
+			m.dropIfRemoved()
+		}
 	}
-	before := r.newest
-	r.newest = m
-	return before.release()
+}
+
+func (r *Reader) isClosed() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.closed
 }
 
 // Close closes the reader. Parameters that were pulled remain valid until they are released.
 func (r *Reader) Close() error {
+	r.pulling.Lock()
+	defer r.pulling.Unlock()
+	defer r.unmapping.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil
 	}
 	r.closed = true
-	errs := []error{r.newest.release(), r.index.close()}
+	var errs []error
+	for key, m := range r.files {
+		if m.uses == 0 {
+			delete(r.files, key)
+			errs = append(errs, m.close())
+		}
+	}
+	errs = append(errs, mapfile.Unmap(r.index), mapfile.Unmap(r.status))
+	r.index, r.status = nil, nil
 	if r.lock != nil {
 		errs = append(errs, r.lock.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// mapped is a reference-counted mapping of a version.
-type mapped struct {
-	version    *psv1.Version
-	all        []byte
-	parameters []byte
-
-	// mu guards uses.
-	mu   sync.Mutex
-	uses int
-}
-
-// retain adds a reference.
-func (m *mapped) retain() *Parameters {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.uses++
-	return &Parameters{mapped: m}
-}
-
-// release drops a reference, and unmaps the version with the last one. It accepts nil.
-func (m *mapped) release() error {
-	if m == nil {
-		return nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.uses--; m.uses > 0 {
-		return nil
-	}
-	return mapfile.Unmap(m.all)
-}
-
-// Parameters are one version of a tag, in mapped memory. They do not change until they are
-// released.
-type Parameters struct {
-	mapped *mapped
-	once   sync.Once
-}
-
-// Version describes the parameters. It must not be modified.
-func (p *Parameters) Version() *psv1.Version { return p.mapped.version }
-
-// Bytes returns the parameters. They begin at a page boundary, and must not be used after Release.
-// The memory is mapped read-only: writing to it crashes the process.
-func (p *Parameters) Bytes() []byte { return p.mapped.parameters }
-
-// Verify compares the parameters with the checksum computed when they were pushed.
-func (p *Parameters) Verify() error {
-	if sum := Checksum(p.Bytes()); sum != p.Version().GetChecksum() {
-		return fmt.Errorf("%w: version %d of parameters %q has checksum %08x instead of %08x",
-			ErrFormat, p.Version().GetId(), p.Version().GetTag(), sum, p.Version().GetChecksum())
-	}
-	return nil
-}
-
-// Release releases the parameters. Further calls do nothing.
-func (p *Parameters) Release() error {
-	var err error
-	p.once.Do(func() { err = p.mapped.release() })
-	return err
 }

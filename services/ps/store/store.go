@@ -1,18 +1,20 @@
 // Package store keeps parameters in files that all processes of a machine can map.
 //
 // A store is a directory with one writer, the machine's officer, and any number of readers. Each
-// version of a tag is a file of its own. It is written under a temporary name, renamed once it is
-// complete, and never modified afterwards. Then its id is stored in the tag's index, a mapped page.
-// So a reader
+// version of a tag is a file of its own. It is written as a draft, and published once it is
+// complete: its id is stored in the file, then in the tag's index, a mapped page. So a reader
 //
 //   - detects a new version by loading one word;
-//   - reads a version in place, without a copy, for as long as it likes: the kernel keeps a mapped
-//     file's pages when the file is removed, so no number of pushes can overwrite what is being
-//     read;
+//   - reads a version in place, without a copy, for as long as it likes: it holds the file by a
+//     lock that the kernel releases when the process dies;
 //   - never sees a mixture of versions, and never goes back to an older one.
 //
-// Files exist for the newest version of a tag and a few before it; see [Options]. The memory of
-// older versions is freed when the last reader unmaps it or dies.
+// The file of an old version that no reader holds becomes the next draft. Readers keep it mapped,
+// so neither side pays for page faults. A tag has files for the newest version, for a few before it
+// (see [Options]), and for those that readers hold.
+//
+// A draft is written by the officer, chunk by chunk ([Draft.WriteChunk]), or by another process of
+// the machine ([Draft.Lend], [Fill]). A [Source] reads it while it grows.
 //
 // [Open] creates or takes over a store, for its officer. [NewReader] reads one.
 package store
@@ -20,15 +22,12 @@ package store
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-
-	"google.golang.org/protobuf/proto"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/services/internal/mapfile"
@@ -42,10 +41,20 @@ var (
 	ErrInUse = errors.New("another officer has the directory open")
 	// ErrClosed means that the store or reader was closed.
 	ErrClosed = errors.New("the parameter store is closed")
-	// ErrNoVersion means that nothing was stored under a tag.
+	// ErrNoVersion means that nothing was stored under a tag or content, or that it was deleted.
 	ErrNoVersion = errors.New("nothing was pushed under the tag")
-	// ErrVersion means that a version is invalid or exceeds the store's limits.
+	// ErrVersion means that a version is invalid.
 	ErrVersion = errors.New("invalid version")
+	// ErrNoRoom means that parameters exceed a bound or what is left of the disk: see [RoomError].
+	ErrNoRoom = errors.New("no room")
+	// ErrExists means that a content is stored, or being written, already.
+	ErrExists = errors.New("the content exists already")
+	// ErrDamaged means that a chunk or draft does not match its checksum.
+	ErrDamaged = errors.New("the parameters are damaged")
+	// ErrDiscarded means that a draft was discarded.
+	ErrDiscarded = errors.New("the draft was discarded")
+	// ErrBusy means that another process is filling a draft.
+	ErrBusy = errors.New("another process is filling the draft")
 	// ErrFormat means that a file is damaged or has another format version.
 	ErrFormat = errors.New("not a valid parameter file")
 	// ErrOtherMachine means that the store was mapped on another machine, or before this one was
@@ -55,12 +64,16 @@ var (
 
 // Options configures a store. The zero value selects the defaults.
 type Options struct {
-	// Held is how many versions before the newest one keep their files, for readers that have
-	// loaded an id and not yet mapped its version. Default: 2.
+	// Held is how many versions before the newest one keep their files, if there is room, for
+	// readers that have loaded an id and not yet held its version. One of them becomes the next
+	// draft. Default: 2.
 	Held int
-	// MaxBytes is the maximum size of parameters. Default: 1 GiB.
+	// MaxBytes is the maximum size of parameters. Default: 16 GiB.
 	MaxBytes uint64
-	// MaxTags is the maximum number of tags. Default: 1024.
+	// MaxTotalBytes is the maximum size of all files together. 0 means that only the file system
+	// bounds it.
+	MaxTotalBytes uint64
+	// MaxTags is the maximum number of tags that have versions. Default: 1024.
 	MaxTags int
 }
 
@@ -70,8 +83,9 @@ func (o Options) WithDefaults() Options {
 		o.Held = 2
 	}
 	if o.MaxBytes == 0 {
-		o.MaxBytes = 1 << 30
+		o.MaxBytes = 16 << 30
 	}
+	o.MaxBytes = min(o.MaxBytes, maxSize)
 	if o.MaxTags <= 0 {
 		o.MaxTags = 1024
 	}
@@ -82,240 +96,109 @@ func (o Options) WithDefaults() Options {
 type Store struct {
 	directory string
 	options   Options
-	lock      *os.File
 
-	// mu guards the fields below. It is never held during I/O of parameters.
+	// reaping is held while files are freed.
+	reaping sync.Mutex
+
+	// mu guards the fields below. It is never held while parameters are read or written. A draft's
+	// mu is acquired before it.
 	mu     sync.Mutex
 	closed bool
+	lock   *os.File
+	status []byte
 	tags   map[string]*tag
+	// files holds the versions and drafts by content; nil for one that is being reserved.
+	files  map[string]*file
+	drafts map[string]*Draft
+	// retired holds the files that are removed and not freed yet, because they are in use.
+	retired []*file
+	// total is the size of all files.
+	total uint64
 }
 
-// tag is the state of one tag.
+// tag is the state of one tag. The store's mu guards it.
 type tag struct {
-	directory string
-	// mu is held while a version is written.
-	mu    sync.Mutex
-	index index
-	// newest is nil before the first version. Writing it requires the store's mu as well.
-	newest *psv1.Version
-	// last is the id that the next version must exceed: that of the newest version, or one that a
-	// previous officer acknowledged and whose file was damaged or removed since.
-	last uint64
+	name, directory string
+	index           []byte
+	// versions holds the files in the order of their ids. Unless newest is nil, it is the last one.
+	versions []*file
+	newest   *file
+	// drafts is the number of drafts, including those that are being reserved.
+	drafts int
 }
 
-// lockName is the file that the officer locks.
-const lockName = "officer.lock"
+// last returns the id that the next version must exceed.
+func (t *tag) last() uint64 { return word(t.index, lastAt).Load() }
 
-// Open creates a store in a directory, or takes over an existing one: versions that a previous
-// officer acknowledged are preserved. It returns [ErrInUse] if that officer is alive.
+// late reports whether a version with the given id can't become the newest one.
+func (t *tag) late(id uint64) bool {
+	return id <= t.last() && id != word(t.index, lostAt).Load()
+}
+
+// live reports whether the tag counts as one: a tag that was deleted remains only to continue its
+// ids.
+func (t *tag) live() bool { return t.newest != nil || t.drafts > 0 }
+
+// Open creates a store in a directory, or takes over an existing one. Versions that a previous
+// officer published are preserved, unless the machine was booted since; drafts are removed. Open
+// returns [ErrInUse] if that officer is alive.
 func Open(directory string, options Options) (*Store, error) {
-	s := &Store{directory: directory, options: options.WithDefaults(), tags: make(map[string]*tag)}
-	if err := os.MkdirAll(directory, 0o700); err != nil {
-		return nil, fmt.Errorf("open parameter store: %w", err)
+	s := &Store{
+		directory: directory, options: options.WithDefaults(),
+		tags: make(map[string]*tag), files: make(map[string]*file), drafts: make(map[string]*Draft),
 	}
-	if err := s.acquireLock(); err != nil {
+	var err error
+	if s.lock, err = acquireLock(directory); err != nil {
 		return nil, fmt.Errorf("open parameter store %s: %w", directory, err)
 	}
-	if err := s.loadTags(); err != nil {
+	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open parameter store %s: %w", directory, errors.Join(err, s.Close()))
 	}
 	return s, nil
 }
 
-// acquireLock acquires the officer's lock.
-func (s *Store) acquireLock() error {
-	lock, err := os.OpenFile(filepath.Join(s.directory, lockName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := mapfile.Lock(lock, 0); err != nil {
-		if errors.Is(err, mapfile.ErrLocked) {
-			err = ErrInUse
-		}
-		return errors.Join(err, lock.Close())
-	}
-	s.lock = lock
-	return nil
-}
+// lockTries is how often acquireLock retries because the previous officer removed the directory.
+const lockTries = 100
 
-// loadTags loads the tags that a previous officer left.
-func (s *Store) loadTags() error {
-	entries, err := os.ReadDir(s.directory)
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		name, ok := parseTagDirectory(entry.Name())
-		if !entry.IsDir() || !ok {
-			continue
-		}
-		t := &tag{directory: filepath.Join(s.directory, entry.Name())}
-		if err := t.load(name); err != nil {
-			return fmt.Errorf("load tag %q: %w", name, err)
-		}
-		s.tags[name] = t
-	}
-	return nil
-}
-
-// load finds a tag's newest complete version. It removes the incomplete files of an officer that
-// died during a write.
-func (t *tag) load(name string) error {
-	ids, err := t.files()
-	if err != nil {
-		return err
-	}
-	for _, id := range slices.Backward(ids) {
-		version, err := verifyVersion(t.directory, name, id)
-		if err == nil {
-			t.newest = version
-			break
-		}
-		if !errors.Is(err, ErrFormat) {
-			return err
-		}
-		if err := os.Remove(versionPath(t.directory, id)); err != nil {
-			return err
-		}
-	}
-	t.index, err = openIndex(t.directory)
-	if err != nil {
-		return err
-	}
-	t.last = max(t.newest.GetId(), t.index.id().Load()) // readers never see ids decrease
-	t.index.id().Store(t.last)
-	return nil
-}
-
-// files returns the ids of the versions that have files, in ascending order. It removes temporary
-// files.
-func (t *tag) files() ([]uint64, error) {
-	entries, err := os.ReadDir(t.directory)
-	if err != nil {
-		return nil, err
-	}
-	var ids []uint64
-	for _, entry := range entries {
-		if id, ok := parseVersionFile(entry.Name()); ok {
-			ids = append(ids, id)
-		} else if strings.HasSuffix(entry.Name(), tempSuffix) {
-			if err := os.Remove(filepath.Join(t.directory, entry.Name())); err != nil {
-				return nil, err
-			}
-		}
-	}
-	slices.Sort(ids)
-	return ids, nil
-}
-
-// Put stores a version and reports whether it did: a version that is not newer than the newest one
-// changes nothing. Put computes the version's size and checksum; if they are set already, they must
-// be correct.
-func (s *Store) Put(version *psv1.Version, parameters []byte) (bool, error) {
-	version, err := s.validated(version, parameters)
-	if err != nil {
-		return false, err
-	}
-	t, err := s.tag(version.GetTag())
-	if err != nil {
-		return false, fmt.Errorf("store parameters %q: %w", version.GetTag(), err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.index.page == nil {
-		return false, ErrClosed
-	}
-	if version.GetId() <= t.last {
-		return false, nil
-	}
-	if err := t.put(version, parameters); err != nil {
-		return false, fmt.Errorf("store parameters %q: %w", version.GetTag(), err)
-	}
-	s.mu.Lock()
-	t.newest = version
-	s.mu.Unlock()
-	return true, t.removeOld(s.options.Held)
-}
-
-// validated checks a version and returns a copy with its size and checksum.
-func (s *Store) validated(version *psv1.Version, parameters []byte) (*psv1.Version, error) {
-	size, sum := uint64(len(parameters)), Checksum(parameters)
-	switch {
-	case version.GetId() == 0:
-		return nil, fmt.Errorf("%w: no id", ErrVersion)
-	case size > s.options.MaxBytes:
-		return nil, fmt.Errorf("%w: %d bytes exceed the limit of %d", ErrVersion, size, s.options.MaxBytes)
-	case version.GetSize() != 0 && version.GetSize() != size:
-		return nil, fmt.Errorf("%w: it has %d bytes instead of %d", ErrVersion, size, version.GetSize())
-	case version.GetChecksum() != 0 && version.GetChecksum() != sum:
-		return nil, fmt.Errorf("%w: the parameters are damaged: checksum %08x instead of %08x", ErrVersion, sum, version.GetChecksum())
-	}
-	if err := CheckTag(version.GetTag()); err != nil {
-		return nil, err
-	}
-	version = proto.CloneOf(version)
-	version.Size, version.Checksum = size, sum
-	if n := proto.Size(version); n > MaxDescription {
-		return nil, fmt.Errorf("%w: tag and info exceed %d bytes", ErrVersion, MaxDescription)
-	}
-	return version, nil
-}
-
-// tag returns a tag, and creates it if necessary.
-func (s *Store) tag(name string) (*tag, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, ErrClosed
-	}
-	if t, ok := s.tags[name]; ok {
-		return t, nil
-	}
-	if len(s.tags) >= s.options.MaxTags {
-		return nil, fmt.Errorf("%w: the limit of %d tags is reached", ErrVersion, len(s.tags))
-	}
-	t := &tag{directory: tagPath(s.directory, name)}
-	if err := os.Mkdir(t.directory, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, err
-	}
+// acquireLock creates the directory if necessary, and acquires the officer's lock.
+func acquireLock(directory string) (*os.File, error) {
 	var err error
-	if t.index, err = openIndex(t.directory); err != nil {
-		return nil, err
-	}
-	s.tags[name] = t
-	return t, nil
-}
-
-// put writes a version's file, then publishes its id to readers.
-func (t *tag) put(version *psv1.Version, parameters []byte) error {
-	if err := writeVersion(t.directory, version, parameters); err != nil {
-		return err
-	}
-	t.last = version.GetId()
-	t.index.id().Store(t.last)
-	return nil
-}
-
-// removeOld removes all files but those of the newest version and of held versions before it.
-func (t *tag) removeOld(held int) error {
-	ids, err := t.files()
-	if err != nil {
-		return fmt.Errorf("remove old parameters: %w", err)
-	}
-	for _, id := range ids[:max(0, len(ids)-1-held)] {
-		if err := os.Remove(versionPath(t.directory, id)); err != nil {
-			return fmt.Errorf("remove old parameters: %w", err)
+	for range lockTries {
+		if err = os.MkdirAll(directory, 0o700); err != nil {
+			return nil, err
 		}
+		var lock *os.File
+		lock, err = os.OpenFile(filepath.Join(directory, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the directory was removed
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := mapfile.Lock(lock, 0); err != nil {
+			if errors.Is(err, mapfile.ErrLocked) {
+				err = ErrInUse
+			}
+			return nil, errors.Join(err, lock.Close())
+		}
+		status, statErr := mapfile.Stat(lock)
+		if statErr != nil {
+			return nil, errors.Join(statErr, lock.Close())
+		}
+		if status.Links > 0 {
+			return lock, nil
+		}
+		err = errors.Join(os.ErrNotExist, lock.Close()) // removed before it was locked
 	}
-	return nil
+	return nil, err
 }
 
 // Newest returns the newest version of a tag, or nil. It must not be modified.
 func (s *Store) Newest(name string) *psv1.Version {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t, ok := s.tags[name]; ok {
-		return t.newest
+	if t, ok := s.tags[name]; ok && t.newest != nil {
+		return t.newest.version
 	}
 	return nil
 }
@@ -323,14 +206,11 @@ func (s *Store) Newest(name string) *psv1.Version {
 // Last returns the id that a tag's next version must exceed.
 func (s *Store) Last(name string) uint64 {
 	s.mu.Lock()
-	t, ok := s.tags[name]
-	s.mu.Unlock()
-	if !ok {
-		return 0
+	defer s.mu.Unlock()
+	if t, ok := s.tags[name]; ok && !s.closed {
+		return t.last()
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.last
+	return 0
 }
 
 // Versions returns the newest version of each tag, sorted by tag. They must not be modified.
@@ -340,44 +220,196 @@ func (s *Store) Versions() []*psv1.Version {
 	versions := make([]*psv1.Version, 0, len(s.tags))
 	for _, t := range s.tags {
 		if t.newest != nil {
-			versions = append(versions, t.newest)
+			versions = append(versions, t.newest.version)
 		}
 	}
 	slices.SortFunc(versions, func(a, b *psv1.Version) int { return strings.Compare(a.GetTag(), b.GetTag()) })
 	return versions
 }
 
+// Floors returns the highest id of each tag that has no version: it was deleted, or its file was
+// damaged.
+func (s *Store) Floors() map[string]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	floors := make(map[string]uint64)
+	for name, t := range s.tags {
+		if t.newest == nil && !s.closed && t.last() > 0 {
+			floors[name] = t.last()
+		}
+	}
+	return floors
+}
+
+// Announce publishes the id of the captain's newest version of a tag to readers; see
+// [Reader.State].
+func (s *Store) Announce(name string, id uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, err := s.tag(name)
+	if err != nil {
+		return fmt.Errorf("announce version %d of parameters %q: %w", id, name, err)
+	}
+	announce(t.index, id)
+	return nil
+}
+
+// Confirm publishes that the captain has just confirmed what was announced; see [Reader.State].
+func (s *Store) Confirm() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		word(s.status, confirmedAt).Store(uint64(mapfile.Boottime())) //nolint:gosec // positive
+	}
+}
+
+// Delete removes a tag's versions. Readers keep what they hold. Ids continue above the floor and
+// above those that the tag had.
+func (s *Store) Delete(name string, floor uint64) error {
+	if err := s.deleteTag(name, floor); err != nil {
+		return fmt.Errorf("delete parameters %q: %w", name, err)
+	}
+	return s.reap()
+}
+
+func (s *Store) deleteTag(name string, floor uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, err := s.tag(name)
+	if err != nil {
+		return err
+	}
+	word(t.index, lostAt).Store(0)
+	word(t.index, lastAt).Store(max(floor, t.last())) // first: else files of a crash came back
+	word(t.index, newestAt).Store(0)
+	setBehind(t.index)
+	t.newest = nil
+	var errs []error
+	for _, f := range t.versions {
+		errs = append(errs, s.retire(f))
+	}
+	t.versions = nil
+	return errors.Join(errs...)
+}
+
 // Directory returns the store's directory.
 func (s *Store) Directory() string { return s.directory }
 
-// Close closes the officer's side. The files remain, for readers and for the next officer.
+// Close closes the officer's side, and discards its drafts. The versions remain, for readers and
+// for the next officer. What sources returned remains valid until they are released.
 func (s *Store) Close() error {
+	return errors.Join(s.shut(), s.unlock())
+}
+
+// unlock lets another officer open the directory.
+func (s *Store) unlock() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lock := s.lock
+	s.lock = nil
+	if lock == nil {
+		return nil
+	}
+	return lock.Close()
+}
+
+// shut closes all but the lock.
+func (s *Store) shut() error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return nil
 	}
 	s.closed = true
-	tags := slices.Collect(maps.Values(s.tags))
+	drafts := slices.Collect(maps.Values(s.drafts))
 	s.mu.Unlock()
-	errs := make([]error, 0, len(tags)+1)
-	for _, t := range tags {
-		t.mu.Lock() // waits for a write in progress
-		errs = append(errs, t.index.close())
-		t.mu.Unlock()
+	var errs []error
+	for _, d := range drafts {
+		errs = append(errs, d.end(ErrClosed))
 	}
-	return errors.Join(append(errs, s.lock.Close())...)
+	errs = append(errs, s.reap())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.retired {
+		errs = append(errs, f.closeUnused())
+	}
+	for _, t := range s.tags {
+		for _, f := range t.versions {
+			errs = append(errs, f.closeUnused())
+		}
+		errs = append(errs, mapfile.Unmap(t.index))
+		t.index = nil
+	}
+	errs = append(errs, mapfile.Unmap(s.status))
+	return errors.Join(errs...)
 }
 
-// Remove deletes the directory of a closed store. Readers keep what they have mapped.
+// closeUnused closes a file, or lets its last source close it.
+func (f *file) closeUnused() error {
+	f.closing = true
+	if f.sources > 0 {
+		return nil
+	}
+	return f.close()
+}
+
+// Remove closes the store and deletes its directory. Readers keep what they hold. It returns
+// [ErrInUse], and changes nothing, if the store was closed and another officer has opened it since.
 func (s *Store) Remove() error {
-	if err := os.RemoveAll(s.directory); err != nil {
-		return fmt.Errorf("remove parameter store: %w", err)
+	if err := s.remove(); err != nil {
+		return fmt.Errorf("remove parameter store %s: %w", s.directory, err)
 	}
 	return nil
 }
 
-// Checksum returns the CRC-32C of parameters.
-func Checksum(parameters []byte) uint32 {
-	return crc32.Checksum(parameters, crc32.MakeTable(crc32.Castagnoli))
+func (s *Store) remove() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.mu.Unlock()
+	if closed {
+		if _, err := os.Stat(s.directory); err != nil {
+			return ignoreMissing(err)
+		}
+		lock, err := acquireLock(s.directory)
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.lock = lock
+		s.mu.Unlock()
+	}
+	errs := []error{s.shut()}
+	entries, err := os.ReadDir(s.directory)
+	errs = append(errs, err)
+	for _, entry := range entries {
+		path := filepath.Join(s.directory, entry.Name())
+		if entry.Name() == lockName {
+			continue
+		}
+		if _, ok := parseTagDirectory(entry.Name()); ok {
+			errs = append(errs, removeTag(path))
+		}
+		errs = append(errs, os.RemoveAll(path))
+	}
+	// The lock is removed last, so that another officer can't open the directory before.
+	errs = append(errs, os.Remove(filepath.Join(s.directory, lockName)), s.unlock())
+	_ = os.Remove(s.directory) // fails if another officer has just created its lock
+	return errors.Join(errs...)
+}
+
+// removeTag frees what readers don't hold of a tag, and makes them open the tag again.
+func removeTag(directory string) error {
+	var errs []error
+	if index, err := mapPage(filepath.Join(directory, indexName), indexMagic, mapfile.ReadWrite); err == nil {
+		word(index, newestAt).Store(removed)
+		errs = append(errs, mapfile.Unmap(index))
+	}
+	entries, err := os.ReadDir(directory)
+	errs = append(errs, err)
+	for _, entry := range entries {
+		if entry.Name() != indexName {
+			errs = append(errs, dropFile(filepath.Join(directory, entry.Name())))
+		}
+	}
+	return errors.Join(errs...)
 }

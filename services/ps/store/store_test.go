@@ -145,8 +145,10 @@ func TestIDOfLostVersionIsNotReused(t *testing.T) {
 	stored, err := put(again, 3, 5)
 	require.NoError(t, err)
 	require.False(t, stored)
+	require.Equal(t, uint64(4), again.Last("w"))
+	require.Equal(t, map[string]uint64{"w": 4}, again.Floors())
 	_, err = reader(t, again, "w").Pull()
-	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorIs(t, err, ErrNoVersion)
 	mustPut(t, again, 5)
 	require.NoError(t, again.Close())
 }
@@ -173,7 +175,7 @@ func TestStoreMatchesModel(t *testing.T) {
 				bytes := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "parameters")
 				stored, err := s.Put(v, bytes)
 				if _, known := newest[name]; len(bytes) > 50 || !known && len(newest) == 3 {
-					require.ErrorIs(t, err, ErrVersion)
+					require.ErrorIs(t, err, ErrNoRoom)
 					return
 				}
 				require.NoError(t, err)
@@ -233,7 +235,7 @@ func TestInvalidVersionsAreRejected(t *testing.T) {
 		require.ErrorIs(t, err, ErrVersion, name)
 	}
 	_, err := s.Put(&psv1.Version{Id: 1, Tag: "w"}, make([]byte, 11))
-	require.ErrorIs(t, err, ErrVersion)
+	require.ErrorIs(t, err, ErrNoRoom)
 	require.Empty(t, s.Versions())
 	_, err = NewReader(s.Directory(), "")
 	require.ErrorIs(t, err, ErrVersion)
@@ -267,7 +269,7 @@ func TestReadersRejectDamagedIndexAndOfficersReplaceIt(t *testing.T) {
 		"truncated":       func(b []byte) []byte { return b[:100] },
 		"another magic":   func(b []byte) []byte { b[0]++; return b },
 		"another version": func(b []byte) []byte { b[8]++; return b },
-		"another machine": func(b []byte) []byte { b[indexBootAt]++; return b },
+		"another machine": func(b []byte) []byte { b[pageBootAt]++; return b },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t, Options{})
@@ -309,23 +311,25 @@ func TestStoreIsAccessibleToItsUserOnly(t *testing.T) {
 }
 
 func FuzzParseVersion(f *testing.F) {
-	directory := f.TempDir()
 	for _, v := range []*psv1.Version{{Tag: "w", Id: 1}, {Tag: "w", Id: 2, Size: 3, Info: map[string]string{"a": "b"}}} {
-		if err := writeVersion(directory, v, make([]byte, v.GetSize())); err != nil {
-			f.Skip(err)
-		}
-		b, err := os.ReadFile(versionPath(directory, v.GetId()))
+		l := layoutOf(v)
+		fixed, description, err := header(l, v)
 		require.NoError(f, err)
-		f.Add(b, uint64(len(b)))
+		b := make([]byte, l.file())
+		copy(b, fixed)
+		copy(b[fixedHeader:], description)
+		f.Add(b, l.file())
 	}
 	f.Fuzz(func(t *testing.T, b []byte, size uint64) {
-		version, offset, err := parseVersion(b, size)
+		version, l, err := parseVersion(b, size)
 		if err != nil {
 			require.ErrorIs(t, err, ErrFormat)
 			return
 		}
-		require.Equal(t, size, offset+version.GetSize())
-		require.GreaterOrEqual(t, size, offset)
+		require.Equal(t, version.GetSize(), l.size)
+		require.Equal(t, size, l.parameters()+l.size)
+		require.LessOrEqual(t, l.table()+4*uint64(l.chunks()), l.parameters())
+		require.LessOrEqual(t, uint64(fixedHeader+l.description), l.table())
 	})
 }
 

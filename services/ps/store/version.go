@@ -2,129 +2,159 @@ package store
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
+	"sync/atomic"
+	"unsafe" //nolint:depguard // atomic access to a word of a mapped page: see word
 
 	"google.golang.org/protobuf/proto"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
-	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // A version's file, little-endian:
 //
-//	 0  magic, 8 bytes
-//	 8  format version, uint32
-//	12  length of the description in bytes, uint32
-//	16  CRC-32C of the description, uint32
-//	20  0, uint32
-//	24  description: a raylink.ps.v1.Version
-//	    parameters, from the next page boundary on; the description has their size
+//	  0  magic, 8 bytes
+//	  8  format version, uint32
+//	 12  size of a chunk in bytes, uint32
+//	 16  size of the parameters in bytes, uint64
+//	 24  bytes reserved for the description, uint32
+//	 28  length of the description in bytes, uint32
+//	 32  CRC-32C of the description, uint32
+//	 64  state, uint64: the version's id; 0 while the file is a draft, and once it is recycled
+//	 72  lent, uint64: 1 while a process other than the officer may fill the draft
+//	128  description: a raylink.ps.v1.Version
+//	     CRC-32C of each chunk, uint32, from the next multiple of 8 on
+//	     parameters, from the next page boundary on
+//
+// The first page remains mapped by readers when the file is recycled or removed. It is never
+// truncated, so that its words can always be read.
 const (
 	versionMagic  = "RLPARAM\n"
-	formatVersion = 1
-	fixedHeader   = 24
+	formatVersion = 2
+	fixedHeader   = 128
+	stateAt       = 64
+	lentAt        = 72
 	page          = 4096
+	// ChunkSize is the size of the chunks that parameters are written, checked and sent in, in
+	// bytes. Only the last chunk of a version is smaller.
+	ChunkSize = 256 << 10
 	// MaxDescription is the maximum size of a serialized version without its parameters, in bytes.
 	// It bounds tag and info.
 	MaxDescription = 64 << 10
+	// maxSize bounds the sizes of parameters, so that sums of sizes do not overflow.
+	maxSize = 1 << 46
 )
 
-func parametersOffset(description int) uint64 {
-	return (fixedHeader + uint64(description) + page - 1) / page * page //nolint:gosec // at most MaxDescription
+// Locks of a version's file, one byte each.
+const (
+	// holdLock is held shared by readers that use the version. Its exclusive owner may change the
+	// file.
+	holdLock = 0
+	// fillLock is held exclusively by a process while it fills a draft.
+	fillLock = 1
+)
+
+// layout says where the parts of a version's file begin. Offsets and sizes are in bytes.
+type layout struct {
+	description uint32 // reserved
+	size        uint64 // of the parameters
 }
 
-// writeVersion writes a version's file under a temporary name, and renames it once it is complete.
-func writeVersion(directory string, version *psv1.Version, parameters []byte) error {
-	description, err := proto.Marshal(version)
+func (l layout) chunks() int   { return int((l.size + ChunkSize - 1) / ChunkSize) } //nolint:gosec // at most maxSize
+func (l layout) table() uint64 { return (fixedHeader + uint64(l.description) + 7) / 8 * 8 }
+func (l layout) parameters() uint64 {
+	return (l.table() + 4*uint64(l.chunks()) + page - 1) / page * page //nolint:gosec // not negative
+}
+func (l layout) file() uint64 { return l.parameters() + l.size }
+
+// chunk returns the bounds of a chunk within the parameters.
+func (l layout) chunk(i int) (from, to uint64) {
+	from = uint64(i) * ChunkSize //nolint:gosec // not negative
+	return from, min(from+ChunkSize, l.size)
+}
+
+// finalFields is what publishing adds to a description: id, time, checksum and content.
+const finalFields = 160
+
+// layoutOf returns the layout of a version's file, before the version is final.
+func layoutOf(version *psv1.Version) layout {
+	return layout{description: uint32(proto.Size(version)) + finalFields, size: version.GetSize()} //nolint:gosec // at most MaxDescription
+}
+
+// header returns a file's header and description. It does not contain the words after it.
+func header(l layout, version *psv1.Version) (fixed, description []byte, err error) {
+	description, err = proto.Marshal(version)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrVersion, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrVersion, err)
 	}
-	path := versionPath(directory, version.GetId())
-	temp := path + tempSuffix
-	offset := parametersOffset(len(description))
-	file, err := mapfile.Create(temp, offset+uint64(len(parameters)))
-	if err != nil {
-		return err
+	if uint64(len(description)) > uint64(l.description) {
+		return nil, nil, fmt.Errorf("%w: the description has %d bytes, but the draft reserves %d", ErrVersion, len(description), l.description)
 	}
 	le := binary.LittleEndian
-	header := make([]byte, 0, fixedHeader+len(description))
-	header = append(header, versionMagic...)
-	header = le.AppendUint32(header, formatVersion)
-	header = le.AppendUint32(header, uint32(len(description))) //nolint:gosec // at most MaxDescription
-	header = le.AppendUint32(header, Checksum(description))
-	header = le.AppendUint32(header, 0)
-	header = append(header, description...)
-	_, headErr := file.WriteAt(header, 0)
-	_, bodyErr := file.WriteAt(parameters, int64(offset)) //nolint:gosec // at most MaxDescription
-	if err := errors.Join(headErr, bodyErr, file.Close()); err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	return os.Rename(temp, path)
+	fixed = append(make([]byte, 0, stateAt), versionMagic...)
+	fixed = le.AppendUint32(fixed, formatVersion)
+	fixed = le.AppendUint32(fixed, ChunkSize)
+	fixed = le.AppendUint64(fixed, l.size)
+	fixed = le.AppendUint32(fixed, l.description)
+	fixed = le.AppendUint32(fixed, uint32(len(description))) //nolint:gosec // at most MaxDescription
+	fixed = le.AppendUint32(fixed, Checksum(description))
+	return fixed, description, nil
 }
 
-// parseVersion parses the header of a version's file, and returns the offset of the parameters. The
-// input is untrusted: parameters that it returns are within a file of the given size.
-func parseVersion(b []byte, fileSize uint64) (*psv1.Version, uint64, error) {
+// parseVersion parses the header of a version's file. The input is untrusted: the layout that it
+// returns is within a file of the given size, and within b where that contains the whole file.
+func parseVersion(b []byte, fileSize uint64) (*psv1.Version, layout, error) {
 	le := binary.LittleEndian
 	if len(b) < fixedHeader || string(b[:8]) != versionMagic {
-		return nil, 0, fmt.Errorf("%w: wrong magic number", ErrFormat)
+		return nil, layout{}, fmt.Errorf("%w: wrong magic number", ErrFormat)
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return nil, 0, fmt.Errorf("%w: format version %d, but this program supports only version %d", ErrFormat, v, formatVersion)
+		return nil, layout{}, fmt.Errorf("%w: format version %d, but this program supports only version %d", ErrFormat, v, formatVersion)
 	}
-	length := le.Uint32(b[12:])
-	if length > MaxDescription || int(length) > len(b)-fixedHeader {
-		return nil, 0, fmt.Errorf("%w: invalid description length of %d bytes", ErrFormat, length)
+	if chunk := le.Uint32(b[12:]); chunk != ChunkSize {
+		return nil, layout{}, fmt.Errorf("%w: chunks of %d bytes, but this program supports only %d", ErrFormat, chunk, ChunkSize)
+	}
+	l := layout{size: le.Uint64(b[16:]), description: le.Uint32(b[24:])}
+	length := le.Uint32(b[28:])
+	if l.description > MaxDescription+finalFields || length > l.description || int(length) > len(b)-fixedHeader {
+		return nil, layout{}, fmt.Errorf("%w: invalid description length of %d bytes", ErrFormat, length)
+	}
+	if l.size > maxSize || l.file() != fileSize {
+		return nil, layout{}, fmt.Errorf("%w: the file has %d bytes, which do not fit %d bytes of parameters", ErrFormat, fileSize, l.size)
 	}
 	description := b[fixedHeader : fixedHeader+length]
-	if Checksum(description) != le.Uint32(b[16:]) {
-		return nil, 0, fmt.Errorf("%w: wrong checksum of the description", ErrFormat)
+	if Checksum(description) != le.Uint32(b[32:]) {
+		return nil, layout{}, fmt.Errorf("%w: wrong checksum of the description", ErrFormat)
 	}
 	version := new(psv1.Version)
 	if err := proto.Unmarshal(description, version); err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", ErrFormat, err)
+		return nil, layout{}, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	offset := parametersOffset(int(length))
-	if fileSize < offset || version.GetSize() != fileSize-offset {
-		return nil, 0, fmt.Errorf("%w: the file has %d bytes instead of %d for the header and %d for the parameters",
-			ErrFormat, fileSize, offset, version.GetSize())
+	if version.GetSize() != l.size {
+		return nil, layout{}, fmt.Errorf("%w: the description says %d bytes of parameters, the header %d", ErrFormat, version.GetSize(), l.size)
 	}
-	return version, offset, nil
+	return version, l, nil
 }
 
-// mapVersion maps a version's file.
-func mapVersion(directory, name string, id uint64) (*mapped, error) {
-	file, size, err := mapfile.Open(versionPath(directory, id))
-	if err != nil {
-		return nil, err
+// decodeTable decodes the checksums of the chunks.
+func decodeTable(b []byte) []uint32 {
+	table := make([]uint32, len(b)/4)
+	for i := range table {
+		table[i] = binary.LittleEndian.Uint32(b[4*i:])
 	}
-	if size < fixedHeader {
-		return nil, errors.Join(fmt.Errorf("%w: only %d bytes", ErrFormat, size), file.Close())
-	}
-	all, err := mapfile.Map(file, uint64(size), mapfile.ReadOnly)
-	if err := errors.Join(err, file.Close()); err != nil {
-		return nil, err
-	}
-	version, offset, err := parseVersion(all, uint64(len(all)))
-	if err == nil && (version.GetTag() != name || version.GetId() != id) {
-		err = fmt.Errorf("%w: the file holds version %d of tag %q", ErrFormat, version.GetId(), version.GetTag())
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("version %d: %w", id, err), mapfile.Unmap(all))
-	}
-	return &mapped{version: version, all: all, parameters: all[offset:len(all):len(all)], uses: 1}, nil
+	return table
 }
 
-// verifyVersion maps a version's file, and checks its parameters.
-func verifyVersion(directory, name string, id uint64) (*psv1.Version, error) {
-	m, err := mapVersion(directory, name, id)
-	if err != nil {
-		return nil, err
+func encodeTable(table []uint32) []byte {
+	b := make([]byte, 0, 4*len(table))
+	for _, sum := range table {
+		b = binary.LittleEndian.AppendUint32(b, sum)
 	}
-	if Checksum(m.parameters) != m.version.GetChecksum() {
-		err = fmt.Errorf("%w: wrong checksum of the parameters of version %d", ErrFormat, id)
-	}
-	return m.version, errors.Join(err, mapfile.Unmap(m.all))
+	return b
+}
+
+// word returns a word of a mapped page, which several processes access. Offsets are multiples of 8
+// within the page, and a mapping begins at a page boundary, so the word is aligned and in bounds.
+func word(mapping []byte, offset int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&mapping[offset])) //nolint:gosec // aligned and in bounds
 }
