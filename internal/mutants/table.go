@@ -10,7 +10,7 @@ import (
 func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes(),
-		ofSafetensorsHeaders(), ofSafetensors(),
+		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(),
 	)
 }
 
@@ -691,6 +691,131 @@ func ofSafetensors() []Mutant {
 			Name: "safetensors/quotes-are-not-escaped",
 			Edit: Edit{File: tensors + "layout.go", Func: "appendString", Original: `c == '"' || c == '\\'`, Mutated: "false"},
 			Test: "TestContentRoundTrips", Args: []string{noFailFile, shrinkBriefly},
+		},
+	}
+}
+
+// ofSaving returns the mutants of saving parameters in files.
+func ofSaving() []Mutant {
+	const files = "services/ps/archive/"
+	return []Mutant{
+		{
+			Name: "archive/content-is-written-in-place",
+			Edit: Edit{
+				File: files + "archive.go", Func: "writer.begin",
+				Original: "create(w.root, w.where.part(w.described.Write), content)",
+				Mutated:  "w.root.WriteFile(w.where.content(w.described.Format), content, 0o600)",
+			},
+			Test: "TestEveryCrashLeavesOneCompleteVersion",
+		},
+		{
+			Name: "archive/content-is-written-in-place-by-a-killed-process",
+			Edit: Edit{
+				File: files + "archive.go", Func: "writer.begin",
+				Original: "create(w.root, w.where.part(w.described.Write), content)",
+				Mutated:  "w.root.WriteFile(w.where.content(w.described.Format), content, 0o600)",
+			},
+			Test: "TestKilledWriterLeavesTheOldOrTheNewVersion", Prints: `is complete`,
+		},
+		{
+			Name: "archive/readers-ignore-an-unfinished-write",
+			Edit: Edit{
+				File: files + "archive.go", Func: "readContent",
+				Original: "name := where.part(d.Write)",
+				Mutated:  "name := where.content(d.Format)",
+			},
+			Test: "TestEveryCrashLeavesOneCompleteVersion",
+		},
+		{
+			Name: "archive/committed-content-is-removed",
+			Edit: Edit{File: files + "archive.go", Func: "settle", Original: "committed = where.part(d.Write)", Mutated: "_ = where.part(d.Write)"},
+			Test: "TestEveryCrashLeavesOneCompleteVersion",
+		},
+		{
+			Name: "archive/old-format-is-left",
+			Edit: Edit{File: files + "archive.go", Func: "settle", Original: "other != d.Format", Mutated: "false"},
+			Test: "TestNewVersionReplacesOldOne",
+		},
+		{
+			Name: "archive/leftovers-are-kept",
+			Edit: Edit{File: files + "archive.go", Func: "settle", Original: "name != committed", Mutated: "false"},
+			Test: "TestWriteRemovesWhatCrashedOnesLeft",
+		},
+		{
+			Name: "archive/failed-write-leaves-its-files",
+			Edit: Edit{File: files + "archive.go", Func: "write", Original: "errors.Join(err, w.abandon())", Mutated: "err"},
+			Test: "TestFoldersOfOtherProgramsAreKept", Prints: `as before`,
+		},
+		{
+			Name: "archive/writers-do-not-wait-for-each-other",
+			Edit: Edit{File: files + "file.go", Func: "lock", Original: "unix.Flock(int(folder.Fd()), unix.LOCK_EX)", Mutated: "nil"},
+			Test: "TestReadersBesideWritersSeeCompleteVersions",
+		},
+		{
+			Name: "archive/readers-do-not-try-again",
+			Edit: Edit{File: files + "archive.go", Func: "read", Original: "text == previous", Mutated: "text == previous || true"},
+			Test: "TestReadersBesideWritersSeeCompleteVersions", Prints: `Received unexpected error`,
+		},
+		{
+			Name: "archive/checksum-is-not-compared",
+			Edit: Edit{
+				File: files + "archive.go", Func: "readContent",
+				Original: "sum != uint32(d.Checksum)",
+				Mutated:  "sum != uint32(d.Checksum) && false",
+			},
+			Test: "TestDamagedFilesAreRefused", Prints: `a_changed_byte`,
+		},
+	}
+}
+
+// ofSavedFiles returns the mutants of what saved files may be.
+func ofSavedFiles() []Mutant {
+	const files = "services/ps/archive/"
+	return []Mutant{
+		{
+			Name: "archive/damaged-content-is-saved",
+			Edit: Edit{File: files + "archive.go", Func: "write", Original: "version.GetChecksum() != sum", Mutated: "false"},
+			Test: "TestInvalidArgumentsAreRefused", Prints: `wrong_checksum`,
+		},
+		{
+			Name: "archive/json-of-another-tag-is-accepted",
+			Edit: Edit{File: files + "description.go", Func: "parseDescription", Original: "d.Tag != tag", Mutated: "false"},
+			Test: "TestDamagedFilesAreRefused", Prints: `another_tag`,
+		},
+		{
+			Name: "archive/path-in-the-json-is-accepted",
+			Edit: Edit{File: files + "description.go", Func: "parseDescription", Original: "!isID(d.Write)", Mutated: "false"},
+			Test: "TestDamagedFilesAreRefused", Prints: `a_path_as_write`,
+		},
+		{
+			Name: "archive/pipes-are-opened",
+			Edit: Edit{File: files + "file.go", Func: "openFile", Original: "!info.Mode().IsRegular()", Mutated: "false"},
+			Test: "TestDamagedFilesAreRefused", Prints: `a_pipe_as_content`,
+		},
+		{
+			Name: "archive/dots-lead-out-of-the-directory",
+			Edit: Edit{File: files + "location.go", Func: "escape", Original: "c == '.' && !first", Mutated: "c == '.'"},
+			Test: "TestTagsNeverShareALocation", Prints: `hidden names`, Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "archive/case-is-lost",
+			Edit: Edit{File: files + "location.go", Func: "escape", Original: `"!" + string(`, Mutated: `"" + string(`},
+			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "archive/folder-may-be-a-file",
+			Edit: Edit{File: files + "location.go", Func: "locate", Original: "*last = escapeSuffix(*last)", Mutated: "_ = last"},
+			Test: "TestTagsNeverShareALocation", Prints: `could be a file`, Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "archive/names-are-too-long",
+			Edit: Edit{File: files + "location.go", Func: "appendNames", Original: "name.Len()+len(escaped) > maxName", Mutated: "false"},
+			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly},
+		},
+		{
+			Name: "archive/foreign-json-is-listed",
+			Edit: Edit{File: files + "archive.go", Func: "list", Original: "ok && contents[stem]", Mutated: "ok"},
+			Test: "TestSafetensorsOfOtherProgramsAreRead",
 		},
 	}
 }
