@@ -19,7 +19,7 @@ func TestParameterServerIsConfigured(t *testing.T) {
 		request := fmt.Sprintf(`{"tag": "a", "parameters": %q}`, base64.StdEncoding.EncodeToString(make([]byte, size)))
 		_, stderr, exit := b.raylink(t, "call", "ps-0", "Push", request)
 		if exit != 0 {
-			require.Contains(t, stderr, "push", "it was refused for another reason")
+			require.Contains(t, stderr, fmt.Sprintf("%d bytes", size), "it was refused for another reason")
 		}
 		return exit == 0
 	}
