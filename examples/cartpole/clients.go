@@ -56,11 +56,7 @@ func openClients(ctx context.Context, self *runtime.Node, buffer *nodev1.NodeRef
 	if err := storage.GetMessage(ctx, l.storage, keyConfig, l.config); err != nil {
 		return nil, err
 	}
-	captain, err := psv1raylink.FindCaptain(ctx, self, runtime.Path("ps-0"))
-	if err != nil {
-		return nil, err
-	}
-	if l.ps, err = ps.Open(ctx, captain); err != nil {
+	if l.ps, err = openParameters(ctx, self); err != nil {
 		return nil, err
 	}
 	self.OnStop(func(context.Context) error { return l.ps.Close() })
@@ -84,6 +80,14 @@ func openStorage(ctx context.Context, from runtime.Finder) (*storage.Client, err
 		return nil, err
 	}
 	return storage.New(handle), nil
+}
+
+func openParameters(ctx context.Context, from runtime.Finder) (*ps.Client, error) {
+	captain, err := psv1raylink.FindCaptain(ctx, from, runtime.Path("ps-0"))
+	if err != nil {
+		return nil, err
+	}
+	return ps.Open(ctx, captain)
 }
 
 // running reports whether the run is still in progress.

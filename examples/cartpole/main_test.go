@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -14,6 +16,8 @@ import (
 
 	"github.com/raylink/raylink"
 	cartpolev1 "github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1"
+	"github.com/raylink/raylink/examples/cartpole/internal/dqn"
+	"github.com/raylink/raylink/services/ps/archive"
 )
 
 // TestMain serves a node in a process that was launched for one.
@@ -71,6 +75,19 @@ func TestPipelineTransfersDataOnEveryLink(t *testing.T) {
 	assert.Equal(t, run.GetExams()[len(run.GetExams())-1].GetVersion(), res.GetVersion())
 	assert.Positive(t, res.GetPlayed(), "the player played the version that it pulled by tag")
 	assert.FileExists(t, res.picture)
+
+	// The policy outlives the system, and is what was played.
+	require.FileExists(t, res.policy)
+	version, content, release, err := archive.Read(filepath.Dir(res.policy), tagSolved)
+	require.NoError(t, err)
+	_, err = dqn.ParsePolicy(content)
+	require.NoError(t, err)
+	require.NoError(t, release())
+	assert.Equal(t, map[string]string{
+		"policy-version": strconv.FormatUint(res.GetVersion(), 10),
+		"mean-return":    strconv.FormatFloat(res.GetExam(), 'f', 1, 64),
+		"seed":           "1",
+	}, version.GetInfo())
 }
 
 func TestNothingIsLearnedWithoutOneLink(t *testing.T) {
@@ -85,6 +102,7 @@ func TestNothingIsLearnedWithoutOneLink(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, cartpolev1.RunState_RUN_STATE_GIVEN_UP, res.GetRun().GetState())
 			assert.False(t, res.GetSolved())
+			assert.Empty(t, res.policy)
 			assert.Len(t, res.GetRun().GetExams(), 1, "only the first version can be examined")
 			for _, e := range res.GetRun().GetEpisodes() {
 				assert.Equal(t, uint64(1), e.GetVersion(), "workers can only act with the first version")

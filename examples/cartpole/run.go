@@ -22,6 +22,8 @@ type outcome struct {
 
 	// picture is the file of the learning curve.
 	picture string
+	// policy is the file of the policy that passed its exam; empty if none did.
+	policy string
 }
 
 // train starts a system for one run, and closes it afterwards. If progress is not nil, it prints
@@ -49,7 +51,24 @@ func train(ctx context.Context, config *cartpolev1.RunConfig, progress io.Writer
 		return outcome{}, err
 	}
 	out := outcome{TrainResponse: res, picture: filepath.Join(rt.RunDirectory().Path(), "learning-curve.png")}
+	if res.GetRun().GetState() == cartpolev1.RunState_RUN_STATE_SOLVED {
+		if out.policy, err = savePolicy(ctx, rt); err != nil {
+			return outcome{}, err
+		}
+	}
 	return out, draw(res.GetRun()).WritePNG(out.picture)
+}
+
+// savePolicy saves the policy that passed its exam in the run's directory, where it outlives the
+// system, and returns its file.
+func savePolicy(ctx context.Context, rt *raylink.Runtime) (_ string, err error) {
+	parameters, err := openParameters(ctx, rt)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, parameters.Close()) }()
+	models := rt.RunDirectory().Models()
+	return filepath.Join(models, tagSolved+".safetensors"), parameters.Save(ctx, models, tagSolved)
 }
 
 // follow prints a status line every second until the run ends.
@@ -139,6 +158,9 @@ func (o outcome) print(w io.Writer) {
 			o.GetTook().AsDuration().Seconds(), o.GetRun().GetSteps(), o.GetRun().GetLearnerSteps())
 	}
 	fmt.Fprintf(w, "learning curve: %s\n", o.picture)
+	if o.policy != "" {
+		fmt.Fprintf(w, "solved policy: %s\n", o.policy)
+	}
 }
 
 // draw returns a run's learning curve. Each point of the workers is the mean of several episodes.

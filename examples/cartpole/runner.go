@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -197,7 +198,11 @@ func (r *runner) examine(ctx context.Context) (passed bool, err error) {
 	if _, err := storage.PutMessage(ctx, r.clients.storage, keyExam, stats); err != nil || !result.Passed {
 		return false, err
 	}
-	_, err = r.clients.ps.Push(ctx, tagSolved, parameters.Bytes(), nil)
+	_, err = r.clients.ps.Push(ctx, tagSolved, parameters.Bytes(), map[string]string{
+		"policy-version": strconv.FormatUint(stats.GetVersion(), 10),
+		"mean-return":    strconv.FormatFloat(stats.GetMeanReturn(), 'f', 1, 64),
+		"seed":           strconv.FormatUint(r.clients.config.GetSeed(), 10),
+	})
 	return err == nil, err
 }
 

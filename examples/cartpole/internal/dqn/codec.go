@@ -5,71 +5,113 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/raylink/raylink/services/ps/safetensors"
 )
 
-// A serialized network consists of a header (magic, version, number of widths), the widths, and the
-// parameters as float32, layer by layer, weights before biases. All numbers are little-endian.
+// A serialized network is safetensors content: for each layer, from 0 on, the tensors
+// "layer0.weight" of shape [inputs, outputs] and "layer0.bias" of shape [outputs], both F32. So the
+// parameter server can return single tensors of it, and Python can read the file of a saved one.
 const (
-	codecMagic   = "CPQN"
-	codecVersion = 1
-	headSize     = 8
-	widthSize    = 4
-	paramSize    = 4
+	weightName = "layer%d.weight"
+	biasName   = "layer%d.bias"
+	paramType  = "F32"
+	paramSize  = 4
 )
+
+// about says in each serialized network how to use it.
+var about = map[string]string{ //nolint:gochecknoglobals // a table
+	"input":  "observation * [1, 0.5, 5, 0.5]",
+	"layers": "x @ weight + bias, and max(x, 0) between layers",
+	"output": "a value for each action: push left, push right",
+}
 
 // ErrNetwork means that bytes are not a valid serialized network.
 var ErrNetwork = errors.New("invalid network")
 
 // MarshalBinary serializes the network. The error is always nil.
 func (n *Network) MarshalBinary() ([]byte, error) {
-	data := make([]byte, 0, headSize+widthSize*len(n.widths)+paramSize*len(n.params))
-	data = append(data, codecMagic...)
-	data = binary.LittleEndian.AppendUint16(data, codecVersion)
-	data = binary.LittleEndian.AppendUint16(data, uint16(len(n.widths))) //nolint:gosec // at most 9
-	for _, w := range n.widths {
-		data = binary.LittleEndian.AppendUint32(data, uint32(w)) //nolint:gosec // at most 4096
+	tensors := make([]safetensors.Tensor, 0, 2*len(n.layers))
+	for i, l := range n.layers {
+		tensors = append(tensors,
+			safetensors.Tensor{Name: fmt.Sprintf(weightName, i), DType: paramType, Shape: []int{l.in, l.out}, Data: floatBytes(l.weights.Data)},
+			safetensors.Tensor{Name: fmt.Sprintf(biasName, i), DType: paramType, Shape: []int{l.out}, Data: floatBytes(l.biases)},
+		)
 	}
-	for _, v := range n.params {
+	return safetensors.Marshal(tensors, about)
+}
+
+func floatBytes(values []float32) []byte {
+	data := make([]byte, 0, paramSize*len(values))
+	for _, v := range values {
 		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
 	}
-	return data, nil
+	return data
 }
 
 // ParseNetwork parses the result of [Network.MarshalBinary]. The input is untrusted: allocations
-// are bounded by its length, and parameters that are not finite numbers are rejected.
+// are bounded by its length, and parameters that are not finite numbers are rejected. The result
+// has a copy of the parameters.
 func ParseNetwork(data []byte) (*Network, error) {
-	if len(data) < headSize || string(data[:len(codecMagic)]) != codecMagic {
-		return nil, fmt.Errorf("%w: wrong magic number, not %q", ErrNetwork, codecMagic)
-	}
-	if version := binary.LittleEndian.Uint16(data[4:]); version != codecVersion {
-		return nil, fmt.Errorf("%w: version %d, but this program supports only %d", ErrNetwork, version, codecVersion)
-	}
-	count := int(binary.LittleEndian.Uint16(data[6:]))
-	data = data[headSize:]
-	if count > maxLayers+1 || len(data) < widthSize*count {
-		return nil, fmt.Errorf("%w: invalid number of widths %d", ErrNetwork, count)
-	}
-	widths := make([]int, count)
-	for i := range widths {
-		widths[i] = int(min(binary.LittleEndian.Uint32(data[widthSize*i:]), maxWidth+1))
-	}
-	data = data[widthSize*count:]
-	params, err := checkWidths(widths)
+	file, err := safetensors.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNetwork, err)
 	}
-	if len(data) != paramSize*params {
-		return nil, fmt.Errorf("%w: widths %v need %d bytes of parameters instead of %d",
-			ErrNetwork, widths, paramSize*params, len(data))
+	n, err := readNetwork(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNetwork, err)
 	}
-	values := make([]float32, params)
-	for i := range values {
-		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[paramSize*i:]))
-		if v := float64(values[i]); math.IsNaN(v) || math.IsInf(v, 0) {
-			return nil, fmt.Errorf("%w: parameter %d is not a finite number", ErrNetwork, i)
+	return n, nil
+}
+
+func readNetwork(file *safetensors.File) (*Network, error) {
+	count := len(file.Names())
+	if count == 0 || count%2 != 0 || count > 2*maxLayers {
+		return nil, fmt.Errorf("it has %d tensors instead of 2 for each of 1 to %d layers", count, maxLayers)
+	}
+	weights, biases := make([]safetensors.Tensor, count/2), make([]safetensors.Tensor, count/2)
+	var widths []int
+	for i := range weights {
+		var err error
+		if weights[i], err = file.Tensor(fmt.Sprintf(weightName, i)); err != nil {
+			return nil, err
+		}
+		if biases[i], err = file.Tensor(fmt.Sprintf(biasName, i)); err != nil {
+			return nil, err
+		}
+		w, b := weights[i], biases[i]
+		if w.DType != paramType || b.DType != paramType || len(w.Shape) != 2 || len(b.Shape) != 1 || w.Shape[1] != b.Shape[0] {
+			return nil, fmt.Errorf("layer %d has weights %s%v and biases %s%v", i, w.DType, w.Shape, b.DType, b.Shape)
+		}
+		if i > 0 && w.Shape[0] != widths[i] {
+			return nil, fmt.Errorf("layer %d has %d inputs, but the one before has %d outputs", i, w.Shape[0], widths[i])
+		}
+		if i == 0 {
+			widths = append(widths, w.Shape[0])
+		}
+		widths = append(widths, w.Shape[1])
+	}
+	n, err := emptyNetwork(widths)
+	if err != nil {
+		return nil, err
+	}
+	for i, l := range n.layers {
+		if err := errors.Join(readFloats(l.weights.Data, weights[i]), readFloats(l.biases, biases[i])); err != nil {
+			return nil, err
 		}
 	}
-	return bind(widths, values), nil
+	return n, nil
+}
+
+// readFloats copies a tensor's elements, of which there are as many as values.
+func readFloats(values []float32, t safetensors.Tensor) error {
+	for i := range values {
+		values[i] = math.Float32frombits(binary.LittleEndian.Uint32(t.Data[paramSize*i:]))
+		if v := float64(values[i]); math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Errorf("element %d of %q is not a finite number", i, t.Name)
+		}
+	}
+	return nil
 }
 
 // ParsePolicy parses a network, and returns a policy that uses it if it has the right size for the

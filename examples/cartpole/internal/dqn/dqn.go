@@ -6,7 +6,7 @@
 //   - an actor has a [Policy] and explores with an [Explorer]; an [Assembler] turns its steps into
 //     [Transition] values;
 //   - a [Learner] improves its [Network] by each sampled [Batch] of transitions;
-//   - a network is serialized by [Network.MarshalBinary] and [ParseNetwork].
+//   - a network is serialized as safetensors content by [Network.MarshalBinary] and [ParseNetwork].
 //
 // All random numbers come from generators passed by the caller, so single-threaded runs are
 // repeatable. No type is safe for concurrent use.
