@@ -163,6 +163,15 @@ func check(file *os.File) (int64, error) {
 
 // Map maps the beginning of a file. The mapping is shared with other processes that map the file.
 func Map(file *os.File, size uint64, access Access) ([]byte, error) {
+	return mmap(file, size, access, unix.MAP_SHARED)
+}
+
+// MapPopulated is Map with all of the pages, so that accessing them causes no page faults.
+func MapPopulated(file *os.File, size uint64, access Access) ([]byte, error) {
+	return mmap(file, size, access, unix.MAP_SHARED|unix.MAP_POPULATE)
+}
+
+func mmap(file *os.File, size uint64, access Access, flags int) ([]byte, error) {
 	protection := unix.PROT_READ
 	if access == ReadWrite {
 		protection |= unix.PROT_WRITE
@@ -170,20 +179,7 @@ func Map(file *os.File, size uint64, access Access) ([]byte, error) {
 	if size == 0 || size > math.MaxInt {
 		return nil, fmt.Errorf("map %d bytes: %w", size, unix.EINVAL)
 	}
-	mapping, err := unix.Mmap(int(file.Fd()), 0, int(size), protection, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map %d bytes: %w", size, err)
-	}
-	return mapping, nil
-}
-
-// MapPopulated maps the beginning of a file for reading, with all of its pages, so that reading it
-// causes no page faults.
-func MapPopulated(file *os.File, size uint64) ([]byte, error) {
-	if size == 0 || size > math.MaxInt {
-		return nil, fmt.Errorf("map %d bytes: %w", size, unix.EINVAL)
-	}
-	mapping, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	mapping, err := unix.Mmap(int(file.Fd()), 0, int(size), protection, flags)
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}

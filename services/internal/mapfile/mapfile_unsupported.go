@@ -17,7 +17,7 @@ func Open(string) (*os.File, int64, error) { return nil, 0, ErrUnsupported }
 func Map(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
 // MapPopulated returns [ErrUnsupported].
-func MapPopulated(*os.File, uint64) ([]byte, error) { return nil, ErrUnsupported }
+func MapPopulated(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
 // Stat returns [ErrUnsupported].
 func Stat(*os.File) (Status, error) { return Status{}, ErrUnsupported }

@@ -257,12 +257,24 @@ func (d *Draft) writeChunk(i int, data []byte, sum uint32) error {
 	if actual := Checksum(data); actual != sum {
 		return fmt.Errorf("%w: checksum %08x instead of %08x", ErrDamaged, actual, sum)
 	}
-	if _, err := d.file.handle.WriteAt(data, int64(d.layout.parameters()+from)); err != nil { //nolint:gosec // at most maxSize
+	parameters, err := d.mapped()
+	if err != nil {
 		return err
 	}
+	copy(parameters[from:to], data)
 	d.file.table[i] = sum
 	d.progress.set(written+1, nil)
 	return nil
+}
+
+// mapped returns the draft's parameters. The draft's mu is held: until then the file stays mapped.
+func (d *Draft) mapped() ([]byte, error) {
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	if err := d.file.mapAll(); err != nil {
+		return nil, err
+	}
+	return d.file.parameters(), nil
 }
 
 // Lend allows another process of the machine to [Fill] the draft, until it is reclaimed or

@@ -26,7 +26,7 @@ type file struct {
 	table []uint32
 	// version is the description: of a draft, what is known of it.
 	version *psv1.Version
-	// all maps the whole file for reading; nil until a source needs it.
+	// all maps the whole file; nil until a source or the writer of a draft needs it.
 	all []byte
 	// sources is the number of this process's sources that use the file.
 	sources int
@@ -190,13 +190,14 @@ func inLanes(chunks int, do func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-// mapAll maps the whole file, unless it is mapped.
+// mapAll maps the whole file for writing, unless it is mapped. The mapping remains when the file is
+// recycled, so that writing to it costs no page fault.
 func (f *file) mapAll() error {
 	if f.all != nil {
 		return nil
 	}
 	var err error
-	f.all, err = mapfile.Map(f.handle, f.size(), mapfile.ReadOnly)
+	f.all, err = mapfile.MapPopulated(f.handle, f.size(), mapfile.ReadWrite)
 	return err
 }
 

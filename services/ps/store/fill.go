@@ -90,8 +90,8 @@ func (p pieces) size() uint64 {
 	return p.ends[len(p.ends)-1]
 }
 
-// writeChunk writes a chunk and its checksum. The checksum is computed first, so that the chunk is
-// in the processor's cache when it is copied.
+// writeChunk writes a chunk and its checksum. The checksum is computed last, of what the copy has
+// brought into the processor's cache: copies read memory faster than checksums do.
 func (p pieces) writeChunk(f *file, chunk int) error {
 	from, to := f.layout.chunk(chunk)
 	offset := f.layout.parameters()
@@ -99,10 +99,10 @@ func (p pieces) writeChunk(f *file, chunk int) error {
 		end := min(to, p.ends[i])
 		start := p.ends[i] - uint64(len(p.parts[i]))
 		piece := p.parts[i][from-start : end-start]
-		f.table[chunk] = update(f.table[chunk], piece)
 		if _, err := f.handle.WriteAt(piece, int64(offset+from)); err != nil { //nolint:gosec // at most maxSize
 			return err
 		}
+		f.table[chunk] = update(f.table[chunk], piece)
 		from = end
 	}
 	return nil

@@ -66,7 +66,7 @@ func (m *mapped) load(id uint64, name string) error {
 	if status.Size != uint64(len(m.all)) {
 		m.unmap()
 		m.id = 0
-		if m.all, err = mapfile.MapPopulated(m.handle, status.Size); err != nil {
+		if m.all, err = mapfile.MapPopulated(m.handle, status.Size, mapfile.ReadOnly); err != nil {
 			return err
 		}
 	}

@@ -216,13 +216,25 @@ func (r *Reader) Pull() (*Parameters, error) {
 	return nil, fmt.Errorf("pull parameters %q: %w", r.name, err)
 }
 
-// pull holds a version. It finds its file by the version's id, and the mapping by the file.
+// pull holds a version. It finds a file that is not mapped yet by the version's id, and by the file
+// a mapping whose state does not have the id.
 func (r *Reader) pull(id uint64) (*Parameters, error) {
 	if r.newest != nil && r.newest.id == id {
 		if err := r.newest.hold(id, r.name); err != nil {
 			return nil, err
 		}
 		return r.newest.parameters(), nil
+	}
+	if m := r.find(id); m != nil {
+		err := m.hold(id, r.name)
+		if err == nil {
+			r.newest = m
+			r.dropRemoved()
+			return m.parameters(), nil
+		}
+		if !errors.Is(err, errRecycled) {
+			return nil, err
+		}
 	}
 	handle, _, err := mapfile.Open(versionPath(r.directory, id))
 	if err != nil {
@@ -253,10 +265,22 @@ func (r *Reader) pull(id uint64) (*Parameters, error) {
 	return m.parameters(), nil
 }
 
-// dropRemoved unmaps files that were removed and are not held.
+// find returns the mapped file that has a version according to its state, which can change until
+// the file is held. It returns nil if there is none.
+func (r *Reader) find(id uint64) *mapped {
+	for _, m := range r.files {
+		if len(m.all) > 0 && word(m.all, stateAt).Load() == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// dropRemoved unmaps files that were removed and are not held. A version that was removed and may
+// still be in use has its state; it is unmapped once it is recycled.
 func (r *Reader) dropRemoved() {
 	for _, m := range r.files {
-		if m.uses == 0 {
+		if m.uses == 0 && (len(m.all) == 0 || word(m.all, stateAt).Load() == 0) {
 			m.dropIfRemoved()
 		}
 	}
