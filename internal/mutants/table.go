@@ -9,7 +9,7 @@ import (
 // written for; most are one condition that is left out.
 func All() []Mutant {
 	return slices.Concat(
-		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofSoak(), ofSoakNodes(),
+		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofSoak(), ofSoakNodes(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(),
 	)
 }

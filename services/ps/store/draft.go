@@ -254,14 +254,16 @@ func (d *Draft) writeChunk(i int, data []byte, sum uint32) error {
 	if uint64(len(data)) != to-from {
 		return fmt.Errorf("%w: it has %d bytes instead of %d", ErrDamaged, len(data), to-from)
 	}
-	if actual := Checksum(data); actual != sum {
-		return fmt.Errorf("%w: checksum %08x instead of %08x", ErrDamaged, actual, sum)
-	}
 	parameters, err := d.mapped()
 	if err != nil {
 		return err
 	}
 	copy(parameters[from:to], data)
+	// The copy has brought the chunk into the processor's cache. It does not count before it is
+	// verified.
+	if actual := Checksum(data); actual != sum {
+		return fmt.Errorf("%w: checksum %08x instead of %08x", ErrDamaged, actual, sum)
+	}
 	d.file.table[i] = sum
 	d.progress.set(written+1, nil)
 	return nil
@@ -269,8 +271,6 @@ func (d *Draft) writeChunk(i int, data []byte, sum uint32) error {
 
 // mapped returns the draft's parameters. The draft's mu is held: until then the file stays mapped.
 func (d *Draft) mapped() ([]byte, error) {
-	d.store.mu.Lock()
-	defer d.store.mu.Unlock()
 	if err := d.file.mapAll(); err != nil {
 		return nil, err
 	}

@@ -26,6 +26,9 @@ type file struct {
 	table []uint32
 	// version is the description: of a draft, what is known of it.
 	version *psv1.Version
+	// mapping guards all while a source or the draft's writer uses the file, instead of the store's
+	// mu: mapping all pages of a large file takes long.
+	mapping sync.Mutex
 	// all maps the whole file; nil until a source or the writer of a draft needs it.
 	all []byte
 	// sources is the number of this process's sources that use the file.
@@ -193,6 +196,8 @@ func inLanes(chunks int, do func(i int) error) error {
 // mapAll maps the whole file for writing, unless it is mapped. The mapping remains when the file is
 // recycled, so that writing to it costs no page fault.
 func (f *file) mapAll() error {
+	f.mapping.Lock()
+	defer f.mapping.Unlock()
 	if f.all != nil {
 		return nil
 	}
@@ -242,9 +247,11 @@ func (f *file) heldElsewhere() bool {
 }
 
 func (f *file) unmap() error {
-	mapping := f.all
+	f.mapping.Lock()
+	defer f.mapping.Unlock()
+	all := f.all
 	f.all = nil
-	return mapfile.Unmap(mapping)
+	return mapfile.Unmap(all)
 }
 
 func (f *file) close() error {

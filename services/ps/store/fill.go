@@ -37,17 +37,21 @@ func fill(path, content string, parts [][]byte) (sum uint32, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, handle.Close()) }() // releases the lock
+	return fillFile(handle, uint64(size), content, parts)     //nolint:gosec // a file's size
+}
+
+func fillFile(handle *os.File, size uint64, content string, parts [][]byte) (sum uint32, err error) {
 	if err := mapfile.Lock(handle, fillLock); err != nil {
 		if errors.Is(err, mapfile.ErrLocked) {
 			err = ErrBusy
 		}
 		return 0, err
 	}
-	b := make([]byte, min(uint64(size), fixedHeader+MaxDescription+finalFields)) //nolint:gosec // a file's size
+	b := make([]byte, min(size, fixedHeader+MaxDescription+finalFields))
 	if _, err := handle.ReadAt(b, 0); err != nil {
 		return 0, err
 	}
-	version, l, err := parseVersion(b, uint64(size)) //nolint:gosec // a file's size
+	version, l, err := parseVersion(b, size)
 	if err != nil {
 		return 0, err
 	}

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -28,6 +31,8 @@ type task struct {
 	Until uint64 `json:"until"`
 	// Size is the size of parameters in bytes.
 	Size int `json:"size"`
+	// Path is the draft that a filler fills.
+	Path string `json:"path"`
 }
 
 // result is what a subprocess reports.
@@ -40,7 +45,9 @@ type result struct {
 	Torn   int    `json:"torn"`
 	Back   int    `json:"back"`
 	Last   uint64 `json:"last"`
-	Error  string `json:"error"`
+	// Deleted means that the tag "deleted" was deleted up to the last version.
+	Deleted bool   `json:"deleted"`
+	Error   string `json:"error"`
 }
 
 func TestMain(m *testing.M) {
@@ -65,17 +72,25 @@ func runTask(text string) error {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		return fmt.Errorf("parse task: %w", err)
 	}
-	if p.Name == "officer" {
+	switch p.Name {
+	case "officer":
 		return serve(p)
+	case "publisher":
+		return publish(p)
+	case "filler":
+		return fillAgain(p)
 	}
 	r, err := NewReader(p.Directory, "w")
 	if err != nil {
 		return err
 	}
 	var o result
-	if p.Name == "slow reader" {
+	switch p.Name {
+	case "slow reader":
 		o, err = readInHalves(r)
-	} else {
+	case "stalling reader":
+		o, err = stall(r, p.Until, inputEnd())
+	default:
 		o, err = followUntil(r, p.Until, inputEnd())
 	}
 	if err != nil {
@@ -198,6 +213,96 @@ func serve(p task) error {
 	return waitForInput()
 }
 
+// fillAgain fills a draft again and again, until it is killed.
+func fillAgain(p task) error {
+	parameters := content(p.Until, p.Size)
+	report(result{Ready: true})
+	for {
+		if _, err := Fill(p.Path, parameters); err != nil {
+			return err
+		}
+	}
+}
+
+// publish takes a store over, and publishes versions until it is killed. It reports each id once it
+// is published. Every fifth version it deletes the tag "deleted", and reports that too.
+func publish(p task) error {
+	s, err := Open(p.Directory, Options{Held: 1})
+	if err != nil {
+		return err
+	}
+	report(result{Ready: true, Last: s.Newest("w").GetId()})
+	for id := s.Last("w") + 1; ; id++ {
+		parameters := content(id, p.Size+int(id%3)*page)
+		for _, tag := range []string{"w", "deleted"} {
+			v := &psv1.Version{Tag: tag, Id: id, Size: uint64(len(parameters))}
+			d, err := s.Reserve(v, "")
+			if err != nil {
+				return err
+			}
+			if err := write(d, 0, parameters); err != nil {
+				return err
+			}
+			if stored, err := s.Publish(d, v); err != nil || !stored {
+				return fmt.Errorf("version %d is published: %v, %w", id, stored, err)
+			}
+		}
+		report(result{Last: id})
+		if id%5 == 0 {
+			if err := s.Delete("deleted", 0); err != nil {
+				return err
+			}
+			report(result{Last: id, Deleted: true})
+		}
+	}
+}
+
+// stall pulls versions, and holds each for a random number of further versions before it reads it.
+func stall(r *Reader, until uint64, ended <-chan struct{}) (result, error) {
+	var o result
+	var held []*Parameters
+	check := func(p *Parameters) error {
+		o.Pulled++
+		if !bytes.Equal(p.Bytes(), content(p.Version().GetId(), len(p.Bytes()))) {
+			o.Torn++
+		}
+		return p.Release()
+	}
+	for over := false; !over; {
+		select {
+		case <-ended:
+			over = true
+		default:
+		}
+		p, err := r.Pull()
+		if errors.Is(err, ErrNoVersion) {
+			continue
+		}
+		if err != nil {
+			return o, err
+		}
+		if p.Version().GetId() < o.Last {
+			o.Back++
+		}
+		o.Last = p.Version().GetId()
+		held = append(held, p)
+		for len(held) > 1+rand.IntN(4) {
+			i := rand.IntN(len(held))
+			if err := check(held[i]); err != nil {
+				return o, err
+			}
+			held = slices.Delete(held, i, i+1)
+		}
+		over = over || o.Last == until
+	}
+	for _, p := range held {
+		if err := check(p); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
+}
+
 func waitForInput() error {
 	report(result{Ready: true})
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil && !errors.Is(err, io.EOF) {
@@ -245,13 +350,50 @@ func (p *process) end() result {
 }
 
 // newStore opens a store in a temporary directory, or skips the test where stores are unsupported.
+// At the test's end it closes the store, and checks that nothing of it is open or mapped.
 func newStore(t *testing.T, options Options) *Store {
 	t.Helper()
-	s, err := Open(t.TempDir(), options)
+	return openStore(t, t.TempDir(), options)
+}
+
+func openStore(t *testing.T, directory string, options Options) *Store {
+	t.Helper()
+	s, err := Open(directory, options)
 	if errors.Is(err, ErrUnsupported) {
 		t.Skip(err)
 	}
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	t.Cleanup(func() {
+		require.NoError(t, s.Close())
+		require.Empty(t, openIn(t, directory), "open files and mappings, which may have locks")
+	})
 	return s
+}
+
+// openIn returns this process's open files and mappings in a directory.
+func openIn(t *testing.T, directory string) []string {
+	t.Helper()
+	var found []string
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, entry := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil && strings.HasPrefix(target, directory+"/") {
+			found = append(found, target)
+		}
+	}
+	return append(found, mappedIn(t, directory)...)
+}
+
+// mappedIn returns this process's mappings of files in a directory.
+func mappedIn(t *testing.T, directory string) []string {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	require.NoError(t, err)
+	var found []string
+	for line := range strings.Lines(string(maps)) {
+		if _, path, ok := strings.Cut(line, directory+"/"); ok {
+			found = append(found, "mapped "+strings.TrimSpace(path))
+		}
+	}
+	return found
 }

@@ -276,11 +276,10 @@ func (r *Reader) find(id uint64) *mapped {
 	return nil
 }
 
-// dropRemoved unmaps files that were removed and are not held. A version that was removed and may
-// still be in use has its state; it is unmapped once it is recycled.
+// dropRemoved unmaps files that were removed and are not held.
 func (r *Reader) dropRemoved() {
 	for _, m := range r.files {
-		if m.uses == 0 && (len(m.all) == 0 || word(m.all, stateAt).Load() == 0) {
+		if m.uses == 0 {
 			m.dropIfRemoved()
 		}
 	}

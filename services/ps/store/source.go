@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -26,39 +27,46 @@ type Source struct {
 // Source returns a source of a content, published or not. It returns [ErrNoVersion] if the store
 // does not have it.
 func (s *Store) Source(content string) (*Source, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, fmt.Errorf("read content %q: %w", content, ErrClosed)
+	x, err := s.source(func() *file { return s.files[content] })
+	if err != nil {
+		return nil, fmt.Errorf("read content %q: %w", content, err)
 	}
-	f := s.files[content]
-	if f == nil {
-		return nil, fmt.Errorf("read content %q: %w", content, ErrNoVersion)
-	}
-	return s.source(f)
+	return x, nil
 }
 
 // SourceOf returns a source of a tag's newest version. It returns [ErrNoVersion] if there is none.
 func (s *Store) SourceOf(name string) (*Source, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, fmt.Errorf("read parameters %q: %w", name, ErrClosed)
+	x, err := s.source(func() *file {
+		if t, ok := s.tags[name]; ok {
+			return t.newest
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read parameters %q: %w", name, err)
 	}
-	t, ok := s.tags[name]
-	if !ok || t.newest == nil {
-		return nil, fmt.Errorf("read parameters %q: %w", name, ErrNoVersion)
-	}
-	return s.source(t.newest)
+	return x, nil
 }
 
-// source returns a source of a file. The store's mu is held.
-func (s *Store) source(f *file) (*Source, error) {
-	if err := f.mapAll(); err != nil {
-		return nil, fmt.Errorf("read parameters %q: %w", f.version.GetTag(), err)
+// source returns a source of a file that is found while the store's mu is held.
+func (s *Store) source(find func() *file) (*Source, error) {
+	s.mu.Lock()
+	closed, f := s.closed, find()
+	if closed || f == nil {
+		s.mu.Unlock()
+		if closed {
+			return nil, ErrClosed
+		}
+		return nil, ErrNoVersion
 	}
-	f.sources++
-	return &Source{store: s, file: f, draft: s.drafts[f.content], all: f.parameters(), version: f.version}, nil
+	f.sources++ // from here on the file stays as it is
+	x := &Source{store: s, file: f, draft: s.drafts[f.content], version: f.version}
+	s.mu.Unlock()
+	if err := f.mapAll(); err != nil {
+		return nil, errors.Join(err, x.Release())
+	}
+	x.all = f.parameters()
+	return x, nil
 }
 
 // Version describes the source. Of a draft it has only tag, size, content and info. It must not be

@@ -344,11 +344,12 @@ func (s *Store) shut() error {
 	return errors.Join(errs...)
 }
 
-// closeUnused closes a file, or lets its last source close it.
+// closeUnused closes a file, or lets its last source close it. Until then it holds the file, as the
+// next officer does not know of the source.
 func (f *file) closeUnused() error {
 	f.closing = true
 	if f.sources > 0 {
-		return nil
+		return mapfile.LockShared(f.handle, holdLock)
 	}
 	return f.close()
 }

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"pgregory.net/rapid"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/services/internal/mapfile"
@@ -153,69 +152,6 @@ func TestIDOfLostVersionIsNotReused(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
-func TestStoreMatchesModel(t *testing.T) {
-	newStore(t, Options{}) // skips the test where stores are unsupported
-	directory := t.TempDir()
-	rapid.Check(t, func(t *rapid.T) {
-		require.NoError(t, os.RemoveAll(directory))
-		s, err := Open(directory, Options{Held: 1, MaxTags: 3, MaxBytes: 50})
-		require.NoError(t, err)
-		names := rapid.SampledFrom([]string{"w", "..", "a/b", "%", "ö"})
-		newest := map[string]*psv1.Version{}
-		content := map[string][]byte{}
-		readers := map[string]*Reader{}
-		for _, name := range []string{"w", "..", "a/b", "%", "ö"} {
-			readers[name], err = NewReader(directory, name)
-			require.NoError(t, err)
-		}
-		t.Repeat(map[string]func(*rapid.T){
-			"put": func(t *rapid.T) {
-				name := names.Draw(t, "tag")
-				v := &psv1.Version{Tag: name, Id: rapid.Uint64Range(1, 20).Draw(t, "id"), Info: map[string]string{"n": name}}
-				bytes := rapid.SliceOfN(rapid.Byte(), 0, 60).Draw(t, "parameters")
-				stored, err := s.Put(v, bytes)
-				if _, known := newest[name]; len(bytes) > 50 || !known && len(newest) == 3 {
-					require.ErrorIs(t, err, ErrNoRoom)
-					return
-				}
-				require.NoError(t, err)
-				require.Equal(t, v.GetId() > newest[name].GetId(), stored)
-				v.Info["n"] = "modified after Put"
-				if stored {
-					newest[name], content[name] = v, bytes
-				}
-			},
-			"restart": func(t *rapid.T) {
-				require.NoError(t, s.Close())
-				s, err = Open(directory, Options{Held: 1, MaxTags: 3, MaxBytes: 50})
-				require.NoError(t, err)
-			},
-			"": func(t *rapid.T) {
-				require.Len(t, s.Versions(), len(newest))
-				name := names.Draw(t, "read")
-				id, err := readers[name].ID()
-				require.NoError(t, err)
-				require.Equal(t, newest[name].GetId(), id)
-				require.Equal(t, newest[name].GetId(), s.Newest(name).GetId())
-				p, err := readers[name].Pull()
-				if newest[name] == nil {
-					require.ErrorIs(t, err, ErrNoVersion)
-					return
-				}
-				require.NoError(t, err)
-				require.Equal(t, append([]byte{}, content[name]...), append([]byte{}, p.Bytes()...))
-				require.Equal(t, map[string]string{"n": name}, p.Version().GetInfo())
-				require.NoError(t, p.Verify())
-				require.NoError(t, p.Release())
-			},
-		})
-		for _, r := range readers {
-			require.NoError(t, r.Close())
-		}
-		require.NoError(t, s.Close())
-	})
-}
-
 func TestInvalidVersionsAreRejected(t *testing.T) {
 	s := newStore(t, Options{MaxBytes: 10})
 	long := make([]byte, MaxDescription)
@@ -308,29 +244,6 @@ func TestStoreIsAccessibleToItsUserOnly(t *testing.T) {
 	require.NoError(t, os.Chmod(versionPath(tagPath(s.Directory(), "w"), 1), 0o644))
 	_, err := reader(t, s, "w").Pull()
 	require.ErrorIs(t, err, mapfile.ErrForeign)
-}
-
-func FuzzParseVersion(f *testing.F) {
-	for _, v := range []*psv1.Version{{Tag: "w", Id: 1}, {Tag: "w", Id: 2, Size: 3, Info: map[string]string{"a": "b"}}} {
-		l := layoutOf(v)
-		fixed, description, err := header(l, v)
-		require.NoError(f, err)
-		b := make([]byte, l.file())
-		copy(b, fixed)
-		copy(b[fixedHeader:], description)
-		f.Add(b, l.file())
-	}
-	f.Fuzz(func(t *testing.T, b []byte, size uint64) {
-		version, l, err := parseVersion(b, size)
-		if err != nil {
-			require.ErrorIs(t, err, ErrFormat)
-			return
-		}
-		require.Equal(t, version.GetSize(), l.size)
-		require.Equal(t, size, l.parameters()+l.size)
-		require.LessOrEqual(t, l.table()+4*uint64(l.chunks()), l.parameters())
-		require.LessOrEqual(t, uint64(fixedHeader+l.description), l.table())
-	})
 }
 
 func BenchmarkID(b *testing.B) {

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+)
+
+// diskVariable is set in the process that has the small file system.
+const diskVariable = "STORE_TEST_DISK"
+
+// TestFullDisk runs itself in a process that has a file system of its own, of 2 MiB.
+func TestFullDisk(t *testing.T) {
+	if os.Getenv(diskVariable) != "" {
+		directory := t.TempDir()
+		require.NoError(t, unix.Mount("none", directory, "tmpfs", 0, "size=2m"))
+		fillDisk(t, directory)
+		require.NoError(t, unix.Unmount(directory, unix.MNT_DETACH))
+		return
+	}
+	newStore(t, Options{}) // skips the test where stores are unsupported
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFullDisk$", "-test.v")
+	cmd.Env = append(os.Environ(), diskVariable+"=small")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Skip("the machine does not allow user namespaces: ", err)
+	}
+	require.NoError(t, err, string(out))
+	require.Contains(t, string(out), "--- PASS: TestFullDisk")
+}
+
+func fillDisk(t *testing.T, directory string) {
+	t.Helper()
+	s, err := Open(filepath.Join(directory, "parameters"), Options{Held: 9})
+	require.NoError(t, err)
+	const size = 400 << 10
+	r := reader(t, s, "w")
+	for id := uint64(1); id <= 20; id++ { // held versions go
+		push(t, s, "w", id, content(id, size))
+		require.NoError(t, pull(t, r, id, content(id, size)).Release())
+	}
+	p := pull(t, r, 20, content(20, size))
+	require.NoError(t, s.Delete("w", 0))
+	push(t, s, "v", 1, content(1, 3*size))
+	_, err = s.Reserve(&psv1.Version{Tag: "u", Size: 2 * size}, "")
+	var refused *RoomError
+	require.ErrorAs(t, err, &refused)
+	require.Equal(t, boundDisk, refused.Bound)
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.ErrorContains(t, err, `by tag "v" (1 versions, 0 in use, 0 drafts)`)
+	require.ErrorContains(t, err, "by deleted versions in use")
+	require.Zero(t, s.Usage().Drafts)
+	require.Len(t, s.Versions(), 1)
+	require.True(t, bytesEqual(p, content(20, size)))
+	require.NoError(t, p.Release())
+	push(t, s, "u", 1, content(1, size)) // what was released is freed at once
+	require.NoError(t, s.Delete("v", 0))
+	push(t, s, "u", 2, content(2, 3*size)) // a recycled file that must grow
+	require.NoError(t, s.Remove())
+	entries, err := os.ReadDir(directory)
+	require.NoError(t, err)
+	require.Empty(t, entries)
+}
+
+func bytesEqual(p *Parameters, expected []byte) bool { return string(p.Bytes()) == string(expected) }
