@@ -1,6 +1,7 @@
 package raylink_test
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -45,7 +46,7 @@ func TestSystemHasAStorageAndAParameterServer(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, client.Close()) }()
 	assert.True(t, client.Mapped(), "on one machine parameters are read in place")
-	_, err = client.Push(ctx, "policy", []byte("weights"), nil)
+	_, err = client.Push(ctx, "policy", []byte("weights"))
 	require.NoError(t, err)
 	children, err := captain.Ref().Children(ctx)
 	require.NoError(t, err)
@@ -104,6 +105,18 @@ func TestStorageListsMessagesOfUnknownTypesAsJSON(t *testing.T) {
 // see TestMain.
 const secondMachine = "RAYLINK_TEST_SECOND_MACHINE"
 
+// useParameters opens a client of the parameter server, and keeps it until the process is killed.
+func useParameters(ctx context.Context) error {
+	captain, err := psv1raylink.FindCaptain(ctx, driver, runtime.Path("ps-0"))
+	if err != nil {
+		return err
+	}
+	if _, err := ps.Open(ctx, captain); err != nil {
+		return err
+	}
+	select {}
+}
+
 // TestEachMachineHasOneOfficer has two processes on a simulated machine of their own, and kills the
 // one that hosts its officer.
 func TestEachMachineHasOneOfficer(t *testing.T) {
@@ -142,9 +155,18 @@ func TestEachMachineHasOneOfficer(t *testing.T) {
 	}
 	require.Eventually(t, officer, patience, 10*time.Millisecond, "the other machine got no officer")
 	require.Contains(t, processes, home)
+	files := func() *psv1.DirectoryResponse {
+		found, err := captain.Locate(ctx, &psv1.LocateRequest{Machine: "another"})
+		require.NoError(t, err)
+		return found.GetDirectory()
+	}
+	require.Eventually(t, func() bool { return files() != nil }, patience, 10*time.Millisecond, "the officer has not enlisted")
+	before := files()
 	require.NoError(t, processes[home].Process.Kill())
 	require.Eventually(t, officer, patience, 10*time.Millisecond, "no other process took over")
 	require.Contains(t, processes, home)
+	require.Eventually(t, func() bool { return files() != nil && files().GetNonce() != before.GetNonce() }, patience, 10*time.Millisecond)
+	require.Equal(t, before.GetDirectory(), files().GetDirectory(), "the files of the dead process are taken over")
 	require.NoError(t, processes[home].Process.Kill())
 	require.Eventually(t, func() bool {
 		found, err := captain.Locate(ctx, &psv1.LocateRequest{Machine: "another"})

@@ -64,7 +64,9 @@ type Node struct {
 	onStops  int
 	tunnels  map[string]*tunnelTag
 	stopping bool
-	failure  error
+	// beginsStop is closed when stopping is set.
+	beginsStop chan struct{}
+	failure    error
 	// stopped is closed when the node is gone; stopErr is set before.
 	stopped chan struct{}
 	stopErr error
@@ -74,7 +76,7 @@ func newNode(host *Host, t NodeType, record *nodev1.NodeRecord) *Node {
 	service := t.service
 	n := &Node{
 		host: host, service: service, copies: t.copies, concurrent: t.concurrentTable(), nid: record.GetNid(), path: record.GetPath(), record: record,
-		born: time.Now(), ready: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
+		born: time.Now(), ready: make(chan struct{}), beginsStop: make(chan struct{}), stopped: make(chan struct{}), tunnels: make(map[string]*tunnelTag),
 	}
 	n.identity = Caller{NID: n.nid, Path: n.path}
 	n.encodedCaller = n.identity.wire()
@@ -149,6 +151,10 @@ func (n *Node) MaxMessage() int {
 // Context is canceled when the node ends: after its last OnStop function, or at once if it is
 // killed.
 func (n *Node) Context() context.Context { return n.life }
+
+// Stopping is closed when the node begins to stop. Stopping waits for streams that are open: a
+// method that streams without an end returns when this channel is closed.
+func (n *Node) Stopping() <-chan struct{} { return n.beginsStop }
 
 // Logger returns the runtime's logger with the node's path attached.
 func (n *Node) Logger() *slog.Logger { return n.logger().With(slog.String("node", n.path)) }

@@ -104,8 +104,8 @@ type parentOf struct {
 	ref  Ref
 }
 
-// Finder looks up nodes. It is the runtime, or a node, which resolves relative paths against its
-// own.
+// Finder looks up nodes. It is the runtime, a node, or the Ref of a handle. A node and a Ref
+// resolve relative paths against the node's own.
 type Finder interface {
 	finder() (host *Host, base string)
 }
@@ -113,6 +113,8 @@ type Finder interface {
 func (n *Node) parentOf() parentOf { return parentOf{host: n.host, node: n, ref: n.ref()} }
 
 func (n *Node) finder() (*Host, string) { return n.host, n.path }
+
+func (r Ref) finder() (*Host, string) { return r.endpoint().host(), r.Path() }
 
 // AttributeValue is the set of types that an attribute can have.
 type AttributeValue interface {

@@ -269,6 +269,9 @@ func (n *Node) beginStop() bool {
 	defer n.mu.Unlock()
 	first := !n.stopping
 	n.stopping = true
+	if first {
+		close(n.beginsStop)
+	}
 	return first
 }
 

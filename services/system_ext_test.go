@@ -83,7 +83,16 @@ func mapped() []string {
 	if err != nil {
 		panic(err)
 	}
-	return append(found, more...)
+	return append(append(found, more...), parameterFiles()...)
+}
+
+// parameterFiles returns the directories of the parameters of captains.
+func parameterFiles() []string {
+	found, err := filepath.Glob(filepath.Join(os.Getenv("RAYLINK_DATA"), "parameters", "*"))
+	if err != nil {
+		panic(err)
+	}
+	return found
 }
 
 func pidOf(t *testing.T, ref runtime.Ref) int {
@@ -172,6 +181,7 @@ func TestReplayOfAnotherProcessIsMapped(t *testing.T) {
 
 func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 	ctx := t.Context()
+	before := len(parameterFiles())
 	handle, err := psv1raylink.CreateCaptain(ctx, driver, &psv1.CaptainConfig{HeldVersions: 1})
 	require.NoError(t, err)
 	pid := pidOf(t, handle.Ref())
@@ -186,7 +196,7 @@ func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 	weights := make([]byte, 1<<20)
 	for i := range 10 {
 		weights[len(weights)-1] = byte(i)
-		v, err := c.Push(ctx, "policy", weights, map[string]string{"step": "x"})
+		v, err := c.Push(ctx, "policy", weights, ps.Info("step", "x"))
 		require.NoError(t, err)
 		id, err := c.ID(ctx, "policy")
 		require.NoError(t, err)
@@ -205,10 +215,12 @@ func TestParametersOfAnotherProcessAreMapped(t *testing.T) {
 	for err = nil; err == nil && patient.Err() == nil; {
 		_, err = c.ID(patient, "policy")
 	}
-	require.NoError(t, patient.Err())
-	require.Equal(t, connect.CodeUnavailable, connect.CodeOf(err), "%v", err)
+	require.ErrorIs(t, err, ps.ErrEnded)
+	_, err = c.Push(patient, "policy", weights)
+	require.ErrorIs(t, err, ps.ErrEnded)
 	require.Equal(t, weights, p.Bytes(), "pulled parameters outlive the officer")
 	require.NoError(t, p.Release())
+	require.Eventually(t, func() bool { return len(parameterFiles()) == before }, 5*time.Second, 10*time.Millisecond)
 	require.NoError(t, c.Close())
 }
 

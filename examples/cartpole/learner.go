@@ -108,7 +108,7 @@ func (n *learner) push(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	version, err := n.clients.ps.Push(ctx, tagPolicy, parameters, nil)
+	version, err := n.clients.ps.Push(ctx, tagPolicy, parameters)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/internal/seed"
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/ps"
 	"github.com/raylink/raylink/services/storage"
 )
 
@@ -198,11 +199,10 @@ func (r *runner) examine(ctx context.Context) (passed bool, err error) {
 	if _, err := storage.PutMessage(ctx, r.clients.storage, keyExam, stats); err != nil || !result.Passed {
 		return false, err
 	}
-	_, err = r.clients.ps.Push(ctx, tagSolved, parameters.Bytes(), map[string]string{
-		"policy-version": strconv.FormatUint(stats.GetVersion(), 10),
-		"mean-return":    strconv.FormatFloat(stats.GetMeanReturn(), 'f', 1, 64),
-		"seed":           strconv.FormatUint(r.clients.config.GetSeed(), 10),
-	})
+	_, err = r.clients.ps.Push(ctx, tagSolved, parameters.Bytes(),
+		ps.Info("policy-version", strconv.FormatUint(stats.GetVersion(), 10)),
+		ps.Info("mean-return", strconv.FormatFloat(stats.GetMeanReturn(), 'f', 1, 64)),
+		ps.Info("seed", strconv.FormatUint(r.clients.config.GetSeed(), 10)))
 	return err == nil, err
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/runtime/launch"
 	"github.com/raylink/raylink/runtime/rundir"
+	"github.com/raylink/raylink/services/ps"
 )
 
 // Brain is a Brain in this process.
@@ -54,8 +55,7 @@ type Runtime struct {
 	log      *launch.LogFile
 	late     *logs.Late
 	user     *logs.Bounded // the handler of the options' logger
-	officer  *officerSupervisor
-	signals  func() // stops handling signals
+	signals  func()        // stops handling signals
 	fromInit bool
 
 	drain time.Duration // bounds how long stopping a node waits for its calls
@@ -141,7 +141,7 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		}
 	}
 	// Remove what runs that were killed have left. If that fails, the next run tries again.
-	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts("")); serr != nil {
+	if serr := errors.Join(rundir.SweepRuns(data), rundir.SweepHosts(""), ps.SweepFiles(data)); serr != nil {
 		options.Logger.Debug("sweeping the files of dead processes", slog.Any("error", serr))
 	}
 	var parts hostapi.Parts
@@ -180,9 +180,6 @@ func start(ctx context.Context, embed *Embed, options runtime.Options) (_ *Runti
 		if err := embed.StartSystemNodes(ctx, rt.host); err != nil {
 			return nil, fmt.Errorf("creating the system's own nodes: %w", err)
 		}
-	}
-	if rt.brain == nil {
-		rt.officer = superviseOfficer(rt.host, options.Logger)
 	}
 	return rt, nil
 }
@@ -301,11 +298,11 @@ func (rt *Runtime) shutdown(ctx context.Context, cause error) error {
 
 func (rt *Runtime) cleanUp(ctx context.Context) error {
 	var errs []error
-	if rt.officer != nil {
-		rt.officer.stop()
-	}
 	if rt.host != nil {
 		errs = append(errs, rt.host.Close(ctx))
+	}
+	if rt.run != nil {
+		errs = append(errs, ps.SweepFiles(rt.run.Data())) // of captains that were killed
 	}
 	if rt.brain != nil {
 		errs = append(errs, rt.brain.Close())

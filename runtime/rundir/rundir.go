@@ -174,6 +174,9 @@ func OpenRun(path string) (*Run, error) {
 // Path is the absolute path of the directory.
 func (r *Run) Path() string { return r.path }
 
+// Data is the data directory that has the run: see [NewRun].
+func (r *Run) Data() string { return filepath.Dir(filepath.Dir(r.path)) }
+
 // ID is the run's name.
 func (r *Run) ID() string { return filepath.Base(r.path) }
 

@@ -3,299 +3,572 @@ package ps
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-// captain is a captain node. Push and Enlist take turns; the other methods are concurrent and only
-// use what mu guards.
+// captain is a captain node. All of its methods are concurrent.
+//
+// It holds no parameters: the officer of its machine, home, does. A push is a content that home has
+// completely, and that commit gives the next id of its tag. Then the officers get the tag's new
+// state, and fetch the content from each other.
 type captain struct {
 	psv1raylink.UnimplementedCaptainNode
 
-	options store.Options
+	home    *officer
 	machine string
 	log     *slog.Logger
-	// spawn runs a task of the node. If the task returns an error, the node fails.
-	spawn func(task func(ctx context.Context) error)
-	// find returns the handle of an officer that enlists.
-	find func(req *psv1.EnlistRequest) (*psv1raylink.Officer, error)
+	// find returns the handle of an officer.
+	find func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error)
+	// homeRef refers to home's node.
+	homeRef     *nodev1.NodeRef
+	maxOfficers int
 
-	// mu guards the fields below. It is never held during a call.
-	mu       sync.Mutex
-	newest   map[string]*push
-	officers map[string]*officerSession
+	// committing is held while a push gets its id and is published at home, so that versions are
+	// published in the order of their ids.
+	committing sync.Mutex
+
+	// mu guards the fields below. It is never held during a call or I/O.
+	mu   sync.Mutex
+	tags map[string]*tagRecord
+	// sessions are those of the officers on other machines, in the order in which they enlisted.
+	sessions []*session
+	// changed is closed, and replaced, when an officer has stored a version or has left.
+	changed chan struct{}
 }
 
-// push is a version with its parameters. It is immutable.
-type push struct {
-	version    *psv1.Version
-	parameters []byte
+// tagRecord is what the captain knows of a tag.
+type tagRecord struct {
+	// newest is nil if nothing was pushed, or the tag was deleted.
+	newest *psv1.Version
+	// last is the last id that was assigned.
+	last uint64
+	// coming are the contents that are being uploaded, by content.
+	coming map[string]*psv1.Version
 }
 
-func newCaptain(config *psv1.CaptainConfig, machine string, log *slog.Logger, spawn func(func(context.Context) error)) *captain {
-	return &captain{
-		options: options(config).WithDefaults(), machine: machine, log: log, spawn: spawn,
-		newest: make(map[string]*push), officers: make(map[string]*officerSession),
+const defaultMaxOfficers = 1024
+
+func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {
+	c := &captain{
+		home: home, machine: machine, log: log, maxOfficers: int(config.GetMaxOfficers()),
+		tags: make(map[string]*tagRecord), changed: make(chan struct{}),
+	}
+	if c.maxOfficers == 0 {
+		c.maxOfficers = defaultMaxOfficers
+	}
+	for _, v := range home.store.Versions() {
+		c.tags[v.GetTag()] = &tagRecord{newest: v, last: v.GetId()}
+	}
+	for tag, last := range home.store.Floors() {
+		c.tags[tag] = &tagRecord{last: last}
+	}
+	return c
+}
+
+// confirmHome shows readers of home's files that the captain is alive.
+func (c *captain) confirmHome(ctx context.Context) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		c.home.store.Confirm()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
 	}
 }
 
 // Push makes parameters the newest version of their tag, or fails and changes nothing.
 func (c *captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
-	p, err := c.store(ctx, req)
-	if err != nil {
-		return nil, err
+	if done := c.pushedBefore(req); done != nil {
+		return c.afterCommit(ctx, done, req.GetWaitFor())
 	}
-	for _, o := range c.accept(p) {
-		o.notify()
+	lent := req.GetLent()
+	if lent == nil {
+		return c.pushInline(ctx, req)
 	}
-	return &psv1.PushResponse{Version: p.version}, nil
-}
-
-// idTries is how often a push gets a new id because the officer has one that the captain did not
-// know of.
-const idTries = 3
-
-// store assigns an id to a push and stores it with the officer of the captain's machine.
-func (c *captain) store(ctx context.Context, req *psv1.PushRequest) (*push, error) {
-	var floor uint64
-	for range idTries {
-		version, err := c.nextVersion(req, floor)
+	d := c.home.store.Draft(lent.GetContent())
+	if lent.GetMachine() != c.machine {
+		o, err := c.officerOf(lent.GetMachine())
 		if err != nil {
 			return nil, err
 		}
-		p := &push{version: version, parameters: req.GetParameters()}
-		if floor, err = c.storeLocally(ctx, p); err != nil {
+		if d, err = c.fetchHome(ctx, draftOf(req, lent.GetSize(), lent.GetContent()), o); err != nil {
 			return nil, err
 		}
-		if floor < version.GetId() {
-			return p, nil
-		}
 	}
-	return nil, connect.Errorf(connect.CodeAborted, "push %q: the officer already has version %d, of which the captain does not know", req.GetTag(), floor)
+	if d == nil || !d.Complete() {
+		return nil, connect.Errorf(connect.CodeUnavailable, "push %q: the officer of machine %s no longer has the parameters: push again",
+			req.GetTag(), lent.GetMachine())
+	}
+	if sum, _ := d.Checksum(); sum != lent.GetChecksum() {
+		return nil, errors.Join(connect.Errorf(connect.CodeDataLoss,
+			"push %q: the parameters have checksum %08x instead of %08x", req.GetTag(), sum, lent.GetChecksum()), d.Discard())
+	}
+	return c.commit(ctx, d, req)
 }
 
-// nextVersion returns the version that a push will become. Its id is above the floor.
-func (c *captain) nextVersion(req *psv1.PushRequest, floor uint64) (*psv1.Version, error) {
-	if err := store.CheckTag(req.GetTag()); err != nil {
+// pushInline is a push with the parameters in its message.
+func (c *captain) pushInline(ctx context.Context, req *psv1.PushRequest) (*psv1.PushResponse, error) {
+	content := req.GetContent()
+	if content == "" {
+		content = newToken()
+	}
+	data := req.GetParameters()
+	d, err := c.reserve(draftOf(req, uint64(len(data)), content), req.GetVersion())
+	if err != nil {
+		return nil, err
+	}
+	for i := range d.Chunks() {
+		part := data[i*store.ChunkSize : min(len(data), (i+1)*store.ChunkSize)]
+		if err := d.WriteChunk(i, part, store.Checksum(part)); err != nil {
+			return nil, withCode(errors.Join(err, d.Discard()))
+		}
+	}
+	return c.commit(ctx, d, req)
+}
+
+// pushedBefore returns the version that a push has become whose response was lost.
+func (c *captain) pushedBefore(req *psv1.PushRequest) *psv1.Version {
+	content := req.GetContent()
+	if lent := req.GetLent(); lent != nil {
+		content = lent.GetContent()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v := c.tags[req.GetTag()].get(); content != "" && v.GetContent() == content {
+		return v
+	}
+	return nil
+}
+
+func (t *tagRecord) get() *psv1.Version {
+	if t == nil {
+		return nil
+	}
+	return t.newest
+}
+
+// draftOf describes parameters that have no id yet.
+func draftOf(req *psv1.PushRequest, size uint64, content string) *psv1.Version {
+	return &psv1.Version{Tag: req.GetTag(), Size: size, Info: req.GetInfo(), Content: content}
+}
+
+// reserve reserves room for parameters at home. A push whose own version number is late fails
+// before its parameters are sent.
+func (c *captain) reserve(v *psv1.Version, id uint64) (*store.Draft, error) {
+	if err := store.CheckTag(v.GetTag()); err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, err.Error()).WithCause(err)
 	}
-	size := uint64(len(req.GetParameters()))
-	if size > c.options.MaxBytes {
-		return nil, connect.Errorf(connect.CodeResourceExhausted,
-			"push %q: %d bytes exceed the limit of %d", req.GetTag(), size, c.options.MaxBytes)
-	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	before, ok := c.newest[req.GetTag()]
-	if !ok && len(c.newest) >= c.options.MaxTags {
-		return nil, connect.Errorf(connect.CodeResourceExhausted, "push %q: the limit of %d tags is reached", req.GetTag(), len(c.newest))
-	}
-	last := floor
-	if ok {
-		last = max(last, before.version.GetId())
-	}
-	id := req.GetVersion()
-	if id == 0 {
-		id = last + 1
-	}
-	if id <= last {
-		return nil, connect.Errorf(connect.CodeAborted, "push %q: version %d is too late: the newest one is %d", req.GetTag(), id, last)
-	}
-	version := &psv1.Version{
-		Tag: req.GetTag(), Id: id, Size: size, Info: req.GetInfo(), Pushed: timestamppb.Now(),
-		Checksum: store.Checksum(req.GetParameters()),
-	}
-	if proto.Size(version) > store.MaxDescription {
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "push %q: tag and info exceed %d bytes", req.GetTag(), store.MaxDescription)
-	}
-	return version, nil
-}
-
-// storeLocally stores a push with the officer of the captain's own machine. If the officer already
-// has this id or a later one, it returns that id, else 0. A push that the officer rejects fails. If
-// there is no officer, or it is unavailable, the push continues without it: clients that have
-// mapped its files notice.
-//
-// The officer's call outlives the caller's deadline: a version that was stored without the
-// captain's knowledge could be seen, but not pulled.
-func (c *captain) storeLocally(ctx context.Context, p *push) (uint64, error) {
-	c.mu.Lock()
-	local := c.officers[c.machine]
+	err := c.checkID(v.GetTag(), id)
 	c.mu.Unlock()
-	if local == nil {
-		return 0, nil
+	if err != nil {
+		return nil, err
 	}
-	ctx = context.WithoutCancel(ctx)
-	res, err := local.officer.Store(ctx, &psv1.StoreRequest{Version: p.version, Parameters: p.parameters})
-	if err != nil && connect.CodeOf(err) == connect.CodeUnavailable {
-		c.log.Warn("the officer of the captain's machine is unavailable", slog.Any("error", err))
-		return 0, nil
+	d, err := c.home.store.Reserve(v, v.GetContent())
+	if err != nil {
+		return nil, withCode(err)
 	}
-	if err != nil || res.GetStored() {
-		return 0, err
-	}
-	has, err := local.officer.GetID(ctx, &psv1.GetIDRequest{Tag: p.version.GetTag()})
-	return max(has.GetId(), p.version.GetId()), err
+	return d, nil
 }
 
-// accept makes a push the newest version, and returns the sessions to notify.
-func (c *captain) accept(p *push) []*officerSession {
+// checkID checks a pusher's own version number; 0 is always valid. The caller holds mu.
+func (c *captain) checkID(tag string, id uint64) error {
+	if t := c.tags[tag]; id != 0 && t != nil && id <= t.last {
+		return connect.Errorf(connect.CodeAborted, "push %q: version %d is too late: the newest one is %d", tag, id, t.last)
+	}
+	return nil
+}
+
+// commit makes a complete draft the newest version of its tag, and waits for officers to have it if
+// the push asks for it.
+func (c *captain) commit(ctx context.Context, d *store.Draft, req *psv1.PushRequest) (*psv1.PushResponse, error) {
+	v, err := c.publish(d, req)
+	if err != nil {
+		return nil, errors.Join(withCode(err), d.Discard())
+	}
+	return c.afterCommit(ctx, v, req.GetWaitFor())
+}
+
+func (c *captain) publish(d *store.Draft, req *psv1.PushRequest) (*psv1.Version, error) {
+	c.committing.Lock()
+	defer c.committing.Unlock()
+	sum, complete := d.Checksum()
+	if !complete {
+		return nil, connect.Errorf(connect.CodeInternal, "push %q: the parameters are incomplete", req.GetTag())
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.newest[p.version.GetTag()] = p
-	var remote []*officerSession
-	for machine, o := range c.officers {
-		if machine != c.machine {
-			remote = append(remote, o)
+	t := c.tags[req.GetTag()]
+	id := req.GetVersion()
+	if err := c.checkID(req.GetTag(), id); err != nil {
+		c.mu.Unlock()
+		return nil, err
+	}
+	if id == 0 {
+		id = 1
+		if t != nil {
+			id = t.last + 1
 		}
 	}
-	return remote
+	c.mu.Unlock()
+	v := draftOf(req, d.Size(), d.Content())
+	v.Id, v.Checksum, v.Pushed = id, sum, timestamppb.Now()
+	published, err := c.home.store.Publish(d, v)
+	if err != nil {
+		return nil, err
+	}
+	if !published {
+		return nil, connect.Errorf(connect.CodeAborted, "push %q: version %d is too late: the store has %d", req.GetTag(), id, c.home.store.Last(req.GetTag()))
+	}
+	c.accept(v)
+	return v, nil
+}
+
+// accept makes a version that home has published the newest of its tag, and announces it.
+func (c *captain) accept(v *psv1.Version) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.record(v.GetTag())
+	t.newest, t.last = v, v.GetId()
+	delete(t.coming, v.GetContent())
+	c.announce(v.GetTag())
+	c.home.notify()
+}
+
+// record returns a tag's record, which it creates if necessary. The caller holds mu.
+func (c *captain) record(tag string) *tagRecord {
+	t, ok := c.tags[tag]
+	if !ok {
+		t = &tagRecord{}
+		c.tags[tag] = t
+	}
+	return t
+}
+
+// announce has the sessions send a tag's state. The caller holds mu.
+func (c *captain) announce(tag string) {
+	for _, s := range c.sessions {
+		s.announce(tag)
+	}
+}
+
+// afterCommit waits for officers to have a version.
+func (c *captain) afterCommit(ctx context.Context, v *psv1.Version, level psv1.WaitFor) (*psv1.PushResponse, error) {
+	if err := c.waitFor(ctx, v, level); err != nil {
+		return nil, err
+	}
+	return &psv1.PushResponse{Version: v}, nil
+}
+
+func (c *captain) waitFor(ctx context.Context, v *psv1.Version, level psv1.WaitFor) error {
+	if level != psv1.WaitFor_WAIT_FOR_QUORUM && level != psv1.WaitFor_WAIT_FOR_ALL {
+		return nil
+	}
+	// The response has to reach the caller before its own deadline.
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		left := time.Until(deadline)
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(left/10, responseMargin)))
+		defer cancel()
+	}
+	for {
+		c.mu.Lock()
+		lacking, all := c.lacking(v), len(c.sessions)+1
+		changed := c.changed
+		c.mu.Unlock()
+		has := all - len(lacking)
+		if len(lacking) == 0 || level == psv1.WaitFor_WAIT_FOR_QUORUM && has > all/2 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			err := connect.Errorf(connect.CodeDeadlineExceeded,
+				"push %q: version %d was pushed, but when the wait for %s of %d machines ended, %d lacked it: %s",
+				v.GetTag(), v.GetId(), levelName(level), all, len(lacking), strings.Join(lacking, ", ")).WithCause(ctx.Err())
+			detail, derr := connectproto.NewErrorDetail(&psv1.Lacking{Version: v, WaitFor: level, Machines: lacking})
+			if derr != nil {
+				return errors.Join(err, derr)
+			}
+			return err.WithDetail(detail)
+		}
+	}
+}
+
+// responseMargin bounds how long before the caller's deadline a wait ends.
+const responseMargin = 100 * time.Millisecond
+
+func levelName(level psv1.WaitFor) string {
+	if level == psv1.WaitFor_WAIT_FOR_QUORUM {
+		return "more than half"
+	}
+	return "all"
+}
+
+// lacking returns the machines whose officers lack a version. The caller holds mu.
+func (c *captain) lacking(v *psv1.Version) []string {
+	var machines []string
+	for _, s := range c.sessions {
+		if s.has[v.GetTag()] < v.GetId() {
+			machines = append(machines, s.hello.GetMachine())
+		}
+	}
+	return machines
+}
+
+// officerOf returns the officer of another machine.
+func (c *captain) officerOf(machine string) (*nodev1.NodeRef, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sessions {
+		if s.hello.GetMachine() == machine {
+			return s.hello.GetOfficer(), nil
+		}
+	}
+	return nil, connect.Errorf(connect.CodeUnavailable, "the captain has no officer on machine %q at present", machine)
+}
+
+// fetchHome fetches parameters from an officer.
+func (c *captain) fetchHome(ctx context.Context, v *psv1.Version, from *nodev1.NodeRef) (*store.Draft, error) {
+	d, err := c.reserve(v, 0)
+	if err != nil {
+		return nil, err
+	}
+	c.setComing(v, true)
+	defer c.setComing(v, false)
+	if err := c.home.fill(ctx, d, func() []*nodev1.NodeRef { return []*nodev1.NodeRef{from} }); err != nil {
+		return nil, errors.Join(err, d.Discard())
+	}
+	return d, nil
+}
+
+// setComing adds or removes a content that is being uploaded. Small ones are not worth a message.
+func (c *captain) setComing(v *psv1.Version, on bool) {
+	if v.GetSize() <= store.ChunkSize {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.record(v.GetTag())
+	if _, there := t.coming[v.GetContent()]; there == on {
+		return
+	}
+	if on {
+		if t.coming == nil {
+			t.coming = make(map[string]*psv1.Version)
+		}
+		t.coming[v.GetContent()] = v
+	} else {
+		delete(t.coming, v.GetContent())
+	}
+	c.announce(v.GetTag())
+}
+
+// Upload is a push in chunks.
+func (c *captain) Upload(ctx context.Context, stream psv1raylink.CaptainUploadServerStream) (*psv1.PushResponse, error) {
+	first, err := stream.Receive()
+	if err != nil {
+		return nil, err
+	}
+	begin := first.GetBegin()
+	if begin == nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "upload: the first message must be the beginning")
+	}
+	if done := c.pushedBefore(begin.GetPush()); done != nil {
+		return c.afterCommit(ctx, done, begin.GetPush().GetWaitFor())
+	}
+	content := begin.GetPush().GetContent()
+	if content == "" {
+		content = newToken()
+	}
+	v := draftOf(begin.GetPush(), begin.GetSize(), content)
+	d, err := c.reserve(v, begin.GetPush().GetVersion())
+	if err != nil {
+		return nil, err
+	}
+	c.setComing(v, true)
+	defer c.setComing(v, false)
+	if err := receiveChunks(d, stream); err != nil {
+		return nil, errors.Join(err, d.Discard())
+	}
+	return c.commit(ctx, d, begin.GetPush())
+}
+
+func receiveChunks(d *store.Draft, stream psv1raylink.CaptainUploadServerStream) error {
+	for {
+		req, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			if !d.Complete() {
+				return connect.Errorf(connect.CodeInvalidArgument, "push %q: %d of %d chunks were sent", d.Tag(), d.Written(), d.Chunks())
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := d.WriteChunk(int(req.GetChunk().GetIndex()), req.GetChunk().GetData(), req.GetChunk().GetChecksum()); err != nil {
+			return withCode(err)
+		}
+	}
 }
 
 // Pull returns the newest parameters of a tag.
-func (c *captain) Pull(_ context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	p := c.newestOf(req.GetTag())
-	switch {
-	case p == nil:
-		return nil, noVersion(req.GetTag())
-	case p.version.GetId() == req.GetHave():
-		return &psv1.PullResponse{Version: p.version, Unchanged: true}, nil
-	default:
-		return &psv1.PullResponse{Version: p.version, Parameters: p.parameters}, nil
-	}
+func (c *captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
+	return c.home.Pull(ctx, req)
 }
 
-func (c *captain) newestOf(tag string) *push {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.newest[tag]
+// Fetch sends the newest parameters of a tag in chunks.
+func (c *captain) Fetch(ctx context.Context, req *psv1.FetchRequest, stream psv1raylink.CaptainFetchServerStream) error {
+	return c.home.Fetch(ctx, req, stream)
+}
+
+// Watch sends the newest version of a tag whenever it changes.
+func (c *captain) Watch(ctx context.Context, req *psv1.WatchRequest, stream psv1raylink.CaptainWatchServerStream) error {
+	return c.home.Watch(ctx, req, stream)
 }
 
 // GetID returns the id of a tag's newest version.
 func (c *captain) GetID(_ context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	if p := c.newestOf(req.GetTag()); p != nil {
-		return &psv1.GetIDResponse{Id: p.version.GetId()}, nil
-	}
-	return &psv1.GetIDResponse{}, nil
-}
-
-// ListTags returns the newest version of each tag.
-func (c *captain) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	res := new(psv1.ListTagsResponse)
-	for _, p := range c.newestVersions() {
-		res.Versions = append(res.Versions, p.version)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	res := &psv1.GetIDResponse{}
+	if t := c.tags[req.GetTag()]; t != nil {
+		res.Id, res.Last = t.newest.GetId(), t.last
 	}
 	return res, nil
 }
 
+// GetMeta describes the newest version of a tag.
+func (c *captain) GetMeta(_ context.Context, req *psv1.GetMetaRequest) (*psv1.GetMetaResponse, error) {
+	v := c.newest(req.GetTag())
+	if v == nil {
+		return nil, c.noVersion(req.GetTag())
+	}
+	return &psv1.GetMetaResponse{Version: v}, nil
+}
+
+// newest returns the newest version of a tag, or nil.
+func (c *captain) newest(tag string) *psv1.Version {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tags[tag].get()
+}
+
+// lastOf returns the last id of a tag.
+func (c *captain) lastOf(tag string) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.tags[tag]; t != nil {
+		return t.last
+	}
+	return 0
+}
+
+// noVersion is the error for a tag without a version. It says what exists.
+func (c *captain) noVersion(tag string) error {
+	return noVersionAmong(tag, c.newestVersions())
+}
+
+// ListTags returns the newest version of each tag.
+func (c *captain) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
+	return &psv1.ListTagsResponse{Versions: c.newestVersions()}, nil
+}
+
 // newestVersions returns the newest version of each tag, sorted by tag.
-func (c *captain) newestVersions() []*push {
+func (c *captain) newestVersions() []*psv1.Version {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	pushes := make([]*push, 0, len(c.newest))
-	for _, p := range c.newest {
-		pushes = append(pushes, p)
+	versions := make([]*psv1.Version, 0, len(c.tags))
+	for _, t := range c.tags {
+		if t.newest != nil {
+			versions = append(versions, t.newest)
+		}
 	}
-	slices.SortFunc(pushes, func(a, b *push) int { return strings.Compare(a.version.GetTag(), b.version.GetTag()) })
-	return pushes
+	slices.SortFunc(versions, func(a, b *psv1.Version) int { return strings.Compare(a.GetTag(), b.GetTag()) })
+	return versions
 }
 
-// Locate returns the officer of a machine.
-func (c *captain) Locate(_ context.Context, req *psv1.LocateRequest) (*psv1.LocateResponse, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	o, ok := c.officers[req.GetMachine()]
-	if !ok {
-		return &psv1.LocateResponse{}, nil
+// Duplicate pushes a copy of a tag's newest version under another tag.
+func (c *captain) Duplicate(ctx context.Context, req *psv1.DuplicateRequest) (*psv1.DuplicateResponse, error) {
+	source, err := c.home.store.SourceOf(req.GetFrom())
+	if errors.Is(err, store.ErrNoVersion) {
+		return nil, c.noVersion(req.GetFrom())
 	}
-	return &psv1.LocateResponse{Officer: o.request.GetOfficer(), Directory: o.request.GetDirectory()}, nil
-}
-
-// Enlist adds an officer. It replaces the previous one of its machine.
-func (c *captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
-	if req.GetMachine() == "" || req.GetOfficer() == nil || req.GetDirectory() == nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, "enlist officer: machine, officer and directory are required")
+	if err != nil {
+		return nil, withCode(err)
 	}
-	officer, err := c.find(req)
+	defer func() { _ = source.Release() }()
+	from := source.Version()
+	push := &psv1.PushRequest{Tag: req.GetTo(), Info: from.GetInfo()}
+	d, err := c.reserve(draftOf(push, from.GetSize(), newToken()), 0)
 	if err != nil {
 		return nil, err
 	}
-	return &psv1.EnlistResponse{}, c.enlist(ctx, officer, req)
+	if err := copyChunks(ctx, d, source); err != nil {
+		return nil, withCode(errors.Join(err, d.Discard()))
+	}
+	res, err := c.commit(ctx, d, push)
+	return &psv1.DuplicateResponse{Version: res.GetVersion()}, err
 }
 
-// enlistLocal enlists the officer of the captain's own machine.
-func (c *captain) enlistLocal(ctx context.Context, officer *psv1raylink.Officer) error {
-	directory, err := officer.Directory(ctx, &psv1.DirectoryRequest{})
-	if err != nil {
-		return fmt.Errorf("get the officer's directory: %w", err)
+func copyChunks(ctx context.Context, d *store.Draft, source *store.Source) error {
+	for i := range d.Chunks() {
+		data, sum, err := source.Chunk(ctx, i)
+		if err != nil {
+			return err
+		}
+		if err := d.WriteChunk(i, data, sum); err != nil {
+			return err
+		}
 	}
-	tags, err := officer.ListTags(ctx, &psv1.ListTagsRequest{})
-	if err != nil {
-		return fmt.Errorf("list the officer's tags: %w", err)
-	}
-	return c.enlist(ctx, officer, &psv1.EnlistRequest{
-		Machine: c.machine, Officer: officer.Ref().NodeRef(), Directory: directory, Versions: tags.GetVersions(),
-	})
-}
-
-func (c *captain) enlist(ctx context.Context, officer *psv1raylink.Officer, req *psv1.EnlistRequest) error {
-	if err := c.restore(ctx, officer, req.GetVersions()); err != nil {
-		return err
-	}
-	o := newOfficerSession(officer, req)
-	for _, v := range req.GetVersions() {
-		o.sent[v.GetTag()] = v.GetId()
-	}
-	c.mu.Lock()
-	before := c.officers[req.GetMachine()]
-	c.officers[req.GetMachine()] = o
-	c.mu.Unlock()
-	if before != nil {
-		before.end()
-	}
-	c.spawn(func(ctx context.Context) error { return o.run(ctx, c) })
-	o.notify()
 	return nil
 }
 
-// removeSession removes an officer whose node has ended, unless another one has replaced it.
-func (c *captain) removeSession(o *officerSession) {
+// Delete deletes a tag.
+func (c *captain) Delete(_ context.Context, req *psv1.DeleteRequest) (*psv1.DeleteResponse, error) {
+	c.committing.Lock()
+	defer c.committing.Unlock()
+	if c.newest(req.GetTag()) == nil {
+		return nil, c.noVersion(req.GetTag())
+	}
+	last := c.lastOf(req.GetTag())
+	if err := c.home.store.Delete(req.GetTag(), last); err != nil {
+		return nil, withCode(err)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if machine := o.request.GetMachine(); c.officers[machine] == o {
-		delete(c.officers, machine)
-	}
+	c.tags[req.GetTag()].newest = nil
+	c.announce(req.GetTag())
+	c.home.notify()
+	return &psv1.DeleteResponse{Last: last}, nil
 }
 
-// restore pulls versions from an officer that are newer than the captain's: after a restart of the
-// captain.
-func (c *captain) restore(ctx context.Context, officer *psv1raylink.Officer, versions []*psv1.Version) error {
-	var errs []error
-	for _, v := range versions {
-		if p := c.newestOf(v.GetTag()); p != nil && p.version.GetId() >= v.GetId() {
-			continue
-		}
-		res, err := officer.Pull(ctx, &psv1.PullRequest{Tag: v.GetTag()})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("restore %q from the officer: %w", v.GetTag(), err))
-			continue
-		}
-		if got := res.GetVersion(); store.Checksum(res.GetParameters()) != got.GetChecksum() || got.GetTag() != v.GetTag() {
-			errs = append(errs, fmt.Errorf("restore %q from the officer: wrong checksum or tag", v.GetTag()))
-			continue
-		}
-		c.accept(&push{version: proto.CloneOf(res.GetVersion()), parameters: res.GetParameters()})
+// state returns what the officer of a session should have of a tag. The caller holds mu.
+func (c *captain) state(s *session, tag string) *psv1.TagState {
+	t := c.tags[tag]
+	state := &psv1.TagState{Tag: tag, Newest: t.newest, Last: t.last}
+	size := t.newest.GetSize()
+	for _, v := range t.coming {
+		state.Coming = append(state.Coming, v)
+		size = max(size, v.GetSize())
 	}
-	return errors.Join(errs...)
+	state.Sources = append(c.sources(s, size), c.homeRef)
+	return proto.CloneOf(state)
 }

@@ -37,7 +37,7 @@ func Example() {
 		return
 	}
 	defer client.Close() //nolint:errcheck // nothing is left to do with its error
-	if _, err := client.Push(ctx, "policy", []byte("weights"), nil); err != nil {
+	if _, err := client.Push(ctx, "policy", []byte("weights")); err != nil {
 		fmt.Println(err)
 		return
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,381 +15,422 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
-	"github.com/raylink/raylink/runtime/rundir"
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// server is a captain with its officers, in this process.
-type server struct {
-	t       testing.TB
-	captain *captain
-	handle  *psv1raylink.Captain
-	local   *officer
-
-	// officers are those that may enlist, by nid.
-	officers map[string]*psv1raylink.Officer
-}
-
-func newServer(t testing.TB, config *psv1.CaptainConfig) *server {
+// onEachMachine runs a test with clients on the captain's machine, on another one with an officer,
+// and on one without.
+func onEachMachine(t *testing.T, config *psv1.CaptainConfig, test func(t *testing.T, s *system, c *Client)) {
 	t.Helper()
-	machine, err := rundir.Machine()
-	require.NoError(t, err)
-	s := &server{t: t, officers: map[string]*psv1raylink.Officer{}}
-	life, end := context.WithCancel(context.Background())
-	var tasks sync.WaitGroup
-	s.captain = newCaptain(config, machine, slog.New(slog.DiscardHandler), func(task func(context.Context) error) {
-		tasks.Go(func() { _ = task(life) }) // life ends with the test
-	})
-	s.captain.find = func(req *psv1.EnlistRequest) (*psv1raylink.Officer, error) {
-		return s.officers[req.GetOfficer().GetNid()], nil
+	for _, on := range []string{home, "other", "none"} {
+		t.Run("machine "+on, func(t *testing.T) {
+			s := newSystem(t, config, "other")
+			c := s.client(on)
+			require.Equal(t, on != "none", c.Mapped())
+			test(t, s, c)
+		})
 	}
-	t.Cleanup(func() { end(); tasks.Wait() })
-	s.handle = psv1raylink.NewLocalCaptain(s.captain)
-	s.local = s.officer(filepath.Join(t.TempDir(), "local"), machine)
-	require.NoError(t, s.captain.enlistLocal(t.Context(), psv1raylink.NewLocalOfficer(s.local)))
-	return s
 }
 
-func (s *server) officer(directory, machine string) *officer {
-	s.t.Helper()
-	o, err := newOfficer(directory, &psv1.OfficerConfig{Machine: machine})
-	if errors.Is(err, store.ErrUnsupported) {
-		s.t.Skip(err)
-	}
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { require.NoError(s.t, o.close()) })
-	return o
-}
-
-// enlist adds the officer of another machine.
-func (s *server) enlist(machine string, o psv1raylink.OfficerNode, mapped *officer) {
-	s.t.Helper()
-	nid := strconv.Itoa(len(s.officers))
-	s.officers[nid] = psv1raylink.NewLocalOfficer(o)
-	_, err := s.handle.Enlist(s.t.Context(), &psv1.EnlistRequest{
-		Machine: machine, Officer: &nodev1.NodeRef{Nid: nid}, Directory: mapped.directory(), Versions: mapped.store.Versions(),
-	})
-	require.NoError(s.t, err)
-}
-
-// client returns a client on a machine; "" means the captain's.
-func (s *server) client(machine string) *Client {
-	s.t.Helper()
-	c, err := Open(s.t.Context(), s.handle)
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { require.NoError(s.t, c.Close()) })
-	if machine != "" {
-		c.machine = machine
-		require.NoError(s.t, c.locate(s.t.Context()))
-	}
-	return c
-}
-
-func pushed(t *testing.T, c *Client, tag, parameters string) uint64 {
-	t.Helper()
-	v, err := c.Push(t.Context(), tag, []byte(parameters), map[string]string{"is": parameters})
-	require.NoError(t, err)
-	return v.GetId()
-}
-
-func requirePulled(t *testing.T, c *Client, tag, want string, id uint64) {
-	t.Helper()
-	p, err := c.Pull(t.Context(), tag)
-	require.NoError(t, err)
-	require.Equal(t, want, string(p.Bytes()))
-	require.Equal(t, id, p.Version().GetId())
-	require.Equal(t, want, p.Version().GetInfo()["is"])
-	require.Equal(t, store.Checksum(p.Bytes()), p.Version().GetChecksum())
-	require.NoError(t, p.Release())
-	require.NoError(t, p.Release())
-}
-
-// mappedAndThroughCaptain runs a test with mapped files, and through the captain.
-func mappedAndThroughCaptain(t *testing.T, test func(t *testing.T, c *Client)) {
-	t.Helper()
-	t.Run("mapped", func(t *testing.T) {
-		c := newServer(t, nil).client("")
-		require.True(t, c.Mapped())
-		test(t, c)
-	})
-	t.Run("through the captain", func(t *testing.T) {
-		c := newServer(t, nil).client("machine without officer")
-		require.False(t, c.Mapped())
-		test(t, c)
-	})
-}
+// sizes are of one message, of one chunk, and of several.
+var sizes = []int{0, 1, inlineLimit, inlineLimit + 1, store.ChunkSize, store.ChunkSize + 1, 5*store.ChunkSize + 17}
 
 func TestPushedParametersArePulled(t *testing.T) {
-	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
+	onEachMachine(t, nil, func(t *testing.T, s *system, c *Client) {
 		_, err := c.Pull(t.Context(), "w")
 		require.ErrorIs(t, err, ErrNoVersion)
 		id, err := c.ID(t.Context(), "w")
 		require.NoError(t, err)
 		require.Zero(t, id)
-
-		require.Equal(t, uint64(1), pushed(t, c, "w", "one"))
-		requirePulled(t, c, "w", "one", 1)
-		require.Equal(t, uint64(2), pushed(t, c, "w", "two"))
-		requirePulled(t, c, "w", "two", 2)
-		requirePulled(t, c, "w", "two", 2)
-		require.Equal(t, uint64(1), pushed(t, c, "v", ""))
-		requirePulled(t, c, "v", "", 1)
-		id, err = c.ID(t.Context(), "w")
-		require.NoError(t, err)
-		require.Equal(t, uint64(2), id)
-
+		for i, size := range sizes {
+			want := uint64(i + 1)
+			require.Equal(t, want, mustPush(t, c, "w", weights(i, size), Info("size", strconv.Itoa(size))))
+			// The pusher reads its own write at once.
+			id, err := c.ID(t.Context(), "w")
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, id, want-1)
+			requirePulled(t, c, "w", weights(i, size), want)
+			requirePulled(t, c, "w", weights(i, size), want)
+			s.awaitEverywhere("w", want)
+			for _, other := range []string{home, "other", "none"} {
+				requirePulled(t, s.client(other), "w", weights(i, size), want)
+			}
+		}
+		require.Equal(t, uint64(1), mustPush(t, c, "v/a b", []byte("other")))
 		tags, err := c.Tags(t.Context())
 		require.NoError(t, err)
 		require.Len(t, tags, 2)
-		require.Equal(t, "v", tags[0].GetTag())
-		require.Equal(t, uint64(3), tags[1].GetSize())
+		require.Equal(t, "v/a b", tags[0].GetTag())
+		meta, err := c.Meta(t.Context(), "w")
+		require.NoError(t, err)
+		require.Equal(t, map[string]string{"size": strconv.Itoa(sizes[len(sizes)-1])}, meta.GetInfo())
+		_, err = c.Meta(t.Context(), "x")
+		require.ErrorIs(t, err, ErrNoVersion)
+		require.ErrorContains(t, err, `"w"`, "the error says what exists")
 
 		require.NoError(t, c.Close())
 		_, err = c.Pull(t.Context(), "w")
-		require.ErrorIs(t, err, store.ErrClosed)
+		require.ErrorIs(t, err, ErrClosed)
 		_, err = c.ID(t.Context(), "w")
-		require.ErrorIs(t, err, store.ErrClosed)
+		require.ErrorIs(t, err, ErrClosed)
+		_, err = c.Push(t.Context(), "w", nil)
+		require.ErrorIs(t, err, ErrClosed)
+	})
+}
+
+func TestPullIfNewerTransfersNothingWithoutNews(t *testing.T) {
+	onEachMachine(t, nil, func(t *testing.T, _ *system, c *Client) {
+		_, _, err := c.PullIfNewer(t.Context(), "w", 0)
+		require.ErrorIs(t, err, ErrNoVersion)
+		mustPush(t, c, "w", weights(1, 1000))
+		p, newer, err := c.PullIfNewer(t.Context(), "w", 0)
+		require.NoError(t, err)
+		require.True(t, newer)
+		require.NoError(t, p.Release())
+		p, newer, err = c.PullIfNewer(t.Context(), "w", 1)
+		require.NoError(t, err)
+		require.False(t, newer)
+		require.Nil(t, p)
 	})
 }
 
 func TestLatePushNeverReplacesNewerVersion(t *testing.T) {
-	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
-		ctx := t.Context()
-		_, err := c.PushVersion(ctx, "w", 10, []byte("ten"), map[string]string{"is": "ten"})
-		require.NoError(t, err)
-		for _, late := range []uint64{10, 9, 1} {
-			_, err = c.PushVersion(ctx, "w", late, []byte("late"), nil)
-			require.Equal(t, connect.CodeAborted, connect.CodeOf(err), "%v", err)
-			require.ErrorContains(t, err, "10")
+	onEachMachine(t, nil, func(t *testing.T, _ *system, c *Client) {
+		for _, size := range []int{10, inlineLimit + 1} {
+			tag := strconv.Itoa(size)
+			require.Equal(t, uint64(10), mustPush(t, c, tag, weights(10, size), At(10)))
+			for _, late := range []uint64{10, 9, 1} {
+				_, err := c.Push(t.Context(), tag, weights(0, size), At(late))
+				require.Equal(t, connect.CodeAborted, connect.CodeOf(err), "%v", err)
+				require.ErrorContains(t, err, "10")
+			}
+			requirePulled(t, c, tag, weights(10, size), 10)
+			require.Equal(t, uint64(11), mustPush(t, c, tag, weights(11, size)))
+			requirePulled(t, c, tag, weights(11, size), 11)
 		}
-		requirePulled(t, c, "w", "ten", 10)
-		require.Equal(t, uint64(11), pushed(t, c, "w", "eleven"))
-		requirePulled(t, c, "w", "eleven", 11)
 	})
 }
 
 func TestSlowReaderKeepsItsVersion(t *testing.T) {
-	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
-		pushed(t, c, "w", "version being read...")
+	onEachMachine(t, nil, func(t *testing.T, _ *system, c *Client) {
+		want := weights(0, inlineLimit+100)
+		mustPush(t, c, "w", want)
 		p, err := c.Pull(t.Context(), "w")
 		require.NoError(t, err)
 		for i := range 20 {
-			pushed(t, c, "w", fmt.Sprintf("%021d", i))
+			mustPush(t, c, "w", weights(i+1, inlineLimit+100))
+			requirePulled(t, c, "w", weights(i+1, inlineLimit+100), uint64(i+2))
 		}
-		require.Equal(t, "version being read...", string(p.Bytes()))
+		require.Equal(t, store.Checksum(want), store.Checksum(p.Bytes()))
 		require.NoError(t, p.Release())
 	})
 }
 
-func TestPullDoesNotCopyMappedParameters(t *testing.T) {
-	c := newServer(t, nil).client("")
-	pushed(t, c, "w", "parameters")
-	first, err := c.Pull(t.Context(), "w")
-	require.NoError(t, err)
-	second, err := c.Pull(t.Context(), "w")
-	require.NoError(t, err)
-	require.Same(t, &first.Bytes()[0], &second.Bytes()[0])
-	require.NoError(t, first.Release())
-	require.Equal(t, "parameters", string(second.Bytes()), "releases are independent")
-	require.NoError(t, second.Release())
-}
-
 func TestPusherMayModifyItsParameters(t *testing.T) {
-	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
-		weights, info := []byte("before"), map[string]string{"is": "before"}
-		_, err := c.Push(t.Context(), "w", weights, info)
-		require.NoError(t, err)
-		copy(weights, "after!")
-		info["is"] = "after"
-		requirePulled(t, c, "w", "before", 1)
+	onEachMachine(t, nil, func(t *testing.T, _ *system, c *Client) {
+		for i, size := range sizes {
+			mine := weights(i, size)
+			mustPush(t, c, "w", mine)
+			clear(mine)
+			requirePulled(t, c, "w", weights(i, size), uint64(i+1))
+		}
 	})
 }
 
 func TestInvalidPushesChangeNothing(t *testing.T) {
-	s := newServer(t, &psv1.CaptainConfig{MaxBytes: 10, MaxTags: 1})
-	c := s.client("")
-	pushed(t, c, "w", "one")
-	for name, push := range map[string]struct {
-		tag  string
-		size int
-		info map[string]string
-		code connect.Code
-	}{
-		"no tag":     {"", 1, nil, connect.CodeInvalidArgument},
-		"bad tag":    {"a\nb", 1, nil, connect.CodeInvalidArgument},
-		"too large":  {"w", 11, nil, connect.CodeResourceExhausted},
-		"too many":   {"v", 1, nil, connect.CodeResourceExhausted},
-		"large info": {"w", 1, map[string]string{"x": string(make([]byte, store.MaxDescription))}, connect.CodeInvalidArgument},
-	} {
-		_, err := c.Push(t.Context(), push.tag, make([]byte, push.size), push.info)
-		require.Equal(t, push.code, connect.CodeOf(err), "%s: %v", name, err)
-	}
-	requirePulled(t, c, "w", "one", 1)
-	require.Equal(t, uint64(2), pushed(t, c, "w", "two"))
+	config := &psv1.CaptainConfig{MaxBytes: 100_000, MaxTotalBytes: 257_000, MaxTags: 2}
+	onEachMachine(t, config, func(t *testing.T, _ *system, c *Client) {
+		mustPush(t, c, "w", weights(1, 90_000))
+		mustPush(t, c, "x", weights(1, 60_000))
+		for name, push := range map[string]struct {
+			tag  string
+			size int
+			info string
+			code connect.Code
+			says string
+		}{
+			"no tag":     {"", 1, "", connect.CodeInvalidArgument, "tag"},
+			"bad tag":    {"a\nb", 1, "", connect.CodeInvalidArgument, "tag"},
+			"too large":  {"w", 100_001, "", connect.CodeResourceExhausted, "100000"},
+			"too much":   {"x", 100_000, "", connect.CodeResourceExhausted, `"w"`},
+			"large info": {"w", 1, string(make([]byte, store.MaxDescription)), connect.CodeInvalidArgument, ""},
+		} {
+			_, err := c.Push(t.Context(), push.tag, make([]byte, push.size), Info("x", push.info))
+			require.Equal(t, push.code, connect.CodeOf(err), "%s: %v", name, err)
+			require.ErrorContains(t, err, push.says, name)
+		}
+		requirePulled(t, c, "w", weights(1, 90_000), 1)
+		requirePulled(t, c, "x", weights(1, 60_000), 1)
+		_, err := c.Push(t.Context(), "u", []byte("one tag too many"))
+		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err), "%v", err)
+		require.Equal(t, uint64(2), mustPush(t, c, "w", weights(2, 90_000)))
+		requirePulled(t, c, "w", weights(2, 90_000), 2)
+	})
 }
 
-// slowOfficer blocks until released, and can fail a number of times.
-type slowOfficer struct {
+func TestWaitForAll(t *testing.T) {
+	s := newSystem(t, nil, "a", "b")
+	c := s.client(home)
+	for i := range 10 {
+		id := mustPush(t, c, "w", weights(i, 2*store.ChunkSize), WaitFor(All))
+		for name, m := range s.machines {
+			require.Equal(t, id, m.officer.store.Newest("w").GetId(), name)
+		}
+	}
+}
+
+// stalled is an officer that sends nothing, and fetches nothing, until it continues.
+type stalled struct {
 	*officer
 
-	release chan struct{}
-	stores  atomic.Int64
-	fails   atomic.Int64
+	continues chan struct{}
+	asked     atomic.Int64
 }
 
-func (o *slowOfficer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
-	o.stores.Add(1)
+func (o *stalled) Fetch(ctx context.Context, req *psv1.FetchRequest, stream psv1raylink.OfficerFetchServerStream) error {
+	o.asked.Add(1)
 	select {
-	case <-o.release:
+	case <-o.continues:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	if o.fails.Add(-1) >= 0 {
-		return nil, connect.NewError(connect.CodeUnavailable, "busy")
+	return o.officer.Fetch(ctx, req, stream)
+}
+
+func TestStalledOfficerIsBypassed(t *testing.T) {
+	s := newSystem(t, nil, "a")
+	o := &stalled{continues: make(chan struct{})}
+	s.enlist("b", func(x *officer) psv1raylink.OfficerNode { o.officer = x; return o })
+	s.enlist("c", nil)
+	s.enlist("d", nil)
+	c := s.client(home)
+	id := mustPush(t, c, "w", weights(1, treeLimit+store.ChunkSize), WaitFor(All))
+	require.Equal(t, uint64(1), id)
+	require.Equal(t, int64(1), o.asked.Load(), "only its neighbor asked it")
+	close(o.continues)
+}
+
+func TestLackingMachinesAreNamed(t *testing.T) {
+	s := newSystem(t, nil, "a")
+	// Machine b fetches from machine x, which is not there, so that it never gets anything.
+	lost := s.enlist("b", nil)
+	lost.officer.mu.Lock()
+	lost.officer.find = func(*nodev1.NodeRef) (*psv1raylink.Officer, error) { return nil, errors.New("unreachable") }
+	lost.officer.mu.Unlock()
+	c := s.client(home)
+	for _, size := range []int{10, 2 * store.ChunkSize} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		v, err := c.Push(ctx, "w", weights(1, size), WaitFor(All))
+		cancel()
+		var lacking *LackingError
+		require.ErrorAs(t, err, &lacking)
+		require.Equal(t, []string{"b"}, lacking.Machines)
+		require.ErrorContains(t, err, ": b")
+		require.NotNil(t, v, "the version was pushed")
+		requirePulled(t, c, "w", weights(1, size), v.GetId())
+		mustPush(t, c, "w", weights(2, size), WaitFor(Quorum))
 	}
-	return o.officer.Store(ctx, req)
 }
 
-func eventually(t *testing.T, what func() bool) {
-	t.Helper()
-	require.Eventually(t, what, 10*time.Second, time.Millisecond)
-}
+func TestCaptainsNextIncarnationForgetsNothing(t *testing.T) {
+	s := newSystem(t, nil, "other")
+	c := s.client(home)
+	mustPush(t, c, "w", weights(1, 300_000))
+	require.Equal(t, uint64(2), mustPush(t, c, "w", weights(2, 300_000), WaitFor(All)))
+	mustPush(t, c, "v", []byte("small"))
+	require.NoError(t, c.Delete(t.Context(), "v"))
+	reader := s.client("other")
+	requirePulled(t, reader, "w", weights(2, 300_000), 2)
 
-func TestSlowOfficerDoesNotDelayPushesAndGetsNewest(t *testing.T) {
-	s := newServer(t, nil)
-	c := s.client("")
-	pushed(t, c, "w", "pushed before the officer enlisted")
-	o := &slowOfficer{officer: s.officer(filepath.Join(t.TempDir(), "remote"), "remote"), release: make(chan struct{})}
-	o.fails.Store(2)
-	s.enlist("remote", o, o.officer)
-	remote := s.client("remote")
-	require.True(t, remote.Mapped())
-
-	for i := range 50 {
-		pushed(t, c, "w", strconv.Itoa(i))
+	s.kill(home)
+	// Readers go on while the captain is away.
+	for _, c := range []*Client{c, reader} {
+		id, err := c.ID(t.Context(), "w")
+		require.NoError(t, err)
+		require.Equal(t, uint64(2), id)
+		requirePulled(t, c, "w", weights(2, 300_000), 2)
 	}
-	requirePulled(t, c, "w", "49", 51)
-	_, err := remote.Pull(t.Context(), "w")
-	require.ErrorIs(t, err, ErrNoVersion)
-
-	close(o.release)
-	eventually(t, func() bool { return o.store.Last("w") == 51 })
-	requirePulled(t, remote, "w", "49", 51)
-	require.Less(t, o.stores.Load(), int64(50), "superseded versions were skipped")
+	s.start()
+	c2 := s.client(home)
+	requirePulled(t, c2, "w", weights(2, 300_000), 2)
+	require.Equal(t, uint64(3), mustPush(t, c2, "w", weights(3, 300_000)))
+	require.Equal(t, uint64(2), mustPush(t, c2, "v", []byte("again")), "ids go on after Delete")
 }
 
-func TestRestartedCaptainRestoresFromOfficer(t *testing.T) {
-	s := newServer(t, nil)
-	c := s.client("")
-	pushed(t, c, "w", "one")
-	pushed(t, c, "w", "two")
-
-	restarted := newServer(t, nil)
-	restarted.local = s.local
-	require.NoError(t, restarted.captain.enlistLocal(t.Context(), psv1raylink.NewLocalOfficer(s.local)))
-	c2 := restarted.client("")
-	requirePulled(t, c2, "w", "two", 2)
-	require.Equal(t, uint64(3), pushed(t, c2, "w", "three"))
-	requirePulled(t, c, "w", "three", 3)
-	requirePulled(t, restarted.client("remote without officer"), "w", "three", 3)
+func TestNewestVersionOfAnyOfficerWins(t *testing.T) {
+	s := newSystem(t, nil, "other")
+	c := s.client(home)
+	mustPush(t, c, "w", weights(1, 700_000))
+	mustPush(t, c, "w", weights(2, 700_000), WaitFor(All))
+	s.stop(home) // the captain's machine loses its files
+	s.start()
+	s.machines["other"].end()
+	s.machines["other"].done.Wait()
+	s.connect(s.machines["other"])
+	s.eventually(func() bool { return s.captain.newest("w").GetId() == 2 })
+	c2 := s.client(home)
+	requirePulled(t, c2, "w", weights(2, 700_000), 2)
+	require.Equal(t, uint64(3), mustPush(t, c2, "w", weights(3, 10)))
 }
 
-func TestIDOfOfficersVersionIsNotReused(t *testing.T) {
-	s := newServer(t, nil)
-	// As if the captain was killed during a push: the officer has a version unknown to the captain.
-	_, err := s.local.store.Put(&psv1.Version{Tag: "w", Id: 7}, []byte("seven"))
+func TestOfficerThatComesBackCatchesUp(t *testing.T) {
+	s := newSystem(t, nil, "a", "b")
+	c := s.client(home)
+	mustPush(t, c, "w", weights(1, 600_000), WaitFor(All))
+	reader := s.client("b")
+	held, err := reader.Pull(t.Context(), "w")
 	require.NoError(t, err)
-	c := s.client("")
-	require.Equal(t, uint64(8), pushed(t, c, "w", "eight"))
-	requirePulled(t, c, "w", "eight", 8)
-	_, err = s.local.store.Put(&psv1.Version{Tag: "v", Id: 7}, []byte("seven"))
-	require.NoError(t, err)
-	_, err = c.PushVersion(t.Context(), "v", 6, []byte("six"), nil)
-	require.Equal(t, connect.CodeAborted, connect.CodeOf(err), "%v", err)
+	s.kill("b")
+	for i := range 5 {
+		mustPush(t, c, "w", weights(i, 600_000))
+	}
+	requirePulled(t, reader, "w", weights(1, 600_000), 1)
+	s.enlist("b", nil)
+	s.awaitEverywhere("w", 6)
+	require.Equal(t, store.Checksum(weights(1, 600_000)), store.Checksum(held.Bytes()))
+	require.NoError(t, held.Release())
+	requirePulled(t, reader, "w", weights(4, 600_000), 6)
 }
 
-func TestClientFollowsNextOfficer(t *testing.T) {
-	s := newServer(t, nil)
-	o := s.officer(filepath.Join(t.TempDir(), "first"), "remote")
-	s.enlist("remote", o, o)
-	c, remote := s.client(""), s.client("remote")
-	pushed(t, c, "w", "one")
-	eventually(t, func() bool { return o.store.Last("w") == 1 })
-	requirePulled(t, remote, "w", "one", 1)
-	mapped, err := remote.Pull(t.Context(), "w")
-	require.NoError(t, err)
+func TestDuplicateAndDelete(t *testing.T) {
+	onEachMachine(t, nil, func(t *testing.T, s *system, c *Client) {
+		require.NoError(t, errorsOf(c.Push(t.Context(), "policy", weights(1, 400_000), Info("step", "7"))))
+		require.NoError(t, c.Duplicate(t.Context(), "policy", "policy/best"))
+		requirePulled(t, c, "policy/best", weights(1, 400_000), 1)
+		mustPush(t, c, "policy", weights(2, 400_000))
+		requirePulled(t, c, "policy/best", weights(1, 400_000), 1)
+		meta, err := c.Meta(t.Context(), "policy/best")
+		require.NoError(t, err)
+		require.Equal(t, "7", meta.GetInfo()["step"])
 
-	require.NoError(t, o.store.Close()) // as if killed
-	expire := func() { remote.checked.Add(-int64(recheckInterval)) }
-	expire()
-	next := s.officer(filepath.Join(t.TempDir(), "second"), "remote")
-	s.enlist("remote", next, next)
-	eventually(t, func() bool { return next.store.Last("w") == 1 })
-	requirePulled(t, remote, "w", "one", 1)
-	pushed(t, c, "w", "two")
-	eventually(t, func() bool { return next.store.Last("w") == 2 })
-	expire()
-	requirePulled(t, remote, "w", "two", 2)
-	require.True(t, remote.Mapped())
-	require.Equal(t, "one", string(mapped.Bytes()), "pulled parameters outlive the officer")
-	require.NoError(t, mapped.Release())
+		held, err := c.Pull(t.Context(), "policy")
+		require.NoError(t, err)
+		require.NoError(t, c.Delete(t.Context(), "policy"))
+		require.Equal(t, store.Checksum(weights(2, 400_000)), store.Checksum(held.Bytes()))
+		require.NoError(t, held.Release())
+		s.eventually(func() bool {
+			id, err := c.ID(t.Context(), "policy")
+			return err == nil && id == 0
+		})
+		require.ErrorIs(t, c.Delete(t.Context(), "policy"), ErrNoVersion)
+		require.ErrorIs(t, c.Duplicate(t.Context(), "policy", "x"), ErrNoVersion)
+		require.Equal(t, uint64(3), mustPush(t, c, "policy", weights(3, 400_000)), "ids go on")
+		requirePulled(t, c, "policy", weights(3, 400_000), 3)
+	})
+}
 
-	require.NoError(t, os.Remove(filepath.Join(next.store.Directory(), nonceFile)))
-	require.NoError(t, next.store.Close())
-	expire()
-	requirePulled(t, remote, "w", "two", 2)
-	require.False(t, remote.Mapped(), "the client calls the captain instead")
+func errorsOf[T any](_ T, err error) error { return err }
+
+func TestFollowerSwapsInEachVersion(t *testing.T) {
+	onEachMachine(t, nil, func(t *testing.T, s *system, c *Client) {
+		f := c.Follow("w")
+		defer func() { require.NoError(t, f.Close()) }()
+		require.Nil(t, f.Current())
+		pusher := s.client(home)
+		for i := range 5 {
+			id := mustPush(t, pusher, "w", weights(i, 500_000))
+			for p := (*Parameters)(nil); p == nil; {
+				select {
+				case <-f.Changed():
+				case <-time.After(10 * time.Second):
+					t.Fatal("the follower did not change")
+				}
+				if p = f.Current(); p.Version().GetId() < id {
+					require.NoError(t, p.Release())
+					p = nil
+					continue
+				}
+				require.Equal(t, store.Checksum(weights(i, 500_000)), store.Checksum(p.Bytes()))
+				require.NoError(t, p.Release())
+			}
+		}
+		s.eventually(func() bool { lag, age := f.Staleness(); return lag == 0 && age < 2*time.Second })
+		require.NoError(t, f.Err())
+	})
+}
+
+func TestStalenessGrowsWhileTheCaptainIsAway(t *testing.T) {
+	for _, on := range []string{home, "other"} {
+		s := newSystem(t, nil, "other")
+		c := s.client(on)
+		mustPush(t, s.client(home), "w", weights(1, 10), WaitFor(All))
+		f := c.Follow("w")
+		<-f.Changed()
+		s.kill(home)
+		_, before := f.Staleness()
+		s.eventually(func() bool { _, age := f.Staleness(); return age > before+200*time.Millisecond })
+		p := f.Current()
+		require.Equal(t, uint64(1), p.Version().GetId())
+		require.NoError(t, p.Release())
+		require.NoError(t, f.Close())
+	}
 }
 
 func TestFilesWithWrongNonceAreNotMapped(t *testing.T) {
-	s := newServer(t, nil)
-	o := s.officer(filepath.Join(t.TempDir(), "remote"), "remote")
-	s.enlist("remote", o, o)
-	require.NoError(t, os.WriteFile(filepath.Join(o.store.Directory(), nonceFile), []byte(newNonce()), 0o600))
-	require.False(t, s.client("remote").Mapped())
+	s := newSystem(t, nil, "other")
+	path := filepath.Join(s.machines["other"].officer.store.Directory(), nonceFile)
+	require.NoError(t, os.WriteFile(path, []byte(newToken()), 0o600))
+	require.False(t, s.client("other").Mapped())
 }
 
-func TestOfficerServesItsParameters(t *testing.T) {
-	s := newServer(t, nil)
-	c := s.client("")
-	pushed(t, c, "w", "one")
-	h := psv1raylink.NewLocalOfficer(s.local)
-	ctx := t.Context()
-	res, err := h.Pull(ctx, &psv1.PullRequest{Tag: "w"})
+func TestOfficersAreAsManyAsConfigured(t *testing.T) {
+	s := newSystem(t, &psv1.CaptainConfig{MaxOfficers: 1}, "a")
+	m := s.open("b")
+	s.register(m)
+	err := m.officer.session(t.Context(), s.handle, &nodev1.NodeRef{Nid: m.nid})
+	require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err), "%v", err)
+	require.ErrorContains(t, err, "max_officers")
+	officers, err := s.client(home).Officers(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, "one", string(res.GetParameters()))
-	res, err = h.Pull(ctx, &psv1.PullRequest{Tag: "w", Have: 1})
+	require.Len(t, officers, 2)
+	require.True(t, officers[0].GetHome())
+}
+
+func TestPusherThatDiesLeavesNothing(t *testing.T) {
+	s := newSystem(t, nil, "other")
+	for _, name := range []string{home, "other"} {
+		o := s.machines[name].officer
+		ctx, die := context.WithCancel(t.Context())
+		stream, err := psv1raylink.NewLocalOfficer(o).Lend(ctx)
+		require.NoError(t, err)
+		require.NoError(t, stream.Send(&psv1.LendRequest{Part: &psv1.LendRequest_Reserve{Reserve: &psv1.Version{Tag: "w", Size: 1 << 20}}}))
+		lent, err := stream.Receive()
+		require.NoError(t, err)
+		require.FileExists(t, lent.GetPath())
+		die()
+		s.eventually(func() bool { _, err := os.Stat(lent.GetPath()); return errors.Is(err, os.ErrNotExist) })
+		_ = stream.Close()
+	}
+	ctx, die := context.WithCancel(t.Context())
+	upload, err := s.handle.Upload(ctx)
 	require.NoError(t, err)
-	require.True(t, res.GetUnchanged())
-	_, err = h.Pull(ctx, &psv1.PullRequest{Tag: "v"})
-	require.Equal(t, connect.CodeNotFound, connect.CodeOf(err), "%v", err)
-	_, err = h.Store(ctx, &psv1.StoreRequest{})
-	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
-	tags, err := h.ListTags(ctx, nil)
-	require.NoError(t, err)
-	require.Len(t, tags.GetVersions(), 1)
-	_, err = s.handle.Enlist(ctx, nil)
-	require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
+	begin := &psv1.UploadBegin{Push: &psv1.PushRequest{Tag: "w"}, Size: 1 << 20}
+	require.NoError(t, upload.Send(&psv1.UploadRequest{Part: &psv1.UploadRequest_Begin{Begin: begin}}))
+	s.eventually(func() bool { return s.machines["other"].officer.store.Usage().Drafts == 1 })
+	die()
+	_ = upload.Close()
+	for _, name := range []string{home, "other"} {
+		s.eventually(func() bool { return s.machines[name].officer.store.Usage().Drafts == 0 })
+	}
+	mustPush(t, s.client("other"), "w", weights(1, 1<<20), WaitFor(All))
 }
 
 func TestClientsSeeVersionsInOrderWhileManyPush(t *testing.T) {
-	mappedAndThroughCaptain(t, func(t *testing.T, c *Client) {
-		const pushers, each = 4, 50
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	onEachMachine(t, nil, func(t *testing.T, s *system, c *Client) {
+		const pushers, each = 4, 30
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 		defer cancel()
 		var pushing, pulling sync.WaitGroup
-		for range pushers {
+		for i := range pushers {
+			pusher := s.client([]string{home, "other", "none"}[i%3])
 			pushing.Go(func() {
-				for range each {
-					if _, err := c.Push(ctx, "w", make([]byte, 100), nil); !assert.NoError(t, err) {
+				for k := range each {
+					if _, err := pusher.Push(ctx, "w", make([]byte, 100_000*(k%2))); !assert.NoError(t, err) {
 						cancel()
 					}
 				}
@@ -400,16 +440,23 @@ func TestClientsSeeVersionsInOrderWhileManyPush(t *testing.T) {
 			pulling.Go(func() {
 				for last := uint64(0); last < pushers*each && ctx.Err() == nil; {
 					id, err := c.ID(ctx, "w")
-					require.NoError(t, err)
-					require.GreaterOrEqual(t, id, last)
+					if err != nil || id < last {
+						assert.Fail(t, "wrong id", "%d after %d: %v", id, last, err)
+						cancel()
+						return
+					}
 					if id == last {
+						time.Sleep(time.Millisecond) //nolint:forbidigo // the loop of a user
 						continue
 					}
 					p, err := c.Pull(ctx, "w")
-					require.NoError(t, err)
-					require.GreaterOrEqual(t, p.Version().GetId(), id)
+					if err != nil || p.Version().GetId() < id {
+						assert.Fail(t, "wrong version", "%v after id %d: %v", p, id, err)
+						cancel()
+						return
+					}
 					last = p.Version().GetId()
-					require.NoError(t, p.Release())
+					assert.NoError(t, p.Release())
 				}
 			})
 		}
@@ -420,42 +467,68 @@ func TestClientsSeeVersionsInOrderWhileManyPush(t *testing.T) {
 }
 
 func TestCaptainMatchesModel(t *testing.T) {
-	s := newServer(t, nil)
-	clients := []*Client{s.client(""), s.client("remote without officer")}
+	s := newSystem(t, nil, "other")
+	on := []string{home, "other", "none"}
+	clients := map[string]*Client{home: s.client(home), "other": s.client("other"), "none": s.client("none")}
 	run := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		run++
-		tag := fmt.Sprintf("tag %d", run)
+		tag := fmt.Sprintf("tag %d", run%100)
+		last := s.captain.lastOf(tag)
+		if s.captain.newest(tag) != nil {
+			require.NoError(rt, clients[home].Delete(t.Context(), tag))
+		}
 		var newest uint64
-		var content string
+		var content []byte
 		rt.Repeat(map[string]func(*rapid.T){
 			"push": func(rt *rapid.T) {
-				version := rapid.Uint64Range(0, 30).Draw(rt, "version")
-				bytes := rapid.StringN(0, 8, -1).Draw(rt, "parameters")
-				v, err := rapid.SampledFrom(clients).Draw(rt, "client").PushVersion(t.Context(), tag, version, []byte(bytes), nil)
-				if version != 0 && version <= newest {
+				var opts []PushOption
+				version := uint64(0)
+				if rapid.Bool().Draw(rt, "own number") {
+					version = last + rapid.Uint64Range(0, 3).Draw(rt, "ahead")
+					opts = append(opts, At(version))
+				}
+				bytes := weights(rapid.Int().Draw(rt, "seed"), rapid.SampledFrom(sizes).Draw(rt, "size"))
+				v, err := clients[rapid.SampledFrom(on).Draw(rt, "client")].Push(t.Context(), tag, bytes, opts...)
+				if version != 0 && version <= last {
 					require.Equal(rt, connect.CodeAborted, connect.CodeOf(err))
 					return
 				}
 				require.NoError(rt, err)
 				if version == 0 {
-					version = newest + 1
+					version = last + 1
 				}
 				require.Equal(rt, version, v.GetId())
-				newest, content = version, bytes
+				newest, last, content = version, version, bytes
+			},
+			"delete": func(rt *rapid.T) {
+				err := clients[rapid.SampledFrom(on).Draw(rt, "client")].Delete(t.Context(), tag)
+				if newest == 0 {
+					require.ErrorIs(rt, err, ErrNoVersion)
+					return
+				}
+				require.NoError(rt, err)
+				newest = 0
 			},
 			"": func(rt *rapid.T) {
-				c := rapid.SampledFrom(clients).Draw(rt, "reader")
-				id, err := c.ID(t.Context(), tag)
-				require.NoError(rt, err)
-				require.Equal(rt, newest, id)
+				c := clients[rapid.SampledFrom(on).Draw(rt, "reader")]
+				var id uint64
+				for deadline := time.Now().Add(10 * time.Second); ; {
+					var err error
+					id, err = c.ID(t.Context(), tag)
+					require.NoError(rt, err)
+					if id == newest {
+						break
+					}
+					require.True(rt, time.Now().Before(deadline), "the reader on machine %s has version %d instead of %d", c.machine, id, newest)
+				}
 				p, err := c.Pull(t.Context(), tag)
 				if newest == 0 {
 					require.ErrorIs(rt, err, ErrNoVersion)
 					return
 				}
 				require.NoError(rt, err)
-				require.Equal(rt, content, string(p.Bytes()))
+				require.Equal(rt, store.Checksum(content), store.Checksum(p.Bytes()))
 				require.NoError(rt, p.Release())
 			},
 		})
@@ -463,9 +536,9 @@ func TestCaptainMatchesModel(t *testing.T) {
 }
 
 func BenchmarkIDMapped(b *testing.B) {
-	s := newServer(b, nil)
-	c := s.client("")
-	_, err := c.Push(b.Context(), "w", []byte("x"), nil)
+	s := newSystem(b, nil)
+	c := s.client(home)
+	_, err := c.Push(b.Context(), "w", []byte("x"))
 	require.NoError(b, err)
 	for b.Loop() {
 		if _, err := c.ID(b.Context(), "w"); err != nil {

@@ -98,6 +98,9 @@ type State struct {
 	// ID is the id of the newest version on this machine, Announced that of the captain's. 0 means
 	// that there is none.
 	ID, Announced uint64
+	// Last is the highest id that the tag had on this machine. It was loaded before ID, so if that
+	// is 0, the tag was deleted since.
+	Last uint64
 	// Behind is how long ID has been below Announced; 0 if it is not.
 	Behind time.Duration
 	// Unconfirmed is the time since the captain last confirmed the store: Announced may be out of
@@ -110,6 +113,8 @@ func (r *Reader) State() (State, error) {
 	var state State
 	var behind uint64
 	err := r.withIndex(func(index []byte) {
+		// Before the newest id: a tag whose newest id is 0 was deleted if this one is not.
+		state.Last = word(index, lastAt).Load()
 		state.Announced = word(index, announcedAt).Load()
 		behind = word(index, behindAt).Load()
 		state.ID = word(index, newestAt).Load()

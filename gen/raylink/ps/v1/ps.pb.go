@@ -27,17 +27,82 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// WaitFor selects the machines whose officers must have a version before its push returns.
+type WaitFor int32
+
+const (
+	// The same as WAIT_FOR_HOME.
+	WaitFor_WAIT_FOR_UNSPECIFIED WaitFor = 0
+	// The captain's machine.
+	WaitFor_WAIT_FOR_HOME WaitFor = 1
+	// More than half of the machines that have an officer, the captain's among them.
+	WaitFor_WAIT_FOR_QUORUM WaitFor = 2
+	// All machines that have an officer.
+	WaitFor_WAIT_FOR_ALL WaitFor = 3
+)
+
+// Enum value maps for WaitFor.
+var (
+	WaitFor_name = map[int32]string{
+		0: "WAIT_FOR_UNSPECIFIED",
+		1: "WAIT_FOR_HOME",
+		2: "WAIT_FOR_QUORUM",
+		3: "WAIT_FOR_ALL",
+	}
+	WaitFor_value = map[string]int32{
+		"WAIT_FOR_UNSPECIFIED": 0,
+		"WAIT_FOR_HOME":        1,
+		"WAIT_FOR_QUORUM":      2,
+		"WAIT_FOR_ALL":         3,
+	}
+)
+
+func (x WaitFor) Enum() *WaitFor {
+	p := new(WaitFor)
+	*p = x
+	return p
+}
+
+func (x WaitFor) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WaitFor) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_ps_v1_ps_proto_enumTypes[0].Descriptor()
+}
+
+func (WaitFor) Type() protoreflect.EnumType {
+	return &file_raylink_ps_v1_ps_proto_enumTypes[0]
+}
+
+func (x WaitFor) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WaitFor.Descriptor instead.
+func (WaitFor) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{0}
+}
+
 type CaptainConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The maximum size of parameters in bytes; 0 means 1 GiB.
+	// The maximum size of one version's parameters in bytes; 0 means 16 GiB.
 	MaxBytes uint64 `protobuf:"varint,1,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
-	// How many versions of a tag before the newest one keep their files, for readers that are about
-	// to map them; 0 means 2. Versions that a reader has mapped remain readable however many follow.
+	// How many versions of a tag before the newest one an officer keeps if there is room; 0 means 2.
+	// They go first when there is not. Versions that a reader holds remain readable however many
+	// follow.
 	HeldVersions uint32 `protobuf:"varint,2,opt,name=held_versions,json=heldVersions,proto3" json:"held_versions,omitempty"`
 	// The maximum number of tags; 0 means 1024.
 	MaxTags uint32 `protobuf:"varint,3,opt,name=max_tags,json=maxTags,proto3" json:"max_tags,omitempty"`
-	// The directory of the officers' mapped files; empty for the run directory.
-	Directory     string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The directory below which each machine's officer keeps its mapped files. Default: in the data
+	// directory.
+	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The maximum size of the newest versions of all tags together, in bytes; 0 means that only the
+	// file system bounds it. A push that would exceed it is refused with the tags that take the room.
+	MaxTotalBytes uint64 `protobuf:"varint,5,opt,name=max_total_bytes,json=maxTotalBytes,proto3" json:"max_total_bytes,omitempty"`
+	// On how many machines besides its own the captain has officers. Processes on further machines
+	// call the captain. 0 means 1024.
+	MaxOfficers   uint32 `protobuf:"varint,6,opt,name=max_officers,json=maxOfficers,proto3" json:"max_officers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -100,13 +165,29 @@ func (x *CaptainConfig) GetDirectory() string {
 	return ""
 }
 
+func (x *CaptainConfig) GetMaxTotalBytes() uint64 {
+	if x != nil {
+		return x.MaxTotalBytes
+	}
+	return 0
+}
+
+func (x *CaptainConfig) GetMaxOfficers() uint32 {
+	if x != nil {
+		return x.MaxOfficers
+	}
+	return 0
+}
+
 type OfficerConfig struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Captain *CaptainConfig         `protobuf:"bytes,1,opt,name=captain,proto3" json:"captain,omitempty"`
 	// The machine that the officer serves.
 	Machine string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
 	// The captain that the officer enlists with.
-	CaptainRef    *v1.NodeRef `protobuf:"bytes,3,opt,name=captain_ref,json=captainRef,proto3" json:"captain_ref,omitempty"`
+	CaptainRef *v1.NodeRef `protobuf:"bytes,3,opt,name=captain_ref,json=captainRef,proto3" json:"captain_ref,omitempty"`
+	// The directory of the files of the machine's previous officer, which this one takes over.
+	Directory     string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +243,13 @@ func (x *OfficerConfig) GetCaptainRef() *v1.NodeRef {
 	return nil
 }
 
+func (x *OfficerConfig) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
 // Version describes one push of a tag.
 type Version struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -175,8 +263,7 @@ type Version struct {
 	Pushed *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pushed,proto3" json:"pushed,omitempty"`
 	// CRC-32C of the parameters.
 	Checksum uint32 `protobuf:"varint,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
-	// Identifies the parameters on every machine, also before they get an id: letters, digits, '-'
-	// and '_'.
+	// Identifies the parameters on all machines, also before the push has an id.
 	Content       string `protobuf:"bytes,7,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -262,13 +349,20 @@ func (x *Version) GetContent() string {
 }
 
 type PushRequest struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Tag        string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
-	Parameters []byte                 `protobuf:"bytes,2,opt,name=parameters,proto3" json:"parameters,omitempty"`
-	Info       map[string]string      `protobuf:"bytes,3,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	// The parameters, unless `lent` is set. Larger ones than fit into one message are uploaded.
+	Parameters []byte            `protobuf:"bytes,2,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	Info       map[string]string `protobuf:"bytes,3,rep,name=info,proto3" json:"info,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The pusher's own version number. The push fails with Aborted unless the number is above the
 	// newest version's. 0 lets the captain assign one.
-	Version       uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Version uint64  `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	WaitFor WaitFor `protobuf:"varint,5,opt,name=wait_for,json=waitFor,proto3,enum=raylink.ps.v1.WaitFor" json:"wait_for,omitempty"`
+	// Parameters that the pusher has written into the memory of its machine's officer.
+	Lent *Lent `protobuf:"bytes,6,opt,name=lent,proto3" json:"lent,omitempty"`
+	// Chosen by the pusher, at random: a push that is repeated, since its response was lost, becomes
+	// no second version while the first is the newest.
+	Content       string `protobuf:"bytes,7,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +425,100 @@ func (x *PushRequest) GetVersion() uint64 {
 	return 0
 }
 
+func (x *PushRequest) GetWaitFor() WaitFor {
+	if x != nil {
+		return x.WaitFor
+	}
+	return WaitFor_WAIT_FOR_UNSPECIFIED
+}
+
+func (x *PushRequest) GetLent() *Lent {
+	if x != nil {
+		return x.Lent
+	}
+	return nil
+}
+
+func (x *PushRequest) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
+}
+
+// Lent describes parameters in the memory of an officer, which the captain makes a version.
+type Lent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine of the officer.
+	Machine string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// As in the officer's LendResponse.
+	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// The size of the parameters, in bytes.
+	Size uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	// CRC-32C of the parameters.
+	Checksum      uint32 `protobuf:"varint,4,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lent) Reset() {
+	*x = Lent{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lent) ProtoMessage() {}
+
+func (x *Lent) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lent.ProtoReflect.Descriptor instead.
+func (*Lent) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Lent) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *Lent) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
+}
+
+func (x *Lent) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Lent) GetChecksum() uint32 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
+}
+
 type PushResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -340,7 +528,7 @@ type PushResponse struct {
 
 func (x *PushResponse) Reset() {
 	*x = PushResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[4]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +540,7 @@ func (x *PushResponse) String() string {
 func (*PushResponse) ProtoMessage() {}
 
 func (x *PushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[4]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +553,7 @@ func (x *PushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
 func (*PushResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{4}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PushResponse) GetVersion() *Version {
@@ -374,6 +562,497 @@ func (x *PushResponse) GetVersion() *Version {
 	}
 	return nil
 }
+
+// Lacking is the detail of the error DeadlineExceeded of a push: the version was pushed, but its
+// wait ended before all the officers had it that it waited for.
+type Lacking struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	WaitFor WaitFor                `protobuf:"varint,2,opt,name=wait_for,json=waitFor,proto3,enum=raylink.ps.v1.WaitFor" json:"wait_for,omitempty"`
+	// The machines whose officers lacked the version.
+	Machines      []string `protobuf:"bytes,3,rep,name=machines,proto3" json:"machines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lacking) Reset() {
+	*x = Lacking{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lacking) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lacking) ProtoMessage() {}
+
+func (x *Lacking) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lacking.ProtoReflect.Descriptor instead.
+func (*Lacking) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Lacking) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *Lacking) GetWaitFor() WaitFor {
+	if x != nil {
+		return x.WaitFor
+	}
+	return WaitFor_WAIT_FOR_UNSPECIFIED
+}
+
+func (x *Lacking) GetMachines() []string {
+	if x != nil {
+		return x.Machines
+	}
+	return nil
+}
+
+// UploadRequest is a message on the stream of an upload: `begin` first, then chunks.
+type UploadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*UploadRequest_Begin
+	//	*UploadRequest_Chunk
+	Part          isUploadRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadRequest) Reset() {
+	*x = UploadRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadRequest) ProtoMessage() {}
+
+func (x *UploadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadRequest.ProtoReflect.Descriptor instead.
+func (*UploadRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UploadRequest) GetPart() isUploadRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *UploadRequest) GetBegin() *UploadBegin {
+	if x != nil {
+		if x, ok := x.Part.(*UploadRequest_Begin); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *UploadRequest) GetChunk() *Chunk {
+	if x != nil {
+		if x, ok := x.Part.(*UploadRequest_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isUploadRequest_Part interface {
+	isUploadRequest_Part()
+}
+
+type UploadRequest_Begin struct {
+	Begin *UploadBegin `protobuf:"bytes,1,opt,name=begin,proto3,oneof"`
+}
+
+type UploadRequest_Chunk struct {
+	Chunk *Chunk `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
+}
+
+func (*UploadRequest_Begin) isUploadRequest_Part() {}
+
+func (*UploadRequest_Chunk) isUploadRequest_Part() {}
+
+type UploadBegin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The push, without parameters.
+	Push *PushRequest `protobuf:"bytes,1,opt,name=push,proto3" json:"push,omitempty"`
+	// The size of the parameters, in bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadBegin) Reset() {
+	*x = UploadBegin{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadBegin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadBegin) ProtoMessage() {}
+
+func (x *UploadBegin) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadBegin.ProtoReflect.Descriptor instead.
+func (*UploadBegin) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UploadBegin) GetPush() *PushRequest {
+	if x != nil {
+		return x.Push
+	}
+	return nil
+}
+
+func (x *UploadBegin) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// Chunk is a part of a version's parameters, of 256 KiB except for the last one.
+type Chunk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The chunk's number, from 0.
+	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Data  []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// CRC-32C of the data.
+	Checksum      uint32 `protobuf:"varint,3,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Chunk) Reset() {
+	*x = Chunk{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Chunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Chunk) ProtoMessage() {}
+
+func (x *Chunk) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
+func (*Chunk) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Chunk) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Chunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Chunk) GetChecksum() uint32 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
+}
+
+type FetchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to fetch: a content, or the newest version of a tag.
+	Content string `protobuf:"bytes,1,opt,name=content,proto3" json:"content,omitempty"`
+	Tag     string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	// With a tag: nothing but the version is sent if this is the id of the newest version.
+	Have uint64 `protobuf:"varint,3,opt,name=have,proto3" json:"have,omitempty"`
+	// The first chunk to send.
+	First uint32 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
+	// The chunks to send, in ascending order of `first`; empty for all from `first` on.
+	Ranges []*ChunkRange `protobuf:"bytes,5,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// Identifies the caller's process. Within the officer's process messages are passed on as they
+	// are, so that they need a copy of the officer's memory.
+	Process       string `protobuf:"bytes,6,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRequest) Reset() {
+	*x = FetchRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRequest) ProtoMessage() {}
+
+func (x *FetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
+func (*FetchRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FetchRequest) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
+}
+
+func (x *FetchRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *FetchRequest) GetHave() uint64 {
+	if x != nil {
+		return x.Have
+	}
+	return 0
+}
+
+func (x *FetchRequest) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *FetchRequest) GetRanges() []*ChunkRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *FetchRequest) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
+// ChunkRange is a number of successive chunks.
+type ChunkRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkRange) Reset() {
+	*x = ChunkRange{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkRange) ProtoMessage() {}
+
+func (x *ChunkRange) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkRange.ProtoReflect.Descriptor instead.
+func (*ChunkRange) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ChunkRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *ChunkRange) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// FetchResponse is a message of a fetch: the version first, then chunks. A message that has neither
+// is a heartbeat: the next chunk has not arrived at the officer yet.
+type FetchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*FetchResponse_Version
+	//	*FetchResponse_Chunk
+	Part          isFetchResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchResponse) Reset() {
+	*x = FetchResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchResponse) ProtoMessage() {}
+
+func (x *FetchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchResponse.ProtoReflect.Descriptor instead.
+func (*FetchResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FetchResponse) GetPart() isFetchResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetVersion() *Version {
+	if x != nil {
+		if x, ok := x.Part.(*FetchResponse_Version); ok {
+			return x.Version
+		}
+	}
+	return nil
+}
+
+func (x *FetchResponse) GetChunk() *Chunk {
+	if x != nil {
+		if x, ok := x.Part.(*FetchResponse_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isFetchResponse_Part interface {
+	isFetchResponse_Part()
+}
+
+type FetchResponse_Version struct {
+	// Without an id if the parameters are on their way to a version.
+	Version *Version `protobuf:"bytes,1,opt,name=version,proto3,oneof"`
+}
+
+type FetchResponse_Chunk struct {
+	Chunk *Chunk `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
+}
+
+func (*FetchResponse_Version) isFetchResponse_Part() {}
+
+func (*FetchResponse_Chunk) isFetchResponse_Part() {}
 
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -386,7 +1065,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[5]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -398,7 +1077,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[5]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -411,7 +1090,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{5}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PullRequest) GetTag() string {
@@ -440,7 +1119,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[6]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -452,7 +1131,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[6]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -465,7 +1144,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{6}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PullResponse) GetVersion() *Version {
@@ -498,7 +1177,7 @@ type GetIDRequest struct {
 
 func (x *GetIDRequest) Reset() {
 	*x = GetIDRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[7]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +1189,7 @@ func (x *GetIDRequest) String() string {
 func (*GetIDRequest) ProtoMessage() {}
 
 func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[7]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +1202,7 @@ func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDRequest.ProtoReflect.Descriptor instead.
 func (*GetIDRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{7}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetIDRequest) GetTag() string {
@@ -535,15 +1214,17 @@ func (x *GetIDRequest) GetTag() string {
 
 type GetIDResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 0 if nothing was pushed under the tag.
-	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// 0 if nothing was pushed under the tag, or it was deleted.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The last id that the tag has had, also if it was deleted.
+	Last          uint64 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetIDResponse) Reset() {
 	*x = GetIDResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[8]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +1236,7 @@ func (x *GetIDResponse) String() string {
 func (*GetIDResponse) ProtoMessage() {}
 
 func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[8]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,12 +1249,19 @@ func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDResponse.ProtoReflect.Descriptor instead.
 func (*GetIDResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{8}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetIDResponse) GetId() uint64 {
 	if x != nil {
 		return x.Id
+	}
+	return 0
+}
+
+func (x *GetIDResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
 	}
 	return 0
 }
@@ -586,7 +1274,7 @@ type ListTagsRequest struct {
 
 func (x *ListTagsRequest) Reset() {
 	*x = ListTagsRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[9]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +1286,7 @@ func (x *ListTagsRequest) String() string {
 func (*ListTagsRequest) ProtoMessage() {}
 
 func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[9]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +1299,7 @@ func (x *ListTagsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsRequest.ProtoReflect.Descriptor instead.
 func (*ListTagsRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{9}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{17}
 }
 
 type ListTagsResponse struct {
@@ -624,7 +1312,7 @@ type ListTagsResponse struct {
 
 func (x *ListTagsResponse) Reset() {
 	*x = ListTagsResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[10]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +1324,7 @@ func (x *ListTagsResponse) String() string {
 func (*ListTagsResponse) ProtoMessage() {}
 
 func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[10]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +1337,7 @@ func (x *ListTagsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTagsResponse.ProtoReflect.Descriptor instead.
 func (*ListTagsResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{10}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListTagsResponse) GetVersions() []*Version {
@@ -657,6 +1345,282 @@ func (x *ListTagsResponse) GetVersions() []*Version {
 		return x.Versions
 	}
 	return nil
+}
+
+type GetMetaRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetaRequest) Reset() {
+	*x = GetMetaRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetaRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetaRequest) ProtoMessage() {}
+
+func (x *GetMetaRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetaRequest.ProtoReflect.Descriptor instead.
+func (*GetMetaRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetMetaRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+type GetMetaResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest version.
+	Version       *Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetMetaResponse) Reset() {
+	*x = GetMetaResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetMetaResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetMetaResponse) ProtoMessage() {}
+
+func (x *GetMetaResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetMetaResponse.ProtoReflect.Descriptor instead.
+func (*GetMetaResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *GetMetaResponse) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+type DuplicateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tag whose newest version is copied.
+	From string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// The tag that gets the copy, as its next version.
+	To            string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DuplicateRequest) Reset() {
+	*x = DuplicateRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DuplicateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DuplicateRequest) ProtoMessage() {}
+
+func (x *DuplicateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DuplicateRequest.ProtoReflect.Descriptor instead.
+func (*DuplicateRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DuplicateRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *DuplicateRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type DuplicateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DuplicateResponse) Reset() {
+	*x = DuplicateResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DuplicateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DuplicateResponse) ProtoMessage() {}
+
+func (x *DuplicateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DuplicateResponse.ProtoReflect.Descriptor instead.
+func (*DuplicateResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DuplicateResponse) GetVersion() *Version {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+type DeleteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRequest) Reset() {
+	*x = DeleteRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRequest) ProtoMessage() {}
+
+func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
+func (*DeleteRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeleteRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+type DeleteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last id of the tag. A later push continues from there.
+	Last          uint64 `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteResponse) Reset() {
+	*x = DeleteResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteResponse) ProtoMessage() {}
+
+func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
+func (*DeleteResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DeleteResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
 }
 
 type LocateRequest struct {
@@ -669,7 +1633,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[11]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +1645,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[11]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +1658,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{11}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LocateRequest) GetMachine() string {
@@ -709,14 +1673,20 @@ type LocateResponse struct {
 	// The machine's officer; unset if it has none.
 	Officer *v1.NodeRef `protobuf:"bytes,1,opt,name=officer,proto3" json:"officer,omitempty"`
 	// The result of the officer's Directory method.
-	Directory     *DirectoryResponse `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	Directory *DirectoryResponse `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Whether a process on the machine may host an officer, if it has none.
+	Wanted bool `protobuf:"varint,3,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// The captain's configuration, for that officer.
+	Config *CaptainConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
+	// The captain's machine.
+	Home          string `protobuf:"bytes,5,opt,name=home,proto3" json:"home,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[12]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1698,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[12]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1711,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{12}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LocateResponse) GetOfficer() *v1.NodeRef {
@@ -758,22 +1728,211 @@ func (x *LocateResponse) GetDirectory() *DirectoryResponse {
 	return nil
 }
 
+func (x *LocateResponse) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *LocateResponse) GetConfig() *CaptainConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *LocateResponse) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
+}
+
+type ListOfficersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOfficersRequest) Reset() {
+	*x = ListOfficersRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOfficersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOfficersRequest) ProtoMessage() {}
+
+func (x *ListOfficersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOfficersRequest.ProtoReflect.Descriptor instead.
+func (*ListOfficersRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{27}
+}
+
+type ListOfficersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by machine, the captain's first.
+	Officers      []*OfficerInfo `protobuf:"bytes,1,rep,name=officers,proto3" json:"officers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOfficersResponse) Reset() {
+	*x = ListOfficersResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOfficersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOfficersResponse) ProtoMessage() {}
+
+func (x *ListOfficersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOfficersResponse.ProtoReflect.Descriptor instead.
+func (*ListOfficersResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ListOfficersResponse) GetOfficers() []*OfficerInfo {
+	if x != nil {
+		return x.Officers
+	}
+	return nil
+}
+
+// OfficerInfo describes an officer as the captain knows it.
+type OfficerInfo struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Officer *v1.NodeRef            `protobuf:"bytes,2,opt,name=officer,proto3" json:"officer,omitempty"`
+	// How many versions of all tags together the officer is behind.
+	Lag uint64 `protobuf:"varint,3,opt,name=lag,proto3" json:"lag,omitempty"`
+	// The officer's newest version of each tag, by id.
+	Versions map[string]uint64 `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// When the officer was last known to respond.
+	Seen *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=seen,proto3" json:"seen,omitempty"`
+	// Whether it is the officer of the captain's machine.
+	Home          bool `protobuf:"varint,6,opt,name=home,proto3" json:"home,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OfficerInfo) Reset() {
+	*x = OfficerInfo{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OfficerInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OfficerInfo) ProtoMessage() {}
+
+func (x *OfficerInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OfficerInfo.ProtoReflect.Descriptor instead.
+func (*OfficerInfo) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *OfficerInfo) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *OfficerInfo) GetOfficer() *v1.NodeRef {
+	if x != nil {
+		return x.Officer
+	}
+	return nil
+}
+
+func (x *OfficerInfo) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *OfficerInfo) GetVersions() map[string]uint64 {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *OfficerInfo) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *OfficerInfo) GetHome() bool {
+	if x != nil {
+		return x.Home
+	}
+	return false
+}
+
+// EnlistRequest is a message from an officer to its captain: `hello` first. Each message shows that
+// the officer responds.
 type EnlistRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The machine that the officer serves. The officer replaces the machine's previous one.
-	Machine string      `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
-	Officer *v1.NodeRef `protobuf:"bytes,2,opt,name=officer,proto3" json:"officer,omitempty"`
-	// The result of the officer's Directory method.
-	Directory *DirectoryResponse `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
-	// The versions that the officer has. They may be newer than those of a restarted captain.
-	Versions      []*Version `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
+	Hello *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
+	// A version that the officer has stored.
+	Stored        *Version `protobuf:"bytes,2,opt,name=stored,proto3" json:"stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnlistRequest) Reset() {
 	*x = EnlistRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +1944,7 @@ func (x *EnlistRequest) String() string {
 func (*EnlistRequest) ProtoMessage() {}
 
 func (x *EnlistRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[13]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,46 +1957,116 @@ func (x *EnlistRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnlistRequest.ProtoReflect.Descriptor instead.
 func (*EnlistRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{13}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{30}
 }
 
-func (x *EnlistRequest) GetMachine() string {
+func (x *EnlistRequest) GetHello() *Hello {
+	if x != nil {
+		return x.Hello
+	}
+	return nil
+}
+
+func (x *EnlistRequest) GetStored() *Version {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+// Hello introduces an officer.
+type Hello struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The machine that the officer serves. The officer replaces the machine's previous one.
+	Machine string      `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	Officer *v1.NodeRef `protobuf:"bytes,2,opt,name=officer,proto3" json:"officer,omitempty"`
+	// The result of the officer's Directory method.
+	Directory *DirectoryResponse `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The versions that the officer has. They may be newer than those of a restarted captain.
+	Versions []*Version `protobuf:"bytes,4,rep,name=versions,proto3" json:"versions,omitempty"`
+	// The last ids of deleted tags.
+	Deleted       map[string]uint64 `protobuf:"bytes,5,rep,name=deleted,proto3" json:"deleted,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hello) Reset() {
+	*x = Hello{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hello) ProtoMessage() {}
+
+func (x *Hello) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hello.ProtoReflect.Descriptor instead.
+func (*Hello) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Hello) GetMachine() string {
 	if x != nil {
 		return x.Machine
 	}
 	return ""
 }
 
-func (x *EnlistRequest) GetOfficer() *v1.NodeRef {
+func (x *Hello) GetOfficer() *v1.NodeRef {
 	if x != nil {
 		return x.Officer
 	}
 	return nil
 }
 
-func (x *EnlistRequest) GetDirectory() *DirectoryResponse {
+func (x *Hello) GetDirectory() *DirectoryResponse {
 	if x != nil {
 		return x.Directory
 	}
 	return nil
 }
 
-func (x *EnlistRequest) GetVersions() []*Version {
+func (x *Hello) GetVersions() []*Version {
 	if x != nil {
 		return x.Versions
 	}
 	return nil
 }
 
+func (x *Hello) GetDeleted() map[string]uint64 {
+	if x != nil {
+		return x.Deleted
+	}
+	return nil
+}
+
+// EnlistResponse is a message from the captain to an officer. Each message shows that the captain
+// responds; one without a state shows nothing else.
 type EnlistResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *TagState              `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnlistResponse) Reset() {
 	*x = EnlistResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +2078,7 @@ func (x *EnlistResponse) String() string {
 func (*EnlistResponse) ProtoMessage() {}
 
 func (x *EnlistResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[14]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +2091,95 @@ func (x *EnlistResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnlistResponse.ProtoReflect.Descriptor instead.
 func (*EnlistResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{14}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *EnlistResponse) GetState() *TagState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+// TagState is what an officer should have of a tag. Later states replace earlier ones.
+type TagState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	// The newest version; unset if there is none.
+	Newest *Version `protobuf:"bytes,2,opt,name=newest,proto3" json:"newest,omitempty"`
+	// The last id of the tag, also of one that was deleted.
+	Last uint64 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	// Contents that are being uploaded: the officer fetches them in advance.
+	Coming []*Version `protobuf:"bytes,4,rep,name=coming,proto3" json:"coming,omitempty"`
+	// The officers that have the content or get it earlier, nearest first.
+	Sources       []*v1.NodeRef `protobuf:"bytes,5,rep,name=sources,proto3" json:"sources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagState) Reset() {
+	*x = TagState{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagState) ProtoMessage() {}
+
+func (x *TagState) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagState.ProtoReflect.Descriptor instead.
+func (*TagState) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TagState) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *TagState) GetNewest() *Version {
+	if x != nil {
+		return x.Newest
+	}
+	return nil
+}
+
+func (x *TagState) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *TagState) GetComing() []*Version {
+	if x != nil {
+		return x.Coming
+	}
+	return nil
+}
+
+func (x *TagState) GetSources() []*v1.NodeRef {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
 }
 
 type DirectoryRequest struct {
@@ -873,7 +2190,7 @@ type DirectoryRequest struct {
 
 func (x *DirectoryRequest) Reset() {
 	*x = DirectoryRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +2202,7 @@ func (x *DirectoryRequest) String() string {
 func (*DirectoryRequest) ProtoMessage() {}
 
 func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[15]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +2215,7 @@ func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{15}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{34}
 }
 
 type DirectoryResponse struct {
@@ -914,7 +2231,7 @@ type DirectoryResponse struct {
 
 func (x *DirectoryResponse) Reset() {
 	*x = DirectoryResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +2243,7 @@ func (x *DirectoryResponse) String() string {
 func (*DirectoryResponse) ProtoMessage() {}
 
 func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[16]
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +2256,7 @@ func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryResponse.ProtoReflect.Descriptor instead.
 func (*DirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{16}
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DirectoryResponse) GetDirectory() string {
@@ -956,29 +2273,28 @@ func (x *DirectoryResponse) GetNonce() string {
 	return ""
 }
 
-type StoreRequest struct {
+type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       *Version               `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Parameters    []byte                 `protobuf:"bytes,2,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	Tag           string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StoreRequest) Reset() {
-	*x = StoreRequest{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StoreRequest) String() string {
+func (x *WatchRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StoreRequest) ProtoMessage() {}
+func (*WatchRequest) ProtoMessage() {}
 
-func (x *StoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[17]
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,48 +2305,91 @@ func (x *StoreRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StoreRequest.ProtoReflect.Descriptor instead.
-func (*StoreRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{17}
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{36}
 }
 
-func (x *StoreRequest) GetVersion() *Version {
+func (x *WatchRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest version; unset if there is none.
+	Version       *Version `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WatchResponse) GetVersion() *Version {
 	if x != nil {
 		return x.Version
 	}
 	return nil
 }
 
-func (x *StoreRequest) GetParameters() []byte {
-	if x != nil {
-		return x.Parameters
-	}
-	return nil
-}
-
-type StoreResponse struct {
+// LendRequest is a message of a pusher on the officer's machine: `reserve`, then `seal` once the
+// parameters are written.
+type LendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False if the officer had this version or a newer one.
-	Stored        bool `protobuf:"varint,1,opt,name=stored,proto3" json:"stored,omitempty"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*LendRequest_Reserve
+	//	*LendRequest_Seal
+	Part          isLendRequest_Part `protobuf_oneof:"part"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StoreResponse) Reset() {
-	*x = StoreResponse{}
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
+func (x *LendRequest) Reset() {
+	*x = LendRequest{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StoreResponse) String() string {
+func (x *LendRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StoreResponse) ProtoMessage() {}
+func (*LendRequest) ProtoMessage() {}
 
-func (x *StoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_ps_v1_ps_proto_msgTypes[18]
+func (x *LendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,33 +2400,127 @@ func (x *StoreResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StoreResponse.ProtoReflect.Descriptor instead.
-func (*StoreResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{18}
+// Deprecated: Use LendRequest.ProtoReflect.Descriptor instead.
+func (*LendRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{38}
 }
 
-func (x *StoreResponse) GetStored() bool {
+func (x *LendRequest) GetPart() isLendRequest_Part {
 	if x != nil {
-		return x.Stored
+		return x.Part
 	}
-	return false
+	return nil
+}
+
+func (x *LendRequest) GetReserve() *Version {
+	if x != nil {
+		if x, ok := x.Part.(*LendRequest_Reserve); ok {
+			return x.Reserve
+		}
+	}
+	return nil
+}
+
+func (x *LendRequest) GetSeal() uint32 {
+	if x != nil {
+		if x, ok := x.Part.(*LendRequest_Seal); ok {
+			return x.Seal
+		}
+	}
+	return 0
+}
+
+type isLendRequest_Part interface {
+	isLendRequest_Part()
+}
+
+type LendRequest_Reserve struct {
+	// Tag, size and info of the push.
+	Reserve *Version `protobuf:"bytes,1,opt,name=reserve,proto3,oneof"`
+}
+
+type LendRequest_Seal struct {
+	// CRC-32C of the parameters.
+	Seal uint32 `protobuf:"varint,2,opt,name=seal,proto3,oneof"`
+}
+
+func (*LendRequest_Reserve) isLendRequest_Part() {}
+
+func (*LendRequest_Seal) isLendRequest_Part() {}
+
+// LendResponse is the officer's response to each of a pusher's messages.
+type LendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file to write the parameters to.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Identifies the parameters.
+	Content       string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendResponse) Reset() {
+	*x = LendResponse{}
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendResponse) ProtoMessage() {}
+
+func (x *LendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_ps_v1_ps_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendResponse.ProtoReflect.Descriptor instead.
+func (*LendResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_ps_v1_ps_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *LendResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *LendResponse) GetContent() string {
+	if x != nil {
+		return x.Content
+	}
+	return ""
 }
 
 var File_raylink_ps_v1_ps_proto protoreflect.FileDescriptor
 
 const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\n" +
-	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\x8a\x01\n" +
+	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\xd5\x01\n" +
 	"\rCaptainConfig\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x12#\n" +
 	"\rheld_versions\x18\x02 \x01(\rR\fheldVersions\x12\x19\n" +
 	"\bmax_tags\x18\x03 \x01(\rR\amaxTags\x12\x1c\n" +
-	"\tdirectory\x18\x04 \x01(\tR\tdirectory\"\x9c\x01\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\x12&\n" +
+	"\x0fmax_total_bytes\x18\x05 \x01(\x04R\rmaxTotalBytes\x12!\n" +
+	"\fmax_officers\x18\x06 \x01(\rR\vmaxOfficers\"\xba\x01\n" +
 	"\rOfficerConfig\x126\n" +
 	"\acaptain\x18\x01 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\acaptain\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x129\n" +
 	"\vcaptain_ref\x18\x03 \x01(\v2\x18.raylink.node.v1.NodeRefR\n" +
-	"captainRef\"\x98\x02\n" +
+	"captainRef\x12\x1c\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\"\x98\x02\n" +
 	"\aVersion\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
@@ -1078,19 +2531,57 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\acontent\x18\a \x01(\tR\acontent\x1a7\n" +
 	"\tInfoEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc2\x02\n" +
 	"\vPushRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x02 \x01(\fR\n" +
 	"parameters\x128\n" +
 	"\x04info\x18\x03 \x03(\v2$.raylink.ps.v1.PushRequest.InfoEntryR\x04info\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x04R\aversion\x1a7\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x121\n" +
+	"\bwait_for\x18\x05 \x01(\x0e2\x16.raylink.ps.v1.WaitForR\awaitFor\x12'\n" +
+	"\x04lent\x18\x06 \x01(\v2\x13.raylink.ps.v1.LentR\x04lent\x12\x18\n" +
+	"\acontent\x18\a \x01(\tR\acontent\x1a7\n" +
 	"\tInfoEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"@\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\x04Lent\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\tR\acontent\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x1a\n" +
+	"\bchecksum\x18\x04 \x01(\rR\bchecksum\"@\n" +
 	"\fPushResponse\x120\n" +
-	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\"3\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\"\x8a\x01\n" +
+	"\aLacking\x120\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\x121\n" +
+	"\bwait_for\x18\x02 \x01(\x0e2\x16.raylink.ps.v1.WaitForR\awaitFor\x12\x1a\n" +
+	"\bmachines\x18\x03 \x03(\tR\bmachines\"y\n" +
+	"\rUploadRequest\x122\n" +
+	"\x05begin\x18\x01 \x01(\v2\x1a.raylink.ps.v1.UploadBeginH\x00R\x05begin\x12,\n" +
+	"\x05chunk\x18\x02 \x01(\v2\x14.raylink.ps.v1.ChunkH\x00R\x05chunkB\x06\n" +
+	"\x04part\"Q\n" +
+	"\vUploadBegin\x12.\n" +
+	"\x04push\x18\x01 \x01(\v2\x1a.raylink.ps.v1.PushRequestR\x04push\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"M\n" +
+	"\x05Chunk\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1a\n" +
+	"\bchecksum\x18\x03 \x01(\rR\bchecksum\"\xb1\x01\n" +
+	"\fFetchRequest\x12\x18\n" +
+	"\acontent\x18\x01 \x01(\tR\acontent\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x12\n" +
+	"\x04have\x18\x03 \x01(\x04R\x04have\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\rR\x05first\x121\n" +
+	"\x06ranges\x18\x05 \x03(\v2\x19.raylink.ps.v1.ChunkRangeR\x06ranges\x12\x18\n" +
+	"\aprocess\x18\x06 \x01(\tR\aprocess\"8\n" +
+	"\n" +
+	"ChunkRange\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"y\n" +
+	"\rFetchResponse\x122\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionH\x00R\aversion\x12,\n" +
+	"\x05chunk\x18\x02 \x01(\v2\x14.raylink.ps.v1.ChunkH\x00R\x05chunkB\x06\n" +
+	"\x04part\"3\n" +
 	"\vPullRequest\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
 	"\x04have\x18\x02 \x01(\x04R\x04have\"~\n" +
@@ -1101,49 +2592,111 @@ const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"parameters\x12\x1c\n" +
 	"\tunchanged\x18\x03 \x01(\bR\tunchanged\" \n" +
 	"\fGetIDRequest\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x1f\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"3\n" +
 	"\rGetIDResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\x11\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"\x11\n" +
 	"\x0fListTagsRequest\"F\n" +
 	"\x10ListTagsResponse\x122\n" +
-	"\bversions\x18\x01 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\")\n" +
+	"\bversions\x18\x01 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\"\"\n" +
+	"\x0eGetMetaRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"C\n" +
+	"\x0fGetMetaResponse\x120\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\"6\n" +
+	"\x10DuplicateRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\"E\n" +
+	"\x11DuplicateResponse\x120\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\"!\n" +
+	"\rDeleteRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"$\n" +
+	"\x0eDeleteResponse\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\x04R\x04last\")\n" +
 	"\rLocateRequest\x12\x18\n" +
-	"\amachine\x18\x01 \x01(\tR\amachine\"\x84\x01\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"\xe6\x01\n" +
 	"\x0eLocateResponse\x122\n" +
 	"\aofficer\x18\x01 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12>\n" +
-	"\tdirectory\x18\x02 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\"\xd1\x01\n" +
-	"\rEnlistRequest\x12\x18\n" +
+	"\tdirectory\x18\x02 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\x12\x16\n" +
+	"\x06wanted\x18\x03 \x01(\bR\x06wanted\x124\n" +
+	"\x06config\x18\x04 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\x06config\x12\x12\n" +
+	"\x04home\x18\x05 \x01(\tR\x04home\"\x15\n" +
+	"\x13ListOfficersRequest\"N\n" +
+	"\x14ListOfficersResponse\x126\n" +
+	"\bofficers\x18\x01 \x03(\v2\x1a.raylink.ps.v1.OfficerInfoR\bofficers\"\xb4\x02\n" +
+	"\vOfficerInfo\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x122\n" +
+	"\aofficer\x18\x02 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12\x10\n" +
+	"\x03lag\x18\x03 \x01(\x04R\x03lag\x12D\n" +
+	"\bversions\x18\x04 \x03(\v2(.raylink.ps.v1.OfficerInfo.VersionsEntryR\bversions\x12.\n" +
+	"\x04seen\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x12\x12\n" +
+	"\x04home\x18\x06 \x01(\bR\x04home\x1a;\n" +
+	"\rVersionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"k\n" +
+	"\rEnlistRequest\x12*\n" +
+	"\x05hello\x18\x01 \x01(\v2\x14.raylink.ps.v1.HelloR\x05hello\x12.\n" +
+	"\x06stored\x18\x02 \x01(\v2\x16.raylink.ps.v1.VersionR\x06stored\"\xc2\x02\n" +
+	"\x05Hello\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x122\n" +
 	"\aofficer\x18\x02 \x01(\v2\x18.raylink.node.v1.NodeRefR\aofficer\x12>\n" +
 	"\tdirectory\x18\x03 \x01(\v2 .raylink.ps.v1.DirectoryResponseR\tdirectory\x122\n" +
-	"\bversions\x18\x04 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\"\x10\n" +
-	"\x0eEnlistResponse\"\x12\n" +
+	"\bversions\x18\x04 \x03(\v2\x16.raylink.ps.v1.VersionR\bversions\x12;\n" +
+	"\adeleted\x18\x05 \x03(\v2!.raylink.ps.v1.Hello.DeletedEntryR\adeleted\x1a:\n" +
+	"\fDeletedEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"?\n" +
+	"\x0eEnlistResponse\x12-\n" +
+	"\x05state\x18\x01 \x01(\v2\x17.raylink.ps.v1.TagStateR\x05state\"\xc4\x01\n" +
+	"\bTagState\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\x12.\n" +
+	"\x06newest\x18\x02 \x01(\v2\x16.raylink.ps.v1.VersionR\x06newest\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x04R\x04last\x12.\n" +
+	"\x06coming\x18\x04 \x03(\v2\x16.raylink.ps.v1.VersionR\x06coming\x122\n" +
+	"\asources\x18\x05 \x03(\v2\x18.raylink.node.v1.NodeRefR\asources\"\x12\n" +
 	"\x10DirectoryRequest\"G\n" +
 	"\x11DirectoryResponse\x12\x1c\n" +
 	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\tR\x05nonce\"`\n" +
-	"\fStoreRequest\x120\n" +
-	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\x12\x1e\n" +
-	"\n" +
-	"parameters\x18\x02 \x01(\fR\n" +
-	"parameters\"'\n" +
-	"\rStoreResponse\x12\x16\n" +
-	"\x06stored\x18\x01 \x01(\bR\x06stored2\xfb\x03\n" +
-	"\aCaptain\x12?\n" +
-	"\x04Push\x12\x1a.raylink.ps.v1.PushRequest\x1a\x1b.raylink.ps.v1.PushResponse\x12I\n" +
-	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12L\n" +
-	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12U\n" +
-	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12O\n" +
-	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12E\n" +
-	"\x06Enlist\x12\x1c.raylink.ps.v1.EnlistRequest\x1a\x1d.raylink.ps.v1.EnlistResponse\x1a'\xa2\xf3\xf2\x86\a!\n" +
-	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig2\xc5\x03\n" +
-	"\aOfficer\x12B\n" +
-	"\x05Store\x12\x1b.raylink.ps.v1.StoreRequest\x1a\x1c.raylink.ps.v1.StoreResponse\x12I\n" +
+	"\x05nonce\x18\x02 \x01(\tR\x05nonce\" \n" +
+	"\fWatchRequest\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"A\n" +
+	"\rWatchResponse\x120\n" +
+	"\aversion\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionR\aversion\"_\n" +
+	"\vLendRequest\x122\n" +
+	"\areserve\x18\x01 \x01(\v2\x16.raylink.ps.v1.VersionH\x00R\areserve\x12\x14\n" +
+	"\x04seal\x18\x02 \x01(\rH\x00R\x04sealB\x06\n" +
+	"\x04part\"<\n" +
+	"\fLendResponse\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\tR\acontent*]\n" +
+	"\aWaitFor\x12\x18\n" +
+	"\x14WAIT_FOR_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rWAIT_FOR_HOME\x10\x01\x12\x13\n" +
+	"\x0fWAIT_FOR_QUORUM\x10\x02\x12\x10\n" +
+	"\fWAIT_FOR_ALL\x10\x032\xc1\b\n" +
+	"\aCaptain\x12I\n" +
+	"\x04Push\x12\x1a.raylink.ps.v1.PushRequest\x1a\x1b.raylink.ps.v1.PushResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12E\n" +
+	"\x06Upload\x12\x1c.raylink.ps.v1.UploadRequest\x1a\x1b.raylink.ps.v1.PushResponse(\x01\x12I\n" +
+	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12D\n" +
+	"\x05Fetch\x12\x1b.raylink.ps.v1.FetchRequest\x1a\x1c.raylink.ps.v1.FetchResponse0\x01\x12D\n" +
+	"\x05Watch\x12\x1b.raylink.ps.v1.WatchRequest\x1a\x1c.raylink.ps.v1.WatchResponse0\x01\x12L\n" +
+	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12R\n" +
+	"\aGetMeta\x12\x1d.raylink.ps.v1.GetMetaRequest\x1a\x1e.raylink.ps.v1.GetMetaResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12U\n" +
+	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12X\n" +
+	"\tDuplicate\x12\x1f.raylink.ps.v1.DuplicateRequest\x1a .raylink.ps.v1.DuplicateResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12O\n" +
+	"\x06Delete\x12\x1c.raylink.ps.v1.DeleteRequest\x1a\x1d.raylink.ps.v1.DeleteResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12O\n" +
+	"\x06Locate\x12\x1c.raylink.ps.v1.LocateRequest\x1a\x1d.raylink.ps.v1.LocateResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12a\n" +
+	"\fListOfficers\x12\".raylink.ps.v1.ListOfficersRequest\x1a#.raylink.ps.v1.ListOfficersResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12I\n" +
+	"\x06Enlist\x12\x1c.raylink.ps.v1.EnlistRequest\x1a\x1d.raylink.ps.v1.EnlistResponse(\x010\x01\x1a*\xa2\xf3\xf2\x86\a$\n" +
+	"\x02ps\x12\x1braylink.ps.v1.CaptainConfig(\x80 2\xd5\x04\n" +
+	"\aOfficer\x12C\n" +
+	"\x04Lend\x12\x1a.raylink.ps.v1.LendRequest\x1a\x1b.raylink.ps.v1.LendResponse(\x010\x01\x12D\n" +
+	"\x05Fetch\x12\x1b.raylink.ps.v1.FetchRequest\x1a\x1c.raylink.ps.v1.FetchResponse0\x01\x12D\n" +
+	"\x05Watch\x12\x1b.raylink.ps.v1.WatchRequest\x1a\x1c.raylink.ps.v1.WatchResponse0\x01\x12I\n" +
 	"\x04Pull\x12\x1a.raylink.ps.v1.PullRequest\x1a\x1b.raylink.ps.v1.PullResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12L\n" +
 	"\x05GetID\x12\x1b.raylink.ps.v1.GetIDRequest\x1a\x1c.raylink.ps.v1.GetIDResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12U\n" +
 	"\bListTags\x12\x1e.raylink.ps.v1.ListTagsRequest\x1a\x1f.raylink.ps.v1.ListTagsResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x12X\n" +
-	"\tDirectory\x12\x1f.raylink.ps.v1.DirectoryRequest\x1a .raylink.ps.v1.DirectoryResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a,\xa2\xf3\xf2\x86\a&\n" +
-	"\aofficer\x12\x1braylink.ps.v1.OfficerConfigB3Z1github.com/raylink/raylink/gen/raylink/ps/v1;psv1b\x06proto3"
+	"\tDirectory\x12\x1f.raylink.ps.v1.DirectoryRequest\x1a .raylink.ps.v1.DirectoryResponse\"\b\xa2\xf3\xf2\x86\a\x02\b\x01\x1a/\xa2\xf3\xf2\x86\a)\n" +
+	"\aofficer\x12\x1braylink.ps.v1.OfficerConfig(\x80 B3Z1github.com/raylink/raylink/gen/raylink/ps/v1;psv1b\x06proto3"
 
 var (
 	file_raylink_ps_v1_ps_proto_rawDescOnce sync.Once
@@ -1157,74 +2710,142 @@ func file_raylink_ps_v1_ps_proto_rawDescGZIP() []byte {
 	return file_raylink_ps_v1_ps_proto_rawDescData
 }
 
-var file_raylink_ps_v1_ps_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_raylink_ps_v1_ps_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_raylink_ps_v1_ps_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_raylink_ps_v1_ps_proto_goTypes = []any{
-	(*CaptainConfig)(nil),         // 0: raylink.ps.v1.CaptainConfig
-	(*OfficerConfig)(nil),         // 1: raylink.ps.v1.OfficerConfig
-	(*Version)(nil),               // 2: raylink.ps.v1.Version
-	(*PushRequest)(nil),           // 3: raylink.ps.v1.PushRequest
-	(*PushResponse)(nil),          // 4: raylink.ps.v1.PushResponse
-	(*PullRequest)(nil),           // 5: raylink.ps.v1.PullRequest
-	(*PullResponse)(nil),          // 6: raylink.ps.v1.PullResponse
-	(*GetIDRequest)(nil),          // 7: raylink.ps.v1.GetIDRequest
-	(*GetIDResponse)(nil),         // 8: raylink.ps.v1.GetIDResponse
-	(*ListTagsRequest)(nil),       // 9: raylink.ps.v1.ListTagsRequest
-	(*ListTagsResponse)(nil),      // 10: raylink.ps.v1.ListTagsResponse
-	(*LocateRequest)(nil),         // 11: raylink.ps.v1.LocateRequest
-	(*LocateResponse)(nil),        // 12: raylink.ps.v1.LocateResponse
-	(*EnlistRequest)(nil),         // 13: raylink.ps.v1.EnlistRequest
-	(*EnlistResponse)(nil),        // 14: raylink.ps.v1.EnlistResponse
-	(*DirectoryRequest)(nil),      // 15: raylink.ps.v1.DirectoryRequest
-	(*DirectoryResponse)(nil),     // 16: raylink.ps.v1.DirectoryResponse
-	(*StoreRequest)(nil),          // 17: raylink.ps.v1.StoreRequest
-	(*StoreResponse)(nil),         // 18: raylink.ps.v1.StoreResponse
-	nil,                           // 19: raylink.ps.v1.Version.InfoEntry
-	nil,                           // 20: raylink.ps.v1.PushRequest.InfoEntry
-	(*v1.NodeRef)(nil),            // 21: raylink.node.v1.NodeRef
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(WaitFor)(0),                  // 0: raylink.ps.v1.WaitFor
+	(*CaptainConfig)(nil),         // 1: raylink.ps.v1.CaptainConfig
+	(*OfficerConfig)(nil),         // 2: raylink.ps.v1.OfficerConfig
+	(*Version)(nil),               // 3: raylink.ps.v1.Version
+	(*PushRequest)(nil),           // 4: raylink.ps.v1.PushRequest
+	(*Lent)(nil),                  // 5: raylink.ps.v1.Lent
+	(*PushResponse)(nil),          // 6: raylink.ps.v1.PushResponse
+	(*Lacking)(nil),               // 7: raylink.ps.v1.Lacking
+	(*UploadRequest)(nil),         // 8: raylink.ps.v1.UploadRequest
+	(*UploadBegin)(nil),           // 9: raylink.ps.v1.UploadBegin
+	(*Chunk)(nil),                 // 10: raylink.ps.v1.Chunk
+	(*FetchRequest)(nil),          // 11: raylink.ps.v1.FetchRequest
+	(*ChunkRange)(nil),            // 12: raylink.ps.v1.ChunkRange
+	(*FetchResponse)(nil),         // 13: raylink.ps.v1.FetchResponse
+	(*PullRequest)(nil),           // 14: raylink.ps.v1.PullRequest
+	(*PullResponse)(nil),          // 15: raylink.ps.v1.PullResponse
+	(*GetIDRequest)(nil),          // 16: raylink.ps.v1.GetIDRequest
+	(*GetIDResponse)(nil),         // 17: raylink.ps.v1.GetIDResponse
+	(*ListTagsRequest)(nil),       // 18: raylink.ps.v1.ListTagsRequest
+	(*ListTagsResponse)(nil),      // 19: raylink.ps.v1.ListTagsResponse
+	(*GetMetaRequest)(nil),        // 20: raylink.ps.v1.GetMetaRequest
+	(*GetMetaResponse)(nil),       // 21: raylink.ps.v1.GetMetaResponse
+	(*DuplicateRequest)(nil),      // 22: raylink.ps.v1.DuplicateRequest
+	(*DuplicateResponse)(nil),     // 23: raylink.ps.v1.DuplicateResponse
+	(*DeleteRequest)(nil),         // 24: raylink.ps.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 25: raylink.ps.v1.DeleteResponse
+	(*LocateRequest)(nil),         // 26: raylink.ps.v1.LocateRequest
+	(*LocateResponse)(nil),        // 27: raylink.ps.v1.LocateResponse
+	(*ListOfficersRequest)(nil),   // 28: raylink.ps.v1.ListOfficersRequest
+	(*ListOfficersResponse)(nil),  // 29: raylink.ps.v1.ListOfficersResponse
+	(*OfficerInfo)(nil),           // 30: raylink.ps.v1.OfficerInfo
+	(*EnlistRequest)(nil),         // 31: raylink.ps.v1.EnlistRequest
+	(*Hello)(nil),                 // 32: raylink.ps.v1.Hello
+	(*EnlistResponse)(nil),        // 33: raylink.ps.v1.EnlistResponse
+	(*TagState)(nil),              // 34: raylink.ps.v1.TagState
+	(*DirectoryRequest)(nil),      // 35: raylink.ps.v1.DirectoryRequest
+	(*DirectoryResponse)(nil),     // 36: raylink.ps.v1.DirectoryResponse
+	(*WatchRequest)(nil),          // 37: raylink.ps.v1.WatchRequest
+	(*WatchResponse)(nil),         // 38: raylink.ps.v1.WatchResponse
+	(*LendRequest)(nil),           // 39: raylink.ps.v1.LendRequest
+	(*LendResponse)(nil),          // 40: raylink.ps.v1.LendResponse
+	nil,                           // 41: raylink.ps.v1.Version.InfoEntry
+	nil,                           // 42: raylink.ps.v1.PushRequest.InfoEntry
+	nil,                           // 43: raylink.ps.v1.OfficerInfo.VersionsEntry
+	nil,                           // 44: raylink.ps.v1.Hello.DeletedEntry
+	(*v1.NodeRef)(nil),            // 45: raylink.node.v1.NodeRef
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
 }
 var file_raylink_ps_v1_ps_proto_depIdxs = []int32{
-	0,  // 0: raylink.ps.v1.OfficerConfig.captain:type_name -> raylink.ps.v1.CaptainConfig
-	21, // 1: raylink.ps.v1.OfficerConfig.captain_ref:type_name -> raylink.node.v1.NodeRef
-	19, // 2: raylink.ps.v1.Version.info:type_name -> raylink.ps.v1.Version.InfoEntry
-	22, // 3: raylink.ps.v1.Version.pushed:type_name -> google.protobuf.Timestamp
-	20, // 4: raylink.ps.v1.PushRequest.info:type_name -> raylink.ps.v1.PushRequest.InfoEntry
-	2,  // 5: raylink.ps.v1.PushResponse.version:type_name -> raylink.ps.v1.Version
-	2,  // 6: raylink.ps.v1.PullResponse.version:type_name -> raylink.ps.v1.Version
-	2,  // 7: raylink.ps.v1.ListTagsResponse.versions:type_name -> raylink.ps.v1.Version
-	21, // 8: raylink.ps.v1.LocateResponse.officer:type_name -> raylink.node.v1.NodeRef
-	16, // 9: raylink.ps.v1.LocateResponse.directory:type_name -> raylink.ps.v1.DirectoryResponse
-	21, // 10: raylink.ps.v1.EnlistRequest.officer:type_name -> raylink.node.v1.NodeRef
-	16, // 11: raylink.ps.v1.EnlistRequest.directory:type_name -> raylink.ps.v1.DirectoryResponse
-	2,  // 12: raylink.ps.v1.EnlistRequest.versions:type_name -> raylink.ps.v1.Version
-	2,  // 13: raylink.ps.v1.StoreRequest.version:type_name -> raylink.ps.v1.Version
-	3,  // 14: raylink.ps.v1.Captain.Push:input_type -> raylink.ps.v1.PushRequest
-	5,  // 15: raylink.ps.v1.Captain.Pull:input_type -> raylink.ps.v1.PullRequest
-	7,  // 16: raylink.ps.v1.Captain.GetID:input_type -> raylink.ps.v1.GetIDRequest
-	9,  // 17: raylink.ps.v1.Captain.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
-	11, // 18: raylink.ps.v1.Captain.Locate:input_type -> raylink.ps.v1.LocateRequest
-	13, // 19: raylink.ps.v1.Captain.Enlist:input_type -> raylink.ps.v1.EnlistRequest
-	17, // 20: raylink.ps.v1.Officer.Store:input_type -> raylink.ps.v1.StoreRequest
-	5,  // 21: raylink.ps.v1.Officer.Pull:input_type -> raylink.ps.v1.PullRequest
-	7,  // 22: raylink.ps.v1.Officer.GetID:input_type -> raylink.ps.v1.GetIDRequest
-	9,  // 23: raylink.ps.v1.Officer.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
-	15, // 24: raylink.ps.v1.Officer.Directory:input_type -> raylink.ps.v1.DirectoryRequest
-	4,  // 25: raylink.ps.v1.Captain.Push:output_type -> raylink.ps.v1.PushResponse
-	6,  // 26: raylink.ps.v1.Captain.Pull:output_type -> raylink.ps.v1.PullResponse
-	8,  // 27: raylink.ps.v1.Captain.GetID:output_type -> raylink.ps.v1.GetIDResponse
-	10, // 28: raylink.ps.v1.Captain.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
-	12, // 29: raylink.ps.v1.Captain.Locate:output_type -> raylink.ps.v1.LocateResponse
-	14, // 30: raylink.ps.v1.Captain.Enlist:output_type -> raylink.ps.v1.EnlistResponse
-	18, // 31: raylink.ps.v1.Officer.Store:output_type -> raylink.ps.v1.StoreResponse
-	6,  // 32: raylink.ps.v1.Officer.Pull:output_type -> raylink.ps.v1.PullResponse
-	8,  // 33: raylink.ps.v1.Officer.GetID:output_type -> raylink.ps.v1.GetIDResponse
-	10, // 34: raylink.ps.v1.Officer.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
-	16, // 35: raylink.ps.v1.Officer.Directory:output_type -> raylink.ps.v1.DirectoryResponse
-	25, // [25:36] is the sub-list for method output_type
-	14, // [14:25] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	1,  // 0: raylink.ps.v1.OfficerConfig.captain:type_name -> raylink.ps.v1.CaptainConfig
+	45, // 1: raylink.ps.v1.OfficerConfig.captain_ref:type_name -> raylink.node.v1.NodeRef
+	41, // 2: raylink.ps.v1.Version.info:type_name -> raylink.ps.v1.Version.InfoEntry
+	46, // 3: raylink.ps.v1.Version.pushed:type_name -> google.protobuf.Timestamp
+	42, // 4: raylink.ps.v1.PushRequest.info:type_name -> raylink.ps.v1.PushRequest.InfoEntry
+	0,  // 5: raylink.ps.v1.PushRequest.wait_for:type_name -> raylink.ps.v1.WaitFor
+	5,  // 6: raylink.ps.v1.PushRequest.lent:type_name -> raylink.ps.v1.Lent
+	3,  // 7: raylink.ps.v1.PushResponse.version:type_name -> raylink.ps.v1.Version
+	3,  // 8: raylink.ps.v1.Lacking.version:type_name -> raylink.ps.v1.Version
+	0,  // 9: raylink.ps.v1.Lacking.wait_for:type_name -> raylink.ps.v1.WaitFor
+	9,  // 10: raylink.ps.v1.UploadRequest.begin:type_name -> raylink.ps.v1.UploadBegin
+	10, // 11: raylink.ps.v1.UploadRequest.chunk:type_name -> raylink.ps.v1.Chunk
+	4,  // 12: raylink.ps.v1.UploadBegin.push:type_name -> raylink.ps.v1.PushRequest
+	12, // 13: raylink.ps.v1.FetchRequest.ranges:type_name -> raylink.ps.v1.ChunkRange
+	3,  // 14: raylink.ps.v1.FetchResponse.version:type_name -> raylink.ps.v1.Version
+	10, // 15: raylink.ps.v1.FetchResponse.chunk:type_name -> raylink.ps.v1.Chunk
+	3,  // 16: raylink.ps.v1.PullResponse.version:type_name -> raylink.ps.v1.Version
+	3,  // 17: raylink.ps.v1.ListTagsResponse.versions:type_name -> raylink.ps.v1.Version
+	3,  // 18: raylink.ps.v1.GetMetaResponse.version:type_name -> raylink.ps.v1.Version
+	3,  // 19: raylink.ps.v1.DuplicateResponse.version:type_name -> raylink.ps.v1.Version
+	45, // 20: raylink.ps.v1.LocateResponse.officer:type_name -> raylink.node.v1.NodeRef
+	36, // 21: raylink.ps.v1.LocateResponse.directory:type_name -> raylink.ps.v1.DirectoryResponse
+	1,  // 22: raylink.ps.v1.LocateResponse.config:type_name -> raylink.ps.v1.CaptainConfig
+	30, // 23: raylink.ps.v1.ListOfficersResponse.officers:type_name -> raylink.ps.v1.OfficerInfo
+	45, // 24: raylink.ps.v1.OfficerInfo.officer:type_name -> raylink.node.v1.NodeRef
+	43, // 25: raylink.ps.v1.OfficerInfo.versions:type_name -> raylink.ps.v1.OfficerInfo.VersionsEntry
+	46, // 26: raylink.ps.v1.OfficerInfo.seen:type_name -> google.protobuf.Timestamp
+	32, // 27: raylink.ps.v1.EnlistRequest.hello:type_name -> raylink.ps.v1.Hello
+	3,  // 28: raylink.ps.v1.EnlistRequest.stored:type_name -> raylink.ps.v1.Version
+	45, // 29: raylink.ps.v1.Hello.officer:type_name -> raylink.node.v1.NodeRef
+	36, // 30: raylink.ps.v1.Hello.directory:type_name -> raylink.ps.v1.DirectoryResponse
+	3,  // 31: raylink.ps.v1.Hello.versions:type_name -> raylink.ps.v1.Version
+	44, // 32: raylink.ps.v1.Hello.deleted:type_name -> raylink.ps.v1.Hello.DeletedEntry
+	34, // 33: raylink.ps.v1.EnlistResponse.state:type_name -> raylink.ps.v1.TagState
+	3,  // 34: raylink.ps.v1.TagState.newest:type_name -> raylink.ps.v1.Version
+	3,  // 35: raylink.ps.v1.TagState.coming:type_name -> raylink.ps.v1.Version
+	45, // 36: raylink.ps.v1.TagState.sources:type_name -> raylink.node.v1.NodeRef
+	3,  // 37: raylink.ps.v1.WatchResponse.version:type_name -> raylink.ps.v1.Version
+	3,  // 38: raylink.ps.v1.LendRequest.reserve:type_name -> raylink.ps.v1.Version
+	4,  // 39: raylink.ps.v1.Captain.Push:input_type -> raylink.ps.v1.PushRequest
+	8,  // 40: raylink.ps.v1.Captain.Upload:input_type -> raylink.ps.v1.UploadRequest
+	14, // 41: raylink.ps.v1.Captain.Pull:input_type -> raylink.ps.v1.PullRequest
+	11, // 42: raylink.ps.v1.Captain.Fetch:input_type -> raylink.ps.v1.FetchRequest
+	37, // 43: raylink.ps.v1.Captain.Watch:input_type -> raylink.ps.v1.WatchRequest
+	16, // 44: raylink.ps.v1.Captain.GetID:input_type -> raylink.ps.v1.GetIDRequest
+	20, // 45: raylink.ps.v1.Captain.GetMeta:input_type -> raylink.ps.v1.GetMetaRequest
+	18, // 46: raylink.ps.v1.Captain.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
+	22, // 47: raylink.ps.v1.Captain.Duplicate:input_type -> raylink.ps.v1.DuplicateRequest
+	24, // 48: raylink.ps.v1.Captain.Delete:input_type -> raylink.ps.v1.DeleteRequest
+	26, // 49: raylink.ps.v1.Captain.Locate:input_type -> raylink.ps.v1.LocateRequest
+	28, // 50: raylink.ps.v1.Captain.ListOfficers:input_type -> raylink.ps.v1.ListOfficersRequest
+	31, // 51: raylink.ps.v1.Captain.Enlist:input_type -> raylink.ps.v1.EnlistRequest
+	39, // 52: raylink.ps.v1.Officer.Lend:input_type -> raylink.ps.v1.LendRequest
+	11, // 53: raylink.ps.v1.Officer.Fetch:input_type -> raylink.ps.v1.FetchRequest
+	37, // 54: raylink.ps.v1.Officer.Watch:input_type -> raylink.ps.v1.WatchRequest
+	14, // 55: raylink.ps.v1.Officer.Pull:input_type -> raylink.ps.v1.PullRequest
+	16, // 56: raylink.ps.v1.Officer.GetID:input_type -> raylink.ps.v1.GetIDRequest
+	18, // 57: raylink.ps.v1.Officer.ListTags:input_type -> raylink.ps.v1.ListTagsRequest
+	35, // 58: raylink.ps.v1.Officer.Directory:input_type -> raylink.ps.v1.DirectoryRequest
+	6,  // 59: raylink.ps.v1.Captain.Push:output_type -> raylink.ps.v1.PushResponse
+	6,  // 60: raylink.ps.v1.Captain.Upload:output_type -> raylink.ps.v1.PushResponse
+	15, // 61: raylink.ps.v1.Captain.Pull:output_type -> raylink.ps.v1.PullResponse
+	13, // 62: raylink.ps.v1.Captain.Fetch:output_type -> raylink.ps.v1.FetchResponse
+	38, // 63: raylink.ps.v1.Captain.Watch:output_type -> raylink.ps.v1.WatchResponse
+	17, // 64: raylink.ps.v1.Captain.GetID:output_type -> raylink.ps.v1.GetIDResponse
+	21, // 65: raylink.ps.v1.Captain.GetMeta:output_type -> raylink.ps.v1.GetMetaResponse
+	19, // 66: raylink.ps.v1.Captain.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
+	23, // 67: raylink.ps.v1.Captain.Duplicate:output_type -> raylink.ps.v1.DuplicateResponse
+	25, // 68: raylink.ps.v1.Captain.Delete:output_type -> raylink.ps.v1.DeleteResponse
+	27, // 69: raylink.ps.v1.Captain.Locate:output_type -> raylink.ps.v1.LocateResponse
+	29, // 70: raylink.ps.v1.Captain.ListOfficers:output_type -> raylink.ps.v1.ListOfficersResponse
+	33, // 71: raylink.ps.v1.Captain.Enlist:output_type -> raylink.ps.v1.EnlistResponse
+	40, // 72: raylink.ps.v1.Officer.Lend:output_type -> raylink.ps.v1.LendResponse
+	13, // 73: raylink.ps.v1.Officer.Fetch:output_type -> raylink.ps.v1.FetchResponse
+	38, // 74: raylink.ps.v1.Officer.Watch:output_type -> raylink.ps.v1.WatchResponse
+	15, // 75: raylink.ps.v1.Officer.Pull:output_type -> raylink.ps.v1.PullResponse
+	17, // 76: raylink.ps.v1.Officer.GetID:output_type -> raylink.ps.v1.GetIDResponse
+	19, // 77: raylink.ps.v1.Officer.ListTags:output_type -> raylink.ps.v1.ListTagsResponse
+	36, // 78: raylink.ps.v1.Officer.Directory:output_type -> raylink.ps.v1.DirectoryResponse
+	59, // [59:79] is the sub-list for method output_type
+	39, // [39:59] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_raylink_ps_v1_ps_proto_init() }
@@ -1232,18 +2853,31 @@ func file_raylink_ps_v1_ps_proto_init() {
 	if File_raylink_ps_v1_ps_proto != nil {
 		return
 	}
+	file_raylink_ps_v1_ps_proto_msgTypes[7].OneofWrappers = []any{
+		(*UploadRequest_Begin)(nil),
+		(*UploadRequest_Chunk)(nil),
+	}
+	file_raylink_ps_v1_ps_proto_msgTypes[12].OneofWrappers = []any{
+		(*FetchResponse_Version)(nil),
+		(*FetchResponse_Chunk)(nil),
+	}
+	file_raylink_ps_v1_ps_proto_msgTypes[38].OneofWrappers = []any{
+		(*LendRequest_Reserve)(nil),
+		(*LendRequest_Seal)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_ps_v1_ps_proto_rawDesc), len(file_raylink_ps_v1_ps_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   21,
+			NumEnums:      1,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_raylink_ps_v1_ps_proto_goTypes,
 		DependencyIndexes: file_raylink_ps_v1_ps_proto_depIdxs,
+		EnumInfos:         file_raylink_ps_v1_ps_proto_enumTypes,
 		MessageInfos:      file_raylink_ps_v1_ps_proto_msgTypes,
 	}.Build()
 	File_raylink_ps_v1_ps_proto = out.File

@@ -47,11 +47,22 @@ var captainService = runtime.GeneratedService{
 	NewConfig: func() proto.Message {
 		return new(psv1.CaptainConfig)
 	},
+	Limits: runtime.Limits{MaxStreams: 4096},
 	Methods: []runtime.GeneratedMethod{
 		{
 			Name: "Push",
 			NewRequest: func() proto.Message {
 				return new(psv1.PushRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.PushResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Upload",
+			NewRequest: func() proto.Message {
+				return new(psv1.UploadRequest)
 			},
 			NewResponse: func() proto.Message {
 				return new(psv1.PushResponse)
@@ -68,12 +79,40 @@ var captainService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "Fetch",
+			NewRequest: func() proto.Message {
+				return new(psv1.FetchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.FetchResponse)
+			},
+		},
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(psv1.WatchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.WatchResponse)
+			},
+		},
+		{
 			Name: "GetID",
 			NewRequest: func() proto.Message {
 				return new(psv1.GetIDRequest)
 			},
 			NewResponse: func() proto.Message {
 				return new(psv1.GetIDResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "GetMeta",
+			NewRequest: func() proto.Message {
+				return new(psv1.GetMetaRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.GetMetaResponse)
 			},
 			Concurrent: true,
 		},
@@ -88,12 +127,42 @@ var captainService = runtime.GeneratedService{
 			Concurrent: true,
 		},
 		{
+			Name: "Duplicate",
+			NewRequest: func() proto.Message {
+				return new(psv1.DuplicateRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.DuplicateResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "Delete",
+			NewRequest: func() proto.Message {
+				return new(psv1.DeleteRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.DeleteResponse)
+			},
+			Concurrent: true,
+		},
+		{
 			Name: "Locate",
 			NewRequest: func() proto.Message {
 				return new(psv1.LocateRequest)
 			},
 			NewResponse: func() proto.Message {
 				return new(psv1.LocateResponse)
+			},
+			Concurrent: true,
+		},
+		{
+			Name: "ListOfficers",
+			NewRequest: func() proto.Message {
+				return new(psv1.ListOfficersRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.ListOfficersResponse)
 			},
 			Concurrent: true,
 		},
@@ -124,6 +193,12 @@ var captainHandlers = []runtime.GeneratedHandler{
 		},
 	},
 	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.UploadRequest, *psv1.PushResponse](untyped)
+			return stream.SendOnly(node.(CaptainNode).Upload(ctx, stream))
+		},
+	},
+	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CaptainNode).Pull(ctx, req.(*psv1.PullRequest))
 			if err != nil {
@@ -136,6 +211,26 @@ var captainHandlers = []runtime.GeneratedHandler{
 		},
 	},
 	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.FetchRequest, *psv1.FetchResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(CaptainNode).Fetch(ctx, req, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.WatchRequest, *psv1.WatchResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(CaptainNode).Watch(ctx, req, stream)
+		},
+	},
+	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CaptainNode).GetID(ctx, req.(*psv1.GetIDRequest))
 			if err != nil {
@@ -143,6 +238,18 @@ var captainHandlers = []runtime.GeneratedHandler{
 			}
 			if res == nil {
 				res = new(psv1.GetIDResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).GetMeta(ctx, req.(*psv1.GetMetaRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.GetMetaResponse)
 			}
 			return res, nil
 		},
@@ -161,6 +268,30 @@ var captainHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Duplicate(ctx, req.(*psv1.DuplicateRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.DuplicateResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(CaptainNode).Delete(ctx, req.(*psv1.DeleteRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(psv1.DeleteResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(CaptainNode).Locate(ctx, req.(*psv1.LocateRequest))
 			if err != nil {
 				return nil, err
@@ -173,14 +304,20 @@ var captainHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
-			res, err := node.(CaptainNode).Enlist(ctx, req.(*psv1.EnlistRequest))
+			res, err := node.(CaptainNode).ListOfficers(ctx, req.(*psv1.ListOfficersRequest))
 			if err != nil {
 				return nil, err
 			}
 			if res == nil {
-				res = new(psv1.EnlistResponse)
+				res = new(psv1.ListOfficersResponse)
 			}
 			return res, nil
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.EnlistRequest, *psv1.EnlistResponse](untyped)
+			return node.(CaptainNode).Enlist(ctx, stream)
 		},
 	},
 }
@@ -188,26 +325,72 @@ var captainHandlers = []runtime.GeneratedHandler{
 // CaptainNode is the interface that a node of the service raylink.ps.v1.Captain implements. Its
 // unary methods run one at a time unless the schema says otherwise.
 //
-// Captain accepts pushes, assigns each a version and sends it to its officers.
+// Captain accepts pushes, assigns each a version and announces it to its officers.
 type CaptainNode interface {
 	// Push makes parameters the newest version of their tag, or fails and changes nothing.
 	Push(context.Context, *psv1.PushRequest) (*psv1.PushResponse, error)
 
-	// Pull returns the newest parameters of a tag.
+	// Upload is a push in chunks. Officers get them as they arrive.
+	Upload(context.Context, CaptainUploadServerStream) (*psv1.PushResponse, error)
+
+	// Pull returns the newest parameters of a tag. Parameters that exceed one message are fetched.
 	Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error)
+
+	// Fetch sends the newest parameters of a tag in chunks.
+	Fetch(context.Context, *psv1.FetchRequest, CaptainFetchServerStream) error
+
+	// Watch sends the newest version of a tag at once, and whenever it changes. A message without a
+	// version means that there is none; repeated messages show that the captain responds.
+	Watch(context.Context, *psv1.WatchRequest, CaptainWatchServerStream) error
 
 	// GetID returns the id of a tag's newest version.
 	GetID(context.Context, *psv1.GetIDRequest) (*psv1.GetIDResponse, error)
 
+	// GetMeta describes the newest version of a tag.
+	GetMeta(context.Context, *psv1.GetMetaRequest) (*psv1.GetMetaResponse, error)
+
 	// ListTags returns the newest version of each tag.
 	ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error)
+
+	// Duplicate pushes a copy of a tag's newest version under another tag.
+	Duplicate(context.Context, *psv1.DuplicateRequest) (*psv1.DuplicateResponse, error)
+
+	// Delete deletes a tag. Readers keep what they hold.
+	Delete(context.Context, *psv1.DeleteRequest) (*psv1.DeleteResponse, error)
 
 	// Locate returns the officer of a machine.
 	Locate(context.Context, *psv1.LocateRequest) (*psv1.LocateResponse, error)
 
-	// Enlist adds an officer. The captain sends it all newer versions, and those of future pushes.
-	Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error)
+	// ListOfficers returns the officers.
+	ListOfficers(context.Context, *psv1.ListOfficersRequest) (*psv1.ListOfficersResponse, error)
+
+	// Enlist adds an officer for as long as the stream lasts.
+	Enlist(context.Context, CaptainEnlistServerStream) error
 }
+
+// CaptainUploadServerStream is the node's side of Upload.
+type CaptainUploadServerStream = runtime.ClientStreamingServer[*psv1.UploadRequest]
+
+// CaptainUploadClientStream is the caller's side of Upload.
+type CaptainUploadClientStream = runtime.ClientStreamingClient[*psv1.UploadRequest, *psv1.PushResponse]
+
+// CaptainFetchServerStream is the node's side of Fetch.
+type CaptainFetchServerStream = runtime.ServerStreamingServer[*psv1.FetchResponse]
+
+// CaptainFetchClientStream is the caller's side of Fetch.
+type CaptainFetchClientStream = runtime.ServerStreamingClient[*psv1.FetchResponse]
+
+// CaptainWatchServerStream is the node's side of Watch.
+type CaptainWatchServerStream = runtime.ServerStreamingServer[*psv1.WatchResponse]
+
+// CaptainWatchClientStream is the caller's side of Watch.
+type CaptainWatchClientStream = runtime.ServerStreamingClient[*psv1.WatchResponse]
+
+// CaptainEnlistServerStream is the node's side of Enlist.
+type CaptainEnlistServerStream = runtime.BidiStreamingServer[*psv1.EnlistRequest, *psv1.EnlistResponse]
+
+// CaptainEnlistClientStream is the caller's side of Enlist.
+type CaptainEnlistClientStream = runtime.BidiStreamingClient[*psv1.EnlistRequest, *psv1.EnlistResponse]
 
 // UnimplementedCaptainNode returns an error with the code Unimplemented from every method. A node
 // that embeds it still compiles when the schema gets another method.
@@ -218,9 +401,24 @@ func (UnimplementedCaptainNode) Push(context.Context, *psv1.PushRequest) (*psv1.
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Push is not implemented")
 }
 
+// Upload returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) Upload(context.Context, CaptainUploadServerStream) (*psv1.PushResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Upload is not implemented")
+}
+
 // Pull returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Pull is not implemented")
+}
+
+// Fetch returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) Fetch(context.Context, *psv1.FetchRequest, CaptainFetchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Fetch is not implemented")
+}
+
+// Watch returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) Watch(context.Context, *psv1.WatchRequest, CaptainWatchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Watch is not implemented")
 }
 
 // GetID returns an error with the code Unimplemented.
@@ -228,9 +426,24 @@ func (UnimplementedCaptainNode) GetID(context.Context, *psv1.GetIDRequest) (*psv
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/GetID is not implemented")
 }
 
+// GetMeta returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) GetMeta(context.Context, *psv1.GetMetaRequest) (*psv1.GetMetaResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/GetMeta is not implemented")
+}
+
 // ListTags returns an error with the code Unimplemented.
 func (UnimplementedCaptainNode) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/ListTags is not implemented")
+}
+
+// Duplicate returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) Duplicate(context.Context, *psv1.DuplicateRequest) (*psv1.DuplicateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Duplicate is not implemented")
+}
+
+// Delete returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) Delete(context.Context, *psv1.DeleteRequest) (*psv1.DeleteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Delete is not implemented")
 }
 
 // Locate returns an error with the code Unimplemented.
@@ -238,9 +451,14 @@ func (UnimplementedCaptainNode) Locate(context.Context, *psv1.LocateRequest) (*p
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Locate is not implemented")
 }
 
+// ListOfficers returns an error with the code Unimplemented.
+func (UnimplementedCaptainNode) ListOfficers(context.Context, *psv1.ListOfficersRequest) (*psv1.ListOfficersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/ListOfficers is not implemented")
+}
+
 // Enlist returns an error with the code Unimplemented.
-func (UnimplementedCaptainNode) Enlist(context.Context, *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Enlist is not implemented")
+func (UnimplementedCaptainNode) Enlist(context.Context, CaptainEnlistServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Captain/Enlist is not implemented")
 }
 
 // CaptainType returns the node type "ps", whose nodes setup makes. Setup is called once for each
@@ -254,7 +472,7 @@ func CaptainType(setup func(context.Context, *runtime.Node, *psv1.CaptainConfig)
 // Captain is the handle of a node of the service raylink.ps.v1.Captain, wherever that node lives.
 // It is safe for concurrent use.
 //
-// Captain accepts pushes, assigns each a version and sends it to its officers.
+// Captain accepts pushes, assigns each a version and announces it to its officers.
 type Captain struct {
 	ref runtime.Ref
 }
@@ -287,59 +505,113 @@ func (h *Captain) PushAsync(ctx context.Context, req *psv1.PushRequest) *runtime
 	return runtime.GeneratedCall[*psv1.PushRequest, *psv1.PushResponse](0).Async(ctx, h.ref, req)
 }
 
-// Pull returns the newest parameters of a tag.
+// Upload is a push in chunks. Officers get them as they arrive.
+func (h *Captain) Upload(ctx context.Context) (CaptainUploadClientStream, error) {
+	return runtime.GeneratedCall[*psv1.UploadRequest, *psv1.PushResponse](1).ClientStream(ctx, h.ref)
+}
+
+// Pull returns the newest parameters of a tag. Parameters that exceed one message are fetched.
 func (h *Captain) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](2).Unary(ctx, h.ref, req)
 }
 
 // PullAsync calls Pull and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Captain) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](2).Async(ctx, h.ref, req)
+}
+
+// Fetch sends the newest parameters of a tag in chunks.
+func (h *Captain) Fetch(ctx context.Context, req *psv1.FetchRequest) (CaptainFetchClientStream, error) {
+	return runtime.GeneratedCall[*psv1.FetchRequest, *psv1.FetchResponse](3).ServerStream(ctx, h.ref, req)
+}
+
+// Watch sends the newest version of a tag at once, and whenever it changes. A message without a
+// version means that there is none; repeated messages show that the captain responds.
+func (h *Captain) Watch(ctx context.Context, req *psv1.WatchRequest) (CaptainWatchClientStream, error) {
+	return runtime.GeneratedCall[*psv1.WatchRequest, *psv1.WatchResponse](4).ServerStream(ctx, h.ref, req)
 }
 
 // GetID returns the id of a tag's newest version.
 func (h *Captain) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](5).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Captain) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](5).Async(ctx, h.ref, req)
+}
+
+// GetMeta describes the newest version of a tag.
+func (h *Captain) GetMeta(ctx context.Context, req *psv1.GetMetaRequest) (*psv1.GetMetaResponse, error) {
+	return runtime.GeneratedCall[*psv1.GetMetaRequest, *psv1.GetMetaResponse](6).Unary(ctx, h.ref, req)
+}
+
+// GetMetaAsync calls GetMeta and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Captain) GetMetaAsync(ctx context.Context, req *psv1.GetMetaRequest) *runtime.Future[*psv1.GetMetaResponse] {
+	return runtime.GeneratedCall[*psv1.GetMetaRequest, *psv1.GetMetaResponse](6).Async(ctx, h.ref, req)
 }
 
 // ListTags returns the newest version of each tag.
 func (h *Captain) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](7).Unary(ctx, h.ref, req)
 }
 
 // ListTagsAsync calls ListTags and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Captain) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](7).Async(ctx, h.ref, req)
+}
+
+// Duplicate pushes a copy of a tag's newest version under another tag.
+func (h *Captain) Duplicate(ctx context.Context, req *psv1.DuplicateRequest) (*psv1.DuplicateResponse, error) {
+	return runtime.GeneratedCall[*psv1.DuplicateRequest, *psv1.DuplicateResponse](8).Unary(ctx, h.ref, req)
+}
+
+// DuplicateAsync calls Duplicate and returns a future of its response or error. It blocks only
+// while the node's queue is full or its connection is being opened.
+func (h *Captain) DuplicateAsync(ctx context.Context, req *psv1.DuplicateRequest) *runtime.Future[*psv1.DuplicateResponse] {
+	return runtime.GeneratedCall[*psv1.DuplicateRequest, *psv1.DuplicateResponse](8).Async(ctx, h.ref, req)
+}
+
+// Delete deletes a tag. Readers keep what they hold.
+func (h *Captain) Delete(ctx context.Context, req *psv1.DeleteRequest) (*psv1.DeleteResponse, error) {
+	return runtime.GeneratedCall[*psv1.DeleteRequest, *psv1.DeleteResponse](9).Unary(ctx, h.ref, req)
+}
+
+// DeleteAsync calls Delete and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Captain) DeleteAsync(ctx context.Context, req *psv1.DeleteRequest) *runtime.Future[*psv1.DeleteResponse] {
+	return runtime.GeneratedCall[*psv1.DeleteRequest, *psv1.DeleteResponse](9).Async(ctx, h.ref, req)
 }
 
 // Locate returns the officer of a machine.
 func (h *Captain) Locate(ctx context.Context, req *psv1.LocateRequest) (*psv1.LocateResponse, error) {
-	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](10).Unary(ctx, h.ref, req)
 }
 
 // LocateAsync calls Locate and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Captain) LocateAsync(ctx context.Context, req *psv1.LocateRequest) *runtime.Future[*psv1.LocateResponse] {
-	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](4).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.LocateRequest, *psv1.LocateResponse](10).Async(ctx, h.ref, req)
 }
 
-// Enlist adds an officer. The captain sends it all newer versions, and those of future pushes.
-func (h *Captain) Enlist(ctx context.Context, req *psv1.EnlistRequest) (*psv1.EnlistResponse, error) {
-	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Unary(ctx, h.ref, req)
+// ListOfficers returns the officers.
+func (h *Captain) ListOfficers(ctx context.Context, req *psv1.ListOfficersRequest) (*psv1.ListOfficersResponse, error) {
+	return runtime.GeneratedCall[*psv1.ListOfficersRequest, *psv1.ListOfficersResponse](11).Unary(ctx, h.ref, req)
 }
 
-// EnlistAsync calls Enlist and returns a future of its response or error. It blocks only while the
-// node's queue is full or its connection is being opened.
-func (h *Captain) EnlistAsync(ctx context.Context, req *psv1.EnlistRequest) *runtime.Future[*psv1.EnlistResponse] {
-	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](5).Async(ctx, h.ref, req)
+// ListOfficersAsync calls ListOfficers and returns a future of its response or error. It blocks
+// only while the node's queue is full or its connection is being opened.
+func (h *Captain) ListOfficersAsync(ctx context.Context, req *psv1.ListOfficersRequest) *runtime.Future[*psv1.ListOfficersResponse] {
+	return runtime.GeneratedCall[*psv1.ListOfficersRequest, *psv1.ListOfficersResponse](11).Async(ctx, h.ref, req)
+}
+
+// Enlist adds an officer for as long as the stream lasts.
+func (h *Captain) Enlist(ctx context.Context) (CaptainEnlistClientStream, error) {
+	return runtime.GeneratedCall[*psv1.EnlistRequest, *psv1.EnlistResponse](12).BidiStream(ctx, h.ref)
 }
 
 // CreateCaptain creates a node of the type "ps" under parent and blocks until it is set up.
@@ -412,14 +684,33 @@ var officerService = runtime.GeneratedService{
 	NewConfig: func() proto.Message {
 		return new(psv1.OfficerConfig)
 	},
+	Limits: runtime.Limits{MaxStreams: 4096},
 	Methods: []runtime.GeneratedMethod{
 		{
-			Name: "Store",
+			Name: "Lend",
 			NewRequest: func() proto.Message {
-				return new(psv1.StoreRequest)
+				return new(psv1.LendRequest)
 			},
 			NewResponse: func() proto.Message {
-				return new(psv1.StoreResponse)
+				return new(psv1.LendResponse)
+			},
+		},
+		{
+			Name: "Fetch",
+			NewRequest: func() proto.Message {
+				return new(psv1.FetchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.FetchResponse)
+			},
+		},
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(psv1.WatchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(psv1.WatchResponse)
 			},
 		},
 		{
@@ -468,15 +759,29 @@ var officerService = runtime.GeneratedService{
 // officerHandlers run the methods of a node, in the order of officerService.
 var officerHandlers = []runtime.GeneratedHandler{
 	{
-		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
-			res, err := node.(OfficerNode).Store(ctx, req.(*psv1.StoreRequest))
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.LendRequest, *psv1.LendResponse](untyped)
+			return node.(OfficerNode).Lend(ctx, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.FetchRequest, *psv1.FetchResponse](untyped)
+			req, err := stream.Receive()
 			if err != nil {
-				return nil, err
+				return err
 			}
-			if res == nil {
-				res = new(psv1.StoreResponse)
+			return node.(OfficerNode).Fetch(ctx, req, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*psv1.WatchRequest, *psv1.WatchResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
 			}
-			return res, nil
+			return node.(OfficerNode).Watch(ctx, req, stream)
 		},
 	},
 	{
@@ -534,10 +839,17 @@ var officerHandlers = []runtime.GeneratedHandler{
 //
 // Officer keeps one machine's mapped copy of the parameters.
 type OfficerNode interface {
-	// Store stores a version from the captain; one that is not newer changes nothing.
-	Store(context.Context, *psv1.StoreRequest) (*psv1.StoreResponse, error)
+	// Lend reserves memory of the officer for a pusher on its machine. Memory whose parameters have
+	// become no version is reclaimed when the stream ends.
+	Lend(context.Context, OfficerLendServerStream) error
 
-	// Pull returns the newest parameters of a tag, for clients that can't map them.
+	// Fetch sends parameters in chunks, as soon as the officer has each of them.
+	Fetch(context.Context, *psv1.FetchRequest, OfficerFetchServerStream) error
+
+	// Watch is as the captain's, for the versions on this machine.
+	Watch(context.Context, *psv1.WatchRequest, OfficerWatchServerStream) error
+
+	// Pull returns the newest parameters of a tag on this machine.
 	Pull(context.Context, *psv1.PullRequest) (*psv1.PullResponse, error)
 
 	// GetID returns the id of a tag's newest version on this machine.
@@ -550,13 +862,41 @@ type OfficerNode interface {
 	Directory(context.Context, *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error)
 }
 
+// OfficerLendServerStream is the node's side of Lend.
+type OfficerLendServerStream = runtime.BidiStreamingServer[*psv1.LendRequest, *psv1.LendResponse]
+
+// OfficerLendClientStream is the caller's side of Lend.
+type OfficerLendClientStream = runtime.BidiStreamingClient[*psv1.LendRequest, *psv1.LendResponse]
+
+// OfficerFetchServerStream is the node's side of Fetch.
+type OfficerFetchServerStream = runtime.ServerStreamingServer[*psv1.FetchResponse]
+
+// OfficerFetchClientStream is the caller's side of Fetch.
+type OfficerFetchClientStream = runtime.ServerStreamingClient[*psv1.FetchResponse]
+
+// OfficerWatchServerStream is the node's side of Watch.
+type OfficerWatchServerStream = runtime.ServerStreamingServer[*psv1.WatchResponse]
+
+// OfficerWatchClientStream is the caller's side of Watch.
+type OfficerWatchClientStream = runtime.ServerStreamingClient[*psv1.WatchResponse]
+
 // UnimplementedOfficerNode returns an error with the code Unimplemented from every method. A node
 // that embeds it still compiles when the schema gets another method.
 type UnimplementedOfficerNode struct{}
 
-// Store returns an error with the code Unimplemented.
-func (UnimplementedOfficerNode) Store(context.Context, *psv1.StoreRequest) (*psv1.StoreResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Store is not implemented")
+// Lend returns an error with the code Unimplemented.
+func (UnimplementedOfficerNode) Lend(context.Context, OfficerLendServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Lend is not implemented")
+}
+
+// Fetch returns an error with the code Unimplemented.
+func (UnimplementedOfficerNode) Fetch(context.Context, *psv1.FetchRequest, OfficerFetchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Fetch is not implemented")
+}
+
+// Watch returns an error with the code Unimplemented.
+func (UnimplementedOfficerNode) Watch(context.Context, *psv1.WatchRequest, OfficerWatchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.ps.v1.Officer/Watch is not implemented")
 }
 
 // Pull returns an error with the code Unimplemented.
@@ -612,59 +952,64 @@ func (h *Officer) String() string {
 	return "Officer(" + h.ref.String() + ")"
 }
 
-// Store stores a version from the captain; one that is not newer changes nothing.
-func (h *Officer) Store(ctx context.Context, req *psv1.StoreRequest) (*psv1.StoreResponse, error) {
-	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Unary(ctx, h.ref, req)
+// Lend reserves memory of the officer for a pusher on its machine. Memory whose parameters have
+// become no version is reclaimed when the stream ends.
+func (h *Officer) Lend(ctx context.Context) (OfficerLendClientStream, error) {
+	return runtime.GeneratedCall[*psv1.LendRequest, *psv1.LendResponse](0).BidiStream(ctx, h.ref)
 }
 
-// StoreAsync calls Store and returns a future of its response or error. It blocks only while the
-// node's queue is full or its connection is being opened.
-func (h *Officer) StoreAsync(ctx context.Context, req *psv1.StoreRequest) *runtime.Future[*psv1.StoreResponse] {
-	return runtime.GeneratedCall[*psv1.StoreRequest, *psv1.StoreResponse](0).Async(ctx, h.ref, req)
+// Fetch sends parameters in chunks, as soon as the officer has each of them.
+func (h *Officer) Fetch(ctx context.Context, req *psv1.FetchRequest) (OfficerFetchClientStream, error) {
+	return runtime.GeneratedCall[*psv1.FetchRequest, *psv1.FetchResponse](1).ServerStream(ctx, h.ref, req)
 }
 
-// Pull returns the newest parameters of a tag, for clients that can't map them.
+// Watch is as the captain's, for the versions on this machine.
+func (h *Officer) Watch(ctx context.Context, req *psv1.WatchRequest) (OfficerWatchClientStream, error) {
+	return runtime.GeneratedCall[*psv1.WatchRequest, *psv1.WatchResponse](2).ServerStream(ctx, h.ref, req)
+}
+
+// Pull returns the newest parameters of a tag on this machine.
 func (h *Officer) Pull(ctx context.Context, req *psv1.PullRequest) (*psv1.PullResponse, error) {
-	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](3).Unary(ctx, h.ref, req)
 }
 
 // PullAsync calls Pull and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Officer) PullAsync(ctx context.Context, req *psv1.PullRequest) *runtime.Future[*psv1.PullResponse] {
-	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](1).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.PullRequest, *psv1.PullResponse](3).Async(ctx, h.ref, req)
 }
 
 // GetID returns the id of a tag's newest version on this machine.
 func (h *Officer) GetID(ctx context.Context, req *psv1.GetIDRequest) (*psv1.GetIDResponse, error) {
-	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](4).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Officer) GetIDAsync(ctx context.Context, req *psv1.GetIDRequest) *runtime.Future[*psv1.GetIDResponse] {
-	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](2).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.GetIDRequest, *psv1.GetIDResponse](4).Async(ctx, h.ref, req)
 }
 
 // ListTags returns the newest version of each tag on this machine.
 func (h *Officer) ListTags(ctx context.Context, req *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](5).Unary(ctx, h.ref, req)
 }
 
 // ListTagsAsync calls ListTags and returns a future of its response or error. It blocks only while
 // the node's queue is full or its connection is being opened.
 func (h *Officer) ListTagsAsync(ctx context.Context, req *psv1.ListTagsRequest) *runtime.Future[*psv1.ListTagsResponse] {
-	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](3).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.ListTagsRequest, *psv1.ListTagsResponse](5).Async(ctx, h.ref, req)
 }
 
 // Directory returns the directory of the mapped files, and its nonce.
 func (h *Officer) Directory(ctx context.Context, req *psv1.DirectoryRequest) (*psv1.DirectoryResponse, error) {
-	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](6).Unary(ctx, h.ref, req)
 }
 
 // DirectoryAsync calls Directory and returns a future of its response or error. It blocks only
 // while the node's queue is full or its connection is being opened.
 func (h *Officer) DirectoryAsync(ctx context.Context, req *psv1.DirectoryRequest) *runtime.Future[*psv1.DirectoryResponse] {
-	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](4).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*psv1.DirectoryRequest, *psv1.DirectoryResponse](6).Async(ctx, h.ref, req)
 }
 
 // CreateOfficer creates a node of the type "officer" under parent and blocks until it is set up.

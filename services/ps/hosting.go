@@ -1,0 +1,223 @@
+package ps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
+	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/runtime/rundir"
+	"github.com/raylink/raylink/services/ps/store"
+)
+
+// copies are the copies that this process hosts, by the nid of their captain. A copy outlives its
+// officer node: the captain's death ends the node, and the next incarnation gets another node for
+// the same copy.
+type copies struct {
+	mu sync.Mutex // guards of
+	of map[string][]*officer
+}
+
+var hostedCopies = copies{of: make(map[string][]*officer)} //nolint:gochecknoglobals // a process's nodes share it
+
+// add adds a copy, and returns a function that removes it.
+func (h *copies) add(captainNID string, o *officer) (release func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.of[captainNID] = append(h.of[captainNID], o)
+	return func() { h.remove(captainNID, o) }
+}
+
+func (h *copies) remove(captainNID string, o *officer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	kept := h.of[captainNID][:0]
+	for _, x := range h.of[captainNID] {
+		if x != o {
+			kept = append(kept, x)
+		}
+	}
+	if h.of[captainNID] = kept; len(kept) == 0 {
+		delete(h.of, captainNID)
+	}
+}
+
+// get returns the copy of a machine, or nil.
+func (h *copies) get(captainNID, machine string) *officer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, o := range h.of[captainNID] {
+		if o.machine == machine {
+			return o
+		}
+	}
+	return nil
+}
+
+// hostings are the machines' officers that clients of this process host or wait to host, by the nid
+// of their captain.
+type hostings struct {
+	mu sync.Mutex // guards of
+	of map[string]*hosting
+}
+
+var processHostings = hostings{of: make(map[string]*hosting)} //nolint:gochecknoglobals // one for each process and captain
+
+// hosting ensures that this process's machine has an officer of a captain: the process of the
+// machine that holds a file lock hosts it, and another when that process dies.
+type hosting struct {
+	clients int // guarded by the hostings' mu
+	cancel  context.CancelFunc
+	ended   chan struct{}
+}
+
+// join begins a hosting, or joins the one of another client. The returned function leaves it; the
+// hosting ends with its last client.
+func (h *hostings) join(captain *psv1raylink.Captain, machine string, config *psv1.CaptainConfig) (leave func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	key := captain.Ref().NID() + " " + machine
+	k, ok := h.of[key]
+	if !ok {
+		ctx, cancel := context.WithCancel(context.Background())
+		k = &hosting{cancel: cancel, ended: make(chan struct{})}
+		h.of[key] = k
+		go func() {
+			defer close(k.ended)
+			k.run(ctx, captain, machine, config)
+		}()
+	}
+	k.clients++
+	return sync.OnceFunc(func() {
+		h.mu.Lock()
+		k.clients--
+		last := k.clients == 0
+		if last {
+			delete(h.of, key)
+		}
+		h.mu.Unlock()
+		if last {
+			k.cancel()
+			<-k.ended
+		}
+	})
+}
+
+// run hosts the officer, until ctx ends or the captain has ended for good.
+func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine string, config *psv1.CaptainConfig) {
+	nid := captain.Ref().NID()
+	path, err := rundir.LockPath("", "officer-"+nid+"-"+machine)
+	if err != nil {
+		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
+		return
+	}
+	lock, err := rundir.AcquireLock(ctx, path)
+	if err != nil {
+		return
+	}
+	defer func() { _ = lock.Release() }()
+	// The files go before the lock does: the next process fetches them again.
+	defer func() {
+		if o := hostedCopies.get(nid, machine); o != nil {
+			hostedCopies.remove(nid, o)
+			_ = o.close(true)
+		}
+	}()
+	// The lock's file names the directory of the process that held it before, and has died.
+	previous, err := os.ReadFile(path)
+	if err != nil {
+		previous = nil
+	}
+	pause := backoff.Backoff{First: firstPause, Max: maxPause}
+	for ctx.Err() == nil && !endedForGood(captain.Ref()) {
+		began := time.Now()
+		err := k.serve(ctx, captain, path, &psv1.OfficerConfig{
+			Captain: config, Machine: machine, CaptainRef: captain.Ref().NodeRef(), Directory: usable(string(previous)),
+		})
+		if errors.Is(err, runtime.ErrClosed) {
+			return // the process's runtime was closed before its client
+		}
+		if err != nil && ctx.Err() == nil {
+			slog.Debug("this machine has no officer at present", slog.String("captain", captain.Ref().Path()), slog.Any("error", err))
+		}
+		if time.Since(began) > maxPause {
+			pause.Reset()
+		}
+		if pause.Wait(ctx) != nil {
+			return
+		}
+	}
+}
+
+// usable returns the directory of a dead process's files if it is still there, else "".
+func usable(directory string) string {
+	if !filepath.IsAbs(directory) {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(directory, nonceFile)); err != nil { //nolint:gosec // only this user can write the lock's file
+		return ""
+	}
+	return directory
+}
+
+// serve hosts the officer below the captain's present incarnation, until one of them ends.
+func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockPath string, config *psv1.OfficerConfig) error {
+	node, err := psv1raylink.CreateOfficer(ctx, captain.Ref(), config, runtime.Here())
+	if err != nil {
+		return err
+	}
+	if o := hostedCopies.get(captain.Ref().NID(), config.GetMachine()); o != nil {
+		if err := os.WriteFile(lockPath, []byte(o.store.Directory()), 0o600); err != nil {
+			return errors.Join(err, node.Ref().Stop(ctx))
+		}
+	}
+	if err := node.Ref().Ended(ctx); err == nil {
+		return nil
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return errors.Join(ctx.Err(), node.Ref().Stop(stop))
+}
+
+// stopTimeout bounds how long the officer of a process whose clients are closed may take to stop.
+const stopTimeout = 5 * time.Second
+
+// endedForGood reports whether a node has ended and is not started again.
+func endedForGood(ref runtime.Ref) bool {
+	rec := ref.Record()
+	return rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts()
+}
+
+// SweepFiles removes the parameter files in a data directory that processes left when they were
+// killed. It spares those of captains that are started again.
+func SweepFiles(data string) error {
+	folder := filepath.Join(data, parametersFolder)
+	entries, err := os.ReadDir(folder)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sweep parameter files: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		directory := filepath.Join(folder, entry.Name())
+		if _, err := os.Stat(filepath.Join(directory, keepFile)); err == nil || !entry.IsDir() {
+			continue
+		}
+		err := store.RemoveOrphan(directory)
+		if err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrUnsupported) {
+			errs = append(errs, fmt.Errorf("sweep parameter files: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
