@@ -55,7 +55,11 @@ func TestEveryCell(t *testing.T) {
 		for _, system := range r.systems {
 			l, ok := got[cell{r.name, system}]
 			require.True(t, ok, "row %s has no result of %s", r.name, system)
-			if r.size() || r.code() {
+			if system == raySystem && l.Missing != "" {
+				t.Logf("%s without %s: %s", r.name, system, l.Missing)
+				continue
+			}
+			if r.size() || r.code() || r.job.Kind == psMemory {
 				continue // meaningless with so few of them
 			}
 			assert.Positive(t, l.Value, "%s of %s", r.name, system)
@@ -64,7 +68,7 @@ func TestEveryCell(t *testing.T) {
 		}
 	}
 	for _, target := range res.targets(lines) {
-		if target.what == "code/imported" || target.what == "code/used" {
+		if target.what == "code/imported" || target.what == "code/used" || strings.HasSuffix(target.goal, " x "+raySystem) {
 			continue
 		}
 		assert.True(t, target.measured, "%s, %s", target.what, target.goal)
@@ -75,6 +79,12 @@ func TestEveryCell(t *testing.T) {
 	info, err := os.Stat(picture)
 	require.NoError(t, err)
 	assert.Positive(t, info.Size())
+	require.NoError(t, draw(parametersOf(lines), machine(time.Now()), picture))
+}
+
+// parametersOf returns the lines of the parameter server.
+func parametersOf(lines []line) []line {
+	return slices.DeleteFunc(slices.Clone(lines), func(l line) bool { return !strings.HasPrefix(l.Name, psPrefix) })
 }
 
 // TestProgramsWithGeneratedCodeCompile checks what the rows about the size of code build, without

@@ -20,6 +20,8 @@ type driver struct {
 	token   string
 	brain   *process
 	pairs   map[pairKey]*pair
+	scenes  map[sceneKey]*scene
+	shared  *sharedMemory // nil until a scene needs it
 }
 
 // options are the benchmark's flags.
@@ -29,6 +31,8 @@ type options struct {
 	rounds   int
 	duration time.Duration
 	profile  string
+	// install permits the installation of packages that are missing.
+	install bool
 }
 
 type pairKey struct{ system, network string }
@@ -58,7 +62,7 @@ func newDriver(o options, log io.Writer) (*driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &driver{options: o, log: log, dir: dir, token: rand.Text(), pairs: make(map[pairKey]*pair)}, nil
+	return &driver{options: o, log: log, dir: dir, token: rand.Text(), pairs: make(map[pairKey]*pair), scenes: make(map[sceneKey]*scene)}, nil
 }
 
 // close stops all processes.
@@ -69,6 +73,12 @@ func (d *driver) close() error {
 	}
 	if d.brain != nil {
 		errs = append(errs, d.brain.stop())
+	}
+	for _, s := range d.scenes {
+		errs = append(errs, s.close())
+	}
+	if d.shared != nil {
+		errs = append(errs, d.shared.close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
 }
@@ -164,6 +174,8 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		err = d.measurePlugin(r, res)
 	case r.code():
 		err = d.measureCode(ctx, r, system, res)
+	case r.parameters():
+		err = d.measureParameters(ctx, r, j, system, res)
 	case r.size():
 		err = d.measureSize(ctx, r, j, process, res)
 	default:
@@ -175,10 +187,15 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if missing, ok := errors.AsType[*missingError](err); ok {
+		res.missing[cell{r.name, system}] = missing.reason
+		return nil
+	}
 	err = fmt.Errorf("%s on %s: %w", system, r.name, err)
 	fmt.Fprintln(d.log, err)
 	res.failed = append(res.failed, err)
 	d.discard(process, r.network)
+	_ = d.discardScene(system, r.layout) // the failure was reported already
 	return nil
 }
 

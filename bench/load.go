@@ -28,6 +28,13 @@ const (
 	codeImported kind = "imported code"
 	codeUsed     kind = "used code"
 	pluginTime   kind = "plugin"
+	// The kinds below are those of the parameter server.
+	psPull     kind = "pull"
+	psPullRead kind = "pull and read"
+	psPush     kind = "push"
+	psDeliver  kind = "deliver"
+	psSpread   kind = "push to machines"
+	psMemory   kind = "memory of parameters"
 )
 
 // job is the work of a client.
@@ -36,6 +43,8 @@ type job struct {
 	Size     int           `json:"size"`
 	Inflight int           `json:"inflight"`
 	Duration time.Duration `json:"duration"`
+	// BytesPerSecond limits the sending side of each machine; 0 means no limit.
+	BytesPerSecond int `json:"bytes_per_second,omitempty"`
 }
 
 // outcome is the result of a job.
@@ -123,6 +132,7 @@ func (l *load) run() (outcome, error) {
 	case nodes:
 		return l.nodes()
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
+	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,7 +41,7 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	var o options
 	flags.StringVar(&o.pattern, "bench", "", "`rows` to run: a prefix of their names, or a regular expression")
-	names := flags.String("systems", "", "`systems` to run, separated by commas (default all)")
+	selection := flags.String("systems", "", "`systems` to run, separated by commas (default all)")
 	flags.IntVar(&o.rounds, "rounds", 5, "number of rounds: each measures everything once")
 	flags.DurationVar(&o.duration, "duration", 500*time.Millisecond, "duration of each measurement")
 	cpu := flags.String("cpuprofile", "", "write a CPU profile of each process to a file with this `prefix`")
@@ -51,17 +52,18 @@ func run(ctx context.Context, args []string, out, log io.Writer) (err error) {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if *names != "" {
-		o.systems = strings.Split(*names, ",")
+	if *selection != "" {
+		o.systems = strings.Split(*selection, ",")
 		for _, name := range o.systems {
-			if _, err := systemNamed(name); err != nil {
-				return err
+			if !slices.Contains(names(), name) {
+				return fmt.Errorf("unknown system %q: there are %s", name, strings.Join(names(), ", "))
 			}
 		}
 	}
 	if o.rounds < 1 || o.duration <= 0 {
 		return fmt.Errorf("nothing to measure in %d rounds of %v", o.rounds, o.duration)
 	}
+	o.install = true
 	o.profile = "cpu=" + *cpu + ",mem=" + *mem
 	present := func(lines []line) error {
 		where := machine(time.Now())

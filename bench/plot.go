@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"image/color"
 	"math"
+	"slices"
 	"strings"
 
 	"gonum.org/v1/plot"
@@ -35,11 +36,27 @@ var colours = []struct { //nolint:gochecknoglobals // a table
 	{"floor", color.RGBA{R: 0x7f, G: 0x7f, B: 0x7f, A: 0xff}},
 }
 
-// draw plots throughput as a multiple of grpc-go's. The file's extension selects the format.
+// plottedParameters lists the rows of the parameter server in their plot, the system that they are
+// compared with, and their labels.
+var plottedParameters = []struct{ row, system, label string }{ //nolint:gochecknoglobals // a table
+	{pullReadLarge, mappedSystem, "pull and read\n256 MiB"},
+	{pushLarge, copySystem, "push\n256 MiB"},
+	{pushRemote, tunnelSystem, "push from elsewhere\n256 MiB"},
+	{deliverMedium, raySystem, "deliver to 4\n32 MiB"},
+	{deliverLarge, raySystem, "deliver to 4\n256 MiB"},
+	{pushMachines, tunnelSystem, "push to 8 machines\n256 MiB"},
+	{pushUplink, oneHopSystem, "the same, 20 MB/s\n32 MiB"},
+}
+
+// draw plots throughput as a multiple of grpc-go's; if only the parameter server was measured, as a
+// multiple of what its rows are compared with. The file's extension selects the format.
 func draw(lines []line, where, path string) error {
 	values := make(map[cell]float64)
 	for _, l := range lines {
 		values[cell{l.Name, l.System}] = l.Value
+	}
+	if len(lines) > 0 && !slices.ContainsFunc(lines, func(l line) bool { return !strings.HasPrefix(l.Name, psPrefix) }) {
+		return drawParameters(values, where, path)
 	}
 	var labels []string
 	bars := make([]plotter.Values, len(colours))
@@ -79,6 +96,36 @@ func draw(lines []line, where, path string) error {
 		p.Add(chart)
 		p.Legend.Add(c.system, chart)
 	}
+	p.NominalX(labels...)
+	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
+}
+
+func drawParameters(values map[cell]float64, where, path string) error {
+	var labels []string
+	var bars plotter.Values
+	for _, p := range plottedParameters {
+		mine, theirs := values[cell{p.row, "raylink"}], values[cell{p.row, p.system}]
+		if mine == 0 || theirs == 0 {
+			continue
+		}
+		labels = append(labels, p.label+"\nof "+p.system)
+		bars = append(bars, mine/theirs)
+	}
+	if len(labels) == 0 {
+		return fmt.Errorf("nothing to plot in %s: no row of the parameter server was measured with what it is compared with", path)
+	}
+	p := plot.New()
+	p.Title.Text = "The parameter server's throughput as a multiple of others' (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"
+	p.Title.TextStyle.Font.Size = vg.Points(9)
+	grid := plotter.NewGrid()
+	grid.Vertical.Width = 0
+	chart, err := plotter.NewBarChart(bars, vg.Points(24))
+	if err != nil {
+		return err
+	}
+	chart.Color, chart.LineStyle.Width = colours[0].colour, 0
+	p.Y.Min = 0
+	p.Add(grid, chart)
 	p.NominalX(labels...)
 	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
 }

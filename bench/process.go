@@ -13,8 +13,12 @@ import (
 	"time"
 )
 
-// responseTimeout bounds how long a process may take to respond, and to exit.
-const responseTimeout = 2 * time.Minute
+// responseTimeout bounds how long a process may take to respond, and to exit. setUpDeadline bounds
+// what a process sets up for a row, so that it can still report its error.
+const (
+	responseTimeout = 5 * time.Minute
+	setUpDeadline   = 4 * time.Minute
+)
 
 // process is a process of the benchmark, from the driver's view. It exits when its input is closed.
 type process struct {
@@ -27,6 +31,11 @@ type process struct {
 
 // spawn starts this executable in a role, and waits until it is ready.
 func spawn(ctx context.Context, env []string, words ...string) (*process, error) {
+	return spawnNotified(ctx, env, func(int) {}, words...)
+}
+
+// spawnNotified is spawn that calls started with the process's id before it waits.
+func spawnNotified(ctx context.Context, env []string, started func(pid int), words ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -34,6 +43,12 @@ func spawn(ctx context.Context, env []string, words ...string) (*process, error)
 	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), roleEnv+"="+strings.Join(words, " "))
 	cmd.Env = append(cmd.Env, env...)
+	return spawnCommand(cmd, strings.Join(words, " "), started)
+}
+
+// spawnCommand starts a command that speaks the protocol of this executable's roles, and waits
+// until it is ready.
+func spawnCommand(cmd *exec.Cmd, what string, started func(pid int)) (*process, error) {
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -46,7 +61,8 @@ func spawn(ctx context.Context, env []string, words ...string) (*process, error)
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{what: strings.Join(words, " "), cmd: cmd, in: in, out: bufio.NewReader(out)}
+	started(cmd.Process.Pid)
+	p := &process{what: what, cmd: cmd, in: in, out: bufio.NewReader(out)}
 	ready, err := p.receive()
 	if err != nil {
 		return nil, errors.Join(err, p.stop())

@@ -237,8 +237,10 @@ func (c *raylinkClient) idle(connections int) error {
 }
 
 // nodes creates nodes in this process, and calls each once. The result keeps their handles alive.
+// Brain stores each node on disk twice, and a busy disk can take seconds for that: the deadline of
+// a call would be too short.
 func (c *raylinkClient) nodes(n int) (any, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callDeadline)
+	ctx, cancel := context.WithTimeout(context.Background(), setUpDeadline)
 	defer cancel()
 	all, err := benchv1raylink.CreateEchoN(ctx, c.rt, n, runtime.ParentProcess())
 	if err != nil {

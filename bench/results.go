@@ -15,6 +15,8 @@ type results struct {
 	figures map[cell][]figures
 	// failed are the errors of measurements that failed.
 	failed []error
+	// missing says why a system could not take part.
+	missing map[cell]string
 }
 
 type cell struct{ row, system string }
@@ -35,9 +37,13 @@ type line struct {
 	Floor float64 `json:"floor,omitempty"`
 	// Spread is the distance between the lowest and the highest round, as a share of the median.
 	Spread float64 `json:"spread"`
+	// Missing says why the system could not take part. All figures are 0 then.
+	Missing string `json:"missing,omitempty"`
 }
 
-func newResults(rs []row) *results { return &results{rows: rs, figures: make(map[cell][]figures)} }
+func newResults(rs []row) *results {
+	return &results{rows: rs, figures: make(map[cell][]figures), missing: make(map[cell]string)}
+}
 
 func (r *results) add(row, system string, f figures) {
 	c := cell{row, system}
@@ -48,7 +54,8 @@ func (r *results) add(row, system string, f figures) {
 func (r *results) line(row *row, system string) (line, bool) {
 	fs := r.figures[cell{row.name, system}]
 	if len(fs) == 0 {
-		return line{}, false
+		missing, ok := r.missing[cell{row.name, system}]
+		return line{Name: row.name, System: system, Unit: row.unit, Missing: missing}, ok
 	}
 	of := func(field func(figures) float64) []float64 {
 		vs := make([]float64, len(fs))
@@ -73,7 +80,7 @@ func names() []string {
 	for _, s := range systems() {
 		all = append(all, s.name)
 	}
-	return append(all, plainCalls, brainPart)
+	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, tunnelSystem, oneHopSystem, raySystem)
 }
 
 func median(sorted []float64) float64 {
@@ -140,6 +147,10 @@ func printTable(w io.Writer, lines []line) error {
 		if l.Name != last {
 			fmt.Fprintf(t, "\n%s\t%s\tp50 us\tp99 us\tcpu us\tallocs\tof floor\tspread\t\n", l.Name, l.Unit)
 			last = l.Name
+		}
+		if l.Missing != "" {
+			fmt.Fprintf(t, "%s\tmissing\t\t\t\t\t\t\t %s\n", l.System, l.Missing)
+			continue
 		}
 		share := "-"
 		if l.Floor > 0 {

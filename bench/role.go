@@ -13,19 +13,25 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"runtime/pprof"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 )
 
 // roleEnv selects the role of a process; the driver runs without it. The value consists of words:
-// "brain", or "server" or "client", followed by a system, a network, and for a client an address.
+// "brain"; "server" or "client", followed by a system, a network, and for a client an address; or a
+// role of the parameter server, see psrole.go.
 const roleEnv = "RAYLINK_BENCH_ROLE"
 
 // request is a message from the driver to a process, one line of JSON.
 type request struct {
-	Op  string `json:"op"` // usage, prepare or run
+	Op  string `json:"op"` // usage, collect, prepare, run, or one of psrole.go
 	Job job    `json:"job"`
+	// Stamp is the number of a version of parameters.
+	Stamp uint64 `json:"stamp,omitempty"`
+	// Everywhere makes a push wait until all receivers have the version.
+	Everywhere bool `json:"everywhere,omitempty"`
 }
 
 // response is the process's response. An initial one, without a request, means that it is ready.
@@ -34,6 +40,20 @@ type response struct {
 	Address string  `json:"address,omitempty"`
 	Usage   usage   `json:"usage"`
 	Outcome outcome `json:"outcome"`
+	// The fields below are those of the parameter server's processes.
+	Moment   moment `json:"moment"`
+	Stamp    uint64 `json:"stamp,omitempty"`
+	Checksum uint32 `json:"checksum,omitempty"`
+	PID      int    `json:"pid,omitempty"`
+}
+
+// moment is when an operation of the parameter server took place, by the machine's monotonic clock,
+// or how long its parts took.
+type moment struct {
+	Begun time.Duration `json:"begun"`
+	Ended time.Duration `json:"ended"`
+	Pull  time.Duration `json:"pull"`
+	Read  time.Duration `json:"read"`
 }
 
 // usage is the resources that a process has used.
@@ -56,9 +76,12 @@ func runRole(words []string, in io.Reader, out io.Writer) error {
 	if words[0] == "brain" {
 		return c.brain(ctx, cancel)
 	}
-	stop, err := profile(strings.Join(words[:2], "-"))
+	stop, err := profile(profileName(words))
 	if err != nil {
 		return c.reportError(err)
+	}
+	if words[0] == pusherRole || words[0] == readerRole {
+		return errors.Join(c.psRole(ctx, words[0], words[1], words[2:]), stop())
 	}
 	s, err := systemNamed(words[1])
 	if err != nil {
@@ -220,6 +243,15 @@ func (p *peak) stop() {
 
 // profileEnv lists the profiles to write: cpu=PREFIX or mem=PREFIX, separated by commas.
 const profileEnv = "RAYLINK_BENCH_PROFILE"
+
+// profileName returns what distinguishes the profiles of a role's process.
+func profileName(words []string) string {
+	name := strings.Join(words[:2], "-")
+	if strings.HasPrefix(words[0], "ps-") {
+		name += "-" + strconv.Itoa(os.Getpid())
+	}
+	return name
+}
 
 // profile starts the requested profiles. The returned function writes them.
 func profile(name string) (stop func() error, err error) {

@@ -17,6 +17,8 @@ type row struct {
 	systems []string
 	// once makes one round suffice: the row has rounds of its own, or its result does not vary.
 	once bool
+	// layout is how the processes of a row of the parameter server are placed; empty for others.
+	layout layout
 }
 
 // Rows of the plugin that are compared.
@@ -39,6 +41,9 @@ func (r *row) size() bool { return r.job.Kind == connections || r.job.Kind == no
 func (r *row) code() bool {
 	return r.job.Kind == codeImported || r.job.Kind == codeUsed || r.job.Kind == pluginTime
 }
+
+// parameters reports whether the row is about the parameter server.
+func (r *row) parameters() bool { return r.layout != "" }
 
 // value returns the result of one round.
 func (r *row) value(o outcome) float64 {
@@ -110,7 +115,7 @@ func rows() []row {
 		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
 		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
-	return rs
+	return append(rs, psRows()...)
 }
 
 // selected returns the rows whose names begin with the pattern, or match it as a regular

@@ -11,28 +11,67 @@ import (
 // summarySystems are the systems of the summary, in its order.
 var summarySystems = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"} //nolint:gochecknoglobals // a table
 
-// summarize writes a Markdown table with one line per row: the value of each system, and the median
-// times of RayLink and grpc-go.
+// summarize writes Markdown tables with one line per row: of calls, the value of each system and
+// the median times of RayLink and grpc-go; of the parameter server, those of RayLink and of the
+// row's other system.
 func summarize(lines []line, where, path string) error {
 	values := make(map[cell]line)
-	var rows []line // the first line of each
-	for _, l := range lines {
-		if len(rows) == 0 || rows[len(rows)-1].Name != l.Name {
-			rows = append(rows, l)
-		}
+	var calls, parameters []line // the first line of each row
+	for i, l := range lines {
 		values[cell{l.Name, l.System}] = l
+		if i > 0 && lines[i-1].Name == l.Name {
+			continue
+		}
+		if strings.HasPrefix(l.Name, psPrefix) {
+			parameters = append(parameters, l)
+		} else {
+			calls = append(calls, l)
+		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s.\n\n| row | unit | %s | p50 µs | grpc-go's |\n", where, strings.Join(summarySystems, " | "))
-	fmt.Fprintf(&b, "| --- | --- |%s\n", strings.Repeat(" ---: |", len(summarySystems)+2))
-	for _, row := range rows {
-		fmt.Fprintf(&b, "| `%s` | %s |", strings.TrimPrefix(row.Name, "rpc/"), row.Unit)
-		for _, system := range summarySystems {
-			fmt.Fprintf(&b, " %s |", number(values[cell{row.Name, system}].Value))
-		}
-		fmt.Fprintf(&b, " %s | %s |\n", number(values[cell{row.Name, "raylink"}].P50), number(values[cell{row.Name, "grpc-go"}].P50))
+	fmt.Fprintf(&b, "%s.\n", where)
+	if len(calls) > 0 {
+		summarizeCalls(&b, calls, values)
+	}
+	if len(parameters) > 0 {
+		summarizeParameters(&b, parameters, lines)
 	}
 	return os.WriteFile(path, []byte(b.String()), 0o600)
+}
+
+func summarizeCalls(b *strings.Builder, rows []line, values map[cell]line) {
+	fmt.Fprintf(b, "\n| row | unit | %s | p50 µs | grpc-go's |\n", strings.Join(summarySystems, " | "))
+	fmt.Fprintf(b, "| --- | --- |%s\n", strings.Repeat(" ---: |", len(summarySystems)+2))
+	for _, row := range rows {
+		fmt.Fprintf(b, "| `%s` | %s |", strings.TrimPrefix(row.Name, "rpc/"), row.Unit)
+		for _, system := range summarySystems {
+			fmt.Fprintf(b, " %s |", number(values[cell{row.Name, system}].Value))
+		}
+		fmt.Fprintf(b, " %s | %s |\n", number(values[cell{row.Name, "raylink"}].P50), number(values[cell{row.Name, "grpc-go"}].P50))
+	}
+}
+
+// psPrefix is what names of rows of the parameter server begin with.
+const psPrefix = "ps/"
+
+func summarizeParameters(b *strings.Builder, rows, lines []line) {
+	b.WriteString("\n| row | unit | system | value | p50 µs | other system | value | p50 µs |\n| --- | --- | --- | ---: | ---: | --- | ---: | ---: |\n")
+	for _, row := range rows {
+		fmt.Fprintf(b, "| `%s` | %s |", strings.TrimPrefix(row.Name, psPrefix), row.Unit)
+		n := 0
+		for _, l := range lines {
+			switch {
+			case l.Name != row.Name:
+				continue
+			case l.Missing != "":
+				fmt.Fprintf(b, " %s | missing | |", l.System)
+			default:
+				fmt.Fprintf(b, " %s | %s | %s |", l.System, number(l.Value), number(l.P50))
+			}
+			n++
+		}
+		b.WriteString(strings.Repeat(" | | |", max(0, 2-n)) + "\n")
+	}
 }
 
 // readResults reads the lines of an earlier run from its output.

@@ -32,7 +32,7 @@ func ratio(a, b float64, both ...bool) (float64, bool) {
 
 func (f figuresOf) of(row, system string) (line, bool) {
 	l, ok := f[cell{row, system}]
-	return l, ok
+	return l, ok && l.Missing == ""
 }
 
 // atLeast is a goal for a ratio of throughputs.
@@ -57,7 +57,12 @@ func (f figuresOf) atMost(row, system, what string, of func(line) float64, times
 
 // bound is a goal for a single figure.
 func (f figuresOf) bound(row, goal, format string, of func(line) float64, fits func(float64) bool) target {
-	l, ok := f.of(row, "raylink")
+	return f.boundOf("raylink", row, goal, format, of, fits)
+}
+
+// boundOf is a goal for a single figure of a part of RayLink.
+func (f figuresOf) boundOf(part, row, goal, format string, of func(line) float64, fits func(float64) bool) target {
+	l, ok := f.of(row, part)
 	v := of(l)
 	return target{what: row, goal: goal, reached: fmt.Sprintf(format, v), ok: fits(v), measured: ok}
 }
@@ -115,6 +120,15 @@ func (r *results) targets(lines []line) []target {
 		f.bound("code/imported", "at most 500 bytes a method", "%.0f", value, below(500)),
 		f.atMost("code/used", "connect-h2c", "bytes", value, 1),
 		f.linear(),
+		f.bound(pullSmall, "p50 at most 50 us", "%.1f us", p50, below(50)),
+		f.bound(pullLarge, "p50 at most 50 us", "%.1f us", p50, below(50)),
+		f.atLeast(pullReadLarge, mappedSystem, 0.7),
+		f.atLeast(pushLarge, copySystem, 0.7), f.atLeast(pushRemote, tunnelSystem, 0.7),
+		f.atLeast(deliverMedium, raySystem, 1.2), f.atLeast(deliverLarge, raySystem, 1.2),
+		f.atLeast(pushMachines, tunnelSystem, 0.7),
+		f.atMost(pushUplink, oneHopSystem, "p50", p50, 1.5),
+		f.bound(memoryLarge, "captain and officer at most 4 sizes", "%.2f", value, below(4)),
+		f.boundOf(pusherPart, memoryLarge, "pusher at most 2.2 sizes", "%.2f", value, below(2.2)),
 	)
 }
 
