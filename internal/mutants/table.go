@@ -10,7 +10,7 @@ import (
 func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofSoak(), ofSoakNodes(),
-		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(),
+		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 	)
 }
 
@@ -816,6 +816,89 @@ func ofSavedFiles() []Mutant {
 			Name: "archive/foreign-json-is-listed",
 			Edit: Edit{File: files + "archive.go", Func: "list", Original: "ok && contents[stem]", Mutated: "ok"},
 			Test: "TestSafetensorsOfOtherProgramsAreRead",
+		},
+	}
+}
+
+// ofTensors returns the mutants of a client's tensors, and of saving and loading by it.
+func ofTensors() []Mutant {
+	const files = "services/ps/"
+	return []Mutant{
+		{
+			Name: "ps/saved-id-is-not-kept",
+			Edit: Edit{File: files + "saving.go", Func: "Client.pushSaved", Original: "saved.GetId() > 0", Mutated: "false"},
+			Test: "TestSavedParametersAreLoadedIntoAnotherSystem",
+		},
+		{
+			Name: "ps/late-saved-version-is-not-loaded",
+			Edit: Edit{
+				File: files + "saving.go", Func: "Client.pushSaved",
+				Original: "connect.CodeOf(err) != connect.CodeAborted",
+				Mutated:  "connect.CodeOf(err) != connect.CodeAborted || true",
+			},
+			Test: "TestSavedParametersAreLoadedIntoAnotherSystem",
+		},
+		{
+			Name: "ps/saved-info-is-lost",
+			Edit: Edit{File: files + "saving.go", Func: "Client.pushSaved", Original: "len(saved.GetInfo()) > 0", Mutated: "false"},
+			Test: "TestSavedParametersAreLoadedIntoAnotherSystem",
+		},
+		{
+			Name: "ps/first-error-ends-saving",
+			Edit: Edit{File: files + "saving.go", Func: "Client.SaveAll", Original: "errs = append(errs, err)", Mutated: "return err"},
+			Test: "TestOneTagsFailureDoesNotAffectTheOthers",
+		},
+		{
+			Name: "ps/first-error-ends-loading",
+			Edit: Edit{File: files + "saving.go", Func: "Client.LoadAll", Original: "errs = append(errs, err)", Mutated: "return versions, err"},
+			Test: "TestOneTagsFailureDoesNotAffectTheOthers",
+		},
+		{
+			Name: "ps/mapped-follower-has-all-tensors",
+			Edit: Edit{File: files + "tensors.go", Func: "Client.pullIfNewer", Original: "!o.match(t.Name)", Mutated: "false"},
+			Test: "TestFollowerOfTensorsHasOnlyThose",
+		},
+		{
+			Name: "ps/follower-fetches-all-tensors",
+			Edit: Edit{File: files + "tensors.go", Func: "newSelection", Original: "!match(t.Name)", Mutated: "false"},
+			Test: "TestOnlyChunksOfWantedTensorsAreTransferred",
+		},
+		{
+			Name: "ps/chunk-is-fetched-twice",
+			Edit: Edit{File: files + "tensors.go", Func: "selection.add", Original: "first <= end", Mutated: "false"},
+			Test: "TestOnlyChunksOfWantedTensorsAreTransferred",
+		},
+		{
+			Name: "ps/fetched-tensors-are-not-verified",
+			Edit: Edit{
+				File: files + "tensors.go", Func: "Client.fetchRanges",
+				Original: "store.Checksum(chunk.GetData()) != chunk.GetChecksum()",
+				Mutated:  "false",
+			},
+			Test: "TestDamagedChunksOfTensorsAreRefused", Prints: `damaged`,
+		},
+		{
+			Name: "ps/missing-chunks-are-ignored",
+			Edit: Edit{File: files + "tensors.go", Func: "Client.fetchRanges", Original: "len(missing) > 0", Mutated: "false"},
+			Test: "TestDamagedChunksOfTensorsAreRefused", Prints: `missing`,
+		},
+		{
+			Name: "ps/replaced-version-fails-the-follower",
+			Edit: Edit{
+				File: files + "tensors.go", Func: "Client.fetchTensors",
+				Original: "errors.Is(err, errReplaced) && ctx.Err() == nil",
+				Mutated:  "false",
+			},
+			Test: "TestTensorsOfAReplacedVersionAreNotMixed",
+		},
+		{
+			Name: "ps/header-is-fetched-by-tag",
+			Edit: Edit{
+				File: files + "tensors.go", Func: "Client.fetchSelected",
+				Original: "Content: version.GetContent(), Ranges: wanted.ranges",
+				Mutated:  "Tag: tag, Ranges: wanted.ranges",
+			},
+			Test: "TestTensorsOfAReplacedVersionAreNotMixed",
 		},
 	}
 }

@@ -45,7 +45,7 @@ func (s *shared) retain() *Parameters {
 	s.mu.Lock()
 	s.references++
 	s.mu.Unlock()
-	return &Parameters{version: s.parameters.version, bytes: s.parameters.bytes, release: s.release}
+	return &Parameters{version: s.parameters.version, bytes: s.parameters.bytes, tensors: s.parameters.tensors, release: s.release}
 }
 
 func (s *shared) release() error {

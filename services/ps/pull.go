@@ -22,6 +22,7 @@ import (
 type Parameters struct {
 	version *psv1.Version
 	bytes   []byte
+	tensors *tensors
 	release func() error
 	once    sync.Once
 }
@@ -140,7 +141,7 @@ func pullMapped(r *store.Reader) (*Parameters, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Parameters{version: p.Version(), bytes: p.Bytes(), release: p.Release}, nil
+	return &Parameters{version: p.Version(), bytes: p.Bytes(), tensors: &tensors{}, release: p.Release}, nil
 }
 
 // PullIfNewer pulls a tag's newest parameters if their id is above have. Otherwise it returns nil
@@ -205,7 +206,7 @@ func (c *Client) fetch(ctx context.Context, v *view) (*Parameters, error) {
 
 func (f *fetched) parameters() *Parameters {
 	f.holders.Add(1)
-	return &Parameters{version: f.version, bytes: f.bytes, release: func() error { f.holders.Add(-1); return nil }}
+	return &Parameters{version: f.version, bytes: f.bytes, tensors: &tensors{}, release: func() error { f.holders.Add(-1); return nil }}
 }
 
 // fetchVersion fetches the newest version of a tag, or returns the one that the caller has.

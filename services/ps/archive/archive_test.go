@@ -318,6 +318,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		"another size":          {replace(`"size": `, `"size": 1`), "bytes, not"},
 		"a negative size":       {replace(`"size": `, `"size": -`), "a/b.json"},
 		"a size over int64":     {replace(`"size": `, `"size": 1000000000000000`), "invalid size"},
+		"an id over int64":      {replace(`"id": `, `"id": 1844674407370955161`), "invalid id"},
 		"another checksum":      {replace("crc32c:", "crc32c:0"), "eight digits"},
 		"no checksum":           {replace("checksum", "checks"), "checksum"},
 		"another format":        {replace(`"format": "`, `"format": "../`), "unknown format"},

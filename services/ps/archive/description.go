@@ -131,6 +131,9 @@ func parseDescription(text []byte, tag string) (*description, error) {
 		return nil, fmt.Errorf("it describes the tag %.100q", d.Tag)
 	case d.Size > math.MaxInt64:
 		return nil, fmt.Errorf("invalid size %d", d.Size)
+	case d.ID > math.MaxInt64:
+		// A captain that continued from there would soon have no more ids.
+		return nil, fmt.Errorf("invalid id %d", d.ID)
 	case formatSuffixes[d.Format] == "":
 		return nil, fmt.Errorf("unknown format %.40q", d.Format)
 	case !isID(d.Write):

@@ -130,6 +130,22 @@ func parse(content []byte, total uint64) (*File, uint64, error) {
 	return f, size, nil
 }
 
+// Collect returns a file of the given tensors, for a part of a larger one: the tensors are in the
+// order of the argument, and their Data are not copied. It returns [ErrTensor] if one is invalid.
+func Collect(tensors []Tensor, metadata map[string]string) (*File, error) {
+	f := &File{tensors: make([]Tensor, len(tensors)), index: make(map[string]int, len(tensors)), metadata: maps.Clone(metadata)}
+	for i, t := range tensors {
+		if err := t.check(0); err != nil {
+			return nil, fmt.Errorf("%w: %q: %w", ErrTensor, t.Name, err)
+		}
+		if _, ok := f.index[t.Name]; ok {
+			return nil, fmt.Errorf("%w: two tensors have the name %q", ErrTensor, t.Name)
+		}
+		f.tensors[i], f.index[t.Name] = t.clone(), i
+	}
+	return f, nil
+}
+
 // HeaderSize returns the size of the header whose first 8 bytes are given, including them: the
 // offset of the data in the content. Further bytes are ignored.
 func HeaderSize(first8 []byte) (uint64, error) {

@@ -266,6 +266,23 @@ func TestInvalidTensorsAreRefused(t *testing.T) {
 	}
 }
 
+func TestCollectedTensorsAreAFile(t *testing.T) {
+	b := safetensors.Tensor{Name: "b", DType: "U8", Shape: []int{2}, Data: []byte{1, 2}}
+	a := safetensors.Tensor{Name: "a", DType: "F32", Shape: []int{}, Data: []byte{0, 0, 128, 63}}
+	file, err := safetensors.Collect([]safetensors.Tensor{b, a}, map[string]string{"k": "v"})
+	require.NoError(t, err)
+	assert.Equal(t, []safetensors.Tensor{b, a}, file.Tensors())
+	assert.Equal(t, map[string]string{"k": "v"}, file.Metadata())
+	got, err := file.Tensor("b")
+	require.NoError(t, err)
+	assert.Same(t, &b.Data[0], &got.Data[0])
+	_, err = safetensors.Collect([]safetensors.Tensor{a, a}, nil)
+	require.ErrorIs(t, err, safetensors.ErrTensor)
+	a.Data = a.Data[1:]
+	_, err = safetensors.Collect([]safetensors.Tensor{a}, nil)
+	require.ErrorIs(t, err, safetensors.ErrTensor)
+}
+
 // drawTensors draws tensors of any type, with names that need every kind of escape.
 func drawTensors(t *rapid.T) []safetensors.Tensor {
 	dtypes := slices.Sorted(maps.Keys(bits))
