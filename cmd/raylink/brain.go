@@ -63,9 +63,11 @@ Brain it is not restarted: it keeps its configuration, and gets the new one when
 // captainFlags adds the flags that configure the parameter server.
 func captainFlags(cmd *cobra.Command, config *psv1.CaptainConfig) {
 	flags := cmd.Flags()
-	flags.Var((*byteSize)(&config.MaxBytes), "ps-max-bytes", "the maximum size of one version's parameters, e.g. 64MiB (default 1GiB)")
-	flags.Uint32Var(&config.HeldVersions, "ps-held-versions", 0, "how many versions of a tag before the newest each machine keeps (default 2)")
+	flags.Var((*byteSize)(&config.MaxBytes), "ps-max-bytes", "the maximum size of one version's parameters, e.g. 64MiB (default 16GiB)")
+	flags.Var((*byteSize)(&config.MaxTotalBytes), "ps-max-total-bytes", "the maximum size of all files of a machine together (default: none)")
+	flags.Uint32Var(&config.HeldVersions, "ps-held-versions", 0, "how many versions of a tag before the newest each machine keeps if there is room (default 2)")
 	flags.Uint32Var(&config.MaxTags, "ps-max-tags", 0, "the maximum number of tags (default 1024)")
+	flags.Uint32Var(&config.MaxOfficers, "ps-max-officers", 0, "on how many machines besides ps-0's own there are copies (default 1024)")
 }
 
 // serving prints the line which announces that Brain serves.

@@ -47,12 +47,24 @@ func completeFlag(cmd *cobra.Command, flag string, by cobra.CompletionFunc) {
 
 // completeNode offers the paths and aliases of all nodes.
 func completeNode(ctx context.Context, s *system, _ []string) []cobra.Completion {
+	all := s.completeNodes(ctx, func(*nodev1.NodeRecord) bool { return true })
+	if all == nil {
+		return nil
+	}
+	return append([]cobra.Completion{cobra.CompletionWithDesc(nodename.RootPath, "Brain")}, all...)
+}
+
+// completeNodes offers the paths and aliases of some nodes. It returns nil if they are not known.
+func (s *system) completeNodes(ctx context.Context, which func(*nodev1.NodeRecord) bool) []cobra.Completion {
 	res, err := s.brain.List(ctx, &brainv1.ListRequest{})
 	if err != nil {
 		return nil
 	}
-	all := []cobra.Completion{cobra.CompletionWithDesc(nodename.RootPath, "Brain")}
+	all := []cobra.Completion{}
 	for _, rec := range res.GetNodes() {
+		if !which(rec) {
+			continue
+		}
 		all = append(all, cobra.CompletionWithDesc(printable(rec.GetPath()), nodeSummary(rec)))
 		if rec.GetAlias() != "" {
 			all = append(all, cobra.CompletionWithDesc(printable(rec.GetAlias()), "alias of "+printable(rec.GetPath())))

@@ -20,12 +20,14 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
 	"github.com/raylink/raylink/internal/contract"
 	contractv1 "github.com/raylink/raylink/internal/contract/gen/contract/v1"
 	"github.com/raylink/raylink/internal/contract/gen/contract/v1/contractv1raylink"
 	"github.com/raylink/raylink/internal/invariants"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/ps"
 )
 
 // patience bounds how long a test waits for an event that must come. No test depends on how soon it
@@ -34,6 +36,9 @@ const patience = 60 * time.Second
 
 // driverMode is the variable that makes this test binary a program that joins a Brain.
 const driverMode = "RAYLINK_TEST_JOINS"
+
+// readerMode is the variable that makes such a program host its machine's officer too.
+const readerMode = "RAYLINK_TEST_READS"
 
 // program is the directory of the real `raylink`, built for these tests.
 var program string
@@ -81,6 +86,15 @@ func drive(ctx context.Context) error {
 	}
 	if _, err := contractv1raylink.CreateProbe(ctx, rt, nil); err != nil {
 		return err
+	}
+	if os.Getenv(readerMode) != "" {
+		captain, err := psv1raylink.FindCaptain(ctx, rt, runtime.Path("ps-0"))
+		if err != nil {
+			return err
+		}
+		if _, err := ps.Open(ctx, captain); err != nil {
+			return err
+		}
 	}
 	fmt.Println("ready")
 	select {}
@@ -234,11 +248,12 @@ func (p *process) serving() serving {
 }
 
 // startDriver starts a program that joins a Brain and creates nodes.
-func startDriver(t *testing.T, b *brain) *process {
+func startDriver(t *testing.T, b *brain, vars ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	p := background(t, environment(driverMode+"=1", "RAYLINK_BRAIN="+b.address, "RAYLINK_DATA="+t.TempDir()), self)
+	vars = append(vars, driverMode+"=1", "RAYLINK_BRAIN="+b.address, "RAYLINK_DATA="+t.TempDir())
+	p := background(t, environment(vars...), self)
 	require.Equal(t, "ready", p.line())
 	return p
 }

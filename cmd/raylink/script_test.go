@@ -80,5 +80,6 @@ var varying = []struct {
 	{regexp.MustCompile(`(?m) +$`), ""},
 	{regexp.MustCompile(`"pid": ?"?\d+"?`), `"pid": PID`},
 	{regexp.MustCompile(`\d+\.\d+s"`), `TIME"`},
+	{regexp.MustCompile(`[a-z2-7]{10} \(home\)`), "MACHINE (home)"},
 	{regexp.MustCompile(`20\d\d-\d\d-\d\dT[0-9:.]+Z`), "TIME"},
 }

@@ -222,6 +222,24 @@ func ofMemory() []Mutant {
 func ofProcesses() []Mutant {
 	return []Mutant{
 		{
+			Name: "cli/damaged-chunks-are-written",
+			Edit: Edit{
+				File: "cmd/raylink/captain.go", Func: "captain.fetch",
+				Original: "crc32.Checksum(chunk.GetData(), castagnoli) != chunk.GetChecksum()", Mutated: "false",
+			},
+			Test: "TestDamagedParametersAreNotPulled", Prints: `damaged`,
+		},
+		{
+			Name: "cli/checksum-of-the-whole-is-ignored",
+			Edit: Edit{File: "cmd/raylink/captain.go", Func: "captain.fetch", Original: "sum == version.GetChecksum()", Mutated: "true"},
+			Test: "TestDamagedParametersAreNotPulled", Prints: `another_content`,
+		},
+		{
+			Name: "cli/links-are-replaced",
+			Edit: Edit{File: "cmd/raylink/transfer.go", Func: "destination.open", Original: "filepath.EvalSymlinks(d.path)", Mutated: "d.path, error(nil)"},
+			Test: "TestPulledFileReplacesWhenComplete", Prints: `before`,
+		},
+		{
 			Name:    "runtime/supervised-node-loses-its-configuration",
 			Edit:    Edit{File: "runtime/supervise.go", Func: "supervisor.launch", Original: "s.config", Mutated: "nil"},
 			Package: "cmd/raylink",
