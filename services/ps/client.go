@@ -299,8 +299,12 @@ func (c *Client) mapped(tag string) (*store.Reader, error) {
 		return nil, c.endedError()
 	}
 	f := c.files.Load()
-	if int64(time.Since(c.start))-c.checked.Load() >= int64(recheckInterval) {
-		c.recheck(f)
+	if now := int64(time.Since(c.start)); now-c.checked.Load() >= int64(recheckInterval) {
+		if c.hasUnseen(f, tag) {
+			c.checked.Store(now) // a new version shows that its officer is alive, at no cost
+		} else {
+			c.recheck(f)
+		}
 	}
 	for f != nil {
 		r, err := f.reader(tag)
@@ -317,6 +321,23 @@ func (c *Client) mapped(tag string) (*store.Reader, error) {
 		return nil, ErrClosed
 	}
 	return nil, nil //nolint:nilnil // nil means: call the captain
+}
+
+// hasUnseen reports whether mapped files have a version of a tag that this client has not seen.
+func (c *Client) hasUnseen(f *files, tag string) bool {
+	if f == nil {
+		return false
+	}
+	r, err := f.reader(tag)
+	if err != nil {
+		return false
+	}
+	v, err := c.view(tag)
+	if err != nil {
+		return false
+	}
+	id, err := r.ID()
+	return err == nil && id > v.floor.Load()
 }
 
 // recheck locates the machine's officer in the background, unless the one whose files are mapped is
