@@ -82,12 +82,12 @@ func openStorage(ctx context.Context, from runtime.Finder) (*storage.Client, err
 	return storage.New(handle), nil
 }
 
-func openParameters(ctx context.Context, from runtime.Finder) (*ps.Client, error) {
+func openParameters(ctx context.Context, from runtime.Finder, opts ...ps.OpenOption) (*ps.Client, error) {
 	captain, err := psv1raylink.FindCaptain(ctx, from, runtime.Path("ps-0"))
 	if err != nil {
 		return nil, err
 	}
-	return ps.Open(ctx, captain)
+	return ps.Open(ctx, captain, opts...)
 }
 
 // running reports whether the run is still in progress.

@@ -13,6 +13,7 @@ import (
 	"github.com/raylink/raylink/examples/cartpole/gen/cartpole/v1/cartpolev1raylink"
 	"github.com/raylink/raylink/examples/cartpole/internal/curve"
 	"github.com/raylink/raylink/examples/cartpole/internal/pole"
+	"github.com/raylink/raylink/services/ps"
 	"github.com/raylink/raylink/services/storage"
 )
 
@@ -62,7 +63,7 @@ func train(ctx context.Context, config *cartpolev1.RunConfig, progress io.Writer
 // savePolicy saves the policy that passed its exam in the run's directory, where it outlives the
 // system, and returns its file.
 func savePolicy(ctx context.Context, rt *raylink.Runtime) (_ string, err error) {
-	parameters, err := openParameters(ctx, rt)
+	parameters, err := openParameters(ctx, rt, ps.WithoutOfficer())
 	if err != nil {
 		return "", err
 	}

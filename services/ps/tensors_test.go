@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
@@ -289,4 +291,46 @@ func TestOnlyChunksOfWantedTensorsAreTransferred(t *testing.T) {
 	require.False(t, newer)
 	require.Nil(t, p)
 	require.Zero(t, sent.Load(), "nothing is transferred of a version that the follower has")
+}
+
+func TestSelectionsAreFilledByTheirChunks(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sizes := rapid.SliceOfN(rapid.OneOf(rapid.IntRange(0, 3), rapid.IntRange(store.ChunkSize-2, store.ChunkSize+2), rapid.IntRange(0, 3*store.ChunkSize)), 0, 6).
+			Draw(t, "sizes")
+		wanted := rapid.SliceOfN(rapid.Bool(), len(sizes), len(sizes)).Draw(t, "wanted")
+		var tensors, want []safetensors.Tensor
+		for i, size := range sizes {
+			name := strconv.Itoa(i)
+			tensors = append(tensors, safetensors.Tensor{Name: name, DType: "U8", Shape: []int{size}, Data: weights(i, size)})
+			if wanted[i] {
+				want = append(want, tensors[i])
+			}
+		}
+		content, err := safetensors.Marshal(tensors, nil)
+		require.NoError(t, err)
+		header, err := safetensors.HeaderSize(content)
+		require.NoError(t, err)
+		file, err := safetensors.ParseHeader(content[:header], uint64(len(content)))
+		require.NoError(t, err)
+		s, err := newSelection(file, header, func(name string) bool {
+			i, err := strconv.Atoi(name)
+			require.NoError(t, err)
+			return wanted[i]
+		})
+		require.NoError(t, err)
+		next := uint32(0)
+		for _, r := range s.ranges {
+			require.True(t, next == 0 || r.GetFirst() > next, "ranges that touch are one")
+			require.Positive(t, r.GetCount())
+			for next = r.GetFirst(); next < r.GetFirst()+r.GetCount(); next++ {
+				offset := int(next) * store.ChunkSize
+				s.write(uint64(offset), content[offset:min(offset+store.ChunkSize, len(content))])
+			}
+		}
+		require.Len(t, s.tensors, len(want))
+		for i, tensor := range want {
+			require.Equal(t, tensor.Name, s.tensors[i].Name)
+			require.Equal(t, store.Checksum(tensor.Data), store.Checksum(s.tensors[i].Data))
+		}
+	})
 }
