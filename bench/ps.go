@@ -59,6 +59,8 @@ const (
 	// warmUps is the number of pushes of a size before a scene's first measurement: then there are
 	// as many files, pages and buffers as there will be. Later measurements begin with one.
 	warmUps = 6
+	// machineWarmUps is the same where a push takes seconds: then officers have all of their files.
+	machineWarmUps = 3
 	// leastTimes is how often a measurement is repeated at least.
 	leastTimes = 3
 	// memoryPushes is the number of pushes after which memory is measured.
@@ -95,7 +97,7 @@ func (s *scene) repeat(r *row, j job, operation func() (time.Duration, error)) (
 	if !s.warm[j.Size] {
 		s.warm[j.Size], first = true, warmUps
 		if j.Kind == psSpread {
-			first = 2
+			first = machineWarmUps
 		}
 	}
 	for range first {

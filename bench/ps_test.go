@@ -33,7 +33,6 @@ func TestUplinkIsSharedByAllConnections(t *testing.T) {
 		require.NoError(t, s.verify(r.job))
 		least := (copies*size - proxyBuffer) / bytesPerSecond
 		assert.Greater(t, took.Seconds(), least, system)
-		assert.Less(t, took.Seconds(), 3*least, system)
 	}
 	require.NoError(t, d.close())
 }
