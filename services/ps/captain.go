@@ -109,7 +109,9 @@ func (c *captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushRe
 		if err != nil {
 			return nil, err
 		}
-		if d, err = c.fetchHome(ctx, draftOf(req, lent.GetSize(), lent.GetContent()), o); err != nil {
+		v := draftOf(req, lent.GetSize(), lent.GetContent())
+		defer c.setComing(v, false)
+		if d, err = c.fetchHome(ctx, v, o); err != nil {
 			return nil, err
 		}
 	}
@@ -345,14 +347,15 @@ func (c *captain) officerOf(machine string) (*nodev1.NodeRef, error) {
 	return nil, connect.Errorf(connect.CodeUnavailable, "the captain has no officer on machine %q at present", machine)
 }
 
-// fetchHome fetches parameters from an officer.
+// fetchHome fetches parameters from an officer. They are coming until the caller ends that by
+// setComing, which it does once they are a version: otherwise the officers would give up fetching
+// them in between.
 func (c *captain) fetchHome(ctx context.Context, v *psv1.Version, from *nodev1.NodeRef) (*store.Draft, error) {
 	d, err := c.reserve(v, 0)
 	if err != nil {
 		return nil, err
 	}
 	c.setComing(v, true)
-	defer c.setComing(v, false)
 	if err := c.home.fill(ctx, d, func() []*nodev1.NodeRef { return []*nodev1.NodeRef{from} }); err != nil {
 		return nil, errors.Join(err, d.Discard())
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,6 +41,8 @@ type officer struct {
 	// find returns the handle of another officer.
 	find func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error)
 	tags map[string]*tagFetches
+	// closing is set once no fetch may begin.
+	closing bool
 	// changed is closed, and replaced, when a version was published, a tag was deleted, or a draft
 	// begins.
 	changed chan struct{}
@@ -126,7 +127,7 @@ func writePrivate(path, content string) error {
 
 // close ends the copy, and removes its files if they are to be.
 func (o *officer) close(remove bool) error {
-	o.cancelFetches(func(string) bool { return true })
+	o.cancelFetches()
 	o.running.Wait()
 	err := o.store.Close()
 	if remove {
@@ -510,6 +511,9 @@ func (o *officer) publish(v *psv1.Version) bool {
 
 // begin begins to fetch a content. The caller holds mu.
 func (o *officer) begin(tag string, t *tagFetches, v *psv1.Version) {
+	if o.closing {
+		return
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.fetches[v.GetContent()] = cancel
 	sources := func() []*nodev1.NodeRef {
@@ -519,11 +523,12 @@ func (o *officer) begin(tag string, t *tagFetches, v *psv1.Version) {
 	}
 	o.running.Go(func() {
 		defer cancel()
-		err := o.fetch(ctx, v, sources)
+		_ = o.fetch(ctx, v, sources) // it fails only if it is canceled
 		o.mu.Lock()
 		delete(t.fetches, v.GetContent())
+		closing := o.closing
 		o.mu.Unlock()
-		if err == nil {
+		if !closing { // the state may want the content again
 			o.reach(tag, t)
 		}
 	})
@@ -565,14 +570,12 @@ func (o *officer) fetch(ctx context.Context, v *psv1.Version, sources func() []*
 	}
 }
 
-// cancelFetches cancels the fetches of tags.
-func (o *officer) cancelFetches(of func(tag string) bool) {
+// cancelFetches cancels all fetches. None begins afterwards.
+func (o *officer) cancelFetches() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for tag, t := range maps.All(o.tags) {
-		if !of(tag) {
-			continue
-		}
+	o.closing = true
+	for _, t := range o.tags {
 		for _, cancel := range t.fetches {
 			cancel()
 		}

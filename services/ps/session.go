@@ -266,6 +266,7 @@ func (c *captain) restoreVersion(ctx context.Context, v *psv1.Version, from *nod
 	if known != nil && known.last >= v.GetId() {
 		return nil
 	}
+	defer c.setComing(v, false)
 	d, err := c.fetchHome(ctx, v, from)
 	if err != nil {
 		return err
