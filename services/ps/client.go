@@ -380,7 +380,8 @@ func (c *Client) locate(ctx context.Context) (*psv1.LocateResponse, error) {
 		return res, nil // its officer is about to enlist again, or another to take over
 	case !rundir.Proves(d.GetDirectory(), d.GetNonce()):
 		c.files.Store(nil)
-	case before != nil && before.directory == d.GetDirectory() && before.nonce == d.GetNonce():
+	case before != nil && before.directory == d.GetDirectory() && before.nonce == d.GetNonce() &&
+		before.officer != nil && before.officer.Ref().NID() == res.GetOfficer().GetNid():
 		return res, nil
 	default:
 		f := &files{directory: d.GetDirectory(), nonce: d.GetNonce(), readers: make(map[string]*store.Reader)}

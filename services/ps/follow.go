@@ -225,6 +225,7 @@ func (f *Follower) watch(ctx context.Context, ids chan<- uint64) {
 	for ctx.Err() == nil {
 		began := time.Now()
 		_ = f.watchOnce(ctx, ids)
+		f.client.recheck(nil) // the officer may have another node by now
 		if time.Since(began) > time.Second {
 			pause.Reset()
 		}

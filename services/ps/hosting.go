@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	nodev1 "github.com/raylink/raylink/gen/raylink/node/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
@@ -120,16 +122,27 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
 		return
 	}
+	clients, err := rundir.LockPath("", clientsLock(nid+"-"+machine))
+	if err != nil {
+		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
+		return
+	}
+	others, err := shareLock(clients)
+	if err != nil {
+		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
+		return
+	}
+	defer func() { _ = others.Close() }()
 	lock, err := rundir.AcquireLock(ctx, path)
 	if err != nil {
 		return
 	}
 	defer func() { _ = lock.Release() }()
-	// The files go before the lock does: the next process fetches them again.
+	// The last process of the machine removes the files; until then the next one takes them over.
 	defer func() {
 		if o := hostedCopies.get(nid, machine); o != nil {
 			hostedCopies.remove(nid, o)
-			_ = o.close(true)
+			_ = o.close(isAlone(others))
 		}
 	}()
 	// The lock's file names the directory of the process that held it before, and has died.
@@ -169,6 +182,38 @@ func usable(directory string) string {
 	return directory
 }
 
+// shareLock opens a file and locks it, together with other processes that may host the officer.
+func shareLock(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_SH); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), file.Close())
+	}
+	return file, nil
+}
+
+// clientsLock is the name of the lock that all processes share that may host an officer. Its files
+// are removed only if no process holds it: another could be about to take them over.
+func clientsLock(directory string) string { return "officer-" + directory + "-clients" }
+
+// removeUnused removes an officer's files, unless a process may take them over.
+func removeUnused(clients, directory string) error {
+	file, err := shareLock(clients)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	if !isAlone(file) {
+		return nil
+	}
+	return store.RemoveOrphan(directory)
+}
+
+// isAlone reports whether no other process has locked the file.
+func isAlone(file *os.File) bool { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil }
+
 // serve hosts the officer below the captain's present incarnation, until one of them ends.
 func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockPath string, config *psv1.OfficerConfig) error {
 	node, err := psv1raylink.CreateOfficer(ctx, captain.Ref(), config, runtime.Here())
@@ -180,7 +225,18 @@ func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockP
 			return errors.Join(err, node.Ref().Stop(ctx))
 		}
 	}
-	if err := node.Ref().Ended(ctx); err == nil {
+	// The node ends with the incarnation of the captain that it was created below: the next one gets
+	// another node.
+	lives, end := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		defer end()
+		_ = captain.Ref().Ended(lives)
+	})
+	err = node.Ref().Ended(lives)
+	end()
+	waiting.Wait()
+	if err == nil {
 		return nil
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
@@ -211,10 +267,14 @@ func SweepFiles(data string) error {
 	var errs []error
 	for _, entry := range entries {
 		directory := filepath.Join(folder, entry.Name())
+		clients, err := rundir.LockPath("", clientsLock(entry.Name()))
+		if err != nil {
+			return err
+		}
 		if _, err := os.Stat(filepath.Join(directory, keepFile)); err == nil || !entry.IsDir() {
 			continue
 		}
-		err := store.RemoveOrphan(directory)
+		err = removeUnused(clients, directory)
 		if err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrUnsupported) {
 			errs = append(errs, fmt.Errorf("sweep parameter files: %w", err))
 		}

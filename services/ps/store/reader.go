@@ -122,8 +122,8 @@ func (r *Reader) State() (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	if state.ID == removed {
-		state.ID = 0
+	if state.ID == removed { // not deleted: another officer takes over
+		state.ID, state.Last, state.Announced = 0, 0, 0
 	}
 	if state.ID < state.Announced && behind > 0 {
 		state.Behind = since(behind)
