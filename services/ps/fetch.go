@@ -176,7 +176,7 @@ func (o *officer) fill(ctx context.Context, d *store.Draft, sources func() []*no
 func fillFrom(ctx context.Context, d *store.Draft, from *psv1raylink.Officer, timeout *time.Duration) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stalled := connect.Errorf(connect.CodeDeadlineExceeded, "the officer has stalled")
+	stalled := connect.NewError(connect.CodeUnavailable, "the officer has stalled")
 	timer := time.AfterFunc(firstTimeout, func() { cancel(stalled) })
 	defer timer.Stop()
 	stream, err := from.Fetch(ctx, &psv1.FetchRequest{Content: d.Content(), First: uint32(d.Written()), Process: process}) //nolint:gosec // bounded by the size

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -103,11 +104,11 @@ func (c *Client) push(ctx context.Context, tag string, parts [][]byte, opts []Pu
 			v.raise(version.GetId())
 		}
 		// A push that is repeated has the same content, so that it becomes one version.
-		if err == nil || ctx.Err() != nil || !isAway(err) || endedForGood(c.captain.Ref()) {
+		if err == nil || !isAway(err) || endedForGood(c.captain.Ref()) {
 			return version, c.pushError(err)
 		}
 		if pause.Wait(ctx) != nil {
-			return nil, fmt.Errorf("push %q: %w, while the captain was away: %w", tag, context.Cause(ctx), err)
+			return nil, awayError(ctx, tag, err)
 		}
 	}
 }
@@ -116,6 +117,15 @@ func (c *Client) push(ctx context.Context, tag string, parts [][]byte, opts []Pu
 func isAway(err error) bool {
 	code := connect.CodeOf(err)
 	return code == connect.CodeUnavailable || errors.Is(err, errOfficerAway)
+}
+
+// awayError is the error of a push whose context has ended while the captain was away.
+func awayError(ctx context.Context, tag string, err error) error {
+	code := connect.CodeDeadlineExceeded
+	if errors.Is(ctx.Err(), context.Canceled) {
+		code = connect.CodeCanceled
+	}
+	return connect.Errorf(code, "push %q: the captain was away until the push's context ended: %v", tag, err).WithCause(ctx.Err())
 }
 
 // errOfficerAway means that the machine's officer could not be used.
@@ -144,6 +154,7 @@ func (c *Client) tryPush(ctx context.Context, req *psv1.PushRequest, parts [][]b
 		if !errors.Is(err, errOfficerAway) {
 			return version, err
 		}
+		c.recheck(nil) // the officer may have another node by now
 	}
 	return c.upload(ctx, req, parts, size)
 }
@@ -194,6 +205,9 @@ func (c *Client) pushMapped(ctx context.Context, f *files, req *psv1.PushRequest
 		return nil, away(err)
 	}
 	sum, err := store.Fill(lent.GetPath(), parts...)
+	if errors.Is(err, store.ErrDiscarded) || errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", errOfficerAway, err) // its node has ended meanwhile
+	}
 	if err != nil {
 		return nil, fmt.Errorf("push %q: write into the officer's memory: %w", req.GetTag(), err)
 	}
