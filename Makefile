@@ -34,8 +34,9 @@ ABLATE ?=
 HOSTILE ?= 1s
 # Of test-mutants: a pattern for the names of those to run.
 MUTANTS ?=
-# Of test-soak: how long, and what its choices follow from.
+# Of test-soak: how long, how many kills of the parameter server, and what its choices follow from.
 SOAK   ?= 30s
+KILLS  ?= 50
 SEED   ?=
 # Flags of the benchmark: see bench/README.md.
 BENCH      ?=
@@ -87,10 +88,12 @@ test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: 
 	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestPeerThatReadsLate' ./runtime/tunnel
 
 .PHONY: test-soak
-test-soak: ## three hosts under stress: make test-soak SOAK=10m; SEED=N chooses what happens
+test-soak: ## three hosts under stress, and the parameter server: make test-soak SOAK=10m KILLS=200; SEED=N chooses what happens
 	@race=; if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then race=-race; fi; \
 	echo "$(GO) test $$race ./internal/soak -soak=$(SOAK)"; \
-	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED))
+	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED)) && \
+	echo "$(GO) test $$race ./internal/parametertest -kills=$(KILLS)" && \
+	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/parametertest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language

@@ -9,8 +9,8 @@ import (
 // written for; most are one condition that is left out.
 func All() []Mutant {
 	return slices.Concat(
-		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofSoak(), ofSoakNodes(),
-		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
+		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofParameters(),
+		ofSoak(), ofSoakNodes(), ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 	)
 }
 
@@ -443,6 +443,99 @@ func ofServices() []Mutant {
 			Test:   "TestConcurrentProcessesReadNoTornRow",
 			Prints: `torn rows`,
 			Args:   []string{failFast, "-test.count=50"},
+		},
+	}
+}
+
+// ofParameters returns the mutants of the parameter server that take several processes.
+func ofParameters() []Mutant {
+	const processes = "internal/parametertest"
+	return []Mutant{
+		{
+			Name: "ps/captain-begins-anew",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "newCaptain",
+				Original: "range home.store.Versions()", Mutated: "range home.store.Versions()[:0]",
+			},
+			Package: processes, Test: "TestAcknowledgedVersionSurvivesTheCaptain/the_captain's_machine_alone",
+			Prints: `the captain has lost an acknowledged version`,
+		},
+		{
+			Name: "ps/push-is-acknowledged-before-home-has-it",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "captain.publish",
+				Original: "published, err := c.home.store.Publish(d, v)",
+				Mutated: "published, err := true, error(nil); " +
+					"time.AfterFunc(200*time.Millisecond, func() { _, _ = c.home.store.Publish(d, v) })",
+			},
+			Package: processes, Test: "TestAcknowledgedVersionSurvivesTheCaptain/the_captain's_machine_alone",
+			Prints: `the captain has lost an acknowledged version`,
+		},
+		{
+			Name: "ps/client-shows-an-older-version-than-it-pushed",
+			Edit: Edit{
+				File: "services/ps/pull.go", Func: "Client.Pull",
+				Original: "p.version.GetId() >= v.floor.Load()", Mutated: "true",
+			},
+			Package: processes, Test: "TestPusherReadsItsOwnWriteFromAnotherMachine",
+		},
+		{
+			Name: "ps/fetch-waits-for-a-source-that-has-stalled",
+			Edit: Edit{
+				File: "services/ps/fetch.go", Func: "fillFrom",
+				Original: "cancel(stalled)", Mutated: "_ = stalled",
+			},
+			Package: processes, Test: "TestBroadcastGoesOnWithoutDeadAndStoppedMachines",
+			Prints: `machines are held up|a push is held up`,
+		},
+		{
+			Name: "ps/draft-of-a-dead-pusher-is-kept",
+			Edit: Edit{
+				File: "services/ps/officer.go", Func: "officer.Lend",
+				Original: "return errors.Join(err, d.Discard())", Mutated: "return err",
+			},
+			Package: processes, Test: "TestDraftOfKilledPusherIsReclaimed/home", Prints: `a dead pusher's draft is left`,
+		},
+		{
+			Name: "ps/no-process-takes-over",
+			Edit: Edit{
+				File: "services/ps/hosting.go", Func: "hosting.run",
+				Original: "rundir.AcquireLock(ctx, path)", Mutated: "rundir.TryLock(path)",
+			},
+			Package: processes, Test: "TestSecondProcessTakesOver", Prints: `has not taken over|does not know the next officer`,
+		},
+		{
+			Name: "ps/files-go-with-the-process-that-hosts-them",
+			Edit: Edit{
+				File: "services/ps/hosting.go", Func: "hosting.run",
+				Original: "o.close(isAlone(others))", Mutated: "o.close(true)",
+			},
+			Package: processes, Test: "TestSecondProcessTakesOver", Args: []string{failFast, "-test.count=5"},
+		},
+		{
+			Name: "ps/officer-outlives-the-captains-incarnation",
+			Edit: Edit{
+				File: "services/ps/hosting.go", Func: "hosting.serve",
+				Original: "_ = captain.Ref().Ended(lives)", Mutated: "<-lives.Done()",
+			},
+			Package: processes, Test: "TestAcknowledgedPushesSurviveKillsOfTheCaptain",
+			Args: []string{"-kills=20"}, Timeout: limit,
+		},
+		{
+			Name: "ps/push-does-not-wait-for-the-captain",
+			Edit: Edit{
+				File: "services/ps/push.go", Func: "Client.push",
+				Original: "!isAway(err)", Mutated: "true",
+			},
+			Package: processes, Test: "TestReadersGoOnWhileTheCaptainIsAway/dead", Prints: `a push waits for the captain`,
+		},
+		{
+			Name: "ps/follower-waits-for-a-captain-that-has-ended",
+			Edit: Edit{
+				File: "services/ps/hosting.go", Func: "endedForGood",
+				Original: "return ", Mutated: "return false && ",
+			},
+			Package: processes, Test: "TestFollowerOfEndedCaptainFails", Prints: `does not notice that its captain has ended`,
 		},
 	}
 }
