@@ -225,8 +225,8 @@ func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockP
 			return errors.Join(err, node.Ref().Stop(ctx))
 		}
 	}
-	// The node ends with the incarnation of the captain that it was created below: the next one gets
-	// another node.
+	// The node ends with the incarnation of the captain that it was created below: the next one
+	// gets another node.
 	lives, end := context.WithCancel(ctx)
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
