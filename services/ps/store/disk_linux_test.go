@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	"github.com/raylink/raylink/services/internal/mapfile"
 )
 
 // diskVariable is set in the process that has the small file system.
@@ -69,6 +71,26 @@ func fillDisk(t *testing.T, directory string) {
 	push(t, s, "u", 1, content(1, size)) // what was released is freed at once
 	require.NoError(t, s.Delete("v", 0))
 	push(t, s, "u", 2, content(2, 3*size)) // a recycled file that must grow
+	require.NoError(t, s.Delete("u", 0))
+	push(t, s, "v", 2, content(2, 4*page))
+
+	// Not even the index of a new tag fits.
+	junk := filepath.Join(directory, "junk")
+	require.NoError(t, os.Mkdir(junk, 0o700))
+	for i := 0; ; i++ {
+		file, err := mapfile.Create(filepath.Join(junk, strconv.Itoa(i)), page)
+		if err != nil {
+			break
+		}
+		require.NoError(t, file.Close())
+	}
+	_, err = s.Reserve(&psv1.Version{Tag: "new"}, "")
+	require.ErrorAs(t, err, &refused)
+	require.NoDirExists(t, tagPath(s.Directory(), "new"))
+	require.NoError(t, pull(t, reader(t, s, "v"), 2, content(2, 4*page)).Release())
+	require.NoError(t, s.Delete("v", 0))
+	push(t, s, "new", 1, nil)
+	require.NoError(t, os.RemoveAll(junk))
 	require.NoError(t, s.Remove())
 	entries, err := os.ReadDir(directory)
 	require.NoError(t, err)

@@ -125,6 +125,16 @@ func (s *Store) reserve(version *psv1.Version, content string) (*Draft, error) {
 		return nil, &RoomError{Tag: version.GetTag(), Size: version.GetSize(), Bound: boundBytes, Limit: s.options.MaxBytes}
 	}
 	t, recycled, err := s.beginReserve(version)
+	for noRoom(err) { // for the index of a new tag
+		freed, freeErr := s.makeRoom()
+		if freeErr != nil {
+			return nil, errors.Join(err, freeErr)
+		}
+		if !freed {
+			return nil, s.roomError(err, version)
+		}
+		t, recycled, err = s.beginReserve(version)
+	}
 	if err != nil {
 		return nil, err
 	}

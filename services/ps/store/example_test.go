@@ -9,7 +9,8 @@ import (
 	"github.com/raylink/raylink/services/ps/store"
 )
 
-// A machine's officer puts versions, and every process of the machine reads the newest in place.
+// A machine's officer reserves versions and publishes them, another process fills them, and every
+// process of the machine reads the newest in place. Here one process does it all.
 func Example() {
 	parent, err := os.MkdirTemp("", "store")
 	if err != nil {
@@ -23,14 +24,27 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	for id, parameters := range []string{"random", "better"} {
-		if _, err := officer.Put(&psv1.Version{Tag: "policy", Id: uint64(id + 1)}, []byte(parameters)); err != nil {
-			fmt.Println(err)
-			return
+	push := func(id uint64, parameters string) (bool, error) {
+		version := &psv1.Version{Tag: "policy", Id: id, Size: uint64(len(parameters))}
+		draft, err := officer.Reserve(version, "")
+		if err != nil {
+			return false, err
 		}
+		if err := draft.Lend(); err != nil {
+			return false, err
+		}
+		sum, err := store.Fill(draft.Path(), []byte(parameters)) // the pusher's part
+		if err != nil {
+			return false, err
+		}
+		if err := draft.Reclaim(sum); err != nil {
+			return false, err
+		}
+		return officer.Publish(draft, version)
 	}
-	stored, err := officer.Put(&psv1.Version{Tag: "policy", Id: 1}, []byte("late"))
-	fmt.Println("an older version is stored:", stored, err)
+	fmt.Println(push(1, "random"))
+	fmt.Println(push(2, "better"))
+	fmt.Println(push(1, "late"))
 
 	reader, err := store.NewReader(directory, "policy")
 	if err != nil {
@@ -45,7 +59,9 @@ func Example() {
 	fmt.Printf("version %d: %s\n", newest.Version().GetId(), newest.Bytes())
 	fmt.Println(newest.Release(), reader.Close(), officer.Remove())
 	// Output:
-	// an older version is stored: false <nil>
+	// true <nil>
+	// true <nil>
+	// false <nil>
 	// version 2: better
 	// <nil> <nil> <nil>
 }

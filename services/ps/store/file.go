@@ -151,18 +151,22 @@ func (f *file) load(size uint64, name string, id uint64) error {
 	return f.readTable()
 }
 
-// verify checks the parameters. It reads them with several goroutines.
+// verify checks the parameters. It reads them with several goroutines, and does not map them: few
+// versions that are taken over are ever sent or written again.
 func (f *file) verify() error {
 	if sum := combine(f.table, f.layout.size); sum != f.version.GetChecksum() {
 		return fmt.Errorf("%w: the chunks have checksum %08x instead of %08x", ErrFormat, sum, f.version.GetChecksum())
 	}
-	if err := f.mapAll(); err != nil {
-		return err
-	}
-	parameters := f.parameters()
+	buffers := sync.Pool{New: func() any { return new([ChunkSize]byte) }}
 	return inLanes(f.layout.chunks(), func(i int) error {
+		buffer, _ := buffers.Get().(*[ChunkSize]byte)
+		defer buffers.Put(buffer)
 		from, to := f.layout.chunk(i)
-		if sum := Checksum(parameters[from:to]); sum != f.table[i] {
+		chunk := buffer[:to-from]
+		if _, err := f.handle.ReadAt(chunk, int64(f.layout.parameters()+from)); err != nil { //nolint:gosec // at most maxSize
+			return err
+		}
+		if sum := Checksum(chunk); sum != f.table[i] {
 			return fmt.Errorf("%w: chunk %d has checksum %08x instead of %08x", ErrFormat, i, sum, f.table[i])
 		}
 		return nil

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -63,9 +64,42 @@ func (m *model) reserve(t *rapid.T) {
 		require.ErrorIs(t, err, ErrNoRoom)
 		return
 	}
+	if refused := (*RoomError)(nil); errors.As(err, &refused) && refused.Bound == boundTotal {
+		require.Greater(t, m.required()+layout{size: uint64(size), description: 200}.file(), m.options.MaxTotalBytes, "old versions keep the room")
+		return
+	}
 	require.NoError(t, err)
 	seed := rapid.Uint64().Draw(t, "seed")
 	m.drafts = append(m.drafts, &draftModel{draft: d, parameters: content(seed, size)})
+}
+
+// required returns the size of the files that must not be removed for others, at most.
+func (m *model) required() uint64 {
+	required := m.store.Usage().Retired
+	for _, t := range m.store.Usage().Tags {
+		required += t.Bytes
+	}
+	files := make(map[string]bool)
+	for _, v := range m.newest {
+		files[v.GetContent()] = true
+	}
+	for _, d := range m.drafts {
+		files[d.draft.Content()] = true
+	}
+	for _, p := range m.held {
+		files[p.Version().GetContent()] = true
+	}
+	for _, x := range m.source {
+		files[x.Version().GetContent()] = true
+	}
+	m.store.mu.Lock()
+	defer m.store.mu.Unlock()
+	for content, f := range m.store.files {
+		if !files[content] {
+			required -= f.size()
+		}
+	}
+	return required
 }
 
 // pick returns a draft, or skips the action.
@@ -221,6 +255,9 @@ func (m *model) check(t *rapid.T) {
 	}
 	require.Equal(t, usage.Bytes, size+usage.Retired)
 	require.Equal(t, len(m.drafts), usage.Drafts)
+	if m.options.MaxTotalBytes > 0 {
+		require.LessOrEqual(t, usage.Bytes, m.options.MaxTotalBytes)
+	}
 }
 
 func modelNames() []string { return []string{"w", "..", "a/b", "%", "ö"} }
@@ -231,7 +268,7 @@ func TestStoreMatchesModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		require.NoError(t, os.RemoveAll(directory))
 		m := &model{
-			directory: directory, options: Options{Held: rapid.IntRange(1, 3).Draw(t, "held"), MaxTags: modelTags},
+			directory: directory, options: Options{Held: rapid.IntRange(1, 3).Draw(t, "held"), MaxTags: modelTags, MaxTotalBytes: rapid.SampledFrom([]uint64{0, 600 << 10, 900 << 10}).Draw(t, "room")},
 			readers: make(map[string]*Reader), newest: make(map[string]*psv1.Version), last: make(map[string]uint64), pushed: make(map[string][]byte),
 		}
 		m.open(t)

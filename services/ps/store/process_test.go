@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -358,6 +361,7 @@ func newStore(t *testing.T, options Options) *Store {
 
 func openStore(t *testing.T, directory string, options Options) *Store {
 	t.Helper()
+	before := goleak.IgnoreCurrent()
 	s, err := Open(directory, options)
 	if errors.Is(err, ErrUnsupported) {
 		t.Skip(err)
@@ -365,7 +369,9 @@ func openStore(t *testing.T, directory string, options Options) *Store {
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, s.Close())
-		require.Empty(t, openIn(t, directory), "open files and mappings, which may have locks")
+		require.Empty(t, openIn(t, directory), "open files and mappings")
+		require.Empty(t, locksIn(t, directory), "locks")
+		goleak.VerifyNone(t, before)
 	})
 	return s
 }
@@ -382,6 +388,29 @@ func openIn(t *testing.T, directory string) []string {
 		}
 	}
 	return append(found, mappedIn(t, directory)...)
+}
+
+// locksIn returns the files in a directory that any process has locked.
+func locksIn(t *testing.T, directory string) []string {
+	t.Helper()
+	locks, err := os.ReadFile("/proc/locks")
+	require.NoError(t, err)
+	var found []string
+	err = filepath.WalkDir(directory, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		require.NoError(t, err)
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if ok && strings.Contains(string(locks), fmt.Sprintf(":%d ", stat.Ino)) {
+			found = append(found, path)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	return found
 }
 
 // mappedIn returns this process's mappings of files in a directory.

@@ -184,6 +184,10 @@ func TestReadersSeeHowFarTheyAreBehind(t *testing.T) {
 	require.Equal(t, uint64(2), behind().ID)
 	require.NoError(t, s.Announce("w", 3))
 	require.Less(t, behind().Behind, time.Minute)
+	require.NoError(t, s.Delete("w", 3))
+	require.Zero(t, behind().Announced)
+	require.Zero(t, behind().Behind, "a reader of a deleted tag is not behind")
+	require.NoError(t, s.Announce("w", 5))
 
 	require.Eventually(t, func() bool { return behind().Unconfirmed > 5*time.Millisecond }, time.Minute, time.Millisecond)
 	unconfirmed := behind().Unconfirmed
@@ -191,7 +195,7 @@ func TestReadersSeeHowFarTheyAreBehind(t *testing.T) {
 	again, err := Open(s.Directory(), Options{})
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, behind().Unconfirmed, unconfirmed, "another officer is no word of the captain")
-	require.Equal(t, uint64(3), behind().Announced)
+	require.Equal(t, uint64(5), behind().Announced)
 	again.Confirm()
 	require.Less(t, behind().Unconfirmed, unconfirmed+time.Minute)
 	require.NoError(t, again.Close())

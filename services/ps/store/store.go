@@ -282,6 +282,9 @@ func (s *Store) deleteTag(name string, floor uint64) error {
 	word(t.index, lostAt).Store(0)
 	word(t.index, lastAt).Store(max(floor, t.last())) // first: else files of a crash came back
 	word(t.index, newestAt).Store(0)
+	if word(t.index, announcedAt).Load() <= t.last() {
+		word(t.index, announcedAt).Store(0) // it was deleted too: readers are not behind
+	}
 	setBehind(t.index)
 	t.newest = nil
 	var errs []error
