@@ -392,9 +392,9 @@ func ofServices() []Mutant {
 		{
 			Name: "ps/older-version-is-published",
 			Edit: Edit{
-				File: "services/ps/store/put.go", Func: "Store.Put",
-				Original: "if s.late(version) {",
-				Mutated:  "if s.late(version) {\nword(s.tags[version.GetTag()].index, newestAt).Store(version.GetId())\n",
+				File: "services/ps/store/draft.go", Func: "Store.publish",
+				Original: "if d.tag.late(version.GetId()) {",
+				Mutated:  "if d.tag.late(version.GetId()) {\nword(d.tag.index, newestAt).Store(version.GetId())\n",
 			},
 			Test:   "TestReadersInOtherProcessesSeeCompleteVersionsInOrder",
 			Prints: `torn versions|versions that go back|the newest version is not the last`,

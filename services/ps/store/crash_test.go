@@ -266,6 +266,29 @@ func TestFilesOfAnotherBootAreDropped(t *testing.T) {
 	require.NoError(t, again.Close())
 }
 
+func TestOrphanIsRemoved(t *testing.T) {
+	newStore(t, Options{}) // skips the test where stores are unsupported
+	directory := filepath.Join(t.TempDir(), "parameters")
+	require.NoError(t, RemoveOrphan(directory), "no store")
+	require.False(t, Served(directory))
+	officer := start(t, task{Name: "officer", Directory: directory, Until: 7, Size: 5000})
+	require.True(t, officer.next().Ready)
+	r, err := NewReader(directory, "w")
+	require.NoError(t, err)
+	p := pull(t, r, 7, weights(7, 5000))
+	require.True(t, Served(directory))
+	require.ErrorIs(t, RemoveOrphan(directory), ErrInUse)
+	require.NoError(t, p.Verify())
+	officer.kill()
+	require.False(t, Served(directory))
+	require.NoError(t, RemoveOrphan(directory))
+	require.NoDirExists(t, directory)
+	require.NoError(t, p.Verify(), "what a reader holds remains")
+	require.NoError(t, p.Release())
+	require.NoError(t, r.Close())
+	require.Empty(t, openIn(t, directory))
+}
+
 func TestRemovedStoreIsOpenedAgain(t *testing.T) {
 	s := newStore(t, Options{})
 	push(t, s, "w", 7, content(7, 1000))

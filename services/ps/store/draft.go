@@ -89,7 +89,7 @@ func (p *progress) wait(ctx context.Context, chunk int) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		}
 	}
 }

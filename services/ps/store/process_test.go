@@ -122,8 +122,17 @@ func torn(p *Parameters) bool {
 	return p.Verify() != nil
 }
 
+// put writes and publishes a version of tag "w", and reports whether it was published.
 func put(s *Store, id uint64, size int) (bool, error) {
-	return s.Put(&psv1.Version{Tag: "w", Id: id}, weights(id, size))
+	v := &psv1.Version{Tag: "w", Id: id, Size: uint64(size)}
+	d, err := s.Reserve(v, "")
+	if err != nil {
+		return false, err
+	}
+	if err := write(d, 0, weights(id, size)); err != nil {
+		return false, err
+	}
+	return s.Publish(d, v)
 }
 
 // inputEnd returns a channel that is closed at the end of the input: when the test has stored all

@@ -3,6 +3,7 @@ package store
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -154,26 +155,19 @@ func TestIDOfLostVersionIsNotReused(t *testing.T) {
 
 func TestInvalidVersionsAreRejected(t *testing.T) {
 	s := newStore(t, Options{MaxBytes: 10})
-	long := make([]byte, MaxDescription)
-	for i := range long {
-		long[i] = 'x'
-	}
+	long := strings.Repeat("x", MaxDescription)
 	for name, v := range map[string]*psv1.Version{
-		"no id":          {Tag: "w"},
-		"no tag":         {Id: 1},
-		"long tag":       {Id: 1, Tag: string(long[:MaxTag+1])},
-		"control":        {Id: 1, Tag: "a\x00b"},
-		"wrong size":     {Id: 1, Tag: "w", Size: 9},
-		"wrong checksum": {Id: 1, Tag: "w", Checksum: 9},
-		"long info":      {Id: 1, Tag: "w", Info: map[string]string{"x": string(long)}},
+		"no tag":    {},
+		"long tag":  {Tag: long[:MaxTag+1]},
+		"control":   {Tag: "a\x00b"},
+		"long info": {Tag: "w", Info: map[string]string{"x": long}},
 	} {
-		_, err := s.Put(v, []byte("12345"))
+		_, err := s.Reserve(v, "")
 		require.ErrorIs(t, err, ErrVersion, name)
 	}
-	_, err := s.Put(&psv1.Version{Id: 1, Tag: "w"}, make([]byte, 11))
-	require.ErrorIs(t, err, ErrNoRoom)
 	require.Empty(t, s.Versions())
-	_, err = NewReader(s.Directory(), "")
+	require.Zero(t, s.Usage().Bytes)
+	_, err := NewReader(s.Directory(), "")
 	require.ErrorIs(t, err, ErrVersion)
 }
 
