@@ -37,6 +37,10 @@ type captain struct {
 	// homeRef refers to home's node.
 	homeRef     *nodev1.NodeRef
 	maxOfficers int
+	// chainAbove is the size up to which parameters spread through a tree: its depth counts, since
+	// a hop costs more than the bytes. Larger ones spread through a chain, in which each machine
+	// sends everything once, however many there are. docs/parameters.md has the measurement.
+	chainAbove uint64
 
 	// committing is held while a push gets its id and is published at home, so that versions are
 	// published in the order of their ids.
@@ -61,15 +65,21 @@ type tagRecord struct {
 	coming map[string]*psv1.Version
 }
 
-const defaultMaxOfficers = 1024
+const (
+	defaultMaxOfficers = 1024
+	defaultChainAbove  = 1 << 20
+)
 
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {
 	c := &captain{
-		home: home, machine: machine, log: log, maxOfficers: int(config.GetMaxOfficers()),
+		home: home, machine: machine, log: log, maxOfficers: int(config.GetMaxOfficers()), chainAbove: config.GetChainAbove(),
 		tags: make(map[string]*tagRecord), changed: make(chan struct{}),
 	}
 	if c.maxOfficers == 0 {
 		c.maxOfficers = defaultMaxOfficers
+	}
+	if c.chainAbove == 0 {
+		c.chainAbove = defaultChainAbove
 	}
 	for _, v := range home.store.Versions() {
 		c.tags[v.GetTag()] = &tagRecord{newest: v, last: v.GetId()}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,6 +229,19 @@ func (c *Client) view(tag string) (*view, error) {
 func (c *Client) Tags(ctx context.Context) ([]*psv1.Version, error) {
 	res, err := c.captain.ListTags(ctx, &psv1.ListTagsRequest{})
 	return res.GetVersions(), err
+}
+
+// List returns the newest version of each tag that begins with a prefix, sorted by tag. The tag
+// "policy/best" is found by the prefix "policy/".
+func (c *Client) List(ctx context.Context, prefix string) ([]*psv1.Version, error) {
+	versions, err := c.Tags(ctx)
+	return slices.DeleteFunc(versions, func(v *psv1.Version) bool { return !strings.HasPrefix(v.GetTag(), prefix) }), err
+}
+
+// Info returns the information that was pushed with the newest version of a tag.
+func (c *Client) Info(ctx context.Context, tag string) (map[string]string, error) {
+	v, err := c.Meta(ctx, tag)
+	return v.GetInfo(), err
 }
 
 // Meta describes the newest version of a tag at the captain, which this machine may not have yet.

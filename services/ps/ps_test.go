@@ -209,7 +209,7 @@ func TestStalledOfficerIsBypassed(t *testing.T) {
 	s.enlist("c", nil)
 	s.enlist("d", nil)
 	c := s.client(home)
-	id := mustPush(t, c, "w", weights(1, treeLimit+store.ChunkSize), WaitFor(All))
+	id := mustPush(t, c, "w", weights(1, defaultChainAbove+store.ChunkSize), WaitFor(All))
 	require.Equal(t, uint64(1), id)
 	require.Equal(t, int64(1), o.asked.Load(), "only its neighbor asked it")
 	close(o.continues)

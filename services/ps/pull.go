@@ -169,13 +169,16 @@ type fetched struct {
 	holders atomic.Int64
 }
 
-// buffer returns memory for the next version: that of this one if it is not in use.
+// buffer returns memory for the next version: that of this one if it is not in use. A size is not
+// trusted before the bytes arrive: at first there is memory for firstBuffer.
 func (f *fetched) buffer(size uint64) []byte {
 	if f != nil && f.holders.Load() == 0 && uint64(cap(f.bytes)) >= size && uint64(cap(f.bytes))/2 <= size {
-		return f.bytes[:size]
+		return f.bytes[:0]
 	}
-	return make([]byte, size)
+	return make([]byte, 0, min(size, firstBuffer))
 }
+
+const firstBuffer = 64 << 20
 
 func (v *view) setFetched(f *fetched) {
 	v.mu.Lock()
@@ -222,10 +225,14 @@ func (c *Client) fetchVersion(ctx context.Context, tag string, have *fetched) (*
 		return nil, err
 	}
 	defer func() { _ = stream.Close() }()
+	return receiveVersion(tag, stream.Receive, have)
+}
+
+// receiveVersion receives a version, or returns the one that the caller has if that is the newest.
+func receiveVersion(tag string, receive func() (*psv1.FetchResponse, error), have *fetched) (*fetched, error) {
 	f := &fetched{}
-	written := 0
 	for {
-		res, err := stream.Receive()
+		res, err := receive()
 		if errors.Is(err, io.EOF) {
 			break
 		}
@@ -233,24 +240,37 @@ func (c *Client) fetchVersion(ctx context.Context, tag string, have *fetched) (*
 			return nil, err
 		}
 		if version := res.GetVersion(); version != nil {
-			if id != 0 && version.GetId() == id {
+			if have != nil && version.GetId() == have.version.GetId() {
 				return have, nil
 			}
 			f.version, f.bytes = version, have.buffer(version.GetSize())
 			continue
 		}
-		chunk := res.GetChunk()
-		if chunk == nil {
-			continue
+		if chunk := res.GetChunk(); chunk != nil {
+			if err := f.append(chunk); err != nil {
+				return nil, err
+			}
 		}
-		if int(chunk.GetIndex())*store.ChunkSize != written || written+len(chunk.GetData()) > len(f.bytes) ||
-			store.Checksum(chunk.GetData()) != chunk.GetChecksum() {
-			return nil, connect.Errorf(connect.CodeDataLoss, "pull %q: chunk %d is damaged", tag, chunk.GetIndex())
-		}
-		written += copy(f.bytes[written:], chunk.GetData())
 	}
-	if f.version == nil || written != len(f.bytes) {
-		return nil, connect.Errorf(connect.CodeDataLoss, "pull %q: only %d of %d bytes arrived", tag, written, f.version.GetSize())
+	if f.version == nil || uint64(len(f.bytes)) != f.version.GetSize() {
+		return nil, connect.Errorf(connect.CodeDataLoss, "pull %q: only %d of %d bytes arrived", tag, len(f.bytes), f.version.GetSize())
 	}
 	return f, nil
+}
+
+// append appends a chunk after those that have arrived.
+func (f *fetched) append(chunk *psv1.Chunk) error {
+	data, size := chunk.GetData(), f.version.GetSize()
+	if uint64(chunk.GetIndex())*store.ChunkSize != uint64(len(f.bytes)) || uint64(len(f.bytes)+len(data)) > size ||
+		store.Checksum(data) != chunk.GetChecksum() {
+		return connect.Errorf(connect.CodeDataLoss, "pull %q: chunk %d of version %d is damaged or out of order",
+			f.version.GetTag(), chunk.GetIndex(), f.version.GetId())
+	}
+	if len(f.bytes)+len(data) > cap(f.bytes) {
+		grown := make([]byte, len(f.bytes), min(size, max(2*uint64(cap(f.bytes)), uint64(len(f.bytes)+len(data)))))
+		copy(grown, f.bytes)
+		f.bytes = grown
+	}
+	f.bytes = append(f.bytes, data...)
+	return nil
 }

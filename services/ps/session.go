@@ -200,10 +200,6 @@ func (c *captain) takeStates(s *session) []*psv1.TagState {
 }
 
 const (
-	// treeLimit is the size up to which parameters spread through a tree: its depth counts, since a
-	// hop costs more than the bytes. Larger ones spread through a chain, in which each machine
-	// sends everything once, however many there are. docs/parameters.md has the measurement.
-	treeLimit = 1 << 20
 	// fanOut is how many officers of the tree fetch from each.
 	fanOut = 4
 	// maxSources bounds the sources in a state, home not counted.
@@ -228,7 +224,7 @@ func (c *captain) sources(s *session, size uint64) []*nodev1.NodeRef {
 	}
 	var refs []*nodev1.NodeRef
 	for at > 0 && len(refs) < maxSources {
-		if size > treeLimit {
+		if size > c.chainAbove {
 			at--
 		} else {
 			at = (at - 1) / fanOut

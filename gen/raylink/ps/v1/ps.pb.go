@@ -102,7 +102,10 @@ type CaptainConfig struct {
 	MaxTotalBytes uint64 `protobuf:"varint,5,opt,name=max_total_bytes,json=maxTotalBytes,proto3" json:"max_total_bytes,omitempty"`
 	// On how many machines besides its own the captain has officers. Processes on further machines
 	// call the captain. 0 means 1024.
-	MaxOfficers   uint32 `protobuf:"varint,6,opt,name=max_officers,json=maxOfficers,proto3" json:"max_officers,omitempty"`
+	MaxOfficers uint32 `protobuf:"varint,6,opt,name=max_officers,json=maxOfficers,proto3" json:"max_officers,omitempty"`
+	// The size in bytes above which parameters spread from officer to officer in a chain, smaller
+	// ones in a tree; 0 means 1 MiB.
+	ChainAbove    uint64 `protobuf:"varint,7,opt,name=chain_above,json=chainAbove,proto3" json:"chain_above,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +178,13 @@ func (x *CaptainConfig) GetMaxTotalBytes() uint64 {
 func (x *CaptainConfig) GetMaxOfficers() uint32 {
 	if x != nil {
 		return x.MaxOfficers
+	}
+	return 0
+}
+
+func (x *CaptainConfig) GetChainAbove() uint64 {
+	if x != nil {
+		return x.ChainAbove
 	}
 	return 0
 }
@@ -2507,14 +2517,16 @@ var File_raylink_ps_v1_ps_proto protoreflect.FileDescriptor
 
 const file_raylink_ps_v1_ps_proto_rawDesc = "" +
 	"\n" +
-	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\xd5\x01\n" +
+	"\x16raylink/ps/v1/ps.proto\x12\rraylink.ps.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1araylink/node/v1/node.proto\x1a raylink/options/v1/options.proto\"\xf6\x01\n" +
 	"\rCaptainConfig\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\x04R\bmaxBytes\x12#\n" +
 	"\rheld_versions\x18\x02 \x01(\rR\fheldVersions\x12\x19\n" +
 	"\bmax_tags\x18\x03 \x01(\rR\amaxTags\x12\x1c\n" +
 	"\tdirectory\x18\x04 \x01(\tR\tdirectory\x12&\n" +
 	"\x0fmax_total_bytes\x18\x05 \x01(\x04R\rmaxTotalBytes\x12!\n" +
-	"\fmax_officers\x18\x06 \x01(\rR\vmaxOfficers\"\xba\x01\n" +
+	"\fmax_officers\x18\x06 \x01(\rR\vmaxOfficers\x12\x1f\n" +
+	"\vchain_above\x18\a \x01(\x04R\n" +
+	"chainAbove\"\xba\x01\n" +
 	"\rOfficerConfig\x126\n" +
 	"\acaptain\x18\x01 \x01(\v2\x1c.raylink.ps.v1.CaptainConfigR\acaptain\x12\x18\n" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x129\n" +
