@@ -421,6 +421,97 @@ func ofServices() []Mutant {
 			Test: "TestIDOfLostVersionIsNotReused",
 		},
 		{
+			Name: "ps/reader-is-shown-an-older-version",
+			Edit: Edit{
+				File: "services/ps/pull.go", Func: "Client.Pull",
+				Original: "p.version.GetId() >= v.floor.Load()",
+				Mutated:  "true",
+			},
+			Test: "TestReaderOfAnotherMachineReadsItsOwnWrite",
+		},
+		{
+			Name: "ps/version-is-announced-before-home-has-it",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "captain.publish",
+				Original: "v.Id, v.Checksum, v.Pushed = id, sum, timestamppb.Now()",
+				Mutated:  "v.Id, v.Checksum, v.Pushed = id, sum, timestamppb.Now()\nc.accept(v)\n",
+			},
+			Test: "TestFailedPublicationIsSeenNowhere",
+		},
+		{
+			Name: "ps/captains-next-incarnation-begins-anew",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "newCaptain",
+				Original: "range home.store.Versions()",
+				Mutated:  "range home.store.Versions()[:0]",
+			},
+			Test: "TestCaptainsNextIncarnationForgetsNothing",
+		},
+		{
+			Name: "ps/stalled-source-is-waited-for",
+			Edit: Edit{
+				File: "services/ps/fetch.go", Func: "fillFrom",
+				Original: "cancel(stalled)",
+				Mutated:  "_ = stalled",
+			},
+			Test: "TestStalledOfficerIsBypassed",
+		},
+		{
+			Name: "ps/overtaken-version-is-fetched",
+			Edit: Edit{
+				File: "services/ps/officer.go", Func: "officer.reach",
+				Original: "wanted[content] == nil",
+				Mutated:  "false",
+			},
+			Test: "TestOvertakenVersionsAreSkipped",
+			Args: []string{"-test.timeout=60s"},
+		},
+		{
+			Name: "ps/pushers-memory-is-not-reclaimed",
+			Edit: Edit{
+				File: "services/ps/officer.go", Func: "officer.Lend",
+				Original: "errors.Join(err, d.Discard())",
+				Mutated:  "err",
+			},
+			Test: "TestPusherThatDiesLeavesNothing",
+		},
+		{
+			Name: "ps/uploads-are-passed-on-when-complete",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "captain.Upload",
+				Original: "c.setComing(v, true)",
+				Mutated:  "",
+			},
+			Test: "TestUploadIsPassedOnAsItArrives",
+		},
+		{
+			Name: "ps/wait-for-all-returns-at-once",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "captain.lacking",
+				Original: "s.has[v.GetTag()] < v.GetId()",
+				Mutated:  "false",
+			},
+			Test: "TestWaitForAll",
+		},
+		{
+			Name: "ps/repeated-push-becomes-a-second-version",
+			Edit: Edit{
+				File: "services/ps/captain.go", Func: "captain.pushedBefore",
+				Original: `content != "" && v.GetContent() == content`,
+				Mutated:  "v.GetContent() == content && false",
+			},
+			Test: "TestRepeatedPushBecomesOneVersion",
+		},
+		{
+			Name: "ps/skipped-deletion-is-not-shown",
+			Edit: Edit{
+				File: "services/ps/officer.go", Func: "officer.reach",
+				Original: "o.store.Newest(tag) != nil || o.store.Last(tag) < state.GetLast()",
+				Mutated:  "o.store.Newest(tag) != nil",
+			},
+			Test: "TestDeletionIsSeenByOfficersThatSkippedTheVersion",
+		},
+		{
 			Name: "ring/rows-are-not-checked-after-the-copy",
 			Edit: Edit{
 				File:     "services/replay/ring/reader.go",

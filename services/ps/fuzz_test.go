@@ -58,7 +58,7 @@ func seed(messages ...proto.Message) []byte {
 	return all
 }
 
-func chunkOf(i int, data []byte) *psv1.Chunk {
+func seedChunk(i int, data []byte) *psv1.Chunk {
 	return &psv1.Chunk{Index: uint32(i), Data: data, Checksum: store.Checksum(data)}
 }
 
@@ -72,7 +72,7 @@ func (s *system) requireIntact() {
 func FuzzUpload(f *testing.F) {
 	data := weights(1, 1000)
 	begin := &psv1.UploadRequest{Part: &psv1.UploadRequest_Begin{Begin: &psv1.UploadBegin{Push: &psv1.PushRequest{Tag: "w"}, Size: 1000}}}
-	chunk := &psv1.UploadRequest{Part: &psv1.UploadRequest_Chunk{Chunk: chunkOf(0, data)}}
+	chunk := &psv1.UploadRequest{Part: &psv1.UploadRequest_Chunk{Chunk: seedChunk(0, data)}}
 	f.Add(seed(begin, chunk))
 	f.Add(seed(begin, chunk, chunk))
 	f.Add(seed(begin))
@@ -139,7 +139,7 @@ func FuzzStates(f *testing.F) {
 func FuzzFetchedParameters(f *testing.F) {
 	data := weights(1, 1000)
 	v := &psv1.FetchResponse{Part: &psv1.FetchResponse_Version{Version: &psv1.Version{Tag: "w", Id: 2, Size: 1000, Checksum: store.Checksum(data)}}}
-	chunk := &psv1.FetchResponse{Part: &psv1.FetchResponse_Chunk{Chunk: chunkOf(0, data)}}
+	chunk := &psv1.FetchResponse{Part: &psv1.FetchResponse_Chunk{Chunk: seedChunk(0, data)}}
 	f.Add(seed(v, chunk))
 	f.Add(seed(v, &psv1.FetchResponse{}, chunk, chunk))
 	f.Add(seed(chunk))

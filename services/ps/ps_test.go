@@ -209,10 +209,12 @@ func TestStalledOfficerIsBypassed(t *testing.T) {
 	s.enlist("c", nil)
 	s.enlist("d", nil)
 	c := s.client(home)
-	id := mustPush(t, c, "w", weights(1, defaultChainAbove+store.ChunkSize), WaitFor(All))
-	require.Equal(t, uint64(1), id)
-	require.Equal(t, int64(1), o.asked.Load(), "only its neighbor asked it")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := c.Push(ctx, "w", weights(1, defaultChainAbove+store.ChunkSize), WaitFor(All))
 	close(o.continues)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), o.asked.Load(), "only its neighbor asked it")
 }
 
 func TestLackingMachinesAreNamed(t *testing.T) {
@@ -295,6 +297,69 @@ func TestOfficerThatComesBackCatchesUp(t *testing.T) {
 	require.Equal(t, store.Checksum(weights(1, 600_000)), store.Checksum(held.Bytes()))
 	require.NoError(t, held.Release())
 	requirePulled(t, reader, "w", weights(4, 600_000), 6)
+}
+
+// A client reads its own write although its machine's officer does not have it yet.
+func TestReaderOfAnotherMachineReadsItsOwnWrite(t *testing.T) {
+	s := newSystem(t, nil)
+	o := s.countHome()
+	s.enlist("other", nil)
+	c := s.client("other")
+	mustPush(t, s.client(home), "w", []byte("one"), WaitFor(All))
+	requirePulled(t, c, "w", []byte("one"), 1)
+	o.hold()
+	defer o.release()
+	mustPush(t, c, "w", []byte("two"))
+	id, err := c.ID(t.Context(), "w")
+	require.NoError(t, err)
+	require.Equal(t, uint64(2), id)
+	requirePulled(t, c, "w", []byte("two"), 2)
+	require.Equal(t, uint64(1), s.machines["other"].officer.store.Newest("w").GetId(), "the captain has served the pull")
+}
+
+func TestFailedPublicationIsSeenNowhere(t *testing.T) {
+	s := newSystem(t, nil, "other")
+	c := s.client(home)
+	mustPush(t, c, "w", []byte("one"), WaitFor(All))
+	// The store refuses to publish a version that it has already.
+	d, err := s.captain.reserve(&psv1.Version{Tag: "w", Size: 3, Content: "content"}, 0)
+	require.NoError(t, err)
+	require.NoError(t, d.WriteChunk(0, []byte("two"), store.Checksum([]byte("two"))))
+	s.captain.mu.Lock()
+	s.captain.tags["w"].last = 0
+	s.captain.mu.Unlock()
+	_, err = s.captain.commit(t.Context(), d, &psv1.PushRequest{Tag: "w"})
+	require.Equal(t, connect.CodeAborted, connect.CodeOf(err), "%v", err)
+	meta, err := c.Meta(t.Context(), "w")
+	require.NoError(t, err)
+	require.Equal(t, store.Checksum([]byte("one")), meta.GetChecksum())
+}
+
+// A pusher repeats a push whose response was lost.
+func TestRepeatedPushBecomesOneVersion(t *testing.T) {
+	s := newSystem(t, nil)
+	req := &psv1.PushRequest{Tag: "w", Content: "content", Parameters: []byte("one")}
+	for range 3 {
+		res, err := s.handle.Push(t.Context(), req)
+		require.NoError(t, err)
+		require.Equal(t, uint64(1), res.GetVersion().GetId())
+	}
+	require.Equal(t, uint64(2), mustPush(t, s.client(home), "w", []byte("two")))
+}
+
+func TestDeletionIsSeenByOfficersThatSkippedTheVersion(t *testing.T) {
+	s := newSystem(t, nil)
+	o := s.countHome()
+	o.hold()
+	defer o.release()
+	s.enlist("other", nil)
+	c := s.client("other")
+	require.Equal(t, uint64(1), mustPush(t, c, "w", []byte("one")))
+	require.NoError(t, c.Delete(t.Context(), "w"))
+	s.eventually(func() bool {
+		id, err := c.ID(t.Context(), "w")
+		return err == nil && id == 0
+	})
 }
 
 func TestDuplicateAndDelete(t *testing.T) {

@@ -17,16 +17,33 @@ import (
 type counted struct {
 	*officer
 
-	mu      sync.Mutex // guards fetched
+	mu      sync.Mutex // guards the fields below
 	fetched map[string]int
 	// held blocks fetches until it is closed; nil for none.
 	held chan struct{}
 }
 
+// hold blocks fetches until release.
+func (o *counted) hold() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held = make(chan struct{})
+}
+
+func (o *counted) release() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.held)
+	o.held = nil
+}
+
 func (o *counted) Fetch(ctx context.Context, req *psv1.FetchRequest, stream psv1raylink.OfficerFetchServerStream) error {
-	if o.held != nil {
+	o.mu.Lock()
+	held := o.held
+	o.mu.Unlock()
+	if held != nil {
 		select {
-		case <-o.held:
+		case <-held:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -111,14 +128,14 @@ func TestEachMachineOfAChainSendsOnce(t *testing.T) {
 func TestOvertakenVersionsAreSkipped(t *testing.T) {
 	s := newSystem(t, nil)
 	o := s.countHome()
-	o.held = make(chan struct{})
+	o.hold()
 	m := s.enlist("other", nil)
 	c := s.client(home)
 	for i := range 50 {
 		mustPush(t, c, "w", weights(i, 3*store.ChunkSize))
 	}
 	require.Nil(t, m.officer.store.Newest("w"), "a slow officer delays no push")
-	close(o.held)
+	o.release()
 	s.awaitEverywhere("w", 50)
 	require.Less(t, o.of("w"), 50)
 	s.eventually(func() bool { return m.officer.store.Usage().Drafts == 0 })
