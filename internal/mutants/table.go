@@ -461,7 +461,7 @@ func ofServices() []Mutant {
 			Edit: Edit{
 				File: "services/ps/officer.go", Func: "officer.reach",
 				Original: "wanted[content] == nil",
-				Mutated:  "false",
+				Mutated:  "wanted[content] == nil && false",
 			},
 			Test: "TestOvertakenVersionsAreSkipped",
 			Args: []string{"-test.timeout=60s"},
