@@ -67,7 +67,7 @@ type tagRecord struct {
 
 const (
 	defaultMaxOfficers = 1024
-	defaultChainAbove  = 1 << 20
+	defaultChainAbove  = store.ChunkSize
 )
 
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {

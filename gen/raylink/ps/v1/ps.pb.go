@@ -104,7 +104,7 @@ type CaptainConfig struct {
 	// call the captain. 0 means 1024.
 	MaxOfficers uint32 `protobuf:"varint,6,opt,name=max_officers,json=maxOfficers,proto3" json:"max_officers,omitempty"`
 	// The size in bytes above which parameters spread from officer to officer in a chain, smaller
-	// ones in a tree; 0 means 1 MiB.
+	// ones in a tree; 0 means 256 KiB.
 	ChainAbove    uint64 `protobuf:"varint,7,opt,name=chain_above,json=chainAbove,proto3" json:"chain_above,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
