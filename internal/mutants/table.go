@@ -601,6 +601,11 @@ func ofParameters() []Mutant {
 				File: "services/ps/hosting.go", Func: "hosting.run",
 				Original: "o.close(isAlone(others))", Mutated: "o.close(true)",
 			},
+			// The reader takes the removal for what it is.
+			Also: []Edit{{
+				File: "services/ps/store/reader.go", Func: "Reader.State",
+				Original: "state.ID, state.Last, state.Announced = 0, 0, 0", Mutated: "state.ID = 0",
+			}},
 			Package: processes, Test: "TestSecondProcessTakesOver", Args: []string{failFast, "-test.count=5"},
 		},
 		{
