@@ -9,7 +9,7 @@ import (
 // written for; most are one condition that is left out.
 func All() []Mutant {
 	return slices.Concat(
-		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofParameters(),
+		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofParameters(), ofOfficers(),
 		ofSoak(), ofSoakNodes(), ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 	)
 }
@@ -538,9 +538,11 @@ func ofServices() []Mutant {
 	}
 }
 
-// ofParameters returns the mutants of the parameter server that take several processes.
+// processes is the directory of the tests of the parameter server with several processes.
+const processes = "internal/parametertest"
+
+// ofParameters returns the mutants of the captain and of pushes that take several processes.
 func ofParameters() []Mutant {
-	const processes = "internal/parametertest"
 	return []Mutant{
 		{
 			Name: "ps/captain-begins-anew",
@@ -587,6 +589,12 @@ func ofParameters() []Mutant {
 			},
 			Package: processes, Test: "TestDraftOfKilledPusherIsReclaimed/home", Prints: `a dead pusher's draft is left`,
 		},
+	}
+}
+
+// ofOfficers returns the mutants of officers and followers that take several processes.
+func ofOfficers() []Mutant {
+	return []Mutant{
 		{
 			Name: "ps/no-process-takes-over",
 			Edit: Edit{
