@@ -9,8 +9,8 @@ import (
 // written for; most are one condition that is left out.
 func All() []Mutant {
 	return slices.Concat(
-		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofStore(), ofParameters(), ofOfficers(),
-		ofSoak(), ofSoakNodes(), ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
+		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
+		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(), ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 	)
 }
 
@@ -420,6 +420,12 @@ func ofServices() []Mutant {
 			},
 			Test: "TestIDOfLostVersionIsNotReused",
 		},
+	}
+}
+
+// ofDistribution returns the mutants of captain, officers and clients in one process.
+func ofDistribution() []Mutant {
+	return []Mutant{
 		{
 			Name: "ps/reader-is-shown-an-older-version",
 			Edit: Edit{
@@ -511,6 +517,12 @@ func ofServices() []Mutant {
 			},
 			Test: "TestDeletionIsSeenByOfficersThatSkippedTheVersion",
 		},
+	}
+}
+
+// ofReplay returns the mutants of the replay.
+func ofReplay() []Mutant {
+	return []Mutant{
 		{
 			Name: "ring/rows-are-not-checked-after-the-copy",
 			Edit: Edit{
