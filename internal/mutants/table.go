@@ -10,7 +10,8 @@ import (
 func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
-		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(), ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
+		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 	)
 }
 
