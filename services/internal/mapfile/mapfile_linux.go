@@ -171,6 +171,22 @@ func MapPopulated(file *os.File, size uint64, access Access) ([]byte, error) {
 	return mmap(file, size, access, unix.MAP_SHARED|unix.MAP_POPULATE)
 }
 
+// InMemory reports whether a file is on a tmpfs.
+func InMemory(file *os.File) bool {
+	var fs unix.Statfs_t
+	return unix.Fstatfs(int(file.Fd()), &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+}
+
+// MapWindow maps size bytes of a file for writing, with all of their pages. The offset is a multiple
+// of the page size.
+func MapWindow(file *os.File, offset, size uint64) ([]byte, error) {
+	window, err := unix.Mmap(int(file.Fd()), int64(offset), int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE) //nolint:gosec // a file's size
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return window, nil
+}
+
 func mmap(file *os.File, size uint64, access Access, flags int) ([]byte, error) {
 	protection := unix.PROT_READ
 	if access == ReadWrite {

@@ -16,6 +16,12 @@ func Open(string) (*os.File, int64, error) { return nil, 0, ErrUnsupported }
 // Map returns [ErrUnsupported].
 func Map(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
+// InMemory reports false.
+func InMemory(*os.File) bool { return false }
+
+// MapWindow returns [ErrUnsupported].
+func MapWindow(*os.File, uint64, uint64) ([]byte, error) { return nil, ErrUnsupported }
+
 // MapPopulated returns [ErrUnsupported].
 func MapPopulated(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }
 
