@@ -245,8 +245,8 @@ func (w *reading) do(r request) (response, error) {
 	return response{}, fmt.Errorf("a reader does not support %q", r.Op)
 }
 
-// pull pulls, reads and releases once. The outcome has the time for the pull and the release, and
-// the time for reading.
+// pull pulls, reads and releases once. The outcome has the time for the pull, and the time for
+// reading and the release.
 func (w *reading) pull(ctx context.Context, size int) (response, error) {
 	begun := time.Now()
 	parameters, release, err := w.reader.pull(ctx, size)
@@ -261,7 +261,7 @@ func (w *reading) pull(ctx context.Context, size int) (response, error) {
 	if err := errors.Join(err, release()); err != nil {
 		return response{}, err
 	}
-	m := moment{Pull: pulled.Sub(begun) + time.Since(checked), Read: read.Sub(pulled)}
+	m := moment{Pull: pulled.Sub(begun), Read: read.Sub(pulled) + time.Since(checked)}
 	return response{Moment: m, Stamp: number}, nil
 }
 

@@ -177,10 +177,11 @@ func InMemory(file *os.File) bool {
 	return unix.Fstatfs(int(file.Fd()), &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
-// MapWindow maps size bytes of a file for writing, with all of their pages. The offset is a multiple
-// of the page size.
+// MapWindow maps size bytes of a file for writing, with all of their pages. The offset is a
+// multiple of the page size.
 func MapWindow(file *os.File, offset, size uint64) ([]byte, error) {
-	window, err := unix.Mmap(int(file.Fd()), int64(offset), int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE) //nolint:gosec // a file's size
+	const protection, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
+	window, err := unix.Mmap(int(file.Fd()), int64(offset), int(size), protection, flags) //nolint:gosec // a file's size
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}

@@ -127,7 +127,8 @@ func (p pieces) writeChunk(f *file, chunk int) error {
 const windowChunks = 8
 
 // writeWindow writes the chunks of a window and their checksums. A checksum is computed last, of
-// what the copy has brought into the processor's cache: copies read memory faster than checksums do.
+// what the copy has brought into the processor's cache: copies read memory faster than checksums
+// do.
 func (p pieces) writeWindow(f *file, window int) error {
 	first := window * windowChunks
 	last := min(first+windowChunks, f.layout.chunks()) - 1
