@@ -128,7 +128,7 @@ func (p *psApp) loadCommand() *cobra.Command {
 		Use:   "load DIR [TAG]...",
 		Short: "Push versions that were saved in a directory",
 		Long: `load pushes each TAG, or all, from a directory in which raylink ps save has stored them, with the information that
-was saved. Each becomes its tag's next version.`,
+was saved. A version keeps its id if that is above all that the tag has had; else it gets the next one.`,
 		Example: "  raylink ps load /models policy/best",
 		Args:    atLeastOne("DIR [TAG]..."),
 		ValidArgsFunction: completeDirectoryThen(func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -168,12 +168,18 @@ func (p *psApp) load(ctx context.Context, directory string, tags []string) error
 	return nil
 }
 
-// load pushes a saved version.
+// load pushes a saved version, under its id unless that is too low.
 func (c *captain) load(ctx context.Context, directory, tag string) (_ *psv1.Version, err error) {
 	saved, content, release, err := archive.Read(directory, tag)
 	if err != nil {
 		return nil, localise(err)
 	}
 	defer func() { err = errors.Join(err, localise(release())) }()
-	return c.upload(ctx, &psv1.PushRequest{Tag: tag, Info: saved.GetInfo()}, uint64(len(content)), bytes.NewReader(content))
+	push := &psv1.PushRequest{Tag: tag, Info: saved.GetInfo(), Version: saved.GetId()}
+	version, err := c.upload(ctx, push, uint64(len(content)), bytes.NewReader(content))
+	if push.GetVersion() > 0 && connect.CodeOf(err) == connect.CodeAborted {
+		push.Version = 0
+		return c.upload(ctx, push, uint64(len(content)), bytes.NewReader(content))
+	}
+	return version, err
 }

@@ -263,3 +263,24 @@ func TestMachineThatLags(t *testing.T) {
 	assert.Contains(t, stderr, "raylink.ps.v1.Lacking")
 	require.Eventually(t, func() bool { return lags(`far +ps-0/officer-1 +1 +0 +20`) }, patience, 10*time.Millisecond)
 }
+
+// TestIDsContinueInANewSystem loads what another system has saved.
+func TestIDsContinueInANewSystem(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, []byte("weights"), 0o600))
+	run := func(b *brain, args ...string) string {
+		t.Helper()
+		stdout, stderr, exit := b.raylink(t, append([]string{"ps"}, args...)...)
+		require.Zero(t, exit, stderr)
+		return stdout
+	}
+	before := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	run(before, "push", "a", file)
+	run(before, "push", "a", file, "--info", "step=2")
+	run(before, "save", dir)
+	after := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	assert.Contains(t, run(after, "load", dir), "a: version 2, 7 B")
+	assert.Contains(t, run(after, "load", dir), "a: version 3, 7 B")
+	assert.Contains(t, run(after, "tags"), "step=2")
+}
