@@ -68,6 +68,8 @@ type tagRecord struct {
 const (
 	defaultMaxOfficers = 1024
 	defaultChainAbove  = store.ChunkSize
+	// maxOwnID bounds a pusher's own version number.
+	maxOwnID = 1 << 62
 )
 
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {
@@ -203,6 +205,9 @@ func (c *captain) reserve(v *psv1.Version, id uint64) (*store.Draft, error) {
 
 // checkID checks a pusher's own version number; 0 is always valid. The caller holds mu.
 func (c *captain) checkID(tag string, id uint64) error {
+	if id > maxOwnID {
+		return connect.Errorf(connect.CodeInvalidArgument, "push %q: version %d exceeds %d: later pushes need ids too", tag, id, uint64(maxOwnID))
+	}
 	if t := c.tags[tag]; id != 0 && t != nil && id <= t.last {
 		return connect.Errorf(connect.CodeAborted, "push %q: version %d is too late: the newest one is %d", tag, id, t.last)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -164,9 +165,11 @@ func TestInvalidPushesChangeNothing(t *testing.T) {
 			require.Equal(t, push.code, connect.CodeOf(err), "%s: %v", name, err)
 			require.ErrorContains(t, err, push.says, name)
 		}
+		_, err := c.Push(t.Context(), "w", nil, At(math.MaxUint64))
+		require.Equal(t, connect.CodeInvalidArgument, connect.CodeOf(err), "%v", err)
 		requirePulled(t, c, "w", weights(1, 90_000), 1)
 		requirePulled(t, c, "x", weights(1, 60_000), 1)
-		_, err := c.Push(t.Context(), "u", []byte("one tag too many"))
+		_, err = c.Push(t.Context(), "u", []byte("one tag too many"))
 		require.Equal(t, connect.CodeResourceExhausted, connect.CodeOf(err), "%v", err)
 		require.Equal(t, uint64(2), mustPush(t, c, "w", weights(2, 90_000)))
 		requirePulled(t, c, "w", weights(2, 90_000), 2)
