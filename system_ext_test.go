@@ -54,6 +54,41 @@ func TestSystemHasAStorageAndAParameterServer(t *testing.T) {
 	assert.Equal(t, "ps-0/officer-0", children[0].GetPath())
 }
 
+// A handle's Ref finds nodes, relative to its own node.
+func TestRefFindsNodes(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	captain, err := psv1raylink.FindCaptain(ctx, joined(t, system(t)), runtime.Path("ps-0"))
+	require.NoError(t, err)
+	officer, err := psv1raylink.FindOfficer(ctx, captain.Ref(), runtime.Path("./officer-0"))
+	require.NoError(t, err)
+	again, err := psv1raylink.OfficerFrom(captain.Ref(), officer.Ref().NodeRef())
+	require.NoError(t, err)
+	assert.Equal(t, officer.Ref().NID(), again.Ref().NID())
+	_, err = again.ListTags(ctx, nil)
+	require.NoError(t, err)
+}
+
+// Streams without an end, such as a follower's, return when their node begins to stop.
+func TestOpenStreamsDoNotDelayTheEndOfTheirNode(t *testing.T) {
+	t.Parallel()
+	ctx := patient(t)
+	rt := system(t)
+	captain, err := psv1raylink.CreateCaptain(ctx, rt, nil)
+	require.NoError(t, err)
+	client, err := ps.Open(ctx, captain)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, client.Close()) }()
+	follower := client.Follow("policy")
+	defer func() { require.NoError(t, follower.Close()) }()
+	_, err = client.Push(ctx, "policy", []byte("weights"))
+	require.NoError(t, err)
+	<-follower.Changed()
+	require.NoError(t, captain.Ref().Stop(ctx), "no call had to be interrupted")
+	<-follower.Changed()
+	require.ErrorIs(t, follower.Err(), ps.ErrEnded)
+}
+
 // TestStorageListsMessagesOfUnknownTypesAsJSON stores a message of a type that the storage's
 // process does not know, as a program with a schema of its own may. It must not affect other
 // entries over JSON.

@@ -145,7 +145,7 @@ func (c *Client) watchCaptain() {
 		if c.captain.Ref().Ended(c.life) != nil {
 			return
 		}
-		if endedForGood(c.captain.Ref()) {
+		if !c.captain.Ref().Record().GetRestarts() {
 			break
 		}
 		if pause.Wait(c.life) != nil {

@@ -247,10 +247,11 @@ func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockP
 // stopTimeout bounds how long the officer of a process whose clients are closed may take to stop.
 const stopTimeout = 5 * time.Second
 
-// endedForGood reports whether a node has ended and is not started again.
+// endedForGood reports whether a node has ended, or is stopping, and is not started again.
 func endedForGood(ref runtime.Ref) bool {
 	rec := ref.Record()
-	return rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD && !rec.GetRestarts()
+	ended := rec.GetState() == nodev1.NodeState_NODE_STATE_DEAD || rec.GetState() == nodev1.NodeState_NODE_STATE_STOPPING
+	return ended && !rec.GetRestarts()
 }
 
 // SweepFiles removes the parameter files in a data directory that processes left when they were
