@@ -428,15 +428,6 @@ func ofServices() []Mutant {
 func ofDistribution() []Mutant {
 	return []Mutant{
 		{
-			Name: "ps/reader-is-shown-an-older-version",
-			Edit: Edit{
-				File: "services/ps/pull.go", Func: "Client.Pull",
-				Original: "p.version.GetId() >= v.floor.Load()",
-				Mutated:  "true",
-			},
-			Test: "TestReaderOfAnotherMachineReadsItsOwnWrite",
-		},
-		{
 			Name: "ps/version-is-announced-before-home-has-it",
 			Edit: Edit{
 				File: "services/ps/captain.go", Func: "captain.publish",
@@ -444,15 +435,6 @@ func ofDistribution() []Mutant {
 				Mutated:  "v.Id, v.Checksum, v.Pushed = id, sum, timestamppb.Now()\nc.accept(v)\n",
 			},
 			Test: "TestFailedPublicationIsSeenNowhere",
-		},
-		{
-			Name: "ps/captains-next-incarnation-begins-anew",
-			Edit: Edit{
-				File: "services/ps/captain.go", Func: "newCaptain",
-				Original: "range home.store.Versions()",
-				Mutated:  "range home.store.Versions()[:0]",
-			},
-			Test: "TestCaptainsNextIncarnationForgetsNothing",
 		},
 		{
 			Name: "ps/stalled-source-is-waited-for",
@@ -472,15 +454,6 @@ func ofDistribution() []Mutant {
 			},
 			Test: "TestOvertakenVersionsAreSkipped",
 			Args: []string{"-test.timeout=60s"},
-		},
-		{
-			Name: "ps/pushers-memory-is-not-reclaimed",
-			Edit: Edit{
-				File: "services/ps/officer.go", Func: "officer.Lend",
-				Original: "errors.Join(err, d.Discard())",
-				Mutated:  "err",
-			},
-			Test: "TestPusherThatDiesLeavesNothing",
 		},
 		{
 			Name: "ps/uploads-are-passed-on-when-complete",
@@ -592,7 +565,7 @@ func ofParameters() []Mutant {
 				Original: "cancel(stalled)", Mutated: "_ = stalled",
 			},
 			Package: processes, Test: "TestBroadcastGoesOnWithoutDeadAndStoppedMachines",
-			Prints: `machines are held up|a push is held up`,
+			Prints: `machines are held up|a push is held up`, Args: []string{failFast, "-test.count=6"},
 		},
 		{
 			Name: "ps/draft-of-a-dead-pusher-is-kept",
@@ -649,10 +622,18 @@ func ofOfficers() []Mutant {
 		{
 			Name: "ps/follower-waits-for-a-captain-that-has-ended",
 			Edit: Edit{
-				File: "services/ps/hosting.go", Func: "endedForGood",
-				Original: "return ", Mutated: "return false && ",
+				File: "services/ps/client.go", Func: "Client.watchCaptain",
+				Original: "!c.captain.Ref().Record().GetRestarts()", Mutated: "false",
 			},
 			Package: processes, Test: "TestFollowerOfEndedCaptainFails", Prints: `does not notice that its captain has ended`,
+		},
+		{
+			Name: "ps/streams-without-an-end-delay-the-end-of-their-node",
+			Edit: Edit{
+				File: "runtime/stop.go", Func: "Node.beginStop",
+				Original: "close(n.beginsStop)", Mutated: "_ = n.beginsStop",
+			},
+			Package: ".", Test: "TestOpenStreamsDoNotDelayTheEndOfTheirNode",
 		},
 	}
 }

@@ -97,10 +97,10 @@ type CaptainConfig struct {
 	// The directory below which each machine's officer keeps its mapped files. Default: in the data
 	// directory.
 	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
-	// The maximum size of all files of a machine's copy together, in bytes; 0 means that only the file
-	// system bounds it. Older versions that no reader holds make room. A push that would still exceed
-	// it is refused with the tags that take the room. A push needs room beside the version that it
-	// replaces.
+	// The maximum size of all files of a machine's copy together, in bytes; 0 means that only the
+	// file system bounds it. Older versions that no reader holds make room. A push that would still
+	// exceed it is refused with the tags that take the room. A push needs room beside the version
+	// that it replaces.
 	MaxTotalBytes uint64 `protobuf:"varint,5,opt,name=max_total_bytes,json=maxTotalBytes,proto3" json:"max_total_bytes,omitempty"`
 	// On how many machines besides its own the captain has officers. Processes on further machines
 	// call the captain. 0 means 1024.
