@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -69,7 +70,7 @@ const (
 	defaultMaxOfficers = 1024
 	defaultChainAbove  = store.ChunkSize
 	// maxOwnID bounds a pusher's own version number.
-	maxOwnID = 1 << 62
+	maxOwnID = math.MaxInt64
 )
 
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {

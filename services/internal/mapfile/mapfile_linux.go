@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unsafe" //nolint:depguard // addresses of mappings: see Collapse
 
 	"golang.org/x/sys/unix"
 )
@@ -175,6 +176,35 @@ func MapPopulated(file *os.File, size uint64, access Access) ([]byte, error) {
 func InMemory(file *os.File) bool {
 	var fs unix.Statfs_t
 	return unix.Fstatfs(int(file.Fd()), &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+}
+
+// hugePage is the size of the processor's large pages: 2 MiB on amd64, and on arm64 with pages of
+// 4 KiB.
+const hugePage = 2 << 20
+
+// Collapse moves the content of a file on a tmpfs to large pages, as far as there are some: then
+// mapping and unmapping it costs next to nothing. It may be called while other processes use the
+// file. It is best effort, and takes about 1.7 ms for each MiB.
+func Collapse(file *os.File, size uint64) error {
+	size = size / hugePage * hugePage
+	if size == 0 {
+		return nil
+	}
+	// The kernel wants an address that is a multiple of the large page's size.
+	room, err := unix.MmapPtr(-1, 0, nil, uintptr(size+hugePage), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	defer func() { _ = unix.MunmapPtr(room, uintptr(size+hugePage)) }()
+	aligned := unsafe.Add(room, (hugePage-uintptr(room)%hugePage)%hugePage)
+	_, err = unix.MmapPtr(int(file.Fd()), 0, aligned, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
+	if err != nil {
+		return fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	if err := unix.Madvise(unsafe.Slice((*byte)(aligned), size), unix.MADV_COLLAPSE); err != nil { //nolint:gosec // the mapping above
+		return fmt.Errorf("collapse %d bytes: %w", size, err)
+	}
+	return nil
 }
 
 // MapWindow maps size bytes of a file for writing, with all of their pages. The offset is a

@@ -19,6 +19,9 @@ func Map(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported 
 // InMemory reports false.
 func InMemory(*os.File) bool { return false }
 
+// Collapse returns [ErrUnsupported].
+func Collapse(*os.File, uint64) error { return ErrUnsupported }
+
 // MapWindow returns [ErrUnsupported].
 func MapWindow(*os.File, uint64, uint64) ([]byte, error) { return nil, ErrUnsupported }
 

@@ -33,6 +33,9 @@ type file struct {
 	all []byte
 	// sources is the number of this process's sources that use the file.
 	sources int
+	// recycled is set once the file has been used for a second version, and collapsed once its
+	// pages were collapsed. The store's mu guards both.
+	recycled, collapsed bool
 	// closing is set if the file is to be closed with its last source.
 	closing bool
 }

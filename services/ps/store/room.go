@@ -236,10 +236,43 @@ func (s *Store) Sweep() error {
 		errs = append(errs, s.retireOld(t))
 	}
 	s.mu.Unlock()
+	for {
+		s.mu.Lock()
+		large, size := s.toCollapse()
+		s.mu.Unlock()
+		if large == nil {
+			break
+		}
+		_ = mapfile.Collapse(large, size) // without large pages it is only slower
+		errs = append(errs, large.Close())
+	}
 	if err := errors.Join(append(errs, s.reap())...); err != nil {
 		return fmt.Errorf("sweep parameters: %w", err)
 	}
 	return nil
+}
+
+// collapseFrom is the size in bytes from which a file's pages are collapsed.
+const collapseFrom = 8 << 20
+
+// toCollapse returns a version's file whose pages are to be collapsed, opened once more since it
+// may be recycled meanwhile; or nil. Only files that are used again and again are worth it. The
+// store's mu is held.
+func (s *Store) toCollapse() (*os.File, uint64) {
+	for _, t := range s.tags {
+		for _, f := range t.versions {
+			if !f.recycled || f.collapsed || f.size() < collapseFrom || !mapfile.InMemory(f.handle) {
+				continue
+			}
+			f.collapsed = true
+			handle, _, err := mapfile.Open(f.path)
+			if err != nil {
+				return nil, 0
+			}
+			return handle, f.size()
+		}
+	}
+	return nil, 0
 }
 
 // old returns the versions that come before the newest one, except for the last of them.
@@ -281,7 +314,7 @@ func (s *Store) recycle(t *tag, path string) (*file, error) {
 		if err := os.Rename(f.path, path); err != nil {
 			return nil, errors.Join(err, s.retire(f))
 		}
-		f.path = path
+		f.path, f.recycled = path, true
 		// The file is a draft now, so that a reader that gets the lock lets go of it.
 		return f, f.unclaim()
 	}
