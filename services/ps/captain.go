@@ -33,8 +33,6 @@ type captain struct {
 	home    *officer
 	machine string
 	log     *slog.Logger
-	// find returns the handle of an officer.
-	find func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error)
 	// homeRef refers to home's node.
 	homeRef     *nodev1.NodeRef
 	maxOfficers int

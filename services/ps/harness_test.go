@@ -106,7 +106,7 @@ func (s *system) start() {
 	m.officer.home = true
 	s.register(m)
 	s.captain = newCaptain(s.config, home, m.officer, slog.New(slog.DiscardHandler))
-	s.captain.find, s.captain.homeRef = s.find, &nodev1.NodeRef{Nid: m.nid}
+	s.captain.homeRef = &nodev1.NodeRef{Nid: m.nid}
 	s.handle = psv1raylink.NewLocalCaptain(s.captain)
 	life, end := context.WithCancel(context.Background())
 	stop := m.end

@@ -117,17 +117,12 @@ func (h *hostings) join(captain *psv1raylink.Captain, machine string, config *ps
 // run hosts the officer, until ctx ends or the captain has ended for good.
 func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine string, config *psv1.CaptainConfig) {
 	nid := captain.Ref().NID()
-	path, err := rundir.LockPath("", "officer-"+nid+"-"+machine)
-	if err != nil {
-		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
-		return
+	name := copyName(nid, machine)
+	path, err := rundir.LockPath("", "officer-"+name)
+	var others *os.File
+	if err == nil {
+		others, err = shareLock(name)
 	}
-	clients, err := rundir.LockPath("", clientsLock(nid+"-"+machine))
-	if err != nil {
-		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
-		return
-	}
-	others, err := shareLock(clients)
 	if err != nil {
 		slog.Warn("this process can't host its machine's officer", slog.Any("error", err))
 		return
@@ -182,8 +177,17 @@ func usable(directory string) string {
 	return directory
 }
 
-// shareLock opens a file and locks it, together with other processes that may host the officer.
-func shareLock(path string) (*os.File, error) {
+// copyName names a machine's copy of a captain's parameters: its directory and its locks.
+func copyName(captainNID, machine string) string { return captainNID + "-" + machine }
+
+// shareLock locks a copy's file of clients, together with other processes that may host its
+// officer. The copy's files are removed only if no process has locked it: another could be about to
+// take them over.
+func shareLock(name string) (*os.File, error) {
+	path, err := rundir.LockPath("", "officer-"+name+"-clients")
+	if err != nil {
+		return nil, err
+	}
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
@@ -194,13 +198,9 @@ func shareLock(path string) (*os.File, error) {
 	return file, nil
 }
 
-// clientsLock is the name of the lock that all processes share that may host an officer. Its files
-// are removed only if no process holds it: another could be about to take them over.
-func clientsLock(directory string) string { return "officer-" + directory + "-clients" }
-
-// removeUnused removes an officer's files, unless a process may take them over.
-func removeUnused(clients, directory string) error {
-	file, err := shareLock(clients)
+// removeUnused removes a copy's files, unless a process may take them over.
+func removeUnused(directory string) error {
+	file, err := shareLock(filepath.Base(directory))
 	if err != nil {
 		return err
 	}
@@ -268,14 +268,10 @@ func SweepFiles(data string) error {
 	var errs []error
 	for _, entry := range entries {
 		directory := filepath.Join(folder, entry.Name())
-		clients, err := rundir.LockPath("", clientsLock(entry.Name()))
-		if err != nil {
-			return err
-		}
 		if _, err := os.Stat(filepath.Join(directory, keepFile)); err == nil || !entry.IsDir() {
 			continue
 		}
-		err = removeUnused(clients, directory)
+		err := removeUnused(directory)
 		if err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrUnsupported) {
 			errs = append(errs, fmt.Errorf("sweep parameter files: %w", err))
 		}

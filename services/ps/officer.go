@@ -88,7 +88,7 @@ func copyDirectory(self *runtime.Node, config *psv1.CaptainConfig, captainNID, m
 	if base == "" {
 		base = filepath.Join(self.RunDirectory().Data(), parametersFolder)
 	}
-	return filepath.Join(base, captainNID+"-"+machine)
+	return filepath.Join(base, copyName(captainNID, machine))
 }
 
 // openCopy creates a machine's copy, or takes it over from a process that has died.
@@ -165,6 +165,11 @@ func (o *officer) maintain(ctx context.Context) error {
 func (o *officer) notify() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.broadcast()
+}
+
+// broadcast is notify for a caller that holds mu.
+func (o *officer) broadcast() {
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
@@ -431,8 +436,7 @@ func (o *officer) report(v *psv1.Version) {
 	case o.reports <- struct{}{}:
 	default:
 	}
-	close(o.changed)
-	o.changed = make(chan struct{})
+	o.broadcast()
 }
 
 // apply makes a state the one to reach: it begins the fetches that the state needs, and ends those

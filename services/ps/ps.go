@@ -16,8 +16,7 @@
 //   - A late version never replaces a newer one: not at the captain, not at its officers, and not
 //     from the view of a client. No id is given twice.
 //   - Once a push has returned, the pusher's client and all clients on the captain's machine see
-//     it;
-//     see [WaitFor] for the others. A slow officer may skip versions in between.
+//     it; see [WaitFor] for the others. A slow officer may skip versions in between.
 //   - While the captain is away, readers continue with what their machine has. The captain's next
 //     incarnation continues with the files of its machine.
 //
@@ -71,8 +70,7 @@ func Type() runtime.NodeType {
 			release := hostedCopies.add(self.NID(), home)
 			self.OnStop(func(context.Context) error { release(); return nil })
 			c := newCaptain(config, machine, home, self.Logger())
-			c.find = func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error) { return psv1raylink.OfficerFrom(self, ref) }
-			home.find = c.find
+			home.find = func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error) { return psv1raylink.OfficerFrom(self, ref) }
 			officer, err := psv1raylink.CreateOfficer(ctx, self,
 				&psv1.OfficerConfig{Captain: config, Machine: machine, CaptainRef: self.Ref().NodeRef()}, runtime.ParentProcess())
 			if err != nil {
