@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"math"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -500,26 +499,12 @@ func (c *captain) lastOf(tag string) uint64 {
 
 // noVersion is the error for a tag without a version. It says what exists.
 func (c *captain) noVersion(tag string) error {
-	return noVersionAmong(tag, c.newestVersions())
+	return noVersionAmong(tag, c.home.store.Versions())
 }
 
 // ListTags returns the newest version of each tag.
 func (c *captain) ListTags(context.Context, *psv1.ListTagsRequest) (*psv1.ListTagsResponse, error) {
-	return &psv1.ListTagsResponse{Versions: c.newestVersions()}, nil
-}
-
-// newestVersions returns the newest version of each tag, sorted by tag.
-func (c *captain) newestVersions() []*psv1.Version {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	versions := make([]*psv1.Version, 0, len(c.tags))
-	for _, t := range c.tags {
-		if t.newest != nil {
-			versions = append(versions, t.newest)
-		}
-	}
-	slices.SortFunc(versions, func(a, b *psv1.Version) int { return strings.Compare(a.GetTag(), b.GetTag()) })
-	return versions
+	return &psv1.ListTagsResponse{Versions: c.home.store.Versions()}, nil
 }
 
 // Duplicate pushes a copy of a tag's newest version under another tag.

@@ -300,7 +300,7 @@ func (c *captain) Locate(_ context.Context, req *psv1.LocateRequest) (*psv1.Loca
 // ListOfficers returns the officers.
 func (c *captain) ListOfficers(context.Context, *psv1.ListOfficersRequest) (*psv1.ListOfficersResponse, error) {
 	versions := make(map[string]uint64)
-	for _, v := range c.newestVersions() {
+	for _, v := range c.home.store.Versions() {
 		versions[v.GetTag()] = v.GetId()
 	}
 	home := &psv1.OfficerInfo{Machine: c.machine, Officer: c.homeRef, Home: true, Versions: versions, Seen: timestamppb.Now()}
