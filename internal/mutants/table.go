@@ -603,13 +603,13 @@ func ofOfficers() []Mutant {
 			Package: processes, Test: "TestSecondProcessTakesOver", Args: []string{failFast, "-test.count=5"},
 		},
 		{
-			Name: "ps/officer-outlives-the-captains-incarnation",
+			Name: "ps/officer-is-created-for-one-incarnation-only",
 			Edit: Edit{
-				File: "services/ps/hosting.go", Func: "hosting.serve",
-				Original: "_ = captain.Ref().Ended(lives)", Mutated: "<-lives.Done()",
+				File: "services/ps/hosting.go", Func: "hosting.run",
+				Original: "pause.Wait(ctx) != nil", Mutated: "pause.Wait(ctx) != nil || true",
 			},
-			Package: processes, Test: "TestAcknowledgedPushesSurviveKillsOfTheCaptain",
-			Args: []string{"-kills=20"}, Timeout: limit,
+			Package: processes, Test: "TestAcknowledgedVersionSurvivesTheCaptain/the_captain's_files_lost",
+			Prints: `the captain has lost an acknowledged version`,
 		},
 		{
 			Name: "ps/push-does-not-wait-for-the-captain",

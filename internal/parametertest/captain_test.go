@@ -134,6 +134,9 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 				next := <-s.push(all[0], order{Tag: tag, Token: token, Size: 1000})
 				require.Equal(t, pushed[tag]+1, next, "%v", s.history.failures)
 			}
+			all[0].eventually(patience, order{Do: "officers"}, func(a answer) bool {
+				return len(a.Machines) == len(c.machines)
+			}, "a machine has no officer below the captain's next incarnation")
 		})
 	}
 }

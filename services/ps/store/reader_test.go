@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,9 +23,13 @@ func TestFilesAndMappingsAreReused(t *testing.T) {
 	s := newStore(t, Options{Held: 2})
 	r := reader(t, s, "w")
 	var mapped []string
+	var files []os.FileInfo // each of a file that remains open, so that no other gets its identity
 	for id := uint64(1); id <= 30; id++ {
 		parameters := content(id, 100_000)
 		push(t, s, "w", id, parameters)
+		if f := openVersion(t, s, "w", id); !slices.ContainsFunc(files, func(g os.FileInfo) bool { return os.SameFile(f, g) }) {
+			files = append(files, f)
+		}
 		require.NoError(t, pull(t, r, id, parameters).Release())
 		require.LessOrEqual(t, s.Usage().Files, 3)
 		require.LessOrEqual(t, len(r.files), 3)
@@ -32,6 +38,7 @@ func TestFilesAndMappingsAreReused(t *testing.T) {
 		}
 	}
 	require.Len(t, mappedIn(t, s.Directory()), len(mapped))
+	require.LessOrEqual(t, len(files), 3, "new versions go into the files of old ones")
 	for _, m := range r.files {
 		require.Zero(t, m.uses)
 	}
@@ -42,6 +49,17 @@ func TestFilesAndMappingsAreReused(t *testing.T) {
 		push(t, s, "w", id, parameters)
 		require.NoError(t, pull(t, r, id, parameters).Release())
 	}
+}
+
+// openVersion opens a version's file until the test ends.
+func openVersion(t *testing.T, s *Store, name string, id uint64) os.FileInfo {
+	t.Helper()
+	f, err := os.Open(versionPath(tagPath(s.Directory(), name), id))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, f.Close()) })
+	info, err := f.Stat()
+	require.NoError(t, err)
+	return info
 }
 
 func TestReadersKeepWhatWasDeleted(t *testing.T) {
