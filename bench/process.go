@@ -73,14 +73,22 @@ func spawnCommand(cmd *exec.Cmd, what string, started func(pid int)) (*process, 
 
 // ask sends a request and waits for the response.
 func (p *process) ask(r request) (response, error) {
-	line, err := json.Marshal(r)
-	if err != nil {
+	if err := p.send(r); err != nil {
 		return response{}, err
 	}
-	if _, err := p.in.Write(append(line, '\n')); err != nil {
-		return response{}, fmt.Errorf("%s: %w", p.what, err)
-	}
 	return p.receive()
+}
+
+// send sends a request. The caller receives the response.
+func (p *process) send(r request) error {
+	line, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if _, err := p.in.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("%s: %w", p.what, err)
+	}
+	return nil
 }
 
 func (p *process) receive() (response, error) {

@@ -37,11 +37,11 @@ func psRows() []row {
 		{name: pushRemote, unit: "MB/s", layout: remotePusher, job: job{Kind: psPush, Size: large}, systems: []string{"raylink", tunnelSystem}},
 		{
 			name: deliverMedium, unit: "MB/s", layout: oneMachine, job: job{Kind: psDeliver, Size: medium, Inflight: oneMachineReaders},
-			systems: []string{"raylink", raySystem},
+			systems: []string{"raylink", raySystem, bareSystem},
 		},
 		{
 			name: deliverLarge, unit: "MB/s", layout: oneMachine, job: job{Kind: psDeliver, Size: large, Inflight: oneMachineReaders},
-			systems: []string{"raylink", raySystem},
+			systems: []string{"raylink", raySystem, bareSystem},
 		},
 		{
 			name: pushMachines, unit: "MB/s", layout: manyMachines, once: true, job: job{Kind: psSpread, Size: large, Inflight: machines},
@@ -153,7 +153,11 @@ func (s *scene) operation(j job, system string) (operation func() (time.Duration
 		if system == raySystem {
 			return func() (time.Duration, error) { return s.asked(opDeliver, j, false) }, nothing, nil
 		}
-		return func() (time.Duration, error) { return s.deliver(j) }, s.unfollow, s.follow(j)
+		deliver := func() (time.Duration, error) { return s.deliver(j, system) }
+		if system == bareSystem {
+			return deliver, nothing, nil
+		}
+		return deliver, s.unfollow, s.follow(j)
 	default:
 		return nil, nil, fmt.Errorf("unknown kind of row of the parameter server: %q", j.Kind)
 	}
@@ -212,22 +216,41 @@ func (s *scene) unfollow() error {
 }
 
 // deliver has a new version made, and returns the time from the push's beginning until all readers
-// have read it.
-func (s *scene) deliver(j job) (time.Duration, error) {
+// have read it. Readers that follow are asked for it before the push, so that no request takes
+// processor time meanwhile.
+func (s *scene) deliver(j job, system string) (time.Duration, error) {
 	s.number++
-	pushed, err := s.pusher.ask(request{Op: opPush, Job: j, Stamp: s.number})
-	if err != nil {
-		return 0, err
+	var begun, last time.Duration
+	push := func() error {
+		pushed, err := s.pusher.ask(request{Op: opPush, Job: j, Stamp: s.number})
+		begun = pushed.Moment.Begun
+		return err
 	}
-	var last time.Duration
+	op := opSeen
+	if system == bareSystem {
+		op = opPull
+		if err := push(); err != nil {
+			return 0, err
+		}
+	}
 	for _, reader := range s.readers {
-		seen, err := reader.ask(request{Op: opSeen, Stamp: s.number})
+		if err := reader.send(request{Op: op, Job: j, Stamp: s.number}); err != nil {
+			return 0, err
+		}
+	}
+	if system != bareSystem {
+		if err := push(); err != nil {
+			return 0, err
+		}
+	}
+	for _, reader := range s.readers {
+		seen, err := reader.receive()
 		if err != nil {
 			return 0, err
 		}
 		last = max(last, seen.Moment.Ended)
 	}
-	return last - pushed.Moment.Begun, nil
+	return last - begun, nil
 }
 
 // verify compares what all readers have with what the pusher has pushed last.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"hash/crc32"
 	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +16,7 @@ import (
 const (
 	copySystem   = "copy"   // a copy into mapped memory, with one checksum
 	mappedSystem = "mapped" // reading mapped memory
+	bareSystem   = "bare"   // a copy by all processors without a checksum, then readers of mapped memory
 )
 
 // chunkBytes is the size of the parts in which baselines copy and send.
@@ -87,6 +91,35 @@ func (p *copyPusher) push(_ context.Context, parameters []byte, _ bool) error {
 		sum = crc32.Update(sum, castagnoli, memory[at:end])
 	}
 	touched.Store(uint64(sum))
+	return nil
+}
+
+// barePusher copies parameters into mapped memory, with all processors and without a checksum.
+type barePusher struct{ fileMemory }
+
+func newBarePusher(_ context.Context, words []string) (pusher, string, error) {
+	return &barePusher{fileMemory{path: words[0]}}, "", nil
+}
+
+func (p *barePusher) push(_ context.Context, parameters []byte, _ bool) error {
+	memory, err := p.of(len(parameters))
+	if err != nil {
+		return err
+	}
+	var lanes sync.WaitGroup
+	var next atomic.Int64
+	for range runtime.GOMAXPROCS(0) {
+		lanes.Go(func() {
+			for {
+				at := int(next.Add(chunkBytes)) - chunkBytes
+				if at >= len(parameters) {
+					return
+				}
+				copy(memory[at:], parameters[at:min(at+chunkBytes, len(parameters))])
+			}
+		})
+	}
+	lanes.Wait()
 	return nil
 }
 

@@ -78,6 +78,7 @@ func psSystems() []psSystem {
 		{name: "raylink", pusher: newRaylinkPusher, reader: newRaylinkReader},
 		{name: mappedSystem, pusher: newCopyPusher, reader: newCopyReader},
 		{name: copySystem, pusher: newCopyPusher, reader: newCopyReader},
+		{name: bareSystem, pusher: newBarePusher, reader: newCopyReader},
 		{name: tunnelSystem, pusher: newTunnelPusher, reader: newTunnelReceiver},
 		{name: oneHopSystem, pusher: newTunnelPusher, reader: newTunnelReceiver},
 	}
@@ -262,7 +263,8 @@ func (w *reading) pull(ctx context.Context, size int) (response, error) {
 		return response{}, err
 	}
 	m := moment{Pull: pulled.Sub(begun), Read: read.Sub(pulled) + time.Since(checked)}
-	return response{Moment: m, Stamp: number}, nil
+	m.Ended, err = monotonic()
+	return response{Moment: m, Stamp: number}, err
 }
 
 // sum waits for a version, or a later one, and returns its checksum.

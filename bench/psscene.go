@@ -139,10 +139,12 @@ func (d *driver) newScene(ctx context.Context, system string, r *row) (*scene, e
 		b.uplinks = newUplinks(ctx, r.job.BytesPerSecond)
 	}
 	switch system {
-	case copySystem, mappedSystem:
+	case copySystem, mappedSystem, bareSystem:
 		file := filepath.Join(dir, "memory")
 		b.pusher = b.start(home, pusherRole, system, file)
-		b.readers = []*process{b.start(home, readerRole, system, file)}
+		for range max(1, r.job.Inflight) {
+			b.readers = append(b.readers, b.start(home, readerRole, system, file))
+		}
 	case tunnelSystem, oneHopSystem:
 		b.tunnel(system, r)
 	default:

@@ -190,32 +190,61 @@ func Collapse(file *os.File, size uint64) error {
 	if size == 0 {
 		return nil
 	}
-	// The kernel wants an address that is a multiple of the large page's size.
-	room, err := unix.MmapPtr(-1, 0, nil, uintptr(size+hugePage), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	w, err := MapWindow(file, 0, size)
 	if err != nil {
-		return fmt.Errorf("map %d bytes: %w", size, err)
+		return err
 	}
-	defer func() { _ = unix.MunmapPtr(room, uintptr(size+hugePage)) }()
-	aligned := unsafe.Add(room, (hugePage-uintptr(room)%hugePage)%hugePage)
-	_, err = unix.MmapPtr(int(file.Fd()), 0, aligned, uintptr(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
+	err = unix.Madvise(w.Bytes(), unix.MADV_COLLAPSE)
 	if err != nil {
-		return fmt.Errorf("map %d bytes: %w", size, err)
+		err = fmt.Errorf("collapse %d bytes: %w", size, err)
 	}
-	if err := unix.Madvise(unsafe.Slice((*byte)(aligned), size), unix.MADV_COLLAPSE); err != nil { //nolint:gosec // the mapping above
-		return fmt.Errorf("collapse %d bytes: %w", size, err)
-	}
-	return nil
+	return errors.Join(err, w.Unmap())
 }
 
-// MapWindow maps size bytes of a file for writing, with all of their pages. The offset is a
-// multiple of the page size.
-func MapWindow(file *os.File, offset, size uint64) ([]byte, error) {
-	const protection, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
-	window, err := unix.Mmap(int(file.Fd()), int64(offset), int(size), protection, flags) //nolint:gosec // a file's size
-	if err != nil {
+// Window is a part of a file that is mapped for writing.
+type Window struct {
+	bytes []byte
+	// room is the address range that contains the mapping.
+	room     unsafe.Pointer
+	roomSize uintptr
+}
+
+// MapWindow maps size bytes of a file for writing, such that large pages of the file are mapped as
+// such: their addresses are multiples of their size.
+func MapWindow(file *os.File, offset, size uint64) (*Window, error) {
+	first := offset / hugePage * hugePage
+	length := uintptr(offset - first + size)
+	w := &Window{roomSize: length + hugePage}
+	var err error
+	if w.room, err = unix.MmapPtr(-1, 0, nil, w.roomSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
 		return nil, fmt.Errorf("map %d bytes: %w", size, err)
 	}
-	return window, nil
+	start := unsafe.Add(w.room, (hugePage-uintptr(w.room)%hugePage)%hugePage)
+	const protection, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_FIXED
+	if _, err := unix.MmapPtr(int(file.Fd()), int64(first), start, length, protection, flags); err != nil { //nolint:gosec // a file's size
+		return nil, errors.Join(fmt.Errorf("map %d bytes: %w", size, err), w.Unmap())
+	}
+	w.bytes = unsafe.Slice((*byte)(start), length)[offset-first:]
+	return w, nil
+}
+
+// Bytes returns the mapped bytes. They must not be used after Unmap.
+func (w *Window) Bytes() []byte { return w.bytes }
+
+// Populate maps the pages of the window at once, which is faster than a page fault for each. It is
+// best effort: before Linux 5.14 it does nothing.
+func (w *Window) Populate() {
+	into := uintptr(unsafe.Pointer(unsafe.SliceData(w.bytes))) % uintptr(os.Getpagesize())
+	whole := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(w.bytes)), -int(into))), len(w.bytes)+int(into)) //nolint:gosec // the page's beginning
+	_ = unix.Madvise(whole, unix.MADV_POPULATE_WRITE)
+}
+
+// Unmap removes the mapping.
+func (w *Window) Unmap() error {
+	if err := unix.MunmapPtr(w.room, w.roomSize); err != nil {
+		return fmt.Errorf("unmap: %w", err)
+	}
+	return nil
 }
 
 func mmap(file *os.File, size uint64, access Access, flags int) ([]byte, error) {

@@ -44,8 +44,9 @@ func TestCollapsedFileKeepsItsContent(t *testing.T) {
 	require.True(t, bytes.Equal(content, mapping))
 	window, err := MapWindow(file, hugePage, hugePage)
 	require.NoError(t, err)
-	window[0] ^= 1
-	require.NoError(t, Unmap(window))
+	window.Populate()
+	window.Bytes()[0] ^= 1
+	require.NoError(t, window.Unmap())
 	require.Equal(t, content[hugePage]^1, mapping[hugePage])
 	require.NoError(t, Collapse(file, 100), "a small file stays as it is")
 }

@@ -22,8 +22,20 @@ func InMemory(*os.File) bool { return false }
 // Collapse returns [ErrUnsupported].
 func Collapse(*os.File, uint64) error { return ErrUnsupported }
 
+// Window is a part of a file that is mapped for writing.
+type Window struct{}
+
 // MapWindow returns [ErrUnsupported].
-func MapWindow(*os.File, uint64, uint64) ([]byte, error) { return nil, ErrUnsupported }
+func MapWindow(*os.File, uint64, uint64) (*Window, error) { return nil, ErrUnsupported }
+
+// Bytes returns nil.
+func (*Window) Bytes() []byte { return nil }
+
+// Populate does nothing.
+func (*Window) Populate() {}
+
+// Unmap returns [ErrUnsupported].
+func (*Window) Unmap() error { return ErrUnsupported }
 
 // MapPopulated returns [ErrUnsupported].
 func MapPopulated(*os.File, uint64, Access) ([]byte, error) { return nil, ErrUnsupported }

@@ -3,6 +3,7 @@ package store
 import (
 	"hash/crc32"
 	"math/bits"
+	"sync"
 )
 
 // Checksum returns the CRC-32C of parameters.
@@ -16,7 +17,7 @@ func combine(chunks []uint32, size uint64) uint32 {
 		return sum
 	}
 	last := len(chunks) - 1
-	full := zeros(ChunkSize)
+	full := zerosOfChunk()
 	for _, chunk := range chunks[:last] {
 		sum = full.apply(sum) ^ chunk
 	}
@@ -50,6 +51,9 @@ func zeros(n uint64) operator {
 	}
 	return result
 }
+
+// zerosOfChunk is zeros(ChunkSize), which each push needs.
+var zerosOfChunk = sync.OnceValue(func() operator { return zeros(ChunkSize) })
 
 func (o *operator) apply(sum uint32) uint32 {
 	var result uint32

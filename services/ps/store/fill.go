@@ -124,7 +124,7 @@ func (p pieces) writeChunk(f *file, chunk int) error {
 
 // windowChunks is how many chunks are mapped at a time. To map everything would add the parameters'
 // size to the memory of the pusher.
-const windowChunks = 8
+const windowChunks = 16
 
 // writeWindow writes the chunks of a window and their checksums. A checksum is computed last, of
 // what the copy has brought into the processor's cache: copies read memory faster than checksums
@@ -138,7 +138,8 @@ func (p pieces) writeWindow(f *file, window int) error {
 	if err != nil {
 		return err
 	}
-	into := mapping
+	mapping.Populate()
+	into := mapping.Bytes()
 	for i := first; i <= last; i++ {
 		err = errors.Join(err, p.eachPiece(f.layout, i, func(piece []byte) error {
 			into = into[copy(into, piece):]
@@ -146,7 +147,7 @@ func (p pieces) writeWindow(f *file, window int) error {
 			return nil
 		}))
 	}
-	return errors.Join(err, mapfile.Unmap(mapping))
+	return errors.Join(err, mapping.Unmap())
 }
 
 // eachPiece calls a function for each successive piece of a chunk.

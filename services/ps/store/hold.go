@@ -99,7 +99,7 @@ func (m *mapped) release() error {
 		return m.close()
 	}
 	err := mapfile.Unlock(m.handle, holdLock)
-	m.dropIfRemoved()
+	m.reader.dropRemoved()
 	return err
 }
 

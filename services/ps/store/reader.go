@@ -234,7 +234,6 @@ func (r *Reader) pull(id uint64) (*Parameters, error) {
 		err := m.hold(id, r.name)
 		if err == nil {
 			r.newest = m
-			r.dropRemoved()
 			return m.parameters(), nil
 		}
 		if !errors.Is(err, errRecycled) {
@@ -266,7 +265,6 @@ func (r *Reader) pull(id uint64) (*Parameters, error) {
 	}
 	r.files[m.key] = m
 	r.newest = m
-	r.dropRemoved()
 	return m.parameters(), nil
 }
 
@@ -281,7 +279,8 @@ func (r *Reader) find(id uint64) *mapped {
 	return nil
 }
 
-// dropRemoved unmaps files that were removed and are not held.
+// dropRemoved unmaps files that were removed and are not held. A release does it, because a pull is
+// waited for.
 func (r *Reader) dropRemoved() {
 	for _, m := range r.files {
 		if m.uses == 0 {
