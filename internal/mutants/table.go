@@ -554,7 +554,7 @@ func ofParameters() []Mutant {
 			Name: "ps/client-shows-an-older-version-than-it-pushed",
 			Edit: Edit{
 				File: "services/ps/pull.go", Func: "Client.Pull",
-				Original: "p.version.GetId() >= v.floor.Load()", Mutated: "true",
+				Original: "p.id >= v.floor.Load()", Mutated: "true",
 			},
 			Package: processes, Test: "TestPusherReadsItsOwnWriteFromAnotherMachine",
 		},

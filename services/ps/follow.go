@@ -45,7 +45,8 @@ func (s *shared) retain() *Parameters {
 	s.mu.Lock()
 	s.references++
 	s.mu.Unlock()
-	return &Parameters{version: s.parameters.version, bytes: s.parameters.bytes, tensors: s.parameters.tensors, release: s.release}
+	p := s.parameters
+	return &Parameters{id: p.id, version: p.version, bytes: p.bytes, tensors: p.tensors, release: s.release}
 }
 
 func (s *shared) release() error {
@@ -113,7 +114,7 @@ func (f *Follower) Staleness() (lag uint64, age time.Duration) {
 	defer f.mu.Unlock()
 	var have uint64
 	if f.current != nil {
-		have = f.current.parameters.version.GetId()
+		have = f.current.parameters.id
 	}
 	if err == nil && r != nil {
 		if state, err := r.State(); err == nil {
@@ -281,7 +282,7 @@ func (f *Follower) currentID() uint64 {
 	if f.current == nil {
 		return 0
 	}
-	return f.current.parameters.version.GetId()
+	return f.current.parameters.id
 }
 
 // update fetches the newest version if it is newer than the current one, and swaps it in.
@@ -302,7 +303,7 @@ func (f *Follower) update(ctx context.Context, o followOptions) error {
 	f.mu.Lock()
 	before := f.current
 	f.current = &shared{parameters: p, references: 1}
-	f.newest = max(f.newest, p.version.GetId())
+	f.newest = max(f.newest, p.id)
 	f.mu.Unlock()
 	f.notify()
 	return before.release()

@@ -20,15 +20,20 @@ import (
 // once they are not needed: until then their memory can't be used for later versions. Parameters
 // that are forgotten are released by the garbage collector.
 type Parameters struct {
-	version *psv1.Version
+	id      uint64
+	version func() *psv1.Version
 	bytes   []byte
 	tensors *tensors
 	release func() error
 	once    sync.Once
 }
 
+func fetchedParameters(version *psv1.Version, bytes []byte, t *tensors, release func() error) *Parameters {
+	return &Parameters{id: version.GetId(), version: func() *psv1.Version { return version }, bytes: bytes, tensors: t, release: release}
+}
+
 // Version describes the parameters. It must not be modified.
-func (p *Parameters) Version() *psv1.Version { return p.version }
+func (p *Parameters) Version() *psv1.Version { return p.version() }
 
 // Bytes returns the parameters. They must not be modified: writing to mapped memory crashes the
 // process. They must not be used after Release, nor when p is not reachable any longer.
@@ -109,8 +114,8 @@ func (c *Client) Pull(ctx context.Context, tag string) (*Parameters, error) {
 		if r == nil {
 			return c.fetch(ctx, v)
 		}
-		if p, err = pullMapped(r); err == nil && p.version.GetId() >= v.floor.Load() {
-			v.raise(p.version.GetId())
+		if p, err = pullMapped(r); err == nil && p.id >= v.floor.Load() {
+			v.raise(p.id)
 			return p, nil
 		}
 		switch {
@@ -141,7 +146,7 @@ func pullMapped(r *store.Reader) (*Parameters, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Parameters{version: p.Version(), bytes: p.Bytes(), tensors: &tensors{}, release: p.Release}, nil
+	return &Parameters{id: p.ID(), version: p.Version, bytes: p.Bytes(), tensors: &tensors{}, release: p.Release}, nil
 }
 
 // PullIfNewer pulls a tag's newest parameters if their id is above have. Otherwise it returns nil
@@ -155,7 +160,7 @@ func (c *Client) PullIfNewer(ctx context.Context, tag string, have uint64) (*Par
 	if err != nil {
 		return nil, false, err
 	}
-	if p.version.GetId() <= have {
+	if p.id <= have {
 		return nil, false, p.Release()
 	}
 	return p, true, nil
@@ -209,7 +214,7 @@ func (c *Client) fetch(ctx context.Context, v *view) (*Parameters, error) {
 
 func (f *fetched) parameters() *Parameters {
 	f.holders.Add(1)
-	return &Parameters{version: f.version, bytes: f.bytes, tensors: &tensors{}, release: func() error { f.holders.Add(-1); return nil }}
+	return fetchedParameters(f.version, f.bytes, &tensors{}, func() error { f.holders.Add(-1); return nil })
 }
 
 // fetchVersion fetches the newest version of a tag, or returns the one that the caller has.

@@ -51,7 +51,7 @@ func (t *tensors) parse(content []byte) (*safetensors.File, error) {
 func (p *Parameters) file() (*safetensors.File, error) {
 	file, err := p.tensors.parse(p.bytes)
 	if err != nil {
-		return nil, fmt.Errorf("version %d of %q: %w", p.version.GetId(), p.version.GetTag(), err)
+		return nil, fmt.Errorf("version %d of %q: %w", p.id, p.Version().GetTag(), err)
 	}
 	return file, nil
 }
@@ -66,7 +66,7 @@ func (p *Parameters) Tensor(name string) (safetensors.Tensor, error) {
 	}
 	t, err := file.Tensor(name)
 	if err != nil {
-		return safetensors.Tensor{}, fmt.Errorf("version %d of %q: %w", p.version.GetId(), p.version.GetTag(), err)
+		return safetensors.Tensor{}, fmt.Errorf("version %d of %q: %w", p.id, p.Version().GetTag(), err)
 	}
 	return t, nil
 }
@@ -132,7 +132,7 @@ func (c *Client) pullIfNewer(ctx context.Context, tag string, have uint64, o fol
 	if err != nil {
 		return nil, false, errors.Join(err, p.Release())
 	}
-	return &Parameters{version: p.version, tensors: &tensors{file: selected}, release: p.Release}, true, nil
+	return &Parameters{id: p.id, version: p.version, tensors: &tensors{file: selected}, release: p.Release}, true, nil
 }
 
 // errReplaced means that a version was replaced while it was fetched.
@@ -156,7 +156,7 @@ func (c *Client) fetchTensors(ctx context.Context, tag string, have uint64, o fo
 			return nil, false, nil
 		}
 		v.raise(version.GetId())
-		return &Parameters{version: version, tensors: &tensors{file: file}, release: func() error { return nil }}, true, nil
+		return fetchedParameters(version, nil, &tensors{file: file}, func() error { return nil }), true, nil
 	}
 }
 

@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
+
+	"google.golang.org/protobuf/proto"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/services/internal/mapfile"
@@ -19,9 +22,10 @@ type mapped struct {
 	handle *os.File
 	// all maps the whole file. Only the first page of it may be accessed while uses is 0.
 	all []byte
-	// id, version and content are what the file held when it was last held.
+	// id, version and content are what the file held when it was last held. The version's
+	// description is parsed when it is asked for: that takes a third of a pull's time.
 	id      uint64
-	version *psv1.Version
+	version func() *psv1.Version
 	content []byte
 	// uses is the number of parameters that were not released. While it is positive, the reader
 	// holds the file's lock.
@@ -76,15 +80,26 @@ func (m *mapped) load(id uint64, name string) error {
 	if m.id == id {
 		return nil
 	}
-	version, l, err := parseVersion(m.all, status.Size)
-	if err == nil && (version.GetTag() != name || version.GetId() != id) {
-		err = fmt.Errorf("%w: the file holds version %d of tag %q", ErrFormat, version.GetId(), version.GetTag())
-	}
+	description, l, err := parseHeader(m.all, status.Size)
 	if err != nil {
 		return fmt.Errorf("version %d: %w", id, err)
 	}
-	m.id, m.version, m.content = id, version, m.all[l.parameters():len(m.all):len(m.all)]
+	m.id, m.content = id, m.all[l.parameters():len(m.all):len(m.all)]
+	m.version = describe(name, id, l.size, slices.Clone(description))
 	return nil
+}
+
+// describe returns a function that parses a version's description once. What officers write can be
+// parsed; of a description that was forged only the known fields remain.
+func describe(name string, id, size uint64, description []byte) func() *psv1.Version {
+	return sync.OnceValue(func() *psv1.Version {
+		version := new(psv1.Version)
+		if err := proto.Unmarshal(description, version); err != nil {
+			version = new(psv1.Version)
+		}
+		version.Tag, version.Id, version.Size = name, id, size
+		return version
+	})
 }
 
 // release drops a use. With the last one it allows the file to be recycled.
@@ -131,7 +146,8 @@ func (m *mapped) close() error {
 // Parameters are one version of a tag, in mapped memory. They do not change until they are
 // released.
 type Parameters struct {
-	version *psv1.Version
+	id      uint64
+	version func() *psv1.Version
 	content []byte
 	mapped  *mapped
 	cleanup runtime.Cleanup
@@ -141,7 +157,7 @@ type Parameters struct {
 
 // parameters returns a use of the file as parameters.
 func (m *mapped) parameters() *Parameters {
-	p := &Parameters{version: m.version, content: m.content, mapped: m}
+	p := &Parameters{id: m.id, version: m.version, content: m.content, mapped: m}
 	p.cleanup = runtime.AddCleanup(p, (*mapped).forget, m)
 	return p
 }
@@ -152,7 +168,7 @@ func (m *mapped) forget() {
 	r.pulling.Lock()
 	logged := r.forgotten
 	r.forgotten = true
-	version := m.version
+	version := m.version()
 	r.pulling.Unlock()
 	if !logged {
 		slog.Warn("parameters were collected without being released: call Release, or the memory of old versions is kept for longer than necessary",
@@ -161,8 +177,11 @@ func (m *mapped) forget() {
 	_ = m.release()
 }
 
+// ID is the id of the version.
+func (p *Parameters) ID() uint64 { return p.id }
+
 // Version describes the parameters. It must not be modified.
-func (p *Parameters) Version() *psv1.Version { return p.version }
+func (p *Parameters) Version() *psv1.Version { return p.version() }
 
 // Bytes returns the parameters. They begin at a page boundary. They must not be used after Release,
 // nor after p itself was collected: then the memory may hold another version. It is mapped

@@ -101,9 +101,26 @@ func header(l layout, version *psv1.Version) (fixed, description []byte, err err
 	return fixed, description, nil
 }
 
-// parseVersion parses the header of a version's file. The input is untrusted: the layout that it
-// returns is within a file of the given size, and within b where that contains the whole file.
+// parseVersion parses the header and the description of a version's file. The input is untrusted:
+// the layout that it returns is within a file of the given size, and within b where that contains
+// the whole file.
 func parseVersion(b []byte, fileSize uint64) (*psv1.Version, layout, error) {
+	description, l, err := parseHeader(b, fileSize)
+	if err != nil {
+		return nil, layout{}, err
+	}
+	version := new(psv1.Version)
+	if err := proto.Unmarshal(description, version); err != nil {
+		return nil, layout{}, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	if version.GetSize() != l.size {
+		return nil, layout{}, fmt.Errorf("%w: the description says %d bytes of parameters, the header %d", ErrFormat, version.GetSize(), l.size)
+	}
+	return version, l, nil
+}
+
+// parseHeader is parseVersion without parsing the description, which it returns.
+func parseHeader(b []byte, fileSize uint64) (description []byte, l layout, err error) {
 	le := binary.LittleEndian
 	if len(b) < fixedHeader || string(b[:8]) != versionMagic {
 		return nil, layout{}, fmt.Errorf("%w: wrong magic number", ErrFormat)
@@ -114,7 +131,7 @@ func parseVersion(b []byte, fileSize uint64) (*psv1.Version, layout, error) {
 	if chunk := le.Uint32(b[12:]); chunk != ChunkSize {
 		return nil, layout{}, fmt.Errorf("%w: chunks of %d bytes, but this program supports only %d", ErrFormat, chunk, ChunkSize)
 	}
-	l := layout{size: le.Uint64(b[16:]), description: le.Uint32(b[24:])}
+	l = layout{size: le.Uint64(b[16:]), description: le.Uint32(b[24:])}
 	length := le.Uint32(b[28:])
 	if l.description > MaxDescription+finalFields || length > l.description || int(length) > len(b)-fixedHeader {
 		return nil, layout{}, fmt.Errorf("%w: invalid description length of %d bytes", ErrFormat, length)
@@ -122,18 +139,11 @@ func parseVersion(b []byte, fileSize uint64) (*psv1.Version, layout, error) {
 	if l.size > maxSize || l.file() != fileSize {
 		return nil, layout{}, fmt.Errorf("%w: the file has %d bytes, which do not fit %d bytes of parameters", ErrFormat, fileSize, l.size)
 	}
-	description := b[fixedHeader : fixedHeader+length]
+	description = b[fixedHeader : fixedHeader+length]
 	if Checksum(description) != le.Uint32(b[32:]) {
 		return nil, layout{}, fmt.Errorf("%w: wrong checksum of the description", ErrFormat)
 	}
-	version := new(psv1.Version)
-	if err := proto.Unmarshal(description, version); err != nil {
-		return nil, layout{}, fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	if version.GetSize() != l.size {
-		return nil, layout{}, fmt.Errorf("%w: the description says %d bytes of parameters, the header %d", ErrFormat, version.GetSize(), l.size)
-	}
-	return version, l, nil
+	return description, l, nil
 }
 
 // decodeTable decodes the checksums of the chunks.
