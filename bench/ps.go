@@ -59,6 +59,9 @@ const (
 	// warmUps is the number of pushes of a size before a scene's first measurement: then there are
 	// as many files, pages and buffers as there will be. Later measurements begin with one.
 	warmUps = 6
+	// warmUpTime is how long they are repeated at least: until then officers have moved their files
+	// to large pages.
+	warmUpTime = 3 * time.Second
 	// machineWarmUps is the same where a push takes seconds: then officers have all of their files.
 	machineWarmUps = 3
 	// leastTimes is how often a measurement is repeated at least.
@@ -100,7 +103,11 @@ func (s *scene) repeat(r *row, j job, operation func() (time.Duration, error)) (
 			first = machineWarmUps
 		}
 	}
-	for range first {
+	settled := time.Now()
+	if first == warmUps {
+		settled = settled.Add(warmUpTime)
+	}
+	for i := 0; i < first || time.Now().Before(settled); i++ {
 		if _, err := operation(); err != nil {
 			return figures{}, err
 		}

@@ -124,6 +124,11 @@ func (c *captain) Push(ctx context.Context, req *psv1.PushRequest) (*psv1.PushRe
 		if d, err = c.fetchHome(ctx, v, o); err != nil {
 			return nil, err
 		}
+	} else if d != nil {
+		// The pusher's message to the officer may arrive later than this one.
+		if err := d.Reclaim(lent.GetChecksum()); err != nil {
+			return nil, withCode(err)
+		}
 	}
 	if d == nil || !d.Complete() {
 		return nil, connect.Errorf(connect.CodeUnavailable, "push %q: the officer of machine %s no longer has the parameters: push again",

@@ -215,9 +215,7 @@ func (c *Client) pushMapped(ctx context.Context, f *files, req *psv1.PushRequest
 		_, err = stream.Receive()
 		return nil, away(err)
 	}
-	if _, err := stream.Receive(); err != nil {
-		return nil, away(err)
-	}
+	// The officer's response is not waited for: the captain waits for the parameters.
 	version, err := pushed(c.captain.Push(ctx, &psv1.PushRequest{
 		Tag: req.GetTag(), Info: maps.Clone(req.GetInfo()), Version: req.GetVersion(), WaitFor: req.GetWaitFor(),
 		Lent: &psv1.Lent{Machine: c.machine, Content: lent.GetContent(), Size: size, Checksum: sum},
@@ -226,8 +224,8 @@ func (c *Client) pushMapped(ctx context.Context, f *files, req *psv1.PushRequest
 		return nil, away(err)
 	}
 	// The officer keeps the parameters until it learns of the version.
-	if stream.CloseSend() == nil {
-		_, _ = stream.Receive()
+	for ended := stream.CloseSend(); ended == nil; {
+		_, ended = stream.Receive()
 	}
 	return version, err
 }

@@ -307,7 +307,7 @@ func (d *Draft) Lend() error {
 
 // Reclaim ends the loan of a draft that was filled with parameters of the given checksum: the draft
 // is complete. It returns [ErrBusy] if it is still being filled, and [ErrDamaged] if it was filled
-// with something else. Then the draft remains lent.
+// with something else. Then the draft remains lent. Reclaiming a draft that is complete does nothing.
 func (d *Draft) Reclaim(sum uint32) error {
 	if err := d.reclaim(sum); err != nil {
 		return fmt.Errorf("reclaim parameters %q: %w", d.Tag(), err)
@@ -318,10 +318,14 @@ func (d *Draft) Reclaim(sum uint32) error {
 func (d *Draft) reclaim(sum uint32) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.over != nil {
+	switch {
+	case errors.Is(d.over, errPublished):
+		return nil
+	case d.over != nil:
 		return d.over
-	}
-	if !d.lent {
+	case d.complete():
+		return nil
+	case !d.lent:
 		return fmt.Errorf("%w: the draft is not lent", ErrVersion)
 	}
 	if err := mapfile.Lock(d.file.handle, fillLock); err != nil {
