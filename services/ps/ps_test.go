@@ -283,6 +283,31 @@ func TestNewestVersionOfAnyOfficerWins(t *testing.T) {
 	require.Equal(t, uint64(3), mustPush(t, c2, "w", weights(3, 10)))
 }
 
+// The captain's machine loses its files, learns the last id of a deleted tag from an officer, and
+// starts again without that officer.
+func TestLastIDOfDeletedTagIsKept(t *testing.T) {
+	s := newSystem(t, nil, "other")
+	c := s.client(home)
+	mustPush(t, c, "w", []byte("one"))
+	mustPush(t, c, "w", []byte("two"), WaitFor(All))
+	require.NoError(t, c.Delete(t.Context(), "w"))
+	s.eventually(func() bool { return s.machines["other"].officer.store.Floors()["w"] == 2 })
+	s.stop(home)
+	s.start()
+	s.machines["other"].end()
+	s.machines["other"].done.Wait()
+	s.connect(s.machines["other"])
+	s.eventually(func() bool {
+		s.captain.mu.Lock()
+		defer s.captain.mu.Unlock()
+		return s.captain.tags["w"] != nil && s.captain.tags["w"].last == 2
+	})
+	s.kill("other")
+	s.kill(home)
+	s.start()
+	require.Equal(t, uint64(3), mustPush(t, s.client(home), "w", []byte("three")))
+}
+
 func TestOfficerThatComesBackCatchesUp(t *testing.T) {
 	s := newSystem(t, nil, "a", "b")
 	c := s.client(home)

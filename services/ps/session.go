@@ -246,13 +246,28 @@ func (c *captain) restore(ctx context.Context, hello *psv1.Hello) error {
 		}
 	}
 	for tag, last := range hello.GetDeleted() {
-		c.mu.Lock()
-		if t := c.record(tag); t.newest == nil {
-			t.last = max(t.last, last)
+		if err := c.restoreDeleted(tag, last); err != nil {
+			errs = append(errs, fmt.Errorf("restore the last id %d of %q from the officer of machine %s: %w", last, tag, hello.GetMachine(), err))
 		}
-		c.mu.Unlock()
 	}
 	return errors.Join(errs...)
+}
+
+// restoreDeleted keeps the last id of a tag that was deleted, so that no id is given again.
+func (c *captain) restoreDeleted(tag string, last uint64) error {
+	c.committing.Lock()
+	defer c.committing.Unlock()
+	c.mu.Lock()
+	t := c.record(tag)
+	news := t.newest == nil && last > t.last
+	if news {
+		t.last = last
+	}
+	c.mu.Unlock()
+	if !news {
+		return nil
+	}
+	return withCode(c.home.store.Delete(tag, last))
 }
 
 func (c *captain) restoreVersion(ctx context.Context, v *psv1.Version, from *nodev1.NodeRef) error {

@@ -203,7 +203,9 @@ func Collapse(file *os.File, size uint64) error {
 
 // Window is a part of a file that is mapped for writing.
 type Window struct {
-	bytes []byte
+	// mapping begins with the large page of the window's first byte, which is at skip.
+	mapping []byte
+	skip    int
 	// room is the address range that contains the mapping.
 	room     unsafe.Pointer
 	roomSize uintptr
@@ -224,18 +226,18 @@ func MapWindow(file *os.File, offset, size uint64) (*Window, error) {
 	if _, err := unix.MmapPtr(int(file.Fd()), int64(first), start, length, protection, flags); err != nil { //nolint:gosec // a file's size
 		return nil, errors.Join(fmt.Errorf("map %d bytes: %w", size, err), w.Unmap())
 	}
-	w.bytes = unsafe.Slice((*byte)(start), length)[offset-first:]
+	w.mapping, w.skip = unsafe.Slice((*byte)(start), length), int(offset-first) //nolint:gosec // the mapping above
 	return w, nil
 }
 
 // Bytes returns the mapped bytes. They must not be used after Unmap.
-func (w *Window) Bytes() []byte { return w.bytes }
+func (w *Window) Bytes() []byte { return w.mapping[w.skip:] }
 
 // Populate maps the pages of the window at once, which is faster than a page fault for each. It is
 // best effort: before Linux 5.14 it does nothing.
 func (w *Window) Populate() {
-	into := uintptr(unsafe.Pointer(unsafe.SliceData(w.bytes))) % uintptr(os.Getpagesize())
-	whole := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(w.bytes)), -int(into))), len(w.bytes)+int(into)) //nolint:gosec // the page's beginning
+	page := os.Getpagesize()
+	whole := w.mapping[w.skip/page*page:]
 	_ = unix.Madvise(whole, unix.MADV_POPULATE_WRITE)
 }
 

@@ -53,7 +53,7 @@ func zeros(n uint64) operator {
 }
 
 // zerosOfChunk is zeros(ChunkSize), which each push needs.
-var zerosOfChunk = sync.OnceValue(func() operator { return zeros(ChunkSize) })
+var zerosOfChunk = sync.OnceValue(func() operator { return zeros(ChunkSize) }) //nolint:gochecknoglobals // constant
 
 func (o *operator) apply(sum uint32) uint32 {
 	var result uint32

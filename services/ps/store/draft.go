@@ -307,7 +307,7 @@ func (d *Draft) Lend() error {
 
 // Reclaim ends the loan of a draft that was filled with parameters of the given checksum: the draft
 // is complete. It returns [ErrBusy] if it is still being filled, and [ErrDamaged] if it was filled
-// with something else. Then the draft remains lent. Reclaiming a draft that is complete does nothing.
+// with something else. Then the draft remains lent. Reclaiming a complete draft does nothing.
 func (d *Draft) Reclaim(sum uint32) error {
 	if err := d.reclaim(sum); err != nil {
 		return fmt.Errorf("reclaim parameters %q: %w", d.Tag(), err)
