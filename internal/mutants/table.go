@@ -612,6 +612,14 @@ func ofOfficers() []Mutant {
 			Prints: `the captain has lost an acknowledged version`,
 		},
 		{
+			Name: "ps/last-id-of-a-deleted-tag-is-forgotten",
+			Edit: Edit{
+				File: "services/ps/session.go", Func: "captain.restoreDeleted",
+				Original: "withCode(c.home.store.Delete(tag, last))", Mutated: "nil",
+			},
+			Package: "services/ps", Test: "TestLastIDOfDeletedTagIsKept",
+		},
+		{
 			Name: "ps/push-does-not-wait-for-the-captain",
 			Edit: Edit{
 				File: "services/ps/push.go", Func: "Client.push",
