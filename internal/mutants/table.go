@@ -19,9 +19,10 @@ func All() []Mutant {
 const (
 	// failFast ends a test that is repeated because its failure is a matter of chance.
 	failFast = "-test.failfast"
-	// noFailFile and shrinkBriefly are for rapid: the first failure is enough.
+	// For rapid: the first failure is enough, but it must be found.
 	noFailFile    = "-rapid.nofailfile"
 	shrinkBriefly = "-rapid.shrinktime=100ms"
+	manyChecks    = "-rapid.checks=10000"
 )
 
 // Arguments and the timeout of the soak test.
@@ -92,7 +93,7 @@ func ofTools() []Mutant {
 			},
 			Test:   "TestNamesNeverMeet",
 			Prints: `is declared twice in`,
-			Args:   []string{noFailFile, shrinkBriefly},
+			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 	}
 }
@@ -110,7 +111,7 @@ func ofNodes() []Mutant {
 			},
 			Test:   "TestMailboxAgreesWithItsModel",
 			Prints: `suspends a turn that it no longer has`,
-			Args:   []string{noFailFile, shrinkBriefly},
+			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "mailbox/turn-is-suspended-after-its-work-audited",
@@ -132,7 +133,7 @@ func ofNodes() []Mutant {
 				Original: "e := m.resuming.pop(); e != nil",
 				Mutated:  "e := m.resuming.pop(); e != nil && m.queue.len == 0",
 			},
-			Test: "TestMailboxAgreesWithItsModel", Args: []string{noFailFile, shrinkBriefly, "-rapid.checks=10000"},
+			Test: "TestMailboxAgreesWithItsModel", Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "runtime/with-copy-makes-no-copies",
@@ -265,7 +266,7 @@ func ofProcesses() []Mutant {
 			},
 			Test:   "TestSweepsRemoveDeadHostsOnly",
 			Prints: `the directory of a living host is gone`,
-			Args:   []string{noFailFile, shrinkBriefly},
+			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "rundir/sweep-takes-hidden-directories-at-once",
@@ -291,7 +292,7 @@ func ofTunnel() []Mutant {
 				Original: "body == nil && len(o.requests) > 0",
 				Mutated:  "false",
 			},
-			Test: "TestRandomRuns", Prints: `served`, Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestRandomRuns", Prints: `served`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "tunnel/streams-exceed-their-credit",
@@ -303,7 +304,7 @@ func ofTunnel() []Mutant {
 			},
 			Test:   "TestRandomRuns",
 			Prints: `more than the credit`,
-			Args:   []string{noFailFile, shrinkBriefly},
+			Args:   []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "tunnel/reads-though-nothing-is-written",
@@ -897,17 +898,17 @@ func ofSafetensors() []Mutant {
 				File: tensors + "layout.go", Func: "Layout",
 				Original: "-cmp.Compare(elementBits[a.DType], elementBits[b.DType])", Mutated: "0",
 			},
-			Test: "TestContentRoundTrips", Prints: `aligned to its elements`, Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestContentRoundTrips", Prints: `aligned to its elements`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "safetensors/data-are-not-aligned",
 			Edit: Edit{File: tensors + "layout.go", Func: "Layout", Original: "len(header)%dataAlignment != 0", Mutated: "false"},
-			Test: "TestContentRoundTrips", Prints: `aligned to cache lines`, Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestContentRoundTrips", Prints: `aligned to cache lines`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "safetensors/quotes-are-not-escaped",
 			Edit: Edit{File: tensors + "layout.go", Func: "appendString", Original: `c == '"' || c == '\\'`, Mutated: "false"},
-			Test: "TestContentRoundTrips", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestContentRoundTrips", Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 	}
 }
@@ -1012,22 +1013,22 @@ func ofSavedFiles() []Mutant {
 		{
 			Name: "archive/dots-lead-out-of-the-directory",
 			Edit: Edit{File: files + "location.go", Func: "escape", Original: "c == '.' && !first", Mutated: "c == '.'"},
-			Test: "TestTagsNeverShareALocation", Prints: `hidden names`, Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestTagsNeverShareALocation", Prints: `hidden names`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/case-is-lost",
 			Edit: Edit{File: files + "location.go", Func: "escape", Original: `"!" + string(`, Mutated: `"" + string(`},
-			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/folder-may-be-a-file",
 			Edit: Edit{File: files + "location.go", Func: "locate", Original: "*last = escapeSuffix(*last)", Mutated: "_ = last"},
-			Test: "TestTagsNeverShareALocation", Prints: `could be a file`, Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestTagsNeverShareALocation", Prints: `could be a file`, Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/names-are-too-long",
 			Edit: Edit{File: files + "location.go", Func: "appendNames", Original: "name.Len()+len(escaped) > maxName", Mutated: "false"},
-			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly},
+			Test: "TestTagsNeverShareALocation", Args: []string{noFailFile, shrinkBriefly, manyChecks},
 		},
 		{
 			Name: "archive/foreign-json-is-listed",
