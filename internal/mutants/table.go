@@ -613,6 +613,15 @@ func ofOfficers() []Mutant {
 			Prints: `the captain has lost an acknowledged version`,
 		},
 		{
+			Name: "ps/captain-without-files-does-not-wait-for-officers",
+			Edit: Edit{
+				File: "services/ps/ps.go", Func: "Type",
+				Original: "self.Ref().NodeRef().GetIncarnation() > 1", Mutated: "false",
+			},
+			Package: processes, Test: "TestAcknowledgedVersionSurvivesTheCaptain/the_captain's_files_lost",
+			Prints: `an id was given twice`,
+		},
+		{
 			Name: "ps/last-id-of-a-deleted-tag-is-forgotten",
 			Edit: Edit{
 				File: "services/ps/session.go", Func: "captain.restoreDeleted",

@@ -123,6 +123,12 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 			} else {
 				s.brain.resume()
 			}
+			if c.lost { // at once, before officers have enlisted
+				token++
+				next := <-s.push(all[0], order{Tag: tags[0], Token: token, Size: 1000})
+				require.Equal(t, pushed[tags[0]]+1, next, "an id was given twice: %v", s.history.failures)
+				pushed[tags[0]] = next
+			}
 			for _, tag := range tags {
 				for _, p := range all {
 					is := func(a answer) bool { return a.Version == pushed[tag] }

@@ -40,6 +40,10 @@ type captain struct {
 	// sends everything once, however many there are. docs/parameters.md has the measurement.
 	chainAbove uint64
 
+	// commitsFrom is when pushes begin to get ids. A captain whose files were lost does not know
+	// the ids given before: its officers do, and enlist by then.
+	commitsFrom time.Time
+
 	// committing is held while a push gets its id and is published at home, so that versions are
 	// published in the order of their ids.
 	committing sync.Mutex
@@ -69,6 +73,10 @@ const (
 	// maxOwnID bounds a pusher's own version number.
 	maxOwnID = math.MaxInt64
 )
+
+// enlistGrace is how long a captain without files waits for officers before it gives ids. They
+// enlist within two seconds of its start.
+const enlistGrace = 3 * time.Second
 
 func newCaptain(config *psv1.CaptainConfig, machine string, home *officer, log *slog.Logger) *captain {
 	c := &captain{
@@ -220,6 +228,13 @@ func (c *captain) checkID(tag string, id uint64) error {
 // commit makes a complete draft the newest version of its tag, and waits for officers to have it if
 // the push asks for it.
 func (c *captain) commit(ctx context.Context, d *store.Draft, req *psv1.PushRequest) (*psv1.PushResponse, error) {
+	if wait := time.Until(c.commitsFrom); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), d.Discard())
+		}
+	}
 	v, err := c.publish(d, req)
 	if err != nil {
 		return nil, errors.Join(withCode(err), d.Discard())
@@ -305,7 +320,7 @@ func (c *captain) waitFor(ctx context.Context, v *psv1.Version, level psv1.WaitF
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc
 		left := time.Until(deadline)
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(left/10, responseMargin)))
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-min(left/3, responseMargin)))
 		defer cancel()
 	}
 	for {
@@ -333,7 +348,7 @@ func (c *captain) waitFor(ctx context.Context, v *psv1.Version, level psv1.WaitF
 }
 
 // responseMargin bounds how long before the caller's deadline a wait ends.
-const responseMargin = 100 * time.Millisecond
+const responseMargin = 250 * time.Millisecond
 
 func levelName(level psv1.WaitFor) string {
 	if level == psv1.WaitFor_WAIT_FOR_QUORUM {

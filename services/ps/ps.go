@@ -29,6 +29,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"golang.org/x/sys/unix"
@@ -70,6 +71,9 @@ func Type() runtime.NodeType {
 			release := hostedCopies.add(self.NID(), home)
 			self.OnStop(func(context.Context) error { release(); return nil })
 			c := newCaptain(config, machine, home, self.Logger())
+			if self.Ref().NodeRef().GetIncarnation() > 1 && len(c.tags) == 0 {
+				c.commitsFrom = time.Now().Add(enlistGrace)
+			}
 			home.find = func(ref *nodev1.NodeRef) (*psv1raylink.Officer, error) { return psv1raylink.OfficerFrom(self, ref) }
 			officer, err := psv1raylink.CreateOfficer(ctx, self,
 				&psv1.OfficerConfig{Captain: config, Machine: machine, CaptainRef: self.Ref().NodeRef()}, runtime.ParentProcess())

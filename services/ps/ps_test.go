@@ -229,7 +229,7 @@ func TestLackingMachinesAreNamed(t *testing.T) {
 	lost.officer.mu.Unlock()
 	c := s.client(home)
 	for _, size := range []int{10, 2 * store.ChunkSize} {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		v, err := c.Push(ctx, "w", weights(1, size), WaitFor(All))
 		cancel()
 		var lacking *LackingError
