@@ -84,6 +84,11 @@ func TestOpenStreamsDoNotDelayTheEndOfTheirNode(t *testing.T) {
 	_, err = client.Push(ctx, "policy", []byte("weights"))
 	require.NoError(t, err)
 	<-follower.Changed()
+	stream, err := captain.Watch(ctx, &psv1.WatchRequest{Tag: "policy"}) // the follower's may not be open yet
+	require.NoError(t, err)
+	defer stream.Close() //nolint:errcheck // it has ended
+	_, err = stream.Receive()
+	require.NoError(t, err)
 	soon, cancel := context.WithTimeout(ctx, 5*time.Second) // less than open calls are waited for
 	defer cancel()
 	require.NoError(t, captain.Ref().Stop(soon), "an open stream delays the end")

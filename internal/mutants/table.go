@@ -610,7 +610,7 @@ func ofOfficers() []Mutant {
 				Original: "pause.Wait(ctx) != nil", Mutated: "pause.Wait(ctx) != nil || true",
 			},
 			Package: processes, Test: "TestAcknowledgedVersionSurvivesTheCaptain/the_captain's_files_lost",
-			Prints: `the captain has lost an acknowledged version`,
+			Prints: `an id was given twice`,
 		},
 		{
 			Name: "ps/captain-without-files-does-not-wait-for-officers",
