@@ -157,14 +157,14 @@ func (s *scene) operation(j job, system string) (operation func() (time.Duration
 		_, err := s.pusher.ask(request{Op: opOfficers, Job: j})
 		return func() (time.Duration, error) { return s.push(j, true) }, func() error { return s.verify(j) }, err
 	case psDeliver:
-		if system == raySystem {
+		switch system {
+		case raySystem:
 			return func() (time.Duration, error) { return s.asked(opDeliver, j, false) }, nothing, nil
+		case bareSystem:
+			return func() (time.Duration, error) { return s.deliverBare(j) }, nothing, nil
+		default:
+			return func() (time.Duration, error) { return s.deliver(j) }, s.unfollow, s.follow(j)
 		}
-		deliver := func() (time.Duration, error) { return s.deliver(j, system) }
-		if system == bareSystem {
-			return deliver, nothing, nil
-		}
-		return deliver, s.unfollow, s.follow(j)
 	default:
 		return nil, nil, fmt.Errorf("unknown kind of row of the parameter server: %q", j.Kind)
 	}
@@ -223,41 +223,54 @@ func (s *scene) unfollow() error {
 }
 
 // deliver has a new version made, and returns the time from the push's beginning until all readers
-// have read it. Readers that follow are asked for it before the push, so that no request takes
-// processor time meanwhile.
-func (s *scene) deliver(j job, system string) (time.Duration, error) {
+// have read it. The readers, which follow, are asked for it before the push, so that no request
+// takes processor time meanwhile.
+func (s *scene) deliver(j job) (time.Duration, error) {
 	s.number++
-	var begun, last time.Duration
-	push := func() error {
-		pushed, err := s.pusher.ask(request{Op: opPush, Job: j, Stamp: s.number})
-		begun = pushed.Moment.Begun
-		return err
+	if err := s.askReaders(request{Op: opSeen, Stamp: s.number}); err != nil {
+		return 0, err
 	}
-	op := opSeen
-	if system == bareSystem {
-		op = opPull
-		if err := push(); err != nil {
-			return 0, err
-		}
+	pushed, err := s.pusher.ask(request{Op: opPush, Job: j, Stamp: s.number})
+	if err != nil {
+		return 0, err
 	}
+	return s.allRead(pushed)
+}
+
+// deliverBare is deliver to readers that do not follow: they are asked to read after the push.
+func (s *scene) deliverBare(j job) (time.Duration, error) {
+	s.number++
+	pushed, err := s.pusher.ask(request{Op: opPush, Job: j, Stamp: s.number})
+	if err != nil {
+		return 0, err
+	}
+	if err := s.askReaders(request{Op: opPull, Job: j}); err != nil {
+		return 0, err
+	}
+	return s.allRead(pushed)
+}
+
+func (s *scene) askReaders(r request) error {
 	for _, reader := range s.readers {
-		if err := reader.send(request{Op: op, Job: j, Stamp: s.number}); err != nil {
-			return 0, err
+		if err := reader.send(r); err != nil {
+			return err
 		}
 	}
-	if system != bareSystem {
-		if err := push(); err != nil {
-			return 0, err
-		}
-	}
+	return nil
+}
+
+// allRead waits for the responses of all readers, and returns the time from the push's beginning
+// until the last of them had read.
+func (s *scene) allRead(pushed response) (time.Duration, error) {
+	var last time.Duration
 	for _, reader := range s.readers {
-		seen, err := reader.receive()
+		read, err := reader.receive()
 		if err != nil {
 			return 0, err
 		}
-		last = max(last, seen.Moment.Ended)
+		last = max(last, read.Moment.Ended)
 	}
-	return last - begun, nil
+	return last - pushed.Moment.Begun, nil
 }
 
 // verify compares what all readers have with what the pusher has pushed last.
