@@ -77,6 +77,10 @@ func ofStore() []Mutant {
 			"t.old(0)", "t.versions", "TestTotalSizeIsBounded",
 		},
 		{
+			"file-of-another-tag-is-read", "version.go", "checkDescription",
+			"string(tag) != name", "false", "TestFileOfAnotherTagIsNotRead",
+		},
+		{
 			"files-are-not-recycled", "room.go", "Store.recycle",
 			"s.options.Held - 1", "s.options.Held", "TestFilesAndMappingsAreReused",
 		},

@@ -232,7 +232,8 @@ func (c *captain) commit(ctx context.Context, d *store.Draft, req *psv1.PushRequ
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), d.Discard())
+			return nil, errors.Join(d.Discard(), connect.Errorf(connect.CodeDeadlineExceeded,
+				"push %q: the captain has found no files, and waits for officers that know earlier ids: %v", req.GetTag(), ctx.Err()).WithCause(ctx.Err()))
 		}
 	}
 	v, err := c.publish(d, req)

@@ -11,7 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unsafe" //nolint:depguard // addresses of mappings: see Collapse
+	"unsafe" //nolint:depguard // addresses of mappings: see MapWindow
 
 	"golang.org/x/sys/unix"
 )

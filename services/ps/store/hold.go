@@ -81,23 +81,23 @@ func (m *mapped) load(id uint64, name string) error {
 		return nil
 	}
 	description, l, err := parseHeader(m.all, status.Size)
+	if err == nil {
+		err = checkDescription(description, name, id, l.size)
+	}
 	if err != nil {
 		return fmt.Errorf("version %d: %w", id, err)
 	}
 	m.id, m.content = id, m.all[l.parameters():len(m.all):len(m.all)]
-	m.version = describe(name, id, l.size, slices.Clone(description))
+	m.version = describe(slices.Clone(description))
 	return nil
 }
 
-// describe returns a function that parses a version's description once. What officers write can be
-// parsed; of a description that was forged only the known fields remain.
-func describe(name string, id, size uint64, description []byte) func() *psv1.Version {
+// describe returns a function that parses a version's description, which was checked, once.
+func describe(description []byte) func() *psv1.Version {
 	return sync.OnceValue(func() *psv1.Version {
 		version := new(psv1.Version)
-		if err := proto.Unmarshal(description, version); err != nil {
-			version = new(psv1.Version)
-		}
-		version.Tag, version.Id, version.Size = name, id, size
+		// Fails only where a process of the same user has forged details of it: they are left out.
+		_ = proto.Unmarshal(description, version)
 		return version
 	})
 }

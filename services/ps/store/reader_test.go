@@ -62,6 +62,17 @@ func openVersion(t *testing.T, s *Store, name string, id uint64) os.FileInfo {
 	return info
 }
 
+func TestFileOfAnotherTagIsNotRead(t *testing.T) {
+	s := newStore(t, Options{})
+	push(t, s, "a", 1, content(1, 100))
+	push(t, s, "b", 1, content(2, 100))
+	path := func(tag string) string { return versionPath(tagPath(s.Directory(), tag), 1) }
+	require.NoError(t, os.Rename(path("a"), path("b")))
+	_, err := reader(t, s, "b").Pull()
+	require.ErrorIs(t, err, ErrFormat)
+	require.ErrorContains(t, err, `version 1 of tag "a"`)
+}
+
 func TestReadersKeepWhatWasDeleted(t *testing.T) {
 	s := newStore(t, Options{})
 	r := reader(t, s, "a/b")

@@ -223,8 +223,8 @@ func (s *Store) reap() error {
 	return errors.Join(errs...)
 }
 
-// Sweep frees what is not in use anymore: versions beyond [Options.Held], and deleted ones. The
-// officer calls it regularly.
+// Sweep frees what is not in use anymore: versions beyond [Options.Held], and deleted ones. On a
+// tmpfs it moves large files that are used again to large pages. The officer calls it regularly.
 func (s *Store) Sweep() error {
 	s.mu.Lock()
 	if s.closed {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"unsafe" //nolint:depguard // atomic access to a word of a mapped page: see word
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
@@ -144,6 +145,37 @@ func parseHeader(b []byte, fileSize uint64) (description []byte, l layout, err e
 		return nil, layout{}, fmt.Errorf("%w: wrong checksum of the description", ErrFormat)
 	}
 	return description, l, nil
+}
+
+// checkDescription checks that a description can be parsed, and that it is that of a version. It
+// costs a fraction of parsing it.
+func checkDescription(description []byte, name string, id, size uint64) error {
+	var tag []byte
+	var is, of uint64
+	for b := description; len(b) > 0; {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return fmt.Errorf("%w: %w", ErrFormat, protowire.ParseError(n))
+		}
+		value := b[n:]
+		m := protowire.ConsumeFieldValue(number, kind, value)
+		if m < 0 {
+			return fmt.Errorf("%w: %w", ErrFormat, protowire.ParseError(m))
+		}
+		switch {
+		case number == 1 && kind == protowire.BytesType:
+			tag, _ = protowire.ConsumeBytes(value)
+		case number == 2 && kind == protowire.VarintType:
+			is, _ = protowire.ConsumeVarint(value)
+		case number == 3 && kind == protowire.VarintType:
+			of, _ = protowire.ConsumeVarint(value)
+		}
+		b = value[m:]
+	}
+	if string(tag) != name || is != id || of != size {
+		return fmt.Errorf("%w: the file holds version %d of tag %q, with %d bytes", ErrFormat, is, tag, of)
+	}
+	return nil
 }
 
 // decodeTable decodes the checksums of the chunks.
