@@ -40,6 +40,11 @@ const driverMode = "RAYLINK_TEST_JOINS"
 // readerMode is the variable that makes such a program host its machine's officer too.
 const readerMode = "RAYLINK_TEST_READS"
 
+// meterMode is the variable that makes it run the command of its arguments, and names the file for
+// the most memory that the command had, in KiB. Linux counts the maximum of a child from what its
+// parent had at most, so the tests' own process, which may have had any amount, can't measure it.
+const meterMode = "RAYLINK_TEST_METERS"
+
 // program is the directory of the real `raylink`, built for these tests.
 var program string
 
@@ -51,6 +56,13 @@ func testMain(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, "driver:", err)
 		}
 		return 1
+	}
+	if path := os.Getenv(meterMode); path != "" {
+		exit, err := meter(path, os.Args[1:])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "meter:", err)
+		}
+		return exit
 	}
 	var err error
 	if program, err = os.MkdirTemp("", "raylink"); err != nil {
@@ -68,6 +80,21 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
+}
+
+// meter runs a command with the streams of this process, and returns its exit code.
+func meter(path string, command []string) (exit int, err error) {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	var failed *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &failed) {
+		return 1, err
+	}
+	usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	if !ok {
+		return 1, errors.New("the platform doesn't report what a process used")
+	}
+	return cmd.ProcessState.ExitCode(), os.WriteFile(path, []byte(strconv.FormatInt(usage.Maxrss, 10)), 0o600)
 }
 
 // drive joins a Brain, creates the nodes that the tests call, and blocks until it is ended.
