@@ -3,6 +3,7 @@ package ps
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -232,8 +233,8 @@ func (c *captain) commit(ctx context.Context, d *store.Draft, req *psv1.PushRequ
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, errors.Join(d.Discard(), connect.Errorf(connect.CodeDeadlineExceeded,
-				"push %q: the captain has found no files, and waits for officers that know earlier ids: %v", req.GetTag(), ctx.Err()).WithCause(ctx.Err()))
+			return nil, errors.Join(d.Discard(),
+				fmt.Errorf("push %q: the captain has found no files, and waits for officers that know earlier ids: %w", req.GetTag(), ctx.Err()))
 		}
 	}
 	v, err := c.publish(d, req)
