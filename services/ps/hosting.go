@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -118,7 +119,7 @@ func (h *hostings) join(captain *psv1raylink.Captain, machine string, config *ps
 func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine string, config *psv1.CaptainConfig) {
 	nid := captain.Ref().NID()
 	name := copyName(nid, machine)
-	path, err := rundir.LockPath("", "officer-"+name)
+	path, err := copyRecord(name)
 	var others *os.File
 	if err == nil {
 		others, err = shareLock(name)
@@ -140,16 +141,12 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 			_ = o.close(isAlone(others))
 		}
 	}()
-	// The lock's file names the directory of the process that held it before, and has died.
-	previous, err := os.ReadFile(path)
-	if err != nil {
-		previous = nil
-	}
+	previous := previousDirectory(path) // of the process that held the lock before, and has died
 	pause := backoff.Backoff{First: firstPause, Max: maxPause}
 	for ctx.Err() == nil && !endedForGood(captain.Ref()) {
 		began := time.Now()
-		err := k.serve(ctx, captain, path, &psv1.OfficerConfig{
-			Captain: config, Machine: machine, CaptainRef: captain.Ref().NodeRef(), Directory: usable(string(previous)),
+		err := k.serve(ctx, captain, &psv1.OfficerConfig{
+			Captain: config, Machine: machine, CaptainRef: captain.Ref().NodeRef(), Directory: previous,
 		})
 		if errors.Is(err, runtime.ErrClosed) {
 			return // the process's runtime was closed before its client
@@ -166,12 +163,37 @@ func (k *hosting) run(ctx context.Context, captain *psv1raylink.Captain, machine
 	}
 }
 
-// usable returns the directory of a dead process's files if it is still there, else "".
-func usable(directory string) string {
-	if !filepath.IsAbs(directory) {
+// copyRecord returns the path of the file that names the directory of a machine's copy, for the
+// process that takes it over. It is also the lock of the process that hosts the copy.
+func copyRecord(name string) (string, error) { return rundir.LockPath("", "officer-"+name) }
+
+// recordDirectory writes the directory of a copy to its record. It is called before the directory
+// has any file: the next process finds the files whenever this one dies.
+func recordDirectory(name, directory string) error {
+	path, err := copyRecord(name)
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	// One write, without truncation: a process that is killed leaves the old path or the new one.
+	_, err = file.WriteString(directory + "\x00")
+	return errors.Join(err, file.Close())
+}
+
+// previousDirectory returns the directory in a record if it is still there, else "".
+func previousDirectory(record string) string {
+	text, err := os.ReadFile(record)
+	if err != nil {
 		return ""
 	}
-	if _, err := os.Stat(filepath.Join(directory, nonceFile)); err != nil { //nolint:gosec // only this user can write the lock's file
+	directory, _, complete := strings.Cut(string(text), "\x00")
+	if !complete || !filepath.IsAbs(directory) {
+		return ""
+	}
+	if info, err := os.Stat(directory); err != nil || !info.IsDir() { //nolint:gosec // only this user can write the record
 		return ""
 	}
 	return directory
@@ -215,15 +237,10 @@ func removeUnused(directory string) error {
 func isAlone(file *os.File) bool { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil }
 
 // serve hosts the officer below the captain's present incarnation, until one of them ends.
-func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, lockPath string, config *psv1.OfficerConfig) error {
+func (k *hosting) serve(ctx context.Context, captain *psv1raylink.Captain, config *psv1.OfficerConfig) error {
 	node, err := psv1raylink.CreateOfficer(ctx, captain.Ref(), config, runtime.Here())
 	if err != nil {
 		return err
-	}
-	if o := hostedCopies.get(captain.Ref().NID(), config.GetMachine()); o != nil {
-		if err := os.WriteFile(lockPath, []byte(o.store.Directory()), 0o600); err != nil {
-			return errors.Join(err, node.Ref().Stop(ctx))
-		}
 	}
 	// The node ends with the incarnation of the captain that it was created below: the next one
 	// gets another node.

@@ -102,6 +102,9 @@ func OfficerType() runtime.NodeType {
 				if dir == "" {
 					dir = copyDirectory(self, config.GetCaptain(), captainNID, config.GetMachine())
 				}
+				if err := recordDirectory(copyName(captainNID, config.GetMachine()), dir); err != nil {
+					return nil, fmt.Errorf("record the officer's directory: %w", err)
+				}
 				if o, err = openCopy(dir, config.GetMachine(), config.GetCaptain(), self.Logger()); err != nil {
 					return nil, err
 				}
