@@ -59,16 +59,19 @@ build: ## build the commands and examples into bin/
 	$(GO) build -o $(BIN)/ ./cmd/... ./examples/...
 	@for m in $(MODULES); do echo "$(GO) -C $$m build"; $(GO) -C $$m build -o $(BIN)/ ./...; done
 
+# Runs a test command, and repeats at the end which tests failed.
+tested = echo "$(1)"; log=$$(mktemp); $(1) 2>&1 | tee "$$log" || { awk -f .ci/failures.awk "$$log"; rm "$$log"; exit 1; }; rm "$$log"
+
 .PHONY: test
 test: ## vet and run all tests that need only Go; with the race detector where a C compiler is found
 	$(GO) vet ./...
 	@if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then \
-	  echo "$(GO) test -race ./..."; $(GO) test -race -timeout=15m ./...; \
+	  $(call tested,$(GO) test -race -timeout=15m ./...); \
 	else \
 	  echo "No C compiler that works with cgo was found (CC=$$($(GO) env CC)): testing WITHOUT the race detector."; \
-	  echo "$(GO) test ./..."; $(GO) test -timeout=15m ./...; \
+	  $(call tested,$(GO) test -timeout=15m ./...); \
 	fi
-	@for m in $(MODULES); do echo "$(GO) -C $$m test ./..."; $(GO) -C $$m vet ./...; $(GO) -C $$m test -timeout=15m ./...; done
+	@for m in $(MODULES); do $(GO) -C $$m vet ./...; $(call tested,$(GO) -C $$m test -timeout=15m ./...); done
 
 .PHONY: test-invariants
 test-invariants: ## the checks that cost too much always (-tags invariants)
