@@ -13,6 +13,9 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	anypb "google.golang.org/protobuf/types/known/anypb"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	structpb "google.golang.org/protobuf/types/known/structpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -25,13 +28,81 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// StorageConfig configures a storage node. Storage is in memory; it is not durable yet.
+// Durability is what a write has survived once it is acknowledged.
+type Durability int32
+
+const (
+	// Of a configuration: DURABILITY_MEMORY. Of a call: that of the storage.
+	Durability_DURABILITY_UNSPECIFIED Durability = 0
+	// Nothing: the storage ends with its process.
+	Durability_DURABILITY_MEMORY Durability = 1
+	// The death of the process: the operating system has the write, and syncs it to the disk within
+	// 100 ms.
+	Durability_DURABILITY_ASYNC Durability = 2
+	// A loss of power: the disk has the write.
+	Durability_DURABILITY_SYNC Durability = 3
+)
+
+// Enum value maps for Durability.
+var (
+	Durability_name = map[int32]string{
+		0: "DURABILITY_UNSPECIFIED",
+		1: "DURABILITY_MEMORY",
+		2: "DURABILITY_ASYNC",
+		3: "DURABILITY_SYNC",
+	}
+	Durability_value = map[string]int32{
+		"DURABILITY_UNSPECIFIED": 0,
+		"DURABILITY_MEMORY":      1,
+		"DURABILITY_ASYNC":       2,
+		"DURABILITY_SYNC":        3,
+	}
+)
+
+func (x Durability) Enum() *Durability {
+	p := new(Durability)
+	*p = x
+	return p
+}
+
+func (x Durability) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Durability) Descriptor() protoreflect.EnumDescriptor {
+	return file_raylink_storage_v1_storage_proto_enumTypes[0].Descriptor()
+}
+
+func (Durability) Type() protoreflect.EnumType {
+	return &file_raylink_storage_v1_storage_proto_enumTypes[0]
+}
+
+func (x Durability) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Durability.Descriptor instead.
+func (Durability) EnumDescriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{0}
+}
+
+// StorageConfig configures a storage node.
 type StorageConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The maximum number of keys; 0 means 1048576.
 	MaxKeys uint64 `protobuf:"varint,1,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"`
-	// The maximum total size of keys and values in bytes; 0 means 1 GiB.
-	MaxBytes      uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// The maximum of the memory that all entries take, in bytes; 0 means 1 GiB.
+	MaxBytes uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// What acknowledged writes survive.
+	Durability Durability `protobuf:"varint,3,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
+	// The directory of the data, unless they are only in memory. Default: one for each storage, in the
+	// data directory. One storage at a time can use a directory.
+	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// How many of the latest changes watchers can resume from; 0 means 65536. They take memory beside
+	// the entries, at most history_bytes.
+	History uint64 `protobuf:"varint,5,opt,name=history,proto3" json:"history,omitempty"`
+	// The maximum of the memory that the changes take, in bytes; 0 means 64 MiB.
+	HistoryBytes  uint64 `protobuf:"varint,6,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -80,6 +151,34 @@ func (x *StorageConfig) GetMaxBytes() uint64 {
 	return 0
 }
 
+func (x *StorageConfig) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+func (x *StorageConfig) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *StorageConfig) GetHistory() uint64 {
+	if x != nil {
+		return x.History
+	}
+	return 0
+}
+
+func (x *StorageConfig) GetHistoryBytes() uint64 {
+	if x != nil {
+		return x.HistoryBytes
+	}
+	return 0
+}
+
 // Value is one typed value.
 type Value struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -91,6 +190,7 @@ type Value struct {
 	//	*Value_StringValue
 	//	*Value_BytesValue
 	//	*Value_MessageValue
+	//	*Value_JsonValue
 	Kind          isValue_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -187,6 +287,15 @@ func (x *Value) GetMessageValue() *anypb.Any {
 	return nil
 }
 
+func (x *Value) GetJsonValue() *structpb.Value {
+	if x != nil {
+		if x, ok := x.Kind.(*Value_JsonValue); ok {
+			return x.JsonValue
+		}
+	}
+	return nil
+}
+
 type isValue_Kind interface {
 	isValue_Kind()
 }
@@ -215,6 +324,10 @@ type Value_MessageValue struct {
 	MessageValue *anypb.Any `protobuf:"bytes,6,opt,name=message_value,json=messageValue,proto3,oneof"`
 }
 
+type Value_JsonValue struct {
+	JsonValue *structpb.Value `protobuf:"bytes,7,opt,name=json_value,json=jsonValue,proto3,oneof"`
+}
+
 func (*Value_Int64Value) isValue_Kind() {}
 
 func (*Value_DoubleValue) isValue_Kind() {}
@@ -227,13 +340,18 @@ func (*Value_BytesValue) isValue_Kind() {}
 
 func (*Value_MessageValue) isValue_Kind() {}
 
+func (*Value_JsonValue) isValue_Kind() {}
+
 // Entry is a key and its value.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Value *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// Increases with every write to the storage: reads that return the same id return the same value.
-	Id            uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
+	// Increases with every write to the storage, across restarts too: reads that return the same id
+	// return the same value.
+	Id uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
+	// When the entry is removed; unset means never.
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -289,17 +407,169 @@ func (x *Entry) GetId() uint64 {
 	return 0
 }
 
+func (x *Entry) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+// Condition is what a key must fulfill for a write. Otherwise the write fails with Aborted, changes
+// nothing, and the error has a detail of the type ConditionFailed.
+type Condition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Condition_Absent
+	//	*Condition_Id
+	Kind          isCondition_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Condition) GetKind() isCondition_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Condition) GetAbsent() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*Condition_Absent); ok {
+			return x.Absent
+		}
+	}
+	return false
+}
+
+func (x *Condition) GetId() uint64 {
+	if x != nil {
+		if x, ok := x.Kind.(*Condition_Id); ok {
+			return x.Id
+		}
+	}
+	return 0
+}
+
+type isCondition_Kind interface {
+	isCondition_Kind()
+}
+
+type Condition_Absent struct {
+	// The key is missing. False is invalid.
+	Absent bool `protobuf:"varint,1,opt,name=absent,proto3,oneof"`
+}
+
+type Condition_Id struct {
+	// The id of the key's last write.
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3,oneof"`
+}
+
+func (*Condition_Absent) isCondition_Kind() {}
+
+func (*Condition_Id) isCondition_Kind() {}
+
+// ConditionFailed is the detail of an error: what the key has instead of what a condition requires.
+type ConditionFailed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The id of the key's last write; 0 if the key is missing.
+	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConditionFailed) Reset() {
+	*x = ConditionFailed{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConditionFailed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConditionFailed) ProtoMessage() {}
+
+func (x *ConditionFailed) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConditionFailed.ProtoReflect.Descriptor instead.
+func (*ConditionFailed) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ConditionFailed) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ConditionFailed) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 type PutRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Value         *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Key       string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value     *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Condition *Condition             `protobuf:"bytes,3,opt,name=condition,proto3" json:"condition,omitempty"`
+	// How long the entry exists; unset means until it is deleted. A later write ends it.
+	Ttl *durationpb.Duration `protobuf:"bytes,4,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,5,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[3]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +581,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[3]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +594,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{3}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PutRequest) GetKey() string {
@@ -341,6 +611,27 @@ func (x *PutRequest) GetValue() *Value {
 	return nil
 }
 
+func (x *PutRequest) GetCondition() *Condition {
+	if x != nil {
+		return x.Condition
+	}
+	return nil
+}
+
+func (x *PutRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *PutRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
 type PutResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of this write.
@@ -351,7 +642,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[4]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +654,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[4]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +667,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{4}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutResponse) GetId() uint64 {
@@ -397,7 +688,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +700,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +713,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetRequest) GetKey() string {
@@ -443,14 +734,16 @@ type GetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Value *Value                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
 	// 0 if the default was returned.
-	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// When the entry is removed; unset means never.
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +755,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +768,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetResponse) GetValue() *Value {
@@ -492,6 +785,103 @@ func (x *GetResponse) GetId() uint64 {
 	return 0
 }
 
+func (x *GetResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+type GetManyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 10000.
+	Keys          []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetManyRequest) Reset() {
+	*x = GetManyRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetManyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetManyRequest) ProtoMessage() {}
+
+func (x *GetManyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetManyRequest.ProtoReflect.Descriptor instead.
+func (*GetManyRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetManyRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type GetManyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries in the order of their keys in the request; those that are missing are left out.
+	Entries       []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetManyResponse) Reset() {
+	*x = GetManyResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetManyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetManyResponse) ProtoMessage() {}
+
+func (x *GetManyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetManyResponse.ProtoReflect.Descriptor instead.
+func (*GetManyResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetManyResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
 type HasRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -501,7 +891,7 @@ type HasRequest struct {
 
 func (x *HasRequest) Reset() {
 	*x = HasRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +903,7 @@ func (x *HasRequest) String() string {
 func (*HasRequest) ProtoMessage() {}
 
 func (x *HasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +916,7 @@ func (x *HasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasRequest.ProtoReflect.Descriptor instead.
 func (*HasRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HasRequest) GetKey() string {
@@ -545,7 +935,7 @@ type HasResponse struct {
 
 func (x *HasResponse) Reset() {
 	*x = HasResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +947,7 @@ func (x *HasResponse) String() string {
 func (*HasResponse) ProtoMessage() {}
 
 func (x *HasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +960,7 @@ func (x *HasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasResponse.ProtoReflect.Descriptor instead.
 func (*HasResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HasResponse) GetHas() bool {
@@ -589,7 +979,7 @@ type GetIDRequest struct {
 
 func (x *GetIDRequest) Reset() {
 	*x = GetIDRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +991,7 @@ func (x *GetIDRequest) String() string {
 func (*GetIDRequest) ProtoMessage() {}
 
 func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +1004,7 @@ func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDRequest.ProtoReflect.Descriptor instead.
 func (*GetIDRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetIDRequest) GetKey() string {
@@ -634,7 +1024,7 @@ type GetIDResponse struct {
 
 func (x *GetIDResponse) Reset() {
 	*x = GetIDResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +1036,7 @@ func (x *GetIDResponse) String() string {
 func (*GetIDResponse) ProtoMessage() {}
 
 func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +1049,7 @@ func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDResponse.ProtoReflect.Descriptor instead.
 func (*GetIDResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetIDResponse) GetId() uint64 {
@@ -676,14 +1066,16 @@ type IncrRequest struct {
 	// of the stored or initial value.
 	By *Value `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	// The value of a missing key before the operation; unset means zero.
-	Initial       *Value `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`
+	Initial *Value `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,4,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IncrRequest) Reset() {
 	*x = IncrRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +1087,7 @@ func (x *IncrRequest) String() string {
 func (*IncrRequest) ProtoMessage() {}
 
 func (x *IncrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +1100,7 @@ func (x *IncrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IncrRequest.ProtoReflect.Descriptor instead.
 func (*IncrRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IncrRequest) GetKey() string {
@@ -732,6 +1124,13 @@ func (x *IncrRequest) GetInitial() *Value {
 	return nil
 }
 
+func (x *IncrRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
 type IncrResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The new value.
@@ -743,7 +1142,7 @@ type IncrResponse struct {
 
 func (x *IncrResponse) Reset() {
 	*x = IncrResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1154,7 @@ func (x *IncrResponse) String() string {
 func (*IncrResponse) ProtoMessage() {}
 
 func (x *IncrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1167,7 @@ func (x *IncrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IncrResponse.ProtoReflect.Descriptor instead.
 func (*IncrResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IncrResponse) GetValue() *Value {
@@ -786,17 +1185,19 @@ func (x *IncrResponse) GetId() uint64 {
 }
 
 type DecrRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	By            *Value                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
-	Initial       *Value                 `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Key     string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	By      *Value                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	Initial *Value                 `protobuf:"bytes,3,opt,name=initial,proto3" json:"initial,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,4,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecrRequest) Reset() {
 	*x = DecrRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1209,7 @@ func (x *DecrRequest) String() string {
 func (*DecrRequest) ProtoMessage() {}
 
 func (x *DecrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1222,7 @@ func (x *DecrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecrRequest.ProtoReflect.Descriptor instead.
 func (*DecrRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DecrRequest) GetKey() string {
@@ -845,6 +1246,13 @@ func (x *DecrRequest) GetInitial() *Value {
 	return nil
 }
 
+func (x *DecrRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
 type DecrResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         *Value                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
@@ -855,7 +1263,7 @@ type DecrResponse struct {
 
 func (x *DecrResponse) Reset() {
 	*x = DecrResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1275,7 @@ func (x *DecrResponse) String() string {
 func (*DecrResponse) ProtoMessage() {}
 
 func (x *DecrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1288,7 @@ func (x *DecrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecrResponse.ProtoReflect.Descriptor instead.
 func (*DecrResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DecrResponse) GetValue() *Value {
@@ -897,16 +1305,135 @@ func (x *DecrResponse) GetId() uint64 {
 	return 0
 }
 
+type AppendRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What is appended: bytes or a string, the type of the stored value. A missing key counts as
+	// empty.
+	Value *Value `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,3,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendRequest) Reset() {
+	*x = AppendRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendRequest) ProtoMessage() {}
+
+func (x *AppendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
+func (*AppendRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AppendRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AppendRequest) GetValue() *Value {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *AppendRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+type AppendResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The size of the new value in bytes.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendResponse) Reset() {
+	*x = AppendResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendResponse) ProtoMessage() {}
+
+func (x *AppendResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
+func (*AppendResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AppendResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AppendResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 type DeleteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Key       string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Condition *Condition             `protobuf:"bytes,2,opt,name=condition,proto3" json:"condition,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,3,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1445,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1458,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetKey() string {
@@ -941,17 +1468,33 @@ func (x *DeleteRequest) GetKey() string {
 	return ""
 }
 
+func (x *DeleteRequest) GetCondition() *Condition {
+	if x != nil {
+		return x.Condition
+	}
+	return nil
+}
+
+func (x *DeleteRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
 type DeleteResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether the key existed.
-	Deleted       bool `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	Deleted bool `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// The id of this write; 0 if the key was missing.
+	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1506,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1519,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteResponse) GetDeleted() bool {
@@ -984,6 +1527,228 @@ func (x *DeleteResponse) GetDeleted() bool {
 		return x.Deleted
 	}
 	return false
+}
+
+func (x *DeleteResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// Op is one operation of a batch. Its durability is the batch's.
+type Op struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Op_Put
+	//	*Op_Delete
+	//	*Op_Add
+	//	*Op_Append
+	Kind          isOp_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Op) Reset() {
+	*x = Op{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Op) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Op) ProtoMessage() {}
+
+func (x *Op) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Op.ProtoReflect.Descriptor instead.
+func (*Op) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Op) GetKind() isOp_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Op) GetPut() *PutRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_Put); ok {
+			return x.Put
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetDelete() *DeleteRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_Delete); ok {
+			return x.Delete
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAdd() *IncrRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_Add); ok {
+			return x.Add
+		}
+	}
+	return nil
+}
+
+func (x *Op) GetAppend() *AppendRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*Op_Append); ok {
+			return x.Append
+		}
+	}
+	return nil
+}
+
+type isOp_Kind interface {
+	isOp_Kind()
+}
+
+type Op_Put struct {
+	Put *PutRequest `protobuf:"bytes,1,opt,name=put,proto3,oneof"`
+}
+
+type Op_Delete struct {
+	Delete *DeleteRequest `protobuf:"bytes,2,opt,name=delete,proto3,oneof"`
+}
+
+type Op_Add struct {
+	Add *IncrRequest `protobuf:"bytes,3,opt,name=add,proto3,oneof"`
+}
+
+type Op_Append struct {
+	Append *AppendRequest `protobuf:"bytes,4,opt,name=append,proto3,oneof"`
+}
+
+func (*Op_Put) isOp_Kind() {}
+
+func (*Op_Delete) isOp_Kind() {}
+
+func (*Op_Add) isOp_Kind() {}
+
+func (*Op_Append) isOp_Kind() {}
+
+type BatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 10000. They are applied in order; each sees what those before it have changed.
+	Ops []*Op `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	// At least this durability, if it is stronger than the storage's.
+	Durability    Durability `protobuf:"varint,2,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchRequest) Reset() {
+	*x = BatchRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchRequest) ProtoMessage() {}
+
+func (x *BatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchRequest.ProtoReflect.Descriptor instead.
+func (*BatchRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *BatchRequest) GetOps() []*Op {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+func (x *BatchRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+type BatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ids of the writes, in the order of the operations; 0 for a delete of a missing key. No other
+	// write has an id between them.
+	Ids           []uint64 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchResponse) Reset() {
+	*x = BatchResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchResponse) ProtoMessage() {}
+
+func (x *BatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchResponse.ProtoReflect.Descriptor instead.
+func (*BatchResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *BatchResponse) GetIds() []uint64 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
 }
 
 type ListRequest struct {
@@ -994,14 +1759,16 @@ type ListRequest struct {
 	// have fewer, because its size in bytes is limited too.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The previous response's next_page_token; empty for the first page. The prefix must be the same.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Sort by key downwards.
+	Reverse       bool `protobuf:"varint,4,opt,name=reverse,proto3" json:"reverse,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1780,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1793,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListRequest) GetPrefix() string {
@@ -1050,6 +1817,13 @@ func (x *ListRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListRequest) GetReverse() bool {
+	if x != nil {
+		return x.Reverse
+	}
+	return false
+}
+
 type ListResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sorted by key.
@@ -1063,7 +1837,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1849,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1862,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListResponse) GetEntries() []*Entry {
@@ -1105,14 +1879,645 @@ func (x *ListResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Change is one write.
+type Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Unset if the key was removed.
+	Value *Value `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Id    uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
+	// When the entry is removed; unset means never.
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Whether the key was removed because its time was over.
+	Expired       bool `protobuf:"varint,5,opt,name=expired,proto3" json:"expired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Change) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Change) GetValue() *Value {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Change) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Change) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *Change) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
+type WatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Changes of keys with this prefix; empty for all.
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// Only changes of the key that equals the prefix.
+	Exact bool `protobuf:"varint,2,opt,name=exact,proto3" json:"exact,omitempty"`
+	// Changes with ids above this one. Unset means from now on. The call fails with OutOfRange, with a
+	// detail of the type HistoryLost, if some of them are not known any more, or if the id is above
+	// the last one; later it fails so if the watcher is too slow.
+	Since         *uint64 `protobuf:"varint,3,opt,name=since,proto3,oneof" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *WatchRequest) GetSince() uint64 {
+	if x != nil && x.Since != nil {
+		return *x.Since
+	}
+	return 0
+}
+
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Changes in the order of their ids. The first response has none.
+	Changes []*Change `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// All matching changes up to this id have been sent: a watcher resumes from here.
+	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WatchResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// HistoryLost is the detail of an error: the ids from which a watcher can resume.
+type HistoryLost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The oldest and the newest id that since can have.
+	Oldest        uint64 `protobuf:"varint,1,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Newest        uint64 `protobuf:"varint,2,opt,name=newest,proto3" json:"newest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryLost) Reset() {
+	*x = HistoryLost{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryLost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryLost) ProtoMessage() {}
+
+func (x *HistoryLost) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryLost.ProtoReflect.Descriptor instead.
+func (*HistoryLost) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *HistoryLost) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *HistoryLost) GetNewest() uint64 {
+	if x != nil {
+		return x.Newest
+	}
+	return 0
+}
+
+type ExportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries of these keys, and of keys with these prefixes.
+	Keys          []string `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Prefixes      []string `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ExportRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ExportRequest) GetPrefixes() []string {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+type ExportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by key. All of them are of one moment.
+	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The id of the last write before that moment.
+	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ExportResponse) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type ImportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ids are ignored.
+	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// At least this durability, if it is stronger than the storage's. Of the first message.
+	Durability    Durability `protobuf:"varint,2,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ImportRequest) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ImportRequest) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+type ImportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of entries, which were stored all or none.
+	Entries uint64 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	// The id of the last one.
+	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportResponse) Reset() {
+	*x = ImportResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportResponse) ProtoMessage() {}
+
+func (x *ImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
+func (*ImportResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ImportResponse) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *ImportResponse) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+}
+
+type StatusResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Durability Durability             `protobuf:"varint,1,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
+	// Empty if the data are only in memory.
+	Directory string `protobuf:"bytes,2,opt,name=directory,proto3" json:"directory,omitempty"`
+	Keys      uint64 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`
+	MaxKeys   uint64 `protobuf:"varint,4,opt,name=max_keys,json=maxKeys,proto3" json:"max_keys,omitempty"`
+	// The memory that all entries take, and its limit.
+	Bytes    uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	MaxBytes uint64 `protobuf:"varint,6,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// The id of the last write, and of the last one that is as durable as the storage promises.
+	LastId    uint64 `protobuf:"varint,7,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`
+	DurableId uint64 `protobuf:"varint,8,opt,name=durable_id,json=durableId,proto3" json:"durable_id,omitempty"`
+	// The oldest id from which a watcher can resume.
+	OldestId uint64 `protobuf:"varint,9,opt,name=oldest_id,json=oldestId,proto3" json:"oldest_id,omitempty"`
+	// Why writes fail; empty if they do not.
+	Failure       string `protobuf:"bytes,10,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusResponse) Reset() {
+	*x = StatusResponse{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusResponse) ProtoMessage() {}
+
+func (x *StatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
+func (*StatusResponse) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *StatusResponse) GetDurability() Durability {
+	if x != nil {
+		return x.Durability
+	}
+	return Durability_DURABILITY_UNSPECIFIED
+}
+
+func (x *StatusResponse) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetKeys() uint64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetMaxKeys() uint64 {
+	if x != nil {
+		return x.MaxKeys
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetLastId() uint64 {
+	if x != nil {
+		return x.LastId
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetDurableId() uint64 {
+	if x != nil {
+		return x.DurableId
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetOldestId() uint64 {
+	if x != nil {
+		return x.OldestId
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
 var File_raylink_storage_v1_storage_proto protoreflect.FileDescriptor
 
 const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
-	" raylink/storage/v1/storage.proto\x12\x12raylink.storage.v1\x1a\x19google/protobuf/any.proto\x1a raylink/options/v1/options.proto\"G\n" +
+	" raylink/storage/v1/storage.proto\x12\x12raylink.storage.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a raylink/options/v1/options.proto\"\xe4\x01\n" +
 	"\rStorageConfig\x12\x19\n" +
 	"\bmax_keys\x18\x01 \x01(\x04R\amaxKeys\x12\x1b\n" +
-	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\"\xfd\x01\n" +
+	"\tmax_bytes\x18\x02 \x01(\x04R\bmaxBytes\x12>\n" +
+	"\n" +
+	"durability\x18\x03 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\x12\x1c\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\x12\x18\n" +
+	"\ahistory\x18\x05 \x01(\x04R\ahistory\x12#\n" +
+	"\rhistory_bytes\x18\x06 \x01(\x04R\fhistoryBytes\"\xb6\x02\n" +
 	"\x05Value\x12!\n" +
 	"\vint64_value\x18\x01 \x01(\x03H\x00R\n" +
 	"int64Value\x12#\n" +
@@ -1122,25 +2527,45 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\fstring_value\x18\x04 \x01(\tH\x00R\vstringValue\x12!\n" +
 	"\vbytes_value\x18\x05 \x01(\fH\x00R\n" +
 	"bytesValue\x12;\n" +
-	"\rmessage_value\x18\x06 \x01(\v2\x14.google.protobuf.AnyH\x00R\fmessageValueB\x06\n" +
-	"\x04kind\"Z\n" +
+	"\rmessage_value\x18\x06 \x01(\v2\x14.google.protobuf.AnyH\x00R\fmessageValue\x127\n" +
+	"\n" +
+	"json_value\x18\a \x01(\v2\x16.google.protobuf.ValueH\x00R\tjsonValueB\x06\n" +
+	"\x04kind\"\x90\x01\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
-	"\x02id\x18\x03 \x01(\x04R\x02id\"O\n" +
+	"\x02id\x18\x03 \x01(\x04R\x02id\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"?\n" +
+	"\tCondition\x12\x18\n" +
+	"\x06absent\x18\x01 \x01(\bH\x00R\x06absent\x12\x10\n" +
+	"\x02id\x18\x02 \x01(\x04H\x00R\x02idB\x06\n" +
+	"\x04kind\"3\n" +
+	"\x0fConditionFailed\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\xf9\x01\n" +
 	"\n" +
 	"PutRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\"\x1d\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12;\n" +
+	"\tcondition\x18\x03 \x01(\v2\x1d.raylink.storage.v1.ConditionR\tcondition\x12+\n" +
+	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12>\n" +
+	"\n" +
+	"durability\x18\x05 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\"\x1d\n" +
 	"\vPutResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\"S\n" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\adefault\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\adefault\"N\n" +
+	"\adefault\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\adefault\"\x84\x01\n" +
 	"\vGetResponse\x12/\n" +
 	"\x05value\x18\x01 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"\x1e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"$\n" +
+	"\x0eGetManyRequest\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\tR\x04keys\"F\n" +
+	"\x0fGetManyResponse\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\"\x1e\n" +
 	"\n" +
 	"HasRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\"\x1f\n" +
@@ -1149,42 +2574,136 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\fGetIDRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\"\x1f\n" +
 	"\rGetIDResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x04R\x02id\"\x7f\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"\xbf\x01\n" +
 	"\vIncrRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
 	"\x02by\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x02by\x123\n" +
-	"\ainitial\x18\x03 \x01(\v2\x19.raylink.storage.v1.ValueR\ainitial\"O\n" +
+	"\ainitial\x18\x03 \x01(\v2\x19.raylink.storage.v1.ValueR\ainitial\x12>\n" +
+	"\n" +
+	"durability\x18\x04 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\"O\n" +
 	"\fIncrResponse\x12/\n" +
 	"\x05value\x18\x01 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"\x7f\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\xbf\x01\n" +
 	"\vDecrRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12)\n" +
 	"\x02by\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x02by\x123\n" +
-	"\ainitial\x18\x03 \x01(\v2\x19.raylink.storage.v1.ValueR\ainitial\"O\n" +
+	"\ainitial\x18\x03 \x01(\v2\x19.raylink.storage.v1.ValueR\ainitial\x12>\n" +
+	"\n" +
+	"durability\x18\x04 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\"O\n" +
 	"\fDecrResponse\x12/\n" +
 	"\x05value\x18\x01 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"!\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\x92\x01\n" +
+	"\rAppendRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12>\n" +
+	"\n" +
+	"durability\x18\x03 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\"4\n" +
+	"\x0eAppendResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\"\x9e\x01\n" +
 	"\rDeleteRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"*\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12;\n" +
+	"\tcondition\x18\x02 \x01(\v2\x1d.raylink.storage.v1.ConditionR\tcondition\x12>\n" +
+	"\n" +
+	"durability\x18\x03 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\":\n" +
 	"\x0eDeleteResponse\x12\x18\n" +
-	"\adeleted\x18\x01 \x01(\bR\adeleted\"a\n" +
+	"\adeleted\x18\x01 \x01(\bR\adeleted\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\xef\x01\n" +
+	"\x02Op\x122\n" +
+	"\x03put\x18\x01 \x01(\v2\x1e.raylink.storage.v1.PutRequestH\x00R\x03put\x12;\n" +
+	"\x06delete\x18\x02 \x01(\v2!.raylink.storage.v1.DeleteRequestH\x00R\x06delete\x123\n" +
+	"\x03add\x18\x03 \x01(\v2\x1f.raylink.storage.v1.IncrRequestH\x00R\x03add\x12;\n" +
+	"\x06append\x18\x04 \x01(\v2!.raylink.storage.v1.AppendRequestH\x00R\x06appendB\x06\n" +
+	"\x04kind\"x\n" +
+	"\fBatchRequest\x12(\n" +
+	"\x03ops\x18\x01 \x03(\v2\x16.raylink.storage.v1.OpR\x03ops\x12>\n" +
+	"\n" +
+	"durability\x18\x02 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\"!\n" +
+	"\rBatchResponse\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\x04R\x03ids\"{\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"k\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x18\n" +
+	"\areverse\x18\x04 \x01(\bR\areverse\"k\n" +
 	"\fListResponse\x123\n" +
 	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa8\x05\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n" +
+	"\x06Change\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\x04R\x02id\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x18\n" +
+	"\aexpired\x18\x05 \x01(\bR\aexpired\"a\n" +
+	"\fWatchRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
+	"\x05exact\x18\x02 \x01(\bR\x05exact\x12\x19\n" +
+	"\x05since\x18\x03 \x01(\x04H\x00R\x05since\x88\x01\x01B\b\n" +
+	"\x06_since\"U\n" +
+	"\rWatchResponse\x124\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.raylink.storage.v1.ChangeR\achanges\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"=\n" +
+	"\vHistoryLost\x12\x16\n" +
+	"\x06oldest\x18\x01 \x01(\x04R\x06oldest\x12\x16\n" +
+	"\x06newest\x18\x02 \x01(\x04R\x06newest\"?\n" +
+	"\rExportRequest\x12\x12\n" +
+	"\x04keys\x18\x01 \x03(\tR\x04keys\x12\x1a\n" +
+	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"U\n" +
+	"\x0eExportResponse\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\x84\x01\n" +
+	"\rImportRequest\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12>\n" +
+	"\n" +
+	"durability\x18\x02 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\":\n" +
+	"\x0eImportResponse\x12\x18\n" +
+	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"\x0f\n" +
+	"\rStatusRequest\"\xbf\x02\n" +
+	"\x0eStatusResponse\x12>\n" +
+	"\n" +
+	"durability\x18\x01 \x01(\x0e2\x1e.raylink.storage.v1.DurabilityR\n" +
+	"durability\x12\x1c\n" +
+	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\x04R\x04keys\x12\x19\n" +
+	"\bmax_keys\x18\x04 \x01(\x04R\amaxKeys\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x1b\n" +
+	"\tmax_bytes\x18\x06 \x01(\x04R\bmaxBytes\x12\x17\n" +
+	"\alast_id\x18\a \x01(\x04R\x06lastId\x12\x1d\n" +
+	"\n" +
+	"durable_id\x18\b \x01(\x04R\tdurableId\x12\x1b\n" +
+	"\toldest_id\x18\t \x01(\x04R\boldestId\x12\x18\n" +
+	"\afailure\x18\n" +
+	" \x01(\tR\afailure*j\n" +
+	"\n" +
+	"Durability\x12\x1a\n" +
+	"\x16DURABILITY_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11DURABILITY_MEMORY\x10\x01\x12\x14\n" +
+	"\x10DURABILITY_ASYNC\x10\x02\x12\x13\n" +
+	"\x0fDURABILITY_SYNC\x10\x032\xec\t\n" +
 	"\aStorage\x12F\n" +
 	"\x03Put\x12\x1e.raylink.storage.v1.PutRequest\x1a\x1f.raylink.storage.v1.PutResponse\x12K\n" +
-	"\x03Get\x12\x1e.raylink.storage.v1.GetRequest\x1a\x1f.raylink.storage.v1.GetResponse\"\x03\x90\x02\x02\x12K\n" +
+	"\x03Get\x12\x1e.raylink.storage.v1.GetRequest\x1a\x1f.raylink.storage.v1.GetResponse\"\x03\x90\x02\x02\x12W\n" +
+	"\aGetMany\x12\".raylink.storage.v1.GetManyRequest\x1a#.raylink.storage.v1.GetManyResponse\"\x03\x90\x02\x02\x12K\n" +
 	"\x03Has\x12\x1e.raylink.storage.v1.HasRequest\x1a\x1f.raylink.storage.v1.HasResponse\"\x03\x90\x02\x02\x12Q\n" +
 	"\x05GetID\x12 .raylink.storage.v1.GetIDRequest\x1a!.raylink.storage.v1.GetIDResponse\"\x03\x90\x02\x02\x12I\n" +
 	"\x04Incr\x12\x1f.raylink.storage.v1.IncrRequest\x1a .raylink.storage.v1.IncrResponse\x12I\n" +
 	"\x04Decr\x12\x1f.raylink.storage.v1.DecrRequest\x1a .raylink.storage.v1.DecrResponse\x12O\n" +
+	"\x06Append\x12!.raylink.storage.v1.AppendRequest\x1a\".raylink.storage.v1.AppendResponse\x12L\n" +
+	"\x05Batch\x12 .raylink.storage.v1.BatchRequest\x1a!.raylink.storage.v1.BatchResponse\x12O\n" +
 	"\x06Delete\x12!.raylink.storage.v1.DeleteRequest\x1a\".raylink.storage.v1.DeleteResponse\x12N\n" +
-	"\x04List\x12\x1f.raylink.storage.v1.ListRequest\x1a .raylink.storage.v1.ListResponse\"\x03\x90\x02\x02\x1a1\xa2\xf3\xf2\x86\a+\n" +
+	"\x04List\x12\x1f.raylink.storage.v1.ListRequest\x1a .raylink.storage.v1.ListResponse\"\x03\x90\x02\x02\x12N\n" +
+	"\x05Watch\x12 .raylink.storage.v1.WatchRequest\x1a!.raylink.storage.v1.WatchResponse0\x01\x12Q\n" +
+	"\x06Export\x12!.raylink.storage.v1.ExportRequest\x1a\".raylink.storage.v1.ExportResponse0\x01\x12Q\n" +
+	"\x06Import\x12!.raylink.storage.v1.ImportRequest\x1a\".raylink.storage.v1.ImportResponse(\x01\x12T\n" +
+	"\x06Status\x12!.raylink.storage.v1.StatusRequest\x1a\".raylink.storage.v1.StatusResponse\"\x03\x90\x02\x02\x1a1\xa2\xf3\xf2\x86\a+\n" +
 	"\astorage\x12 raylink.storage.v1.StorageConfigB=Z;github.com/raylink/raylink/gen/raylink/storage/v1;storagev1b\x06proto3"
 
 var (
@@ -1199,63 +2718,128 @@ func file_raylink_storage_v1_storage_proto_rawDescGZIP() []byte {
 	return file_raylink_storage_v1_storage_proto_rawDescData
 }
 
-var file_raylink_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_raylink_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_raylink_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_raylink_storage_v1_storage_proto_goTypes = []any{
-	(*StorageConfig)(nil),  // 0: raylink.storage.v1.StorageConfig
-	(*Value)(nil),          // 1: raylink.storage.v1.Value
-	(*Entry)(nil),          // 2: raylink.storage.v1.Entry
-	(*PutRequest)(nil),     // 3: raylink.storage.v1.PutRequest
-	(*PutResponse)(nil),    // 4: raylink.storage.v1.PutResponse
-	(*GetRequest)(nil),     // 5: raylink.storage.v1.GetRequest
-	(*GetResponse)(nil),    // 6: raylink.storage.v1.GetResponse
-	(*HasRequest)(nil),     // 7: raylink.storage.v1.HasRequest
-	(*HasResponse)(nil),    // 8: raylink.storage.v1.HasResponse
-	(*GetIDRequest)(nil),   // 9: raylink.storage.v1.GetIDRequest
-	(*GetIDResponse)(nil),  // 10: raylink.storage.v1.GetIDResponse
-	(*IncrRequest)(nil),    // 11: raylink.storage.v1.IncrRequest
-	(*IncrResponse)(nil),   // 12: raylink.storage.v1.IncrResponse
-	(*DecrRequest)(nil),    // 13: raylink.storage.v1.DecrRequest
-	(*DecrResponse)(nil),   // 14: raylink.storage.v1.DecrResponse
-	(*DeleteRequest)(nil),  // 15: raylink.storage.v1.DeleteRequest
-	(*DeleteResponse)(nil), // 16: raylink.storage.v1.DeleteResponse
-	(*ListRequest)(nil),    // 17: raylink.storage.v1.ListRequest
-	(*ListResponse)(nil),   // 18: raylink.storage.v1.ListResponse
-	(*anypb.Any)(nil),      // 19: google.protobuf.Any
+	(Durability)(0),               // 0: raylink.storage.v1.Durability
+	(*StorageConfig)(nil),         // 1: raylink.storage.v1.StorageConfig
+	(*Value)(nil),                 // 2: raylink.storage.v1.Value
+	(*Entry)(nil),                 // 3: raylink.storage.v1.Entry
+	(*Condition)(nil),             // 4: raylink.storage.v1.Condition
+	(*ConditionFailed)(nil),       // 5: raylink.storage.v1.ConditionFailed
+	(*PutRequest)(nil),            // 6: raylink.storage.v1.PutRequest
+	(*PutResponse)(nil),           // 7: raylink.storage.v1.PutResponse
+	(*GetRequest)(nil),            // 8: raylink.storage.v1.GetRequest
+	(*GetResponse)(nil),           // 9: raylink.storage.v1.GetResponse
+	(*GetManyRequest)(nil),        // 10: raylink.storage.v1.GetManyRequest
+	(*GetManyResponse)(nil),       // 11: raylink.storage.v1.GetManyResponse
+	(*HasRequest)(nil),            // 12: raylink.storage.v1.HasRequest
+	(*HasResponse)(nil),           // 13: raylink.storage.v1.HasResponse
+	(*GetIDRequest)(nil),          // 14: raylink.storage.v1.GetIDRequest
+	(*GetIDResponse)(nil),         // 15: raylink.storage.v1.GetIDResponse
+	(*IncrRequest)(nil),           // 16: raylink.storage.v1.IncrRequest
+	(*IncrResponse)(nil),          // 17: raylink.storage.v1.IncrResponse
+	(*DecrRequest)(nil),           // 18: raylink.storage.v1.DecrRequest
+	(*DecrResponse)(nil),          // 19: raylink.storage.v1.DecrResponse
+	(*AppendRequest)(nil),         // 20: raylink.storage.v1.AppendRequest
+	(*AppendResponse)(nil),        // 21: raylink.storage.v1.AppendResponse
+	(*DeleteRequest)(nil),         // 22: raylink.storage.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 23: raylink.storage.v1.DeleteResponse
+	(*Op)(nil),                    // 24: raylink.storage.v1.Op
+	(*BatchRequest)(nil),          // 25: raylink.storage.v1.BatchRequest
+	(*BatchResponse)(nil),         // 26: raylink.storage.v1.BatchResponse
+	(*ListRequest)(nil),           // 27: raylink.storage.v1.ListRequest
+	(*ListResponse)(nil),          // 28: raylink.storage.v1.ListResponse
+	(*Change)(nil),                // 29: raylink.storage.v1.Change
+	(*WatchRequest)(nil),          // 30: raylink.storage.v1.WatchRequest
+	(*WatchResponse)(nil),         // 31: raylink.storage.v1.WatchResponse
+	(*HistoryLost)(nil),           // 32: raylink.storage.v1.HistoryLost
+	(*ExportRequest)(nil),         // 33: raylink.storage.v1.ExportRequest
+	(*ExportResponse)(nil),        // 34: raylink.storage.v1.ExportResponse
+	(*ImportRequest)(nil),         // 35: raylink.storage.v1.ImportRequest
+	(*ImportResponse)(nil),        // 36: raylink.storage.v1.ImportResponse
+	(*StatusRequest)(nil),         // 37: raylink.storage.v1.StatusRequest
+	(*StatusResponse)(nil),        // 38: raylink.storage.v1.StatusResponse
+	(*anypb.Any)(nil),             // 39: google.protobuf.Any
+	(*structpb.Value)(nil),        // 40: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
 }
 var file_raylink_storage_v1_storage_proto_depIdxs = []int32{
-	19, // 0: raylink.storage.v1.Value.message_value:type_name -> google.protobuf.Any
-	1,  // 1: raylink.storage.v1.Entry.value:type_name -> raylink.storage.v1.Value
-	1,  // 2: raylink.storage.v1.PutRequest.value:type_name -> raylink.storage.v1.Value
-	1,  // 3: raylink.storage.v1.GetRequest.default:type_name -> raylink.storage.v1.Value
-	1,  // 4: raylink.storage.v1.GetResponse.value:type_name -> raylink.storage.v1.Value
-	1,  // 5: raylink.storage.v1.IncrRequest.by:type_name -> raylink.storage.v1.Value
-	1,  // 6: raylink.storage.v1.IncrRequest.initial:type_name -> raylink.storage.v1.Value
-	1,  // 7: raylink.storage.v1.IncrResponse.value:type_name -> raylink.storage.v1.Value
-	1,  // 8: raylink.storage.v1.DecrRequest.by:type_name -> raylink.storage.v1.Value
-	1,  // 9: raylink.storage.v1.DecrRequest.initial:type_name -> raylink.storage.v1.Value
-	1,  // 10: raylink.storage.v1.DecrResponse.value:type_name -> raylink.storage.v1.Value
-	2,  // 11: raylink.storage.v1.ListResponse.entries:type_name -> raylink.storage.v1.Entry
-	3,  // 12: raylink.storage.v1.Storage.Put:input_type -> raylink.storage.v1.PutRequest
-	5,  // 13: raylink.storage.v1.Storage.Get:input_type -> raylink.storage.v1.GetRequest
-	7,  // 14: raylink.storage.v1.Storage.Has:input_type -> raylink.storage.v1.HasRequest
-	9,  // 15: raylink.storage.v1.Storage.GetID:input_type -> raylink.storage.v1.GetIDRequest
-	11, // 16: raylink.storage.v1.Storage.Incr:input_type -> raylink.storage.v1.IncrRequest
-	13, // 17: raylink.storage.v1.Storage.Decr:input_type -> raylink.storage.v1.DecrRequest
-	15, // 18: raylink.storage.v1.Storage.Delete:input_type -> raylink.storage.v1.DeleteRequest
-	17, // 19: raylink.storage.v1.Storage.List:input_type -> raylink.storage.v1.ListRequest
-	4,  // 20: raylink.storage.v1.Storage.Put:output_type -> raylink.storage.v1.PutResponse
-	6,  // 21: raylink.storage.v1.Storage.Get:output_type -> raylink.storage.v1.GetResponse
-	8,  // 22: raylink.storage.v1.Storage.Has:output_type -> raylink.storage.v1.HasResponse
-	10, // 23: raylink.storage.v1.Storage.GetID:output_type -> raylink.storage.v1.GetIDResponse
-	12, // 24: raylink.storage.v1.Storage.Incr:output_type -> raylink.storage.v1.IncrResponse
-	14, // 25: raylink.storage.v1.Storage.Decr:output_type -> raylink.storage.v1.DecrResponse
-	16, // 26: raylink.storage.v1.Storage.Delete:output_type -> raylink.storage.v1.DeleteResponse
-	18, // 27: raylink.storage.v1.Storage.List:output_type -> raylink.storage.v1.ListResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	0,  // 0: raylink.storage.v1.StorageConfig.durability:type_name -> raylink.storage.v1.Durability
+	39, // 1: raylink.storage.v1.Value.message_value:type_name -> google.protobuf.Any
+	40, // 2: raylink.storage.v1.Value.json_value:type_name -> google.protobuf.Value
+	2,  // 3: raylink.storage.v1.Entry.value:type_name -> raylink.storage.v1.Value
+	41, // 4: raylink.storage.v1.Entry.expires:type_name -> google.protobuf.Timestamp
+	2,  // 5: raylink.storage.v1.PutRequest.value:type_name -> raylink.storage.v1.Value
+	4,  // 6: raylink.storage.v1.PutRequest.condition:type_name -> raylink.storage.v1.Condition
+	42, // 7: raylink.storage.v1.PutRequest.ttl:type_name -> google.protobuf.Duration
+	0,  // 8: raylink.storage.v1.PutRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 9: raylink.storage.v1.GetRequest.default:type_name -> raylink.storage.v1.Value
+	2,  // 10: raylink.storage.v1.GetResponse.value:type_name -> raylink.storage.v1.Value
+	41, // 11: raylink.storage.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	3,  // 12: raylink.storage.v1.GetManyResponse.entries:type_name -> raylink.storage.v1.Entry
+	2,  // 13: raylink.storage.v1.IncrRequest.by:type_name -> raylink.storage.v1.Value
+	2,  // 14: raylink.storage.v1.IncrRequest.initial:type_name -> raylink.storage.v1.Value
+	0,  // 15: raylink.storage.v1.IncrRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 16: raylink.storage.v1.IncrResponse.value:type_name -> raylink.storage.v1.Value
+	2,  // 17: raylink.storage.v1.DecrRequest.by:type_name -> raylink.storage.v1.Value
+	2,  // 18: raylink.storage.v1.DecrRequest.initial:type_name -> raylink.storage.v1.Value
+	0,  // 19: raylink.storage.v1.DecrRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 20: raylink.storage.v1.DecrResponse.value:type_name -> raylink.storage.v1.Value
+	2,  // 21: raylink.storage.v1.AppendRequest.value:type_name -> raylink.storage.v1.Value
+	0,  // 22: raylink.storage.v1.AppendRequest.durability:type_name -> raylink.storage.v1.Durability
+	4,  // 23: raylink.storage.v1.DeleteRequest.condition:type_name -> raylink.storage.v1.Condition
+	0,  // 24: raylink.storage.v1.DeleteRequest.durability:type_name -> raylink.storage.v1.Durability
+	6,  // 25: raylink.storage.v1.Op.put:type_name -> raylink.storage.v1.PutRequest
+	22, // 26: raylink.storage.v1.Op.delete:type_name -> raylink.storage.v1.DeleteRequest
+	16, // 27: raylink.storage.v1.Op.add:type_name -> raylink.storage.v1.IncrRequest
+	20, // 28: raylink.storage.v1.Op.append:type_name -> raylink.storage.v1.AppendRequest
+	24, // 29: raylink.storage.v1.BatchRequest.ops:type_name -> raylink.storage.v1.Op
+	0,  // 30: raylink.storage.v1.BatchRequest.durability:type_name -> raylink.storage.v1.Durability
+	3,  // 31: raylink.storage.v1.ListResponse.entries:type_name -> raylink.storage.v1.Entry
+	2,  // 32: raylink.storage.v1.Change.value:type_name -> raylink.storage.v1.Value
+	41, // 33: raylink.storage.v1.Change.expires:type_name -> google.protobuf.Timestamp
+	29, // 34: raylink.storage.v1.WatchResponse.changes:type_name -> raylink.storage.v1.Change
+	3,  // 35: raylink.storage.v1.ExportResponse.entries:type_name -> raylink.storage.v1.Entry
+	3,  // 36: raylink.storage.v1.ImportRequest.entries:type_name -> raylink.storage.v1.Entry
+	0,  // 37: raylink.storage.v1.ImportRequest.durability:type_name -> raylink.storage.v1.Durability
+	0,  // 38: raylink.storage.v1.StatusResponse.durability:type_name -> raylink.storage.v1.Durability
+	6,  // 39: raylink.storage.v1.Storage.Put:input_type -> raylink.storage.v1.PutRequest
+	8,  // 40: raylink.storage.v1.Storage.Get:input_type -> raylink.storage.v1.GetRequest
+	10, // 41: raylink.storage.v1.Storage.GetMany:input_type -> raylink.storage.v1.GetManyRequest
+	12, // 42: raylink.storage.v1.Storage.Has:input_type -> raylink.storage.v1.HasRequest
+	14, // 43: raylink.storage.v1.Storage.GetID:input_type -> raylink.storage.v1.GetIDRequest
+	16, // 44: raylink.storage.v1.Storage.Incr:input_type -> raylink.storage.v1.IncrRequest
+	18, // 45: raylink.storage.v1.Storage.Decr:input_type -> raylink.storage.v1.DecrRequest
+	20, // 46: raylink.storage.v1.Storage.Append:input_type -> raylink.storage.v1.AppendRequest
+	25, // 47: raylink.storage.v1.Storage.Batch:input_type -> raylink.storage.v1.BatchRequest
+	22, // 48: raylink.storage.v1.Storage.Delete:input_type -> raylink.storage.v1.DeleteRequest
+	27, // 49: raylink.storage.v1.Storage.List:input_type -> raylink.storage.v1.ListRequest
+	30, // 50: raylink.storage.v1.Storage.Watch:input_type -> raylink.storage.v1.WatchRequest
+	33, // 51: raylink.storage.v1.Storage.Export:input_type -> raylink.storage.v1.ExportRequest
+	35, // 52: raylink.storage.v1.Storage.Import:input_type -> raylink.storage.v1.ImportRequest
+	37, // 53: raylink.storage.v1.Storage.Status:input_type -> raylink.storage.v1.StatusRequest
+	7,  // 54: raylink.storage.v1.Storage.Put:output_type -> raylink.storage.v1.PutResponse
+	9,  // 55: raylink.storage.v1.Storage.Get:output_type -> raylink.storage.v1.GetResponse
+	11, // 56: raylink.storage.v1.Storage.GetMany:output_type -> raylink.storage.v1.GetManyResponse
+	13, // 57: raylink.storage.v1.Storage.Has:output_type -> raylink.storage.v1.HasResponse
+	15, // 58: raylink.storage.v1.Storage.GetID:output_type -> raylink.storage.v1.GetIDResponse
+	17, // 59: raylink.storage.v1.Storage.Incr:output_type -> raylink.storage.v1.IncrResponse
+	19, // 60: raylink.storage.v1.Storage.Decr:output_type -> raylink.storage.v1.DecrResponse
+	21, // 61: raylink.storage.v1.Storage.Append:output_type -> raylink.storage.v1.AppendResponse
+	26, // 62: raylink.storage.v1.Storage.Batch:output_type -> raylink.storage.v1.BatchResponse
+	23, // 63: raylink.storage.v1.Storage.Delete:output_type -> raylink.storage.v1.DeleteResponse
+	28, // 64: raylink.storage.v1.Storage.List:output_type -> raylink.storage.v1.ListResponse
+	31, // 65: raylink.storage.v1.Storage.Watch:output_type -> raylink.storage.v1.WatchResponse
+	34, // 66: raylink.storage.v1.Storage.Export:output_type -> raylink.storage.v1.ExportResponse
+	36, // 67: raylink.storage.v1.Storage.Import:output_type -> raylink.storage.v1.ImportResponse
+	38, // 68: raylink.storage.v1.Storage.Status:output_type -> raylink.storage.v1.StatusResponse
+	54, // [54:69] is the sub-list for method output_type
+	39, // [39:54] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_raylink_storage_v1_storage_proto_init() }
@@ -1270,19 +2854,32 @@ func file_raylink_storage_v1_storage_proto_init() {
 		(*Value_StringValue)(nil),
 		(*Value_BytesValue)(nil),
 		(*Value_MessageValue)(nil),
+		(*Value_JsonValue)(nil),
 	}
+	file_raylink_storage_v1_storage_proto_msgTypes[3].OneofWrappers = []any{
+		(*Condition_Absent)(nil),
+		(*Condition_Id)(nil),
+	}
+	file_raylink_storage_v1_storage_proto_msgTypes[23].OneofWrappers = []any{
+		(*Op_Put)(nil),
+		(*Op_Delete)(nil),
+		(*Op_Add)(nil),
+		(*Op_Append)(nil),
+	}
+	file_raylink_storage_v1_storage_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_storage_v1_storage_proto_rawDesc), len(file_raylink_storage_v1_storage_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   19,
+			NumEnums:      1,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_raylink_storage_v1_storage_proto_goTypes,
 		DependencyIndexes: file_raylink_storage_v1_storage_proto_depIdxs,
+		EnumInfos:         file_raylink_storage_v1_storage_proto_enumTypes,
 		MessageInfos:      file_raylink_storage_v1_storage_proto_msgTypes,
 	}.Build()
 	File_raylink_storage_v1_storage_proto = out.File

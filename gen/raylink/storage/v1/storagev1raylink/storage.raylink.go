@@ -67,6 +67,15 @@ var storageService = runtime.GeneratedService{
 			},
 		},
 		{
+			Name: "GetMany",
+			NewRequest: func() proto.Message {
+				return new(storagev1.GetManyRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.GetManyResponse)
+			},
+		},
+		{
 			Name: "Has",
 			NewRequest: func() proto.Message {
 				return new(storagev1.HasRequest)
@@ -103,6 +112,24 @@ var storageService = runtime.GeneratedService{
 			},
 		},
 		{
+			Name: "Append",
+			NewRequest: func() proto.Message {
+				return new(storagev1.AppendRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.AppendResponse)
+			},
+		},
+		{
+			Name: "Batch",
+			NewRequest: func() proto.Message {
+				return new(storagev1.BatchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.BatchResponse)
+			},
+		},
+		{
 			Name: "Delete",
 			NewRequest: func() proto.Message {
 				return new(storagev1.DeleteRequest)
@@ -118,6 +145,42 @@ var storageService = runtime.GeneratedService{
 			},
 			NewResponse: func() proto.Message {
 				return new(storagev1.ListResponse)
+			},
+		},
+		{
+			Name: "Watch",
+			NewRequest: func() proto.Message {
+				return new(storagev1.WatchRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.WatchResponse)
+			},
+		},
+		{
+			Name: "Export",
+			NewRequest: func() proto.Message {
+				return new(storagev1.ExportRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.ExportResponse)
+			},
+		},
+		{
+			Name: "Import",
+			NewRequest: func() proto.Message {
+				return new(storagev1.ImportRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.ImportResponse)
+			},
+		},
+		{
+			Name: "Status",
+			NewRequest: func() proto.Message {
+				return new(storagev1.StatusRequest)
+			},
+			NewResponse: func() proto.Message {
+				return new(storagev1.StatusResponse)
 			},
 		},
 	},
@@ -145,6 +208,18 @@ var storageHandlers = []runtime.GeneratedHandler{
 			}
 			if res == nil {
 				res = new(storagev1.GetResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).GetMany(ctx, req.(*storagev1.GetManyRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.GetManyResponse)
 			}
 			return res, nil
 		},
@@ -199,6 +274,30 @@ var storageHandlers = []runtime.GeneratedHandler{
 	},
 	{
 		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Append(ctx, req.(*storagev1.AppendRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.AppendResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Batch(ctx, req.(*storagev1.BatchRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.BatchResponse)
+			}
+			return res, nil
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
 			res, err := node.(StorageNode).Delete(ctx, req.(*storagev1.DeleteRequest))
 			if err != nil {
 				return nil, err
@@ -221,6 +320,44 @@ var storageHandlers = []runtime.GeneratedHandler{
 			return res, nil
 		},
 	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*storagev1.WatchRequest, *storagev1.WatchResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(StorageNode).Watch(ctx, req, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*storagev1.ExportRequest, *storagev1.ExportResponse](untyped)
+			req, err := stream.Receive()
+			if err != nil {
+				return err
+			}
+			return node.(StorageNode).Export(ctx, req, stream)
+		},
+	},
+	{
+		Stream: func(node any, ctx context.Context, untyped runtime.GeneratedStream) error {
+			stream := runtime.GeneratedStreamOf[*storagev1.ImportRequest, *storagev1.ImportResponse](untyped)
+			return stream.SendOnly(node.(StorageNode).Import(ctx, stream))
+		},
+	},
+	{
+		Unary: func(node any, ctx context.Context, req proto.Message) (proto.Message, error) {
+			res, err := node.(StorageNode).Status(ctx, req.(*storagev1.StatusRequest))
+			if err != nil {
+				return nil, err
+			}
+			if res == nil {
+				res = new(storagev1.StatusResponse)
+			}
+			return res, nil
+		},
+	},
 }
 
 // StorageNode is the interface that a node of the service raylink.storage.v1.Storage implements.
@@ -231,6 +368,9 @@ type StorageNode interface {
 
 	// Get returns a value.
 	Get(context.Context, *storagev1.GetRequest) (*storagev1.GetResponse, error)
+
+	// GetMany returns the entries of several keys, of one moment.
+	GetMany(context.Context, *storagev1.GetManyRequest) (*storagev1.GetManyResponse, error)
 
 	// Has reports whether a key exists.
 	Has(context.Context, *storagev1.HasRequest) (*storagev1.HasResponse, error)
@@ -244,12 +384,49 @@ type StorageNode interface {
 	// Decr atomically subtracts from a number.
 	Decr(context.Context, *storagev1.DecrRequest) (*storagev1.DecrResponse, error)
 
+	// Append atomically appends to bytes or to a string.
+	Append(context.Context, *storagev1.AppendRequest) (*storagev1.AppendResponse, error)
+
+	// Batch makes several writes, all or none.
+	Batch(context.Context, *storagev1.BatchRequest) (*storagev1.BatchResponse, error)
+
 	// Delete removes a key.
 	Delete(context.Context, *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error)
 
 	// List returns the entries under a prefix, one page at a time.
 	List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error)
+
+	// Watch sends each change once, in the order of their ids, when it is as durable as the storage
+	// promises.
+	Watch(context.Context, *storagev1.WatchRequest, StorageWatchServerStream) error
+
+	// Export returns entries of one moment.
+	Export(context.Context, *storagev1.ExportRequest, StorageExportServerStream) error
+
+	// Import stores entries, all or none.
+	Import(context.Context, StorageImportServerStream) (*storagev1.ImportResponse, error)
+
+	// Status describes the storage.
+	Status(context.Context, *storagev1.StatusRequest) (*storagev1.StatusResponse, error)
 }
+
+// StorageWatchServerStream is the node's side of Watch.
+type StorageWatchServerStream = runtime.ServerStreamingServer[*storagev1.WatchResponse]
+
+// StorageWatchClientStream is the caller's side of Watch.
+type StorageWatchClientStream = runtime.ServerStreamingClient[*storagev1.WatchResponse]
+
+// StorageExportServerStream is the node's side of Export.
+type StorageExportServerStream = runtime.ServerStreamingServer[*storagev1.ExportResponse]
+
+// StorageExportClientStream is the caller's side of Export.
+type StorageExportClientStream = runtime.ServerStreamingClient[*storagev1.ExportResponse]
+
+// StorageImportServerStream is the node's side of Import.
+type StorageImportServerStream = runtime.ClientStreamingServer[*storagev1.ImportRequest]
+
+// StorageImportClientStream is the caller's side of Import.
+type StorageImportClientStream = runtime.ClientStreamingClient[*storagev1.ImportRequest, *storagev1.ImportResponse]
 
 // UnimplementedStorageNode returns an error with the code Unimplemented from every method. A node
 // that embeds it still compiles when the schema gets another method.
@@ -263,6 +440,11 @@ func (UnimplementedStorageNode) Put(context.Context, *storagev1.PutRequest) (*st
 // Get returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Get(context.Context, *storagev1.GetRequest) (*storagev1.GetResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Get is not implemented")
+}
+
+// GetMany returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) GetMany(context.Context, *storagev1.GetManyRequest) (*storagev1.GetManyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/GetMany is not implemented")
 }
 
 // Has returns an error with the code Unimplemented.
@@ -285,6 +467,16 @@ func (UnimplementedStorageNode) Decr(context.Context, *storagev1.DecrRequest) (*
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Decr is not implemented")
 }
 
+// Append returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Append(context.Context, *storagev1.AppendRequest) (*storagev1.AppendResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Append is not implemented")
+}
+
+// Batch returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Batch(context.Context, *storagev1.BatchRequest) (*storagev1.BatchResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Batch is not implemented")
+}
+
 // Delete returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) Delete(context.Context, *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Delete is not implemented")
@@ -293,6 +485,26 @@ func (UnimplementedStorageNode) Delete(context.Context, *storagev1.DeleteRequest
 // List returns an error with the code Unimplemented.
 func (UnimplementedStorageNode) List(context.Context, *storagev1.ListRequest) (*storagev1.ListResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/List is not implemented")
+}
+
+// Watch returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Watch(context.Context, *storagev1.WatchRequest, StorageWatchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Watch is not implemented")
+}
+
+// Export returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Export(context.Context, *storagev1.ExportRequest, StorageExportServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Export is not implemented")
+}
+
+// Import returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Import(context.Context, StorageImportServerStream) (*storagev1.ImportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Import is not implemented")
+}
+
+// Status returns an error with the code Unimplemented.
+func (UnimplementedStorageNode) Status(context.Context, *storagev1.StatusRequest) (*storagev1.StatusResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "raylink.storage.v1.Storage/Status is not implemented")
 }
 
 // StorageType returns the node type "storage", whose nodes setup makes. Setup is called once for
@@ -348,70 +560,130 @@ func (h *Storage) GetAsync(ctx context.Context, req *storagev1.GetRequest) *runt
 	return runtime.GeneratedCall[*storagev1.GetRequest, *storagev1.GetResponse](1).Async(ctx, h.ref, req)
 }
 
+// GetMany returns the entries of several keys, of one moment.
+func (h *Storage) GetMany(ctx context.Context, req *storagev1.GetManyRequest) (*storagev1.GetManyResponse, error) {
+	return runtime.GeneratedCall[*storagev1.GetManyRequest, *storagev1.GetManyResponse](2).Unary(ctx, h.ref, req)
+}
+
+// GetManyAsync calls GetMany and returns a future of its response or error. It blocks only while
+// the node's queue is full or its connection is being opened.
+func (h *Storage) GetManyAsync(ctx context.Context, req *storagev1.GetManyRequest) *runtime.Future[*storagev1.GetManyResponse] {
+	return runtime.GeneratedCall[*storagev1.GetManyRequest, *storagev1.GetManyResponse](2).Async(ctx, h.ref, req)
+}
+
 // Has reports whether a key exists.
 func (h *Storage) Has(ctx context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
-	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](3).Unary(ctx, h.ref, req)
 }
 
 // HasAsync calls Has and returns a future of its response or error. It blocks only while the node's
 // queue is full or its connection is being opened.
 func (h *Storage) HasAsync(ctx context.Context, req *storagev1.HasRequest) *runtime.Future[*storagev1.HasResponse] {
-	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](2).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.HasRequest, *storagev1.HasResponse](3).Async(ctx, h.ref, req)
 }
 
 // GetID returns the id of a key's last write, to detect changes without transferring the value.
 func (h *Storage) GetID(ctx context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
-	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](4).Unary(ctx, h.ref, req)
 }
 
 // GetIDAsync calls GetID and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Storage) GetIDAsync(ctx context.Context, req *storagev1.GetIDRequest) *runtime.Future[*storagev1.GetIDResponse] {
-	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](3).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.GetIDRequest, *storagev1.GetIDResponse](4).Async(ctx, h.ref, req)
 }
 
 // Incr atomically adds to a number.
 func (h *Storage) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
-	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](5).Unary(ctx, h.ref, req)
 }
 
 // IncrAsync calls Incr and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Storage) IncrAsync(ctx context.Context, req *storagev1.IncrRequest) *runtime.Future[*storagev1.IncrResponse] {
-	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](4).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.IncrRequest, *storagev1.IncrResponse](5).Async(ctx, h.ref, req)
 }
 
 // Decr atomically subtracts from a number.
 func (h *Storage) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
-	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](6).Unary(ctx, h.ref, req)
 }
 
 // DecrAsync calls Decr and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Storage) DecrAsync(ctx context.Context, req *storagev1.DecrRequest) *runtime.Future[*storagev1.DecrResponse] {
-	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](5).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.DecrRequest, *storagev1.DecrResponse](6).Async(ctx, h.ref, req)
+}
+
+// Append atomically appends to bytes or to a string.
+func (h *Storage) Append(ctx context.Context, req *storagev1.AppendRequest) (*storagev1.AppendResponse, error) {
+	return runtime.GeneratedCall[*storagev1.AppendRequest, *storagev1.AppendResponse](7).Unary(ctx, h.ref, req)
+}
+
+// AppendAsync calls Append and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Storage) AppendAsync(ctx context.Context, req *storagev1.AppendRequest) *runtime.Future[*storagev1.AppendResponse] {
+	return runtime.GeneratedCall[*storagev1.AppendRequest, *storagev1.AppendResponse](7).Async(ctx, h.ref, req)
+}
+
+// Batch makes several writes, all or none.
+func (h *Storage) Batch(ctx context.Context, req *storagev1.BatchRequest) (*storagev1.BatchResponse, error) {
+	return runtime.GeneratedCall[*storagev1.BatchRequest, *storagev1.BatchResponse](8).Unary(ctx, h.ref, req)
+}
+
+// BatchAsync calls Batch and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Storage) BatchAsync(ctx context.Context, req *storagev1.BatchRequest) *runtime.Future[*storagev1.BatchResponse] {
+	return runtime.GeneratedCall[*storagev1.BatchRequest, *storagev1.BatchResponse](8).Async(ctx, h.ref, req)
 }
 
 // Delete removes a key.
 func (h *Storage) Delete(ctx context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
-	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](9).Unary(ctx, h.ref, req)
 }
 
 // DeleteAsync calls Delete and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Storage) DeleteAsync(ctx context.Context, req *storagev1.DeleteRequest) *runtime.Future[*storagev1.DeleteResponse] {
-	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](6).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.DeleteRequest, *storagev1.DeleteResponse](9).Async(ctx, h.ref, req)
 }
 
 // List returns the entries under a prefix, one page at a time.
 func (h *Storage) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
-	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Unary(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](10).Unary(ctx, h.ref, req)
 }
 
 // ListAsync calls List and returns a future of its response or error. It blocks only while the
 // node's queue is full or its connection is being opened.
 func (h *Storage) ListAsync(ctx context.Context, req *storagev1.ListRequest) *runtime.Future[*storagev1.ListResponse] {
-	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](7).Async(ctx, h.ref, req)
+	return runtime.GeneratedCall[*storagev1.ListRequest, *storagev1.ListResponse](10).Async(ctx, h.ref, req)
+}
+
+// Watch sends each change once, in the order of their ids, when it is as durable as the storage
+// promises.
+func (h *Storage) Watch(ctx context.Context, req *storagev1.WatchRequest) (StorageWatchClientStream, error) {
+	return runtime.GeneratedCall[*storagev1.WatchRequest, *storagev1.WatchResponse](11).ServerStream(ctx, h.ref, req)
+}
+
+// Export returns entries of one moment.
+func (h *Storage) Export(ctx context.Context, req *storagev1.ExportRequest) (StorageExportClientStream, error) {
+	return runtime.GeneratedCall[*storagev1.ExportRequest, *storagev1.ExportResponse](12).ServerStream(ctx, h.ref, req)
+}
+
+// Import stores entries, all or none.
+func (h *Storage) Import(ctx context.Context) (StorageImportClientStream, error) {
+	return runtime.GeneratedCall[*storagev1.ImportRequest, *storagev1.ImportResponse](13).ClientStream(ctx, h.ref)
+}
+
+// Status describes the storage.
+func (h *Storage) Status(ctx context.Context, req *storagev1.StatusRequest) (*storagev1.StatusResponse, error) {
+	return runtime.GeneratedCall[*storagev1.StatusRequest, *storagev1.StatusResponse](14).Unary(ctx, h.ref, req)
+}
+
+// StatusAsync calls Status and returns a future of its response or error. It blocks only while the
+// node's queue is full or its connection is being opened.
+func (h *Storage) StatusAsync(ctx context.Context, req *storagev1.StatusRequest) *runtime.Future[*storagev1.StatusResponse] {
+	return runtime.GeneratedCall[*storagev1.StatusRequest, *storagev1.StatusResponse](14).Async(ctx, h.ref, req)
 }
 
 // CreateStorage creates a node of the type "storage" under parent and blocks until it is set up.
