@@ -33,18 +33,6 @@ type Number interface {
 	int64 | int | float64
 }
 
-// TypeError means that a value was read as another type than it has.
-type TypeError struct {
-	Key string
-	// Has is the type of the stored value, Want the requested one: "int64", "double", "string", ...
-	Has, Want string
-}
-
-// Error names the key and both types.
-func (e *TypeError) Error() string {
-	return fmt.Sprintf("%q has type %s, not %s", e.Key, e.Has, e.Want)
-}
-
 // Put stores a value, replacing any previous one, and returns the id of the write. Bytes are
 // copied. It fails with InvalidArgument if the value can't be sent to readers in other processes: a
 // string that is not UTF-8, or a value that exceeds the size of a message.

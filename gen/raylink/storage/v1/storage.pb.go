@@ -505,7 +505,9 @@ type ConditionFailed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The id of the key's last write; 0 if the key is missing.
-	Id            uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	// What was required.
+	Want          *Condition `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -554,6 +556,292 @@ func (x *ConditionFailed) GetId() uint64 {
 	return 0
 }
 
+func (x *ConditionFailed) GetWant() *Condition {
+	if x != nil {
+		return x.Want
+	}
+	return nil
+}
+
+// KeyMissing is the detail of an error with the code NotFound: it is about a key, not about the node.
+type KeyMissing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyMissing) Reset() {
+	*x = KeyMissing{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyMissing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyMissing) ProtoMessage() {}
+
+func (x *KeyMissing) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyMissing.ProtoReflect.Descriptor instead.
+func (*KeyMissing) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *KeyMissing) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// WrongType is the detail of an error: the value of a key has another type than an operation needs.
+type WrongType struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// "int64", "double", "bool", "string", "bytes", "message" or "json".
+	Has           string `protobuf:"bytes,2,opt,name=has,proto3" json:"has,omitempty"`
+	Want          string `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WrongType) Reset() {
+	*x = WrongType{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WrongType) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WrongType) ProtoMessage() {}
+
+func (x *WrongType) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WrongType.ProtoReflect.Descriptor instead.
+func (*WrongType) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WrongType) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *WrongType) GetHas() string {
+	if x != nil {
+		return x.Has
+	}
+	return ""
+}
+
+func (x *WrongType) GetWant() string {
+	if x != nil {
+		return x.Want
+	}
+	return ""
+}
+
+// LimitExceeded is the detail of an error: a bound that a write would exceed.
+type LimitExceeded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key that was written; empty if the bound is not about one.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What is bounded: "keys", "bytes" (of all entries), "key bytes", "value bytes", "response bytes",
+	// "operations", "batch bytes" or "disk".
+	Limit string `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The bound, and what the write needs; 0 if it is not known.
+	Max           uint64 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	Need          uint64 `protobuf:"varint,4,opt,name=need,proto3" json:"need,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitExceeded) Reset() {
+	*x = LimitExceeded{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitExceeded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitExceeded) ProtoMessage() {}
+
+func (x *LimitExceeded) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitExceeded.ProtoReflect.Descriptor instead.
+func (*LimitExceeded) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LimitExceeded) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LimitExceeded) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *LimitExceeded) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *LimitExceeded) GetNeed() uint64 {
+	if x != nil {
+		return x.Need
+	}
+	return 0
+}
+
+// FailedOp is the detail of an error of a batch, beside the operation's own: which one failed.
+type FailedOp struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counted from 0.
+	Index         uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailedOp) Reset() {
+	*x = FailedOp{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailedOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailedOp) ProtoMessage() {}
+
+func (x *FailedOp) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailedOp.ProtoReflect.Descriptor instead.
+func (*FailedOp) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FailedOp) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FailedOp) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// WritesFail is the detail of an error: the disk failed, and writes fail until it can be used again.
+type WritesFail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WritesFail) Reset() {
+	*x = WritesFail{}
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WritesFail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WritesFail) ProtoMessage() {}
+
+func (x *WritesFail) ProtoReflect() protoreflect.Message {
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WritesFail.ProtoReflect.Descriptor instead.
+func (*WritesFail) Descriptor() ([]byte, []int) {
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WritesFail) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 type PutRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Key       string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -569,7 +857,7 @@ type PutRequest struct {
 
 func (x *PutRequest) Reset() {
 	*x = PutRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +869,7 @@ func (x *PutRequest) String() string {
 func (*PutRequest) ProtoMessage() {}
 
 func (x *PutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[5]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +882,7 @@ func (x *PutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRequest.ProtoReflect.Descriptor instead.
 func (*PutRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{5}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PutRequest) GetKey() string {
@@ -642,7 +930,7 @@ type PutResponse struct {
 
 func (x *PutResponse) Reset() {
 	*x = PutResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +942,7 @@ func (x *PutResponse) String() string {
 func (*PutResponse) ProtoMessage() {}
 
 func (x *PutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[6]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +955,7 @@ func (x *PutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutResponse.ProtoReflect.Descriptor instead.
 func (*PutResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{6}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PutResponse) GetId() uint64 {
@@ -688,7 +976,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +988,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[7]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1001,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{7}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetRequest) GetKey() string {
@@ -743,7 +1031,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1043,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[8]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1056,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{8}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetResponse) GetValue() *Value {
@@ -802,7 +1090,7 @@ type GetManyRequest struct {
 
 func (x *GetManyRequest) Reset() {
 	*x = GetManyRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1102,7 @@ func (x *GetManyRequest) String() string {
 func (*GetManyRequest) ProtoMessage() {}
 
 func (x *GetManyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[9]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1115,7 @@ func (x *GetManyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManyRequest.ProtoReflect.Descriptor instead.
 func (*GetManyRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{9}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetManyRequest) GetKeys() []string {
@@ -847,7 +1135,7 @@ type GetManyResponse struct {
 
 func (x *GetManyResponse) Reset() {
 	*x = GetManyResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1147,7 @@ func (x *GetManyResponse) String() string {
 func (*GetManyResponse) ProtoMessage() {}
 
 func (x *GetManyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[10]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1160,7 @@ func (x *GetManyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetManyResponse.ProtoReflect.Descriptor instead.
 func (*GetManyResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{10}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetManyResponse) GetEntries() []*Entry {
@@ -891,7 +1179,7 @@ type HasRequest struct {
 
 func (x *HasRequest) Reset() {
 	*x = HasRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1191,7 @@ func (x *HasRequest) String() string {
 func (*HasRequest) ProtoMessage() {}
 
 func (x *HasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[11]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1204,7 @@ func (x *HasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasRequest.ProtoReflect.Descriptor instead.
 func (*HasRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{11}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HasRequest) GetKey() string {
@@ -935,7 +1223,7 @@ type HasResponse struct {
 
 func (x *HasResponse) Reset() {
 	*x = HasResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1235,7 @@ func (x *HasResponse) String() string {
 func (*HasResponse) ProtoMessage() {}
 
 func (x *HasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[12]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1248,7 @@ func (x *HasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasResponse.ProtoReflect.Descriptor instead.
 func (*HasResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{12}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HasResponse) GetHas() bool {
@@ -979,7 +1267,7 @@ type GetIDRequest struct {
 
 func (x *GetIDRequest) Reset() {
 	*x = GetIDRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1279,7 @@ func (x *GetIDRequest) String() string {
 func (*GetIDRequest) ProtoMessage() {}
 
 func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[13]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1292,7 @@ func (x *GetIDRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDRequest.ProtoReflect.Descriptor instead.
 func (*GetIDRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{13}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetIDRequest) GetKey() string {
@@ -1024,7 +1312,7 @@ type GetIDResponse struct {
 
 func (x *GetIDResponse) Reset() {
 	*x = GetIDResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1324,7 @@ func (x *GetIDResponse) String() string {
 func (*GetIDResponse) ProtoMessage() {}
 
 func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[14]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1337,7 @@ func (x *GetIDResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetIDResponse.ProtoReflect.Descriptor instead.
 func (*GetIDResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{14}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetIDResponse) GetId() uint64 {
@@ -1075,7 +1363,7 @@ type IncrRequest struct {
 
 func (x *IncrRequest) Reset() {
 	*x = IncrRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1375,7 @@ func (x *IncrRequest) String() string {
 func (*IncrRequest) ProtoMessage() {}
 
 func (x *IncrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[15]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1388,7 @@ func (x *IncrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IncrRequest.ProtoReflect.Descriptor instead.
 func (*IncrRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{15}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IncrRequest) GetKey() string {
@@ -1142,7 +1430,7 @@ type IncrResponse struct {
 
 func (x *IncrResponse) Reset() {
 	*x = IncrResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1442,7 @@ func (x *IncrResponse) String() string {
 func (*IncrResponse) ProtoMessage() {}
 
 func (x *IncrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[16]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1455,7 @@ func (x *IncrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IncrResponse.ProtoReflect.Descriptor instead.
 func (*IncrResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{16}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IncrResponse) GetValue() *Value {
@@ -1197,7 +1485,7 @@ type DecrRequest struct {
 
 func (x *DecrRequest) Reset() {
 	*x = DecrRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1497,7 @@ func (x *DecrRequest) String() string {
 func (*DecrRequest) ProtoMessage() {}
 
 func (x *DecrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[17]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1510,7 @@ func (x *DecrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecrRequest.ProtoReflect.Descriptor instead.
 func (*DecrRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{17}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DecrRequest) GetKey() string {
@@ -1263,7 +1551,7 @@ type DecrResponse struct {
 
 func (x *DecrResponse) Reset() {
 	*x = DecrResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1563,7 @@ func (x *DecrResponse) String() string {
 func (*DecrResponse) ProtoMessage() {}
 
 func (x *DecrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[18]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1576,7 @@ func (x *DecrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecrResponse.ProtoReflect.Descriptor instead.
 func (*DecrResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{18}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DecrResponse) GetValue() *Value {
@@ -1319,7 +1607,7 @@ type AppendRequest struct {
 
 func (x *AppendRequest) Reset() {
 	*x = AppendRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1619,7 @@ func (x *AppendRequest) String() string {
 func (*AppendRequest) ProtoMessage() {}
 
 func (x *AppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[19]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1632,7 @@ func (x *AppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendRequest.ProtoReflect.Descriptor instead.
 func (*AppendRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{19}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AppendRequest) GetKey() string {
@@ -1379,7 +1667,7 @@ type AppendResponse struct {
 
 func (x *AppendResponse) Reset() {
 	*x = AppendResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1679,7 @@ func (x *AppendResponse) String() string {
 func (*AppendResponse) ProtoMessage() {}
 
 func (x *AppendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[20]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1692,7 @@ func (x *AppendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendResponse.ProtoReflect.Descriptor instead.
 func (*AppendResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{20}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AppendResponse) GetId() uint64 {
@@ -1433,7 +1721,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1733,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[21]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1746,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{21}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteRequest) GetKey() string {
@@ -1494,7 +1782,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1794,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[22]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1807,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{22}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteResponse) GetDeleted() bool {
@@ -1552,7 +1840,7 @@ type Op struct {
 
 func (x *Op) Reset() {
 	*x = Op{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1852,7 @@ func (x *Op) String() string {
 func (*Op) ProtoMessage() {}
 
 func (x *Op) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[23]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1865,7 @@ func (x *Op) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Op.ProtoReflect.Descriptor instead.
 func (*Op) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{23}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Op) GetKind() isOp_Kind {
@@ -1663,7 +1951,7 @@ type BatchRequest struct {
 
 func (x *BatchRequest) Reset() {
 	*x = BatchRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1963,7 @@ func (x *BatchRequest) String() string {
 func (*BatchRequest) ProtoMessage() {}
 
 func (x *BatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[24]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1976,7 @@ func (x *BatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRequest.ProtoReflect.Descriptor instead.
 func (*BatchRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{24}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *BatchRequest) GetOps() []*Op {
@@ -1716,7 +2004,7 @@ type BatchResponse struct {
 
 func (x *BatchResponse) Reset() {
 	*x = BatchResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +2016,7 @@ func (x *BatchResponse) String() string {
 func (*BatchResponse) ProtoMessage() {}
 
 func (x *BatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[25]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +2029,7 @@ func (x *BatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchResponse.ProtoReflect.Descriptor instead.
 func (*BatchResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{25}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BatchResponse) GetIds() []uint64 {
@@ -1768,7 +2056,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +2068,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[26]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2081,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{26}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListRequest) GetPrefix() string {
@@ -1837,7 +2125,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2137,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[27]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2150,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{27}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListResponse) GetEntries() []*Entry {
@@ -1896,7 +2184,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2196,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[28]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2209,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{28}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Change) GetKey() string {
@@ -1975,7 +2263,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2275,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[29]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2288,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{29}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchRequest) GetPrefix() string {
@@ -2036,7 +2324,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2336,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[30]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2349,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{30}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchResponse) GetChanges() []*Change {
@@ -2082,15 +2370,17 @@ func (x *WatchResponse) GetId() uint64 {
 type HistoryLost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The oldest and the newest id that since can have.
-	Oldest        uint64 `protobuf:"varint,1,opt,name=oldest,proto3" json:"oldest,omitempty"`
-	Newest        uint64 `protobuf:"varint,2,opt,name=newest,proto3" json:"newest,omitempty"`
+	Oldest uint64 `protobuf:"varint,1,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Newest uint64 `protobuf:"varint,2,opt,name=newest,proto3" json:"newest,omitempty"`
+	// The id from which a watcher wanted to resume.
+	Since         uint64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HistoryLost) Reset() {
 	*x = HistoryLost{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2392,7 @@ func (x *HistoryLost) String() string {
 func (*HistoryLost) ProtoMessage() {}
 
 func (x *HistoryLost) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[31]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2405,7 @@ func (x *HistoryLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryLost.ProtoReflect.Descriptor instead.
 func (*HistoryLost) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{31}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HistoryLost) GetOldest() uint64 {
@@ -2132,6 +2422,13 @@ func (x *HistoryLost) GetNewest() uint64 {
 	return 0
 }
 
+func (x *HistoryLost) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 type ExportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Entries of these keys, and of keys with these prefixes.
@@ -2143,7 +2440,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2452,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[32]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2465,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{32}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExportRequest) GetKeys() []string {
@@ -2197,7 +2494,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2506,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[33]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2519,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{33}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExportResponse) GetEntries() []*Entry {
@@ -2251,7 +2548,7 @@ type ImportRequest struct {
 
 func (x *ImportRequest) Reset() {
 	*x = ImportRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2560,7 @@ func (x *ImportRequest) String() string {
 func (*ImportRequest) ProtoMessage() {}
 
 func (x *ImportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[34]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2573,7 @@ func (x *ImportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
 func (*ImportRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{34}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ImportRequest) GetEntries() []*Entry {
@@ -2305,7 +2602,7 @@ type ImportResponse struct {
 
 func (x *ImportResponse) Reset() {
 	*x = ImportResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2614,7 @@ func (x *ImportResponse) String() string {
 func (*ImportResponse) ProtoMessage() {}
 
 func (x *ImportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[35]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2627,7 @@ func (x *ImportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
 func (*ImportResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{35}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportResponse) GetEntries() uint64 {
@@ -2355,7 +2652,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2664,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[36]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2677,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{36}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{41}
 }
 
 type StatusResponse struct {
@@ -2406,7 +2703,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2715,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_raylink_storage_v1_storage_proto_msgTypes[37]
+	mi := &file_raylink_storage_v1_storage_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2728,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{37}
+	return file_raylink_storage_v1_storage_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusResponse) GetDurability() Durability {
@@ -2539,10 +2836,29 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\tCondition\x12\x18\n" +
 	"\x06absent\x18\x01 \x01(\bH\x00R\x06absent\x12\x10\n" +
 	"\x02id\x18\x02 \x01(\x04H\x00R\x02idB\x06\n" +
-	"\x04kind\"3\n" +
+	"\x04kind\"f\n" +
 	"\x0fConditionFailed\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"\xf9\x01\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x121\n" +
+	"\x04want\x18\x03 \x01(\v2\x1d.raylink.storage.v1.ConditionR\x04want\"\x1e\n" +
+	"\n" +
+	"KeyMissing\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"C\n" +
+	"\tWrongType\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
+	"\x03has\x18\x02 \x01(\tR\x03has\x12\x12\n" +
+	"\x04want\x18\x03 \x01(\tR\x04want\"]\n" +
+	"\rLimitExceeded\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x04R\x03max\x12\x12\n" +
+	"\x04need\x18\x04 \x01(\x04R\x04need\"2\n" +
+	"\bFailedOp\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\"\"\n" +
+	"\n" +
+	"WritesFail\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\"\xf9\x01\n" +
 	"\n" +
 	"PutRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
@@ -2648,10 +2964,11 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\x06_since\"U\n" +
 	"\rWatchResponse\x124\n" +
 	"\achanges\x18\x01 \x03(\v2\x1a.raylink.storage.v1.ChangeR\achanges\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x04R\x02id\"=\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\"S\n" +
 	"\vHistoryLost\x12\x16\n" +
 	"\x06oldest\x18\x01 \x01(\x04R\x06oldest\x12\x16\n" +
-	"\x06newest\x18\x02 \x01(\x04R\x06newest\"?\n" +
+	"\x06newest\x18\x02 \x01(\x04R\x06newest\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x04R\x05since\"?\n" +
 	"\rExportRequest\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\tR\x04keys\x12\x1a\n" +
 	"\bprefixes\x18\x02 \x03(\tR\bprefixes\"U\n" +
@@ -2719,7 +3036,7 @@ func file_raylink_storage_v1_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_raylink_storage_v1_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_raylink_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_raylink_storage_v1_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_raylink_storage_v1_storage_proto_goTypes = []any{
 	(Durability)(0),               // 0: raylink.storage.v1.Durability
 	(*StorageConfig)(nil),         // 1: raylink.storage.v1.StorageConfig
@@ -2727,119 +3044,125 @@ var file_raylink_storage_v1_storage_proto_goTypes = []any{
 	(*Entry)(nil),                 // 3: raylink.storage.v1.Entry
 	(*Condition)(nil),             // 4: raylink.storage.v1.Condition
 	(*ConditionFailed)(nil),       // 5: raylink.storage.v1.ConditionFailed
-	(*PutRequest)(nil),            // 6: raylink.storage.v1.PutRequest
-	(*PutResponse)(nil),           // 7: raylink.storage.v1.PutResponse
-	(*GetRequest)(nil),            // 8: raylink.storage.v1.GetRequest
-	(*GetResponse)(nil),           // 9: raylink.storage.v1.GetResponse
-	(*GetManyRequest)(nil),        // 10: raylink.storage.v1.GetManyRequest
-	(*GetManyResponse)(nil),       // 11: raylink.storage.v1.GetManyResponse
-	(*HasRequest)(nil),            // 12: raylink.storage.v1.HasRequest
-	(*HasResponse)(nil),           // 13: raylink.storage.v1.HasResponse
-	(*GetIDRequest)(nil),          // 14: raylink.storage.v1.GetIDRequest
-	(*GetIDResponse)(nil),         // 15: raylink.storage.v1.GetIDResponse
-	(*IncrRequest)(nil),           // 16: raylink.storage.v1.IncrRequest
-	(*IncrResponse)(nil),          // 17: raylink.storage.v1.IncrResponse
-	(*DecrRequest)(nil),           // 18: raylink.storage.v1.DecrRequest
-	(*DecrResponse)(nil),          // 19: raylink.storage.v1.DecrResponse
-	(*AppendRequest)(nil),         // 20: raylink.storage.v1.AppendRequest
-	(*AppendResponse)(nil),        // 21: raylink.storage.v1.AppendResponse
-	(*DeleteRequest)(nil),         // 22: raylink.storage.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 23: raylink.storage.v1.DeleteResponse
-	(*Op)(nil),                    // 24: raylink.storage.v1.Op
-	(*BatchRequest)(nil),          // 25: raylink.storage.v1.BatchRequest
-	(*BatchResponse)(nil),         // 26: raylink.storage.v1.BatchResponse
-	(*ListRequest)(nil),           // 27: raylink.storage.v1.ListRequest
-	(*ListResponse)(nil),          // 28: raylink.storage.v1.ListResponse
-	(*Change)(nil),                // 29: raylink.storage.v1.Change
-	(*WatchRequest)(nil),          // 30: raylink.storage.v1.WatchRequest
-	(*WatchResponse)(nil),         // 31: raylink.storage.v1.WatchResponse
-	(*HistoryLost)(nil),           // 32: raylink.storage.v1.HistoryLost
-	(*ExportRequest)(nil),         // 33: raylink.storage.v1.ExportRequest
-	(*ExportResponse)(nil),        // 34: raylink.storage.v1.ExportResponse
-	(*ImportRequest)(nil),         // 35: raylink.storage.v1.ImportRequest
-	(*ImportResponse)(nil),        // 36: raylink.storage.v1.ImportResponse
-	(*StatusRequest)(nil),         // 37: raylink.storage.v1.StatusRequest
-	(*StatusResponse)(nil),        // 38: raylink.storage.v1.StatusResponse
-	(*anypb.Any)(nil),             // 39: google.protobuf.Any
-	(*structpb.Value)(nil),        // 40: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
+	(*KeyMissing)(nil),            // 6: raylink.storage.v1.KeyMissing
+	(*WrongType)(nil),             // 7: raylink.storage.v1.WrongType
+	(*LimitExceeded)(nil),         // 8: raylink.storage.v1.LimitExceeded
+	(*FailedOp)(nil),              // 9: raylink.storage.v1.FailedOp
+	(*WritesFail)(nil),            // 10: raylink.storage.v1.WritesFail
+	(*PutRequest)(nil),            // 11: raylink.storage.v1.PutRequest
+	(*PutResponse)(nil),           // 12: raylink.storage.v1.PutResponse
+	(*GetRequest)(nil),            // 13: raylink.storage.v1.GetRequest
+	(*GetResponse)(nil),           // 14: raylink.storage.v1.GetResponse
+	(*GetManyRequest)(nil),        // 15: raylink.storage.v1.GetManyRequest
+	(*GetManyResponse)(nil),       // 16: raylink.storage.v1.GetManyResponse
+	(*HasRequest)(nil),            // 17: raylink.storage.v1.HasRequest
+	(*HasResponse)(nil),           // 18: raylink.storage.v1.HasResponse
+	(*GetIDRequest)(nil),          // 19: raylink.storage.v1.GetIDRequest
+	(*GetIDResponse)(nil),         // 20: raylink.storage.v1.GetIDResponse
+	(*IncrRequest)(nil),           // 21: raylink.storage.v1.IncrRequest
+	(*IncrResponse)(nil),          // 22: raylink.storage.v1.IncrResponse
+	(*DecrRequest)(nil),           // 23: raylink.storage.v1.DecrRequest
+	(*DecrResponse)(nil),          // 24: raylink.storage.v1.DecrResponse
+	(*AppendRequest)(nil),         // 25: raylink.storage.v1.AppendRequest
+	(*AppendResponse)(nil),        // 26: raylink.storage.v1.AppendResponse
+	(*DeleteRequest)(nil),         // 27: raylink.storage.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 28: raylink.storage.v1.DeleteResponse
+	(*Op)(nil),                    // 29: raylink.storage.v1.Op
+	(*BatchRequest)(nil),          // 30: raylink.storage.v1.BatchRequest
+	(*BatchResponse)(nil),         // 31: raylink.storage.v1.BatchResponse
+	(*ListRequest)(nil),           // 32: raylink.storage.v1.ListRequest
+	(*ListResponse)(nil),          // 33: raylink.storage.v1.ListResponse
+	(*Change)(nil),                // 34: raylink.storage.v1.Change
+	(*WatchRequest)(nil),          // 35: raylink.storage.v1.WatchRequest
+	(*WatchResponse)(nil),         // 36: raylink.storage.v1.WatchResponse
+	(*HistoryLost)(nil),           // 37: raylink.storage.v1.HistoryLost
+	(*ExportRequest)(nil),         // 38: raylink.storage.v1.ExportRequest
+	(*ExportResponse)(nil),        // 39: raylink.storage.v1.ExportResponse
+	(*ImportRequest)(nil),         // 40: raylink.storage.v1.ImportRequest
+	(*ImportResponse)(nil),        // 41: raylink.storage.v1.ImportResponse
+	(*StatusRequest)(nil),         // 42: raylink.storage.v1.StatusRequest
+	(*StatusResponse)(nil),        // 43: raylink.storage.v1.StatusResponse
+	(*anypb.Any)(nil),             // 44: google.protobuf.Any
+	(*structpb.Value)(nil),        // 45: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
 }
 var file_raylink_storage_v1_storage_proto_depIdxs = []int32{
 	0,  // 0: raylink.storage.v1.StorageConfig.durability:type_name -> raylink.storage.v1.Durability
-	39, // 1: raylink.storage.v1.Value.message_value:type_name -> google.protobuf.Any
-	40, // 2: raylink.storage.v1.Value.json_value:type_name -> google.protobuf.Value
+	44, // 1: raylink.storage.v1.Value.message_value:type_name -> google.protobuf.Any
+	45, // 2: raylink.storage.v1.Value.json_value:type_name -> google.protobuf.Value
 	2,  // 3: raylink.storage.v1.Entry.value:type_name -> raylink.storage.v1.Value
-	41, // 4: raylink.storage.v1.Entry.expires:type_name -> google.protobuf.Timestamp
-	2,  // 5: raylink.storage.v1.PutRequest.value:type_name -> raylink.storage.v1.Value
-	4,  // 6: raylink.storage.v1.PutRequest.condition:type_name -> raylink.storage.v1.Condition
-	42, // 7: raylink.storage.v1.PutRequest.ttl:type_name -> google.protobuf.Duration
-	0,  // 8: raylink.storage.v1.PutRequest.durability:type_name -> raylink.storage.v1.Durability
-	2,  // 9: raylink.storage.v1.GetRequest.default:type_name -> raylink.storage.v1.Value
-	2,  // 10: raylink.storage.v1.GetResponse.value:type_name -> raylink.storage.v1.Value
-	41, // 11: raylink.storage.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
-	3,  // 12: raylink.storage.v1.GetManyResponse.entries:type_name -> raylink.storage.v1.Entry
-	2,  // 13: raylink.storage.v1.IncrRequest.by:type_name -> raylink.storage.v1.Value
-	2,  // 14: raylink.storage.v1.IncrRequest.initial:type_name -> raylink.storage.v1.Value
-	0,  // 15: raylink.storage.v1.IncrRequest.durability:type_name -> raylink.storage.v1.Durability
-	2,  // 16: raylink.storage.v1.IncrResponse.value:type_name -> raylink.storage.v1.Value
-	2,  // 17: raylink.storage.v1.DecrRequest.by:type_name -> raylink.storage.v1.Value
-	2,  // 18: raylink.storage.v1.DecrRequest.initial:type_name -> raylink.storage.v1.Value
-	0,  // 19: raylink.storage.v1.DecrRequest.durability:type_name -> raylink.storage.v1.Durability
-	2,  // 20: raylink.storage.v1.DecrResponse.value:type_name -> raylink.storage.v1.Value
-	2,  // 21: raylink.storage.v1.AppendRequest.value:type_name -> raylink.storage.v1.Value
-	0,  // 22: raylink.storage.v1.AppendRequest.durability:type_name -> raylink.storage.v1.Durability
-	4,  // 23: raylink.storage.v1.DeleteRequest.condition:type_name -> raylink.storage.v1.Condition
-	0,  // 24: raylink.storage.v1.DeleteRequest.durability:type_name -> raylink.storage.v1.Durability
-	6,  // 25: raylink.storage.v1.Op.put:type_name -> raylink.storage.v1.PutRequest
-	22, // 26: raylink.storage.v1.Op.delete:type_name -> raylink.storage.v1.DeleteRequest
-	16, // 27: raylink.storage.v1.Op.add:type_name -> raylink.storage.v1.IncrRequest
-	20, // 28: raylink.storage.v1.Op.append:type_name -> raylink.storage.v1.AppendRequest
-	24, // 29: raylink.storage.v1.BatchRequest.ops:type_name -> raylink.storage.v1.Op
-	0,  // 30: raylink.storage.v1.BatchRequest.durability:type_name -> raylink.storage.v1.Durability
-	3,  // 31: raylink.storage.v1.ListResponse.entries:type_name -> raylink.storage.v1.Entry
-	2,  // 32: raylink.storage.v1.Change.value:type_name -> raylink.storage.v1.Value
-	41, // 33: raylink.storage.v1.Change.expires:type_name -> google.protobuf.Timestamp
-	29, // 34: raylink.storage.v1.WatchResponse.changes:type_name -> raylink.storage.v1.Change
-	3,  // 35: raylink.storage.v1.ExportResponse.entries:type_name -> raylink.storage.v1.Entry
-	3,  // 36: raylink.storage.v1.ImportRequest.entries:type_name -> raylink.storage.v1.Entry
-	0,  // 37: raylink.storage.v1.ImportRequest.durability:type_name -> raylink.storage.v1.Durability
-	0,  // 38: raylink.storage.v1.StatusResponse.durability:type_name -> raylink.storage.v1.Durability
-	6,  // 39: raylink.storage.v1.Storage.Put:input_type -> raylink.storage.v1.PutRequest
-	8,  // 40: raylink.storage.v1.Storage.Get:input_type -> raylink.storage.v1.GetRequest
-	10, // 41: raylink.storage.v1.Storage.GetMany:input_type -> raylink.storage.v1.GetManyRequest
-	12, // 42: raylink.storage.v1.Storage.Has:input_type -> raylink.storage.v1.HasRequest
-	14, // 43: raylink.storage.v1.Storage.GetID:input_type -> raylink.storage.v1.GetIDRequest
-	16, // 44: raylink.storage.v1.Storage.Incr:input_type -> raylink.storage.v1.IncrRequest
-	18, // 45: raylink.storage.v1.Storage.Decr:input_type -> raylink.storage.v1.DecrRequest
-	20, // 46: raylink.storage.v1.Storage.Append:input_type -> raylink.storage.v1.AppendRequest
-	25, // 47: raylink.storage.v1.Storage.Batch:input_type -> raylink.storage.v1.BatchRequest
-	22, // 48: raylink.storage.v1.Storage.Delete:input_type -> raylink.storage.v1.DeleteRequest
-	27, // 49: raylink.storage.v1.Storage.List:input_type -> raylink.storage.v1.ListRequest
-	30, // 50: raylink.storage.v1.Storage.Watch:input_type -> raylink.storage.v1.WatchRequest
-	33, // 51: raylink.storage.v1.Storage.Export:input_type -> raylink.storage.v1.ExportRequest
-	35, // 52: raylink.storage.v1.Storage.Import:input_type -> raylink.storage.v1.ImportRequest
-	37, // 53: raylink.storage.v1.Storage.Status:input_type -> raylink.storage.v1.StatusRequest
-	7,  // 54: raylink.storage.v1.Storage.Put:output_type -> raylink.storage.v1.PutResponse
-	9,  // 55: raylink.storage.v1.Storage.Get:output_type -> raylink.storage.v1.GetResponse
-	11, // 56: raylink.storage.v1.Storage.GetMany:output_type -> raylink.storage.v1.GetManyResponse
-	13, // 57: raylink.storage.v1.Storage.Has:output_type -> raylink.storage.v1.HasResponse
-	15, // 58: raylink.storage.v1.Storage.GetID:output_type -> raylink.storage.v1.GetIDResponse
-	17, // 59: raylink.storage.v1.Storage.Incr:output_type -> raylink.storage.v1.IncrResponse
-	19, // 60: raylink.storage.v1.Storage.Decr:output_type -> raylink.storage.v1.DecrResponse
-	21, // 61: raylink.storage.v1.Storage.Append:output_type -> raylink.storage.v1.AppendResponse
-	26, // 62: raylink.storage.v1.Storage.Batch:output_type -> raylink.storage.v1.BatchResponse
-	23, // 63: raylink.storage.v1.Storage.Delete:output_type -> raylink.storage.v1.DeleteResponse
-	28, // 64: raylink.storage.v1.Storage.List:output_type -> raylink.storage.v1.ListResponse
-	31, // 65: raylink.storage.v1.Storage.Watch:output_type -> raylink.storage.v1.WatchResponse
-	34, // 66: raylink.storage.v1.Storage.Export:output_type -> raylink.storage.v1.ExportResponse
-	36, // 67: raylink.storage.v1.Storage.Import:output_type -> raylink.storage.v1.ImportResponse
-	38, // 68: raylink.storage.v1.Storage.Status:output_type -> raylink.storage.v1.StatusResponse
-	54, // [54:69] is the sub-list for method output_type
-	39, // [39:54] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	46, // 4: raylink.storage.v1.Entry.expires:type_name -> google.protobuf.Timestamp
+	4,  // 5: raylink.storage.v1.ConditionFailed.want:type_name -> raylink.storage.v1.Condition
+	2,  // 6: raylink.storage.v1.PutRequest.value:type_name -> raylink.storage.v1.Value
+	4,  // 7: raylink.storage.v1.PutRequest.condition:type_name -> raylink.storage.v1.Condition
+	47, // 8: raylink.storage.v1.PutRequest.ttl:type_name -> google.protobuf.Duration
+	0,  // 9: raylink.storage.v1.PutRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 10: raylink.storage.v1.GetRequest.default:type_name -> raylink.storage.v1.Value
+	2,  // 11: raylink.storage.v1.GetResponse.value:type_name -> raylink.storage.v1.Value
+	46, // 12: raylink.storage.v1.GetResponse.expires:type_name -> google.protobuf.Timestamp
+	3,  // 13: raylink.storage.v1.GetManyResponse.entries:type_name -> raylink.storage.v1.Entry
+	2,  // 14: raylink.storage.v1.IncrRequest.by:type_name -> raylink.storage.v1.Value
+	2,  // 15: raylink.storage.v1.IncrRequest.initial:type_name -> raylink.storage.v1.Value
+	0,  // 16: raylink.storage.v1.IncrRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 17: raylink.storage.v1.IncrResponse.value:type_name -> raylink.storage.v1.Value
+	2,  // 18: raylink.storage.v1.DecrRequest.by:type_name -> raylink.storage.v1.Value
+	2,  // 19: raylink.storage.v1.DecrRequest.initial:type_name -> raylink.storage.v1.Value
+	0,  // 20: raylink.storage.v1.DecrRequest.durability:type_name -> raylink.storage.v1.Durability
+	2,  // 21: raylink.storage.v1.DecrResponse.value:type_name -> raylink.storage.v1.Value
+	2,  // 22: raylink.storage.v1.AppendRequest.value:type_name -> raylink.storage.v1.Value
+	0,  // 23: raylink.storage.v1.AppendRequest.durability:type_name -> raylink.storage.v1.Durability
+	4,  // 24: raylink.storage.v1.DeleteRequest.condition:type_name -> raylink.storage.v1.Condition
+	0,  // 25: raylink.storage.v1.DeleteRequest.durability:type_name -> raylink.storage.v1.Durability
+	11, // 26: raylink.storage.v1.Op.put:type_name -> raylink.storage.v1.PutRequest
+	27, // 27: raylink.storage.v1.Op.delete:type_name -> raylink.storage.v1.DeleteRequest
+	21, // 28: raylink.storage.v1.Op.add:type_name -> raylink.storage.v1.IncrRequest
+	25, // 29: raylink.storage.v1.Op.append:type_name -> raylink.storage.v1.AppendRequest
+	29, // 30: raylink.storage.v1.BatchRequest.ops:type_name -> raylink.storage.v1.Op
+	0,  // 31: raylink.storage.v1.BatchRequest.durability:type_name -> raylink.storage.v1.Durability
+	3,  // 32: raylink.storage.v1.ListResponse.entries:type_name -> raylink.storage.v1.Entry
+	2,  // 33: raylink.storage.v1.Change.value:type_name -> raylink.storage.v1.Value
+	46, // 34: raylink.storage.v1.Change.expires:type_name -> google.protobuf.Timestamp
+	34, // 35: raylink.storage.v1.WatchResponse.changes:type_name -> raylink.storage.v1.Change
+	3,  // 36: raylink.storage.v1.ExportResponse.entries:type_name -> raylink.storage.v1.Entry
+	3,  // 37: raylink.storage.v1.ImportRequest.entries:type_name -> raylink.storage.v1.Entry
+	0,  // 38: raylink.storage.v1.ImportRequest.durability:type_name -> raylink.storage.v1.Durability
+	0,  // 39: raylink.storage.v1.StatusResponse.durability:type_name -> raylink.storage.v1.Durability
+	11, // 40: raylink.storage.v1.Storage.Put:input_type -> raylink.storage.v1.PutRequest
+	13, // 41: raylink.storage.v1.Storage.Get:input_type -> raylink.storage.v1.GetRequest
+	15, // 42: raylink.storage.v1.Storage.GetMany:input_type -> raylink.storage.v1.GetManyRequest
+	17, // 43: raylink.storage.v1.Storage.Has:input_type -> raylink.storage.v1.HasRequest
+	19, // 44: raylink.storage.v1.Storage.GetID:input_type -> raylink.storage.v1.GetIDRequest
+	21, // 45: raylink.storage.v1.Storage.Incr:input_type -> raylink.storage.v1.IncrRequest
+	23, // 46: raylink.storage.v1.Storage.Decr:input_type -> raylink.storage.v1.DecrRequest
+	25, // 47: raylink.storage.v1.Storage.Append:input_type -> raylink.storage.v1.AppendRequest
+	30, // 48: raylink.storage.v1.Storage.Batch:input_type -> raylink.storage.v1.BatchRequest
+	27, // 49: raylink.storage.v1.Storage.Delete:input_type -> raylink.storage.v1.DeleteRequest
+	32, // 50: raylink.storage.v1.Storage.List:input_type -> raylink.storage.v1.ListRequest
+	35, // 51: raylink.storage.v1.Storage.Watch:input_type -> raylink.storage.v1.WatchRequest
+	38, // 52: raylink.storage.v1.Storage.Export:input_type -> raylink.storage.v1.ExportRequest
+	40, // 53: raylink.storage.v1.Storage.Import:input_type -> raylink.storage.v1.ImportRequest
+	42, // 54: raylink.storage.v1.Storage.Status:input_type -> raylink.storage.v1.StatusRequest
+	12, // 55: raylink.storage.v1.Storage.Put:output_type -> raylink.storage.v1.PutResponse
+	14, // 56: raylink.storage.v1.Storage.Get:output_type -> raylink.storage.v1.GetResponse
+	16, // 57: raylink.storage.v1.Storage.GetMany:output_type -> raylink.storage.v1.GetManyResponse
+	18, // 58: raylink.storage.v1.Storage.Has:output_type -> raylink.storage.v1.HasResponse
+	20, // 59: raylink.storage.v1.Storage.GetID:output_type -> raylink.storage.v1.GetIDResponse
+	22, // 60: raylink.storage.v1.Storage.Incr:output_type -> raylink.storage.v1.IncrResponse
+	24, // 61: raylink.storage.v1.Storage.Decr:output_type -> raylink.storage.v1.DecrResponse
+	26, // 62: raylink.storage.v1.Storage.Append:output_type -> raylink.storage.v1.AppendResponse
+	31, // 63: raylink.storage.v1.Storage.Batch:output_type -> raylink.storage.v1.BatchResponse
+	28, // 64: raylink.storage.v1.Storage.Delete:output_type -> raylink.storage.v1.DeleteResponse
+	33, // 65: raylink.storage.v1.Storage.List:output_type -> raylink.storage.v1.ListResponse
+	36, // 66: raylink.storage.v1.Storage.Watch:output_type -> raylink.storage.v1.WatchResponse
+	39, // 67: raylink.storage.v1.Storage.Export:output_type -> raylink.storage.v1.ExportResponse
+	41, // 68: raylink.storage.v1.Storage.Import:output_type -> raylink.storage.v1.ImportResponse
+	43, // 69: raylink.storage.v1.Storage.Status:output_type -> raylink.storage.v1.StatusResponse
+	55, // [55:70] is the sub-list for method output_type
+	40, // [40:55] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_raylink_storage_v1_storage_proto_init() }
@@ -2860,20 +3183,20 @@ func file_raylink_storage_v1_storage_proto_init() {
 		(*Condition_Absent)(nil),
 		(*Condition_Id)(nil),
 	}
-	file_raylink_storage_v1_storage_proto_msgTypes[23].OneofWrappers = []any{
+	file_raylink_storage_v1_storage_proto_msgTypes[28].OneofWrappers = []any{
 		(*Op_Put)(nil),
 		(*Op_Delete)(nil),
 		(*Op_Add)(nil),
 		(*Op_Append)(nil),
 	}
-	file_raylink_storage_v1_storage_proto_msgTypes[29].OneofWrappers = []any{}
+	file_raylink_storage_v1_storage_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raylink_storage_v1_storage_proto_rawDesc), len(file_raylink_storage_v1_storage_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
