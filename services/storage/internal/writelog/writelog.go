@@ -1,0 +1,506 @@
+// Package writelog keeps a storage's writes on disk: a log of records in the order of their ids, in
+// Pebble.
+//
+// A record stays until it is removed, because it is neither the current write of a key nor within
+// the history. [Log.Commit] appends records and removes others, all or nothing. What it has
+// acknowledged survives the end of the process; a loss of power it survives at once if
+// [Options.Sync] is set, and otherwise when [Log.Sync] has returned, which the log calls by itself
+// within 100 ms.
+//
+// [Open] returns exactly the records that were committed and not removed, or an error that says
+// what is damaged. Beside Pebble's checksums, each group's last record has the number of records
+// and the sum of their ids, and a file says up to which id they must be there; see watermark.go.
+//
+// After a failure of the disk the log must be reopened; see [Log.Reopen].
+package writelog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
+)
+
+const (
+	// format is the version of the records' meaning. A directory with a newer one is refused;
+	// migrations of older ones belong here.
+	format = 1
+
+	// syncInterval is the time between the beginnings of two syncs. What is committed while one
+	// runs is on the disk after the next: within 100 ms, if a sync takes less than 50 ms.
+	syncInterval = 50 * time.Millisecond
+)
+
+// Record is one write.
+type Record struct {
+	// ID is one higher than that of the record before.
+	ID uint64
+	// Change is the marshalled raylink.storage.v1.Change.
+	Change []byte
+}
+
+// Options configures a log.
+type Options struct {
+	// Dir is the directory. It is created if it does not exist, accessible to the user only.
+	Dir string
+	// FS is the file system of Dir. Nil means the operating system's.
+	FS vfs.FS
+	// Sync makes a commit wait until the disk has it. Otherwise it waits until the operating system
+	// has it, which the disk has within 100 ms.
+	Sync bool
+	// Logger receives Pebble's messages. Not nil.
+	Logger *slog.Logger
+}
+
+// Log is an open directory. Commit, Reopen and Close are for one goroutine at a time; Sync is safe
+// for concurrent use with all of them.
+type Log struct {
+	opts Options
+	fs   vfs.FS
+	boot string
+	lock *pebble.Lock
+	mark *watermark
+
+	// commit guards what follows, and makes Close wait. The first three are changed with sync held too.
+	commit    sync.Mutex
+	session   *session   // nil if the last Reopen failed
+	closed    bool
+	err       error // why session is nil
+	tally     tally
+	removable []uint64 // of earlier groups, to be removed with the next one
+
+	last atomic.Uint64 // the last id that was committed
+
+	sync   sync.Mutex // serializes syncs; locked after commit
+	synced uint64     // the last id that is known to be on the disk
+
+	// dirty wakes the goroutine that syncs; stop ends it.
+	dirty chan struct{}
+	stop  chan struct{}
+	done  chan struct{}
+}
+
+// Open opens or creates a directory, and calls replay for each record in the order of their ids. A
+// record's Change is valid during the call. An error of replay ends Open, which returns it with the
+// record's id. Errors that a caller may distinguish: [*InUseError], [*FormatError],
+// [*DamagedError], [*FullError].
+//
+// The caller must Close the log.
+func Open(opts Options, replay func(Record) error) (*Log, error) {
+	l := &Log{opts: opts, fs: opts.FS}
+	if l.fs == nil {
+		l.fs = vfs.Default
+		l.boot = bootID()
+	}
+	if err := l.fs.MkdirAll(opts.Dir, 0o700); err != nil {
+		return nil, failure(opts.Dir, "make", err)
+	}
+	lock, err := pebble.LockDirectory(opts.Dir, l.fs)
+	if err != nil {
+		return nil, lockError(opts.Dir, err)
+	}
+	l.lock = lock
+	if err := l.open(replay); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	l.dirty, l.stop, l.done = make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+	go l.syncInBackground()
+	return l, nil
+}
+
+func (l *Log) open(replay func(Record) error) (err error) {
+	m, err := l.check()
+	if err != nil {
+		return err
+	}
+	s, err := l.newSession(m.required(l.boot) > 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon()
+		}
+	}()
+	found, err := s.read(replay)
+	switch {
+	case err != nil:
+		return err
+	case s.Err() != nil:
+		return s.Err()
+	case found.last < m.required(l.boot):
+		return &DamagedError{Dir: l.opts.Dir, What: fmt.Sprintf(
+			"the writes up to %d had been stored, only those up to %d are there", m.required(l.boot), found.last)}
+	case found.tally != found.stored:
+		return &DamagedError{Dir: l.opts.Dir, What: fmt.Sprintf(
+			"of the %d writes up to %d that had been stored, %d are there", found.stored.count, found.last, found.tally.count)}
+	}
+	mark, err := openWatermark(l.fs, l.opts.Dir, m)
+	if err != nil {
+		return failure(l.opts.Dir, "open the watermark of", err)
+	}
+	// Pebble's Open has synced what it found.
+	if err := l.start(s, mark, found.last, found.tally); err != nil {
+		return errors.Join(err, mark.file.Close())
+	}
+	return nil
+}
+
+// start makes a session the current one, whose records are all on the disk.
+func (l *Log) start(s *session, mark *watermark, last uint64, t tally) error {
+	err := mark.set(func(m *marks) { m.synced, m.written, m.boot = last, last, l.boot })
+	if err == nil {
+		err = mark.sync()
+	}
+	if err != nil {
+		return failure(l.opts.Dir, "write to", err)
+	}
+	s.disk.release()
+	l.session, l.err, l.mark, l.tally = s, nil, mark, t
+	l.last.Store(last)
+	l.synced = last
+	return nil
+}
+
+// check reads the watermark, or creates it in an empty directory, before Pebble changes anything.
+func (l *Log) check() (marks, error) {
+	dir := l.opts.Dir
+	names, err := l.fs.List(dir)
+	if err != nil {
+		return marks{}, failure(dir, "list", err)
+	}
+	m, ok, err := readWatermark(l.fs, dir)
+	if err != nil {
+		return marks{}, err
+	}
+	if !ok {
+		for _, name := range names {
+			if strings.HasPrefix(name, "marker.") || strings.HasPrefix(name, "MANIFEST") || strings.HasPrefix(name, "OPTIONS") ||
+				strings.HasSuffix(name, ".log") || strings.HasSuffix(name, ".sst") {
+				return marks{}, &DamagedError{Dir: dir, What: describe(watermarkName, "is missing, and others of a storage are there")}
+			}
+		}
+		m = marks{format: format, boot: l.boot}
+		if err := createWatermark(l.fs, dir, m); err != nil {
+			return marks{}, failure(dir, "write to", err)
+		}
+		return m, nil
+	}
+	if m.format > format {
+		return marks{}, &FormatError{Dir: dir, Format: m.format, Known: format}
+	}
+	return m, l.checkMarkers(m)
+}
+
+// checkMarkers refuses files of a later Pebble with a clear error: Pebble reports only an unknown
+// number. And it refuses a directory without a manifest, which Pebble takes for a new one.
+func (l *Log) checkMarkers(m marks) error {
+	dir := l.opts.Dir
+	version, err := atomicfs.ReadMarker(l.fs, dir, "format-version")
+	if err != nil {
+		return &DamagedError{Dir: dir, What: describe("marker.format-version", "cannot be read"), err: err}
+	}
+	if n := number(version); n > uint64(pebble.FormatNewest) {
+		return &FormatError{Dir: dir, Format: n, Known: uint64(pebble.FormatNewest), Files: true}
+	}
+	manifest, err := atomicfs.ReadMarker(l.fs, dir, "manifest")
+	if err != nil {
+		return &DamagedError{Dir: dir, What: describe("marker.manifest", "cannot be read"), err: err}
+	}
+	if m.required(l.boot) > 0 && manifest == "" {
+		return &DamagedError{Dir: dir, What: describe("marker.manifest", "is missing")}
+	}
+	return nil
+}
+
+// Commit appends records and removes others, all or nothing. The ids of the records follow the last
+// one; remove must not have the id of the last record, nor one that was removed before. Records of
+// remove may be seen by one more Open, if this group is the last one and the process is killed.
+//
+// After an error the log fails until Reopen. A full disk is a [*FullError].
+func (l *Log) Commit(records []Record, remove []uint64) error {
+	l.commit.Lock()
+	defer l.commit.Unlock()
+	if err := l.usable(); err != nil {
+		return err
+	}
+	last := l.last.Load()
+	for i, r := range records {
+		if r.ID != last+uint64(i)+1 { //nolint:gosec // an index is not negative
+			return fmt.Errorf("commit to the directory %s: the record %d has the id %d, and must have %d", l.opts.Dir, i, r.ID, last+uint64(i)+1) //nolint:gosec // as above
+		}
+	}
+	last += uint64(len(records))
+	for _, id := range remove {
+		if id == 0 || id >= last {
+			return fmt.Errorf("commit to the directory %s: the record %d cannot be removed, the last one is %d", l.opts.Dir, id, last)
+		}
+	}
+	if len(records) > 0 {
+		if err := l.write(records); err != nil {
+			return err
+		}
+	}
+	// They go with the next group. If they went with this one and it failed halfway, a current
+	// write of a key could be gone.
+	l.removable = append(l.removable, remove...)
+	return nil
+}
+
+// write commits records, and removes those that earlier groups have left. The record of the last id
+// can be written again.
+func (l *Log) write(records []Record) error {
+	s, last, t := l.session, records[len(records)-1].ID, l.tally
+	for _, r := range records {
+		if r.ID > l.last.Load() {
+			t.add(r.ID)
+		}
+	}
+	for _, id := range l.removable {
+		t.remove(id)
+	}
+	s.apply(func(batch *pebble.Batch) error {
+		for _, id := range l.removable {
+			if err := batch.Delete(key(id), nil); err != nil {
+				return err
+			}
+		}
+		for i, r := range records {
+			if err := put(batch, r, i == len(records)-1, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if s.Err() == nil {
+		if err := l.mark.set(func(m *marks) {
+			m.written = last
+			if l.opts.Sync {
+				m.synced = last
+			}
+		}); err != nil {
+			s.fail(err)
+		}
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	l.tally = t
+	l.removable = l.removable[:0]
+	l.last.Store(last)
+	select {
+	case l.dirty <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// usable returns why the log cannot be used.
+func (l *Log) usable() error {
+	switch {
+	case l.closed:
+		return fmt.Errorf("the directory %s: %w", l.opts.Dir, errClosed)
+	case l.session == nil:
+		return l.err
+	}
+	return l.session.Err()
+}
+
+// Sync returns when everything that was committed before is on the disk. Calls share syncs.
+func (l *Log) Sync() error {
+	if l.opts.Sync {
+		return nil
+	}
+	want := l.last.Load()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if l.synced >= want {
+		return nil
+	}
+	if err := l.usable(); err != nil {
+		return err
+	}
+	return l.syncNow()
+}
+
+// syncNow syncs with l.sync held.
+func (l *Log) syncNow() error {
+	s, last := l.session, l.last.Load()
+	if !l.opts.Sync {
+		s.disk.syncDirty()
+		if err := s.Err(); err != nil {
+			return err
+		}
+	}
+	err := l.mark.set(func(m *marks) { m.synced = max(m.synced, last) })
+	if err == nil {
+		err = l.mark.sync()
+	}
+	if err != nil {
+		s.fail(err)
+		return s.Err()
+	}
+	l.synced = last
+	return nil
+}
+
+// syncInBackground syncs once in an interval while there are new commits.
+func (l *Log) syncInBackground() {
+	defer close(l.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.dirty:
+		case <-l.stop:
+			return
+		}
+		select {
+		case <-timer.C:
+		case <-l.stop:
+			return
+		}
+		timer.Reset(syncInterval)
+		l.sync.Lock()
+		if l.synced < l.last.Load() && l.usable() == nil {
+			_ = l.syncNow() // a failure is kept, and the next commit returns it
+		}
+		l.sync.Unlock()
+	}
+}
+
+// Reopen repairs the log after a failed Commit. It closes and opens the directory again, removes
+// what the failed group may have left, which are the records above last, and checks that the
+// records up to last are there. last is the last id that was committed. After an error the log
+// still fails, and Reopen may be called again.
+func (l *Log) Reopen(last uint64) error {
+	l.commit.Lock()
+	defer l.commit.Unlock()
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	if l.closed {
+		return fmt.Errorf("the directory %s: %w", l.opts.Dir, errClosed)
+	}
+	if last != l.last.Load() {
+		return fmt.Errorf("reopen the directory %s: the last write is %d, not %d", l.opts.Dir, l.last.Load(), last)
+	}
+	if l.session != nil {
+		l.session.abandon()
+		l.session = nil
+	}
+	l.err = l.reopen(last)
+	return l.err
+}
+
+func (l *Log) reopen(last uint64) (err error) {
+	s, err := l.newSession(last > 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.abandon()
+		}
+	}()
+	var kept tally
+	var end []byte
+	var extra []uint64
+	if _, err := s.read(func(r Record) error {
+		if r.ID > last {
+			extra = append(extra, r.ID)
+			return nil
+		}
+		kept.add(r.ID)
+		if r.ID == last {
+			end = slices.Clone(r.Change)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	removed := l.tally
+	for _, id := range l.removable {
+		removed.remove(id)
+	}
+	switch kept {
+	case l.tally:
+	case removed:
+		l.removable = l.removable[:0]
+	default:
+		return &DamagedError{Dir: l.opts.Dir, What: fmt.Sprintf(
+			"of the %d writes up to %d that had been stored, %d are there", l.tally.count, last, kept.count)}
+	}
+	if len(extra) > 0 {
+		s.apply(func(batch *pebble.Batch) error {
+			for _, id := range extra {
+				if err := batch.Delete(key(id), nil); err != nil {
+					return err
+				}
+			}
+			if last == 0 {
+				return nil
+			}
+			return put(batch, Record{ID: last, Change: end}, true, kept)
+		})
+		s.disk.syncDirty()
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return l.start(s, l.mark, last, kept)
+}
+
+// Close syncs and closes the directory. It returns why, if the log has failed.
+func (l *Log) Close() error {
+	l.commit.Lock()
+	defer l.commit.Unlock()
+	if l.closed {
+		return nil
+	}
+	close(l.stop)
+	<-l.done
+	l.sync.Lock()
+	defer l.sync.Unlock()
+	err := l.usable()
+	if err == nil && l.last.Load() > 0 {
+		err = l.finish()
+	}
+	l.closed = true
+	if l.session != nil {
+		err = errors.Join(err, l.session.close())
+	}
+	return errors.Join(err, l.mark.file.Close(), l.lock.Close())
+}
+
+// finish removes what is left to be removed, and syncs.
+func (l *Log) finish() error {
+	s, last := l.session, l.last.Load()
+	if len(l.removable) > 0 {
+		change, err := s.get(last)
+		if err != nil {
+			return failure(l.opts.Dir, "read", err)
+		}
+		if err := l.write([]Record{{ID: last, Change: change}}); err != nil {
+			return err
+		}
+	}
+	return l.syncNow()
+}
+
+// key returns the key of a record.
+func key(id uint64) []byte { return binary.BigEndian.AppendUint64([]byte{'w'}, id) }
+
+// number parses a decimal number; 0 if it is none.
+func number(text string) (n uint64) {
+	_, _ = fmt.Sscanf(text, "%d", &n)
+	return n
+}
