@@ -160,3 +160,52 @@ func (e *TypeError) Error() string {
 
 // Unwrap returns the storage's error; nil if the client noticed.
 func (e *TypeError) Unwrap() error { return e.cause }
+
+// RangeError means that a sum would not be an int64, or not a finite float64. Nothing has changed.
+type RangeError struct {
+	Key string
+
+	cause error
+}
+
+// Error returns the storage's text.
+func (e *RangeError) Error() string { return e.cause.Error() }
+
+// Unwrap returns the storage's error, which has the code OutOfRange.
+func (e *RangeError) Unwrap() error { return e.cause }
+
+// BatchError means that an operation of a batch has failed, and that the batch has changed nothing.
+// It wraps the operation's error: a [ConditionError], a [TypeError], ...
+type BatchError struct {
+	// Index is the operation's, counted from 0; [Sync] is not one. Key is the operation's key.
+	Index int
+	Key   string
+
+	cause error
+}
+
+// Error returns the storage's text.
+func (e *BatchError) Error() string { return e.cause.Error() }
+
+// Unwrap returns the operation's error.
+func (e *BatchError) Unwrap() error { return e.cause }
+
+// typedSum is typed for the error of an addition to a key.
+func typedSum(key string, err error) error {
+	if connect.CodeOf(err) == connect.CodeOutOfRange {
+		return &RangeError{Key: key, cause: err}
+	}
+	return typed(err)
+}
+
+// typedBatch is typed for the error of a batch.
+func typedBatch(err error) error {
+	var (
+		remote *connect.Error
+		failed storagev1.FailedOp
+	)
+	if !errors.As(err, &remote) || remote == nil || !detail(remote, &failed) {
+		return typed(err)
+	}
+	return &BatchError{Index: int(failed.GetIndex()), Key: failed.GetKey(), cause: typedSum(failed.GetKey(), err)}
+}

@@ -19,6 +19,7 @@ const (
 	stringKind  kind = "string"
 	bytesKind   kind = "bytes"
 	messageKind kind = "message"
+	jsonKind    kind = "json"
 )
 
 func kindOf(v *storagev1.Value) kind {
@@ -35,6 +36,8 @@ func kindOf(v *storagev1.Value) kind {
 		return bytesKind
 	case *storagev1.Value_MessageValue:
 		return messageKind
+	case *storagev1.Value_JsonValue:
+		return jsonKind
 	default:
 		return noKind
 	}
