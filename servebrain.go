@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/raylink/raylink/brain"
 	brainv1 "github.com/raylink/raylink/gen/raylink/brain/v1"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/internal/assemble"
 	"github.com/raylink/raylink/internal/nodename"
 	"github.com/raylink/raylink/runtime"
@@ -25,7 +28,7 @@ const DefaultBrainAddress = "127.0.0.1:6800"
 // from its environment variable, if it has one, or has its default.
 type BrainOptions struct {
 	// Data is the directory of everything that Brain stores: its registry in the folder `brain`,
-	// the logs of its own nodes in `runs`. RAYLINK_DATA. By default a `raylink` folder in the
+	// the logs of its own nodes in `runs`, the data of `storage-0` in `storage`. RAYLINK_DATA. By default a `raylink` folder in the
 	// user's state directory. One Brain at a time can use it.
 	Data string
 	// Listen is the address to listen on. RAYLINK_LISTEN. By default [DefaultBrainAddress].
@@ -56,6 +59,11 @@ type BrainOptions struct {
 	// If `ps-0` has outlived an earlier Brain on the same data, it is not restarted: it keeps its
 	// configuration, and its next incarnation gets this one.
 	Parameters *psv1.CaptainConfig
+	// Storage configures the system's storage, `storage-0`: how much it holds, and what its
+	// acknowledged writes survive, by default the death of its process
+	// ([storagev1.Durability_DURABILITY_ASYNC]). nil means each field's default. It is in effect as
+	// Parameters are, and must not be modified while ServeBrain runs.
+	Storage *storagev1.StorageConfig
 	// Logger gets Brain's log records. By default warnings and errors go to standard error.
 	Logger *slog.Logger
 	// Serving is called once, when Brain serves at the address. tokenFile is the file with the
@@ -75,7 +83,7 @@ func ServeBrain(ctx context.Context, o BrainOptions) error {
 	if serving == nil {
 		serving = func(string, string, string) {}
 	}
-	return assemble.ServeBrain(ctx, durable(o.Parameters), o.runtime, serving)
+	return assemble.ServeBrain(ctx, durable(o.Parameters, o.Storage), o.runtime, serving)
 }
 
 // runtime returns the options of Brain's own host.
@@ -115,14 +123,21 @@ func (o *BrainOptions) runtime() (runtime.Options, error) {
 
 // durable opens a Brain that keeps its registry on disk, and starts the nodes that every system
 // has.
-func durable(captain *psv1.CaptainConfig) *assemble.Embed {
+func durable(captain *psv1.CaptainConfig, storage *storagev1.StorageConfig) *assemble.Embed {
+	stored := new(storagev1.StorageConfig)
+	if storage != nil {
+		stored = proto.CloneOf(storage)
+	}
+	if stored.GetDurability() == storagev1.Durability_DURABILITY_UNSPECIFIED {
+		stored.Durability = storagev1.Durability_DURABILITY_ASYNC
+	}
 	return &assemble.Embed{
 		Open: func(options runtime.Options, data string) (assemble.Brain, error) {
 			return openBrain(brain.Options{Dir: filepath.Join(data, "brain")}, options)
 		},
 		Token:            rundir.KeptToken,
 		Log:              nodename.RootPath,
-		StartSystemNodes: assemble.Configuration{Captain: captain}.StartSupervised,
+		StartSystemNodes: assemble.Configuration{Storage: stored, Captain: captain}.StartSupervised,
 	}
 }
 

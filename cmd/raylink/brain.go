@@ -4,16 +4,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/raylink/raylink"
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 )
 
 func (a *app) brainCommand() *cobra.Command {
 	var o raylink.BrainOptions
 	var captain psv1.CaptainConfig
+	var store storagev1.StorageConfig
 	cmd := &cobra.Command{
 		Use:   "brain",
 		Short: "Run a Brain until it is interrupted",
@@ -28,8 +31,9 @@ It shuts down gracefully when it is interrupted or terminated; a second signal e
 Restarted with the same --data, after any kind of end, it still knows every node, and programs that
 had joined it reconnect by themselves if its address is the same.
 
-The flags that begin with --ps configure the parameter server ps-0. If ps-0 has outlived the last
-Brain it is not restarted: it keeps its configuration, and gets the new one when it starts again.`,
+The flags that begin with --ps configure the parameter server ps-0, and those that begin with
+--storage the storage storage-0. If one of these nodes has outlived the last Brain it is not
+restarted: it keeps its configuration, and gets the new one when it starts again.`,
 		Args: between(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if a.token != "" && a.tokenFile != "" {
@@ -39,7 +43,7 @@ Brain it is not restarted: it keeps its configuration, and gets the new one when
 				return errOpenAndToken()
 			}
 			o.Token, o.TokenFile, o.Open = a.token, a.tokenFile, a.open
-			o.Parameters = &captain
+			o.Parameters, o.Storage = &captain, &store
 			o.Serving = a.serving
 			if err := raylink.ServeBrain(cmd.Context(), o); err != nil {
 				return &localError{err}
@@ -56,6 +60,7 @@ Brain it is not restarted: it keeps its configuration, and gets the new one when
 	flags.BoolVar(&o.Compression, "compress", false, "gzip responses over HTTP for clients on other machines that ask for it, here and at the hosts that join")
 	flags.DurationVar(&o.Lease, "lease", 0, "how long a host may be silent before it is declared dead (default 10s)")
 	captainFlags(cmd, &captain)
+	storageFlags(cmd, &store)
 	a.tokenFlags(cmd)
 	return cmd
 }
@@ -68,6 +73,69 @@ func captainFlags(cmd *cobra.Command, config *psv1.CaptainConfig) {
 	flags.Uint32Var(&config.HeldVersions, "ps-held-versions", 0, "how many versions of a tag before the newest each machine keeps if there is room (default 2)")
 	flags.Uint32Var(&config.MaxTags, "ps-max-tags", 0, "the maximum number of tags (default 1024)")
 	flags.Uint32Var(&config.MaxOfficers, "ps-max-officers", 0, "on how many machines besides ps-0's own there are copies (default 1024)")
+}
+
+// storageFlags adds the flags that configure the storage.
+func storageFlags(cmd *cobra.Command, config *storagev1.StorageConfig) {
+	flags := cmd.Flags()
+	flags.Var((*durabilityFlag)(&config.Durability), "storage-durability",
+		"what acknowledged writes to storage-0 survive: memory (nothing), async (the death of its process) or sync (a loss of power) (default async)")
+	flags.Var((*directoryFlag)(&config.Directory), "storage-directory", "the directory of storage-0's data (default: in the folder storage of --data)")
+	flags.Uint64Var(&config.MaxKeys, "storage-max-keys", 0, "the maximum number of keys (default 1048576)")
+	flags.Var((*byteSize)(&config.MaxBytes), "storage-max-bytes", "the maximum of the memory that all entries take (default 1GiB)")
+	flags.Uint64Var(&config.History, "storage-history", 0, "how many of the latest changes watchers can resume from (default 65536)")
+	flags.Var((*byteSize)(&config.HistoryBytes), "storage-history-bytes", "the maximum of the memory that these changes take (default 64MiB)")
+}
+
+// durabilityFlag is a flag's value.
+type durabilityFlag storagev1.Durability
+
+// durabilities are the values of a flag.
+func durabilities() map[string]storagev1.Durability {
+	return map[string]storagev1.Durability{
+		"memory": storagev1.Durability_DURABILITY_MEMORY,
+		"async":  storagev1.Durability_DURABILITY_ASYNC,
+		"sync":   storagev1.Durability_DURABILITY_SYNC,
+	}
+}
+
+// String returns the name; "" for the default.
+func (d *durabilityFlag) String() string {
+	for name, value := range durabilities() {
+		if value == storagev1.Durability(*d) {
+			return name
+		}
+	}
+	return ""
+}
+
+// Type describes the value in the help.
+func (d *durabilityFlag) Type() string { return "durability" }
+
+// Set parses a name.
+func (d *durabilityFlag) Set(text string) error {
+	value, ok := durabilities()[text]
+	if !ok {
+		return fmt.Errorf("%q is no durability: write memory, async or sync", text)
+	}
+	*d = durabilityFlag(value)
+	return nil
+}
+
+// directoryFlag is a flag's value: an absolute path.
+type directoryFlag string
+
+// String returns the path.
+func (d *directoryFlag) String() string { return string(*d) }
+
+// Type describes the value in the help.
+func (d *directoryFlag) Type() string { return "directory" }
+
+// Set makes a path absolute.
+func (d *directoryFlag) Set(text string) error {
+	path, err := filepath.Abs(text)
+	*d = directoryFlag(path)
+	return err
 }
 
 // serving prints the line which announces that Brain serves.

@@ -8,6 +8,7 @@ import (
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
@@ -30,6 +31,8 @@ func withSystemTypes(o runtime.Options) runtime.Options {
 
 // Configuration is that of the system's own nodes. The zero value has their defaults.
 type Configuration struct {
+	// Storage configures the storage; nil means its defaults, with which the data are only in memory.
+	Storage *storagev1.StorageConfig
 	// Captain configures the parameter server's captain; nil means its defaults.
 	Captain *psv1.CaptainConfig
 }
@@ -50,10 +53,13 @@ func (c Configuration) StartSupervised(ctx context.Context, h *runtime.Host) err
 func (c Configuration) start(
 	ctx context.Context, h *runtime.Host, add func(ctx context.Context, h *runtime.Host, service string, config proto.Message) error,
 ) error {
-	if err := add(ctx, h, storagev1raylink.StorageName, nil); err != nil {
+	var storage, captain proto.Message // a nil pointer in one of them would be a configuration
+	if c.Storage != nil {
+		storage = c.Storage
+	}
+	if err := add(ctx, h, storagev1raylink.StorageName, storage); err != nil {
 		return fmt.Errorf("the storage: %w", err)
 	}
-	var captain proto.Message // a nil pointer in it would be a configuration
 	if c.Captain != nil {
 		captain = c.Captain
 	}

@@ -1,227 +1,153 @@
 package storage
 
 import (
-	"context"
-	"encoding/base64"
-	"strings"
-	"unicode/utf8"
+	"fmt"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/services/storage/internal/table"
+	"github.com/raylink/raylink/services/storage/internal/writelog"
 )
 
 const (
-	defaultMaxKeys  = 1 << 20
-	defaultMaxBytes = 1 << 30
+	defaultMaxKeys      = 1 << 20
+	defaultMaxBytes     = 1 << 30
+	defaultHistory      = 1 << 16
+	defaultHistoryBytes = 64 << 20
+	// maxHistory bounds the configured history.
+	maxHistory = 1 << 24
 	// maxKey is the maximum length of a key in bytes.
 	maxKey = 4096
-	// entryOverhead is the size of an entry that is counted in addition to key and value.
-	entryOverhead = 64
-
-	// defaultPage and maxPage are the default and maximum number of entries in a page of List.
-	defaultPage = 1000
-	maxPage     = 10000
-	// maxPageBytes is the maximum size of a page. A page has at least one entry.
-	maxPageBytes = 4 << 20
+	// maxOps is the maximum number of operations in a batch, and of keys in GetMany.
+	maxOps = 10000
 )
 
-// node is a storage node. Its methods take turns, so it needs no lock. Stored values are immutable;
-// writes replace them. Within a process messages are passed without a copy, and callers may reuse
-// their buffers, so values are copied when they are stored and returned.
+// changeLog is the durable log of the writes: see package writelog.
+type changeLog interface {
+	Commit(records []writelog.Record, remove []uint64) error
+	Sync() error
+	Reopen(last uint64) error
+	Close() error
+}
+
+// node is a storage node.
+//
+// The state is in memory, and a log on the disk has the writes by id. A method that writes does so
+// in its turn: it applies the write to the state, provisionally, adds it to the pending group, gives
+// its turn back, and waits until the committer has committed the group. So groups form while the
+// previous one is being committed, and the calls of one caller keep their order. What depends on a
+// provisional write, an error included, is returned when its group is committed. If a commit fails,
+// all provisional writes are rolled back.
+//
+// Requests and stored values share no memory: the table copies.
 type node struct {
 	storagev1raylink.UnimplementedStorageNode
 
-	maxKeys, maxBytes uint64
-	// maxValue is the maximum size of a value: with its key it must fit into List's response.
-	maxValue int
+	durability storagev1.Durability
+	directory  string
+	limits     table.Limits
+	// maxMessage is the maximum size of a response, and maxValue that of a value: with its key it
+	// must fit into List's response.
+	maxMessage, maxValue int
+	logger               *slog.Logger
 
-	entries map[string]*storagev1.Entry
-	keys    *keyList
-	bytes   uint64
-	lastID  uint64
+	log changeLog // nil in memory; of the committer, but for Sync
+
+	// wake has a value when there is a pending group, and rearm when the next expiry may be earlier
+	// than before.
+	wake, rearm chan struct{}
+
+	mu    sync.Mutex // guards the fields below; never held while blocking
+	table *table.Table
+	// pending is the group that writes join, and committing the one that is being committed; nil if
+	// there is none.
+	pending, committing *group
+	// failure is why writes fail; nil while they don't.
+	failure error
+	// changed is closed when more changes are committed; nil while there is no watcher waiting.
+	changed chan struct{}
+	// nextExpiry is when the expiry task wakes up, in Unix nanoseconds.
+	nextExpiry int64
 }
 
 // listingBytes is the space in a response for one entry's key, the page token with that key, and
 // their framing.
 const listingBytes = 4 * maxKey
 
-// newNode returns a storage on a host that receives messages of up to maxMessage bytes.
-func newNode(config *storagev1.StorageConfig, maxMessage int) *node {
+// newNode returns an empty storage on a host that receives messages of up to maxMessage bytes.
+func newNode(config *storagev1.StorageConfig, maxMessage int, logger *slog.Logger) (*node, error) {
 	n := &node{
-		maxKeys: config.GetMaxKeys(), maxBytes: config.GetMaxBytes(), maxValue: max(maxMessage-listingBytes, 1),
-		entries: make(map[string]*storagev1.Entry), keys: newKeyList(),
+		durability: config.GetDurability(), directory: config.GetDirectory(),
+		maxMessage: maxMessage, maxValue: max(maxMessage-listingBytes, 1), logger: logger,
+		wake: make(chan struct{}, 1), rearm: make(chan struct{}, 1), nextExpiry: math.MaxInt64,
 	}
-	if n.maxKeys == 0 {
-		n.maxKeys = defaultMaxKeys
+	switch n.durability {
+	case storagev1.Durability_DURABILITY_UNSPECIFIED:
+		n.durability = storagev1.Durability_DURABILITY_MEMORY
+	case storagev1.Durability_DURABILITY_MEMORY, storagev1.Durability_DURABILITY_ASYNC, storagev1.Durability_DURABILITY_SYNC:
+	default:
+		return nil, connect.Errorf(connect.CodeInvalidArgument,
+			"configure a storage: there is no durability %d; there are memory, async and sync", n.durability)
 	}
-	if n.maxBytes == 0 {
-		n.maxBytes = defaultMaxBytes
-	}
-	return n
-}
-
-func sizeOf(key string, value *storagev1.Value) uint64 {
-	return uint64(len(key)) + uint64(proto.Size(value)) + entryOverhead //nolint:gosec // not negative
-}
-
-// store stores a value under a key, or fails and changes nothing.
-func (n *node) store(key string, value *storagev1.Value) (uint64, error) {
-	before, replaces := n.entries[key]
-	bytes := n.bytes + sizeOf(key, value)
-	if replaces {
-		bytes -= sizeOf(key, before.GetValue())
-	}
-	if bytes > n.maxBytes && bytes > n.bytes {
-		return 0, connect.Errorf(connect.CodeResourceExhausted,
-			"store %q: the storage's limit is %d bytes, and it would need %d", key, n.maxBytes, bytes)
-	}
-	if !replaces {
-		if uint64(len(n.entries)) >= n.maxKeys {
-			return 0, connect.Errorf(connect.CodeResourceExhausted, "store %q: the storage's limit of %d keys is reached", key, n.maxKeys)
+	if n.directory != "" {
+		if n.durability == storagev1.Durability_DURABILITY_MEMORY {
+			return nil, connect.Errorf(connect.CodeInvalidArgument,
+				"configure a storage: it has the directory %q, but its data are only in memory; set the durability to async or sync", n.directory)
 		}
-		n.keys.insert(key)
-	}
-	n.lastID++
-	n.bytes = bytes
-	n.entries[key] = &storagev1.Entry{Key: key, Value: value, Id: n.lastID}
-	return n.lastID, nil
-}
-
-func checkKey(key string) error {
-	switch {
-	case key == "" || len(key) > maxKey:
-		return connect.Errorf(connect.CodeInvalidArgument, "invalid key: a key has 1 to %d bytes, but %.40q has %d", maxKey, key, len(key))
-	case !utf8.ValidString(key):
-		return connect.Errorf(connect.CodeInvalidArgument, "invalid key: %.40q is not UTF-8", key)
-	}
-	return nil
-}
-
-// checkValue rejects values that can't be sent to readers in other processes.
-func (n *node) checkValue(key string, value *storagev1.Value) error {
-	text := value.GetStringValue() + value.GetMessageValue().GetTypeUrl()
-	switch size := proto.Size(value); {
-	case kindOf(value) == noKind:
-		return connect.Errorf(connect.CodeInvalidArgument, "store %q: no value", key)
-	case size > n.maxValue:
-		return connect.Errorf(connect.CodeInvalidArgument,
-			"store %q: the value of %d bytes would not fit into a message; the limit is %d", key, size, n.maxValue)
-	case !utf8.ValidString(text):
-		return connect.Errorf(connect.CodeInvalidArgument, "store %q: the text %.40q is not UTF-8; store it as bytes", key, text)
-	}
-	return nil
-}
-
-// Put stores a value, replacing any previous one.
-func (n *node) Put(_ context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
-	if err := checkKey(req.GetKey()); err != nil {
-		return nil, err
-	}
-	if err := n.checkValue(req.GetKey(), req.GetValue()); err != nil {
-		return nil, err
-	}
-	id, err := n.store(req.GetKey(), proto.CloneOf(req.GetValue()))
-	return &storagev1.PutResponse{Id: id}, err
-}
-
-// Get returns a value.
-func (n *node) Get(_ context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
-	if e, ok := n.entries[req.GetKey()]; ok {
-		return &storagev1.GetResponse{Value: proto.CloneOf(e.GetValue()), Id: e.GetId()}, nil
-	}
-	if req.GetDefault() == nil {
-		return nil, connect.Errorf(connect.CodeNotFound, "no key %q", req.GetKey())
-	}
-	return &storagev1.GetResponse{Value: proto.CloneOf(req.GetDefault())}, nil
-}
-
-// Has reports whether a key exists.
-func (n *node) Has(_ context.Context, req *storagev1.HasRequest) (*storagev1.HasResponse, error) {
-	_, ok := n.entries[req.GetKey()]
-	return &storagev1.HasResponse{Has: ok}, nil
-}
-
-// GetID returns the id of a key's last write.
-func (n *node) GetID(_ context.Context, req *storagev1.GetIDRequest) (*storagev1.GetIDResponse, error) {
-	return &storagev1.GetIDResponse{Id: n.entries[req.GetKey()].GetId()}, nil
-}
-
-// Incr adds to a number.
-func (n *node) Incr(_ context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
-	value, id, err := n.step(req.GetKey(), req.GetBy(), req.GetInitial(), false)
-	return &storagev1.IncrResponse{Value: value, Id: id}, err
-}
-
-// Decr subtracts from a number.
-func (n *node) Decr(_ context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
-	value, id, err := n.step(req.GetKey(), req.GetBy(), req.GetInitial(), true)
-	return &storagev1.DecrResponse{Value: value, Id: id}, err
-}
-
-// step increments or decrements a number.
-func (n *node) step(key string, by, initial *storagev1.Value, down bool) (*storagev1.Value, uint64, error) {
-	if err := checkKey(key); err != nil {
-		return nil, 0, err
-	}
-	value, err := stepped(key, n.entries[key].GetValue(), by, initial, down)
-	if err != nil {
-		return nil, 0, err
-	}
-	id, err := n.store(key, value)
-	return proto.CloneOf(value), id, err
-}
-
-// Delete removes a key.
-func (n *node) Delete(_ context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
-	e, ok := n.entries[req.GetKey()]
-	if ok {
-		delete(n.entries, req.GetKey())
-		n.keys.remove(req.GetKey())
-		n.bytes -= sizeOf(req.GetKey(), e.GetValue())
-	}
-	return &storagev1.DeleteResponse{Deleted: ok}, nil
-}
-
-// List returns the entries under a prefix, one page at a time.
-func (n *node) List(_ context.Context, req *storagev1.ListRequest) (*storagev1.ListResponse, error) {
-	limit := int(req.GetPageSize())
-	switch {
-	case limit < 0:
-		return nil, connect.Errorf(connect.CodeInvalidArgument, "invalid page size %d", limit)
-	case limit == 0:
-		limit = defaultPage
-	}
-	limit = min(limit, maxPage)
-	after, err := afterToken(req.GetPrefix(), req.GetPageToken())
-	if err != nil {
-		return nil, err
-	}
-	res := new(storagev1.ListResponse)
-	size, last := uint64(0), ""
-	for key := range n.keys.from(req.GetPrefix(), after) {
-		e := n.entries[key]
-		size += sizeOf(key, e.GetValue())
-		if len(res.GetEntries()) == limit || size > maxPageBytes && last != "" {
-			res.NextPageToken = tokenAfter(last)
-			break
+		if !filepath.IsAbs(n.directory) {
+			return nil, connect.Errorf(connect.CodeInvalidArgument,
+				"configure a storage: the directory %q is relative, to a process that may be on another machine; set an absolute one", n.directory)
 		}
-		res.Entries, last = append(res.Entries, proto.CloneOf(e)), key
 	}
-	return res, nil
+	if config.GetHistory() > maxHistory {
+		return nil, connect.Errorf(connect.CodeInvalidArgument,
+			"configure a storage: a history of %d changes; at most %d are possible", config.GetHistory(), maxHistory)
+	}
+	n.limits = table.Limits{
+		Keys:         orDefault(config.GetMaxKeys(), defaultMaxKeys),
+		Bytes:        orDefault(config.GetMaxBytes(), defaultMaxBytes),
+		History:      orDefault(config.GetHistory(), defaultHistory),
+		HistoryBytes: orDefault(config.GetHistoryBytes(), defaultHistoryBytes),
+		MaxValue:     uint64(n.maxValue), //nolint:gosec // not negative
+	}
+	n.table = table.New(n.limits)
+	return n, nil
 }
 
-// tokenAfter returns the token of the page after a key. The key need not exist when the token is
-// used.
-func tokenAfter(key string) string { return base64.RawURLEncoding.EncodeToString([]byte(key)) }
-
-// afterToken returns the key that a page follows; "" for the first page.
-func afterToken(prefix, token string) (string, error) {
-	key, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil || token != "" && !strings.HasPrefix(string(key), prefix) {
-		return "", connect.Errorf(connect.CodeInvalidArgument, "invalid page token %.40q for the prefix %.40q", token, prefix)
+func orDefault(value, otherwise uint64) uint64 {
+	if value == 0 {
+		return otherwise
 	}
-	return string(key), nil
+	return value
 }
+
+// restore adds a record of the log to the state, when the log is opened.
+func (n *node) restore(r writelog.Record) error {
+	var change storagev1.Change
+	if err := proto.Unmarshal(r.Change, &change); err != nil {
+		return fmt.Errorf("decode the write with the id %d: %w", r.ID, err)
+	}
+	if change.GetId() != r.ID {
+		return fmt.Errorf("the record with the id %d has the write with the id %d", r.ID, change.GetId())
+	}
+	return n.table.Restore(&change)
+}
+
+// close closes the log.
+func (n *node) close() error {
+	if n.log == nil {
+		return nil
+	}
+	return n.log.Close()
+}
+
+// unixNow is the time by which entries expire.
+func unixNow() int64 { return time.Now().UnixNano() }

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"math/big"
@@ -18,14 +19,9 @@ import (
 	"pgregory.net/rapid"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
-	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func newClient(config *storagev1.StorageConfig) *Client {
-	return New(storagev1raylink.NewLocalStorage(newNode(config, 64<<20)))
-}
 
 func requireCode(t require.TestingT, code connect.Code, err error, texts ...string) {
 	require.Error(t, err)
@@ -38,7 +34,7 @@ func requireCode(t require.TestingT, code connect.Code, err error, texts ...stri
 // Within a process messages are passed without a copy. Still, callers that modify their buffers or
 // results must not change the stored value.
 func TestStoredValuesShareNoMemoryWithCallers(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	stored := func() string {
 		t.Helper()
 		got, err := Get[[]byte](ctx, c, "k")
@@ -82,7 +78,7 @@ func TestStoredValuesShareNoMemoryWithCallers(t *testing.T) {
 }
 
 func TestValuesThatCannotBeSentAreRejected(t *testing.T) {
-	c, ctx := New(storagev1raylink.NewLocalStorage(newNode(nil, 1<<20))), t.Context()
+	c, ctx := newSized(t, nil, 1<<20), t.Context()
 	_, err := Put(ctx, c, "run/a", "first")
 	require.NoError(t, err)
 	_, err = Put(ctx, c, "run/text", "caf\xe9")
@@ -108,7 +104,8 @@ func TestValuesThatCannotBeSentAreRejected(t *testing.T) {
 // The largest value fits into List's response together with the longest key and a token.
 func TestLargestEntryCanBeListed(t *testing.T) {
 	const maxMessage = 1 << 20
-	n := newNode(nil, maxMessage)
+	n, err := newNode(nil, maxMessage, slog.Default())
+	require.NoError(t, err)
 	key := strings.Repeat("k", maxKey)
 	value := &storagev1.Value{Kind: &storagev1.Value_BytesValue{BytesValue: make([]byte, n.maxValue-8)}}
 	for _, k := range []string{key, key[1:]} {
@@ -122,7 +119,7 @@ func TestLargestEntryCanBeListed(t *testing.T) {
 }
 
 func TestValuesRoundTrip(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	roundTrip(t, c, int64(math.MinInt64), int64(7))
 	roundTrip(t, c, -1, 7)
 	roundTrip(t, c, math.Inf(1), 0.5)
@@ -177,7 +174,7 @@ func roundTrip[T Value](t *testing.T, c *Client, value, other T) {
 }
 
 func TestAddKeepsTypeAndRange(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	n, err := Add(ctx, c, "n", 5)
 	require.NoError(t, err)
 	require.Equal(t, 5, n)
@@ -246,7 +243,7 @@ func TestStepsAreExactAtLimits(t *testing.T) {
 
 func TestLimitsAreReportedAndFailedWritesChangeNothing(t *testing.T) {
 	ctx := t.Context()
-	c := newClient(&storagev1.StorageConfig{MaxKeys: 2, MaxBytes: 1000})
+	c := newClient(t, &storagev1.StorageConfig{MaxKeys: 2, MaxBytes: 1000})
 	for _, key := range []string{"a", "b"} {
 		_, err := Put(ctx, c, key, 1)
 		require.NoError(t, err)
@@ -273,7 +270,7 @@ func TestLimitsAreReportedAndFailedWritesChangeNothing(t *testing.T) {
 }
 
 func TestListSplitsLargeValuesIntoPages(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	for i := range 9 {
 		_, err := Put(ctx, c, fmt.Sprintf("big/%d", i), make([]byte, maxPageBytes/3))
 		require.NoError(t, err)
@@ -292,7 +289,7 @@ func TestListSplitsLargeValuesIntoPages(t *testing.T) {
 }
 
 func TestListReturnsOnlyItsPrefix(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	stored := []string{"a", "a/", "a/\x00", "a/1", "a/\U0010ffff", "a/\U0010ffff/x", "a0", "b", "é", "€/x", "\U0010ffff"}
 	for _, key := range stored {
 		_, err := Put(ctx, c, key, key)
@@ -331,7 +328,7 @@ func TestListReturnsOnlyItsPrefix(t *testing.T) {
 }
 
 func TestPageLimits(t *testing.T) {
-	c, ctx := newClient(nil), t.Context()
+	c, ctx := newClient(t, nil), t.Context()
 	for i := range maxPage + 1 {
 		_, err := Put(ctx, c, fmt.Sprintf("k/%05d", i), i)
 		require.NoError(t, err)
@@ -357,7 +354,7 @@ func TestPageLimits(t *testing.T) {
 func TestListSurvivesConcurrentChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
-		c := newClient(nil)
+		c := newClient(t, nil)
 		key := rapid.StringMatching(`[ab]{1,4}`)
 		throughout := map[string]bool{} // stored during the whole iteration
 		for _, k := range rapid.SliceOfDistinct(key, rapid.ID[string]).Draw(t, "stored") {
@@ -400,101 +397,5 @@ func TestListSurvivesConcurrentChanges(t *testing.T) {
 		for k := range throughout {
 			require.Equal(t, strings.HasPrefix(k, prefix), slices.Contains(got, k), "%q", k)
 		}
-	})
-}
-
-// model is the reference implementation.
-type model struct {
-	entries map[string]*storagev1.Entry
-	lastID  uint64
-}
-
-func (m *model) list(prefix string) []*storagev1.Entry {
-	var entries []*storagev1.Entry
-	for key, e := range m.entries {
-		if strings.HasPrefix(key, prefix) {
-			entries = append(entries, e)
-		}
-	}
-	slices.SortFunc(entries, func(a, b *storagev1.Entry) int { return strings.Compare(a.GetKey(), b.GetKey()) })
-	return entries
-}
-
-func (m *model) put(key string, v *storagev1.Value) uint64 {
-	m.lastID++
-	m.entries[key] = &storagev1.Entry{Key: key, Value: v, Id: m.lastID}
-	return m.lastID
-}
-
-func TestStorageMatchesModel(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		ctx := context.Background()
-		c := newClient(nil)
-		h := c.Handle()
-		m := &model{entries: map[string]*storagev1.Entry{}}
-		keys := rapid.StringMatching(`[ab]{1,3}`)
-		values := rapid.OneOf(
-			rapid.Map(rapid.Int64(), valueOf[int64]), rapid.Map(rapid.Bool(), valueOf[bool]),
-			rapid.Map(rapid.Float64(), valueOf[float64]), rapid.Map(rapid.String(), valueOf[string]))
-		t.Repeat(map[string]func(*rapid.T){
-			"put": func(t *rapid.T) {
-				key, v := keys.Draw(t, "key"), values.Draw(t, "value")
-				res, err := h.Put(ctx, &storagev1.PutRequest{Key: key, Value: v})
-				require.NoError(t, err)
-				require.Equal(t, m.put(key, v), res.GetId())
-			},
-			"delete": func(t *rapid.T) {
-				key := keys.Draw(t, "key")
-				deleted, err := c.Delete(ctx, key)
-				require.NoError(t, err)
-				require.Equal(t, m.entries[key] != nil, deleted)
-				delete(m.entries, key)
-			},
-			"count": func(t *rapid.T) {
-				key, by := keys.Draw(t, "key"), rapid.Int64Range(-5, 5).Draw(t, "by")
-				n, err := Add(ctx, c, key, by)
-				stored := m.entries[key]
-				switch {
-				case stored != nil && kindOf(stored.GetValue()) != int64Kind:
-					requireCode(t, connect.CodeFailedPrecondition, err)
-				case err != nil:
-					requireCode(t, connect.CodeOutOfRange, err)
-				default:
-					require.Equal(t, stored.GetValue().GetInt64Value()+by, n)
-					m.put(key, int64Value(n))
-				}
-			},
-			"get": func(t *rapid.T) {
-				key := keys.Draw(t, "key")
-				res, err := h.Get(ctx, &storagev1.GetRequest{Key: key})
-				if m.entries[key] == nil {
-					requireCode(t, connect.CodeNotFound, err)
-					return
-				}
-				require.NoError(t, err)
-				require.True(t, proto.Equal(m.entries[key].GetValue(), res.GetValue()))
-				require.Equal(t, m.entries[key].GetId(), res.GetId())
-			},
-			"list": func(t *rapid.T) {
-				prefix, size := rapid.StringMatching(`[ab]{0,2}`).Draw(t, "prefix"), rapid.Int32Range(0, 5).Draw(t, "size")
-				after, token := prefix+rapid.StringMatching(`[ab]{0,2}`).Draw(t, "after"), ""
-				want := m.list(prefix)
-				if after != "" {
-					token = tokenAfter(after)
-					want = slices.DeleteFunc(want, func(e *storagev1.Entry) bool { return e.GetKey() <= after })
-				}
-				res, err := h.List(ctx, &storagev1.ListRequest{Prefix: prefix, PageSize: size, PageToken: token})
-				require.NoError(t, err)
-				more := size > 0 && len(want) > int(size)
-				if more {
-					want = want[:size]
-				}
-				require.Equal(t, more, res.GetNextPageToken() != "")
-				require.Len(t, res.GetEntries(), len(want))
-				for i, e := range want {
-					require.True(t, proto.Equal(e, res.GetEntries()[i]))
-				}
-			},
-		})
 	})
 }

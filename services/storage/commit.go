@@ -1,0 +1,353 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"connectrpc.com/connect/v2"
+
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/internal/backoff"
+	"github.com/raylink/raylink/internal/connecterr"
+	"github.com/raylink/raylink/runtime"
+	"github.com/raylink/raylink/services/storage/internal/table"
+	"github.com/raylink/raylink/services/storage/internal/writelog"
+)
+
+const (
+	// firstReopen and maxReopen bound the pauses between attempts to use a failed disk again.
+	firstReopen = time.Second
+	maxReopen   = 10 * time.Second
+	// maxExpiryWait bounds how long the expiry task sleeps, because the clock may be set.
+	maxExpiryWait = time.Minute
+	// expiryStep is how many entries are removed at once.
+	expiryStep = 1000
+)
+
+// group is a group of writes that is committed at once.
+type group struct {
+	changes []table.Change
+	removed []uint64
+	// done is closed when the group is committed or rolled back; err is why it was rolled back.
+	done chan struct{}
+	err  error
+}
+
+// endTurn gives the turn back of the method that runs with ctx, if it has one: it continues without.
+func endTurn(ctx context.Context) {
+	if self, ok := any(runtime.NodeFrom(ctx)).(interface{ EndTurn(ctx context.Context) }); ok {
+		self.EndTurn(ctx)
+	}
+}
+
+// wait blocks until a group is committed. It fails with the group's error, or if ctx ends first: the
+// second result is false then.
+func (g *group) wait(ctx context.Context) (err error, ended bool) { //nolint:revive // the bool says what the error is
+	select {
+	case <-g.done:
+		return g.err, true
+	default:
+	}
+	select {
+	case <-g.done:
+		return g.err, true
+	case <-ctx.Done():
+		return connecterr.OfContext(ctx), false
+	}
+}
+
+// groupOf returns the group of the provisional write with an id; nil if it is committed. The caller
+// must hold n.mu.
+func (n *node) groupOf(id uint64) *group {
+	switch {
+	case id == 0:
+		return nil
+	case n.committing != nil && id <= n.committing.last():
+		return n.committing
+	default:
+		return n.pending
+	}
+}
+
+func (g *group) last() uint64 { return g.changes[len(g.changes)-1].ID }
+
+// latest returns the group of the last write; nil if that is committed. The caller must hold n.mu.
+func (n *node) latest() *group {
+	if n.pending != nil {
+		return n.pending
+	}
+	return n.committing
+}
+
+// apply applies writes to the state, all or none, and returns the id of the first one and the group
+// in which they are committed; nil if they are already, in memory. The caller must hold n.mu.
+func (n *node) apply(writes []table.Write) (first uint64, g *group, err error) {
+	changes, removed, err := n.table.Apply(writes)
+	if err != nil {
+		return 0, nil, limitOf(err)
+	}
+	for _, w := range writes {
+		if w.Expires != 0 && w.Expires < n.nextExpiry {
+			n.nextExpiry = w.Expires
+			poke(n.rearm)
+		}
+	}
+	first = changes[0].ID
+	if n.log == nil {
+		n.committed(changes[len(changes)-1].ID)
+		return first, nil, nil
+	}
+	if n.pending == nil {
+		n.pending = &group{done: make(chan struct{})}
+		poke(n.wake)
+	}
+	n.pending.changes = append(n.pending.changes, changes...)
+	n.pending.removed = append(n.pending.removed, removed...)
+	return first, n.pending, nil
+}
+
+// committed shows the writes up to an id to watchers. The caller must hold n.mu.
+func (n *node) committed(id uint64) {
+	n.table.Committed(id)
+	if n.changed != nil {
+		close(n.changed)
+		n.changed = nil
+	}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// change runs a method that writes. prepare runs with the state locked; it returns the writes of the
+// method, which may be none, or the error of the call. change returns the id of the first write when
+// all of them are as durable as the storage and the call require.
+func (n *node) change(
+	ctx context.Context, durability storagev1.Durability, prepare func(v *view) error,
+) (first uint64, err error) {
+	if err := n.checkDurability(durability); err != nil {
+		return 0, err
+	}
+	n.mu.Lock()
+	if n.failure != nil {
+		err := writesFail(n.failure)
+		n.mu.Unlock()
+		return 0, err
+	}
+	v := view{n: n, next: n.table.LastID() + 1}
+	var g *group
+	if err = prepare(&v); err == nil && len(v.writes) > 0 {
+		first, g, err = n.apply(v.writes)
+	}
+	if g == nil {
+		g = n.latest() // the result may depend on it
+	}
+	n.mu.Unlock()
+	if g != nil {
+		endTurn(ctx)
+		if gerr, _ := g.wait(ctx); gerr != nil {
+			return 0, gerr
+		}
+	}
+	if err == nil && len(v.writes) > 0 && durability > n.durability {
+		endTurn(ctx)
+		if serr := n.log.Sync(); serr != nil {
+			return 0, detailed(connect.Errorf(connect.CodeUnavailable, "the write is stored, but it is not known whether the disk has it: %v", serr).WithCause(serr),
+				&storagev1.WritesFail{Cause: serr.Error()})
+		}
+	}
+	return first, err
+}
+
+// read runs a method that reads. look runs with the state locked, perhaps more than once; it returns
+// the id of the latest provisional write on which the result depends, or 0. read returns when that
+// write is committed.
+func (n *node) read(ctx context.Context, look func() (provisional uint64)) error {
+	for {
+		n.mu.Lock()
+		g := n.groupOf(look())
+		n.mu.Unlock()
+		if g == nil {
+			return nil
+		}
+		endTurn(ctx)
+		switch err, ended := g.wait(ctx); {
+		case err == nil:
+			return nil
+		case !ended:
+			return err
+		}
+		// What was read has been rolled back.
+	}
+}
+
+// checkDurability rejects what the storage can't promise.
+func (n *node) checkDurability(d storagev1.Durability) error {
+	switch {
+	case d < 0 || d > storagev1.Durability_DURABILITY_SYNC:
+		return connect.Errorf(connect.CodeInvalidArgument, "there is no durability %d; there are memory, async and sync", d)
+	case n.durability == storagev1.Durability_DURABILITY_MEMORY && d > n.durability:
+		return connect.NewError(connect.CodeFailedPrecondition,
+			"the write is to survive the storage's process, but this storage is only in memory: configure its durability as async or sync")
+	}
+	return nil
+}
+
+// commit is the task that commits the groups, one at a time, until ctx has ended and no group is
+// pending.
+func (n *node) commit(ctx context.Context) error {
+	for {
+		n.mu.Lock()
+		g := n.pending
+		n.committing, n.pending = g, nil
+		n.mu.Unlock()
+		if g == nil {
+			select {
+			case <-n.wake:
+				continue
+			case <-ctx.Done():
+			}
+			n.mu.Lock()
+			over := n.pending == nil
+			n.mu.Unlock()
+			if over {
+				return nil
+			}
+			continue
+		}
+		if err := n.commitGroup(g); err != nil {
+			n.recover(ctx)
+		}
+	}
+}
+
+// commitGroup commits the group n.committing. If that fails, it rolls all provisional writes back.
+func (n *node) commitGroup(g *group) error {
+	records := make([]writelog.Record, len(g.changes))
+	var buffer []byte
+	for i, c := range g.changes {
+		from := len(buffer)
+		buffer = c.AppendProto(buffer)
+		records[i] = writelog.Record{ID: c.ID, Change: buffer[from:len(buffer):len(buffer)]}
+	}
+	err := n.log.Commit(records, g.removed)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.committing = nil
+	if err == nil {
+		n.committed(g.last())
+		close(g.done)
+		return nil
+	}
+	n.failure = err
+	n.table.Rollback(n.table.CommittedID())
+	for _, failed := range []*group{g, n.pending} {
+		if failed != nil {
+			failed.err = writesFail(err)
+			close(failed.done)
+		}
+	}
+	n.pending = nil
+	n.logger.Error("the storage's disk failed; writes fail until it can be used again", slog.String("directory", n.directory), slog.Any("error", err))
+	return err
+}
+
+// recover blocks until the failed disk can be used again, or until ctx ends.
+func (n *node) recover(ctx context.Context) {
+	n.mu.Lock()
+	last := n.table.CommittedID()
+	n.mu.Unlock()
+	retry := backoff.Backoff{First: firstReopen, Max: maxReopen}
+	for retry.Wait(ctx) == nil {
+		err := n.log.Reopen(last)
+		n.mu.Lock()
+		n.failure = err
+		n.mu.Unlock()
+		if err == nil {
+			n.logger.Info("the storage's disk can be used again", slog.String("directory", n.directory))
+			poke(n.rearm)
+			return
+		}
+		n.logger.Warn("the storage's disk can't be used yet", slog.String("directory", n.directory), slog.Any("error", err))
+	}
+}
+
+// writesFail is the error of writes after the disk has failed.
+func writesFail(cause error) error {
+	code, advice := connect.CodeUnavailable, "the storage tries to use its disk again; reads go on"
+	var full *writelog.FullError
+	if errors.As(cause, &full) {
+		code, advice = connect.CodeResourceExhausted, "free space on the disk; reads go on"
+	}
+	return detailed(connect.Errorf(code, "writes fail because the storage's disk does: %v; %s", cause, advice).WithCause(cause),
+		&storagev1.WritesFail{Cause: cause.Error()})
+}
+
+// limitOf gives an error of the table its code and detail.
+func limitOf(err error) error {
+	var limit *table.LimitError
+	if !errors.As(err, &limit) {
+		return fmt.Errorf("apply the write: %w", err)
+	}
+	return overLimit(connect.CodeResourceExhausted, limit.Key, string(limit.Bound), limit.Limit, limit.Needs, "%v", err)
+}
+
+// expire is the task that removes entries whose time is over, until ctx ends. A read does not return
+// such an entry, even if it was not removed yet.
+func (n *node) expire(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-n.rearm:
+		case <-ctx.Done():
+			return nil
+		}
+		wait, g := n.removeExpired()
+		if g != nil {
+			if _, ended := g.wait(ctx); !ended {
+				return nil
+			}
+		}
+		timer.Reset(wait)
+	}
+}
+
+// removeExpired removes some entries whose time is over, and returns how long to wait until it is to
+// be called again, and the group of the removals.
+func (n *node) removeExpired() (time.Duration, *group) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nextExpiry = math.MaxInt64
+	next, ok := n.table.NextExpiry()
+	if !ok {
+		return maxExpiryWait, nil
+	}
+	now := unixNow()
+	if next > now {
+		n.nextExpiry = next
+		return min(time.Duration(next-now), maxExpiryWait), nil
+	}
+	if n.failure != nil {
+		return maxExpiryWait, nil // until the disk can be used again
+	}
+	keys := n.table.Expired(now, expiryStep)
+	writes := make([]table.Write, len(keys))
+	for i, key := range keys {
+		writes[i] = table.Write{Key: key, Expired: true}
+	}
+	_, g, err := n.apply(writes)
+	if err != nil {
+		n.logger.Error("entries whose time is over could not be removed", slog.Any("error", err))
+		return maxExpiryWait, nil
+	}
+	return 0, g
+}
