@@ -58,6 +58,11 @@ func PutMessage(ctx context.Context, c *Client, key string, message proto.Messag
 	return c.put(ctx, key, value, opts)
 }
 
+// PutValue stores a value of any type, which must not be modified meanwhile.
+func (c *Client) PutValue(ctx context.Context, key string, value *storagev1.Value, opts ...PutOption) (uint64, error) {
+	return c.put(ctx, key, value, opts)
+}
+
 func (c *Client) put(ctx context.Context, key string, value *storagev1.Value, opts []PutOption) (uint64, error) {
 	req := &storagev1.PutRequest{Key: key, Value: value}
 	for _, o := range opts {
@@ -315,6 +320,10 @@ func as[T Value](key string, v *storagev1.Value) (T, error) {
 	}
 	return out, nil
 }
+
+// TypeName returns the name of a value's type: "int64", "double", "bool", "string", "bytes",
+// "message" or "json"; "nothing" for a removal.
+func TypeName(v *storagev1.Value) string { return string(kindOf(v)) }
 
 // cloned returns a copy of a value that shares no memory with it.
 func cloned[T Value](value T) T {

@@ -57,6 +57,10 @@ type watch struct {
 	// ended is set once the caller has ended the iteration.
 	ended bool
 
+	// incarnation is the storage's that has sent changes; 0 before the first, or if it is not
+	// known.
+	incarnation uint64
+
 	pause backoff.Backoff
 	// lost is when the storage was lost; zero while it sends changes.
 	lost time.Time
@@ -97,12 +101,14 @@ func (w *watch) once(ctx context.Context) error {
 		if err != nil {
 			return typed(err)
 		}
+		if err := w.checkResumed(ctx, res.GetId()); err != nil {
+			return err
+		}
 		w.pause.Reset()
 		w.lost = time.Time{}
 		for _, change := range res.GetChanges() {
 			id := change.GetId()
-			// Within a process the node may send the same message to several watchers.
-			if !w.yield(proto.CloneOf(change), nil) {
+			if !w.yield(change, nil) {
 				w.ended = true
 				return nil
 			}
@@ -111,6 +117,24 @@ func (w *watch) once(ctx context.Context) error {
 		upTo := max(w.req.GetSince(), res.GetId())
 		w.req.Since = &upTo
 	}
+}
+
+// checkResumed returns an error if another incarnation of a storage in memory sends the changes:
+// its ids start again, and what the one before it had is lost.
+func (w *watch) checkResumed(ctx context.Context, id uint64) error {
+	before := w.incarnation
+	w.incarnation = w.client.handle.Ref().Incarnation()
+	if before == 0 || before == w.incarnation {
+		return nil
+	}
+	res, err := w.client.handle.Status(ctx, &storagev1.StatusRequest{})
+	if err != nil || res.GetDurability() != storagev1.Durability_DURABILITY_MEMORY {
+		return err
+	}
+	lost := &HistoryLostError{Since: w.req.GetSince(), Newest: id}
+	lost.cause = connect.Errorf(connect.CodeOutOfRange,
+		"the storage was started again, and its data are only in memory: what it had is lost; read the keys again, and watch from the id %d", id)
+	return lost
 }
 
 // mayResume reports whether a stream that has ended with err may be opened again.
