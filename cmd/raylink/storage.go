@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -186,15 +185,21 @@ func (f *valueFlags) value(in io.Reader) (*storagev1.Value, error) {
 	switch given[0] {
 	case "--int":
 		var n int64
-		n, err = strconv.ParseInt(f.integer, 10, 64)
+		if n, err = strconv.ParseInt(f.integer, 10, 64); err != nil {
+			err = fmt.Errorf("%q is no int64", f.integer)
+		}
 		value.Kind = &storagev1.Value_Int64Value{Int64Value: n}
 	case "--double":
 		var x float64
-		x, err = strconv.ParseFloat(f.double, 64)
+		if x, err = strconv.ParseFloat(f.double, 64); err != nil {
+			err = fmt.Errorf("%q is no double", f.double)
+		}
 		value.Kind = &storagev1.Value_DoubleValue{DoubleValue: x}
 	case "--bool":
 		var b bool
-		b, err = strconv.ParseBool(f.boolean)
+		if b, err = strconv.ParseBool(f.boolean); err != nil {
+			err = fmt.Errorf("%q is neither true nor false", f.boolean)
+		}
 		value.Kind = &storagev1.Value_BoolValue{BoolValue: b}
 	case "--string":
 		value.Kind = &storagev1.Value_StringValue{StringValue: f.text}
@@ -217,7 +222,7 @@ func (f *valueFlags) value(in io.Reader) (*storagev1.Value, error) {
 		value.Kind = &storagev1.Value_JsonValue{JsonValue: parsed}
 	}
 	if err != nil {
-		return nil, usagef("%s: %v", given[0], errors.Unwrap(err))
+		return nil, usagef("%s: %v", given[0], err)
 	}
 	return &value, nil
 }

@@ -42,9 +42,14 @@ func (c *Client) Watch(ctx context.Context, prefix string, opts ...WatchOption) 
 			o(req)
 		}
 		w := &watch{client: c, req: req, yield: yield, pause: backoff.Backoff{First: firstWatchPause, Max: maxWatchPause}}
-		if err := w.run(ctx); err != nil {
-			yield(nil, fmt.Errorf("watch %q: %w", prefix, err))
+		err := w.run(ctx)
+		if err == nil {
+			return
 		}
+		if lost := new(HistoryLostError); !errors.As(err, &lost) { // its text names the watch
+			err = fmt.Errorf("watch %q: %w", prefix, err)
+		}
+		yield(nil, err)
 	}
 }
 
@@ -133,7 +138,7 @@ func (w *watch) checkResumed(ctx context.Context, id uint64) error {
 	}
 	lost := &HistoryLostError{Since: w.req.GetSince(), Newest: id}
 	lost.cause = connect.Errorf(connect.CodeOutOfRange,
-		"the storage was started again, and its data are only in memory: what it had is lost; read the keys again, and watch from the id %d", id)
+		"watch from the id %d: the storage was started again, and its data are only in memory: what it had is lost; read the keys again, and watch from the id %d", w.req.GetSince(), id)
 	return lost
 }
 
