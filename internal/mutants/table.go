@@ -12,6 +12,7 @@ func All() []Mutant {
 		ofBrain(), ofTools(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
 		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
+		ofStorageClient(),
 	)
 }
 

@@ -112,12 +112,10 @@ func (w *watch) once(ctx context.Context) error {
 		w.pause.Reset()
 		w.lost = time.Time{}
 		for _, change := range res.GetChanges() {
-			id := change.GetId()
 			if !w.yield(change, nil) {
 				w.ended = true
 				return nil
 			}
-			w.req.Since = &id
 		}
 		upTo := max(w.req.GetSince(), res.GetId())
 		w.req.Since = &upTo
