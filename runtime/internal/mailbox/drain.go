@@ -53,8 +53,9 @@ func (m *Mailbox) drainFrom(e *Entry) {
 	}
 }
 
-// run runs one piece of work and returns the next to run with the same turn. If the work ends its
-// goroutine (runtime.Goexit), another goroutine continues with the turn.
+// run runs one piece of work and returns the next to run with the same turn; nil if the work has
+// given the turn back, with which another goroutine continues. If the work ends its goroutine
+// (runtime.Goexit), another goroutine continues with the turn, too.
 func (m *Mailbox) run(e *Entry) (next *Entry) {
 	returned := false
 	defer func() {
@@ -72,7 +73,7 @@ func (m *Mailbox) run(e *Entry) (next *Entry) {
 }
 
 // busy reports whether anything is running or waiting. The caller must hold m.mu.
-func (m *Mailbox) busy() bool { return m.holding+m.suspended+m.concurrent+m.queue.len > 0 }
+func (m *Mailbox) busy() bool { return m.holding+m.suspended+m.turnless+m.concurrent+m.queue.len > 0 }
 
 // endIfIdle ends the mailbox if it is closed and nothing is left. The caller must hold m.mu.
 func (m *Mailbox) endIfIdle() {

@@ -31,24 +31,33 @@ func (m *Mailbox) audit() error {
 		bytes += e.Bytes
 		waiting++
 	}
+	var turnless int64
+	for t := m.running.head; t != nil; t = t.next {
+		if t.gaveBack {
+			turnless += t.bytes()
+		}
+	}
 	switch {
 	case m.open && m.free+m.holding != m.limits.Turns:
 		return fmt.Errorf("%s has %d turns: %d are free and %d held", m.owner(), m.limits.Turns, m.free, m.holding)
 	case !m.open && m.free+m.holding != 0:
 		return fmt.Errorf("%s is not open: %d turns are free and %d held", m.owner(), m.free, m.holding)
-	case min(m.free, m.holding, m.suspended, m.concurrent, m.starting) < 0:
-		return fmt.Errorf("%s counts below zero: %d turns free, %d held, %d suspended, %d concurrent, %d starting",
-			m.owner(), m.free, m.holding, m.suspended, m.concurrent, m.starting)
+	case min(m.free, m.holding, m.suspended, m.turnless, m.concurrent, m.starting) < 0:
+		return fmt.Errorf("%s counts below zero: %d turns free, %d held, %d suspended, %d given back, %d concurrent, %d starting",
+			m.owner(), m.free, m.holding, m.suspended, m.turnless, m.concurrent, m.starting)
 	case m.starting > m.holding:
 		return fmt.Errorf("%s starts %d goroutines with %d turns", m.owner(), m.starting, m.holding)
 	case waiting != m.queue.len || bytes != m.bytes:
 		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.queue.len, m.bytes, waiting, bytes)
+	case turnless != m.turnlessBytes:
+		return fmt.Errorf("%s counts %d bytes of calls that gave their turn back, and has %d", m.owner(), m.turnlessBytes, turnless)
 	case m.resuming.len > m.suspended:
 		return fmt.Errorf("%s has %d turns to resume, and %d suspended", m.owner(), m.resuming.len, m.suspended)
 	case m.free > 0 && m.queue.len+m.resuming.len > m.starting:
 		return fmt.Errorf("%s lets %d wait while %d turns are free and %d goroutines start", m.owner(), m.queue.len+m.resuming.len, m.free, m.starting)
 	case m.over && m.busy():
-		return fmt.Errorf("%s is over, and %d turns are held or suspended, %d concurrent methods run, %d entries wait", m.owner(), m.holding+m.suspended, m.concurrent, m.queue.len)
+		return fmt.Errorf("%s is over, and %d turns are held or suspended, %d methods run without one, %d entries wait",
+			m.owner(), m.holding+m.suspended, m.turnless+m.concurrent, m.queue.len)
 	}
 	return nil
 }

@@ -6,6 +6,9 @@
 // caller that finds the queue empty and a turn free may run the method on its own goroutine instead
 // ([Mailbox.TryTurn]); a goroutine of the mailbox then runs whatever is queued meanwhile.
 //
+// Work may suspend its turn ([Turn.Suspend]), or give it back and continue without it
+// ([Turn.GiveBack]).
+//
 // Concurrent methods take no turn; they are only counted and limited ([Mailbox.Enter]).
 //
 // Start reading at [Mailbox]. The build tag `invariants` enables a check of its invariants after
@@ -23,9 +26,10 @@ import (
 type Limits struct {
 	// Turns is the number of pieces of work that may hold a turn at once.
 	Turns int
-	// Pending is the maximum number of queued entries.
+	// Pending is the maximum number of queued entries, together with the work that has given its
+	// turn back and not ended.
 	Pending int
-	// Bytes is the maximum total size of the queued entries.
+	// Bytes is the maximum total size of these.
 	Bytes int64
 	// Concurrent is the maximum number of concurrent methods, which run without a turn.
 	Concurrent int
@@ -50,6 +54,10 @@ type Mailbox struct {
 	resuming  list
 	queue     list
 	bytes     int64
+	// turnless is the number of running pieces of work that have given their turn back
+	// ([Turn.GiveBack]), and turnlessBytes their total size.
+	turnless      int
+	turnlessBytes int64
 	// concurrent is the number of concurrent methods that are running.
 	concurrent int
 	// running holds everything that is running, except turns from Acquire.
@@ -121,11 +129,12 @@ func (m *Mailbox) Remove(e *Entry) bool {
 	return true
 }
 
-// TryTurn gives the caller a turn if one is free and the queue is empty. The caller must end it
-// with a deferred [Turn.Release]. of is the value listed by [Mailbox.Running] meanwhile.
+// TryTurn gives the caller a turn if one is free, the queue is empty and the limits permit it. The
+// caller must end it with a deferred [Turn.Release]. of is the value listed by [Mailbox.Running]
+// meanwhile. If it is [Sized], its size counts towards Limits.Bytes.
 func (m *Mailbox) TryTurn(t *Turn, of any) bool {
 	m.mu.Lock()
-	ok := m.refusal == nil && m.take(t)
+	ok := m.refusal == nil && (m.turnless == 0 || m.permits(of)) && m.take(t)
 	if ok {
 		t.of = of
 		m.running.push(t)
@@ -230,7 +239,7 @@ type Stats struct {
 func (m *Mailbox) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return Stats{Waiting: m.queue.len, Running: m.holding - m.starting + m.suspended + m.concurrent, Finished: m.finished}
+	return Stats{Waiting: m.queue.len, Running: m.holding - m.starting + m.suspended + m.turnless + m.concurrent, Finished: m.finished}
 }
 
 // Running returns what is running, with and without turns, in the order in which it began: the Work
@@ -320,21 +329,63 @@ func (m *Mailbox) push(e *Entry) (start bool, err error) {
 	return start, nil
 }
 
-// full returns an error if the queue has no room for e. The caller must hold m.mu.
+// permits reports whether work that finds a turn free may begin, although other work has given its
+// turn back. The caller must hold m.mu.
+func (m *Mailbox) permits(of any) bool {
+	if m.turnless >= m.limits.Pending {
+		return false
+	}
+	sized, ok := of.(Sized)
+	return !ok || m.turnlessBytes+sized.Bytes() <= m.limits.Bytes
+}
+
+// full returns an error if the queue has no room for e. The limits apply to a backlog, so a single
+// message larger than the limit is accepted. The caller must hold m.mu.
 func (m *Mailbox) full(e *Entry) error {
-	if m.free > 0 || m.queue.len == 0 {
-		// The entry does not wait, or is alone. The limits apply to a backlog, so a single message
-		// larger than the limit is accepted.
+	var backlog int
+	var bytes int64
+	if m.free == 0 { // else the entry does not wait
+		backlog, bytes = m.queue.len, m.bytes
+	}
+	if e.granted == nil { // what asks for a turn inside of the node may be what is waited for
+		backlog += m.turnless
+		bytes += m.turnlessBytes
+	}
+	switch {
+	case backlog == 0:
 		return nil
-	}
-	if m.queue.len >= m.limits.Pending {
-		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",
-			m.owner(), m.queue.len, m.queue.head.Label)
-	}
-	if m.bytes+e.Bytes > m.limits.Bytes {
+	case backlog >= m.limits.Pending && e.granted == nil && m.turnless > 0:
 		return connect.Errorf(connect.CodeResourceExhausted,
-			"the mailbox of %s is full: the calls that wait take %d bytes, and %s with %d more would pass its bound of %d; the oldest is %s",
-			m.owner(), m.bytes, e.Label, e.Bytes, m.limits.Bytes, m.queue.head.Label)
+			"the mailbox of %s is full: %d calls wait and %d have given their turn back and not returned, the most it takes (max_pending); the oldest is %s",
+			m.owner(), m.queue.len, m.turnless, m.oldest())
+	case backlog >= m.limits.Pending:
+		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",
+			m.owner(), m.queue.len, m.oldest())
+	case bytes+e.Bytes > m.limits.Bytes:
+		return connect.Errorf(connect.CodeResourceExhausted,
+			"the mailbox of %s is full: the calls that wait%s take %d bytes, and %s with %d more would pass its bound of %d; the oldest is %s",
+			m.owner(), m.orGaveBack(), bytes, e.Label, e.Bytes, m.limits.Bytes, m.oldest())
 	}
 	return nil
+}
+
+func (m *Mailbox) orGaveBack() string {
+	if m.turnless == 0 {
+		return ""
+	}
+	return " or have given their turn back"
+}
+
+// oldest is the label of the oldest piece of work that counts towards the limits. The caller must
+// hold m.mu.
+func (m *Mailbox) oldest() string {
+	for t := m.running.head; t != nil && m.turnless > 0; t = t.next {
+		if of, ok := t.of.(Sized); ok && t.gaveBack {
+			return of.Label()
+		}
+	}
+	if m.queue.head == nil {
+		return "unknown"
+	}
+	return m.queue.head.Label
 }

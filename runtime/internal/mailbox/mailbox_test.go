@@ -59,7 +59,12 @@ func TestOrderUnderLoad(t *testing.T) {
 		assert.Less(t, last[caller], call, "a later call ran first")
 		last[caller] = call
 		inside.Add(-1)
-		if call%7 == 0 {
+		switch {
+		case call%13 == 0:
+			turn.GiveBack()
+			runtime.Gosched()
+			assert.False(t, turn.Held())
+		case call%7 == 0:
 			turn.Suspend()
 			runtime.Gosched()
 			turn.Resume()
@@ -168,6 +173,47 @@ func TestTurnSuspendedAfterItsWork(t *testing.T) {
 	next.Release()
 }
 
+// A turn is passed on at once when it is given back, whether work runs on its caller's goroutine or
+// on one of the mailbox, and once only. The mailbox waits for the work all the same.
+func TestTurnGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(func() string { return "m" }, modelLimits)
+		m.Open()
+		var turn, next, other Turn
+		require.True(t, m.TryTurn(&turn, nil))
+		var ran []int
+		release := make(chan struct{})
+		for i := range 3 {
+			w := &work{run: func(turn *Turn) {
+				ran = append(ran, i)
+				turn.GiveBack()
+				turn.GiveBack()
+				<-release
+			}}
+			w.entry.Work = w
+			_, err := m.Enqueue(&w.entry)
+			require.NoError(t, err)
+		}
+		turn.GiveBack()
+		turn.GiveBack()
+		synctest.Wait()
+		require.Equal(t, []int{0, 1, 2}, ran, "the queue did not continue")
+		require.Equal(t, Stats{Running: 4}, m.Stats())
+		require.NoError(t, m.Acquire(t.Context(), &next, "Do"), "the bound is for callers, not for the node's own code")
+		require.False(t, m.TryTurn(&other, nil), "two hold the only turn")
+		next.Release()
+		m.Close(errClosed)
+		drained := make(chan error, 1)
+		go func() { drained <- m.Drain(t.Context()) }()
+		turn.Release()
+		synctest.Wait()
+		require.Empty(t, drained, "the mailbox ended before its work")
+		close(release)
+		require.NoError(t, <-drained)
+		require.Equal(t, Stats{Finished: 5}, m.Stats())
+	})
+}
+
 // The errors of full mailboxes name the node, the bound and the oldest call.
 func TestFullMailboxNamesItsBound(t *testing.T) {
 	m := New(func() string { return "counter-0" }, Limits{Turns: 1, Pending: 2, Bytes: 100, Concurrent: 1})
@@ -190,6 +236,31 @@ func TestFullMailboxNamesItsBound(t *testing.T) {
 	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
 		t.Fatal(err)
 	}
+	// Work that has given its turn back counts, and is older than all that waits.
+	fill := func(m *Mailbox, p *player) {
+		m.Open()
+		p.turn = &Turn{}
+		require.True(t, m.TryTurn(p.turn, p))
+		p.turn.GiveBack()
+	}
+	m = New(m.owner, m.limits)
+	fill(m, &player{name: "Put"})
+	fill(m, &player{name: "Get"})
+	want = "the mailbox of counter-0 is full: 0 calls wait and 2 have given their turn back and not returned, " +
+		"the most it takes (max_pending); the oldest is Put"
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
+		t.Fatal(err)
+	}
+	require.False(t, m.TryTurn(new(Turn), nil), "inline calls were not bounded")
+	m = New(m.owner, m.limits)
+	fill(m, &player{name: "Put", entry: Entry{Bytes: 1000}})
+	want = "the mailbox of counter-0 is full: the calls that wait or have given their turn back take 1000 bytes, " +
+		"and Mul with 7 more would pass its bound of 100; the oldest is Put"
+	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
+		t.Fatal(err)
+	}
+	require.False(t, m.TryTurn(new(Turn), &player{entry: Entry{Bytes: 7}}), "inline calls were not bounded")
+	m = New(m.owner, m.limits)
 	if err := m.Enter(new(Turn), "Watch", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +301,10 @@ func TestRunningListsWhatRuns(t *testing.T) {
 	require.Equal(t, []any{first, "with a caller's", second}, m.Running())
 	close(second.gate)
 	turn.Resume()
+	turn.GiveBack()
+	require.Equal(t, []any{first, "with a caller's"}, m.Running(), "a call that has given its turn back still runs")
 	turn.Release()
+	require.Equal(t, []any{first}, m.Running())
 	close(first.gate)
 	m.Close(errors.New("closed"))
 	require.NoError(t, m.Drain(t.Context()))

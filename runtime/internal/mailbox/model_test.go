@@ -27,6 +27,8 @@ const (
 	suspend
 	suspendLate
 	resume
+	giveBack
+	giveBackLate
 	giveUp
 	remove
 	enter
@@ -66,12 +68,13 @@ const (
 	runs
 	suspended
 	resumes
+	gaveBack
 	gone
 	rejected
 )
 
 func (s state) String() string {
-	return [...]string{"waits", "runs", "has suspended its turn", "resumes its turn", "is gone", "was refused"}[s]
+	return [...]string{"waits", "runs", "has suspended its turn", "resumes its turn", "has given its turn back", "is gone", "was refused"}[s]
 }
 
 // Run implements Work.
@@ -82,6 +85,12 @@ func (p *player) Run(turn *Turn) {
 		runtime.Goexit()
 	}
 }
+
+// Label implements Sized.
+func (p *player) Label() string { return p.name }
+
+// Bytes implements Sized.
+func (p *player) Bytes() int64 { return p.entry.Bytes }
 
 // Refuse implements Work.
 func (p *player) Refuse(err error) { p.refused = err }
@@ -169,6 +178,11 @@ func (w *world) count(s state) int {
 	return n
 }
 
+// running counts what is running, with and without turns.
+func (w *world) running() int {
+	return w.count(runs) + w.count(suspended) + w.count(resumes) + w.count(gaveBack) + w.concurrent
+}
+
 func (w *world) free() int {
 	if !w.opened {
 		return 0
@@ -183,15 +197,29 @@ func (w *world) bytes() (sum int64) {
 	return sum
 }
 
+// fits reports whether the limits permit a new call; inner ones are made by running calls.
+func (w *world) fits(p *player, inner bool) bool {
+	var backlog int
+	var bytes int64
+	if w.free() == 0 {
+		backlog, bytes = len(w.queue), w.bytes()
+	}
+	for _, other := range w.players {
+		if other.is == gaveBack && !inner {
+			backlog++
+			bytes += other.entry.Bytes
+		}
+	}
+	return backlog == 0 || backlog < w.limits.Pending && bytes+p.entry.Bytes <= w.limits.Bytes
+}
+
 // admit is the model's treatment of new calls; inner ones are made by running calls.
 func (w *world) admit(p *player, inner bool) {
 	switch {
-	case w.over || w.abandoned || w.closedWith != nil && !inner:
+	case w.over || w.abandoned || w.closedWith != nil && !inner, !w.fits(p, inner):
 		p.is = rejected
 	case w.free() > 0:
 		p.is = runs
-	case len(w.queue) >= w.limits.Pending, len(w.queue) > 0 && w.bytes()+p.entry.Bytes > w.limits.Bytes:
-		p.is = rejected
 	default:
 		p.is = waits
 		w.queue = append(w.queue, p)
@@ -215,7 +243,7 @@ func (w *world) grantTurns() {
 }
 
 func (w *world) end() {
-	if w.closedWith != nil && w.count(runs)+w.count(suspended)+w.count(resumes)+w.concurrent+len(w.queue) == 0 {
+	if w.closedWith != nil && w.running()+len(w.queue) == 0 {
 		w.over = true
 	}
 }
@@ -238,11 +266,12 @@ func (w *world) play(s step) string {
 	case try:
 		p := w.join(try)
 		p.turn = &Turn{}
+		p.entry.Bytes = int64(s.pick % 50)
 		p.is = rejected
-		if w.free() > 0 && w.closedWith == nil {
+		if w.free() > 0 && w.closedWith == nil && w.fits(p, false) {
 			p.is = runs
 		}
-		if p.started = w.m.TryTurn(p.turn, nil); !p.started {
+		if p.started = w.m.TryTurn(p.turn, p); !p.started {
 			p.refused = errors.New("no turn is free")
 		}
 		return p.name + " tries"
@@ -253,6 +282,8 @@ func (w *world) play(s step) string {
 		return w.finish(s)
 	case suspend, suspendLate, resume:
 		return w.suspendOrResume(s)
+	case giveBack, giveBackLate:
+		return w.giveBack(s)
 	case giveUp, remove:
 		return w.leaveLine(s)
 	case enter, leave:
@@ -303,7 +334,7 @@ func (w *world) acquire(p *player) {
 }
 
 func (w *world) finish(s step) string {
-	p := w.among(s.pick, func(p *player) bool { return p.is == runs || p.is == suspended || p.is == resumes })
+	p := w.among(s.pick, func(p *player) bool { return p.is == runs || p.is == suspended || p.is == resumes || p.is == gaveBack })
 	if p == nil || !p.started {
 		return ""
 	}
@@ -325,7 +356,7 @@ func (w *world) suspendOrResume(s step) string {
 	p := w.among(s.pick, func(p *player) bool {
 		switch s.do {
 		case suspendLate:
-			return p.is == gone && p.turn != nil
+			return (p.is == gone || p.is == gaveBack) && p.turn != nil
 		case resume:
 			return p.is == suspended
 		default:
@@ -338,6 +369,9 @@ func (w *world) suspendOrResume(s step) string {
 	switch s.do {
 	case suspendLate:
 		p.turn.Suspend()
+		if s.pick%2 == 0 {
+			p.turn.Resume()
+		}
 		return p.name + " suspends a turn that it no longer has"
 	case resume:
 		if p.users--; p.users == 0 {
@@ -359,6 +393,27 @@ func (w *world) suspendOrResume(s step) string {
 		p.turn.Suspend()
 		return p.name + " suspends its turn"
 	}
+}
+
+func (w *world) giveBack(s step) string {
+	p := w.among(s.pick, func(p *player) bool {
+		if s.do == giveBackLate {
+			return p.is == gone || p.is == gaveBack
+		}
+		return p.is == runs || p.is == suspended || p.is == resumes
+	})
+	if p == nil || p.turn == nil {
+		return ""
+	}
+	if s.do == giveBackLate {
+		p.turn.GiveBack()
+		return p.name + " gives back a turn that it no longer has"
+	}
+	w.resuming = without(w.resuming, p)
+	p.is = gaveBack
+	w.grantTurns()
+	p.turn.GiveBack()
+	return p.name + " gives its turn back"
 }
 
 func (w *world) leaveLine(s step) string {
@@ -418,7 +473,7 @@ func (w *world) compare() error {
 		return err
 	}
 	for _, p := range w.players {
-		begun := p.is == runs || p.is == suspended || p.is == resumes || p.is == gone
+		begun := p.is == runs || p.is == suspended || p.is == resumes || p.is == gaveBack || p.is == gone
 		switch {
 		case begun != p.started:
 			return fmt.Errorf("%s %s, and has begun: %v", p.name, p.is, p.started)
@@ -428,11 +483,11 @@ func (w *world) compare() error {
 			return fmt.Errorf("%s %s, and got the error %w", p.name, p.is, p.refused)
 		case p.turn != nil && p.turn.Held() != (p.is == runs):
 			return fmt.Errorf("%s %s, and holds a turn: %v", p.name, p.is, p.turn.Held())
-		case (p.is == runs || p.is == gone) && p.resuming.Load() > 0:
+		case (p.is == runs || p.is == gaveBack || p.is == gone) && p.resuming.Load() > 0:
 			return fmt.Errorf("%s %s, and waits for its turn still", p.name, p.is)
 		}
 	}
-	want := Stats{Waiting: len(w.queue), Running: w.count(runs) + w.count(suspended) + w.count(resumes) + w.concurrent, Finished: w.finished}
+	want := Stats{Waiting: len(w.queue), Running: w.running(), Finished: w.finished}
 	if got := w.m.Stats(); got != want {
 		return fmt.Errorf("it counts %+v where there is %+v", got, want)
 	}

@@ -10,10 +10,10 @@ type Turn struct {
 	held uint32
 	// drained is set if the turn belongs to a goroutine of the mailbox, which releases it itself.
 	drained bool
-	// over is set once the work that had the turn has ended. over and suspension are guarded by
-	// Mailbox.mu.
-	over       bool
-	suspension *suspension
+	// over is set once the work that had the turn has ended, and gaveBack if it gave the turn back
+	// before that. Both and suspension are guarded by Mailbox.mu.
+	over, gaveBack bool
+	suspension     *suspension
 	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
 	// by Mailbox.mu.
 	of         any
@@ -63,6 +63,21 @@ type suspension struct {
 	resumed chan struct{}
 }
 
+// Sized is implemented by values listed by [Mailbox.Running] that have a name for errors and a size
+// in bytes, as entries of the queue have ([Entry]).
+type Sized interface {
+	Label() string
+	Bytes() int64
+}
+
+// bytes is the size of the work that has or had the turn; 0 if it is not known.
+func (t *Turn) bytes() int64 {
+	if of, ok := t.of.(Sized); ok {
+		return of.Bytes()
+	}
+	return 0
+}
+
 // Release releases a turn from [Mailbox.TryTurn] or [Mailbox.Acquire]. Further calls do nothing.
 func (t *Turn) Release() {
 	m := t.mailbox
@@ -92,7 +107,7 @@ func (t *Turn) hold(held bool) {
 // Suspend passes the turn to the next in the queue while its holder waits for something that may
 // need the node itself. It must be followed by [Turn.Resume]. Several goroutines of one method may
 // suspend its turn; it is resumed when all of them have called Resume. On a turn whose work has
-// ended both do nothing.
+// ended, or that was given back, both do nothing.
 func (t *Turn) Suspend() {
 	m := t.mailbox
 	if m == nil {
@@ -128,10 +143,58 @@ func (t *Turn) Resume() {
 	<-l.resumed
 }
 
+// GiveBack passes the turn to the next in the queue for good, while the work that had it continues
+// without one. The work still counts as running, and ends as it would with its turn: by
+// [Turn.Release], or by returning from [Work.Run]. If the turn is suspended, it is not held again:
+// Resume returns at once. On a turn that was given back, or whose work has ended, GiveBack does
+// nothing.
+func (t *Turn) GiveBack() {
+	m := t.mailbox
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	e := m.giveBack(t)
+	m.step()
+	m.mu.Unlock()
+	if e != nil {
+		go m.drainFrom(e)
+	}
+}
+
+// giveBack gives t back, and returns work for a new goroutine to run with its turn. The caller must
+// hold m.mu.
+func (m *Mailbox) giveBack(t *Turn) *Entry {
+	if t.over || t.gaveBack {
+		return nil
+	}
+	t.gaveBack = true
+	m.turnless++
+	m.turnlessBytes += t.bytes()
+	if t.suspension != nil {
+		m.forget(t)
+		return nil
+	}
+	t.hold(false)
+	return m.next()
+}
+
+// forget makes a suspended turn one that is never held again. There is none to pass on. The caller
+// must hold m.mu.
+func (m *Mailbox) forget(t *Turn) {
+	l := t.suspension
+	if l.entry.list != nil {
+		l.entry.list.remove(&l.entry)
+	}
+	m.suspended--
+	close(l.resumed)
+	t.suspension = nil
+}
+
 // suspend suspends t, and returns work for a new goroutine to run with its turn. The caller must
 // hold m.mu.
 func (m *Mailbox) suspend(t *Turn) *Entry {
-	if t.over {
+	if t.over || t.gaveBack {
 		return nil
 	}
 	if l := t.suspension; l != nil {
@@ -174,16 +237,18 @@ func (m *Mailbox) end(t *Turn) *Entry {
 		return nil
 	}
 	t.over = true
+	if t.gaveBack {
+		m.turnless--
+		m.turnlessBytes -= t.bytes()
+	}
 	t.leave()
 	m.finished++
-	if l := t.suspension; l != nil {
-		// A goroutine that outlives the method has suspended the turn, so there is none to pass on.
-		if l.entry.list != nil {
-			l.entry.list.remove(&l.entry)
-		}
-		m.suspended--
-		close(l.resumed)
-		t.suspension = nil
+	switch {
+	case t.gaveBack:
+		m.endIfIdle()
+		return nil
+	case t.suspension != nil: // by a goroutine that outlives the method
+		m.forget(t)
 		m.endIfIdle()
 		return nil
 	}
