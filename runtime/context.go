@@ -235,7 +235,11 @@ type joint struct {
 	unlink func() bool
 }
 
-var _ context.Context = (*callContext)(nil)
+var (
+	_ context.Context = (*callContext)(nil)
+	_ mailbox.Sized   = (*callContext)(nil)
+	_ mailbox.Sized   = (*job)(nil)
+)
 
 // maxDeadline is the furthest that a deadline may be away; one beyond that is no deadline, whatever
 // way the call came. Connect's header for it has ten digits of milliseconds, which are 115 days.
@@ -342,6 +346,18 @@ func (c *callContext) interrupt(err *connect.Error) {
 	case c.future != nil:
 		c.future.complete(fromPeer(c.caller, err))
 	}
+}
+
+// Label implements [mailbox.Sized]: it is the method's name.
+func (c *callContext) Label() string { return c.call.method.name }
+
+// Bytes implements [mailbox.Sized]. The request of a call from this process is its caller's, and
+// that of a call by HTTP is counted by the host.
+func (c *callContext) Bytes() int64 {
+	if c.in == nil {
+		return 0
+	}
+	return int64(c.in.RequestBytes)
 }
 
 // callContextOf returns the call context that ctx belongs to, or nil.

@@ -205,3 +205,56 @@ func ExampleClientInterceptor() {
 	// 0 <nil>
 	// 0 <nil>
 }
+
+// journal is a node that answers once its entries are on disk, and writes many at once.
+type journal struct {
+	contractv1raylink.UnimplementedProbeNode
+
+	// batch is guarded by the node's turns: the calls that wait for the next commit.
+	batch *batch
+}
+
+type batch struct {
+	sum       int64
+	committed chan struct{}
+}
+
+func (j *journal) Add(ctx context.Context, req *contractv1.AddRequest) (*contractv1.AddResponse, error) {
+	b := j.batch
+	b.sum += req.GetBy()
+	node := runtime.NodeFrom(ctx)
+	node.EndTurn(ctx) // the calls behind this one join its batch
+	select {
+	case <-b.committed:
+		return &contractv1.AddResponse{Sum: b.sum}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (j *journal) Release(ctx context.Context, _ *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
+	return nil, runtime.NodeFrom(ctx).Do(ctx, func(context.Context) error {
+		close(j.batch.committed)
+		j.batch = &batch{committed: make(chan struct{})}
+		return nil
+	})
+}
+
+// Calls of a method that gives its turn back share a commit. Here another method commits; a node
+// would do so in a task.
+func ExampleNode_EndTurn() {
+	ctx := context.Background()
+	node := contractv1raylink.NewLocalProbe(&journal{batch: &batch{committed: make(chan struct{})}})
+	one := node.AddAsync(ctx, &contractv1.AddRequest{By: 1})
+	two := node.AddAsync(ctx, &contractv1.AddRequest{By: 2})
+	if _, err := node.Release(ctx, nil); err != nil {
+		fmt.Println(err)
+	}
+	for _, call := range []*runtime.Future[*contractv1.AddResponse]{one, two} {
+		res, err := call.Get(ctx)
+		fmt.Println(res.GetSum(), err)
+	}
+	// Output:
+	// 3 <nil>
+	// 3 <nil>
+}

@@ -267,6 +267,12 @@ func (j *job) Run(turn *mailbox.Turn) {
 	j.end()
 }
 
+// Label implements [mailbox.Sized].
+func (j *job) Label() string { return j.cc.Label() }
+
+// Bytes implements [mailbox.Sized].
+func (j *job) Bytes() int64 { return int64(j.size) }
+
 // Refuse implements [mailbox.Work].
 func (j *job) Refuse(err error) {
 	j.cc.end() // releases what waiting for the node's set-up may have registered

@@ -10,11 +10,12 @@ import (
 	"github.com/raylink/raylink/internal/usercode"
 )
 
-// Do takes a turn of the node, runs fn and releases the turn. With it streams, timers and loops
-// access the node's state. Calls that fn makes with its context are made from that turn. Do blocks
-// until a turn is free. It returns fn's error, or the reason why it got no turn: ctx has ended, the
-// node has stopped, or the turn is held by a call that waits for this Do. While a node is stopping,
-// running methods and tasks still get turns, so that they can finish.
+// Do takes a turn of the node, runs fn and releases the turn, if fn has not done so by
+// [Node.EndTurn]. With it streams, timers and loops access the node's state. Calls that fn makes
+// with its context are made from that turn. Do blocks until a turn is free. It returns fn's error,
+// or the reason why it got no turn: ctx has ended, the node has stopped, or the turn is held by a
+// call that waits for this Do. While a node is stopping, running methods and tasks still get turns,
+// so that they can finish.
 func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error {
 	outer := chainOf(ctx)
 	const method = "Do"
@@ -36,6 +37,30 @@ func (n *Node) Do(ctx context.Context, fn func(ctx context.Context) error) error
 	defer cc.ownTurn.Release()
 	defer cc.end()
 	return fn(cc)
+}
+
+// EndTurn gives back the turn that the running method holds, so that the calls behind it run while
+// the method continues: for a method that answers only when something has happened that it shares
+// with later calls, such as one commit for many. ctx is the method's context, or one derived from
+// it.
+//
+// From then on the method may access the node's state only in [Node.Do], and must not return a
+// message that is part of it. It is otherwise like a concurrent method: the methods that it calls
+// may call the node, the end of the node waits for it, and a panic is its caller's error. Until it
+// returns it counts towards MaxPending ([Limits]), as a queued call does. The calls of a caller
+// still begin in their order, but a later one may be answered first.
+//
+// Within a function of Do, EndTurn gives back the turn of that Do. Where ctx has no turn of n it
+// does nothing: in concurrent methods, streams, tasks and methods of other nodes, and when it is
+// called again. An interceptor must not call it before the method has run, which would have no
+// turn.
+func (n *Node) EndTurn(ctx context.Context) {
+	cc := callContextOf(ctx)
+	if cc == nil || cc.node != n || cc.turn == nil {
+		return
+	}
+	cc.turn.GiveBack()
+	mayBlock(ctx)
 }
 
 // Go runs fn as a task of the node. Its context ends when the node stops, after the last call has

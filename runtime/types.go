@@ -73,7 +73,8 @@ func (t NodeType) Named(name string) NodeType {
 type Limits struct {
 	// MaxConcurrency is the number of turns: how many methods run at once.
 	MaxConcurrency int
-	// MaxPending is how many calls may wait in the mailbox.
+	// MaxPending is how many calls may wait in the mailbox, together with those that have given
+	// their turn back ([Node.EndTurn]) and not returned.
 	MaxPending int
 	// MaxStreams bounds the concurrent methods and streams, which run without a turn, together.
 	MaxStreams int
