@@ -132,6 +132,7 @@ func Run(t *testing.T, way Way) {
 		{"a canceled call ends both methods", testHopCancel},
 		{"streams can be relayed", testHopStreams},
 		{"a method that passes on a refusal has run, and runs once", testHopOnce},
+		{"a method that has given its turn back can be called by those that it calls", testHopEndsTurn},
 	}
 	if way.Foreign {
 		hops = append(hops, hopTest{"a cycle ends at its deadline", testCycleOverdue})
@@ -144,6 +145,11 @@ func Run(t *testing.T, way Way) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, way, way.Open(t), way.Open(t)) })
 	}
 	t.Run("metadata is set while its node ends", func(t *testing.T) { testMetadataRaceWithStop(t, way, way.Open(t)) })
+	t.Run("a method that has given its turn back can wait for later calls", func(t *testing.T) { testEndTurn(t, way, way.Open(t)) })
+	t.Run("a method that has given its turn back creates nodes", func(t *testing.T) { testCreateAfterTurn(t, way.Open(t)) })
+	if !way.Foreign { // such a handle sends its next call when the last one has returned
+		t.Run("calls that have given their turn back are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe) })
+	}
 	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })
 }
 

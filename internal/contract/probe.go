@@ -157,6 +157,7 @@ func (p *Probe) release(name string) chan struct{} {
 // Block implements contractv1raylink.ProbeNode.
 func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	released := p.release(req.GetName())
+	mayEndTurn(ctx)
 	p.mu.Lock()
 	p.blocked = append(p.blocked, req.GetName())
 	p.mu.Unlock()
@@ -328,6 +329,7 @@ func (p *Probe) Spawn(ctx context.Context, req *contractv1.SpawnRequest) (*contr
 	if p.node == nil {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, "a stub has no children")
 	}
+	mayEndTurn(ctx)
 	opts := []raylink.CreateOption{raylink.OwnProcess()}
 	if req.GetInProcess() {
 		opts[0] = raylink.ParentProcess()

@@ -88,6 +88,7 @@ func (p *Probe) Relay(ctx context.Context, req *contractv1.RelayRequest) (*contr
 	if which, ok := forgery(req.GetWhat()); ok {
 		return nil, p.count(which)
 	}
+	mayEndTurn(ctx)
 	p.mu.Lock()
 	p.blocked = append(p.blocked, "relay")
 	p.mu.Unlock()
