@@ -91,12 +91,14 @@ test-hostile: ## attacks on a host, by frames and HTTP, with a bound on memory: 
 	$(GO) test -count=1 -timeout=10m -run='TestMemoryHeldForHostileCaller|TestMemoryHeldForHostileServer|TestPeerThatReadsLate' ./runtime/tunnel
 
 .PHONY: test-soak
-test-soak: ## three hosts under stress, and the parameter server: make test-soak SOAK=10m KILLS=200; SEED=N chooses what happens
+test-soak: ## three hosts under stress, the parameter server and the storage: make test-soak SOAK=10m KILLS=200; SEED=N chooses what happens
 	@race=; if $(GO) test -race -run='^$$' errors >/dev/null 2>&1; then race=-race; fi; \
 	echo "$(GO) test $$race ./internal/soak -soak=$(SOAK)"; \
 	$(GO) test $$race -count=1 -timeout=0 ./internal/soak -v -soak=$(SOAK) $(if $(SEED),-soak.seed=$(SEED)) && \
 	echo "$(GO) test $$race ./internal/parametertest -kills=$(KILLS)" && \
-	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/parametertest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED))
+	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/parametertest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED)) && \
+	echo "$(GO) test $$race ./internal/storagetest -kills=$(KILLS)" && \
+	$(GO) test $$race -count=1 -timeout=0 -run=Kills ./internal/storagetest -v -kills=$(KILLS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## golangci-lint, buf lint and the rules of language

@@ -1,0 +1,141 @@
+package storagetest
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+var (
+	kills = flag.Int("kills", 10, "how many times TestAcknowledgedWritesSurviveKillsOfTheStorage kills each storage")
+	seed  = flag.Uint64("seed", 0, "the seed of random choices; 0 chooses one")
+)
+
+const (
+	// role is the environment variable that makes this binary a Brain or a worker.
+	role = "RAYLINK_TEST_STORAGE"
+	// listen and durability are those of the address at which Brain listens, and of its storage's
+	// durability.
+	listen     = "RAYLINK_TEST_STORAGE_LISTEN"
+	durability = "RAYLINK_TEST_STORAGE_DURABILITY"
+	brainRole  = "brain"
+	workerRole = "worker"
+)
+
+func TestMain(m *testing.M) {
+	// The race detector delays the exit of every process by a second.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var err error
+	switch what := os.Getenv(role); what {
+	case "":
+		goleak.VerifyTestMain(m)
+		return
+	case brainRole:
+		err = serveBrain()
+	default:
+		err = serveWorker()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, os.Getenv(role)+":", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// order is what a test has a worker do: a line of JSON at its standard input.
+type order struct {
+	// ID is repeated in the answer.
+	ID int    `json:"id"`
+	Do string `json:"do"`
+	// Storage is the path of the storage; the default is that of the system.
+	Storage string `json:"storage,omitempty"`
+	// Durability, Directory and History are those of a storage that is created.
+	Durability string `json:"durability,omitempty"`
+	Directory  string `json:"directory,omitempty"`
+	// Writers are the numbers of the writers that are started. Round makes their values differ from
+	// those of other rounds.
+	Writers []int `json:"writers,omitempty"`
+	Round   int   `json:"round,omitempty"`
+	// Key is that of a write or a read, or the prefix of a watch.
+	Key string `json:"key,omitempty"`
+	// Value and Size are of a put: the value is followed by so many bytes.
+	Value string `json:"value,omitempty"`
+	Size  int    `json:"size,omitempty"`
+	// Milliseconds bound the operation; the default is patience.
+	Milliseconds int `json:"milliseconds,omitempty"`
+}
+
+// answer is a worker's answer to an order, or an event: a line of JSON at its standard output.
+type answer struct {
+	// ID is the order's; 0 in an event.
+	ID    int    `json:"id,omitempty"`
+	Event string `json:"event,omitempty"`
+	Error string `json:"error,omitempty"`
+	Code  string `json:"code,omitempty"`
+	// Who has the name of the writer, reader or watcher.
+	Who     string   `json:"who,omitempty"`
+	Attempt *attempt `json:"attempt,omitempty"`
+	Read    *read    `json:"read,omitempty"`
+	Sent    *sent    `json:"sent,omitempty"`
+	PID     int      `json:"pid,omitempty"`
+	Path    string   `json:"path,omitempty"`
+	// Write is the id of a write, and Last that of the last one.
+	Write   uint64 `json:"write,omitempty"`
+	Last    uint64 `json:"last,omitempty"`
+	Failure string `json:"failure,omitempty"`
+	// Text is a value.
+	Text string `json:"text,omitempty"`
+}
+
+// Events of workers.
+const (
+	attemptEvent = "attempt"
+	readEvent    = "read"
+	sentEvent    = "sent"
+	// troubleEvent is an error that may pass, unless it repeats; faultEvent is any other.
+	troubleEvent = "trouble"
+	faultEvent   = "fault"
+)
+
+const (
+	// patience bounds what a test waits for. Reaching it is a failure.
+	patience = 30 * time.Second
+	// poll is the pause between two checks of a condition.
+	poll = 5 * time.Millisecond
+)
+
+// pause waits until a moment that is chosen at random, or until a condition is checked again.
+func pause(d time.Duration) { <-time.After(d) }
+
+// lines decodes lines of JSON until the end of the input.
+func lines[T any](r io.Reader, handle func(T)) error {
+	in := bufio.NewReader(r)
+	for {
+		line, err := in.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var v T
+		if err := json.Unmarshal(line, &v); err != nil {
+			return fmt.Errorf("line %.200q: %w", line, err)
+		}
+		handle(v)
+	}
+}
+
+// untilEnd returns at the end of the input.
+func untilEnd(in io.Reader) { _, _ = io.Copy(io.Discard, in) }
