@@ -59,7 +59,7 @@ func (d *disk) change(do func() error) bool {
 	return false
 }
 
-func (d *disk) attempt(do func() error) (err error, dead bool) { //nolint:revive,staticcheck // not a failure of attempt
+func (d *disk) attempt(do func() error) (err error, dead bool) { //nolint:revive // it is not a failure of attempt
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.scratch != nil {

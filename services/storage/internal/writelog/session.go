@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -55,7 +57,7 @@ func (l *Log) newSession(exists bool) (s *session, err error) {
 		FS:               s.disk,
 		Lock:             l.lock,
 		Logger:           s,
-		EventListener:    &pebble.EventListener{BackgroundError: s.fail},
+		EventListener:    &pebble.EventListener{BackgroundError: s.fail, DataCorruption: s.damaged},
 		ErrorIfNotExists: exists,
 		MemTableSize:     memtableSize,
 		Cache:            cache,
@@ -129,17 +131,6 @@ func (s *session) readError(err error) error {
 	return &DamagedError{Dir: s.dir, What: "the writes cannot be read", err: err}
 }
 
-// get returns the change of a record.
-func (s *session) get(id uint64) ([]byte, error) {
-	value, closer, err := s.db.Get(key(id))
-	if err != nil {
-		return nil, err
-	}
-	change, _, _ := decode(value)
-	change = append([]byte{}, change...)
-	return change, closer.Close()
-}
-
 // put adds a record to a batch, with the tally if it is the last.
 func put(batch *pebble.Batch, r Record, last bool, t tally) error {
 	header := 1
@@ -159,6 +150,28 @@ func put(batch *pebble.Batch, r Record, last bool, t tally) error {
 	return op.Finish()
 }
 
+// removeRecords adds the removal of records to a batch, and sorts their ids.
+func removeRecords(batch *pebble.Batch, ids []uint64) error {
+	slices.Sort(ids)
+	for len(ids) > 0 {
+		n := 1
+		for n < len(ids) && ids[n] == ids[0]+uint64(n) {
+			n++
+		}
+		var err error
+		if n < 8 { // a range costs more than some keys
+			n, err = 1, batch.Delete(key(ids[0]), nil)
+		} else {
+			err = batch.DeleteRange(key(ids[0]), key(ids[0]+uint64(n)), nil)
+		}
+		if err != nil {
+			return err
+		}
+		ids = ids[n:]
+	}
+	return nil
+}
+
 func decode(value []byte) (change []byte, t tally, ok bool) {
 	switch {
 	case len(value) >= 1 && value[0] == plain:
@@ -171,7 +184,7 @@ func decode(value []byte) (change []byte, t tally, ok bool) {
 	return nil, tally{}, false
 }
 
-// apply commits a batch. Err says whether it failed.
+// apply commits a batch. If that fails, Err returns why.
 func (s *session) apply(fill func(*pebble.Batch) error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -203,9 +216,20 @@ func (s *session) Err() error {
 func (s *session) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.failed == nil {
+	switch {
+	case s.failed != nil:
+	case errors.As(err, new(*DamagedError)):
+		s.failed = err
+	case pebble.IsCorruptionError(err):
+		s.failed = &DamagedError{Dir: s.dir, What: "a file cannot be read", err: err}
+	default:
 		s.failed = failure(s.dir, "write to", err)
 	}
+}
+
+// damaged fails the session because of a file that does not have what was written.
+func (s *session) damaged(info pebble.DataCorruptionInfo) {
+	s.fail(&DamagedError{Dir: s.dir, What: "the file " + filepath.Base(info.Path), err: info.Details})
 }
 
 // abandon closes Pebble without changing the directory.

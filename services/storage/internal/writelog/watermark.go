@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -32,7 +33,7 @@ const (
 	bootSize      = 36
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+func checksum(data []byte) uint32 { return crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)) }
 
 // marks are the values of a slot.
 type marks struct {
@@ -48,13 +49,13 @@ func (m *marks) encode() []byte {
 	}
 	slot = append(slot, m.boot...)
 	slot = append(slot, make([]byte, slotSize-4-len(slot))...)
-	return binary.BigEndian.AppendUint32(slot, crc32.Checksum(slot, castagnoli))
+	return binary.BigEndian.AppendUint32(slot, checksum(slot))
 }
 
 // decode reads a slot; false if it is not whole.
 func (m *marks) decode(slot []byte) bool {
 	if len(slot) < slotSize || string(slot[:len(magic)]) != magic ||
-		crc32.Checksum(slot[:slotSize-4], castagnoli) != binary.BigEndian.Uint32(slot[slotSize-4:]) {
+		checksum(slot[:slotSize-4]) != binary.BigEndian.Uint32(slot[slotSize-4:]) {
 		return false
 	}
 	number := func(i int) uint64 { return binary.BigEndian.Uint64(slot[8+8*i:]) }
@@ -75,9 +76,10 @@ func (m *marks) required(boot string) uint64 {
 
 // watermark is the open file.
 type watermark struct {
+	marks
+
 	mu   sync.Mutex // guards marks, and writes
 	file vfs.File
-	marks
 }
 
 // readWatermark returns false if the file does not exist.
@@ -113,8 +115,7 @@ func createWatermark(fs vfs.FS, dir string, m marks) error {
 		return err
 	}
 	slot := m.encode()
-	data := append(slot, make([]byte, slotStride-slotSize)...)
-	data = append(data, slot...)
+	data := slices.Concat(slot, make([]byte, slotStride-slotSize), slot)
 	_, err = file.Write(data)
 	if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
 		return err

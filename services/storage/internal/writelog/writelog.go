@@ -15,6 +15,7 @@
 package writelog
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ const (
 	// syncInterval is the time between the beginnings of two syncs. What is committed while one
 	// runs is on the disk after the next: within 100 ms, if a sync takes less than 50 ms.
 	syncInterval = 50 * time.Millisecond
+
+	// removeAtOnce is how many records are removed at a time: neighbours can be removed together.
+	removeAtOnce = 1024
 )
 
 // Record is one write.
@@ -59,6 +63,9 @@ type Options struct {
 	Sync bool
 	// Logger receives Pebble's messages. Not nil.
 	Logger *slog.Logger
+
+	// removeAtOnce is another value for tests.
+	removeAtOnce int
 }
 
 // Log is an open directory. Commit, Reopen and Close are for one goroutine at a time; Sync is safe
@@ -70,13 +77,15 @@ type Log struct {
 	lock *pebble.Lock
 	mark *watermark
 
-	// commit guards what follows, and makes Close wait. The first three are changed with sync held too.
+	// commit guards what follows, and makes Close wait.
 	commit    sync.Mutex
-	session   *session   // nil if the last Reopen failed
-	closed    bool
-	err       error // why session is nil
 	tally     tally
 	removable []uint64 // of earlier groups, to be removed with the next one
+
+	// These are changed with commit and sync held.
+	session *session // nil if the last Reopen failed
+	err     error    // why session is nil
+	closed  bool
 
 	last atomic.Uint64 // the last id that was committed
 
@@ -223,8 +232,11 @@ func (l *Log) checkMarkers(m marks) error {
 }
 
 // Commit appends records and removes others, all or nothing. The ids of the records follow the last
-// one; remove must not have the id of the last record, nor one that was removed before. Records of
-// remove may be seen by one more Open, if this group is the last one and the process is killed.
+// one; remove must not have the id of the last record, nor one that was removed before.
+//
+// Records are removed with a later group, when there are 1024 of them: the next Open may call replay
+// for those that are left, and the caller must remove them again. They are removed in the order of
+// the calls, or not at all.
 //
 // After an error the log fails until Reopen. A full disk is a [*FullError].
 func (l *Log) Commit(records []Record, remove []uint64) error {
@@ -235,8 +247,8 @@ func (l *Log) Commit(records []Record, remove []uint64) error {
 	}
 	last := l.last.Load()
 	for i, r := range records {
-		if r.ID != last+uint64(i)+1 { //nolint:gosec // an index is not negative
-			return fmt.Errorf("commit to the directory %s: the record %d has the id %d, and must have %d", l.opts.Dir, i, r.ID, last+uint64(i)+1) //nolint:gosec // as above
+		if r.ID != last+uint64(i)+1 {
+			return fmt.Errorf("commit to the directory %s: the record after %d has the id %d", l.opts.Dir, last+uint64(i), r.ID)
 		}
 	}
 	last += uint64(len(records))
@@ -250,29 +262,28 @@ func (l *Log) Commit(records []Record, remove []uint64) error {
 			return err
 		}
 	}
-	// They go with the next group. If they went with this one and it failed halfway, a current
-	// write of a key could be gone.
+	// They go with a later group. If they went with this one and it failed halfway, a current write
+	// of a key could be gone.
 	l.removable = append(l.removable, remove...)
 	return nil
 }
 
-// write commits records, and removes those that earlier groups have left. The record of the last id
-// can be written again.
+// write commits records, and may remove those that earlier groups have left.
 func (l *Log) write(records []Record) error {
 	s, last, t := l.session, records[len(records)-1].ID, l.tally
 	for _, r := range records {
-		if r.ID > l.last.Load() {
-			t.add(r.ID)
-		}
+		t.add(r.ID)
 	}
-	for _, id := range l.removable {
+	var remove []uint64
+	if len(l.removable) >= cmp.Or(l.opts.removeAtOnce, removeAtOnce) {
+		remove = l.removable
+	}
+	for _, id := range remove {
 		t.remove(id)
 	}
 	s.apply(func(batch *pebble.Batch) error {
-		for _, id := range l.removable {
-			if err := batch.Delete(key(id), nil); err != nil {
-				return err
-			}
+		if err := removeRecords(batch, remove); err != nil {
+			return err
 		}
 		for i, r := range records {
 			if err := put(batch, r, i == len(records)-1, t); err != nil {
@@ -295,7 +306,7 @@ func (l *Log) write(records []Record) error {
 		return err
 	}
 	l.tally = t
-	l.removable = l.removable[:0]
+	l.removable = l.removable[len(remove):]
 	l.last.Store(last)
 	select {
 	case l.dirty <- struct{}{}:
@@ -441,13 +452,8 @@ func (l *Log) reopen(last uint64) (err error) {
 	}
 	if len(extra) > 0 {
 		s.apply(func(batch *pebble.Batch) error {
-			for _, id := range extra {
-				if err := batch.Delete(key(id), nil); err != nil {
-					return err
-				}
-			}
-			if last == 0 {
-				return nil
+			if err := removeRecords(batch, extra); err != nil || last == 0 {
+				return err
 			}
 			return put(batch, Record{ID: last, Change: end}, true, kept)
 		})
@@ -472,28 +478,13 @@ func (l *Log) Close() error {
 	defer l.sync.Unlock()
 	err := l.usable()
 	if err == nil && l.last.Load() > 0 {
-		err = l.finish()
+		err = l.syncNow()
 	}
 	l.closed = true
 	if l.session != nil {
 		err = errors.Join(err, l.session.close())
 	}
 	return errors.Join(err, l.mark.file.Close(), l.lock.Close())
-}
-
-// finish removes what is left to be removed, and syncs.
-func (l *Log) finish() error {
-	s, last := l.session, l.last.Load()
-	if len(l.removable) > 0 {
-		change, err := s.get(last)
-		if err != nil {
-			return failure(l.opts.Dir, "read", err)
-		}
-		if err := l.write([]Record{{ID: last, Change: change}}); err != nil {
-			return err
-		}
-	}
-	return l.syncNow()
 }
 
 // key returns the key of a record.

@@ -11,7 +11,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(childEnv); mode != "" {
+		fmt.Fprintln(os.Stderr, commitForever(os.Getenv(childEnv+"_DIR"), mode))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // quiet drops Pebble's messages.
 var quiet = slog.New(slog.DiscardHandler)
@@ -65,7 +71,7 @@ func written(from, to uint64, without ...uint64) map[uint64]string {
 func TestReopenedLogHasWhatWasCommitted(t *testing.T) {
 	for _, sync := range []bool{false, true} {
 		dir := t.TempDir() + "/data"
-		l, records := mustRead(t, Options{Dir: dir, Sync: sync})
+		l, records := mustRead(t, Options{Dir: dir, Sync: sync, removeAtOnce: 1})
 		require.Empty(t, records)
 		require.NoError(t, commit(l, 1, 3))
 		require.NoError(t, commit(l, 4, 4, 2))
@@ -73,17 +79,35 @@ func TestReopenedLogHasWhatWasCommitted(t *testing.T) {
 		require.NoError(t, l.Sync())
 		require.NoError(t, l.Close())
 
-		l, records = mustRead(t, Options{Dir: dir, Sync: sync})
-		require.Equal(t, written(1, 10, 2, 3, 4), records)
-		require.NoError(t, commit(l, 11, 11))
+		l, records = mustRead(t, Options{Dir: dir, Sync: sync, removeAtOnce: 1})
+		require.Equal(t, written(1, 10, 2), records, "the last group's are removed with the next")
+		require.NoError(t, commit(l, 11, 30, 3, 4))
+		require.NoError(t, commit(l, 31, 31, span(10, 29)...))
+		require.NoError(t, commit(l, 32, 32))
 		require.NoError(t, l.Close())
 
 		_, records = mustRead(t, Options{Dir: dir, Sync: !sync})
-		require.Equal(t, written(1, 11, 2, 3, 4), records)
+		require.Equal(t, written(1, 32, append(span(10, 29), 2, 3, 4)...), records)
 		info, err := os.Stat(dir)
 		require.NoError(t, err)
 		require.Equal(t, os.FileMode(0o700), info.Mode().Perm(), "the directory is accessible to others")
 	}
+}
+
+// span returns the ids from one to another.
+func span(from, to uint64) (ids []uint64) {
+	for id := from; id <= to; id++ {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func TestInvalidIdsChangeNothing(t *testing.T) {
+	l, _ := mustRead(t, Options{Dir: "data", FS: vfs.NewMem()})
+	require.NoError(t, commit(l, 1, 5))
+	require.ErrorContains(t, commit(l, 7, 8), "the record after 5 has the id 7")
+	require.ErrorContains(t, commit(l, 6, 6, 6), "the record 6 cannot be removed")
+	require.NoError(t, commit(l, 6, 6, 5))
 }
 
 func TestReopenKeepsWhatWasCommitted(t *testing.T) {

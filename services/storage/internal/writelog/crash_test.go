@@ -1,0 +1,158 @@
+package writelog
+
+import (
+	"bufio"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+// childEnv makes the test binary a process that commits to a directory until it is killed.
+const childEnv = "WRITELOG_CHILD"
+
+// window is how many records the child keeps.
+const window = 500
+
+// commitForever commits groups, and prints the last id of each when it is acknowledged.
+func commitForever(dir, mode string) error {
+	var last, oldest uint64
+	oldest = 1
+	l, err := Open(Options{Dir: dir, Sync: mode == "sync", Logger: quiet, removeAtOnce: 64}, func(r Record) error {
+		if last == 0 {
+			oldest = r.ID
+		}
+		last = r.ID
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		end := last + 1 + rand.Uint64N(8)
+		var remove []uint64
+		for ; oldest+window <= end; oldest++ {
+			remove = append(remove, oldest)
+		}
+		if err := commit(l, last+1, end, remove...); err != nil {
+			return err
+		}
+		last = end
+		if _, err := fmt.Println(last); err != nil {
+			return err
+		}
+	}
+}
+
+func TestAcknowledgedWritesSurviveKill(t *testing.T) {
+	for _, mode := range []string{"async", "sync"} {
+		dir := t.TempDir() + "/data"
+		total := uint64(0)
+		for range 12 {
+			acknowledged := killedChild(t, dir, mode)
+			l, found := mustRead(t, Options{Dir: dir})
+			for id := max(acknowledged, window) - window + 1; id <= acknowledged; id++ {
+				require.Equal(t, change(id), found[id], "%s: an acknowledged write is lost, the last one is %d", mode, acknowledged)
+			}
+			require.NoError(t, l.Close())
+			total = acknowledged
+		}
+		t.Logf("%s: %d writes were acknowledged in 12 kills", mode, total)
+	}
+}
+
+// killedChild kills a child while it commits, and returns the last id that it has acknowledged.
+func killedChild(t *testing.T, dir, mode string) (last uint64) {
+	t.Helper()
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), exe)
+	cmd.Env = append(os.Environ(), childEnv+"="+mode, childEnv+"_DIR="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	kill := rand.IntN(2000)
+	lines := bufio.NewScanner(out)
+	for n := 0; lines.Scan(); n++ {
+		last, err = strconv.ParseUint(lines.Text(), 10, 64)
+		require.NoError(t, err)
+		if n == kill {
+			require.NoError(t, cmd.Process.Kill())
+		}
+	}
+	_ = cmd.Wait() // it was killed
+	require.NotZero(t, last)
+	return last
+}
+
+// TestLossOfPower stops the clock of the file system at random, keeps a random part of what was not
+// synced, and opens what is left.
+func TestLossOfPower(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		synctest.Test(t, func(*testing.T) { loseOfPower(rt) })
+	})
+}
+
+func loseOfPower(t *rapid.T) {
+	seed := rapid.Uint64().Draw(t, "seed")
+	rng := rand.New(rand.NewPCG(seed, seed))
+	fs := vfs.NewCrashableMem()
+	mode := rapid.Bool().Draw(t, "sync")
+	var last uint64
+	for crashes := rapid.IntRange(1, 4).Draw(t, "crashes"); crashes > 0; crashes-- {
+		found := make(map[uint64]string)
+		l, err := Open(Options{Dir: "data", FS: fs, Sync: mode, Logger: quiet}, func(r Record) error {
+			found[r.ID] = string(r.Change)
+			return nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, written(1, last), found)
+
+		durable := last
+		acknowledged := map[time.Time]uint64{}
+		for range rapid.IntRange(1, 60).Draw(t, "commits") {
+			n := rapid.SampledFrom([]uint64{1, 1, 2, 10, 300}).Draw(t, "writes")
+			require.NoError(t, commit(l, last+1, last+n))
+			last += n
+			acknowledged[time.Now()] = last
+			switch rapid.IntRange(0, 20).Draw(t, "then") {
+			case 0, 1, 2:
+				<-time.After(time.Duration(rng.Int64N(int64(80 * time.Millisecond))))
+			case 3:
+				require.NoError(t, l.Sync())
+				durable = last
+			}
+		}
+		crashed := fs.CrashClone(vfs.CrashCloneCfg{
+			UnsyncedDataPercent: rapid.SampledFrom([]int{0, 30, 70, 100}).Draw(t, "kept"), RNG: rng,
+		})
+		for at, id := range acknowledged {
+			if mode || time.Since(at) >= 100*time.Millisecond {
+				durable = max(durable, id)
+			}
+		}
+		require.NoError(t, l.Close())
+
+		lastFound := uint64(0)
+		l, err = Open(Options{Dir: "data", FS: crashed, Sync: mode, Logger: quiet}, func(r Record) error {
+			require.Equal(t, lastFound+1, r.ID, "there is a gap")
+			require.Equal(t, change(r.ID), string(r.Change))
+			lastFound = r.ID
+			return nil
+		})
+		require.NoError(t, err, "a loss of power looks like damage")
+		require.GreaterOrEqual(t, lastFound, durable, "durable writes are lost")
+		require.LessOrEqual(t, lastFound, last)
+		require.NoError(t, l.Close())
+		fs, last = crashed, lastFound
+	}
+}
