@@ -47,7 +47,7 @@ func ofStorageLog() []Mutant {
 		},
 		{
 			Name: "writelog/kept-files-are-removed-at-once",
-			Edit: Edit{File: room + "disk.go", Func: "disk.keeps", Original: "!d.keep || !data", Mutated: "true"},
+			Edit: Edit{File: room + "disk.go", Func: "disk.keeps", Original: "!d.keep || !data", Mutated: "true || !data"},
 			Test: "TestDamagedDataAreDetected", Prints: "a failed opening removed a file",
 		},
 		{

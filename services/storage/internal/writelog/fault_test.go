@@ -134,9 +134,12 @@ func TestGroupThatFailedAfterItWasWrittenIsRemoved(t *testing.T) {
 	})
 	require.ErrorIs(t, commit(l, 6, 6), unix.EIO)
 	require.NoError(t, l.Reopen(5))
+	require.NoError(t, l.Close())
+	l, found := mustRead(t, opts)
+	require.Equal(t, written(1, 5), found)
 	require.NoError(t, commit(l, 6, 7))
 	require.NoError(t, l.Close())
-	_, found := mustRead(t, opts)
+	_, found = mustRead(t, opts)
 	require.Equal(t, written(1, 7), found)
 }
 

@@ -234,9 +234,9 @@ func (l *Log) checkMarkers(m marks) error {
 // Commit appends records and removes others, all or nothing. The ids of the records follow the last
 // one; remove must not have the id of the last record, nor one that was removed before.
 //
-// Records are removed with a later group, when there are 1024 of them: the next Open may call replay
-// for those that are left, and the caller must remove them again. They are removed in the order of
-// the calls, or not at all.
+// Records are removed with a later group, when there are 1024 of them: the next Open may call
+// replay for those that are left, and the caller must remove them again. They are removed in the
+// order of the calls, or not at all.
 //
 // After an error the log fails until Reopen. A full disk is a [*FullError].
 func (l *Log) Commit(records []Record, remove []uint64) error {
