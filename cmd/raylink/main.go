@@ -4,7 +4,7 @@
 //	raylink tree [NODE]                     show the nodes
 //	raylink methods NODE                    list a node's methods
 //	raylink call NODE Method '{"by": 2}'    call one, by path, alias or nid
-//	raylink storage list                    list a storage's values; storage get, put, incr, watch, save, load
+//	raylink storage get KEY                 print a value of a storage; storage put, incr, list, watch, save, load
 //	raylink ps tags                         list a parameter server's parameters; ps pull, push, save, load
 //	raylink token                           print the system's token
 //	raylink version                         print the versions of program and protocols

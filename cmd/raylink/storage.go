@@ -561,7 +561,7 @@ func valueText(v *storagev1.Value) string {
 // shortValue returns the beginning of a value, on one line.
 func shortValue(v *storagev1.Value) string {
 	const most = 60
-	text := ""
+	var text string
 	switch k := v.GetKind().(type) {
 	case *storagev1.Value_StringValue:
 		text = strconv.Quote(k.StringValue)

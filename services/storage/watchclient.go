@@ -136,7 +136,8 @@ func (w *watch) checkResumed(ctx context.Context, id uint64) error {
 	}
 	lost := &HistoryLostError{Since: w.req.GetSince(), Newest: id}
 	lost.cause = connect.Errorf(connect.CodeOutOfRange,
-		"watch from the id %d: the storage was started again, and its data are only in memory: what it had is lost; read the keys again, and watch from the id %d", w.req.GetSince(), id)
+		"watch from the id %d: the storage was started again, and its data are only in memory; read the keys again, and watch from the id %d",
+		w.req.GetSince(), id)
 	return lost
 }
 
