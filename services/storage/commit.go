@@ -37,15 +37,16 @@ type group struct {
 	err  error
 }
 
-// endTurn gives the turn back of the method that runs with ctx, if it has one: it continues without.
+// endTurn gives back the turn of the method that runs with ctx, if it has one. The method goes on
+// without a turn.
 func endTurn(ctx context.Context) {
 	if self, ok := any(runtime.NodeFrom(ctx)).(interface{ EndTurn(ctx context.Context) }); ok {
 		self.EndTurn(ctx)
 	}
 }
 
-// wait blocks until a group is committed. It fails with the group's error, or if ctx ends first: the
-// second result is false then.
+// wait blocks until a group is committed. It fails with the group's error, or if ctx ends first: then
+// the second result is false.
 func (g *group) wait(ctx context.Context) (err error, ended bool) { //nolint:revive // the bool says what the error is
 	select {
 	case <-g.done:
@@ -126,9 +127,9 @@ func poke(c chan struct{}) {
 	}
 }
 
-// change runs a method that writes. prepare runs with the state locked; it returns the writes of the
-// method, which may be none, or the error of the call. change returns the id of the first write when
-// all of them are as durable as the storage and the call require.
+// change runs a method that writes. prepare runs with the state locked; it adds the writes of the
+// method to the view, or returns the error of the call. change returns the id of the first write
+// when all of them are as durable as the storage and the call require.
 func (n *node) change(
 	ctx context.Context, durability storagev1.Durability, prepare func(v *view) error,
 ) (first uint64, err error) {
@@ -166,7 +167,7 @@ func (n *node) change(
 	return first, err
 }
 
-// read runs a method that reads. look runs with the state locked, perhaps more than once; it returns
+// read runs a method that reads. look runs with the state locked, perhaps more than once. It returns
 // the id of the latest provisional write on which the result depends, or 0. read returns when that
 // write is committed.
 func (n *node) read(ctx context.Context, look func() (provisional uint64)) error {
@@ -299,8 +300,8 @@ func limitOf(err error) error {
 	return overLimit(connect.CodeResourceExhausted, limit.Key, string(limit.Bound), limit.Limit, limit.Needs, "%v", err)
 }
 
-// expire is the task that removes entries whose time is over, until ctx ends. A read does not return
-// such an entry, even if it was not removed yet.
+// expire is the task that removes entries whose time is over, until ctx ends. Reads don't return
+// such entries, even if they were not removed yet.
 func (n *node) expire(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -321,8 +322,8 @@ func (n *node) expire(ctx context.Context) error {
 	}
 }
 
-// removeExpired removes some entries whose time is over, and returns how long to wait until it is to
-// be called again, and the group of the removals.
+// removeExpired removes some entries whose time is over. It returns how long to wait before the next
+// call, and the group of the removals.
 func (n *node) removeExpired() (time.Duration, *group) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

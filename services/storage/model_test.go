@@ -391,7 +391,8 @@ func (s *machine) export(t *rapid.T) {
 	}
 }
 
-// fail makes the next commits fail: writes fail and change nothing, until the disk can be used again.
+// fail makes the next commits fail: writes fail and change nothing, until the disk can be used
+// again.
 func (s *machine) fail(t *rapid.T) {
 	if s.log == nil {
 		return
@@ -451,7 +452,7 @@ func inBubble(t *testing.T, rt *rapid.T, fn func(t *rapid.T)) {
 	switch {
 	case panicked == nil:
 	case fmt.Sprintf("%T", panicked) == "rapid.invalidData":
-		panic(panicked) // rapid tells failures apart by the line of the panic
+		panic(panicked) // rapid distinguishes failures by the line of the panic
 	default:
 		panic(panicked)
 	}

@@ -40,9 +40,9 @@ type changeLog interface {
 
 // node is a storage node.
 //
-// The state is in memory, and a log on the disk has the writes by id. A method that writes does so
-// in its turn: it applies the write to the state, provisionally, adds it to the pending group, gives
-// its turn back, and waits until the committer has committed the group. So groups form while the
+// The state is in memory, and a log on the disk has the writes by id. A method that writes applies
+// the write to the state, provisionally, and adds it to the pending group. Then it gives its turn
+// back, and waits until the committer has committed the group. So groups form while the
 // previous one is being committed, and the calls of one caller keep their order. What depends on a
 // provisional write, an error included, is returned when its group is committed. If a commit fails,
 // all provisional writes are rolled back.

@@ -557,7 +557,8 @@ func (n *node) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1
 	return res, nil
 }
 
-// provisional returns the id of the last write if it is provisional, or 0. The caller must hold n.mu.
+// provisional returns the id of the last write if it is provisional, or 0. The caller must hold
+// n.mu.
 func (n *node) provisional() uint64 {
 	if last := n.table.LastID(); last != n.table.CommittedID() {
 		return last

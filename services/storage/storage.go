@@ -8,7 +8,7 @@
 // exceed them.
 //
 // What acknowledged writes survive is configured: nothing (the data are only in memory), the death
-// of the process, or a loss of power. What is not as durable yet is not shown to anybody. If the
+// of the process, or a loss of power. What is not as durable yet is not shown to any reader. If the
 // disk fails or is full, writes fail and reads go on.
 //
 // A running system has "storage-0"; [Type] makes more. [New] returns a client for a handle, and

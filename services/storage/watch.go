@@ -21,8 +21,8 @@ import (
 const (
 	// watchStep is how many changes a watcher looks at with the state locked.
 	watchStep = 1024
-	// progressStep is after how many changes of other keys a watcher is sent the id from which it can
-	// resume.
+	// progressStep is after how many changes of other keys a watcher is sent the id from which it
+	// can resume.
 	progressStep = 4096
 )
 
