@@ -245,7 +245,8 @@ func TestStorageIsStartedAgain(t *testing.T) {
 	store, err := storagev1raylink.FindStorage(ctx, rt, runtime.Path("storage-0"))
 	require.NoError(t, err)
 	pid := store.Ref().Record().GetHost().GetPid()
-	_, err = store.Has(ctx, &storagev1.HasRequest{Key: "x"})
+	stored := storage.New(store)
+	id, err := storage.Put(ctx, stored, "x", "kept")
 	require.NoError(t, err)
 
 	require.NoError(t, syscall.Kill(int(pid), syscall.SIGKILL))
@@ -257,6 +258,14 @@ func TestStorageIsStartedAgain(t *testing.T) {
 		return err == nil
 	}, patience, time.Millisecond)
 	assert.Equal(t, uint64(2), store.Ref().Incarnation())
+	// It has what it had acknowledged, and its ids go on.
+	kept, err := store.Get(ctx, &storagev1.GetRequest{Key: "x"})
+	require.NoError(t, err)
+	assert.Equal(t, "kept", kept.GetValue().GetStringValue())
+	assert.Equal(t, id, kept.GetId())
+	next, err := storage.Put(ctx, stored, "y", 1)
+	require.NoError(t, err)
+	assert.Equal(t, id+1, next)
 
 	second := store.Ref().Record().GetHost().GetPid()
 	require.NotEqual(t, pid, second)
@@ -269,6 +278,9 @@ func TestStorageIsStartedAgain(t *testing.T) {
 		return err == nil
 	}, patience, time.Millisecond)
 	assert.Equal(t, uint64(3), store.Ref().Incarnation())
+	again, err := stored.ID(ctx, "y")
+	require.NoError(t, err)
+	assert.Equal(t, next, again)
 	// Stopping it starts it again too.
 	_, stderr, exit := b.raylink(t, "call", "storage-0", "Stop")
 	require.Zero(t, exit, stderr)
@@ -276,6 +288,37 @@ func TestStorageIsStartedAgain(t *testing.T) {
 		rec := b.records(t)["storage-0"]
 		return rec.GetIncarnation() == 4 && rec.GetState() == nodev1.NodeState_NODE_STATE_RUNNING
 	}, patience, 10*time.Millisecond)
+}
+
+// TestStorageIsConfigured restarts Brain gracefully: storage-0 has its data, and its new
+// configuration.
+func TestStorageIsConfigured(t *testing.T) {
+	b := startBrain(t, t.TempDir(), "127.0.0.1:0")
+	status := func() *storagev1.StatusResponse {
+		t.Helper()
+		store, err := storagev1raylink.FindStorage(patient(t), member(t, b), runtime.Path("storage-0"))
+		require.NoError(t, err)
+		status, err := store.Status(patient(t), nil)
+		require.NoError(t, err)
+		if status.GetKeys() == 0 {
+			_, err = storage.Put(patient(t), storage.New(store), "x", 1)
+			require.NoError(t, err)
+		}
+		return status
+	}
+	before := status()
+	assert.Equal(t, storagev1.Durability_DURABILITY_ASYNC, before.GetDurability())
+	assert.Equal(t, filepath.Join(b.data, "storage"), filepath.Dir(before.GetDirectory()))
+	b.end(syscall.SIGTERM)
+	b = startBrain(t, b.data, b.address, "--storage-durability", "sync", "--storage-max-bytes", "8MiB")
+	after := status()
+	assert.Equal(t, storagev1.Durability_DURABILITY_SYNC, after.GetDurability())
+	assert.Equal(t, before.GetDirectory(), after.GetDirectory())
+	assert.EqualValues(t, 8<<20, after.GetMaxBytes())
+	assert.EqualValues(t, 1, after.GetKeys())
+	_, stderr, exit := b.raylink(t, "brain", "--storage-durability", "eventually")
+	assert.NotZero(t, exit)
+	assert.Contains(t, stderr, `"eventually" is no durability: write memory, async or sync`)
 }
 
 // TestRetriesOutliveANode kills one of Brain's own nodes during idempotent calls: none fails.
