@@ -13,7 +13,7 @@ func All() []Mutant {
 		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
-		ofStorageClient(),
+		ofStorageClient(), ofStorageNode(),
 	)
 }
 

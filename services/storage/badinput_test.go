@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -181,4 +182,31 @@ func TestEntriesExpireAcrossRestarts(t *testing.T) {
 		require.NoError(t, err)
 		return status.GetKeys() == 1
 	}, 10*time.Second, time.Millisecond)
+}
+
+// An entry whose time is over is missing, even if it was not removed yet.
+func TestExpiredEntriesAreMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, nil) // without the task that removes it
+		ctx := t.Context()
+		_, err := c.Handle().Put(ctx, &storagev1.PutRequest{Key: "a", Value: valueOf(1), Ttl: durationpb.New(time.Second)})
+		require.NoError(t, err)
+		time.Sleep(time.Second - 1)
+		n, err := Get[int](ctx, c, "a")
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		time.Sleep(1)
+		_, err = Get[int](ctx, c, "a")
+		require.ErrorIs(t, typed(err), ErrNotFound)
+		require.ErrorContains(t, err, "the storage is empty")
+		list, err := c.Handle().List(ctx, nil)
+		require.NoError(t, err)
+		require.Empty(t, list.GetEntries())
+		deleted, err := c.Delete(ctx, "a")
+		require.NoError(t, err)
+		require.False(t, deleted)
+		n, err = Add(ctx, c, "a", 5)
+		require.NoError(t, err)
+		require.Equal(t, 5, n, "it does not continue the value whose time was over")
+	})
 }

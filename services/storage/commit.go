@@ -40,7 +40,7 @@ type group struct {
 // endTurn gives back the turn of the method that runs with ctx, if it has one. The method goes on
 // without a turn.
 func endTurn(ctx context.Context) {
-	if self, ok := any(runtime.NodeFrom(ctx)).(interface{ EndTurn(ctx context.Context) }); ok {
+	if self := runtime.NodeFrom(ctx); self != nil {
 		self.EndTurn(ctx)
 	}
 }
