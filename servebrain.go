@@ -28,8 +28,8 @@ const DefaultBrainAddress = "127.0.0.1:6800"
 // from its environment variable, if it has one, or has its default.
 type BrainOptions struct {
 	// Data is the directory of everything that Brain stores: its registry in the folder `brain`,
-	// the logs of its own nodes in `runs`, the data of `storage-0` in `storage`. RAYLINK_DATA. By default a `raylink` folder in the
-	// user's state directory. One Brain at a time can use it.
+	// the logs of its own nodes in `runs`, the data of `storage-0` in `storage`. RAYLINK_DATA. By
+	// default a `raylink` folder in the user's state directory. One Brain at a time can use it.
 	Data string
 	// Listen is the address to listen on. RAYLINK_LISTEN. By default [DefaultBrainAddress].
 	Listen string

@@ -31,7 +31,8 @@ func withSystemTypes(o runtime.Options) runtime.Options {
 
 // Configuration is that of the system's own nodes. The zero value has their defaults.
 type Configuration struct {
-	// Storage configures the storage; nil means its defaults, with which the data are only in memory.
+	// Storage configures the storage; nil means its defaults, with which the data are only in
+	// memory.
 	Storage *storagev1.StorageConfig
 	// Captain configures the parameter server's captain; nil means its defaults.
 	Captain *psv1.CaptainConfig

@@ -62,8 +62,11 @@ func TestBadInput(t *testing.T) {
 		code  connect.Code
 		texts []string
 	}{
-		"unknown key": {func() error { _, err := h.Get(ctx, &storagev1.GetRequest{Key: "run/x"}); return err },
-			connect.CodeNotFound, []string{`"run/x"`, `"big"`, `"n"`}},
+		"unknown key": {
+			func() error { _, err := h.Get(ctx, &storagev1.GetRequest{Key: "run/x"}); return err },
+			connect.CodeNotFound,
+			[]string{`"run/x"`, `"big"`, `"n"`},
+		},
 		"no key":   {func() error { return put(&storagev1.PutRequest{Value: valueOf(1)}) }, connect.CodeInvalidArgument, []string{"empty"}},
 		"long key": {func() error { return put(&storagev1.PutRequest{Key: strings.Repeat("k", 5000), Value: valueOf(1)}) }, connect.CodeInvalidArgument, []string{"4096", "5000"}},
 		"no value": {func() error { return put(&storagev1.PutRequest{Key: "n"}) }, connect.CodeInvalidArgument, []string{`"n"`}},
@@ -97,16 +100,22 @@ func TestBadInput(t *testing.T) {
 			return put(&storagev1.PutRequest{Key: "n", Value: valueOf(1), Condition: &storagev1.Condition{Kind: &storagev1.Condition_Absent{}}})
 		}, connect.CodeInvalidArgument, []string{"false"}},
 		"too many keys": {func() error { return put(&storagev1.PutRequest{Key: "fourth", Value: valueOf(1)}) }, connect.CodeResourceExhausted, []string{"3 keys"}},
-		"append to int": {func() error {
-			_, err := h.Append(ctx, &storagev1.AppendRequest{Key: "n", Value: valueOf("x")})
-			return err
+		"append to int": {
+			func() error {
+				_, err := h.Append(ctx, &storagev1.AppendRequest{Key: "n", Value: valueOf("x")})
+				return err
+			},
+			connect.CodeFailedPrecondition,
+			[]string{"int64", "string"},
 		},
-			connect.CodeFailedPrecondition, []string{"int64", "string"}},
-		"append an int": {func() error {
-			_, err := h.Append(ctx, &storagev1.AppendRequest{Key: "s", Value: valueOf(1)})
-			return err
+		"append an int": {
+			func() error {
+				_, err := h.Append(ctx, &storagev1.AppendRequest{Key: "s", Value: valueOf(1)})
+				return err
+			},
+			connect.CodeInvalidArgument,
+			[]string{"int64"},
 		},
-			connect.CodeInvalidArgument, []string{"int64"}},
 		"append too much": {func() error {
 			_, err := h.Append(ctx, &storagev1.AppendRequest{Key: "big", Value: valueOf(make([]byte, 200<<10))})
 			return err
@@ -117,10 +126,13 @@ func TestBadInput(t *testing.T) {
 		"too many keys in a batch": {func() error {
 			return batch(op(&storagev1.PutRequest{Key: "s", Value: valueOf(1)}), op(&storagev1.PutRequest{Key: "t", Value: valueOf(1)}))
 		}, connect.CodeResourceExhausted, []string{"3 keys"}},
-		"bad value in a batch": {func() error {
-			return batch(op(&storagev1.PutRequest{Key: "s", Value: valueOf(1)}), op(&storagev1.PutRequest{Key: "t"}))
+		"bad value in a batch": {
+			func() error {
+				return batch(op(&storagev1.PutRequest{Key: "s", Value: valueOf(1)}), op(&storagev1.PutRequest{Key: "t"}))
+			},
+			connect.CodeInvalidArgument,
+			[]string{"operation 1", `"t"`},
 		},
-			connect.CodeInvalidArgument, []string{"operation 1", `"t"`}},
 		"empty operation": {func() error { return batch(&storagev1.Op{}) }, connect.CodeInvalidArgument, []string{"operation 0"}},
 		"large batch":     {func() error { return batch(grow, grow, grow) }, connect.CodeInvalidArgument, []string{"operation 1", "1048576"}},
 		"long batch":      {func() error { return batch(make([]*storagev1.Op, maxOps+1)...) }, connect.CodeInvalidArgument, []string{"10001"}},
@@ -191,11 +203,11 @@ func TestExpiredEntriesAreMissing(t *testing.T) {
 		ctx := t.Context()
 		_, err := c.Handle().Put(ctx, &storagev1.PutRequest{Key: "a", Value: valueOf(1), Ttl: durationpb.New(time.Second)})
 		require.NoError(t, err)
-		time.Sleep(time.Second - 1)
+		time.Sleep(time.Second - 1) //nolint:forbidigo // in a bubble of synctest
 		n, err := Get[int](ctx, c, "a")
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond) //nolint:forbidigo // in a bubble of synctest
 		_, err = Get[int](ctx, c, "a")
 		require.ErrorIs(t, typed(err), ErrNotFound)
 		require.ErrorContains(t, err, "the storage is empty")

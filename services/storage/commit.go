@@ -12,7 +12,6 @@ import (
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/internal/backoff"
-	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/storage/internal/table"
 	"github.com/raylink/raylink/services/storage/internal/writelog"
@@ -45,8 +44,8 @@ func endTurn(ctx context.Context) {
 	}
 }
 
-// wait blocks until a group is committed. It fails with the group's error, or if ctx ends first: then
-// the second result is false.
+// wait blocks until a group is committed. It fails with the group's error, or if ctx ends first:
+// then the second result is false.
 func (g *group) wait(ctx context.Context) (err error, ended bool) { //nolint:revive // the bool says what the error is
 	select {
 	case <-g.done:
@@ -57,7 +56,7 @@ func (g *group) wait(ctx context.Context) (err error, ended bool) { //nolint:rev
 	case <-g.done:
 		return g.err, true
 	case <-ctx.Done():
-		return connecterr.OfContext(ctx), false
+		return fmt.Errorf("wait until the write is committed: %w", context.Cause(ctx)), false
 	}
 }
 
@@ -167,9 +166,9 @@ func (n *node) change(
 	return first, err
 }
 
-// read runs a method that reads. look runs with the state locked, perhaps more than once. It returns
-// the id of the latest provisional write on which the result depends, or 0. read returns when that
-// write is committed.
+// read runs a method that reads. look runs with the state locked, perhaps more than once. It
+// returns the id of the latest provisional write on which the result depends, or 0. read returns
+// when that write is committed.
 func (n *node) read(ctx context.Context, look func() (provisional uint64)) error {
 	for {
 		n.mu.Lock()
@@ -283,8 +282,7 @@ func (n *node) recover(ctx context.Context) {
 // writesFail is the error of writes after the disk has failed.
 func writesFail(cause error) error {
 	code, advice := connect.CodeUnavailable, "the storage tries to use its disk again; reads go on"
-	var full *writelog.FullError
-	if errors.As(cause, &full) {
+	if _, ok := errors.AsType[*writelog.FullError](cause); ok {
 		code, advice = connect.CodeResourceExhausted, "free space on the disk; reads go on"
 	}
 	return detailed(connect.Errorf(code, "writes fail because the storage's disk does: %v; %s", cause, advice).WithCause(cause),
@@ -322,8 +320,8 @@ func (n *node) expire(ctx context.Context) error {
 	}
 }
 
-// removeExpired removes some entries whose time is over. It returns how long to wait before the next
-// call, and the group of the removals.
+// removeExpired removes some entries whose time is over. It returns how long to wait before the
+// next call, and the group of the removals.
 func (n *node) removeExpired() (time.Duration, *group) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

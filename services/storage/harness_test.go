@@ -57,7 +57,7 @@ func (l *fakeLog) Commit(records []writelog.Record, remove []uint64) error {
 	took := l.took
 	l.mu.Unlock()
 	if took > 0 {
-		time.Sleep(took) // in a bubble of synctest
+		time.Sleep(took) //nolint:forbidigo // in a bubble of synctest
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,6 +122,7 @@ func (l *fakeLog) committed() []int {
 // running is a node with its tasks.
 type running struct {
 	*Client
+
 	node  *node
 	stop  context.CancelFunc
 	tasks sync.WaitGroup

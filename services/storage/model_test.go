@@ -152,6 +152,7 @@ func (w *watcher) end() {
 // machine is a storage and its model.
 type machine struct {
 	*running
+
 	model   *model
 	config  *storagev1.StorageConfig
 	log     *fakeLog
@@ -227,7 +228,7 @@ func (s *machine) perform(ctx context.Context, ops []*storagev1.Op) (ids []uint6
 }
 
 // ctx is that of all calls: one that ends belongs to a bubble of synctest.
-var ctx = context.Background() //nolint:gochecknoglobals // see above
+var ctx = context.Background()
 
 var (
 	keys = rapid.StringMatching(`[ab]{1,2}`)
@@ -410,7 +411,7 @@ func (s *machine) fail(t *rapid.T) {
 		s.read(t)
 	}
 	s.log.fail(nil)
-	time.Sleep(2 * maxReopen)
+	time.Sleep(2 * maxReopen) //nolint:forbidigo // in a bubble of synctest
 	synctest.Wait()
 	status, err := s.Handle().Status(ctx, nil)
 	require.NoError(t, err)
@@ -423,7 +424,7 @@ func (s *machine) restart(t *rapid.T) {
 		return
 	}
 	s.watcher.end()
-	s.running.end()
+	s.end()
 	s.running = start(t, s.config, s.log)
 	s.watchAgain(t, s.watcher.req, s.watcher.at)
 }
@@ -468,7 +469,7 @@ func TestStorageMatchesModel(t *testing.T) {
 						s.log = newFakeLog()
 					}
 					s.running = start(t, s.config, s.log)
-					defer func() { s.running.end() }()
+					defer func() { s.end() }()
 					s.watchAgain(t, &storagev1.WatchRequest{}, 0)
 					defer func() { s.watcher.end() }()
 					t.Repeat(map[string]func(*rapid.T){
@@ -481,7 +482,10 @@ func TestStorageMatchesModel(t *testing.T) {
 						"fail":    s.fail,
 						"restart": s.restart,
 						"watch":   s.rewatch,
-						"sleep":   func(t *rapid.T) { time.Sleep(time.Duration(rapid.IntRange(1, 3000).Draw(t, "ms")) * time.Millisecond) },
+						"sleep": func(t *rapid.T) {
+							ms := rapid.IntRange(1, 3000).Draw(t, "ms")
+							time.Sleep(time.Duration(ms) * time.Millisecond) //nolint:forbidigo // in a bubble of synctest
+						},
 					})
 				})
 			})

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -15,7 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
-	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/services/storage/internal/table"
 )
 
@@ -171,7 +171,7 @@ func (n *node) appendOperation(req *storagev1.AppendRequest, size *uint64) (oper
 		if err := n.checkSize(key, proto.Size(value)); err != nil {
 			return 0, err
 		}
-		*size = uint64(len(value.GetBytesValue()) + len(value.GetStringValue())) //nolint:gosec // not negative
+		*size = uint64(len(value.GetBytesValue()) + len(value.GetStringValue()))
 		return v.add(table.Write{Key: key, Value: value}), nil
 	}, nil
 }
@@ -378,8 +378,11 @@ func keyOf(op *storagev1.Op) string {
 
 // failedOp adds to an error which operation of a batch failed. It keeps code and details.
 func failedOp(index int, op *storagev1.Op, err error) error {
-	cause := connecterr.From(err)
 	key := keyOf(op)
+	var cause *connect.Error
+	if !errors.As(err, &cause) {
+		cause = connect.NewError(connect.CodeInternal, err.Error())
+	}
 	out := connect.Errorf(cause.Code(), "operation %d of the batch, on %.40q: %s", index, key, cause.Message()).WithCause(err)
 	for _, d := range cause.Details() {
 		out = out.WithDetail(d)

@@ -13,7 +13,6 @@ import (
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
-	"github.com/raylink/raylink/internal/connecterr"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/storage/internal/table"
 )
@@ -62,12 +61,13 @@ func (n *node) Watch(ctx context.Context, req *storagev1.WatchRequest, stream st
 		n.mu.Unlock()
 		switch {
 		case !known:
-			return historyLost(at, u, "the watcher is too slow: changes after the id %d are not known any more; the ids from which a watch can resume are %d to %d")
+			return historyLost(at, u,
+				"the watcher is too slow: changes after the id %d are not known any more; the ids from which a watch can resume are %d to %d")
 		case len(changes) == 0:
 			select {
 			case <-changed:
 			case <-ctx.Done():
-				return connecterr.OfContext(ctx)
+				return context.Cause(ctx)
 			case <-stopping:
 				return connect.Errorf(connect.CodeUnavailable, "the storage stops: watch again from the id %d", at)
 			}

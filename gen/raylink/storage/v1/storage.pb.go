@@ -95,8 +95,8 @@ type StorageConfig struct {
 	MaxBytes uint64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	// What acknowledged writes survive.
 	Durability Durability `protobuf:"varint,3,opt,name=durability,proto3,enum=raylink.storage.v1.Durability" json:"durability,omitempty"`
-	// The directory of the data, unless they are only in memory. Default: one for each storage, in the
-	// data directory. One storage at a time can use a directory.
+	// The directory of the data, unless they are only in memory. Default: one for each storage, in
+	// the data directory. One storage at a time can use a directory.
 	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
 	// How many of the latest changes watchers can resume from; 0 means 65536. They take memory beside
 	// the entries, at most history_bytes.
@@ -563,7 +563,8 @@ func (x *ConditionFailed) GetWant() *Condition {
 	return nil
 }
 
-// KeyMissing is the detail of an error with the code NotFound: it is about a key, not about the node.
+// KeyMissing is the detail of an error with the code NotFound: it is about a key, not about the
+// node.
 type KeyMissing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -675,8 +676,8 @@ type LimitExceeded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key that was written; empty if the bound is not about one.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// What is bounded: "keys", "bytes" (of all entries), "key bytes", "value bytes", "response bytes",
-	// "operations", "batch bytes" or "disk".
+	// What is bounded: "keys", "bytes" (of all entries), "key bytes", "value bytes", "response
+	// bytes", "operations", "batch bytes" or "disk".
 	Limit string `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
 	// The bound, and what the write needs; 0 if it is not known.
 	Max           uint64 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
@@ -797,7 +798,8 @@ func (x *FailedOp) GetKey() string {
 	return ""
 }
 
-// WritesFail is the detail of an error: the disk failed, and writes fail until it can be used again.
+// WritesFail is the detail of an error: the disk failed, and writes fail until it can be used
+// again.
 type WritesFail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cause         string                 `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
@@ -1995,8 +1997,8 @@ func (x *BatchRequest) GetDurability() Durability {
 
 type BatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ids of the writes, in the order of the operations; 0 for a delete of a missing key. No other
-	// write has an id between them.
+	// The ids of the writes, in the order of the operations; 0 for a delete of a missing key. No
+	// other write has an id between them.
 	Ids           []uint64 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2253,8 +2255,8 @@ type WatchRequest struct {
 	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// Only changes of the key that equals the prefix.
 	Exact bool `protobuf:"varint,2,opt,name=exact,proto3" json:"exact,omitempty"`
-	// Changes with ids above this one. Unset means from now on. The call fails with OutOfRange, with a
-	// detail of the type HistoryLost, if some of them are not known any more, or if the id is above
+	// Changes with ids above this one. Unset means from now on. The call fails with OutOfRange, with
+	// a detail of the type HistoryLost, if some of them are not known any more, or if the id is above
 	// the last one; later it fails so if the watcher is too slow.
 	Since         *uint64 `protobuf:"varint,3,opt,name=since,proto3,oneof" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
