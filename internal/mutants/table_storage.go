@@ -6,7 +6,7 @@ func ofStorageClient() []Mutant {
 	rows := []struct{ name, file, function, original, mutated, test string }{
 		{
 			"update-puts-unconditionally", "update.go", "updateOnce",
-			"[]PutOption{condition}", "[]PutOption{}", "TestUpdatesUnderContentionAreNotLost",
+			"[]PutOption{condition}", "[]PutOption{condition}[:0]", "TestUpdatesUnderContentionAreNotLost",
 		},
 		{
 			"update-repeats-errors-of-its-function", "update.go", "updateOnce",
@@ -18,7 +18,7 @@ func ofStorageClient() []Mutant {
 		},
 		{
 			"client-keeps-the-buffer-of-its-caller", "options.go", "textValue",
-			"bytes.Clone(v)", "v", "TestJSONValuesBelongToTheirCallers",
+			"bytes.Clone(v)", "v[:len(bytes.Clone(v))]", "TestJSONValuesBelongToTheirCallers",
 		},
 		{
 			"failed-save-replaces-the-file", "savefile.go", "savedFile.finish",
