@@ -6,7 +6,6 @@ import (
 	"math"
 	"strings"
 	"time"
-	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -87,15 +86,27 @@ func decode(data string, m proto.Message) {
 	}
 }
 
-// parse returns the parts of a value. data may be the value's own memory.
-func parse(v *storagev1.Value) (Value, error) {
+// parsed is a value whose data may be raw, the caller's memory, instead.
+type parsed struct {
+	Value
+
+	raw []byte
+}
+
+// size is the size of the value's data.
+func (p parsed) size() int { return len(p.data) + len(p.raw) }
+
+// parse returns the parts of a value.
+func parse(v *storagev1.Value) (parsed, error) {
 	var m proto.Message
-	out := Value{}
+	out := parsed{}
 	switch k := v.GetKind().(type) {
 	case *storagev1.Value_Int64Value:
-		return Value{kind: Int64, bits: uint64(k.Int64Value)}, nil //nolint:gosec // the bits of an int64
+		out.kind, out.bits = Int64, uint64(k.Int64Value) //nolint:gosec // the bits of an int64
+		return out, nil
 	case *storagev1.Value_DoubleValue:
-		return Value{kind: Double, bits: math.Float64bits(k.DoubleValue)}, nil
+		out.kind, out.bits = Double, math.Float64bits(k.DoubleValue)
+		return out, nil
 	case *storagev1.Value_BoolValue:
 		out.kind = Bool
 		if k.BoolValue {
@@ -103,26 +114,24 @@ func parse(v *storagev1.Value) (Value, error) {
 		}
 		return out, nil
 	case *storagev1.Value_StringValue:
-		return Value{kind: String, data: k.StringValue}, nil
+		out.kind, out.data = String, k.StringValue
+		return out, nil
 	case *storagev1.Value_BytesValue:
-		return Value{kind: Bytes, data: text(k.BytesValue)}, nil
+		out.kind, out.raw = Bytes, k.BytesValue
+		return out, nil
 	case *storagev1.Value_MessageValue:
 		out.kind, m = Message, k.MessageValue
 	case *storagev1.Value_JsonValue:
 		out.kind, m = JSON, k.JsonValue
 	default:
-		return Value{}, errors.New("the value has no type")
+		return parsed{}, errors.New("the value has no type")
 	}
-	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return Value{}, fmt.Errorf("encode the value: %w", err)
+	var err error
+	if out.raw, err = (proto.MarshalOptions{Deterministic: true}).Marshal(m); err != nil {
+		return parsed{}, fmt.Errorf("encode the value: %w", err)
 	}
-	out.data = text(encoded)
 	return out, nil
 }
-
-// text returns bytes as a string without a copy. The string is valid until they are modified.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // Entry is a key and its value.
 type Entry struct {
@@ -159,7 +168,7 @@ func (c Change) AppendProto(b []byte) []byte {
 	b = protowire.AppendString(b, c.Key)
 	if c.Value.kind != None {
 		b = protowire.AppendTag(b, 2, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(c.Value.encodedSize())) //nolint:gosec // not negative
+		b = protowire.AppendVarint(b, uint64(c.Value.sizeWith(len(c.Value.data)))) //nolint:gosec // not negative
 		b = c.Value.append(b)
 	}
 	b = protowire.AppendTag(b, 3, protowire.VarintType)
@@ -175,8 +184,11 @@ func (c Change) AppendProto(b []byte) []byte {
 	return b
 }
 
-// encodedSize returns the size of what append appends.
-func (v Value) encodedSize() int {
+// encodedSize returns the size of the storagev1.Value.
+func (p parsed) encodedSize() uint64 { return uint64(p.sizeWith(p.size())) } //nolint:gosec // not negative
+
+// sizeWith returns the size of the storagev1.Value if its data have a size.
+func (v Value) sizeWith(data int) int {
 	const tag = 1
 	switch v.kind {
 	case None:
@@ -186,7 +198,7 @@ func (v Value) encodedSize() int {
 	case Double:
 		return tag + protowire.SizeFixed64()
 	default:
-		return tag + protowire.SizeBytes(len(v.data))
+		return tag + protowire.SizeBytes(data)
 	}
 }
 
@@ -280,7 +292,9 @@ const (
 	superseded
 	// dropped: the history has dropped the record.
 	dropped
-	// lent: the record that superseded this one has the same data.
+	// borrows: the data are those of the record that this one supersedes.
+	borrows
+	// lent: the record that superseded this one borrows its data.
 	lent
 )
 
@@ -297,16 +311,17 @@ const (
 )
 
 // newRecord copies the key and the value. If before has the same data, it is shared.
-func newRecord(before *record, key string, v Value, expires int64) *record {
+func newRecord(before *record, key string, v parsed, expires int64) *record {
 	r := &record{bits: v.bits, expires: expires, kind: v.kind, keyLen: uint16(len(key))} //nolint:gosec // at most MaxKey
-	if before != nil && v.data == "" && len(before.data) == len(key) {
-		r.data, r.words = before.data, before.words
+	if before != nil && v.size() == 0 && len(before.data) == len(key) {
+		r.data, r.words, r.flags = before.data, before.words, borrows
 		return r
 	}
 	var b strings.Builder
-	b.Grow(max(len(key)+len(v.data), minData))
+	b.Grow(max(len(key)+v.size(), minData))
 	b.WriteString(key)
 	b.WriteString(v.data)
+	b.Write(v.raw)
 	r.data, r.words = b.String(), uint32(b.Cap()/8) //nolint:gosec // a value is far below 32 GiB
 	return r
 }

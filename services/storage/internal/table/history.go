@@ -15,8 +15,6 @@ type history struct {
 // at returns the i-th oldest change.
 func (h *history) at(i int) *record { return h.ring[(h.head+i)%len(h.ring)] }
 
-func (h *history) newest() *record { return h.at(h.length - 1) }
-
 // push adds the newest change.
 func (h *history) push(r *record) {
 	if h.length == len(h.ring) {

@@ -33,10 +33,8 @@ import (
 	"iter"
 	"slices"
 	"strings"
-	"unsafe"
 
-	"github.com/tidwall/btree"
-	"google.golang.org/protobuf/proto"
+	"github.com/google/btree"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 )
@@ -155,13 +153,16 @@ func New(limits Limits) *Table {
 		limits:   limits,
 		index:    newIndex(func(a, b *record) bool { return a.key() < b.key() }),
 		expiries: newIndex(sooner),
-		history:  history{maxLen: int(min(limits.History, 1<<40)), maxBytes: limits.HistoryBytes}, //nolint:gosec // bounded
+		history:  history{maxLen: int(min(limits.History, 1<<40)), maxBytes: limits.HistoryBytes},
 		removals: make(map[string]uint64),
 	}
 }
 
+// newIndex returns an empty index. google/btree's nodes, other than tidwall/btree's, keep nothing
+// alive that was replaced in the half that they lost in a split.
 func newIndex(less func(a, b *record) bool) *btree.BTreeG[*record] {
-	return btree.NewBTreeGOptions(less, btree.Options{NoLocks: true})
+	const degree = 32 // nodes of 512 bytes
+	return btree.NewG(degree, less)
 }
 
 // sooner orders records by the time of expiry.
@@ -215,7 +216,7 @@ func (t *Table) Pending(key string) uint64 {
 // records that the log need not keep (see the package's documentation). It returns a LimitError if
 // a limit would be exceeded after the last of the writes.
 func (t *Table) Apply(writes []Write) (changes []Change, removed []uint64, err error) {
-	var one [1]Value
+	var one [1]parsed
 	values := one[:0]
 	for _, w := range writes {
 		v, err := t.check(w)
@@ -234,7 +235,7 @@ func (t *Table) Apply(writes []Write) (changes []Change, removed []uint64, err e
 		}
 		r := newRecord(before, w.Key, values[i], w.Expires)
 		if w.Value == nil {
-			r.expires, r.flags = 0, superseded
+			r.expires, r.flags = 0, r.flags|superseded
 			if w.Expired {
 				r.flags |= expired
 			}
@@ -267,19 +268,19 @@ func (t *Table) Apply(writes []Write) (changes []Change, removed []uint64, err e
 }
 
 // check returns the value of a write.
-func (t *Table) check(w Write) (Value, error) {
+func (t *Table) check(w Write) (parsed, error) {
 	if w.Key == "" || len(w.Key) > MaxKey {
-		return Value{}, fmt.Errorf("store %.40q: a key has 1 to %d bytes, but this one %d", w.Key, MaxKey, len(w.Key))
+		return parsed{}, fmt.Errorf("store %.40q: a key has 1 to %d bytes, but this one %d", w.Key, MaxKey, len(w.Key))
 	}
 	if w.Value == nil {
-		return Value{}, nil
-	}
-	if size := uint64(proto.Size(w.Value)); size > t.limits.MaxValue { //nolint:gosec // not negative
-		return Value{}, &LimitError{Bound: ValueBound, Key: w.Key, Limit: t.limits.MaxValue, Needs: size}
+		return parsed{}, nil
 	}
 	v, err := parse(w.Value)
 	if err != nil {
-		return Value{}, fmt.Errorf("store %q: %w", w.Key, err)
+		return parsed{}, fmt.Errorf("store %q: %w", w.Key, err)
+	}
+	if size := v.encodedSize(); size > t.limits.MaxValue {
+		return parsed{}, &LimitError{Bound: ValueBound, Key: w.Key, Limit: t.limits.MaxValue, Needs: size}
 	}
 	return v, nil
 }
@@ -310,9 +311,9 @@ func (t *Table) replace(before, now *record) {
 	}
 	if stored {
 		t.bytes += now.bytes()
-		t.index.Set(now)
+		t.index.ReplaceOrInsert(now)
 		if now.expires != 0 {
-			t.expiries.Set(now)
+			t.expiries.ReplaceOrInsert(now)
 		}
 	}
 }
@@ -387,7 +388,7 @@ const maxIdle = 4096
 // settle adds a committed write to the history, and finds the records that are not needed any more.
 func (t *Table) settle(before, now *record) {
 	if before != nil {
-		t.history.supersede(before, unsafe.StringData(before.data) == unsafe.StringData(now.data))
+		t.history.supersede(before, now.flags&borrows != 0)
 		t.release(before)
 	}
 	t.history.push(now)
@@ -438,21 +439,21 @@ func (t *Table) Restore(change *storagev1.Change) error {
 }
 
 // parseChange returns the parts of a change that was written.
-func parseChange(change *storagev1.Change) (value Value, expires int64, err error) {
+func parseChange(change *storagev1.Change) (value parsed, expires int64, err error) {
 	if n := len(change.GetKey()); n == 0 || n > MaxKey {
-		return Value{}, 0, fmt.Errorf("a key has 1 to %d bytes, but this one %d", MaxKey, n)
+		return parsed{}, 0, fmt.Errorf("a key has 1 to %d bytes, but this one %d", MaxKey, n)
 	}
 	if change.GetValue() == nil {
 		if change.GetExpires() != nil {
-			return Value{}, 0, errors.New("a removal has no time of expiry")
+			return parsed{}, 0, errors.New("a removal has no time of expiry")
 		}
-		return Value{}, 0, nil
+		return parsed{}, 0, nil
 	}
 	if change.GetExpired() {
-		return Value{}, 0, errors.New("an expired entry has no value")
+		return parsed{}, 0, errors.New("an expired entry has no value")
 	}
 	if expires, err = unixNano(change.GetExpires()); err != nil {
-		return Value{}, 0, err
+		return parsed{}, 0, err
 	}
 	value, err = parse(change.GetValue())
 	return value, expires, err
@@ -470,7 +471,7 @@ func scan(index *btree.BTreeG[*record], prefix, after string, reverse bool) iter
 		return down(index, prefix, after)
 	}
 	return func(yield func(Entry) bool) {
-		index.Ascend(at(max(prefix, after)), func(r *record) bool {
+		index.AscendGreaterOrEqual(at(max(prefix, after)), func(r *record) bool {
 			if after != "" && r.key() <= after {
 				return true
 			}
@@ -499,11 +500,11 @@ func down(index *btree.BTreeG[*record], prefix, after string) iter.Seq[Entry] {
 		end, bounded := successor(prefix)
 		switch {
 		case after != "" && (!bounded || after < end):
-			index.Descend(at(after), visit)
+			index.DescendLessOrEqual(at(after), visit)
 		case bounded:
-			index.Descend(at(end), visit)
+			index.DescendLessOrEqual(at(end), visit)
 		default:
-			index.Reverse(visit)
+			index.Descend(visit)
 		}
 	}
 }
@@ -526,7 +527,7 @@ type Snapshot struct {
 }
 
 // Snapshot returns the entries as they are, with the provisional writes. It takes constant time.
-func (t *Table) Snapshot() *Snapshot { return &Snapshot{index: t.index.Copy(), id: t.lastID} }
+func (t *Table) Snapshot() *Snapshot { return &Snapshot{index: t.index.Clone(), id: t.lastID} }
 
 // ID returns the id of the last write in the snapshot.
 func (s *Snapshot) ID() uint64 { return s.id }
@@ -577,7 +578,7 @@ func (t *Table) NextExpiry() (int64, bool) {
 // Expired returns the keys of at most limit entries whose time is not after now, earliest first.
 func (t *Table) Expired(now int64, limit int) []string {
 	var keys []string
-	t.expiries.Scan(func(r *record) bool {
+	t.expiries.Ascend(func(r *record) bool {
 		if len(keys) >= limit || r.expires > now {
 			return false
 		}

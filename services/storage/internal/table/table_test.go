@@ -1,0 +1,317 @@
+package table_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"pgregory.net/rapid"
+
+	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/internal/invariants"
+	"github.com/raylink/raylink/services/storage/internal/table"
+)
+
+// unlimited has a history of one change.
+var unlimited = table.Limits{Keys: large, Bytes: large, History: 1, HistoryBytes: large, MaxValue: large}
+
+// put stores a value durably.
+func put(t testing.TB, s *table.Table, key string, v *storagev1.Value) {
+	t.Helper()
+	_, _, err := s.Apply([]table.Write{{Key: key, Value: v}})
+	require.NoError(t, err)
+	s.Committed(s.LastID())
+}
+
+func remove(t testing.TB, s *table.Table, key string) {
+	t.Helper()
+	put(t, s, key, nil)
+}
+
+func TestBoundsAreNamedAndChangeNothing(t *testing.T) {
+	t.Parallel()
+	limits := table.Limits{Keys: 2, Bytes: 400, History: 10, HistoryBytes: large, MaxValue: 200}
+	s := table.New(limits)
+	put(t, s, "a", int64Value(1))
+	put(t, s, "b", int64Value(2))
+	before := s.Usage()
+	for _, c := range []struct {
+		name   string
+		writes []table.Write
+		bound  table.Bound
+		limit  uint64
+		needs  uint64
+		text   string
+	}{
+		{
+			"keys",
+			[]table.Write{{Key: "a", Value: int64Value(3)}, {Key: "c", Value: int64Value(3)}},
+			table.KeysBound, 2, 3,
+			`store "c": the storage's limit is 2 keys, and it would need 3`,
+		},
+		{
+			"bytes",
+			[]table.Write{{Key: "b"}, {Key: "a", Value: bytesValue(make([]byte, 190))}, {Key: "c", Value: bytesValue(make([]byte, 190))}},
+			table.BytesBound, 400, 2 * (48 + 16 + 192), `store "c": the storage's limit is 400 bytes, and it would need 512`,
+		},
+		{
+			"value",
+			[]table.Write{{Key: "b"}, {Key: "a", Value: bytesValue(make([]byte, 198))}},
+			table.ValueBound, 200, 201,
+			`store "a": the value has 201 bytes, and the limit is 200`,
+		},
+	} {
+		_, _, err := s.Apply(c.writes)
+		var limit *table.LimitError
+		require.ErrorAs(t, err, &limit, c.name)
+		require.Equal(t, table.LimitError{Bound: c.bound, Key: c.writes[len(c.writes)-1].Key, Limit: c.limit, Needs: c.needs}, *limit)
+		require.EqualError(t, err, c.text)
+		require.Equal(t, before, s.Usage())
+		e, _ := s.Get("a")
+		require.EqualValues(t, 1, e.Value.Int64())
+	}
+	for _, w := range []table.Write{
+		{Key: ""}, {Key: strings.Repeat("k", table.MaxKey+1), Value: int64Value(1)}, {Key: "a", Value: &storagev1.Value{}},
+	} {
+		_, _, err := s.Apply([]table.Write{{Key: "b"}, w})
+		require.Error(t, err)
+		require.Equal(t, before, s.Usage())
+	}
+
+	_, _, err := s.Apply([]table.Write{{Key: "c", Value: int64Value(3)}, {Key: "a"}})
+	require.NoError(t, err, "what counts is the number of keys after all writes")
+}
+
+// A storage whose limits were lowered can be emptied.
+func TestWritesThatShrinkAreAllowedOverTheLimit(t *testing.T) {
+	t.Parallel()
+	s := table.New(table.Limits{Keys: 1, Bytes: 1, History: 10, HistoryBytes: large, MaxValue: 200})
+	for i, key := range []string{"a", "b", "c"} {
+		require.NoError(t, s.Restore(&storagev1.Change{Key: key, Id: uint64(i + 1), Value: bytesValue(make([]byte, 100))}))
+	}
+	put(t, s, "a", int64Value(1))
+	remove(t, s, "b")
+	_, _, err := s.Apply([]table.Write{{Key: "a", Value: bytesValue(make([]byte, 30))}})
+	require.Error(t, err)
+}
+
+// A caller may reuse what it has passed, and modify what it gets.
+func TestValuesBelongToTheirCaller(t *testing.T) {
+	t.Parallel()
+	s := table.New(unlimited)
+	b := []byte("value")
+	put(t, s, "k", bytesValue(b))
+	b[0] = 'X'
+	e, _ := s.Get("k")
+	e.Value.Proto().GetBytesValue()[0] = 'Y'
+	e, _ = s.Get("k")
+	require.Equal(t, "value", string(e.Value.Proto().GetBytesValue()))
+}
+
+// TestSnapshotIsReadWhileTheTableIsWritten is for the race detector too.
+func TestSnapshotIsReadWhileTheTableIsWritten(t *testing.T) {
+	t.Parallel()
+	s := table.New(unlimited)
+	const n = 2000
+	for i := range n {
+		put(t, s, fmt.Sprint("key", i), int64Value(0))
+	}
+	var readers sync.WaitGroup
+	for range 3 {
+		snapshot := s.Snapshot()
+		require.Equal(t, s.LastID(), snapshot.ID())
+		sum := int64(0)
+		for e := range s.Scan("", "", false) {
+			sum += e.Value.Int64()
+		}
+		readers.Go(func() {
+			keys, got := 0, int64(0)
+			for e := range snapshot.Scan("", "", true) {
+				keys++
+				got += e.Value.Int64()
+			}
+			if keys != n || got != sum {
+				t.Errorf("the snapshot has %d keys and the sum %d instead of %d and %d", keys, got, n, sum)
+			}
+		})
+		for i := range n {
+			put(t, s, fmt.Sprint("key", i), int64Value(rand.Int64N(1000)))
+		}
+	}
+	readers.Wait()
+}
+
+// What AppendProto writes is what protobuf reads.
+func TestChangesAreEncodedAsProtobufDoes(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		s := table.New(unlimited)
+		w := table.Write{Key: rapid.StringN(1, 20, 300).Draw(t, "key"), Value: genValue().Draw(t, "value")}
+		w.Expires = rapid.OneOf(rapid.Just(int64(0)), rapid.Int64()).Draw(t, "expires")
+		changes, _, err := s.Apply([]table.Write{w, {Key: w.Key, Expired: rapid.Bool().Draw(t, "expired")}})
+		require.NoError(t, err)
+		for _, c := range changes {
+			decoded := new(storagev1.Change)
+			require.NoError(t, proto.Unmarshal(c.AppendProto(nil), decoded))
+			require.True(t, proto.Equal(c.Proto(), decoded))
+			require.Len(t, c.AppendProto(nil), proto.Size(c.Proto()))
+		}
+		require.True(t, proto.Equal(w.Value, changes[0].Proto().GetValue()))
+	})
+}
+
+func TestRestoreRefusesWhatIsNeverWritten(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]*storagev1.Change{
+		"follows change 5": {Key: "k", Id: 5, Value: int64Value(1)},
+		"a key has 1 to":   {Id: 6, Value: int64Value(1)},
+		"the value has no": {Key: "k", Id: 6, Value: &storagev1.Value{}},
+		"an expired entry": {Key: "k", Id: 6, Value: int64Value(1), Expired: true},
+		"a removal has no": {Key: "k", Id: 6, Expires: &timestamppb.Timestamp{Seconds: 1}},
+		"is not one that":  {Key: "k", Id: 6, Value: int64Value(1), Expires: &timestamppb.Timestamp{Seconds: 1 << 35}},
+		"after 9999-12-31": {Key: "k", Id: 6, Value: int64Value(1), Expires: &timestamppb.Timestamp{Seconds: math.MaxInt64}},
+	} {
+		s := table.New(unlimited)
+		require.NoError(t, s.Restore(&storagev1.Change{Key: "k", Id: 5, Value: int64Value(1)}))
+		before := s.Usage()
+		require.ErrorContains(t, s.Restore(c), name)
+		require.Equal(t, before, s.Usage())
+	}
+}
+
+// An entry that is overwritten again and again with a time leaves nothing behind.
+func TestOverwrittenExpiriesLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
+	s := table.New(unlimited)
+	for i := range int64(100) {
+		_, _, err := s.Apply([]table.Write{{Key: "k", Value: int64Value(i), Expires: 1000 + i}})
+		require.NoError(t, err)
+		s.Committed(s.LastID())
+	}
+	require.Equal(t, []string{"k"}, s.Expired(math.MaxInt64, 10))
+	put(t, s, "k", int64Value(0))
+	require.Empty(t, s.Expired(math.MaxInt64, 10))
+}
+
+// TestUsageIsTheHeapsGrowth: what is counted is what the entries really take.
+func TestUsageIsTheHeapsGrowth(t *testing.T) { //nolint:paralleltest // it measures the process's heap
+	if invariants.RaceEnabled {
+		t.Skip("the race detector takes memory too")
+	}
+	const n = 200_000
+	for _, c := range []struct {
+		name    string
+		length  int // of keys
+		ordered bool
+		value   func(i int) *storagev1.Value
+	}{
+		{"int64", 16, false, func(i int) *storagev1.Value { return int64Value(int64(i)) }},
+		{"short", 6, true, func(i int) *storagev1.Value { return int64Value(int64(i)) }},
+		{"bytes", 16, true, func(int) *storagev1.Value { return bytesValue(make([]byte, 300)) }},
+		{"json", 40, false, func(i int) *storagev1.Value { return jsonValue([]any{float64(i), "x"}) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			key := func(i int) string { return fmt.Sprintf("%0*d", c.length, i) }
+			order := rand.Perm(n)
+			if c.ordered {
+				slices.Sort(order)
+			}
+			base := heap()
+			s := table.New(unlimited)
+			check := func(what string) {
+				t.Helper()
+				grown, u := heap()-base, s.Usage()
+				t.Logf("%s: counted %d, heap %d: %.2f; a key takes %d", what, u.Bytes, grown, float64(u.Bytes)/float64(grown), grown/u.Keys)
+				require.InEpsilon(t, grown, u.Bytes, 0.2, what)
+			}
+			for _, i := range order {
+				put(t, s, key(i), c.value(i))
+			}
+			check("stored")
+			for i := range n / 2 {
+				put(t, s, key(2*i), c.value(i))
+			}
+			check("overwritten")
+			for i := range n {
+				if i%3 != 0 {
+					remove(t, s, key(i))
+				}
+			}
+			check("removed")
+			for i := range n {
+				_, _, err := s.Apply([]table.Write{{Key: key(i), Value: c.value(i), Expires: int64(n - i)}})
+				require.NoError(t, err)
+				s.Committed(s.LastID())
+			}
+			check("expiring")
+			for i := range n {
+				put(t, s, key(i), int64Value(0))
+			}
+			check("shrunk")
+			runtime.KeepAlive(s)
+			runtime.KeepAlive(order)
+		})
+	}
+}
+
+// TestHistoryUsageIsTheHeapsGrowth: the history takes what is counted beside the entries.
+func TestHistoryUsageIsTheHeapsGrowth(t *testing.T) { //nolint:paralleltest // it measures the process's heap
+	if invariants.RaceEnabled {
+		t.Skip("the race detector takes memory too")
+	}
+	const n = 200_000
+	for name, write := range map[string]func(i int) table.Write{
+		"one-counter":  func(i int) table.Write { return table.Write{Key: "a key of 16 byte", Value: int64Value(int64(i))} },
+		"one-text":     func(int) table.Write { return table.Write{Key: "k", Value: stringValue(strings.Repeat("x", 100))} },
+		"current-keys": func(i int) table.Write { return table.Write{Key: fmt.Sprint("key", i), Value: int64Value(0)} },
+		"removed-keys": func(i int) table.Write {
+			w := table.Write{Key: fmt.Sprint("key", i/2)}
+			if i%2 == 0 {
+				w.Value = int64Value(0)
+			}
+			return w
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			limits := unlimited
+			limits.History = n
+			base := heap()
+			s := table.New(limits)
+			check := func(what string) {
+				t.Helper()
+				grown, u := heap()-base, s.Usage()
+				t.Logf("%s: counted %d+%d, heap %d", what, u.Bytes, u.HistoryBytes, grown)
+				require.InEpsilon(t, grown, u.Bytes+u.HistoryBytes, 0.2, what)
+			}
+			for i := range n / 2 {
+				_, _, err := s.Apply([]table.Write{write(i)})
+				require.NoError(t, err)
+				s.Committed(s.LastID())
+			}
+			check("half full")
+			for i := range n {
+				_, _, err := s.Apply([]table.Write{write(n/2 + i)})
+				require.NoError(t, err)
+				s.Committed(s.LastID())
+			}
+			check("full")
+			runtime.KeepAlive(s)
+		})
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
