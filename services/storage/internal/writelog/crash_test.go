@@ -98,11 +98,18 @@ func killedChild(t *testing.T, dir, mode string) (last uint64) {
 // synced, and opens what is left.
 func TestLossOfPower(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		synctest.Test(t, func(*testing.T) { loseOfPower(rt) })
+		var failed any // rapid's panics must not end the bubble
+		synctest.Test(t, func(*testing.T) {
+			defer func() { failed = recover() }()
+			losePower(rt)
+		})
+		if failed != nil {
+			panic(failed)
+		}
 	})
 }
 
-func loseOfPower(t *rapid.T) {
+func losePower(t *rapid.T) {
 	seed := rapid.Uint64().Draw(t, "seed")
 	rng := rand.New(rand.NewPCG(seed, seed))
 	fs := vfs.NewCrashableMem()
