@@ -83,7 +83,7 @@ type answer struct {
 	Event string `json:"event,omitempty"`
 	Error string `json:"error,omitempty"`
 	Code  string `json:"code,omitempty"`
-	// Who has the name of the writer, reader or watcher.
+	// The name of the writer, reader or watcher.
 	Who     string   `json:"who,omitempty"`
 	Attempt *attempt `json:"attempt,omitempty"`
 	Read    *read    `json:"read,omitempty"`

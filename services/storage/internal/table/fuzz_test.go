@@ -12,8 +12,8 @@ import (
 	"github.com/raylink/raylink/services/storage/internal/table"
 )
 
-// FuzzRestore restores arbitrary records: each is refused and changes nothing, or the table has what
-// it says and encodes it again.
+// FuzzRestore restores arbitrary records: each is refused and changes nothing, or the table has
+// what it says and encodes it again.
 func FuzzRestore(f *testing.F) {
 	s := table.New(unlimited)
 	for _, v := range []*storagev1.Value{

@@ -397,8 +397,9 @@ func requireEntry(t require.TestingT, expected *storagev1.Change, e table.Entry)
 
 const large = 1 << 40
 
-// TestTableMatchesModel: after any writes, commits that succeed or fail, rollbacks and restarts, the
-// table has what a map has, and the records that remain in the log make the committed state again.
+// TestTableMatchesModel: after any writes, commits that succeed or fail, rollbacks and restarts,
+// the table has what a map has, and the records that remain in the log make the committed state
+// again.
 func TestTableMatchesModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

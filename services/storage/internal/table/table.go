@@ -7,7 +7,7 @@
 // [Table.Apply] gives each write the next id, without gaps. The writes are provisional: they are
 // visible to Get and Scan at once, but Since does not return them, and until [Table.Committed] says
 // that they are durable, [Table.Rollback] can undo them, newest first. The ids of undone writes are
-// given again. [Table.Pending] says whether a key's last write, or removal, is provisional.
+// given again. [Table.Pending] reports whether a key's last write, or removal, is provisional.
 //
 // # The log and its removed records
 //
