@@ -10,7 +10,7 @@ import (
 func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
-		ofReplay(), ofStore(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
+		ofReplay(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(),
