@@ -96,6 +96,7 @@ func TestAcknowledgedWritesSurviveKillsOfTheStorage(t *testing.T) {
 					l.quiet()
 				}
 			}
+			l.quiet() // a writer makes one call at a time
 			l.write()
 			l.history.awaitMore(batchSize, "writes do not succeed after the last kill")
 			killPID(t, l.writing[0].storage())
