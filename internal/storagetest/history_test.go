@@ -2,6 +2,7 @@ package storagetest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -98,17 +99,36 @@ func (h *history) awaitMore(count int, what string) {
 	h.await(patience, what, func() bool { return h.made[acknowledged] >= before+count })
 }
 
+// newest returns the id of the last change of the keys with a prefix that was sent to a watcher; of
+// all keys, the last id.
+func (r *record) newest(prefix string, last uint64) (id uint64) {
+	if prefix == "" {
+		return last
+	}
+	for _, s := range r.streams {
+		for _, c := range slices.Backward(s.changes) {
+			if strings.HasPrefix(c.Key, prefix) {
+				id = max(id, c.ID)
+				break
+			}
+		}
+	}
+	return id
+}
+
 // finish checks the record with the last state, once all watchers have been sent everything.
 func (h *history) finish(final []change, last uint64) {
 	h.t.Helper()
-	h.await(patience, "watchers were not sent the last changes", func() bool {
-		for _, s := range h.record.streams {
-			if s.prefix == "" && s.until < last {
-				return false
+	for _, all := range []bool{true, false} { // those of all keys show what the others wait for
+		h.await(patience, "watchers were not sent the last changes", func() bool {
+			for _, s := range h.record.streams {
+				if (s.prefix == "") == all && s.until < h.record.newest(s.prefix, last) {
+					return false
+				}
 			}
-		}
-		return true
-	})
+			return true
+		})
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.record.final, h.record.last = final, last
