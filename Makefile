@@ -160,6 +160,13 @@ browser: ## install Chromium for the test of pages, where there is none (Debian'
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	else echo "There is no Chromium, and it can't be installed here: pages are not tested."; fi
 
+.PHONY: redis
+redis: ## install redis-server for the rows of the storage in the benchmark, where there is none (Debian's, as root)
+	@if command -v redis-server >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server >/dev/null; \
+	else echo "There is no redis-server, and it can't be installed here: the benchmark reports it as missing."; fi
+
 .PHONY: ci
 ci: ## everything that has to be green before anything lands
 	@$(MAKE) --no-print-directory check-generate

@@ -22,6 +22,7 @@ type driver struct {
 	pairs   map[pairKey]*pair
 	scenes  map[sceneKey]*scene
 	shared  *sharedMemory // nil until a scene needs it
+	stage   *storageStage // nil until a row of the storage needs it
 }
 
 // options are the benchmark's flags.
@@ -71,6 +72,9 @@ func (d *driver) close() error {
 	for _, p := range d.pairs {
 		errs = append(errs, p.stop())
 	}
+	if d.stage != nil {
+		errs = append(errs, d.stage.close())
+	}
 	if d.brain != nil {
 		errs = append(errs, d.brain.stop())
 	}
@@ -103,9 +107,8 @@ func (d *driver) pair(ctx context.Context, system, network string) (*pair, error
 	if p := d.pairs[key]; p != nil {
 		return p, nil
 	}
-	if d.brain == nil && (system == "raylink" || system == "raylink-concurrent") {
-		var err error
-		if d.brain, err = spawn(ctx, d.env(), "brain"); err != nil {
+	if system == "raylink" || system == "raylink-concurrent" {
+		if err := d.startBrain(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -117,6 +120,16 @@ func (d *driver) pair(ctx context.Context, system, network string) (*pair, error
 	d.pairs[key] = p
 	p.client, err = spawn(ctx, d.env(), "client", system, network, p.server.address)
 	return p, err
+}
+
+// startBrain starts Brain's process on first use.
+func (d *driver) startBrain(ctx context.Context) error {
+	if d.brain != nil {
+		return nil
+	}
+	var err error
+	d.brain, err = spawn(ctx, d.env(), "brain")
+	return err
 }
 
 // discard stops a pair that failed; the next measurement starts a new one.
@@ -176,6 +189,8 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 		err = d.measureCode(ctx, r, system, res)
 	case r.parameters():
 		err = d.measureParameters(ctx, r, j, system, res)
+	case r.storage.work != "":
+		err = d.measureStorage(ctx, r, j, system, res)
 	case r.size():
 		err = d.measureSize(ctx, r, j, process, res)
 	default:
@@ -194,6 +209,10 @@ func (d *driver) measure(ctx context.Context, r *row, system string, res *result
 	err = fmt.Errorf("%s on %s: %w", system, r.name, err)
 	fmt.Fprintln(d.log, err)
 	res.failed = append(res.failed, err)
+	if r.storage.work != "" {
+		d.discardStorage()
+		return nil
+	}
 	d.discard(process, r.network)
 	_ = d.discardScene(system, r.layout) // the failure was reported already
 	return nil

@@ -35,6 +35,8 @@ const (
 	psDeliver  kind = "deliver"
 	psSpread   kind = "push to machines"
 	psMemory   kind = "memory of parameters"
+	// storedKeys is that of a storage with many keys: its memory, and the time to open it.
+	storedKeys kind = "stored keys"
 )
 
 // job is the work of a client.
@@ -132,7 +134,7 @@ func (l *load) run() (outcome, error) {
 	case nodes:
 		return l.nodes()
 	case codeNone, codeImported, codeUsed, pluginTime: // not measured by a client
-	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory: // likewise
+	case psPull, psPullRead, psPush, psDeliver, psSpread, psMemory, storedKeys: // likewise
 	}
 	return outcome{}, fmt.Errorf("unknown kind of load %q", l.job.Kind)
 }

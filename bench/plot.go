@@ -36,9 +36,9 @@ var colours = []struct { //nolint:gochecknoglobals // a table
 	{"floor", color.RGBA{R: 0x7f, G: 0x7f, B: 0x7f, A: 0xff}},
 }
 
-// plottedParameters lists the rows of the parameter server in their plot, the system that they are
-// compared with, and their labels.
-var plottedParameters = []struct{ row, system, label string }{ //nolint:gochecknoglobals // a table
+// plottedServices lists the rows of the parameter server and of the storage in their plot, the
+// system that they are compared with, and their labels.
+var plottedServices = []struct{ row, system, label string }{ //nolint:gochecknoglobals // a table
 	{pullReadLarge, mappedSystem, "pull and read\n256 MiB"},
 	{pushLarge, copySystem, "push\n256 MiB"},
 	{pushRemote, tunnelSystem, "push from elsewhere\n256 MiB"},
@@ -46,17 +46,24 @@ var plottedParameters = []struct{ row, system, label string }{ //nolint:gocheckn
 	{deliverLarge, raySystem, "deliver to 4\n256 MiB"},
 	{pushMachines, tunnelSystem, "push to 8 machines\n256 MiB"},
 	{pushUplink, oneHopSystem, "the same, 20 MB/s\n32 MiB"},
+	{incrCallers, redisSystem, "incr\n50 callers"},
+	{incrCallers, rueidisSystem, "incr\n50 callers"},
+	{incrConnections, redisSystem, "incr\n50 connections"},
+	{incrAsync, redisPipelined, "incr, async\n512 outstanding"},
+	{putAsync, raylinkMemory, "put, async\n50 callers"},
+	{putSync, pebbleSystem, "put, sync\n64 callers"},
 }
 
-// draw plots throughput as a multiple of grpc-go's; if only the parameter server was measured, as a
-// multiple of what its rows are compared with. The file's extension selects the format.
+// draw plots throughput as a multiple of grpc-go's; if only the parameter server and the storage
+// were measured, as a multiple of what their rows are compared with. The file's extension selects
+// the format.
 func draw(lines []line, where, path string) error {
 	values := make(map[cell]float64)
 	for _, l := range lines {
 		values[cell{l.Name, l.System}] = l.Value
 	}
-	if len(lines) > 0 && !slices.ContainsFunc(lines, func(l line) bool { return !strings.HasPrefix(l.Name, psPrefix) }) {
-		return drawParameters(values, where, path)
+	if len(lines) > 0 && !slices.ContainsFunc(lines, func(l line) bool { return !ofService(l) }) {
+		return drawServices(values, where, path)
 	}
 	var labels []string
 	bars := make([]plotter.Values, len(colours))
@@ -100,10 +107,15 @@ func draw(lines []line, where, path string) error {
 	return p.Save(vg.Points(110*float64(len(labels))+60), vg.Points(320), path)
 }
 
-func drawParameters(values map[cell]float64, where, path string) error {
+// ofService reports whether a line is about the parameter server or the storage.
+func ofService(l line) bool {
+	return strings.HasPrefix(l.Name, psPrefix) || strings.HasPrefix(l.Name, storagePrefix)
+}
+
+func drawServices(values map[cell]float64, where, path string) error {
 	var labels []string
 	var bars plotter.Values
-	for _, p := range plottedParameters {
+	for _, p := range plottedServices {
 		mine, theirs := values[cell{p.row, "raylink"}], values[cell{p.row, p.system}]
 		if mine == 0 || theirs == 0 {
 			continue
@@ -112,10 +124,10 @@ func drawParameters(values map[cell]float64, where, path string) error {
 		bars = append(bars, mine/theirs)
 	}
 	if len(labels) == 0 {
-		return fmt.Errorf("nothing to plot in %s: no row of the parameter server was measured with what it is compared with", path)
+		return fmt.Errorf("nothing to plot in %s: no row of the parameter server or of the storage was measured with what it is compared with", path)
 	}
 	p := plot.New()
-	p.Title.Text = "The parameter server's throughput as a multiple of others' (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"
+	p.Title.Text = "The services' throughput as a multiple of others' (" + strings.ReplaceAll(where, ", ", ",\u00a0") + ")"
 	p.Title.TextStyle.Font.Size = vg.Points(9)
 	grid := plotter.NewGrid()
 	grid.Vertical.Width = 0

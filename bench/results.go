@@ -80,7 +80,8 @@ func names() []string {
 	for _, s := range systems() {
 		all = append(all, s.name)
 	}
-	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, bareSystem, tunnelSystem, oneHopSystem, raySystem)
+	return append(all, plainCalls, brainPart, pusherPart, mappedSystem, copySystem, bareSystem, tunnelSystem, oneHopSystem, raySystem,
+		raylinkMemory, redisSystem, rueidisSystem, redisPipelined, pebbleSystem)
 }
 
 func median(sorted []float64) float64 {

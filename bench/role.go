@@ -21,12 +21,12 @@ import (
 
 // roleEnv selects the role of a process; the driver runs without it. The value consists of words:
 // "brain"; "server" or "client", followed by a system, a network, and for a client an address; or a
-// role of the parameter server, see psrole.go.
+// role of the parameter server or of the storage, see psrole.go and storagerole.go.
 const roleEnv = "RAYLINK_BENCH_ROLE"
 
 // request is a message from the driver to a process, one line of JSON.
 type request struct {
-	Op  string `json:"op"` // usage, collect, prepare, run, or one of psrole.go
+	Op  string `json:"op"` // usage, collect, prepare, run, or one of psrole.go or storagefilled.go
 	Job job    `json:"job"`
 	// Stamp is the number of a version of parameters.
 	Stamp uint64 `json:"stamp,omitempty"`
@@ -80,6 +80,9 @@ func runRole(words []string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return c.reportError(err)
 	}
+	if words[0] == storageServerRole || words[0] == storageClientRole {
+		return errors.Join(c.storageRole(ctx, words), stop())
+	}
 	if words[0] == pusherRole || words[0] == readerRole {
 		return errors.Join(c.psRole(ctx, words[0], words[1], words[2:]), stop())
 	}
@@ -109,6 +112,7 @@ func (c *driverConn) reportError(err error) error {
 }
 
 func (c *driverConn) brain(ctx context.Context, cancel context.CancelFunc) error {
+	defer collectOnSignal()()
 	go func() {
 		// Exit when the driver closes the input.
 		_ = c.serve(func(r request) (response, error) {
@@ -136,8 +140,13 @@ func (c *driverConn) client(ctx context.Context, s system, network, address stri
 	if err != nil {
 		return c.reportError(err)
 	}
+	return errors.Join(c.answer(response{}, callsOf(cl)), cl.close())
+}
+
+// callsOf serves the operations of a process with callers.
+func callsOf(cl client) func(request) (response, error) {
 	var l *load
-	return errors.Join(c.answer(response{}, func(r request) (response, error) {
+	return func(r request) (response, error) {
 		switch r.Op {
 		case "prepare":
 			if l == nil || l.job != r.Job {
@@ -149,7 +158,7 @@ func (c *driverConn) client(ctx context.Context, s system, network, address stri
 			return response{Outcome: o}, err
 		}
 		return response{}, fmt.Errorf("a client does not support %q", r.Op)
-	}), cl.close())
+	}
 }
 
 // answer serves requests until the input ends. It handles those that all processes support itself.
@@ -247,7 +256,7 @@ const profileEnv = "RAYLINK_BENCH_PROFILE"
 // profileName returns what distinguishes the profiles of a role's process.
 func profileName(words []string) string {
 	name := strings.Join(words[:2], "-")
-	if strings.HasPrefix(words[0], "ps-") {
+	if strings.HasPrefix(words[0], "ps-") || strings.HasPrefix(words[0], "storage-") {
 		name += "-" + strconv.Itoa(os.Getpid())
 	}
 	return name

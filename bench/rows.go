@@ -19,6 +19,8 @@ type row struct {
 	once bool
 	// layout is how the processes of a row of the parameter server are placed; empty for others.
 	layout layout
+	// storage is the load of a row of the storage; its work is empty for others.
+	storage storageLoad
 }
 
 // Rows of the plugin that are compared.
@@ -115,7 +117,7 @@ func rows() []row {
 		row{name: fewFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 500}, systems: []string{"raylink"}},
 		row{name: fourTimesFiles, unit: "us a file", job: job{Kind: pluginTime, Size: 2000}, systems: []string{"raylink"}},
 	)
-	return append(rs, psRows()...)
+	return slices.Concat(rs, psRows(), storageRows())
 }
 
 // selected returns the rows whose names begin with the pattern, or match it as a regular

@@ -12,19 +12,22 @@ import (
 var summarySystems = []string{"raylink", "grpc-go", "connect-h1", "connect-h2c", "drpc", "floor"} //nolint:gochecknoglobals // a table
 
 // summarize writes Markdown tables with one line per row: of calls, the value of each system and
-// the median times of RayLink and grpc-go; of the parameter server, those of RayLink and of the
-// row's other system.
+// the median times of RayLink and grpc-go; of the parameter server and of the storage, those of
+// RayLink and of the row's other systems.
 func summarize(lines []line, where, path string) error {
 	values := make(map[cell]line)
-	var calls, parameters []line // the first line of each row
+	var calls, parameters, storages []line // the first line of each row
 	for i, l := range lines {
 		values[cell{l.Name, l.System}] = l
 		if i > 0 && lines[i-1].Name == l.Name {
 			continue
 		}
-		if strings.HasPrefix(l.Name, psPrefix) {
+		switch {
+		case strings.HasPrefix(l.Name, psPrefix):
 			parameters = append(parameters, l)
-		} else {
+		case strings.HasPrefix(l.Name, storagePrefix):
+			storages = append(storages, l)
+		default:
 			calls = append(calls, l)
 		}
 	}
@@ -33,9 +36,8 @@ func summarize(lines []line, where, path string) error {
 	if len(calls) > 0 {
 		summarizeCalls(&b, calls, values)
 	}
-	if len(parameters) > 0 {
-		summarizeParameters(&b, parameters, lines)
-	}
+	summarizeServices(&b, psPrefix, parameters, lines)
+	summarizeServices(&b, storagePrefix, storages, lines)
 	return os.WriteFile(path, []byte(b.String()), 0o600)
 }
 
@@ -54,23 +56,32 @@ func summarizeCalls(b *strings.Builder, rows []line, values map[cell]line) {
 // psPrefix is what names of rows of the parameter server begin with.
 const psPrefix = "ps/"
 
-func summarizeParameters(b *strings.Builder, rows, lines []line) {
-	b.WriteString("\n| row | unit | system | value | p50 µs | other system | value | p50 µs |\n| --- | --- | --- | ---: | ---: | --- | ---: | ---: |\n")
-	for _, row := range rows {
-		fmt.Fprintf(b, "| `%s` | %s |", strings.TrimPrefix(row.Name, psPrefix), row.Unit)
-		n := 0
-		for _, l := range lines {
-			switch {
-			case l.Name != row.Name:
-				continue
-			case l.Missing != "":
-				fmt.Fprintf(b, " %s | missing | |", l.System)
-			default:
-				fmt.Fprintf(b, " %s | %s | %s |", l.System, number(l.Value), number(l.P50))
-			}
-			n++
+// summarizeServices writes a table of rows whose names have a prefix, if there are any. Each has
+// systems of its own.
+func summarizeServices(b *strings.Builder, prefix string, rows, lines []line) {
+	systems := make(map[string][]line)
+	most := 0
+	for _, l := range lines {
+		systems[l.Name] = append(systems[l.Name], l)
+		if strings.HasPrefix(l.Name, prefix) {
+			most = max(most, len(systems[l.Name]))
 		}
-		b.WriteString(strings.Repeat(" | | |", max(0, 2-n)) + "\n")
+	}
+	if most == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n| row | unit | system | value | p50 µs |%s\n", strings.Repeat(" other system | value | p50 µs |", most-1))
+	fmt.Fprintf(b, "| --- | --- |%s\n", strings.Repeat(" --- | ---: | ---: |", most))
+	for _, row := range rows {
+		fmt.Fprintf(b, "| `%s` | %s |", strings.TrimPrefix(row.Name, prefix), row.Unit)
+		for _, l := range systems[row.Name] {
+			if l.Missing != "" {
+				fmt.Fprintf(b, " %s | missing | |", l.System)
+				continue
+			}
+			fmt.Fprintf(b, " %s | %s | %s |", l.System, number(l.Value), number(l.P50))
+		}
+		b.WriteString(strings.Repeat(" | | |", most-len(systems[row.Name])) + "\n")
 	}
 }
 

@@ -129,6 +129,11 @@ func (r *results) targets(lines []line) []target {
 		f.atMost(pushUplink, oneHopSystem, "p50", p50, 1.5),
 		f.bound(memoryLarge, "captain and officer at most 4 sizes", "%.2f", value, below(4)),
 		f.boundOf(pusherPart, memoryLarge, "pusher at most 2.2 sizes", "%.2f", value, below(2.2)),
+		f.atLeast(incrCallers, redisSystem, 2), f.atLeast(incrCallers, rueidisSystem, 0.5),
+		f.atLeast(incrConnections, redisSystem, 0.8), f.atLeast(incrAsync, redisPipelined, 0.4),
+		f.atLeast(putAsync, raylinkMemory, 0.6), f.atLeast(putSync, pebbleSystem, 0.7),
+		f.bound(memoryMillion, "at most 400 MiB", "%.0f MiB", value, below(400)),
+		f.bound(reopenMillion, "first answer at most 3 s after the kill", "%.2f s", value, below(3)),
 	)
 }
 
