@@ -19,10 +19,6 @@ func ofKilledStorages() []Mutant {
 			kills + "/sync", `a batch is torn`,
 		},
 		{
-			"reads-show-what-is-not-committed", "commit.go", "node.read",
-			"g == nil", "g == nil || true", kills + "/sync", `which was never written, or is lost|after id [0-9]+ was seen`,
-		},
-		{
 			"storage-begins-anew", "storage.go", "Type",
 			"folder, self.NID())", "folder, self.NID(), string(rune('a'+self.Ref().Incarnation())))", kills + "/async", `it is not known, or not any more`,
 		},
