@@ -215,6 +215,8 @@ type callContext struct {
 	// interrupt. Both are nil where the caller itself waits for the end of the node.
 	in     *tunnel.Incoming
 	future *future
+	// hold keeps the answer back, if it is not nil.
+	hold *Hold
 	// sent is the fingerprint of the request of a call from this process, see fingerprint.go.
 	sent fingerprint
 

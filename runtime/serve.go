@@ -90,6 +90,9 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 // meanwhile, the error is that, as for every other way.
 func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
 	res, err := n.run(cc, req)
+	if cc.hold != nil {
+		return n.awaitHold(cc, res, err)
+	}
 	if cc.caller.Err() != nil {
 		return nil, n.ended(cc.caller, cc.call.method, running)
 	}
@@ -264,6 +267,9 @@ func (j *job) Run(turn *mailbox.Turn) {
 		j.res, j.err = n.run(j.cc, j.req)
 	}
 	ended = true
+	if h := j.cc.hold; h != nil && h.keep(j) {
+		return
+	}
 	j.end()
 }
 

@@ -31,9 +31,9 @@ const (
 type group struct {
 	changes []table.Change
 	removed []uint64
-	// done is closed when the group is committed or rolled back; err is why it was rolled back.
-	done chan struct{}
-	err  error
+	// hold holds the answers of the group's calls. It is released when the group is committed, or,
+	// with the reason, when it was rolled back.
+	hold *runtime.Hold
 }
 
 // endTurn gives back the turn of the method that runs with ctx, if it has one. The method goes on
@@ -44,17 +44,23 @@ func endTurn(ctx context.Context) {
 	}
 }
 
+// isUnary reports whether ctx is that of a unary method, whose answer can be held.
+func isUnary(ctx context.Context) bool {
+	call := runtime.CallFrom(ctx)
+	return call != nil && call.Method().Spec().StreamType == connect.StreamTypeUnary
+}
+
 // wait blocks until a group is committed. It fails with the group's error, or if ctx ends first:
 // then the second result is false.
 func (g *group) wait(ctx context.Context) (err error, ended bool) { //nolint:revive // the bool says what the error is
 	select {
-	case <-g.done:
-		return g.err, true
+	case <-g.hold.Done():
+		return g.hold.Err(), true
 	default:
 	}
 	select {
-	case <-g.done:
-		return g.err, true
+	case <-g.hold.Done():
+		return g.hold.Err(), true
 	case <-ctx.Done():
 		return fmt.Errorf("wait until the write is committed: %w", context.Cause(ctx)), false
 	}
@@ -102,7 +108,7 @@ func (n *node) apply(writes []table.Write) (first uint64, g *group, err error) {
 		return first, nil, nil
 	}
 	if n.pending == nil {
-		n.pending = &group{done: make(chan struct{})}
+		n.pending = &group{hold: runtime.NewHold()}
 		poke(n.wake)
 	}
 	n.pending.changes = append(n.pending.changes, changes...)
@@ -150,13 +156,18 @@ func (n *node) change(
 		g = n.latest() // the result may depend on it
 	}
 	n.mu.Unlock()
+	syncs := err == nil && len(v.writes) > 0 && durability > n.durability
+	if g != nil && !syncs && isUnary(ctx) {
+		runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)
+		return first, err
+	}
 	if g != nil {
 		endTurn(ctx)
 		if gerr, _ := g.wait(ctx); gerr != nil {
 			return 0, gerr
 		}
 	}
-	if err == nil && len(v.writes) > 0 && durability > n.durability {
+	if syncs {
 		endTurn(ctx)
 		if serr := n.log.Sync(); serr != nil {
 			return 0, detailed(connect.Errorf(connect.CodeUnavailable, "the write is stored, but it is not known whether the disk has it: %v", serr).WithCause(serr),
@@ -239,22 +250,23 @@ func (n *node) commitGroup(g *group) error {
 	}
 	err := n.log.Commit(records, g.removed)
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.committing = nil
 	if err == nil {
 		n.committed(g.last())
-		close(g.done)
+		n.mu.Unlock()
+		g.hold.Release(nil)
 		return nil
 	}
 	n.failure = err
 	n.table.Rollback(n.table.CommittedID())
-	for _, failed := range []*group{g, n.pending} {
+	pending := n.pending
+	n.pending = nil
+	n.mu.Unlock()
+	for _, failed := range []*group{g, pending} {
 		if failed != nil {
-			failed.err = writesFail(err)
-			close(failed.done)
+			failed.hold.Release(writesFail(err))
 		}
 	}
-	n.pending = nil
 	n.logger.Error("the storage's disk failed; writes fail until it can be used again", slog.String("directory", n.directory), slog.Any("error", err))
 	return err
 }

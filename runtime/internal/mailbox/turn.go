@@ -11,9 +11,11 @@ type Turn struct {
 	// drained is set if the turn belongs to a goroutine of the mailbox, which releases it itself.
 	drained bool
 	// over is set once the work that had the turn has ended, and gaveBack if it gave the turn back
-	// before that. Both and suspension are guarded by Mailbox.mu.
+	// before that. They, the next ones and suspension are guarded by Mailbox.mu.
 	over, gaveBack bool
-	suspension     *suspension
+	// outlives is set if the work goes on when it has returned, until it is finished ([Turn.Outlive]).
+	outlives, returned, finished bool
+	suspension                   *suspension
 	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
 	// by Mailbox.mu.
 	of         any
@@ -179,6 +181,26 @@ func (m *Mailbox) giveBack(t *Turn) *Entry {
 	return m.next()
 }
 
+// Outlive makes the work that has the turn outlive it: the turn is released as always, but the work
+// counts as running, as if it had given the turn back, until [Turn.Finish] is called.
+func (t *Turn) Outlive() {
+	t.mailbox.mu.Lock()
+	t.outlives = true
+	t.mailbox.mu.Unlock()
+}
+
+// Finish ends work that outlives its turn. It may be called before the turn is released.
+func (t *Turn) Finish() {
+	m := t.mailbox
+	m.mu.Lock()
+	t.finished = true
+	if t.returned {
+		m.end(t) // without a turn to pass on
+	}
+	m.step()
+	m.mu.Unlock()
+}
+
 // forget makes a suspended turn one that is never held again. There is none to pass on. The caller
 // must hold m.mu.
 func (m *Mailbox) forget(t *Turn) {
@@ -235,6 +257,10 @@ func (m *Mailbox) restore(t *Turn) {
 func (m *Mailbox) end(t *Turn) *Entry {
 	if t.over {
 		return nil
+	}
+	if t.outlives && !t.finished {
+		t.returned = true
+		return m.giveBack(t)
 	}
 	t.over = true
 	if t.gaveBack {
