@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	goruntime "runtime"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -23,6 +24,10 @@ const (
 	maxReopen   = 10 * time.Second
 	// maxExpiryWait bounds how long the expiry task sleeps, because the clock may be set.
 	maxExpiryWait = time.Minute
+	// maxGather bounds how often a group waits for other goroutines that are ready to run.
+	maxGather = 16
+	// maxSpare is the number of changes in a group whose memory is kept for the next ones.
+	maxSpare = 4096
 	// expiryStep is how many entries are removed at once.
 	expiryStep = 1000
 )
@@ -89,12 +94,12 @@ func (n *node) latest() *group {
 	return n.committing
 }
 
-// apply applies writes to the state, all or none, and returns the id of the first one and the group
-// in which they are committed; nil if they are already, in memory. The caller must hold n.mu.
-func (n *node) apply(writes []table.Write) (first uint64, g *group, err error) {
+// apply applies writes to the state, all or none, and returns the group in which they are
+// committed; nil if they are already, in memory. The caller must hold n.mu.
+func (n *node) apply(writes []table.Write) (*group, error) {
 	changes, removed, err := n.table.Apply(writes)
 	if err != nil {
-		return 0, nil, limitOf(err)
+		return nil, limitOf(err)
 	}
 	for _, w := range writes {
 		if w.Expires != 0 && w.Expires < n.nextExpiry {
@@ -102,18 +107,18 @@ func (n *node) apply(writes []table.Write) (first uint64, g *group, err error) {
 			poke(n.rearm)
 		}
 	}
-	first = changes[0].ID
 	if n.log == nil {
 		n.committed(changes[len(changes)-1].ID)
-		return first, nil, nil
+		return nil, nil //nolint:nilnil // there is no group to wait for
 	}
 	if n.pending == nil {
-		n.pending = &group{hold: runtime.NewHold()}
+		n.pending = &group{hold: runtime.NewHold(), changes: n.spare}
+		n.spare = nil
 		poke(n.wake)
 	}
 	n.pending.changes = append(n.pending.changes, changes...)
 	n.pending.removed = append(n.pending.removed, removed...)
-	return first, n.pending, nil
+	return n.pending, nil
 }
 
 // committed shows the writes up to an id to watchers. The caller must hold n.mu.
@@ -132,49 +137,51 @@ func poke(c chan struct{}) {
 	}
 }
 
-// change runs a method that writes. prepare runs with the state locked; it adds the writes of the
-// method to the view, or returns the error of the call. change returns the id of the first write
-// when all of them are as durable as the storage and the call require.
-func (n *node) change(
-	ctx context.Context, durability storagev1.Durability, prepare func(v *view) error,
-) (first uint64, err error) {
+// change runs a method that writes: an operation, with the state locked. The answer of the method,
+// which is final when change returns, reaches the caller when the writes, and those on which the
+// operation's error depends, are as durable as the storage and the call require.
+func (n *node) change(ctx context.Context, durability storagev1.Durability, op operation) error {
 	if err := n.checkDurability(durability); err != nil {
-		return 0, err
+		return err
 	}
 	n.mu.Lock()
 	if n.failure != nil {
 		err := writesFail(n.failure)
 		n.mu.Unlock()
-		return 0, err
+		return err
 	}
-	v := view{n: n, next: n.table.LastID() + 1}
+	v := &n.view
+	v.next = n.table.LastID() + 1
 	var g *group
-	if err = prepare(&v); err == nil && len(v.writes) > 0 {
-		first, g, err = n.apply(v.writes)
+	_, err := op.apply(v)
+	writes := err == nil && len(v.writes) > 0
+	if writes {
+		g, err = n.apply(v.writes)
 	}
+	v.reset()
 	if g == nil {
 		g = n.latest() // the result may depend on it
 	}
 	n.mu.Unlock()
-	syncs := err == nil && len(v.writes) > 0 && durability > n.durability
+	syncs := err == nil && writes && durability > n.durability
 	if g != nil && !syncs && isUnary(ctx) {
 		runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)
-		return first, err
+		return err
 	}
 	if g != nil {
 		endTurn(ctx)
 		if gerr, _ := g.wait(ctx); gerr != nil {
-			return 0, gerr
+			return gerr
 		}
 	}
 	if syncs {
 		endTurn(ctx)
 		if serr := n.log.Sync(); serr != nil {
-			return 0, detailed(connect.Errorf(connect.CodeUnavailable, "the write is stored, but it is not known whether the disk has it: %v", serr).WithCause(serr),
+			return detailed(connect.Errorf(connect.CodeUnavailable, "the write is stored, but it is not known whether the disk has it: %v", serr).WithCause(serr),
 				&storagev1.WritesFail{Cause: serr.Error()})
 		}
 	}
-	return first, err
+	return err
 }
 
 // read runs a method that reads. look runs with the state locked, perhaps more than once. It
@@ -215,6 +222,7 @@ func (n *node) checkDurability(d storagev1.Durability) error {
 // pending.
 func (n *node) commit(ctx context.Context) error {
 	for {
+		n.gather()
 		n.mu.Lock()
 		g := n.pending
 		n.committing, n.pending = g, nil
@@ -239,20 +247,40 @@ func (n *node) commit(ctx context.Context) error {
 	}
 }
 
+// gather lets methods run that are ready to, as long as they add writes to the pending group. What a
+// group costs is shared by its writes, and with many callers the first one alone would be a group.
+func (n *node) gather() {
+	size := 0
+	for range maxGather {
+		n.mu.Lock()
+		before := size
+		if n.pending != nil {
+			size = len(n.pending.changes)
+		}
+		n.mu.Unlock()
+		if size == before {
+			return
+		}
+		goruntime.Gosched()
+	}
+}
+
 // commitGroup commits the group n.committing. If that fails, it rolls all provisional writes back.
 func (n *node) commitGroup(g *group) error {
-	records := make([]writelog.Record, len(g.changes))
-	var buffer []byte
-	for i, c := range g.changes {
-		from := len(buffer)
-		buffer = c.AppendProto(buffer)
-		records[i] = writelog.Record{ID: c.ID, Change: buffer[from:len(buffer):len(buffer)]}
+	e := &n.encoded
+	e.reset()
+	for _, c := range g.changes {
+		e.add(c)
 	}
-	err := n.log.Commit(records, g.removed)
+	err := n.log.Commit(e.records, g.removed)
 	n.mu.Lock()
 	n.committing = nil
+	last := g.last()
+	if clear(g.changes); cap(g.changes) <= maxSpare {
+		n.spare = g.changes[:0]
+	}
 	if err == nil {
-		n.committed(g.last())
+		n.committed(last)
 		n.mu.Unlock()
 		g.hold.Release(nil)
 		return nil
@@ -269,6 +297,25 @@ func (n *node) commitGroup(g *group) error {
 	}
 	n.logger.Error("the storage's disk failed; writes fail until it can be used again", slog.String("directory", n.directory), slog.Any("error", err))
 	return err
+}
+
+// records are the records of a group. Their memory is used again for the next one.
+type records struct {
+	records []writelog.Record
+	buffer  []byte
+}
+
+func (r *records) reset() {
+	if cap(r.records) > maxSpare || cap(r.buffer) > maxSpare<<8 {
+		*r = records{}
+	}
+	r.records, r.buffer = r.records[:0], r.buffer[:0]
+}
+
+func (r *records) add(c table.Change) {
+	from := len(r.buffer)
+	r.buffer = c.AppendProto(r.buffer)
+	r.records = append(r.records, writelog.Record{ID: c.ID, Change: r.buffer[from:len(r.buffer):len(r.buffer)]})
 }
 
 // recover blocks until the failed disk can be used again, or until ctx ends.
@@ -355,7 +402,7 @@ func (n *node) removeExpired() (time.Duration, *group) {
 	for i, key := range keys {
 		writes[i] = table.Write{Key: key, Expired: true}
 	}
-	_, g, err := n.apply(writes)
+	g, err := n.apply(writes)
 	if err != nil {
 		n.logger.Error("entries whose time is over could not be removed", slog.Any("error", err))
 		return maxExpiryWait, nil

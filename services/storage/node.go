@@ -59,7 +59,8 @@ type node struct {
 	maxMessage, maxValue int
 	logger               *slog.Logger
 
-	log changeLog // nil in memory; of the committer, but for Sync
+	log     changeLog // nil in memory; of the committer, but for Sync
+	encoded records   // of the committer
 
 	// wake has a value when there is a pending group, and rearm when the next expiry may be earlier
 	// than before.
@@ -67,9 +68,12 @@ type node struct {
 
 	mu    sync.Mutex // guards the fields below; never held while blocking
 	table *table.Table
+	view  view
 	// pending is the group that writes join, and committing the one that is being committed; nil if
 	// there is none.
 	pending, committing *group
+	// spare is memory for the changes of the next group.
+	spare []table.Change
 	// failure is why writes fail; nil while they don't.
 	failure error
 	// changed is closed when more changes are committed; nil while there is no watcher waiting.
@@ -118,7 +122,7 @@ func newNode(config *storagev1.StorageConfig, maxMessage int, logger *slog.Logge
 		HistoryBytes: orDefault(config.GetHistoryBytes(), defaultHistoryBytes),
 		MaxValue:     uint64(n.maxValue), //nolint:gosec // not negative
 	}
-	n.table = table.New(n.limits)
+	n.table, n.view.n = table.New(n.limits), n
 	return n, nil
 }
 

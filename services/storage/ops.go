@@ -29,7 +29,8 @@ const (
 	namedKeys = 5
 )
 
-// view is the state for one method that writes, and what the method has written so far.
+// view is the state for one method that writes, and what the method has written so far. It belongs
+// to the node, so that most methods allocate nothing for it.
 type view struct {
 	n *node
 	// next is the id of the next write.
@@ -39,6 +40,18 @@ type view struct {
 	written map[string]int
 	// bytes is the size of the values in writes.
 	bytes int
+}
+
+// maxView is the number of writes whose memory is kept for the next method.
+const maxView = 64
+
+// reset forgets what a method has written.
+func (v *view) reset() {
+	clear(v.writes)
+	if v.writes = v.writes[:0]; cap(v.writes) > maxView {
+		v.writes = nil
+	}
+	v.written, v.bytes = nil, 0
 }
 
 // get returns a key's value and the id of its last write, or nil and 0 if it is missing.
@@ -90,12 +103,27 @@ func (n *node) entry(key string) (table.Entry, bool) {
 
 func isExpired(e *table.Entry) bool { return e.Expires != 0 && e.Expires <= unixNow() }
 
-// operation is one write of a key: it checks what does not depend on the state when it is made, and
-// adds its write to a view, or fails and adds nothing. It returns the id of the write; 0 if it made
-// none.
-type operation func(v *view) (uint64, error)
+// operation is one write of a key, or several. What does not depend on the state has been checked
+// when it is made.
+type operation interface {
+	// apply adds the writes to the view, or fails; then it has added none, or the view is not used
+	// any more. It returns the id of the last write; 0 if it made none. The state is locked.
+	apply(v *view) (id uint64, err error)
+}
 
-func (n *node) putOperation(req *storagev1.PutRequest) (operation, error) {
+// operationFunc is an operation as a function.
+type operationFunc func(v *view) (uint64, error)
+
+func (f operationFunc) apply(v *view) (uint64, error) { return f(v) }
+
+// put replaces a value. It is in one allocation with its response, as the other operations are.
+type put struct {
+	req     *storagev1.PutRequest
+	expires int64
+	res     storagev1.PutResponse
+}
+
+func (n *node) newPut(req *storagev1.PutRequest) (*put, error) {
 	key := req.GetKey()
 	if err := checkKey(key); err != nil {
 		return nil, err
@@ -110,70 +138,100 @@ func (n *node) putOperation(req *storagev1.PutRequest) (operation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(v *view) (uint64, error) {
-		if err := v.require(key, req.GetCondition()); err != nil {
-			return 0, err
-		}
-		return v.add(table.Write{Key: key, Value: req.GetValue(), Expires: expires}), nil
-	}, nil
+	return &put{req: req, expires: expires}, nil
 }
 
-func (n *node) deleteOperation(req *storagev1.DeleteRequest) (operation, error) {
-	key := req.GetKey()
+func (p *put) apply(v *view) (uint64, error) {
+	if err := v.require(p.req.GetKey(), p.req.GetCondition()); err != nil {
+		return 0, err
+	}
+	p.res.Id = v.add(table.Write{Key: p.req.GetKey(), Value: p.req.GetValue(), Expires: p.expires})
+	return p.res.GetId(), nil
+}
+
+// remove removes a key.
+type remove struct {
+	req *storagev1.DeleteRequest
+	res storagev1.DeleteResponse
+}
+
+func newRemove(req *storagev1.DeleteRequest) (*remove, error) {
+	if err := checkKey(req.GetKey()); err != nil {
+		return nil, err
+	}
+	if err := checkCondition(req.GetKey(), req.GetCondition()); err != nil {
+		return nil, err
+	}
+	return &remove{req: req}, nil
+}
+
+func (r *remove) apply(v *view) (uint64, error) {
+	if err := v.require(r.req.GetKey(), r.req.GetCondition()); err != nil {
+		return 0, err
+	}
+	if v.id(r.req.GetKey()) == 0 {
+		return 0, nil
+	}
+	r.res.Id, r.res.Deleted = v.add(table.Write{Key: r.req.GetKey()}), true
+	return r.res.GetId(), nil
+}
+
+// step increments or decrements a number.
+type step struct {
+	key         string
+	by, initial *storagev1.Value
+	down        bool
+	res         storagev1.IncrResponse
+}
+
+func newStep(key string, by, initial *storagev1.Value, down bool) (*step, error) {
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	if err := checkCondition(key, req.GetCondition()); err != nil {
-		return nil, err
-	}
-	return func(v *view) (uint64, error) {
-		if err := v.require(key, req.GetCondition()); err != nil {
-			return 0, err
-		}
-		if v.id(key) == 0 {
-			return 0, nil
-		}
-		return v.add(table.Write{Key: key}), nil
-	}, nil
+	return &step{key: key, by: by, initial: initial, down: down}, nil
 }
 
-// stepOperation increments or decrements a number. It sets *result to the new value.
-func (n *node) stepOperation(key string, by, initial *storagev1.Value, down bool, result **storagev1.Value) (operation, error) {
-	if err := checkKey(key); err != nil {
-		return nil, err
+func (s *step) apply(v *view) (uint64, error) {
+	stored, _ := v.get(s.key)
+	value, err := stepped(s.key, stored, s.by, s.initial, s.down)
+	if err != nil {
+		return 0, err
 	}
-	return func(v *view) (uint64, error) {
-		stored, _ := v.get(key)
-		value, err := stepped(key, stored, by, initial, down)
-		if err != nil {
-			return 0, err
-		}
-		*result = value
-		return v.add(table.Write{Key: key, Value: value}), nil
-	}, nil
+	// The table copies the value, so that it is the caller's.
+	s.res.Value, s.res.Id = value, v.add(table.Write{Key: s.key, Value: value})
+	return s.res.GetId(), nil
 }
 
-// appendOperation appends to bytes or a string. It sets *size to the size of the new value.
-func (n *node) appendOperation(req *storagev1.AppendRequest, size *uint64) (operation, error) {
-	key := req.GetKey()
-	if err := checkKey(key); err != nil {
+// extend appends to bytes or a string.
+type extend struct {
+	n   *node
+	req *storagev1.AppendRequest
+	res storagev1.AppendResponse
+}
+
+func (n *node) newExtend(req *storagev1.AppendRequest) (*extend, error) {
+	if err := checkKey(req.GetKey()); err != nil {
 		return nil, err
 	}
-	if err := n.checkValue(key, req.GetValue()); err != nil {
+	if err := n.checkValue(req.GetKey(), req.GetValue()); err != nil {
 		return nil, err
 	}
-	return func(v *view) (uint64, error) {
-		stored, _ := v.get(key)
-		value, err := appended(key, stored, req.GetValue())
-		if err != nil {
-			return 0, err
-		}
-		if err := n.checkSize(key, proto.Size(value)); err != nil {
-			return 0, err
-		}
-		*size = uint64(len(value.GetBytesValue()) + len(value.GetStringValue()))
-		return v.add(table.Write{Key: key, Value: value}), nil
-	}, nil
+	return &extend{n: n, req: req}, nil
+}
+
+func (e *extend) apply(v *view) (uint64, error) {
+	key := e.req.GetKey()
+	stored, _ := v.get(key)
+	value, err := appended(key, stored, e.req.GetValue())
+	if err != nil {
+		return 0, err
+	}
+	if err := e.n.checkSize(key, value); err != nil {
+		return 0, err
+	}
+	e.res.Id = v.add(table.Write{Key: key, Value: value})
+	e.res.Size = uint64(len(value.GetBytesValue()) + len(value.GetStringValue()))
+	return e.res.GetId(), nil
 }
 
 // checkCondition rejects conditions that require nothing.
@@ -230,87 +288,64 @@ func expiryOf(key string, ttl *durationpb.Duration) (int64, error) {
 	return now + int64(d), nil
 }
 
-// write runs one operation.
-func (n *node) write(ctx context.Context, durability storagev1.Durability, op operation) (uint64, error) {
-	id := uint64(0)
-	_, err := n.change(ctx, durability, func(v *view) (err error) {
-		id, err = op(v)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	return id, nil
-}
-
 // Put stores a value, replacing any previous one.
 func (n *node) Put(ctx context.Context, req *storagev1.PutRequest) (*storagev1.PutResponse, error) {
-	op, err := n.putOperation(req)
+	op, err := n.newPut(req)
+	if err == nil {
+		err = n.change(ctx, req.GetDurability(), op)
+	}
 	if err != nil {
 		return nil, err
 	}
-	id, err := n.write(ctx, req.GetDurability(), op)
-	if err != nil {
-		return nil, err
-	}
-	return &storagev1.PutResponse{Id: id}, nil
+	return &op.res, nil
 }
 
 // Delete removes a key.
 func (n *node) Delete(ctx context.Context, req *storagev1.DeleteRequest) (*storagev1.DeleteResponse, error) {
-	op, err := n.deleteOperation(req)
+	op, err := newRemove(req)
+	if err == nil {
+		err = n.change(ctx, req.GetDurability(), op)
+	}
 	if err != nil {
 		return nil, err
 	}
-	id, err := n.write(ctx, req.GetDurability(), op)
-	if err != nil {
-		return nil, err
-	}
-	return &storagev1.DeleteResponse{Deleted: id != 0, Id: id}, nil
+	return &op.res, nil
 }
 
 // Incr adds to a number.
 func (n *node) Incr(ctx context.Context, req *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
-	value, id, err := n.step(ctx, req.GetDurability(), req.GetKey(), req.GetBy(), req.GetInitial(), false)
+	op, err := newStep(req.GetKey(), req.GetBy(), req.GetInitial(), false)
+	if err == nil {
+		err = n.change(ctx, req.GetDurability(), op)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &storagev1.IncrResponse{Value: value, Id: id}, nil
+	return &op.res, nil
 }
 
 // Decr subtracts from a number.
 func (n *node) Decr(ctx context.Context, req *storagev1.DecrRequest) (*storagev1.DecrResponse, error) {
-	value, id, err := n.step(ctx, req.GetDurability(), req.GetKey(), req.GetBy(), req.GetInitial(), true)
+	op, err := newStep(req.GetKey(), req.GetBy(), req.GetInitial(), true)
+	if err == nil {
+		err = n.change(ctx, req.GetDurability(), op)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &storagev1.DecrResponse{Value: value, Id: id}, nil
-}
-
-func (n *node) step(
-	ctx context.Context, durability storagev1.Durability, key string, by, initial *storagev1.Value, down bool,
-) (value *storagev1.Value, id uint64, err error) {
-	op, err := n.stepOperation(key, by, initial, down, &value)
-	if err != nil {
-		return nil, 0, err
-	}
-	id, err = n.write(ctx, durability, op)
-	// A value that step made, or the table's copy has been made of it: it is the caller's.
-	return value, id, err
+	return &storagev1.DecrResponse{Value: op.res.GetValue(), Id: op.res.GetId()}, nil
 }
 
 // Append appends to bytes or to a string.
 func (n *node) Append(ctx context.Context, req *storagev1.AppendRequest) (*storagev1.AppendResponse, error) {
-	var size uint64
-	op, err := n.appendOperation(req, &size)
+	op, err := n.newExtend(req)
+	if err == nil {
+		err = n.change(ctx, req.GetDurability(), op)
+	}
 	if err != nil {
 		return nil, err
 	}
-	id, err := n.write(ctx, req.GetDurability(), op)
-	if err != nil {
-		return nil, err
-	}
-	return &storagev1.AppendResponse{Id: id, Size: size}, nil
+	return &op.res, nil
 }
 
 // Batch makes several writes, all or none.
@@ -328,25 +363,25 @@ func (n *node) Batch(ctx context.Context, req *storagev1.BatchRequest) (*storage
 		}
 	}
 	ids := make([]uint64, len(ops))
-	_, err := n.change(ctx, durability, func(v *view) error {
+	err := n.change(ctx, durability, operationFunc(func(v *view) (last uint64, err error) {
 		v.written = make(map[string]int, len(ops))
-		v.writes = make([]table.Write, 0, len(ops))
 		for i, op := range ops {
-			id, err := op(v)
+			id, err := op.apply(v)
 			if err != nil {
-				return failedOp(i, req.GetOps()[i], err)
+				return 0, failedOp(i, req.GetOps()[i], err)
 			}
 			if ids[i] = id; id != 0 {
+				last = id
 				v.bytes += proto.Size(v.writes[len(v.writes)-1].Value)
 			}
 			if v.bytes > n.maxMessage {
-				return failedOp(i, req.GetOps()[i], overLimit(connect.CodeInvalidArgument, keyOf(req.GetOps()[i]), "batch bytes",
+				return 0, failedOp(i, req.GetOps()[i], overLimit(connect.CodeInvalidArgument, keyOf(req.GetOps()[i]), "batch bytes",
 					uint64(n.maxMessage), uint64(v.bytes), //nolint:gosec // not negative
 					"the values that the batch writes exceed %d bytes together", n.maxMessage))
 			}
 		}
-		return nil
-	})
+		return last, nil
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -358,16 +393,16 @@ func (n *node) batchOperation(op *storagev1.Op, durability *storagev1.Durability
 	switch k := op.GetKind().(type) {
 	case *storagev1.Op_Put:
 		*durability = max(*durability, k.Put.GetDurability())
-		return n.putOperation(k.Put)
+		return n.newPut(k.Put)
 	case *storagev1.Op_Delete:
 		*durability = max(*durability, k.Delete.GetDurability())
-		return n.deleteOperation(k.Delete)
+		return newRemove(k.Delete)
 	case *storagev1.Op_Add:
 		*durability = max(*durability, k.Add.GetDurability())
-		return n.stepOperation(k.Add.GetKey(), k.Add.GetBy(), k.Add.GetInitial(), false, new(*storagev1.Value))
+		return newStep(k.Add.GetKey(), k.Add.GetBy(), k.Add.GetInitial(), false)
 	case *storagev1.Op_Append:
 		*durability = max(*durability, k.Append.GetDurability())
-		return n.appendOperation(k.Append, new(uint64))
+		return n.newExtend(k.Append)
 	}
 	return nil, connect.NewError(connect.CodeInvalidArgument, "it has no kind: set put, delete, add or append")
 }

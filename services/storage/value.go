@@ -52,8 +52,14 @@ func kindOf(v *storagev1.Value) kind {
 
 func (k kind) isNumber() bool { return k == int64Kind || k == doubleKind }
 
+// int64Value makes one allocation of the value and its kind.
 func int64Value(n int64) *storagev1.Value {
-	return &storagev1.Value{Kind: &storagev1.Value_Int64Value{Int64Value: n}}
+	v := &struct {
+		storagev1.Value
+		number storagev1.Value_Int64Value
+	}{number: storagev1.Value_Int64Value{Int64Value: n}}
+	v.Kind = &v.number
+	return &v.Value
 }
 
 func doubleValue(x float64) *storagev1.Value {
@@ -108,11 +114,27 @@ func (n *node) checkValue(key string, value *storagev1.Value) error {
 	if !utf8.ValidString(text) {
 		return connect.Errorf(connect.CodeInvalidArgument, "store %q: the text %.40q is not UTF-8; store it as bytes", key, text)
 	}
-	return n.checkSize(key, proto.Size(value))
+	return n.checkSize(key, value)
 }
 
+// framing is more than what the encoding of a value adds to a number, to bytes or to a text.
+const framing = 32
+
 // checkSize rejects values that are too large.
-func (n *node) checkSize(key string, size int) error {
+func (n *node) checkSize(key string, value *storagev1.Value) error {
+	switch v := value.GetKind().(type) { // most values are small, and need not be measured exactly
+	case *storagev1.Value_Int64Value, *storagev1.Value_DoubleValue, *storagev1.Value_BoolValue:
+		return nil
+	case *storagev1.Value_StringValue:
+		if len(v.StringValue) <= n.maxValue-framing {
+			return nil
+		}
+	case *storagev1.Value_BytesValue:
+		if len(v.BytesValue) <= n.maxValue-framing {
+			return nil
+		}
+	}
+	size := proto.Size(value)
 	if size <= n.maxValue {
 		return nil
 	}

@@ -254,16 +254,15 @@ func (n *node) Import(ctx context.Context, stream storagev1raylink.StorageImport
 				"import %d entries: the storage's limit is %d bytes", len(writes), n.limits.Bytes)
 		}
 	}
-	first, err := n.change(ctx, durability, func(v *view) error {
-		v.writes = writes
-		return nil
-	})
+	res := &storagev1.ImportResponse{Entries: uint64(len(writes))}
+	err := n.change(ctx, durability, operationFunc(func(v *view) (uint64, error) {
+		for _, w := range writes {
+			res.Id = v.add(w)
+		}
+		return res.GetId(), nil
+	}))
 	if err != nil {
 		return nil, err
-	}
-	res := &storagev1.ImportResponse{Entries: uint64(len(writes))}
-	if len(writes) > 0 {
-		res.Id = first + res.GetEntries() - 1
 	}
 	return res, nil
 }
