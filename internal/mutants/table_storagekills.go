@@ -14,8 +14,8 @@ func ofKilledStorages() []Mutant {
 		},
 		{
 			"group-is-committed-in-parts", "commit.go", "node.commitGroup",
-			"err := n.log.Commit(records, g.removed)",
-			"var err error; for i := range records { if err == nil { err = n.log.Commit(records[i:i+1], nil) } }",
+			"err := n.log.Commit(e.records, g.removed)",
+			"var err error; for i := range e.records { if err == nil { err = n.log.Commit(e.records[i:i+1], nil) } }",
 			kills + "/sync", `a batch is torn`,
 		},
 		{

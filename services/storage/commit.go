@@ -247,8 +247,8 @@ func (n *node) commit(ctx context.Context) error {
 	}
 }
 
-// gather lets methods run that are ready to, as long as they add writes to the pending group. What a
-// group costs is shared by its writes, and with many callers the first one alone would be a group.
+// gather lets methods run that are ready to, as long as they add writes to the pending group. The
+// writes of a group share what it costs; with many callers the first one alone would be a group.
 func (n *node) gather() {
 	size := 0
 	for range maxGather {

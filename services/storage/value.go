@@ -56,6 +56,7 @@ func (k kind) isNumber() bool { return k == int64Kind || k == doubleKind }
 func int64Value(n int64) *storagev1.Value {
 	v := &struct {
 		storagev1.Value
+
 		number storagev1.Value_Int64Value
 	}{number: storagev1.Value_Int64Value{Int64Value: n}}
 	v.Kind = &v.number
