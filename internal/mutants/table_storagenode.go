@@ -7,9 +7,9 @@ func ofStorageNode() []Mutant {
 			Name: "storage/commit-holds-the-turn",
 			Edit: Edit{
 				File:     "services/storage/commit.go",
-				Func:     "endTurn",
-				Original: "self != nil",
-				Mutated:  "false",
+				Func:     "node.change",
+				Original: "runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)",
+				Mutated:  "<-g.hold.Done()",
 			},
 			Test: "TestCallersShareCommits", Prints: `the commits of 1000 writes`,
 		},
