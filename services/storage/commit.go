@@ -96,9 +96,15 @@ func (n *node) latest() *group {
 
 // apply applies writes to the state, all or none, and returns the group in which they are
 // committed; nil if they are already, in memory. The caller must hold n.mu.
-func (n *node) apply(writes []table.Write) (*group, error) {
-	changes, removed, err := n.table.Apply(writes)
-	if err != nil {
+func (n *node) apply(writes []table.Write) (_ *group, err error) {
+	g := n.pending
+	switch {
+	case n.log == nil:
+		g = &n.inMemory
+	case g == nil:
+		g = &group{hold: runtime.NewHold(), changes: n.spare}
+	}
+	if g.changes, g.removed, err = n.table.Apply(g.changes, g.removed, writes); err != nil {
 		return nil, limitOf(err)
 	}
 	for _, w := range writes {
@@ -108,17 +114,18 @@ func (n *node) apply(writes []table.Write) (*group, error) {
 		}
 	}
 	if n.log == nil {
-		n.committed(changes[len(changes)-1].ID)
+		n.committed(g.last())
+		clear(g.changes) // they would keep values alive
+		if g.changes, g.removed = g.changes[:0], g.removed[:0]; max(cap(g.changes), cap(g.removed)) > maxSpare {
+			n.inMemory = group{}
+		}
 		return nil, nil //nolint:nilnil // there is no group to wait for
 	}
 	if n.pending == nil {
-		n.pending = &group{hold: runtime.NewHold(), changes: n.spare}
-		n.spare = nil
+		n.pending, n.spare = g, nil
 		poke(n.wake)
 	}
-	n.pending.changes = append(n.pending.changes, changes...)
-	n.pending.removed = append(n.pending.removed, removed...)
-	return n.pending, nil
+	return g, nil
 }
 
 // committed shows the writes up to an id to watchers. The caller must hold n.mu.

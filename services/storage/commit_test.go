@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
+	"github.com/raylink/raylink/services/storage/internal/table"
 	"github.com/raylink/raylink/services/storage/internal/writelog"
 )
 
@@ -301,13 +302,13 @@ func TestSlowWatcherLosesItsHistory(t *testing.T) {
 func TestSelectorsSelectEachKeyOnce(t *testing.T) {
 	for _, c := range []struct {
 		keys, prefixes []string
-		want           []selector
+		want           []table.Selector
 	}{
-		{nil, nil, []selector{}},
-		{[]string{"b", "a", "b"}, nil, []selector{{"a", false}, {"b", false}}},
-		{[]string{"ab", "a", "b"}, []string{"a", "ab", "abc"}, []selector{{"a", true}, {"b", false}}},
-		{[]string{"a", "ax"}, []string{"aa"}, []selector{{"a", false}, {"aa", true}, {"ax", false}}},
-		{[]string{"a"}, []string{"b", ""}, []selector{{"", true}}},
+		{nil, nil, []table.Selector{}},
+		{[]string{"b", "a", "b"}, nil, []table.Selector{{Text: "a"}, {Text: "b"}}},
+		{[]string{"ab", "a", "b"}, []string{"a", "ab", "abc"}, []table.Selector{{Text: "a", Prefix: true}, {Text: "b"}}},
+		{[]string{"a", "ax"}, []string{"aa"}, []table.Selector{{Text: "a"}, {Text: "aa", Prefix: true}, {Text: "ax"}}},
+		{[]string{"a"}, []string{"b", ""}, []table.Selector{{Text: "", Prefix: true}}},
 	} {
 		require.Equal(t, c.want, slices.Clone(selectorsOf(c.keys, c.prefixes)))
 	}

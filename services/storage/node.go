@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"fmt"
 	"log/slog"
 	"math"
 	"path/filepath"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
@@ -74,6 +72,8 @@ type node struct {
 	pending, committing *group
 	// spare is memory for the changes of the next group.
 	spare []table.Change
+	// inMemory has the buffers for the writes of a storage without a log; it is empty otherwise.
+	inMemory group
 	// failure is why writes fail; nil while they don't.
 	failure error
 	// changed is closed when more changes are committed; nil while there is no watcher waiting.
@@ -135,14 +135,7 @@ func orDefault(value, otherwise uint64) uint64 {
 
 // restore adds a record of the log to the state, when the log is opened.
 func (n *node) restore(r writelog.Record) error {
-	var change storagev1.Change
-	if err := proto.Unmarshal(r.Change, &change); err != nil {
-		return fmt.Errorf("decode the write with the id %d: %w", r.ID, err)
-	}
-	if change.GetId() != r.ID {
-		return fmt.Errorf("the record with the id %d has the write with the id %d", r.ID, change.GetId())
-	}
-	return n.table.Restore(&change)
+	return n.table.Restore(r.ID, r.Change)
 }
 
 // close closes the log.

@@ -63,6 +63,7 @@ func (n *node) open() error {
 		return err
 	}
 	n.log = log
+	n.table.Order()
 	return nil
 }
 

@@ -130,29 +130,23 @@ func historyLost(since uint64, u table.Usage, format string) error {
 		&storagev1.HistoryLost{Since: since, Oldest: u.Oldest, Newest: u.CommittedID})
 }
 
-// selector selects the entry of a key, or those under a prefix.
-type selector struct {
-	text     string
-	isPrefix bool
-}
-
 // selectorsOf returns selectors that select each entry once, in the order of the entries' keys.
-func selectorsOf(keys, prefixes []string) []selector {
-	all := make([]selector, 0, len(keys)+len(prefixes))
+func selectorsOf(keys, prefixes []string) []table.Selector {
+	all := make([]table.Selector, 0, len(keys)+len(prefixes))
 	for _, key := range keys {
-		all = append(all, selector{text: key})
+		all = append(all, table.Selector{Text: key})
 	}
 	for _, prefix := range prefixes {
-		all = append(all, selector{text: prefix, isPrefix: true})
+		all = append(all, table.Selector{Text: prefix, Prefix: true})
 	}
-	slices.SortFunc(all, func(a, b selector) int {
-		if order := strings.Compare(a.text, b.text); order != 0 {
+	slices.SortFunc(all, func(a, b table.Selector) int {
+		if order := strings.Compare(a.Text, b.Text); order != 0 {
 			return order
 		}
-		if a.isPrefix && !b.isPrefix {
+		if a.Prefix && !b.Prefix {
 			return -1
 		}
-		if b.isPrefix && !a.isPrefix {
+		if b.Prefix && !a.Prefix {
 			return 1
 		}
 		return 0
@@ -162,7 +156,7 @@ func selectorsOf(keys, prefixes []string) []selector {
 	for _, s := range all {
 		if len(kept) > 0 {
 			before := kept[len(kept)-1]
-			if before == s || before.isPrefix && strings.HasPrefix(s.text, before.text) {
+			if before == s || before.Prefix && strings.HasPrefix(s.Text, before.Text) {
 				continue
 			}
 		}
@@ -183,34 +177,30 @@ func (n *node) Export(ctx context.Context, req *storagev1.ExportRequest, stream 
 			return err
 		}
 	}
+	selectors := selectorsOf(req.GetKeys(), req.GetPrefixes())
 	var snapshot *table.Snapshot
 	var id uint64
 	err := n.read(ctx, func() uint64 {
-		snapshot, id = n.table.Snapshot(), n.table.LastID()
+		snapshot, id = n.table.Snapshot(selectors...), n.table.LastID()
 		return n.provisional()
 	})
 	if err != nil {
 		return err
 	}
 	res, size := &storagev1.ExportResponse{Id: id}, 0
-	for _, s := range selectorsOf(req.GetKeys(), req.GetPrefixes()) {
-		for e := range snapshot.Scan(s.text, "", false) {
-			if !s.isPrefix && e.Key != s.text {
-				break // its entry would have been the first
-			}
-			if isExpired(&e) {
-				continue
-			}
-			p := e.Proto()
-			next := framed(proto.Size(p))
-			if size+next > maxPageBytes && size > 0 {
-				if err := stream.Send(res); err != nil {
-					return err
-				}
-				res, size = &storagev1.ExportResponse{Id: id}, 0
-			}
-			res.Entries, size = append(res.Entries, p), size+next
+	for e := range snapshot.Entries() {
+		if isExpired(&e) {
+			continue
 		}
+		p := e.Proto()
+		next := framed(proto.Size(p))
+		if size+next > maxPageBytes && size > 0 {
+			if err := stream.Send(res); err != nil {
+				return err
+			}
+			res, size = &storagev1.ExportResponse{Id: id}, 0
+		}
+		res.Entries, size = append(res.Entries, p), size+next
 	}
 	return stream.Send(res)
 }

@@ -1,10 +1,8 @@
 package table
 
 import (
-	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -124,7 +122,7 @@ func parse(v *storagev1.Value) (parsed, error) {
 	case *storagev1.Value_JsonValue:
 		out.kind, m = JSON, k.JsonValue
 	default:
-		return parsed{}, errors.New("the value has no type")
+		return parsed{}, errNoType
 	}
 	var err error
 	if out.raw, err = (proto.MarshalOptions{Deterministic: true}).Marshal(m); err != nil {
@@ -250,9 +248,6 @@ func appendTimestamp(b []byte, at int64) []byte {
 
 // unixNano is the inverse of timestamp.
 func unixNano(at *timestamppb.Timestamp) (int64, error) {
-	if at == nil {
-		return 0, nil
-	}
 	if err := at.CheckValid(); err != nil {
 		return 0, fmt.Errorf("the time of expiry: %w", err)
 	}
@@ -261,101 +256,4 @@ func unixNano(at *timestamppb.Timestamp) (int64, error) {
 		return nano, nil
 	}
 	return 0, fmt.Errorf("the time of expiry, %s, is not one that the storage writes", t)
-}
-
-// MaxKey is the maximum length of a key in bytes.
-const MaxKey = math.MaxUint16
-
-// record is one write in memory. But for its flags it is immutable, so that snapshots, the history
-// and the index can share it.
-type record struct {
-	// data is the key, followed by the value's data.
-	data    string
-	bits    uint64
-	id      uint64
-	expires int64
-	// words is the size of data's memory in units of eight bytes.
-	words  uint32
-	keyLen uint16
-	kind   Kind
-	flags  flags
-}
-
-// flags say what a record is needed for. Snapshots do not read them.
-type flags uint8
-
-const (
-	// expired: the key was removed because its time was over.
-	expired flags = 1 << iota
-	// superseded: a later write of the key is committed, or this one removed it. The state does not
-	// need the record.
-	superseded
-	// dropped: the history has dropped the record.
-	dropped
-	// borrows: the data are those of the record that this one supersedes.
-	borrows
-	// lent: the record that superseded this one borrows its data.
-	lent
-)
-
-const (
-	recordBytes = 48
-	// indexBytes is the memory that an index takes for each record: a pointer, in nodes that are
-	// half full after ascending inserts and two thirds full after random ones.
-	indexBytes = 16
-	// slotBytes is the memory that the ring takes for a change: between one and two pointers.
-	slotBytes = 12
-	// minData is the smallest size of data's memory. Smaller objects share memory with each other
-	// (Go's tiny allocator), which is free only when all of them are.
-	minData = 16
-)
-
-// newRecord copies the key and the value. If before has the same data, it is shared.
-func newRecord(before *record, key string, v parsed, expires int64) *record {
-	r := &record{bits: v.bits, expires: expires, kind: v.kind, keyLen: uint16(len(key))} //nolint:gosec // at most MaxKey
-	if before != nil && v.size() == 0 && len(before.data) == len(key) {
-		r.data, r.words, r.flags = before.data, before.words, borrows
-		return r
-	}
-	var b strings.Builder
-	b.Grow(max(len(key)+v.size(), minData))
-	b.WriteString(key)
-	b.WriteString(v.data)
-	b.Write(v.raw)
-	r.data, r.words = b.String(), uint32(b.Cap()/8) //nolint:gosec // a value is far below 32 GiB
-	return r
-}
-
-func (r *record) key() string { return r.data[:r.keyLen] }
-
-func (r *record) entry() Entry {
-	return Entry{
-		Key: r.key(), Value: Value{data: r.data[r.keyLen:], bits: r.bits, kind: r.kind}, ID: r.id, Expires: r.expires,
-	}
-}
-
-func (r *record) change() Change { return Change{Entry: r.entry(), Expired: r.flags&expired != 0} }
-
-// dataBytes is the memory that data takes.
-func (r *record) dataBytes() uint64 { return 8 * uint64(r.words) }
-
-// bytes is the memory that the record takes as a current entry.
-func (r *record) bytes() uint64 {
-	size := recordBytes + indexBytes + r.dataBytes()
-	if r.expires != 0 {
-		size += indexBytes
-	}
-	return size
-}
-
-// historyBytes is the memory that the record takes beside the entries while it is in the history.
-func (r *record) historyBytes() uint64 {
-	switch {
-	case r.flags&superseded == 0:
-		return slotBytes
-	case r.flags&lent != 0:
-		return slotBytes + recordBytes
-	default:
-		return slotBytes + recordBytes + r.dataBytes()
-	}
 }

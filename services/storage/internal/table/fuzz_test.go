@@ -13,14 +13,14 @@ import (
 )
 
 // FuzzRestore restores arbitrary records: each is refused and changes nothing, or the table has
-// what it says and encodes it again.
+// what protobuf decodes, and encodes it again.
 func FuzzRestore(f *testing.F) {
 	s := table.New(unlimited)
 	for _, v := range []*storagev1.Value{
 		int64Value(-1), stringValue("text"), bytesValue([]byte{0, 0xff}), jsonValue([]any{1.0, nil}),
 		messageValue(&storagev1.GetRequest{Key: "k"}), nil,
 	} {
-		changes, _, err := s.Apply([]table.Write{{Key: "key", Value: v, Expires: 1_500_000_000}})
+		changes, _, err := s.Apply(nil, nil, []table.Write{{Key: "key", Value: v, Expires: 1_500_000_000}})
 		require.NoError(f, err)
 		f.Add(changes[0].AppendProto(nil), changes[0].AppendProto(nil))
 	}
@@ -28,13 +28,17 @@ func FuzzRestore(f *testing.F) {
 		s, expected := table.New(defaults), make(map[string]*storagev1.Change)
 		for _, record := range [][]byte{first, second} {
 			c := new(storagev1.Change)
-			if proto.Unmarshal(record, c) != nil {
-				return
-			}
+			decoded := proto.Unmarshal(record, c)
 			before := s.Usage()
-			if s.Restore(c) != nil {
+			if s.Restore(c.GetId(), record) != nil {
 				require.Equal(t, before, s.Usage())
 				continue
+			}
+			require.NoError(t, decoded)
+			e, ok := s.Get(c.GetKey())
+			require.Equal(t, c.GetValue() != nil, ok)
+			if ok {
+				requireEntry(t, c, e)
 			}
 			if expected[c.GetKey()] = c; c.GetValue() == nil {
 				delete(expected, c.GetKey())

@@ -40,16 +40,13 @@ func (h *history) pop() *record {
 	return r
 }
 
-// supersede marks a record whose key has a later committed write, which shares its data or not.
-func (h *history) supersede(r *record, shared bool) {
+// supersede marks a record whose key has a later committed write.
+func (h *history) supersede(r *record) {
 	inHistory := r.flags&dropped == 0
 	if inHistory {
 		h.bytes -= r.historyBytes()
 	}
 	r.flags |= superseded
-	if shared {
-		r.flags |= lent
-	}
 	if inHistory {
 		h.bytes += r.historyBytes()
 	}

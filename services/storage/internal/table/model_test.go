@@ -79,7 +79,9 @@ type group struct {
 // model is a table beside everything that was ever written to it, and the log of its caller.
 type model struct {
 	limits table.Limits
-	table  *table.Table
+	// colliding is set if the keys' hashes collide.
+	colliding bool
+	table     *table.Table
 	// changes are all writes in order: that with the id n is changes[n-1].
 	changes   []*storagev1.Change
 	committed uint64
@@ -90,10 +92,11 @@ type model struct {
 	longer bool
 }
 
+// snapshot is a snapshot and what it must have, in order.
 type snapshot struct {
 	*table.Snapshot
 
-	state state
+	entries []*storagev1.Change
 }
 
 // at returns the state after the write with an id.
@@ -149,7 +152,7 @@ func (m *model) apply(t *rapid.T) {
 		}
 	}
 	usage := m.table.Usage()
-	changes, removed, err := m.table.Apply(writes)
+	changes, removed, err := m.table.Apply(nil, nil, writes)
 	if n := uint64(len(after)); n > m.limits.Keys && n > uint64(len(before)) {
 		var limit *table.LimitError
 		require.ErrorAs(t, err, &limit)
@@ -241,7 +244,8 @@ func (m *model) fail(t *rapid.T) {
 	m.undo()
 }
 
-// reopen builds the table from the log, with a history that may be longer than the log's.
+// reopen builds the table from the log, with a history that may be longer than the log's. It may be
+// written to before its keys are in order.
 func (m *model) reopen(t *rapid.T) {
 	if more := rapid.Uint64Range(0, 10).Draw(t, "longer history"); more > 0 {
 		m.limits.History += more
@@ -249,41 +253,73 @@ func (m *model) reopen(t *rapid.T) {
 	}
 	m.pending, m.changes, m.snapshots = nil, m.changes[:m.committed], nil
 	m.table = m.restored(t)
+	if rapid.Bool().Draw(t, "ordered") {
+		m.table.Order()
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "writes at once") {
+		m.apply(t)
+		m.commit(t)
+		m.rollback(t)
+	}
+}
+
+// newTable returns an empty table.
+func (m *model) newTable() *table.Table {
+	if m.colliding {
+		return table.NewColliding(m.limits)
+	}
+	return table.New(m.limits)
 }
 
 // restored returns the table that the log's records make.
 func (m *model) restored(t require.TestingT) *table.Table {
-	restored := table.New(m.limits)
+	restored := m.newTable()
 	for _, id := range slices.Sorted(maps.Keys(m.log)) {
-		c := new(storagev1.Change)
-		require.NoError(t, proto.Unmarshal(m.log[id], c))
-		require.NoError(t, restored.Restore(c))
+		require.NoError(t, restored.Restore(id, m.log[id]))
 	}
 	return restored
 }
 
-func (m *model) snapshot(*rapid.T) {
-	m.snapshots = append(m.snapshots[max(0, len(m.snapshots)-1):], snapshot{m.table.Snapshot(), m.at(m.last())})
+func (m *model) snapshot(t *rapid.T) {
+	var selectors []table.Selector
+	var entries []*storagev1.Change
+	now := m.at(m.last())
+	for range rapid.IntRange(1, 2).Draw(t, "selectors") {
+		s := table.Selector{Text: keys.Draw(t, "key")}
+		if s.Prefix = rapid.Bool().Draw(t, "by prefix"); s.Prefix {
+			s.Text = prefixes.Draw(t, "prefix")
+		}
+		selectors = append(selectors, s)
+		for _, key := range slices.Sorted(maps.Keys(now)) {
+			if key == s.Text || s.Prefix && strings.HasPrefix(key, s.Text) {
+				entries = append(entries, now[key])
+			}
+		}
+	}
+	m.snapshots = append(m.snapshots[max(0, len(m.snapshots)-1):], snapshot{m.table.Snapshot(selectors...), entries})
 }
 
 // check compares the table, its snapshots and a table from the log with the model.
 func (m *model) check(t *rapid.T) {
 	now := m.at(m.last())
 	requireState(t, now, m.table, "table")
+	m.table.Check()
 	m.checkUsage(t, now)
 	m.checkReads(t, now)
 	m.checkExpiry(t, now)
 	for _, s := range m.snapshots {
-		requireState(t, s.state, s, "snapshot")
+		got := slices.Collect(s.Entries())
+		require.Len(t, got, len(s.entries), "snapshot")
+		for i, e := range got {
+			requireEntry(t, s.entries[i], e)
+		}
 	}
 	restored := m.restored(t)
 	requireState(t, m.at(m.committed), restored, "from the log")
 	require.Equal(t, m.committed, restored.LastID())
 	require.Equal(t, m.committed, restored.CommittedID())
 	require.LessOrEqual(t, restored.Usage().Oldest, m.table.Usage().Oldest, "watchers resume after a restart too")
-	if m.committed == m.last() {
-		require.Equal(t, m.table.Usage().Bytes, restored.Usage().Bytes)
-	}
+	restored.Check()
 }
 
 func (m *model) checkUsage(t *rapid.T, now state) {
@@ -377,15 +413,8 @@ func (m *model) checkExpiry(t *rapid.T, now state) {
 }
 
 // requireState compares all entries.
-func requireState(t require.TestingT, expected state, got any, what string) {
-	var all []table.Entry
-	collect := func(e table.Entry) bool { all = append(all, e); return true }
-	switch s := got.(type) {
-	case *table.Table:
-		s.Scan("", "", false)(collect)
-	case snapshot:
-		s.Scan("", "", false)(collect)
-	}
+func requireState(t require.TestingT, expected state, got *table.Table, what string) {
+	all := slices.Collect(got.Scan("", "", false))
 	var names []string
 	for _, e := range all {
 		names = append(names, e.Key)
@@ -416,7 +445,8 @@ func TestTableMatchesModel(t *testing.T) {
 			HistoryBytes: rapid.SampledFrom([]uint64{0, 100, 500, large}).Draw(t, "history bytes"),
 			MaxValue:     1000,
 		}}
-		m.table = table.New(m.limits)
+		m.colliding = rapid.Bool().Draw(t, "colliding")
+		m.table = m.newTable()
 		t.Repeat(map[string]func(*rapid.T){
 			"":         m.check,
 			"apply":    m.apply,
