@@ -76,7 +76,8 @@ func (w *writer) put(t testing.TB, key string, value *storagev1.Value) {
 	w.table.Committed(w.table.LastID())
 }
 
-// BenchmarkOverwrite overwrites random ones of a million keys with an int64, and commits each write.
+// BenchmarkOverwrite overwrites random ones of a million keys with an int64, and commits each
+// write.
 func BenchmarkOverwrite(b *testing.B) {
 	names := names()
 	w := writer{table: filled(b, names)}

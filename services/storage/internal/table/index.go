@@ -49,7 +49,8 @@ type block struct {
 const (
 	pageSlots  = 1024
 	blockSlots = 256
-	// filledSlots is how many slots a sorted block has, so that inserting does not split it at once.
+	// filledSlots is how many slots a sorted block has, so that inserting does not split it at
+	// once.
 	filledSlots = 192
 	// slotBytes is the memory that a slot takes: the pointer; 10 to 21 bytes in the map, whose load
 	// is between 7/16 and 7/8; 4 to 8 in the blocks, or 4 as a free one.

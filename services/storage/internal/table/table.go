@@ -23,12 +23,12 @@
 // # Memory
 //
 // A record is one allocation of 32 bytes, its key and its value's data; the index takes about 28
-// bytes more. [Table.Usage] counts what the allocator really gives. A snapshot takes one pointer for
-// each of its entries, and keeps their records alive: that is not counted.
+// bytes more. [Table.Usage] counts what the allocator really gives. A snapshot takes one pointer
+// for each of its entries, and keeps their records alive: that is not counted.
 //
-// The index does not shrink at once when keys are removed: what it takes for each can be used by the
-// next new key, and counts until then. When three quarters of it are unused, it is built anew, which
-// takes about 30 ms if it had a million keys.
+// The index does not shrink at once when keys are removed: what it takes for each can be used by
+// the next new key, and counts until then. When three quarters of it are unused, it is built anew,
+// which takes about 30 ms if it had a million keys.
 //
 // # Time
 //
@@ -120,8 +120,8 @@ type Usage struct {
 type Table struct {
 	limits Limits
 
-	// index has the current record of each key. The record of a provisional removal is one too, until
-	// it is committed.
+	// index has the current record of each key. The record of a provisional removal is one too,
+	// until it is committed.
 	index *index
 	// keys is the number of entries, and bytes the memory that their records take.
 	keys, bytes uint64
@@ -133,9 +133,10 @@ type Table struct {
 	// pending are the provisional writes in the order of their ids.
 	pending []pendingWrite
 
-	// removed are the ids of records that are not needed any more, in the order in which they became
-	// unneeded: the removal of a key comes after the writes that it has removed. The first ones, their
-	// number is given, were returned together with provisional writes; the next Apply returns others.
+	// removed are the ids of records that are not needed any more, in the order in which they
+	// became unneeded: the removal of a key comes after the writes that it has removed. The first
+	// ones, their number is given, were returned together with provisional writes; the next Apply
+	// returns others.
 	removed []uint64
 	given   int
 	// handed says with which writes they were returned, oldest first.
@@ -396,9 +397,9 @@ func (t *Table) release(r *record) {
 }
 
 // Restore adds a committed write from the log: its id, and what AppendProto has encoded. They come
-// in the order of their ids, before the first Apply. A gap between their ids ends the history before
-// it. The limits of keys, bytes and values do not matter. An error means that the change is not one
-// that was written, and has changed nothing. The table keeps nothing of encoded.
+// in the order of their ids, before the first Apply. A gap between their ids ends the history
+// before it. The limits of keys, bytes and values do not matter. An error means that the change is
+// not one that was written, and has changed nothing. The table keeps nothing of encoded.
 //
 // Restore does not keep the keys in order: see Order.
 func (t *Table) Restore(id uint64, encoded []byte) error {
@@ -517,8 +518,8 @@ func (t *Table) Snapshot(selectors ...Selector) *Snapshot {
 	return s
 }
 
-// Entries iterates over the entries: in the order of the selectors, and those with one prefix in the
-// order of their keys.
+// Entries iterates over the entries: in the order of the selectors, and those with one prefix in
+// the order of their keys.
 func (s *Snapshot) Entries() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		for _, r := range s.records {

@@ -212,8 +212,9 @@ func TestOverwrittenExpiriesLeaveNothingBehind(t *testing.T) {
 	require.Empty(t, s.Expired(math.MaxInt64, 10))
 }
 
-// TestManyKeysStayInOrder: the order has all keys, of any length, however they were stored and after
-// most of them are removed. The model's tables are too small to split or merge a part of the index.
+// TestManyKeysStayInOrder: the order has all keys, of any length, however they were stored and
+// after most of them are removed. The model's tables are too small to split or merge a part of the
+// index.
 func TestManyKeysStayInOrder(t *testing.T) {
 	t.Parallel()
 	const n = 20_000
