@@ -21,6 +21,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/atomicfs"
 
 	"github.com/raylink/raylink/brain/internal/tree"
+	"github.com/raylink/raylink/internal/dirlock"
 )
 
 const (
@@ -112,9 +113,13 @@ func Open(opts Options) (*Store, error) {
 	if err := fs.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory %s: %w", opts.Dir, err)
 	}
-	lock, err := pebble.LockDirectory(opts.Dir, fs)
-	if err != nil {
-		return nil, lockError(opts.Dir, err)
+	lock, err := dirlock.Lock(fs, opts.Dir)
+	var held *dirlock.HeldError
+	switch {
+	case errors.As(err, &held):
+		return nil, &InUseError{Dir: opts.Dir, PID: held.PID, err: err}
+	case err != nil:
+		return nil, fmt.Errorf("lock the directory %s: %w", opts.Dir, err)
 	}
 	if err := checkFiles(fs, opts.Dir); err != nil {
 		return nil, errors.Join(err, lock.Close())
