@@ -11,7 +11,7 @@ func All() []Mutant {
 	return slices.Concat(
 		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
 		ofReplay(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
-		ofStorageLog(),
+		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
 		ofStorageClient(), ofStorageNode(),
 	)

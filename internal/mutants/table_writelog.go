@@ -54,7 +54,7 @@ func ofStorageLog() []Mutant {
 		},
 		{
 			Name: "writelog/failed-group-stays",
-			Edit: Edit{File: room + "writelog.go", Func: "Log.reopen", Original: "len(extra) > 0", Mutated: "false"},
+			Edit: Edit{File: room + "session.go", Func: "session.drop", Original: "len(c.extra) == 0", Mutated: "true"},
 			Test: "TestGroupThatFailedAfterItWasWrittenIsRemoved",
 		},
 		{
@@ -69,6 +69,72 @@ func ofStorageLog() []Mutant {
 				Original: "if len(records) > 0 {", Mutated: "l.removable = append(l.removable, remove...); remove = nil; if len(records) > 0 {",
 			},
 			Test: "TestReopenedLogHasWhatWasCommitted",
+		},
+	}
+}
+
+// ofStorageIDs returns the mutants of the ids that a storage gives.
+func ofStorageIDs() []Mutant {
+	const room = "services/storage/internal/writelog/"
+	notShrunk := []string{noFailFile, "-rapid.shrinktime=0s"} // as above
+	return []Mutant{
+		{
+			Name: "writelog/failed-group-returns",
+			Edit: Edit{
+				File: room + "watermark.go", Func: "marks.acknowledged",
+				Original: "m.sameBoot(boot) && m.certain", Mutated: "false",
+			},
+			Test: "TestFailedGroupIsDroppedIfTheProcessEnds", Prints: "a write that failed is there",
+		},
+		{
+			Name: "writelog/ids-are-not-reserved-before-use",
+			Edit: Edit{
+				File: room + "writelog.go", Func: "Log.reserve",
+				Original: "l.opts.Sync || last <= l.reserved.Load()", Mutated: "true",
+			},
+			Test: "TestLossOfPower", Prints: "ids would be given again|would resume", Args: notShrunk,
+		},
+		{
+			Name: "writelog/lost-ids-are-not-skipped",
+			Edit: Edit{
+				File: room + "watermark.go", Func: "marks.lost",
+				Original: "m.sameBoot(boot) ||", Mutated: "true ||",
+			},
+			Test: "TestLossOfPower", Prints: "ids would be given again", Args: notShrunk,
+		},
+		{
+			Name: "writelog/last-lost-id-is-known-again",
+			Edit: Edit{File: room + "watermark.go", Func: "marks.lost", Original: "m.reserved + 1", Mutated: "m.reserved"},
+			Test: "TestLossOfPower", Prints: "would resume", Args: notShrunk,
+		},
+		{
+			Name: "writelog/skipped-ids-are-forgotten",
+			Edit: Edit{
+				File: room + "writelog.go", Func: "Log.start",
+				Original: "m.floor, m.reserved = l.floor,", Mutated: "m.floor, m.reserved = 0,",
+			},
+			Test: "TestIdsContinueAfterAKill",
+		},
+		{
+			Name: "writelog/closed-log-keeps-its-reservation",
+			Edit: Edit{File: room + "writelog.go", Func: "Log.finish", Original: "m.reserved = l.Last()", Mutated: "_ = m"},
+			Test: "TestLossOfPower", Prints: "closing the log loses the ids", Args: notShrunk,
+		},
+		{
+			Name: "writelog/table-does-not-skip",
+			Edit: Edit{
+				File: "services/storage/storage.go", Func: "node.open",
+				Original: "n.table.Skip(log.Last())", Mutated: "_ = log.Last()",
+			},
+			Test: "TestIdsOfLostWritesAreNotGivenAgain",
+		},
+		{
+			Name: "writelog/history-goes-on-over-skipped-ids",
+			Edit: Edit{
+				File: "services/storage/internal/table/table.go", Func: "Table.Skip",
+				Original: "t.history.length > 0", Mutated: "false",
+			},
+			Test: "TestSkippedIdsEndTheHistory",
 		},
 	}
 }

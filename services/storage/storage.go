@@ -62,6 +62,7 @@ func (n *node) open() error {
 	if err != nil {
 		return err
 	}
+	n.table.Skip(log.Last())
 	n.log = log
 	n.table.Order()
 	return nil

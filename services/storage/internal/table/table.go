@@ -442,6 +442,22 @@ func (t *Table) Restore(id uint64, encoded []byte) error {
 	return nil
 }
 
+// Skip makes the ids of later writes start above id, if they don't already: lower ones have been
+// given to writes that are lost. That ends the history, as a gap does. It follows the last Restore,
+// and precedes the first Apply.
+func (t *Table) Skip(id uint64) {
+	if len(t.pending) > 0 {
+		panic("table: skip ids after a provisional write")
+	}
+	if id <= t.lastID {
+		return
+	}
+	for t.history.length > 0 {
+		t.release(t.history.pop())
+	}
+	t.lastID, t.committedID = id, id
+}
+
 // Order sorts the keys after Restore, which takes about 0.2 s for a million of them. Otherwise the
 // first Scan or Snapshot does it.
 func (t *Table) Order() { t.index.order() }

@@ -113,24 +113,32 @@ func losePower(t *rapid.T) {
 	seed := rapid.Uint64().Draw(t, "seed")
 	rng := rand.New(rand.NewPCG(seed, seed))
 	fs := vfs.NewCrashableMem()
-	mode := rapid.Bool().Draw(t, "sync")
-	var last uint64
-	for crashes := rapid.IntRange(1, 3).Draw(t, "crashes"); crashes > 0; crashes-- {
+	var last, given uint64 // the last record, and the last id that may have been given
+	expected := map[uint64]string{}
+	for crashes := rapid.IntRange(1, 4).Draw(t, "crashes"); crashes > 0; crashes-- {
+		mode := rapid.Bool().Draw(t, "sync")
 		found := make(map[uint64]string)
-		l, err := Open(Options{Dir: "data", FS: fs, Sync: mode, Logger: quiet}, func(r Record) error {
+		opts := Options{Dir: "data", FS: fs, Sync: mode, Logger: quiet, reserveAtOnce: rapid.SampledFrom([]uint64{1, 100, 1 << 24}).Draw(t, "reserve")}
+		l, err := Open(opts, func(r Record) error {
 			found[r.ID] = string(r.Change)
 			return nil
 		})
-		require.NoError(t, err)
+		require.NoError(t, err, "a loss of power looks like damage")
 		defer l.Close() //nolint:errcheck // it is for a test that fails
-		require.Equal(t, written(1, last), found)
+		require.Equal(t, expected, found)
+		require.GreaterOrEqual(t, l.Last(), given, "ids would be given again")
+		given = l.Last()
 
 		durable := last
 		acknowledged := map[time.Time]uint64{}
-		for range rapid.IntRange(1, 40).Draw(t, "commits") {
+		for range rapid.IntRange(0, 40).Draw(t, "commits") {
 			n := rapid.SampledFrom([]uint64{1, 1, 1, 2, 2, 10, 10, 300, 2000}).Draw(t, "writes")
-			require.NoError(t, commit(l, last+1, last+n))
-			last += n
+			require.NoError(t, commit(l, given+1, given+n))
+			for id := given + 1; id <= given+n; id++ {
+				expected[id] = change(id)
+			}
+			given += n
+			last = given
 			acknowledged[time.Now()] = last
 			switch rapid.IntRange(0, 20).Draw(t, "then") {
 			case 0, 1, 2:
@@ -149,20 +157,48 @@ func losePower(t *rapid.T) {
 			}
 		}
 		require.NoError(t, l.Close())
+		if rapid.IntRange(0, 3).Draw(t, "closed") == 0 { // not a loss of power
+			fs = fs.CrashClone(vfs.CrashCloneCfg{})
+			l, _, err := reread(fs, mode)
+			require.NoError(t, err)
+			defer l.Close() //nolint:errcheck // as above
+			require.Equal(t, given, l.Last(), "closing the log loses the ids")
+			require.NoError(t, l.Close())
+			continue
+		}
 
 		lastFound := uint64(0)
-		l, err = Open(Options{Dir: "data", FS: crashed, Sync: mode, Logger: quiet}, func(r Record) error {
-			if r.ID != lastFound+1 || string(r.Change) != change(r.ID) {
-				t.Fatalf("the write %d follows %d: %q", r.ID, lastFound, r.Change)
-			}
-			lastFound = r.ID
-			return nil
-		})
+		l, found, err = reread(crashed, mode)
 		require.NoError(t, err, "a loss of power looks like damage")
 		defer l.Close() //nolint:errcheck // as above
+		for id := range found {
+			if found[id] != expected[id] {
+				t.Fatalf("the write %d is %q", id, found[id])
+			}
+			lastFound = max(lastFound, id)
+		}
+		for id := range expected {
+			if _, ok := found[id]; id <= lastFound && !ok {
+				t.Fatalf("the write %d is lost, and the later one %d is not", id, lastFound)
+			}
+		}
 		require.GreaterOrEqual(t, lastFound, durable, "durable writes are lost")
-		require.LessOrEqual(t, lastFound, last)
+		require.GreaterOrEqual(t, l.Last(), given, "ids would be given again")
+		if lastFound < last {
+			require.Greater(t, l.Last(), given, "a watcher that has seen the last id, which is lost, would resume")
+		}
+		given = l.Last()
 		require.NoError(t, l.Close())
-		fs, last = crashed, lastFound
+		fs, last, expected = crashed, lastFound, found
 	}
+}
+
+// reread opens what a crash has left.
+func reread(fs vfs.FS, sync bool) (*Log, map[uint64]string, error) {
+	found := make(map[uint64]string)
+	l, err := Open(Options{Dir: "data", FS: fs, Sync: sync, Logger: quiet}, func(r Record) error {
+		found[r.ID] = string(r.Change)
+		return nil
+	})
+	return l, found, err
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -72,6 +73,9 @@ func TestDamagedDataAreDetected(t *testing.T) {
 				}
 				detected++
 				require.ErrorContains(t, err, damaged)
+				require.NotContains(t, err.Error(), "\n", "the error is to be one line")
+				require.Equal(t, 1, strings.Count(err.Error(), "the data in the directory")+strings.Count(err.Error(), "newer version"), "%v", err)
+				require.LessOrEqual(t, strings.Count(err.Error(), "mismatch"), 1, "the error says it twice: %v", err)
 				require.True(t, errors.As(err, new(*DamagedError)) || errors.As(err, new(*FormatError)), "%s: %s: %v", name, what, err)
 				for _, kept := range before {
 					require.FileExists(t, kept, "a failed opening removed a file")

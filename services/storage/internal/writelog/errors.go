@@ -3,6 +3,8 @@ package writelog
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,9 +62,21 @@ type DamagedError struct {
 func (e *DamagedError) Error() string {
 	what := e.What
 	if e.err != nil {
-		what = fmt.Sprintf("%s: %v", what, e.err)
+		what += ": " + oneLine(e.err)
 	}
 	return fmt.Sprintf("the data in the directory %s are damaged: %s; restore them from a copy, or use another directory", e.Dir, what)
+}
+
+// oneLine returns an error's text without the lines that Pebble adds to it for its own reports, and
+// without repetitions.
+func oneLine(err error) string {
+	var kept []string
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "<") && !slices.Contains(kept, line) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "; ")
 }
 
 // Unwrap returns the error that showed the damage, if there is one.

@@ -143,6 +143,84 @@ func TestGroupThatFailedAfterItWasWrittenIsRemoved(t *testing.T) {
 	require.Equal(t, written(1, 7), found)
 }
 
+// TestFailedGroupIsDroppedIfTheProcessEnds fails what a commit does after the operating system has
+// its records, and ends the process before Reopen. The callers have got an error.
+func TestFailedGroupIsDroppedIfTheProcessEnds(t *testing.T) {
+	for _, mode := range []bool{false, true} {
+		for last := range uint64(3) {
+			disk := &faults{err: unix.EIO, from: -1}
+			mem := vfs.NewCrashableMem()
+			opts := Options{Dir: "data", FS: errorfs.Wrap(mem, disk), Sync: mode, boot: "one"}
+			l, _ := mustRead(t, opts)
+			if last > 0 {
+				require.NoError(t, commit(l, 1, last))
+			}
+			l.session.apply(func(batch *pebble.Batch) error {
+				return put(batch, Record{ID: last + 1, Change: []byte("failed")}, true, tally{count: last + 1, sum: (last + 1) * (last + 2) / 2})
+			})
+			left := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))})
+			opts.FS = left
+			for range 2 {
+				l, found := mustRead(t, opts)
+				require.Equal(t, written(1, last), found, "a write that failed is there")
+				require.Equal(t, last, l.Last())
+				require.NoError(t, l.Close())
+			}
+			l, _ = mustRead(t, opts)
+			require.NoError(t, commit(l, last+1, last+2))
+			require.NoError(t, l.Close())
+			_, found := mustRead(t, opts)
+			require.Equal(t, written(1, last+2), found)
+		}
+	}
+}
+
+// TestIdsContinueAfterAKill ends the process, which loses nothing, so that no watcher's id is lost.
+func TestIdsContinueAfterAKill(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	all := vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(1, 2))}
+	l, _ := mustRead(t, Options{Dir: "data", FS: mem, boot: "one"})
+	require.NoError(t, commit(l, 1, 3))
+
+	killed := mem.CrashClone(all)
+	l, found := mustRead(t, Options{Dir: "data", FS: killed, boot: "one"})
+	require.Len(t, found, 3)
+	require.EqualValues(t, 3, l.Last())
+
+	// The machine stops, and what the log finds is whole: it cannot know.
+	stopped := killed.CrashClone(all)
+	l, found = mustRead(t, Options{Dir: "data", FS: stopped, boot: "two"})
+	require.Len(t, found, 3)
+	require.Equal(t, uint64(3+reserveAtOnce+1), l.Last())
+
+	// It is killed before it has committed anything, and after.
+	killed = stopped.CrashClone(all)
+	l, _ = mustRead(t, Options{Dir: "data", FS: killed, boot: "two"})
+	last := l.Last()
+	require.Equal(t, uint64(3+reserveAtOnce+1), last)
+	require.NoError(t, commit(l, last+1, last+2))
+	killed = killed.CrashClone(all)
+	l, found = mustRead(t, Options{Dir: "data", FS: killed, boot: "two"})
+	require.Equal(t, last+2, l.Last())
+	require.Len(t, found, 5)
+	require.NoError(t, l.Close())
+	l, _ = mustRead(t, Options{Dir: "data", FS: killed, boot: "three"})
+	require.Equal(t, last+2, l.Last(), "it was closed")
+}
+
+// TestCommitWaitsForItsReservation commits more than is reserved, on a disk that loses all that is
+// not synced.
+func TestCommitWaitsForItsReservation(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	l, _ := mustRead(t, Options{Dir: "data", FS: mem, reserveAtOnce: 10})
+	require.NoError(t, commit(l, 1, 10))
+	require.EqualValues(t, 10, l.reserved.Load(), "ten were reserved at opening")
+	require.NoError(t, commit(l, 11, 500))
+	require.GreaterOrEqual(t, l.reserved.Load(), uint64(500))
+	again, _ := mustRead(t, Options{Dir: "data", FS: mem.CrashClone(vfs.CrashCloneCfg{})})
+	require.Greater(t, again.Last(), uint64(500), "ids would be given again")
+}
+
 func TestFullDiskIsReportedUntilThereIsSpace(t *testing.T) {
 	leaked := goleak.IgnoreCurrent()
 	files := openFiles(t)

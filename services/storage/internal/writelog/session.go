@@ -86,18 +86,25 @@ func (l *Log) newSession(exists bool) (s *session, err error) {
 
 // contents describes the records of a directory.
 type contents struct {
-	last          uint64
-	tally, stored tally // what was found, and what the last record says
+	// last is the id of the last record that was visited, end is its change, and tally counts those
+	// that were visited.
+	last  uint64
+	end   []byte
+	tally tally
+	// extra are the ids of the records that were not visited.
+	extra []uint64
+	// all counts all records, and stored is what the last of them says.
+	all, stored tally
 }
 
-// read calls visit for each record.
-func (s *session) read(visit func(Record) error) (c contents, err error) {
+// read calls visit for each record up to an id.
+func (s *session) read(upTo uint64, visit func(Record) error) (c contents, err error) {
 	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte("w"), UpperBound: []byte("x")})
 	if err != nil {
 		return contents{}, s.readError(err)
 	}
 	defer func() {
-		if closed := errors.Join(it.Error(), it.Close()); closed != nil && err == nil {
+		if closed := it.Close(); closed != nil && err == nil { // with what ended the loop
 			err = s.readError(closed)
 		}
 	}()
@@ -110,13 +117,22 @@ func (s *session) read(visit func(Record) error) (c contents, err error) {
 		if len(k) != 9 {
 			return contents{}, &DamagedError{Dir: s.dir, What: fmt.Sprintf("the key %x is none of a record", k)}
 		}
-		c.last = binary.BigEndian.Uint64(k[1:])
+		id := binary.BigEndian.Uint64(k[1:])
 		change, stored, ok := decode(value)
 		if !ok {
-			return contents{}, &DamagedError{Dir: s.dir, What: fmt.Sprintf("the write %d cannot be decoded", c.last)}
+			return contents{}, &DamagedError{Dir: s.dir, What: fmt.Sprintf("the write %d cannot be decoded", id)}
 		}
-		c.tally.add(c.last)
+		c.all.add(id)
 		c.stored = stored
+		if id > upTo {
+			c.extra = append(c.extra, id)
+			continue
+		}
+		c.last = id
+		c.tally.add(id)
+		if id == upTo {
+			c.end = slices.Clone(change)
+		}
 		if err := visit(Record{ID: c.last, Change: change}); err != nil {
 			return contents{}, fmt.Errorf("restore the write %d of the directory %s: %w", c.last, s.dir, err)
 		}
@@ -148,6 +164,21 @@ func put(batch *pebble.Batch, r Record, last bool, t tally) error {
 	}
 	copy(op.Value[header:], r.Change)
 	return op.Finish()
+}
+
+// drop removes the records that were not visited, durably.
+func (s *session) drop(c contents) error {
+	if len(c.extra) == 0 {
+		return nil
+	}
+	s.apply(func(batch *pebble.Batch) error {
+		if err := removeRecords(batch, c.extra); err != nil || c.last == 0 {
+			return err
+		}
+		return put(batch, Record{ID: c.last, Change: c.end}, true, c.tally)
+	})
+	s.disk.syncDirty()
+	return s.Err()
 }
 
 // removeRecords adds the removal of records to a batch, and sorts their ids.
