@@ -17,6 +17,9 @@ func (t *Table) Check() {
 		r := x.at(slot)
 		if r != nil {
 			used++
+			if !r.stored() && r.id <= t.committedID {
+				panic("a committed removal has a slot")
+			}
 		}
 		if r.stored() {
 			keys++

@@ -135,8 +135,7 @@ type Table struct {
 
 	// removed are the ids of records that are not needed any more, in the order in which they
 	// became unneeded: the removal of a key comes after the writes that it has removed. The first
-	// ones, their number is given, were returned together with provisional writes; the next Apply
-	// returns others.
+	// given of them were returned together with provisional writes; the next Apply returns others.
 	removed []uint64
 	given   int
 	// handed says with which writes they were returned, oldest first.

@@ -198,6 +198,72 @@ func TestRestoreRefusesWhatIsNeverWritten(t *testing.T) {
 	}
 }
 
+// TestRestoreRefusesDamagedRecords: a record that is cut off, or has a wrong bit, is refused, or is
+// what protobuf decodes.
+func TestRestoreRefusesDamagedRecords(t *testing.T) {
+	t.Parallel()
+	s := table.New(unlimited)
+	changes, _, err := s.Apply(nil, nil, []table.Write{
+		{Key: "key", Value: int64Value(-300)},
+		{Key: "k\u00e9y", Value: stringValue("t\u00e9xt")},
+		{Key: "k", Value: bytesValue([]byte("bytes")), Expires: 1_500_000_000},
+		{Key: "key", Value: messageValue(&storagev1.GetRequest{Key: "k"}), Expires: -1},
+		{Key: "key", Value: jsonValue([]any{1.0, "x", nil})},
+		{Key: "b", Value: &storagev1.Value{Kind: &storagev1.Value_BoolValue{BoolValue: true}}},
+		{Key: "d", Value: &storagev1.Value{Kind: &storagev1.Value_DoubleValue{DoubleValue: 0.1}}},
+		{Key: "key", Expired: true},
+	})
+	require.NoError(t, err)
+	accepted := 0
+	check := func(record []byte, id uint64, damaged bool) {
+		c := new(storagev1.Change)
+		decoded := proto.Unmarshal(record, c)
+		if decoded == nil {
+			id = c.GetId()
+		}
+		s := table.New(unlimited)
+		if err := s.Restore(id, record); err != nil {
+			require.True(t, damaged, "a record that was written is refused: %v", err)
+			require.Equal(t, table.New(unlimited).Usage(), s.Usage())
+			return
+		}
+		accepted++
+		require.NoError(t, decoded, "protobuf does not decode %x", record)
+		changes, ok := s.Since(c.GetId()-1, 1)
+		require.True(t, ok)
+		require.True(t, proto.Equal(c, changes[0].Proto()), "%x is %v, but restored as %v", record, c, changes[0].Proto())
+	}
+	for _, c := range changes {
+		record := c.AppendProto(nil)
+		check(record, c.ID, false)
+		for i := range record {
+			check(record[:i], c.ID, true)
+			for bit := range 8 {
+				damaged := slices.Clone(record)
+				damaged[i] ^= 1 << bit
+				check(damaged, c.ID, true)
+			}
+			check(slices.Concat(record, record[i:]), c.ID, true)
+			check(slices.Concat(record[:i], record[i+1:]), c.ID, true)
+			check(slices.Insert(slices.Clone(record), i, 0x80), c.ID, true)
+		}
+	}
+	require.Greater(t, accepted, len(changes), "a wrong bit in a text can't be noticed")
+	for text, record := range map[string]string{
+		"a field occurs twice":        "\x0a\x01k\x0a\x01k\x18\x01",
+		"fields are not in order":     "\x18\x01\x0a\x01k",
+		"the field 6 with":            "\x0a\x01k\x18\x01\x30\x01",
+		"the value has two types":     "\x0a\x01k\x12\x04\x08\x01\x18\x01\x18\x01",
+		"neither 0 nor 1":             "\x0a\x01k\x12\x02\x18\x02\x18\x01",
+		"the record has the id 2":     "\x0a\x01k\x18\x02",
+		"a string is not UTF-8":       "\x0a\x01\xff\x18\x01",
+		"the field 8 with":            "\x0a\x01k\x12\x02\x40\x02\x18\x01",
+		"the field 3 with the wire t": "\x0a\x01k\x12\x03\x1a\x01k\x18\x01",
+	} {
+		require.ErrorContains(t, table.New(unlimited).Restore(1, []byte(record)), text)
+	}
+}
+
 // An entry that is overwritten again and again with a time leaves nothing behind.
 func TestOverwrittenExpiriesLeaveNothingBehind(t *testing.T) {
 	t.Parallel()
