@@ -56,6 +56,8 @@ type node struct {
 	// must fit into List's response.
 	maxMessage, maxValue int
 	logger               *slog.Logger
+	// first is the id after which this incarnation's ids begin, in memory; otherwise 0.
+	first uint64
 
 	log     changeLog // nil in memory; of the committer, but for Sync
 	encoded records   // of the committer
@@ -131,6 +133,20 @@ func orDefault(value, otherwise uint64) uint64 {
 		return otherwise
 	}
 	return value
+}
+
+// incarnationBits is how many ids an incarnation of a storage in memory can give. JavaScript's
+// numbers are exact up to 2^53: for 8192 incarnations.
+const incarnationBits = 40
+
+// startAfter begins the ids of a storage in memory after those that its former incarnations have
+// given, of which nothing is left. So an id from before is that of no write, and no watcher can
+// resume from it.
+func (n *node) startAfter(incarnation uint64) {
+	if incarnation > 1 {
+		n.first = (incarnation - 1) << incarnationBits
+		n.table.StartAfter(n.first)
+	}
 }
 
 // restore adds a record of the log to the state, when the log is opened.

@@ -48,6 +48,8 @@ func Type() runtime.NodeType {
 				}
 				self.OnStop(func(context.Context) error { return n.close() })
 				self.Go(n.commit)
+			} else {
+				n.startAfter(self.Ref().Incarnation())
 			}
 			self.Go(n.expire)
 			return n, nil

@@ -42,8 +42,16 @@ func (n *node) Watch(ctx context.Context, req *storagev1.WatchRequest, stream st
 		at = req.GetSince()
 	}
 	_, known := n.table.Since(at, 1)
+	if !known && req.GetExact() && at > 0 && n.isCurrent(req.GetPrefix(), at) {
+		at, known = u.CommittedID, true // the key has no later changes
+	}
 	n.mu.Unlock()
-	if !known || at > u.CommittedID {
+	if !known && at < n.first {
+		return historyLost(at, u,
+			"watch from the id %d: the storage was started again since, and its data were only in memory; read the keys again "+
+				"(the ids from which a watch can resume are %d to %d)")
+	}
+	if !known {
 		return historyLost(at, u, "watch from the id %d: it is not known, or not any more; the ids from which a watch can resume are %d to %d")
 	}
 	sent := at
@@ -87,6 +95,13 @@ func (n *node) Watch(ctx context.Context, req *storagev1.WatchRequest, stream st
 			sent = at
 		}
 	}
+}
+
+// isCurrent reports whether a key's last write has an id, and is committed. The caller must hold
+// n.mu.
+func (n *node) isCurrent(key string, id uint64) bool {
+	e, ok := n.table.Get(key)
+	return ok && e.ID == id && id <= n.table.CommittedID()
 }
 
 func matches(req *storagev1.WatchRequest, key string) bool {
