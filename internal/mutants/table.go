@@ -13,7 +13,7 @@ func All() []Mutant {
 		ofReplay(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
-		ofStorageClient(), ofStorageNode(), ofStorageTable(),
+		ofStorageClient(), ofStorageNode(), ofStorageReads(), ofStorageTable(),
 	)
 }
 

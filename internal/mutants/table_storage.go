@@ -21,6 +21,10 @@ func ofStorageClient() []Mutant {
 			"bytes.Clone(v)", "v[:len(bytes.Clone(v))]", "TestJSONValuesBelongToTheirCallers",
 		},
 		{
+			"client-keeps-the-values-of-its-caller", "client.go", "valueOf",
+			"bytes.Clone(v)", "v[:len(bytes.Clone(v))]", "TestJSONValuesBelongToTheirCallers",
+		},
+		{
 			"failed-save-replaces-the-file", "savefile.go", "savedFile.finish",
 			"if err == nil {\n\t\tif err = os.Rename", "{\n\t\tif err = os.Rename", "TestFailingSaversLeaveTheOldFile",
 		},

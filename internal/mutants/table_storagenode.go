@@ -75,3 +75,69 @@ func ofStorageNode() []Mutant {
 		},
 	}
 }
+
+// ofStorageReads returns the mutants of reads of storages that are followed by watches.
+func ofStorageReads() []Mutant {
+	return []Mutant{
+		{
+			Name: "storage/reads-claim-provisional-ids",
+			Edit: Edit{
+				File:     "services/storage/ops.go",
+				Func:     "node.asOf",
+				Original: "max(n.table.CommittedID(), provisional)",
+				Mutated:  "n.table.LastID()",
+			},
+			Test: "TestReadsDoNotClaimIDsThatAreGivenAgain", Prints: `is missed`,
+		},
+		{
+			Name: "storage/reads-disown-what-they-have-seen",
+			Edit: Edit{
+				File:     "services/storage/ops.go",
+				Func:     "node.asOf",
+				Original: "max(n.table.CommittedID(), provisional)",
+				Mutated:  "n.table.CommittedID()",
+			},
+			Test: "TestReadThenWatchHasEachChangeOnce",
+		},
+		{
+			Name: "storage/ids-in-memory-begin-again",
+			Edit: Edit{
+				File:     "services/storage/node.go",
+				Func:     "node.startAfter",
+				Original: "incarnation > 1",
+				Mutated:  "false",
+			},
+			Test: "TestRestartInMemoryIsNoticed",
+		},
+		{
+			Name: "storage/unchanged-key-is-not-watched",
+			Edit: Edit{
+				File:     "services/storage/watch.go",
+				Func:     "node.Watch",
+				Original: "n.isCurrent(req.GetPrefix(), at)",
+				Mutated:  "false",
+			},
+			Test: "TestWatchOfAnOldKey",
+		},
+		{
+			Name: "storage/any-key-counts-as-unchanged",
+			Edit: Edit{
+				File:     "services/storage/watch.go",
+				Func:     "node.isCurrent",
+				Original: "e.ID == id",
+				Mutated:  "e.ID >= id",
+			},
+			Test: "TestWatchOfAnOldKey",
+		},
+		{
+			Name: "storage/response-claims-later-changes",
+			Edit: Edit{
+				File:     "services/storage/watch.go",
+				Func:     "inResponses",
+				Original: "res.Id = c.GetId()",
+				Mutated:  "res.Id = changes[len(changes)-1].ID",
+			},
+			Test: "TestClient", Prints: `a watcher that resumes from here misses nothing`,
+		},
+	}
+}

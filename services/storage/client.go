@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -14,7 +15,8 @@ import (
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
 )
 
-// Client provides access to a storage with Go's types. It is safe for concurrent use.
+// Client provides access to a storage with Go's types. It is safe for concurrent use. A value that
+// was put or got belongs to the caller: the client copies slices, messages and JSON.
 type Client struct {
 	handle *storagev1raylink.Storage
 }
@@ -22,7 +24,9 @@ type Client struct {
 // New returns a client for a handle.
 func New(handle *storagev1raylink.Storage) *Client { return &Client{handle: handle} }
 
-// Handle returns the storage's handle.
+// Handle returns the storage's handle, which also has async calls. The messages of its calls must
+// not be modified once they are sent or returned, like those of any node; values of this package's
+// functions may be.
 func (c *Client) Handle() *storagev1raylink.Storage { return c.handle }
 
 // Value is a type that can be stored. A [structpb.Value] is a value of JSON; nil is its null.
@@ -58,9 +62,9 @@ func PutMessage(ctx context.Context, c *Client, key string, message proto.Messag
 	return c.put(ctx, key, value, opts)
 }
 
-// PutValue stores a value of any type, which must not be modified meanwhile.
+// PutValue stores a value of any type, which belongs to the caller when it returns.
 func (c *Client) PutValue(ctx context.Context, key string, value *storagev1.Value, opts ...PutOption) (uint64, error) {
-	return c.put(ctx, key, value, opts)
+	return c.put(ctx, key, proto.CloneOf(value), opts)
 }
 
 func (c *Client) put(ctx context.Context, key string, value *storagev1.Value, opts []PutOption) (uint64, error) {
@@ -74,8 +78,8 @@ func (c *Client) put(ctx context.Context, key string, value *storagev1.Value, op
 
 // Get returns a value. If the key is missing, the error is [ErrNotFound]; if the value has another
 // type, a [TypeError].
-func Get[T Value](ctx context.Context, c *Client, key string) (T, error) {
-	e, err := c.Entry(ctx, key)
+func Get[T Value](ctx context.Context, c *Client, key string, opts ...ReadOption) (T, error) {
+	e, err := c.Entry(ctx, key, opts...)
 	if err != nil {
 		var zero T
 		return zero, err
@@ -84,11 +88,12 @@ func Get[T Value](ctx context.Context, c *Client, key string) (T, error) {
 }
 
 // GetOr returns a value, or the default missing if the key does not exist.
-func GetOr[T Value](ctx context.Context, c *Client, key string, missing T) (T, error) {
+func GetOr[T Value](ctx context.Context, c *Client, key string, missing T, opts ...ReadOption) (T, error) {
 	res, err := c.handle.Get(ctx, &storagev1.GetRequest{Key: key, Default: valueOf(missing)})
 	if err != nil {
 		return missing, typed(err)
 	}
+	setAsOf(opts, res.GetAsOf())
 	return as[T](key, res.GetValue())
 }
 
@@ -109,25 +114,32 @@ func GetMany[T Value](ctx context.Context, c *Client, keys ...string) (map[strin
 }
 
 // Entries returns the entries of several keys, at most 10000, in the order of the keys and of one
-// moment. Those that are missing are left out.
+// moment. Those that are missing are left out. The entries must not be modified; the values that
+// [As] returns may.
 func (c *Client) Entries(ctx context.Context, keys ...string) ([]*storagev1.Entry, error) {
 	res, err := c.handle.GetMany(ctx, &storagev1.GetManyRequest{Keys: slices.Clone(keys)})
 	return res.GetEntries(), typed(err)
 }
 
 // Entry returns a key's value with the id of its last write, and when it is removed. If the key is
-// missing, the error is [ErrNotFound].
-func (c *Client) Entry(ctx context.Context, key string) (*storagev1.Entry, error) {
+// missing, the error is [ErrNotFound]. The entry must not be modified; the value that [As] returns
+// may.
+func (c *Client) Entry(ctx context.Context, key string, opts ...ReadOption) (*storagev1.Entry, error) {
 	res, err := c.handle.Get(ctx, &storagev1.GetRequest{Key: key})
 	if err != nil {
-		return nil, typed(err)
+		err = typed(err)
+		if missing := new(notFoundError); errors.As(err, &missing) {
+			setAsOf(opts, missing.asOf)
+		}
+		return nil, err
 	}
+	setAsOf(opts, res.GetAsOf())
 	return &storagev1.Entry{Key: key, Value: res.GetValue(), Id: res.GetId(), Expires: res.GetExpires()}, nil
 }
 
 // GetMessage reads a message, which must have the type that was stored.
-func GetMessage(ctx context.Context, c *Client, key string, into proto.Message) error {
-	e, err := c.Entry(ctx, key)
+func GetMessage(ctx context.Context, c *Client, key string, into proto.Message, opts ...ReadOption) error {
+	e, err := c.Entry(ctx, key, opts...)
 	if err != nil {
 		return err
 	}
@@ -210,7 +222,8 @@ func (c *Client) ID(ctx context.Context, key string) (uint64, error) {
 }
 
 // LastID returns the id of the storage's last write. What is read after that contains all writes up
-// to it, so that a [Client.Watch] since this id yields all later ones.
+// to it, so that a [Client.Watch] since this id yields all later ones. For one read or scan, [AsOf]
+// needs no further call.
 func (c *Client) LastID(ctx context.Context) (uint64, error) {
 	res, err := c.handle.Status(ctx, &storagev1.StatusRequest{})
 	return res.GetDurableId(), typed(err)
@@ -233,19 +246,27 @@ func (c *Client) All(ctx context.Context, prefix string) iter.Seq2[*storagev1.En
 
 // Scan iterates over the entries under a prefix, sorted by key. It fetches one page at a time:
 // entries stored or deleted meanwhile may be missing or included, all others are yielded exactly
-// once. An error ends the iteration. Entries are owned by the caller: see [As].
+// once. An error ends the iteration. Entries must not be modified; the values that [As] returns
+// may.
 func (c *Client) Scan(ctx context.Context, prefix string, opts ...ScanOption) iter.Seq2[*storagev1.Entry, error] {
 	return func(yield func(*storagev1.Entry, error) bool) {
 		token := ""
 		for {
 			req := &storagev1.ListRequest{Prefix: prefix, PageToken: token}
 			for _, o := range opts {
-				o(req)
+				o.applyToList(req)
 			}
 			res, err := c.handle.List(ctx, req)
 			if err != nil {
 				yield(nil, typed(err))
 				return
+			}
+			if token == "" {
+				for _, o := range opts {
+					if o, ok := o.(ReadOption); ok {
+						o.applyToRead(res.GetAsOf())
+					}
+				}
 			}
 			for _, e := range res.GetEntries() {
 				if !yield(e, nil) {
@@ -259,8 +280,8 @@ func (c *Client) Scan(ctx context.Context, prefix string, opts ...ScanOption) it
 	}
 }
 
-// As returns the value of a [storagev1.Entry] or [storagev1.Change] as one of Go's types. If it has
-// another type, or is a removal, the error is a [TypeError].
+// As returns the value of a [storagev1.Entry] or [storagev1.Change] as one of Go's types, which
+// belongs to the caller. If it has another type, or is a removal, the error is a [TypeError].
 func As[T Value](item interface {
 	GetKey() string
 	GetValue() *storagev1.Value
@@ -310,9 +331,9 @@ func as[T Value](key string, v *storagev1.Value) (T, error) {
 	case *string:
 		*p, want = v.GetStringValue(), stringKind
 	case *[]byte:
-		*p, want = v.GetBytesValue(), bytesKind
+		*p, want = bytes.Clone(v.GetBytesValue()), bytesKind // see Handle
 	case **structpb.Value:
-		*p, want = v.GetJsonValue(), jsonKind
+		*p, want = proto.CloneOf(v.GetJsonValue()), jsonKind
 	}
 	if has := kindOf(v); has != want {
 		var zero T

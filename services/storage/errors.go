@@ -82,7 +82,10 @@ func (e *WritesFailError) Error() string { return e.cause.Error() }
 func (e *WritesFailError) Unwrap() error { return e.cause }
 
 // notFoundError gives the error for a missing key an identity.
-type notFoundError struct{ cause error }
+type notFoundError struct {
+	asOf  uint64
+	cause error
+}
 
 func (e *notFoundError) Error() string        { return e.cause.Error() }
 func (e *notFoundError) Unwrap() error        { return e.cause }
@@ -136,7 +139,7 @@ func typed(err error) error {
 	case detail(remote, &failing):
 		return &WritesFailError{Reason: failing.GetCause(), cause: err}
 	case detail(remote, &missing):
-		return &notFoundError{cause: err}
+		return &notFoundError{asOf: missing.GetAsOf(), cause: err}
 	}
 	return err
 }

@@ -427,30 +427,41 @@ func failedOp(index int, op *storagev1.Op, err error) error {
 
 // Get returns a value.
 func (n *node) Get(ctx context.Context, req *storagev1.GetRequest) (*storagev1.GetResponse, error) {
-	var e table.Entry
-	var ok bool
-	var missing error
+	var (
+		e       table.Entry
+		ok      bool
+		asOf    uint64
+		missing error
+	)
 	err := n.read(ctx, func() uint64 {
+		provisional := n.table.Pending(req.GetKey())
 		e, ok = n.entry(req.GetKey())
+		asOf = n.asOf(provisional)
 		if missing = nil; !ok && req.GetDefault() == nil {
-			missing = n.noKey(req.GetKey())
+			missing = n.noKey(req.GetKey(), asOf)
 		}
-		return n.table.Pending(req.GetKey())
+		return provisional
 	})
 	switch {
 	case err != nil:
 		return nil, err
 	case ok:
-		return &storagev1.GetResponse{Value: e.Value.Proto(), Id: e.ID, Expires: timestampOf(e.Expires)}, nil
+		return &storagev1.GetResponse{Value: e.Value.Proto(), Id: e.ID, Expires: timestampOf(e.Expires), AsOf: asOf}, nil
 	case missing != nil:
 		return nil, missing
 	}
-	return &storagev1.GetResponse{Value: proto.CloneOf(req.GetDefault())}, nil
+	return &storagev1.GetResponse{Value: proto.CloneOf(req.GetDefault()), AsOf: asOf}, nil
 }
+
+// asOf returns the id up to which a read has all writes of its keys, and after which it has none.
+// provisional is the id of the latest provisional write on which the read depends, or 0. Ids above
+// both that and the last committed one may still be given to other writes. The caller must hold
+// n.mu.
+func (n *node) asOf(provisional uint64) uint64 { return max(n.table.CommittedID(), provisional) }
 
 // noKey is the error for a key that is missing. It names keys that exist, those nearest to it. The
 // caller must hold n.mu.
-func (n *node) noKey(key string) error {
+func (n *node) noKey(key string, asOf uint64) error {
 	// Keys with the longest prefix, up to a slash, that some key has.
 	var names []string
 	for prefix := key; len(names) == 0; {
@@ -476,7 +487,7 @@ func (n *node) noKey(key string) error {
 			text += " and others"
 		}
 	}
-	return detailed(connect.Errorf(connect.CodeNotFound, "no key %.100q; %s", key, text), &storagev1.KeyMissing{Key: key})
+	return detailed(connect.Errorf(connect.CodeNotFound, "no key %.100q; %s", key, text), &storagev1.KeyMissing{Key: key, AsOf: asOf})
 }
 
 // GetMany returns the entries of several keys.
@@ -486,6 +497,7 @@ func (n *node) GetMany(ctx context.Context, req *storagev1.GetManyRequest) (*sto
 			"get %d keys; at most %d are possible at once", count, maxOps)
 	}
 	var entries []table.Entry
+	var asOf uint64
 	err := n.read(ctx, func() uint64 {
 		entries = entries[:0]
 		provisional := uint64(0)
@@ -495,12 +507,13 @@ func (n *node) GetMany(ctx context.Context, req *storagev1.GetManyRequest) (*sto
 			}
 			provisional = max(provisional, n.table.Pending(key))
 		}
+		asOf = n.asOf(provisional)
 		return provisional
 	})
 	if err != nil {
 		return nil, err
 	}
-	res := &storagev1.GetManyResponse{Entries: make([]*storagev1.Entry, 0, len(entries))}
+	res := &storagev1.GetManyResponse{Entries: make([]*storagev1.Entry, 0, len(entries)), AsOf: asOf}
 	size := 0
 	for i := range entries {
 		e := entries[i].Proto()
@@ -566,6 +579,7 @@ func (n *node) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1
 		return nil, err
 	}
 	var entries []table.Entry
+	var asOf uint64
 	err = n.read(ctx, func() uint64 {
 		entries = entries[:0]
 		for e := range n.table.Scan(req.GetPrefix(), after, req.GetReverse()) {
@@ -576,12 +590,13 @@ func (n *node) List(ctx context.Context, req *storagev1.ListRequest) (*storagev1
 				break
 			}
 		}
+		asOf = n.table.LastID()
 		return n.provisional()
 	})
 	if err != nil {
 		return nil, err
 	}
-	res := new(storagev1.ListResponse)
+	res := &storagev1.ListResponse{AsOf: asOf}
 	size := 0
 	for i := range entries {
 		e := entries[i].Proto()

@@ -177,19 +177,67 @@ func messageValue(key string, message proto.Message) (*storagev1.Value, error) {
 	return &storagev1.Value{Kind: &storagev1.Value_MessageValue{MessageValue: packed}}, nil
 }
 
-// ScanOption configures [Client.Scan]: [Reverse].
-type ScanOption func(req *storagev1.ListRequest)
+// ReadOption configures [Get] and its relatives: [AsOf].
+type ReadOption interface {
+	applyToRead(asOf uint64)
+}
+
+// ScanOption configures [Client.Scan]: [Reverse] or [AsOf].
+type ScanOption interface {
+	applyToList(req *storagev1.ListRequest)
+}
+
+type reverseOption struct{}
 
 // Reverse has a scan begin with the highest key.
-func Reverse() ScanOption { return func(req *storagev1.ListRequest) { req.Reverse = true } }
+func Reverse() ScanOption { return reverseOption{} }
 
-// WatchOption configures [Client.Watch]: [Since] or [Exact].
-type WatchOption func(req *storagev1.WatchRequest)
+func (reverseOption) applyToList(req *storagev1.ListRequest) { req.Reverse = true }
 
-// Since has a watch begin with the first change whose id is above id.
+// WatchOption configures [Client.Watch]: [Since], [Exact] or [AsOf].
+type WatchOption interface {
+	applyToWatch(req *storagev1.WatchRequest)
+}
+
+type watchFunc func(req *storagev1.WatchRequest)
+
+func (f watchFunc) applyToWatch(req *storagev1.WatchRequest) { f(req) }
+
+// Since has a watch begin with the first change whose id is above id: of a write, of [AsOf] or of
+// [Client.LastID].
 func Since(id uint64) WatchOption {
-	return func(req *storagev1.WatchRequest) { req.Since = &id }
+	return watchFunc(func(req *storagev1.WatchRequest) { req.Since = &id })
 }
 
 // Exact has a watch yield the changes of one key, that which equals the prefix.
-func Exact() WatchOption { return func(req *storagev1.WatchRequest) { req.Exact = true } }
+func Exact() WatchOption {
+	return watchFunc(func(req *storagev1.WatchRequest) { req.Exact = true })
+}
+
+// AsOfOption is the result of [AsOf].
+type AsOfOption struct{ id *uint64 }
+
+// AsOf has a read or a watch set *id to the id up to which it has seen all writes of its keys, so
+// that a watch [Since] this id misses nothing. This differs from the id of an entry's write, which
+// the storage may no longer know: a key may have been written long ago, or be missing.
+//
+//   - A read, and one that fails because the key is missing, sets it before it returns. It has seen
+//     no later write.
+//   - A scan sets it with its first page. A watch since then may also yield changes that later
+//     pages have.
+//   - A watch sets it before each change that it yields, to the id of the change, and also while it
+//     yields none. Only the iteration's body may read it meanwhile. After the iteration another
+//     watch goes on from it.
+//
+// An operation that has seen nothing leaves it as it is.
+func AsOf(id *uint64) AsOfOption { return AsOfOption{id} }
+
+func (o AsOfOption) applyToRead(asOf uint64)            { *o.id = asOf }
+func (AsOfOption) applyToList(*storagev1.ListRequest)   {}
+func (AsOfOption) applyToWatch(*storagev1.WatchRequest) {}
+
+func setAsOf(opts []ReadOption, asOf uint64) {
+	for _, o := range opts {
+		o.applyToRead(asOf)
+	}
+}

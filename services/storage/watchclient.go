@@ -26,22 +26,32 @@ const (
 
 // Watch iterates over the changes of all keys with a prefix, or of one key with [Exact], in the
 // order of their ids: those since an id with [Since], else those from now on. It yields each change
-// once, when it is as durable as the storage promises. Changes are owned by the caller: see [As].
-// One without a value is a removal.
+// once, when it is as durable as the storage promises. A change without a value is a removal.
+// Changes must not be modified; the values that [As] returns may.
 //
-// To miss nothing after a read, watch since an id from before: that of [Client.LastID], or of an
-// entry that was read.
+// To miss nothing after a read, watch since the id that [AsOf] has the read set. To go on after the
+// program was restarted, watch since the id of the last change that it has handled, or that which
+// AsOf has the watch set. With [Exact], the id of the key's current write will do, however old it
+// is.
+//
+// Writes of a batch follow each other, and when the first of them is yielded all of them can be
+// read. Their end is not marked: have the batch write a key last by which the watcher recognizes
+// it. An iteration may end within a batch, and one since the id of any change goes on after that.
 //
 // While the storage is started again the iteration waits, and then goes on with the next change. An
 // error ends it: that of ctx; a [HistoryLostError] if the storage does not know the next changes
-// any more, because there were too many; or that of a storage that has ended for good.
+// any more, because there were too many, or because its data were only in memory; or that of a
+// storage that has ended for good. After a HistoryLostError, read the keys again.
 func (c *Client) Watch(ctx context.Context, prefix string, opts ...WatchOption) iter.Seq2[*storagev1.Change, error] {
 	return func(yield func(*storagev1.Change, error) bool) {
 		req := &storagev1.WatchRequest{Prefix: prefix}
-		for _, o := range opts {
-			o(req)
-		}
 		w := &watch{client: c, req: req, yield: yield, pause: backoff.Backoff{First: firstWatchPause, Max: maxWatchPause}}
+		for _, o := range opts {
+			o.applyToWatch(req)
+			if o, ok := o.(ReadOption); ok {
+				w.seen = append(w.seen, o)
+			}
+		}
 		err := w.run(ctx)
 		if err == nil {
 			return
@@ -62,9 +72,8 @@ type watch struct {
 	// ended is set once the caller has ended the iteration.
 	ended bool
 
-	// incarnation is the storage's that has sent changes; 0 before the first, or if it is not
-	// known.
-	incarnation uint64
+	// seen are the options that want the id up to which all changes were yielded.
+	seen []ReadOption
 
 	pause backoff.Backoff
 	// lost is when the storage was lost; zero while it sends changes.
@@ -106,12 +115,10 @@ func (w *watch) once(ctx context.Context) error {
 		if err != nil {
 			return typed(err)
 		}
-		if err := w.checkResumed(ctx, res.GetId()); err != nil {
-			return err
-		}
 		w.pause.Reset()
 		w.lost = time.Time{}
 		for _, change := range res.GetChanges() {
+			setAsOf(w.seen, change.GetId())
 			if !w.yield(change, nil) {
 				w.ended = true
 				return nil
@@ -119,26 +126,8 @@ func (w *watch) once(ctx context.Context) error {
 		}
 		upTo := max(w.req.GetSince(), res.GetId())
 		w.req.Since = &upTo
+		setAsOf(w.seen, upTo)
 	}
-}
-
-// checkResumed returns an error if another incarnation of a storage in memory sends the changes:
-// its ids start again, and what the one before it had is lost.
-func (w *watch) checkResumed(ctx context.Context, id uint64) error {
-	before := w.incarnation
-	w.incarnation = w.client.handle.Ref().Incarnation()
-	if before == 0 || before == w.incarnation {
-		return nil
-	}
-	res, err := w.client.handle.Status(ctx, &storagev1.StatusRequest{})
-	if err != nil || res.GetDurability() != storagev1.Durability_DURABILITY_MEMORY {
-		return err
-	}
-	lost := &HistoryLostError{Since: w.req.GetSince(), Newest: id}
-	lost.cause = connect.Errorf(connect.CodeOutOfRange,
-		"watch from the id %d: the storage was started again, and its data are only in memory; read the keys again, and watch from the id %d",
-		w.req.GetSince(), id)
-	return lost
 }
 
 // mayResume reports whether a stream that has ended with err may be opened again.

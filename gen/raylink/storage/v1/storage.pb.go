@@ -347,8 +347,8 @@ type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Value *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
-	// Increases with every write to the storage, across restarts too: reads that return the same id
-	// return the same value.
+	// Increases with every write to the storage, across restarts too, whatever its durability: reads
+	// that return the same id return the same value.
 	Id uint64 `protobuf:"varint,3,opt,name=id,proto3" json:"id,omitempty"`
 	// When the entry is removed; unset means never.
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
@@ -566,8 +566,10 @@ func (x *ConditionFailed) GetWant() *Condition {
 // KeyMissing is the detail of an error with the code NotFound: it is about a key, not about the
 // node.
 type KeyMissing struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// As in GetResponse.
+	AsOf          uint64 `protobuf:"varint,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -607,6 +609,13 @@ func (x *KeyMissing) GetKey() string {
 		return x.Key
 	}
 	return ""
+}
+
+func (x *KeyMissing) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
+	}
+	return 0
 }
 
 // WrongType is the detail of an error: the value of a key has another type than an operation needs.
@@ -1026,7 +1035,10 @@ type GetResponse struct {
 	// 0 if the default was returned.
 	Id uint64 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	// When the entry is removed; unset means never.
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	// The response has all writes of the key up to this id, and none after it. A watch of the key
+	// since this id misses nothing, however long ago the key was written.
+	AsOf          uint64 `protobuf:"varint,4,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1082,6 +1094,13 @@ func (x *GetResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetResponse) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
+	}
+	return 0
+}
+
 type GetManyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// At most 10000.
@@ -1130,7 +1149,9 @@ func (x *GetManyRequest) GetKeys() []string {
 type GetManyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The entries in the order of their keys in the request; those that are missing are left out.
-	Entries       []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// As in GetResponse, for all keys of the request.
+	AsOf          uint64 `protobuf:"varint,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1170,6 +1191,13 @@ func (x *GetManyResponse) GetEntries() []*Entry {
 		return x.Entries
 	}
 	return nil
+}
+
+func (x *GetManyResponse) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
+	}
+	return 0
 }
 
 type HasRequest struct {
@@ -2121,6 +2149,9 @@ type ListResponse struct {
 	// The token for the next page; empty on the last page. Entries that are stored or deleted between
 	// two pages may be missing or included; all others are listed exactly once.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// As in GetResponse, for all keys of the page. To miss nothing after several pages, watch since
+	// that of the first page.
+	AsOf          uint64 `protobuf:"varint,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2167,6 +2198,13 @@ func (x *ListResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *ListResponse) GetAsOf() uint64 {
+	if x != nil {
+		return x.AsOf
+	}
+	return 0
 }
 
 // Change is one write.
@@ -2842,10 +2880,11 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\x0fConditionFailed\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x121\n" +
-	"\x04want\x18\x03 \x01(\v2\x1d.raylink.storage.v1.ConditionR\x04want\"\x1e\n" +
+	"\x04want\x18\x03 \x01(\v2\x1d.raylink.storage.v1.ConditionR\x04want\"3\n" +
 	"\n" +
 	"KeyMissing\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"C\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x13\n" +
+	"\x05as_of\x18\x02 \x01(\x04R\x04asOf\"C\n" +
 	"\tWrongType\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03has\x18\x02 \x01(\tR\x03has\x12\x12\n" +
@@ -2875,15 +2914,17 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x123\n" +
-	"\adefault\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\adefault\"\x84\x01\n" +
+	"\adefault\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\adefault\"\x99\x01\n" +
 	"\vGetResponse\x12/\n" +
 	"\x05value\x18\x01 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x124\n" +
-	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"$\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x13\n" +
+	"\x05as_of\x18\x04 \x01(\x04R\x04asOf\"$\n" +
 	"\x0eGetManyRequest\x12\x12\n" +
-	"\x04keys\x18\x01 \x03(\tR\x04keys\"F\n" +
+	"\x04keys\x18\x01 \x03(\tR\x04keys\"[\n" +
 	"\x0fGetManyResponse\x123\n" +
-	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\"\x1e\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12\x13\n" +
+	"\x05as_of\x18\x02 \x01(\x04R\x04asOf\"\x1e\n" +
 	"\n" +
 	"HasRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\"\x1f\n" +
@@ -2949,10 +2990,11 @@ const file_raylink_storage_v1_storage_proto_rawDesc = "" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x18\n" +
-	"\areverse\x18\x04 \x01(\bR\areverse\"k\n" +
+	"\areverse\x18\x04 \x01(\bR\areverse\"\x80\x01\n" +
 	"\fListResponse\x123\n" +
 	"\aentries\x18\x01 \x03(\v2\x19.raylink.storage.v1.EntryR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x13\n" +
+	"\x05as_of\x18\x03 \x01(\x04R\x04asOf\"\xab\x01\n" +
 	"\x06Change\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.raylink.storage.v1.ValueR\x05value\x12\x0e\n" +
