@@ -76,6 +76,7 @@ test: ## vet and run all tests that need only Go; with the race detector where a
 .PHONY: test-invariants
 test-invariants: ## the checks that cost too much always (-tags invariants)
 	$(GO) test -tags=invariants -timeout=10m ./runtime ./runtime/internal/mailbox ./internal/invariants
+	$(GO) test -tags=invariants -timeout=10m -run='^TestClient$$|^Example' ./services/storage
 
 .PHONY: test-mutants
 test-mutants: ## show that tests detect faults: the mutants of internal/mutants; make test-mutants MUTANTS=tunnel/
