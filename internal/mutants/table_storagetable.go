@@ -10,7 +10,7 @@ func ofStorageTable() []Mutant {
 	}{
 		{
 			"rollback-forgets-the-index", "table.go", "Table.Rollback",
-			"t.index.remove(slot)", "_ = slot", "TestTableMatchesModel", modelled,
+			"t.index.remove(at.slot)", "_ = at", "TestTableMatchesModel", modelled,
 		},
 		{
 			"rollback-keeps-a-committed-removal", "table.go", "Table.Rollback",
@@ -66,8 +66,8 @@ func ofStorageTable() []Mutant {
 			"unmarshal.Unmarshal(p.raw, new(structpb.Value))", "proto.Unmarshal(nil, new(structpb.Value))", "TestRestoreRefusesDamagedRecords", nil,
 		},
 		{
-			"field-is-restored-twice", "decode.go", "fields",
-			"number <= before", "number < min(before, 1)", "TestRestoreRefusesDamagedRecords", nil,
+			"field-is-restored-twice", "decode.go", "field.next",
+			"number <= f.number", "false", "TestRestoreRefusesDamagedRecords", nil,
 		},
 		{
 			"record-of-another-id-is-restored", "table.go", "Table.Restore",

@@ -43,34 +43,34 @@ var (
 // most once, in the order of their numbers, and none that is unknown. What it accepts, protobuf
 // decodes to the same. With an error, the key is set if that was decoded.
 func decodeChange(b []byte) (c decoded, err error) {
-	err = fields(b, func(number protowire.Number, kind protowire.Type, bits uint64, data []byte) (err error) {
+	for f := (field{}); len(b) > 0; {
+		if b, err = f.next(b); err != nil {
+			return c, err
+		}
 		switch {
-		case number == keyField && kind == protowire.BytesType:
-			if c.key = data; !utf8.Valid(data) {
-				return errUTF8
+		case f.number == keyField && f.kind == protowire.BytesType:
+			if c.key = f.data; !utf8.Valid(f.data) {
+				return c, errUTF8
 			}
-		case number == valueField && kind == protowire.BytesType:
-			if c.value, err = decodeValue(data); err != nil {
-				return err
+		case f.number == valueField && f.kind == protowire.BytesType:
+			if c.value, err = decodeValue(f.data); err != nil {
+				return c, err
 			}
-		case number == idField && kind == protowire.VarintType:
-			c.id = bits
-		case number == expiresField && kind == protowire.BytesType:
-			if c.expires, err = decodeExpires(data); err != nil {
-				return err
+		case f.number == idField && f.kind == protowire.VarintType:
+			c.id = f.bits
+		case f.number == expiresField && f.kind == protowire.BytesType:
+			if c.expires, err = decodeExpires(f.data); err != nil {
+				return c, err
 			}
-		case number == expiredField && kind == protowire.VarintType:
-			if c.expired = bits == 1; bits > 1 {
-				return errBool
+		case f.number == expiredField && f.kind == protowire.VarintType:
+			if c.expired = f.bits == 1; f.bits > 1 {
+				return c, errBool
 			}
 		default:
-			return unknownField(number, kind)
+			return c, unknownField(f.number, f.kind)
 		}
-		return nil
-	})
+	}
 	switch n := len(c.key); {
-	case err != nil:
-		return c, err
 	case n == 0 || n > MaxKey:
 		return c, fmt.Errorf("a key has 1 to %d bytes, but this one %d", MaxKey, n)
 	case c.value.kind == None && c.expires != 0:
@@ -81,41 +81,39 @@ func decodeChange(b []byte) (c decoded, err error) {
 	return c, nil
 }
 
-// fields calls visit for each field of a message, with the bits of a number or the data of what has
-// a length. The numbers of the fields must ascend.
-func fields(b []byte, visit func(number protowire.Number, kind protowire.Type, bits uint64, data []byte) error) error {
-	before := protowire.Number(0)
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		b = b[n:]
-		if number <= before {
-			return errOrder
-		}
-		before = number
-		var bits uint64
-		var data []byte
-		switch kind {
-		case protowire.VarintType:
-			bits, n = protowire.ConsumeVarint(b)
-		case protowire.Fixed64Type:
-			bits, n = protowire.ConsumeFixed64(b)
-		case protowire.BytesType:
-			data, n = protowire.ConsumeBytes(b)
-		default:
-			return unknownField(number, kind)
-		}
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		b = b[n:]
-		if err := visit(number, kind, bits, data); err != nil {
-			return err
-		}
+// field is a field of a message: its bits if it is a number, or its data if it has a length.
+type field struct {
+	number protowire.Number
+	kind   protowire.Type
+	bits   uint64
+	data   []byte
+}
+
+// next decodes the field that follows, whose number must be higher, and returns what is behind it.
+func (f *field) next(b []byte) (rest []byte, err error) {
+	number, kind, n := protowire.ConsumeTag(b)
+	if n < 0 {
+		return nil, protowire.ParseError(n)
 	}
-	return nil
+	if number <= f.number {
+		return nil, errOrder
+	}
+	b = b[n:]
+	*f = field{number: number, kind: kind}
+	switch kind {
+	case protowire.VarintType:
+		f.bits, n = protowire.ConsumeVarint(b)
+	case protowire.Fixed64Type:
+		f.bits, n = protowire.ConsumeFixed64(b)
+	case protowire.BytesType:
+		f.data, n = protowire.ConsumeBytes(b)
+	default:
+		return nil, unknownField(number, kind)
+	}
+	if n < 0 {
+		return nil, protowire.ParseError(n)
+	}
+	return b[n:], nil
 }
 
 func unknownField(number protowire.Number, kind protowire.Type) error {
@@ -124,20 +122,28 @@ func unknownField(number protowire.Number, kind protowire.Type) error {
 
 // decodeValue decodes a storagev1.Value.
 func decodeValue(b []byte) (v parsed, err error) {
-	err = fields(b, func(number protowire.Number, kind protowire.Type, bits uint64, data []byte) error {
-		if v.kind != None {
-			return errors.New("the value has two types")
+	for f := (field{}); len(b) > 0; {
+		if b, err = f.next(b); err != nil {
+			return parsed{}, err
 		}
-		v.kind, v.bits, v.raw = Kind(min(number, protowire.Number(JSON)+1)), bits, data //nolint:gosec // bounded
-		return v.checkDecoded(kind)
-	})
-	if err == nil && v.kind == None {
-		err = errNoType
+		if v.kind != None {
+			return parsed{}, errors.New("the value has two types")
+		}
+		if f.number > protowire.Number(JSON) {
+			return parsed{}, unknownField(f.number, f.kind)
+		}
+		v.kind, v.bits, v.raw = Kind(f.number), f.bits, f.data //nolint:gosec // bounded
+		if err = v.checkDecoded(f.kind); err != nil {
+			return parsed{}, err
+		}
 	}
-	return v, err
+	if v.kind == None {
+		return parsed{}, errNoType
+	}
+	return v, nil
 }
 
-// checkDecoded checks the bits and data of a value's kind that had a wire type.
+// checkDecoded checks the bits and data of a value that was decoded from a wire type.
 func (p parsed) checkDecoded(wire protowire.Type) error {
 	// As deep as it may be inside of a storagev1.Change.
 	const outer = 2
@@ -167,19 +173,19 @@ func (p parsed) checkDecoded(wire protowire.Type) error {
 // decodeExpires decodes a Timestamp.
 func decodeExpires(b []byte) (int64, error) {
 	var at timestamppb.Timestamp
-	err := fields(b, func(number protowire.Number, kind protowire.Type, bits uint64, _ []byte) error {
-		switch {
-		case number == 1 && kind == protowire.VarintType:
-			at.Seconds = int64(bits) //nolint:gosec // the bits of an int64
-		case number == 2 && kind == protowire.VarintType: //nolint:mnd // the field's number
-			at.Nanos = int32(bits) //nolint:gosec // as protobuf does
-		default:
-			return unknownField(number, kind)
+	for f := (field{}); len(b) > 0; {
+		var err error
+		if b, err = f.next(b); err != nil {
+			return 0, err
 		}
-		return nil
-	})
-	if err != nil {
-		return 0, err
+		switch {
+		case f.number == 1 && f.kind == protowire.VarintType:
+			at.Seconds = int64(f.bits) //nolint:gosec // the bits of an int64
+		case f.number == 2 && f.kind == protowire.VarintType: //nolint:mnd // the field's number
+			at.Nanos = int32(f.bits) //nolint:gosec // as protobuf does
+		default:
+			return 0, unknownField(f.number, f.kind)
+		}
 	}
 	return unixNano(&at)
 }

@@ -76,26 +76,35 @@ func (x *index) at(slot uint32) *record { return x.pages[slot/pageSlots][slot%pa
 // set replaces the record of a slot by one of the same key.
 func (x *index) set(slot uint32, r *record) { x.pages[slot/pageSlots][slot%pageSlots] = r }
 
-// find returns the slot and the record of a key; nil if the key has none.
-func (x *index) find(key string) (uint32, *record) {
-	if slot, ok := x.slots[x.hash(key)]; ok {
-		if r := x.at(slot); r.key() == key {
-			return slot, r
+// place is where the index has a key, or would have it. It is valid until the index changes.
+type place struct {
+	slot, hash uint32
+	// collides is set if another key has the hash.
+	collides bool
+}
+
+// find returns the place and the record of a key; nil if the key has none.
+func (x *index) find(key string) (p place, r *record) {
+	p.hash = x.hash(key)
+	if p.slot, p.collides = x.slots[p.hash]; p.collides {
+		if r = x.at(p.slot); r.key() == key {
+			return p, r
 		}
 	}
 	if len(x.colliding) > 0 {
 		if slot, ok := x.colliding[key]; ok {
-			return slot, x.at(slot)
+			p.slot = slot
+			return p, x.at(slot)
 		}
 	}
-	return 0, nil
+	return p, nil
 }
 
-// add adds a record whose key has none.
-func (x *index) add(r *record) {
+// add adds a record whose key has none, at its place.
+func (x *index) add(p place, r *record) {
 	slot := x.take()
 	x.set(slot, r)
-	x.enter(slot, r.key())
+	x.enter(p, slot, r.key())
 	if !x.unordered {
 		x.insert(slot, r.key())
 	}
@@ -118,11 +127,10 @@ func (x *index) take() uint32 {
 	return x.limit - 1
 }
 
-// enter makes a key's slot found.
-func (x *index) enter(slot uint32, key string) {
-	h := x.hash(key)
-	if _, ok := x.slots[h]; !ok {
-		x.slots[h] = slot
+// enter makes the slot of a key without one found.
+func (x *index) enter(p place, slot uint32, key string) {
+	if !p.collides {
+		x.slots[p.hash] = slot
 		return
 	}
 	if x.colliding == nil {
@@ -162,7 +170,8 @@ func (x *index) compact() {
 		r := old.at(from)
 		slot := x.take()
 		x.set(slot, r)
-		x.enter(slot, r.key())
+		p, _ := x.find(r.key())
+		x.enter(p, slot, r.key())
 		ordered = append(ordered, slot)
 	}
 	if !old.unordered {

@@ -215,7 +215,7 @@ func (t *Table) Apply(changes []Change, removed []uint64, writes []Write) ([]Cha
 	lastID, keys, bytes, length := t.lastID, t.keys, t.takes(), len(changes)
 	for i := range writes {
 		w := &writes[i]
-		slot, before := t.index.find(w.Key)
+		at, before := t.index.find(w.Key)
 		if !before.stored() && w.Value == nil {
 			changes = append(changes, Change{Entry: Entry{Key: w.Key}, Expired: w.Expired})
 			continue
@@ -235,9 +235,9 @@ func (t *Table) Apply(changes []Change, removed []uint64, writes []Write) ([]Cha
 		r.id = t.lastID
 		t.replace(before, r)
 		if before == nil {
-			t.index.add(r)
+			t.index.add(at, r)
 		} else {
-			t.index.set(slot, r)
+			t.index.set(at.slot, r)
 		}
 		t.pending = append(t.pending, pendingWrite{before: before, now: r})
 		changes = append(changes, r.change())
@@ -319,11 +319,11 @@ func (t *Table) Rollback(toID uint64) {
 		t.pending[last] = pendingWrite{}
 		t.pending = t.pending[:last]
 		t.replace(w.now, w.before)
-		slot, _ := t.index.find(w.now.key())
+		at, _ := t.index.find(w.now.key())
 		if w.before.stored() || w.before != nil && w.before.id > t.committedID {
-			t.index.set(slot, w.before)
+			t.index.set(at.slot, w.before)
 		} else {
-			t.index.remove(slot)
+			t.index.remove(at.slot)
 		}
 		t.lastID--
 	}
@@ -352,8 +352,8 @@ func (t *Table) Committed(id uint64) {
 		t.committedID++
 		t.settle(w.before, w.now)
 		if !w.now.stored() {
-			if slot, current := t.index.find(w.now.key()); current == w.now {
-				t.index.remove(slot)
+			if at, current := t.index.find(w.now.key()); current == w.now {
+				t.index.remove(at.slot)
 			}
 		}
 	}
@@ -427,15 +427,15 @@ func (t *Table) Restore(id uint64, encoded []byte) error {
 	}
 	t.lastID, t.committedID = id, id
 	t.index.unorder()
-	slot, before := t.index.find(r.key())
+	at, before := t.index.find(r.key())
 	t.replace(before, r)
 	switch {
 	case before == nil && r.stored():
-		t.index.add(r)
+		t.index.add(at, r)
 	case before != nil && r.stored():
-		t.index.set(slot, r)
+		t.index.set(at.slot, r)
 	case before != nil:
-		t.index.remove(slot)
+		t.index.remove(at.slot)
 	}
 	t.settle(before, r)
 	return nil
