@@ -31,6 +31,11 @@ func ofKilledStorages() []Mutant {
 			"w.req.Since = &upTo", "_ = upTo", kills + "/async", `twice|was sent id`,
 		},
 		{
+			"ended-watch-leaves-a-goroutine", "watch.go", "node.Watch",
+			"stopping := runtime.NodeFrom(ctx).Stopping()", "stopping := runtime.NodeFrom(ctx).Stopping(); go func() { <-stopping }()",
+			"TestStoppedStorageGoesOn", `the storage has more than before the load`,
+		},
+		{
 			"storage-starts-without-its-last-writes", "internal/writelog/writelog.go", "Log.open",
 			"found.last < m.required(l.boot)", "false", damage, `and the storage starts`,
 		},

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 const (
@@ -31,7 +33,7 @@ func names(count int) []string {
 func (h *history) haveSeen(tag string, id uint64, all ...*process) func() bool {
 	return func() bool {
 		for _, p := range all {
-			if h.tag(tag).seen[p.name] < id {
+			if h.tag(tag).seen[p.Name] < id {
 				return false
 			}
 		}
@@ -54,7 +56,7 @@ func (s *system) push(p *process, o order) <-chan uint64 {
 		if a.Error != "" {
 			a.Event = failedEvent
 		}
-		s.history.add(p.name, a)
+		s.history.add(p.Name, a)
 		c <- a.Version
 	}()
 	return c
@@ -62,7 +64,7 @@ func (s *system) push(p *process, o order) <-chan uint64 {
 
 // Of eight machines, one is killed and two are stopped in the middle of a broadcast.
 func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
-	r := random(t)
+	r := proctest.Random(t, *seed)
 	s := newSystem(t)
 	pusher := s.machine(home)
 	all := s.machines(names(8)...)
@@ -79,7 +81,7 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 		begin := time.Now()
 		id := <-broadcast()
 		require.NotZero(t, id)
-		s.history.await(patience, "a broadcast to eight does not end", s.history.haveSeen("w", id, all...))
+		s.history.await(proctest.Patience, "a broadcast to eight does not end", s.history.haveSeen("w", id, all...))
 		usual = time.Since(begin)
 	}
 	t.Logf("a broadcast of %d MiB to %d machines takes %v", large>>20, len(all), usual)
@@ -90,10 +92,10 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 		dead, stopped, rest := all[0], all[1:3], all[3:]
 		begin := time.Now()
 		answered := broadcast()
-		pause(time.Duration(r.Int64N(int64(usual))))
-		dead.kill()
+		proctest.Pause(time.Duration(r.Int64N(int64(usual))))
+		dead.Kill()
 		for _, p := range stopped {
-			p.stop()
+			p.Stop()
 		}
 		var id uint64
 		select {
@@ -107,9 +109,9 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 
 		// The next one begins while they are still stopped, and they are continued in its middle.
 		answered = broadcast()
-		pause(time.Duration(r.Int64N(int64(usual))))
+		proctest.Pause(time.Duration(r.Int64N(int64(usual))))
 		for _, p := range stopped {
-			p.resume()
+			p.Resume()
 		}
 		id = <-answered
 		require.NotZero(t, id)
@@ -119,14 +121,14 @@ func TestBroadcastGoesOnWithoutDeadAndStoppedMachines(t *testing.T) {
 
 		again := s.machine(dead.machine)
 		again.must(order{Do: "read", Tag: "w"})
-		s.history.await(limit+patience, "a machine that came back does not catch up", s.history.haveSeen("w", id, again))
+		s.history.await(limit+proctest.Patience, "a machine that came back does not catch up", s.history.haveSeen("w", id, again))
 		all[0] = again
 		for _, name := range names(8) {
 			s.awaitFiles(name, 5*time.Second, "files are left", few)
 		}
 	}
 
-	all[0].kill()
+	all[0].Kill()
 	answer := pusher.eventually(5*time.Second, order{Do: "officers"}, func(a answer) bool {
 		return a.Error != "" || len(a.Machines) == len(all) // with the captain's machine
 	}, "a dead machine's officer is still listed")
@@ -140,36 +142,36 @@ func TestPushNamesTheMachinesThatLackIt(t *testing.T) {
 	pusher := s.machine(home)
 	all := s.machines(names(3)...)
 	for _, p := range all {
-		p.eventually(patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.pid() }, "no officer")
+		p.eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.PID() }, "no officer")
 	}
 	a := pusher.must(order{Do: "push", Tag: "w", Token: 1, Size: 1 << 20, Wait: "all"})
 	for _, p := range all {
-		require.Equal(t, a.Version, p.must(order{Do: "id", Tag: "w", Milliseconds: 100}).Version, "a push that waits for all returned before %s had it", p.name)
+		require.Equal(t, a.Version, p.must(order{Do: "id", Tag: "w", Milliseconds: 100}).Version, "a push that waits for all returned before %s had it", p.Name)
 	}
-	all[1].stop()
+	all[1].Stop()
 	begin := time.Now()
 	lacking := pusher.do(order{Do: "push", Tag: "w", Token: 2, Size: 1 << 20, Wait: "all", Milliseconds: 2000})
 	took := time.Since(begin)
-	all[1].resume()
+	all[1].Resume()
 	require.Less(t, took, 3*time.Second)
 	require.NotEmpty(t, lacking.Error, "a push that waits for all returned without one")
 	require.Equal(t, []string{all[1].machine}, lacking.Machines, "%s", lacking.Error)
 	require.Equal(t, a.Version+1, lacking.Version, "the version was pushed")
 	require.Contains(t, lacking.Error, all[1].machine)
 	for _, p := range all {
-		p.eventually(patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version == lacking.Version }, "the version does not arrive")
+		p.eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version == lacking.Version }, "the version does not arrive")
 	}
 	// More than half have it.
-	all[2].stop()
+	all[2].Stop()
 	quorum := pusher.do(order{Do: "push", Tag: "w", Token: 3, Size: 1 << 20, Wait: "quorum"})
-	all[2].resume()
+	all[2].Resume()
 	require.Empty(t, quorum.Error)
 }
 
 // A machine's officer dies, or ends, with its process. Another process of the machine takes over,
 // with the files.
 func TestSecondProcessTakesOver(t *testing.T) {
-	r := random(t)
+	r := proctest.Random(t, *seed)
 	s := newSystem(t)
 	pusher := s.machine(home)
 	first := s.machine("one")
@@ -181,26 +183,26 @@ func TestSecondProcessTakesOver(t *testing.T) {
 	}
 	id := <-broadcast()
 	require.NotZero(t, id)
-	s.history.await(patience, "a machine does not see a version", s.history.haveSeen("w", id, first))
-	first.eventually(patience, order{Do: "officer"}, func(a answer) bool { return a.PID == first.pid() }, "the first process has no officer")
+	s.history.await(proctest.Patience, "a machine does not see a version", s.history.haveSeen("w", id, first))
+	first.eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == first.PID() }, "the first process has no officer")
 	for round := range 4 {
 		second := s.machine("one")
 		second.must(order{Do: "read", Tag: "w"})
-		s.history.await(patience, "the second process does not see what the first has", s.history.haveSeen("w", id, second))
+		s.history.await(proctest.Patience, "the second process does not see what the first has", s.history.haveSeen("w", id, second))
 		answered := broadcast()
-		pause(time.Duration(r.IntN(30)) * time.Millisecond)
+		proctest.Pause(time.Duration(r.IntN(30)) * time.Millisecond)
 		begin := time.Now()
 		if round%2 == 0 {
-			first.kill()
+			first.Kill()
 		} else {
-			first.end()
+			first.End()
 		}
 		id = <-answered
 		require.NotZero(t, id)
 		s.history.await(2*time.Second+slow, "the second process has not taken over within two seconds", s.history.haveSeen("w", id, second))
 		t.Logf("round %d: the second process has the version after %v", round, time.Since(begin))
 		s.awaitFiles("one", 5*time.Second, "the dead process's files are left", few)
-		second.eventually(5*time.Second, order{Do: "officer"}, func(a answer) bool { return a.PID == second.pid() }, "the captain does not know the next officer")
+		second.eventually(5*time.Second, order{Do: "officer"}, func(a answer) bool { return a.PID == second.PID() }, "the captain does not know the next officer")
 		first = second
 	}
 }

@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // The captain is killed at random moments, under pushes to three tags from three machines. Readers
 // on two machines follow all the time.
 func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
-	r := random(t)
+	r := proctest.Random(t, *seed)
 	s := newSystem(t)
 	all := s.machines(home, "one", "two")
 	tags := []string{"policy", "value", "critics/7"}
@@ -36,7 +38,7 @@ func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
 				before[tag] = s.history.tag(tag).pushes
 			}
 			s.history.mu.Unlock()
-			s.history.await(patience, what, func() bool {
+			s.history.await(proctest.Patience, what, func() bool {
 				for _, tag := range tags {
 					if s.history.tag(tag).pushes < before[tag]+more {
 						return false
@@ -46,16 +48,16 @@ func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
 			})
 		}
 		least(1+round%3, "pushes do not succeed")
-		pause(time.Duration(r.IntN(40)) * time.Millisecond)
+		proctest.Pause(time.Duration(r.IntN(40)) * time.Millisecond)
 		victim := pushers[0].captain()
 		if round%2 == 0 { // what is under way while the captain is away succeeds later
-			killPID(t, victim)
+			proctest.Kill(t, victim)
 			least(2, "pushes do not succeed after the captain's restart")
 			for _, p := range pushers {
 				p.must(order{Do: "stop"})
 			}
 		} else { // nothing is pushed any more: the next life has only what was acknowledged
-			killPID(t, victim)
+			proctest.Kill(t, victim)
 			for _, p := range pushers {
 				p.must(order{Do: "stop"})
 			}
@@ -64,9 +66,9 @@ func TestAcknowledgedPushesSurviveKillsOfTheCaptain(t *testing.T) {
 			acknowledged := s.history.acknowledged(tag)
 			enough := func(a answer) bool { return a.Error == "" && a.Version >= acknowledged }
 			for _, p := range all {
-				p.eventually(patience, order{Do: "meta", Tag: tag}, enough, "the captain has lost an acknowledged version")
-				a := p.eventually(patience, order{Do: "pull", Tag: tag}, enough, "an acknowledged version is lost")
-				s.history.is(p.name, tag, a.Version, a.Token)
+				p.eventually(proctest.Patience, order{Do: "meta", Tag: tag}, enough, "the captain has lost an acknowledged version")
+				a := p.eventually(proctest.Patience, order{Do: "pull", Tag: tag}, enough, "an acknowledged version is lost")
+				s.history.is(p.Name, tag, a.Version, a.Token)
 			}
 		}
 		if t.Failed() {
@@ -107,11 +109,11 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 				}
 			}
 			if c.brain {
-				s.brain.kill()
+				s.brain.Kill()
 			} else {
-				s.brain.stop() // the next life waits
+				s.brain.Stop() // the next life waits
 			}
-			killPID(t, victim)
+			proctest.Kill(t, victim)
 			if c.lost {
 				require.NotEmpty(t, s.files(home))
 				for path := range s.files(home) {
@@ -121,7 +123,7 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 			if c.brain {
 				s.startBrain()
 			} else {
-				s.brain.resume()
+				s.brain.Resume()
 			}
 			if c.lost { // at once, before officers have enlisted
 				token++
@@ -132,15 +134,15 @@ func TestAcknowledgedVersionSurvivesTheCaptain(t *testing.T) {
 			for _, tag := range tags {
 				for _, p := range all {
 					is := func(a answer) bool { return a.Version == pushed[tag] }
-					p.eventually(patience, order{Do: "meta", Tag: tag}, is, "the captain has lost an acknowledged version")
-					a := p.eventually(patience, order{Do: "pull", Tag: tag}, is, "an acknowledged version is lost")
-					s.history.is(p.name, tag, a.Version, a.Token)
+					p.eventually(proctest.Patience, order{Do: "meta", Tag: tag}, is, "the captain has lost an acknowledged version")
+					a := p.eventually(proctest.Patience, order{Do: "pull", Tag: tag}, is, "an acknowledged version is lost")
+					s.history.is(p.Name, tag, a.Version, a.Token)
 				}
 				token++
 				next := <-s.push(all[0], order{Tag: tag, Token: token, Size: 1000})
 				require.Equal(t, pushed[tag]+1, next, "%v", s.history.failures)
 			}
-			all[0].eventually(patience, order{Do: "officers"}, func(a answer) bool {
+			all[0].eventually(proctest.Patience, order{Do: "officers"}, func(a answer) bool {
 				return len(a.Machines) == len(c.machines)
 			}, "a machine has no officer below the captain's next incarnation")
 		})

@@ -18,6 +18,7 @@ import (
 
 	psv1 "github.com/raylink/raylink/gen/raylink/ps/v1"
 	"github.com/raylink/raylink/gen/raylink/ps/v1/psv1raylink"
+	"github.com/raylink/raylink/internal/proctest"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 	"github.com/raylink/raylink/services/ps"
@@ -25,8 +26,6 @@ import (
 
 const (
 	captainPath = "ps-0"
-	// patience bounds what a test waits for. Reaching it is a failure.
-	patience = 30 * time.Second
 )
 
 // machine is a process that executes orders.
@@ -62,11 +61,11 @@ func serveMachine() error {
 	m.quiet()
 	m.tell(answer{Event: "serving", PID: os.Getpid()})
 	var orders sync.WaitGroup
-	err = lines(os.Stdin, func(o order) {
+	err = proctest.Lines(os.Stdin, func(o order) {
 		orders.Go(func() { m.execute(o) })
 	})
 	// The test may have died while an order is executed.
-	time.AfterFunc(patience, func() { os.Exit(2) })
+	time.AfterFunc(proctest.Patience, func() { os.Exit(2) })
 	m.quiet()
 	m.stop()
 	orders.Wait()
@@ -122,7 +121,7 @@ func fail(a answer, err error) answer {
 
 func (m *machine) execute(o order) {
 	begin := time.Now()
-	limit := cmp.Or(time.Duration(o.Milliseconds)*time.Millisecond, patience)
+	limit := cmp.Or(time.Duration(o.Milliseconds)*time.Millisecond, proctest.Patience)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	a, err := m.try(ctx, o)
@@ -266,7 +265,7 @@ func (m *machine) churn(ctx context.Context, c *ps.Client, o order) {
 	for i := 0; ctx.Err() == nil; i++ {
 		token := o.Token<<32 | uint64(i)
 		begin := time.Now()
-		pushing, cancel := context.WithTimeout(ctx, patience)
+		pushing, cancel := context.WithTimeout(ctx, proctest.Patience)
 		v, err := push(pushing, c, o.Tag, content(o.Tag, token, o.Sizes[i%len(o.Sizes)]), o.Wait)
 		cancel()
 		a := answer{Event: pushedEvent, Tag: o.Tag, Token: token, Version: v.GetId(), Milliseconds: time.Since(begin).Milliseconds()}
@@ -299,7 +298,7 @@ func (m *machine) read(ctx context.Context, c *ps.Client, tag string) {
 			m.tell(fail(answer{Event: troubleEvent, Tag: tag}, fmt.Errorf("%s: %w", what, err)))
 		}
 	}
-	for ; ctx.Err() == nil; pause(readPause) {
+	for ; ctx.Err() == nil; proctest.Pause(readPause) {
 		id, err := c.ID(ctx, tag)
 		if err != nil {
 			troubled("ID", err)

@@ -1,10 +1,7 @@
 package parametertest
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -86,7 +83,7 @@ type order struct {
 	Sizes []int  `json:"sizes"`
 	Have  uint64 `json:"have"`
 	Wait  string `json:"wait"`
-	// Milliseconds bound the operation; the default is patience.
+	// Milliseconds bound the operation; the default is proctest.Patience.
 	Milliseconds int `json:"milliseconds"`
 	// Hold is the name under which a pulled version is held.
 	Hold string `json:"hold"`
@@ -132,28 +129,3 @@ const (
 // slow is added to the bounds of what must not take long: other tests use the processors too, and
 // with the race detector everything takes ten times as long.
 const slow = 2 * time.Second
-
-// pause waits until a moment that is chosen at random, or until a condition is checked again.
-func pause(d time.Duration) { <-time.After(d) }
-
-// poll is the pause between two checks of a condition.
-const poll = 5 * time.Millisecond
-
-// lines decodes lines of JSON until the end of the input.
-func lines[T any](r io.Reader, handle func(T)) error {
-	in := bufio.NewReader(r)
-	for {
-		line, err := in.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var v T
-		if err := json.Unmarshal(line, &v); err != nil {
-			return fmt.Errorf("line %.200q: %w", line, err)
-		}
-		handle(v)
-	}
-}

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // What a reader holds stays as it is, however many versions follow. If the reader is killed, it is
@@ -21,17 +23,17 @@ func TestVersionsOfKilledReaderAreFreed(t *testing.T) {
 			push := func(token uint64) {
 				id = <-s.push(pusher, order{Tag: "w", Token: token, Size: 1 << 20})
 				require.NotZero(t, id)
-				officer.eventually(patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+				officer.eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 			}
 			push(1)
-			reader.eventually(patience, order{Do: "pull", Tag: "w", Hold: "first"}, func(a answer) bool { return a.Version == 1 }, "no version")
+			reader.eventually(proctest.Patience, order{Do: "pull", Tag: "w", Hold: "first"}, func(a answer) bool { return a.Version == 1 }, "no version")
 			for token := uint64(2); token < 10; token++ {
 				push(token)
 			}
 			a := reader.must(order{Do: "check", Hold: "first"})
 			require.Equal(t, uint64(1), a.Token)
 			reader.must(order{Do: "pull", Tag: "w", Hold: "last"})
-			reader.kill()
+			reader.Kill()
 			push(10)
 			s.awaitFiles(machine, 5*time.Second, "what a dead reader held is not freed", few)
 			a = officer.must(order{Do: "pull", Tag: "w"})
@@ -45,7 +47,7 @@ func TestVersionsOfKilledReaderAreFreed(t *testing.T) {
 func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 	for _, machine := range []string{home, "one"} {
 		t.Run(machine, func(t *testing.T) {
-			r := random(t)
+			r := proctest.Random(t, *seed)
 			s := newSystem(t)
 			other := s.machine(home)
 			witness := s.machine(machine)
@@ -58,11 +60,11 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 				if round%2 == 0 {
 					begin := time.Now()
 					for !hasLarge(s.files(machine), ".draft") && time.Since(begin) < 2*time.Second {
-						pause(time.Millisecond)
+						proctest.Pause(time.Millisecond)
 					}
 				}
-				pause(time.Duration(r.IntN(60)) * time.Millisecond)
-				victim.kill()
+				proctest.Pause(time.Duration(r.IntN(60)) * time.Millisecond)
+				victim.Kill()
 				select {
 				case a := <-answered:
 					require.Empty(t, a.Error, "a large push")
@@ -71,7 +73,7 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 				id := <-s.push(other, order{Tag: "w", Token: uint64(10 + round), Size: 1000})
 				require.NotZero(t, id, "a push after that of a dead pusher fails: %v", s.history.failures)
 				for _, p := range []*process{other, witness} {
-					a := p.eventually(patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+					a := p.eventually(proctest.Patience, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 					require.Equal(t, id, a.Version)
 					require.Equal(t, uint64(10+round), a.Token)
 				}
@@ -79,7 +81,7 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 			// A draft that was never published is gone, and what was accepted is overtaken.
 			for token := uint64(200); token < 200+heldVersions+2; token++ {
 				id := <-s.push(other, order{Tag: "w", Token: token, Size: 1000})
-				witness.eventually(patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
+				witness.eventually(proctest.Patience, order{Do: "id", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a version does not arrive")
 			}
 			for _, name := range []string{home, machine} {
 				s.awaitFiles(name, 5*time.Second, "a dead pusher's draft is left", func(files map[string]int64) bool {
@@ -94,26 +96,26 @@ func TestDraftOfKilledPusherIsReclaimed(t *testing.T) {
 func TestStoppedPusherDoesNotHoldUpOthers(t *testing.T) {
 	for _, machine := range []string{home, "one"} {
 		t.Run(machine, func(t *testing.T) {
-			r := random(t)
+			r := proctest.Random(t, *seed)
 			s := newSystem(t)
 			other := s.machine(home)
 			witness := s.machine(machine)
 			for round := range 3 {
 				victim := s.machine(machine)
 				answered := victim.begin(order{Do: "push", Tag: "w", Token: uint64(100 + round), Size: 4 * large})
-				pause(time.Duration(r.IntN(200)) * time.Millisecond)
-				victim.stop()
+				proctest.Pause(time.Duration(r.IntN(200)) * time.Millisecond)
+				victim.Stop()
 				begin := time.Now()
 				id := <-s.push(other, order{Tag: "w", Token: uint64(10 + round), Size: 1 << 20})
 				require.NotZero(t, id, "%v", s.history.failures)
 				require.Less(t, time.Since(begin), chunkTimeout+time.Second+slow, "a stopped pusher holds up another")
 				witness.eventually(chunkTimeout+time.Second+slow, order{Do: "pull", Tag: "w"}, func(a answer) bool { return a.Version >= id }, "a stopped pusher holds up readers")
-				victim.resume()
+				victim.Resume()
 				a := <-answered
 				t.Logf("round %d: the push of the stopped process took %d ms: version %d %s", round, a.Milliseconds, a.Version, a.Error)
 				require.Empty(t, a.Error)
-				s.history.is(victim.name, "w", a.Version, uint64(100+round))
-				victim.end()
+				s.history.is(victim.Name, "w", a.Version, uint64(100+round))
+				victim.End()
 			}
 			for _, name := range []string{home, machine} {
 				s.awaitFiles(name, 5*time.Second, "files are left", few)

@@ -8,12 +8,14 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 func TestPusherReadsItsOwnWriteFromAnotherMachine(t *testing.T) {
 	s := newSystem(t)
 	p := s.machine("one")
-	p.eventually(patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.pid() }, "the machine has no officer")
+	p.eventually(proctest.Patience, order{Do: "officer"}, func(a answer) bool { return a.PID == p.PID() }, "the machine has no officer")
 	sizes := []int{100, 3 << 20, 100 << 10}
 	begin := time.Now() // a client may look for its machine's officer now and then only
 	for i := 0; i < 30 || time.Since(begin) < time.Second; i++ {
@@ -40,15 +42,15 @@ func TestReadersGoOnWhileTheCaptainIsAway(t *testing.T) {
 			for _, p := range all {
 				p.must(order{Do: "follow", Tag: "w"})
 			}
-			s.history.await(patience, "the followers do not see the version", s.history.haveSeen("w", id, all...))
+			s.history.await(proctest.Patience, "the followers do not see the version", s.history.haveSeen("w", id, all...))
 			captain := all[0].captain()
 			if how == "stopped" {
-				stopPID(t, captain)
+				proctest.Stop(t, captain)
 				t.Cleanup(func() { _ = syscall.Kill(captain, syscall.SIGCONT) })
 			} else {
-				s.brain.stop()
-				t.Cleanup(func() { _ = s.brain.cmd.Process.Signal(syscall.SIGCONT) })
-				killPID(t, captain)
+				s.brain.Stop()
+				t.Cleanup(func() { _ = syscall.Kill(s.brain.PID(), syscall.SIGCONT) })
+				proctest.Kill(t, captain)
 			}
 			begin := time.Now()
 			var waiting []<-chan answer
@@ -59,21 +61,21 @@ func TestReadersGoOnWhileTheCaptainIsAway(t *testing.T) {
 				for _, p := range all {
 					for _, do := range []string{"id", "pull"} {
 						a := p.do(order{Do: do, Tag: "w", Milliseconds: 500})
-						require.Empty(t, a.Error, "%s: %s while the captain is away", p.name, do)
+						require.Empty(t, a.Error, "%s: %s while the captain is away", p.Name, do)
 						require.Equal(t, id, a.Version)
-						require.Less(t, a.Milliseconds, int64(400), "%s: %s waits for the captain", p.name, do)
+						require.Less(t, a.Milliseconds, int64(400), "%s: %s waits for the captain", p.Name, do)
 					}
 				}
 			}
 			for i, c := range waiting {
 				a := <-c
-				assert.Equal(t, "deadline_exceeded", a.Code, "%s: a push waits for the captain until its context ends: %s", all[i].name, a.Error)
+				assert.Equal(t, "deadline_exceeded", a.Code, "%s: a push waits for the captain until its context ends: %s", all[i].Name, a.Error)
 				assert.GreaterOrEqual(t, a.Milliseconds, int64(900), "it has waited")
 				assert.Less(t, a.Milliseconds, int64(2000), "it has waited")
 			}
 			for _, p := range all {
 				s.history.await(5*time.Second, "the followers do not see the captain's absence", func() bool {
-					return s.history.tag("w").staleness[p.name].Milliseconds >= 2000
+					return s.history.tag("w").staleness[p.Name].Milliseconds >= 2000
 				})
 			}
 			// A push that has time succeeds when the captain is back.
@@ -81,14 +83,14 @@ func TestReadersGoOnWhileTheCaptainIsAway(t *testing.T) {
 			if how == "stopped" {
 				require.NoError(t, syscall.Kill(captain, syscall.SIGCONT))
 			} else {
-				s.brain.resume()
+				s.brain.Resume()
 			}
 			next := <-late
 			require.Greater(t, next, id, "%v", s.history.failures)
-			s.history.await(patience, "the followers do not see the next version", s.history.haveSeen("w", next, all...))
+			s.history.await(proctest.Patience, "the followers do not see the next version", s.history.haveSeen("w", next, all...))
 			for _, p := range all {
 				s.history.await(5*time.Second, "the followers are stale though the captain is back", func() bool {
-					a := s.history.tag("w").staleness[p.name]
+					a := s.history.tag("w").staleness[p.Name]
 					return a.Lag == 0 && a.Milliseconds < 1000
 				})
 			}
@@ -124,15 +126,15 @@ func TestFollowerOfEndedCaptainFails(t *testing.T) {
 	for _, p := range all {
 		p.must(order{Do: "follow", Captain: path, Tag: "w"})
 	}
-	s.history.await(patience, "the followers do not see the version", s.history.haveSeen("w", 1, all...))
+	s.history.await(proctest.Patience, "the followers do not see the version", s.history.haveSeen("w", 1, all...))
 	all[0].must(order{Do: "end", Captain: path})
 	for _, p := range all {
 		s.history.await(10*time.Second, "a follower does not notice that its captain has ended for good", func() bool {
-			return s.history.troubled(p.name)
+			return s.history.troubled(p.Name)
 		})
 		a := p.do(order{Do: "push", Captain: path, Tag: "w", Token: 2, Size: 1000})
-		assert.NotEmpty(t, a.Error, "%s: a push to a captain that has ended", p.name)
-		assert.Less(t, a.Milliseconds, int64(10000), "%s: a push to a captain that has ended hangs", p.name)
+		assert.NotEmpty(t, a.Error, "%s: a push to a captain that has ended", p.Name)
+		assert.Less(t, a.Milliseconds, int64(10000), "%s: a push to a captain that has ended hangs", p.Name)
 	}
 }
 
@@ -148,11 +150,11 @@ func TestOnlyNewsAreSent(t *testing.T) {
 			big, small := name+"/big", name+"/small"
 			pushed := pusher.must(order{Do: "push", Tag: big, Token: 1, Size: size})
 			pusher.must(order{Do: "push", Tag: small, Token: 1, Size: 1000})
-			p.eventually(patience, order{Do: "pull", Tag: big}, func(a answer) bool { return a.Version == pushed.Version }, "no version")
+			p.eventually(proctest.Patience, order{Do: "pull", Tag: big}, func(a answer) bool { return a.Version == pushed.Version }, "no version")
 			before := p.must(order{Do: "usage"}).Received
 			for token := range uint64(20) {
 				pusher.must(order{Do: "push", Tag: small, Token: token + 2, Size: 1000})
-				p.eventually(patience, order{Do: "pull", Tag: small}, func(a answer) bool { return a.Token == token+2 }, "no version")
+				p.eventually(proctest.Patience, order{Do: "pull", Tag: small}, func(a answer) bool { return a.Token == token+2 }, "no version")
 			}
 			after := p.must(order{Do: "usage"}).Received
 			require.Less(t, after-before, int64(size/4), "pushes of one tag have sent another")

@@ -8,6 +8,7 @@ import (
 	"github.com/raylink/raylink"
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/internal/proctest"
 	"github.com/raylink/raylink/services/storage"
 )
 
@@ -28,7 +29,7 @@ func serveBrain() error {
 		Serving: func(string, string, string) {
 			// The process was not launched as a node's, so its input is the test's.
 			go func() {
-				untilEnd(os.Stdin)
+				proctest.UntilEnd(os.Stdin)
 				stop()
 			}()
 			fmt.Println("serving")

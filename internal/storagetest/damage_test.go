@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // damages are what is done to a file.
@@ -69,7 +71,7 @@ func TestDamagedStoreIsNotOpened(t *testing.T) {
 			last = p.must(order{Do: "put", Storage: a.Path, Key: fmt.Sprint("key/", i), Value: fmt.Sprint(life, "/", i), Size: 100}).Write
 		}
 		if life == 1 {
-			killPID(t, p.must(order{Do: "info", Storage: a.Path}).PID)
+			proctest.Kill(t, p.must(order{Do: "info", Storage: a.Path}).PID)
 		} else {
 			p.must(order{Do: "end", Storage: a.Path})
 		}
@@ -144,7 +146,7 @@ func TestDirectoryIsOfOneStorage(t *testing.T) {
 		require.Contains(t, second.Error, dir)
 		require.Contains(t, second.Error, strconv.Itoa(pid), "the error does not name the process that uses the directory")
 		if kill {
-			killPID(t, pid)
+			proctest.Kill(t, pid)
 		} else {
 			p.must(order{Do: "end", Storage: first.Path})
 		}

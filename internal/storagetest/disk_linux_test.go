@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // smallDisk mounts a file system of some MiB.
@@ -81,21 +83,21 @@ func TestFullDiskFailsWritesOnly(t *testing.T) {
 				}
 				require.Regexp(t, "no space left|disk.* full", failed.Error, "a write to a full disk")
 				require.Contains(t, []string{"unavailable", "resource_exhausted"}, failed.Code)
-				a := p.eventually(patience, order{Do: "get", Storage: path, Key: key}, func(a answer) bool { return a.Error != "" }, "a failed write is shown")
+				a := p.eventually(proctest.Patience, order{Do: "get", Storage: path, Key: key}, func(a answer) bool { return a.Error != "" }, "a failed write is shown")
 				require.Equal(t, "not_found", a.Code, a.Error)
 				a = p.must(order{Do: "status", Storage: path})
 				require.NotEmpty(t, a.Failure, "the state does not say that writes fail")
 				check()
 				require.NoError(t, os.Remove(filler))
-				p.eventually(patience, order{Do: "put", Storage: path, Key: "probe", Value: "probe"}, func(a answer) bool {
+				p.eventually(proctest.Patience, order{Do: "put", Storage: path, Key: "probe", Value: "probe"}, func(a answer) bool {
 					last = max(last, a.Write)
 					return a.Error == ""
 				}, "writes do not go on when there is room")
 				require.Empty(t, p.must(order{Do: "status", Storage: path}).Failure)
 				check()
 			}
-			killPID(t, p.must(order{Do: "info", Storage: path}).PID)
-			path = p.eventually(patience, order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}, func(a answer) bool {
+			proctest.Kill(t, p.must(order{Do: "info", Storage: path}).PID)
+			path = p.eventually(proctest.Patience, order{Do: "create", Durability: durability, Directory: filepath.Join(disk, "store")}, func(a answer) bool {
 				return a.Error == ""
 			}, "the storage does not start again").Path
 			check()

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // history collects the events of all processes into a record.
@@ -96,7 +98,7 @@ func (h *history) awaitMore(count int, what string) {
 	h.mu.Lock()
 	before := h.made[acknowledged]
 	h.mu.Unlock()
-	h.await(patience, what, func() bool { return h.made[acknowledged] >= before+count })
+	h.await(proctest.Patience, what, func() bool { return h.made[acknowledged] >= before+count })
 }
 
 // newest returns the id of the last change of the keys with a prefix that was sent to a watcher; of
@@ -120,7 +122,7 @@ func (r *record) newest(prefix string, last uint64) (id uint64) {
 func (h *history) finish(final []change, last uint64) {
 	h.t.Helper()
 	for _, all := range []bool{true, false} { // those of all keys show what the others wait for
-		h.await(patience, "watchers were not sent the last changes", func() bool {
+		h.await(proctest.Patience, "watchers were not sent the last changes", func() bool {
 			for _, s := range h.record.streams {
 				if (s.prefix == "") == all && s.until < h.record.newest(s.prefix, last) {
 					return false

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 const (
@@ -22,6 +24,8 @@ type load struct {
 	// writing and watching are workers: those that write and read, and those that read and watch.
 	writing, watching []*process
 	round             int
+	// before is what the storage's process has before the load.
+	before usage
 }
 
 // newLoad starts readers and watchers.
@@ -29,6 +33,7 @@ func newLoad(t *testing.T, durability string) *load {
 	t.Helper()
 	s := newSystem(t, durability)
 	l := &load{system: s, writing: s.workers(processes), watching: s.workers(2)}
+	l.before = s.usage(l.watching[0].storage())
 	for _, p := range append(l.writing, l.watching...) {
 		p.must(order{Do: "read"})
 	}
@@ -67,8 +72,12 @@ func (l *load) finish() {
 	l.t.Helper()
 	l.quiet()
 	reader := l.watching[0]
-	a := reader.eventually(patience, order{Do: "state"}, func(a answer) bool { return a.Error == "" }, "the storage cannot be read")
+	a := reader.eventually(proctest.Patience, order{Do: "state"}, func(a answer) bool { return a.Error == "" }, "the storage cannot be read")
 	l.history.finish(a.Read.Entries, a.Last)
+	for _, p := range append(l.writing, l.watching...) {
+		p.must(order{Do: "stop others"})
+	}
+	l.checkUsage()
 }
 
 // The storage is killed at random moments, under load by sixteen writers. After every other kill,
@@ -78,20 +87,20 @@ func TestAcknowledgedWritesSurviveKillsOfTheStorage(t *testing.T) {
 	for _, durability := range []string{"async", "sync"} {
 		t.Run(durability, func(t *testing.T) {
 			t.Parallel() // mostly, the tests wait for the storage to start again
-			r := random(t)
+			r := proctest.Random(t, *seed)
 			l := newLoad(t, durability)
 			for round := range *kills {
 				if round%2 == 0 {
 					l.write()
 				}
 				l.history.awaitMore(batchSize, "writes do not succeed")
-				pause(time.Duration(r.IntN(50)) * time.Millisecond)
+				proctest.Pause(time.Duration(r.IntN(50)) * time.Millisecond)
 				victim := l.writing[0].storage()
 				if round%4 == 3 { // what was sent meanwhile is lost with it
-					stopPID(t, victim)
-					pause(time.Duration(r.IntN(50)) * time.Millisecond)
+					proctest.Stop(t, victim)
+					proctest.Pause(time.Duration(r.IntN(50)) * time.Millisecond)
 				}
-				killPID(t, victim)
+				proctest.Kill(t, victim)
 				if round%2 == 1 {
 					l.quiet()
 				}
@@ -99,7 +108,7 @@ func TestAcknowledgedWritesSurviveKillsOfTheStorage(t *testing.T) {
 			l.quiet() // a writer makes one call at a time
 			l.write()
 			l.history.awaitMore(batchSize, "writes do not succeed after the last kill")
-			killPID(t, l.writing[0].storage())
+			proctest.Kill(t, l.writing[0].storage())
 			l.finish()
 		})
 	}
@@ -114,11 +123,11 @@ func TestAcknowledgedWritesSurviveBrain(t *testing.T) {
 				l.write()
 				l.history.awaitMore(batchSize, "writes do not succeed")
 				victim := l.writing[0].storage()
-				l.brain.kill()
+				l.brain.Kill()
 				if alone { // writers have their connections
 					l.history.awaitMore(batchSize, "writes do not succeed without Brain")
 				} else {
-					killPID(t, victim)
+					proctest.Kill(t, victim)
 				}
 				l.startBrain()
 				l.history.awaitMore(batchSize, "writes do not succeed after Brain was started again")
@@ -134,15 +143,15 @@ func TestAcknowledgedWritesSurviveBrain(t *testing.T) {
 
 // A storage that is stopped and continued was away for a moment, and nothing else.
 func TestStoppedStorageGoesOn(t *testing.T) {
-	r := random(t)
+	r := proctest.Random(t, *seed)
 	l := newLoad(t, "sync")
 	l.write()
 	for range 4 {
 		l.history.awaitMore(batchSize, "writes do not succeed")
 		pid := l.writing[0].storage()
-		stopPID(t, pid)
-		pause(time.Duration(r.IntN(1000)) * time.Millisecond)
-		continuePID(t, pid)
+		proctest.Stop(t, pid)
+		proctest.Pause(time.Duration(r.IntN(1000)) * time.Millisecond)
+		proctest.Continue(t, pid)
 		l.history.awaitMore(batchSize, "writes do not succeed after the storage was continued")
 		require.Equal(t, pid, l.writing[0].storage(), "the storage was started again")
 	}

@@ -1,15 +1,10 @@
 package storagetest
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 )
@@ -42,6 +37,7 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 		return
 	case brainRole:
+		go writeGoroutines()
 		err = serveBrain()
 	default:
 		err = serveWorker()
@@ -72,7 +68,7 @@ type order struct {
 	// Value and Size are of a put: the value is followed by so many bytes.
 	Value string `json:"value,omitempty"`
 	Size  int    `json:"size,omitempty"`
-	// Milliseconds bound the operation; the default is patience.
+	// Milliseconds bound the operation; the default is proctest.Patience.
 	Milliseconds int `json:"milliseconds,omitempty"`
 }
 
@@ -107,35 +103,3 @@ const (
 	troubleEvent = "trouble"
 	faultEvent   = "fault"
 )
-
-const (
-	// patience bounds what a test waits for. Reaching it is a failure.
-	patience = 30 * time.Second
-	// poll is the pause between two checks of a condition.
-	poll = 5 * time.Millisecond
-)
-
-// pause waits until a moment that is chosen at random, or until a condition is checked again.
-func pause(d time.Duration) { <-time.After(d) }
-
-// lines decodes lines of JSON until the end of the input.
-func lines[T any](r io.Reader, handle func(T)) error {
-	in := bufio.NewReader(r)
-	for {
-		line, err := in.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var v T
-		if err := json.Unmarshal(line, &v); err != nil {
-			return fmt.Errorf("line %.200q: %w", line, err)
-		}
-		handle(v)
-	}
-}
-
-// untilEnd returns at the end of the input.
-func untilEnd(in io.Reader) { _, _ = io.Copy(io.Discard, in) }

@@ -1,26 +1,20 @@
 package storagetest
 
 import (
-	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/raylink/raylink/internal/proctest"
 )
 
 // system is a Brain in a process of its own, its supervised storage, and workers.
@@ -28,7 +22,7 @@ type system struct {
 	t       *testing.T
 	dir     string
 	address string
-	brain   *process
+	brain   *proctest.Process
 	history *history
 	// durability is that of the storage.
 	durability string
@@ -36,18 +30,13 @@ type system struct {
 	silent bool
 }
 
-// process is a process of the test. It ends with its input, at the latest when the test has died.
+// process is a process that executes orders.
 type process struct {
-	t     *testing.T
-	name  string
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	ended chan struct{} // closed after Wait
-	err   error         // of Wait; set before ended is closed
-	// rough is set if the process was killed: its end is not checked.
-	rough bool
+	*proctest.Process
 
-	mu      sync.Mutex // guards the fields below, and writes to in
+	t *testing.T
+
+	mu      sync.Mutex // guards the fields below, and writes to the input
 	next    int
 	waiting map[int]chan answer
 }
@@ -58,18 +47,8 @@ func newSystem(t *testing.T, durability string) *system {
 	if runtime.GOOS != "linux" {
 		t.Skip("this test needs /proc")
 	}
-	dir, err := os.MkdirTemp("/tmp", "rlst") //nolint:usetesting // short: Unix sockets are to fit
-	require.NoError(t, err)
-	s := &system{t: t, dir: dir, history: newHistory(t), durability: durability}
-	t.Cleanup(func() {
-		left := s.killLeft()
-		assert.Empty(t, left, "processes have outlived Brain")
-		assert.NoError(t, os.RemoveAll(dir))
-	})
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a free port, on which Brain can be started again
-	require.NoError(t, err)
-	s.address = l.Addr().String()
-	require.NoError(t, l.Close())
+	dir := proctest.Directory(t, "rlst")
+	s := &system{t: t, dir: dir, history: newHistory(t), address: proctest.FreeAddress(t), durability: durability}
 	s.startBrain()
 	return s
 }
@@ -77,24 +56,12 @@ func newSystem(t *testing.T, durability string) *system {
 // startBrain starts a Brain, and returns when it serves.
 func (s *system) startBrain() {
 	s.t.Helper()
-	cmd := s.command(brainRole)
-	in, err := cmd.StdinPipe()
-	require.NoError(s.t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(s.t, err)
-	p := &process{t: s.t, name: "Brain", cmd: cmd, in: in, ended: make(chan struct{})}
-	s.brain = p
-	require.NoError(s.t, cmd.Start())
-	s.t.Cleanup(p.end)
-	line, err := bufio.NewReader(out).ReadString('\n')
-	go p.wait()
-	require.Equal(s.t, "serving", strings.TrimSpace(line), "Brain's output: %v", err)
+	s.brain = proctest.StartServing(s.t, "Brain", s.command(brainRole))
 }
 
 // command makes a command for a process.
 func (s *system) command(what string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), role+"="+what,
+	cmd := proctest.Command(role+"="+what,
 		"RAYLINK_BRAIN="+s.address, listen+"="+s.address, "RAYLINK_TOKEN=storage", durability+"="+s.durability,
 		"RAYLINK_DATA="+s.data(), "RAYLINK_RUNTIME_DIR="+filepath.Join(s.dir, "r"))
 	if os.Getenv("RAYLINK_LOG") == "" {
@@ -103,8 +70,6 @@ func (s *system) command(what string) *exec.Cmd {
 	if !s.silent {
 		cmd.Stderr = os.Stderr
 	}
-	// A stopped process in a group of its own is continued if the test dies.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
 
@@ -127,17 +92,11 @@ func (s *system) workers(count int) []*process {
 // worker starts a process that joins.
 func (s *system) worker() *process {
 	s.t.Helper()
-	cmd := s.command(workerRole)
-	in, err := cmd.StdinPipe()
-	require.NoError(s.t, err)
-	out, err := cmd.StdoutPipe()
-	require.NoError(s.t, err)
-	p := &process{t: s.t, cmd: cmd, in: in, ended: make(chan struct{}), waiting: make(map[int]chan answer)}
-	require.NoError(s.t, cmd.Start())
-	p.name = fmt.Sprintf("worker %d", cmd.Process.Pid)
+	p := &process{t: s.t, waiting: make(map[int]chan answer)}
 	serving := make(chan struct{})
-	go func() {
-		_ = lines(out, func(a answer) {
+	p.Process = proctest.Start(s.t, s.command(workerRole), func(child *proctest.Process, out io.Reader) {
+		child.Name = fmt.Sprint("worker ", child.PID())
+		_ = proctest.Lines(out, func(a answer) {
 			switch {
 			case a.ID != 0:
 				p.mu.Lock()
@@ -148,25 +107,18 @@ func (s *system) worker() *process {
 			case a.Event == "serving":
 				close(serving)
 			default:
-				s.history.add(p.name, a)
+				s.history.add(child.Name, a)
 			}
 		})
-		p.wait()
-	}()
-	s.t.Cleanup(p.end)
+	})
 	select {
 	case <-serving:
-	case <-p.ended:
-		require.NoError(s.t, p.err, "%s ended", p.name)
-	case <-time.After(patience):
-		require.Fail(s.t, "a worker does not serve", p.name)
+	case <-p.Ended():
+		require.NoError(s.t, p.Err(), "%s ended", p.Name)
+	case <-time.After(proctest.Patience):
+		require.Fail(s.t, "a process does not serve", p.Name)
 	}
 	return p
-}
-
-func (p *process) wait() {
-	p.err = p.cmd.Wait()
-	close(p.ended)
 }
 
 // begin gives an order, whose answer is received later.
@@ -179,10 +131,10 @@ func (p *process) begin(o order) <-chan answer {
 	p.waiting[o.ID] = c
 	line, err := json.Marshal(o)
 	if err == nil {
-		_, err = p.in.Write(append(line, '\n'))
+		_, err = p.Input.Write(append(line, '\n'))
 	}
 	if err != nil {
-		c <- answer{Error: fmt.Sprintf("%s takes no orders: %v", p.name, err), Code: "dead"}
+		c <- answer{Error: fmt.Sprintf("%s takes no orders: %v", p.Name, err), Code: "dead"}
 	}
 	return c
 }
@@ -192,10 +144,10 @@ func (p *process) do(o order) answer {
 	select {
 	case a := <-p.begin(o):
 		return a
-	case <-p.ended:
-		return answer{Error: p.name + " has ended", Code: "dead"}
-	case <-time.After(patience + 5*time.Second):
-		return answer{Error: fmt.Sprintf("%s did not answer the order to %s", p.name, o.Do), Code: "silent"}
+	case <-p.Ended():
+		return answer{Error: p.Name + " has ended", Code: "dead"}
+	case <-time.After(proctest.Patience + 5*time.Second):
+		return answer{Error: fmt.Sprintf("%s did not answer the order to %s", p.Name, o.Do), Code: "silent"}
 	}
 }
 
@@ -203,7 +155,7 @@ func (p *process) do(o order) answer {
 func (p *process) must(o order) answer {
 	p.t.Helper()
 	a := p.do(o)
-	require.Empty(p.t, a.Error, "%s: %s", p.name, o.Do)
+	require.Empty(p.t, a.Error, "%s: %s", p.Name, o.Do)
 	return a
 }
 
@@ -216,113 +168,14 @@ func (p *process) eventually(limit time.Duration, o order, ok func(answer) bool,
 		if a = p.do(o); ok(a) {
 			return a
 		}
-		pause(poll)
+		proctest.Pause(proctest.Poll)
 	}
-	require.Fail(p.t, what, "%s: %s, within %v; at last: %+v", p.name, o.Do, limit, a)
+	require.Fail(p.t, what, "%s: %s, within %v; at last: %+v", p.Name, o.Do, limit, a)
 	return a
-}
-
-// kill kills the process, and waits for its end.
-func (p *process) kill() {
-	p.t.Helper()
-	p.rough = true
-	require.NoError(p.t, p.cmd.Process.Kill())
-	<-p.ended
-}
-
-// end ends the process gracefully, and checks that it ended well.
-func (p *process) end() {
-	_ = p.in.Close()
-	select {
-	case <-p.ended:
-	case <-time.After(patience):
-		_ = p.cmd.Process.Kill()
-		<-p.ended
-		assert.Fail(p.t, "a process did not end", p.name)
-	}
-	if !p.rough {
-		assert.NoError(p.t, p.err, "%s", p.name)
-	}
 }
 
 // storage returns the process of the storage, as the worker sees it.
 func (p *process) storage() int {
 	p.t.Helper()
-	return p.eventually(patience, order{Do: "info"}, func(a answer) bool { return a.Error == "" && a.PID != 0 }, "no storage").PID
-}
-
-// killPID kills a process, if it still exists.
-func killPID(t *testing.T, pid int) {
-	t.Helper()
-	require.Greater(t, pid, 1)
-	if err := syscall.Kill(pid, syscall.SIGKILL); !errors.Is(err, syscall.ESRCH) {
-		require.NoError(t, err)
-	}
-}
-
-// stopPID stops a process, and waits until all of its threads have stopped.
-func stopPID(t *testing.T, pid int) {
-	t.Helper()
-	require.Greater(t, pid, 1)
-	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	runs := func() bool {
-		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-		for _, file := range files {
-			// The state follows the name, which is in parentheses.
-			stat, err := os.ReadFile(file)
-			if err == nil && !strings.Contains(string(stat), ") T ") {
-				return true
-			}
-		}
-		return false
-	}
-	for begin := time.Now(); runs(); pause(time.Millisecond) {
-		require.Less(t, time.Since(begin), patience, "process %d does not stop", pid)
-	}
-}
-
-// continuePID continues a process that was stopped.
-func continuePID(t *testing.T, pid int) {
-	t.Helper()
-	require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
-}
-
-// killLeft kills the processes that have outlived the system, and returns them.
-func (s *system) killLeft() []string {
-	left := func() map[int]string {
-		found := make(map[int]string)
-		files, _ := filepath.Glob("/proc/[0-9]*/environ")
-		for _, file := range files {
-			env, err := os.ReadFile(file)
-			if err != nil || !strings.Contains(string(env), s.dir+"/") {
-				continue
-			}
-			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && pid != os.Getpid() {
-				title, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
-				found[pid] = strings.ReplaceAll(string(title), "\x00", " ")
-			}
-		}
-		return found
-	}
-	begin := time.Now()
-	for len(left()) > 0 && time.Since(begin) < 5*time.Second {
-		pause(poll)
-	}
-	var texts []string
-	for pid, title := range left() {
-		texts = append(texts, fmt.Sprint(pid, " ", title))
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	return texts
-}
-
-// random returns a source of random choices, and logs its seed.
-func random(t *testing.T) *rand.Rand {
-	t.Helper()
-	n := *seed
-	if n == 0 {
-		n = rand.Uint64()
-	}
-	t.Logf("-seed=%d", n)
-	return rand.New(rand.NewPCG(n, 1))
+	return p.eventually(proctest.Patience, order{Do: "info"}, func(a answer) bool { return a.Error == "" && a.PID != 0 }, "no storage").PID
 }

@@ -18,6 +18,7 @@ import (
 
 	storagev1 "github.com/raylink/raylink/gen/raylink/storage/v1"
 	"github.com/raylink/raylink/gen/raylink/storage/v1/storagev1raylink"
+	"github.com/raylink/raylink/internal/proctest"
 	"github.com/raylink/raylink/join"
 	"github.com/raylink/raylink/runtime"
 )
@@ -68,11 +69,11 @@ func serveWorker() error {
 	w := &worker{rt: rt, handles: make(map[string]*storagev1raylink.Storage)}
 	w.tell(answer{Event: "serving", PID: os.Getpid()})
 	var orders sync.WaitGroup
-	err = lines(os.Stdin, func(o order) {
+	err = proctest.Lines(os.Stdin, func(o order) {
 		orders.Go(func() { w.execute(o) })
 	})
 	// The test may have died while an order is executed.
-	time.AfterFunc(patience, func() { os.Exit(2) })
+	time.AfterFunc(proctest.Patience, func() { os.Exit(2) })
 	w.quiet(&w.writers)
 	w.quiet(&w.others)
 	orders.Wait()
@@ -119,7 +120,7 @@ func (w *worker) saw(id uint64) {
 }
 
 func (w *worker) execute(o order) {
-	limit := cmp.Or(time.Duration(o.Milliseconds)*time.Millisecond, patience)
+	limit := cmp.Or(time.Duration(o.Milliseconds)*time.Millisecond, proctest.Patience)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	a, err := w.try(ctx, o)
@@ -139,6 +140,9 @@ func (w *worker) try(ctx context.Context, o order) (a answer, err error) {
 		return a, nil
 	case "stop writers":
 		w.quiet(&w.writers)
+		return a, nil
+	case "stop others":
+		w.quiet(&w.others)
 		return a, nil
 	}
 	h, err := w.handle(ctx, cmp.Or(o.Storage, storagePath))
