@@ -145,7 +145,7 @@ const incarnationBits = 40
 func (n *node) startAfter(incarnation uint64) {
 	if incarnation > 1 {
 		n.first = (incarnation - 1) << incarnationBits
-		n.table.StartAfter(n.first)
+		n.table.Skip(n.first)
 	}
 }
 
