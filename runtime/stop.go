@@ -63,14 +63,28 @@ func (h *Host) stopNow(ctx context.Context, n *Node, cause string) error {
 	// The record is removed even if stopping has failed or taken all of its time.
 	rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if !n.snapshot().GetRestarts() {
+	switch {
+	case !n.snapshot().GetRestarts():
 		h.removeRecords(rctx, []string{n.nid}, cause)
+	case !n.isUp.Load():
+		h.reportNotSetUp(rctx, n, cause)
 	} // or else the record stays for the next incarnation; the host's goodbye ends this one
 	h.drop(n)
 	if n.isUp.Load() {
 		h.nodeDied(n.snapshot(), os.Getpid(), n.born, cause)
 	}
 	return errors.Join(errs...)
+}
+
+// reportNotSetUp reports to Brain why the incarnation of a node that restarts was not set up,
+// before the host's goodbye ends it without a reason.
+func (h *Host) reportNotSetUp(ctx context.Context, n *Node, cause string) {
+	change := &brainv1.Change{
+		Nid: n.nid, Incarnation: n.snapshot().GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD, Cause: causeText(cause),
+	}
+	if _, err := h.brain.Update(ctx, &brainv1.UpdateRequest{Changes: []*brainv1.Change{change}}); err != nil {
+		h.log.Debug("reporting a failed set-up to Brain", slog.String("node", n.path), slog.Any("error", err))
+	}
 }
 
 // stopSetup ends the set-up of a node that is stopped before it serves, and waits for that. Calls

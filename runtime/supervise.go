@@ -234,7 +234,7 @@ func (s *supervisor) launch(ctx context.Context, rec *nodev1.NodeRecord) error {
 			Nid: rec.GetNid(), Incarnation: rec.GetIncarnation(), State: nodev1.NodeState_NODE_STATE_DEAD,
 			Cause: causeText("was not set up: " + connecterr.Text(err)),
 		})
-		if cerr != nil {
+		if cerr != nil && connect.CodeOf(cerr) != connect.CodeFailedPrecondition { // or else its host has reported it
 			h.log.Warn("the failed set-up of a node could not be reported to Brain", slog.String("node", rec.GetPath()), slog.Any("error", cerr))
 		}
 		return err

@@ -76,9 +76,21 @@ func ofStorageNode() []Mutant {
 	}
 }
 
-// ofStorageReads returns the mutants of reads of storages that are followed by watches.
+// ofStorageReads returns the mutants of reads of storages that are followed by watches, and of the
+// state of damaged ones.
 func ofStorageReads() []Mutant {
 	return []Mutant{
+		{
+			Name: "storage/damage-is-not-in-the-nodes-state",
+			Edit: Edit{
+				File:     "runtime/stop.go",
+				Func:     "Host.stopNow",
+				Original: "case !n.isUp.Load():",
+				Mutated:  "case false:",
+			},
+			Package: "cmd/raylink",
+			Test:    "TestDamagedStorage", Prints: `does not say what is damaged`, Timeout: limit,
+		},
 		{
 			Name: "storage/reads-claim-provisional-ids",
 			Edit: Edit{
