@@ -13,7 +13,8 @@ type Turn struct {
 	// over is set once the work that had the turn has ended, and gaveBack if it gave the turn back
 	// before that. They, the next ones and suspension are guarded by Mailbox.mu.
 	over, gaveBack bool
-	// outlives is set if the work goes on when it has returned, until it is finished ([Turn.Outlive]).
+	// outlives is set if the work goes on when it has returned, until it is finished
+	// ([Turn.Outlive]).
 	outlives, returned, finished bool
 	suspension                   *suspension
 	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
