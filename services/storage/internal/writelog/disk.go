@@ -37,6 +37,10 @@ type disk struct {
 	keepMu sync.Mutex // guards what follows
 	keep   bool
 	kept   []string
+	// made are the tables that were written while the directory was being opened; manifest is set
+	// when a manifest, which may name them, has become the current one.
+	made     []string
+	manifest bool
 }
 
 // kill ends all changes of the real file system.
@@ -91,7 +95,7 @@ func (d *disk) mark(f *diskFile) {
 // make returns a file that open has made, or one in memory.
 func (d *disk) make(name string, open func() (vfs.File, error)) (vfs.File, error) {
 	var file vfs.File
-	if d.change(func() (err error) { file, err = open(); return err }) {
+	if d.change(func() (err error) { d.note(name); file, err = open(); return err }) {
 		return &diskFile{File: file, disk: d, lazy: d.lazy && filepath.Ext(name) == ".log"}, nil
 	}
 	if err := d.scratch.MkdirAll(d.scratch.PathDir(name), 0o700); err != nil {
@@ -174,6 +178,32 @@ func (d *disk) release() {
 	for _, name := range kept {
 		_ = d.Remove(name)
 	}
+}
+
+// note remembers a file that is being made.
+func (d *disk) note(name string) {
+	d.keepMu.Lock()
+	defer d.keepMu.Unlock()
+	switch {
+	case strings.HasPrefix(filepath.Base(name), "marker.manifest"):
+		d.manifest = true
+	case d.keep && filepath.Ext(name) == ".sst":
+		d.made = append(d.made, name)
+	}
+}
+
+// discard removes the tables that an opening has written before it failed, if the manifest cannot
+// name them: otherwise each attempt on a full disk would take more space. kill must have been called.
+func (d *disk) discard() {
+	d.keepMu.Lock()
+	defer d.keepMu.Unlock()
+	if d.manifest || !d.keep {
+		return
+	}
+	for _, name := range d.made {
+		_ = d.FS.Remove(name) // it is found again at the next opening
+	}
+	d.made = nil
 }
 
 // keeps reports whether a file is to be kept for now.

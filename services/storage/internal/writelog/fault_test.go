@@ -1,9 +1,11 @@
 package writelog
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -30,6 +32,9 @@ func (f *faults) MaybeError(op errorfs.Op) error {
 	defer f.mu.Unlock()
 	if f.from < 0 || op.Kind.ReadOrWrite() != errorfs.OpIsWrite {
 		return nil
+	}
+	if op.Kind == errorfs.OpRemove && errors.Is(f.err, unix.ENOSPC) {
+		return nil // a full disk refuses no removal
 	}
 	f.seen++
 	if f.seen > f.from {
@@ -252,6 +257,39 @@ func TestFullDiskIsReportedUntilThereIsSpace(t *testing.T) {
 	require.Equal(t, files, openFiles(t))
 	_, found := mustRead(t, Options{Dir: dir})
 	require.Equal(t, written(1, last), found)
+}
+
+// TestFailedAttemptsTakeNoSpace fails the attempts to reopen the log at each of their operations.
+func TestFailedAttemptsTakeNoSpace(t *testing.T) {
+	disk := &faults{err: unix.ENOSPC, from: -1}
+	mem := vfs.NewMem()
+	l, _ := mustRead(t, Options{Dir: "data", FS: errorfs.Wrap(mem, disk)})
+	require.NoError(t, commit(l, 1, 2000))
+	tables := func() (n int) {
+		names, err := mem.List("data")
+		require.NoError(t, err)
+		for _, name := range names {
+			if strings.HasSuffix(name, ".sst") {
+				n++
+			}
+		}
+		return n
+	}
+	disk.failFrom(0)
+	require.Error(t, commit(l, 2001, 2001))
+	for from := range 1000 {
+		disk.failFrom(from)
+		before := tables()
+		for range 4 {
+			disk.failFrom(from)
+			if l.Reopen(2000) == nil {
+				require.Greater(t, from, 5)
+				require.NoError(t, commit(l, 2001, 2001))
+				return
+			}
+		}
+		require.LessOrEqual(t, tables(), before+1, "each attempt to reopen leaves a table when operation %d fails", from)
+	}
 }
 
 func TestDirectoryInUseByThisProcessIsRefused(t *testing.T) {

@@ -75,6 +75,7 @@ func (l *Log) newSession(exists bool) (s *session, err error) {
 		return nil, err
 	}
 	s.disk.kill()
+	s.disk.discard()
 	switch {
 	case s.Err() != nil:
 		return nil, s.Err()
@@ -269,6 +270,7 @@ func (s *session) abandon() {
 	if err := s.close(); err != nil {
 		s.log.Debug("pebble: close after a failure", "error", err)
 	}
+	s.disk.discard()
 }
 
 func (s *session) close() error {
