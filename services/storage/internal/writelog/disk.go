@@ -95,7 +95,13 @@ func (d *disk) mark(f *diskFile) {
 // make returns a file that open has made, or one in memory.
 func (d *disk) make(name string, open func() (vfs.File, error)) (vfs.File, error) {
 	var file vfs.File
-	if d.change(func() (err error) { d.note(name); file, err = open(); return err }) {
+	if d.change(func() (err error) {
+		file, err = open()
+		if !isFull(err) { // after any other failure the file may be there
+			d.note(name)
+		}
+		return err
+	}) {
 		return &diskFile{File: file, disk: d, lazy: d.lazy && filepath.Ext(name) == ".log"}, nil
 	}
 	if err := d.scratch.MkdirAll(d.scratch.PathDir(name), 0o700); err != nil {
