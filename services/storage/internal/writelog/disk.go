@@ -199,7 +199,8 @@ func (d *disk) note(name string) {
 }
 
 // discard removes the tables that an opening has written before it failed, if the manifest cannot
-// name them: otherwise each attempt on a full disk would take more space. kill must have been called.
+// name them: otherwise each attempt on a full disk takes more space. kill must have been called
+// before.
 func (d *disk) discard() {
 	d.keepMu.Lock()
 	defer d.keepMu.Unlock()
