@@ -215,8 +215,9 @@ type callContext struct {
 	// interrupt. Both are nil where the caller itself waits for the end of the node.
 	in     *tunnel.Incoming
 	future *future
-	// hold keeps the answer back, if it is not nil.
-	hold *Hold
+	// held is the first of the Holds that still hold the answer back; nil if there is none. It is
+	// set with mu held, and read also without.
+	held atomic.Pointer[heldAnswer]
 	// sent is the fingerprint of the request of a call from this process, see fingerprint.go.
 	sent fingerprint
 

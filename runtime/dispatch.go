@@ -147,10 +147,15 @@ func (*dispatcher) NewIncoming() *tunnel.Incoming {
 func (a *arrival) Serve() { a.job.cc.node.serveInline(&a.job) }
 
 // Ended implements [tunnel.HandlerState]: the caller has stopped waiting. A call that is still
-// queued never runs.
+// queued never runs, and an answer is not held any more.
 func (a *arrival) Ended() {
-	if a.cc.node.mailbox.Remove(a.job.entry) {
-		a.job.Refuse(a.cc.node.ended(a.cc.caller, a.cc.call.method, inMailbox))
+	n, j := a.cc.node, &a.job
+	switch n.withdraw(j) {
+	case inMailbox:
+		j.Refuse(n.ended(a.cc.caller, a.cc.call.method, inMailbox))
+	case heldBack:
+		j.fail(n.ended(a.cc.caller, a.cc.call.method, heldBack))
+		j.end()
 	}
 }
 

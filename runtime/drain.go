@@ -87,6 +87,9 @@ func (n *Node) stillRunning(least time.Duration) string {
 	var names []string
 	for _, cc := range n.runningCalls() {
 		name := cc.call.method.name
+		if cc.isHeld() {
+			name += " (its answer is held back)"
+		}
 		if counts[name]++; counts[name] == 1 {
 			names = append(names, name)
 		}

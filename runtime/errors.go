@@ -261,10 +261,11 @@ func errNoNode() error {
 type stage string
 
 const (
-	// inMailbox, running and inSetup are known to the node's side.
+	// inMailbox, running, inSetup and heldBack are known to the node's side.
 	inMailbox stage = "while it waited in the node's mailbox; it has not run"
 	running   stage = "while it ran"
 	inSetup   stage = "while it waited for the node's set-up; it has not run"
+	heldBack  stage = "while its answer was held back; it has run"
 	// unsent, unanswered and streaming are known to the caller's side.
 	unsent     stage = "before it was sent; it has not run"
 	unanswered stage = "before the node's answer came; it may have waited or run"

@@ -46,8 +46,10 @@ type Node struct {
 	// cancel them.
 	life, work             context.Context //nolint:containedctx // the node's life is this context
 	cancelLife, cancelWork context.CancelCauseFunc
-	tasks                  tasks
-	born                   time.Time
+	// endsHeld registers endHeld for the end of work, when the node first holds an answer.
+	endsHeld sync.Once
+	tasks    tasks
+	born     time.Time
 	// ready is closed when the node is set up or its set-up has failed; neverReady is then the
 	// reason. isUp is the same for a check that does not block. creating counts the children whose
 	// creation the node waits for.

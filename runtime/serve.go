@@ -58,6 +58,12 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		defer cc.ownTurn.Release()
 		return n.runInline(cc, req)
 	}
+	return n.invokeQueued(cc, req)
+}
+
+// invokeQueued is invoke for a call that does not run inline.
+func (n *Node) invokeQueued(cc *callContext, req proto.Message) (proto.Message, error) {
+	ctx := cc.caller
 	j := &job{cc: cc, req: req, size: proto.Size(req), done: make(chan struct{})}
 	if err := n.enqueue(j); err != nil {
 		return nil, err
@@ -73,15 +79,14 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 		return nil, n.unreturned(cc.call.method)
 	case <-ctx.Done():
 	}
-	at := inMailbox
-	if !n.mailbox.Remove(j.entry) {
+	at := n.withdraw(j)
+	if at == running {
 		select {
 		case <-j.done:
 			// Both happened at once: prefer the result.
 			return j.res, j.err
 		default:
 		}
-		at = running
 	}
 	return nil, n.ended(ctx, cc.call.method, at)
 }
@@ -90,8 +95,8 @@ func (n *Node) invoke(cc *callContext, req proto.Message) (proto.Message, error)
 // meanwhile, the error is that, as for every other way.
 func (n *Node) runInline(cc *callContext, req proto.Message) (proto.Message, error) {
 	res, err := n.run(cc, req)
-	if cc.hold != nil {
-		return n.awaitHold(cc, res, err)
+	if cc.held.Load() != nil {
+		return n.awaitHolds(cc, res, err)
 	}
 	if cc.caller.Err() != nil {
 		return nil, n.ended(cc.caller, cc.call.method, running)
@@ -110,16 +115,21 @@ func (n *Node) submitJob(j *job) error {
 	cc := j.cc
 	n.bind(cc)
 	if n.isConcurrent(cc.call.method) {
-		if err := n.reserveConcurrent(cc); err != nil {
+		if err := n.reserveConcurrent(cc, j); err != nil {
 			return err
 		}
 		go func() {
-			defer n.leaveConcurrent(cc)
+			kept := false
+			defer func() {
+				if !kept {
+					n.leaveConcurrent(cc)
+				}
+			}()
 			if err := n.awaitReady(cc); err != nil {
 				j.Refuse(err)
 				return
 			}
-			j.Run(nil)
+			kept = j.run(nil)
 		}()
 		return nil
 	}
@@ -130,13 +140,27 @@ func (n *Node) submitJob(j *job) error {
 }
 
 // cancel cancels a submitted call, and returns how far it had come. If it had not begun, it never
-// runs and finish is not called.
+// runs. Unless it was running, finish is not called.
 func (n *Node) cancel(j *job, cause error) stage {
-	if j.entry == nil || !n.mailbox.Remove(j.entry) {
+	at := n.withdraw(j)
+	if at == running {
 		j.cc.abort(cause)
+	}
+	return at
+}
+
+// withdraw removes a call for whose answer its caller no longer waits, and returns how far it had
+// come. Its answer is not held any more, not even if it is still running.
+func (n *Node) withdraw(j *job) stage {
+	switch {
+	case j.entry != nil && n.mailbox.Remove(j.entry):
+		return inMailbox
+	case j.forsake():
+		j.leave()
+		return heldBack
+	default:
 		return running
 	}
-	return inMailbox
 }
 
 func (n *Node) enqueue(j *job) error {
@@ -148,7 +172,7 @@ func (n *Node) enqueue(j *job) error {
 
 // enterConcurrent reserves a place for a concurrent call. It blocks until the node is set up.
 func (n *Node) enterConcurrent(cc *callContext) error {
-	if err := n.reserveConcurrent(cc); err != nil {
+	if err := n.reserveConcurrent(cc, cc); err != nil {
 		return err
 	}
 	err := n.awaitReady(cc)
@@ -160,8 +184,9 @@ func (n *Node) enterConcurrent(cc *callContext) error {
 }
 
 // reserveConcurrent counts a concurrent call, or refuses it. Built-in methods are always accepted
-// and not counted, since one of them drains the node.
-func (n *Node) reserveConcurrent(cc *callContext) error {
+// and not counted, since one of them drains the node. of is the value listed as running: cc, or
+// its job.
+func (n *Node) reserveConcurrent(cc *callContext, of any) error {
 	m := cc.call.method
 	if m.builtin {
 		return nil
@@ -169,7 +194,7 @@ func (n *Node) reserveConcurrent(cc *callContext) error {
 	if err := n.refuseUnready(cc.chain, cc.call.from, m.fullName()); err != nil {
 		return n.refusedCycle(cc, err)
 	}
-	return n.refused(cc, n.mailbox.Enter(&cc.ownTurn, m.name, cc))
+	return n.refused(cc, n.mailbox.Enter(&cc.ownTurn, m.name, of))
 }
 
 // awaitReady blocks until the node is set up.
@@ -237,6 +262,8 @@ type job struct {
 	size  int
 	// queued is set if other calls were before it when it was enqueued.
 	queued bool
+	// held is the fingerprint of an answer that is held, see fingerprint.go.
+	held fingerprint
 
 	// When res and err are set, done is closed, finish is called and in gets the reply; each may be
 	// nil.
@@ -248,7 +275,11 @@ type job struct {
 }
 
 // Run implements [mailbox.Work].
-func (j *job) Run(turn *mailbox.Turn) {
+func (j *job) Run(turn *mailbox.Turn) { j.run(turn) }
+
+// run runs the job and answers it. If it returns true, the answer is held back; a job without a
+// turn has then not ended in the mailbox.
+func (j *job) run(turn *mailbox.Turn) (kept bool) {
 	n := j.cc.node
 	j.cc.turn = turn
 	ended := false
@@ -267,10 +298,11 @@ func (j *job) Run(turn *mailbox.Turn) {
 		j.res, j.err = n.run(j.cc, j.req)
 	}
 	ended = true
-	if h := j.cc.hold; h != nil && h.keep(j) {
-		return
+	if j.keep() {
+		return true
 	}
 	j.end()
+	return false
 }
 
 // Label implements [mailbox.Sized].
@@ -317,6 +349,7 @@ func (n *Node) run(cc *callContext, req proto.Message) (res proto.Message, err e
 	defer func() {
 		cc.end()
 		if !returned {
+			cc.held.Store(nil)
 			res, err = nil, n.failed(cc.call.method, usercode.Outcome(false, recover()))
 		}
 	}()
@@ -418,12 +451,12 @@ func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
 	cc := j.cc
 	n.bind(cc)
 	if n.isConcurrent(cc.call.method) {
-		return true, n.reserveConcurrent(cc)
+		return true, n.reserveConcurrent(cc, j)
 	}
 	if err := n.refuseCycle(cc); err != nil {
 		return false, err
 	}
-	if !n.mailbox.TryTurn(&cc.ownTurn, cc) {
+	if !n.mailbox.TryTurn(&cc.ownTurn, j) {
 		return false, nil
 	}
 	cc.turn = &cc.ownTurn
@@ -433,10 +466,16 @@ func (n *Node) tryInline(j *job, moreBehind bool) (bool, error) {
 // serveInline runs inline a job for which tryInline has returned true.
 func (n *Node) serveInline(j *job) {
 	cc := j.cc
-	if n.isConcurrent(cc.call.method) {
-		defer n.leaveConcurrent(cc)
-	} else {
+	if !n.isConcurrent(cc.call.method) {
 		defer cc.ownTurn.Release()
+		j.run(cc.turn)
+		return
 	}
-	j.Run(cc.turn)
+	kept := false
+	defer func() {
+		if !kept {
+			n.leaveConcurrent(cc)
+		}
+	}()
+	kept = j.run(nil)
 }

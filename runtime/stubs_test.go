@@ -40,13 +40,17 @@ type stub struct {
 }
 
 func newCounter(name string, turns int) *stub {
+	return newLimitedCounter(name, Limits{MaxConcurrency: turns, MaxStreams: 2})
+}
+
+func newLimitedCounter(name string, limits Limits) *stub {
 	s := &stub{
 		counter: &counter{},
 		incr:    newUnaryMethod("Incr", (*counter).Incr),
 		has:     newUnaryMethod("Has", (*counter).Has, concurrent()),
 	}
 	desc := storagev1.File_raylink_storage_v1_storage_proto.Services().Get(0)
-	s.ref = newStandalone(newService(desc, serviceConfig{typeName: name, Limits: Limits{MaxConcurrency: turns, MaxStreams: 2}}, &s.incr.m, &s.has.m), s.counter).ref()
+	s.ref = newStandalone(newService(desc, serviceConfig{typeName: name, Limits: limits}, &s.incr.m, &s.has.m), s.counter).ref()
 	s.node = s.ref.to.local()
 	return s
 }

@@ -147,8 +147,11 @@ func Run(t *testing.T, way Way) {
 	t.Run("metadata is set while its node ends", func(t *testing.T) { testMetadataRaceWithStop(t, way, way.Open(t)) })
 	t.Run("a method that has given its turn back can wait for later calls", func(t *testing.T) { testEndTurn(t, way, way.Open(t)) })
 	t.Run("a method that has given its turn back creates nodes", func(t *testing.T) { testCreateAfterTurn(t, way.Open(t)) })
+	t.Run("an answer is held until its release", func(t *testing.T) { testHold(t, way, way.Open(t)) })
+	t.Run("the callers of held answers end", func(t *testing.T) { testHeldEnds(t, way, way.Open(t).Probe) })
 	if !way.Foreign { // such a handle sends its next call when the last one has returned
-		t.Run("calls that have given their turn back are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe) })
+		t.Run("calls that have given their turn back are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe, endTurn) })
+		t.Run("calls whose answers are held are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe, holdAnswer) })
 	}
 	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })
 }

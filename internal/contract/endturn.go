@@ -32,18 +32,7 @@ func testEndTurn(t *testing.T, way Way, p Peer) {
 	if way.Foreign {
 		later = p.Near
 	}
-	takeTurn := func() error {
-		if later != nil {
-			_, err := later.Add(ctx, nil)
-			return err
-		}
-		s, err := p.Sum(ctx) // it takes a turn by Do
-		if err != nil {
-			return err
-		}
-		_, err = s.CloseAndReceive()
-		return err
-	}
+	takeTurn := func() error { return takesTurn(ctx, p.Probe, later) }
 	async := func(req *contractv1.BlockRequest) error {
 		_, err := p.BlockAsync(ending, req).Get(ctx)
 		return err
@@ -91,6 +80,21 @@ func testEndTurn(t *testing.T, way Way, p Peer) {
 	}
 }
 
+// takesTurn makes a call of later that takes a turn, or, if that is nil, a stream of p that does so
+// by Do.
+func takesTurn(ctx context.Context, p, later *contractv1raylink.Probe) error {
+	if later != nil {
+		_, err := later.Add(ctx, nil)
+		return err
+	}
+	s, err := p.Sum(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = s.CloseAndReceive()
+	return err
+}
+
 // testCreateAfterTurn has a method that has given its turn back create nodes: it has none to
 // suspend.
 func testCreateAfterTurn(t *testing.T, p Peer) {
@@ -117,11 +121,11 @@ func testHopEndsTurn(t *testing.T, way Way, a, b Peer) {
 	bothFree(t, a, b)
 }
 
-// testTurnlessBound has calls that have given their turn back count towards max_pending, which is
-// 64.
-func testTurnlessBound(t *testing.T, p *contractv1raylink.Probe) {
+// testTurnlessBound has calls that have given their turn back, or whose answers are held, count
+// towards max_pending, which is 64.
+func testTurnlessBound(t *testing.T, p *contractv1raylink.Probe, action string) {
 	ctx := patient(t)
-	ending := raylink.WithMetadata(ctx, actionKey, endTurn)
+	ending := raylink.WithMetadata(ctx, actionKey, action)
 	futures := make([]*raylink.Future[*contractv1.BlockResponse], 64)
 	for i := range futures {
 		futures[i] = p.BlockAsync(ending, &contractv1.BlockRequest{Name: "gate"})

@@ -40,6 +40,7 @@ type Probe struct {
 	blocked   []string
 	cancelled []string
 	releases  map[string]chan struct{}
+	holds     map[string]*raylink.Hold
 }
 
 var _ contractv1raylink.ProbeNode = (*Probe)(nil)
@@ -47,7 +48,9 @@ var _ contractv1raylink.ProbeNode = (*Probe)(nil)
 // ErrPlain is a plain error, which a local caller can find with errors.Is.
 var ErrPlain = errors.New("a plain error")
 
-func newProbe() *Probe { return &Probe{releases: make(map[string]chan struct{})} }
+func newProbe() *Probe {
+	return &Probe{releases: make(map[string]chan struct{}), holds: make(map[string]*raylink.Hold)}
+}
 
 // Types are the node types of the contract test.
 func Types() []raylink.Option {
@@ -157,6 +160,12 @@ func (p *Probe) release(name string) chan struct{} {
 // Block implements contractv1raylink.ProbeNode.
 func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contractv1.BlockResponse, error) {
 	released := p.release(req.GetName())
+	if mayHold(ctx, p.hold(req.GetName())) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.blocked = append(p.blocked, req.GetName())
+		return &contractv1.BlockResponse{}, nil
+	}
 	mayEndTurn(ctx)
 	p.mu.Lock()
 	p.blocked = append(p.blocked, req.GetName())
@@ -179,8 +188,23 @@ func (p *Probe) BlockBeside(ctx context.Context, req *contractv1.BlockRequest) (
 
 // Release implements contractv1raylink.ProbeNode.
 func (p *Probe) Release(_ context.Context, req *contractv1.ReleaseRequest) (*contractv1.ReleaseResponse, error) {
-	close(p.release(req.GetName()))
+	name := req.GetName()
+	close(p.release(name))
+	var err error
+	if name == failsHeld {
+		err = connect.NewError(connect.CodeDataLoss, name)
+	}
+	p.hold(name).Release(err)
 	return &contractv1.ReleaseResponse{}, nil
+}
+
+func (p *Probe) hold(name string) *raylink.Hold {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.holds[name] == nil {
+		p.holds[name] = &raylink.Hold{}
+	}
+	return p.holds[name]
 }
 
 // Who (of contractv1raylink.ProbeNode) returns what it knows of its call.

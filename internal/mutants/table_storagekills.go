@@ -10,7 +10,7 @@ func ofKilledStorages() []Mutant {
 	rows := []struct{ name, file, function, original, mutated, test, prints string }{
 		{
 			"write-is-acknowledged-before-the-commit", "commit.go", "node.change",
-			"runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)", "_ = ctx", kills + "/sync", `an acknowledged write is lost|after id [0-9]+ was seen`,
+			"holds(ctx, &g.hold)", "true", kills + "/sync", `an acknowledged write is lost|after id [0-9]+ was seen`,
 		},
 		{
 			"group-is-committed-in-parts", "commit.go", "node.commitGroup",

@@ -8,8 +8,8 @@ func ofStorageNode() []Mutant {
 			Edit: Edit{
 				File:     "services/storage/commit.go",
 				Func:     "node.change",
-				Original: "runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)",
-				Mutated:  "<-g.hold.Done()",
+				Original: "holds(ctx, &g.hold)",
+				Mutated:  "func() bool { <-g.hold.Done(); return true }()",
 			},
 			Test: "TestCallersShareCommits", Prints: `the commits of 1000 writes`,
 		},

@@ -36,9 +36,10 @@ const (
 type group struct {
 	changes []table.Change
 	removed []uint64
-	// hold holds the answers of the group's calls. It is released when the group is committed, or,
-	// with the reason, when it was rolled back.
-	hold *runtime.Hold
+	// hold holds the answers of the writes, and reads those of the calls that have read what is
+	// provisional. They are released when the group is committed, or, with the reason, when it was
+	// rolled back.
+	hold, reads runtime.Hold
 }
 
 // endTurn gives back the turn of the method that runs with ctx, if it has one. The method goes on
@@ -49,10 +50,11 @@ func endTurn(ctx context.Context) {
 	}
 }
 
-// isUnary reports whether ctx is that of a unary method, whose answer can be held.
-func isUnary(ctx context.Context) bool {
-	call := runtime.CallFrom(ctx)
-	return call != nil && call.Method().Spec().StreamType == connect.StreamTypeUnary
+// holds holds the answer of the method that runs with ctx. It returns false if there is none to
+// hold: then the method waits.
+func holds(ctx context.Context, h *runtime.Hold) bool {
+	self := runtime.NodeFrom(ctx)
+	return self != nil && self.HoldAnswer(ctx, h)
 }
 
 // wait blocks until a group is committed. It fails with the group's error, or if ctx ends first:
@@ -102,7 +104,7 @@ func (n *node) apply(writes []table.Write) (_ *group, err error) {
 	case n.log == nil:
 		g = &n.inMemory
 	case g == nil:
-		g = &group{hold: runtime.NewHold(), changes: n.spare}
+		g = &group{changes: n.spare}
 	}
 	if g.changes, g.removed, err = n.table.Apply(g.changes, g.removed, writes); err != nil {
 		return nil, limitOf(err)
@@ -171,8 +173,7 @@ func (n *node) change(ctx context.Context, durability storagev1.Durability, op o
 	}
 	n.mu.Unlock()
 	syncs := err == nil && writes && durability > n.durability
-	if g != nil && !syncs && isUnary(ctx) {
-		runtime.NodeFrom(ctx).HoldAnswer(ctx, g.hold)
+	if g != nil && !syncs && holds(ctx, &g.hold) {
 		return err
 	}
 	if g != nil {

@@ -8,11 +8,11 @@ import (
 )
 
 // step is called after every change, with m.mu held. If invariants are enabled, it panics if one is
-// violated. An audit takes time in proportion to the calls that wait. With more than auditsAll of
+// violated. An audit takes time in proportion to the calls that wait or have no turn. With more than auditsAll of
 // them it is performed after some of the changes only, chosen at random, so that its cost per
 // change stays bounded.
 func (m *Mailbox) step() {
-	if !invariants.Enabled || rand.IntN(1+m.queue.len/auditsAll) > 0 { //nolint:gosec // which changes is no secret
+	if !invariants.Enabled || rand.IntN(1+(m.queue.len+m.turnless)/auditsAll) > 0 { //nolint:gosec // which changes is no secret
 		return
 	}
 	if err := m.audit(); err != nil {
@@ -32,9 +32,11 @@ func (m *Mailbox) audit() error {
 		waiting++
 	}
 	var turnless int64
+	gaveBack := 0
 	for t := m.running.head; t != nil; t = t.next {
 		if t.gaveBack {
 			turnless += t.bytes()
+			gaveBack++
 		}
 	}
 	switch {
@@ -51,6 +53,8 @@ func (m *Mailbox) audit() error {
 		return fmt.Errorf("%s counts %d waiting and %d bytes, and has %d and %d", m.owner(), m.queue.len, m.bytes, waiting, bytes)
 	case turnless != m.turnlessBytes:
 		return fmt.Errorf("%s counts %d bytes of calls that gave their turn back, and has %d", m.owner(), m.turnlessBytes, turnless)
+	case gaveBack > m.turnless: // turns from Acquire are not listed
+		return fmt.Errorf("%s counts %d calls that gave their turn back, and has %d", m.owner(), m.turnless, gaveBack)
 	case m.resuming.len > m.suspended:
 		return fmt.Errorf("%s has %d turns to resume, and %d suspended", m.owner(), m.resuming.len, m.suspended)
 	case m.free > 0 && m.queue.len+m.resuming.len > m.starting:

@@ -7,7 +7,7 @@
 // ([Mailbox.TryTurn]); a goroutine of the mailbox then runs whatever is queued meanwhile.
 //
 // Work may suspend its turn ([Turn.Suspend]), or give it back and continue without it
-// ([Turn.GiveBack]).
+// ([Turn.GiveBack]), or return while it still counts as running ([Turn.Outlive]).
 //
 // Concurrent methods take no turn; they are only counted and limited ([Mailbox.Enter]).
 //
@@ -54,8 +54,8 @@ type Mailbox struct {
 	resuming  list
 	queue     list
 	bytes     int64
-	// turnless is the number of running pieces of work that have given their turn back
-	// ([Turn.GiveBack]), and turnlessBytes their total size.
+	// turnless is the number of running pieces of work that have given their turn back, or returned
+	// and outlived it ([Turn.GiveBack], [Turn.Outlive]), and turnlessBytes their total size.
 	turnless      int
 	turnlessBytes int64
 	// concurrent is the number of concurrent methods that are running.
@@ -356,7 +356,7 @@ func (m *Mailbox) full(e *Entry) error {
 		return nil
 	case backlog >= m.limits.Pending && e.granted == nil && m.turnless > 0:
 		return connect.Errorf(connect.CodeResourceExhausted,
-			"the mailbox of %s is full: %d calls wait and %d have given their turn back and not returned, the most it takes (max_pending); the oldest is %s",
+			"the mailbox of %s is full: %d calls wait and %d have given their turn back and are not answered, the most it takes (max_pending); the oldest is %s",
 			m.owner(), m.queue.len, m.turnless, m.oldest())
 	case backlog >= m.limits.Pending:
 		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",

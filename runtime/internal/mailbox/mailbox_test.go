@@ -246,7 +246,7 @@ func TestFullMailboxNamesItsBound(t *testing.T) {
 	m = New(m.owner, m.limits)
 	fill(m, &player{name: "Put"})
 	fill(m, &player{name: "Get"})
-	want = "the mailbox of counter-0 is full: 0 calls wait and 2 have given their turn back and not returned, " +
+	want = "the mailbox of counter-0 is full: 0 calls wait and 2 have given their turn back and are not answered, " +
 		"the most it takes (max_pending); the oldest is Put"
 	if err := put("Mul", 7); connect.CodeOf(err) != connect.CodeResourceExhausted || connecterr.Text(err) != want {
 		t.Fatal(err)

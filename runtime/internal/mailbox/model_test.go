@@ -29,6 +29,8 @@ const (
 	resume
 	giveBack
 	giveBackLate
+	outlive
+	settle
 	giveUp
 	remove
 	enter
@@ -59,6 +61,8 @@ type player struct {
 	is    state
 	users int
 	kind  action
+	// outlives is set between Outlive and Finish, and settled after that.
+	outlives, settled bool
 }
 
 type state int
@@ -69,12 +73,13 @@ const (
 	suspended
 	resumes
 	gaveBack
+	held
 	gone
 	rejected
 )
 
 func (s state) String() string {
-	return [...]string{"waits", "runs", "has suspended its turn", "resumes its turn", "has given its turn back", "is gone", "was refused"}[s]
+	return [...]string{"waits", "runs", "has suspended its turn", "resumes its turn", "has given its turn back", "has returned and goes on", "is gone", "was refused"}[s]
 }
 
 // Run implements Work.
@@ -180,7 +185,7 @@ func (w *world) count(s state) int {
 
 // running counts what is running, with and without turns.
 func (w *world) running() int {
-	return w.count(runs) + w.count(suspended) + w.count(resumes) + w.count(gaveBack) + w.concurrent
+	return w.count(runs) + w.count(suspended) + w.count(resumes) + w.count(gaveBack) + w.count(held) + w.concurrent
 }
 
 func (w *world) free() int {
@@ -205,7 +210,7 @@ func (w *world) fits(p *player, inner bool) bool {
 		backlog, bytes = len(w.queue), w.bytes()
 	}
 	for _, other := range w.players {
-		if other.is == gaveBack && !inner {
+		if (other.is == gaveBack || other.is == held) && !inner {
 			backlog++
 			bytes += other.entry.Bytes
 		}
@@ -284,6 +289,8 @@ func (w *world) play(s step) string {
 		return w.suspendOrResume(s)
 	case giveBack, giveBackLate:
 		return w.giveBack(s)
+	case outlive, settle:
+		return w.outlive(s)
 	case giveUp, remove:
 		return w.leaveLine(s)
 	case enter, leave:
@@ -339,8 +346,11 @@ func (w *world) finish(s step) string {
 		return ""
 	}
 	w.resuming = without(w.resuming, p)
-	p.is = gone
-	w.finished++
+	if p.is = gone; p.outlives {
+		p.is = held
+	} else {
+		w.finished++
+	}
 	w.grantTurns()
 	if p.kind == enqueue {
 		p.end <- s.do == goexit
@@ -356,7 +366,7 @@ func (w *world) suspendOrResume(s step) string {
 	p := w.among(s.pick, func(p *player) bool {
 		switch s.do {
 		case suspendLate:
-			return (p.is == gone || p.is == gaveBack) && p.turn != nil
+			return (p.is == gone || p.is == gaveBack || p.is == held) && p.turn != nil
 		case resume:
 			return p.is == suspended
 		default:
@@ -398,7 +408,7 @@ func (w *world) suspendOrResume(s step) string {
 func (w *world) giveBack(s step) string {
 	p := w.among(s.pick, func(p *player) bool {
 		if s.do == giveBackLate {
-			return p.is == gone || p.is == gaveBack
+			return p.is == gone || p.is == gaveBack || p.is == held
 		}
 		return p.is == runs || p.is == suspended || p.is == resumes
 	})
@@ -414,6 +424,31 @@ func (w *world) giveBack(s step) string {
 	w.grantTurns()
 	p.turn.GiveBack()
 	return p.name + " gives its turn back"
+}
+
+func (w *world) outlive(s step) string {
+	p := w.among(s.pick, func(p *player) bool {
+		if s.do == settle {
+			return p.outlives
+		}
+		return (p.is == runs || p.is == suspended || p.is == resumes || p.is == gaveBack) && p.turn != nil && !p.outlives && !p.settled
+	})
+	if p == nil {
+		return ""
+	}
+	if s.do == outlive {
+		p.outlives = true
+		p.turn.Outlive()
+		return p.name + " will outlive its turn"
+	}
+	p.outlives, p.settled = false, true
+	if p.is == held {
+		p.is = gone
+		w.finished++
+		w.end()
+	}
+	p.turn.Finish()
+	return p.name + " is finished"
 }
 
 func (w *world) leaveLine(s step) string {
@@ -473,17 +508,17 @@ func (w *world) compare() error {
 		return err
 	}
 	for _, p := range w.players {
-		begun := p.is == runs || p.is == suspended || p.is == resumes || p.is == gaveBack || p.is == gone
+		begun := p.is == runs || p.is == suspended || p.is == resumes || p.is == gaveBack || p.is == held || p.is == gone
 		switch {
 		case begun != p.started:
 			return fmt.Errorf("%s %s, and has begun: %v", p.name, p.is, p.started)
-		case (p.is == gone) != p.ended:
+		case (p.is == gone || p.is == held) != p.ended:
 			return fmt.Errorf("%s %s, and has ended: %v", p.name, p.is, p.ended)
 		case (p.is == rejected) != (p.refused != nil):
 			return fmt.Errorf("%s %s, and got the error %w", p.name, p.is, p.refused)
 		case p.turn != nil && p.turn.Held() != (p.is == runs):
 			return fmt.Errorf("%s %s, and holds a turn: %v", p.name, p.is, p.turn.Held())
-		case (p.is == runs || p.is == gaveBack || p.is == gone) && p.resuming.Load() > 0:
+		case (p.is == runs || p.is == gaveBack || p.is == held || p.is == gone) && p.resuming.Load() > 0:
 			return fmt.Errorf("%s %s, and waits for its turn still", p.name, p.is)
 		}
 	}

@@ -11,18 +11,26 @@ type Turn struct {
 	// drained is set if the turn belongs to a goroutine of the mailbox, which releases it itself.
 	drained bool
 	// over is set once the work that had the turn has ended, and gaveBack if it gave the turn back
-	// before that. They, the next ones and suspension are guarded by Mailbox.mu.
+	// before that. Both, outlives and suspension are guarded by Mailbox.mu; outlives is set without
+	// it by the goroutine that runs the work.
 	over, gaveBack bool
-	// outlives is set if the work goes on when it has returned, until it is finished
-	// ([Turn.Outlive]).
-	outlives, returned, finished bool
-	suspension                   *suspension
+	outlives       outliving
+	suspension     *suspension
 	// of is the value listed by Running, and list the list that contains the Turn. Both are guarded
 	// by Mailbox.mu.
 	of         any
 	list       *runList
 	prev, next *Turn
 }
+
+// outliving says whether work goes on after it has returned ([Turn.Outlive]).
+type outliving uint8
+
+const (
+	// willOutlive is set until the work has returned, and hasReturned afterwards.
+	willOutlive outliving = iota + 1
+	hasReturned
+)
 
 // runList is a list of running work, in the order in which it began.
 type runList struct{ head, tail *Turn }
@@ -182,21 +190,20 @@ func (m *Mailbox) giveBack(t *Turn) *Entry {
 	return m.next()
 }
 
-// Outlive makes the work that has the turn outlive it: the turn is released as always, but the work
-// counts as running, as if it had given the turn back, until [Turn.Finish] is called.
-func (t *Turn) Outlive() {
-	t.mailbox.mu.Lock()
-	t.outlives = true
-	t.mailbox.mu.Unlock()
-}
+// Outlive lets the work go on after it has returned, until [Turn.Finish]. Returning passes the turn
+// on as always, and starts no goroutine. From then on the work counts as running without a turn,
+// like work that has given its turn back. Outlive must be called by the work, before it returns.
+func (t *Turn) Outlive() { t.outlives = willOutlive }
 
-// Finish ends work that outlives its turn. It may be called before the turn is released.
+// Finish ends what [Turn.Outlive] began: now, or when the work returns, if it has not yet. It may
+// be called on any goroutine after Outlive, and must be called once.
 func (t *Turn) Finish() {
 	m := t.mailbox
 	m.mu.Lock()
-	t.finished = true
-	if t.returned {
-		m.end(t) // without a turn to pass on
+	over := t.outlives == hasReturned
+	t.outlives = 0
+	if over {
+		m.end(t) // there is no turn to pass on
 	}
 	m.step()
 	m.mu.Unlock()
@@ -256,11 +263,11 @@ func (m *Mailbox) restore(t *Turn) {
 // end ends the work that had the turn, and returns work for the caller to run with it. The caller
 // must hold m.mu.
 func (m *Mailbox) end(t *Turn) *Entry {
-	if t.over {
+	switch {
+	case t.over || t.outlives == hasReturned:
 		return nil
-	}
-	if t.outlives && !t.finished {
-		t.returned = true
+	case t.outlives == willOutlive:
+		t.outlives = hasReturned
 		return m.giveBack(t)
 	}
 	t.over = true
