@@ -150,13 +150,11 @@ func (a *arrival) Serve() { a.job.cc.node.serveInline(&a.job) }
 // queued never runs, and an answer is not held any more.
 func (a *arrival) Ended() {
 	n, j := a.cc.node, &a.job
-	switch n.withdraw(j) {
-	case inMailbox:
-		j.Refuse(n.ended(a.cc.caller, a.cc.call.method, inMailbox))
-	case heldBack:
-		j.fail(n.ended(a.cc.caller, a.cc.call.method, heldBack))
-		j.end()
+	at := n.withdraw(j)
+	if at == running {
+		return
 	}
+	j.Refuse(n.ended(a.cc.caller, a.cc.call.method, at))
 }
 
 // ServeUnary implements [tunnel.Handler]: it puts the call into the node's mailbox, or has it run

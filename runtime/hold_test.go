@@ -43,7 +43,7 @@ func holding(limits Limits, holds func(i int) []*Hold) (s *stub, began *[]int) {
 		for _, h := range holds(i) {
 			s.node.HoldAnswer(ctx, h)
 		}
-		return uint64(i) //nolint:gosec // it is a small number
+		return uint64(i)
 	}
 	s.take = func(ctx context.Context, _ *storagev1.IncrRequest) (*storagev1.IncrResponse, error) {
 		return &storagev1.IncrResponse{Id: number(ctx)}, nil
@@ -374,7 +374,7 @@ func TestSeveralHolds(t *testing.T) {
 	}
 }
 
-// Where there is no answer to hold, HoldAnswer says so and does nothing.
+// Where there is no answer to hold, HoldAnswer returns false and does nothing.
 func TestHoldAnswerWithoutAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, other, h := newCounter("a", 1), newCounter("b", 1), &Hold{}
@@ -628,7 +628,6 @@ type heldCall struct {
 	future *Future[*storagev1.IncrResponse]
 	holds  []int
 	over   connect.Code // 0 while it is held or queued
-	ok     bool
 }
 
 // TestHoldsAgreeWithTheirModel runs random sequences of calls, releases, cancellations and the end

@@ -9,7 +9,8 @@ import (
 // written for; most are one condition that is left out.
 func All() []Mutant {
 	return slices.Concat(
-		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
+		ofBrain(), ofTools(), ofMailboxes(), ofTurns(), ofHeldAnswers(), ofOutlivedTurns(),
+		ofNodes(), ofMemory(), ofProcesses(), ofTunnel(), ofServices(), ofDistribution(),
 		ofReplay(), ofStore(), ofKilledStorages(), ofParameters(), ofOfficers(), ofSoak(), ofSoakNodes(),
 		ofStorageLog(), ofStorageIDs(),
 		ofSafetensorsHeaders(), ofSafetensors(), ofSaving(), ofSavedFiles(), ofTensors(),
@@ -217,6 +218,126 @@ func ofTurns() []Mutant {
 				Mutated:  "",
 			},
 			Test: "TestTurnGivenBack", Prints: `the mailbox ended before its work`,
+		},
+	}
+}
+
+// ofHeldAnswers returns the mutants of answers that are held after their methods have returned.
+func ofHeldAnswers() []Mutant {
+	const file = "runtime/hold.go"
+	rows := []struct{ name, file, function, original, mutated, test, prints string }{
+		{
+			"answer-is-not-held", "runtime/serve.go", "job.run",
+			"if j.keep() {", "if false {", "TestHoldAnswer", `the answer was not held`,
+		},
+		{
+			"inline-answer-is-not-held", "runtime/serve.go", "Node.runInline",
+			"cc.held.Load() != nil", "false", "TestHoldAnswer", `the answer was not held`,
+		},
+		{
+			"inline-call-keeps-the-turn", file, "Node.awaitHold",
+			"cc.turn.GiveBack()", "_ = cc.turn", "TestHoldAnswer", `the turn was not passed on`,
+		},
+		{
+			"held-call-does-not-count", file, "job.keep",
+			"cc.turn.Outlive()", "_ = cc.turn", "TestHoldAnswer", `expected: 6`,
+		},
+		{
+			"held-call-is-not-finished", file, "job.leave",
+			"turn.Finish()", "_ = turn", "TestHoldsAgreeWithTheirModel", `answers are held, the node has`,
+		},
+		{
+			"concurrent-call-leaves-while-it-is-held", "runtime/serve.go", "Node.submitJob",
+			"if !kept {", "if true {", "TestHoldAnswerOfConcurrentMethod", `counts below zero|actual  : \[\]int\{1, 2, 3\}`,
+		},
+		{
+			"canceled-call-stays-in-its-hold", "runtime/serve.go", "Node.withdraw",
+			"case j.forsake():", "case false:", "TestHeldCallerEnds", `its answer was held back`,
+		},
+		{
+			"canceled-call-is-held-later", file, "job.holdOn",
+			"held == forsaken", "false", "TestHoldAnswerAfterCancel", `panic|nil pointer|before HoldAnswer|after HoldAnswer`,
+		},
+		{
+			"removed-answer-stays-in-the-list", file, "Hold.remove",
+			"h.first = a.next", "_ = a.next", "TestHoldsAgreeWithTheirModel", `answers are held|nil pointer`,
+		},
+		{
+			"further-holds-are-ignored", file, "job.release",
+			"case a.also != nil:", "case false:", "TestHoldsAgreeWithTheirModel", `is over: true`,
+		},
+		{
+			"error-of-the-release-is-lost", file, "job.release",
+			"case err != nil:", "case false:", "TestHoldsAgreeWithTheirModel", `got`,
+		},
+		{
+			"hold-that-was-released-holds", file, "Hold.add",
+			"if h.released {", "if false {", "TestHoldsAgreeWithTheirModel", `is over: false`,
+		},
+		{
+			"panic-is-held", "runtime/serve.go", "Node.run",
+			"cc.held.Store(nil)", "_ = cc", "TestEndAfterHoldAnswer", `deadlock|all goroutines in bubble are blocked`,
+		},
+		{
+			"end-of-the-node-does-not-end-held-calls", file, "Node.HoldAnswer",
+			"n.endsHeld.Do(func() { context.AfterFunc(n.work, n.endHeld) })", "_ = n.endHeld", "TestStopWithHeldAnswers", `the end waited longer|deadlock`,
+		},
+		{
+			"calls-after-the-end-are-held", file, "job.keep",
+			"n.work.Err() != nil", "false && n != nil", "TestStopWithHeldAnswers", `deadlock|blocked`,
+		},
+		{
+			"hostile-error-ends-the-release", file, "releaseFrom",
+			"if next != nil {", "if false {", "TestReleaseWithError", `deadlock|blocked`,
+		},
+	}
+	mutants := make([]Mutant, len(rows))
+	for i, r := range rows {
+		mutants[i] = Mutant{
+			Name: "runtime/" + r.name, Edit: Edit{File: r.file, Func: r.function, Original: r.original, Mutated: r.mutated},
+			Test: r.test, Prints: r.prints,
+		}
+	}
+	return mutants
+}
+
+// ofOutlivedTurns returns the mutants of calls that outlive their turns, and of their ends.
+func ofOutlivedTurns() []Mutant {
+	const file = "runtime/hold.go"
+	return []Mutant{
+		{
+			Name: "runtime/modified-answer-is-not-detected",
+			Edit: Edit{File: file, Func: "job.settle", Original: "j.held.Get().isModified()", Mutated: "false"},
+			Test: "TestHeldAnswerIsModified", Tags: "invariants",
+		},
+		{
+			Name:    "runtime/call-of-an-ended-connection-is-held",
+			Edit:    Edit{File: file, Func: "job.keep", Original: "j.in.OnEnd()", Mutated: "_ = j.in"},
+			Package: ".", Test: "TestContract/tunnel_by_Unix/the_callers_of_held_answers_end", Prints: `did not begin|ResourceExhausted|resource_exhausted`,
+		},
+		{
+			Name: "mailbox/work-that-outlives-its-turn-is-over",
+			Edit: Edit{
+				File: "runtime/internal/mailbox/turn.go", Func: "Mailbox.end",
+				Original: "case t.outlives == willOutlive:", Mutated: "case false:",
+			},
+			Test: "TestMailboxAgreesWithItsModel", Prints: disagrees, Args: manyScripts(),
+		},
+		{
+			Name: "mailbox/work-is-finished-before-it-returns",
+			Edit: Edit{
+				File: "runtime/internal/mailbox/turn.go", Func: "Turn.Finish",
+				Original: "over := t.outlives == hasReturned", Mutated: "over := true",
+			},
+			Test: "TestMailboxAgreesWithItsModel", Prints: disagrees, Args: manyScripts(),
+		},
+		{
+			Name: "mailbox/released-twice-is-finished",
+			Edit: Edit{
+				File: "runtime/internal/mailbox/turn.go", Func: "Mailbox.end",
+				Original: "t.over || t.outlives == hasReturned", Mutated: "t.over",
+			},
+			Test: "TestMailboxAgreesWithItsModel", Prints: disagrees, Args: manyScripts(),
 		},
 	}
 }

@@ -8,9 +8,9 @@ import (
 )
 
 // step is called after every change, with m.mu held. If invariants are enabled, it panics if one is
-// violated. An audit takes time in proportion to the calls that wait or have no turn. With more than auditsAll of
-// them it is performed after some of the changes only, chosen at random, so that its cost per
-// change stays bounded.
+// violated. An audit takes time in proportion to the calls that wait or have no turn. With more
+// than auditsAll of them it is performed after some of the changes only, chosen at random, so that
+// its cost per change stays bounded.
 func (m *Mailbox) step() {
 	if !invariants.Enabled || rand.IntN(1+(m.queue.len+m.turnless)/auditsAll) > 0 { //nolint:gosec // which changes is no secret
 		return

@@ -356,7 +356,8 @@ func (m *Mailbox) full(e *Entry) error {
 		return nil
 	case backlog >= m.limits.Pending && e.granted == nil && m.turnless > 0:
 		return connect.Errorf(connect.CodeResourceExhausted,
-			"the mailbox of %s is full: %d calls wait and %d have given their turn back and are not answered, the most it takes (max_pending); the oldest is %s",
+			"the mailbox of %s is full: %d calls wait and %d have given their turn back and are not answered, "+
+				"the most it takes (max_pending); the oldest is %s",
 			m.owner(), m.queue.len, m.turnless, m.oldest())
 	case backlog >= m.limits.Pending:
 		return connect.Errorf(connect.CodeResourceExhausted, "the mailbox of %s is full: %d calls wait, the most it takes (max_pending); the oldest is %s",

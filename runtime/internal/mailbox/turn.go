@@ -23,7 +23,7 @@ type Turn struct {
 	prev, next *Turn
 }
 
-// outliving says whether work goes on after it has returned ([Turn.Outlive]).
+// outliving is whether work goes on after it has returned ([Turn.Outlive]).
 type outliving uint8
 
 const (
