@@ -50,7 +50,7 @@ func endTurn(ctx context.Context) {
 	}
 }
 
-// holds holds the answer of the method that runs with ctx. It returns false if there is none to
+// holds has the answer of the method that runs with ctx held. It returns false if there is none to
 // hold: then the method waits.
 func holds(ctx context.Context, h *runtime.Hold) bool {
 	self := runtime.NodeFrom(ctx)
