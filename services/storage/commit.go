@@ -36,10 +36,9 @@ const (
 type group struct {
 	changes []table.Change
 	removed []uint64
-	// hold holds the answers of the writes, and reads those of the calls that have read what is
-	// provisional. They are released when the group is committed, or, with the reason, when it was
-	// rolled back.
-	hold, reads runtime.Hold
+	// hold holds the answers of the group's calls. It is released when the group is committed, or,
+	// with the reason, when it was rolled back.
+	hold runtime.Hold
 }
 
 // endTurn gives back the turn of the method that runs with ctx, if it has one. The method goes on
