@@ -66,15 +66,15 @@ func storageRows() []row {
 	return []row{
 		{
 			name: incrCallers, unit: "calls/s", storage: storageLoad{incrWork, acknowledged, 0}, job: job{Kind: unary, Inflight: 50},
-			systems: []string{"raylink", redisSystem, rueidisSystem},
+			systems: []string{"raylink", raylinkMemory, redisSystem, rueidisSystem},
 		},
 		{
 			name: incrConnections, unit: "calls/s", storage: storageLoad{incrWork, acknowledged, 50}, job: job{Kind: unary, Inflight: 50},
-			systems: []string{"raylink", redisSystem},
+			systems: []string{"raylink", raylinkMemory, redisSystem},
 		},
 		{
 			name: incrAsync, unit: "calls/s", storage: storageLoad{incrWork, acknowledged, 0}, job: job{Kind: async, Inflight: 512},
-			systems: []string{"raylink", redisPipelined},
+			systems: []string{"raylink", raylinkMemory, redisPipelined},
 		},
 		{
 			name: putAsync, unit: "calls/s", storage: storageLoad{putWork, acknowledged, 0}, job: job{Kind: unary, Size: putBytes, Inflight: 50},
