@@ -191,7 +191,8 @@ func (m *Mutant) Build(ctx context.Context, root, temp string) (string, error) {
 	if err := os.WriteFile(list, text, 0o600); err != nil {
 		return "", fmt.Errorf("write the overlay: %w", err)
 	}
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay="+list, "-tags="+m.Tags, "-o="+binary, "./"+m.directory())
+	// Half of the linker's time goes into symbols for debuggers.
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay="+list, "-tags="+m.Tags, "-o="+binary, "./"+m.directory())
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %w\n%s", ErrBuild, err, out)
