@@ -262,20 +262,24 @@ func (c *callContext) Done() <-chan struct{} { return c.join().Done() }
 
 // Err implements [context.Context].
 func (c *callContext) Err() error {
+	// Without the lock: it may be what notices that the deadline has passed, and then ends the call,
+	// which takes the lock.
+	caller := c.caller.Err()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err == nil {
-		c.err = c.state()
+		c.err = c.state(caller)
 	}
 	return c.err
 }
 
-func (c *callContext) state() error {
+// state returns why the context has ended. caller is the error of the caller's context.
+func (c *callContext) state(caller error) error {
 	if c.joint != nil {
 		return c.joint.ctx.Err()
 	}
-	if err := c.caller.Err(); err != nil {
-		return err
+	if caller != nil {
+		return caller
 	}
 	if c.over != nil {
 		return context.Canceled

@@ -89,7 +89,7 @@ func TestHoldAnswer(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, []int{0, 1, 2, 3, 4, 5}, *began, "the turn was not passed on")
 		require.Equal(t, before, runtime.NumGoroutine(), "goroutines wait for the release")
-		require.Equal(t, calls+1, s.node.mailbox.Stats().Running)
+		require.Equal(t, calls+1, s.node.mailbox.Stats().Running, "the answers are not held")
 		require.Empty(t, inline, "the answer was not held")
 		require.NoError(t, h.Err())
 		arrived := make(chan *future, calls)

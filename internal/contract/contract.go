@@ -151,6 +151,7 @@ func Run(t *testing.T, way Way) {
 	t.Run("the callers of held answers end", func(t *testing.T) { testHeldEnds(t, way, way.Open(t).Probe) })
 	if !way.Foreign { // such a handle sends its next call when the last one has returned
 		t.Run("calls that have given their turn back are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe, endTurn) })
+		t.Run("a method that waited polls the error of its context", func(t *testing.T) { testPolledDeadline(t, way.Open(t).Probe) })
 		t.Run("calls whose answers are held are bounded", func(t *testing.T) { testTurnlessBound(t, way.Open(t).Probe, holdAnswer) })
 	}
 	t.Run("calls of one caller are in order", func(t *testing.T) { testHandles(t, way, way.Open(t)) })

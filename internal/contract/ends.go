@@ -193,3 +193,30 @@ func testLargeRequestIsOverdue(t *testing.T, _ Way, p *contractv1raylink.Probe) 
 	require.NoError(t, err)
 	require.Len(t, res.GetPayload(), 1<<20)
 }
+
+// pollError is the action of calls of Block that poll their context's error.
+const pollError = "poll the error"
+
+func polls(ctx context.Context) bool {
+	return raylink.CallFrom(ctx).Metadata().Get(actionKey) == pollError
+}
+
+// testPolledDeadline has the deadline of a call pass that has waited in the mailbox, while its method
+// asks for nothing but the error of its context. Then the method may be the first to notice.
+func testPolledDeadline(t *testing.T, p *contractv1raylink.Probe) {
+	first := p.BlockAsync(patient(t), &contractv1.BlockRequest{Name: "first"})
+	eventually(t, p, "it did not begin", blocked("first"))
+	ctx, cancel := context.WithTimeout(raylink.WithMetadata(patient(t), actionKey, pollError), 300*time.Millisecond)
+	defer cancel()
+	second := p.BlockAsync(ctx, &contractv1.BlockRequest{Name: "second"})
+	_, err := p.Log(patient(t), nil) // the second call has arrived before
+	require.NoError(t, err)
+	_, err = p.Release(patient(t), &contractv1.ReleaseRequest{Name: "first"})
+	require.NoError(t, err)
+	_, err = first.Get(patient(t))
+	require.NoError(t, err)
+	_, err = second.Get(patient(t))
+	require.Equal(t, connect.CodeDeadlineExceeded, connect.CodeOf(err), "%v", err)
+	_, err = p.Add(patient(t), nil)
+	require.NoError(t, err, "its turn has not ended")
+}

@@ -170,6 +170,9 @@ func (p *Probe) Block(ctx context.Context, req *contractv1.BlockRequest) (*contr
 	p.mu.Lock()
 	p.blocked = append(p.blocked, req.GetName())
 	p.mu.Unlock()
+	for polls(ctx) && ctx.Err() == nil {
+		runtime.Gosched()
+	}
 	select {
 	case <-released:
 		return &contractv1.BlockResponse{}, nil

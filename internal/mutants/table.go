@@ -228,11 +228,11 @@ func ofHeldAnswers() []Mutant {
 	rows := []struct{ name, file, function, original, mutated, test, prints string }{
 		{
 			"answer-is-not-held", "runtime/serve.go", "job.run",
-			"if j.keep() {", "if false {", "TestHoldAnswer", `the answer was not held`,
+			"if j.keep() {", "if false {", "TestHoldAnswer", `the answers are not held`,
 		},
 		{
 			"inline-answer-is-not-held", "runtime/serve.go", "Node.runInline",
-			"cc.held.Load() != nil", "false", "TestHoldAnswer", `the answer was not held`,
+			"cc.held.Load() != nil", "false", "TestHoldAnswer", `the answers are not held`,
 		},
 		{
 			"inline-call-keeps-the-turn", file, "Node.awaitHold",
@@ -248,7 +248,7 @@ func ofHeldAnswers() []Mutant {
 		},
 		{
 			"concurrent-call-leaves-while-it-is-held", "runtime/serve.go", "Node.submitJob",
-			"if !kept {", "if true {", "TestHoldAnswerOfConcurrentMethod", `counts below zero|actual  : \[\]int\{1, 2, 3\}`,
+			"if !kept {", "if !kept || true {", "TestHoldAnswerOfConcurrentMethod", `counts below zero|actual  : \[\]int\{1, 2, 3\}`,
 		},
 		{
 			"canceled-call-stays-in-its-hold", "runtime/serve.go", "Node.withdraw",
@@ -272,7 +272,7 @@ func ofHeldAnswers() []Mutant {
 		},
 		{
 			"hold-that-was-released-holds", file, "Hold.add",
-			"if h.released {", "if false {", "TestHoldsAgreeWithTheirModel", `is over: false`,
+			"if h.released {", "if false {", "TestHoldsAgreeWithTheirModel", `all goroutines in bubble are blocked`,
 		},
 		{
 			"panic-is-held", "runtime/serve.go", "Node.run",
@@ -313,7 +313,17 @@ func ofOutlivedTurns() []Mutant {
 		{
 			Name:    "runtime/call-of-an-ended-connection-is-held",
 			Edit:    Edit{File: file, Func: "job.keep", Original: "j.in.OnEnd()", Mutated: "_ = j.in"},
-			Package: ".", Test: "TestContract/tunnel_by_Unix/the_callers_of_held_answers_end", Prints: `did not begin|ResourceExhausted|resource_exhausted`,
+			Package: ".", Test: "TestContract/tunnel_by_Unix/the_callers_of_held_answers_end", Prints: `did not begin|exhausted|test timed out`,
+			Timeout: 15 * time.Second,
+		},
+		{
+			Name: "runtime/deadline-is-noticed-with-the-lock-held",
+			Edit: Edit{
+				File: "runtime/context.go", Func: "callContext.Err",
+				Original: "caller := c.caller.Err()\n\tc.mu.Lock()", Mutated: "c.mu.Lock()\n\tcaller := c.caller.Err()",
+			},
+			Package: ".", Test: "TestContract/tunnel_by_Unix/a_method_that_waited_polls_the_error_of_its_context",
+			Prints: `test timed out`, Timeout: 15 * time.Second,
 		},
 		{
 			Name: "mailbox/work-that-outlives-its-turn-is-over",
