@@ -262,8 +262,8 @@ func (c *callContext) Done() <-chan struct{} { return c.join().Done() }
 
 // Err implements [context.Context].
 func (c *callContext) Err() error {
-	// Without the lock: it may be what notices that the deadline has passed, and then ends the call,
-	// which takes the lock.
+	// Without the lock: this may be what notices that the deadline has passed. It then ends the
+	// call, which takes the lock.
 	caller := c.caller.Err()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -201,8 +201,8 @@ func polls(ctx context.Context) bool {
 	return raylink.CallFrom(ctx).Metadata().Get(actionKey) == pollError
 }
 
-// testPolledDeadline has the deadline of a call pass that has waited in the mailbox, while its method
-// asks for nothing but the error of its context. Then the method may be the first to notice.
+// testPolledDeadline has the deadline of a call pass that has waited in the mailbox, while its
+// method asks for nothing but the error of its context. The method may be the first to notice.
 func testPolledDeadline(t *testing.T, p *contractv1raylink.Probe) {
 	first := p.BlockAsync(patient(t), &contractv1.BlockRequest{Name: "first"})
 	eventually(t, p, "it did not begin", blocked("first"))
